@@ -1,0 +1,2 @@
+//! Larder.
+pub mod oci;

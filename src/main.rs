@@ -1,0 +1,2 @@
+//! Larder.
+fn main() {}

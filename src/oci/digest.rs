@@ -1,0 +1,280 @@
+//! Content digests: the name that bytes get from their own hash.
+//!
+//! Grammar: image-spec `descriptor.md`, "Digests"; the three registered algorithms whose hex has a
+//! fixed length. Anything else is refused: a digest that cannot be verified protects nobody.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+/// The longest hash of the known algorithms, in bytes (sha512).
+const HASH_BYTES_MAX: usize = 64;
+
+/// A hash algorithm that Larder can verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256, what nearly every image uses.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl Algorithm {
+    /// Every algorithm, for code that walks the `blobs/` directory.
+    pub const ALL: [Algorithm; 3] = [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512];
+
+    /// The name in front of the colon.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha384 => "sha384",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// The length of the hash in bytes; its hex is twice as long.
+    pub fn hash_bytes(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 32,
+            Algorithm::Sha384 => 48,
+            Algorithm::Sha512 => 64,
+        }
+    }
+}
+
+/// The digest of some content, e.g. `sha256:b5b2…`: algorithm and hash, always of the right length.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    /// The hash in the first `algorithm.hash_bytes()` bytes, zeros behind it.
+    hash: [u8; HASH_BYTES_MAX],
+}
+
+impl Digest {
+    /// The digest of `content`.
+    pub fn of(algorithm: Algorithm, content: &[u8]) -> Digest {
+        let mut verifier = Verifier::new(algorithm);
+        verifier.update(content);
+        verifier.finish()
+    }
+
+    /// The hash algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The lower-case hex behind the colon.
+    pub fn hex(&self) -> String {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let hash = &self.hash[..self.algorithm.hash_bytes()];
+        let mut text = String::with_capacity(hash.len() * 2);
+        for byte in hash {
+            text.push(char::from(HEX[usize::from(byte >> 4)]));
+            text.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+        text
+    }
+
+    fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Digest {
+        let mut padded = [0; HASH_BYTES_MAX];
+        padded[..hash.len()].copy_from_slice(hash);
+        Digest { algorithm, hash: padded }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.as_str(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    /// Parses `algorithm:hex`. Upper-case hex is refused, as the image-spec demands: two spellings of
+    /// one digest would be two names of one file.
+    fn from_str(text: &str) -> Result<Digest, DigestError> {
+        let (name, hex) = text.split_once(':').ok_or(DigestError::NoColon)?;
+        let algorithm = Algorithm::ALL
+            .into_iter()
+            .find(|algorithm| algorithm.as_str() == name)
+            .ok_or(DigestError::UnknownAlgorithm)?;
+        if hex.len() != algorithm.hash_bytes() * 2 {
+            return Err(DigestError::WrongLength { algorithm, hex_chars: hex.len() });
+        }
+        let mut hash = [0; HASH_BYTES_MAX];
+        for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+        }
+        Ok(Digest { algorithm, hash })
+    }
+}
+
+fn nibble(char: u8) -> Result<u8, DigestError> {
+    match char {
+        b'0'..=b'9' => Ok(char - b'0'),
+        b'a'..=b'f' => Ok(char - b'a' + 10),
+        _ => Err(DigestError::NotHex),
+    }
+}
+
+/// Why a text is not a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DigestError {
+    /// There is no `:` between algorithm and hex.
+    NoColon,
+    /// The algorithm is none of sha256, sha384, sha512.
+    UnknownAlgorithm,
+    /// The hex is not as long as the algorithm's hash.
+    WrongLength {
+        /// The algorithm named.
+        algorithm: Algorithm,
+        /// How many characters stand behind the colon.
+        hex_chars: usize,
+    },
+    /// A character is not one of `0-9a-f`; upper case is not accepted.
+    NotHex,
+}
+
+impl fmt::Display for DigestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DigestError::NoColon => write!(f, "a digest has the form algorithm:hex"),
+            DigestError::UnknownAlgorithm => {
+                write!(f, "the digest's algorithm is none of sha256, sha384, sha512")
+            }
+            DigestError::WrongLength { algorithm, hex_chars } => write!(
+                f,
+                "a {} digest has {} hex characters, not {hex_chars}",
+                algorithm.as_str(),
+                algorithm.hash_bytes() * 2
+            ),
+            DigestError::NotHex => write!(f, "a digest's hex has only the characters 0-9 and a-f"),
+        }
+    }
+}
+
+impl std::error::Error for DigestError {}
+
+/// Hashes content as it passes; cloneable, so that a prefix's state can be kept.
+#[derive(Clone)]
+pub struct Verifier(State);
+
+#[derive(Clone)]
+enum State {
+    Sha256(Sha256),
+    Sha384(Sha384),
+    Sha512(Sha512),
+}
+
+impl Verifier {
+    /// A verifier that has seen nothing yet.
+    pub fn new(algorithm: Algorithm) -> Verifier {
+        Verifier(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha384 => State::Sha384(Sha384::new()),
+            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+        })
+    }
+
+    /// Takes the next bytes of the content.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(hasher) => hasher.update(bytes),
+            State::Sha384(hasher) => hasher.update(bytes),
+            State::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of everything seen.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(hasher) => Digest::from_hash(Algorithm::Sha256, &hasher.finalize()),
+            State::Sha384(hasher) => Digest::from_hash(Algorithm::Sha384, &hasher.finalize()),
+            State::Sha512(hasher) => Digest::from_hash(Algorithm::Sha512, &hasher.finalize()),
+        }
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FIPS 180-4 test vectors of "abc".
+    const ABC: [&str; 3] = [
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "sha384:cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7",
+        "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+    ];
+
+    #[test]
+    fn each_algorithm_hashes_with_itself() {
+        for (algorithm, expected) in Algorithm::ALL.into_iter().zip(ABC) {
+            assert_eq!(Digest::of(algorithm, b"abc").to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn accepted_digests_print_as_they_were_written() {
+        for text in ABC {
+            assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn refused_digests() {
+        let upper = ABC[0].to_uppercase().replace("SHA256", "sha256");
+        let short = &ABC[0][..ABC[0].len() - 1];
+        let swapped = ABC[0].replace("sha256", "sha512");
+        let table = [
+            ("", DigestError::NoColon),
+            ("sha256", DigestError::NoColon),
+            ("sha256:", DigestError::WrongLength { algorithm: Algorithm::Sha256, hex_chars: 0 }),
+            (short, DigestError::WrongLength { algorithm: Algorithm::Sha256, hex_chars: 63 }),
+            (&swapped, DigestError::WrongLength { algorithm: Algorithm::Sha512, hex_chars: 64 }),
+            (&upper, DigestError::NotHex),
+            ("md5:d41d8cd98f00b204e9800998ecf8427e", DigestError::UnknownAlgorithm),
+            ("SHA256:ba78", DigestError::UnknownAlgorithm),
+            (
+                "sha256:totallywrong",
+                DigestError::WrongLength { algorithm: Algorithm::Sha256, hex_chars: 12 },
+            ),
+        ];
+        for (text, error) in table {
+            assert_eq!(text.parse::<Digest>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn hashing_in_pieces_equals_hashing_at_once() {
+        let mut pieces = Verifier::new(Algorithm::Sha512);
+        pieces.update(b"a");
+        pieces.update(b"");
+        pieces.update(b"bc");
+        assert_eq!(pieces.finish(), Digest::of(Algorithm::Sha512, b"abc"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,160}") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                proptest::prop_assert_eq!(digest.to_string(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Media types of manifests, as they stand in `Content-Type` and in descriptors.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A media type without parameters, lower-case, e.g. `application/vnd.oci.image.index.v1+json`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MediaType(Arc<str>);
+
+impl MediaType {
+    /// OCI image index.
+    pub const OCI_INDEX: &'static str = "application/vnd.oci.image.index.v1+json";
+    /// OCI image manifest.
+    pub const OCI_MANIFEST: &'static str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI artifact manifest, withdrawn from the specification but still found in registries.
+    pub const OCI_ARTIFACT: &'static str = "application/vnd.oci.artifact.manifest.v1+json";
+    /// Docker manifest list.
+    pub const DOCKER_LIST: &'static str =
+        "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// Docker image manifest, schema 2.
+    pub const DOCKER_MANIFEST: &'static str =
+        "application/vnd.docker.distribution.manifest.v2+json";
+
+    /// What is asked of every upstream, whatever the client asked: the manifest a tag names must not
+    /// depend on who pulled it first. No schema 1 and no `*/*`, since both make some registries
+    /// convert the manifest, and a converted manifest has another digest.
+    pub const ACCEPTED_MANIFESTS: &'static str = concat!(
+        "application/vnd.oci.image.index.v1+json, ",
+        "application/vnd.docker.distribution.manifest.list.v2+json, ",
+        "application/vnd.oci.image.manifest.v1+json, ",
+        "application/vnd.docker.distribution.manifest.v2+json, ",
+        "application/vnd.oci.artifact.manifest.v1+json"
+    );
+
+    /// Parses the value of a `Content-Type` header or of a `mediaType` field; parameters are dropped.
+    /// `None` if it is not `type/subtype` in the characters of RFC 6838.
+    pub fn parse(text: &str) -> Option<MediaType> {
+        let essence = text.split(';').next().unwrap_or_default().trim();
+        let (kind, subtype) = essence.split_once('/')?;
+        let valid = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 127
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
+        };
+        (valid(kind) && valid(subtype)).then(|| MediaType(essence.to_ascii_lowercase().into()))
+    }
+
+    /// The text, without parameters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this names an index or a manifest list.
+    pub fn is_index(&self) -> bool {
+        matches!(self.as_str(), Self::OCI_INDEX | Self::DOCKER_LIST)
+    }
+
+    /// Whether this is one of the manifest types that Larder asks for.
+    pub fn is_manifest(&self) -> bool {
+        self.is_index()
+            || matches!(
+                self.as_str(),
+                Self::OCI_MANIFEST | Self::DOCKER_MANIFEST | Self::OCI_ARTIFACT
+            )
+    }
+
+    /// Whether this is Docker's schema 1, whose digest is not the digest of its bytes.
+    pub fn is_schema1(&self) -> bool {
+        matches!(
+            self.as_str(),
+            "application/vnd.docker.distribution.manifest.v1+json"
+                | "application/vnd.docker.distribution.manifest.v1+prettyjws"
+        )
+    }
+
+    /// Whether a server that says this says nothing about a manifest: then the body tells.
+    pub fn is_vague(&self) -> bool {
+        matches!(
+            self.as_str(),
+            "text/plain" | "text/html" | "application/json" | "application/octet-stream"
+        )
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_dropped_and_case_is_folded() {
+        let parsed = MediaType::parse("Application/JSON; charset=utf-8").unwrap();
+        assert_eq!(parsed.as_str(), "application/json");
+        assert!(parsed.is_vague());
+    }
+
+    #[test]
+    fn refused_media_types() {
+        for text in ["", "json", "/", "a/", "/b", "a/b/c", "a b/c", "a/b\r\nX: y", "é/x"] {
+            assert_eq!(MediaType::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_accepted_type_is_a_manifest_and_schema_1_is_not_among_them() {
+        for text in MediaType::ACCEPTED_MANIFESTS.split(", ") {
+            let media_type = MediaType::parse(text).unwrap();
+            assert!(media_type.is_manifest() && !media_type.is_schema1(), "{text}");
+        }
+    }
+}

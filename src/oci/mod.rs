@@ -1,0 +1,17 @@
+//! The nouns of the OCI specifications, parsed at the door.
+//!
+//! A [`Digest`], an [`Upstream`], a [`Repository`], a [`Tag`] or a [`Manifest`] exists only if it is
+//! valid, so the rooms behind never check a name twice. This room must not know files, networks,
+//! clocks or HTTP: it is values and functions on values.
+
+mod digest;
+mod error_code;
+mod manifest;
+mod media_type;
+mod name;
+
+pub use digest::{Algorithm, Digest, DigestError, Verifier};
+pub use error_code::ErrorCode;
+pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind};
+pub use media_type::MediaType;
+pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};

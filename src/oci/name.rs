@@ -1,0 +1,497 @@
+//! Names of images: registry host, repository, tag, reference.
+//!
+//! Grammars: distribution-spec, "Pulling manifests" (`<name>`, `<reference>`), and for the registry
+//! host the reference grammar that container clients share (a domain with an optional port, or an
+//! IPv6 literal in brackets).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::digest::{Digest, DigestError};
+
+/// Clients limit host, slash and repository together to this many characters.
+const NAME_CHARS_MAX: usize = 255;
+/// The distribution-spec's limit of a tag.
+const TAG_CHARS_MAX: usize = 128;
+/// RFC 1035's limit of a domain name.
+const HOST_CHARS_MAX: usize = 253;
+
+/// The key of an upstream registry: its host and port in one canonical spelling.
+///
+/// Lower-case; `:443` stripped; `index.docker.io` and `registry-1.docker.io` are `docker.io`. So the
+/// same registry is one cache entry however a client spells it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Upstream(Arc<str>);
+
+impl Upstream {
+    /// The name under which clients know Docker Hub.
+    pub const DOCKER_HUB: &'static str = "docker.io";
+
+    /// The canonical text, which is also the directory name under `refs/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The host without port and without the brackets of an IPv6 literal.
+    pub fn host(&self) -> &str {
+        let host = split_port(&self.0).0;
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    }
+
+    /// The port, where the name says one.
+    pub fn port(&self) -> Option<u16> {
+        split_port(&self.0).1.and_then(|port| port.parse().ok())
+    }
+
+    /// Whether this is Docker Hub, the one registry whose short names get `library/`.
+    pub fn is_docker_hub(&self) -> bool {
+        &*self.0 == Self::DOCKER_HUB
+    }
+
+    /// Whether a first path component is meant as a registry host rather than as part of a
+    /// repository: it contains `.` or `:` or is `localhost`, as every container client decides.
+    pub fn looks_like_host(component: &str) -> bool {
+        component.contains(['.', ':']) || component == "localhost"
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Upstream {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Upstream, NameError> {
+        let (host, port) = split_port(text);
+        if !is_ipv6_literal(host) && !is_domain(host) {
+            return Err(NameError::Host);
+        }
+        // "1" to five digits, no sign, no leading zero: one spelling a port.
+        let port = match port {
+            None => None,
+            Some(digits) => {
+                let number: u16 = digits.parse().map_err(|_| NameError::Port)?;
+                if number == 0 || number.to_string() != digits {
+                    return Err(NameError::Port);
+                }
+                Some(number)
+            }
+        };
+        let host = host.to_ascii_lowercase();
+        Ok(Upstream(match (host.as_str(), port) {
+            ("docker.io" | "index.docker.io" | "registry-1.docker.io", None | Some(443)) => {
+                Self::DOCKER_HUB.into()
+            }
+            (_, None | Some(443)) => host.into(),
+            (_, Some(port)) => format!("{host}:{port}").into(),
+        }))
+    }
+}
+
+/// Splits `host[:port]`; the colons inside an IPv6 literal's brackets belong to the host.
+fn split_port(text: &str) -> (&str, Option<&str>) {
+    let after_bracket = text.rfind(']').map_or(0, |at| at + 1);
+    match text[after_bracket..].rfind(':') {
+        Some(at) => (&text[..after_bracket + at], Some(&text[after_bracket + at + 1..])),
+        None => (text, None),
+    }
+}
+
+fn is_ipv6_literal(host: &str) -> bool {
+    host.strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
+fn is_domain(host: &str) -> bool {
+    host.len() <= HOST_CHARS_MAX && host.split('.').all(is_domain_label)
+}
+
+fn is_domain_label(label: &str) -> bool {
+    !label.is_empty()
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// A repository's path within its registry, e.g. `library/alpine`: any number of components.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository(Arc<str>);
+
+impl Repository {
+    /// The components joined by `/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Repository {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Repository, NameError> {
+        if text.len() > NAME_CHARS_MAX {
+            return Err(NameError::TooLong);
+        }
+        match text.split('/').all(is_path_component) {
+            true => Ok(Repository(text.into())),
+            false => Err(NameError::Repository),
+        }
+    }
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`: runs of letters and digits with one separator between two.
+fn is_path_component(component: &str) -> bool {
+    let mut rest = component;
+    loop {
+        let run =
+            rest.bytes().take_while(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let run = run.count();
+        if run == 0 {
+            return false;
+        }
+        rest = &rest[run..];
+        let separator = rest.bytes().take_while(|byte| b"._-".contains(byte)).count();
+        match &rest[..separator] {
+            "" => return rest.is_empty(),
+            "." | "_" | "__" => {}
+            dashes if dashes.bytes().all(|byte| byte == b'-') => {}
+            _ => return false,
+        }
+        rest = &rest[separator..];
+    }
+}
+
+/// A tag, e.g. `3.20`: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(Arc<str>);
+
+impl Tag {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Tag {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Tag, NameError> {
+        let valid = (1..=TAG_CHARS_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && !text.starts_with(['.', '-']);
+        if valid { Ok(Tag(text.into())) } else { Err(NameError::Tag) }
+    }
+}
+
+/// What stands behind `/manifests/`: a tag, which may move, or a digest, which cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reference {
+    /// A name that the registry can move to another manifest.
+    Tag(Tag),
+    /// The manifest itself.
+    Digest(Digest),
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reference::Tag(tag) => tag.fmt(f),
+            Reference::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = NameError;
+
+    /// A text with a colon is a digest, since no tag can have one.
+    fn from_str(text: &str) -> Result<Reference, NameError> {
+        match text.contains(':') {
+            true => text.parse().map(Reference::Digest).map_err(NameError::Digest),
+            false => text.parse().map(Reference::Tag),
+        }
+    }
+}
+
+/// One repository of one upstream registry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageName {
+    /// The registry.
+    pub upstream: Upstream,
+    /// The repository in it, `library/` added where Docker Hub wants it.
+    pub repository: Repository,
+}
+
+impl ImageName {
+    /// Joins the two, and adds `library/` to a one-component repository of Docker Hub, the only
+    /// registry with that convention.
+    pub fn new(upstream: Upstream, repository: Repository) -> ImageName {
+        let repository = match upstream.is_docker_hub() && !repository.as_str().contains('/') {
+            true => Repository(format!("library/{repository}").into()),
+            false => repository,
+        };
+        ImageName { upstream, repository }
+    }
+
+    /// The full reference as users write it: `host/repository:tag` or `host/repository@digest`.
+    pub fn with(&self, reference: &Reference) -> String {
+        let separator = match reference {
+            Reference::Tag(_) => ':',
+            Reference::Digest(_) => '@',
+        };
+        format!("{self}{separator}{reference}")
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.upstream, self.repository)
+    }
+}
+
+/// Why a text is not a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameError {
+    /// The registry host is neither a domain name nor an address.
+    Host,
+    /// The registry's port is not a number from 1 to 65535.
+    Port,
+    /// A component of the repository breaks the grammar.
+    Repository,
+    /// The repository is longer than clients can name.
+    TooLong,
+    /// The tag breaks the grammar.
+    Tag,
+    /// The reference has a colon but is not a digest.
+    Digest(DigestError),
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NameError::Host => write!(
+                f,
+                "a registry is a host name or an address with an optional port, e.g. quay.io or \
+                 registry.local:5000"
+            ),
+            NameError::Port => write!(f, "a registry's port is a number from 1 to 65535"),
+            NameError::Repository => write!(
+                f,
+                "a repository's components are lower-case letters and digits, separated by one of \
+                 '.', '_', '__' or dashes, and joined by '/'"
+            ),
+            NameError::TooLong => {
+                write!(f, "a repository's name has at most {NAME_CHARS_MAX} characters")
+            }
+            NameError::Tag => write!(
+                f,
+                "a tag has 1 to {TAG_CHARS_MAX} letters, digits, '.', '_' and '-', and does not \
+                 begin with '.' or '-'"
+            ),
+            NameError::Digest(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NameError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            NameError::Digest(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_upstreams_have_one_spelling() {
+        let table = [
+            ("docker.io", "docker.io"),
+            ("index.docker.io", "docker.io"),
+            ("registry-1.docker.io:443", "docker.io"),
+            ("DOCKER.IO", "docker.io"),
+            ("docker.io:5000", "docker.io:5000"),
+            ("REG.Example.COM", "reg.example.com"),
+            ("reg.example.com:443", "reg.example.com"),
+            ("reg:5000", "reg:5000"),
+            ("localhost", "localhost"),
+            ("localhost:5000", "localhost:5000"),
+            ("127.0.0.1:5000", "127.0.0.1:5000"),
+            ("169.254.169.254", "169.254.169.254"),
+            ("[::1]", "[::1]"),
+            ("[::1]:5000", "[::1]:5000"),
+            ("[2001:DB8::1]:443", "[2001:db8::1]"),
+            ("a-b.c", "a-b.c"),
+        ];
+        for (text, canonical) in table {
+            assert_eq!(text.parse::<Upstream>().unwrap().as_str(), canonical, "{text}");
+        }
+    }
+
+    #[test]
+    fn refused_upstreams() {
+        for text in [
+            "",
+            ".",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a b",
+            "http://x",
+            "x/y",
+            "user@x",
+            "x:",
+            "x:0",
+            "x:-1",
+            "x:+5",
+            "x:05",
+            "x:65536",
+            "x:5000:1",
+            "[::1",
+            "::1",
+            "[::1%eth0]",
+            "[]",
+            "[::g]",
+            "é.io",
+            "..",
+            "a_b.io",
+            "x\0y",
+            "x:5000/..",
+            "[::1]x",
+        ] {
+            assert!(text.parse::<Upstream>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn host_and_port_are_told_apart() {
+        let table = [
+            ("[::1]:5000", "::1", Some(5000)),
+            ("reg:5000", "reg", Some(5000)),
+            ("quay.io", "quay.io", None),
+            ("[fe80::1]", "fe80::1", None),
+        ];
+        for (text, host, port) in table {
+            let upstream: Upstream = text.parse().unwrap();
+            assert_eq!((upstream.host(), upstream.port()), (host, port), "{text}");
+        }
+    }
+
+    #[test]
+    fn accepted_repositories() {
+        let ten = ["a"; 10].join("/");
+        let long = "a".repeat(255);
+        for text in [
+            "a",
+            "alpine",
+            "library/alpine",
+            "a/b/c/d",
+            &ten,
+            "blobs/uploads/manifests/x",
+            "tags",
+            "a__b",
+            "a---b",
+            "a.b",
+            "a_b",
+            "a-b.c_d",
+            "0",
+            "blobs",
+            "manifests",
+            "referrers",
+            &long,
+        ] {
+            assert_eq!(text.parse::<Repository>().unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn refused_repositories() {
+        let long = "a".repeat(256);
+        for text in [
+            "", "/", "a/", "/a", "a//b", "A", "a/B", ".", "..", "a/../b", "a..b", "a___b", "a._b",
+            "-a", "a-", "_a", "a_", "a.", "a b", "a%2fb", "a\0", "é", "a:b", &long,
+        ] {
+            assert!(text.parse::<Repository>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn accepted_and_refused_tags() {
+        let longest = "x".repeat(128);
+        for text in ["latest", "3.20", "_x", "A", "v1.0-rc_1", &longest] {
+            assert!(text.parse::<Tag>().is_ok(), "{text}");
+        }
+        let too_long = "x".repeat(129);
+        for text in ["", ".INVALID_MANIFEST_NAME", "-x", "a/b", "a b", "a:b", "é", "x\n", &too_long]
+        {
+            assert!(text.parse::<Tag>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_reference_with_a_colon_is_a_digest() {
+        let digest = Digest::of(super::super::Algorithm::Sha256, b"");
+        assert_eq!(digest.to_string().parse(), Ok(Reference::Digest(digest)));
+        assert_eq!("sha256".parse::<Reference>(), Ok(Reference::Tag("sha256".parse().unwrap())));
+        assert!(matches!("sha256:bad".parse::<Reference>(), Err(NameError::Digest(_))));
+    }
+
+    #[test]
+    fn only_docker_hub_gets_library() {
+        let name = |upstream: &str, repository: &str| {
+            ImageName::new(upstream.parse().unwrap(), repository.parse().unwrap()).to_string()
+        };
+        assert_eq!(name("index.docker.io", "alpine"), "docker.io/library/alpine");
+        assert_eq!(name("docker.io", "bitnami/redis"), "docker.io/bitnami/redis");
+        assert_eq!(name("quay.io", "alpine"), "quay.io/alpine");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics_and_what_is_accepted_reparses(text in ".{0,300}") {
+            if let Ok(upstream) = text.parse::<Upstream>() {
+                proptest::prop_assert_eq!(upstream.as_str().parse(), Ok(upstream.clone()));
+                let _ = (upstream.host(), upstream.port());
+            }
+            let _ = text.parse::<Repository>();
+            let _ = text.parse::<Reference>();
+        }
+
+        #[test]
+        fn the_component_grammar_is_the_specifications(text in "[a-z0-9._-]{0,12}") {
+            proptest::prop_assert_eq!(is_path_component(&text), by_the_letter(&text), "{}", text);
+        }
+    }
+
+    /// The specification's regular expression, as a slow but obvious machine: separators between
+    /// non-empty runs, each separator one of the four kinds.
+    fn by_the_letter(text: &str) -> bool {
+        let runs: Vec<&str> = text.split(['.', '_', '-']).collect();
+        let letter = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit();
+        if !text.starts_with(letter) || !text.ends_with(letter) || runs.is_empty() {
+            return false;
+        }
+        text.split(letter).filter(|separator| !separator.is_empty()).all(|separator| {
+            matches!(separator, "." | "_" | "__") || separator.chars().all(|char| char == '-')
+        })
+    }
+}
