@@ -1,0 +1,397 @@
+//! Single flight: one piece of work a key, whatever the number of those who wait for it.
+//!
+//! The first to [`Flights::join`] a key gets a [`Pilot`], which does the work and reports on it; all
+//! others get the same [`Flight`] to look at. A flight knows an early header, a count of bytes that
+//! may be read, and how it ended, as values. Nobody blocks on a flight: who cannot go on leaves a
+//! [`Waker`] and is woken once by the change it waits for.
+//!
+//! This room must not know what a key, a header or a byte means, nor that disks or networks exist.
+//!
+//! # Interleavings
+//! * *Join against landing.* The pilot makes its result visible elsewhere first, then lands; landing
+//!   sets the outcome and then removes the key. A newcomer therefore finds the result elsewhere, or
+//!   joins a flight that has an outcome, or becomes a pilot after the removal. A new pilot must look
+//!   for the result once more before it works, since it may have looked before the landing and joined
+//!   after it.
+//! * *Waiting against progress.* Condition and waker list are under one lock, so a change is either
+//!   seen by the poll or wakes the waker that the poll left.
+//! * *A pilot that panics or forgets to land* fails the flight when it is dropped: an end without an
+//!   outcome would look like success to a reader that counts bytes.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+/// The flights under way, by key. Cloning shares the table.
+pub struct Flights<K, H, T, E> {
+    table: Arc<Table<K, H, T, E>>,
+}
+
+type Table<K, H, T, E> = Mutex<HashMap<K, Arc<Flight<H, T, E>>>>;
+
+/// What [`Flights::join`] found.
+pub struct Joined<K: Eq + Hash, H, T, E: Clone> {
+    /// The flight of the key.
+    pub flight: Arc<Flight<H, T, E>>,
+    /// Present exactly if this call started the flight: then the caller must see to the work.
+    pub pilot: Option<Pilot<K, H, T, E>>,
+}
+
+impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
+    /// An empty table.
+    pub fn new() -> Self {
+        Flights { table: Arc::new(Mutex::new(HashMap::new())) }
+    }
+
+    /// Joins the flight of `key`, or starts it. `abandoned` is how the flight fails should its pilot
+    /// be dropped before landing.
+    pub fn join(&self, key: &K, abandoned: impl FnOnce() -> E) -> Joined<K, H, T, E> {
+        let mut table = lock(&self.table);
+        if let Some(flight) = table.get(key) {
+            return Joined { flight: Arc::clone(flight), pilot: None };
+        }
+        let flight = Arc::new(Flight { state: Mutex::new(State::new()) });
+        table.insert(key.clone(), Arc::clone(&flight));
+        let pilot = Pilot {
+            flight: Arc::clone(&flight),
+            key: key.clone(),
+            table: Arc::clone(&self.table),
+            abandoned: Some(abandoned()),
+        };
+        Joined { flight, pilot: Some(pilot) }
+    }
+
+    /// The flight of `key`, if one is under way.
+    pub fn find(&self, key: &K) -> Option<Arc<Flight<H, T, E>>> {
+        lock(&self.table).get(key).map(Arc::clone)
+    }
+
+    /// How many flights are under way.
+    pub fn len(&self) -> usize {
+        lock(&self.table).len()
+    }
+
+    /// Whether none is under way.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K: Eq + Hash + Clone, H, T, E: Clone> Default for Flights<K, H, T, E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K, H, T, E> Clone for Flights<K, H, T, E> {
+    fn clone(&self) -> Self {
+        Flights { table: Arc::clone(&self.table) }
+    }
+}
+
+/// One piece of work, as those see it who wait for it.
+pub struct Flight<H, T, E> {
+    state: Mutex<State<H, T, E>>,
+}
+
+struct State<H, T, E> {
+    header: Option<H>,
+    /// How many bytes may be read; never falls.
+    available: u64,
+    outcome: Option<Result<T, E>>,
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    until: Until,
+    waker: Waker,
+}
+
+/// The change that a waker waits for. An end wakes everybody.
+#[derive(Clone, Copy)]
+enum Until {
+    Header,
+    Beyond(u64),
+    End,
+}
+
+impl<H, T, E> State<H, T, E> {
+    fn new() -> Self {
+        State { header: None, available: 0, outcome: None, waiting: Vec::new() }
+    }
+
+    fn wait(&mut self, until: Until, waker: &Waker) {
+        // A connection that was resumed for another reason waits again: replace its earlier wish.
+        match self.waiting.iter_mut().find(|waiting| waiting.waker.will_wake(waker)) {
+            Some(waiting) => waiting.until = until,
+            None => self.waiting.push(Waiting { until, waker: waker.clone() }),
+        }
+    }
+
+    /// Takes out the wakers whose wish has come true.
+    fn due(&mut self) -> Vec<Waker> {
+        let (ended, has_header, available) =
+            (self.outcome.is_some(), self.header.is_some(), self.available);
+        let is_due = |waiting: &mut Waiting| {
+            ended
+                || match waiting.until {
+                    Until::Header => has_header,
+                    Until::Beyond(position) => available > position,
+                    Until::End => false,
+                }
+        };
+        self.waiting.extract_if(.., is_due).map(|waiting| waiting.waker).collect()
+    }
+}
+
+impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
+    /// The header once it is known, or the failure. A flight that ends well without a header stays
+    /// pending here: ask [`Flight::poll_outcome`] where that can be.
+    pub fn poll_header(&self, waker: &Waker) -> Poll<Result<H, E>> {
+        let mut state = lock(&self.state);
+        match (&state.header, &state.outcome) {
+            (_, Some(Err(error))) => Poll::Ready(Err(error.clone())),
+            (Some(header), _) => Poll::Ready(Ok(header.clone())),
+            (None, _) => {
+                state.wait(Until::Header, waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// How many bytes may be read, once that is more than `position` or the flight has ended well.
+    pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, E>> {
+        let mut state = lock(&self.state);
+        match &state.outcome {
+            Some(Err(error)) => Poll::Ready(Err(error.clone())),
+            Some(Ok(_)) => Poll::Ready(Ok(state.available)),
+            None if state.available > position => Poll::Ready(Ok(state.available)),
+            None => {
+                state.wait(Until::Beyond(position), waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// How the flight ended.
+    pub fn poll_outcome(&self, waker: &Waker) -> Poll<Result<T, E>> {
+        let mut state = lock(&self.state);
+        match &state.outcome {
+            Some(outcome) => Poll::Ready(outcome.clone()),
+            None => {
+                state.wait(Until::End, waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The header as far as it is known now, without waiting.
+    pub fn header(&self) -> Option<H> {
+        lock(&self.state).header.clone()
+    }
+
+    /// How many bytes may be read now.
+    pub fn available(&self) -> u64 {
+        lock(&self.state).available
+    }
+}
+
+/// The one who does a flight's work. Dropping it without [`Pilot::land`] fails the flight.
+pub struct Pilot<K: Eq + Hash, H, T, E: Clone> {
+    flight: Arc<Flight<H, T, E>>,
+    key: K,
+    table: Arc<Table<K, H, T, E>>,
+    /// How to fail if dropped; taken by landing.
+    abandoned: Option<E>,
+}
+
+impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
+    /// The key that this flight is for.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// Tells the header. The first one stands.
+    pub fn announce(&self, header: H) {
+        self.change(|state| {
+            state.header.get_or_insert(header);
+        });
+    }
+
+    /// Tells that `available` bytes may be read from now on; a lower number than before is ignored.
+    pub fn advance(&self, available: u64) {
+        self.change(|state| state.available = state.available.max(available));
+    }
+
+    /// Ends the flight. The result must already be visible wherever a newcomer looks first.
+    pub fn land(mut self, outcome: Result<T, E>) {
+        self.abandoned = None;
+        self.end(outcome);
+    }
+
+    fn end(&self, outcome: Result<T, E>) {
+        self.change(|state| state.outcome = Some(outcome));
+        lock(&self.table).remove(&self.key);
+    }
+
+    /// Applies a change and wakes those it was for, outside of the lock: a waker takes locks of its
+    /// own.
+    fn change(&self, apply: impl FnOnce(&mut State<H, T, E>)) {
+        let due = {
+            let mut state = lock(&self.flight.state);
+            apply(&mut state);
+            state.due()
+        };
+        due.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<K: Eq + Hash, H, T, E: Clone> Drop for Pilot<K, H, T, E> {
+    fn drop(&mut self) {
+        if let Some(abandoned) = self.abandoned.take() {
+            self.end(Err(abandoned));
+        }
+    }
+}
+
+/// A panic elsewhere leaves these tables valid: every change to them is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    type Numbers = Flights<u8, &'static str, u32, &'static str>;
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn bell() -> (Arc<Bell>, Waker) {
+        let bell = Arc::new(Bell::default());
+        (Arc::clone(&bell), Waker::from(bell))
+    }
+
+    impl Bell {
+        fn rings(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    fn start(flights: &Numbers) -> Pilot<u8, &'static str, u32, &'static str> {
+        flights.join(&1, || "abandoned").pilot.unwrap()
+    }
+
+    #[test]
+    fn only_the_first_to_join_is_the_pilot() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        assert!(flights.join(&1, || "abandoned").pilot.is_none());
+        assert!(flights.join(&2, || "abandoned").pilot.is_some(), "another key is another flight");
+        pilot.land(Ok(7));
+        assert!(flights.join(&1, || "abandoned").pilot.is_some(), "a landed flight is gone");
+    }
+
+    #[test]
+    fn hundred_threads_joining_at_once_make_one_pilot() {
+        let flights = Numbers::new();
+        let barrier = std::sync::Barrier::new(100);
+        let pilots: Vec<_> = std::thread::scope(|scope| {
+            let join = || {
+                barrier.wait();
+                flights.join(&1, || "abandoned").pilot
+            };
+            let threads: Vec<_> = (0..100).map(|_| scope.spawn(join)).collect();
+            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(pilots.len(), 1);
+    }
+
+    #[test]
+    fn a_waker_rings_once_for_the_change_it_waits_for() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let (header_bell, header) = bell();
+        let (byte_bell, bytes) = bell();
+        assert!(flight.poll_header(&header).is_pending());
+        assert!(flight.poll_available(10, &bytes).is_pending());
+        pilot.advance(10);
+        assert_eq!((header_bell.rings(), byte_bell.rings()), (0, 0), "10 is not beyond 10");
+        pilot.announce("200");
+        assert_eq!(flight.poll_header(&header), Poll::Ready(Ok("200")));
+        pilot.advance(11);
+        pilot.advance(12);
+        assert_eq!((header_bell.rings(), byte_bell.rings()), (1, 1));
+        assert_eq!(flight.poll_available(10, &bytes), Poll::Ready(Ok(12)));
+    }
+
+    #[test]
+    fn polling_twice_leaves_one_waker() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let (bell, waker) = bell();
+        assert!(flight.poll_outcome(&waker).is_pending());
+        assert!(flight.poll_outcome(&waker).is_pending());
+        pilot.land(Ok(3));
+        assert_eq!(bell.rings(), 1);
+        assert_eq!(flight.poll_outcome(&waker), Poll::Ready(Ok(3)));
+    }
+
+    #[test]
+    fn failure_reaches_every_waiter_as_a_value() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let bells: Vec<_> = (0..3).map(|_| bell()).collect();
+        assert!(flight.poll_header(&bells[0].1).is_pending());
+        assert!(flight.poll_available(0, &bells[1].1).is_pending());
+        assert!(flight.poll_outcome(&bells[2].1).is_pending());
+        pilot.advance(5);
+        pilot.land(Err("upstream fell over"));
+        assert!(bells.iter().all(|(bell, _)| bell.rings() == 1));
+        let (_, waker) = bell();
+        assert_eq!(flight.poll_header(&waker), Poll::Ready(Err("upstream fell over")));
+        assert_eq!(flight.poll_available(0, &waker), Poll::Ready(Err("upstream fell over")));
+        assert_eq!(flight.poll_outcome(&waker), Poll::Ready(Err("upstream fell over")));
+    }
+
+    #[test]
+    fn a_dropped_pilot_is_a_failure_and_not_a_short_success() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let (bell, waker) = bell();
+        assert!(flight.poll_available(0, &waker).is_pending());
+        let panicking = std::thread::spawn(move || {
+            let _pilot = pilot;
+            panic!("a fetch that panics");
+        });
+        assert!(panicking.join().is_err());
+        assert_eq!(bell.rings(), 1);
+        assert_eq!(flight.poll_available(0, &waker), Poll::Ready(Err("abandoned")));
+        assert!(flights.is_empty());
+    }
+
+    #[test]
+    fn available_bytes_never_fall() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        pilot.advance(9);
+        pilot.advance(4);
+        assert_eq!(flights.find(&1).unwrap().available(), 9);
+    }
+}

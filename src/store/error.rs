@@ -1,0 +1,88 @@
+//! What can go wrong with the operator's disk.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The disk refused. Damage and absence are not errors: they are misses.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The cache directory's path leads to something that is no directory (`imagePath`).
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The cache directory, or one inside it, cannot be created (`imagePath`).
+    Create {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory was opened read-only, so nothing can be added.
+    ReadOnly {
+        /// The cache directory.
+        root: PathBuf,
+    },
+    /// A file could not be written, synced or renamed.
+    Write {
+        /// The file that was to be.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    pub(super) fn write(path: &Path, source: io::Error) -> StoreError {
+        StoreError::Write { path: path.to_owned(), source }
+    }
+
+    /// Whether the disk, or a quota on it, has no room left.
+    pub fn is_full(&self) -> bool {
+        matches!(self, StoreError::Write { source, .. }
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::NotADirectory { path } => write!(
+                f,
+                "the cache directory {} is not a directory; give another one with --image-path or \
+                 imagePath",
+                path.display()
+            ),
+            StoreError::Create { path, source } => write!(
+                f,
+                "cannot create the cache directory {}: {source}; make it writable for this user or \
+                 give another one with --image-path or imagePath",
+                path.display()
+            ),
+            StoreError::ReadOnly { root } => write!(
+                f,
+                "the cache directory {} is read-only: what is in it is served, nothing is added",
+                root.display()
+            ),
+            StoreError::Write { path, source } if self.is_full() => write!(
+                f,
+                "no room left on the cache's disk to write {} ({source}); free some, or move the \
+                 cache with imagePath",
+                path.display()
+            ),
+            StoreError::Write { path, source } => {
+                write!(f, "cannot write {}: {source}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Create { source, .. } | StoreError::Write { source, .. } => Some(source),
+            StoreError::NotADirectory { .. } | StoreError::ReadOnly { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `index.json`: every tag as an entry of an OCI image layout, so that the cache directory is one.
+//!
+//! It is a view for other programs, written from the records and never read back. Writing it walks
+//! the records and streams, so its cost in memory does not grow with the cache.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
+
+use super::Store;
+use super::error::StoreError;
+use super::layout::TAGS;
+use super::refs::{Access, TagRecord};
+use crate::oci::{ImageName, MediaType, Reference, Tag};
+
+/// The annotation that image layouts name their entries by: image-spec, annotations.md.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+impl Store {
+    /// Whether a tag changed since `index.json` was last written by this process.
+    pub fn is_index_outdated(&self) -> bool {
+        self.inner.index_outdated.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_index_outdated(&self) {
+        self.inner.index_outdated.store(true, Ordering::Release);
+    }
+
+    /// Rewrites `index.json` from the records, atomically. Does nothing while another process does.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses; the index counts as outdated again.
+    pub fn write_index(&self) -> Result<(), StoreError> {
+        let path = self.inner.layout.index();
+        let lock = File::options().create(true).append(true).open(self.inner.layout.index_lock());
+        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        if lock.try_lock().is_err() {
+            // The other one may have passed our tag already, so ours stays to be written.
+            return Ok(());
+        }
+        // Before the walk: a tag that changes during it marks the index again.
+        self.inner.index_outdated.store(false, Ordering::Release);
+        let temporary = self.inner.temporary();
+        let written = self.stream_index(&temporary).map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            StoreError::write(&path, error)
+        });
+        let published = written.and_then(|()| self.inner.publish(&temporary, &path));
+        if published.is_err() {
+            self.mark_index_outdated();
+        }
+        published
+    }
+
+    fn stream_index(&self, temporary: &Path) -> io::Result<()> {
+        let mut out = BufWriter::new(File::create_new(temporary)?);
+        write!(out, r#"{{"schemaVersion":2,"mediaType":"{}","manifests":["#, MediaType::OCI_INDEX)?;
+        let mut separator = "";
+        self.each_tag(&mut |name, tag, record| {
+            let reference = Reference::Tag(tag.clone());
+            let entry = json!({
+                "mediaType": record.media_type.as_str(),
+                "digest": record.digest.to_string(),
+                "size": record.size,
+                "annotations": { REF_NAME: name.with(&reference) },
+            });
+            write!(out, "{separator}\n{entry}")?;
+            separator = ",";
+            Ok(())
+        })?;
+        out.write_all(b"\n]}\n")?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        if self.inner.fsync { file.sync_data() } else { Ok(()) }
+    }
+
+    /// Calls `visit` with every tag in the cache, in the order of the directories.
+    ///
+    /// # Errors
+    /// The first error of `visit`; directories that vanish meanwhile are passed over.
+    pub fn each_tag(
+        &self,
+        visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for entry in sorted_entries(&self.inner.layout.refs()) {
+            if let Ok(upstream) = entry.parse() {
+                let directory = self.inner.layout.refs().join(&entry);
+                self.each_tag_below(&directory, &upstream, "", visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn each_tag_below(
+        &self,
+        directory: &Path,
+        upstream: &crate::oci::Upstream,
+        repository: &str,
+        visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for entry in sorted_entries(directory) {
+            if entry == TAGS {
+                let Ok(repository) = repository.parse() else { continue };
+                let name = ImageName { upstream: upstream.clone(), repository };
+                self.each_tag_of(&name, visit)?;
+            } else if !entry.starts_with('_') {
+                let below = match repository {
+                    "" => entry.clone(),
+                    _ => format!("{repository}/{entry}"),
+                };
+                self.each_tag_below(&directory.join(&entry), upstream, &below, visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn each_tag_of(
+        &self,
+        name: &ImageName,
+        visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for tag in self.tags(name) {
+            if let Some(record) = self.tag(name, &tag, Access::Look) {
+                visit(name, &tag, &record)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sorted_entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}

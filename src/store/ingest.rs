@@ -1,0 +1,246 @@
+//! Ingest: the one way for bytes to become a blob.
+//!
+//! A transaction: [`Store::ingest`] begins it, [`Ingest::write`] adds bytes, [`Ingest::verify`] checks
+//! size and digest, [`Verified::commit`] publishes. Dropping it at any point before leaves no name.
+//!
+//! A partial has one writer, who holds `flock` on the file itself. The lock is on the inode, and a
+//! commit renames that inode; so whoever gets the lock checks that the path still leads to it, else it
+//! would write into a finished blob.
+
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::StoreError;
+use super::{Blob, Inner, Store};
+use crate::oci::{Digest, Verifier};
+
+/// How often a partial may turn out to have been committed by another process between opening and
+/// locking it. Each round means that somebody finished the blob, so one is the ordinary case.
+const LOCK_ROUNDS_MAX: u32 = 8;
+
+/// What [`Store::ingest`] found.
+#[derive(Debug)]
+pub enum Begin {
+    /// This caller is the writer.
+    Writing(Ingest),
+    /// Somebody else has finished the blob.
+    Present(Blob),
+    /// Another process is writing the partial.
+    Busy,
+}
+
+/// A blob that is being written. Dropping it removes the partial.
+#[derive(Debug)]
+pub struct Ingest {
+    store: Store,
+    digest: Digest,
+    path: PathBuf,
+    file: Arc<File>,
+    verifier: Verifier,
+    bytes_written: u64,
+    /// Whether the partial has got its final name, so that there is nothing to remove.
+    committed: bool,
+}
+
+impl Store {
+    /// Begins to write the blob of `digest`, unless it is there (with `expected_bytes`, where known)
+    /// or another process is at it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory is read-only or the partial cannot be created.
+    pub fn ingest(
+        &self,
+        digest: &Digest,
+        expected_bytes: Option<u64>,
+    ) -> Result<Begin, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let path = self.inner.layout.partial(digest);
+        for _ in 0..LOCK_ROUNDS_MAX {
+            let file = open_partial(&path).map_err(|error| StoreError::write(&path, error))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
+                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
+            }
+            if !leads_to(&path, &file) {
+                continue;
+            }
+            if let Some(blob) = self.blob(digest, expected_bytes) {
+                // Ours by the lock, and of no use: its blob was finished before we got here.
+                let _ = fs::remove_file(&path);
+                return Ok(Begin::Present(blob));
+            }
+            file.set_len(0).map_err(|error| StoreError::write(&path, error))?;
+            return Ok(Begin::Writing(Ingest {
+                store: self.clone(),
+                digest: *digest,
+                path,
+                file: Arc::new(file),
+                verifier: Verifier::new(digest.algorithm()),
+                bytes_written: 0,
+                committed: false,
+            }));
+        }
+        Ok(Begin::Busy)
+    }
+
+    /// Ingests bytes that are at hand (a manifest).
+    ///
+    /// # Errors
+    /// [`IngestError`] if they do not have the digest, or the disk refuses.
+    pub fn ingest_bytes(&self, digest: &Digest, bytes: &[u8]) -> Result<(), IngestError> {
+        let expected = Some(bytes.len() as u64);
+        match self.ingest(digest, expected).map_err(IngestError::Store)? {
+            Begin::Present(_) => Ok(()),
+            Begin::Writing(mut ingest) => {
+                ingest.write(bytes).map_err(IngestError::Store)?;
+                ingest.verify(expected)?.commit().map(drop).map_err(IngestError::Store)
+            }
+            // Two writers of a few kilobytes need no queue: the content is the same, the rename is
+            // atomic, and the last one wins nothing.
+            Begin::Busy => {
+                let actual = Digest::of(digest.algorithm(), bytes);
+                if actual != *digest {
+                    return Err(IngestError::WrongDigest { expected: *digest, actual });
+                }
+                let path = self.inner.layout.blob(digest);
+                self.inner.replace(&path, bytes).map_err(IngestError::Store)
+            }
+        }
+    }
+}
+
+fn open_partial(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Whether `path` still names the file that is open.
+fn leads_to(path: &Path, file: &File) -> bool {
+    match (fs::metadata(path), file.metadata()) {
+        (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
+        _ => false,
+    }
+}
+
+impl Ingest {
+    /// The growing file, for readers that follow it by offset.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// How many bytes were written.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses; [`StoreError::is_full`] tells the common case.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file
+            .write_all_at(bytes, self.bytes_written)
+            .map_err(|error| StoreError::write(&self.path, error))?;
+        self.verifier.update(bytes);
+        self.bytes_written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Checks that all bytes are there and that they have the digest. From here on they may be shown
+    /// to anybody, whatever becomes of the commit.
+    ///
+    /// # Errors
+    /// [`IngestError::WrongSize`] or [`IngestError::WrongDigest`]; the partial is removed.
+    pub fn verify(self, expected_bytes: Option<u64>) -> Result<Verified, IngestError> {
+        if let Some(expected) = expected_bytes.filter(|expected| *expected != self.bytes_written) {
+            return Err(IngestError::WrongSize { expected, actual: self.bytes_written });
+        }
+        let actual = self.verifier.clone().finish();
+        match actual == self.digest {
+            true => Ok(Verified(self)),
+            false => Err(IngestError::WrongDigest { expected: self.digest, actual }),
+        }
+    }
+}
+
+/// A complete, verified blob that has no name yet.
+#[derive(Debug)]
+pub struct Verified(Ingest);
+
+impl Verified {
+    /// Forces the bytes to the disk and gives them their name.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses; the partial is removed.
+    pub fn commit(mut self) -> Result<Blob, StoreError> {
+        let ingest = &mut self.0;
+        let inner: &Inner = &ingest.store.inner;
+        if inner.fsync {
+            ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
+        }
+        inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
+        ingest.committed = true;
+        Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Under the lock, so the name is ours to remove.
+            let _ = fs::remove_file(&self.path);
+        }
+        // Readers may keep the file open long after: the lock must not last as long as they do.
+        let _ = self.file.unlock();
+    }
+}
+
+/// Why an ingest was refused.
+#[derive(Debug)]
+pub enum IngestError {
+    /// The source ended early or went on too long.
+    WrongSize {
+        /// What was announced.
+        expected: u64,
+        /// What came.
+        actual: u64,
+    },
+    /// The bytes are not those of the digest.
+    WrongDigest {
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// The disk refused.
+    Store(StoreError),
+}
+
+impl fmt::Display for IngestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IngestError::WrongSize { expected, actual } => {
+                write!(f, "{actual} bytes came instead of {expected}")
+            }
+            IngestError::WrongDigest { expected, actual } => {
+                write!(f, "the bytes have the digest {actual}, not {expected}")
+            }
+            IngestError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for IngestError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            IngestError::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Where everything lies: the one place that joins paths.
+//!
+//! Path components come from validated names only. None of them can be `..`, contain `/` or begin
+//! with `_`, so `_tags`, `_manifests` and `_lists` cannot collide with a repository's component.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::StoreError;
+use crate::oci::{Algorithm, Digest, ImageName, Tag};
+
+pub(super) const TAGS: &str = "_tags";
+pub(super) const MANIFESTS: &str = "_manifests";
+pub(super) const LISTS: &str = "_lists";
+
+/// The content of `oci-layout`: image-spec, image-layout.md, "oci-layout file".
+const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// `index.json` of a cache without tags.
+const EMPTY_INDEX: &[u8] =
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(root: PathBuf) -> Layout {
+        Layout { root }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index.json")
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs").join(algorithm.as_str())
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs(digest.algorithm()).join(digest.hex())
+    }
+
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
+        self.incoming().join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    /// Held shared by the commit of a manifest, exclusively by a sweep of unreferenced blobs.
+    pub(super) fn sweep_lock(&self) -> PathBuf {
+        self.incoming().join("sweep.lock")
+    }
+
+    /// Held by the one process that rewrites `index.json`.
+    pub(super) fn index_lock(&self) -> PathBuf {
+        self.incoming().join("index.lock")
+    }
+
+    pub(super) fn refs(&self) -> PathBuf {
+        self.root.join("refs")
+    }
+
+    pub(super) fn repository(&self, name: &ImageName) -> PathBuf {
+        self.refs().join(name.upstream.as_str()).join(name.repository.as_str())
+    }
+
+    pub(super) fn tags(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(TAGS)
+    }
+
+    pub(super) fn tag(&self, name: &ImageName, tag: &Tag) -> PathBuf {
+        self.tags(name).join(tag.as_str())
+    }
+
+    pub(super) fn manifest(&self, name: &ImageName, digest: &Digest) -> PathBuf {
+        let directory = self.repository(name).join(MANIFESTS);
+        directory.join(digest.algorithm().as_str()).join(digest.hex())
+    }
+
+    pub(super) fn list(&self, name: &ImageName, key: &str) -> PathBuf {
+        let hashed = Digest::of(Algorithm::Sha256, key.as_bytes()).hex();
+        self.repository(name).join(LISTS).join(hashed)
+    }
+
+    /// Makes the directories and the two files that mark an OCI layout. Says whether the directory
+    /// can be written; a read-only one is fine as long as it is there.
+    pub(super) fn prepare(&self) -> Result<bool, StoreError> {
+        if self.root.exists() && !self.root.is_dir() {
+            return Err(StoreError::NotADirectory { path: self.root.clone() });
+        }
+        match self.create_and_probe() {
+            Ok(()) => Ok(true),
+            Err((path, source)) if self.root.join("blobs").is_dir() => {
+                log::warn!(
+                    "the cache directory {} is read-only ({}: {source}): what is in it is served, \
+                     nothing is added",
+                    self.root.display(),
+                    path.display()
+                );
+                Ok(false)
+            }
+            Err((path, source)) => Err(StoreError::Create { path, source }),
+        }
+    }
+
+    fn create_and_probe(&self) -> Result<(), (PathBuf, io::Error)> {
+        let blobs = Algorithm::ALL.map(|algorithm| self.blobs(algorithm));
+        for directory in blobs.into_iter().chain([self.refs(), self.incoming()]) {
+            fs::create_dir_all(&directory).map_err(|source| (directory, source))?;
+        }
+        // Also the probe: whoever can create these files and the lock can write the cache.
+        for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
+            let path = self.root.join(name);
+            create_if_missing(&path, content).map_err(|source| (path, source))?;
+        }
+        let lock = self.sweep_lock();
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&lock)
+            .map(drop)
+            .map_err(|source| (lock, source))
+    }
+}
+
+fn create_if_missing(path: &Path, content: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    match File::create_new(path) {
+        Ok(mut file) => file.write_all(content),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}

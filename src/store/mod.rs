@@ -1,0 +1,231 @@
+//! The cache directory: verified content, and the names by which it was pulled.
+//!
+//! ```text
+//! <root>/oci-layout, index.json                     a valid OCI image layout (image-spec, image-layout.md)
+//! <root>/blobs/<alg>/<hex>                          immutable, verified: layers, configs, manifests
+//! <root>/refs/<upstream>/<repo>/_tags/<tag>         JSON: digest, mediaType, size, fetched, checked
+//! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
+//! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
+//! <root>/incoming/<alg>-<hex>                       the partial download of that digest
+//! ```
+//!
+//! This room must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
+//!
+//! # Invariants
+//! * **Content before names.** A file under `blobs/` is complete and verified: it got its name by a
+//!   rename after size and digest agreed and after `fdatasync`. A tag is written after its manifest.
+//! * **Damage is a miss.** A file that is missing, short, unreadable or not JSON is as if it were not
+//!   there, with a log line and a counter; only the operator's disk is an error.
+//! * **No scan at start.** [`Store::open`] does the same small work for no image and for a million.
+//! * **Many processes may share one directory**: temporary names are unique, publication is by rename,
+//!   and a partial has one writer, by `flock`. The locks are those of the local kernel; on network file
+//!   systems they hold only where the file system passes them on.
+//!
+//! # Crash points
+//! Killed before the rename: a partial stays in `incoming/`, and no name refers to it. Killed between
+//! a manifest's rename and its tag: an unreferenced blob, which a sweep takes. Killed while a record
+//! is replaced: the old record, whole. There is no fourth state.
+
+mod error;
+mod index;
+mod ingest;
+mod layout;
+mod refs;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::oci::{Digest, Verifier};
+
+pub use error::StoreError;
+pub use ingest::{Begin, Ingest, IngestError};
+pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
+
+use layout::Layout;
+
+/// How the directory is treated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The cache directory; created if missing.
+    pub root: PathBuf,
+    /// Whether content and names are forced to the disk before they count. Only tests and throw-away
+    /// caches do without.
+    pub fsync: bool,
+}
+
+/// An open cache directory. Cloning shares it; every method may be called from any thread.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    fsync: bool,
+    /// False if the directory refused a write when it was opened: hits are served all the same.
+    writable: bool,
+    /// Distinguishes this process's temporary names from each other.
+    temporary_names: AtomicU64,
+    /// Files found missing, short, or not what their name says, since the start.
+    damaged_files: AtomicU64,
+    /// Whether a tag changed since `index.json` was written.
+    index_outdated: AtomicBool,
+}
+
+/// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// The open file, to be read by offset only: it is shared.
+    pub file: Arc<File>,
+    /// Its size in bytes when it was opened.
+    pub size: u64,
+}
+
+impl Store {
+    /// Opens the directory, creating what is missing of it. Does the same work whatever it holds.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the root is a file, or cannot be created. A directory that exists but cannot
+    /// be written opens as read-only: see [`Store::is_writable`].
+    pub fn open(settings: &Settings) -> Result<Store, StoreError> {
+        let layout = Layout::new(settings.root.clone());
+        let writable = layout.prepare()?;
+        let inner = Inner {
+            layout,
+            fsync: settings.fsync,
+            writable,
+            temporary_names: AtomicU64::new(0),
+            damaged_files: AtomicU64::new(0),
+            index_outdated: AtomicBool::new(false),
+        };
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        self.inner.layout.root()
+    }
+
+    /// Whether the directory took a write when it was opened.
+    pub fn is_writable(&self) -> bool {
+        self.inner.writable
+    }
+
+    /// How many damaged files were met since the start.
+    pub fn damaged_files(&self) -> u64 {
+        self.inner.damaged_files.load(Ordering::Relaxed)
+    }
+
+    /// The blob of `digest`, open. `None` is a miss: absent, or not `expected_bytes` long where the
+    /// caller knows a size, or unreadable.
+    pub fn blob(&self, digest: &Digest, expected_bytes: Option<u64>) -> Option<Blob> {
+        let path = self.inner.layout.blob(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => return self.damaged(&path, &error.to_string()),
+        };
+        let size = match file.metadata() {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => return self.damaged(&path, "not a regular file"),
+            Err(error) => return self.damaged(&path, &error.to_string()),
+        };
+        match expected_bytes {
+            Some(expected) if expected != size => {
+                self.damaged(&path, &format!("it has {size} bytes instead of {expected}"))
+            }
+            // Only one digest an algorithm is that of nothing; any other empty file was truncated.
+            None if size == 0 && *digest != Digest::of(digest.algorithm(), b"") => {
+                self.damaged(&path, "it is empty")
+            }
+            _ => Some(Blob { file: Arc::new(file), size }),
+        }
+    }
+
+    /// The bytes of a small blob (a manifest), checked against their digest as they are read.
+    pub fn read(&self, digest: &Digest, expected_bytes: u64) -> Option<Vec<u8>> {
+        let blob = self.blob(digest, Some(expected_bytes))?;
+        let path = self.inner.layout.blob(digest);
+        let mut bytes = vec![0; usize::try_from(blob.size).ok()?];
+        if let Err(error) = blob.file.read_exact_at(&mut bytes, 0) {
+            return self.damaged(&path, &error.to_string());
+        }
+        let mut verifier = Verifier::new(digest.algorithm());
+        verifier.update(&bytes);
+        match verifier.finish() == *digest {
+            true => Some(bytes),
+            false => self.damaged(&path, "its bytes do not have the digest of its name"),
+        }
+    }
+
+    /// Damage is a miss: said once here, counted, and then treated as absence.
+    fn damaged<T>(&self, path: &Path, reason: &str) -> Option<T> {
+        self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
+        log::warn!("cache file {} is damaged ({reason}); it is treated as absent", path.display());
+        None
+    }
+}
+
+impl Inner {
+    /// Writes a small file so that readers see the old content or the new, whole.
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
+        use std::io::Write;
+        let temporary = self.temporary();
+        let written = File::create_new(&temporary).and_then(|mut file| {
+            file.write_all(content)?;
+            if self.fsync { file.sync_data() } else { Ok(()) }
+        });
+        if let Err(error) = written {
+            // The name was ours alone; a leftover would only cost room.
+            let _ = fs::remove_file(&temporary);
+            return Err(StoreError::write(path, error));
+        }
+        self.publish(&temporary, path)
+    }
+
+    /// Renames a finished file to its final name, making the directories of that name.
+    fn publish(&self, temporary: &Path, path: &Path) -> Result<(), StoreError> {
+        let Some(parent) = path.parent() else {
+            return Err(StoreError::write(path, io::ErrorKind::InvalidInput.into()));
+        };
+        let renamed = match fs::rename(temporary, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.create_directories(parent).and_then(|()| fs::rename(temporary, path))
+            }
+            other => other,
+        };
+        let synced = renamed.and_then(|()| self.sync_directory(parent));
+        synced.map_err(|error| StoreError::write(path, error))
+    }
+
+    /// Makes a directory and its missing parents, each one synced into its own parent, since a record
+    /// is only as durable as the path to it.
+    fn create_directories(&self, path: &Path) -> io::Result<()> {
+        let missing: Vec<&Path> = path.ancestors().take_while(|each| !each.exists()).collect();
+        fs::create_dir_all(path)?;
+        for parent in missing.iter().rev().filter_map(|created| created.parent()) {
+            self.sync_directory(parent)?;
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        if self.fsync { File::open(path)?.sync_all() } else { Ok(()) }
+    }
+
+    /// A name in `incoming/` that no other thread or process uses.
+    fn temporary(&self) -> PathBuf {
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
+        let name = format!("tmp-{}-{since_epoch}-{number}", std::process::id());
+        self.layout.incoming().join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! Records: which tag is which manifest, which repository has which manifest, what a list said.
+//!
+//! One small JSON file each, replaced as a whole. A record that cannot be read is a miss.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::error::StoreError;
+use crate::oci::{Digest, ImageName, MediaType, Tag};
+
+/// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
+/// What is decided by them (eviction, pruning) thinks in hours.
+const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
+/// The largest record read. Lists are the largest: a registry's page of tags.
+const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Whether looking at a record counts as use of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A client pulls it, at this time.
+    Pull(SystemTime),
+    /// Revalidation, listing, pruning: the image is no more in use than before.
+    Look,
+}
+
+/// What a tag was when it was last asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When the tag was first seen to be this manifest.
+    pub fetched: SystemTime,
+    /// When upstream last confirmed it.
+    pub checked: SystemTime,
+}
+
+/// That a repository has a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRecord {
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was fetched.
+    pub fetched: SystemTime,
+}
+
+/// The last good answer to a question whose answer changes (a tag list, referrers).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListRecord {
+    /// When upstream gave it, in seconds since 1970.
+    pub checked: u64,
+    /// The JSON body.
+    pub body: String,
+    /// The query of the next page, from upstream's `Link` header.
+    pub next: Option<String>,
+    /// `OCI-Filters-Applied`, where upstream filtered.
+    pub filters_applied: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TagWire {
+    digest: String,
+    media_type: String,
+    size: u64,
+    fetched: u64,
+    checked: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestWire {
+    media_type: String,
+    size: u64,
+    fetched: u64,
+}
+
+impl Store {
+    /// What `tag` is, or `None` if it was never pulled or its record is damaged.
+    pub fn tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<TagRecord> {
+        let path = self.inner.layout.tag(name, tag);
+        self.record(&path, access).and_then(|wire: TagWire| {
+            let record = wire.accept();
+            record.or_else(|| self.damaged(&path, "a field has no valid value"))
+        })
+    }
+
+    /// Writes what `tag` is. Its manifest must be in the store.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
+        let wire = TagWire {
+            digest: is.digest.to_string(),
+            media_type: is.media_type.to_string(),
+            size: is.size,
+            fetched: to_seconds(is.fetched),
+            checked: to_seconds(is.checked),
+        };
+        self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
+        self.mark_index_outdated();
+        Ok(())
+    }
+
+    /// Whether this repository has the manifest, and of what type it is.
+    pub fn manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Option<ManifestRecord> {
+        let path = self.inner.layout.manifest(name, digest);
+        self.record(&path, access).and_then(|wire: ManifestWire| {
+            let record = wire.accept();
+            record.or_else(|| self.damaged(&path, "a field has no valid value"))
+        })
+    }
+
+    /// Writes that this repository has the manifest, which must be in the store.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn put_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        is: &ManifestRecord,
+    ) -> Result<(), StoreError> {
+        let wire = ManifestWire {
+            media_type: is.media_type.to_string(),
+            size: is.size,
+            fetched: to_seconds(is.fetched),
+        };
+        self.put_record(&self.inner.layout.manifest(name, digest), &wire)
+    }
+
+    /// The last good answer to the question `key` about a repository.
+    pub fn list(&self, name: &ImageName, key: &str) -> Option<ListRecord> {
+        self.record(&self.inner.layout.list(name, key), Access::Look)
+    }
+
+    /// Keeps an answer.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn put_list(&self, name: &ImageName, key: &str, is: &ListRecord) -> Result<(), StoreError> {
+        self.put_record(&self.inner.layout.list(name, key), is)
+    }
+
+    /// The tags of a repository that are in the cache, sorted.
+    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
+        let Ok(entries) = fs::read_dir(self.inner.layout.tags(name)) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
+        tags.sort();
+        tags
+    }
+
+    /// The lock under which a manifest and its names are written, so that a sweep of unreferenced
+    /// blobs sees all of them or none. Released by dropping it; held for disk work only.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the lock file cannot be opened.
+    pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
+        let path = self.inner.layout.sweep_lock();
+        let lock = File::options().create(true).append(true).open(&path).and_then(|file| {
+            file.lock_shared()?;
+            Ok(CommitLock { _file: file })
+        });
+        lock.map_err(|error| StoreError::write(&path, error))
+    }
+
+    pub(super) fn record<T: DeserializeOwned>(&self, path: &Path, access: Access) -> Option<T> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => return self.damaged(path, &error.to_string()),
+        };
+        let mut bytes = Vec::new();
+        if let Err(error) = (&file).take(RECORD_BYTES_MAX).read_to_end(&mut bytes) {
+            return self.damaged(path, &error.to_string());
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => {
+                if let Access::Pull(now) = access {
+                    touch(&file, now);
+                }
+                Some(record)
+            }
+            Err(error) => self.damaged(path, &error.to_string()),
+        }
+    }
+
+    fn put_record(&self, path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let json = serde_json::to_vec(record)
+            .map_err(|error| StoreError::write(path, io::Error::other(error)))?;
+        self.inner.replace(path, &json)
+    }
+}
+
+/// See [`Store::commit_lock`].
+#[derive(Debug)]
+pub struct CommitLock {
+    _file: File,
+}
+
+impl TagWire {
+    fn accept(&self) -> Option<TagRecord> {
+        Some(TagRecord {
+            digest: self.digest.parse().ok()?,
+            media_type: MediaType::parse(&self.media_type)?,
+            size: self.size,
+            fetched: from_seconds(self.fetched)?,
+            checked: from_seconds(self.checked)?,
+        })
+    }
+}
+
+impl ManifestWire {
+    fn accept(&self) -> Option<ManifestRecord> {
+        Some(ManifestRecord {
+            media_type: MediaType::parse(&self.media_type)?,
+            size: self.size,
+            fetched: from_seconds(self.fetched)?,
+        })
+    }
+}
+
+/// Notes a use, at most once per [`ACCESS_RESOLUTION`]. A read-only directory keeps no access times,
+/// and that is all it costs.
+fn touch(file: &File, now: SystemTime) {
+    let last = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(now);
+    if now.duration_since(last).is_ok_and(|age| age >= ACCESS_RESOLUTION) {
+        let _ = file.set_modified(now);
+    }
+}
+
+fn to_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn from_seconds(seconds: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}

@@ -1,0 +1,389 @@
+//! What any store must do: a conformance suite over one directory on disk.
+
+use std::fs;
+use std::io::Read;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::oci::{Algorithm, ImageName, MediaType, Reference, Tag};
+
+fn open(root: &Path) -> Store {
+    Store::open(&Settings { root: root.to_owned(), fsync: false }).unwrap()
+}
+
+fn fresh() -> (tempfile::TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    (directory, store)
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, bytes)
+}
+
+fn begin(store: &Store, digest: &Digest) -> Ingest {
+    match store.ingest(digest, None).unwrap() {
+        Begin::Writing(ingest) => ingest,
+        other => panic!("expected to write, found {other:?}"),
+    }
+}
+
+fn put(store: &Store, bytes: &[u8]) -> Digest {
+    let digest = sha256(bytes);
+    store.ingest_bytes(&digest, bytes).unwrap();
+    digest
+}
+
+fn content(blob: &Blob) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(blob.size).unwrap()];
+    blob.file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn name(text: &str) -> ImageName {
+    let (upstream, repository) = text.split_once('/').unwrap();
+    ImageName::new(upstream.parse().unwrap(), repository.parse().unwrap())
+}
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn record(digest: Digest, size: u64) -> TagRecord {
+    let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
+    TagRecord { digest, media_type, size, fetched: at(1_000), checked: at(2_000) }
+}
+
+#[test]
+fn absent_content_is_a_miss_without_a_complaint() {
+    let (_directory, store) = fresh();
+    assert!(store.blob(&sha256(b"x"), None).is_none());
+    assert!(store.tag(&name("quay.io/a"), &tag("v1"), Access::Look).is_none());
+    assert_eq!(store.damaged_files(), 0);
+}
+
+#[test]
+fn committed_content_is_read_back_by_every_algorithm() {
+    let (_directory, store) = fresh();
+    for algorithm in Algorithm::ALL {
+        let digest = Digest::of(algorithm, b"layer");
+        store.ingest_bytes(&digest, b"layer").unwrap();
+        assert_eq!(content(&store.blob(&digest, Some(5)).unwrap()), b"layer");
+        assert_eq!(store.read(&digest, 5).unwrap(), b"layer");
+    }
+}
+
+#[test]
+fn a_partial_has_no_name_until_it_is_committed() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let mut ingest = begin(&store, &digest);
+    ingest.write(b"hel").unwrap();
+    assert!(store.blob(&digest, None).is_none());
+    ingest.write(b"lo").unwrap();
+    let verified = ingest.verify(Some(5)).unwrap();
+    assert!(store.blob(&digest, None).is_none(), "verified is not committed");
+    verified.commit().unwrap();
+    assert_eq!(content(&store.blob(&digest, None).unwrap()), b"hello");
+    assert!(!store.inner.layout.partial(&digest).exists());
+}
+
+#[test]
+fn wrong_bytes_never_get_a_name_and_leave_nothing() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    for (bytes, expected) in [(&b"hellO"[..], None), (b"hell", Some(5)), (b"hello!", Some(5))] {
+        let mut ingest = begin(&store, &digest);
+        ingest.write(bytes).unwrap();
+        assert!(ingest.verify(expected).is_err());
+        assert!(store.blob(&digest, None).is_none());
+        assert!(!store.inner.layout.partial(&digest).exists());
+    }
+}
+
+#[test]
+fn readers_follow_the_growing_file_and_outlive_the_commit() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let mut ingest = begin(&store, &digest);
+    let follower = Arc::clone(ingest.file());
+    ingest.write(b"hel").unwrap();
+    let mut head = [0; 3];
+    follower.read_exact_at(&mut head, 0).unwrap();
+    assert_eq!(&head, b"hel");
+    ingest.write(b"lo").unwrap();
+    ingest.verify(None).unwrap().commit().unwrap();
+    let mut tail = [0; 2];
+    follower.read_exact_at(&mut tail, 3).unwrap();
+    assert_eq!(&tail, b"lo");
+}
+
+#[test]
+fn a_damaged_blob_is_a_miss_and_can_be_fetched_again() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"content");
+    let path = store.inner.layout.blob(&digest);
+
+    fs::write(&path, b"cont").unwrap();
+    assert!(store.blob(&digest, Some(7)).is_none(), "short");
+    fs::write(&path, b"").unwrap();
+    assert!(store.blob(&digest, None).is_none(), "empty");
+    fs::write(&path, b"cOntent").unwrap();
+    assert!(store.read(&digest, 7).is_none(), "a flipped bit");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(store.blob(&digest, None).is_none(), "a directory");
+    assert_eq!(store.damaged_files(), 4);
+
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, b"cont").unwrap();
+    store.ingest_bytes(&digest, b"content").unwrap();
+    assert_eq!(store.read(&digest, 7).unwrap(), b"content");
+}
+
+#[test]
+fn the_empty_blob_is_content_like_any_other() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"");
+    assert_eq!(store.blob(&digest, None).unwrap().size, 0);
+}
+
+#[test]
+fn a_blob_removed_while_open_is_read_to_its_end() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"content");
+    let blob = store.blob(&digest, None).unwrap();
+    fs::remove_file(store.inner.layout.blob(&digest)).unwrap();
+    assert_eq!(content(&blob), b"content");
+    assert!(store.blob(&digest, None).is_none());
+}
+
+#[test]
+fn of_two_writers_one_writes_and_the_other_is_told() {
+    let (_directory, store) = fresh();
+    let other_process = open(store.root());
+    let digest = sha256(b"hello");
+    let mut first = begin(&store, &digest);
+    assert!(matches!(other_process.ingest(&digest, None).unwrap(), Begin::Busy));
+    first.write(b"hello").unwrap();
+    let blob = first.verify(None).unwrap().commit().unwrap();
+    let found = other_process.ingest(&digest, None).unwrap();
+    assert!(matches!(found, Begin::Present(_)), "although a reader holds the file");
+    assert_eq!(content(&blob), b"hello", "and the finished blob was not truncated");
+}
+
+#[test]
+fn a_writer_that_gives_up_leaves_the_way_free_while_readers_still_follow() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let first = begin(&store, &digest);
+    let _slow_reader = Arc::clone(first.file());
+    drop(first);
+    let mut second = begin(&store, &digest);
+    second.write(b"hello").unwrap();
+    second.verify(None).unwrap().commit().unwrap();
+}
+
+#[test]
+fn a_small_blob_is_written_even_beside_a_busy_writer() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"manifest");
+    let _busy = begin(&store, &digest);
+    store.ingest_bytes(&digest, b"manifest").unwrap();
+    assert_eq!(store.read(&digest, 8).unwrap(), b"manifest");
+    let wrong = store.ingest_bytes(&digest, b"mAnifest");
+    assert!(matches!(wrong, Ok(()) | Err(IngestError::WrongDigest { .. })));
+    assert_eq!(store.read(&digest, 8).unwrap(), b"manifest");
+}
+
+#[test]
+fn a_tag_is_replaced_as_a_whole() {
+    let (_directory, store) = fresh();
+    let name = name("docker.io/alpine");
+    let (old, new) = (put(&store, b"old"), put(&store, b"new!"));
+    store.put_tag(&name, &tag("3"), &record(old, 3)).unwrap();
+    store.put_tag(&name, &tag("3"), &record(new, 4)).unwrap();
+    assert_eq!(store.tag(&name, &tag("3"), Access::Look), Some(record(new, 4)));
+    assert_eq!(store.tags(&name), [tag("3")]);
+}
+
+#[test]
+fn a_damaged_record_is_a_miss() {
+    let (_directory, store) = fresh();
+    let name = name("reg.local:5000/a/b");
+    let digest = put(&store, b"x");
+    store.put_tag(&name, &tag("v"), &record(digest, 1)).unwrap();
+    let path = store.inner.layout.tag(&name, &tag("v"));
+    for content in [
+        "",
+        "{",
+        "[]",
+        r#"{"digest":"sha256:x","mediaType":"a/b","size":1,"fetched":1,"checked":1}"#,
+    ] {
+        fs::write(&path, content).unwrap();
+        assert!(store.tag(&name, &tag("v"), Access::Look).is_none(), "{content}");
+    }
+}
+
+#[test]
+fn a_repository_has_only_the_manifests_that_were_pulled_from_it() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"manifest");
+    let record = ManifestRecord {
+        media_type: MediaType::parse(MediaType::OCI_MANIFEST).unwrap(),
+        size: 8,
+        fetched: at(5),
+    };
+    let (private, public) = (name("reg.local:5000/secret"), name("quay.io/a"));
+    store.put_manifest(&private, &digest, &record).unwrap();
+    assert_eq!(store.manifest(&private, &digest, Access::Look), Some(record));
+    assert_eq!(store.manifest(&public, &digest, Access::Look), None);
+}
+
+#[test]
+fn use_is_noted_coarsely_and_looking_is_not_use() {
+    let (_directory, store) = fresh();
+    let name = name("quay.io/a");
+    let digest = put(&store, b"x");
+    store.put_tag(&name, &tag("v"), &record(digest, 1)).unwrap();
+    let path = store.inner.layout.tag(&name, &tag("v"));
+    let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let written = modified();
+    store.tag(&name, &tag("v"), Access::Pull(written + Duration::from_secs(59)));
+    store.tag(&name, &tag("v"), Access::Look);
+    assert_eq!(modified(), written);
+    let later = written + Duration::from_secs(61);
+    store.tag(&name, &tag("v"), Access::Pull(later));
+    assert_eq!(modified(), later);
+}
+
+#[test]
+fn the_directory_is_an_oci_layout_that_names_every_tag() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"manifest");
+    for text in ["docker.io/alpine", "reg.local:5000/a/b/c", "quay.io/a", "quay.io/a/b"] {
+        store.put_tag(&name(text), &tag("v1"), &record(digest, 8)).unwrap();
+    }
+    assert!(store.is_index_outdated());
+    store.write_index().unwrap();
+    assert!(!store.is_index_outdated());
+    let layout = fs::read_to_string(store.root().join("oci-layout")).unwrap();
+    assert_eq!(layout, r#"{"imageLayoutVersion":"1.0.0"}"#);
+    let index = fs::read(store.root().join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    let names = index["manifests"].as_array().unwrap().iter().map(|entry| {
+        assert_eq!(entry["digest"], digest.to_string());
+        entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap().to_owned()
+    });
+    let names = names.collect::<Vec<_>>();
+    assert_eq!(
+        names,
+        [
+            "docker.io/library/alpine:v1",
+            "quay.io/a:v1",
+            "quay.io/a/b:v1",
+            "reg.local:5000/a/b/c:v1"
+        ]
+    );
+    let reference: Reference = "v1".parse().unwrap();
+    assert_eq!(name("quay.io/a").with(&reference), names[1]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_serves_what_it_has() {
+    let (directory, store) = fresh();
+    let digest = put(&store, b"content");
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 7)).unwrap();
+    // Tests may run as root, whom permissions do not stop; a file in the way stops everybody.
+    fs::remove_dir_all(directory.path().join("incoming")).unwrap();
+    fs::write(directory.path().join("incoming"), b"in the way").unwrap();
+    let store = open(directory.path());
+    assert!(!store.is_writable());
+    assert_eq!(store.read(&digest, 7).unwrap(), b"content");
+    assert!(store.tag(&name("quay.io/a"), &tag("v"), Access::Pull(at(9))).is_some());
+    let refused = store.ingest(&sha256(b"new"), None);
+    assert!(matches!(refused, Err(StoreError::ReadOnly { .. })));
+    assert!(store.put_tag(&name("quay.io/a"), &tag("w"), &record(digest, 7)).is_err());
+}
+
+#[test]
+fn a_root_that_is_a_file_or_below_one_is_refused_with_advice() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, b"").unwrap();
+    for root in [file.clone(), file.join("below")] {
+        let error = Store::open(&Settings { root, fsync: true }).unwrap_err().to_string();
+        assert!(error.contains("--image-path"), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_root_is_created() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("a/b/c");
+    let store = Store::open(&Settings { root: root.clone(), fsync: true }).unwrap();
+    let digest = put(&store, b"x");
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 1)).unwrap();
+    store.write_index().unwrap();
+    assert!(root.join("index.json").exists());
+}
+
+#[test]
+fn opening_changes_nothing_that_is_there() {
+    let (directory, store) = fresh();
+    let digest = put(&store, b"x");
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 1)).unwrap();
+    store.write_index().unwrap();
+    let before = fs::read(directory.path().join("index.json")).unwrap();
+    open(directory.path());
+    assert_eq!(fs::read(directory.path().join("index.json")).unwrap(), before);
+}
+
+/// Run by the next test in a process of its own: writes half a blob, says so, and waits to be killed.
+#[test]
+fn helper_that_is_killed_in_mid_ingest() {
+    let Ok(root) = std::env::var("LARDER_TEST_KILLED_ROOT") else { return };
+    let store = open(Path::new(&root));
+    let mut ingest = begin(&store, &sha256(b"hello"));
+    ingest.write(b"hel").unwrap();
+    println!("half written");
+    let mut end_of_input = Vec::new();
+    io::stdin().read_to_end(&mut end_of_input).unwrap();
+    panic!("the test should have killed this process");
+}
+
+#[test]
+fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
+    let (directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::helper_that_is_killed_in_mid_ingest", "--nocapture"])
+        .env("LARDER_TEST_KILLED_ROOT", directory.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = Vec::new();
+    let stdout = child.stdout.as_mut().unwrap();
+    let mut byte = [0];
+    while !said.ends_with(b"half written") {
+        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "the helper ended early");
+        said.push(byte[0]);
+    }
+    assert!(matches!(store.ingest(&digest, None).unwrap(), Begin::Busy), "its lock is held");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    assert!(store.blob(&digest, None).is_none());
+    assert!(store.inner.layout.partial(&digest).exists(), "the partial stays");
+    let mut ingest = begin(&store, &digest);
+    ingest.write(b"hello").unwrap();
+    ingest.verify(Some(5)).unwrap().commit().unwrap();
+    assert_eq!(content(&store.blob(&digest, Some(5)).unwrap()), b"hello");
+}

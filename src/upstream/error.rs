@@ -1,0 +1,202 @@
+//! What can go wrong between Larder and a registry.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::Timeout;
+
+use super::address::AddressRefused;
+
+/// A request to a registry failed. Cheap to clone: it reaches everybody who waits for the answer.
+#[derive(Debug, Clone)]
+pub struct UpstreamError {
+    /// Method and URL without its query, which may be signed.
+    request: Arc<str>,
+    kind: UpstreamErrorKind,
+}
+
+/// How it failed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum UpstreamErrorKind {
+    /// The registry has no such thing, or says so to those without credentials.
+    NotFound,
+    /// The registry wants credentials, or refuses those it got (`registries[].auth`).
+    Denied {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The registry has had enough of us for now.
+    RateLimited {
+        /// What `Retry-After` says.
+        retry_after: Option<Duration>,
+    },
+    /// An answer with a status that promises nothing.
+    Status {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The registry does not offer this API.
+    Unsupported,
+    /// Nothing answered in time (`connect 5 s, headers 20 s, stall 30 s`).
+    TimedOut {
+        /// What was being waited for.
+        phase: &'static str,
+    },
+    /// The name does not resolve, the connection was refused, or it broke.
+    Unreachable {
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// TLS failed: an unknown authority, a wrong name, an expired certificate (`registries[].tls`).
+    Tls {
+        /// What was wrong.
+        reason: Arc<str>,
+    },
+    /// The answer is not what the protocol promises: wrong bytes, no JSON, too large, encoded.
+    BadAnswer {
+        /// What was wrong.
+        reason: Arc<str>,
+    },
+    /// A redirect that is not followed: too many, from https to http, or nowhere.
+    Redirect {
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// Larder may not dial this (`registries`, `unlistedRegistries`).
+    NotAllowed {
+        /// Why, and what to configure.
+        reason: Arc<str>,
+    },
+}
+
+impl UpstreamError {
+    /// An error of a request that `request` describes (method and URL without query).
+    pub fn new(request: impl Into<Arc<str>>, kind: UpstreamErrorKind) -> UpstreamError {
+        UpstreamError { request: request.into(), kind }
+    }
+
+    /// How it failed.
+    pub fn kind(&self) -> &UpstreamErrorKind {
+        &self.kind
+    }
+
+    /// Method and URL of the request, without query.
+    pub(super) fn request(&self) -> &Arc<str> {
+        &self.request
+    }
+
+    /// Whether the registry answered that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::NotFound)
+    }
+
+    /// Whether the registry, or the way to it, is in trouble, so that another request would probably
+    /// fare no better right now.
+    pub fn is_trouble(&self) -> bool {
+        match self.kind {
+            UpstreamErrorKind::RateLimited { .. }
+            | UpstreamErrorKind::TimedOut { .. }
+            | UpstreamErrorKind::Unreachable { .. }
+            | UpstreamErrorKind::Tls { .. } => true,
+            UpstreamErrorKind::Status { status } => status >= 500,
+            _ => false,
+        }
+    }
+
+    pub(super) fn bad_answer(request: &str, reason: impl Into<Arc<str>>) -> UpstreamError {
+        UpstreamError::new(request, UpstreamErrorKind::BadAnswer { reason: reason.into() })
+    }
+
+    /// Translates what ureq says, whose own texts do not name the request.
+    pub(super) fn from_ureq(request: &str, error: ureq::Error) -> UpstreamError {
+        UpstreamError::new(request, kind_of(error))
+    }
+
+    /// Translates an error of reading a body, inside which ureq hides its own.
+    pub fn from_body(request: &str, error: io::Error) -> UpstreamError {
+        let kind = match error.downcast::<ureq::Error>() {
+            Ok(inner) => kind_of(inner),
+            Err(plain) => kind_of_io(plain),
+        };
+        UpstreamError::new(request, kind)
+    }
+}
+
+fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
+    match error {
+        ureq::Error::Timeout(timeout) => UpstreamErrorKind::TimedOut { phase: phase(timeout) },
+        ureq::Error::Io(source) => kind_of_io(source),
+        ureq::Error::HostNotFound => UpstreamErrorKind::Unreachable {
+            source: Arc::new(io::Error::new(io::ErrorKind::NotFound, "the host name is unknown")),
+        },
+        ureq::Error::ConnectionFailed => UpstreamErrorKind::Unreachable {
+            source: Arc::new(io::Error::other("no connection could be made")),
+        },
+        ureq::Error::Rustls(error) => UpstreamErrorKind::Tls { reason: error.to_string().into() },
+        ureq::Error::Tls(reason) => UpstreamErrorKind::Tls { reason: reason.into() },
+        ureq::Error::Other(inner) => match inner.downcast::<AddressRefused>() {
+            Ok(refused) => UpstreamErrorKind::NotAllowed { reason: refused.to_string().into() },
+            Err(other) => UpstreamErrorKind::BadAnswer { reason: other.to_string().into() },
+        },
+        other => UpstreamErrorKind::BadAnswer { reason: other.to_string().into() },
+    }
+}
+
+/// rustls reports its errors through `io::Error`, as `InvalidData`.
+fn kind_of_io(source: io::Error) -> UpstreamErrorKind {
+    match source.kind() {
+        io::ErrorKind::InvalidData => UpstreamErrorKind::Tls { reason: source.to_string().into() },
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            UpstreamErrorKind::TimedOut { phase: "the next bytes" }
+        }
+        _ => UpstreamErrorKind::Unreachable { source: Arc::new(source) },
+    }
+}
+
+fn phase(timeout: Timeout) -> &'static str {
+    match timeout {
+        Timeout::Resolve => "the host name",
+        Timeout::Connect => "a connection",
+        Timeout::RecvResponse => "the answer's head",
+        Timeout::PerRead | Timeout::RecvBody => "the next bytes",
+        _ => "the request to be taken",
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.request)?;
+        match &self.kind {
+            UpstreamErrorKind::NotFound => write!(f, "the registry has no such content"),
+            UpstreamErrorKind::Denied { status } => {
+                write!(f, "the registry demands other credentials (status {status})")
+            }
+            UpstreamErrorKind::RateLimited { retry_after: Some(wait) } => {
+                write!(f, "the registry's rate limit is reached, retry after {} s", wait.as_secs())
+            }
+            UpstreamErrorKind::RateLimited { retry_after: None } => {
+                write!(f, "the registry's rate limit is reached")
+            }
+            UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
+            UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
+            UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),
+            UpstreamErrorKind::Unreachable { source } => write!(f, "cannot be reached: {source}"),
+            UpstreamErrorKind::Tls { reason } => write!(f, "TLS failed: {reason}"),
+            UpstreamErrorKind::BadAnswer { reason } => write!(f, "unusable answer: {reason}"),
+            UpstreamErrorKind::Redirect { reason } => write!(f, "redirect refused: {reason}"),
+            UpstreamErrorKind::NotAllowed { reason } => write!(f, "not allowed: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for UpstreamError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            UpstreamErrorKind::Unreachable { source } => Some(&**source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Lists: tag pages and referrers as registries really send them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::MediaType;
+
+/// The longest query of a next page that is passed on.
+const NEXT_QUERY_BYTES_MAX: usize = 2048;
+
+#[derive(Deserialize, Serialize)]
+struct Tags {
+    name: Option<String>,
+    tags: Option<Vec<Option<String>>>,
+}
+
+/// Normalises a page of tags: `null` lists and `null` entries occur (Nexus), as do digests among the
+/// tags (Artifactory); neither is a tag. `None` if it is no tag list at all.
+pub(super) fn normalise_tags(body: &[u8], repository: &str) -> Option<String> {
+    let page: Tags = serde_json::from_slice(body).ok()?;
+    if page.name.is_none() && page.tags.is_none() {
+        return None;
+    }
+    let tags = page.tags.unwrap_or_default().into_iter().flatten();
+    let tags = tags.filter(|tag| tag.parse::<crate::oci::Tag>().is_ok()).map(Some).collect();
+    serde_json::to_string(&Tags { name: Some(repository.to_owned()), tags: Some(tags) }).ok()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Index {
+    schema_version: u32,
+    media_type: Option<String>,
+    manifests: Option<Vec<serde_json::Value>>,
+}
+
+/// Takes a referrers answer as it is, if it is an image index.
+pub(super) fn accept_referrers(body: Vec<u8>) -> Option<String> {
+    let index: Index = serde_json::from_slice(&body).ok()?;
+    let is_index = index.schema_version == 2
+        && index.manifests.is_some()
+        && index.media_type.is_none_or(|media_type| media_type == MediaType::OCI_INDEX);
+    if is_index { String::from_utf8(body).ok() } else { None }
+}
+
+/// The query of the next page out of `Link` header lines (RFC 8288). Only the query: the rest of the
+/// URL is the registry's, and ours is another.
+pub(super) fn next_query<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    lines.into_iter().flat_map(|line| line.split(",<")).find_map(|link| {
+        let (target, parameters) = link.trim().trim_start_matches('<').split_once('>')?;
+        let is_next = parameters.split(';').any(|parameter| {
+            matches!(parameter.trim().to_ascii_lowercase().as_str(), "rel=\"next\"" | "rel=next")
+        });
+        let query = target.split_once('?')?.1.split('#').next()?;
+        let is_clean = query.len() <= NEXT_QUERY_BYTES_MAX
+            && query.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\".contains(&byte));
+        // `ns` chooses the registry at ours; a registry has no say in that.
+        let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
+        (is_next && is_clean).then(|| pairs.collect::<Vec<_>>().join("&"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tag_pages_are_normalised() {
+        for (body, expected) in [
+            (r#"{"name":"x","tags":["a","b"]}"#, r#"{"name":"r","tags":["a","b"]}"#),
+            (r#"{"name":"x","tags":null}"#, r#"{"name":"r","tags":[]}"#),
+            (r#"{"tags":["a",null,"sha256:00"]}"#, r#"{"name":"r","tags":["a"]}"#),
+        ] {
+            assert_eq!(normalise_tags(body.as_bytes(), "r").as_deref(), Some(expected), "{body}");
+        }
+        for body in ["", "{}", "<html>", r#"{"errors":[]}"#, "[]"] {
+            assert_eq!(normalise_tags(body.as_bytes(), "r"), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_is_a_query_only() {
+        for (line, expected) in [
+            (r#"</v2/a/tags/list?n=5&last=b>; rel="next""#, Some("n=5&last=b")),
+            (r#"<https://reg.io/v2/a/tags/list?last=b&ns=evil&n=5>; rel=next"#, Some("last=b&n=5")),
+            (r#"</prev?n=1>; rel="prev",</next?n=2>; rel="next""#, Some("n=2")),
+            (r#"</v2/a/tags/list?n=5>; rel="prev""#, None),
+            ("<>; rel=next", None),
+            ("garbage", None),
+            (r#"</x?a"b>; rel="next""#, None),
+        ] {
+            assert_eq!(next_query([line]).as_deref(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn referrers_must_be_an_index() {
+        let index = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+        assert_eq!(accept_referrers(index.into()).as_deref(), Some(index));
+        for body in [
+            "<html>",
+            "{}",
+            r#"{"schemaVersion":2,"layers":[]}"#,
+            r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#,
+        ] {
+            assert_eq!(accept_referrers(body.into()), None, "{body}");
+        }
+    }
+}

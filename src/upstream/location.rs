@@ -1,0 +1,225 @@
+//! URLs: where a redirect leads, and whether two URLs are the same place.
+
+use ureq::http::Uri;
+
+/// An absolute http or https URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Location {
+    https: bool,
+    /// Host and port, lower-case, the scheme's own port left out.
+    authority: String,
+    path_and_query: String,
+}
+
+impl Location {
+    /// A URL from its parts; `path_and_query` begins with `/`.
+    pub(super) fn new(https: bool, authority: &str, path_and_query: &str) -> Location {
+        let default_port = if https { ":443" } else { ":80" };
+        let authority = authority.strip_suffix(default_port).unwrap_or(authority);
+        Location {
+            https,
+            authority: authority.to_ascii_lowercase(),
+            path_and_query: path_and_query.to_owned(),
+        }
+    }
+
+    /// Parses an absolute URL. User info is refused: nothing good sends a password that way.
+    pub(super) fn parse(text: &str) -> Option<Location> {
+        let uri: Uri = text.split('#').next()?.parse().ok()?;
+        let https = match uri.scheme_str()? {
+            "https" => true,
+            "http" => false,
+            _ => return None,
+        };
+        let authority = uri.authority()?.as_str();
+        if authority.is_empty() || authority.contains('@') {
+            return None;
+        }
+        let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str());
+        Some(Location::new(https, authority, path_and_query))
+    }
+
+    /// Resolves a `Location` header against this URL (RFC 3986, section 5, without dot segments).
+    pub(super) fn join(&self, reference: &str) -> Option<Location> {
+        let reference = reference.split('#').next()?.trim();
+        if reference.contains("://") {
+            return Location::parse(reference);
+        }
+        let scheme = if self.https { "https" } else { "http" };
+        if let Some(rest) = reference.strip_prefix("//") {
+            return Location::parse(&format!("{scheme}://{rest}"));
+        }
+        let path = self.path_and_query.split('?').next().unwrap_or("/");
+        let path = match reference.chars().next()? {
+            '/' => reference.to_owned(),
+            '?' => format!("{path}{reference}"),
+            _ => format!("{}/{reference}", path.rsplit_once('/')?.0),
+        };
+        Location::parse(&format!("{scheme}://{}{path}", self.authority))
+    }
+
+    /// The whole URL. It may be signed: for the wire, never for a log.
+    pub(super) fn url(&self) -> String {
+        format!("{}{}", self.origin(), self.path_and_query)
+    }
+
+    /// Scheme, host and port.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", if self.https { "https" } else { "http" }, self.authority)
+    }
+
+    /// The URL without its query, which is where signatures are.
+    pub(super) fn for_log(&self) -> String {
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        format!("{}{path}", self.origin())
+    }
+
+    /// Whether it is https.
+    pub(super) fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Whether scheme, host and port are the same: only there may `Authorization` go again.
+    pub(super) fn is_same_origin(&self, other: &Location) -> bool {
+        (self.https, &self.authority) == (other.https, &other.authority)
+    }
+
+    /// The host without port, brackets kept.
+    pub(super) fn host(&self) -> &str {
+        let after_bracket = self.authority.rfind(']').map_or(0, |at| at + 1);
+        match self.authority[after_bracket..].find(':') {
+            Some(at) => &self.authority[..after_bracket + at],
+            None => &self.authority,
+        }
+    }
+
+    /// Host and port to resolve.
+    pub(super) fn host_and_port(&self) -> String {
+        match self.authority.len() == self.host().len() {
+            true => format!("{}:{}", self.authority, if self.https { 443 } else { 80 }),
+            false => self.authority.clone(),
+        }
+    }
+
+    /// The same URL with `pairs` added to its query, encoded.
+    pub(super) fn with_query(&self, pairs: &[(&str, &str)]) -> Location {
+        let mut location = self.clone();
+        for (name, value) in pairs {
+            let separator = if location.path_and_query.contains('?') { '&' } else { '?' };
+            location.path_and_query.push(separator);
+            location.path_and_query.push_str(name);
+            location.path_and_query.push('=');
+            encode_into(&mut location.path_and_query, value);
+        }
+        location
+    }
+}
+
+/// Percent-encodes everything but RFC 3986's unreserved characters and `:/`, which are legal in a
+/// query and which registries' token services are used to seeing plain.
+fn encode_into(out: &mut String, value: &str) {
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+/// Whether two hosts belong to the same owner: equal, or under the same registrable domain.
+///
+/// The registrable domain is approximated without the public suffix list: the last two labels, or
+/// three where the last but one is one of the second-level labels under which countries register.
+/// An address is only ever the same as itself.
+pub(super) fn is_same_owner(one: &str, other: &str) -> bool {
+    one == other || registrable(one).is_some_and(|domain| Some(domain) == registrable(other))
+}
+
+fn registrable(host: &str) -> Option<&str> {
+    const SECOND_LEVEL: [&str; 8] = ["co", "com", "net", "org", "gov", "edu", "ac", "ne"];
+    let is_name = !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err();
+    let labels: Vec<&str> = host.split('.').collect();
+    let [.., second, top] = labels[..] else { return None };
+    let wanted = if top.len() == 2 && SECOND_LEVEL.contains(&second) { 3 } else { 2 };
+    if !is_name || labels.len() < wanted {
+        return None;
+    }
+    let start: usize = labels[..labels.len() - wanted].iter().map(|label| label.len() + 1).sum();
+    Some(&host[start..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_resolved_against_the_request() {
+        let base = Location::new(true, "Reg.io:443", "/v2/a/blobs/x?y=1");
+        let table = [
+            ("https://CDN.io/b?sig=2#f", Some("https://cdn.io/b?sig=2")),
+            ("http://cdn.io", Some("http://cdn.io/")),
+            ("//cdn.io:8443/b", Some("https://cdn.io:8443/b")),
+            ("/other", Some("https://reg.io/other")),
+            ("y", Some("https://reg.io/v2/a/blobs/y")),
+            ("?z", Some("https://reg.io/v2/a/blobs/x?z")),
+            ("ftp://x/y", None),
+            ("https://user:pw@x/y", None),
+            ("https:///x", None),
+            ("", None),
+        ];
+        for (reference, expected) in table {
+            let joined = base.join(reference).map(|location| location.url());
+            assert_eq!(joined.as_deref(), expected, "{reference}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_part_of_the_origin_and_the_default_port_is_none() {
+        let base = Location::parse("https://reg.io/").unwrap();
+        for (text, same) in [
+            ("https://reg.io:443/x", true),
+            ("https://REG.io/x", true),
+            ("https://reg.io:8443/x", false),
+            ("http://reg.io/x", false),
+            ("https://reg.io.evil.com/", false),
+        ] {
+            assert_eq!(base.is_same_origin(&Location::parse(text).unwrap()), same, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_never_logged() {
+        let location = Location::parse("https://s3.io/b?X-Amz-Signature=secret").unwrap();
+        assert_eq!(location.for_log(), "https://s3.io/b");
+    }
+
+    #[test]
+    fn query_pairs_are_merged_and_encoded() {
+        let realm = Location::parse("https://a.io/t?x=1").unwrap();
+        let url = realm.with_query(&[("service", "a b&c"), ("scope", "repository:a/b:pull")]).url();
+        assert_eq!(url, "https://a.io/t?x=1&service=a%20b%26c&scope=repository:a/b:pull");
+        let plain = Location::parse("https://a.io").unwrap();
+        assert_eq!(plain.with_query(&[("n", "1")]).url(), "https://a.io/?n=1");
+    }
+
+    #[test]
+    fn owners() {
+        for (one, other, same) in [
+            ("registry-1.docker.io", "auth.docker.io", true),
+            ("ghcr.io", "ghcr.io", true),
+            ("registry.gitlab.com", "gitlab.com", true),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("10.0.0.1", "11.0.0.1", false),
+            ("10.0.0.1", "9.0.0.1", false),
+            ("docker.io", "evil.io", false),
+            ("a.co.uk", "b.co.uk", false),
+            ("x.a.co.uk", "y.a.co.uk", true),
+            ("localhost", "localhost", true),
+            ("reg", "other", false),
+            ("[::1]", "[::2]", false),
+        ] {
+            assert_eq!(is_same_owner(one, other), same, "{one} {other}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One upstream registry: asking it for manifests, blobs and lists over HTTP.
+//!
+//! [`Registries`] finds the [`Source`] of a registry; a [`Registry`] is the real one. Calls block and
+//! are made from fetcher threads only. Every wait in here is bounded: resolving, connecting, the
+//! answer's head, and the silence between two reads of a body. A body as a whole is not: a large layer
+//! on a slow link takes the time it takes.
+//!
+//! This room must not know that a cache, a disk or clients exist.
+//!
+//! # Rules that protect others
+//! * What is asked does not depend on the client: fixed `Accept`, `Accept-Encoding: identity`.
+//! * Redirects are followed by hand: `Authorization` stays with its scheme, host and port, https never
+//!   becomes http, and every address that is dialled is checked ([`guard`](Registries)).
+//! * A token realm is asked only if it belongs to the registry that names it.
+
+mod address;
+mod challenge;
+mod error;
+mod list;
+mod location;
+mod registries;
+mod registry;
+mod token;
+mod transport;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
+
+pub use error::{UpstreamError, UpstreamErrorKind};
+pub use registries::{
+    Endpoint, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
+};
+pub use registry::Registry;
+pub use transport::Timeouts;
+
+/// Finds the source of a registry's content. The seam behind which tests put a fake.
+pub trait Sources: Send + Sync {
+    /// The source for `upstream`.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`] if this registry may not be dialled.
+    fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError>;
+}
+
+/// One registry, as the cache sees it. All calls block, within the bounds that this room promises.
+pub trait Source: Send + Sync {
+    /// What `tag` is now, by HEAD, which rate limits do not count. `None` if the registry answers
+    /// HEAD in a way that does not tell (no digest header, 405).
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such tag.
+    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError>;
+
+    /// The manifest, verified against the digest asked for, or told by the registry.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(Digest, Manifest), UpstreamError>;
+
+    /// The blob's size by HEAD; `None` if the registry does not tell.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such blob.
+    fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError>;
+
+    /// The blob from its beginning. The bytes are not verified here.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobBody, UpstreamError>;
+
+    /// A page of the tag list; `query` is `n=…&last=…` or empty.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError>;
+
+    /// The manifests that refer to `digest`; `query` may filter and page.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::Unsupported`] if the registry does not offer the referrers API, however it
+    /// says so.
+    fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        query: &str,
+    ) -> Result<List, UpstreamError>;
+}
+
+/// A blob that is arriving.
+pub struct BlobBody {
+    /// Its size in bytes, where the registry tells.
+    pub size: Option<u64>,
+    /// The bytes. Ends early with an error if the connection does.
+    pub reader: Box<dyn Read + Send>,
+}
+
+/// An answer that changes with time: a page of tags, the referrers of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    /// The JSON document.
+    pub body: String,
+    /// The query of the next page.
+    pub next: Option<String>,
+    /// `OCI-Filters-Applied`.
+    pub filters_applied: Option<String>,
+}

@@ -1,0 +1,250 @@
+//! Bearer tokens: fetched once for all who need the same one, used until shortly before they expire.
+//!
+//! Distribution's "token authentication specification". This room holds the tokens of one registry;
+//! who fetches one holds no lock while doing so, and others who need the same token wait for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::challenge::Challenge;
+
+/// The largest answer of a token service, in bytes.
+pub(super) const TOKEN_BODY_BYTES_MAX: u64 = 64 * 1024;
+/// What the specification says of a token without `expires_in`, and the least that is believed.
+const LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// A token is renewed this long before it expires, so that it does not expire on its way.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Tokens kept; one a repository. Beyond it, all are forgotten and fetched again as needed.
+const TOKENS_MAX: usize = 4096;
+
+/// What a token is for: where it is shown, and for which repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub(super) origin: String,
+    pub(super) repository: String,
+}
+
+/// A token, and the challenge that it answers, so that it can be renewed before it is refused.
+#[derive(Clone)]
+pub(super) struct Token {
+    pub(super) value: String,
+    pub(super) challenge: Challenge,
+    renew_at: Instant,
+}
+
+/// The JSON of a token service: both names occur, and mean the same.
+#[derive(Deserialize)]
+struct Wire {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<f64>,
+}
+
+impl Token {
+    /// Reads the answer of a token service that came at `now`. The local clock counts the lifetime
+    /// down from there: `issued_at` would bring in another machine's clock.
+    pub(super) fn parse(body: &[u8], challenge: Challenge, now: Instant) -> Option<Token> {
+        let wire: Wire = serde_json::from_slice(body).ok()?;
+        let value = wire.token.filter(|token| !token.is_empty()).or(wire.access_token)?;
+        // Goes into a header line: a token with a line break in it would be a header of its own.
+        if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        let seconds = wire.expires_in.unwrap_or(0.0).clamp(0.0, 86_400.0);
+        let lifetime = Duration::from_secs_f64(seconds).max(LIFETIME_MIN);
+        Some(Token { value, challenge, renew_at: now + (lifetime - MARGIN) })
+    }
+
+    /// Whether it should be renewed.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.renew_at
+    }
+}
+
+/// The tokens of one registry.
+#[derive(Default)]
+pub(super) struct Tokens {
+    slots: Mutex<HashMap<TokenKey, Slot>>,
+    /// Signalled whenever a fetch ends.
+    fetched: Condvar,
+}
+
+enum Slot {
+    Fetching,
+    Ready(Arc<Token>),
+}
+
+impl Tokens {
+    /// The token for `key` as it is known, due or not.
+    pub(super) fn known(&self, key: &TokenKey) -> Option<Arc<Token>> {
+        match self.lock().get(key) {
+            Some(Slot::Ready(token)) => Some(Arc::clone(token)),
+            _ => None,
+        }
+    }
+
+    /// A token for `key` that is neither due nor `rejected`, fetching it if need be. Of several callers
+    /// one fetches, and the others wait for that: each fetch is bounded by its own time-outs.
+    pub(super) fn obtain<E>(
+        &self,
+        key: &TokenKey,
+        rejected: Option<&Arc<Token>>,
+        now: Instant,
+        fetch: impl FnOnce() -> Result<Token, E>,
+    ) -> Result<Arc<Token>, E> {
+        let mut slots = self.lock();
+        loop {
+            match slots.get(key) {
+                Some(Slot::Fetching) => {
+                    slots = self.fetched.wait(slots).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(Slot::Ready(token)) if is_usable(token, rejected, now) => {
+                    return Ok(Arc::clone(token));
+                }
+                _ => break,
+            }
+        }
+        if slots.len() >= TOKENS_MAX {
+            slots.retain(|_, slot| matches!(slot, Slot::Fetching));
+        }
+        slots.insert(key.clone(), Slot::Fetching);
+        drop(slots);
+        let mut fetching = Fetching { tokens: self, key, token: None };
+        let token = Arc::new(fetch()?);
+        fetching.token = Some(Arc::clone(&token));
+        Ok(token)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenKey, Slot>> {
+        // A panic leaves the table valid: each change is one insertion or removal.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_usable(token: &Arc<Token>, rejected: Option<&Arc<Token>>, now: Instant) -> bool {
+    !token.is_due(now) && rejected.is_none_or(|rejected| !Arc::ptr_eq(rejected, token))
+}
+
+/// A fetch under way. Its end, by success, error or panic, lets the waiting go on.
+struct Fetching<'a> {
+    tokens: &'a Tokens,
+    key: &'a TokenKey,
+    token: Option<Arc<Token>>,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.tokens.lock();
+        match self.token.take() {
+            Some(token) => slots.insert(self.key.clone(), Slot::Ready(token)),
+            None => slots.remove(self.key),
+        };
+        drop(slots);
+        self.tokens.fetched.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn challenge() -> Challenge {
+        Challenge::bearer(["Bearer realm=\"https://a/t\""]).unwrap()
+    }
+
+    fn parse(body: &str, now: Instant) -> Option<Token> {
+        Token::parse(body.as_bytes(), challenge(), now)
+    }
+
+    fn key() -> TokenKey {
+        TokenKey { origin: "https://a".into(), repository: "b".into() }
+    }
+
+    #[test]
+    fn both_names_of_the_token_are_read() {
+        let now = Instant::now();
+        for body in [
+            r#"{"token":"abc"}"#,
+            r#"{"access_token":"abc","expires_in":300}"#,
+            r#"{"token":"","access_token":"abc"}"#,
+            r#"{"token":"abc","access_token":"abc","issued_at":"2030-01-01T00:00:00Z"}"#,
+        ] {
+            assert_eq!(parse(body, now).unwrap().value, "abc", "{body}");
+        }
+    }
+
+    #[test]
+    fn refused_token_answers() {
+        for body in [
+            "",
+            "{}",
+            "<html>",
+            r#"{"token":""}"#,
+            r#"{"token":"a b"}"#,
+            r#"{"token":"a\r\nX: y"}"#,
+            r#"{"token":7}"#,
+        ] {
+            assert!(parse(body, Instant::now()).is_none(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_renewed_before_it_expires_and_lives_a_minute_at_least() {
+        let now = Instant::now();
+        for (body, seconds) in [
+            (r#"{"token":"a"}"#, 50),
+            (r#"{"token":"a","expires_in":5}"#, 50),
+            (r#"{"token":"a","expires_in":-1}"#, 50),
+            (r#"{"token":"a","expires_in":300}"#, 290),
+        ] {
+            let token = parse(body, now).unwrap();
+            assert!(!token.is_due(now + Duration::from_secs(seconds - 1)), "{body}");
+            assert!(token.is_due(now + Duration::from_secs(seconds)), "{body}");
+        }
+    }
+
+    #[test]
+    fn twenty_threads_need_one_fetch() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let (barrier, fetches) = (Barrier::new(20), AtomicUsize::new(0));
+        let obtain = || {
+            barrier.wait();
+            let fetch = || {
+                fetches.fetch_add(1, Ordering::SeqCst);
+                parse(r#"{"token":"a"}"#, now).ok_or(())
+            };
+            tokens.obtain(&key(), None, now, fetch).unwrap().value.clone()
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..20).map(|_| scope.spawn(obtain)).collect();
+            assert!(threads.into_iter().all(|thread| thread.join().unwrap() == "a"));
+        });
+        assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failed_fetch_is_tried_again_by_the_next() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        assert!(tokens.obtain(&key(), None, now, || Err("down")).is_err());
+        let second =
+            tokens.obtain(&key(), None, now, || parse(r#"{"token":"b"}"#, now).ok_or("bad"));
+        assert_eq!(second.unwrap().value, "b");
+    }
+
+    #[test]
+    fn a_rejected_token_is_replaced_once() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let token = |value: &str| parse(&format!(r#"{{"token":"{value}"}}"#), now).ok_or(());
+        let first = tokens.obtain(&key(), None, now, || token("a")).unwrap();
+        let second = tokens.obtain(&key(), Some(&first), now, || token("b")).unwrap();
+        assert_eq!(second.value, "b");
+        let third = tokens.obtain(&key(), Some(&first), now, || token("c")).unwrap();
+        assert_eq!(third.value, "b", "who was rejected with the old one takes the new one");
+    }
+}
