@@ -33,6 +33,15 @@ pub enum Begin {
     Busy,
 }
 
+/// What to do while another process writes the partial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contention {
+    /// Return [`Begin::Busy`].
+    Return,
+    /// Wait until it has finished or died: for threads that have nothing better to do.
+    Wait,
+}
+
 /// A blob that is being written. Dropping it removes the partial.
 #[derive(Debug)]
 pub struct Ingest {
@@ -48,7 +57,7 @@ pub struct Ingest {
 
 impl Store {
     /// Begins to write the blob of `digest`, unless it is there (with `expected_bytes`, where known)
-    /// or another process is at it.
+    /// or another process is at it, which `contention` decides about.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the partial cannot be created.
@@ -56,6 +65,7 @@ impl Store {
         &self,
         digest: &Digest,
         expected_bytes: Option<u64>,
+        contention: Contention,
     ) -> Result<Begin, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
@@ -63,10 +73,15 @@ impl Store {
         let path = self.inner.layout.partial(digest);
         for _ in 0..LOCK_ROUNDS_MAX {
             let file = open_partial(&path).map_err(|error| StoreError::write(&path, error))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
-                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
+            match contention {
+                Contention::Wait => {
+                    file.lock().map_err(|error| StoreError::write(&path, error))?;
+                }
+                Contention::Return => match file.try_lock() {
+                    Ok(()) => {}
+                    Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
+                    Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
+                },
             }
             if !leads_to(&path, &file) {
                 continue;
@@ -96,7 +111,7 @@ impl Store {
     /// [`IngestError`] if they do not have the digest, or the disk refuses.
     pub fn ingest_bytes(&self, digest: &Digest, bytes: &[u8]) -> Result<(), IngestError> {
         let expected = Some(bytes.len() as u64);
-        match self.ingest(digest, expected).map_err(IngestError::Store)? {
+        match self.ingest(digest, expected, Contention::Return).map_err(IngestError::Store)? {
             Begin::Present(_) => Ok(()),
             Begin::Writing(mut ingest) => {
                 ingest.write(bytes).map_err(IngestError::Store)?;

@@ -85,9 +85,13 @@ impl Layout {
         directory.join(digest.algorithm().as_str()).join(digest.hex())
     }
 
+    pub(super) fn lists(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(LISTS)
+    }
+
     pub(super) fn list(&self, name: &ImageName, key: &str) -> PathBuf {
         let hashed = Digest::of(Algorithm::Sha256, key.as_bytes()).hex();
-        self.repository(name).join(LISTS).join(hashed)
+        self.lists(name).join(hashed)
     }
 
     /// Makes the directories and the two files that mark an OCI layout. Says whether the directory

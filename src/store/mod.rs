@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::oci::{Digest, Verifier};
 
 pub use error::StoreError;
-pub use ingest::{Begin, Ingest, IngestError};
+pub use ingest::{Begin, Contention, Ingest, IngestError};
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 
 use layout::Layout;

@@ -20,6 +20,9 @@ const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
 /// The largest record read. Lists are the largest: a registry's page of tags.
 const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Lists kept of one repository: clients choose the query, so without a bound they could fill the disk.
+const LISTS_PER_REPOSITORY_MAX: usize = 16;
+
 /// Whether looking at a record counts as use of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -97,7 +100,8 @@ impl Store {
         })
     }
 
-    /// Writes what `tag` is. Its manifest must be in the store.
+    /// Writes what `tag` is. Its manifest must be in the store. `index.json` becomes outdated only if
+    /// the tag is another manifest than before.
     ///
     /// # Errors
     /// [`StoreError`] if the disk refuses.
@@ -109,8 +113,11 @@ impl Store {
             fetched: to_seconds(is.fetched),
             checked: to_seconds(is.checked),
         };
+        let is_other = self.tag(name, tag, Access::Look).is_none_or(|was| was.digest != is.digest);
         self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
-        self.mark_index_outdated();
+        if is_other {
+            self.mark_index_outdated();
+        }
         Ok(())
     }
 
@@ -156,7 +163,28 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the disk refuses.
     pub fn put_list(&self, name: &ImageName, key: &str, is: &ListRecord) -> Result<(), StoreError> {
-        self.put_record(&self.inner.layout.list(name, key), is)
+        let path = self.inner.layout.list(name, key);
+        if !path.exists() {
+            self.make_room_for_list(name);
+        }
+        self.put_record(&path, is)
+    }
+
+    /// Removes the oldest list of a repository that has as many as it may.
+    fn make_room_for_list(&self, name: &ImageName) {
+        let Ok(entries) = fs::read_dir(self.inner.layout.lists(name)) else { return };
+        let mut lists: Vec<(SystemTime, std::path::PathBuf)> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+            })
+            .collect();
+        lists.sort();
+        let excess = (lists.len() + 1).saturating_sub(LISTS_PER_REPOSITORY_MAX);
+        for (_, path) in &lists[..excess] {
+            // Gone already is as good; anything else leaves one list too many.
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// The tags of a repository that are in the cache, sorted.

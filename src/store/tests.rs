@@ -23,7 +23,7 @@ fn sha256(bytes: &[u8]) -> Digest {
 }
 
 fn begin(store: &Store, digest: &Digest) -> Ingest {
-    match store.ingest(digest, None).unwrap() {
+    match store.ingest(digest, None, Contention::Return).unwrap() {
         Begin::Writing(ingest) => ingest,
         other => panic!("expected to write, found {other:?}"),
     }
@@ -169,10 +169,13 @@ fn of_two_writers_one_writes_and_the_other_is_told() {
     let other_process = open(store.root());
     let digest = sha256(b"hello");
     let mut first = begin(&store, &digest);
-    assert!(matches!(other_process.ingest(&digest, None).unwrap(), Begin::Busy));
+    assert!(matches!(
+        other_process.ingest(&digest, None, Contention::Return).unwrap(),
+        Begin::Busy
+    ));
     first.write(b"hello").unwrap();
     let blob = first.verify(None).unwrap().commit().unwrap();
-    let found = other_process.ingest(&digest, None).unwrap();
+    let found = other_process.ingest(&digest, None, Contention::Return).unwrap();
     assert!(matches!(found, Begin::Present(_)), "although a reader holds the file");
     assert_eq!(content(&blob), b"hello", "and the finished blob was not truncated");
 }
@@ -246,6 +249,25 @@ fn a_repository_has_only_the_manifests_that_were_pulled_from_it() {
 }
 
 #[test]
+fn clients_cannot_fill_the_disk_with_lists() {
+    let (_directory, store) = fresh();
+    let name = name("quay.io/a");
+    let list = |body: &str| ListRecord {
+        checked: 1,
+        body: body.to_owned(),
+        next: None,
+        filters_applied: None,
+    };
+    for number in 0..40 {
+        let key = format!("tags?n={number}");
+        store.put_list(&name, &key, &list(&key)).unwrap();
+        assert_eq!(store.list(&name, &key), Some(list(&key)));
+    }
+    let kept = fs::read_dir(store.inner.layout.lists(&name)).unwrap().count();
+    assert_eq!(kept, 16);
+}
+
+#[test]
 fn use_is_noted_coarsely_and_looking_is_not_use() {
     let (_directory, store) = fresh();
     let name = name("quay.io/a");
@@ -306,7 +328,7 @@ fn a_directory_that_cannot_be_written_serves_what_it_has() {
     assert!(!store.is_writable());
     assert_eq!(store.read(&digest, 7).unwrap(), b"content");
     assert!(store.tag(&name("quay.io/a"), &tag("v"), Access::Pull(at(9))).is_some());
-    let refused = store.ingest(&sha256(b"new"), None);
+    let refused = store.ingest(&sha256(b"new"), None, Contention::Return);
     assert!(matches!(refused, Err(StoreError::ReadOnly { .. })));
     assert!(store.put_tag(&name("quay.io/a"), &tag("w"), &record(digest, 7)).is_err());
 }
@@ -376,7 +398,10 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
         assert_eq!(stdout.read(&mut byte).unwrap(), 1, "the helper ended early");
         said.push(byte[0]);
     }
-    assert!(matches!(store.ingest(&digest, None).unwrap(), Begin::Busy), "its lock is held");
+    assert!(
+        matches!(store.ingest(&digest, None, Contention::Return).unwrap(), Begin::Busy),
+        "its lock is held"
+    );
     child.kill().unwrap();
     child.wait().unwrap();
 

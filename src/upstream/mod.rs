@@ -14,6 +14,7 @@
 //! * A token realm is asked only if it belongs to the registry that names it.
 
 mod address;
+mod answer;
 mod challenge;
 mod error;
 mod list;

@@ -1,14 +1,16 @@
 //! One registry over HTTP: the distribution-spec's pull and discovery requests.
 
-use std::io::Read;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderMap, Response, header};
+use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public};
+use super::answer::{
+    check_encoding, content_digest, content_length, discard, read_body, status_error, text, texts,
+};
 use super::challenge::Challenge;
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::list::{accept_referrers, next_query, normalise_tags};
@@ -24,8 +26,6 @@ use crate::oci::{
 
 /// How many redirects are followed: more than any registry needs, fewer than a loop would like.
 const REDIRECTS_MAX: usize = 10;
-/// How much of an answer that is of no use is read, to keep its connection.
-const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// The largest list, in bytes: a page of tags, the referrers of one manifest.
 const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -442,74 +442,6 @@ impl Source for Registry {
 
 fn with_query(path: &str, query: &str) -> String {
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
-}
-
-/// A header's first value, if it is text.
-fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-fn texts(headers: &HeaderMap, name: impl header::AsHeaderName) -> impl Iterator<Item = &str> {
-    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
-}
-
-/// What `Docker-Content-Digest` says. A malformed one says nothing: the bytes decide.
-fn content_digest(headers: &HeaderMap) -> Option<Digest> {
-    text(headers, "docker-content-digest").and_then(|text| text.parse().ok())
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
-}
-
-/// Content that is compressed for the way would be hashed compressed.
-fn check_encoding(headers: &HeaderMap, request: &Arc<str>) -> Result<(), UpstreamError> {
-    match text(headers, header::CONTENT_ENCODING) {
-        None | Some("identity" | "") => Ok(()),
-        Some(encoding) => {
-            let reason = format!("it is encoded as {encoding} although identity was asked for");
-            Err(UpstreamError::bad_answer(request, reason))
-        }
-    }
-}
-
-/// Reads a small body; one byte more than `limit_bytes` is an error.
-fn read_body(
-    response: Response<Body>,
-    limit_bytes: u64,
-    request: &Arc<str>,
-) -> Result<Vec<u8>, UpstreamError> {
-    let mut bytes = Vec::new();
-    let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
-    reader.read_to_end(&mut bytes).map_err(|error| UpstreamError::from_body(request, error))?;
-    match bytes.len() as u64 > limit_bytes {
-        true => {
-            let reason = format!("it is larger than {limit_bytes} bytes");
-            Err(UpstreamError::bad_answer(request, reason))
-        }
-        false => Ok(bytes),
-    }
-}
-
-/// Reads what is left of a small answer, so that its connection can be used again.
-fn discard(response: Response<Body>) {
-    let mut rest = response.into_body().into_reader().take(DISCARDED_BODY_BYTES_MAX);
-    // An error here only means that the connection is not used again.
-    let _ = std::io::copy(&mut rest, &mut std::io::sink());
-}
-
-/// What a status other than 200 means.
-fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>) -> UpstreamError {
-    let kind = match status {
-        404 | 410 => UpstreamErrorKind::NotFound,
-        401 | 403 => UpstreamErrorKind::Denied { status },
-        429 => {
-            let seconds = text(headers, header::RETRY_AFTER).and_then(|text| text.parse().ok());
-            UpstreamErrorKind::RateLimited { retry_after: seconds.map(Duration::from_secs) }
-        }
-        status => UpstreamErrorKind::Status { status },
-    };
-    UpstreamError::new(Arc::clone(request), kind)
 }
 
 /// Whether a request failed the way it does on a pooled connection that the other side has closed

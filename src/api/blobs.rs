@@ -1,0 +1,184 @@
+//! `GET` and `HEAD` of blobs, whole or in part, from the store or from a download under way.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::range::{Part, entity_tag, is_not_modified, part};
+use super::status::unsatisfiable;
+use super::{Call, Failure};
+use crate::cache::{Blob, BlobLookup, BlobWait, CacheError, How, Purpose};
+use crate::http::{Body, Context, Method, Pending, Reply, Request, Step, Tail};
+use crate::oci::{Digest, ImageName};
+
+/// After this long without upstream's answer, the head of ours leaves on the word of the manifest, if
+/// that told the size: containerd gives up on a head after 30 s, and the fetch is on its way.
+const HEAD_FROM_MANIFEST_AFTER: Duration = Duration::from_secs(15);
+/// After this long without any idea of the size, the client is told to come back.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+pub(super) fn answer(
+    call: Call,
+    name: ImageName,
+    digest: Digest,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
+    let purpose = match request.method() {
+        Method::Head => Purpose::Size,
+        _ => Purpose::Read,
+    };
+    let asked = Asked { call, name, digest, purpose, began: context.now(), is_second: false };
+    asked.look(request, context)
+}
+
+/// A request for a blob.
+struct Asked {
+    call: Call,
+    name: ImageName,
+    digest: Digest,
+    purpose: Purpose,
+    began: Instant,
+    /// Whether somebody else's download was joined before, and failed.
+    is_second: bool,
+}
+
+impl Asked {
+    fn look(self, request: &Request, context: &Context<'_>) -> Step {
+        match self.call.cache.blob(&self.name, &self.digest, self.purpose) {
+            Ok(BlobLookup::Ready(blob)) => Step::Reply(self.whole(request, blob)),
+            Ok(BlobLookup::Wait(wait)) => {
+                Box::new(Waiting { asked: self, wait }).resume(request, context)
+            }
+            Err(error) => Step::Reply(self.call.fail(&Failure::Blob(error))),
+        }
+    }
+
+    fn whole(&self, request: &Request, blob: Blob) -> Reply {
+        let body = |range| Body::File { file: blob.file, range };
+        self.reply(request, How::Hit, blob.size, body)
+    }
+
+    /// The answer about a blob of `size` bytes, whose bytes `body` gives.
+    fn reply(
+        &self,
+        request: &Request,
+        how: How,
+        size: u64,
+        body: impl FnOnce(std::ops::Range<u64>) -> Body,
+    ) -> Reply {
+        // A range on HEAD is ignored: RFC 9110, section 14.2, defines it for GET.
+        let part = match request.method() {
+            Method::Head => Part::Whole,
+            _ => part(request, &self.digest, size),
+        };
+        let reply = if is_not_modified(request, &self.digest) {
+            Reply::new(304, Body::Empty)
+        } else {
+            match part {
+                Part::Whole => Reply::new(200, body(0..size)),
+                Part::Bytes(range) => {
+                    let told = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                    Reply::new(206, body(range)).header("Content-Range", told)
+                }
+                Part::Unsatisfiable => unsatisfiable(size),
+            }
+        };
+        let reply = reply
+            .header("Content-Type", "application/octet-stream")
+            .header("Docker-Content-Digest", self.digest.to_string())
+            .header("ETag", entity_tag(&self.digest))
+            .header("Accept-Ranges", "bytes")
+            .header("Cache-Control", "max-age=31536000");
+        self.call.dress(reply, how)
+    }
+}
+
+/// A request whose blob is on its way.
+struct Waiting {
+    asked: Asked,
+    wait: BlobWait,
+}
+
+impl Pending for Waiting {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        match self.wait.poll_size(context.waker()) {
+            Poll::Ready(Ok(size)) => Step::Reply(self.growing(request, size)),
+            // The download that was joined was another repository's: this one may well have it.
+            Poll::Ready(Err(error)) if self.wait.how == How::Join && self.may_ask_again(&error) => {
+                Asked { is_second: true, ..self.asked }.look(request, context)
+            }
+            Poll::Ready(Err(error)) => Step::Reply(self.asked.call.fail(&Failure::Blob(error))),
+            Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
+            Poll::Pending => match self.hint() {
+                Some(size) => Step::Reply(self.growing(request, size)),
+                None => Step::Reply(self.asked.call.fail(&Failure::Blob(CacheError::TimedOut))),
+            },
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let patience = if self.hint().is_some() { HEAD_FROM_MANIFEST_AFTER } else { PATIENCE };
+        self.asked.began + patience
+    }
+}
+
+impl Waiting {
+    fn may_ask_again(&self, error: &CacheError) -> bool {
+        error.is_not_found() && !self.asked.is_second
+    }
+
+    /// The size as a manifest told it, where that is enough to begin an answer.
+    fn hint(&self) -> Option<u64> {
+        self.wait.size_hint.filter(|_| self.asked.purpose == Purpose::Read)
+    }
+
+    fn growing(self, request: &Request, size: u64) -> Reply {
+        let Waiting { asked, wait } = self;
+        let how = wait.how;
+        match asked.purpose {
+            Purpose::Size => asked.reply(request, how, size, |_| Body::Length(size)),
+            Purpose::Read => asked.reply(request, how, size, |range| Body::Tail {
+                tail: Box::new(BlobTail { wait, promised: size, file: None }),
+                range,
+            }),
+        }
+    }
+}
+
+/// A follower of a download.
+struct BlobTail {
+    wait: BlobWait,
+    /// What `Content-Length` was computed from, in bytes.
+    promised: u64,
+    /// The growing file, once upstream has answered.
+    file: Option<Arc<File>>,
+}
+
+impl Tail for BlobTail {
+    fn file(&self) -> &File {
+        // The edge asks only after `poll_available` has told how far the file may be read, and that
+        // fills this in first.
+        self.file.as_deref().expect("a file that may be read is known")
+    }
+
+    fn poll_available(&mut self, position: u64, waker: &Waker) -> Poll<Result<u64, Box<str>>> {
+        if self.file.is_none() {
+            match self.wait.poll_file(waker) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.to_string().into())),
+                Poll::Ready(Ok(incoming)) => {
+                    if incoming.size.is_some_and(|size| size != self.promised) {
+                        let reason = "upstream's size is not the one that was promised";
+                        return Poll::Ready(Err(reason.into()));
+                    }
+                    self.file = Some(incoming.file);
+                }
+            }
+        }
+        self.wait
+            .poll_available(position, waker)
+            .map(|outcome| outcome.map_err(|error| error.to_string().into()))
+    }
+}

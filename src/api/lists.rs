@@ -1,0 +1,110 @@
+//! Tag lists and referrers.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::{Call, Failure};
+use crate::cache::{CacheError, ListAnswer, ListLookup, ListQuestion, ListWait};
+use crate::http::{Body, Context, Pending, Reply, Request, Step};
+use crate::oci::{ImageName, MediaType};
+
+pub(super) fn answer(
+    call: Call,
+    name: &ImageName,
+    question: ListQuestion,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
+    if let ListQuestion::Tags { query } = &question {
+        if query.split('&').any(|pair| pair == "n=0") {
+            return Step::Reply(call.dress(no_tags(name), crate::cache::How::Hit));
+        }
+    }
+    let kind = match &question {
+        ListQuestion::Tags { .. } => Kind::Tags,
+        ListQuestion::Referrers { .. } => Kind::Referrers,
+    };
+    match call.cache.list(name, question) {
+        Ok(ListLookup::Ready(answer)) => Step::Reply(reply(&call, kind, request, Ok(answer))),
+        Ok(ListLookup::Wait(wait)) => {
+            let deadline = context.now() + wait.patience();
+            Box::new(Waiting { call, kind, wait, deadline }).resume(request, context)
+        }
+        Err(error) => Step::Reply(reply(&call, kind, request, Err(error))),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tags,
+    Referrers,
+}
+
+struct Waiting {
+    call: Call,
+    kind: Kind,
+    wait: ListWait,
+    deadline: Instant,
+}
+
+impl Pending for Waiting {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        let outcome = match self.wait.poll(context.waker()) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending if context.now() < self.deadline => return Step::Wait(self),
+            Poll::Pending => self.wait.give_up(),
+        };
+        Step::Reply(reply(&self.call, self.kind, request, outcome))
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+fn reply(
+    call: &Call,
+    kind: Kind,
+    request: &Request,
+    outcome: Result<ListAnswer, CacheError>,
+) -> Reply {
+    let answer = match (outcome, kind) {
+        (Ok(answer), _) => answer,
+        (Err(error), Kind::Tags) => return call.fail(&Failure::Tags(error)),
+        (Err(error), Kind::Referrers) => return call.fail(&Failure::Referrers(error)),
+    };
+    let content_type = match kind {
+        Kind::Tags => "application/json",
+        Kind::Referrers => MediaType::OCI_INDEX,
+    };
+    let body = Body::Bytes(Arc::from(answer.list.body.into_bytes()));
+    let mut reply = Reply::new(200, body).header("Content-Type", content_type);
+    if let Some(next) = answer.list.next {
+        reply = reply.header("Link", next_link(request, &next));
+    }
+    if let Some(filters) = answer.list.filters_applied {
+        reply = reply.header("OCI-Filters-Applied", filters);
+    }
+    call.dress(reply, answer.how)
+}
+
+/// The next page on our own path, relative, with the namespace that this page was asked with: clients
+/// refuse a link to another host.
+fn next_link(request: &Request, next: &str) -> String {
+    let namespace = request
+        .query()
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .find(|pair| pair.starts_with("ns=") && pair.len() > "ns=".len());
+    match namespace {
+        Some(namespace) => format!("<{}?{next}&{namespace}>; rel=\"next\"", request.path()),
+        None => format!("<{}?{next}>; rel=\"next\"", request.path()),
+    }
+}
+
+fn no_tags(name: &ImageName) -> Reply {
+    let body = serde_json::json!({ "name": name.repository.as_str(), "tags": [] }).to_string();
+    Reply::new(200, Body::Bytes(Arc::from(body.into_bytes())))
+        .header("Content-Type", "application/json")
+}

@@ -1,0 +1,118 @@
+//! The registry API for clients: distribution-spec pull and discovery, over the cache.
+//!
+//! A request is parsed into one [`Route`], answered from the cache or left waiting on a flight, and
+//! rendered with the headers that clients need. This room must not know how upstreams are asked or
+//! where files lie.
+//!
+//! Only one place knows status codes for failures: `status.rs`.
+
+mod access_log;
+mod blobs;
+mod health;
+mod lists;
+mod manifests;
+mod range;
+mod route;
+mod status;
+
+use std::sync::Arc;
+
+use crate::cache::{Cache, How};
+use crate::http::{Context, Ending, Handler, Reply, Request, Step};
+use crate::oci::Upstream;
+
+pub use health::Health;
+pub use route::{Addressing, Naming, Route, RouteError};
+pub use status::Failure;
+
+/// Answers container clients.
+pub struct Api {
+    cache: Cache,
+    naming: Arc<Naming>,
+}
+
+impl Api {
+    /// An API over `cache`, with the rules by which a request names its upstream.
+    pub fn new(cache: Cache, naming: Naming) -> Api {
+        Api { cache, naming: Arc::new(naming) }
+    }
+}
+
+impl Handler for Api {
+    fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
+        let (route, addressing) = match self.naming.route(request) {
+            Ok(routed) => routed,
+            Err(error) => return Step::Reply(status::route_failure(&error)),
+        };
+        let call = Call { cache: self.cache.clone(), addressing };
+        match route {
+            Route::Ping => Step::Reply(ping()),
+            Route::Manifest { name, reference } => {
+                manifests::answer(call, &name, &reference, request, context)
+            }
+            Route::Blob { name, digest } => blobs::answer(call, name, digest, request, context),
+            Route::List { name, question } => {
+                lists::answer(call, &name, question, request, context)
+            }
+        }
+    }
+
+    fn finished(&self, request: &Request, ending: &Ending) {
+        access_log::line(request, ending);
+    }
+}
+
+/// What every handler needs beside the request.
+struct Call {
+    cache: Cache,
+    addressing: Addressing,
+}
+
+impl Call {
+    /// Adds what every answer about an upstream carries.
+    fn dress(&self, reply: Reply, how: How) -> Reply {
+        let reply = match how {
+            How::Stale => reply.header("Warning", "110 - \"Response is Stale\""),
+            _ => reply,
+        };
+        let reply = match &self.addressing.namespace {
+            Some(namespace) => reply.header("OCI-Namespace", namespace.to_string()),
+            None => reply,
+        };
+        reply
+            .header("Cache-Status", cache_status(how))
+            .header(API_VERSION.0, API_VERSION.1)
+            .note(note(how, &self.addressing.upstream))
+    }
+
+    /// A failure as an answer about an upstream.
+    fn fail(&self, failure: &Failure) -> Reply {
+        let upstream = &self.addressing.upstream;
+        status::reply(failure).note(format!("cache=none upstream={upstream}"))
+    }
+}
+
+/// Docker clients fall back to an older protocol without this header.
+const API_VERSION: (&str, &str) = ("Docker-Distribution-API-Version", "registry/2.0");
+
+/// RFC 9211: says where an answer came from, in the field's own words.
+fn cache_status(how: How) -> &'static str {
+    match how {
+        How::Hit => "larder; hit",
+        How::Join => "larder; fwd=miss; collapsed",
+        How::Miss => "larder; fwd=miss; stored",
+        How::Stale => "larder; hit; detail=stale",
+    }
+}
+
+/// What the access log says of the cache's part.
+fn note(how: How, upstream: &Upstream) -> String {
+    format!("cache={} upstream={upstream}", how.as_str())
+}
+
+/// `GET /v2/`: local and instant, since clients take a slow one for a dead registry.
+fn ping() -> Reply {
+    Reply::new(200, crate::http::Body::Bytes(Arc::from(*b"{}")))
+        .header("Content-Type", "application/json")
+        .header(API_VERSION.0, API_VERSION.1)
+}

@@ -1,0 +1,173 @@
+//! Failures: the one place that decides status, code and text.
+
+use std::sync::Arc;
+
+use super::API_VERSION;
+use super::route::RouteError;
+use crate::cache::{CacheError, Reason};
+use crate::http::{Body, Reply};
+use crate::oci::ErrorCode;
+
+/// How long a client is asked to wait where no upstream said anything, in seconds.
+const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// A failed lookup, and what it was for: the codes differ.
+#[derive(Debug, Clone)]
+pub enum Failure {
+    /// A manifest.
+    Manifest(CacheError),
+    /// A blob.
+    Blob(CacheError),
+    /// A tag list.
+    Tags(CacheError),
+    /// Referrers.
+    Referrers(CacheError),
+}
+
+/// Status, error code, and seconds for `Retry-After`.
+type Verdict = (u16, ErrorCode, Option<u64>);
+
+impl Failure {
+    fn error(&self) -> &CacheError {
+        let (Failure::Manifest(error)
+        | Failure::Blob(error)
+        | Failure::Tags(error)
+        | Failure::Referrers(error)) = self;
+        error
+    }
+}
+
+/// The answer to a request that failed.
+pub(super) fn reply(failure: &Failure) -> Reply {
+    let (status, code, retry_after) = verdict(failure, failure.error().reason());
+    let reply = error_reply(status, code, &failure.error().to_string());
+    match retry_after {
+        Some(seconds) => reply.header("Retry-After", seconds.to_string()),
+        None => reply,
+    }
+}
+
+/// What a failure is to a client.
+///
+/// The rule for mirrors: what is not here is 404 and what is broken is 5xx, fast, so that the client
+/// goes to its next host. Clients take 401 and 403 on a blob for final, so a blob never gets them, and
+/// 429 sends containerd into immediate retries, so only a manifest that nothing else can serve gets it.
+fn verdict(failure: &Failure, reason: Reason) -> Verdict {
+    let unknown = unknown_code(failure);
+    let is_blob = matches!(failure, Failure::Blob(_));
+    match reason {
+        Reason::NotFound => (404, unknown, None),
+        Reason::Unsupported => (404, ErrorCode::Unsupported, None),
+        Reason::NotAllowed => match failure {
+            Failure::Referrers(_) => (404, unknown, None),
+            _ => (404, ErrorCode::NameUnknown, None),
+        },
+        Reason::Denied if is_blob => (404, unknown, None),
+        Reason::Denied => (403, ErrorCode::Denied, None),
+        Reason::RateLimited { retry_after } => {
+            let seconds = retry_after.map_or(RETRY_AFTER_SECONDS, |wait| wait.as_secs());
+            match is_blob {
+                true => (503, ErrorCode::Unavailable, Some(seconds)),
+                false => (429, ErrorCode::TooManyRequests, Some(seconds)),
+            }
+        }
+        Reason::TimedOut => (504, ErrorCode::Unavailable, None),
+        Reason::OutOfService => (503, ErrorCode::Unavailable, None),
+        Reason::Broken if is_blob => (503, ErrorCode::Unavailable, None),
+        Reason::Broken => (502, ErrorCode::Unknown, None),
+        Reason::Overloaded => (503, ErrorCode::Unavailable, Some(RETRY_AFTER_SECONDS)),
+    }
+}
+
+/// The answer to a range that lies outside of a blob of `size` bytes: RFC 9110, section 15.5.17.
+pub(super) fn unsatisfiable(size: u64) -> Reply {
+    Reply::new(416, Body::Empty).header("Content-Range", format!("bytes */{size}"))
+}
+
+/// The code for "there is no such thing". Referrers never get NAME_UNKNOWN: oras would take the
+/// repository for missing instead of falling back to the tag schema.
+fn unknown_code(failure: &Failure) -> ErrorCode {
+    match failure {
+        Failure::Manifest(_) => ErrorCode::ManifestUnknown,
+        Failure::Blob(_) => ErrorCode::BlobUnknown,
+        Failure::Tags(_) => ErrorCode::NameUnknown,
+        Failure::Referrers(_) => ErrorCode::Unsupported,
+    }
+}
+
+/// The answer to a request that is no route.
+pub(super) fn route_failure(error: &RouteError) -> Reply {
+    let (status, code) = match error {
+        RouteError::NotFound => (404, ErrorCode::Unsupported),
+        RouteError::Method => (405, ErrorCode::Unsupported),
+        RouteError::Name(_) | RouteError::Path | RouteError::Namespace(_) => {
+            (400, ErrorCode::NameInvalid)
+        }
+        RouteError::NoUpstream => (404, ErrorCode::NameUnknown),
+        // 404 and not 400: so the conformance suite wants it for a tag that cannot exist.
+        RouteError::Tag(_) => (404, ErrorCode::ManifestUnknown),
+        RouteError::Digest(_) => (400, ErrorCode::DigestInvalid),
+    };
+    let reply = error_reply(status, code, &error.to_string());
+    if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
+}
+
+/// An error body of the distribution-spec, "Error Codes".
+fn error_reply(status: u16, code: ErrorCode, message: &str) -> Reply {
+    let body = serde_json::json!({ "errors": [{ "code": code.as_str(), "message": message }] });
+    Reply::new(status, Body::Bytes(Arc::from(body.to_string().into_bytes())))
+        .header("Content-Type", "application/json")
+        .header(API_VERSION.0, API_VERSION.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const REASONS: [Reason; 9] = [
+        Reason::NotFound,
+        Reason::Unsupported,
+        Reason::NotAllowed,
+        Reason::Denied,
+        Reason::RateLimited { retry_after: Some(Duration::from_secs(77)) },
+        Reason::TimedOut,
+        Reason::OutOfService,
+        Reason::Broken,
+        Reason::Overloaded,
+    ];
+
+    #[test]
+    fn a_blob_never_gets_400_401_403_or_429() {
+        for reason in REASONS {
+            let (status, ..) = verdict(&Failure::Blob(CacheError::TimedOut), reason);
+            assert!(matches!(status, 404 | 502..=504), "{reason:?}: {status}");
+        }
+    }
+
+    #[test]
+    fn a_rate_limit_is_passed_on_with_its_wait() {
+        let manifest = Failure::Manifest(CacheError::TimedOut);
+        assert_eq!(verdict(&manifest, REASONS[4]), (429, ErrorCode::TooManyRequests, Some(77)));
+    }
+
+    #[test]
+    fn referrers_never_get_name_unknown() {
+        for reason in REASONS {
+            let (_, code, _) = verdict(&Failure::Referrers(CacheError::TimedOut), reason);
+            assert_ne!(code, ErrorCode::NameUnknown, "{reason:?}");
+        }
+        let missing = verdict(&Failure::Referrers(CacheError::NotCached), Reason::NotFound);
+        assert_eq!(missing, (404, ErrorCode::Unsupported, None));
+    }
+
+    #[test]
+    fn an_error_body_is_the_specifications() {
+        let reply = reply(&Failure::Manifest(CacheError::NotCached));
+        let Body::Bytes(body) = reply.body() else { panic!("a body") };
+        let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+        assert_eq!(body["errors"][0]["code"], "MANIFEST_UNKNOWN");
+        assert!(body["errors"][0]["message"].as_str().unwrap().contains("airGapped"));
+    }
+}

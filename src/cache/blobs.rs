@@ -1,0 +1,267 @@
+//! Blobs: an open file on a hit, a follower of the growing file on everything else.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Arc, PoisonError};
+use std::task::{Poll, Waker};
+
+use super::misses::Asked;
+use super::{Cache, CacheError, How, Inner};
+use crate::flight::{Flight, Flights, Pilot};
+use crate::oci::{Digest, ImageName};
+use crate::store::{Begin, Blob, Contention, Ingest};
+use crate::upstream::{BlobBody, UpstreamError};
+
+/// How much is read from upstream at a time: large enough that system calls cost nothing beside the
+/// hash, small enough that the first bytes leave at once.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+pub(super) type BlobFlights = Flights<Digest, Incoming, Blob, CacheError>;
+type BlobFlight = Flight<Incoming, Blob, CacheError>;
+type BlobPilot = Pilot<Digest, Incoming, Blob, CacheError>;
+pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, CacheError>;
+
+/// A blob that is arriving: where its bytes go, and how many there will be.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// The growing file, to be read by offset up to what the flight says is available.
+    pub file: Arc<File>,
+    /// The size in bytes, if upstream or a manifest told.
+    pub size: Option<u64>,
+}
+
+/// What the blob is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its bytes.
+    Read,
+    /// Only whether it is there and how large (HEAD): no reason to download it.
+    Size,
+}
+
+/// What a lookup found.
+pub enum BlobLookup {
+    /// It is in the store.
+    Ready(Blob),
+    /// It is being fetched, or its size is.
+    Wait(BlobWait),
+}
+
+/// Follows a download, or a question for a size.
+pub struct BlobWait {
+    waits_for: WaitsFor,
+    /// How the answer will have come about.
+    pub how: How,
+    /// The size that a manifest told, in bytes.
+    pub size_hint: Option<u64>,
+}
+
+enum WaitsFor {
+    Bytes(Arc<BlobFlight>),
+    Size(Arc<Flight<(), u64, CacheError>>),
+}
+
+impl BlobWait {
+    /// The size, as soon as it is known; for [`Purpose::Size`], and for the head of an answer.
+    ///
+    /// A download of unknown size is pending here until it has ended.
+    pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, CacheError>> {
+        match &self.waits_for {
+            WaitsFor::Size(flight) => flight.poll_outcome(waker),
+            WaitsFor::Bytes(flight) => match flight.poll_header(waker) {
+                Poll::Ready(Ok(Incoming { size: Some(size), .. })) => Poll::Ready(Ok(size)),
+                Poll::Ready(Ok(_)) => flight.poll_outcome(waker).map_ok(|blob| blob.size),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    /// The growing file, once it is there. Pending for ever if only the size was asked for.
+    pub fn poll_file(&self, waker: &Waker) -> Poll<Result<Incoming, CacheError>> {
+        match &self.waits_for {
+            WaitsFor::Bytes(flight) => flight.poll_header(waker),
+            WaitsFor::Size(_) => Poll::Pending,
+        }
+    }
+
+    /// How many bytes may be read, once more than `position`.
+    pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, CacheError>> {
+        match &self.waits_for {
+            WaitsFor::Bytes(flight) => flight.poll_available(position, waker),
+            WaitsFor::Size(_) => Poll::Pending,
+        }
+    }
+}
+
+impl Cache {
+    /// The blob of a digest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that there is none to be had.
+    pub fn blob(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Result<BlobLookup, CacheError> {
+        let inner = &self.inner;
+        let size_hint = inner.size_hint(digest);
+        if let Some(blob) = inner.store.blob(digest, size_hint) {
+            return Ok(BlobLookup::Ready(blob));
+        }
+        if inner.settings.air_gapped {
+            return Err(CacheError::NotCached);
+        }
+        // Before the negative cache: another repository's download serves this one as well.
+        if let Some(flight) = inner.blobs.find(digest) {
+            let waits_for = WaitsFor::Bytes(flight);
+            return Ok(BlobLookup::Wait(BlobWait { waits_for, how: How::Join, size_hint }));
+        }
+        if inner.misses.is_missing(&Asked::Blob(name.clone(), *digest), inner.now()) {
+            return Err(CacheError::KnownMissing);
+        }
+        Ok(BlobLookup::Wait(match purpose {
+            Purpose::Read => self.ask_for_blob(name, digest, size_hint),
+            Purpose::Size => self.ask_for_size(name, digest, size_hint),
+        }))
+    }
+
+    fn ask_for_blob(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
+        let joined = self.inner.blobs.join(digest, || CacheError::GivenUp);
+        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
+        if let Some(pilot) = joined.pilot {
+            let (inner, name) = (Arc::clone(&self.inner), name.clone());
+            let upstream = name.upstream.clone();
+            self.inner.blob_pool.submit(&upstream, move || {
+                let result = inner.fetch_blob(&name, &pilot, size_hint);
+                if let Err(error) = &result {
+                    log::warn!("{name}@{}: {error}", pilot.key());
+                }
+                pilot.land(result);
+            });
+        }
+        BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint }
+    }
+
+    fn ask_for_size(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
+        let key = (name.clone(), *digest);
+        let joined = self.inner.blob_sizes.join(&key, || CacheError::GivenUp);
+        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
+        if let Some(pilot) = joined.pilot {
+            let inner = Arc::clone(&self.inner);
+            self.inner.metadata_pool.submit(&name.upstream, move || {
+                let (name, digest) = pilot.key().clone();
+                pilot.land(inner.fetch_size(&name, &digest));
+            });
+        }
+        BlobWait { waits_for: WaitsFor::Size(joined.flight), how, size_hint }
+    }
+}
+
+impl Inner {
+    fn size_hint(&self, digest: &Digest) -> Option<u64> {
+        // A panic elsewhere cannot leave the table half changed.
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    }
+
+    /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
+    fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
+        let source = self.sources.source(&name.upstream)?;
+        let told = source.blob_size(&name.repository, digest);
+        self.note_blob(name, digest, &told);
+        if let Some(size) = told? {
+            return Ok(size);
+        }
+        let begun = source.blob(&name.repository, digest);
+        self.note_blob(name, digest, &begun);
+        begun?.size.or_else(|| self.size_hint(digest)).ok_or_else(|| {
+            let reason = "the registry does not tell the size of this blob";
+            CacheError::Upstream(UpstreamError::new(
+                format!("{name}@{digest}"),
+                crate::upstream::UpstreamErrorKind::BadAnswer { reason: reason.into() },
+            ))
+        })
+    }
+
+    /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
+    fn fetch_blob(
+        &self,
+        name: &ImageName,
+        pilot: &BlobPilot,
+        size_hint: Option<u64>,
+    ) -> Result<Blob, CacheError> {
+        let digest = *pilot.key();
+        // The size of a manifest's descriptor may itself be wrong: a file that is not as long is
+        // fetched again, and if upstream sends the same, the fetch fails and the file stays.
+        let ingest = match self.store.ingest(&digest, size_hint, Contention::Wait)? {
+            Begin::Writing(ingest) => ingest,
+            Begin::Present(blob) => return Ok(arrived(pilot, blob)),
+            Begin::Busy => return Err(CacheError::GivenUp),
+        };
+        let source = self.sources.source(&name.upstream)?;
+        let begun = source.blob(&name.repository, &digest);
+        self.note_blob(name, &digest, &begun);
+        let body = begun?;
+        if let (Some(expected), Some(actual)) = (size_hint, body.size) {
+            if expected != actual {
+                return Err(crate::store::IngestError::WrongSize { expected, actual }.into());
+            }
+        }
+        let size = body.size.or(size_hint);
+        pilot.announce(Incoming { file: Arc::clone(ingest.file()), size });
+        let ingest = self.receive(name, pilot, ingest, body, size)?;
+        let size = ingest.bytes_written();
+        let verified = ingest.verify(Some(size))?;
+        // Verified bytes may be shown before the disk has them: they are right whatever it does.
+        pilot.advance(size);
+        Ok(verified.commit()?)
+    }
+
+    /// Copies the body into the partial, telling the readers how far they may go: never to the last
+    /// byte.
+    fn receive(
+        &self,
+        name: &ImageName,
+        pilot: &BlobPilot,
+        mut ingest: Ingest,
+        mut body: BlobBody,
+        size: Option<u64>,
+    ) -> Result<Ingest, CacheError> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            if self.blob_pool.is_closed() {
+                return Err(CacheError::GivenUp);
+            }
+            let read = body.reader.read(&mut chunk).map_err(|error| {
+                let request = format!("GET blob {name}@{}", pilot.key());
+                CacheError::Upstream(UpstreamError::from_body(&request, error))
+            })?;
+            let written = ingest.bytes_written() + read as u64;
+            let is_whole = read == 0 && size.is_none_or(|size| size == written);
+            if is_whole {
+                return Ok(ingest);
+            }
+            if let Some(expected) = size.filter(|size| read == 0 || written > *size) {
+                return Err(
+                    crate::store::IngestError::WrongSize { expected, actual: written }.into()
+                );
+            }
+            ingest.write(&chunk[..read])?;
+            let held_back_from = size.unwrap_or(written).saturating_sub(1);
+            pilot.advance(written.min(held_back_from));
+        }
+    }
+
+    fn note_blob<T>(&self, name: &ImageName, digest: &Digest, result: &Result<T, UpstreamError>) {
+        let asked = Asked::Blob(name.clone(), *digest);
+        self.misses.note(&name.upstream, asked, result, self.now());
+    }
+}
+
+/// A blob that somebody else has finished: all of it is available at once.
+fn arrived(pilot: &BlobPilot, blob: Blob) -> Blob {
+    pilot.announce(Incoming { file: Arc::clone(&blob.file), size: Some(blob.size) });
+    pilot.advance(blob.size);
+    blob
+}

@@ -1,0 +1,144 @@
+//! Why there is no answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::store::{IngestError, StoreError};
+use crate::upstream::{UpstreamError, UpstreamErrorKind};
+
+/// A lookup failed. Cheap to clone: it reaches everybody who waits for the same thing.
+#[derive(Debug, Clone)]
+pub enum CacheError {
+    /// It is not in the cache, and no upstream may be asked (`airGapped`).
+    NotCached,
+    /// Upstream said so a moment ago (`negativeTtl`).
+    KnownMissing,
+    /// Upstream was asked and failed.
+    Upstream(UpstreamError),
+    /// What upstream sent is not what was asked for. Nothing was kept.
+    WrongContent(Arc<IngestError>),
+    /// The cache's disk refused.
+    Store(Arc<StoreError>),
+    /// Too many fetches wait already, or the server is stopping.
+    GivenUp,
+    /// Nothing came in the time that clients wait.
+    TimedOut,
+}
+
+/// What a failure means to whoever asked, whichever room it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no such content, as far as can be known.
+    NotFound,
+    /// The upstream does not offer this API.
+    Unsupported,
+    /// This upstream may not be asked.
+    NotAllowed,
+    /// Upstream wants other credentials.
+    Denied,
+    /// Upstream's rate limit is reached.
+    RateLimited {
+        /// How long upstream says to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Upstream did not answer in time.
+    TimedOut,
+    /// Upstream says of itself that it is out of service.
+    OutOfService,
+    /// Upstream cannot be reached, or its answer cannot be used.
+    Broken,
+    /// This server cannot do it right now.
+    Overloaded,
+}
+
+impl CacheError {
+    /// What the failure means to whoever asked.
+    pub fn reason(&self) -> Reason {
+        match self {
+            CacheError::NotCached | CacheError::KnownMissing => Reason::NotFound,
+            CacheError::Upstream(error) => upstream_reason(error.kind()),
+            CacheError::WrongContent(_) => Reason::Broken,
+            CacheError::Store(_) | CacheError::GivenUp => Reason::Overloaded,
+            CacheError::TimedOut => Reason::TimedOut,
+        }
+    }
+
+    /// Whether the content does not exist, as far as can be known.
+    pub fn is_not_found(&self) -> bool {
+        self.reason() == Reason::NotFound
+    }
+}
+
+fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
+    match kind {
+        UpstreamErrorKind::NotFound => Reason::NotFound,
+        UpstreamErrorKind::Unsupported => Reason::Unsupported,
+        UpstreamErrorKind::NotAllowed { .. } => Reason::NotAllowed,
+        UpstreamErrorKind::Denied { .. } => Reason::Denied,
+        UpstreamErrorKind::RateLimited { retry_after } => {
+            Reason::RateLimited { retry_after: *retry_after }
+        }
+        UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
+        UpstreamErrorKind::Status { status: 503 } => Reason::OutOfService,
+        UpstreamErrorKind::Status { .. }
+        | UpstreamErrorKind::Unreachable { .. }
+        | UpstreamErrorKind::Tls { .. }
+        | UpstreamErrorKind::BadAnswer { .. }
+        | UpstreamErrorKind::Redirect { .. } => Reason::Broken,
+    }
+}
+
+impl From<IngestError> for CacheError {
+    fn from(error: IngestError) -> CacheError {
+        match error {
+            IngestError::Store(error) => error.into(),
+            wrong => CacheError::WrongContent(Arc::new(wrong)),
+        }
+    }
+}
+
+impl From<StoreError> for CacheError {
+    fn from(error: StoreError) -> CacheError {
+        CacheError::Store(Arc::new(error))
+    }
+}
+
+impl From<UpstreamError> for CacheError {
+    fn from(error: UpstreamError) -> CacheError {
+        CacheError::Upstream(error)
+    }
+}
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CacheError::NotCached => {
+                write!(f, "it is not in the cache, and airGapped forbids asking upstream")
+            }
+            CacheError::KnownMissing => write!(f, "upstream did not have it a moment ago"),
+            CacheError::Upstream(error) => error.fmt(f),
+            CacheError::WrongContent(error) => {
+                write!(f, "upstream sent wrong content, nothing was kept: {error}")
+            }
+            CacheError::Store(error) => error.fmt(f),
+            CacheError::GivenUp => {
+                write!(f, "the fetch was given up: too many are waiting, or the server is stopping")
+            }
+            CacheError::TimedOut => {
+                write!(f, "upstream has not answered in the time that clients wait")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CacheError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            CacheError::Upstream(error) => Some(error),
+            CacheError::WrongContent(error) => Some(&**error),
+            CacheError::Store(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Housekeeping beside the requests: `index.json` follows the tags.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::store::Store;
+
+/// `index.json` is rewritten at most this often.
+const INDEX_INTERVAL: Duration = Duration::from_secs(2);
+/// And at most this share of the time is spent on it: a rewrite walks all tags, which takes a second or
+/// two where there are a hundred thousand.
+const INDEX_SHARE: u32 = 20;
+
+/// The thread that keeps house. Dropping it ends the thread and writes what is outstanding.
+pub struct Keeper {
+    /// Dropped to end the thread.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts to keep house in `store`.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(store: Store) -> std::io::Result<Keeper> {
+        let (stop, stopped) = channel();
+        let keep = move || keep(&store, &stopped);
+        let thread = thread::Builder::new().name("keeper".into()).spawn(keep)?;
+        Ok(Keeper { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            if thread.join().is_err() {
+                log::error!(
+                    "the housekeeping thread panicked; index.json may lack the newest tags"
+                );
+            }
+        }
+    }
+}
+
+fn keep(store: &Store, stopped: &Receiver<()>) {
+    let mut pause = INDEX_INTERVAL;
+    loop {
+        let is_last = match stopped.recv_timeout(pause) {
+            Err(RecvTimeoutError::Timeout) => false,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+        };
+        if store.is_index_outdated() {
+            let began = Instant::now();
+            if let Err(error) = store.write_index() {
+                log::warn!("index.json lacks the newest tags, larder does not mind: {error}");
+            }
+            pause = INDEX_INTERVAL.max(began.elapsed() * INDEX_SHARE);
+        }
+        if is_last {
+            return;
+        }
+    }
+}

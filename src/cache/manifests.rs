@@ -1,0 +1,369 @@
+//! Manifests: by digest for ever, by tag as long as the freshness policy says.
+
+use std::sync::{Arc, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use super::misses::Asked;
+use super::{Cache, CacheError, How, Inner};
+use crate::flight::{Flight, Flights, Pilot};
+use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
+use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
+use crate::upstream::{Source, UpstreamError};
+
+/// How long a manifest in memory is believed without a look at the store, where another process may
+/// have changed the tag or removed the image.
+const HOT_AGE_MAX: Duration = Duration::from_secs(1);
+/// Larger manifests are read from the store every time, so that memory stays bounded.
+const HOT_BYTES_MAX: usize = 16 * 1024;
+/// How long a client waits for a manifest that is not in the cache: below the 30 s after which
+/// containerd gives up, so that it gets an answer that says why.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+type Key = (ImageName, Reference);
+type Outcome = Arc<Content>;
+pub(super) type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
+type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
+
+/// A manifest's bytes and what is said about them.
+#[derive(Debug)]
+pub(super) struct Content {
+    digest: Digest,
+    media_type: MediaType,
+    bytes: Arc<[u8]>,
+}
+
+/// A manifest that can be answered.
+#[derive(Debug, Clone)]
+pub struct ManifestAnswer {
+    content: Arc<Content>,
+    /// How it came about.
+    pub how: How,
+}
+
+impl ManifestAnswer {
+    /// The manifest's digest.
+    pub fn digest(&self) -> &Digest {
+        &self.content.digest
+    }
+
+    /// The media type to answer with.
+    pub fn media_type(&self) -> &MediaType {
+        &self.content.media_type
+    }
+
+    /// The bytes as upstream sent them.
+    pub fn bytes(&self) -> &Arc<[u8]> {
+        &self.content.bytes
+    }
+}
+
+/// A manifest in memory: the bytes of the store, for a second.
+pub(super) struct HotManifest {
+    content: Arc<Content>,
+    believed_until: SystemTime,
+}
+
+/// What a lookup found.
+pub enum ManifestLookup {
+    /// The answer.
+    Ready(ManifestAnswer),
+    /// Upstream is being asked.
+    Wait(ManifestWait),
+}
+
+/// Waits for upstream, with what the cache has as the fallback.
+pub struct ManifestWait {
+    cache: Cache,
+    name: ImageName,
+    flight: Arc<Flight<(), Outcome, CacheError>>,
+    how: How,
+    cached: Option<Arc<Content>>,
+}
+
+impl ManifestWait {
+    /// The answer, or the failure, once the flight has ended.
+    pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
+        self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
+            (Ok(content), Some(cached)) if content.digest == cached.digest => {
+                Ok(ManifestAnswer { content, how: How::Hit })
+            }
+            (Ok(content), _) => Ok(ManifestAnswer { content, how: self.how }),
+            (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
+            (Err(error), None) => Err(error),
+        })
+    }
+
+    /// How long to wait before [`ManifestWait::give_up`].
+    pub fn patience(&self) -> Duration {
+        match self.cached {
+            Some(_) => self.cache.inner.settings.revalidate_timeout,
+            None => PATIENCE,
+        }
+    }
+
+    /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
+    /// the upstream counts as slow, so that the next client need not wait as long.
+    ///
+    /// # Errors
+    /// [`CacheError::TimedOut`] if the cache has nothing.
+    pub fn give_up(self) -> Result<ManifestAnswer, CacheError> {
+        let inner = &self.cache.inner;
+        inner.misses.note_trouble(&self.name.upstream, inner.now());
+        match &self.cached {
+            Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),
+            None => Err(CacheError::TimedOut),
+        }
+    }
+
+    fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
+        log::warn!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest);
+        ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
+    }
+}
+
+impl Cache {
+    /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that there is none to be had.
+    pub fn manifest(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+    ) -> Result<ManifestLookup, CacheError> {
+        let inner = &self.inner;
+        let now = inner.now();
+        let key = (name.clone(), reference.clone());
+        if let Some(content) = inner.hot(&key, now) {
+            return Ok(ready(content, How::Hit));
+        }
+        let stored = match reference {
+            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now)),
+            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now)),
+        };
+        let cached = match stored {
+            Some(stored) if stored.fresh_until.is_none_or(|until| now < until) => {
+                inner.keep_hot(key, &stored, now);
+                return Ok(ready(stored.content, How::Hit));
+            }
+            Some(stored) if inner.settings.air_gapped => {
+                return Ok(ready(stored.content, How::Hit));
+            }
+            Some(stored) => Some(stored.content),
+            None => None,
+        };
+        if inner.settings.air_gapped {
+            return Err(CacheError::NotCached);
+        }
+        let is_missing =
+            inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now);
+        match cached {
+            Some(content) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
+                Ok(ready(content, How::Stale))
+            }
+            None if is_missing => Err(CacheError::KnownMissing),
+            cached => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
+        }
+    }
+
+    fn ask_for_manifest(&self, key: Key, cached: Option<Arc<Content>>) -> ManifestWait {
+        let joined = self.inner.manifests.join(&key, || CacheError::GivenUp);
+        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
+        let name = key.0;
+        if let Some(pilot) = joined.pilot {
+            let inner = Arc::clone(&self.inner);
+            self.inner.metadata_pool.submit(&name.upstream, move || inner.fetch_manifest(pilot));
+        }
+        ManifestWait { cache: self.clone(), name, flight: joined.flight, how, cached }
+    }
+}
+
+fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
+    ManifestLookup::Ready(ManifestAnswer { content, how })
+}
+
+/// A manifest from the store, and how long it is believed; `None` is for ever.
+struct Stored {
+    content: Arc<Content>,
+    fresh_until: Option<SystemTime>,
+}
+
+impl Inner {
+    fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
+        // A panic elsewhere cannot leave the table half changed.
+        let hot = self.hot.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = hot.get(key)?;
+        // Both bounds: a clock that was set back must not keep it for ever.
+        let is_believed = now < entry.believed_until
+            && entry.believed_until.duration_since(now).is_ok_and(|left| left <= HOT_AGE_MAX);
+        is_believed.then(|| Arc::clone(&entry.content))
+    }
+
+    fn keep_hot(&self, key: Key, stored: &Stored, now: SystemTime) {
+        let content = &stored.content;
+        if content.bytes.len() > HOT_BYTES_MAX {
+            return;
+        }
+        let soon = now + HOT_AGE_MAX;
+        let believed_until = stored.fresh_until.map_or(soon, |until| until.min(soon));
+        let entry = HotManifest { content: Arc::clone(content), believed_until };
+        self.hot.lock().unwrap_or_else(PoisonError::into_inner).insert(key, entry);
+    }
+
+    fn stored_manifest(&self, name: &ImageName, digest: &Digest, access: Access) -> Option<Stored> {
+        let record = self.store.manifest(name, digest, access)?;
+        let content = self.read_content(*digest, record.media_type, record.size)?;
+        Some(Stored { content, fresh_until: None })
+    }
+
+    fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
+        let record = self.store.tag(name, tag, access)?;
+        let content = self.read_content(record.digest, record.media_type, record.size)?;
+        let policy = &self.settings.freshness;
+        Some(Stored { content, fresh_until: policy.fresh_until(tag, record.checked, self.now()) })
+    }
+
+    fn read_content(
+        &self,
+        digest: Digest,
+        media_type: MediaType,
+        size: u64,
+    ) -> Option<Arc<Content>> {
+        let bytes: Arc<[u8]> = self.store.read(&digest, size)?.into();
+        // Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
+        if let Ok(manifest) = Manifest::parse(Arc::clone(&bytes), Some(media_type.as_str())) {
+            self.remember_sizes(&manifest);
+        }
+        Some(Arc::new(Content { digest, media_type, bytes }))
+    }
+
+    fn remember_sizes(&self, manifest: &Manifest) {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        for descriptor in manifest.descriptors() {
+            sizes.insert(descriptor.digest, descriptor.size);
+        }
+    }
+
+    /// The work of a manifest flight, on a fetcher.
+    fn fetch_manifest(self: &Arc<Inner>, pilot: ManifestPilot) {
+        let (name, reference) = pilot.key().clone();
+        let result = match &reference {
+            Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
+            Reference::Tag(tag) => self.fetch_by_tag(&name, tag),
+        };
+        if let Ok(content) = &result {
+            self.hot.lock().unwrap_or_else(PoisonError::into_inner).remove(pilot.key());
+            log::debug!("{}: {}", name.with(&reference), content.digest);
+        }
+        pilot.land(result);
+    }
+
+    fn fetch_by_digest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+            return Ok(stored.content);
+        }
+        let source = self.sources.source(&name.upstream)?;
+        self.get_manifest(name, &*source, &Reference::Digest(*digest))
+    }
+
+    /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
+    fn fetch_by_tag(&self, name: &ImageName, tag: &Tag) -> Result<Arc<Content>, CacheError> {
+        let source = self.sources.source(&name.upstream)?;
+        let reference = Reference::Tag(tag.clone());
+        let Some(record) = self.store.tag(name, tag, Access::Look) else {
+            let content = self.get_manifest(name, &*source, &reference)?;
+            self.point_tag(name, tag, &content, None);
+            return Ok(content);
+        };
+        let resolved = source.resolve(&name.repository, tag);
+        self.note(name, &reference, &resolved);
+        let content = match resolved? {
+            Some(digest) => match self.stored_manifest(name, &digest, Access::Look) {
+                Some(stored) => stored.content,
+                // By digest, so that what is stored is what HEAD named, even if the tag moves now.
+                None => self.get_manifest(name, &*source, &Reference::Digest(digest))?,
+            },
+            None => self.get_manifest(name, &*source, &reference)?,
+        };
+        self.point_tag(name, tag, &content, Some(&record));
+        Ok(content)
+    }
+
+    fn get_manifest(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        reference: &Reference,
+    ) -> Result<Arc<Content>, CacheError> {
+        let fetched = source.manifest(&name.repository, reference);
+        self.note(name, reference, &fetched);
+        let (digest, manifest) = fetched?;
+        self.remember_sizes(&manifest);
+        if let Err(error) = self.keep_manifest(name, &digest, &manifest) {
+            // The client can have it all the same: it is verified and in memory.
+            log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
+        }
+        let (media_type, bytes) = (manifest.media_type().clone(), Arc::clone(manifest.bytes()));
+        Ok(Arc::new(Content { digest, media_type, bytes }))
+    }
+
+    /// Content before names: blob, then the repository's record of it.
+    fn keep_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        manifest: &Manifest,
+    ) -> Result<(), CacheError> {
+        if !self.store.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.store.root().to_owned() }.into());
+        }
+        let _lock = self.store.commit_lock()?;
+        self.store.ingest_bytes(digest, manifest.bytes())?;
+        let record = ManifestRecord {
+            media_type: manifest.media_type().clone(),
+            size: manifest.bytes().len() as u64,
+            fetched: self.now(),
+        };
+        Ok(self.store.put_manifest(name, digest, &record)?)
+    }
+
+    /// Writes what the tag is now, and that upstream has just confirmed it.
+    fn point_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        content: &Content,
+        before: Option<&TagRecord>,
+    ) {
+        let size = content.bytes.len() as u64;
+        if self.store.blob(&content.digest, Some(size)).is_none() {
+            // The disk refused the manifest, which was said: a name without content helps nobody.
+            return;
+        }
+        let now = self.now();
+        let fetched = match before {
+            Some(before) if before.digest == content.digest => before.fetched,
+            _ => now,
+        };
+        let record = TagRecord {
+            digest: content.digest,
+            media_type: content.media_type.clone(),
+            size,
+            fetched,
+            checked: now,
+        };
+        if let Err(error) = self.store.put_tag(name, tag, &record) {
+            log::error!("{name}:{tag} is served but its tag is not cached: {error}");
+        }
+    }
+
+    fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
+        let asked = Asked::Manifest(name.clone(), reference.clone());
+        self.misses.note(&name.upstream, asked, result, self.now());
+    }
+}

@@ -1,0 +1,186 @@
+//! The decision: what is served from the store, what is joined, what is fetched, what is stale.
+//!
+//! Every question has the same way down: memory (manifests only, for a second), store, a flight that
+//! is under way, a new flight. A lookup never waits: it answers, or hands out something to wait on.
+//! The work of a flight is done by a fetcher of one of two fixed pools, so blobs cannot hold up
+//! manifests, and one upstream cannot hold up the others.
+//!
+//! This room must not know sockets to clients, routes, the command line or the configuration file.
+//!
+//! # Invariants
+//! * **Every reader is a follower**, the one whose request began the download included; a client that
+//!   leaves or reads slowly changes nothing for anybody else.
+//! * **A hit asks nobody** and takes no lock for longer than a table look-up.
+//! * **The last byte of a blob is shown only after its digest agreed**, so nobody gets a complete copy
+//!   of wrong bytes.
+//! * **Store first, flight second, store again**: a pilot looks once more before it works, since the
+//!   flight before may have landed between its look and its joining (see [`crate::flight`]).
+
+mod blobs;
+mod error;
+mod freshness;
+mod keeper;
+mod lists;
+mod manifests;
+mod misses;
+mod pool;
+mod recent;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use crate::flight::Flights;
+use crate::oci::{Digest, ImageName, Reference};
+use crate::store::Store;
+use crate::upstream::Sources;
+
+pub use blobs::{BlobLookup, BlobWait, Incoming, Purpose};
+pub use error::{CacheError, Reason};
+pub use freshness::{FreshnessPolicy, Ttl};
+pub use keeper::Keeper;
+pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
+pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
+
+pub use crate::store::Blob;
+
+use blobs::SizeFlights;
+use lists::ListFlights;
+use manifests::{HotManifest, ManifestFlights};
+use misses::Misses;
+use pool::FetchPool;
+use recent::Recent;
+
+/// How many sizes of blobs are remembered from manifests that passed by, to notice a truncated file
+/// and to answer before a slow upstream does.
+const SIZES_REMEMBERED: usize = 32_768;
+/// How many manifests are kept in memory, for a second each.
+const HOT_MANIFESTS: usize = 512;
+
+/// How the cache decides.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a tag is believed.
+    pub freshness: FreshnessPolicy,
+    /// How long a client waits for the confirmation of a tag that is in the cache.
+    pub revalidate_timeout: Duration,
+    /// How long "there is no such thing" and "this upstream is in trouble" are remembered.
+    pub negative_ttl: Duration,
+    /// Never ask any upstream.
+    pub air_gapped: bool,
+    /// Fetchers for blobs.
+    pub blob_fetchers: usize,
+    /// Fetchers for manifests, tag lists and sizes.
+    pub manifest_fetchers: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            freshness: FreshnessPolicy::default(),
+            revalidate_timeout: Duration::from_secs(2),
+            negative_ttl: Duration::from_secs(10),
+            air_gapped: false,
+            blob_fetchers: 16,
+            manifest_fetchers: 8,
+        }
+    }
+}
+
+/// Tells the time: an argument, so that tests own it.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// How an answer came about; what `cache=` says in the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// From the store, confirmed with upstream or not.
+    Hit,
+    /// From a download that somebody else's request began.
+    Join,
+    /// From a download that this request began.
+    Miss,
+    /// From the store although upstream should have been asked, and could not be, or denied it.
+    Stale,
+}
+
+impl How {
+    /// The word in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            How::Hit => "hit",
+            How::Join => "join",
+            How::Miss => "miss",
+            How::Stale => "stale",
+        }
+    }
+}
+
+/// The cache. Cloning shares it.
+#[derive(Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    sources: Arc<dyn Sources>,
+    settings: Settings,
+    clock: Clock,
+    blobs: blobs::BlobFlights,
+    manifests: ManifestFlights,
+    blob_sizes: SizeFlights,
+    lists: ListFlights,
+    blob_pool: FetchPool,
+    metadata_pool: FetchPool,
+    misses: Misses,
+    /// Locked for a table look-up only, as are the next two.
+    hot: Mutex<Recent<(ImageName, Reference), HotManifest>>,
+    sizes: Mutex<Recent<Digest, u64>>,
+}
+
+impl Cache {
+    /// A cache over a store and the registries behind it. Starts the fetchers; asks nobody.
+    pub fn new(store: Store, sources: Arc<dyn Sources>, settings: Settings, clock: Clock) -> Cache {
+        let inner = Inner {
+            store,
+            sources,
+            clock,
+            blobs: Flights::new(),
+            manifests: Flights::new(),
+            blob_sizes: Flights::new(),
+            lists: Flights::new(),
+            blob_pool: FetchPool::start("blob-fetcher", settings.blob_fetchers),
+            metadata_pool: FetchPool::start("manifest-fetcher", settings.manifest_fetchers),
+            misses: Misses::new(settings.negative_ttl),
+            hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
+            sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            settings,
+        };
+        Cache { inner: Arc::new(inner) }
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// How long a client waits for a tag's confirmation.
+    pub fn revalidate_timeout(&self) -> Duration {
+        self.inner.settings.revalidate_timeout
+    }
+
+    /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that
+    /// its fetch was given up.
+    pub fn close(&self) {
+        self.inner.blob_pool.close();
+        self.inner.metadata_pool.close();
+    }
+}
+
+impl Inner {
+    fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! Fetchers: a fixed number of threads that wait on upstreams, so that workers need not.
+//!
+//! An upstream may hold at most half of them, so that a hung one leaves room for the others. The queue
+//! is bounded; what does not fit is dropped, which tells those who wait for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::oci::Upstream;
+
+/// Jobs that may wait for a fetcher. Far more than clients ask for at once, and a few hundred bytes
+/// each.
+const QUEUE_MAX: usize = 4096;
+
+/// A pool. Dropping it closes it; its threads end when their job does, since what they wait for is
+/// bounded but not ours to interrupt.
+pub(super) struct FetchPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when a job is queued, a job ends, or the pool closes.
+    changed: Condvar,
+    per_upstream_max: usize,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    running: HashMap<Upstream, usize>,
+}
+
+struct Job {
+    upstream: Upstream,
+    run: Box<dyn FnOnce() + Send>,
+}
+
+impl FetchPool {
+    /// Starts `threads` fetchers named `name`.
+    pub(super) fn start(name: &str, threads: usize) -> FetchPool {
+        let threads = threads.max(1);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+            per_upstream_max: threads.div_ceil(2),
+            closed: AtomicBool::new(false),
+        });
+        for _ in 0..threads {
+            let shared = Arc::clone(&shared);
+            let started = thread::Builder::new().name(name.to_owned()).spawn(move || shared.work());
+            if let Err(error) = started {
+                log::error!("cannot start a thread of {name}: {error}; fewer downloads at once");
+            }
+        }
+        FetchPool { shared }
+    }
+
+    /// Queues a job. If there is no room, or the pool is closed, the job is dropped unrun.
+    pub(super) fn submit(&self, upstream: &Upstream, run: impl FnOnce() + Send + 'static) {
+        let job = Job { upstream: upstream.clone(), run: Box::new(run) };
+        let refused = {
+            let mut state = self.shared.lock();
+            if state.queue.len() >= QUEUE_MAX || self.is_closed() {
+                Some(job)
+            } else {
+                state.queue.push_back(job);
+                None
+            }
+        };
+        if refused.is_none() {
+            self.shared.changed.notify_all();
+        }
+        // Dropped here, outside of the lock: a job's pilot wakes those who wait.
+        drop(refused);
+    }
+
+    /// Takes no more jobs and drops those that wait.
+    pub(super) fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        let waiting = std::mem::take(&mut self.shared.lock().queue);
+        self.shared.changed.notify_all();
+        drop(waiting);
+    }
+
+    /// Whether a long job should stop at the next opportunity.
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for FetchPool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No job runs under this lock, so a panic cannot leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            let upstream = job.upstream;
+            if catch_unwind(AssertUnwindSafe(job.run)).is_err() {
+                log::error!("a fetch from {upstream} panicked; those who waited for it were told");
+            }
+            self.finished(&upstream);
+        }
+    }
+
+    /// The first job whose upstream is below its share. Waits for one; `None` once the pool is closed.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if self.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            let runnable = |job: &Job| {
+                state.running.get(&job.upstream).is_none_or(|count| *count < self.per_upstream_max)
+            };
+            let position = state.queue.iter().position(runnable);
+            if let Some(job) = position.and_then(|at| state.queue.remove(at)) {
+                *state.running.entry(job.upstream.clone()).or_default() += 1;
+                return Some(job);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn finished(&self, upstream: &Upstream) {
+        let mut state = self.lock();
+        if let Some(count) = state.running.get_mut(upstream) {
+            *count -= 1;
+            if *count == 0 {
+                state.running.remove(upstream);
+            }
+        }
+        drop(state);
+        // A job of this upstream may have been passed over for its share.
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn upstream(name: &str) -> Upstream {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_hung_upstream_leaves_half_of_the_fetchers_to_the_others() {
+        let pool = FetchPool::start("test", 4);
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for _ in 0..10 {
+            let (started, gate) = (started.clone(), Arc::clone(&gate));
+            pool.submit(&upstream("hung.io"), move || {
+                started.send("hung").unwrap();
+                let _ = gate.lock().unwrap().recv();
+            });
+        }
+        for _ in 0..2 {
+            assert_eq!(starts.recv().unwrap(), "hung");
+        }
+        pool.submit(&upstream("good.io"), move || started.send("good").unwrap());
+        assert_eq!(starts.recv().unwrap(), "good");
+        drop(release);
+    }
+
+    #[test]
+    fn a_panic_costs_its_own_job_only() {
+        let pool = FetchPool::start("test", 1);
+        let (done, dones) = mpsc::channel();
+        pool.submit(&upstream("a.io"), || panic!("a fetch that panics"));
+        pool.submit(&upstream("a.io"), move || done.send(()).unwrap());
+        dones.recv().unwrap();
+    }
+
+    #[test]
+    fn a_closed_pool_drops_what_waits_and_what_comes() {
+        let pool = FetchPool::start("test", 1);
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        pool.submit(&upstream("a.io"), move || {
+            started.send(()).unwrap();
+            let _ = gate.recv();
+        });
+        starts.recv().unwrap();
+        let dropped = Arc::new(());
+        for _ in 0..3 {
+            let held = Arc::clone(&dropped);
+            pool.submit(&upstream("a.io"), move || drop(held));
+        }
+        pool.close();
+        pool.submit(&upstream("a.io"), {
+            let held = Arc::clone(&dropped);
+            move || drop(held)
+        });
+        assert_eq!(Arc::strong_count(&dropped), 1);
+        drop(release);
+    }
+}

@@ -1,0 +1,66 @@
+//! A bounded table of what was used recently.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// A map of at most `capacity` entries that forgets the oldest half at a time.
+///
+/// Two generations: inserts go to the young one; when that is half of the capacity, it becomes the old
+/// one and the former old one is dropped. Coarser than an exact least-recently-used order, and without
+/// its links and its bookkeeping on every read.
+#[derive(Debug)]
+pub(super) struct Recent<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    generation_max: usize,
+}
+
+impl<K: Eq + Hash, V> Recent<K, V> {
+    pub(super) fn new(capacity: usize) -> Recent<K, V> {
+        Recent { young: HashMap::new(), old: HashMap::new(), generation_max: (capacity / 2).max(1) }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        if self.young.len() >= self.generation_max && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_are_forgotten_and_the_bound_holds() {
+        let mut recent = Recent::new(4);
+        for number in 0..100 {
+            recent.insert(number, number);
+            assert_eq!(recent.get(&number), Some(&number));
+            assert!(recent.young.len() + recent.old.len() <= 4);
+        }
+        assert_eq!(recent.get(&0), None);
+        assert_eq!(recent.get(&98), Some(&98));
+    }
+
+    #[test]
+    fn a_newer_value_hides_an_older_one_and_removal_removes_both() {
+        let mut recent = Recent::new(2);
+        for (key, value) in [('a', 1), ('b', 2), ('a', 3)] {
+            recent.insert(key, value);
+        }
+        assert_eq!(recent.get(&'a'), Some(&3));
+        recent.remove(&'a');
+        assert_eq!(recent.get(&'a'), None);
+    }
+}

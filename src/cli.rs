@@ -1,0 +1,68 @@
+//! The command line as it is typed: structures for `argh`, no behaviour.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use argh::FromArgs;
+
+/// Larder: a pull-through cache for container images that keeps working when the network does not.
+#[derive(Debug, FromArgs)]
+pub struct Arguments {
+    /// configuration file (YAML)
+    #[argh(option)]
+    pub config_file: Option<PathBuf>,
+    /// cache directory (default /var/lib/larder)
+    #[argh(option)]
+    pub image_path: Option<PathBuf>,
+    /// debug, info, warn or error (default info)
+    #[argh(option)]
+    pub log_level: Option<String>,
+    /// log to this file instead of standard error
+    #[argh(option)]
+    pub log_file: Option<PathBuf>,
+    /// what to do
+    #[argh(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand)]
+pub enum Command {
+    /// Serve clients.
+    Serve(Serve),
+    /// Print the version.
+    Version(Version),
+}
+
+/// Serve container clients from the cache, and fetch what is missing from its registry.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "serve")]
+pub struct Serve {
+    /// port to listen on (default 8080)
+    #[argh(option)]
+    pub port: Option<u16>,
+    /// address to listen on (default 0.0.0.0)
+    #[argh(option)]
+    pub host: Option<IpAddr>,
+    /// port for GET /health (default none)
+    #[argh(option)]
+    pub health: Option<u16>,
+    /// registry for requests that name none, e.g. docker.io
+    #[argh(option)]
+    pub default_ns: Option<String>,
+    /// milliseconds that an upstream may take to begin its answer (default 20000)
+    #[argh(option)]
+    pub pull_timeout: Option<u64>,
+    /// never ask an upstream: what is not cached is 404
+    #[argh(switch)]
+    pub air_gapped: bool,
+    /// ask upstream on every pull of a tag named latest
+    #[argh(switch)]
+    pub always_pull_latest: bool,
+}
+
+/// Print the version and exit.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "version")]
+pub struct Version {}

@@ -1,0 +1,134 @@
+//! The commands: one short composition of rooms each.
+
+mod logging;
+mod serve;
+
+use std::fmt;
+use std::io::Write;
+
+use crate::cli::{Arguments, Command};
+use crate::config::{self, ConfigError, LogLevel, Overrides};
+use crate::http::ServerError;
+use crate::oci::NameError;
+use crate::store::StoreError;
+
+/// Runs the command that was typed.
+///
+/// # Errors
+/// [`CommandError`], whose text is for the operator.
+pub fn run(arguments: Arguments) -> Result<(), CommandError> {
+    match arguments.command {
+        Command::Version(_) => version(),
+        Command::Serve(_) => serve::serve(config::load(overrides(arguments)?)?),
+    }
+}
+
+fn version() -> Result<(), CommandError> {
+    let line = concat!("larder ", env!("CARGO_PKG_VERSION"), "\n");
+    // A closed pipe is the reader's choice and no failure.
+    let _ = std::io::stdout().write_all(line.as_bytes());
+    Ok(())
+}
+
+fn overrides(arguments: Arguments) -> Result<Overrides, CommandError> {
+    let level = arguments.log_level.as_deref().map(str::parse::<LogLevel>).transpose();
+    let common = Overrides {
+        config_file: arguments.config_file,
+        image_path: arguments.image_path,
+        log_level: level.map_err(|error| CommandError::usage("--log-level", &error))?,
+        log_file: arguments.log_file,
+        ..Overrides::default()
+    };
+    let Command::Serve(serve) = arguments.command else { return Ok(common) };
+    let default_ns = serve.default_ns.as_deref().map(str::parse).transpose();
+    Ok(Overrides {
+        port: serve.port,
+        host: serve.host,
+        health: serve.health,
+        default_ns: default_ns
+            .map_err(|error: NameError| CommandError::usage("--default-ns", &error))?,
+        pull_timeout_ms: serve.pull_timeout,
+        air_gapped: serve.air_gapped,
+        always_pull_latest: serve.always_pull_latest,
+        ..common
+    })
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum CommandError {
+    /// What was typed makes no sense.
+    Usage(String),
+    /// The configuration cannot be used.
+    Config(ConfigError),
+    /// The cache directory cannot be used.
+    Store(StoreError),
+    /// The server cannot listen.
+    Server(ServerError),
+    /// Something else that the system refused.
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl CommandError {
+    fn usage(flag: &str, error: &dyn fmt::Display) -> CommandError {
+        CommandError::Usage(format!("{flag}: {error}"))
+    }
+
+    /// The process's exit code: 2 for what was typed or written wrong, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CommandError::Usage(_) | CommandError::Config(_) => 2,
+            CommandError::Store(_) | CommandError::Server(_) | CommandError::System { .. } => 1,
+        }
+    }
+}
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> CommandError {
+        CommandError::Config(error)
+    }
+}
+
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> CommandError {
+        CommandError::Store(error)
+    }
+}
+
+impl From<ServerError> for CommandError {
+    fn from(error: ServerError) -> CommandError {
+        CommandError::Server(error)
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommandError::Usage(text) => f.write_str(text),
+            CommandError::Config(error) => error.fmt(f),
+            CommandError::Store(error) => error.fmt(f),
+            CommandError::Server(error @ ServerError::Listen { .. }) => {
+                write!(f, "{error}; stop what uses the port, or choose another with --port")
+            }
+            CommandError::Server(error) => error.fmt(f),
+            CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for CommandError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            CommandError::Usage(_) => None,
+            CommandError::Config(error) => Some(error),
+            CommandError::Store(error) => Some(error),
+            CommandError::Server(error) => Some(error),
+            CommandError::System { source, .. } => Some(source),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `larder serve`: the rooms put together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::SystemTime;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{CommandError, logging};
+use crate::api::{Api, Health};
+use crate::cache::{Cache, Keeper};
+use crate::config::Settings;
+use crate::http::{self, Controller, Server};
+use crate::store::Store;
+use crate::upstream::Registries;
+
+/// Descriptors kept for everything that is not a client: upstream connections, partials, the log.
+const DESCRIPTORS_RESERVED: u64 = 256;
+/// Workers and connections of the health port: probes only.
+const HEALTH_WORKERS: usize = 1;
+const HEALTH_CONNECTIONS: usize = 64;
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// [`CommandError`] for whatever keeps it from starting.
+pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
+    logging::start(settings.log_level, settings.log_file.as_deref())?;
+    for key in &settings.without_effect {
+        log::warn!("the configuration key {key} has no effect in this version");
+    }
+    let store = Store::open(&settings.store)?;
+    let registries = Arc::new(Registries::new(settings.upstream.clone()));
+    let clock = Arc::new(SystemTime::now);
+    let cache = Cache::new(store.clone(), registries, settings.cache.clone(), clock);
+    let keeper = Keeper::start(store)
+        .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
+
+    let edge = http::Settings {
+        max_connections: affordable(settings.http.max_connections),
+        ..settings.http
+    };
+    let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
+    let server = Server::bind(&[settings.listen], edge, api)?;
+    let health =
+        settings.health.map(|address| serve_health(address, &settings.http)).transpose()?;
+    stop_on_signal(server.controller())?;
+    banner(&settings, server.address());
+
+    let report = server.run();
+    log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
+    if let Some(health) = health {
+        health.drain();
+    }
+    cache.close();
+    drop(keeper);
+    log::info!("stopped");
+    Ok(())
+}
+
+/// The health port, served beside.
+fn serve_health(address: SocketAddr, like: &http::Settings) -> Result<Controller, CommandError> {
+    let settings = http::Settings {
+        workers: HEALTH_WORKERS,
+        max_connections: HEALTH_CONNECTIONS,
+        ..like.clone()
+    };
+    let server = Server::bind(&[address], settings, Arc::new(Health))?;
+    let controller = server.controller();
+    thread::Builder::new()
+        .name("health".into())
+        .spawn(move || server.run())
+        .map_err(|source| CommandError::System { doing: "serve the health port", source })?;
+    Ok(controller)
+}
+
+/// The first signal drains; a second one does not wait for that.
+fn stop_on_signal(controller: Controller) -> Result<(), CommandError> {
+    let doing = "watch for signals";
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(|source| CommandError::System { doing, source })?;
+    let watch = move || {
+        for (count, signal) in signals.forever().enumerate() {
+            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            if count == 0 {
+                log::info!("{name}: draining; what is being sent is finished, once more to cut it");
+                controller.drain();
+            } else {
+                log::warn!("{name} again: cutting what is left");
+                controller.stop_now();
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+        .map(drop)
+        .map_err(|source| CommandError::System { doing, source })
+}
+
+/// As many connections as wanted, or as the limit on open files allows: each may hold a file beside its
+/// socket. The soft limit is raised to the hard one first.
+fn affordable(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let Some(current) = current else { return wanted };
+    let affordable = usize::try_from(current.saturating_sub(DESCRIPTORS_RESERVED) / 2);
+    let granted = wanted.min(affordable.unwrap_or(wanted)).max(1);
+    if granted < wanted {
+        log::warn!(
+            "the limit of {current} open files allows {granted} connections instead of {wanted}; \
+             raise it (ulimit -n, LimitNOFILE=) or lower maxConnections"
+        );
+    }
+    granted
+}
+
+/// What an operator wants to see first.
+fn banner(settings: &Settings, address: SocketAddr) {
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    log::info!(
+        "larder {} pid={} uid:gid={}:{} tls=none",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id(),
+        user.as_raw(),
+        group.as_raw()
+    );
+    let line: Vec<String> = std::env::args().collect();
+    log::info!("command line: {}", line.join(" "));
+    log::info!("cache directory: {}", settings.store.root.display());
+    match &settings.naming.default_upstream {
+        Some(upstream) => log::info!("requests that name no registry go to {upstream}"),
+        None => log::info!("requests must name their registry (?ns=, path, or set defaultNs)"),
+    }
+    if settings.cache.air_gapped {
+        log::info!("air-gapped: no upstream is asked");
+    }
+    if let Some(health) = settings.health {
+        log::info!("health on http://{health}/health");
+    }
+    log::info!("listening on {address}");
+}

@@ -1,0 +1,87 @@
+//! What is wrong with a configuration, and where.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// The configuration cannot be used.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read (`--config-file`).
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not valid: syntax, an unknown key, a wrong type, a value out of its grammar.
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line and column, from 1.
+        position: Option<(u64, u64)>,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// The serving port and another port are the same.
+    SamePort {
+        /// The port.
+        port: u16,
+    },
+    /// A registry is listed twice.
+    Twice {
+        /// Its name.
+        name: String,
+    },
+    /// An alias means two registries, or hides one.
+    Alias {
+        /// The alias.
+        alias: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A key that this version knows and cannot honour, and that must not be ignored silently.
+    NotYet {
+        /// The key.
+        key: String,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Read { path, source } => {
+                write!(f, "cannot read the configuration file {}: {source}", path.display())
+            }
+            ConfigError::Parse { path, position: Some((line, column)), reason } => {
+                write!(f, "{}:{line}:{column}: {reason}", path.display())
+            }
+            ConfigError::Parse { path, position: None, reason } => {
+                write!(f, "{}: {reason}", path.display())
+            }
+            ConfigError::SamePort { port } => {
+                write!(f, "port and health are both {port}: give them different ports")
+            }
+            ConfigError::Twice { name } => {
+                write!(f, "registries: {name} is listed twice: merge the two entries")
+            }
+            ConfigError::Alias { alias, reason } => {
+                write!(f, "registries: the alias {alias} {reason}")
+            }
+            ConfigError::NotYet { key } => write!(
+                f,
+                "{key} is not supported by this version, and ignoring it could expose something; \
+                 remove it, or wait for the version that has it (CHANGELOG.md)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ConfigError::Read { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

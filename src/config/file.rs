@@ -1,0 +1,221 @@
+//! The file as it is written: every key of the reference server and ours, all optional.
+//!
+//! `docs/configuration.md` is the reference for users; a test keeps the two in step.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::value::{EndpointUrl, LogLevel, Span, Text, TtlText};
+use crate::oci::Upstream;
+use crate::upstream::{Scheme, UnlistedRegistries};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) image_path: Option<PathBuf>,
+    pub(super) log_level: Option<Text<LogLevel>>,
+    pub(super) log_file: Option<PathBuf>,
+    pub(super) preload_images: Option<PathBuf>,
+    pub(super) image_file: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) host: Option<Text<IpAddr>>,
+    pub(super) os: Option<String>,
+    pub(super) arch: Option<String>,
+    /// Milliseconds, as in the reference.
+    pub(super) pull_timeout: Option<u64>,
+    pub(super) always_pull_latest: Option<bool>,
+    pub(super) air_gapped: Option<bool>,
+    pub(super) hello_world: Option<bool>,
+    pub(super) default_ns: Option<Text<Upstream>>,
+    pub(super) health: Option<u16>,
+    pub(super) metrics: Option<u16>,
+    pub(super) registries: Option<Vec<RegistryEntry>>,
+    pub(super) prune_config: Option<PruneEntry>,
+    pub(super) server_tls_config: Option<ServerTlsEntry>,
+    pub(super) tag_ttl: Option<Text<TtlText>>,
+    pub(super) revalidate_timeout: Option<Text<Span>>,
+    pub(super) negative_ttl: Option<Text<Span>>,
+    pub(super) unlisted_registries: Option<Unlisted>,
+    pub(super) workers: Option<usize>,
+    pub(super) max_connections: Option<usize>,
+    pub(super) max_downloads: Option<usize>,
+    pub(super) drain_timeout: Option<Text<Span>>,
+    pub(super) fsync: Option<bool>,
+}
+
+/// An entry of `registries`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RegistryEntry {
+    pub(super) name: Text<Upstream>,
+    #[serde(default, rename = "description")]
+    pub(super) _description: Option<String>,
+    #[serde(default)]
+    pub(super) scheme: Option<SchemeName>,
+    #[serde(default)]
+    pub(super) endpoints: Option<Vec<Text<EndpointUrl>>>,
+    #[serde(default)]
+    pub(super) aliases: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) auth: Option<AuthEntry>,
+    #[serde(default)]
+    pub(super) tls: Option<TlsEntry>,
+}
+
+/// `registries[].scheme`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SchemeName {
+    Http,
+    Https,
+}
+
+impl From<SchemeName> for Scheme {
+    fn from(name: SchemeName) -> Scheme {
+        match name {
+            SchemeName::Http => Scheme::Http,
+            SchemeName::Https => Scheme::Https,
+        }
+    }
+}
+
+/// `unlistedRegistries`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Unlisted {
+    Allow,
+    Deny,
+}
+
+impl From<Unlisted> for UnlistedRegistries {
+    fn from(unlisted: Unlisted) -> UnlistedRegistries {
+        match unlisted {
+            Unlisted::Allow => UnlistedRegistries::Allow,
+            Unlisted::Deny => UnlistedRegistries::Deny,
+        }
+    }
+}
+
+/// `registries[].auth`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[derive(Default)]
+pub(super) struct AuthEntry {
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) password_from_env: Option<String>,
+    pub(super) token: Option<TokenEntry>,
+}
+
+/// `registries[].auth.token`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct TokenEntry {
+    pub(super) provider: Option<String>,
+    pub(super) provider_opts: Option<String>,
+    pub(super) expiry: Option<String>,
+    #[serde(rename = "static")]
+    pub(super) fixed: Option<String>,
+}
+
+/// `registries[].tls`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct TlsEntry {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) insecure_skip_verify: Option<bool>,
+}
+
+/// `pruneConfig`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PruneEntry {
+    pub(super) enabled: Option<bool>,
+    #[serde(rename = "duration")]
+    pub(super) _duration: Option<Text<Span>>,
+    #[serde(rename = "type")]
+    pub(super) _kind: Option<String>,
+    #[serde(rename = "frequency")]
+    pub(super) _frequency: Option<Text<Span>>,
+    #[serde(rename = "count")]
+    pub(super) _count: Option<i64>,
+    #[serde(rename = "dryRun")]
+    pub(super) _dry_run: Option<bool>,
+}
+
+/// `serverTlsConfig`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ServerTlsEntry {
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) client_auth: Option<String>,
+}
+
+impl File {
+    /// Keys that are taken from a reference server's file and have no effect here yet, harmlessly.
+    pub(super) fn without_effect(&self) -> Vec<&'static str> {
+        let prune = self.prune_config.as_ref().and_then(|prune| prune.enabled);
+        let all = [
+            ("preloadImages", self.preload_images.is_some()),
+            ("imageFile", self.image_file.is_some()),
+            ("helloWorld", self.hello_world == Some(true)),
+            ("metrics", self.metrics.is_some()),
+            ("os", self.os.is_some()),
+            ("arch", self.arch.is_some()),
+            ("pruneConfig", prune == Some(true)),
+        ];
+        all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
+    }
+
+    /// Keys whose silent loss would be a hole: somebody relies on TLS, or on credentials.
+    pub(super) fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
+        let server_tls = self.server_tls_config.as_ref().is_some_and(ServerTlsEntry::is_set);
+        if server_tls {
+            return Err(ConfigError::NotYet { key: "serverTlsConfig".into() });
+        }
+        for entry in self.registries.iter().flatten() {
+            let refuse = |key: &str| {
+                Err(ConfigError::NotYet { key: format!("registries: {}: {key}", entry.name.0) })
+            };
+            if entry.auth.as_ref().is_some_and(AuthEntry::is_set) {
+                return refuse("auth");
+            }
+            if entry
+                .tls
+                .as_ref()
+                .is_some_and(|tls| tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some())
+            {
+                return refuse("tls.ca, tls.cert and tls.key");
+            }
+            if entry.endpoints.as_ref().is_some_and(|endpoints| endpoints.len() > 1) {
+                return refuse("a second endpoint");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AuthEntry {
+    fn is_set(&self) -> bool {
+        let token = self.token.as_ref().is_some_and(|token| {
+            [&token.provider, &token.provider_opts, &token.expiry, &token.fixed]
+                .iter()
+                .any(|each| each.is_some())
+        });
+        token || self.user.is_some() || self.password.is_some() || self.password_from_env.is_some()
+    }
+}
+
+impl ServerTlsEntry {
+    fn is_set(&self) -> bool {
+        self.cert.is_some() || self.key.is_some() || self.ca.is_some() || self.client_auth.is_some()
+    }
+}

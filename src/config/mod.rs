@@ -1,0 +1,401 @@
+//! From a configuration file and flags to validated [`Settings`], once, at start.
+//!
+//! This room knows every other room's settings, and no room knows this one: nothing below reads flags,
+//! files or the environment. What is wrong is said with file, line and column, and with what is
+//! allowed.
+
+mod error;
+mod file;
+mod value;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::api::Naming;
+use crate::oci::Upstream;
+use crate::upstream::{Endpoint, RegistrySettings, Scheme, Timeouts, UnlistedRegistries};
+use crate::{cache, http, store, upstream};
+
+pub use error::ConfigError;
+pub use value::{LogLevel, ParseValueError};
+
+use file::{File, RegistryEntry};
+use value::{EndpointUrl, Span, Text};
+
+/// Where the cache is if nobody says; the reference server's place is another, so that the two can be
+/// installed side by side.
+pub const DEFAULT_IMAGE_PATH: &str = "/var/lib/larder";
+/// The port if nobody says.
+pub const DEFAULT_PORT: u16 = 8080;
+
+/// Everything that is in force.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// Where the log goes; standard error if nowhere else.
+    pub log_file: Option<PathBuf>,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where to answer health probes.
+    pub health: Option<SocketAddr>,
+    /// The cache directory.
+    pub store: store::Settings,
+    /// How the cache decides.
+    pub cache: cache::Settings,
+    /// The registries.
+    pub upstream: upstream::Settings,
+    /// The serving edge.
+    pub http: http::Settings,
+    /// How requests name their upstream.
+    pub naming: Naming,
+    /// Keys that are known and have no effect in this version, to be said at start.
+    pub without_effect: Vec<&'static str>,
+}
+
+/// What the command line says over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--config-file`.
+    pub config_file: Option<PathBuf>,
+    /// `--image-path`.
+    pub image_path: Option<PathBuf>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
+    /// `--log-file`.
+    pub log_file: Option<PathBuf>,
+    /// `--port`.
+    pub port: Option<u16>,
+    /// `--host`.
+    pub host: Option<IpAddr>,
+    /// `--health`.
+    pub health: Option<u16>,
+    /// `--default-ns`.
+    pub default_ns: Option<Upstream>,
+    /// `--pull-timeout`, in milliseconds.
+    pub pull_timeout_ms: Option<u64>,
+    /// `--air-gapped`.
+    pub air_gapped: bool,
+    /// `--always-pull-latest`.
+    pub always_pull_latest: bool,
+}
+
+/// Reads the file, if one is named, and puts the flags over it.
+///
+/// # Errors
+/// [`ConfigError`] for a file that cannot be read, does not parse, or contradicts itself.
+pub fn load(overrides: Overrides) -> Result<Settings, ConfigError> {
+    let file = match &overrides.config_file {
+        Some(path) => read(path)?,
+        None => File::default(),
+    };
+    build(file, overrides)
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        position: error.location().map(|at| (at.line(), at.column())),
+        // The rest of the parser's text quotes the file, and files hold passwords.
+        reason: first_line(&error.to_string()),
+    })
+}
+
+/// The parser's message without its own position and without the lines that quote the file.
+fn first_line(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    match line.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
+        Some((_, reason)) => reason.to_owned(),
+        None => line.to_owned(),
+    }
+}
+
+fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
+    file.refuse_what_is_not_there_yet()?;
+    let host = over.host.or(file.host.as_ref().map(|host| host.0));
+    let host = host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let listen = SocketAddr::new(host, over.port.or(file.port).unwrap_or(DEFAULT_PORT));
+    let health = over.health.or(file.health).map(|port| SocketAddr::new(host, port));
+    if health.is_some_and(|health| health == listen && health.port() != 0) {
+        return Err(ConfigError::SamePort { port: listen.port() });
+    }
+    let root = over.image_path.clone().or(file.image_path.clone());
+    Ok(Settings {
+        log_level: over
+            .log_level
+            .or(file.log_level.as_ref().map(|level| level.0))
+            .unwrap_or(LogLevel::Info),
+        log_file: over.log_file.clone().or(file.log_file.clone()),
+        listen,
+        health,
+        store: store::Settings {
+            root: root.unwrap_or_else(|| DEFAULT_IMAGE_PATH.into()),
+            fsync: file.fsync.unwrap_or(true),
+        },
+        cache: cache_settings(&file, &over),
+        upstream: upstream_settings(&file, &over)?,
+        http: http_settings(&file),
+        naming: Naming {
+            default_upstream: over
+                .default_ns
+                .clone()
+                .or(file.default_ns.as_ref().map(|ns| ns.0.clone())),
+            aliases: aliases(file.registries.as_deref().unwrap_or_default())?,
+        },
+        without_effect: file.without_effect(),
+    })
+}
+
+fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
+    let default = cache::Settings::default();
+    let tag_ttl = file.tag_ttl.as_ref().map_or(default.freshness.tag_ttl, |ttl| ttl.0.0);
+    let always_pull_latest = over.always_pull_latest || file.always_pull_latest == Some(true);
+    let span =
+        |value: &Option<Text<Span>>, default| value.as_ref().map_or(default, |span| span.0.0);
+    cache::Settings {
+        freshness: cache::FreshnessPolicy { tag_ttl, always_pull_latest },
+        revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
+        negative_ttl: span(&file.negative_ttl, default.negative_ttl),
+        air_gapped: over.air_gapped || file.air_gapped == Some(true),
+        blob_fetchers: file.max_downloads.unwrap_or(default.blob_fetchers),
+        ..default
+    }
+}
+
+fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings, ConfigError> {
+    let mut registries: Vec<RegistrySettings> = Vec::new();
+    for entry in file.registries.iter().flatten() {
+        let upstream = entry.name.0.clone();
+        if registries.iter().any(|before| before.upstream == upstream) {
+            return Err(ConfigError::Twice { name: upstream.to_string() });
+        }
+        let scheme = entry.scheme.map_or(Scheme::Https, Scheme::from);
+        let given = entry.endpoints.as_ref().and_then(|endpoints| endpoints.first());
+        let endpoint = match given {
+            Some(Text(EndpointUrl(endpoint))) => endpoint.clone(),
+            None => Endpoint::of(&upstream, scheme),
+        };
+        let skip = entry.tls.as_ref().and_then(|tls| tls.insecure_skip_verify);
+        registries.push(RegistrySettings {
+            upstream,
+            endpoint,
+            insecure_skip_verify: skip.unwrap_or(false),
+        });
+    }
+    let mut timeouts = Timeouts::default();
+    if let Some(milliseconds) = over.pull_timeout_ms.or(file.pull_timeout) {
+        timeouts.headers = Duration::from_millis(milliseconds);
+        timeouts.metadata = timeouts.headers;
+    }
+    let unlisted = file.unlisted_registries.map(UnlistedRegistries::from).unwrap_or_default();
+    Ok(upstream::Settings { registries, unlisted, timeouts })
+}
+
+fn http_settings(file: &File) -> http::Settings {
+    let default = http::Settings::default();
+    http::Settings {
+        workers: file.workers.unwrap_or(default.workers),
+        max_connections: file.max_connections.unwrap_or(default.max_connections),
+        drain_timeout: file.drain_timeout.as_ref().map_or(default.drain_timeout, |span| span.0.0),
+        ..default
+    }
+}
+
+/// The aliases of all registries, checked against each other and against the names.
+fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, ConfigError> {
+    let mut aliases: HashMap<String, Upstream> = HashMap::new();
+    for entry in registries {
+        for alias in entry.aliases.iter().flatten() {
+            let refuse = |reason| Err(ConfigError::Alias { alias: alias.clone(), reason });
+            let alias_key = alias.to_ascii_lowercase();
+            let is_legal = !alias_key.is_empty()
+                && alias_key
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte));
+            if !is_legal {
+                return refuse("may have only letters, digits, '.', '-', '_' and ':'");
+            }
+            if registries.iter().any(|other| other.name.0.as_str() == alias_key) {
+                return refuse("is the name of a listed registry");
+            }
+            if aliases.insert(alias_key, entry.name.0.clone()).is_some() {
+                return refuse("is given twice");
+            }
+        }
+    }
+    Ok(aliases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Ttl;
+
+    fn settings(text: &str) -> Result<Settings, String> {
+        let file = parse(Path::new("larder.yaml"), text).map_err(|error| error.to_string())?;
+        build(file, Overrides::default()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn no_configuration_serves_any_public_registry() {
+        let settings = load(Overrides::default()).unwrap();
+        assert_eq!(settings.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Allow);
+        assert_eq!(settings.naming.default_upstream, None);
+        assert!(settings.store.fsync && !settings.cache.air_gapped);
+    }
+
+    #[test]
+    fn a_reference_servers_file_is_understood() {
+        let text = "
+imagePath: /tmp/images
+logLevel: warn
+port: 9090
+host: 127.0.0.1
+os: linux
+arch: amd64
+pullTimeout: 10000
+alwaysPullLatest: true
+airGapped: false
+helloWorld: false
+defaultNs: docker.io
+health: 8081
+metrics: 9091
+preloadImages: /tmp/list
+registries:
+  - name: localhost:8080
+    description: plain
+    scheme: http
+  - name: quay.io
+    tls:
+      insecureSkipVerify: true
+pruneConfig:
+  enabled: false
+  duration: 30d
+  type: accessed
+  frequency: 1d
+  count: -1
+  dryRun: false
+serverTlsConfig: {}
+";
+        let settings = settings(text).unwrap();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:9090");
+        assert_eq!(settings.health.unwrap().port(), 8081);
+        assert_eq!(settings.log_level, LogLevel::Warn);
+        assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
+        let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
+        assert_eq!(local.endpoint.scheme, Scheme::Http);
+        assert!(quay.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
+        assert_eq!(settings.without_effect, ["preloadImages", "metrics", "os", "arch"]);
+    }
+
+    #[test]
+    fn our_own_keys() {
+        let text = "
+tagTtl: forever
+revalidateTimeout: 500ms
+negativeTtl: 0
+unlistedRegistries: deny
+workers: 5
+maxConnections: 100
+maxDownloads: 3
+drainTimeout: 10s
+fsync: false
+registries:
+  - {name: docker.io, endpoints: [\"http://127.0.0.1:5000\"], aliases: [hub]}
+";
+        let settings = settings(&text.replace("\\", "")).unwrap();
+        assert_eq!(settings.cache.freshness.tag_ttl, Ttl::Forever);
+        assert_eq!(settings.cache.revalidate_timeout, Duration::from_millis(500));
+        assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
+        assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
+        assert_eq!(settings.upstream.registries[0].endpoint.authority, "127.0.0.1:5000");
+        assert_eq!(settings.naming.aliases["hub"].as_str(), "docker.io");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (text, place, words) in [
+            ("prt: 1", "larder.yaml:1:1:", "unknown field"),
+            ("port: x", "larder.yaml:1:7:", "u16"),
+            ("port: 99999", "larder.yaml:1:7:", "u16"),
+            ("tagTtl: 5", "larder.yaml:1:9:", "unit"),
+            ("logLevel: loud", "larder.yaml:1:11:", "debug, info, warn, error"),
+            ("host: nowhere", "larder.yaml:1:7:", "IP address"),
+            ("port: 1\nport: 2", "larder.yaml:2:1:", "duplicate"),
+            ("registries:\n  - name: a b", "larder.yaml:2:11:", "host name"),
+            ("registries:\n  - scheme: http", "larder.yaml:2:", "name"),
+            ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
+            ("registries:\n  - name: a.io\n    endpoints: [a]", "larder.yaml:3:17:", "URL"),
+            ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
+        ] {
+            let error = settings(text).unwrap_err();
+            assert!(error.starts_with(place) && error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (text, words) in [
+            ("port: 8081\nhealth: 8081", "different ports"),
+            ("registries: [{name: a.io}, {name: A.IO}]", "listed twice"),
+            ("registries: [{name: a.io, aliases: [x]}, {name: b.io, aliases: [X]}]", "given twice"),
+            ("registries: [{name: a.io, aliases: [b.io]}, {name: b.io}]", "name of a listed"),
+            ("registries: [{name: a.io, aliases: [\"x/y\"]}]", "letters"),
+        ] {
+            let error = settings(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_protects_is_ignored_silently() {
+        for text in [
+            "serverTlsConfig: {cert: /a, key: /b}",
+            "registries: [{name: a.io, auth: {user: u, password: p}}]",
+            "registries: [{name: a.io, tls: {ca: /ca}}]",
+        ] {
+            assert!(
+                settings(text).unwrap_err().contains("not supported by this version"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_secret_in_a_broken_file_is_not_quoted() {
+        let error = settings("registries:\n  - name: a.io\n    auth: {password: hunter2, x: 1}")
+            .unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn flags_are_put_over_the_file() {
+        let file = parse(Path::new("f"), "port: 1\nairGapped: false\nlogLevel: error").unwrap();
+        let over = Overrides {
+            port: Some(2),
+            air_gapped: true,
+            log_level: Some(LogLevel::Debug),
+            ..Overrides::default()
+        };
+        let settings = build(file, over).unwrap();
+        assert_eq!((settings.listen.port(), settings.cache.air_gapped), (2, true));
+        assert_eq!(settings.log_level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let over =
+            Overrides { config_file: Some("/nonexistent/x.yaml".into()), ..Overrides::default() };
+        assert!(load(over).unwrap_err().to_string().contains("/nonexistent/x.yaml"));
+    }
+}

@@ -1,0 +1,216 @@
+//! Values as users write them: names, durations, levels.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::cache::Ttl;
+use crate::upstream::{Endpoint, Scheme};
+
+/// A value that the file holds as text and that is parsed while the file is read, so that an error has
+/// its position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Text<T>(pub(super) T);
+
+impl<'de, T> Deserialize<'de> for Text<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<T>, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+        impl<T: FromStr> de::Visitor<'_> for Visitor<T>
+        where
+            T::Err: fmt::Display,
+        {
+            type Value = Text<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<T>, E> {
+                text.parse().map(Text).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor(PhantomData))
+    }
+}
+
+/// Why a value is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseValueError(String);
+
+impl fmt::Display for ParseValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ParseValueError {}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything, for finding out why.
+    Debug,
+    /// Requests, and what an operator should see.
+    Info,
+    /// What may need attention.
+    Warn,
+    /// What is broken.
+    Error,
+}
+
+impl FromStr for LogLevel {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<LogLevel, ParseValueError> {
+        match text {
+            "debug" => Ok(LogLevel::Debug),
+            "info" => Ok(LogLevel::Info),
+            "warn" => Ok(LogLevel::Warn),
+            "error" => Ok(LogLevel::Error),
+            _ => Err(ParseValueError("a log level is one of debug, info, warn, error".into())),
+        }
+    }
+}
+
+/// A duration with its unit, e.g. `1h30m`, `5m`, `250ms`, or `0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span(pub(super) Duration);
+
+/// The units, longer names first where one is the beginning of another.
+const UNITS: [(&str, u64); 7] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60 * 1_000_000_000),
+    ("h", 3600 * 1_000_000_000),
+    ("d", 86_400 * 1_000_000_000),
+];
+
+impl FromStr for Span {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Span, ParseValueError> {
+        let refuse = || {
+            let allowed = "a duration is a number with a unit of ns, us, ms, s, m, h, d, \
+                           e.g. 5m or 1h30m, or 0";
+            ParseValueError(allowed.into())
+        };
+        if text == "0" {
+            return Ok(Span(Duration::ZERO));
+        }
+        let mut rest = text;
+        let mut nanos: u64 = 0;
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let number: u64 = rest[..digits].parse().map_err(|_| refuse())?;
+            rest = &rest[digits..];
+            let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+            let unit =
+                UNITS.iter().find(|(name, _)| *name == &rest[..letters]).ok_or_else(refuse)?;
+            rest = &rest[letters..];
+            let part = number.checked_mul(unit.1).ok_or_else(refuse)?;
+            nanos = nanos.checked_add(part).ok_or_else(refuse)?;
+        }
+        if text.is_empty() { Err(refuse()) } else { Ok(Span(Duration::from_nanos(nanos))) }
+    }
+}
+
+/// `tagTtl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TtlText(pub(super) Ttl);
+
+impl FromStr for TtlText {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<TtlText, ParseValueError> {
+        match text {
+            "always" => Ok(TtlText(Ttl::Always)),
+            "forever" => Ok(TtlText(Ttl::Forever)),
+            _ => match text.parse() {
+                Ok(Span(Duration::ZERO)) => Ok(TtlText(Ttl::Always)),
+                Ok(Span(duration)) => Ok(TtlText(Ttl::For(duration))),
+                Err(ParseValueError(reason)) => {
+                    Err(ParseValueError(format!("{reason}; or always, or forever")))
+                }
+            },
+        }
+    }
+}
+
+/// The URL of an endpoint: scheme, host, port, and nothing behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EndpointUrl(pub(super) Endpoint);
+
+impl FromStr for EndpointUrl {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<EndpointUrl, ParseValueError> {
+        let refuse = || {
+            ParseValueError(
+                "an endpoint is a URL without path, e.g. https://mirror.example.com:5000".into(),
+            )
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(refuse)?;
+        let scheme = match scheme {
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            _ => return Err(refuse()),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        // The grammar of a registry's name is that of an authority.
+        authority.parse::<crate::oci::Upstream>().map_err(|_| refuse())?;
+        Ok(EndpointUrl(Endpoint { scheme, authority: authority.to_owned() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in
+            [("0", 0.0), ("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("30d", 2_592_000.0)]
+        {
+            let Span(span) = text.parse().unwrap();
+            assert!((span.as_secs_f64() - seconds).abs() < 1e-9, "{text}");
+        }
+        for text in ["", "5", "m", "5 m", "-5m", "5x", "1.5h", "5mm", "99999999999d", "5m3"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lifetimes() {
+        for (text, ttl) in [
+            ("0", Ttl::Always),
+            ("0s", Ttl::Always),
+            ("always", Ttl::Always),
+            ("forever", Ttl::Forever),
+            ("90s", Ttl::For(Duration::from_secs(90))),
+        ] {
+            assert_eq!(text.parse(), Ok(TtlText(ttl)), "{text}");
+        }
+        assert!("never".parse::<TtlText>().is_err());
+    }
+
+    #[test]
+    fn endpoints() {
+        for text in ["http://127.0.0.1:5000", "https://mirror.example.com/", "https://[::1]:5000"] {
+            assert!(text.parse::<EndpointUrl>().is_ok(), "{text}");
+        }
+        for text in
+            ["127.0.0.1:5000", "ftp://x", "http://", "http://a/b", "http://u:p@a", "https://a?b"]
+        {
+            assert!(text.parse::<EndpointUrl>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Bodies on their way, one step at a time.
+//!
+//! It must not know connections' phases or time. No body has a buffer of its own: files and tails
+//! go from the page cache to the socket, at offsets that only the body knows.
+
+use super::connection::Connection;
+use super::limits::COPY_BYTES;
+use super::pool::{Worker, guard};
+use super::reply::{Body, Outcome};
+use super::socket::{FileHalt, Halt, More};
+use super::tail::Tail;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// What one step of sending came to.
+pub(super) enum Step {
+    /// So many bytes went out; 0 if something else came nearer to it.
+    Moved(usize),
+    /// All is sent.
+    Done,
+    /// The client must take some first.
+    Blocked,
+    /// The tail must grow first.
+    Starved,
+    /// It will never be complete.
+    Failed(Outcome),
+}
+
+impl From<Halt> for Step {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Blocked => Self::Blocked,
+            Halt::Gone => Self::Failed(Outcome::ClientGone),
+        }
+    }
+}
+
+/// The head of a response, and how much of it has left.
+pub(super) struct HeadBytes {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl HeadBytes {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, sent: 0 }
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn send(&mut self, more: More, connection: &Connection) -> Step {
+        match connection.socket.send(self.rest(), &[], more) {
+            Ok(sent) => {
+                self.sent += sent;
+                Step::Moved(sent)
+            }
+            Err(halt) => halt.into(),
+        }
+    }
+
+    /// Keeps only what has not left, and gives back the buffer.
+    pub(super) fn shrink(&mut self) -> Vec<u8> {
+        let rest = self.rest().to_vec();
+        self.sent = 0;
+        std::mem::replace(&mut self.bytes, rest)
+    }
+
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// A body on its way.
+pub(super) enum Outgoing {
+    Nothing,
+    Bytes { bytes: Arc<[u8]>, position: usize },
+    File { file: Arc<File>, span: FileSpan },
+    Tail { tail: Box<dyn Tail>, growth: Growth, span: FileSpan },
+}
+
+impl From<Body> for Outgoing {
+    fn from(body: Body) -> Self {
+        match body {
+            Body::Empty | Body::Length(_) => Self::Nothing,
+            Body::Bytes(bytes) => Self::Bytes { bytes, position: 0 },
+            Body::File { file, range } => Self::File { file, span: FileSpan::new(range) },
+            Body::Tail { tail, range } => {
+                let growth = Growth { available: range.start, shortfalls: 0 };
+                Self::Tail { tail, growth, span: FileSpan::new(range) }
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    /// Body bytes that have left.
+    pub(super) fn sent(&self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Bytes { position, .. } => *position as u64,
+            Self::File { span, .. } | Self::Tail { span, .. } => span.position - span.start,
+        }
+    }
+
+    /// Sends some of `head` or, after that, of the body.
+    pub(super) fn advance(
+        &mut self,
+        head: &mut HeadBytes,
+        connection: &Connection,
+        worker: &mut Worker,
+    ) -> Step {
+        match self {
+            Self::Nothing if head.rest().is_empty() => Step::Done,
+            Self::Nothing => head.send(More::Nothing, connection),
+            Self::Bytes { bytes, position } => {
+                send_bytes(bytes, position, head, connection, worker.bytes_left)
+            }
+            Self::File { file, span } => match (head.rest().is_empty(), span.is_empty()) {
+                (true, true) => Step::Done,
+                (true, false) => match span.send(file, span.end, connection, worker) {
+                    Step::Moved(0) => cut("the file is shorter than it was"),
+                    step => step,
+                },
+                (false, true) => head.send(More::Nothing, connection),
+                (false, false) => head.send(More::Follows, connection),
+            },
+            Self::Tail { tail, growth, span } => {
+                send_tail(&mut **tail, growth, span, head, connection, worker)
+            }
+        }
+    }
+}
+
+/// Head and body leave in one system call, and for small bodies in one packet.
+fn send_bytes(
+    bytes: &[u8],
+    position: &mut usize,
+    head: &mut HeadBytes,
+    connection: &Connection,
+    limit: usize,
+) -> Step {
+    let body = &bytes[*position..];
+    let body = &body[..body.len().min(limit)];
+    let of_head = head.rest().len();
+    if of_head == 0 && body.is_empty() {
+        return Step::Done;
+    }
+    match connection.socket.send(head.rest(), body, More::Nothing) {
+        Ok(sent) => {
+            head.sent += sent.min(of_head);
+            *position += sent.saturating_sub(of_head);
+            Step::Moved(sent)
+        }
+        Err(halt) => halt.into(),
+    }
+}
+
+fn send_tail(
+    tail: &mut dyn Tail,
+    growth: &mut Growth,
+    span: &mut FileSpan,
+    head: &mut HeadBytes,
+    connection: &Connection,
+    worker: &mut Worker,
+) -> Step {
+    let headless = head.rest().is_empty();
+    if span.is_empty() {
+        return if headless { Step::Done } else { head.send(More::Nothing, connection) };
+    }
+    if growth.available <= span.position {
+        match growth.poll(tail, span.position, connection) {
+            // Clients give up on a response whose head they do not see, so it never waits for the
+            // first bytes of the body.
+            Step::Starved if !headless => return head.send(More::Nothing, connection),
+            Step::Moved(_) => {}
+            step => return step,
+        }
+    }
+    if !headless {
+        return head.send(More::Follows, connection);
+    }
+    let available = growth.available.min(span.end);
+    match span.send(tail.file(), available, connection, worker) {
+        Step::Moved(0) => growth.shortfall(),
+        Step::Moved(bytes) => {
+            growth.shortfalls = 0;
+            Step::Moved(bytes)
+        }
+        step => step,
+    }
+}
+
+/// What is known of a growing file.
+pub(super) struct Growth {
+    available: u64,
+    /// How often the file was shorter than its tail said, in a row.
+    shortfalls: u8,
+}
+
+impl Growth {
+    /// Asks the tail; `Moved` if there is something to send.
+    fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &Connection) -> Step {
+        match guard(|| tail.poll_available(position, connection.waker())) {
+            Ok(Poll::Ready(Ok(available))) if available > position => {
+                self.available = available;
+                Step::Moved(0)
+            }
+            Ok(Poll::Ready(Ok(_))) => cut("the tail has ended before its file"),
+            Ok(Poll::Ready(Err(reason))) => Step::Failed(Outcome::Cut(reason)),
+            Ok(Poll::Pending) => Step::Starved,
+            Err(message) => {
+                log::error!("panic in the source of a response: {message}");
+                Step::Failed(Outcome::Panicked)
+            }
+        }
+    }
+
+    /// The file had no byte where the tail said there was one: once may be chance, twice is not.
+    fn shortfall(&mut self) -> Step {
+        self.available = 0;
+        self.shortfalls += 1;
+        if self.shortfalls < 2 { Step::Moved(0) } else { cut("the file is shorter than its tail") }
+    }
+}
+
+/// What is left to send of a file.
+pub(super) struct FileSpan {
+    start: u64,
+    position: u64,
+    end: u64,
+    /// `sendfile` was tried and does not work on this file.
+    copied: bool,
+}
+
+impl FileSpan {
+    fn new(range: Range<u64>) -> Self {
+        Self { start: range.start, position: range.start, end: range.end, copied: false }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.position >= self.end
+    }
+
+    /// Sends some bytes before `end`; none if the file has none.
+    fn send(
+        &mut self,
+        file: &File,
+        end: u64,
+        connection: &Connection,
+        worker: &mut Worker,
+    ) -> Step {
+        let left = end.saturating_sub(self.position);
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(worker.bytes_left);
+        let sent = if self.copied {
+            worker.copy_buffer.resize(COPY_BYTES, 0);
+            connection.socket.copy_file(file, self.position, count, &mut worker.copy_buffer)
+        } else {
+            connection.socket.send_file(file, self.position, count)
+        };
+        match sent {
+            Ok(bytes) => {
+                self.position += bytes as u64;
+                Step::Moved(bytes)
+            }
+            Err(FileHalt::Blocked) => Step::Blocked,
+            Err(FileHalt::Gone) => Step::Failed(Outcome::ClientGone),
+            Err(FileHalt::Unsupported) if !self.copied => {
+                self.copied = true;
+                self.send(file, end, connection, worker)
+            }
+            Err(FileHalt::Unsupported) => cut("the file cannot be read"),
+            Err(FileHalt::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),
+        }
+    }
+}
+
+fn cut(reason: &str) -> Step {
+    Step::Failed(Outcome::Cut(reason.into()))
+}

@@ -1,0 +1,156 @@
+//! An answer as a value: status, headers, body, and how it ended.
+//!
+//! It must not know how a reply is put on the wire (`render`, `sending`).
+
+use super::tail::Tail;
+use std::borrow::Cow;
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The status told in [`Ending`] when the client left before there was an answer; nginx's number,
+/// never sent.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// An answer to one request.
+#[derive(Debug)]
+pub struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: Vec<(&'static str, Cow<'static, str>)>,
+    pub(super) body: Body,
+    pub(super) note: Option<String>,
+    pub(super) close: bool,
+}
+
+impl Reply {
+    /// A reply without headers of its own.
+    ///
+    /// The edge adds `Content-Length`, `Date`, `Server` and, where needed, `Connection`; headers of
+    /// these names set by the handler are dropped, and so is `Transfer-Encoding`.
+    pub fn new(status: u16, body: Body) -> Self {
+        Self { status, headers: Vec::new(), body, note: None, close: false }
+    }
+
+    /// Adds a header line. Control bytes in `value` are sent as `?`.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Text that comes back in [`Ending::note`], for the access log.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+
+    /// Closes the connection after this reply.
+    #[must_use]
+    pub fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// The header lines set so far, in order.
+    pub fn headers(&self) -> &[(&'static str, Cow<'static, str>)] {
+        &self.headers
+    }
+}
+
+/// Where the bytes of an answer come from. The length is always known, so nothing is ever sent
+/// chunked.
+///
+/// Answers to HEAD may carry the body that GET would get: its length is told and no byte is sent.
+pub enum Body {
+    /// No bytes; `Content-Length: 0` except for 204 and 304.
+    Empty,
+    /// Bytes in memory.
+    Bytes(Arc<[u8]>),
+    /// Only the length is told: for answers to HEAD (and ignored for 204 and 304).
+    Length(u64),
+    /// A range of a file that is complete.
+    File {
+        /// Shared, because it is read with explicit offsets.
+        file: Arc<File>,
+        /// Offsets in bytes; the file must reach to the end of it.
+        range: Range<u64>,
+    },
+    /// A range of a file that is still growing.
+    Tail {
+        /// Tells how far the file has grown.
+        tail: Box<dyn Tail>,
+        /// Offsets in bytes; the file will reach to the end of it, or the tail fails.
+        range: Range<u64>,
+    },
+}
+
+impl Body {
+    /// The number of bytes that GET gets.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Length(length) => *length,
+            Self::File { range, .. } | Self::Tail { range, .. } => {
+                range.end.saturating_sub(range.start)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("Empty"),
+            Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::Length(length) => write!(f, "Length({length})"),
+            Self::File { range, .. } => write!(f, "File({range:?})"),
+            Self::Tail { range, .. } => write!(f, "Tail({range:?})"),
+        }
+    }
+}
+
+/// How a response ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// The status that was sent, or [`CLIENT_CLOSED_REQUEST`] if none was.
+    pub status: u16,
+    /// Body bytes handed to the kernel.
+    pub bytes_sent: u64,
+    /// From the first byte of the request to now.
+    pub latency: Duration,
+    /// What the handler gave to [`Reply::note`].
+    pub note: Option<String>,
+    /// Whether the client got it all, and if not, why.
+    pub outcome: Outcome,
+}
+
+/// Whether the client got all of a response, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every byte was handed to the kernel.
+    Complete,
+    /// The client closed or reset the connection.
+    ClientGone,
+    /// The client took no bytes for `write_stall_timeout`.
+    WriteStalled,
+    /// The source of the body failed, for this reason.
+    Cut(Box<str>),
+    /// The handler, or the source of the body, panicked.
+    Panicked,
+    /// The server's drain timeout passed first.
+    Drained,
+}

@@ -1,0 +1,195 @@
+//! A request head as a value.
+//!
+//! It must not know sockets, nor what the path means. `head` fills it.
+
+use super::head::{self, HeadError, Parsed};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// The methods that anybody here tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// `GET`
+    Get,
+    /// `HEAD`
+    Head,
+    /// `POST`
+    Post,
+    /// `PUT`
+    Put,
+    /// `PATCH`
+    Patch,
+    /// `DELETE`
+    Delete,
+    /// `OPTIONS`
+    Options,
+    /// Anything else, as [`Request::method_text`] spells it.
+    Other,
+}
+
+/// The protocol versions that are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+}
+
+/// How the body of a request is delimited (RFC 9112, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// This many bytes follow; usually none.
+    Length(u64),
+    /// Chunks follow. They are never read, so the connection ends with the response.
+    Chunked,
+}
+
+/// Offsets into the head.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Span {
+    pub(super) start: u16,
+    pub(super) end: u16,
+}
+
+/// A request head. Its text is kept in one piece, with offsets beside it.
+///
+/// Bytes outside of UTF-8 in header values read as `?`; the request line is always ASCII.
+#[derive(Debug)]
+pub struct Request {
+    pub(super) head: String,
+    pub(super) header_spans: Vec<(Span, Span)>,
+    pub(super) method: Method,
+    pub(super) method_span: Span,
+    pub(super) path: Span,
+    pub(super) query: Option<Span>,
+    pub(super) version: Version,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+    pub(super) expects_continue: bool,
+    pub(super) peer: SocketAddr,
+    pub(super) began: Instant,
+}
+
+impl Request {
+    /// An empty request that `head::parse` fills, again and again.
+    pub(super) fn vacant(peer: SocketAddr, began: Instant) -> Self {
+        Self {
+            head: String::new(),
+            header_spans: Vec::new(),
+            method: Method::Other,
+            method_span: Span::default(),
+            path: Span::default(),
+            query: None,
+            version: Version::Http11,
+            framing: Framing::Length(0),
+            keep_alive: false,
+            expects_continue: false,
+            peer,
+            began,
+        }
+    }
+
+    /// A request from the text of its head, as a client would send it: for tests of handlers.
+    ///
+    /// # Errors
+    /// What the edge would have told the client.
+    pub fn parse(head: &str, peer: SocketAddr, began: Instant) -> Result<Self, String> {
+        let mut request = Self::vacant(peer, began);
+        match head::parse(head.as_bytes(), &mut request) {
+            Ok(Parsed::Complete { .. }) => Ok(request),
+            Ok(Parsed::Partial) => Err("the request head has no end".to_owned()),
+            Err(error) => Err(HeadError::to_string(&error)),
+        }
+    }
+
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The method as the client spelled it.
+    pub fn method_text(&self) -> &str {
+        self.text(self.method_span)
+    }
+
+    /// The path as the client spelled it, not decoded. An absolute target is stripped of scheme and
+    /// authority; `*` and the authority of CONNECT stand as they are.
+    pub fn path(&self) -> &str {
+        let path = self.text(self.path);
+        if path.is_empty() { "/" } else { path }
+    }
+
+    /// What follows the first `?` of the target, not decoded.
+    pub fn query(&self) -> Option<&str> {
+        self.query.map(|span| self.text(span))
+    }
+
+    /// The first value of this header, whatever the case of its name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers(name).next()
+    }
+
+    /// All values of this header in order, whatever the case of its name.
+    pub fn headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+        self.header_spans
+            .iter()
+            .filter(move |(key, _)| self.text(*key).eq_ignore_ascii_case(name))
+            .map(|(_, value)| self.text(*value))
+    }
+
+    /// The protocol version.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The client's address. IPv4 clients of a dual-stack listener are told as IPv4.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// When the first byte of this request was seen.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub(super) fn text(&self, span: Span) -> &str {
+        // The spans were made from this very text; an empty answer is safe should they ever not fit
+        // it.
+        self.head.get(usize::from(span.start)..usize::from(span.end)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn request(head: &str) -> Request {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Request::parse(head, peer, Instant::now()).unwrap()
+    }
+
+    #[test]
+    fn path_and_query_are_split_at_the_first_question_mark_and_not_decoded() {
+        let request = request("GET /v2/a%2Fb//c?ns=x%3A5&q=a?b HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(request.path(), "/v2/a%2Fb//c");
+        assert_eq!(request.query(), Some("ns=x%3A5&q=a?b"));
+    }
+
+    #[test]
+    fn an_empty_query_is_not_an_absent_one() {
+        assert_eq!(request("GET /v2/? HTTP/1.1\r\nHost: h\r\n\r\n").query(), Some(""));
+        assert_eq!(request("GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n").query(), None);
+    }
+
+    #[test]
+    fn header_names_have_no_case_and_values_keep_their_order() {
+        let request =
+            request("GET / HTTP/1.1\r\nhOST: h\r\nAccept: a\r\naccept: b, c\r\nX:\r\n\r\n");
+        assert_eq!(request.header("ACCEPT"), Some("a"));
+        assert_eq!(request.headers("Accept").collect::<Vec<_>>(), ["a", "b, c"]);
+        assert_eq!(request.header("x"), Some(""));
+        assert_eq!(request.header("y"), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! How the edge starts, is told to stop, and ends.
+//!
+//! It must not know connections; `pool` and `listener` run them.
+
+use super::handler::Handler;
+use super::limits::Settings;
+use super::listener;
+use super::parking::{Lot, Stage};
+use super::poller;
+use super::pool::{Crew, Shared};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A server that listens, and serves once [`Server::run`] is called.
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    shared: Arc<Shared>,
+    crew: Crew,
+}
+
+/// What a drain came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Connections that were open when the drain began and ended in good order, idle ones included.
+    pub finished: usize,
+    /// Connections whose request or response was cut by the drain timeout.
+    pub cut: usize,
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+pub enum ServerError {
+    /// There is no address to listen on.
+    NoAddress,
+    /// This address cannot be listened on.
+    Listen {
+        /// As it was given.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system has no means to watch sockets, usually for want of file descriptors.
+    Watch(io::Error),
+    /// The system has no more threads.
+    Threads {
+        /// How many workers were asked for.
+        workers: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAddress => f.write_str("there is no address to listen on"),
+            Self::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Self::Watch(source) => write!(f, "cannot prepare to watch sockets: {source}"),
+            Self::Threads { workers, source } => {
+                write!(f, "cannot start {workers} workers: {source}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ServerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NoAddress => None,
+            Self::Listen { source, .. } | Self::Watch(source) | Self::Threads { source, .. } => {
+                Some(source)
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Listens on all `addresses` and starts the threads; clients wait until [`Server::run`].
+    ///
+    /// # Errors
+    /// An address is taken, or the system is out of descriptors or threads.
+    pub fn bind(
+        addresses: &[SocketAddr],
+        settings: Settings,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, ServerError> {
+        if addresses.is_empty() {
+            return Err(ServerError::NoAddress);
+        }
+        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
+        for &address in addresses {
+            let listened = listener::listen(address)
+                .and_then(|listener| Ok((listener.local_addr()?, listener)));
+            let (real, listener) =
+                listened.map_err(|source| ServerError::Listen { address, source })?;
+            bound.push(real);
+            listeners.push(listener);
+        }
+        let shared = Arc::new(share(settings.bounded(), handler).map_err(ServerError::Watch)?);
+        let crew = Crew::start(&shared)
+            .map_err(|source| ServerError::Threads { workers: shared.settings.workers, source })?;
+        Ok(Self { listeners, addresses: bound, shared, crew })
+    }
+
+    /// The first address, with the port that the system chose if it was 0.
+    pub fn address(&self) -> SocketAddr {
+        // `bind` refuses to make a server without addresses.
+        self.addresses[0]
+    }
+
+    /// All addresses, in the order given.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// A handle for other threads.
+    pub fn controller(&self) -> Controller {
+        Controller { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Serves until [`Controller::drain`] was called and the last connection has ended.
+    pub fn run(mut self) -> DrainReport {
+        listener::run(std::mem::take(&mut self.listeners), &self.shared);
+        self.crew.join();
+        let cut = self.shared.cut.load(Ordering::Acquire);
+        DrainReport { finished: self.shared.lot.ended_since_drain().saturating_sub(cut), cut }
+    }
+}
+
+fn share(settings: Settings, handler: Arc<dyn Handler>) -> io::Result<Shared> {
+    let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    let (stop, kick) = (bell()?, bell()?);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    poller::watch_kicks(&epoll, &kick)?;
+    let lot = Lot::new(settings.max_connections, settings.workers, epoll);
+    Ok(Shared {
+        settings,
+        handler,
+        lot,
+        busy: AtomicUsize::new(0),
+        cut: AtomicUsize::new(0),
+        accepting: AtomicBool::new(true),
+        stop,
+        kick,
+    })
+}
+
+/// A handle on a running server.
+#[derive(Clone)]
+pub struct Controller {
+    shared: Arc<Shared>,
+}
+
+impl Controller {
+    /// Stops listening, closes idle connections and lets running responses finish. What is left
+    /// after `drain_timeout` is cut; then [`Server::run`] returns. Does not wait.
+    pub fn drain(&self) {
+        self.shared.advance(Stage::Draining);
+    }
+
+    /// Cuts everything at once, as if the drain timeout had passed. Does not wait.
+    pub fn stop_now(&self) {
+        self.shared.advance(Stage::Cutting);
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.shared.lot.open()
+    }
+
+    /// How many workers are at work.
+    pub fn busy_workers(&self) -> usize {
+        self.shared.busy.load(Ordering::Relaxed)
+    }
+
+    /// How many connections could go on but wait for a worker.
+    pub fn queue_depth(&self) -> usize {
+        self.shared.lot.queue().len()
+    }
+}

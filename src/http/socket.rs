@@ -1,0 +1,145 @@
+//! One client's socket: every system call that moves bytes, and what its errors mean.
+//!
+//! It must not know HTTP. The socket is non-blocking: nothing here waits.
+
+use rustix::buffer::spare_capacity;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use std::fs::File;
+use std::io::IoSlice;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+/// Why no byte moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Halt {
+    /// The kernel's buffer is empty (reading) or full (writing).
+    Blocked,
+    /// The connection is no more.
+    Gone,
+}
+
+/// Why no byte of a file moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileHalt {
+    /// See [`Halt::Blocked`].
+    Blocked,
+    /// See [`Halt::Gone`].
+    Gone,
+    /// This file system does not know `sendfile`; its bytes must be copied.
+    Unsupported,
+    /// The file cannot be read.
+    Unreadable(Errno),
+}
+
+/// Whether the kernel may wait for more bytes before it sends a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum More {
+    /// More bytes follow at once.
+    Follows,
+    /// These are all for now.
+    Nothing,
+}
+
+/// One client's socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+}
+
+impl Socket {
+    /// Takes over a connected non-blocking TCP socket.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Appends to `buffer` as much as its spare capacity holds; 0 is the end.
+    pub(super) fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, Halt> {
+        retry_on_intr(|| rustix::io::read(&self.fd, spare_capacity(buffer))).map_err(halt)
+    }
+
+    /// Sends the start of `first` followed by `second`, in one packet where it fits.
+    pub(super) fn send(&self, first: &[u8], second: &[u8], more: More) -> Result<usize, Halt> {
+        let mut flags = SendFlags::NOSIGNAL;
+        if more == More::Follows {
+            flags |= SendFlags::MORE;
+        }
+        let sent = if second.is_empty() {
+            retry_on_intr(|| rustix::net::send(&self.fd, first, flags))
+        } else {
+            let slices = [IoSlice::new(first), IoSlice::new(second)];
+            let mut none = SendAncillaryBuffer::default();
+            retry_on_intr(|| rustix::net::sendmsg(&self.fd, &slices, &mut none, flags))
+        };
+        sent.map_err(halt)
+    }
+
+    /// Sends up to `count` bytes of `file` from `position`, without copying; 0 is the file's end.
+    ///
+    /// Like every Rust program, this one ignores SIGPIPE, which `sendfile` cannot suppress itself.
+    pub(super) fn send_file(
+        &self,
+        file: &File,
+        position: u64,
+        count: usize,
+    ) -> Result<usize, FileHalt> {
+        let sent = retry_on_intr(|| {
+            let mut offset = position;
+            rustix::fs::sendfile(&self.fd, file, Some(&mut offset), count)
+        });
+        sent.map_err(|errno| match errno {
+            Errno::AGAIN => FileHalt::Blocked,
+            Errno::INVAL | Errno::NOSYS => FileHalt::Unsupported,
+            Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT | Errno::NOTCONN => FileHalt::Gone,
+            Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN => FileHalt::Gone,
+            other => FileHalt::Unreadable(other),
+        })
+    }
+
+    /// Does the same by copying through `buffer`.
+    pub(super) fn copy_file(
+        &self,
+        file: &File,
+        position: u64,
+        count: usize,
+        buffer: &mut [u8],
+    ) -> Result<usize, FileHalt> {
+        let count = count.min(buffer.len());
+        let read = file.read_at(&mut buffer[..count], position).map_err(|error| {
+            FileHalt::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        if read == 0 {
+            return Ok(0);
+        }
+        self.send(&buffer[..read], &[], More::Nothing).map_err(|halt| match halt {
+            Halt::Blocked => FileHalt::Blocked,
+            Halt::Gone => FileHalt::Gone,
+        })
+    }
+
+    /// Sends FIN after all that was sent; the client may still send.
+    pub(super) fn finish_sending(&self) {
+        // It fails only if the connection is gone already.
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+    }
+
+    /// Makes closing discard what the client has not taken, so that the kernel keeps none of it.
+    pub(super) fn forget_unsent(&self) {
+        // It fails only if the connection is gone already.
+        let _ = rustix::net::sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn halt(errno: Errno) -> Halt {
+    match errno {
+        Errno::AGAIN => Halt::Blocked,
+        _ => Halt::Gone,
+    }
+}

@@ -1,0 +1,114 @@
+//! Requests with bodies that nobody wants.
+
+use super::server::echo;
+
+#[test]
+fn a_small_body_is_dropped_and_the_connection_kept() {
+    let server = echo();
+    let mut client = server.client();
+    client.send("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloGET /2 HTTP/1.1\r\n");
+    client.send("Host: h\r\n\r\n");
+    assert_eq!(client.response().text(), "POST /1");
+    assert_eq!(client.response().text(), "GET /2");
+}
+
+#[test]
+fn a_body_is_never_taken_for_a_request() {
+    let server = echo();
+    let mut client = server.client();
+    let inner = "GET /evil HTTP/1.1\r\nHost: h\r\n\r\n";
+    let body = inner.repeat(65_536 / inner.len());
+    client.send(format!("PUT /1 HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len()));
+    for part in body.as_bytes().chunks(1_000) {
+        client.send(part);
+    }
+    client.get("/2");
+    assert_eq!(client.response().text(), "PUT /1");
+    assert_eq!(client.response().text(), "GET /2");
+}
+
+#[test]
+fn a_large_body_gets_its_answer_and_a_fin_instead_of_a_reset() {
+    let server = echo();
+    let mut client = server.client();
+    client.send("POST /big HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n");
+    client.send(vec![b'x'; 200_000]);
+    let response = client.response();
+    assert_eq!((response.text(), response.header("connection")), ("POST /big", Some("close")));
+    client.finish();
+    client.assert_closed();
+}
+
+#[test]
+fn chunks_are_not_read_and_not_taken_for_requests() {
+    let server = echo();
+    let mut client = server.client();
+    client.send("POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("0\r\n\r\nGET /evil HTTP/1.1\r\nHost: h\r\n\r\n");
+    let response = client.response();
+    assert_eq!((response.text(), response.header("connection")), ("POST /c", Some("close")));
+    client.finish();
+    client.assert_closed();
+}
+
+#[test]
+fn get_and_head_with_a_large_body_are_refused() {
+    let server = echo();
+    for framing in ["Content-Length: 65537", "Transfer-Encoding: chunked"] {
+        let mut client = server.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n"));
+        assert_eq!(client.response().status, 413);
+        client.finish();
+        client.assert_closed();
+    }
+    let mut client = server.client();
+    client.send("HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 65537\r\n\r\n");
+    assert_eq!(client.head().status, 413);
+    client.finish();
+    client.assert_closed();
+}
+
+#[test]
+fn an_expectation_of_100_is_met_for_a_small_body() {
+    let server = echo();
+    let mut client = server.client();
+    let head = "PUT /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+    client.send(head);
+    assert_eq!(client.head().status, 100);
+    client.send("abc");
+    assert_eq!(client.response().text(), "PUT /e");
+    client.send(format!("{head}abc"));
+    assert_eq!(client.response().text(), "PUT /e", "no invitation for what is here already");
+}
+
+#[test]
+fn an_expectation_of_100_for_a_large_body_gets_the_final_answer() {
+    let server = echo();
+    for framing in ["Content-Length: 9999999", "Transfer-Encoding: chunked"] {
+        let mut client = server.client();
+        client.send(format!(
+            "PUT /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"
+        ));
+        let response = client.response();
+        assert_eq!((response.text(), response.header("connection")), ("PUT /e", Some("close")));
+        client.finish();
+        client.assert_closed();
+    }
+}
+
+#[test]
+fn an_expectation_without_a_body_changes_nothing() {
+    let server = echo();
+    let mut client = server.client();
+    client.send("GET /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.response().text(), "GET /e");
+}
+
+#[test]
+fn a_client_that_leaves_in_its_body_is_forgotten() {
+    let server = echo();
+    let mut client = server.client();
+    client.send("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhe");
+    client.finish();
+    client.assert_closed();
+}

@@ -1,0 +1,138 @@
+//! More clients than there is room for.
+
+use super::server::{Gate, few_workers, serve, text, wait_until};
+use super::timeouts::huge_file;
+use crate::http::{Body, Outcome, Reply, Settings, Step};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn stuck_readers_hold_no_worker() {
+    let (file, length) = huge_file();
+    let server = serve(few_workers(), move |request, _| match request.path() {
+        "/huge" => {
+            Step::Reply(Reply::new(200, Body::File { file: Arc::clone(&file), range: 0..length }))
+        }
+        _ => text("small"),
+    });
+    let mut stuck: Vec<_> = (0..40).map(|_| server.get("/huge")).collect();
+    for client in &mut stuck {
+        client.head();
+    }
+    server.await_rest();
+    server.assert_answers();
+    for client in stuck {
+        client.reset();
+        assert_eq!(server.ending_of("/huge").outcome, Outcome::ClientGone);
+    }
+}
+
+#[test]
+fn a_full_server_closes_the_longest_idle_connection() {
+    let settings = Settings { max_connections: 3, ..few_workers() };
+    let server = serve(settings, |_, _| text("x"));
+    let mut first = server.get("/1");
+    first.response();
+    let mut second = server.get("/2");
+    second.response();
+    let mut third = server.get("/3");
+    third.response();
+    first.get("/1");
+    first.response();
+    server.await_rest();
+    let mut fourth = server.get("/4");
+    assert_eq!(fourth.response().status, 200);
+    second.assert_closed();
+    first.get("/1");
+    assert_eq!(first.response().status, 200);
+}
+
+#[test]
+fn a_full_server_without_idle_connections_says_so() {
+    let gate = Gate::new();
+    let settings = Settings { max_connections: 2, ..few_workers() };
+    let waited = Arc::clone(&gate);
+    let server =
+        serve(settings, move |_, context| waited.wait(context, Duration::from_secs(1_000)));
+    let mut busy = [server.get("/1"), server.get("/2")];
+    wait_until(|| gate.waiting() == 2);
+    let mut surplus = server.get("/3");
+    let response = surplus.response();
+    assert_eq!((response.status, response.header("connection")), (503, Some("close")));
+    assert!(response.header("retry-after").is_some());
+    surplus.finish();
+    surplus.assert_closed();
+    let mut silent = server.client();
+    assert_eq!(silent.response().status, 503);
+    gate.open();
+    for client in &mut busy {
+        assert_eq!(client.response().status, 200);
+    }
+}
+
+/// The environment variable that turns the test below into the server that it tests.
+const STARVED: &str = "LARDER_TEST_STARVED_SERVER";
+
+/// The parent is the client of a child process that may open only few descriptors.
+#[test]
+fn a_server_without_descriptors_waits_and_recovers() {
+    if std::env::var_os(STARVED).is_some() {
+        return starved_server();
+    }
+    let test = "a_server_without_descriptors_waits_and_recovers";
+    let name = std::thread::current().name().map_or(test.to_owned(), str::to_owned);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .env(STARVED, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let address: SocketAddr =
+        lines.find_map(|line| line.strip_prefix("address ")?.parse().ok()).unwrap();
+
+    // Unfinished heads cannot be closed to make room, so these use up all descriptors.
+    let greedy: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = super::client::Client::connect(address);
+            client.send("GET / HTTP/1.1\r\n");
+            client
+        })
+        .collect();
+    assert_eq!(lines.find(|line| line.starts_with("log ")).as_deref(), Some("log ERROR"));
+    let mut patient = super::client::Client::connect(address);
+    patient.get("/");
+    drop(greedy);
+    assert_eq!(patient.response().status, 200);
+    assert_eq!(lines.find(|line| line.starts_with("log ")).as_deref(), Some("log INFO"));
+    child.stdin.take().unwrap().write_all(b"end\n").unwrap();
+    assert!(lines.all(|line| !line.starts_with("log ")), "a burst is logged once");
+    assert!(child.wait().unwrap().success());
+}
+
+fn starved_server() {
+    struct ToParent;
+    impl log::Log for ToParent {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Info
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                println!("log {}", record.level());
+            }
+        }
+        fn flush(&self) {}
+    }
+    log::set_logger(&ToParent).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let limit = rustix::process::Resource::Nofile;
+    let few = rustix::process::Rlimit { current: Some(40), maximum: Some(40) };
+    rustix::process::setrlimit(limit, few).unwrap();
+    let server = serve(few_workers(), |_, _| text("x"));
+    println!("\naddress {}", server.address);
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}

@@ -1,0 +1,130 @@
+//! A client that says exactly what it is told to, and reads exactly what comes.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// A test that would hang fails after this instead.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) struct Client {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
+}
+
+impl Response {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    pub(super) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Client {
+    pub(super) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, unread: Vec::new() }
+    }
+
+    pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends a GET that keeps the connection.
+    pub(super) fn get(&mut self, target: &str) {
+        self.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+
+    pub(super) fn head(&mut self) -> Response {
+        let end = loop {
+            if let Some(at) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.receive() > 0, "no head, only {:?}", self.unread);
+        };
+        let head: Vec<u8> = self.unread.drain(..end).collect();
+        let head = String::from_utf8(head).unwrap();
+        let status = head["HTTP/1.1 ".len()..][..3].parse().unwrap();
+        Response { status, head, body: Vec::new() }
+    }
+
+    /// A response to anything but HEAD, its body delimited by Content-Length.
+    pub(super) fn response(&mut self) -> Response {
+        let mut response = self.head();
+        assert_eq!(response.header("transfer-encoding"), None);
+        let length = response.header("content-length").map_or(0, |text| text.parse().unwrap());
+        response.body = self.bytes(length);
+        response
+    }
+
+    pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        while self.unread.len() < count {
+            assert!(self.receive() > 0, "only {} of {count} bytes", self.unread.len());
+        }
+        self.unread.drain(..count).collect()
+    }
+
+    /// All that comes before the server's FIN. A reset is a failure.
+    pub(super) fn rest(&mut self) -> Vec<u8> {
+        while self.receive() > 0 {}
+        std::mem::take(&mut self.unread)
+    }
+
+    /// The server has closed in good order, without a byte more.
+    pub(super) fn assert_closed(&mut self) {
+        assert_eq!(String::from_utf8_lossy(&self.rest()), "");
+    }
+
+    /// The server has closed, in whatever order.
+    pub(super) fn assert_gone(&mut self) {
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Whether something can be read at once.
+    pub(super) fn has_bytes(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        peeked.is_ok()
+    }
+
+    /// Says that nothing more will be sent.
+    pub(super) fn finish(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Leaves with RST.
+    pub(super) fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+    }
+
+    fn receive(&mut self) -> usize {
+        let mut buffer = [0; 64 * 1024];
+        let count = self.stream.read(&mut buffer).unwrap();
+        self.unread.extend_from_slice(&buffer[..count]);
+        count
+    }
+}

@@ -1,0 +1,126 @@
+//! How a server ends.
+
+use super::server::{Gate, SHORT, Source, few_workers, serve, text, wait_until};
+use crate::http::{DrainReport, Outcome, Server, Settings};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Waits until nobody listens any more.
+fn await_refusal(address: SocketAddr) {
+    wait_until(|| TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_running_response_is_finished_and_idle_connections_are_closed() {
+    let source = Source::new();
+    let answered = Arc::clone(&source);
+    let server = serve(few_workers(), move |request, _| match request.path() {
+        "/tail" => answered.reply(0..6),
+        _ => text("x"),
+    });
+    let address = server.address;
+    let mut fresh = server.client();
+    let mut idle = server.get("/");
+    idle.response();
+    let mut running = server.get("/tail");
+    running.head();
+    source.grow(b"abc");
+    server.controller.drain();
+    idle.assert_closed();
+    fresh.assert_closed();
+    await_refusal(address);
+    source.grow(b"def");
+    assert_eq!(running.bytes(6), b"abcdef");
+    running.assert_closed();
+    let report = server.join();
+    assert_eq!(report.cut, 0);
+    assert!(report.finished >= 3, "{report:?}");
+}
+
+#[test]
+fn a_head_that_has_begun_is_still_answered_and_told_to_close() {
+    let gate = Gate::new();
+    let waited = Arc::clone(&gate);
+    let server =
+        serve(few_workers(), move |_, context| waited.wait(context, Duration::from_secs(1_000)));
+    let mut waiting = server.get("/waiting");
+    let mut unfinished = server.client();
+    unfinished.send("GET /unfinished HTTP/1.1\r\n");
+    wait_until(|| gate.waiting() == 1);
+    server.await_rest();
+    server.controller.drain();
+    await_refusal(server.address);
+    unfinished.send("Host: h\r\n\r\n");
+    wait_until(|| gate.waiting() == 2);
+    gate.open();
+    for client in [&mut waiting, &mut unfinished] {
+        let response = client.response();
+        assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+        client.assert_closed();
+    }
+    assert_eq!(server.join().cut, 0);
+}
+
+#[test]
+fn what_never_ends_is_cut_by_the_drain_timeout() {
+    let (gate, source) = (Gate::new(), Source::new());
+    let (waited, answered) = (Arc::clone(&gate), Arc::clone(&source));
+    let settings = Settings { drain_timeout: SHORT, ..few_workers() };
+    let server = serve(settings, move |request, context| match request.path() {
+        "/tail" => answered.reply(0..1_000),
+        _ => waited.wait(context, Duration::from_secs(1_000)),
+    });
+    let mut endless = server.get("/tail");
+    endless.head();
+    source.grow(b"abc");
+    assert_eq!(endless.bytes(3), b"abc");
+    let mut waiting = server.get("/wait");
+    let mut unfinished = server.client();
+    unfinished.send("GET /unfinished HTTP/1.1\r\n");
+    wait_until(|| gate.waiting() == 1);
+    server.await_rest();
+    server.controller.drain();
+    endless.assert_closed();
+    waiting.assert_closed();
+    unfinished.assert_closed();
+    for _ in 0..2 {
+        assert_eq!(server.ending().outcome, Outcome::Drained);
+    }
+    assert_eq!(server.join(), DrainReport { finished: 0, cut: 3 });
+}
+
+#[test]
+fn stopping_now_waits_for_nobody() {
+    let source = Source::new();
+    let answered = Arc::clone(&source);
+    let server = serve(few_workers(), move |_, _| answered.reply(0..1_000));
+    let mut endless = server.get("/tail");
+    endless.head();
+    server.controller.stop_now();
+    endless.assert_closed();
+    assert_eq!(server.join().cut, 1);
+}
+
+#[test]
+fn a_server_that_was_told_to_drain_before_it_ran_ends_at_once() {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    struct Nobody;
+    impl crate::http::Handler for Nobody {
+        fn handle(
+            &self,
+            _: &crate::http::Request,
+            _: &crate::http::Context<'_>,
+        ) -> crate::http::Step {
+            text("x")
+        }
+    }
+    let server = Server::bind(&[address], few_workers(), Arc::new(Nobody)).unwrap();
+    let unused = Server::bind(&[address], few_workers(), Arc::new(Nobody)).unwrap();
+    let taken = Server::bind(&[unused.address()], few_workers(), Arc::new(Nobody));
+    let error = taken.err().unwrap().to_string();
+    assert!(error.starts_with(&format!("cannot listen on {}", unused.address())), "{error}");
+    drop(unused);
+    server.controller().drain();
+    assert_eq!(server.run(), DrainReport { finished: 0, cut: 0 });
+}

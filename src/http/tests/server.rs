@@ -1,0 +1,300 @@
+//! A server for one test, and what its handlers are made of.
+
+use super::client::{Client, PATIENCE};
+use crate::http::{
+    Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request, Server,
+    Settings, Step, Tail,
+};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A handler made of a function. It reports how responses ended.
+struct By<F> {
+    answer: F,
+    endings: Mutex<Sender<(String, Ending)>>,
+}
+
+impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for By<F> {
+    fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
+        (self.answer)(request, context)
+    }
+
+    fn finished(&self, request: &Request, ending: &Ending) {
+        let ending =
+            Ending { note: ending.note.clone(), outcome: ending.outcome.clone(), ..*ending };
+        // A test that does not look at endings has dropped the receiver.
+        let _ = self.endings.lock().unwrap().send((request.path().to_owned(), ending));
+    }
+}
+
+/// A server that runs until it is dropped.
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
+    pub(super) controller: Controller,
+    endings: Receiver<(String, Ending)>,
+    thread: Option<JoinHandle<DrainReport>>,
+}
+
+/// Starts a server on a free port of the loopback interface.
+pub(super) fn serve(
+    settings: Settings,
+    answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
+) -> Running {
+    let (sender, endings) = channel();
+    start(settings, Arc::new(By { answer, endings: Mutex::new(sender) }), endings)
+}
+
+/// Starts a server with any handler.
+pub(super) fn run(settings: Settings, handler: Arc<dyn Handler>) -> Running {
+    start(settings, handler, channel().1)
+}
+
+fn start(
+    settings: Settings,
+    handler: Arc<dyn Handler>,
+    endings: Receiver<(String, Ending)>,
+) -> Running {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::bind(&[address], settings, handler).unwrap();
+    let (address, controller) = (server.address(), server.controller());
+    let thread = Some(std::thread::spawn(move || server.run()));
+    Running { address, controller, endings, thread }
+}
+
+/// A server that answers every request with its method, path and query.
+pub(super) fn echo() -> Running {
+    serve(few_workers(), |request, _| text(echoed(request)))
+}
+
+pub(super) fn echoed(request: &Request) -> String {
+    let query = request.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{} {}{query}", request.method_text(), request.path())
+}
+
+/// Settings under which a blocked worker would be noticed soon.
+pub(super) fn few_workers() -> Settings {
+    Settings { workers: 4, max_connections: 4_000, ..Settings::default() }
+}
+
+/// A time-out that a test waits out.
+pub(super) const SHORT: Duration = Duration::from_millis(30);
+
+pub(super) fn text(body: impl Into<String>) -> Step {
+    Step::Reply(Reply::new(200, Body::Bytes(Arc::from(body.into().into_bytes()))))
+}
+
+impl Running {
+    pub(super) fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// A client whose GET was sent.
+    pub(super) fn get(&self, target: &str) -> Client {
+        let mut client = self.client();
+        client.get(target);
+        client
+    }
+
+    /// A small request on a fresh connection is answered.
+    pub(super) fn assert_answers(&self) {
+        assert_eq!(self.get("/ping").response().status, 200);
+    }
+
+    /// How the next response ended.
+    pub(super) fn ending(&self) -> Ending {
+        self.endings.recv_timeout(PATIENCE).unwrap().1
+    }
+
+    /// How the next response for `path` ended.
+    pub(super) fn ending_of(&self, path: &str) -> Ending {
+        loop {
+            let (of, ending) = self.endings.recv_timeout(PATIENCE).unwrap();
+            if of == path {
+                return ending;
+            }
+        }
+    }
+
+    /// No worker has anything to do.
+    pub(super) fn await_rest(&self) {
+        wait_until(|| self.controller.queue_depth() == 0 && self.controller.busy_workers() == 0);
+    }
+
+    /// Waits for `run` to return.
+    pub(super) fn join(mut self) -> DrainReport {
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.controller.stop_now();
+        if let Some(thread) = self.thread.take() {
+            let report = thread.join();
+            assert!(std::thread::panicking() || report.is_ok());
+        }
+    }
+}
+
+/// Waits for what no channel tells.
+pub(super) fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came true");
+        std::thread::yield_now();
+    }
+}
+
+/// A source of bytes that grows as the test says.
+pub(super) struct Source {
+    pub(super) file: File,
+    state: Mutex<SourceState>,
+}
+
+#[derive(Default)]
+struct SourceState {
+    available: u64,
+    failure: Option<Box<str>>,
+    panics: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Source {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { file: tempfile::tempfile().unwrap(), state: Mutex::default() })
+    }
+
+    /// A reply that promises this range of what the source will be.
+    pub(super) fn reply(self: &Arc<Self>, range: std::ops::Range<u64>) -> Step {
+        let tail = Box::new(SourceTail { source: Arc::clone(self) });
+        Step::Reply(Reply::new(200, Body::Tail { tail, range }))
+    }
+
+    pub(super) fn grow(&self, bytes: &[u8]) {
+        let available = self.state.lock().unwrap().available;
+        self.file.write_all_at(bytes, available).unwrap();
+        self.change(|state| state.available += bytes.len() as u64);
+    }
+
+    /// Tells of bytes that are not there.
+    pub(super) fn lie(&self, bytes: u64) {
+        self.change(|state| state.available += bytes);
+    }
+
+    pub(super) fn fail(&self, reason: &str) {
+        self.change(|state| state.failure = Some(reason.into()));
+    }
+
+    pub(super) fn panic(&self) {
+        self.change(|state| state.panics = true);
+    }
+
+    /// Whether somebody waits for more.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.state.lock().unwrap().wakers.is_empty()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut SourceState)) {
+        let mut state = self.state.lock().unwrap();
+        change(&mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+struct SourceTail {
+    source: Arc<Source>,
+}
+
+impl Tail for SourceTail {
+    fn file(&self) -> &File {
+        &self.source.file
+    }
+
+    fn poll_available(&mut self, position: u64, waker: &Waker) -> Poll<Result<u64, Box<str>>> {
+        let mut state = self.source.state.lock().unwrap();
+        if state.available > position {
+            return Poll::Ready(Ok(state.available));
+        }
+        if let Some(failure) = &state.failure {
+            return Poll::Ready(Err(failure.clone()));
+        }
+        if state.panics {
+            drop(state);
+            panic!("the source panicked, as the test wants");
+        }
+        state.wakers.push(waker.clone());
+        Poll::Pending
+    }
+}
+
+/// Something that many requests wait for until the test opens it.
+#[derive(Default)]
+pub(super) struct Gate {
+    state: Mutex<GateState>,
+}
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Answers with the path once the gate is open or `patience` has passed.
+    pub(super) fn wait(self: &Arc<Self>, context: &Context<'_>, patience: Duration) -> Step {
+        self.state.lock().unwrap().wakers.push(context.waker().clone());
+        let deadline = context.now() + patience;
+        Step::Wait(Box::new(AtGate { gate: Arc::clone(self), deadline }))
+    }
+
+    pub(super) fn open(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.open = true;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Wakes all who wait, without a reason.
+    pub(super) fn rattle(&self) {
+        let wakers = self.state.lock().unwrap().wakers.clone();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().unwrap().wakers.len()
+    }
+}
+
+struct AtGate {
+    gate: Arc<Gate>,
+    deadline: Instant,
+}
+
+impl Pending for AtGate {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        if self.gate.state.lock().unwrap().open {
+            return text(echoed(request));
+        }
+        if context.now() >= self.deadline {
+            return Step::Reply(Reply::new(504, Body::Empty));
+        }
+        Step::Wait(self)
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}

@@ -1,0 +1,85 @@
+//! Reading answers: headers that matter, small bodies, and what a status means.
+
+use std::io::{Read, copy, sink};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::Body;
+use ureq::http::{HeaderMap, Response, header};
+
+use super::error::{UpstreamError, UpstreamErrorKind};
+use crate::oci::Digest;
+
+/// How much of an answer that is of no use is read, to keep its connection.
+const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
+
+/// A header's first value, if it is text.
+pub(super) fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+pub(super) fn texts(
+    headers: &HeaderMap,
+    name: impl header::AsHeaderName,
+) -> impl Iterator<Item = &str> {
+    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
+}
+
+/// What `Docker-Content-Digest` says. A malformed one says nothing: the bytes decide.
+pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+    text(headers, "docker-content-digest").and_then(|text| text.parse().ok())
+}
+
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
+}
+
+/// Content that is compressed for the way would be hashed compressed.
+pub(super) fn check_encoding(headers: &HeaderMap, request: &Arc<str>) -> Result<(), UpstreamError> {
+    match text(headers, header::CONTENT_ENCODING) {
+        None | Some("identity" | "") => Ok(()),
+        Some(encoding) => {
+            let reason = format!("it is encoded as {encoding} although identity was asked for");
+            Err(UpstreamError::bad_answer(request, reason))
+        }
+    }
+}
+
+/// Reads a small body; one byte more than `limit_bytes` is an error.
+pub(super) fn read_body(
+    response: Response<Body>,
+    limit_bytes: u64,
+    request: &Arc<str>,
+) -> Result<Vec<u8>, UpstreamError> {
+    let mut bytes = Vec::new();
+    let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
+    reader.read_to_end(&mut bytes).map_err(|error| UpstreamError::from_body(request, error))?;
+    match bytes.len() as u64 > limit_bytes {
+        true => {
+            let reason = format!("it is larger than {limit_bytes} bytes");
+            Err(UpstreamError::bad_answer(request, reason))
+        }
+        false => Ok(bytes),
+    }
+}
+
+/// Reads what is left of a small answer, so that its connection can be used again.
+pub(super) fn discard(response: Response<Body>) {
+    let mut rest = response.into_body().into_reader().take(DISCARDED_BODY_BYTES_MAX);
+    // An error here only means that the connection is not used again.
+    let _ = copy(&mut rest, &mut sink());
+}
+
+/// What a status other than 200 means.
+pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>) -> UpstreamError {
+    let kind = match status {
+        404 | 410 => UpstreamErrorKind::NotFound,
+        401 | 403 => UpstreamErrorKind::Denied { status },
+        429 => {
+            let seconds = text(headers, header::RETRY_AFTER).and_then(|text| text.parse().ok());
+            UpstreamErrorKind::RateLimited { retry_after: seconds.map(Duration::from_secs) }
+        }
+        status => UpstreamErrorKind::Status { status },
+    };
+    UpstreamError::new(Arc::clone(request), kind)
+}

@@ -1,0 +1,68 @@
+# Proves, with containerd as itself and the hosts.toml of the README (one `_default` mirror for all registries): the pull
+# names its registry by ?ns=, works cold, warm and without upstream after the image and all its content were removed, and
+# the image runs.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+registry_start
+larder_start
+
+readonly HOME_DIR="$CASE_DIR/c"
+readonly SOCKET="$HOME_DIR/c.sock"
+readonly IMAGE=docker.io/library/hello:v1
+mkdir -p "$HOME_DIR/certs.d/_default"
+# `server` keeps the fallback on this machine as well: without it a failed pull would go to registry-1.docker.io.
+cat >"$HOME_DIR/certs.d/_default/hosts.toml" <<TOML
+server = "$LARDER_URL"
+
+[host."$LARDER_URL"]
+  capabilities = ["pull", "resolve"]
+TOML
+cat >"$HOME_DIR/config.toml" <<TOML
+version = 2
+root = "$HOME_DIR/root"
+state = "$HOME_DIR/state"
+# ctr needs no CRI plugin, and without it containerd listens on its socket only.
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$SOCKET"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$HOME_DIR/opt"
+TOML
+ctr_() { client ctr --address "$SOCKET" "$@"; }
+start_server containerd "${OFFLINE[@]}" containerd --config "$HOME_DIR/config.toml"
+wait_for_server containerd ctr_ version
+
+pull() { ctr_ images pull --snapshotter native --hosts-dir "$HOME_DIR/certs.d" "$IMAGE"; }
+digest_of_image() { ctr_ images ls "name==$IMAGE" | awk 'NR == 2 { print $3 }'; }
+no_content() { [[ -z $(ctr_ content ls -q) ]]; }
+forget() {
+  ctr_ images rm --sync "$IMAGE"
+  wait_until 20 "containerd drops the image's content" no_content
+}
+
+step "cold"
+pull
+equal "the image's digest" "$HELLO_DIGEST" "$(digest_of_image)"
+larder_logged "a request with ?ns=docker.io" 'GET:/v2/library/hello/.*ns=docker\.io'
+blob_gets=$(registry_requests 'GET /v2/library/hello/blobs/')
+
+step "warm, after image and content were removed"
+forget
+hits=$(larder_lines 'blobs/.*cache=hit')
+pull
+equal "the image's digest" "$HELLO_DIGEST" "$(digest_of_image)"
+equal "blob GETs at the upstream" "$blob_gets" "$(registry_requests 'GET /v2/library/hello/blobs/')"
+larder_logged "a hit" 'blobs/.*cache=hit'
+(($(larder_lines 'blobs/.*cache=hit') > hits)) || fail "the warm pull made no hit in larder's log"
+
+step "upstream stopped, image and content removed"
+registry_stop
+forget
+pull
+equal "the image's digest" "$HELLO_DIGEST" "$(digest_of_image)"
+
+step "the image runs"
+output=$(ctr_ run --rm --snapshotter native --net-host "$IMAGE" larder-e2e-hello)
+equal "the container's output" "hello from the larder" "$output"
+larder_stop

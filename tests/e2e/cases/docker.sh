@@ -1,0 +1,46 @@
+# Proves, with dockerd's --registry-mirror, which names no registry at all: --default-ns docker.io serves it, cold, warm and
+# without upstream, with the image removed in between.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+registry_start
+larder_start --default-ns docker.io
+
+readonly HOME_DIR="$CASE_DIR/d"
+readonly SOCKET="unix://$HOME_DIR/d.sock"
+mkdir -p "$HOME_DIR"
+printf '{}\n' >"$HOME_DIR/daemon.json"
+docker_() { client docker --config "$HOME_DIR" --host "$SOCKET" "$@"; }
+# No bridge and no iptables: it only pulls, and the machine's network is to stay as it is.
+start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$HOME_DIR/daemon.json" --data-root "$HOME_DIR/data" \
+  --exec-root "$HOME_DIR/exec" --pidfile "$HOME_DIR/pid" --host "$SOCKET" --storage-driver vfs --bridge none \
+  --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --registry-mirror "$LARDER_URL"
+wait_for_server dockerd docker_ version
+
+pull() {
+  docker_ pull --quiet hello:v1
+  equal "the image's id" "$HELLO_CONFIG" "$(docker_ image inspect --format '{{.Id}}' hello:v1)"
+  matches "the image's digest" "@$HELLO_DIGEST" "$(docker_ image inspect --format '{{.RepoDigests}}' hello:v1)"
+}
+forget() {
+  docker_ rmi hello:v1
+  equal "the images left" "" "$(docker_ images --quiet)"
+}
+
+step "cold"
+pull
+larder_logged "a request without any registry" 'GET:/v2/library/hello/'
+blob_gets=$(registry_requests 'GET /v2/library/hello/blobs/')
+((blob_gets > 0)) || fail "the cold pull did not reach the upstream"
+
+step "warm"
+forget
+pull
+equal "blob GETs at the upstream" "$blob_gets" "$(registry_requests 'GET /v2/library/hello/blobs/')"
+
+step "upstream stopped"
+registry_stop
+forget
+pull
+stop_server dockerd
+larder_stop

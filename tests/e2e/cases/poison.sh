@@ -1,0 +1,55 @@
+# Proves promise 1, never wrong bytes: a blob or a manifest that upstream serves with the right length but damaged (its file
+# edited in docker-registry's storage) never ends as a complete 200, is never stored, and is served once upstream is whole.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+REGISTRY_STORAGE=$(own_storage)
+registry_start
+larder_start
+
+# Flips the lowest bit of one byte: the length stays, and a digit stays a digit.
+flip_bit() { # FILE OFFSET
+  local byte
+  byte=$(od -An -tu1 -j "$2" -N 1 -- "$1")
+  # shellcheck disable=SC2059  # the format is the byte
+  printf "\\$(printf '%03o' $((byte ^ 1)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
+never_complete() { # WHAT DIGEST PATH OFFSET
+  local what=$1 digest=$2 path=$3 offset=$4 file
+  file=$(registry_blob_file "$digest")
+  step "$what, damaged at the upstream"
+  cp -- "$file" "$CASE_DIR/tmp/whole"
+  flip_bit "$file" "$offset"
+  get "http://127.0.0.1:$REGISTRY_PORT/v2/demo/$path" -H 'Accept: application/vnd.oci.image.manifest.v1+json'
+  expect_status "$what from upstream itself" 200
+  refused "upstream serves $what whole" cmp -s "$CASE_DIR/tmp/whole" "$BODY_FILE"
+  for _ in first second; do
+    get "$LARDER_URL/v2/$ALIAS/demo/$path"
+    printf 'answer: %s, curl %s, %s bytes\n' "$STATUS" "$CURL_EXIT" "$(stat -c %s "$BODY_FILE")"
+    [[ $STATUS != 200 || $CURL_EXIT != 0 ]] || fail "$what: damaged bytes ended as a complete 200"
+    [[ $CURL_EXIT != 28 ]] || fail "$what: no end after $GIVE_UP_LIMIT s"
+    absent "$what in the cache" "$(cached_blob "$digest")"
+  done
+
+  step "$what, whole again"
+  cp -- "$CASE_DIR/tmp/whole" "$file"
+  whole_arrives() {
+    get "$LARDER_URL/v2/$ALIAS/demo/$path"
+    [[ $STATUS == 200 && $CURL_EXIT == 0 ]]
+  }
+  # A failed fetch may be remembered for some seconds.
+  wait_until 30 "$what served after upstream was repaired" whole_arrives
+  same_bytes "$what" "$CASE_DIR/tmp/whole" "$BODY_FILE"
+}
+
+# The first digit of a size, so that the manifest stays JSON and only its digest tells.
+SIZE_OFFSET=$(grep -abom 1 '"size":[0-9]' "$(registry_blob_file "$HELLO_V2_DIGEST")" | head -n 1 | cut -d : -f 1)
+readonly SIZE_OFFSET
+never_complete "a small blob" "$HELLO_LAYER" "hello/blobs/$HELLO_LAYER" $((HELLO_LAYER_SIZE - 1))
+never_complete "a manifest" "$HELLO_V2_DIGEST" "hello/manifests/$HELLO_V2_DIGEST" $((SIZE_OFFSET + 7))
+never_complete "a blob of 64 MiB, at its start" "$BIG_LAYER" "big/blobs/$BIG_LAYER" 0
+rm -f -- "$(cached_blob "$BIG_LAYER")"
+never_complete "a blob of 64 MiB, at its end" "$BIG_LAYER" "big/blobs/$BIG_LAYER" $((BIG_LAYER_SIZE - 1))
+cache_is_sound
+larder_stop

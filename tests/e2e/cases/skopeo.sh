@@ -1,0 +1,68 @@
+# Proves, with skopeo and the upstream named in the path: a cold, a warm and an upstream-less copy are byte for byte what
+# upstream has, by tag, by digest and as a whole multi-arch index; tags/list and raw manifests too; and the live cache
+# directory is an OCI image layout that skopeo reads.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+# Every pull by tag asks upstream, so that what is served without it is served *because* it is gone.
+TAG_TTL=0
+registry_start
+larder_start
+
+skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
+copy() { # FROM TO [OPTION…]
+  local from=$1 to=$2
+  shift 2
+  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
+}
+readonly UPSTREAM="127.0.0.1:$REGISTRY_PORT"
+readonly MIRROR="127.0.0.1:$LARDER_PORT/$ALIAS"
+
+step "what upstream itself gives"
+copy "$UPSTREAM/demo/big:v1" direct-big
+copy "$UPSTREAM/demo/multi:v1" direct-multi --all
+
+step "cold"
+copy "$MIRROR/demo/big:v1" cold-big
+same_tree "cold, by tag" "$CASE_DIR/direct-big" "$CASE_DIR/cold-big"
+copy "$MIRROR/demo/multi:v1" cold-multi --all
+same_tree "cold, the index with all its images" "$CASE_DIR/direct-multi" "$CASE_DIR/cold-multi"
+
+step "warm: no blob is asked of upstream again"
+before=$(registry_requests 'GET /v2/demo/.*/blobs/')
+copy "$MIRROR/demo/big:v1" warm-big
+same_tree "warm, by tag" "$CASE_DIR/direct-big" "$CASE_DIR/warm-big"
+equal "blob GETs at the upstream" "$before" "$(registry_requests 'GET /v2/demo/.*/blobs/')"
+larder_logged "a hit" 'cache=hit'
+
+tags() { skopeo_ list-tags --tls-verify=false "docker://$1/demo/hello" | jq -c '.Tags | sort'; }
+raw() { skopeo_ inspect --raw --tls-verify=false "docker://$1"; }
+step "tags and raw manifests are upstream's"
+equal "tags" '["v1","v2"]' "$(tags "$MIRROR")"
+for image in demo/hello:v1 demo/multi:v1 "demo/multi@$MULTI_DIGEST"; do
+  raw "$UPSTREAM/$image" >"$CASE_DIR/tmp/raw-upstream"
+  raw "$MIRROR/$image" >"$CASE_DIR/tmp/raw-larder"
+  same_bytes "the raw manifest of $image" "$CASE_DIR/tmp/raw-upstream" "$CASE_DIR/tmp/raw-larder"
+done
+
+step "the live cache directory is an OCI layout"
+in_layout() { # IMAGE DIGEST
+  [[ $(skopeo_ inspect --format '{{.Digest}}' "oci:$LARDER_CACHE:$1") == "$2" ]]
+}
+wait_until "$INDEX_LIMIT" "$UPSTREAM/demo/big:v1 in index.json" in_layout "$UPSTREAM/demo/big:v1" "$BIG_DIGEST"
+skopeo_ copy --quiet "oci:$LARDER_CACHE:$UPSTREAM/demo/big:v1" "dir:$CASE_DIR/layout-big"
+same_tree "the image read from the cache directory" "$CASE_DIR/direct-big" "$CASE_DIR/layout-big"
+equal "imageLayoutVersion" 1.0.0 "$(jq -r .imageLayoutVersion "$LARDER_CACHE/oci-layout")"
+
+step "upstream is stopped"
+registry_stop
+copy "$MIRROR/demo/big:v1" stopped-tag
+same_tree "without upstream, by tag" "$CASE_DIR/direct-big" "$CASE_DIR/stopped-tag"
+copy "$MIRROR/demo/big@$BIG_DIGEST" stopped-digest
+same_tree "without upstream, by digest" "$CASE_DIR/direct-big" "$CASE_DIR/stopped-digest"
+copy "$MIRROR/demo/multi:v1" stopped-multi --all
+same_tree "without upstream, the index" "$CASE_DIR/direct-multi" "$CASE_DIR/stopped-multi"
+equal "tags without upstream" '["v1","v2"]' "$(tags "$MIRROR")"
+larder_logged "a stale answer" 'cache=stale'
+cache_is_sound
+larder_stop

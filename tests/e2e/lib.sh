@@ -1,0 +1,394 @@
+# What every case of the end-to-end suite shares: the sample facts, servers that are started and stopped by pid, bounded
+# waits, checks with clear texts. `run` says what a case may rely on; a case sources this file first.
+# shellcheck shell=bash
+#
+# Must not know: any client. One file per client stands in cases/.
+
+set -Eeuo pipefail
+
+# ---- Limits, in seconds unless the name says otherwise -----------------------------------------------------------------
+
+# A loopback server that has not answered by then will not.
+readonly START_LIMIT=20
+# Longer than a drain of idle connections needs, shorter than a reader's patience.
+readonly STOP_LIMIT=20
+# One client command: two orders of magnitude above what it needs when all is well.
+readonly CLIENT_LIMIT=60
+# How long a client of a blob whose upstream is gone for good may wait to be told: containerd's progress time-out is
+# 60 s at its shortest.
+readonly GIVE_UP_LIMIT=60
+# What crane took at most on two busy cores, times two.
+readonly BUILD_LIMIT=150
+# index.json is written at most every 2 s.
+# shellcheck disable=SC2034  # for the cases
+readonly INDEX_LIMIT=10
+
+# ---- Where things are ---------------------------------------------------------------------------------------------------
+
+# `run` sets these; a case that is started by hand stops here with bash's own message.
+: "${E2E_WORK:?is set by tests/e2e/run}" "${E2E_CASE:?is set by tests/e2e/run}" "${E2E_LARDER:?is set by tests/e2e/run}"
+: "${E2E_TOOLS:?is set by tests/e2e/run}"
+
+readonly SAMPLES="$E2E_WORK/samples"
+readonly CASE_DIR="$E2E_WORK/cases/$E2E_CASE"
+readonly LOGS="$CASE_DIR/logs"
+mkdir -p "$LOGS" "$CASE_DIR/tmp"
+# Clients unpack into it; nothing of theirs is to lie elsewhere.
+export TMPDIR="$CASE_DIR/tmp"
+export HOME="$CASE_DIR"
+
+# The sample images' digests and sizes, once cases/samples.sh has written them.
+if [[ -f $SAMPLES/facts ]]; then
+  # shellcheck source=/dev/null
+  . "$SAMPLES/facts"
+fi
+
+# For every process that might ask a real registry when the cache fails it: HTTPS goes to a port where nobody listens.
+readonly OFFLINE=(env HTTPS_PROXY=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 "NO_PROXY=127.0.0.1,localhost")
+
+# ---- Saying -------------------------------------------------------------------------------------------------------------
+
+# The current step of a case; `run` shows the last ones when the case fails.
+step() { printf -- '-- %s\n' "$*"; }
+
+# A case ends here. In `$(…)` it ends the substitution, and `set -e` the case.
+fail() {
+  printf 'FAILED: %s\n' "$*" >&2
+  exit 1
+}
+
+# A case that this machine cannot run: status 77, the reason in a file.
+skip() {
+  printf '%s\n' "$*" >"$CASE_DIR/skipped"
+  exit 77
+}
+
+# ---- Checks -------------------------------------------------------------------------------------------------------------
+
+equal() { # WHAT EXPECTED ACTUAL
+  [[ $2 == "$3" ]] || fail "$1: expected '$2', got '$3'"
+}
+
+matches() { # WHAT REGEX ACTUAL
+  [[ $3 =~ $2 ]] || fail "$1: expected to match '$2', got '$3'"
+}
+
+same_bytes() { # WHAT EXPECTED_FILE ACTUAL_FILE
+  cmp -- "$2" "$3" || fail "$1: the bytes differ"
+}
+
+same_tree() { # WHAT EXPECTED_DIR ACTUAL_DIR
+  diff -rq -- "$2" "$3" || fail "$1: the directories differ"
+}
+
+absent() { # WHAT PATH
+  [[ ! -e $2 ]] || fail "$1: $2 exists"
+}
+
+# A command that is expected to fail.
+refused() { # WHAT COMMAND…
+  local what=$1
+  shift
+  if "$@"; then fail "$what: succeeded"; fi
+}
+
+# Runs a client command with CLIENT_LIMIT, without a way out to the Internet.
+client() { "${OFFLINE[@]}" timeout --kill-after=5 "$CLIENT_LIMIT" "$@"; }
+
+# ---- Waits --------------------------------------------------------------------------------------------------------------
+
+# The one place that sleeps: a bounded wait for COMMAND to succeed.
+wait_until() { # SECONDS WHAT COMMAND…
+  local limit=$1 what=$2 deadline=$((SECONDS + $1))
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS <= deadline)) || fail "not within $limit s: $what"
+    sleep 0.05
+  done
+}
+
+at_least_bytes() { # FILE BYTES
+  [[ -f $1 ]] && (($(stat -c %s -- "$1") >= $2))
+}
+
+# False for a zombie too: what has ended but is not yet waited for.
+is_running() { # PID
+  local state
+  state=$(sed -n 's/^State:\s*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) || return 1
+  [[ -n $state && $state != Z ]]
+}
+
+# ---- Servers ------------------------------------------------------------------------------------------------------------
+
+declare -A SERVER_PID=()
+SERVER_ORDER=()
+# The exit status of the server that stop_server stopped last.
+STOPPED_WITH=
+
+# A port on which nobody listens and that no other call has got. Below the range of outgoing connections.
+free_port() {
+  local port
+  for _ in {1..200}; do
+    port=$((20000 + RANDOM % 12000))
+    if ! grep -qx "$port" "$E2E_WORK/ports" 2>/dev/null && [[ -z $(ss -Hltn "sport = :$port") ]]; then
+      printf '%s\n' "$port" | tee -a "$E2E_WORK/ports"
+      return
+    fi
+  done
+  fail "no free port found between 20000 and 31999"
+}
+
+# Starts COMMAND (no shell around it, so that the pid is the server's own). Its output is appended to NAME.log.
+start_server() { # NAME COMMAND…
+  local name=$1
+  shift
+  printf '== %s\n' "$*" >>"$LOGS/$name.log"
+  "$@" >>"$LOGS/$name.log" 2>&1 </dev/null &
+  SERVER_PID[$name]=$!
+  SERVER_ORDER+=("$name")
+}
+
+# Waits until COMMAND succeeds, and says so at once if the server ends instead.
+wait_for_server() { # NAME COMMAND…
+  local name=$1 deadline=$((SECONDS + START_LIMIT))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    is_running "${SERVER_PID[$name]}" || fail "$name ended while it started: $(tail -n 3 "$LOGS/$name.log")"
+    ((SECONDS <= deadline)) || fail "$name does not answer after $START_LIMIT s: $*"
+    sleep 0.05
+  done
+}
+
+# Stops a server by its pid and leaves its exit status in STOPPED_WITH. One that does not end is killed, and the case fails.
+stop_server() { # NAME [SIGNAL]
+  local name=$1 signal=${2:-TERM} pid=${SERVER_PID[$1]:-}
+  STOPPED_WITH=
+  [[ -n $pid ]] || return 0
+  unset "SERVER_PID[$name]"
+  kill -s "$signal" "$pid" 2>/dev/null || true
+  local deadline=$((SECONDS + STOP_LIMIT)) late=
+  while is_running "$pid"; do
+    if ((SECONDS > deadline)); then
+      kill -s KILL "$pid" 2>/dev/null || true
+      late=yes
+      break
+    fi
+    sleep 0.05
+  done
+  STOPPED_WITH=0
+  wait "$pid" 2>/dev/null || STOPPED_WITH=$?
+  [[ -z $late ]] || fail "$name did not end within $STOP_LIMIT s of SIG$signal and was killed"
+}
+
+# Runs at the end of every case, however it ends: the last server started is the first to be stopped.
+stop_servers() {
+  local status=$? index
+  trap - ERR
+  set +e
+  for ((index = ${#SERVER_ORDER[@]} - 1; index >= 0; index--)); do
+    (stop_server "${SERVER_ORDER[$index]}")
+  done
+  exit "$status"
+}
+trap stop_servers EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+# An unexpected failure, with the lines that led to it, the innermost first.
+on_error() { # STATUS COMMAND
+  local frame
+  printf 'FAILED: status %s of: %s\n' "$1" "$2" >&2
+  for ((frame = 0; frame < ${#BASH_LINENO[@]} - 1; frame++)); do
+    printf '   at %s:%s\n' "${BASH_SOURCE[frame + 1]##*/}" "${BASH_LINENO[frame]}" >&2
+  done
+}
+trap 'on_error "$?" "$BASH_COMMAND"' ERR
+
+# ---- The upstream: docker-registry --------------------------------------------------------------------------------------
+
+REGISTRY_PORT=
+REGISTRY_STORAGE=
+
+# Starts docker-registry over the samples, or over DIR: a case that changes something changes a copy (own_storage).
+registry_start() { # [DIR]
+  REGISTRY_STORAGE=${1:-${REGISTRY_STORAGE:-$SAMPLES/registry}}
+  REGISTRY_PORT=${REGISTRY_PORT:-$(free_port)}
+  cat >"$CASE_DIR/registry.yml" <<YAML
+version: 0.1
+log: {level: warn}
+storage:
+  filesystem: {rootdirectory: $REGISTRY_STORAGE}
+  delete: {enabled: true}
+http: {addr: "127.0.0.1:$REGISTRY_PORT", secret: e2e}
+YAML
+  start_server registry env OTEL_TRACES_EXPORTER=none docker-registry serve "$CASE_DIR/registry.yml"
+  wait_for_server registry curl -fsS --max-time 2 "http://127.0.0.1:$REGISTRY_PORT/v2/"
+}
+
+registry_stop() { stop_server registry; }
+
+# A copy of the samples' storage, for a case that writes to it or damages it.
+own_storage() {
+  cp -a --reflink=auto "$SAMPLES/registry" "$CASE_DIR/storage"
+  printf '%s\n' "$CASE_DIR/storage"
+}
+
+# The file in which docker-registry keeps a blob; it serves its bytes without checking them.
+registry_blob_file() { # DIGEST [STORAGE]
+  local hex=${1#sha256:}
+  printf '%s\n' "${2:-$REGISTRY_STORAGE}/docker/registry/v2/blobs/sha256/${hex:0:2}/$hex/data"
+}
+
+# How many requests that match REGEX ("GET /v2/…") have reached the registry.
+registry_requests() { # REGEX
+  grep -cE "\"$1" "$LOGS/registry.log" || true
+}
+
+# ---- The upstream behind a slow link that can be cut: nginx -------------------------------------------------------------
+
+LINK_PORT=
+
+# nginx in one process, so that its pid is the whole of it. RATE as in `limit_rate`, per connection: 4m is 4 MiB/s.
+link_start() { # RATE
+  LINK_PORT=${LINK_PORT:-$(free_port)}
+  mkdir -p "$CASE_DIR/link"
+  cat >"$CASE_DIR/link/nginx.conf" <<NGINX
+daemon off;
+master_process off;
+pid $CASE_DIR/link/pid;
+error_log stderr warn;
+events { worker_connections 256; }
+http {
+  access_log $LOGS/link-access.log;
+  client_body_temp_path $CASE_DIR/link/body;
+  proxy_temp_path $CASE_DIR/link/proxy;
+  fastcgi_temp_path $CASE_DIR/link/fastcgi;
+  uwsgi_temp_path $CASE_DIR/link/uwsgi;
+  scgi_temp_path $CASE_DIR/link/scgi;
+  server {
+    listen 127.0.0.1:$LINK_PORT;
+    location / {
+      proxy_pass http://127.0.0.1:$REGISTRY_PORT;
+      proxy_http_version 1.1;
+      proxy_max_temp_file_size 0;
+      limit_rate $1;
+    }
+  }
+}
+NGINX
+  start_server link nginx -e stderr -c "$CASE_DIR/link/nginx.conf"
+  wait_for_server link curl -fsS --max-time 2 "http://127.0.0.1:$LINK_PORT/v2/"
+}
+
+# Cuts every connection in the middle of whatever it carries.
+link_cut() { stop_server link KILL; }
+
+# ---- Larder -------------------------------------------------------------------------------------------------------------
+
+LARDER_PORT=$(free_port)
+readonly LARDER_PORT
+readonly LARDER_URL="http://127.0.0.1:$LARDER_PORT"
+readonly LARDER_CACHE="$CASE_DIR/cache"
+readonly LARDER_LOG="$LOGS/larder.log"
+# The alias under which the upstream can be named in a path: `:` is not allowed in the name of an image.
+readonly ALIAS=up.test
+# Seconds, or a text such as 5m; '0' asks the upstream for every pull of a tag.
+TAG_TTL=5m
+
+# Names the upstream three ways: by its own address, by the alias, and as docker.io. ADDRESS may be the slow link's.
+larder_config() { # ADDRESS
+  local address=$1
+  cat >"$CASE_DIR/larder.yaml" <<YAML
+registries:
+  - name: "$address"
+    scheme: http
+    aliases: [$ALIAS]
+  - name: docker.io
+    url: "http://$address"
+tagTtl: '$TAG_TTL'
+revalidateTimeout: 2s
+YAML
+}
+
+larder_start() { # [FLAG OF serve…]
+  [[ -f $CASE_DIR/larder.yaml ]] || larder_config "127.0.0.1:$REGISTRY_PORT"
+  start_server larder "${OFFLINE[@]}" RUST_BACKTRACE=1 "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" \
+    --image-path "$LARDER_CACHE" --log-level info serve --host 127.0.0.1 --port "$LARDER_PORT" "$@"
+  wait_for_server larder curl -fsS --max-time 2 "$LARDER_URL/v2/"
+}
+
+# An orderly end: SIGTERM, drained, status 0.
+larder_stop() {
+  stop_server larder
+  equal "larder's exit status after SIGTERM" 0 "$STOPPED_WITH"
+}
+
+# How many lines of larder's log match REGEX.
+larder_lines() { # REGEX
+  grep -cE -- "$1" "$LARDER_LOG" || true
+}
+
+# The access line follows the answer, so it is waited for.
+larder_logged() { # WHAT REGEX
+  wait_until 5 "$1 in larder's log" grep -qE -- "$2" "$LARDER_LOG"
+}
+
+# Where the cache keeps a blob once it is complete and verified.
+cached_blob() { # DIGEST
+  printf '%s\n' "$LARDER_CACHE/blobs/${1%%:*}/${1#*:}"
+}
+
+# No blob under a name that its bytes do not have.
+cache_is_sound() {
+  local file
+  while IFS= read -r file; do
+    equal "the content of $file" "${file##*/}" "$(sha256sum -- "$file" | cut -d ' ' -f 1)"
+  done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
+}
+
+# ---- curl ---------------------------------------------------------------------------------------------------------------
+
+# After `get`: the status, curl's own exit status, and the files with head and body.
+STATUS=
+CURL_EXIT=
+readonly HEAD_FILE="$CASE_DIR/tmp/head"
+readonly BODY_FILE="$CASE_DIR/tmp/body"
+
+# Any answer is an answer; the caller says which one it expects.
+get() { # URL [CURL OPTION…]
+  local url=$1
+  shift
+  rm -f "$HEAD_FILE" "$BODY_FILE"
+  : >"$BODY_FILE"
+  CURL_EXIT=0
+  STATUS=$(curl -sS --path-as-is --max-time "$GIVE_UP_LIMIT" -D "$HEAD_FILE" -o "$BODY_FILE" -w '%{http_code}' "$@" "$url") ||
+    CURL_EXIT=$?
+}
+
+# A header of the last answer, without regard to the case of its name; empty if absent.
+header() { # NAME
+  tr -d '\r' <"$HEAD_FILE" | sed -n "s/^$1:[[:space:]]*//Ip" | head -n 1
+}
+
+# The OCI error code of the last answer.
+error_code() { jq -r '.errors[0].code' "$BODY_FILE"; }
+
+expect_status() { # WHAT STATUS
+  [[ $STATUS == "$2" && $CURL_EXIT == 0 ]] ||
+    fail "$1: expected $2, got $STATUS (curl $CURL_EXIT): $(head -c 300 "$BODY_FILE" | tr -d '\0')"
+}
+
+# ---- Tools that Debian does not have ------------------------------------------------------------------------------------
+
+# Leaves the path of a Go tool in TOOL: from PATH, or as `run` builds it in the background meanwhile, for which it waits.
+# Without it the case is skipped.
+TOOL=
+tool_is_decided() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
+need_tool() { # NAME [HINT]
+  if TOOL=$(type -P "$1"); then return; fi
+  TOOL="$E2E_TOOLS/$1"
+  if [[ -n ${E2E_TOOLS_PID:-} ]]; then
+    step "waiting for the build of $1"
+    (wait_until "$BUILD_LIMIT" "the build of $1" tool_is_decided) || skip "$1 was not built within $BUILD_LIMIT s"
+  fi
+  [[ -x $TOOL ]] || skip "$1 is not in PATH, and was not built${2:+: $2}"
+}

@@ -1,0 +1,178 @@
+//! The fake registry's threads, and the state that they share with the test.
+//!
+//! Must not know how a registry is started, filled or asked: `registry.rs` does, and holds this.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread::{self, JoinHandle};
+
+use rustls::ServerConfig;
+
+use super::answer::{Answer, Close, Next};
+use super::content::{Content, Found, Route};
+use super::fault::{Script, glob};
+use super::token::{Auth, TokenServer};
+use super::wire::{Recorded, Requests, Stream};
+use super::{Gate, lock};
+
+/// What the connections' threads share with the test's.
+pub(super) struct Shared {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ServerConfig>>,
+    pub state: Mutex<State>,
+    /// Signalled when a request was recorded.
+    pub recorded: Condvar,
+    /// Opens when the registry is dropped.
+    pub until_drop: Gate,
+    connections: Mutex<Connections>,
+    pub body_bytes_sent: AtomicU64,
+}
+
+#[derive(Default)]
+struct Connections {
+    accepted: u64,
+    /// Weak, so that a thread that lets go of its socket really closes it.
+    open: HashMap<u64, Weak<TcpStream>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub content: Content,
+    pub script: Script,
+    pub auth: Auth,
+    /// The token endpoint at `/token` of this registry.
+    pub tokens: Option<TokenServer>,
+    pub requests: Vec<Recorded>,
+    pub expected_unknown: Vec<String>,
+    pub unscripted: Vec<String>,
+    pub gates: Vec<Gate>,
+}
+
+impl Shared {
+    pub fn new(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Shared {
+        Shared {
+            address,
+            tls,
+            state: Mutex::default(),
+            recorded: Condvar::new(),
+            until_drop: Gate::new(),
+            connections: Mutex::default(),
+            body_bytes_sent: AtomicU64::new(0),
+        }
+    }
+
+    /// How many connections were accepted.
+    pub fn accepted(&self) -> u64 {
+        lock(&self.connections).accepted
+    }
+
+    /// Ends every open connection.
+    pub fn cut_connections(&self) {
+        for socket in lock(&self.connections).open.values().filter_map(Weak::upgrade) {
+            // It may be closed already, which is what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Waits for all connections' threads; tells how many of them panicked.
+    pub fn join_threads(&self) -> usize {
+        // Taken out first: a thread takes the same lock when it ends.
+        let threads = std::mem::take(&mut lock(&self.connections).threads);
+        threads.into_iter().filter_map(|thread| thread.join().err()).count()
+    }
+
+    /// Accepts connections until `closing` is set and one more has come.
+    pub fn accept(self: &Arc<Self>, listener: &TcpListener, closing: &AtomicBool) {
+        loop {
+            let accepted = listener.accept();
+            if closing.load(Ordering::SeqCst) {
+                return;
+            }
+            // A client that has gone again before it was accepted is no reason to stop.
+            let Ok((socket, _)) = accepted else { continue };
+            let _ = socket.set_nodelay(true);
+            let socket = Arc::new(socket);
+            let mut connections = lock(&self.connections);
+            connections.accepted += 1;
+            let number = connections.accepted;
+            connections.open.insert(number, Arc::downgrade(&socket));
+            let shared = Arc::clone(self);
+            connections.threads.push(thread::spawn(move || {
+                shared.serve(Stream::new(socket, shared.tls.as_ref()), number);
+                lock(&shared.connections).open.remove(&number);
+            }));
+        }
+    }
+
+    fn serve(&self, mut stream: Stream, connection: u64) {
+        let mut requests = Requests::new(connection);
+        // Errors are the client's leaving, in whatever manner: it ends the connection, not the test.
+        while let Ok(Some(request)) = requests.next(&mut stream) {
+            let wants_close = request.wants_close();
+            let to_head = request.method == "HEAD";
+            let answer = self.answer(request);
+            match answer.deliver(&mut stream, to_head, &self.body_bytes_sent) {
+                Ok(Next::KeepAlive) if !wants_close => {}
+                Ok(Next::KeepAlive | Next::Close(Close::Fin)) => return stream.finish(),
+                Ok(Next::Close(Close::Reset)) => return stream.reset(),
+                Err(_) => return,
+            }
+        }
+        stream.finish();
+    }
+
+    fn answer(&self, request: Recorded) -> Answer {
+        let mut state = lock(&self.state);
+        state.requests.push(request.clone());
+        self.recorded.notify_all();
+        state.answer(request, &self.until_drop)
+    }
+}
+
+impl State {
+    pub fn requests_for(&self, method: &str, path: &str) -> impl Iterator<Item = &Recorded> {
+        self.requests.iter().filter(move |request| {
+            (method == "*" || method == request.method) && glob(path, &request.path)
+        })
+    }
+
+    fn answer(&mut self, mut request: Recorded, until_drop: &Gate) -> Answer {
+        let route = Route::of(&request.path);
+        let endpoint = self.tokens.clone().filter(|_| request.path == "/token");
+        if request.path.starts_with("/v2/")
+            && let Some(refusal) = self.auth.refusal(&request, route.repository())
+        {
+            return refusal;
+        }
+        let fault = self.script.take(&request);
+        if let Some(fault) = &fault {
+            fault.misread(&mut request);
+        }
+        let found = match endpoint {
+            Some(tokens) => Found::Known(tokens.answer(&request)),
+            None => self.content.answer(&route, &request),
+        };
+        let mut answer = match found {
+            Found::Known(answer) => answer,
+            Found::Unknown(answer) => {
+                let expected = self.expected_unknown.iter().any(|path| glob(path, &request.path));
+                if fault.is_none() && !expected {
+                    self.unscripted.push(line(&request));
+                }
+                answer
+            }
+        };
+        if let Some(fault) = fault {
+            fault.spoil(&mut answer, until_drop);
+        }
+        answer
+    }
+}
+
+/// A request in one line, for messages.
+pub(super) fn line(request: &Recorded) -> String {
+    format!("{} {}", request.method, request.target())
+}

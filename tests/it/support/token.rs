@@ -1,0 +1,280 @@
+//! Authentication of the fake registry: bearer tokens with their endpoint, and Basic.
+//!
+//! ```ignore
+//! let tokens = TokenServer::new().expires_in(300).user("lea", "secret");
+//! registry.require_bearer(&tokens);                 // the endpoint is /token of the same registry
+//! registry.require_bearer_from(&tokens, &issuer);   // … or of another one
+//! tokens.expire_tokens();
+//! tokens.answer_with(TokenAnswer::Refuse(403));
+//! ```
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value, json};
+
+use super::answer::Answer;
+use super::wire::{Recorded, pairs};
+use super::{base64, lock};
+
+/// The usual challenge. `{realm}`, `{service}` and `{scope}` are filled in; at `/v2/`, where there
+/// is no repository, the scope is left out. `{error}` becomes `,error="invalid_token"` when a token
+/// was sent that does not do.
+const CHALLENGE: &str = r#"Bearer realm="{realm}",service="{service}",scope="{scope}"{error}"#;
+
+/// What the token endpoint answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenAnswer {
+    /// A new token to whoever shows the right credentials.
+    Issue,
+    /// This status, with error JSON.
+    Refuse(u16),
+    /// 200 with a login page.
+    Html,
+    /// 200 with a valid token of so many bytes.
+    Oversized(usize),
+    /// 200 with this JSON text.
+    Json(String),
+}
+
+/// Under which names the token is handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenKey {
+    Token,
+    AccessToken,
+}
+
+/// Settings of a token endpoint, and the book of the tokens it has issued. Clones share the book.
+#[derive(Clone)]
+pub struct TokenServer {
+    service: String,
+    challenge: String,
+    realm: Option<String>,
+    realm_query: Option<String>,
+    key: TokenKey,
+    expires_in: Option<i64>,
+    user: Option<(String, String)>,
+    refresh_token: Option<String>,
+    book: Arc<Mutex<Book>>,
+}
+
+struct Book {
+    answer: TokenAnswer,
+    issued: usize,
+    /// Tokens that are good, with the scopes they are good for.
+    valid: Vec<(String, Vec<String>)>,
+}
+
+impl TokenServer {
+    /// Issues tokens to everybody, as `token`, without `expires_in`.
+    pub fn new() -> TokenServer {
+        let book = Book { answer: TokenAnswer::Issue, issued: 0, valid: Vec::new() };
+        TokenServer {
+            service: "fake-registry".to_owned(),
+            challenge: CHALLENGE.to_owned(),
+            realm: None,
+            realm_query: None,
+            key: TokenKey::Token,
+            expires_in: None,
+            user: None,
+            refresh_token: None,
+            book: Arc::new(Mutex::new(book)),
+        }
+    }
+
+    /// Hands tokens out as `access_token`.
+    pub fn access_token(mut self) -> TokenServer {
+        self.key = TokenKey::AccessToken;
+        self
+    }
+
+    /// Claims that tokens live so many seconds. Only [`TokenServer::expire_tokens`] ends them.
+    pub fn expires_in(mut self, seconds: i64) -> TokenServer {
+        self.expires_in = Some(seconds);
+        self
+    }
+
+    pub fn service(mut self, service: &str) -> TokenServer {
+        self.service = service.to_owned();
+        self
+    }
+
+    /// Gives tokens only for this user name and password, sent as Basic.
+    pub fn user(mut self, name: &str, password: &str) -> TokenServer {
+        self.user = Some((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Also gives tokens for a POST with this refresh token. Without it, POST is a 404.
+    pub fn refresh_token(mut self, token: &str) -> TokenServer {
+        self.refresh_token = Some(token.to_owned());
+        self
+    }
+
+    /// The realm has this query already; the endpoint answers 400 to requests that lost it.
+    pub fn realm_query(mut self, query: &str) -> TokenServer {
+        self.realm_query = Some(query.to_owned());
+        self
+    }
+
+    /// Names this URL as the realm, wherever it leads.
+    pub fn realm(mut self, url: &str) -> TokenServer {
+        self.realm = Some(url.to_owned());
+        self
+    }
+
+    /// Another form of the challenge, with `{realm}`, `{service}`, `{scope}`, `{error}` to be
+    /// filled in. Several challenges go into one line as they stand; a line break starts another
+    /// `WWW-Authenticate` line.
+    pub fn challenge(mut self, format: &str) -> TokenServer {
+        self.challenge = format.to_owned();
+        self
+    }
+
+    /// From now on the endpoint answers so.
+    pub fn answer_with(&self, answer: TokenAnswer) {
+        lock(&self.book).answer = answer;
+    }
+
+    /// Revokes every token that was issued.
+    pub fn expire_tokens(&self) {
+        lock(&self.book).valid.clear();
+    }
+
+    /// How many tokens were issued.
+    pub fn issued(&self) -> usize {
+        lock(&self.book).issued
+    }
+
+    /// What `/token` answers.
+    pub(super) fn answer(&self, request: &Recorded) -> Answer {
+        let answer = lock(&self.book).answer.clone();
+        match answer {
+            TokenAnswer::Issue => self.objection(request).unwrap_or_else(|| self.issue(request, 0)),
+            TokenAnswer::Oversized(length) => self.issue(request, length),
+            TokenAnswer::Refuse(status) => Answer::error(status, "DENIED", "no token for you"),
+            TokenAnswer::Json(text) => Answer::new(200, "application/json", text.into_bytes()),
+            TokenAnswer::Html => {
+                Answer::new(200, "text/html", b"<!doctype html><title>Sign in</title>".to_vec())
+            }
+        }
+    }
+
+    /// Why a request gets no token.
+    fn objection(&self, request: &Recorded) -> Option<Answer> {
+        let refuse = |status, message| Some(Answer::error(status, "UNAUTHORIZED", message));
+        if request.method == "POST" {
+            let Some(expected) = &self.refresh_token else {
+                return refuse(404, "no POST here");
+            };
+            let shown = form_value(request, "refresh_token");
+            return match shown.as_ref() == Some(expected) {
+                true => None,
+                false => refuse(401, "wrong refresh token"),
+            };
+        }
+        let query = format!("&{}&", request.query.as_deref().unwrap_or(""));
+        if self.realm_query.as_ref().is_some_and(|kept| !query.contains(&format!("&{kept}&"))) {
+            return refuse(400, "the realm's own query was lost");
+        }
+        if request.query_value("service").is_some_and(|service| service != self.service) {
+            return refuse(400, "tokens for another service");
+        }
+        match &self.user {
+            Some((name, password)) if !shows_basic(request, name, password) => {
+                refuse(401, "wrong user name or password")
+            }
+            _ => None,
+        }
+    }
+
+    fn issue(&self, request: &Recorded, length: usize) -> Answer {
+        let mut book = lock(&self.book);
+        book.issued += 1;
+        let name = format!("fake-token-{}-", book.issued);
+        let token = format!("{name}{}", "x".repeat(length.saturating_sub(name.len())));
+        let mut scopes = request.query_values("scope");
+        let posted = form_value(request, "scope");
+        scopes.extend(posted.iter().flat_map(|text| text.split(' ')).map(str::to_owned));
+        book.valid.push((token.clone(), scopes));
+        let key = match self.key {
+            TokenKey::Token => "token",
+            TokenKey::AccessToken => "access_token",
+        };
+        let mut body = Map::new();
+        body.insert(key.to_owned(), Value::String(token));
+        if let Some(seconds) = self.expires_in {
+            body.insert("expires_in".to_owned(), json!(seconds));
+        }
+        Answer::new(200, "application/json", Value::Object(body).to_string().into_bytes())
+    }
+
+    /// Whether the request's token is good for pulling from that repository (for any, if `None`).
+    fn admits(&self, request: &Recorded, repository: Option<&str>) -> bool {
+        let Some(token) = request.header("authorization").and_then(|v| v.strip_prefix("Bearer "))
+        else {
+            return false;
+        };
+        let scope = repository.map(|name| format!("repository:{name}:pull"));
+        let book = lock(&self.book);
+        book.valid.iter().any(|(valid, scopes)| {
+            valid == token && scope.as_ref().is_none_or(|scope| scopes.contains(scope))
+        })
+    }
+
+    fn challenge_lines(&self, request: &Recorded, repository: Option<&str>, own: &str) -> String {
+        let mut realm = self.realm.clone().unwrap_or_else(|| own.to_owned());
+        if let Some(query) = &self.realm_query {
+            realm = format!("{realm}?{query}");
+        }
+        let error = match request.header("authorization") {
+            Some(_) => ",error=\"invalid_token\"",
+            None => "",
+        };
+        let format = match repository {
+            Some(name) => self.challenge.replace("{scope}", &format!("repository:{name}:pull")),
+            None => self.challenge.replace(",scope=\"{scope}\"", "").replace("{scope}", ""),
+        };
+        format
+            .replace("{realm}", &realm)
+            .replace("{service}", &self.service)
+            .replace("{error}", error)
+    }
+}
+
+/// What a registry demands before it answers.
+#[derive(Clone, Default)]
+pub(super) enum Auth {
+    #[default]
+    Open,
+    /// Tokens, and the URL of their endpoint.
+    Bearer(TokenServer, String),
+    Basic(String, String),
+}
+
+impl Auth {
+    /// The 401 for a request that does not show what is demanded.
+    pub fn refusal(&self, request: &Recorded, repository: Option<&str>) -> Option<Answer> {
+        let lines = match self {
+            Auth::Open => return None,
+            Auth::Basic(name, password) if shows_basic(request, name, password) => return None,
+            Auth::Basic(..) => "Basic realm=\"fake registry\"".to_owned(),
+            Auth::Bearer(tokens, _) if tokens.admits(request, repository) => return None,
+            Auth::Bearer(tokens, url) => tokens.challenge_lines(request, repository, url),
+        };
+        let mut answer = Answer::error(401, "UNAUTHORIZED", "authentication required");
+        for line in lines.lines() {
+            answer.headers.push(("WWW-Authenticate".to_owned(), line.to_owned()));
+        }
+        Some(answer)
+    }
+}
+
+fn shows_basic(request: &Recorded, name: &str, password: &str) -> bool {
+    let expected = format!("Basic {}", base64(format!("{name}:{password}").as_bytes()));
+    request.header("authorization") == Some(&expected)
+}
+
+fn form_value(request: &Recorded, name: &str) -> Option<String> {
+    let form = String::from_utf8_lossy(&request.body).into_owned();
+    pairs(&form).into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+}
