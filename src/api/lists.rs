@@ -5,9 +5,9 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::{Call, Failure};
-use crate::cache::{CacheError, ListAnswer, ListLookup, ListQuestion, ListWait};
+use crate::cache::{CacheError, How, ListAnswer, ListLookup, ListQuestion, ListWait};
 use crate::http::{Body, Context, Pending, Reply, Request, Step};
-use crate::oci::{ImageName, MediaType};
+use crate::oci::{ImageName, MediaType, TagQuery};
 
 pub(super) fn answer(
     call: Call,
@@ -17,8 +17,8 @@ pub(super) fn answer(
     context: &Context<'_>,
 ) -> Step {
     if let ListQuestion::Tags { query } = &question {
-        if query.split('&').any(|pair| pair == "n=0") {
-            return Step::Reply(call.dress(no_tags(name), crate::cache::How::Hit));
+        if TagQuery::parse(query).count == Some(0) {
+            return Step::Reply(call.dress(no_tags(name), How::Hit));
         }
     }
     let kind = match &question {

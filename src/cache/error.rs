@@ -80,7 +80,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
             Reason::RateLimited { retry_after: *retry_after }
         }
         UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
-        UpstreamErrorKind::Status { status: 503 } => Reason::OutOfService,
+        UpstreamErrorKind::OutOfService => Reason::OutOfService,
         UpstreamErrorKind::Status { .. }
         | UpstreamErrorKind::Unreachable { .. }
         | UpstreamErrorKind::Tls { .. }

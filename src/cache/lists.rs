@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Cache, CacheError, How, Inner};
 use crate::flight::{Flight, Flights};
-use crate::oci::{Digest, ImageName};
+use crate::oci::{Digest, ImageName, TagQuery};
 use crate::store::ListRecord;
 use crate::upstream::List;
 
@@ -175,19 +175,8 @@ impl Inner {
         if tags.is_empty() {
             return None;
         }
-        let value =
-            |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-        let last = value("last").unwrap_or_default();
-        let count = value("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
-        let after: Vec<&str> =
-            tags.iter().map(|tag| tag.as_str()).filter(|tag| *tag > last).collect();
-        let page = &after[..after.len().min(count)];
-        let next = match page.last() {
-            Some(last) if page.len() < after.len() => Some(format!("n={count}&last={last}")),
-            _ => None,
-        };
-        let body = serde_json::json!({ "name": name.repository.as_str(), "tags": page });
-        Some(List { body: body.to_string(), next, filters_applied: None })
+        let tags = tags.iter().map(|tag| tag.as_str().to_owned()).collect();
+        Some(List::of_tags(name.repository.as_str(), TagQuery::parse(query).page(tags)))
     }
 }
 

@@ -32,13 +32,14 @@ impl Connection {
             log::debug!("{}: response {status} after {bytes_sent} bytes: {outcome:?}", self.peer);
         }
         let next = self.what_follows(&outcome, after);
+        let now = Instant::now();
         if let Some(request) = request {
-            let latency = Instant::now().saturating_duration_since(request.began);
+            let latency = now.saturating_duration_since(request.began);
             worker.tell(&request, &Ending { status, bytes_sent, latency, note, outcome });
             worker.spare_request = Some(request);
         }
         match next {
-            Some(After::NextHead) => self.expect_next_head(worker),
+            Some(After::NextHead) => self.expect_next_head(now, worker),
             Some(After::Close) => self.close_or_linger(worker),
             Some(After::Linger) => {
                 self.begin_lingering(worker);

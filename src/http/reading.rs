@@ -88,8 +88,12 @@ impl Connection {
     }
 
     /// A response has ended and the connection goes on.
-    pub(super) fn expect_next_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
-        self.idle_since = Instant::now();
+    pub(super) fn expect_next_head(
+        &mut self,
+        now: Instant,
+        worker: &mut Worker,
+    ) -> ControlFlow<Turn> {
+        self.idle_since = now;
         if self.input.is_empty() {
             // The next request has most likely not arrived: asking the poller is cheaper than
             // asking the socket first.

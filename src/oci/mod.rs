@@ -9,9 +9,11 @@ mod error_code;
 mod manifest;
 mod media_type;
 mod name;
+mod tag_list;
 
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
 pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind};
 pub use media_type::MediaType;
 pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};
+pub use tag_list::{TagPage, TagQuery};

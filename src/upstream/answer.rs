@@ -79,6 +79,7 @@ pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>)
             let seconds = text(headers, header::RETRY_AFTER).and_then(|text| text.parse().ok());
             UpstreamErrorKind::RateLimited { retry_after: seconds.map(Duration::from_secs) }
         }
+        503 => UpstreamErrorKind::OutOfService,
         status => UpstreamErrorKind::Status { status },
     };
     UpstreamError::new(Arc::clone(request), kind)

@@ -33,6 +33,8 @@ pub enum UpstreamErrorKind {
         /// What `Retry-After` says.
         retry_after: Option<Duration>,
     },
+    /// The registry says of itself that it is out of service (503).
+    OutOfService,
     /// An answer with a status that promises nothing.
     Status {
         /// The HTTP status.
@@ -100,7 +102,8 @@ impl UpstreamError {
             UpstreamErrorKind::RateLimited { .. }
             | UpstreamErrorKind::TimedOut { .. }
             | UpstreamErrorKind::Unreachable { .. }
-            | UpstreamErrorKind::Tls { .. } => true,
+            | UpstreamErrorKind::Tls { .. }
+            | UpstreamErrorKind::OutOfService => true,
             UpstreamErrorKind::Status { status } => status >= 500,
             _ => false,
         }
@@ -180,6 +183,7 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::RateLimited { retry_after: None } => {
                 write!(f, "the registry's rate limit is reached")
             }
+            UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
             UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),

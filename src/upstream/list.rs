@@ -1,28 +1,42 @@
 //! Lists: tag pages and referrers as registries really send them.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::oci::MediaType;
+use super::List;
+use crate::oci::{MediaType, Tag, TagPage, TagQuery};
 
 /// The longest query of a next page that is passed on.
 const NEXT_QUERY_BYTES_MAX: usize = 2048;
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Tags {
     name: Option<String>,
     tags: Option<Vec<Option<String>>>,
 }
 
 /// Normalises a page of tags: `null` lists and `null` entries occur (Nexus), as do digests among the
-/// tags (Artifactory); neither is a tag. `None` if it is no tag list at all.
-pub(super) fn normalise_tags(body: &[u8], repository: &str) -> Option<String> {
-    let page: Tags = serde_json::from_slice(body).ok()?;
-    if page.name.is_none() && page.tags.is_none() {
+/// tags (Artifactory); neither is a tag. Registries that ignore `n` and `last` (docker-registry 2.8)
+/// send everything every time; their list is cut to the page that was asked for.
+///
+/// `None` if it is no tag list at all.
+pub(super) fn accept_tags(
+    body: &[u8],
+    repository: &str,
+    query: &str,
+    next: Option<String>,
+) -> Option<List> {
+    let answer: Tags = serde_json::from_slice(body).ok()?;
+    if answer.name.is_none() && answer.tags.is_none() {
         return None;
     }
-    let tags = page.tags.unwrap_or_default().into_iter().flatten();
-    let tags = tags.filter(|tag| tag.parse::<crate::oci::Tag>().is_ok()).map(Some).collect();
-    serde_json::to_string(&Tags { name: Some(repository.to_owned()), tags: Some(tags) }).ok()
+    let tags = answer.tags.unwrap_or_default().into_iter().flatten();
+    let tags: Vec<String> = tags.filter(|tag| tag.parse::<Tag>().is_ok()).collect();
+    let query = TagQuery::parse(query);
+    let page = match next.is_some() || query.is_heeded_by(&tags) {
+        true => TagPage { tags, next },
+        false => query.page(tags),
+    };
+    Some(List::of_tags(repository, page))
 }
 
 #[derive(Deserialize)]
@@ -65,15 +79,19 @@ mod tests {
 
     #[test]
     fn tag_pages_are_normalised() {
-        for (body, expected) in [
-            (r#"{"name":"x","tags":["a","b"]}"#, r#"{"name":"r","tags":["a","b"]}"#),
-            (r#"{"name":"x","tags":null}"#, r#"{"name":"r","tags":[]}"#),
-            (r#"{"tags":["a",null,"sha256:00"]}"#, r#"{"name":"r","tags":["a"]}"#),
+        let accept = |body: &str, query| accept_tags(body.as_bytes(), "r", query, None);
+        for (body, query, expected, next) in [
+            (r#"{"name":"x","tags":["a","b"]}"#, "", r#"{"name":"r","tags":["a","b"]}"#, None),
+            (r#"{"name":"x","tags":null}"#, "", r#"{"name":"r","tags":[]}"#, None),
+            (r#"{"tags":["a",null,"sha256:00"]}"#, "", r#"{"name":"r","tags":["a"]}"#, None),
+            (r#"{"tags":["b","a"]}"#, "n=1", r#"{"name":"r","tags":["a"]}"#, Some("n=1&last=a")),
+            (r#"{"tags":["b","a"]}"#, "last=a", r#"{"name":"r","tags":["b"]}"#, None),
         ] {
-            assert_eq!(normalise_tags(body.as_bytes(), "r").as_deref(), Some(expected), "{body}");
+            let list = accept(body, query).unwrap();
+            assert_eq!((list.body.as_str(), list.next.as_deref()), (expected, next), "{body}");
         }
         for body in ["", "{}", "<html>", r#"{"errors":[]}"#, "[]"] {
-            assert_eq!(normalise_tags(body.as_bytes(), "r"), None, "{body}");
+            assert_eq!(accept(body, ""), None, "{body}");
         }
     }
 

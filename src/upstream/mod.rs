@@ -27,7 +27,7 @@ mod transport;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag, TagPage, Upstream};
 
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use registries::{
@@ -116,4 +116,12 @@ pub struct List {
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters_applied: Option<String>,
+}
+
+impl List {
+    /// A page of tags as the document that clients get: distribution-spec, "Listing Tags".
+    pub fn of_tags(repository: &str, page: TagPage) -> List {
+        let body = serde_json::json!({ "name": repository, "tags": page.tags });
+        List { body: body.to_string(), next: page.next, filters_applied: None }
+    }
 }

@@ -13,7 +13,7 @@ use super::answer::{
 };
 use super::challenge::Challenge;
 use super::error::{UpstreamError, UpstreamErrorKind};
-use super::list::{accept_referrers, next_query, normalise_tags};
+use super::list::{accept_referrers, accept_tags, next_query};
 use super::location::{Location, is_same_owner};
 use super::registries::{Endpoint, ForeignAgents, RegistrySettings, Scheme};
 use super::token::{TOKEN_BODY_BYTES_MAX, Token, TokenKey, Tokens};
@@ -405,9 +405,8 @@ impl Source for Registry {
         let answer = self.list(self.metadata(Method::Get, repository, &rest, None))?;
         let next = next_query(texts(answer.response.headers(), header::LINK));
         let body = read_body(answer.response, LIST_BYTES_MAX, &answer.request)?;
-        let body = normalise_tags(&body, repository.as_str())
-            .ok_or_else(|| UpstreamError::bad_answer(&answer.request, "it is no tag list"))?;
-        Ok(List { body, next, filters_applied: None })
+        accept_tags(&body, repository.as_str(), query, next)
+            .ok_or_else(|| UpstreamError::bad_answer(&answer.request, "it is no tag list"))
     }
 
     fn referrers(

@@ -303,7 +303,7 @@ registries:
     scheme: http
     aliases: [$ALIAS]
   - name: docker.io
-    url: "http://$address"
+    endpoints: ["http://$address"]
 tagTtl: '$TAG_TTL'
 revalidateTimeout: 2s
 YAML

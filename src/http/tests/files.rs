@@ -93,7 +93,7 @@ fn a_file_without_sendfile_is_copied() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_at_all_is_a_bad_gateway() {
+fn a_file_that_cannot_be_read_at_all_is_cut() {
     let file = Arc::new(File::open("/").unwrap());
     let server = serve(few_workers(), move |_, _| part(&file, 0..10));
     let mut client = server.get("/");
