@@ -9,10 +9,10 @@
 //!
 //! # Interleavings
 //! * *Join against landing.* The pilot makes its result visible elsewhere first, then lands; landing
-//!   sets the outcome and then removes the key. A newcomer therefore finds the result elsewhere, or
-//!   joins a flight that has an outcome, or becomes a pilot after the removal. A new pilot must look
-//!   for the result once more before it works, since it may have looked before the landing and joined
-//!   after it.
+//!   sets the outcome and then removes the key. Nobody joins a flight that has an outcome: who comes
+//!   between the two steps becomes the next pilot, and the removal leaves that one's entry alone. A
+//!   new pilot must look for the result once more before it works, since it may have looked before
+//!   the landing and joined after it.
 //! * *Waiting against progress.* Condition and waker list are under one lock, so a change is either
 //!   seen by the poll or wakes the waker that the poll left.
 //! * *A pilot that panics or forgets to land* fails the flight when it is dropped: an end without an
@@ -48,7 +48,7 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
     /// be dropped before landing.
     pub fn join(&self, key: &K, abandoned: impl FnOnce() -> E) -> Joined<K, H, T, E> {
         let mut table = lock(&self.table);
-        if let Some(flight) = table.get(key) {
+        if let Some(flight) = table.get(key).filter(|flight| !flight.has_ended()) {
             return Joined { flight: Arc::clone(flight), pilot: None };
         }
         let flight = Arc::new(Flight { state: Mutex::new(State::new()) });
@@ -64,7 +64,7 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
 
     /// The flight of `key`, if one is under way.
     pub fn find(&self, key: &K) -> Option<Arc<Flight<H, T, E>>> {
-        lock(&self.table).get(key).map(Arc::clone)
+        lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Arc::clone)
     }
 
     /// How many flights are under way.
@@ -142,6 +142,13 @@ impl<H, T, E> State<H, T, E> {
                 }
         };
         self.waiting.extract_if(.., is_due).map(|waiting| waiting.waker).collect()
+    }
+}
+
+impl<H, T, E> Flight<H, T, E> {
+    /// Called under the table's lock, which is always taken before a flight's own.
+    fn has_ended(&self) -> bool {
+        lock(&self.state).outcome.is_some()
     }
 }
 
@@ -232,7 +239,10 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
 
     fn end(&self, outcome: Result<T, E>) {
         self.change(|state| state.outcome = Some(outcome));
-        lock(&self.table).remove(&self.key);
+        let mut table = lock(&self.table);
+        if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            table.remove(&self.key);
+        }
     }
 
     /// Applies a change and wakes those it was for, outside of the lock: a waker takes locks of its
@@ -302,6 +312,34 @@ mod tests {
         assert!(flights.join(&2, || "abandoned").pilot.is_some(), "another key is another flight");
         pilot.land(Ok(7));
         assert!(flights.join(&1, || "abandoned").pilot.is_some(), "a landed flight is gone");
+    }
+
+    /// A waker that joins the flight it waits for, in the moment between outcome and removal.
+    struct Rejoin {
+        flights: Numbers,
+        became_pilot: AtomicUsize,
+    }
+
+    impl Wake for Rejoin {
+        fn wake(self: Arc<Self>) {
+            let joined = self.flights.join(&1, || "abandoned");
+            self.became_pilot.fetch_add(usize::from(joined.pilot.is_some()), Ordering::SeqCst);
+            // Stays under way, so that the removal by the flight before could be seen.
+            std::mem::forget(joined.pilot);
+        }
+    }
+
+    #[test]
+    fn nobody_joins_a_flight_that_has_ended() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let rejoin =
+            Arc::new(Rejoin { flights: flights.clone(), became_pilot: AtomicUsize::new(0) });
+        assert!(flight.poll_outcome(&Waker::from(Arc::clone(&rejoin))).is_pending());
+        pilot.land(Ok(1));
+        assert_eq!(rejoin.became_pilot.load(Ordering::SeqCst), 1);
+        assert_eq!(flights.len(), 1, "the next flight was not removed by the one before");
     }
 
     #[test]

@@ -16,10 +16,10 @@ pub(super) fn answer(
     request: &Request,
     context: &Context<'_>,
 ) -> Step {
-    if let ListQuestion::Tags { query } = &question {
-        if TagQuery::parse(query).count == Some(0) {
-            return Step::Reply(call.dress(no_tags(name), How::Hit));
-        }
+    if let ListQuestion::Tags { query } = &question
+        && TagQuery::parse(query).count == Some(0)
+    {
+        return Step::Reply(call.dress(no_tags(name), How::Hit));
     }
     let kind = match &question {
         ListQuestion::Tags { .. } => Kind::Tags,

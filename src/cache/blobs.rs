@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner};
+use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Contention, Ingest};
@@ -106,7 +106,7 @@ impl Cache {
         purpose: Purpose,
     ) -> Result<BlobLookup, CacheError> {
         let inner = &self.inner;
-        let size_hint = inner.size_hint(digest);
+        let size_hint = inner.size_hint(name, digest);
         if let Some(blob) = inner.store.blob(digest, size_hint) {
             return Ok(BlobLookup::Ready(blob));
         }
@@ -127,7 +127,12 @@ impl Cache {
         }))
     }
 
-    fn ask_for_blob(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
+    pub(super) fn ask_for_blob(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> BlobWait {
         let joined = self.inner.blobs.join(digest, || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
@@ -160,9 +165,13 @@ impl Cache {
 }
 
 impl Inner {
-    fn size_hint(&self, digest: &Digest) -> Option<u64> {
-        // A panic elsewhere cannot leave the table half changed.
-        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    /// The size that a blob must have: as it was verified, or else as this repository's manifests tell.
+    ///
+    /// Anybody can publish a manifest that lies about the size of somebody else's blob, so what a
+    /// manifest tells counts for its own repository only, and less than what was seen.
+    fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
+        let verified = lock(&self.verified_sizes).get(digest).copied();
+        verified.or_else(|| lock(&self.told_sizes).get(&(name.clone(), *digest)).copied())
     }
 
     /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
@@ -175,7 +184,7 @@ impl Inner {
         }
         let begun = source.blob(&name.repository, digest);
         self.note_blob(name, digest, &begun);
-        begun?.size.or_else(|| self.size_hint(digest)).ok_or_else(|| {
+        begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
             let reason = "the registry does not tell the size of this blob";
             CacheError::Upstream(UpstreamError::new(
                 format!("{name}@{digest}"),
@@ -192,10 +201,8 @@ impl Inner {
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
         let digest = *pilot.key();
-        // The size of a manifest's descriptor may itself be wrong: a file that is not as long is
-        // fetched again, and if upstream sends the same, the fetch fails and the file stays.
         let ingest = match self.store.ingest(&digest, size_hint, Contention::Wait)? {
-            Begin::Writing(ingest) => ingest,
+            Begin::Writing(ingest) => *ingest,
             Begin::Present(blob) => return Ok(arrived(pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
@@ -203,16 +210,12 @@ impl Inner {
         let begun = source.blob(&name.repository, &digest);
         self.note_blob(name, &digest, &begun);
         let body = begun?;
-        if let (Some(expected), Some(actual)) = (size_hint, body.size) {
-            if expected != actual {
-                return Err(crate::store::IngestError::WrongSize { expected, actual }.into());
-            }
-        }
         let size = body.size.or(size_hint);
         pilot.announce(Incoming { file: Arc::clone(ingest.file()), size });
         let ingest = self.receive(name, pilot, ingest, body, size)?;
         let size = ingest.bytes_written();
         let verified = ingest.verify(Some(size))?;
+        lock(&self.verified_sizes).insert(digest, size);
         // Verified bytes may be shown before the disk has them: they are right whatever it does.
         pilot.advance(size);
         Ok(verified.commit()?)

@@ -35,12 +35,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                log::error!(
-                    "the housekeeping thread panicked; index.json may lack the newest tags"
-                );
-            }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the housekeeping thread panicked; index.json may lack the newest tags");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Manifests: by digest for ever, by tag as long as the freshness policy says.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner};
+use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
@@ -19,6 +19,10 @@ const HOT_BYTES_MAX: usize = 16 * 1024;
 /// How long a client waits for a manifest that is not in the cache: below the 30 s after which
 /// containerd gives up, so that it gets an answer that says why.
 const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Descriptors remembered of one manifest: more than any image has, so that one made to push out
+/// everybody else's does not.
+const DESCRIPTORS_REMEMBERED: usize = 512;
 
 type Key = (ImageName, Reference);
 type Outcome = Arc<Content>;
@@ -191,8 +195,7 @@ struct Stored {
 
 impl Inner {
     fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
-        // A panic elsewhere cannot leave the table half changed.
-        let hot = self.hot.lock().unwrap_or_else(PoisonError::into_inner);
+        let hot = lock(&self.hot);
         let entry = hot.get(key)?;
         // Both bounds: a clock that was set back must not keep it for ever.
         let is_believed = now < entry.believed_until
@@ -208,24 +211,25 @@ impl Inner {
         let soon = now + HOT_AGE_MAX;
         let believed_until = stored.fresh_until.map_or(soon, |until| until.min(soon));
         let entry = HotManifest { content: Arc::clone(content), believed_until };
-        self.hot.lock().unwrap_or_else(PoisonError::into_inner).insert(key, entry);
+        lock(&self.hot).insert(key, entry);
     }
 
     fn stored_manifest(&self, name: &ImageName, digest: &Digest, access: Access) -> Option<Stored> {
         let record = self.store.manifest(name, digest, access)?;
-        let content = self.read_content(*digest, record.media_type, record.size)?;
+        let content = self.read_content(name, *digest, record.media_type, record.size)?;
         Some(Stored { content, fresh_until: None })
     }
 
     fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
         let record = self.store.tag(name, tag, access)?;
-        let content = self.read_content(record.digest, record.media_type, record.size)?;
+        let content = self.read_content(name, record.digest, record.media_type, record.size)?;
         let policy = &self.settings.freshness;
         Some(Stored { content, fresh_until: policy.fresh_until(tag, record.checked, self.now()) })
     }
 
     fn read_content(
         &self,
+        name: &ImageName,
         digest: Digest,
         media_type: MediaType,
         size: u64,
@@ -233,15 +237,15 @@ impl Inner {
         let bytes: Arc<[u8]> = self.store.read(&digest, size)?.into();
         // Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
         if let Ok(manifest) = Manifest::parse(Arc::clone(&bytes), Some(media_type.as_str())) {
-            self.remember_sizes(&manifest);
+            self.remember_sizes(name, &manifest);
         }
         Some(Arc::new(Content { digest, media_type, bytes }))
     }
 
-    fn remember_sizes(&self, manifest: &Manifest) {
-        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        for descriptor in manifest.descriptors() {
-            sizes.insert(descriptor.digest, descriptor.size);
+    fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
+        let mut sizes = lock(&self.told_sizes);
+        for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
+            sizes.insert((name.clone(), descriptor.digest), descriptor.size);
         }
     }
 
@@ -253,7 +257,7 @@ impl Inner {
             Reference::Tag(tag) => self.fetch_by_tag(&name, tag),
         };
         if let Ok(content) = &result {
-            self.hot.lock().unwrap_or_else(PoisonError::into_inner).remove(pilot.key());
+            lock(&self.hot).remove(pilot.key());
             log::debug!("{}: {}", name.with(&reference), content.digest);
         }
         pilot.land(result);
@@ -303,7 +307,7 @@ impl Inner {
         let fetched = source.manifest(&name.repository, reference);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;
-        self.remember_sizes(&manifest);
+        self.remember_sizes(name, &manifest);
         if let Err(error) = self.keep_manifest(name, &digest, &manifest) {
             // The client can have it all the same: it is verified and in memory.
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));

@@ -2,9 +2,10 @@
 //!
 //! Seconds only: a push must show soon, and an upstream that is back must be used soon.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use super::lock;
 use super::recent::Recent;
 use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::upstream::UpstreamError;
@@ -74,9 +75,4 @@ impl Misses {
 /// A clock that was set back makes a note old rather than everlasting.
 fn is_young(noted: Option<&SystemTime>, ttl: Duration, now: SystemTime) -> bool {
     noted.is_some_and(|noted| now.duration_since(*noted).is_ok_and(|age| age < ttl))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is one insertion or removal, so a panic elsewhere leaves the table valid.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

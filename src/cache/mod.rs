@@ -26,7 +26,7 @@ mod misses;
 mod pool;
 mod recent;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::flight::Flights;
@@ -50,9 +50,9 @@ use misses::Misses;
 use pool::FetchPool;
 use recent::Recent;
 
-/// How many sizes of blobs are remembered from manifests that passed by, to notice a truncated file
-/// and to answer before a slow upstream does.
-const SIZES_REMEMBERED: usize = 32_768;
+/// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow
+/// upstream does. Two tables of about a hundred bytes an entry.
+const SIZES_REMEMBERED: usize = 16_384;
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
 
@@ -132,9 +132,12 @@ struct Inner {
     blob_pool: FetchPool,
     metadata_pool: FetchPool,
     misses: Misses,
-    /// Locked for a table look-up only, as are the next two.
+    /// Locked for a table look-up or an insertion only, as are the next two.
     hot: Mutex<Recent<(ImageName, Reference), HotManifest>>,
-    sizes: Mutex<Recent<Digest, u64>>,
+    /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
+    told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
+    /// Sizes of blobs that this process verified.
+    verified_sizes: Mutex<Recent<Digest, u64>>,
 }
 
 impl Cache {
@@ -152,7 +155,8 @@ impl Cache {
             metadata_pool: FetchPool::start("manifest-fetcher", settings.manifest_fetchers),
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
-            sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             settings,
         };
         Cache { inner: Arc::new(inner) }
@@ -180,6 +184,12 @@ impl Inner {
     fn now(&self) -> SystemTime {
         (self.clock)()
     }
+}
+
+/// Locks one of the small tables of this room. Each change to them is one insertion or removal, so a
+/// panic elsewhere leaves them valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

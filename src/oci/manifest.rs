@@ -291,7 +291,8 @@ mod tests {
     #[test]
     fn refused_manifests() {
         let schema1 = "application/vnd.docker.distribution.manifest.v1+prettyjws";
-        let table: [(&str, Option<&str>, fn(&ManifestError) -> bool); 7] = [
+        type Check = fn(&ManifestError) -> bool;
+        let table: [(&str, Option<&str>, Check); 7] = [
             ("<html>log in</html>", Some("text/html"), |error| {
                 matches!(error, ManifestError::NotJson { .. })
             }),

@@ -26,7 +26,7 @@ const LOCK_ROUNDS_MAX: u32 = 8;
 #[derive(Debug)]
 pub enum Begin {
     /// This caller is the writer.
-    Writing(Ingest),
+    Writing(Box<Ingest>),
     /// Somebody else has finished the blob.
     Present(Blob),
     /// Another process is writing the partial.
@@ -92,7 +92,7 @@ impl Store {
                 return Ok(Begin::Present(blob));
             }
             file.set_len(0).map_err(|error| StoreError::write(&path, error))?;
-            return Ok(Begin::Writing(Ingest {
+            return Ok(Begin::Writing(Box::new(Ingest {
                 store: self.clone(),
                 digest: *digest,
                 path,
@@ -100,7 +100,7 @@ impl Store {
                 verifier: Verifier::new(digest.algorithm()),
                 bytes_written: 0,
                 committed: false,
-            }));
+            })));
         }
         Ok(Begin::Busy)
     }
@@ -122,7 +122,10 @@ impl Store {
             Begin::Busy => {
                 let actual = Digest::of(digest.algorithm(), bytes);
                 if actual != *digest {
-                    return Err(IngestError::WrongDigest { expected: *digest, actual });
+                    return Err(IngestError::WrongDigest {
+                        expected: *digest,
+                        actual: actual.into(),
+                    });
                 }
                 let path = self.inner.layout.blob(digest);
                 self.inner.replace(&path, bytes).map_err(IngestError::Store)
@@ -179,7 +182,7 @@ impl Ingest {
         let actual = self.verifier.clone().finish();
         match actual == self.digest {
             true => Ok(Verified(self)),
-            false => Err(IngestError::WrongDigest { expected: self.digest, actual }),
+            false => Err(IngestError::WrongDigest { expected: self.digest, actual: actual.into() }),
         }
     }
 }
@@ -230,8 +233,8 @@ pub enum IngestError {
     WrongDigest {
         /// The digest asked for.
         expected: Digest,
-        /// The digest of what came.
-        actual: Digest,
+        /// The digest of what came; boxed, since results carry this error everywhere.
+        actual: Box<Digest>,
     },
     /// The disk refused.
     Store(StoreError),

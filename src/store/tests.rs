@@ -24,7 +24,7 @@ fn sha256(bytes: &[u8]) -> Digest {
 
 fn begin(store: &Store, digest: &Digest) -> Ingest {
     match store.ingest(digest, None, Contention::Return).unwrap() {
-        Begin::Writing(ingest) => ingest,
+        Begin::Writing(ingest) => *ingest,
         other => panic!("expected to write, found {other:?}"),
     }
 }
