@@ -7,7 +7,7 @@
 //!
 //! Clients are driven by one thread with epoll, so that they leave the cores to what is measured.
 //! They compare the body with the original in memory instead of hashing it: that is as strict and
-//! costs a tenth. It must not know Larder beyond its URLs and the layout of its directory.
+//! costs a tenth. Many of them at once may share the comparison, see `--compare-every`. It must not know Larder beyond its URLs and the layout of its directory.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program whose result is a line")]
 
@@ -27,12 +27,14 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 use sha2::{Digest, Sha256};
 
-/// Read at a time from one client's socket: system calls cost little beside the copy, and a thousand
-/// clients are all looked at within a few hundred megabytes.
-const READ_BYTES: usize = 256 * 1024;
+/// Read at a time from one client's socket: stays in a core's cache, and a thousand clients are all
+/// looked at within 64 MB.
+const READ_BYTES: usize = 64 * 1024;
+/// What a client compares or discards as one, see `--compare-every`.
+const BLOCK_BYTES: usize = 1024 * 1024;
 /// Longer than any server's head here.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Socket events taken per system call.
@@ -161,6 +163,25 @@ impl Answer {
         Ok(end == expected.len())
     }
 
+    /// What the client with this number may do with the next bytes: compare them or let the kernel
+    /// discard them, and how many at most.
+    fn plan(&self, client: usize, compare_every: usize, body_bytes: usize) -> Plan {
+        let (block, within) = (self.position / BLOCK_BYTES, self.position % BLOCK_BYTES);
+        let left = (BLOCK_BYTES - within).min(body_bytes - self.position);
+        if self.headed.is_none() || block % compare_every == client % compare_every {
+            Plan::Compare(left.min(READ_BYTES))
+        } else {
+            Plan::Discard(left)
+        }
+    }
+
+    /// Counts bytes that nobody looked at; true once the body is complete.
+    fn skip(&mut self, bytes: usize, body_bytes: usize) -> bool {
+        self.first_byte.get_or_insert_with(Instant::now);
+        self.position += bytes;
+        self.position == body_bytes
+    }
+
     fn check_head(&self, expected: usize) -> Outcome {
         let head = String::from_utf8_lossy(&self.head);
         let mut lines = head.lines();
@@ -177,6 +198,11 @@ impl Answer {
         }
         Err(format!("Content-Length is {length:?}, expected {expected}").into())
     }
+}
+
+enum Plan {
+    Compare(usize),
+    Discard(usize),
 }
 
 /// One GET on an open, blocking connection.
@@ -199,11 +225,16 @@ fn ask(stream: &mut TcpStream, path: &str, expected: &[u8]) -> Outcome {
 
 /// `--port`, `--path`, `--expect FILE`, `--clients` (1), `--repeat` (1: requests per connection),
 /// `--limit` seconds (60), `--pid` (whose CPU time is told, with that of its children).
+///
+/// `--compare-every N` (1): each client compares one block of N and discards the others without
+/// copying them, each a different one, so that N clients compare the whole body; its length is checked by
+/// each. Without it, fifty clients on the server's own machine would be what is measured.
 fn fetch(options: &Options) -> Outcome {
     let (address, request) = (options.address()?, get(options.text("path")?));
     let expected = fs::read(options.text("expect")?)?;
     let limit = Duration::from_secs(options.number_or("limit", 60)?);
     let repeat = options.number_or("repeat", 1)?;
+    let compare_every = usize::try_from(options.number_or("compare-every", 1)?.max(1))?;
     let pid = options.values.get("pid").map(String::as_str);
     let cpu_before = pid.map(cpu_time).transpose()?;
 
@@ -211,14 +242,15 @@ fn fetch(options: &Options) -> Outcome {
     let mut clients = Vec::new();
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     for number in 0..options.number_or("clients", 1)? {
-        let client = Client::connect(address, repeat)?;
+        let client = Client::connect(address, usize::try_from(number)?, repeat)?;
         let data = epoll::EventData::new_u64(number);
         epoll::add(&epoll, &client.stream, data, epoll::EventFlags::OUT)?;
         clients.push(client);
     }
-    drive(&epoll, &mut clients, &request, &expected, began + limit)?;
+    let load = Load { request, expected, compare_every, deadline: began + limit };
+    drive(&epoll, &mut clients, &load)?;
     let wall = began.elapsed();
-    let mut line = report(&clients, wall, expected.len());
+    let mut line = report(&clients, wall, load.expected.len());
     if let (Some(pid), Some(before)) = (pid, cpu_before) {
         let cpu = cpu_time(pid)?.saturating_sub(before);
         write!(line, " cpu_ms={}", cpu.as_millis())?;
@@ -230,8 +262,17 @@ fn fetch(options: &Options) -> Outcome {
     }
 }
 
+/// What all clients do.
+struct Load {
+    request: Vec<u8>,
+    expected: Vec<u8>,
+    compare_every: usize,
+    deadline: Instant,
+}
+
 struct Client {
     stream: OwnedFd,
+    number: usize,
     requests_left: u64,
     began: Instant,
     asked: bool,
@@ -247,7 +288,7 @@ enum Next {
 }
 
 impl Client {
-    fn connect(address: SocketAddr, requests_left: u64) -> Outcome<Client> {
+    fn connect(address: SocketAddr, number: usize, requests_left: u64) -> Outcome<Client> {
         let began = Instant::now();
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let stream =
@@ -259,6 +300,7 @@ impl Client {
         let answer = Answer::default();
         Ok(Client {
             stream,
+            number,
             requests_left,
             began,
             asked: false,
@@ -268,27 +310,43 @@ impl Client {
         })
     }
 
-    fn advance(&mut self, request: &[u8], expected: &[u8], buffer: &mut [u8]) -> Outcome<Next> {
+    fn advance(&mut self, load: &Load, buffer: &mut [u8]) -> Outcome<Next> {
         if !self.asked {
             sockopt::socket_error(&self.stream)??;
-            self.ask(request)?;
+            self.ask(&load.request)?;
             return Ok(Next::Bytes);
         }
-        let read = match rustix::io::read(&self.stream, &mut *buffer) {
-            Ok(0) => return Err("the connection ended in mid-answer".into()),
-            Ok(read) => read,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(Next::Bytes),
-            Err(errno) => return Err(errno.into()),
-        };
-        if !self.answer.take(&buffer[..read], expected)? {
+        if !self.read(load, buffer)? {
             return Ok(Next::Bytes);
         }
         if self.requests_left == 0 {
             return Ok(Next::Nothing);
         }
         self.answer = Answer::default();
-        self.ask(request)?;
+        self.ask(&load.request)?;
         Ok(Next::Bytes)
+    }
+
+    /// Reads once; true once the answer is complete.
+    fn read(&mut self, load: &Load, buffer: &mut [u8]) -> Outcome<bool> {
+        let body_bytes = load.expected.len();
+        let plan = self.answer.plan(self.number, load.compare_every, body_bytes);
+        let (count, flags) = match plan {
+            Plan::Compare(count) if self.answer.headed.is_some() => (count, RecvFlags::empty()),
+            Plan::Compare(_) => (READ_BYTES, RecvFlags::empty()),
+            // For TCP: the bytes are dropped, and their number told (tcp(7)).
+            Plan::Discard(count) => (count, RecvFlags::TRUNC),
+        };
+        let read = match rustix::net::recv(&self.stream, &mut buffer[..count], flags) {
+            Ok((0, _)) => return Err("the connection ended in mid-answer".into()),
+            Ok((read, _)) => read,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        };
+        match plan {
+            Plan::Compare(_) => self.answer.take(&buffer[..read], &load.expected),
+            Plan::Discard(_) => Ok(self.answer.skip(read, body_bytes)),
+        }
     }
 
     fn ask(&mut self, request: &[u8]) -> Outcome {
@@ -302,18 +360,12 @@ impl Client {
     }
 }
 
-fn drive(
-    epoll: &OwnedFd,
-    clients: &mut [Client],
-    request: &[u8],
-    expected: &[u8],
-    deadline: Instant,
-) -> Outcome {
+fn drive(epoll: &OwnedFd, clients: &mut [Client], load: &Load) -> Outcome {
     let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = vec![0; BLOCK_BYTES];
     let mut open = clients.len();
     while open > 0 {
-        if Instant::now() > deadline {
+        if Instant::now() > load.deadline {
             return Err(format!("{open} clients have not finished in time").into());
         }
         wait(epoll, &mut events, Some(TICK))?;
@@ -322,7 +374,7 @@ fn drive(
             let data = event.data;
             let client = &mut clients[usize::try_from(data.u64())?];
             let was_asked = client.asked;
-            match client.advance(request, expected, &mut buffer) {
+            match client.advance(load, &mut buffer) {
                 Ok(Next::Bytes) if was_asked => continue,
                 Ok(Next::Bytes) => {
                     epoll::modify(epoll, &client.stream, data, epoll::EventFlags::IN)?;

@@ -398,4 +398,26 @@ registries:
             Overrides { config_file: Some("/nonexistent/x.yaml".into()), ..Overrides::default() };
         assert!(load(over).unwrap_err().to_string().contains("/nonexistent/x.yaml"));
     }
+
+    #[test]
+    fn every_key_is_in_the_documentation() {
+        let document = include_str!("../../docs/configuration.md");
+        for (text, what) in [
+            ("?: 1", ""),
+            ("registries: [{?: 1}]", "registries"),
+            ("registries: [{name: a.io, auth: {?: 1}}]", "auth"),
+            ("registries: [{name: a.io, auth: {token: {?: 1}}}]", "token"),
+            ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
+            ("pruneConfig: {?: 1}", "pruneConfig"),
+            ("serverTlsConfig: {?: 1}", "serverTlsConfig"),
+        ] {
+            let error = settings(&text.replace('?', "unheardOf")).unwrap_err();
+            let (_, keys) = error.split_once("expected one of ").unwrap();
+            for key in keys.split(", ").map(str::trim) {
+                let is_there = document.contains(&format!("`{key}`"))
+                    || document.contains(&format!("`{what}.{key}`"));
+                assert!(is_there, "{what}.{key} is not in docs/configuration.md");
+            }
+        }
+    }
 }

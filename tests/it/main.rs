@@ -1,6 +1,37 @@
 //! Integration tests, one module a subject.
 
-// The scripted registry, the raw client, and their own tests.
+// The scripted registry, the raw client, the server under test, and their own tests.
 mod support;
 // House rules, checked by a program.
 mod tidy;
+
+// What a client gets: manifests, blobs, their headers, cold and warm.
+mod pulling;
+// Parts of blobs, while they come and after.
+mod ranges;
+// One download, many readers; readers that leave, are slow, or wait.
+mod streaming;
+// Wrong bytes, damaged files, things that are no manifests.
+mod integrity;
+// Which upstream a request means, and which may be dialled.
+mod addressing;
+// What is refused, and how it is said.
+mod refusals;
+// HTTP as clients really speak it.
+mod clients;
+// Tokens, and whose they are.
+mod tokens;
+// Where redirects may lead.
+mod redirects;
+// How long a tag is believed.
+mod tags;
+// Upstreams that are down, slow, or have had enough.
+mod outages;
+// Upstreams that are odd and yet work.
+mod quirks;
+// Tag lists and referrers.
+mod lists;
+// No upstream, or no room to write.
+mod air_gap;
+// The program as a process: arguments, errors, signals.
+mod process;

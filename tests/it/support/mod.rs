@@ -10,12 +10,13 @@
 //! | `tls.rs` | [`Authority`], [`Identity`]: self-made certificates |
 //! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
 //! | `response.rs` | [`Response`]: an answer, and how it ended |
+//! | `larder.rs` | [`Larder`]: the server under test, in this process |
 //! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
 //! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
 //! | `source.rs` | the project's source as text, for `tidy.rs` |
 //!
-//! Nothing here knows Larder. Nothing here sleeps: waits are for an event, and end in a panic that
-//! says what was awaited after [`PATIENCE`].
+//! Nothing here but `larder.rs` knows Larder. Nothing here sleeps: waits are for an event, and end in
+//! a panic that says what was awaited after [`PATIENCE`].
 
 // Every test uses a part, and no part is used by every test.
 #![allow(dead_code, unused_imports)]
@@ -28,6 +29,7 @@ mod content;
 mod fault;
 mod gate;
 mod image;
+pub mod larder;
 mod registry;
 mod response;
 mod selftest;
@@ -43,6 +45,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256, Sha512};
 
+pub use self::larder::Larder;
 pub use client::Connection;
 pub use fault::{Fault, On};
 pub use gate::Gate;

@@ -1,0 +1,51 @@
+# Larder's commands. `make help` lists them.
+
+CARGO ?= cargo
+LARDER := target/release/larder
+PORT ?= 8080
+CACHE ?= .larder
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
+
+.PHONY: build
+build: ## build the release binary, target/release/larder
+	$(CARGO) build --release --locked
+
+.PHONY: run
+run: build ## build and serve on PORT (8080), with the cache in CACHE (.larder); prints how to pull through it
+	@printf '%s\n' '' \
+	  'Larder will listen on port $(PORT), its cache is in $(CACHE). In another terminal:' '' \
+	  '  curl http://127.0.0.1:$(PORT)/v2/docker.io/library/alpine/manifests/latest' \
+	  '  skopeo copy --src-tls-verify=false docker://127.0.0.1:$(PORT)/docker.io/library/alpine:latest dir:/tmp/alpine' \
+	  '  podman pull --tls-verify=false 127.0.0.1:$(PORT)/docker.io/library/alpine:latest' '' \
+	  'Any public registry works the same way: put its name first in the path. Ctrl-C stops.' ''
+	$(LARDER) --image-path $(CACHE) serve --host 127.0.0.1 --port $(PORT)
+
+.PHONY: demo
+demo: build ## show the promise in one terminal without any network: cold pull, registry stopped, warm pull
+	@$(CARGO) run --release --locked --quiet --example demo -- $(LARDER)
+
+.PHONY: test
+test: ## run every test that needs nothing but a Rust toolchain
+	$(CARGO) test --locked
+
+.PHONY: e2e
+e2e: build ## pull with the real clients through Larder (root and Debian packages; says what is missing)
+	tests/e2e/run $(LARDER)
+
+.PHONY: bench
+bench: build ## measure against nginx and docker-registry, as ratios in one run
+	$(CARGO) build --release --locked --example load
+	bench/run $(LARDER)
+
+.PHONY: lint
+lint: ## formatting, clippy and documentation, warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+.PHONY: clean
+clean: ## remove what was built; the cache in CACHE stays
+	$(CARGO) clean
