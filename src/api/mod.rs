@@ -1,6 +1,6 @@
 //! The registry API for clients: distribution-spec pull and discovery, over the cache.
 //!
-//! A request is parsed into one [`Route`], answered from the cache or left waiting on a flight, and
+//! A request is parsed into one [`Target`], answered from the cache or left waiting on a flight, and
 //! rendered with the headers that clients need. This room must not know how upstreams are asked or
 //! where files lie.
 //!
@@ -22,7 +22,7 @@ use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
 
 pub use health::Health;
-pub use route::{Addressing, Naming, Route, RouteError};
+pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;
 
 /// Answers container clients.
@@ -40,13 +40,13 @@ impl Api {
 
 impl Handler for Api {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
-        let (route, addressing) = match self.naming.route(request) {
-            Ok(routed) => routed,
+        let (route, addressing) = match self.naming.target(request) {
+            Ok(Target::Content(route, addressing)) => (route, addressing),
+            Ok(Target::Ping) => return Step::Reply(ping()),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
         let call = Call { cache: self.cache.clone(), addressing };
         match route {
-            Route::Ping => Step::Reply(ping()),
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
             }

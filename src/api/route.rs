@@ -10,11 +10,18 @@ use crate::oci::{Digest, DigestError, ImageName, NameError, Reference, Repositor
 /// The longest query that is passed on to an upstream, in bytes.
 const QUERY_BYTES_MAX: usize = 2048;
 
-/// What a request asks for.
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// `/v2/`: this server itself.
+    Ping,
+    /// An upstream's content.
+    Content(Route, Addressing),
+}
+
+/// Which content a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// `/v2/`.
-    Ping,
     /// `/v2/<name>/manifests/<reference>`.
     Manifest {
         /// Registry and repository.
@@ -58,11 +65,11 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// The route of a request.
+    /// What a request is about.
     ///
     /// # Errors
     /// [`RouteError`], each with its answer in `status.rs`.
-    pub fn route(&self, request: &Request) -> Result<(Route, Addressing), RouteError> {
+    pub fn target(&self, request: &Request) -> Result<Target, RouteError> {
         let headers = ["OCI-Namespace", "X-Registry"];
         let header = headers.into_iter().find_map(|name| request.header(name));
         self.parse(request.method(), request.path(), request.query().unwrap_or_default(), header)
@@ -74,7 +81,7 @@ impl Naming {
         path: &str,
         query: &str,
         header: Option<&str>,
-    ) -> Result<(Route, Addressing), RouteError> {
+    ) -> Result<Target, RouteError> {
         let Some(rest) = path.strip_prefix("/v2") else { return Err(RouteError::NotFound) };
         if !rest.is_empty() && !rest.starts_with('/') {
             return Err(RouteError::NotFound);
@@ -84,14 +91,14 @@ impl Naming {
         }
         let rest = rest.strip_prefix('/').unwrap_or_default();
         if rest.is_empty() {
-            return Ok((Route::Ping, Addressing::local()));
+            return Ok(Target::Ping);
         }
         let segments = decode_segments(rest)?;
         let (name, endpoint) = split(&segments)?;
         let namespace = self.namespace(query, header)?;
         let (name, namespace) = self.resolve(name, namespace)?;
         let addressing = Addressing { upstream: name.upstream.clone(), namespace };
-        Ok((endpoint.into_route(name, query)?, addressing))
+        Ok(Target::Content(endpoint.into_route(name, query)?, addressing))
     }
 
     /// The upstream that the client names beside the path.
@@ -151,14 +158,6 @@ impl Naming {
     fn names_host(&self, component: &str) -> bool {
         Upstream::looks_like_host(component)
             || self.aliases.contains_key(&component.to_ascii_lowercase())
-    }
-}
-
-impl Addressing {
-    /// Of a request that concerns no upstream.
-    fn local() -> Addressing {
-        // The value is only shown where an upstream was named, which a ping does not do.
-        Addressing { upstream: Upstream::docker_hub(), namespace: None }
     }
 }
 
@@ -321,15 +320,18 @@ mod tests {
         Naming { default_upstream: None, aliases }
     }
 
-    fn parse(target: &str) -> Result<(Route, Addressing), RouteError> {
+    fn parse(target: &str) -> Result<Target, RouteError> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         naming().parse(Method::Get, path, query, None)
     }
 
     /// The image name and the last part of a route.
     fn told(target: &str) -> String {
-        match parse(target).unwrap().0 {
-            Route::Ping => "ping".into(),
+        let route = match parse(target).unwrap() {
+            Target::Ping => return "ping".into(),
+            Target::Content(route, _) => route,
+        };
+        match route {
             Route::Manifest { name, reference } => name.with(&reference),
             Route::Blob { name, digest } => format!("{name}@@{digest}"),
             Route::List { name, question: ListQuestion::Tags { query } } => {
@@ -442,24 +444,32 @@ mod tests {
         }
     }
 
+    fn addressing(naming: &Naming, path: &str, query: &str, header: Option<&str>) -> Addressing {
+        match naming.parse(Method::Head, path, query, header).unwrap() {
+            Target::Content(_, addressing) => addressing,
+            Target::Ping => panic!("{path} is a ping"),
+        }
+    }
+
     #[test]
     fn a_namespace_is_told_back_and_a_header_counts_less_than_the_query() {
         let quay: Upstream = "quay.io".parse().unwrap();
-        let by_header =
-            naming().parse(Method::Get, "/v2/a/manifests/1", "", Some("quay.io")).unwrap();
-        assert_eq!(by_header.1, Addressing { upstream: quay.clone(), namespace: Some(quay) });
-        let both = naming().parse(Method::Get, "/v2/a/manifests/1", "ns=gcr.io", Some("quay.io"));
-        assert_eq!(both.unwrap().1.upstream.as_str(), "gcr.io");
-        assert_eq!(parse("/v2/quay.io/a/manifests/1").unwrap().1.namespace, None);
+        let by_header = addressing(&naming(), "/v2/a/manifests/1", "", Some("quay.io"));
+        assert_eq!(by_header, Addressing { upstream: quay.clone(), namespace: Some(quay) });
+        let both = addressing(&naming(), "/v2/a/manifests/1", "ns=gcr.io", Some("quay.io"));
+        assert_eq!(both.upstream.as_str(), "gcr.io");
+        let in_path = addressing(&naming(), "/v2/quay.io/a/manifests/1", "", None);
+        assert_eq!(in_path.namespace, None);
     }
 
     #[test]
     fn the_default_is_last() {
         let naming = Naming { default_upstream: Some("docker.io".parse().unwrap()), ..naming() };
-        let route =
-            |path| naming.parse(Method::Head, path, "", None).unwrap().1.upstream.to_string();
-        assert_eq!(route("/v2/alpine/manifests/1"), "docker.io");
-        assert_eq!(route("/v2/quay.io/a/manifests/1"), "quay.io");
+        for (path, upstream) in
+            [("/v2/alpine/manifests/1", "docker.io"), ("/v2/quay.io/a/manifests/1", "quay.io")]
+        {
+            assert_eq!(addressing(&naming, path, "", None).upstream.as_str(), upstream);
+        }
     }
 
     proptest::proptest! {

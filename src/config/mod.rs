@@ -414,8 +414,10 @@ registries:
             let error = settings(&text.replace('?', "unheardOf")).unwrap_err();
             let (_, keys) = error.split_once("expected one of ").unwrap();
             for key in keys.split(", ").map(str::trim) {
-                let is_there = document.contains(&format!("`{key}`"))
-                    || document.contains(&format!("`{what}.{key}`"));
+                let forms =
+                    [format!("`{key}`"), format!("`{what}.{key}"), format!("`{what}[].{key}")];
+                let is_there = forms.iter().any(|form| document.contains(form))
+                    || (what == "registries" && document.contains(&format!("`{key}.")));
                 assert!(is_there, "{what}.{key} is not in docs/configuration.md");
             }
         }

@@ -28,11 +28,6 @@ impl Upstream {
     /// The name under which clients know Docker Hub.
     pub const DOCKER_HUB: &'static str = "docker.io";
 
-    /// Docker Hub.
-    pub fn docker_hub() -> Upstream {
-        Upstream(Self::DOCKER_HUB.into())
-    }
-
     /// The canonical text, which is also the directory name under `refs/`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,1 +1,338 @@
-//! To be written.
+//! Never wrong bytes: what does not match its digest is neither kept nor ever seen as complete, and
+//! what the disk has lost is fetched again.
+//!
+//! Proves P-9 (not the kill), P-10, P-11, P-23, P-35, P-53, P-54.
+
+use std::fs;
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{
+    FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
+};
+
+const REPOSITORY: &str = "team/app";
+
+#[test]
+fn nothing_has_a_name_before_it_is_complete_and_verified() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(99_999, gate.clone()));
+    let larder = Larder::start(&registry);
+    let mut client = larder.begin(&blob(REPOSITORY, &digest));
+    client.read_head();
+    client.read_body(90_000);
+    gate.wait_until_reached(1);
+    assert_eq!((larder.names(), larder.partials().len()), (vec![], 1));
+    gate.open();
+    assert!(client.read_to_end().1);
+    larder.wait_until_cached(&digest);
+    assert_eq!(larder.names(), [larder.blob_file(&digest)]);
+    assert!(larder.partials().is_empty());
+}
+
+#[test]
+fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
+    let chunked = |fault| Fault::All(vec![fault, Fault::NoContentLength]);
+    let to_the_end = |fault| Fault::All(vec![fault, Fault::CloseDelimited]);
+    for (name, fault) in [
+        ("a flipped bit", Fault::WrongBytes),
+        ("too short, and the length says so", Fault::Truncate(50_000)),
+        ("too long, and the length says so", Fault::TooLong(10)),
+        ("nothing, and the length says so", Fault::Truncate(0)),
+        ("a flipped bit in chunks", chunked(Fault::WrongBytes)),
+        ("chunks that end early", chunked(Fault::Truncate(50_000))),
+        ("chunks that end in the middle", chunked(Fault::CutAfter(50_000))),
+        ("no length and too short", to_the_end(Fault::Truncate(50_000))),
+        ("no length and a flipped bit", to_the_end(Fault::WrongBytes)),
+        ("a login page", Fault::Html200),
+        ("cut off", Fault::CutAfter(99_999)),
+    ] {
+        for digest_of in [digest_of, sha512_of] {
+            let registry = FakeRegistry::start();
+            let content = bytes(100_000, 1);
+            let digest = digest_of(&content);
+            registry.add_blob_as(REPOSITORY, &digest, &content);
+            registry.fault(On::get_blob(&digest), fault.clone());
+            let mut larder = Larder::start(&registry);
+            let path = blob(REPOSITORY, &digest);
+            let got = larder.get(&path);
+            let looks_right = got.complete && matches!(got.status, 200 | 206 | 304);
+            assert!(!looks_right, "{name}: {got:?}");
+            assert_eq!(larder.names(), Vec::<std::path::PathBuf>::new(), "{name}");
+            registry.clear_faults();
+            registry.clear_requests();
+            larder.restart();
+            let again = larder.get(&path);
+            assert!(again.complete && again.body == content, "{name}: {again:?}");
+            let asked = registry.requests();
+            assert_eq!(asked[0].header("range"), None, "{name}: suspect bytes are not continued");
+        }
+    }
+}
+
+#[test]
+fn followers_of_a_wrong_blob_do_not_get_its_last_byte_either() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
+    let gate = Gate::new();
+    let wrong = vec![Fault::WrongBytes, Fault::GateAfter(50_000, gate.clone())];
+    registry.fault(On::get_blob(&digest), Fault::All(wrong));
+    let larder = Larder::start(&registry);
+    let path = blob(REPOSITORY, &digest);
+    let mut clients: Vec<_> = (0..10).map(|_| larder.begin(&path)).collect();
+    let mut end = larder.connect();
+    end.send("GET", &path, &[("Range", "bytes=-1")]);
+    clients.push(end);
+    for client in &mut clients {
+        client.read_head();
+    }
+    gate.open();
+    for client in &mut clients {
+        assert!(!client.read_to_end().1);
+    }
+}
+
+#[test]
+fn size_that_a_manifest_tells_does_not_make_a_right_blob_wrong() {
+    let registry = FakeRegistry::start();
+    let content = bytes(5000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let lie = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"digest":"{digest}","size":4}},"layers":[]}}"#,
+        media_type::OCI_MANIFEST
+    );
+    registry.add_manifest(REPOSITORY, "lie", media_type::OCI_MANIFEST, lie.as_bytes());
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "lie")).status, 200);
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content, "{got:?}");
+}
+
+#[test]
+fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
+    for (name, by_digest, fault) in [
+        ("a flipped bit, by tag", false, Fault::WrongBytes),
+        ("a flipped bit, by digest", true, Fault::WrongBytes),
+        ("cut short, by digest", true, Fault::Truncate(100)),
+        ("cut off, by tag", false, Fault::CutAfter(100)),
+        ("the digest of something else, by tag", false, Fault::WrongDigestHeader),
+        ("a login page, by tag", false, Fault::Html200),
+        ("a login page, by digest", true, Fault::Html200),
+        ("an encoding that nobody asked for", false, Fault::ContentEncoding("gzip".into())),
+    ] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        let digest = registry.add(REPOSITORY, "v1", &image);
+        registry.fault(On::any_manifest(), fault);
+        let larder = Larder::start(&registry);
+        let path = manifest(REPOSITORY, if by_digest { &digest } else { "v1" });
+        let got = larder.get(&path);
+        assert_eq!((got.status, got.complete), (502, true), "{name}: {got:?}");
+        assert!(larder.names().is_empty(), "{name}");
+        registry.clear_faults();
+        larder.advance(seconds(60));
+        assert!(larder.get(&path).body == image.manifest(), "{name}");
+    }
+}
+
+#[test]
+fn page_that_is_no_manifest_is_never_cached_whatever_it_claims_to_be() {
+    for (claimed, body) in [
+        ("text/html", "<!doctype html>"),
+        (media_type::OCI_MANIFEST, "<!doctype html>"),
+        (media_type::OCI_MANIFEST, ""),
+        (media_type::OCI_MANIFEST, "null"),
+        (media_type::OCI_MANIFEST, "[]"),
+        ("application/json", "{}"),
+        ("application/json", r#"{"errors":[{"code":"DENIED"}]}"#),
+        (media_type::SCHEMA1, r#"{"schemaVersion":1,"name":"x","tag":"y"}"#),
+        (media_type::OCI_MANIFEST, r#"{"schemaVersion":1,"name":"x","tag":"y"}"#),
+    ] {
+        let registry = FakeRegistry::start();
+        let digest = registry.add_manifest(REPOSITORY, "v1", claimed, body.as_bytes());
+        let larder = Larder::start(&registry);
+        for reference in ["v1", &digest] {
+            let got = larder.get(&manifest(REPOSITORY, reference));
+            assert!(matches!(got.status, 404 | 502), "{claimed} {body:?}: {got:?}");
+            assert_eq!(got.header("content-type"), Some("application/json"));
+        }
+        assert!(larder.names().is_empty(), "{claimed} {body:?}");
+    }
+}
+
+#[test]
+fn manifest_over_four_mebibytes_is_refused_and_one_below_is_not() {
+    for (padding, status) in [(4 * 1024 * 1024 - 4096, 200), (4 * 1024 * 1024 + 1, 502)] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1").annotation("padding", &"x".repeat(padding));
+        registry.add(REPOSITORY, "v1", &image);
+        let larder = Larder::start(&registry);
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert_eq!(got.status, status, "{padding}: {got:?}");
+        assert_eq!(larder.names().is_empty(), status == 502);
+    }
+}
+
+#[test]
+fn compressed_blob_is_refused_and_identity_is_asked_for() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let layer = &image.layers()[0];
+    registry.fault(On::get_blob(&layer.digest), Fault::ContentEncoding("gzip".into()));
+    let larder = Larder::start(&registry);
+    let headers = [("Accept-Encoding", "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5")];
+    let ask = |path: &str| larder.request("GET", path, &headers);
+    let got = ask(&manifest(REPOSITORY, "v1"));
+    assert_eq!((got.status, got.header("content-encoding")), (200, None));
+    let refused = ask(&blob(REPOSITORY, &layer.digest));
+    assert!(matches!(refused.status, 502..=504), "{refused:?}");
+    registry.clear_faults();
+    let got = ask(&blob(REPOSITORY, &layer.digest));
+    assert_eq!((got.status, got.header("content-encoding")), (200, None));
+    assert!(got.body == layer.bytes);
+    for request in registry.requests() {
+        assert_eq!(request.headers_named("accept-encoding"), ["identity"], "{request:?}");
+    }
+}
+
+#[test]
+fn blob_is_an_octet_stream_whatever_upstream_calls_it() {
+    for called in ["application/gzip", "text/plain", "text/html; charset=utf-8", "nonsense"] {
+        let registry = FakeRegistry::start();
+        let content = bytes(5000, 1);
+        let digest = registry.add_blob(REPOSITORY, &content);
+        registry.fault(On::any_blob(), Fault::content_type(called));
+        let larder = Larder::start(&registry);
+        for _ in 0..2 {
+            let got = larder.get(&blob(REPOSITORY, &digest));
+            assert!(got.status == 200 && got.body == content, "{called}");
+            assert_eq!(got.header("content-type"), Some("application/octet-stream"), "{called}");
+        }
+    }
+}
+
+/// Damage done to a file in the cache behind the server's back.
+const DAMAGES: &[(&str, fn(&std::path::Path))] = &[
+    ("removed", |path| fs::remove_file(path).unwrap()),
+    ("emptied", |path| fs::write(path, b"").unwrap()),
+    ("truncated", |path| {
+        let whole = fs::read(path).unwrap();
+        fs::write(path, &whole[..whole.len() / 2]).unwrap();
+    }),
+    ("grown", |path| {
+        let mut longer = fs::read(path).unwrap();
+        longer.push(b'x');
+        fs::write(path, longer).unwrap();
+    }),
+];
+
+#[test]
+fn damaged_blob_file_is_fetched_again() {
+    for (name, damage) in DAMAGES {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let layer = &image.layers()[0];
+        let path = blob(REPOSITORY, &layer.digest);
+        let larder = Larder::start(&registry);
+        let pull = || {
+            assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+            larder.get(&path)
+        };
+        assert!(pull().body == layer.bytes);
+        larder.wait_until_cached(&layer.digest);
+        damage(&larder.blob_file(&layer.digest));
+        let got = pull();
+        assert!(got.complete && got.body == layer.bytes, "{name}: {got:?}");
+        assert_eq!(registry.count("GET", &path), 2, "{name}");
+    }
+}
+
+#[test]
+fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
+    for (name, damage) in DAMAGES {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let layer = &image.layers()[0];
+        let path = blob(REPOSITORY, &layer.digest);
+        let mut larder = Larder::start(&registry);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        assert!(larder.get(&path).body == layer.bytes);
+        larder.wait_until_cached(&layer.digest);
+        larder.stop();
+        damage(&larder.blob_file(&layer.digest));
+        larder.run();
+        // As every client does, and as all of them did before the power cut as well.
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        let got = larder.get(&path);
+        assert!(got.complete && got.body == layer.bytes, "{name}: {got:?}");
+        assert_eq!(registry.count("GET", &path), 2, "{name}");
+    }
+}
+
+#[test]
+fn truncated_blob_file_is_fetched_again_though_no_manifest_was_asked_for_since_the_start() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let layer = &image.layers()[0];
+    let path = blob(REPOSITORY, &layer.digest);
+    let mut larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert!(larder.get(&path).body == layer.bytes);
+    larder.wait_until_cached(&layer.digest);
+    larder.stop();
+    fs::write(larder.blob_file(&layer.digest), &layer.bytes[..1000]).unwrap();
+    larder.run();
+    let got = larder.get(&path);
+    assert!(got.complete && got.body == layer.bytes, "{got:?}");
+}
+
+#[test]
+fn damaged_manifest_file_is_fetched_again() {
+    let flipped: (&str, fn(&std::path::Path)) = ("a flipped bit", |path| {
+        let mut other = fs::read(path).unwrap();
+        other[10] ^= 1;
+        fs::write(path, other).unwrap();
+    });
+    for (name, damage) in DAMAGES.iter().chain([&flipped]) {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        let digest = registry.add(REPOSITORY, "v1", &image);
+        let larder = Larder::start(&registry);
+        for reference in ["v1", &digest] {
+            let path = manifest(REPOSITORY, reference);
+            assert_eq!(larder.get(&path).digest(), digest);
+            damage(&larder.blob_file(&digest));
+            // What is in memory is believed for a moment.
+            larder.advance(seconds(2));
+            let got = larder.get(&path);
+            assert_eq!((got.status, got.digest()), (200, digest.clone()), "{name} {reference}");
+            assert!(fs::read(larder.blob_file(&digest)).unwrap() == image.manifest(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn damaged_record_of_a_tag_or_manifest_is_written_again() {
+    for damage in ["", "{", "null", r#"{"digest":"sha256:00"}"#] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        let digest = registry.add(REPOSITORY, "v1", &image);
+        let larder = Larder::start(&registry);
+        for reference in ["v1", &digest] {
+            let path = manifest(REPOSITORY, reference);
+            assert_eq!(larder.get(&path).digest(), digest);
+            for record in
+                larder.names().iter().filter(|path| path.starts_with(larder.root().join("refs")))
+            {
+                fs::write(record, damage).unwrap();
+            }
+            larder.advance(seconds(2));
+            assert_eq!(larder.get(&path).digest(), digest, "{damage:?} {reference}");
+        }
+    }
+}

@@ -148,7 +148,9 @@ impl Larder {
         let server = Server::bind(&[listen], self.settings.http.clone(), handler)
             .expect("a port of the loopback interface");
         let (address, controller) = (server.address(), server.controller());
-        let thread = thread::spawn(move || drop(server.run()));
+        let thread = thread::spawn(move || {
+            server.run();
+        });
         let keeper = Keeper::start(store).expect("one more thread");
         self.running = Some(Running { address, controller, thread, cache, _keeper: keeper });
     }
