@@ -954,10 +954,12 @@ impl Peer {
             return Ok(());
         }
         if !output.head.is_empty() {
+            // Before the write, which may already let the reader run.
+            let now = unix_us();
             let sent = rustix::io::write(&self.stream, &output.head)?;
             output.head.drain(..sent);
             if output.body.is_some() {
-                stats.last_head_unix_us = unix_us();
+                stats.last_head_unix_us = now;
             }
         }
         if let Some((file, rest)) = &mut output.body {

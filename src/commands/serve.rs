@@ -114,7 +114,7 @@ fn affordable(wanted: usize) -> usize {
     let affordable = usize::try_from(current.saturating_sub(DESCRIPTORS_RESERVED) / 2);
     let granted = wanted.min(affordable.unwrap_or(wanted)).max(1);
     if granted < wanted {
-        log::warn!(
+        log::info!(
             "the limit of {current} open files allows {granted} connections instead of {wanted}; \
              raise it (ulimit -n, LimitNOFILE=) or lower maxConnections"
         );

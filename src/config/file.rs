@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::value::{EndpointUrl, LogLevel, Span, Text, TtlText};
+use super::value::{EndpointUrl, LogLevel, Span, Text, TtlText, Whole};
 use crate::oci::Upstream;
 use crate::upstream::{Scheme, UnlistedRegistries};
 
@@ -21,18 +21,18 @@ pub(super) struct File {
     pub(super) log_file: Option<PathBuf>,
     pub(super) preload_images: Option<PathBuf>,
     pub(super) image_file: Option<String>,
-    pub(super) port: Option<u16>,
+    pub(super) port: Option<Text<Whole<u16>>>,
     pub(super) host: Option<Text<IpAddr>>,
     pub(super) os: Option<String>,
     pub(super) arch: Option<String>,
     /// Milliseconds, as in the reference.
-    pub(super) pull_timeout: Option<u64>,
+    pub(super) pull_timeout: Option<Text<Whole<u32>>>,
     pub(super) always_pull_latest: Option<bool>,
     pub(super) air_gapped: Option<bool>,
     pub(super) hello_world: Option<bool>,
     pub(super) default_ns: Option<Text<Upstream>>,
-    pub(super) health: Option<u16>,
-    pub(super) metrics: Option<u16>,
+    pub(super) health: Option<Text<Whole<u16>>>,
+    pub(super) metrics: Option<Text<Whole<u16>>>,
     pub(super) registries: Option<Vec<RegistryEntry>>,
     pub(super) prune_config: Option<PruneEntry>,
     pub(super) server_tls_config: Option<ServerTlsEntry>,
@@ -40,9 +40,9 @@ pub(super) struct File {
     pub(super) revalidate_timeout: Option<Text<Span>>,
     pub(super) negative_ttl: Option<Text<Span>>,
     pub(super) unlisted_registries: Option<Unlisted>,
-    pub(super) workers: Option<usize>,
-    pub(super) max_connections: Option<usize>,
-    pub(super) max_downloads: Option<usize>,
+    pub(super) workers: Option<Text<Whole<u32>>>,
+    pub(super) max_connections: Option<Text<Whole<u32>>>,
+    pub(super) max_downloads: Option<Text<Whole<u32>>>,
     pub(super) drain_timeout: Option<Text<Span>>,
     pub(super) fsync: Option<bool>,
 }

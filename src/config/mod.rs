@@ -22,7 +22,7 @@ pub use error::ConfigError;
 pub use value::{LogLevel, ParseValueError};
 
 use file::{File, RegistryEntry};
-use value::{EndpointUrl, Span, Text};
+use value::{EndpointUrl, Span, Text, Whole};
 
 /// Where the cache is if nobody says; the reference server's place is another, so that the two can be
 /// installed side by side.
@@ -123,8 +123,14 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
     file.refuse_what_is_not_there_yet()?;
     let host = over.host.or(file.host.as_ref().map(|host| host.0));
     let host = host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
-    let listen = SocketAddr::new(host, over.port.or(file.port).unwrap_or(DEFAULT_PORT));
-    let health = over.health.or(file.health).map(|port| SocketAddr::new(host, port));
+    let listen = SocketAddr::new(
+        host,
+        over.port.or(file.port.as_ref().map(|port| port.0.0)).unwrap_or(DEFAULT_PORT),
+    );
+    let health = over
+        .health
+        .or(file.health.as_ref().map(|port| port.0.0))
+        .map(|port| SocketAddr::new(host, port));
     if health.is_some_and(|health| health == listen && health.port() != 0) {
         return Err(ConfigError::SamePort { port: listen.port() });
     }
@@ -166,7 +172,7 @@ fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
-        blob_fetchers: file.max_downloads.unwrap_or(default.blob_fetchers),
+        blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         ..default
     }
 }
@@ -192,7 +198,9 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
         });
     }
     let mut timeouts = Timeouts::default();
-    if let Some(milliseconds) = over.pull_timeout_ms.or(file.pull_timeout) {
+    if let Some(milliseconds) =
+        over.pull_timeout_ms.or(file.pull_timeout.as_ref().map(|timeout| timeout.0.0.into()))
+    {
         timeouts.headers = Duration::from_millis(milliseconds);
         timeouts.metadata = timeouts.headers;
     }
@@ -203,11 +211,16 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
 fn http_settings(file: &File) -> http::Settings {
     let default = http::Settings::default();
     http::Settings {
-        workers: file.workers.unwrap_or(default.workers),
-        max_connections: file.max_connections.unwrap_or(default.max_connections),
+        workers: count(&file.workers, default.workers),
+        max_connections: count(&file.max_connections, default.max_connections),
         drain_timeout: file.drain_timeout.as_ref().map_or(default.drain_timeout, |span| span.0.0),
         ..default
     }
+}
+
+/// A count, never zero: a server without workers would be none.
+fn count(given: &Option<Text<Whole<u32>>>, default: usize) -> usize {
+    given.as_ref().map_or(default, |count| usize::try_from(count.0.0).unwrap_or(usize::MAX).max(1))
 }
 
 /// The aliases of all registries, checked against each other and against the names.
@@ -326,8 +339,10 @@ registries:
     fn what_is_wrong_is_said_with_its_place() {
         for (text, place, words) in [
             ("prt: 1", "larder.yaml:1:1:", "unknown field"),
-            ("port: x", "larder.yaml:1:7:", "u16"),
-            ("port: 99999", "larder.yaml:1:7:", "u16"),
+            ("port: x", "larder.yaml:1:7:", "from 0 to 65535"),
+            ("port: -1", "larder.yaml:1:7:", "from 0 to 65535"),
+            ("workers: 1.5", "larder.yaml:1:10:", "whole number"),
+            ("port: 99999", "larder.yaml:1:7:", "from 0 to 65535"),
             ("tagTtl: 5", "larder.yaml:1:9:", "unit"),
             ("logLevel: loud", "larder.yaml:1:11:", "debug, info, warn, error"),
             ("host: nowhere", "larder.yaml:1:7:", "IP address"),

@@ -40,6 +40,34 @@ where
     }
 }
 
+/// A whole number that fits its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Whole<T>(pub(super) T);
+
+/// The numbers that the configuration holds, and the largest of each for error texts.
+pub(super) trait Number: TryFrom<u64> {
+    const MAX: u64;
+}
+
+impl Number for u16 {
+    const MAX: u64 = u16::MAX as u64;
+}
+
+impl Number for u32 {
+    const MAX: u64 = u32::MAX as u64;
+}
+
+impl<T: Number> FromStr for Whole<T> {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Whole<T>, ParseValueError> {
+        let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
+        number.map(Whole).ok_or_else(|| {
+            ParseValueError(format!("{text} is not a whole number from 0 to {}", T::MAX))
+        })
+    }
+}
+
 /// Why a value is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseValueError(String);
