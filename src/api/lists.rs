@@ -1,12 +1,11 @@
 //! Tag lists and referrers.
 
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Instant;
 
+use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, How, ListAnswer, ListLookup, ListQuestion, ListWait};
-use crate::http::{Body, Context, Pending, Reply, Request, Step};
+use crate::cache::{CacheError, How, ListAnswer, ListLookup, ListQuestion};
+use crate::http::{Body, Context, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, TagQuery};
 
 pub(super) fn answer(
@@ -27,9 +26,10 @@ pub(super) fn answer(
     };
     match call.cache.list(name, question) {
         Ok(ListLookup::Ready(answer)) => Step::Reply(reply(&call, kind, request, Ok(answer))),
-        Ok(ListLookup::Wait(wait)) => {
-            let deadline = context.now() + wait.patience();
-            Box::new(Waiting { call, kind, wait, deadline }).resume(request, context)
+        Ok(ListLookup::Wait(waiting)) => {
+            wait(waiting, request, context, move |request, outcome| {
+                reply(&call, kind, request, outcome)
+            })
         }
         Err(error) => Step::Reply(reply(&call, kind, request, Err(error))),
     }
@@ -39,28 +39,6 @@ pub(super) fn answer(
 enum Kind {
     Tags,
     Referrers,
-}
-
-struct Waiting {
-    call: Call,
-    kind: Kind,
-    wait: ListWait,
-    deadline: Instant,
-}
-
-impl Pending for Waiting {
-    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
-        let outcome = match self.wait.poll(context.waker()) {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending if context.now() < self.deadline => return Step::Wait(self),
-            Poll::Pending => self.wait.give_up(),
-        };
-        Step::Reply(reply(&self.call, self.kind, request, outcome))
-    }
-
-    fn deadline(&self) -> Instant {
-        self.deadline
-    }
 }
 
 fn reply(

@@ -1,13 +1,12 @@
 //! `GET` and `HEAD` of manifests.
 
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Instant;
 
 use super::range::{entity_tag, is_not_modified};
+use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, ManifestAnswer, ManifestLookup, ManifestWait};
-use crate::http::{Body, Context, Pending, Reply, Request, Step};
+use crate::cache::{CacheError, ManifestAnswer, ManifestLookup};
+use crate::http::{Body, Context, Reply, Request, Step};
 use crate::oci::{ImageName, Reference};
 
 pub(super) fn answer(
@@ -19,32 +18,10 @@ pub(super) fn answer(
 ) -> Step {
     match call.cache.manifest(name, reference) {
         Ok(ManifestLookup::Ready(answer)) => Step::Reply(reply(&call, request, Ok(answer))),
-        Ok(ManifestLookup::Wait(wait)) => {
-            let deadline = context.now() + wait.patience();
-            Box::new(Waiting { call, wait, deadline }).resume(request, context)
+        Ok(ManifestLookup::Wait(waiting)) => {
+            wait(waiting, request, context, move |request, outcome| reply(&call, request, outcome))
         }
         Err(error) => Step::Reply(reply(&call, request, Err(error))),
-    }
-}
-
-struct Waiting {
-    call: Call,
-    wait: ManifestWait,
-    deadline: Instant,
-}
-
-impl Pending for Waiting {
-    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
-        let outcome = match self.wait.poll(context.waker()) {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending if context.now() < self.deadline => return Step::Wait(self),
-            Poll::Pending => self.wait.give_up(),
-        };
-        Step::Reply(reply(&self.call, request, outcome))
-    }
-
-    fn deadline(&self) -> Instant {
-        self.deadline
     }
 }
 

@@ -14,6 +14,7 @@ mod manifests;
 mod range;
 mod route;
 mod status;
+mod waiting;
 
 use std::sync::Arc;
 

@@ -293,6 +293,15 @@ impl Bench {
         }
     }
 
+    /// Streams a blob through in one piece.
+    fn deliver(&self, content: &[u8]) -> Digest {
+        let (digest, sender) = self.source.stream(content);
+        let waiting = self.follow(&digest);
+        send_all(sender, content);
+        assert_eq!(read_all(&waiting).unwrap(), content);
+        digest
+    }
+
     fn file_of(&self, digest: &Digest) -> std::path::PathBuf {
         self.directory.path().join("blobs/sha256").join(digest.hex())
     }
@@ -304,6 +313,11 @@ fn name() -> ImageName {
 
 fn manifest(label: &str) -> Vec<u8> {
     format!(r#"{{"schemaVersion":2,"config":{{}},"layers":[],"label":"{label}"}}"#).into_bytes()
+}
+
+/// Sends a body and ends it.
+fn send_all(sender: Sender<io::Result<Vec<u8>>>, bytes: &[u8]) {
+    sender.send(Ok(bytes.to_vec())).unwrap();
 }
 
 /// Reads a followed blob to its end as a client would, in steps of what is available.
@@ -437,12 +451,8 @@ fn an_uncached_manifest_of_a_dead_upstream_fails_with_its_reason() {
 fn air_gapped_serves_what_it_has_and_asks_nobody() {
     let bench = Bench::new();
     bench.source.publish("v1", &manifest("one"));
-    let (digest, sender) = bench.source.stream(b"layer");
     bench.how("v1");
-    let waiting = bench.follow(&digest);
-    sender.send(Ok(b"layer".to_vec())).unwrap();
-    drop(sender);
-    assert_eq!(read_all(&waiting).unwrap(), b"layer");
+    let digest = bench.deliver(b"layer");
     let before = bench.source.calls().len();
 
     let bench = bench.restarted(|settings| settings.air_gapped = true);
@@ -495,8 +505,7 @@ fn wrong_bytes_never_complete_and_are_not_kept() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
-    sender.send(Ok(b"hello w0rld".to_vec())).unwrap();
-    drop(sender);
+    send_all(sender, b"hello w0rld");
     let error = read_all(&waiting).unwrap_err();
     assert!(matches!(error, CacheError::WrongContent(_)), "{error}");
     assert!(bench.stored(&digest).is_none());
@@ -532,8 +541,7 @@ fn a_broken_connection_fails_the_flight_and_the_next_client_starts_another() {
     let (_, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
     assert_eq!(waiting.how, How::Miss);
-    sender.send(Ok(b"hello world".to_vec())).unwrap();
-    drop(sender);
+    send_all(sender, b"hello world");
     assert_eq!(read_all(&waiting).unwrap(), b"hello world");
 }
 
@@ -576,11 +584,7 @@ fn a_size_alone_does_not_download() {
 #[test]
 fn a_manifest_that_lies_about_a_size_harms_only_its_own_repository() {
     let bench = Bench::new();
-    let (digest, sender) = bench.source.stream(b"layer");
-    let waiting = bench.follow(&digest);
-    sender.send(Ok(b"layer".to_vec())).unwrap();
-    drop(sender);
-    read_all(&waiting).unwrap();
+    let digest = bench.deliver(b"layer");
     let lie = format!(
         r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":99}}]}}"#
     );
@@ -608,8 +612,7 @@ fn a_blob_shorter_than_its_manifest_says_is_fetched_again() {
     fs::create_dir_all(bench.directory.path().join("blobs/sha256")).unwrap();
     fs::write(bench.file_of(&digest), b"lay").unwrap();
     let waiting = bench.follow(&digest);
-    sender.send(Ok(b"layer".to_vec())).unwrap();
-    drop(sender);
+    send_all(sender, b"layer");
     assert_eq!(read_all(&waiting).unwrap(), b"layer");
     assert_eq!(bench.stored(&digest).unwrap(), b"layer");
 }
@@ -617,11 +620,7 @@ fn a_blob_shorter_than_its_manifest_says_is_fetched_again() {
 #[test]
 fn a_landing_between_look_and_join_is_noticed() {
     let bench = Bench::new();
-    let (digest, sender) = bench.source.stream(b"layer");
-    let waiting = bench.follow(&digest);
-    sender.send(Ok(b"layer".to_vec())).unwrap();
-    drop(sender);
-    read_all(&waiting).unwrap();
+    let digest = bench.deliver(b"layer");
     bench.wait_for_landing(&digest);
     // As if the look into the store had come before the commit, and the joining after the landing.
     let late = bench.cache.ask_for_blob(&name(), &digest, None);

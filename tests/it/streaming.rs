@@ -128,7 +128,7 @@ fn client_leaving_before_the_head_does_not_stop_the_fetch() {
     let larder = Larder::start(&registry);
     let client = larder.begin(&path);
     gate.wait_until_reached(1);
-    drop(client);
+    client.reset();
     larder.wait_for_ended(&path, 1);
     gate.open();
     larder.wait_until_cached(&digest);

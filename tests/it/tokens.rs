@@ -1,1 +1,185 @@
-//! To be written.
+//! Tokens: had from the realm that belongs to the registry, shown to nobody else, never the client's.
+//!
+//! Proves P-18, P-19, P-32, P-45.
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{FakeRegistry, Image, Larder, TokenAnswer, TokenServer};
+
+const REPOSITORY: &str = "team/app";
+
+fn registry_with_image(tokens: &TokenServer) -> (FakeRegistry, Image) {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    registry.require_bearer(tokens);
+    (registry, image)
+}
+
+#[test]
+fn every_form_of_challenge_and_token_is_understood() {
+    let new = TokenServer::new;
+    let full = r#"Bearer realm="{realm}",service="{service}",scope="{scope}""#;
+    for (name, tokens) in [
+        ("plain", new()),
+        ("access_token", new().access_token()),
+        ("a lifetime", new().expires_in(300)),
+        ("a lifetime of nothing", new().expires_in(0)),
+        ("a negative lifetime", new().expires_in(-1)),
+        ("a realm with a query", new().realm_query("kept=yes&also=this")),
+        ("Basic first, in one line", new().challenge(&format!("Basic realm=\"a, b\", {full}"))),
+        ("Basic first, in its own line", new().challenge(&format!("Basic realm=\"x\"\n{full}"))),
+        ("Basic last", new().challenge(&format!("{full}, Basic realm=\"x\""))),
+        ("Negotiate first", new().challenge(&format!("Negotiate\nNTLM\n{full}"))),
+        (
+            "unquoted",
+            new().challenge(r#"bearer REALM="{realm}", service={service}, scope="{scope}""#),
+        ),
+        ("no scope", new().challenge(r#"Bearer realm="{realm}",service="{service}""#)),
+        ("no service", new().challenge(r#"Bearer realm="{realm}",scope="{scope}""#)),
+    ] {
+        let (registry, image) = registry_with_image(&tokens);
+        let larder = Larder::start(&registry);
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{name}: {got:?}");
+        for layer in image.layers() {
+            assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{name}");
+        }
+        assert_eq!(tokens.issued(), 1, "{name}: one token for all of a repository");
+        for asked in registry.requests_for("*", "/token") {
+            assert_eq!(asked.header("authorization"), None, "{name}: anonymous is no empty Basic");
+            let scope = format!("repository:{REPOSITORY}:pull");
+            assert_eq!(asked.query_value("scope"), Some(scope), "{name}");
+        }
+    }
+}
+
+#[test]
+fn revoked_token_is_replaced_once() {
+    let tokens = TokenServer::new().expires_in(300);
+    let (registry, image) = registry_with_image(&tokens);
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    registry.expire_tokens();
+    let layer = &image.layers()[0];
+    assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    assert_eq!(tokens.issued(), 2);
+    assert_eq!(registry.count("GET", "/v2/*/blobs/*"), 2, "refused once, answered once");
+}
+
+#[test]
+fn second_401_is_a_404_and_no_loop() {
+    // As Docker Hub treats repositories that do not exist.
+    let tokens = TokenServer::new();
+    tokens.answer_with(TokenAnswer::Json(r#"{"token":"good-for-nothing"}"#.into()));
+    let (registry, image) = registry_with_image(&tokens);
+    let larder = Larder::start(&registry);
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert_eq!((got.status, got.error_code().as_str()), (404, "MANIFEST_UNKNOWN"));
+    assert_eq!((registry.count("GET", "/v2/*"), registry.count("GET", "/token")), (2, 1));
+    let got = larder.get(&blob(REPOSITORY, &image.layers()[0].digest));
+    assert_eq!((got.status, got.error_code().as_str()), (404, "BLOB_UNKNOWN"));
+}
+
+#[test]
+fn token_endpoint_that_fails_is_not_the_clients_authentication() {
+    for answer in [
+        TokenAnswer::Refuse(401),
+        TokenAnswer::Refuse(403),
+        TokenAnswer::Refuse(404),
+        TokenAnswer::Refuse(429),
+        TokenAnswer::Refuse(500),
+        TokenAnswer::Refuse(503),
+        TokenAnswer::Html,
+        TokenAnswer::Oversized(1 << 20),
+        TokenAnswer::Json("{}".into()),
+        TokenAnswer::Json(r#"{"token":"a\r\nX-Evil: b"}"#.into()),
+    ] {
+        let tokens = TokenServer::new();
+        tokens.answer_with(answer.clone());
+        let (registry, image) = registry_with_image(&tokens);
+        let larder = Larder::start(&registry);
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(matches!(got.status, 403 | 404 | 429 | 502..=504), "{answer:?}: {got:?}");
+        assert_eq!(got.header("www-authenticate"), None, "{answer:?}");
+        let got = larder.get(&blob(REPOSITORY, &image.layers()[0].digest));
+        assert!(matches!(got.status, 404 | 429 | 502..=504), "{answer:?}: {got:?}");
+        tokens.answer_with(TokenAnswer::Issue);
+        larder.advance(seconds(60));
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{answer:?}");
+    }
+}
+
+#[test]
+fn no_401_is_ever_passed_on() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.require_basic("lea", "secret");
+    let larder = Larder::start(&registry);
+    for path in [
+        manifest(REPOSITORY, "v1"),
+        manifest(REPOSITORY, &digest),
+        blob(REPOSITORY, &digest),
+        format!("/v2/{REPOSITORY}/tags/list"),
+        format!("/v2/{REPOSITORY}/referrers/{digest}"),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let got = larder.request(method, &path, &[]);
+            assert!(matches!(got.status, 403 | 404), "{method} {path}: {got:?}");
+            assert_eq!(got.header("www-authenticate"), None, "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn what_the_client_is_allowed_is_not_what_larder_is() {
+    let tokens = TokenServer::new();
+    let (registry, image) = registry_with_image(&tokens);
+    let larder = Larder::start(&registry);
+    let headers = [
+        ("Authorization", "Bearer of-the-client"),
+        ("Cookie", "session=of-the-client"),
+        ("Proxy-Authorization", "Basic eDp5"),
+        ("X-Forwarded-For", "10.1.2.3"),
+        ("User-Agent", "of-the-client"),
+    ];
+    for path in [manifest(REPOSITORY, "v1"), blob(REPOSITORY, &image.layers()[0].digest)] {
+        assert_eq!(larder.request("GET", &path, &headers).status, 200);
+    }
+    let tags = format!("/v2/{REPOSITORY}/tags/list");
+    assert_eq!(larder.request("GET", &tags, &headers).status, 200);
+    for request in registry.requests() {
+        let all = format!("{:?}", request.headers);
+        assert!(!all.contains("of-the-client") && !all.contains("eDp5"), "{request:?}");
+        assert!(!all.contains("10.1.2.3"), "{request:?}");
+    }
+}
+
+#[test]
+fn realm_of_somebody_else_is_not_asked() {
+    let (registry, issuer) = (FakeRegistry::start(), FakeRegistry::start());
+    let port = issuer.address().port();
+    let realm = format!("http://localhost:{port}/token");
+    let tokens = TokenServer::new().realm(&realm);
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    issuer.serve_tokens(&tokens);
+    registry.require_bearer_from(&tokens, &issuer);
+    let larder = Larder::start(&registry);
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert_eq!(got.status, 502, "{got:?}");
+    assert!(got.text().contains("realm"), "says what is wrong: {got:?}");
+    assert_eq!(issuer.connection_count(), 0);
+}
+
+#[test]
+fn realm_of_an_https_registry_must_be_https() {
+    let (registry, issuer) = (FakeRegistry::start_tls(), FakeRegistry::start());
+    let tokens = TokenServer::new();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.require_bearer_from(&tokens, &issuer);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.registries[0].insecure_skip_verify = true;
+    });
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert_eq!(got.status, 502, "{got:?}");
+    assert_eq!(issuer.connection_count(), 0);
+}

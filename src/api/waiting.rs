@@ -1,0 +1,82 @@
+//! A request that waits for upstream with limited patience.
+
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::cache::{CacheError, ListAnswer, ListWait, ManifestAnswer, ManifestWait};
+use crate::http::{Context, Pending, Reply, Request, Step};
+
+/// Something that the cache is asking upstream for.
+pub(super) trait Wait: Send + 'static {
+    /// What comes of it.
+    type Answer;
+
+    /// The answer, once there is one.
+    fn poll(&self, waker: &Waker) -> Poll<Result<Self::Answer, CacheError>>;
+
+    /// How long a client waits.
+    fn patience(&self) -> Duration;
+
+    /// What the client gets when that is over.
+    fn give_up(self) -> Result<Self::Answer, CacheError>;
+}
+
+/// Waits, then replies.
+pub(super) fn wait<W: Wait>(
+    wait: W,
+    request: &Request,
+    context: &Context<'_>,
+    reply: impl FnOnce(&Request, Result<W::Answer, CacheError>) -> Reply + Send + 'static,
+) -> Step {
+    let deadline = context.now() + wait.patience();
+    Box::new(Waiting { wait, deadline, reply }).resume(request, context)
+}
+
+struct Waiting<W, F> {
+    wait: W,
+    deadline: Instant,
+    reply: F,
+}
+
+impl<W, F> Pending for Waiting<W, F>
+where
+    W: Wait,
+    F: FnOnce(&Request, Result<W::Answer, CacheError>) -> Reply + Send + 'static,
+{
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        let outcome = match self.wait.poll(context.waker()) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending if context.now() < self.deadline => return Step::Wait(self),
+            Poll::Pending => self.wait.give_up(),
+        };
+        Step::Reply((self.reply)(request, outcome))
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+/// The cache's waits have these methods themselves.
+macro_rules! waits_for {
+    ($wait:ty, $answer:ty) => {
+        impl Wait for $wait {
+            type Answer = $answer;
+
+            fn poll(&self, waker: &Waker) -> Poll<Result<$answer, CacheError>> {
+                <$wait>::poll(self, waker)
+            }
+
+            fn patience(&self) -> Duration {
+                <$wait>::patience(self)
+            }
+
+            fn give_up(self) -> Result<$answer, CacheError> {
+                <$wait>::give_up(self)
+            }
+        }
+    };
+}
+
+waits_for!(ManifestWait, ManifestAnswer);
+waits_for!(ListWait, ListAnswer);
