@@ -25,7 +25,7 @@ fn namespace_path_or_header_select_the_upstream() {
     });
     let path = manifest(REPOSITORY, "v1");
     // Target, header, the upstream that is meant, and whether it is told back.
-    let table: &[(String, Option<(&str, &str)>, &str, bool)] = &[
+    let table = [
         (format!("{path}?ns=reg.example.com"), None, names[0], true),
         (format!("{path}?ns=REG.Example.COM"), None, names[0], true),
         (format!("{path}?ns=reg.example.com:443"), None, names[0], true),
@@ -56,10 +56,10 @@ fn namespace_path_or_header_select_the_upstream() {
         ),
     ];
     for (target, header, name, is_told) in table {
-        let headers: Vec<(&str, &str)> = header.iter().copied().collect();
-        let got = larder.request("GET", target, &headers);
+        let headers: Vec<(&str, &str)> = header.into_iter().collect();
+        let got = larder.request("GET", &target, &headers);
         assert_eq!(got.digest(), Image::sample(name).digest(), "{target} {header:?}: {got:?}");
-        assert_eq!(got.header("oci-namespace"), is_told.then_some(*name), "{target} {header:?}");
+        assert_eq!(got.header("oci-namespace"), is_told.then_some(name), "{target} {header:?}");
     }
     for registry in &registries {
         assert_eq!(registry.requests().len(), 1, "one cache entry however it is spelled");

@@ -1,1 +1,235 @@
-//! To be written.
+//! Upstreams that are odd and yet work, and clients whose oddity must not reach the cache.
+//!
+//! Proves P-22, P-24, P-42, and media types as registries really send them.
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes, media_type};
+
+const REPOSITORY: &str = "team/app";
+
+#[test]
+fn clients_accept_changes_neither_the_question_nor_the_answer() {
+    let image = Image::sample("v1");
+    let index = Index::new().image(&image);
+    let mut asked = Vec::new();
+    for accept in [
+        &[][..],
+        &["*/*"],
+        &["text/html"],
+        &["application/vnd.docker.distribution.manifest.v1+prettyjws"],
+        &[media_type::OCI_MANIFEST],
+        &[media_type::DOCKER_LIST, media_type::OCI_INDEX],
+    ] {
+        let registry = FakeRegistry::start();
+        registry.add(REPOSITORY, "v1", &index);
+        let larder = Larder::start(&registry);
+        let headers: Vec<_> = accept.iter().map(|value| ("Accept", *value)).collect();
+        for _ in ["cold", "warm", "confirmed"] {
+            let got = larder.request("GET", &manifest(REPOSITORY, "v1"), &headers);
+            assert!(got.body == index.manifest(), "{accept:?}: {got:?}");
+            assert_eq!(got.header("content-type"), Some(media_type::OCI_INDEX));
+            larder.advance(seconds(3600));
+        }
+        asked.extend(registry.requests().iter().map(|request| {
+            request.headers_named("accept").iter().map(|&s| s.to_owned()).collect::<Vec<_>>()
+        }));
+    }
+    let [line] = &asked[0][..] else { panic!("one line: {asked:?}") };
+    assert!(asked.iter().all(|each| *each == asked[0]), "{asked:#?}");
+    assert!(!line.contains("*/*") && !line.contains("distribution.manifest.v1"), "{line}");
+    for wanted in [
+        media_type::OCI_INDEX,
+        media_type::OCI_MANIFEST,
+        media_type::DOCKER_LIST,
+        media_type::DOCKER_MANIFEST,
+    ] {
+        assert!(line.contains(wanted), "{line}");
+    }
+}
+
+#[test]
+fn schema_1_is_refused() {
+    let registry = FakeRegistry::start();
+    let body = br#"{"schemaVersion":1,"name":"team/app","tag":"v1","fsLayers":[]}"#;
+    registry.add_manifest(REPOSITORY, "v1", media_type::SCHEMA1, body);
+    let larder = Larder::start(&registry);
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(matches!(got.status, 404 | 502), "{got:?}");
+    assert!(larder.names().is_empty());
+}
+
+#[test]
+fn tag_is_confirmed_though_head_does_not_work_well() {
+    for (name, fault) in [
+        ("no digest", Fault::NoDigestHeader),
+        ("405", Fault::HeadNotAllowed),
+        ("400", Fault::status(400)),
+        ("a wrong length", Fault::ContentLength(7)),
+        ("no length", Fault::NoContentLength),
+        ("another type", Fault::content_type("text/plain")),
+    ] {
+        let registry = FakeRegistry::start();
+        let old = Image::sample("old");
+        registry.add(REPOSITORY, "v1", &old);
+        registry.fault(On::head_manifest("v1"), fault);
+        let larder = Larder::start(&registry);
+        let pull = || {
+            larder.advance(seconds(3600));
+            larder.get(&manifest(REPOSITORY, "v1"))
+        };
+        assert!(pull().body == old.manifest(), "{name}");
+        let confirmed = pull();
+        assert!(confirmed.body == old.manifest(), "{name}");
+        assert_eq!(confirmed.header("warning"), None, "{name}");
+        let new = Image::sample("new");
+        registry.add(REPOSITORY, "v1", &new);
+        let moved = pull();
+        assert!(moved.body == new.manifest(), "{name}: {moved:?}");
+        assert_eq!(moved.header("content-type"), Some(media_type::OCI_MANIFEST), "{name}");
+    }
+}
+
+#[test]
+fn manifest_is_taken_however_it_is_framed_and_named() {
+    for (name, fault) in [
+        ("no digest", Fault::NoDigestHeader),
+        ("chunked", Fault::NoContentLength),
+        ("until the end of the connection", Fault::CloseDelimited),
+        ("a digest that is none", Fault::extra_header("Docker-Content-Digest", "sha256:xyz")),
+        ("text/plain", Fault::content_type("text/plain")),
+        ("application/json", Fault::content_type("application/json")),
+        ("application/octet-stream", Fault::content_type("application/octet-stream")),
+        ("text/html", Fault::content_type("text/html; charset=utf-8")),
+        (
+            "a parameter",
+            Fault::content_type("application/vnd.oci.image.manifest.v1+json; charset=utf-8"),
+        ),
+        ("identity", Fault::ContentEncoding("identity".into())),
+    ] {
+        for by_digest in [false, true] {
+            let registry = FakeRegistry::start();
+            let image = Image::sample("v1");
+            let digest = registry.add(REPOSITORY, "v1", &image);
+            registry.fault(On::any_manifest(), fault.clone());
+            let larder = Larder::start(&registry);
+            let got = larder.get(&manifest(REPOSITORY, if by_digest { &digest } else { "v1" }));
+            assert!(got.status == 200 && got.body == image.manifest(), "{name}: {got:?}");
+            assert_eq!(got.header("content-type"), Some(media_type::OCI_MANIFEST), "{name}");
+            assert_eq!(got.header("docker-content-digest"), Some(digest.as_str()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn media_type_comes_from_the_shape_where_nothing_says_it() {
+    let registry = FakeRegistry::start();
+    let without = |bytes: Vec<u8>| {
+        let mut document: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        document.as_object_mut().unwrap().remove("mediaType");
+        serde_json::to_vec(&document).unwrap()
+    };
+    let image = Image::sample("v1");
+    let index = Index::new().image(&image);
+    let larder = Larder::start(&registry);
+    for (tag, bytes, expected) in [
+        ("image", without(image.top().bytes), media_type::OCI_MANIFEST),
+        ("index", without(index.top().bytes), media_type::OCI_INDEX),
+    ] {
+        registry.add_manifest(REPOSITORY, tag, "application/json", &bytes);
+        let got = larder.get(&manifest(REPOSITORY, tag));
+        assert_eq!(got.header("content-type"), Some(expected), "{got:?}");
+        assert!(got.body == bytes);
+    }
+}
+
+#[test]
+fn blob_without_a_length_upstream_has_one_here() {
+    for (name, fault) in [
+        ("chunked", Fault::NoContentLength),
+        ("until the end of the connection", Fault::CloseDelimited),
+    ] {
+        for with_manifest in [false, true] {
+            let registry = FakeRegistry::start();
+            let image = Image::sample("v1").layer(bytes(100_000, 9));
+            registry.add(REPOSITORY, "v1", &image);
+            registry.fault(On::any_blob(), fault.clone());
+            let larder = Larder::start(&registry);
+            if with_manifest {
+                assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+            }
+            for layer in image.layers() {
+                let got = larder.get(&blob(REPOSITORY, &layer.digest));
+                assert!(got.complete && got.body == layer.bytes, "{name}: {got:?}");
+                let length = layer.bytes.len().to_string();
+                assert_eq!(got.header("content-length"), Some(length.as_str()), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn head_of_a_blob_works_where_upstreams_does_not() {
+    for (name, fault) in [
+        ("405", Fault::HeadNotAllowed),
+        ("no length", Fault::NoContentLength),
+        ("no digest", Fault::NoDigestHeader),
+    ] {
+        let registry = FakeRegistry::start();
+        let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
+        registry.fault(On::head_blob(&digest), fault);
+        let larder = Larder::start(&registry);
+        let head = larder.head(&blob(REPOSITORY, &digest));
+        assert_eq!((head.status, head.header("content-length")), (200, Some("5000")), "{name}");
+    }
+}
+
+#[test]
+fn head_of_a_blob_does_not_believe_a_length_of_nothing() {
+    // Docker 29 refuses "Target.Size must be greater than zero"; ggcr and oras compare sizes.
+    let registry = FakeRegistry::start();
+    let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
+    registry.fault(On::head_blob(&digest), Fault::ContentLength(0));
+    let larder = Larder::start(&registry);
+    let head = larder.head(&blob(REPOSITORY, &digest));
+    assert_ne!((head.status, head.header("content-length")), (200, Some("0")), "{head:?}");
+}
+
+#[test]
+fn request_on_a_dead_pooled_connection_is_repeated_once() {
+    for death in [Fault::CloseBeforeHead, Fault::ResetBeforeHead] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let larder = Larder::start(&registry);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        let layer = &image.layers()[0];
+        registry.fault(On::get_blob(&layer.digest).times(1), death.clone());
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+        assert_eq!(registry.count("GET", "/v2/*/blobs/*"), 2);
+        let layer = &image.layers()[1];
+        registry.fault(On::get_manifest("v2"), death);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v2")).status, 502);
+        assert_eq!(registry.count("GET", "/v2/*/manifests/v2"), 2, "and no third time");
+        registry.cut_connections();
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    }
+}
+
+#[test]
+fn foreign_layers_are_nobodys_address_book() {
+    let (registry, foreign) = (FakeRegistry::start(), FakeRegistry::start());
+    let content = bytes(5000, 1);
+    let digest = crate::support::digest_of(&content);
+    foreign.add_file("/layer", "application/octet-stream", &content);
+    let body = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"digest":"{digest}","size":5000}},"layers":[{{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"{digest}","size":5000,"urls":["{}"]}}]}}"#,
+        media_type::DOCKER_MANIFEST,
+        foreign.url("/layer")
+    );
+    registry.add_manifest(REPOSITORY, "v1", media_type::DOCKER_MANIFEST, body.as_bytes());
+    registry.expect_unknown("/v2/*/blobs/*");
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert_eq!(larder.get(&blob(REPOSITORY, &digest)).status, 404);
+    assert_eq!(foreign.connection_count(), 0);
+}

@@ -7,7 +7,7 @@ use larder::http::Outcome;
 
 use crate::support::larder::{blob, manifest, until};
 use crate::support::{
-    Connection, End, FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of,
+    Connection, End, FakeRegistry, Fault, Gate, Image, Larder, On, Response, bytes, digest_of,
 };
 
 const REPOSITORY: &str = "team/app";
@@ -211,12 +211,17 @@ fn hung_upstream_leaves_fetchers_to_the_others() {
 fn upstream_dying_for_good_in_the_middle_of_a_blob_ends_the_clients_connection_in_order() {
     for death in [Fault::CutAfter(50_000), Fault::ResetAfter(50_000)] {
         let (registry, content, digest, path) = registry_with_blob(100_000);
-        registry.fault(On::get_blob(&digest).times(1), death);
+        let gate = Gate::new();
+        let dying = vec![death, Fault::GateAfter(40_000, gate.clone())];
+        registry.fault(On::get_blob(&digest).times(1), Fault::All(dying));
         registry.fault(On::anything(), Fault::status(500));
         let mut larder = Larder::start(&registry);
-        let got = larder.get(&path);
-        assert_eq!((got.status, got.complete, got.end), (200, false, End::Closed), "{got:?}");
-        assert!(content.starts_with(&got.body));
+        let mut client = larder.begin(&path);
+        assert_eq!(client.read_head().status, 200);
+        gate.open();
+        let (body, complete) = client.read_to_end();
+        assert!(!complete && content.starts_with(&body), "{} bytes", body.len());
+        assert_eq!(client.eof(), End::Closed);
         assert!(!larder.has(&digest));
         registry.clear_faults();
         larder.restart();
@@ -236,29 +241,52 @@ fn silent_upstream_is_cut_by_the_stall_timeout() {
     assert_eq!(client.eof(), End::Closed);
 }
 
-#[test]
-fn blob_that_the_first_repository_lacks_is_fetched_for_the_second() {
+/// A client of one registry's repository begins a download that fails in that way; clients of another
+/// registry's, who joined it, want the same blob. Returns the first answer and theirs.
+fn joined_another_registrys_failure(failure: Fault) -> (Response, Vec<Response>) {
     let registries = [FakeRegistry::start(), FakeRegistry::start()];
     let content = bytes(10_000, 7);
     let digest = digest_of(&content);
     registries[1].add_blob("team/b", &content);
     let gate = Gate::new();
-    let missing = vec![Fault::status(404), Fault::Gate(gate.clone())];
-    registries[0].fault(On::get_blob(&digest), Fault::All(missing));
+    let failing = vec![failure, Fault::Gate(gate.clone())];
+    registries[0].fault(On::get_blob(&digest), Fault::All(failing));
     let larder = Larder::start_with(&registries[0], |settings| {
         settings.list(&registries[1].host(), &registries[1]);
         settings.alias("second", &registries[1].host());
     });
-    let (first, second) = (blob("team/a", &digest), blob("second/team/b", &digest));
-    let mut early = larder.begin(&first);
+    let mut early = larder.begin(&blob("team/a", &digest));
     gate.wait_until_reached(1);
+    let second = blob("second/team/b", &digest);
     let mut joined: Vec<Connection> = (0..5).map(|_| larder.begin(&second)).collect();
     until("all clients connected", || larder.connections() == 6);
     gate.open();
-    assert_eq!(early.read_response().status, 404);
-    for client in &mut joined {
-        let got = client.read_response();
-        assert!(got.status == 200 && got.complete && got.body == content, "{got:?}");
+    let first = early.read_response();
+    (first, joined.iter_mut().map(Connection::read_response).collect())
+}
+
+#[test]
+fn blob_that_the_first_repository_lacks_is_fetched_for_the_second() {
+    let (first, joined) = joined_another_registrys_failure(Fault::status(404));
+    assert_eq!(first.status, 404);
+    for got in joined {
+        assert!(got.status == 200 && got.complete && got.digest() == digest_of(&bytes(10_000, 7)));
     }
-    assert_eq!((registries[0].count("*", "*"), registries[1].count("*", "*")), (1, 1));
+}
+
+#[test]
+#[ignore = "reported, not decided: who joins a fetch of another registry's shares its failure"]
+fn trouble_of_one_registry_is_not_that_of_another_with_the_same_blob() {
+    for (name, failure) in [
+        ("403", Fault::status(403)),
+        ("429", Fault::rate_limited(30)),
+        ("500", Fault::status(500)),
+        ("closed", Fault::CloseBeforeHead),
+    ] {
+        let (first, joined) = joined_another_registrys_failure(failure);
+        assert!(first.status >= 400, "{name}: {first:?}");
+        for got in joined {
+            assert!(got.status == 200 && got.complete, "{name}: {got:?}");
+        }
+    }
 }

@@ -1,1 +1,225 @@
-//! To be written.
+//! How long a tag is believed: the freshness policy, moved tags, deleted tags, pushed tags.
+//!
+//! Proves P-46 (HEAD), P-48 (the negative cache), P-58, and DESIGN.md section 6, "Manifests".
+
+use larder::cache::Ttl;
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
+
+const REPOSITORY: &str = "team/app";
+const STALE: &str = "110 - \"Response is Stale\"";
+
+/// A registry with the tag `v1`, and a server whose tags are believed for a minute.
+fn minute() -> (FakeRegistry, Larder, Image) {
+    with_ttl(Ttl::For(seconds(60)))
+}
+
+fn with_ttl(ttl: Ttl) -> (FakeRegistry, Larder, Image) {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("old");
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = Larder::start_with(&registry, |settings| settings.cache.freshness.tag_ttl = ttl);
+    (registry, larder, image)
+}
+
+fn pull(larder: &Larder) -> Response {
+    larder.get(&manifest(REPOSITORY, "v1"))
+}
+
+/// The upstream requests since the last call, methods and last path components.
+fn asked(registry: &FakeRegistry) -> Vec<String> {
+    let requests = registry.requests();
+    registry.clear_requests();
+    let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    requests.iter().map(|each| format!("{} {}", each.method, last(&each.path))).collect()
+}
+
+#[test]
+fn tag_is_not_asked_for_within_its_time() {
+    let (registry, mut larder, old) = minute();
+    assert_eq!(pull(&larder).digest(), old.digest());
+    registry.add(REPOSITORY, "v1", &Image::sample("new"));
+    for passed in [0, 1, 30, 28] {
+        larder.advance(seconds(passed));
+        assert_eq!(pull(&larder).digest(), old.digest(), "{passed}");
+    }
+    larder.restart();
+    assert_eq!(pull(&larder).digest(), old.digest());
+    assert_eq!(asked(&registry), ["GET v1"]);
+}
+
+#[test]
+fn unchanged_tag_costs_one_head_after_its_time() {
+    let (registry, larder, old) = minute();
+    pull(&larder);
+    for _ in 0..3 {
+        asked(&registry);
+        larder.advance(seconds(60));
+        let got = pull(&larder);
+        assert_eq!((got.digest(), got.header("warning")), (old.digest(), None));
+        assert_eq!(asked(&registry), ["HEAD v1"]);
+        pull(&larder);
+        assert!(asked(&registry).is_empty(), "confirmed for another minute");
+    }
+}
+
+#[test]
+fn moved_tag_is_fetched_by_the_digest_that_head_told() {
+    let (registry, larder, _) = minute();
+    pull(&larder);
+    let new = Image::sample("new");
+    let digest = registry.add(REPOSITORY, "v1", &new);
+    larder.advance(seconds(60));
+    asked(&registry);
+    let got = pull(&larder);
+    assert_eq!((got.digest(), got.header("warning")), (new.digest(), None));
+    assert_eq!(asked(&registry), ["HEAD v1".to_owned(), format!("GET {digest}")]);
+    assert_eq!(pull(&larder).digest(), new.digest());
+}
+
+#[test]
+fn tag_that_moves_back_to_a_known_manifest_costs_no_get() {
+    let (registry, larder, old) = minute();
+    pull(&larder);
+    registry.add(REPOSITORY, "v1", &Image::sample("new"));
+    larder.advance(seconds(60));
+    pull(&larder);
+    registry.tag(REPOSITORY, "v1", &old.digest());
+    larder.advance(seconds(60));
+    asked(&registry);
+    assert_eq!(pull(&larder).digest(), old.digest());
+    assert_eq!(asked(&registry), ["HEAD v1"]);
+}
+
+#[test]
+fn tag_that_moves_between_head_and_get_is_what_head_said() {
+    let (registry, larder, _) = minute();
+    pull(&larder);
+    let (new, newer) = (Image::sample("new"), Image::sample("newer"));
+    let digest = registry.add(REPOSITORY, "v1", &new);
+    let gate = Gate::new();
+    registry.fault(On::get_manifest(&digest), Fault::Gate(gate.clone()));
+    larder.advance(seconds(60));
+    let mut client = larder.begin(&manifest(REPOSITORY, "v1"));
+    gate.wait_until_reached(1);
+    registry.add(REPOSITORY, "v1", &newer);
+    gate.open();
+    let got = client.read_response();
+    assert_eq!(got.header("docker-content-digest"), Some(digest.as_str()));
+    assert!(got.body == new.manifest());
+}
+
+#[test]
+fn time_of_nothing_asks_every_time() {
+    let (registry, larder, old) = with_ttl(Ttl::Always);
+    assert_eq!(pull(&larder).digest(), old.digest());
+    assert_eq!(pull(&larder).digest(), old.digest());
+    let new = Image::sample("new");
+    registry.add(REPOSITORY, "v1", &new);
+    assert_eq!(pull(&larder).digest(), new.digest());
+    let digest = new.digest();
+    assert_eq!(asked(&registry), ["GET v1", "HEAD v1", "HEAD v1", &format!("GET {digest}")]);
+}
+
+#[test]
+fn time_without_end_never_asks_again() {
+    let (registry, mut larder, old) = with_ttl(Ttl::Forever);
+    pull(&larder);
+    registry.add(REPOSITORY, "v1", &Image::sample("new"));
+    larder.advance(seconds(100 * 365 * 24 * 3600));
+    assert_eq!(pull(&larder).digest(), old.digest());
+    larder.restart();
+    assert_eq!(pull(&larder).digest(), old.digest());
+    assert_eq!(asked(&registry), ["GET v1"]);
+}
+
+#[test]
+fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
+    let registry = FakeRegistry::start();
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.freshness.always_pull_latest = true;
+        settings.cache.freshness.tag_ttl = Ttl::Forever;
+    });
+    for tag in ["latest", "v1", "latest-1"] {
+        registry.add(REPOSITORY, tag, &Image::sample("old"));
+        larder.get(&manifest(REPOSITORY, tag));
+        registry.add(REPOSITORY, tag, &Image::sample("new"));
+        let expected = Image::sample(if tag == "latest" { "new" } else { "old" }).digest();
+        assert_eq!(larder.get(&manifest(REPOSITORY, tag)).digest(), expected, "{tag}");
+    }
+    registry.stop();
+    let got = larder.get(&manifest(REPOSITORY, "latest"));
+    assert_eq!(got.digest(), Image::sample("new").digest(), "always is no reason to have nothing");
+    assert_eq!(got.header("warning"), Some(STALE));
+}
+
+#[test]
+fn tag_deleted_upstream_is_served_and_flagged() {
+    let (registry, larder, old) = minute();
+    assert_eq!(pull(&larder).header("warning"), None);
+    registry.remove_tag(REPOSITORY, "v1");
+    registry.expect_unknown("*");
+    larder.advance(seconds(60));
+    asked(&registry);
+    for _ in 0..3 {
+        let got = pull(&larder);
+        assert_eq!((got.status, got.digest()), (200, old.digest()));
+        assert_eq!(got.header("warning"), Some(STALE));
+    }
+    assert_eq!(asked(&registry), ["HEAD v1"], "the denial is remembered for seconds");
+}
+
+#[test]
+fn head_of_a_stale_tag_is_flagged_as_well() {
+    let (registry, larder, old) = minute();
+    pull(&larder);
+    registry.stop();
+    larder.advance(seconds(60));
+    let head = larder.head(&manifest(REPOSITORY, "v1"));
+    assert_eq!(head.header("docker-content-digest"), Some(old.digest().as_str()));
+    assert_eq!(head.header("warning"), Some(STALE));
+}
+
+#[test]
+fn denial_hides_a_push_for_seconds_only() {
+    let registry = FakeRegistry::start();
+    registry.expect_unknown("*");
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.negative_ttl = seconds(10);
+    });
+    let image = Image::sample("v1");
+    let digest = image.digest();
+    let layer = &image.layers()[0].digest;
+    let targets =
+        [manifest(REPOSITORY, "v1"), manifest(REPOSITORY, &digest), blob(REPOSITORY, layer)];
+    for target in &targets {
+        for _ in 0..3 {
+            assert_eq!(larder.get(target).status, 404);
+        }
+    }
+    assert_eq!(registry.requests().len(), 3, "one question each");
+    registry.add(REPOSITORY, "v1", &image);
+    larder.advance(seconds(9));
+    for target in &targets {
+        assert_eq!(larder.get(target).status, 404, "{target}");
+    }
+    larder.advance(seconds(1));
+    for target in &targets {
+        assert_eq!(larder.get(target).status, 200, "{target}");
+    }
+}
+
+#[test]
+fn denial_of_one_repository_is_none_of_another() {
+    let registry = FakeRegistry::start();
+    registry.expect_unknown("/v2/team/other/*");
+    let image = Image::sample("v1");
+    let digest = registry.add(REPOSITORY, "v1", &image);
+    let layer = &image.layers()[0];
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest("team/other", &digest)).status, 404);
+    assert_eq!(larder.get(&blob("team/other", &layer.digest)).status, 404);
+    assert_eq!(larder.get(&manifest(REPOSITORY, &digest)).status, 200);
+    assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+}
