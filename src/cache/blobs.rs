@@ -1,16 +1,18 @@
 //! Blobs: an open file on a hit, a follower of the growing file on everything else.
 
 use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::SystemTime;
 
 use super::misses::Asked;
+use super::retry::Retries;
 use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName};
-use crate::store::{Begin, Blob, Contention, Ingest};
-use crate::upstream::{BlobBody, UpstreamError};
+use crate::store::{Begin, Blob, Contention, Ingest, IngestError};
+use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
@@ -182,13 +184,13 @@ impl Inner {
         if let Some(size) = told? {
             return Ok(size);
         }
-        let begun = source.blob(&name.repository, digest);
+        let begun = source.blob(&name.repository, digest, 0);
         self.note_blob(name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
             let reason = "the registry does not tell the size of this blob";
             CacheError::Upstream(UpstreamError::new(
                 format!("{name}@{digest}"),
-                crate::upstream::UpstreamErrorKind::BadAnswer { reason: reason.into() },
+                UpstreamErrorKind::BadAnswer { reason: reason.into() },
             ))
         })
     }
@@ -201,18 +203,24 @@ impl Inner {
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
         let digest = *pilot.key();
-        let ingest = match self.store.ingest(&digest, size_hint, Contention::Wait)? {
+        let mut ingest = match self.store.ingest(&digest, size_hint, Contention::Wait)? {
             Begin::Writing(ingest) => *ingest,
             Begin::Present(blob) => return Ok(arrived(pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
-        let source = self.sources.source(&name.upstream)?;
-        let begun = source.blob(&name.repository, &digest);
-        self.note_blob(name, &digest, &begun);
-        let body = begun?;
-        let size = body.size.or(size_hint);
-        pilot.announce(Incoming { file: Arc::clone(ingest.file()), size });
-        let ingest = self.receive(name, pilot, ingest, body, size)?;
+        let mut download = Download { name, pilot, size: size_hint, chunk: vec![0; CHUNK_BYTES] };
+        self.recover(&mut download, &mut ingest)?;
+        if !ingest.is_whole()
+            && let Err(error) = self.download(&mut download, &mut ingest)
+        {
+            // What was kept does not fit what upstream sends, so it is not gone on with again.
+            if matches!(error, CacheError::WrongContent(_)) {
+                ingest.discard();
+            }
+            return Err(error);
+        }
+        download.size = Some(ingest.bytes_written());
+        download.announce(&ingest);
         let size = ingest.bytes_written();
         let verified = ingest.verify(Some(size))?;
         lock(&self.verified_sizes).insert(digest, size);
@@ -221,44 +229,129 @@ impl Inner {
         Ok(verified.commit()?)
     }
 
-    /// Copies the body into the partial, telling the readers how far they may go: never to the last
-    /// byte.
-    fn receive(
-        &self,
-        name: &ImageName,
-        pilot: &BlobPilot,
-        mut ingest: Ingest,
-        mut body: BlobBody,
-        size: Option<u64>,
-    ) -> Result<Ingest, CacheError> {
-        let mut chunk = vec![0; CHUNK_BYTES];
+    /// Takes up what an earlier download has left. It is shown at once where the size is known; that it
+    /// may be damaged is why the last byte waits.
+    fn recover(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
+        while ingest.recover(&mut download.chunk)? {
+            download.show(ingest);
+            self.stop_if_closed()?;
+        }
+        match ingest.bytes_written() {
+            0 => {}
+            bytes => log::info!("{}: going on after {bytes} bytes", download.what()),
+        }
+        Ok(())
+    }
+
+    /// Downloads what is missing, over as many connections as it takes.
+    fn download(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
+        let mut retries = Retries::new(self.settings.retry.clone());
         loop {
-            if self.blob_pool.is_closed() {
-                return Err(CacheError::GivenUp);
+            let Err(error) = self.receive(download, ingest) else { return Ok(()) };
+            let CacheError::Upstream(upstream) = &error else { return Err(error) };
+            if !upstream.is_temporary() {
+                return Err(error);
             }
-            let read = body.reader.read(&mut chunk).map_err(|error| {
-                let request = format!("GET blob {name}@{}", pilot.key());
+            let asked = upstream.retry_after();
+            let Some(wait) = retries.next_wait(ingest.bytes_written(), asked, self.spread()) else {
+                return Err(error);
+            };
+            log::warn!(
+                "{}: {error}; going on after {} bytes in {} ms",
+                download.what(),
+                ingest.bytes_written(),
+                wait.as_millis()
+            );
+            self.blob_pool.pause(wait);
+            self.stop_if_closed()?;
+        }
+    }
+
+    /// One connection: asks for what is missing and takes what comes.
+    fn receive(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
+        let (name, digest) = (download.name, *download.pilot.key());
+        let source = self.sources.source(&name.upstream)?;
+        let begun = source.blob(&name.repository, &digest, ingest.bytes_written());
+        self.note_blob(name, &digest, &begun);
+        let mut body = begun?;
+        download.size = body.size.or(download.size);
+        download.announce(ingest);
+        // A registry that does not do ranges begins anew; what clients have had is passed over.
+        let mut surplus = ingest.bytes_written() - body.start.min(ingest.bytes_written());
+        loop {
+            self.stop_if_closed()?;
+            let read = body.reader.read(&mut download.chunk).map_err(|error| {
+                let request = format!("GET blob {}", download.what());
                 CacheError::Upstream(UpstreamError::from_body(&request, error))
             })?;
-            let written = ingest.bytes_written() + read as u64;
-            let is_whole = read == 0 && size.is_none_or(|size| size == written);
-            if is_whole {
-                return Ok(ingest);
+            if read == 0 {
+                return download.check_end(ingest, surplus);
             }
-            if let Some(expected) = size.filter(|size| read == 0 || written > *size) {
-                return Err(
-                    crate::store::IngestError::WrongSize { expected, actual: written }.into()
-                );
+            let passed_over = surplus.min(read as u64);
+            surplus -= passed_over;
+            // Both are at most `read`, which is a `usize`.
+            let fresh = &download.chunk[passed_over as usize..read];
+            let written = ingest.bytes_written() + fresh.len() as u64;
+            if let Some(expected) = download.size.filter(|size| written > *size) {
+                return Err(IngestError::WrongSize { expected, actual: written }.into());
             }
-            ingest.write(&chunk[..read])?;
-            let held_back_from = size.unwrap_or(written).saturating_sub(1);
-            pilot.advance(written.min(held_back_from));
+            ingest.write(fresh)?;
+            download.show(ingest);
         }
+    }
+
+    fn stop_if_closed(&self) -> Result<(), CacheError> {
+        if self.blob_pool.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
+    }
+
+    /// A number from 0 to 1 that differs from download to download; it need not be more random.
+    fn spread(&self) -> f64 {
+        let since_epoch = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        f64::from(since_epoch.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0
     }
 
     fn note_blob<T>(&self, name: &ImageName, digest: &Digest, result: &Result<T, UpstreamError>) {
         let asked = Asked::Blob(name.clone(), *digest);
         self.misses.note(&name.upstream, asked, result, self.now());
+    }
+}
+
+/// A download under way.
+struct Download<'a> {
+    name: &'a ImageName,
+    pilot: &'a BlobPilot,
+    /// The size of the blob, as upstream or a manifest told it.
+    size: Option<u64>,
+    chunk: Vec<u8>,
+}
+
+impl Download<'_> {
+    fn what(&self) -> String {
+        format!("{}@{}", self.name, self.pilot.key())
+    }
+
+    fn announce(&self, ingest: &Ingest) {
+        self.pilot.announce(Incoming { file: Arc::clone(ingest.file()), size: self.size });
+    }
+
+    /// Tells the readers how far they may go: never to the last byte.
+    fn show(&self, ingest: &Ingest) {
+        let written = ingest.bytes_written();
+        let held_back_from = self.size.unwrap_or(written).saturating_sub(1);
+        self.pilot.advance(written.min(held_back_from));
+    }
+
+    /// Whether the end of a body is the end of the blob. Where the size is known, an early end is a
+    /// broken connection that was closed politely; where it is not, only the digest can tell.
+    fn check_end(&self, ingest: &Ingest, surplus: u64) -> Result<(), CacheError> {
+        match self.size {
+            Some(size) if ingest.bytes_written() < size || surplus > 0 => {
+                let early = io::Error::from(io::ErrorKind::UnexpectedEof);
+                let request = format!("GET blob {}", self.what());
+                Err(CacheError::Upstream(UpstreamError::from_body(&request, early)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

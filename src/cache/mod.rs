@@ -25,6 +25,7 @@ mod manifests;
 mod misses;
 mod pool;
 mod recent;
+mod retry;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -42,6 +43,7 @@ pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
 
 pub use crate::store::Blob;
+pub use retry::RetryPolicy;
 
 use blobs::SizeFlights;
 use lists::ListFlights;
@@ -65,6 +67,8 @@ pub struct Settings {
     pub revalidate_timeout: Duration,
     /// How long "there is no such thing" and "this upstream is in trouble" are remembered.
     pub negative_ttl: Duration,
+    /// How downloads that break off are gone on with.
+    pub retry: RetryPolicy,
     /// Never ask any upstream.
     pub air_gapped: bool,
     /// Fetchers for blobs.
@@ -79,6 +83,7 @@ impl Default for Settings {
             freshness: FreshnessPolicy::default(),
             revalidate_timeout: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(10),
+            retry: RetryPolicy::default(),
             air_gapped: false,
             blob_fetchers: 16,
             manifest_fetchers: 8,

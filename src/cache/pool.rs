@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::oci::Upstream;
 
@@ -85,6 +86,13 @@ impl FetchPool {
         let waiting = std::mem::take(&mut self.shared.lock().queue);
         self.shared.changed.notify_all();
         drop(waiting);
+    }
+
+    /// Waits, or less long if the pool is closed. For jobs, which have a thread to wait on.
+    pub(super) fn pause(&self, wait: Duration) {
+        let state = self.shared.lock();
+        let open = |_: &mut State| !self.is_closed();
+        drop(self.shared.changed.wait_timeout_while(state, wait, open));
     }
 
     /// Whether a long job should stop at the next opportunity.

@@ -1,9 +1,10 @@
 //! The decision with a fake source: interleavings are forced by gates, time is the test's own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Condvar, Mutex};
 use std::task::{Poll, Wake, Waker};
@@ -18,7 +19,9 @@ use crate::upstream::{BlobBody, List, Source, UpstreamError, UpstreamErrorKind};
 struct FakeSource {
     calls: Mutex<Vec<String>>,
     manifests: Mutex<HashMap<String, Vec<u8>>>,
-    blobs: Mutex<HashMap<Digest, Receiver<io::Result<Vec<u8>>>>>,
+    blobs: Mutex<HashMap<Digest, VecDeque<Receiver<io::Result<Vec<u8>>>>>>,
+    /// Whether a blob is sent from its beginning whatever was asked for.
+    ignores_ranges: AtomicBool,
     sizes: Mutex<HashMap<Digest, u64>>,
     failure: Mutex<Option<UpstreamErrorKind>>,
     gate: Mutex<Option<Arc<Gate>>>,
@@ -91,7 +94,7 @@ impl FakeSource {
     fn stream(&self, content: &[u8]) -> (Digest, Sender<io::Result<Vec<u8>>>) {
         let digest = Digest::of(Algorithm::Sha256, content);
         let (sender, receiver) = mpsc::channel();
-        self.blobs.lock().unwrap().insert(digest, receiver);
+        self.blobs.lock().unwrap().entry(digest).or_default().push_back(receiver);
         self.sizes.lock().unwrap().insert(digest, content.len() as u64);
         (digest, sender)
     }
@@ -150,14 +153,25 @@ impl Source for FakeSource {
         }
     }
 
-    fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobBody, UpstreamError> {
-        self.call(format!("GET blob {repository}"))?;
-        match self.blobs.lock().unwrap().remove(digest) {
+    fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<BlobBody, UpstreamError> {
+        let call = match from {
+            0 => format!("GET blob {repository}"),
+            from => format!("GET blob {repository} from {from}"),
+        };
+        self.call(call.clone())?;
+        let next = self.blobs.lock().unwrap().get_mut(digest).and_then(VecDeque::pop_front);
+        match next {
             Some(receiver) => Ok(BlobBody {
+                start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },
                 size: self.sizes.lock().unwrap().get(digest).copied(),
                 reader: Box::new(Pieces { receiver, rest: Vec::new() }),
             }),
-            None => Self::not_found("GET blob".into()),
+            None => Self::not_found(call),
         }
     }
 
@@ -234,7 +248,9 @@ impl Bench {
     ) -> Bench {
         let root = directory.path().to_owned();
         let store = Store::open(&store::Settings { root, fsync: false }).unwrap();
-        let mut settings = Settings::default();
+        let retry =
+            RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 2, ..RetryPolicy::default() };
+        let mut settings = Settings { retry, ..Settings::default() };
         change(&mut settings);
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let now = Arc::new(Mutex::new(start));
@@ -513,36 +529,140 @@ fn wrong_bytes_never_complete_and_are_not_kept() {
 }
 
 #[test]
-fn a_short_and_a_long_body_fail_everybody_who_waits() {
-    for pieces in [vec![b"hello".to_vec()], vec![b"hello".to_vec(), b" world and more".to_vec()]] {
-        let bench = Bench::new();
-        let (digest, sender) = bench.source.stream(b"hello world");
-        let waits = [bench.follow(&digest), bench.follow(&digest)];
-        for piece in pieces {
-            sender.send(Ok(piece)).unwrap();
-        }
-        drop(sender);
-        for waiting in &waits {
-            assert!(matches!(read_all(waiting), Err(CacheError::WrongContent(_))));
-        }
-        assert!(bench.stored(&digest).is_none());
+fn a_body_that_is_too_long_fails_everybody_who_waits() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waits = [bench.follow(&digest), bench.follow(&digest)];
+    send_all(sender, b"hello world and more");
+    for waiting in &waits {
+        assert!(matches!(read_all(waiting), Err(CacheError::WrongContent(_))));
     }
+    assert!(bench.stored(&digest).is_none());
+}
+
+fn reset() -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::ConnectionReset.into())
 }
 
 #[test]
-fn a_broken_connection_fails_the_flight_and_the_next_client_starts_another() {
+fn a_broken_connection_is_gone_on_with_behind_what_came() {
+    let bench = Bench::new();
+    let (digest, first) = bench.source.stream(b"hello world");
+    let (_, second) = bench.source.stream(b"hello world");
+    let (_, third) = bench.source.stream(b"hello world");
+    let waits = [bench.follow(&digest), bench.follow(&digest)];
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    first.send(reset()).unwrap();
+    // A body that ends early without an error is as broken.
+    send_all(second, b" w");
+    send_all(third, b"orld");
+    for waiting in &waits {
+        assert_eq!(read_all(waiting).unwrap(), b"hello world");
+    }
+    let calls = bench.source.calls();
+    assert_eq!(calls, ["GET blob a", "GET blob a from 5", "GET blob a from 7"]);
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+}
+
+#[test]
+fn a_registry_without_ranges_sends_again_what_clients_have_had() {
+    let bench = Bench::new();
+    bench.source.ignores_ranges.store(true, Ordering::SeqCst);
+    let (digest, first) = bench.source.stream(b"hello world");
+    let (_, second) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    first.send(reset()).unwrap();
+    for piece in [&b"hel"[..], b"lo wo", b"rld"] {
+        second.send(Ok(piece.to_vec())).unwrap();
+    }
+    drop(second);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+}
+
+#[test]
+fn retries_that_bring_nothing_end_and_what_came_is_gone_on_with_after_a_restart() {
+    let bench = Bench::new();
+    let (digest, first) = bench.source.stream(b"hello world");
+    let rest: Vec<_> = (0..2).map(|_| bench.source.stream(b"hello world").1).collect();
+    let waiting = bench.follow(&digest);
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    for sender in [&first, &rest[0], &rest[1]] {
+        sender.send(reset()).unwrap();
+    }
+    assert!(matches!(read_all(&waiting), Err(CacheError::Upstream(_))));
+    assert_eq!(bench.source.calls().len(), 3);
+    assert!(bench.stored(&digest).is_none());
+
+    let bench = bench.restarted(|_| {});
+    let (_, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b" world");
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+    assert_eq!(bench.source.calls().last().unwrap(), "GET blob a from 5");
+}
+
+#[test]
+fn a_download_that_has_not_begun_fails_at_once() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    sender.send(reset()).unwrap();
+    assert!(matches!(read_all(&waiting), Err(CacheError::Upstream(_))));
+    assert_eq!(bench.source.calls().len(), 1);
+}
+
+#[test]
+fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello world");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hEllo").unwrap();
+    let (_, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b" world");
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    bench.wait_for_landing(&digest);
+    assert!(!partial.exists());
+    assert_eq!(bench.deliver(b"hello world"), digest);
+    assert_eq!(bench.source.calls(), ["GET blob a from 5", "GET blob a"]);
+}
+
+#[test]
+fn a_partial_that_is_longer_than_the_blob_is_thrown_away() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hello and more").unwrap();
+    let (_, sender) = bench.source.stream(b"hello");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b"x");
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    bench.wait_for_landing(&digest);
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_partial_that_is_whole_needs_no_upstream() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello world");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hello world").unwrap();
+    let waiting = bench.follow(&digest);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+    assert!(bench.source.calls().is_empty());
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+}
+
+#[test]
+fn content_that_vanishes_upstream_in_mid_download_ends_it() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
     sender.send(Ok(b"hello".to_vec())).unwrap();
-    sender.send(Err(io::ErrorKind::ConnectionReset.into())).unwrap();
-    assert!(matches!(read_all(&waiting), Err(CacheError::Upstream(_))));
-
-    let (_, sender) = bench.source.stream(b"hello world");
-    let waiting = bench.follow(&digest);
-    assert_eq!(waiting.how, How::Miss);
-    send_all(sender, b"hello world");
-    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+    sender.send(reset()).unwrap();
+    assert!(read_all(&waiting).unwrap_err().is_not_found());
+    assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a from 5"]);
 }
 
 #[test]

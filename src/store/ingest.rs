@@ -1,7 +1,9 @@
 //! Ingest: the one way for bytes to become a blob.
 //!
 //! A transaction: [`Store::ingest`] begins it, [`Ingest::write`] adds bytes, [`Ingest::verify`] checks
-//! size and digest, [`Verified::commit`] publishes. Dropping it at any point before leaves no name.
+//! size and digest, [`Verified::commit`] publishes. Dropping it at any point before leaves no name,
+//! but the bytes: a partial survives a failure, a kill and a restart, and the next ingest goes on
+//! behind it. Its bytes count for nothing until they were hashed again and the whole agreed.
 //!
 //! A partial has one writer, who holds `flock` on the file itself. The lock is on the inode, and a
 //! commit renames that inode; so whoever gets the lock checks that the path still leads to it, else it
@@ -42,7 +44,7 @@ pub enum Contention {
     Wait,
 }
 
-/// A blob that is being written. Dropping it removes the partial.
+/// A blob that is being written. Dropping it keeps the partial, for the next ingest to go on with.
 #[derive(Debug)]
 pub struct Ingest {
     store: Store,
@@ -51,8 +53,8 @@ pub struct Ingest {
     file: Arc<File>,
     verifier: Verifier,
     bytes_written: u64,
-    /// Whether the partial has got its final name, so that there is nothing to remove.
-    committed: bool,
+    /// Whether the partial is of no use any more: wrong, or empty, or not ours.
+    discard: bool,
 }
 
 impl Store {
@@ -91,7 +93,6 @@ impl Store {
                 let _ = fs::remove_file(&path);
                 return Ok(Begin::Present(blob));
             }
-            file.set_len(0).map_err(|error| StoreError::write(&path, error))?;
             return Ok(Begin::Writing(Box::new(Ingest {
                 store: self.clone(),
                 digest: *digest,
@@ -99,7 +100,7 @@ impl Store {
                 file: Arc::new(file),
                 verifier: Verifier::new(digest.algorithm()),
                 bytes_written: 0,
-                committed: false,
+                discard: false,
             })));
         }
         Ok(Begin::Busy)
@@ -114,6 +115,7 @@ impl Store {
         match self.ingest(digest, expected, Contention::Return).map_err(IngestError::Store)? {
             Begin::Present(_) => Ok(()),
             Begin::Writing(mut ingest) => {
+                ingest.restart().map_err(IngestError::Store)?;
                 ingest.write(bytes).map_err(IngestError::Store)?;
                 ingest.verify(expected)?.commit().map(drop).map_err(IngestError::Store)
             }
@@ -157,6 +159,45 @@ impl Ingest {
         self.bytes_written
     }
 
+    /// Reads the next piece of what an earlier ingest has left, as if it had been written now. `false`
+    /// once there is no more: then the download goes on from [`Ingest::bytes_written`].
+    ///
+    /// A piece at a time, so that readers can follow: hashing the whole of a large partial takes longer
+    /// than a client waits.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the partial cannot be read.
+    pub fn recover(&mut self, buffer: &mut [u8]) -> Result<bool, StoreError> {
+        let read = self
+            .file
+            .read_at(buffer, self.bytes_written)
+            .map_err(|error| StoreError::write(&self.path, error))?;
+        self.verifier.update(&buffer[..read]);
+        self.bytes_written += read as u64;
+        Ok(read > 0)
+    }
+
+    /// Whether what is there has the digest already: a process died between the last byte and the name.
+    pub fn is_whole(&self) -> bool {
+        self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
+    }
+
+    /// Begins at the first byte, whatever an earlier ingest has left.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the partial cannot be emptied.
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        self.file.set_len(0).map_err(|error| StoreError::write(&self.path, error))?;
+        self.verifier = Verifier::new(self.digest.algorithm());
+        self.bytes_written = 0;
+        Ok(())
+    }
+
+    /// Throws the partial away: its bytes are wrong.
+    pub fn discard(mut self) {
+        self.discard = true;
+    }
+
     /// Appends bytes.
     ///
     /// # Errors
@@ -176,14 +217,26 @@ impl Ingest {
     /// # Errors
     /// [`IngestError::WrongSize`] or [`IngestError::WrongDigest`]; the partial is removed.
     pub fn verify(self, expected_bytes: Option<u64>) -> Result<Verified, IngestError> {
-        if let Some(expected) = expected_bytes.filter(|expected| *expected != self.bytes_written) {
-            return Err(IngestError::WrongSize { expected, actual: self.bytes_written });
+        let wrong = self.wrongness(expected_bytes);
+        match wrong {
+            None => Ok(Verified(self)),
+            Some(wrong) => {
+                self.discard();
+                Err(wrong)
+            }
+        }
+    }
+
+    fn wrongness(&self, expected_bytes: Option<u64>) -> Option<IngestError> {
+        // What is on the disk counts as well: the hash has seen only what was written or recovered.
+        let on_disk = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let expected = expected_bytes.unwrap_or(self.bytes_written);
+        if let Some(actual) = [self.bytes_written, on_disk].into_iter().find(|is| *is != expected) {
+            return Some(IngestError::WrongSize { expected, actual });
         }
         let actual = self.verifier.clone().finish();
-        match actual == self.digest {
-            true => Ok(Verified(self)),
-            false => Err(IngestError::WrongDigest { expected: self.digest, actual: actual.into() }),
-        }
+        (actual != self.digest)
+            .then(|| IngestError::WrongDigest { expected: self.digest, actual: actual.into() })
     }
 }
 
@@ -195,7 +248,7 @@ impl Verified {
     /// Forces the bytes to the disk and gives them their name.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; the partial is removed.
+    /// [`StoreError`] if the disk refuses; the partial stays.
     pub fn commit(mut self) -> Result<Blob, StoreError> {
         let ingest = &mut self.0;
         let inner: &Inner = &ingest.store.inner;
@@ -203,14 +256,14 @@ impl Verified {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
         inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
-        ingest.committed = true;
         Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
     }
 }
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.committed {
+        let is_empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        if (self.discard || is_empty) && leads_to(&self.path, &self.file) {
             // Under the lock, so the name is ours to remove.
             let _ = fs::remove_file(&self.path);
         }

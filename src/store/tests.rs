@@ -29,6 +29,11 @@ fn begin(store: &Store, digest: &Digest) -> Ingest {
     }
 }
 
+fn recover(ingest: &mut Ingest) {
+    let mut buffer = [0; 2];
+    while ingest.recover(&mut buffer).unwrap() {}
+}
+
 fn put(store: &Store, bytes: &[u8]) -> Digest {
     let digest = sha256(bytes);
     store.ingest_bytes(&digest, bytes).unwrap();
@@ -181,15 +186,59 @@ fn of_two_writers_one_writes_and_the_other_is_told() {
 }
 
 #[test]
-fn a_writer_that_gives_up_leaves_the_way_free_while_readers_still_follow() {
+fn a_writer_that_gives_up_leaves_its_bytes_and_the_way_free_while_readers_still_follow() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
-    let first = begin(&store, &digest);
+    let mut first = begin(&store, &digest);
+    first.write(b"hel").unwrap();
     let _slow_reader = Arc::clone(first.file());
     drop(first);
     let mut second = begin(&store, &digest);
-    second.write(b"hello").unwrap();
-    second.verify(None).unwrap().commit().unwrap();
+    recover(&mut second);
+    assert_eq!(second.bytes_written(), 3);
+    second.write(b"lo").unwrap();
+    second.verify(Some(5)).unwrap().commit().unwrap();
+    assert_eq!(content(&store.blob(&digest, None).unwrap()), b"hello");
+}
+
+#[test]
+fn a_partial_with_wrong_bytes_is_thrown_away_when_the_whole_disagrees() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let mut first = begin(&store, &digest);
+    first.write(b"hEl").unwrap();
+    drop(first);
+    let mut second = begin(&store, &digest);
+    recover(&mut second);
+    second.write(b"lo").unwrap();
+    assert!(matches!(second.verify(Some(5)), Err(IngestError::WrongDigest { .. })));
+    let third = begin(&store, &digest);
+    assert_eq!(third.file().metadata().unwrap().len(), 0, "the next one begins at zero");
+}
+
+#[test]
+fn bytes_that_were_not_recovered_cannot_be_committed() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hel");
+    let mut first = begin(&store, &digest);
+    first.write(b"hello").unwrap();
+    drop(first);
+    let mut second = begin(&store, &digest);
+    second.write(b"hel").unwrap();
+    assert!(matches!(second.verify(None), Err(IngestError::WrongSize { .. })));
+    let mut third = begin(&store, &digest);
+    third.write(b"xxxxx").unwrap();
+    third.restart().unwrap();
+    third.write(b"hel").unwrap();
+    third.verify(Some(3)).unwrap().commit().unwrap();
+}
+
+#[test]
+fn a_writer_that_wrote_nothing_leaves_nothing() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    drop(begin(&store, &digest));
+    assert!(!store.inner.layout.partial(&digest).exists());
 }
 
 #[test]
@@ -408,7 +457,9 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
     assert!(store.blob(&digest, None).is_none());
     assert!(store.inner.layout.partial(&digest).exists(), "the partial stays");
     let mut ingest = begin(&store, &digest);
-    ingest.write(b"hello").unwrap();
+    recover(&mut ingest);
+    assert_eq!(ingest.bytes_written(), 3);
+    ingest.write(b"lo").unwrap();
     ingest.verify(Some(5)).unwrap().commit().unwrap();
     assert_eq!(content(&store.blob(&digest, Some(5)).unwrap()), b"hello");
 }

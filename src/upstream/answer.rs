@@ -34,6 +34,16 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
 }
 
+/// First offset and whole size out of `Content-Range: bytes 5-9/10`, for a range that reaches the end.
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let (range, size) =
+        text(headers, header::CONTENT_RANGE)?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, size): (u64, u64, u64) =
+        (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+    (first <= last && last.checked_add(1)? == size).then_some((first, size))
+}
+
 /// Content that is compressed for the way would be hashed compressed.
 pub(super) fn check_encoding(headers: &HeaderMap, request: &Arc<str>) -> Result<(), UpstreamError> {
     match text(headers, header::CONTENT_ENCODING) {

@@ -85,6 +85,20 @@ impl UpstreamError {
         &self.kind
     }
 
+    /// Whether the same request may well succeed a little later, so that a download that was under way
+    /// is worth going on with.
+    pub fn is_temporary(&self) -> bool {
+        self.is_trouble() && !matches!(self.kind, UpstreamErrorKind::Tls { .. })
+    }
+
+    /// How long the registry says to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind {
+            UpstreamErrorKind::RateLimited { retry_after } => retry_after,
+            _ => None,
+        }
+    }
+
     /// Method and URL of the request, without query.
     pub(super) fn request(&self) -> &Arc<str> {
         &self.request

@@ -74,11 +74,18 @@ pub trait Source: Send + Sync {
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError>;
 
-    /// The blob from its beginning. The bytes are not verified here.
+    /// The blob from offset `from`, or from an earlier one if the registry does not do ranges. The
+    /// bytes are not verified here. Always asked at the registry's own URL: where it redirects to is
+    /// signed for a while only.
     ///
     /// # Errors
     /// [`UpstreamError`].
-    fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobBody, UpstreamError>;
+    fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<BlobBody, UpstreamError>;
 
     /// A page of the tag list; `query` is `n=…&last=…` or empty.
     ///
@@ -101,7 +108,9 @@ pub trait Source: Send + Sync {
 
 /// A blob that is arriving.
 pub struct BlobBody {
-    /// Its size in bytes, where the registry tells.
+    /// The offset of the first byte that comes.
+    pub start: u64,
+    /// The size of the whole blob in bytes, where the registry tells.
     pub size: Option<u64>,
     /// The bytes. Ends early with an error if the connection does.
     pub reader: Box<dyn Read + Send>,

@@ -9,7 +9,8 @@ use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public};
 use super::answer::{
-    check_encoding, content_digest, content_length, discard, read_body, status_error, text, texts,
+    check_encoding, content_digest, content_length, content_range, discard, read_body,
+    status_error, text, texts,
 };
 use super::challenge::Challenge;
 use super::error::{UpstreamError, UpstreamErrorKind};
@@ -50,6 +51,8 @@ struct Ask<'a> {
     accept: Option<&'a str>,
     repository: &'a Repository,
     redirects: Redirects,
+    /// The first byte wanted; 0 is the whole.
+    from: u64,
     /// Bounds the exchange as a whole; `None` for blobs, which take as long as they take.
     total: Option<Duration>,
 }
@@ -222,6 +225,10 @@ impl Registry {
                 }
                 None => builder,
             };
+            let builder = match ask.from {
+                0 => builder,
+                from => builder.header(header::RANGE, format!("bytes={from}-")),
+            };
             builder.config().timeout_global(ask.total).build().call()
         };
         let answered = match send() {
@@ -311,6 +318,7 @@ impl Registry {
             accept,
             repository,
             redirects: Redirects::Anywhere,
+            from: 0,
             total: Some(self.timeouts.metadata),
         }
     }
@@ -386,18 +394,31 @@ impl Source for Registry {
         }
     }
 
-    fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobBody, UpstreamError> {
+    fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<BlobBody, UpstreamError> {
         let rest = format!("blobs/{digest}");
-        let ask = Ask { total: None, ..self.metadata(Method::Get, repository, &rest, None) };
-        let answer = self.ask(&ask)?;
-        let headers = answer.response.headers();
-        match answer.response.status().as_u16() {
-            200 => {}
-            status => return Err(status_error(status, headers, &answer.request)),
-        }
-        check_encoding(headers, &answer.request)?;
-        let size = content_length(headers);
-        Ok(BlobBody { size, reader: Box::new(answer.response.into_body().into_reader()) })
+        let metadata = self.metadata(Method::Get, repository, &rest, None);
+        let answer = self.ask(&Ask { total: None, from, ..metadata })?;
+        let (headers, request) = (answer.response.headers(), &answer.request);
+        let (start, size) = match answer.response.status().as_u16() {
+            200 => (0, content_length(headers)),
+            206 => content_range(headers)
+                .filter(|(start, _)| from > 0 && *start == from)
+                .map(|(start, size)| (start, Some(size)))
+                .ok_or_else(|| {
+                    UpstreamError::bad_answer(request, "its range is not the one asked for")
+                })?,
+            // Beyond the end: what was kept is longer than the blob, so it is asked for anew.
+            416 if from > 0 => return self.blob(repository, digest, 0),
+            status => return Err(status_error(status, headers, request)),
+        };
+        check_encoding(headers, request)?;
+        let reader = Box::new(answer.response.into_body().into_reader());
+        Ok(BlobBody { start, size, reader })
     }
 
     fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
