@@ -3,7 +3,7 @@
 //! first answer, CPU and memory of a process, and an upstream behind a link of a given rate.
 //!
 //! `load MODE --option value …` prints one line of `name=value` and ends with status 1 if anything
-//! was not as it must be. The modes stand in [`run`], their options where they are read.
+//! was not as it must be. The modes stand in `run`, their options where they are read.
 //!
 //! Clients are driven by one thread with epoll, so that they leave the cores to what is measured.
 //! They compare the body with the original in memory instead of hashing it: that is as strict and

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
 use super::{Call, Failure};
-use crate::cache::{Blob, BlobLookup, BlobWait, CacheError, How, Purpose};
+use crate::cache::{Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, Purpose};
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step, Tail};
 use crate::oci::{Digest, ImageName};
 
@@ -106,10 +106,12 @@ impl Pending for Waiting {
         match self.wait.poll_size(context.waker()) {
             Poll::Ready(Ok(size)) => Step::Reply(self.growing(request, size)),
             // The download that was joined was another repository's: this one may well have it.
-            Poll::Ready(Err(error)) if self.wait.how == How::Join && self.may_ask_again(&error) => {
+            Poll::Ready(Err(failure)) if self.may_ask_again(&failure) => {
                 Asked { is_second: true, ..self.asked }.look(request, context)
             }
-            Poll::Ready(Err(error)) => Step::Reply(self.asked.call.fail(&Failure::Blob(error))),
+            Poll::Ready(Err(failure)) => {
+                Step::Reply(self.asked.call.fail(&Failure::Blob(failure.error)))
+            }
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {
                 Some(size) => Step::Reply(self.growing(request, size)),
@@ -125,8 +127,8 @@ impl Pending for Waiting {
 }
 
 impl Waiting {
-    fn may_ask_again(&self, error: &CacheError) -> bool {
-        error.is_not_found() && !self.asked.is_second
+    fn may_ask_again(&self, failure: &BlobFailure) -> bool {
+        failure.origin != self.asked.name && !self.asked.is_second
     }
 
     /// The size as a manifest told it, where that is enough to begin an answer.
@@ -167,7 +169,9 @@ impl Tail for BlobTail {
         if self.file.is_none() {
             match self.wait.poll_file(waker) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.to_string().into())),
+                Poll::Ready(Err(failure)) => {
+                    return Poll::Ready(Err(failure.error.to_string().into()));
+                }
                 Poll::Ready(Ok(incoming)) => {
                     if incoming.size.is_some_and(|size| size != self.promised) {
                         let reason = "upstream's size is not the one that was promised";
@@ -179,6 +183,6 @@ impl Tail for BlobTail {
         }
         self.wait
             .poll_available(position, waker)
-            .map(|outcome| outcome.map_err(|error| error.to_string().into()))
+            .map(|outcome| outcome.map_err(|failure| failure.error.to_string().into()))
     }
 }

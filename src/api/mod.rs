@@ -76,11 +76,7 @@ impl Call {
             How::Stale => reply.header("Warning", "110 - \"Response is Stale\""),
             _ => reply,
         };
-        let reply = match &self.addressing.namespace {
-            Some(namespace) => reply.header("OCI-Namespace", namespace.to_string()),
-            None => reply,
-        };
-        reply
+        self.confirm_namespace(reply)
             .header("Cache-Status", cache_status(how))
             .header(API_VERSION.0, API_VERSION.1)
             .note(note(how, &self.addressing.upstream))
@@ -89,7 +85,16 @@ impl Call {
     /// A failure as an answer about an upstream.
     fn fail(&self, failure: &Failure) -> Reply {
         let upstream = &self.addressing.upstream;
-        status::reply(failure).note(format!("cache=none upstream={upstream}"))
+        self.confirm_namespace(status::reply(failure))
+            .note(format!("cache=none upstream={upstream}"))
+    }
+
+    /// Tells the client that its namespace was heeded: distribution-spec, "Registry Proxying".
+    fn confirm_namespace(&self, reply: Reply) -> Reply {
+        match &self.addressing.namespace {
+            Some(namespace) => reply.header("OCI-Namespace", namespace.to_string()),
+            None => reply,
+        }
     }
 }
 

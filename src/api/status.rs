@@ -71,6 +71,7 @@ fn verdict(failure: &Failure, reason: Reason) -> Verdict {
                 false => (429, ErrorCode::TooManyRequests, Some(seconds)),
             }
         }
+        Reason::TimedOut if is_blob => (503, ErrorCode::Unavailable, None),
         Reason::TimedOut => (504, ErrorCode::Unavailable, None),
         Reason::OutOfService => (503, ErrorCode::Unavailable, None),
         Reason::Broken if is_blob => (503, ErrorCode::Unavailable, None),
@@ -139,10 +140,10 @@ mod tests {
     ];
 
     #[test]
-    fn a_blob_never_gets_400_401_403_or_429() {
+    fn a_blob_that_cannot_be_had_is_404_or_503() {
         for reason in REASONS {
             let (status, ..) = verdict(&Failure::Blob(CacheError::TimedOut), reason);
-            assert!(matches!(status, 404 | 502..=504), "{reason:?}: {status}");
+            assert!(matches!(status, 404 | 503), "{reason:?}: {status}");
         }
     }
 

@@ -11,17 +11,20 @@ use super::retry::Retries;
 use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName};
-use crate::store::{Begin, Blob, Contention, Ingest, IngestError};
+use crate::store::{Access, Begin, Blob, Contention, Ingest, IngestError};
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-pub(super) type BlobFlights = Flights<Digest, Incoming, Blob, CacheError>;
-type BlobFlight = Flight<Incoming, Blob, CacheError>;
-type BlobPilot = Pilot<Digest, Incoming, Blob, CacheError>;
-pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, CacheError>;
+/// How many manifests of a repository are read for the sizes in them: some milliseconds' worth.
+const MANIFESTS_LEARNED_MAX: usize = 256;
+
+pub(super) type BlobFlights = Flights<Digest, Incoming, Blob, BlobFailure>;
+type BlobFlight = Flight<Incoming, Blob, BlobFailure>;
+type BlobPilot = Pilot<Digest, Incoming, Blob, BlobFailure>;
+pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
 /// A blob that is arriving: where its bytes go, and how many there will be.
 #[derive(Debug, Clone)]
@@ -30,6 +33,16 @@ pub struct Incoming {
     pub file: Arc<File>,
     /// The size in bytes, if upstream or a manifest told.
     pub size: Option<u64>,
+}
+
+/// A download failed, for whom it was begun. Who joined it from another repository has a registry of
+/// their own to ask, and no business with what this one said.
+#[derive(Debug, Clone)]
+pub struct BlobFailure {
+    /// The repository whose request began the download.
+    pub origin: ImageName,
+    /// What went wrong.
+    pub error: CacheError,
 }
 
 /// What the blob is wanted for.
@@ -60,14 +73,14 @@ pub struct BlobWait {
 
 enum WaitsFor {
     Bytes(Arc<BlobFlight>),
-    Size(Arc<Flight<(), u64, CacheError>>),
+    Size(Arc<Flight<(), u64, BlobFailure>>),
 }
 
 impl BlobWait {
     /// The size, as soon as it is known; for [`Purpose::Size`], and for the head of an answer.
     ///
     /// A download of unknown size is pending here until it has ended.
-    pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, CacheError>> {
+    pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Size(flight) => flight.poll_outcome(waker),
             WaitsFor::Bytes(flight) => match flight.poll_header(waker) {
@@ -80,7 +93,7 @@ impl BlobWait {
     }
 
     /// The growing file, once it is there. Pending for ever if only the size was asked for.
-    pub fn poll_file(&self, waker: &Waker) -> Poll<Result<Incoming, CacheError>> {
+    pub fn poll_file(&self, waker: &Waker) -> Poll<Result<Incoming, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Bytes(flight) => flight.poll_header(waker),
             WaitsFor::Size(_) => Poll::Pending,
@@ -88,7 +101,7 @@ impl BlobWait {
     }
 
     /// How many bytes may be read, once more than `position`.
-    pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, CacheError>> {
+    pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Bytes(flight) => flight.poll_available(position, waker),
             WaitsFor::Size(_) => Poll::Pending,
@@ -135,7 +148,7 @@ impl Cache {
         digest: &Digest,
         size_hint: Option<u64>,
     ) -> BlobWait {
-        let joined = self.inner.blobs.join(digest, || CacheError::GivenUp);
+        let joined = self.inner.blobs.join(digest, || given_up(name));
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
             let (inner, name) = (Arc::clone(&self.inner), name.clone());
@@ -145,7 +158,7 @@ impl Cache {
                 if let Err(error) = &result {
                     log::warn!("{name}@{}: {error}", pilot.key());
                 }
-                pilot.land(result);
+                pilot.land(result.map_err(|error| BlobFailure { origin: name, error }));
             });
         }
         BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint }
@@ -153,13 +166,14 @@ impl Cache {
 
     fn ask_for_size(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
         let key = (name.clone(), *digest);
-        let joined = self.inner.blob_sizes.join(&key, || CacheError::GivenUp);
+        let joined = self.inner.blob_sizes.join(&key, || given_up(name));
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
             let inner = Arc::clone(&self.inner);
             self.inner.metadata_pool.submit(&name.upstream, move || {
                 let (name, digest) = pilot.key().clone();
-                pilot.land(inner.fetch_size(&name, &digest));
+                let size = inner.fetch_size(&name, &digest);
+                pilot.land(size.map_err(|error| BlobFailure { origin: name, error }));
             });
         }
         BlobWait { waits_for: WaitsFor::Size(joined.flight), how, size_hint }
@@ -173,7 +187,25 @@ impl Inner {
     /// manifest tells counts for its own repository only, and less than what was seen.
     fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
         let verified = lock(&self.verified_sizes).get(digest).copied();
-        verified.or_else(|| lock(&self.told_sizes).get(&(name.clone(), *digest)).copied())
+        let told = || lock(&self.told_sizes).get(&(name.clone(), *digest)).copied();
+        verified.or_else(told).or_else(|| {
+            self.learn_sizes(name);
+            told()
+        })
+    }
+
+    /// Reads what the cached manifests of a repository tell, once in the life of a process: after a
+    /// restart clients may ask for blobs of manifests that they have, and a file that was truncated
+    /// meanwhile must be noticed all the same.
+    fn learn_sizes(&self, name: &ImageName) {
+        if lock(&self.learned).get(name).is_some() {
+            return;
+        }
+        lock(&self.learned).insert(name.clone(), ());
+        for digest in self.store.manifests(name).into_iter().take(MANIFESTS_LEARNED_MAX) {
+            // Reading a manifest remembers the sizes in it.
+            self.stored_manifest(name, &digest, Access::Look);
+        }
     }
 
     /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
@@ -181,7 +213,8 @@ impl Inner {
         let source = self.sources.source(&name.upstream)?;
         let told = source.blob_size(&name.repository, digest);
         self.note_blob(name, digest, &told);
-        if let Some(size) = told? {
+        // A length of nothing is what some registries say when they do not want to tell.
+        if let Some(size) = told?.filter(|size| *size > 0 || digest.is_of_nothing()) {
             return Ok(size);
         }
         let begun = source.blob(&name.repository, digest, 0);
@@ -275,6 +308,12 @@ impl Inner {
         self.note_blob(name, &digest, &begun);
         let mut body = begun?;
         download.size = body.size.or(download.size);
+        if download.size == Some(0) && !digest.is_of_nothing() {
+            // There would be no last byte to hold back.
+            let reason = "an empty body for content that is not empty".into();
+            let kind = UpstreamErrorKind::BadAnswer { reason };
+            return Err(UpstreamError::new(format!("GET blob {}", download.what()), kind).into());
+        }
         download.announce(ingest);
         // A registry that does not do ranges begins anew; what clients have had is passed over.
         let mut surplus = ingest.bytes_written() - body.start.min(ingest.bytes_written());
@@ -314,6 +353,11 @@ impl Inner {
         let asked = Asked::Blob(name.clone(), *digest);
         self.misses.note(&name.upstream, asked, result, self.now());
     }
+}
+
+/// How a flight fails that nobody flies any more.
+fn given_up(name: &ImageName) -> BlobFailure {
+    BlobFailure { origin: name.clone(), error: CacheError::GivenUp }
 }
 
 /// A download under way.

@@ -14,6 +14,11 @@ pub enum CacheError {
     NotCached,
     /// Upstream said so a moment ago (`negativeTtl`).
     KnownMissing,
+    /// Upstream asked, with its last 429, not to be asked again so soon.
+    HeldBack {
+        /// How much longer.
+        wait: Duration,
+    },
     /// Upstream was asked and failed.
     Upstream(UpstreamError),
     /// What upstream sent is not what was asked for. Nothing was kept.
@@ -57,6 +62,7 @@ impl CacheError {
     pub fn reason(&self) -> Reason {
         match self {
             CacheError::NotCached | CacheError::KnownMissing => Reason::NotFound,
+            CacheError::HeldBack { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
             CacheError::Store(_) | CacheError::GivenUp => Reason::Overloaded,
@@ -117,6 +123,13 @@ impl fmt::Display for CacheError {
                 write!(f, "it is not in the cache, and airGapped forbids asking upstream")
             }
             CacheError::KnownMissing => write!(f, "upstream did not have it a moment ago"),
+            CacheError::HeldBack { wait } => {
+                write!(
+                    f,
+                    "upstream's rate limit is reached, and it asked to wait {} s more",
+                    wait.as_secs()
+                )
+            }
             CacheError::Upstream(error) => error.fmt(f),
             CacheError::WrongContent(error) => {
                 write!(f, "upstream sent wrong content, nothing was kept: {error}")

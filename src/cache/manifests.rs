@@ -162,11 +162,15 @@ impl Cache {
         }
         let is_missing =
             inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now);
+        let held_back = inner.misses.held_back(&name.upstream, now);
         match cached {
             Some(content) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
                 Ok(ready(content, How::Stale))
             }
             None if is_missing => Err(CacheError::KnownMissing),
+            None if held_back.is_some() => {
+                Err(CacheError::HeldBack { wait: held_back.unwrap_or_default() })
+            }
             cached => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
         }
     }
@@ -188,7 +192,7 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
 }
 
 /// A manifest from the store, and how long it is believed; `None` is for ever.
-struct Stored {
+pub(super) struct Stored {
     content: Arc<Content>,
     fresh_until: Option<SystemTime>,
 }
@@ -214,7 +218,12 @@ impl Inner {
         lock(&self.hot).insert(key, entry);
     }
 
-    fn stored_manifest(&self, name: &ImageName, digest: &Digest, access: Access) -> Option<Stored> {
+    pub(super) fn stored_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Option<Stored> {
         let record = self.store.manifest(name, digest, access)?;
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
         Some(Stored { content, fresh_until: None })

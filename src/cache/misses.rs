@@ -15,6 +15,10 @@ const MISSING_MAX: usize = 16_384;
 /// Upstreams remembered as being in trouble.
 const TROUBLED_MAX: usize = 1024;
 
+/// The longest that a `Retry-After` holds us back: a client may be let in again sooner than that, and a
+/// registry that says a day would else be a day's outage.
+const HOLD_BACK_MAX: Duration = Duration::from_secs(60);
+
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Asked {
@@ -27,6 +31,8 @@ pub(super) struct Misses {
     ttl: Duration,
     missing: Mutex<Recent<Asked, SystemTime>>,
     troubled: Mutex<Recent<Upstream, SystemTime>>,
+    /// Until when upstreams asked to be left alone.
+    limited: Mutex<Recent<Upstream, SystemTime>>,
 }
 
 impl Misses {
@@ -35,6 +41,7 @@ impl Misses {
             ttl,
             missing: Mutex::new(Recent::new(MISSING_MAX)),
             troubled: Mutex::new(Recent::new(TROUBLED_MAX)),
+            limited: Mutex::new(Recent::new(TROUBLED_MAX)),
         }
     }
 
@@ -48,6 +55,13 @@ impl Misses {
         is_young(lock(&self.troubled).get(upstream), self.ttl, now)
     }
 
+    /// How much longer this upstream asked to be left alone.
+    pub(super) fn held_back(&self, upstream: &Upstream, now: SystemTime) -> Option<Duration> {
+        let until = *lock(&self.limited).get(upstream)?;
+        // A clock that was set back must not hold us back for longer than was asked.
+        until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
+    }
+
     /// Notes how a request went.
     pub(super) fn note<T>(
         &self,
@@ -56,6 +70,11 @@ impl Misses {
         result: &Result<T, UpstreamError>,
         now: SystemTime,
     ) {
+        if let Err(error) = result
+            && let Some(wait) = error.retry_after()
+        {
+            lock(&self.limited).insert(upstream.clone(), now + wait.min(HOLD_BACK_MAX));
+        }
         match result {
             Err(error) if error.is_trouble() => self.note_trouble(upstream, now),
             Err(error) if error.is_not_found() => {

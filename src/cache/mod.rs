@@ -35,7 +35,7 @@ use crate::oci::{Digest, ImageName, Reference};
 use crate::store::Store;
 use crate::upstream::Sources;
 
-pub use blobs::{BlobLookup, BlobWait, Incoming, Purpose};
+pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, Ttl};
 pub use keeper::Keeper;
@@ -143,6 +143,8 @@ struct Inner {
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
     /// Sizes of blobs that this process verified.
     verified_sizes: Mutex<Recent<Digest, u64>>,
+    /// Repositories whose cached manifests were read for their sizes.
+    learned: Mutex<Recent<ImageName, ()>>,
 }
 
 impl Cache {
@@ -162,6 +164,7 @@ impl Cache {
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             settings,
         };
         Cache { inner: Arc::new(inner) }
@@ -182,6 +185,13 @@ impl Cache {
     pub fn close(&self) {
         self.inner.blob_pool.close();
         self.inner.metadata_pool.close();
+    }
+
+    /// Waits for the fetches that are still at work, so that a blob that is being committed gets its
+    /// name. Bounded, since a fetch may be waiting for its upstream.
+    pub fn wait_for_fetches(&self, at_most: Duration) {
+        self.inner.blob_pool.wait_until_idle(at_most);
+        self.inner.metadata_pool.wait_until_idle(at_most);
     }
 }
 

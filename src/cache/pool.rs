@@ -24,8 +24,11 @@ pub(super) struct FetchPool {
 
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when a job is queued, a job ends, or the pool closes.
-    changed: Condvar,
+    /// Fetchers wait here for a job. One is woken for one job: whether a job may run does not depend on
+    /// which fetcher takes it, and a fetcher that ends a job looks for the next by itself.
+    queued: Condvar,
+    /// Who waits for the end of a job or of the pool waits here.
+    ended: Condvar,
     per_upstream_max: usize,
     closed: AtomicBool,
 }
@@ -47,7 +50,8 @@ impl FetchPool {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),
-            changed: Condvar::new(),
+            queued: Condvar::new(),
+            ended: Condvar::new(),
             per_upstream_max: threads.div_ceil(2),
             closed: AtomicBool::new(false),
         });
@@ -74,7 +78,7 @@ impl FetchPool {
             }
         };
         if refused.is_none() {
-            self.shared.changed.notify_all();
+            self.shared.queued.notify_one();
         }
         // Dropped here, outside of the lock: a job's pilot wakes those who wait.
         drop(refused);
@@ -84,7 +88,8 @@ impl FetchPool {
     pub(super) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         let waiting = std::mem::take(&mut self.shared.lock().queue);
-        self.shared.changed.notify_all();
+        self.shared.queued.notify_all();
+        self.shared.ended.notify_all();
         drop(waiting);
     }
 
@@ -92,7 +97,14 @@ impl FetchPool {
     pub(super) fn pause(&self, wait: Duration) {
         let state = self.shared.lock();
         let open = |_: &mut State| !self.is_closed();
-        drop(self.shared.changed.wait_timeout_while(state, wait, open));
+        drop(self.shared.ended.wait_timeout_while(state, wait, open));
+    }
+
+    /// Waits until no job runs, or the time is over.
+    pub(super) fn wait_until_idle(&self, at_most: Duration) {
+        let state = self.shared.lock();
+        let busy = |state: &mut State| !state.running.is_empty();
+        drop(self.shared.ended.wait_timeout_while(state, at_most, busy));
     }
 
     /// Whether a long job should stop at the next opportunity.
@@ -138,7 +150,7 @@ impl Shared {
                 *state.running.entry(job.upstream.clone()).or_default() += 1;
                 return Some(job);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -151,8 +163,7 @@ impl Shared {
             }
         }
         drop(state);
-        // A job of this upstream may have been passed over for its share.
-        self.changed.notify_all();
+        self.ended.notify_all();
     }
 }
 

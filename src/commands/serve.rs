@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -19,6 +19,8 @@ use crate::upstream::Registries;
 
 /// Descriptors kept for everything that is not a client: upstream connections, partials, the log.
 const DESCRIPTORS_RESERVED: u64 = 256;
+/// How long a blob that is being forced to the disk may take to get its name after the drain.
+const LAST_COMMITS: Duration = Duration::from_secs(5);
 /// Workers and connections of the health port: probes only.
 const HEALTH_WORKERS: usize = 1;
 const HEALTH_CONNECTIONS: usize = 64;
@@ -56,6 +58,7 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
         health.drain();
     }
     cache.close();
+    cache.wait_for_fetches(LAST_COMMITS);
     drop(keeper);
     log::info!("stopped");
     Ok(())

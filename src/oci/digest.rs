@@ -61,6 +61,11 @@ impl Digest {
         verifier.finish()
     }
 
+    /// Whether this is the digest of no bytes, the only content that may be empty.
+    pub fn is_of_nothing(&self) -> bool {
+        *self == Digest::of(self.algorithm, b"")
+    }
+
     /// The hash algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

@@ -80,9 +80,12 @@ impl Layout {
         self.tags(name).join(tag.as_str())
     }
 
+    pub(super) fn manifests(&self, name: &ImageName, algorithm: Algorithm) -> PathBuf {
+        self.repository(name).join(MANIFESTS).join(algorithm.as_str())
+    }
+
     pub(super) fn manifest(&self, name: &ImageName, digest: &Digest) -> PathBuf {
-        let directory = self.repository(name).join(MANIFESTS);
-        directory.join(digest.algorithm().as_str()).join(digest.hex())
+        self.manifests(name, digest.algorithm()).join(digest.hex())
     }
 
     pub(super) fn lists(&self, name: &ImageName) -> PathBuf {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use crate::oci::{Digest, ImageName, MediaType, Tag};
+use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
 /// What is decided by them (eviction, pruning) thinks in hours.
@@ -151,6 +151,18 @@ impl Store {
             fetched: to_seconds(is.fetched),
         };
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
+    }
+
+    /// The manifests that this repository has.
+    pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
+        let of_algorithm = |algorithm: Algorithm| {
+            let entries = fs::read_dir(self.inner.layout.manifests(name, algorithm));
+            entries.into_iter().flatten().filter_map(move |entry| {
+                let hex = entry.ok()?.file_name().into_string().ok()?;
+                format!("{}:{hex}", algorithm.as_str()).parse().ok()
+            })
+        };
+        Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
 
     /// The last good answer to the question `key` about a repository.

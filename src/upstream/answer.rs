@@ -8,7 +8,7 @@ use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
 use super::error::{UpstreamError, UpstreamErrorKind};
-use crate::oci::Digest;
+use crate::oci::{Digest, MediaType};
 
 /// How much of an answer that is of no use is read, to keep its connection.
 const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
@@ -32,6 +32,12 @@ pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
 
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
+}
+
+/// Whether a captive portal or a login form answered.
+pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
+    let said = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+    said.is_some_and(|said| said.as_str() == "text/html")
 }
 
 /// First offset and whole size out of `Content-Range: bytes 5-9/10`, for a range that reaches the end.

@@ -164,6 +164,7 @@ mod tests {
             ("y", Some("https://reg.io/v2/a/blobs/y")),
             ("?z", Some("https://reg.io/v2/a/blobs/x?z")),
             ("ftp://x/y", None),
+            ("sha256:00", Some("https://reg.io/v2/a/blobs/sha256:00")),
             ("https://user:pw@x/y", None),
             ("https:///x", None),
             ("", None),

@@ -9,7 +9,7 @@ use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public};
 use super::answer::{
-    check_encoding, content_digest, content_length, content_range, discard, read_body,
+    check_encoding, content_digest, content_length, content_range, discard, is_web_page, read_body,
     status_error, text, texts,
 };
 use super::challenge::Challenge;
@@ -85,9 +85,10 @@ impl Registry {
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
-        let verification = match entry.insecure_skip_verify {
-            true => Verification::Skipped,
-            false => Verification::Roots,
+        let verification = match (entry.endpoint.scheme, entry.insecure_skip_verify) {
+            (Scheme::Http, _) => Verification::Unused,
+            (Scheme::Https, true) => Verification::Skipped,
+            (Scheme::Https, false) => Verification::Roots,
         };
         let own = LazyAgent::new(Guard::Any, verification, timeouts);
         Registry::new(&entry.endpoint, Some(own), timeouts, foreign)
@@ -417,6 +418,10 @@ impl Source for Registry {
             status => return Err(status_error(status, headers, request)),
         };
         check_encoding(headers, request)?;
+        // A login page has no place among a blob's bytes, and must not cost what was kept of them.
+        if is_web_page(headers) {
+            return Err(UpstreamError::bad_answer(request, "it is a web page"));
+        }
         let reader = Box::new(answer.response.into_body().into_reader());
         Ok(BlobBody { start, size, reader })
     }

@@ -48,6 +48,8 @@ pub(super) enum Verification {
     Roots,
     /// Anybody's: `tls.insecureSkipVerify`.
     Skipped,
+    /// Nobody's: this agent speaks plain HTTP, and the roots need not be loaded for it.
+    Unused,
 }
 
 /// An agent that is built when it is first used: loading the root certificates takes longer than all
@@ -73,8 +75,12 @@ impl LazyAgent {
     }
 
     fn config(&self) -> Config {
+        let roots = match self.verification {
+            Verification::Roots => roots(),
+            Verification::Skipped | Verification::Unused => RootCerts::WebPki,
+        };
         let tls = TlsConfig::builder()
-            .root_certs(roots())
+            .root_certs(roots)
             .disable_verification(self.verification == Verification::Skipped)
             .build();
         Agent::config_builder()

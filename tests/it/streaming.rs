@@ -275,7 +275,6 @@ fn blob_that_the_first_repository_lacks_is_fetched_for_the_second() {
 }
 
 #[test]
-#[ignore = "reported, not decided: who joins a fetch of another registry's shares its failure"]
 fn trouble_of_one_registry_is_not_that_of_another_with_the_same_blob() {
     for (name, failure) in [
         ("403", Fault::status(403)),

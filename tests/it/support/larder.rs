@@ -268,6 +268,12 @@ impl Drop for Larder {
     }
 }
 
+/// A download that breaks off fails at once, so that a test sees the failure; tests of resuming say
+/// otherwise.
+fn no_retries() -> cache::RetryPolicy {
+    cache::RetryPolicy { fruitless_max: 0, ..cache::RetryPolicy::default() }
+}
+
 impl Settings {
     fn short() -> Settings {
         let timeouts = Timeouts {
@@ -277,7 +283,7 @@ impl Settings {
             metadata: Duration::from_secs(3),
         };
         Settings {
-            cache: cache::Settings::default(),
+            cache: cache::Settings { retry: no_retries(), ..cache::Settings::default() },
             upstream: upstream::Settings {
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,

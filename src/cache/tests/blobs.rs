@@ -1,0 +1,275 @@
+//! Blobs: followers, the held-back byte, failures, resuming, sizes.
+
+use super::*;
+
+#[test]
+fn air_gapped_serves_what_it_has_and_asks_nobody() {
+    let bench = Bench::new();
+    bench.source.publish("v1", &manifest("one"));
+    bench.how("v1");
+    let digest = bench.deliver(b"layer");
+    let before = bench.source.calls().len();
+
+    let bench = bench.restarted(|settings| settings.air_gapped = true);
+    bench.advance(Duration::from_secs(1_000_000));
+    assert_eq!(bench.pull("v1").unwrap(), (manifest("one"), How::Hit));
+    assert_eq!(bench.stored(&digest).unwrap(), b"layer");
+    assert!(matches!(bench.pull("v2"), Err(CacheError::NotCached)));
+    let absent = Digest::of(Algorithm::Sha256, b"absent");
+    let missing = bench.cache.blob(&name(), &absent, Purpose::Read);
+    assert!(matches!(missing, Err(CacheError::NotCached)));
+    assert_eq!(bench.source.calls().len(), before);
+}
+
+#[test]
+fn readers_follow_the_download_and_the_last_byte_waits_for_the_digest() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let first = bench.follow(&digest);
+    sender.send(Ok(b"hello".to_vec())).unwrap();
+    assert_eq!(wait(|waker| first.poll_size(waker)).unwrap(), 11);
+    assert_eq!(wait(|waker| first.poll_available(0, waker)).unwrap(), 5);
+
+    let late = bench.follow(&digest);
+    assert_eq!((first.how, late.how), (How::Miss, How::Join));
+    sender.send(Ok(b" world".to_vec())).unwrap();
+    assert_eq!(wait(|waker| late.poll_available(5, waker)).unwrap(), 10, "all but the last byte");
+    assert!(late.poll_available(10, Waker::noop()).is_pending(), "upstream has not ended");
+    assert!(!bench.file_of(&digest).exists(), "and nothing has a name");
+    drop(sender);
+    assert_eq!(read_all(&first).unwrap(), b"hello world");
+    assert_eq!(read_all(&late).unwrap(), b"hello world");
+    assert_eq!(bench.source.calls(), ["GET blob a"]);
+}
+
+#[test]
+fn wrong_bytes_never_complete_and_are_not_kept() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b"hello w0rld");
+    let error = read_all(&waiting).unwrap_err();
+    assert!(matches!(error, CacheError::WrongContent(_)), "{error}");
+    assert!(bench.stored(&digest).is_none());
+    assert!(!bench.file_of(&digest).exists());
+}
+
+#[test]
+fn a_body_that_is_too_long_fails_everybody_who_waits() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waits = [bench.follow(&digest), bench.follow(&digest)];
+    send_all(sender, b"hello world and more");
+    for waiting in &waits {
+        assert!(matches!(read_all(waiting), Err(CacheError::WrongContent(_))));
+    }
+    assert!(bench.stored(&digest).is_none());
+}
+
+fn reset() -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::ConnectionReset.into())
+}
+
+#[test]
+fn a_broken_connection_is_gone_on_with_behind_what_came() {
+    let bench = Bench::new();
+    let (digest, first) = bench.source.stream(b"hello world");
+    let (_, second) = bench.source.stream(b"hello world");
+    let (_, third) = bench.source.stream(b"hello world");
+    let waits = [bench.follow(&digest), bench.follow(&digest)];
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    first.send(reset()).unwrap();
+    // A body that ends early without an error is as broken.
+    send_all(second, b" w");
+    send_all(third, b"orld");
+    for waiting in &waits {
+        assert_eq!(read_all(waiting).unwrap(), b"hello world");
+    }
+    let calls = bench.source.calls();
+    assert_eq!(calls, ["GET blob a", "GET blob a from 5", "GET blob a from 7"]);
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+}
+
+#[test]
+fn a_registry_without_ranges_sends_again_what_clients_have_had() {
+    let bench = Bench::new();
+    bench.source.ignores_ranges.store(true, Ordering::SeqCst);
+    let (digest, first) = bench.source.stream(b"hello world");
+    let (_, second) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    first.send(reset()).unwrap();
+    for piece in [&b"hel"[..], b"lo wo", b"rld"] {
+        second.send(Ok(piece.to_vec())).unwrap();
+    }
+    drop(second);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+}
+
+#[test]
+fn retries_that_bring_nothing_end_and_what_came_is_gone_on_with_after_a_restart() {
+    let bench = Bench::new();
+    let (digest, first) = bench.source.stream(b"hello world");
+    let rest: Vec<_> = (0..2).map(|_| bench.source.stream(b"hello world").1).collect();
+    let waiting = bench.follow(&digest);
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    for sender in [&first, &rest[0], &rest[1]] {
+        sender.send(reset()).unwrap();
+    }
+    assert!(matches!(read_all(&waiting), Err(CacheError::Upstream(_))));
+    assert_eq!(bench.source.calls().len(), 3);
+    assert!(bench.stored(&digest).is_none());
+
+    let bench = bench.restarted(|_| {});
+    let (_, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b" world");
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+    assert_eq!(bench.source.calls().last().unwrap(), "GET blob a from 5");
+}
+
+#[test]
+fn a_download_that_has_not_begun_fails_at_once() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    sender.send(reset()).unwrap();
+    assert!(matches!(read_all(&waiting), Err(CacheError::Upstream(_))));
+    assert_eq!(bench.source.calls().len(), 1);
+}
+
+#[test]
+fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello world");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hEllo").unwrap();
+    let (_, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b" world");
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    bench.wait_for_landing(&digest);
+    assert!(!partial.exists());
+    assert_eq!(bench.deliver(b"hello world"), digest);
+    assert_eq!(bench.source.calls(), ["GET blob a from 5", "GET blob a"]);
+}
+
+#[test]
+fn a_partial_that_is_longer_than_the_blob_is_thrown_away() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hello and more").unwrap();
+    let (_, sender) = bench.source.stream(b"hello");
+    let waiting = bench.follow(&digest);
+    send_all(sender, b"x");
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    bench.wait_for_landing(&digest);
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_partial_that_is_whole_needs_no_upstream() {
+    let bench = Bench::new();
+    let digest = Digest::of(Algorithm::Sha256, b"hello world");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hello world").unwrap();
+    let waiting = bench.follow(&digest);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+    assert!(bench.source.calls().is_empty());
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+}
+
+#[test]
+fn content_that_vanishes_upstream_in_mid_download_ends_it() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    sender.send(Ok(b"hello".to_vec())).unwrap();
+    sender.send(reset()).unwrap();
+    assert!(read_all(&waiting).unwrap_err().is_not_found());
+    assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a from 5"]);
+}
+
+#[test]
+fn a_download_goes_on_when_every_client_has_left() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    drop(bench.follow(&digest));
+    sender.send(Ok(b"hello world".to_vec())).unwrap();
+    let watcher = bench.follow(&digest);
+    drop(sender);
+    assert_eq!(read_all(&watcher).unwrap(), b"hello world");
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+    assert_eq!(bench.source.calls(), ["GET blob a"]);
+}
+
+#[test]
+fn a_body_without_a_length_is_answered_when_it_is_whole() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    bench.source.sizes.lock().unwrap().clear();
+    let waiting = bench.follow(&digest);
+    sender.send(Ok(b"hello world".to_vec())).unwrap();
+    assert!(waiting.poll_size(Waker::noop()).is_pending());
+    drop(sender);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+}
+
+#[test]
+fn a_size_alone_does_not_download() {
+    let bench = Bench::new();
+    let (digest, _sender) = bench.source.stream(b"hello world");
+    let Ok(BlobLookup::Wait(waiting)) = bench.cache.blob(&name(), &digest, Purpose::Size) else {
+        panic!("the blob is not cached")
+    };
+    assert_eq!(wait(|waker| waiting.poll_size(waker)).unwrap(), 11);
+    assert_eq!(bench.source.calls(), ["HEAD blob"]);
+}
+
+#[test]
+fn a_manifest_that_lies_about_a_size_harms_only_its_own_repository() {
+    let bench = Bench::new();
+    let digest = bench.deliver(b"layer");
+    let lie = format!(
+        r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":99}}]}}"#
+    );
+    bench.source.publish("evil", lie.as_bytes());
+    let evil = ImageName::new("reg.test".parse().unwrap(), "evil".parse().unwrap());
+    if let ManifestLookup::Wait(waiting) =
+        bench.cache.manifest(&evil, &"evil".parse().unwrap()).unwrap()
+    {
+        wait(|waker| waiting.poll(waker)).unwrap();
+    }
+    assert_eq!(bench.stored(&digest).unwrap(), b"layer");
+    let restarted = bench.restarted(|_| {});
+    assert_eq!(restarted.stored(&digest).unwrap(), b"layer");
+}
+
+#[test]
+fn a_blob_shorter_than_its_manifest_says_is_fetched_again() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"layer");
+    let body = format!(
+        r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":5}}]}}"#
+    );
+    bench.source.publish("v1", body.as_bytes());
+    bench.how("v1");
+    fs::create_dir_all(bench.directory.path().join("blobs/sha256")).unwrap();
+    fs::write(bench.file_of(&digest), b"lay").unwrap();
+    let waiting = bench.follow(&digest);
+    send_all(sender, b"layer");
+    assert_eq!(read_all(&waiting).unwrap(), b"layer");
+    assert_eq!(bench.stored(&digest).unwrap(), b"layer");
+}
+
+#[test]
+fn a_landing_between_look_and_join_is_noticed() {
+    let bench = Bench::new();
+    let digest = bench.deliver(b"layer");
+    bench.wait_for_landing(&digest);
+    // As if the look into the store had come before the commit, and the joining after the landing.
+    let late = bench.cache.ask_for_blob(&name(), &digest, None);
+    assert_eq!(read_all(&late).unwrap(), b"layer");
+    assert_eq!(bench.source.calls(), ["GET blob a"]);
+}

@@ -1,0 +1,63 @@
+//! Lists, closing, and the keeper.
+
+use super::*;
+
+#[test]
+fn closing_tells_everybody_who_waits() {
+    let bench = Bench::with(|settings| settings.blob_fetchers = 1);
+    let (running, sender) = bench.source.stream(b"running");
+    let (queued, _sender) = bench.source.stream(b"queued");
+    let first = bench.follow(&running);
+    wait(|waker| first.poll_size(waker)).unwrap();
+    let second = bench.follow(&queued);
+    bench.cache.close();
+    assert!(matches!(read_all(&second), Err(CacheError::GivenUp)));
+    sender.send(Ok(b"run".to_vec())).unwrap();
+    assert!(matches!(read_all(&first), Err(CacheError::GivenUp)));
+}
+
+#[test]
+fn a_list_is_relayed_for_a_minute_and_the_last_good_one_afterwards() {
+    let bench = Bench::new();
+    let ask = || {
+        let question = ListQuestion::Tags { query: String::new() };
+        match bench.cache.list(&name(), question)? {
+            ListLookup::Ready(answer) => Ok(answer),
+            ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker)),
+        }
+    };
+    assert_eq!(ask().unwrap().how, How::Miss);
+    assert_eq!(ask().unwrap().how, How::Hit);
+    bench.source.fail(Some(unreachable_kind()));
+    bench.advance(Duration::from_secs(61));
+    let stale: Result<ListAnswer, CacheError> = ask();
+    assert_eq!(stale.unwrap().how, How::Stale);
+    assert_eq!(bench.source.calls().len(), 2);
+}
+
+#[test]
+fn cached_tags_are_listed_when_upstream_never_was_asked() {
+    let bench = Bench::new();
+    for tag in ["v2", "v1"] {
+        bench.source.publish(tag, &manifest(tag));
+        bench.how(tag);
+    }
+    let bench = bench.restarted(|settings| settings.air_gapped = true);
+    let question = ListQuestion::Tags { query: "n=1".into() };
+    let Ok(ListLookup::Ready(answer)) = bench.cache.list(&name(), question) else {
+        panic!("a local answer")
+    };
+    assert_eq!(answer.list.body, r#"{"name":"a","tags":["v1"]}"#);
+    assert_eq!(answer.list.next.as_deref(), Some("n=1&last=v1"));
+}
+
+#[test]
+fn the_keeper_writes_the_index_when_it_ends() {
+    let bench = Bench::new();
+    let keeper = Keeper::start(bench.cache.store().clone()).unwrap();
+    bench.source.publish("v1", &manifest("one"));
+    bench.how("v1");
+    drop(keeper);
+    let index = fs::read_to_string(bench.directory.path().join("index.json")).unwrap();
+    assert!(index.contains("reg.test/a:v1"), "{index}");
+}
