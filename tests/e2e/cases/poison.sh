@@ -49,6 +49,8 @@ readonly SIZE_OFFSET
 never_complete "a small blob" "$HELLO_LAYER" "hello/blobs/$HELLO_LAYER" $((HELLO_LAYER_SIZE - 1))
 never_complete "a manifest" "$HELLO_V2_DIGEST" "hello/manifests/$HELLO_V2_DIGEST" $((SIZE_OFFSET + 7))
 never_complete "a blob of 64 MiB, at its start" "$BIG_LAYER" "big/blobs/$BIG_LAYER" 0
+# A client has the last byte when the digest agrees; the name in the cache follows when the disk has it all.
+wait_until 10 "the blob in the cache" test -f "$(cached_blob "$BIG_LAYER")"
 rm -f -- "$(cached_blob "$BIG_LAYER")"
 never_complete "a blob of 64 MiB, at its end" "$BIG_LAYER" "big/blobs/$BIG_LAYER" $((BIG_LAYER_SIZE - 1))
 cache_is_sound
