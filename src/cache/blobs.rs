@@ -319,10 +319,10 @@ impl Inner {
         let mut surplus = ingest.bytes_written() - body.start.min(ingest.bytes_written());
         loop {
             self.stop_if_closed()?;
-            let read = body.reader.read(&mut download.chunk).map_err(|error| {
-                let request = format!("GET blob {}", download.what());
-                CacheError::Upstream(UpstreamError::from_body(&request, error))
-            })?;
+            let read = match body.reader.read(&mut download.chunk) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result.map_err(|error| download.broke_off(error))?,
+            };
             if read == 0 {
                 return download.check_end(ingest, surplus);
             }
@@ -374,6 +374,11 @@ impl Download<'_> {
         format!("{}@{}", self.name, self.pilot.key())
     }
 
+    fn broke_off(&self, error: io::Error) -> CacheError {
+        let request = format!("GET blob {}", self.what());
+        CacheError::Upstream(UpstreamError::from_body(&request, error))
+    }
+
     fn announce(&self, ingest: &Ingest) {
         self.pilot.announce(Incoming { file: Arc::clone(ingest.file()), size: self.size });
     }
@@ -390,9 +395,7 @@ impl Download<'_> {
     fn check_end(&self, ingest: &Ingest, surplus: u64) -> Result<(), CacheError> {
         match self.size {
             Some(size) if ingest.bytes_written() < size || surplus > 0 => {
-                let early = io::Error::from(io::ErrorKind::UnexpectedEof);
-                let request = format!("GET blob {}", self.what());
-                Err(CacheError::Upstream(UpstreamError::from_body(&request, early)))
+                Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
             }
             _ => Ok(()),
         }

@@ -81,7 +81,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         UpstreamErrorKind::NotFound => Reason::NotFound,
         UpstreamErrorKind::Unsupported => Reason::Unsupported,
         UpstreamErrorKind::NotAllowed { .. } => Reason::NotAllowed,
-        UpstreamErrorKind::Denied { .. } => Reason::Denied,
+        UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Credentials { .. } => Reason::Denied,
         UpstreamErrorKind::RateLimited { retry_after } => {
             Reason::RateLimited { retry_after: *retry_after }
         }

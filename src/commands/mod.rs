@@ -9,8 +9,9 @@ use std::io::Write;
 use crate::cli::{Arguments, Command};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::ServerError;
-use crate::oci::NameError;
+use crate::oci::{NameError, Upstream};
 use crate::store::StoreError;
+use crate::upstream::TlsFileError;
 
 /// Runs the command that was typed.
 ///
@@ -61,6 +62,13 @@ pub enum CommandError {
     Usage(String),
     /// The configuration cannot be used.
     Config(ConfigError),
+    /// The TLS files of a registry cannot be used.
+    Tls {
+        /// The registry.
+        registry: Upstream,
+        /// What is wrong.
+        source: TlsFileError,
+    },
     /// The cache directory cannot be used.
     Store(StoreError),
     /// The server cannot listen.
@@ -82,7 +90,7 @@ impl CommandError {
     /// The process's exit code: 2 for what was typed or written wrong, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CommandError::Usage(_) | CommandError::Config(_) => 2,
+            CommandError::Usage(_) | CommandError::Config(_) | CommandError::Tls { .. } => 2,
             CommandError::Store(_) | CommandError::Server(_) | CommandError::System { .. } => 1,
         }
     }
@@ -111,6 +119,9 @@ impl fmt::Display for CommandError {
         match self {
             CommandError::Usage(text) => f.write_str(text),
             CommandError::Config(error) => error.fmt(f),
+            CommandError::Tls { registry, source } => {
+                write!(f, "registries: {registry}: tls: {source}")
+            }
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
@@ -126,6 +137,7 @@ impl std::error::Error for CommandError {
         match self {
             CommandError::Usage(_) => None,
             CommandError::Config(error) => Some(error),
+            CommandError::Tls { source, .. } => Some(source),
             CommandError::Store(error) => Some(error),
             CommandError::Server(error) => Some(error),
             CommandError::System { source, .. } => Some(source),

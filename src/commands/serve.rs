@@ -34,6 +34,12 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     for key in &settings.without_effect {
         log::warn!("the configuration key {key} has no effect in this version");
     }
+    for entry in &settings.upstream.registries {
+        entry
+            .tls
+            .check()
+            .map_err(|source| CommandError::Tls { registry: entry.upstream.clone(), source })?;
+    }
     let store = Store::open(&settings.store)?;
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);

@@ -33,6 +33,13 @@ pub enum ConfigError {
         /// Its name.
         name: String,
     },
+    /// An entry of `registries` contradicts itself.
+    Registry {
+        /// Its name.
+        name: String,
+        /// What is wrong and what is wanted.
+        reason: String,
+    },
     /// An alias means two registries, or hides one.
     Alias {
         /// The alias.
@@ -65,6 +72,7 @@ impl fmt::Display for ConfigError {
             ConfigError::Twice { name } => {
                 write!(f, "registries: {name} is listed twice: merge the two entries")
             }
+            ConfigError::Registry { name, reason } => write!(f, "registries: {name}: {reason}"),
             ConfigError::Alias { alias, reason } => {
                 write!(f, "registries: the alias {alias} {reason}")
             }

@@ -108,6 +108,8 @@ pub(super) struct AuthEntry {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) password_from_env: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+    pub(super) docker_config: Option<PathBuf>,
     pub(super) token: Option<TokenEntry>,
 }
 
@@ -185,15 +187,9 @@ impl File {
             let refuse = |key: &str| {
                 Err(ConfigError::NotYet { key: format!("registries: {}: {key}", entry.name.0) })
             };
-            if entry.auth.as_ref().is_some_and(AuthEntry::is_set) {
-                return refuse("auth");
-            }
-            if entry
-                .tls
-                .as_ref()
-                .is_some_and(|tls| tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some())
-            {
-                return refuse("tls.ca, tls.cert and tls.key");
+            let token = entry.auth.as_ref().and_then(|auth| auth.token.as_ref());
+            if token.is_some_and(TokenEntry::has_provider) {
+                return refuse("auth.token.provider");
             }
             if entry.endpoints.as_ref().is_some_and(|endpoints| endpoints.len() > 1) {
                 return refuse("a second endpoint");
@@ -203,14 +199,9 @@ impl File {
     }
 }
 
-impl AuthEntry {
-    fn is_set(&self) -> bool {
-        let token = self.token.as_ref().is_some_and(|token| {
-            [&token.provider, &token.provider_opts, &token.expiry, &token.fixed]
-                .iter()
-                .any(|each| each.is_some())
-        });
-        token || self.user.is_some() || self.password.is_some() || self.password_from_env.is_some()
+impl TokenEntry {
+    fn has_provider(&self) -> bool {
+        self.provider.is_some() || self.provider_opts.is_some() || self.expiry.is_some()
     }
 }
 

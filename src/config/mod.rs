@@ -6,6 +6,7 @@
 
 mod error;
 mod file;
+mod registry;
 mod value;
 
 use std::collections::HashMap;
@@ -15,14 +16,14 @@ use std::time::Duration;
 
 use crate::api::Naming;
 use crate::oci::Upstream;
-use crate::upstream::{Endpoint, RegistrySettings, Scheme, Timeouts, UnlistedRegistries};
+use crate::upstream::{RegistrySettings, Timeouts, UnlistedRegistries};
 use crate::{cache, http, store, upstream};
 
 pub use error::ConfigError;
 pub use value::{LogLevel, ParseValueError};
 
 use file::{File, RegistryEntry};
-use value::{EndpointUrl, Span, Text, Whole};
+use value::{Span, Text, Whole};
 
 /// Where the cache is if nobody says; the reference server's place is another, so that the two can be
 /// installed side by side.
@@ -184,18 +185,7 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
         if registries.iter().any(|before| before.upstream == upstream) {
             return Err(ConfigError::Twice { name: upstream.to_string() });
         }
-        let scheme = entry.scheme.map_or(Scheme::Https, Scheme::from);
-        let given = entry.endpoints.as_ref().and_then(|endpoints| endpoints.first());
-        let endpoint = match given {
-            Some(Text(EndpointUrl(endpoint))) => endpoint.clone(),
-            None => Endpoint::of(&upstream, scheme),
-        };
-        let skip = entry.tls.as_ref().and_then(|tls| tls.insecure_skip_verify);
-        registries.push(RegistrySettings {
-            upstream,
-            endpoint,
-            insecure_skip_verify: skip.unwrap_or(false),
-        });
+        registries.push(registry::settings(entry)?);
     }
     let mut timeouts = Timeouts::default();
     if let Some(milliseconds) =
@@ -252,6 +242,7 @@ fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, Co
 mod tests {
     use super::*;
     use crate::cache::Ttl;
+    use crate::upstream::{Credentials, IdentityFiles, Scheme, Secret, TlsSettings};
 
     fn settings(text: &str) -> Result<Settings, String> {
         let file = parse(Path::new("larder.yaml"), text).map_err(|error| error.to_string())?;
@@ -307,7 +298,7 @@ serverTlsConfig: {}
         assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
         let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
         assert_eq!(local.endpoint.scheme, Scheme::Http);
-        assert!(quay.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
+        assert!(quay.tls.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
         assert_eq!(settings.without_effect, ["preloadImages", "metrics", "os", "arch"]);
     }
 
@@ -359,6 +350,37 @@ registries:
     }
 
     #[test]
+    fn credentials_and_certificates_of_a_registry() {
+        let text = "
+registries:
+  - {name: a.io, auth: {user: u, password: p}, tls: {ca: /ca, cert: /c, key: /k}}
+  - {name: b.io, auth: {user: u, passwordFile: /f}}
+  - {name: c.io, auth: {dockerConfig: /d}}
+  - {name: d.io, auth: {token: {static: t}}}
+  - {name: e.io, auth: {}}
+";
+        let settings = settings(text).unwrap();
+        let user = || "u".to_owned();
+        let expected = [
+            Credentials::Password { user: user(), password: Secret::new("p") },
+            Credentials::PasswordFile { user: user(), path: "/f".into() },
+            Credentials::DockerConfig { path: "/d".into() },
+            Credentials::Bearer(Secret::new("t")),
+            Credentials::Anonymous,
+        ];
+        for (entry, expected) in settings.upstream.registries.iter().zip(expected) {
+            assert_eq!(entry.credentials, expected, "{}", entry.upstream);
+        }
+        let identity = IdentityFiles { cert: "/c".into(), key: "/k".into() };
+        let tls = TlsSettings {
+            ca: Some("/ca".into()),
+            identity: Some(identity),
+            insecure_skip_verify: false,
+        };
+        assert_eq!(settings.upstream.registries[0].tls, tls);
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         for (text, words) in [
             ("port: 8081\nhealth: 8081", "different ports"),
@@ -366,6 +388,17 @@ registries:
             ("registries: [{name: a.io, aliases: [x]}, {name: b.io, aliases: [X]}]", "given twice"),
             ("registries: [{name: a.io, aliases: [b.io]}, {name: b.io}]", "name of a listed"),
             ("registries: [{name: a.io, aliases: [\"x/y\"]}]", "letters"),
+            ("registries: [{name: a.io, auth: {user: u}}]", "needs password"),
+            ("registries: [{name: a.io, auth: {password: p}}]", "needs auth.user"),
+            (
+                "registries: [{name: a.io, auth: {user: u, password: p, passwordFile: /f}}]",
+                "keep one",
+            ),
+            (
+                "registries: [{name: a.io, auth: {user: u, passwordFromEnv: LARDER_UNSET}}]",
+                "not set",
+            ),
+            ("registries: [{name: a.io, tls: {cert: /c}}]", "needs tls.key"),
         ] {
             let error = settings(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -376,8 +409,7 @@ registries:
     fn nothing_that_protects_is_ignored_silently() {
         for text in [
             "serverTlsConfig: {cert: /a, key: /b}",
-            "registries: [{name: a.io, auth: {user: u, password: p}}]",
-            "registries: [{name: a.io, tls: {ca: /ca}}]",
+            "registries: [{name: a.io, auth: {token: {provider: ecr}}}]",
         ] {
             assert!(
                 settings(text).unwrap_err().contains("not supported by this version"),

@@ -22,7 +22,8 @@
 //!   systems they hold only where the file system passes them on.
 //!
 //! # Crash points
-//! Killed before the rename: a partial stays in `incoming/`, and no name refers to it. Killed between
+//! Killed before the rename: a partial stays in `incoming/`, no name refers to it, and the next ingest
+//! of that digest hashes it again and goes on behind it. Killed between
 //! a manifest's rename and its tag: an unreferenced blob, which a sweep takes. Killed while a record
 //! is replaced: the old record, whole. There is no fourth state.
 

@@ -16,6 +16,11 @@ impl Challenge {
         self.parameters.iter().find(|(each, _)| each == name).map(|(_, value)| value.as_str())
     }
 
+    /// Whether one of the challenges is for a user and a password.
+    pub(super) fn wants_basic<'a>(lines: impl IntoIterator<Item = &'a str>) -> bool {
+        lines.into_iter().flat_map(parse).any(|challenge| challenge.scheme == "basic")
+    }
+
     /// Picks the bearer challenge out of all that the lines of a header hold.
     pub(super) fn bearer<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Challenge> {
         let mut challenges = lines.into_iter().flat_map(parse);

@@ -28,6 +28,11 @@ pub enum UpstreamErrorKind {
         /// The HTTP status.
         status: u16,
     },
+    /// The credentials cannot be read (`registries[].auth`).
+    Credentials {
+        /// Which file, and what is wrong with it.
+        reason: Arc<str>,
+    },
     /// The registry has had enough of us for now.
     RateLimited {
         /// What `Retry-After` says.
@@ -191,6 +196,7 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Denied { status } => {
                 write!(f, "the registry demands other credentials (status {status})")
             }
+            UpstreamErrorKind::Credentials { reason } => write!(f, "no credentials: {reason}"),
             UpstreamErrorKind::RateLimited { retry_after: Some(wait) } => {
                 write!(f, "the registry's rate limit is reached, retry after {} s", wait.as_secs())
             }

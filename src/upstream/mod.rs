@@ -16,11 +16,14 @@
 mod address;
 mod answer;
 mod challenge;
+mod credentials;
 mod error;
 mod list;
 mod location;
 mod registries;
 mod registry;
+mod session;
+mod tls;
 mod token;
 mod transport;
 
@@ -29,11 +32,13 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, TagPage, Upstream};
 
+pub use credentials::{Credentials, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use registries::{
     Endpoint, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
 };
 pub use registry::Registry;
+pub use tls::{IdentityFiles, TlsFileError, TlsSettings};
 pub use transport::Timeouts;
 
 /// Finds the source of a registry's content. The seam behind which tests put a fake.

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::address::Guard;
+use super::credentials::Credentials;
 use super::registry::Registry;
-use super::transport::{LazyAgent, Timeouts, Verification};
+use super::tls::TlsSettings;
+use super::transport::{LazyAgent, Timeouts};
 use super::{Source, Sources, UpstreamError, UpstreamErrorKind};
 use crate::oci::Upstream;
 
@@ -31,8 +33,10 @@ pub struct RegistrySettings {
     pub upstream: Upstream,
     /// Where it really is.
     pub endpoint: Endpoint,
-    /// `tls.insecureSkipVerify`: accept any certificate of the endpoint.
-    pub insecure_skip_verify: bool,
+    /// Whom it must prove to be, and as whom we present ourselves.
+    pub tls: TlsSettings,
+    /// Who we are.
+    pub credentials: Credentials,
 }
 
 /// Scheme, host and port of a registry's API.
@@ -95,7 +99,8 @@ pub(super) struct ForeignAgents {
 impl Registries {
     /// The registries of a configuration. Nothing is dialled.
     pub fn new(settings: Settings) -> Registries {
-        let agent = |guard| LazyAgent::new(guard, Verification::Roots, settings.timeouts);
+        let roots = || Some(TlsSettings::default());
+        let agent = |guard| LazyAgent::new(guard, roots(), settings.timeouts);
         let foreign = Arc::new(ForeignAgents {
             public: agent(Guard::PublicOnly),
             private_too: agent(Guard::PrivateToo),
@@ -185,7 +190,8 @@ mod tests {
         let entry = RegistrySettings {
             upstream: upstream.clone(),
             endpoint: Endpoint::of(&upstream, Scheme::Http),
-            insecure_skip_verify: false,
+            tls: TlsSettings::default(),
+            credentials: Credentials::Anonymous,
         };
         let settings = Settings {
             registries: vec![entry],

@@ -1,7 +1,7 @@
 //! Agents: pools of connections with their TLS and their bounds on waiting.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::config::Config;
@@ -9,6 +9,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::transport::DefaultConnector;
 
 use super::address::{Guard, GuardedResolver};
+use super::tls::{IdentityFiles, Stamp, TlsFileError, TlsSettings, load_ca};
 
 /// Idle connections kept to one host, so that the layers of an image need no handshake each.
 const IDLE_CONNECTIONS_PER_HOST: usize = 8;
@@ -41,48 +42,97 @@ impl Default for Timeouts {
     }
 }
 
-/// Whose certificates are accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verification {
-    /// Those that lead to a root of the operating system, or of Mozilla where it has none.
-    Roots,
-    /// Anybody's: `tls.insecureSkipVerify`.
-    Skipped,
-    /// Nobody's: this agent speaks plain HTTP, and the roots need not be loaded for it.
-    Unused,
-}
+/// How often it is looked whether certificate files have changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// An agent that is built when it is first used: loading the root certificates takes longer than all
-/// the rest of Larder's start.
+/// An agent that is built when it is first used (loading the root certificates takes longer than all
+/// the rest of Larder's start) and again when its certificate files change.
 #[derive(Debug)]
 pub(super) struct LazyAgent {
     guard: Guard,
-    verification: Verification,
+    /// `None` for a host that is spoken to in the clear: then no roots are loaded.
+    tls: Option<TlsSettings>,
     timeouts: Timeouts,
-    agent: OnceLock<Agent>,
+    /// Held while an agent is built: who comes then needs the same one.
+    built: Mutex<Option<Built>>,
+}
+
+#[derive(Debug)]
+struct Built {
+    agent: Agent,
+    stamp: Stamp,
+    looked: Instant,
 }
 
 impl LazyAgent {
-    pub(super) fn new(guard: Guard, verification: Verification, timeouts: Timeouts) -> LazyAgent {
-        LazyAgent { guard, verification, timeouts, agent: OnceLock::new() }
+    pub(super) fn new(guard: Guard, tls: Option<TlsSettings>, timeouts: Timeouts) -> LazyAgent {
+        LazyAgent { guard, tls, timeouts, built: Mutex::new(None) }
     }
 
-    pub(super) fn get(&self) -> &Agent {
-        self.agent.get_or_init(|| {
-            let resolver = GuardedResolver { guard: self.guard };
-            Agent::with_parts(self.config(), DefaultConnector::default(), resolver)
-        })
+    /// The agent.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] if it was never built and a file cannot be used. Files that are changed for the
+    /// worse leave the former agent in force, with a log line: a rotation may be half-way.
+    pub(super) fn get(&self) -> Result<Agent, TlsFileError> {
+        // A panic while building leaves nothing or the former agent.
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match &mut *built {
+            Some(built) => self.refresh(built, now),
+            None => {
+                let stamp = self.stamp();
+                let agent = self.build()?;
+                *built = Some(Built { agent: agent.clone(), stamp, looked: now });
+                Ok(agent)
+            }
+        }
     }
 
-    fn config(&self) -> Config {
-        let roots = match self.verification {
-            Verification::Roots => roots(),
-            Verification::Skipped | Verification::Unused => RootCerts::WebPki,
+    fn refresh(&self, built: &mut Built, now: Instant) -> Result<Agent, TlsFileError> {
+        if now.duration_since(built.looked) >= LOOK_INTERVAL {
+            built.looked = now;
+            let stamp = self.stamp();
+            if stamp != built.stamp {
+                match self.build() {
+                    Ok(agent) => (built.agent, built.stamp) = (agent, stamp),
+                    Err(error) => log::warn!("changed TLS files are not used yet: {error}"),
+                }
+            }
+        }
+        Ok(built.agent.clone())
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.tls.as_ref().map(TlsSettings::stamp).unwrap_or_default()
+    }
+
+    fn build(&self) -> Result<Agent, TlsFileError> {
+        let resolver = GuardedResolver { guard: self.guard };
+        let config = self.config(self.tls_config()?);
+        Ok(Agent::with_parts(config, DefaultConnector::default(), resolver))
+    }
+
+    fn tls_config(&self) -> Result<TlsConfig, TlsFileError> {
+        let Some(tls) = &self.tls else { return Ok(TlsConfig::default()) };
+        let roots = match (&tls.ca, tls.insecure_skip_verify) {
+            (_, true) => RootCerts::WebPki,
+            (None, false) => RootCerts::Specific(roots()),
+            (Some(ca), false) => {
+                let mut all = roots().to_vec();
+                all.extend(load_ca(ca)?);
+                RootCerts::Specific(Arc::new(all))
+            }
         };
-        let tls = TlsConfig::builder()
+        let identity = tls.identity.as_ref().map(IdentityFiles::load).transpose()?;
+        Ok(TlsConfig::builder()
             .root_certs(roots)
-            .disable_verification(self.verification == Verification::Skipped)
-            .build();
+            .client_cert(identity)
+            .disable_verification(tls.insecure_skip_verify)
+            .build())
+    }
+
+    fn config(&self, tls: TlsConfig) -> Config {
         Agent::config_builder()
             .tls_config(tls)
             // A 401 carries the challenge, a redirect its target: both are answers here.
@@ -104,20 +154,26 @@ impl LazyAgent {
 }
 
 /// The operating system's roots, or Mozilla's in an image that has none. Loaded once.
-fn roots() -> RootCerts {
-    static ROOTS: OnceLock<RootCerts> = OnceLock::new();
-    ROOTS.get_or_init(load_roots).clone()
+fn roots() -> Arc<Vec<Certificate<'static>>> {
+    static ROOTS: OnceLock<Arc<Vec<Certificate<'static>>>> = OnceLock::new();
+    Arc::clone(ROOTS.get_or_init(|| Arc::new(load_roots())))
 }
 
-fn load_roots() -> RootCerts {
+fn load_roots() -> Vec<Certificate<'static>> {
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
         log::warn!("a root certificate of the operating system cannot be used: {error}");
     }
     if loaded.certs.is_empty() {
         log::info!("the operating system has no root certificates; Mozilla's are used");
-        return RootCerts::WebPki;
+        return mozilla_roots();
     }
-    let certificates = loaded.certs.iter().map(|each| Certificate::from_der(each).to_owned());
-    RootCerts::Specific(Arc::new(certificates.collect()))
+    loaded.certs.iter().map(|each| Certificate::from_der(each).to_owned()).collect()
+}
+
+fn mozilla_roots() -> Vec<Certificate<'static>> {
+    webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|each| Certificate::from_der(each).to_owned())
+        .collect()
 }

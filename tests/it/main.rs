@@ -35,3 +35,7 @@ mod lists;
 mod air_gap;
 // The program as a process: arguments, errors, signals.
 mod process;
+// Users, passwords, tokens of our own.
+mod credentials;
+// Given authorities and client certificates.
+mod tls;

@@ -321,7 +321,13 @@ impl Connection {
     #[track_caller]
     fn fill(&mut self, awaited: &str) -> bool {
         let mut chunk = [0; 16 * 1024];
-        let result = self.wire.read(&mut chunk);
+        let result = loop {
+            match self.wire.read(&mut chunk) {
+                // A machine that was paused meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
         match result {
             Ok(0) => self.end = End::Closed,
             Ok(n) => {

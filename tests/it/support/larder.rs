@@ -27,7 +27,8 @@ use larder::cache::{self, Cache, Keeper};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
-    self, Endpoint, Registries, RegistrySettings, Scheme, Timeouts, UnlistedRegistries,
+    self, Credentials, Endpoint, Registries, RegistrySettings, Scheme, Timeouts, TlsSettings,
+    UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -307,7 +308,8 @@ impl Settings {
             authority: registry.host(),
         };
         let upstream = name.parse().expect("the name of a registry");
-        let entry = RegistrySettings { upstream, endpoint, insecure_skip_verify: false };
+        let (tls, credentials) = (TlsSettings::default(), Credentials::Anonymous);
+        let entry = RegistrySettings { upstream, endpoint, tls, credentials };
         self.upstream.registries.push(entry);
         self.upstream.registries.last_mut().expect("one was pushed")
     }

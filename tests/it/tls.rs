@@ -1,0 +1,139 @@
+//! TLS towards registries: a given authority, a client certificate, and neither for anybody else.
+//!
+//! The permutations of the reference server: HTTPS by a given CA, mTLS by a given CA, mTLS unverified.
+
+use std::fs;
+use std::path::PathBuf;
+
+use larder::upstream::{IdentityFiles, TlsSettings};
+
+use crate::support::larder::{Settings, blob, manifest};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On};
+
+const REPOSITORY: &str = "team/app";
+
+/// A directory with the registry's authority and a client certificate in it.
+struct Files {
+    directory: tempfile::TempDir,
+}
+
+impl Files {
+    fn of(registry: &FakeRegistry) -> Files {
+        let files = Files { directory: tempfile::tempdir().expect("a directory") };
+        files.put("ca.pem", &registry.ca_pem());
+        files
+    }
+
+    fn put(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path
+    }
+
+    fn ca(&self) -> Option<PathBuf> {
+        Some(self.directory.path().join("ca.pem"))
+    }
+
+    fn identity(&self, registry: &FakeRegistry) -> Option<IdentityFiles> {
+        let identity = registry.client_identity("larder");
+        let cert = self.put("cert.pem", &identity.certificate_pem);
+        let key = self.put("key.pem", &identity.key_pem);
+        Some(IdentityFiles { cert, key })
+    }
+}
+
+fn set(tls: TlsSettings) -> impl FnOnce(&mut Settings) {
+    move |settings| settings.upstream.registries[0].tls = tls
+}
+
+fn publish(registry: &FakeRegistry) -> Image {
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    image
+}
+
+#[test]
+fn registry_of_a_given_authority_is_trusted() {
+    let registry = FakeRegistry::start_tls();
+    let image = publish(&registry);
+    let files = Files::of(&registry);
+    let larder = Larder::start_with(
+        &registry,
+        set(TlsSettings { ca: files.ca(), ..TlsSettings::default() }),
+    );
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == image.manifest(), "{got:?}");
+}
+
+#[test]
+fn registry_of_another_authority_is_not_trusted() {
+    let (registry, other) = (FakeRegistry::start_tls(), FakeRegistry::start_tls());
+    publish(&registry);
+    let files = Files::of(&other);
+    let larder = Larder::start_with(
+        &registry,
+        set(TlsSettings { ca: files.ca(), ..TlsSettings::default() }),
+    );
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn client_certificate_opens_a_registry_that_demands_one() {
+    for insecure_skip_verify in [false, true] {
+        let registry = FakeRegistry::start_mtls();
+        let image = publish(&registry);
+        let files = Files::of(&registry);
+        let ca = files.ca().filter(|_| !insecure_skip_verify);
+        let without = TlsSettings { ca: ca.clone(), identity: None, insecure_skip_verify };
+        let larder = Larder::start_with(&registry, set(without));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.status >= 500, "no certificate: {got:?}");
+        drop(larder);
+        let identity = files.identity(&registry);
+        let larder =
+            Larder::start_with(&registry, set(TlsSettings { ca, identity, insecure_skip_verify }));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{got:?}");
+        for layer in image.layers() {
+            assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+        }
+    }
+}
+
+#[test]
+fn authority_counts_for_redirects_and_the_client_certificate_does_not() {
+    let registry = FakeRegistry::start_mtls();
+    let image = publish(&registry);
+    let layer = &image.layers()[0];
+    let files = Files::of(&registry);
+    // Another server that demands a certificate: ours must not be shown to it.
+    let other = FakeRegistry::start_mtls();
+    other.add_file("/store/layer", "application/octet-stream", &layer.bytes);
+    let both = format!("{}{}", registry.ca_pem(), other.ca_pem());
+    files.put("ca.pem", &both);
+    registry.fault(On::get_blob(&layer.digest), Fault::redirect_to(&other.url("/store/layer")));
+    let identity = files.identity(&registry);
+    let larder = Larder::start_with(
+        &registry,
+        set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
+    );
+    let got = larder.get(&blob(REPOSITORY, &layer.digest));
+    assert!(matches!(got.status, 502 | 503), "{got:?}");
+    assert!(other.requests().is_empty(), "{:?}", other.requests());
+
+    let plain = FakeRegistry::start_tls();
+    plain.add_file("/store/layer", "application/octet-stream", &layer.bytes);
+    drop(larder);
+    files.put("ca.pem", &format!("{both}{}", plain.ca_pem()));
+    registry.clear_faults();
+    registry.fault(On::get_blob(&layer.digest), Fault::redirect_to(&plain.url("/store/layer")));
+    let identity = files.identity(&registry);
+    let larder = Larder::start_with(
+        &registry,
+        set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
+    );
+    let got = larder.get(&blob(REPOSITORY, &layer.digest));
+    assert!(got.body == layer.bytes, "the private authority counts for its redirects: {got:?}");
+}
