@@ -89,7 +89,7 @@ impl Socket {
             rustix::fs::sendfile(&self.fd, file, Some(&mut offset), count)
         });
         sent.map_err(|errno| match errno {
-            Errno::AGAIN => FileHalt::Blocked,
+            Errno::AGAIN | Errno::INTR => FileHalt::Blocked,
             Errno::INVAL | Errno::NOSYS => FileHalt::Unsupported,
             Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT | Errno::NOTCONN => FileHalt::Gone,
             Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN => FileHalt::Gone,
@@ -139,7 +139,7 @@ impl AsFd for Socket {
 
 fn halt(errno: Errno) -> Halt {
     match errno {
-        Errno::AGAIN => Halt::Blocked,
+        Errno::AGAIN | Errno::INTR => Halt::Blocked,
         _ => Halt::Gone,
     }
 }

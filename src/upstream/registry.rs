@@ -22,7 +22,7 @@ use crate::oci::{
 /// The largest list, in bytes: a page of tags, the referrers of one manifest.
 const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// A registry: what can be asked of it, over a [`Session`] with it.
+/// A registry: what can be asked of it, over one session with it.
 pub struct Registry {
     session: Session,
     timeouts: Timeouts,
