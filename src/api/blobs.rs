@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use super::range::{Part, entity_tag, is_not_modified, part};
@@ -167,18 +167,19 @@ impl Tail for BlobTail {
 
     fn poll_available(&mut self, position: u64, waker: &Waker) -> Poll<Result<u64, Box<str>>> {
         if self.file.is_none() {
-            match self.wait.poll_file(waker) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(failure)) => {
-                    return Poll::Ready(Err(failure.error.to_string().into()));
+            // The size first: as long as the download does not know it, it does not know which byte is
+            // the last for this client, and so which to hold back.
+            match ready!(self.wait.poll_size(waker)) {
+                Ok(size) if size == self.promised => {}
+                Ok(_) => {
+                    let reason = "upstream's size is not the one that was promised";
+                    return Poll::Ready(Err(reason.into()));
                 }
-                Poll::Ready(Ok(incoming)) => {
-                    if incoming.size.is_some_and(|size| size != self.promised) {
-                        let reason = "upstream's size is not the one that was promised";
-                        return Poll::Ready(Err(reason.into()));
-                    }
-                    self.file = Some(incoming.file);
-                }
+                Err(failure) => return Poll::Ready(Err(failure.error.to_string().into())),
+            }
+            match ready!(self.wait.poll_file(waker)) {
+                Ok(incoming) => self.file = Some(incoming.file),
+                Err(failure) => return Poll::Ready(Err(failure.error.to_string().into())),
             }
         }
         self.wait

@@ -241,7 +241,13 @@ impl Inner {
             Begin::Present(blob) => return Ok(arrived(pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
-        let mut download = Download { name, pilot, size: size_hint, chunk: vec![0; CHUNK_BYTES] };
+        let mut download = Download {
+            name,
+            pilot,
+            size: size_hint,
+            is_announced: false,
+            chunk: vec![0; CHUNK_BYTES],
+        };
         self.recover(&mut download, &mut ingest)?;
         if !ingest.is_whole()
             && let Err(error) = self.download(&mut download, &mut ingest)
@@ -252,9 +258,9 @@ impl Inner {
             }
             return Err(error);
         }
-        download.size = Some(ingest.bytes_written());
-        download.announce(&ingest);
         let size = ingest.bytes_written();
+        download.size = Some(size);
+        download.announce(&ingest);
         let verified = ingest.verify(Some(size))?;
         lock(&self.verified_sizes).insert(digest, size);
         // Verified bytes may be shown before the disk has them: they are right whatever it does.
@@ -262,11 +268,10 @@ impl Inner {
         Ok(verified.commit()?)
     }
 
-    /// Takes up what an earlier download has left. It is shown at once where the size is known; that it
-    /// may be damaged is why the last byte waits.
+    /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
+    /// only then is it known which byte is the last.
     fn recover(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
         while ingest.recover(&mut download.chunk)? {
-            download.show(ingest);
             self.stop_if_closed()?;
         }
         match ingest.bytes_written() {
@@ -307,14 +312,9 @@ impl Inner {
         let begun = source.blob(&name.repository, &digest, ingest.bytes_written());
         self.note_blob(name, &digest, &begun);
         let mut body = begun?;
-        download.size = body.size.or(download.size);
-        if download.size == Some(0) && !digest.is_of_nothing() {
-            // There would be no last byte to hold back.
-            let reason = "an empty body for content that is not empty".into();
-            let kind = UpstreamErrorKind::BadAnswer { reason };
-            return Err(UpstreamError::new(format!("GET blob {}", download.what()), kind).into());
-        }
+        download.settle_size(body.size, ingest.bytes_written())?;
         download.announce(ingest);
+        download.show(ingest);
         // A registry that does not do ranges begins anew; what clients have had is passed over.
         let mut surplus = ingest.bytes_written() - body.start.min(ingest.bytes_written());
         loop {
@@ -366,6 +366,8 @@ struct Download<'a> {
     pilot: &'a BlobPilot,
     /// The size of the blob, as upstream or a manifest told it.
     size: Option<u64>,
+    /// Whether clients were told that size.
+    is_announced: bool,
     chunk: Vec<u8>,
 }
 
@@ -379,7 +381,34 @@ impl Download<'_> {
         CacheError::Upstream(UpstreamError::from_body(&request, error))
     }
 
-    fn announce(&self, ingest: &Ingest) {
+    /// Decides which size this download has, of which the last byte will be held back.
+    ///
+    /// Clients compute their `Content-Length` from it, so it cannot change once they were told: with
+    /// another one, a byte that is not the last for us would be the last for them.
+    fn settle_size(&mut self, told: Option<u64>, have: u64) -> Result<(), CacheError> {
+        let bad = |reason: String| {
+            let kind = UpstreamErrorKind::BadAnswer { reason: reason.into() };
+            CacheError::from(UpstreamError::new(format!("GET blob {}", self.what()), kind))
+        };
+        match (told, self.size) {
+            (Some(told), Some(before)) if self.is_announced && told != before => {
+                return Err(bad(format!("it has {told} bytes now and had {before} before")));
+            }
+            (Some(0), _) if !self.pilot.key().is_of_nothing() => {
+                return Err(bad("an empty body for content that is not empty".into()));
+            }
+            _ => self.size = told.or(self.size),
+        }
+        match self.size {
+            Some(expected) if expected < have => {
+                Err(IngestError::WrongSize { expected, actual: have }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn announce(&mut self, ingest: &Ingest) {
+        self.is_announced = true;
         self.pilot.announce(Incoming { file: Arc::clone(ingest.file()), size: self.size });
     }
 

@@ -273,3 +273,47 @@ fn a_landing_between_look_and_join_is_noticed() {
     assert_eq!(read_all(&late).unwrap(), b"layer");
     assert_eq!(bench.source.calls(), ["GET blob a"]);
 }
+
+#[test]
+fn a_size_that_changes_between_connections_ends_the_download() {
+    let bench = Bench::new();
+    let (digest, first) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    first.send(Ok(b"hello".to_vec())).unwrap();
+    assert_eq!(wait(|waker| waiting.poll_size(waker)).unwrap(), 11);
+    bench.source.sizes.lock().unwrap().insert(digest, 99);
+    let (sender, receiver) = mpsc::channel();
+    bench.source.blobs.lock().unwrap().entry(digest).or_default().push_back(receiver);
+    send_all(sender, b" world and more");
+    first.send(reset()).unwrap();
+    // The readers' Content-Length is 11: they must not get an eleventh byte that nobody verified.
+    let failure = read_followed(&waiting).unwrap_err();
+    assert!(failure.error.to_string().contains("99 bytes now"), "{}", failure.error);
+    assert!(bench.cache.inner.blobs.find(&digest).is_none_or(|flight| flight.available() < 11));
+}
+
+#[test]
+fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
+    for size in [5, 99] {
+        let bench = Bench::new();
+        let digest = Digest::of(Algorithm::Sha256, b"hello");
+        let lie = format!(
+            r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":{size}}}]}}"#
+        );
+        bench.source.publish("v1", lie.as_bytes());
+        bench.how("v1");
+        let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+        fs::write(&partial, b"hEllo").unwrap();
+        let (_, sender) = bench.source.stream(b"hello");
+        let gate = Arc::new(Gate::default());
+        *bench.source.gate.lock().unwrap() = Some(Arc::clone(&gate));
+        let waiting = bench.follow(&digest);
+        gate.wait_until_reached();
+        let flight = bench.cache.inner.blobs.find(&digest).unwrap();
+        assert_eq!(flight.available(), 0, "nothing is shown before upstream has told the size");
+        gate.open();
+        drop(sender);
+        assert!(read_followed(&waiting).is_err(), "{size}");
+        assert!(flight.available() < 5, "{size}");
+    }
+}
