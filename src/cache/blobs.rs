@@ -142,6 +142,17 @@ impl Cache {
         }))
     }
 
+    /// Goes on with the downloads that an earlier process has left. Waits for nothing.
+    pub fn resume_downloads(&self) {
+        if self.inner.settings.air_gapped {
+            return;
+        }
+        for (name, digest) in self.inner.store.partials() {
+            log::info!("{name}@{digest}: an earlier download was not finished");
+            self.ask_for_blob(&name, &digest, None);
+        }
+    }
+
     pub(super) fn ask_for_blob(
         &self,
         name: &ImageName,
@@ -313,6 +324,12 @@ impl Inner {
         self.note_blob(name, &digest, &begun);
         let mut body = begun?;
         download.settle_size(body.size, ingest.bytes_written())?;
+        if !download.is_announced
+            && let Err(error) = ingest.note_origin(name)
+        {
+            // The download itself will say what is wrong with the disk, if it matters.
+            log::debug!("{}: {error}", download.what());
+        }
         download.announce(ingest);
         download.show(ingest);
         // A registry that does not do ranges begins anew; what clients have had is passed over.

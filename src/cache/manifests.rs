@@ -265,9 +265,14 @@ impl Inner {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
             Reference::Tag(tag) => self.fetch_by_tag(&name, tag),
         };
-        if let Ok(content) = &result {
-            lock(&self.hot).remove(pilot.key());
-            log::debug!("{}: {}", name.with(&reference), content.digest);
+        match &result {
+            Ok(content) => {
+                lock(&self.hot).remove(pilot.key());
+                log::debug!("{}: {}", name.with(&reference), content.digest);
+            }
+            // Clients ask for what does not exist all the time.
+            Err(error) if error.is_not_found() => log::debug!("{}: {error}", name.with(&reference)),
+            Err(error) => log::warn!("{}: {error}", name.with(&reference)),
         }
         pilot.land(result);
     }

@@ -57,6 +57,9 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
         settings.health.map(|address| serve_health(address, &settings.http)).transpose()?;
     stop_on_signal(server.controller())?;
     banner(&settings, server.address());
+    if settings.resume_on_start {
+        cache.resume_downloads();
+    }
 
     let report = server.run();
     log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);

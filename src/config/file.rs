@@ -43,6 +43,7 @@ pub(super) struct File {
     pub(super) workers: Option<Text<Whole<u32>>>,
     pub(super) max_connections: Option<Text<Whole<u32>>>,
     pub(super) max_downloads: Option<Text<Whole<u32>>>,
+    pub(super) resume_on_start: Option<bool>,
     pub(super) drain_timeout: Option<Text<Span>>,
     pub(super) fsync: Option<bool>,
 }

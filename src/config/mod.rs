@@ -46,6 +46,8 @@ pub struct Settings {
     pub store: store::Settings,
     /// How the cache decides.
     pub cache: cache::Settings,
+    /// Whether downloads that an earlier process has left are gone on with unasked.
+    pub resume_on_start: bool,
     /// The registries.
     pub upstream: upstream::Settings,
     /// The serving edge.
@@ -149,6 +151,7 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
             fsync: file.fsync.unwrap_or(true),
         },
         cache: cache_settings(&file, &over),
+        resume_on_start: file.resume_on_start.unwrap_or(true),
         upstream: upstream_settings(&file, &over)?,
         http: http_settings(&file),
         naming: Naming {
@@ -313,6 +316,7 @@ workers: 5
 maxConnections: 100
 maxDownloads: 3
 drainTimeout: 10s
+resumeOnStart: false
 fsync: false
 registries:
   - {name: docker.io, endpoints: [\"http://127.0.0.1:5000\"], aliases: [hub]}
@@ -322,6 +326,7 @@ registries:
         assert_eq!(settings.cache.revalidate_timeout, Duration::from_millis(500));
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
+        assert!(!settings.resume_on_start);
         assert_eq!(settings.upstream.registries[0].endpoint.authority, "127.0.0.1:5000");
         assert_eq!(settings.naming.aliases["hub"].as_str(), "docker.io");
     }

@@ -16,9 +16,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::error::StoreError;
+use super::refs::Access;
 use super::{Blob, Inner, Store};
-use crate::oci::{Digest, Verifier};
+use crate::oci::{Digest, ImageName, Verifier};
 
 /// How often a partial may turn out to have been committed by another process between opening and
 /// locking it. Each round means that somebody finished the blob, so one is the ordinary case.
@@ -125,6 +128,37 @@ impl Store {
     }
 }
 
+/// The content of a partial's note.
+#[derive(Serialize, Deserialize)]
+struct PartialNote {
+    upstream: String,
+    repository: String,
+}
+
+impl PartialNote {
+    fn origin(&self) -> Option<ImageName> {
+        let (upstream, repository) = (self.upstream.parse().ok()?, self.repository.parse().ok()?);
+        Some(ImageName { upstream, repository })
+    }
+}
+
+impl Store {
+    /// The partials that are there, with the repository that each is for.
+    pub fn partials(&self) -> Vec<(ImageName, Digest)> {
+        let entries = fs::read_dir(self.inner.layout.incoming()).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let partials = names.filter_map(|name| {
+            let (algorithm, hex) = name.strip_suffix(".json")?.split_once('-')?;
+            let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+            let has_bytes = self.inner.layout.partial(&digest).exists();
+            let note: PartialNote =
+                self.record(&self.inner.layout.partial_note(&digest), Access::Look)?;
+            note.origin().filter(|_| has_bytes).map(|origin| (origin, digest))
+        });
+        partials.collect()
+    }
+}
+
 fn open_partial(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
@@ -146,6 +180,22 @@ impl Ingest {
     /// How many bytes were written.
     pub fn bytes_written(&self) -> u64 {
         self.bytes_written
+    }
+
+    /// Notes beside the partial for which repository it is, so that a later start can go on with it
+    /// unasked.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn note_origin(&self, origin: &ImageName) -> Result<(), StoreError> {
+        let note = PartialNote {
+            upstream: origin.upstream.to_string(),
+            repository: origin.repository.to_string(),
+        };
+        let path = self.store.inner.layout.partial_note(&self.digest);
+        let json = serde_json::to_vec(&note)
+            .map_err(|error| StoreError::write(&path, io::Error::other(error)))?;
+        self.store.inner.replace(&path, &json)
     }
 
     /// Reads the next piece of what an earlier ingest has left, as if it had been written now. `false`
@@ -245,6 +295,8 @@ impl Verified {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
         inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
+        // A note without its partial is passed over, so this may fail.
+        let _ = fs::remove_file(inner.layout.partial_note(&ingest.digest));
         Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
     }
 }
@@ -253,8 +305,9 @@ impl Drop for Ingest {
     fn drop(&mut self) {
         let is_empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
         if (self.discard || is_empty) && leads_to(&self.path, &self.file) {
-            // Under the lock, so the name is ours to remove.
+            // Under the lock, so the names are ours to remove.
             let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(self.store.inner.layout.partial_note(&self.digest));
         }
         // Readers may keep the file open long after: the lock must not last as long as they do.
         let _ = self.file.unlock();

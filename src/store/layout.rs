@@ -54,6 +54,11 @@ impl Layout {
         self.incoming().join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
     }
 
+    /// Whose partial it is: beside it.
+    pub(super) fn partial_note(&self, digest: &Digest) -> PathBuf {
+        self.incoming().join(format!("{}-{}.json", digest.algorithm().as_str(), digest.hex()))
+    }
+
     /// Held shared by the commit of a manifest, exclusively by a sweep of unreferenced blobs.
     pub(super) fn sweep_lock(&self) -> PathBuf {
         self.incoming().join("sweep.lock")

@@ -7,6 +7,7 @@
 //! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
 //! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
 //! <root>/incoming/<alg>-<hex>                       the partial download of that digest
+//! <root>/incoming/<alg>-<hex>.json                  JSON: upstream, repository that it is for
 //! ```
 //!
 //! This room must not know that upstreams exist, what HTTP is, or how long anything stays fresh.

@@ -234,6 +234,39 @@ fn bytes_that_were_not_recovered_cannot_be_committed() {
 }
 
 #[test]
+fn a_partial_is_found_with_its_repository_until_it_is_a_blob() {
+    let (_directory, store) = fresh();
+    let (digest, origin) = (sha256(b"hello"), name("reg.local:5000/a/b"));
+    let mut first = begin(&store, &digest);
+    first.note_origin(&origin).unwrap();
+    assert_eq!(store.partials(), [(origin.clone(), digest)]);
+    first.write(b"hel").unwrap();
+    drop(first);
+    assert_eq!(store.partials(), [(origin, digest)]);
+    let mut second = begin(&store, &digest);
+    recover(&mut second);
+    second.write(b"lo").unwrap();
+    second.verify(None).unwrap().commit().unwrap();
+    assert_eq!(store.partials(), []);
+    assert!(!store.inner.layout.partial_note(&digest).exists());
+}
+
+#[test]
+fn notes_that_are_damaged_or_alone_are_passed_over() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let note = store.inner.layout.partial_note(&digest);
+    fs::write(&note, br#"{"upstream":"quay.io","repository":"a"}"#).unwrap();
+    assert_eq!(store.partials(), [], "no partial beside it");
+    fs::write(store.inner.layout.partial(&digest), b"hel").unwrap();
+    assert_eq!(store.partials().len(), 1);
+    for content in ["", "{}", r#"{"upstream":"../..","repository":"a"}"#] {
+        fs::write(&note, content).unwrap();
+        assert_eq!(store.partials(), [], "{content}");
+    }
+}
+
+#[test]
 fn a_writer_that_wrote_nothing_leaves_nothing() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");

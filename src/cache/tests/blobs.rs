@@ -317,3 +317,35 @@ fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
         assert!(flight.available() < 5, "{size}");
     }
 }
+
+#[test]
+fn a_start_goes_on_with_what_was_not_finished() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    let waiting = bench.follow(&digest);
+    sender.send(Ok(b"hello".to_vec())).unwrap();
+    assert_eq!(wait(|waker| waiting.poll_available(0, waker)).unwrap(), 5);
+    bench.cache.close();
+    drop(sender);
+    assert!(read_followed(&waiting).is_err());
+
+    let bench = bench.restarted(|_| {});
+    let (_, sender) = bench.source.stream(b"hello world");
+    send_all(sender, b" world");
+    bench.cache.resume_downloads();
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+    assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a from 5"]);
+    assert!(bench.cache.store().partials().is_empty());
+}
+
+#[test]
+fn an_air_gapped_start_asks_nobody_for_the_rest() {
+    let bench = Bench::with(|settings| settings.air_gapped = true);
+    let digest = Digest::of(Algorithm::Sha256, b"hello world");
+    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    fs::write(&partial, b"hello").unwrap();
+    let note = r#"{"upstream":"reg.test","repository":"a"}"#;
+    fs::write(partial.with_extension("json"), note).unwrap();
+    bench.cache.resume_downloads();
+    assert!(bench.source.calls().is_empty() && partial.exists());
+}

@@ -234,7 +234,7 @@ impl Larder {
     /// The downloads under way.
     pub fn partials(&self) -> Vec<PathBuf> {
         let mut files = files(&self.root().join("incoming"));
-        files.retain(|path| path.extension().is_none_or(|extension| extension != "lock"));
+        files.retain(|path| path.extension().is_none());
         files
     }
 
