@@ -110,7 +110,10 @@ impl Pending for Waiting {
                 Asked { is_second: true, ..self.asked }.look(request, context)
             }
             Poll::Ready(Err(failure)) => {
-                Step::Reply(self.asked.call.fail(&Failure::Blob(failure.error)))
+                // What another repository's download failed of is not this client's business.
+                let is_ours = failure.origin == self.asked.name;
+                let error = if is_ours { failure.error } else { CacheError::GivenUp };
+                Step::Reply(self.asked.call.fail(&Failure::Blob(error)))
             }
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {

@@ -40,7 +40,14 @@ impl Failure {
 /// The answer to a request that failed.
 pub(super) fn reply(failure: &Failure) -> Reply {
     let (status, code, retry_after) = verdict(failure, failure.error().reason());
-    let reply = error_reply(status, code, &failure.error().to_string());
+    let text = match failure.error() {
+        // Paths of this machine are for its operator, who finds them in the log.
+        CacheError::Store(_) => {
+            "the cache's disk refused; the reason is in larder's log".to_owned()
+        }
+        error => error.to_string(),
+    };
+    let reply = error_reply(status, code, &text);
     match retry_after {
         Some(seconds) => reply.header("Retry-After", seconds.to_string()),
         None => reply,

@@ -4,26 +4,35 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::misses::Asked;
 use super::retry::Retries;
 use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
-use crate::oci::{Digest, ImageName};
-use crate::store::{Access, Begin, Blob, Contention, Ingest, IngestError};
+use crate::oci::{Digest, ImageName, Upstream};
+use crate::store::{Access, Begin, Blob, Ingest, IngestError};
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// How many manifests of a repository are read for the sizes in them: some milliseconds' worth.
-const MANIFESTS_LEARNED_MAX: usize = 256;
+/// How many manifests of a repository are read for the sizes in them, and how large each may be: some
+/// milliseconds' worth.
+const MANIFESTS_LEARNED_MAX: usize = 64;
+const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
+/// How often it is looked whether another process has finished a partial, and how often in all: a
+/// minute, after which the client may ask again.
+const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
+const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
 
-pub(super) type BlobFlights = Flights<Digest, Incoming, Blob, BlobFailure>;
+/// By upstream as well: a registry that a client chose must have no say in what the clients of another
+/// one get, not even in how long it takes.
+pub(super) type BlobKey = (Upstream, Digest);
+pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFlight = Flight<Incoming, Blob, BlobFailure>;
-type BlobPilot = Pilot<Digest, Incoming, Blob, BlobFailure>;
+type BlobPilot = Pilot<BlobKey, Incoming, Blob, BlobFailure>;
 pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
 /// A blob that is arriving: where its bytes go, and how many there will be.
@@ -129,12 +138,15 @@ impl Cache {
             return Err(CacheError::NotCached);
         }
         // Before the negative cache: another repository's download serves this one as well.
-        if let Some(flight) = inner.blobs.find(digest) {
+        if let Some(flight) = inner.blobs.find(&(name.upstream.clone(), *digest)) {
             let waits_for = WaitsFor::Bytes(flight);
             return Ok(BlobLookup::Wait(BlobWait { waits_for, how: How::Join, size_hint }));
         }
         if inner.misses.is_missing(&Asked::Blob(name.clone(), *digest), inner.now()) {
             return Err(CacheError::KnownMissing);
+        }
+        if let Some(wait) = inner.misses.held_back(&name.upstream, inner.now()) {
+            return Err(CacheError::HeldBack { wait });
         }
         Ok(BlobLookup::Wait(match purpose {
             Purpose::Read => self.ask_for_blob(name, digest, size_hint),
@@ -159,7 +171,8 @@ impl Cache {
         digest: &Digest,
         size_hint: Option<u64>,
     ) -> BlobWait {
-        let joined = self.inner.blobs.join(digest, || given_up(name));
+        let key = (name.upstream.clone(), *digest);
+        let joined = self.inner.blobs.join(&key, || given_up(name));
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
             let (inner, name) = (Arc::clone(&self.inner), name.clone());
@@ -167,7 +180,7 @@ impl Cache {
             self.inner.blob_pool.submit(&upstream, move || {
                 let result = inner.fetch_blob(&name, &pilot, size_hint);
                 if let Err(error) = &result {
-                    log::warn!("{name}@{}: {error}", pilot.key());
+                    log::warn!("{name}@{}: {error}", pilot.key().1);
                 }
                 pilot.land(result.map_err(|error| BlobFailure { origin: name, error }));
             });
@@ -214,8 +227,11 @@ impl Inner {
         }
         lock(&self.learned).insert(name.clone(), ());
         for digest in self.store.manifests(name).into_iter().take(MANIFESTS_LEARNED_MAX) {
-            // Reading a manifest remembers the sizes in it.
-            self.stored_manifest(name, &digest, Access::Look);
+            let record = self.store.manifest(name, &digest, Access::Look);
+            if record.is_some_and(|record| record.size <= MANIFEST_LEARNED_BYTES_MAX) {
+                // Reading a manifest remembers the sizes in it.
+                self.stored_manifest(name, &digest, Access::Look);
+            }
         }
     }
 
@@ -223,7 +239,10 @@ impl Inner {
     fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
         let source = self.sources.source(&name.upstream)?;
         let told = source.blob_size(&name.repository, digest);
-        self.note_blob(name, digest, &told);
+        // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
+        if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
+            self.note_blob(name, digest, &told);
+        }
         // A length of nothing is what some registries say when they do not want to tell.
         if let Some(size) = told?.filter(|size| *size > 0 || digest.is_of_nothing()) {
             return Ok(size);
@@ -246,8 +265,8 @@ impl Inner {
         pilot: &BlobPilot,
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
-        let digest = *pilot.key();
-        let mut ingest = match self.store.ingest(&digest, size_hint, Contention::Wait)? {
+        let digest = pilot.key().1;
+        let mut ingest = match self.begin(name, &digest, size_hint)? {
             Begin::Writing(ingest) => *ingest,
             Begin::Present(blob) => return Ok(arrived(pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
@@ -263,8 +282,9 @@ impl Inner {
         if !ingest.is_whole()
             && let Err(error) = self.download(&mut download, &mut ingest)
         {
-            // What was kept does not fit what upstream sends, so it is not gone on with again.
-            if matches!(error, CacheError::WrongContent(_)) {
+            // What was kept does not fit what upstream sends, or fills the disk: it is given up.
+            let is_full = matches!(&error, CacheError::Store(store) if store.is_full());
+            if is_full || matches!(error, CacheError::WrongContent(_)) {
                 ingest.discard();
             }
             return Err(error);
@@ -277,6 +297,23 @@ impl Inner {
         // Verified bytes may be shown before the disk has them: they are right whatever it does.
         pilot.advance(size);
         Ok(verified.commit()?)
+    }
+
+    /// Begins the ingest, waiting for another process that is at it as long as it may take.
+    fn begin(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> Result<Begin, CacheError> {
+        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
+            match self.store.ingest(&name.upstream, digest, size_hint)? {
+                Begin::Busy => self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY),
+                begun => return Ok(begun),
+            }
+            self.stop_if_closed()?;
+        }
+        Ok(Begin::Busy)
     }
 
     /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
@@ -318,7 +355,7 @@ impl Inner {
 
     /// One connection: asks for what is missing and takes what comes.
     fn receive(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
-        let (name, digest) = (download.name, *download.pilot.key());
+        let (name, digest) = (download.name, download.pilot.key().1);
         let source = self.sources.source(&name.upstream)?;
         let begun = source.blob(&name.repository, &digest, ingest.bytes_written());
         self.note_blob(name, &digest, &begun);
@@ -390,7 +427,7 @@ struct Download<'a> {
 
 impl Download<'_> {
     fn what(&self) -> String {
-        format!("{}@{}", self.name, self.pilot.key())
+        format!("{}@{}", self.name, self.pilot.key().1)
     }
 
     fn broke_off(&self, error: io::Error) -> CacheError {
@@ -411,7 +448,7 @@ impl Download<'_> {
             (Some(told), Some(before)) if self.is_announced && told != before => {
                 return Err(bad(format!("it has {told} bytes now and had {before} before")));
             }
-            (Some(0), _) if !self.pilot.key().is_of_nothing() => {
+            (Some(0), _) if !self.pilot.key().1.is_of_nothing() => {
                 return Err(bad("an empty body for content that is not empty".into()));
             }
             _ => self.size = told.or(self.size),

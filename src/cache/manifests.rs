@@ -1,6 +1,6 @@
 //! Manifests: by digest for ever, by tag as long as the freshness policy says.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(25);
 /// Descriptors remembered of one manifest: more than any image has, so that one made to push out
 /// everybody else's does not.
 const DESCRIPTORS_REMEMBERED: usize = 512;
+
+/// The table of large manifests in use is swept of those that no longer are when it has this many.
+const IN_USE_SWEPT_AT: usize = 1024;
 
 type Key = (ImageName, Reference);
 type Outcome = Arc<Content>;
@@ -243,12 +246,26 @@ impl Inner {
         media_type: MediaType,
         size: u64,
     ) -> Option<Arc<Content>> {
+        let is_large = size > HOT_BYTES_MAX as u64;
+        let shared = lock(&self.in_use).get(&digest).and_then(Weak::upgrade);
+        if let Some(content) = shared.filter(|content| is_large && content.media_type == media_type)
+        {
+            return Some(content);
+        }
         let bytes: Arc<[u8]> = self.store.read(&digest, size)?.into();
         // Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
         if let Ok(manifest) = Manifest::parse(Arc::clone(&bytes), Some(media_type.as_str())) {
             self.remember_sizes(name, &manifest);
         }
-        Some(Arc::new(Content { digest, media_type, bytes }))
+        let content = Arc::new(Content { digest, media_type, bytes });
+        if is_large {
+            let mut in_use = lock(&self.in_use);
+            if in_use.len() >= IN_USE_SWEPT_AT {
+                in_use.retain(|_, content| content.strong_count() > 0);
+            }
+            in_use.insert(digest, Arc::downgrade(&content));
+        }
+        Some(content)
     }
 
     fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {

@@ -27,7 +27,8 @@ mod pool;
 mod recent;
 mod retry;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::flight::Flights;
@@ -47,7 +48,7 @@ pub use retry::RetryPolicy;
 
 use blobs::SizeFlights;
 use lists::ListFlights;
-use manifests::{HotManifest, ManifestFlights};
+use manifests::{Content, HotManifest, ManifestFlights};
 use misses::Misses;
 use pool::FetchPool;
 use recent::Recent;
@@ -139,6 +140,9 @@ struct Inner {
     misses: Misses,
     /// Locked for a table look-up or an insertion only, as are the next two.
     hot: Mutex<Recent<(ImageName, Reference), HotManifest>>,
+    /// Large manifests that are being answered: who asks for one meanwhile shares its bytes, so that
+    /// slow readers do not hold a copy each.
+    in_use: Mutex<HashMap<Digest, Weak<Content>>>,
     /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
     /// Sizes of blobs that this process verified.
@@ -162,6 +166,7 @@ impl Cache {
             metadata_pool: FetchPool::start("manifest-fetcher", settings.manifest_fetchers),
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
+            in_use: Mutex::new(HashMap::new()),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),

@@ -15,6 +15,8 @@ use crate::oci::Upstream;
 /// Jobs that may wait for a fetcher. Far more than clients ask for at once, and a few hundred bytes
 /// each.
 const QUEUE_MAX: usize = 4096;
+/// Of them for one upstream, so that a hung one leaves room in the queue as well.
+const QUEUE_PER_UPSTREAM_MAX: usize = 1024;
 
 /// A pool. Dropping it closes it; its threads end when their job does, since what they wait for is
 /// bounded but not ours to interrupt.
@@ -70,7 +72,9 @@ impl FetchPool {
         let job = Job { upstream: upstream.clone(), run: Box::new(run) };
         let refused = {
             let mut state = self.shared.lock();
-            if state.queue.len() >= QUEUE_MAX || self.is_closed() {
+            let of_upstream = state.queue.iter().filter(|job| job.upstream == *upstream).count();
+            let is_full = state.queue.len() >= QUEUE_MAX || of_upstream >= QUEUE_PER_UPSTREAM_MAX;
+            if is_full || self.is_closed() {
                 Some(job)
             } else {
                 state.queue.push_back(job);

@@ -144,7 +144,8 @@ fn banner(settings: &Settings, address: SocketAddr) {
         user.as_raw(),
         group.as_raw()
     );
-    let line: Vec<String> = std::env::args().collect();
+    let line: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     log::info!("command line: {}", line.join(" "));
     log::info!("cache directory: {}", settings.store.root.display());
     match &settings.naming.default_upstream {

@@ -50,6 +50,9 @@ impl Store {
         });
         let published = written.and_then(|()| self.inner.publish(&temporary, &path));
         if published.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        if published.is_err() {
             self.mark_index_outdated();
         }
         published

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StoreError;
 use super::refs::Access;
 use super::{Blob, Inner, Store};
-use crate::oci::{Digest, ImageName, Verifier};
+use crate::oci::{Digest, ImageName, Upstream, Verifier};
 
 /// How often a partial may turn out to have been committed by another process between opening and
 /// locking it. Each round means that somebody finished the blob, so one is the ordinary case.
@@ -38,21 +38,13 @@ pub enum Begin {
     Busy,
 }
 
-/// What to do while another process writes the partial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contention {
-    /// Return [`Begin::Busy`].
-    Return,
-    /// Wait until it has finished or died: for threads that have nothing better to do.
-    Wait,
-}
-
 /// A blob that is being written. Dropping it keeps the partial, for the next ingest to go on with.
 #[derive(Debug)]
 pub struct Ingest {
     store: Store,
     digest: Digest,
     path: PathBuf,
+    note: PathBuf,
     file: Arc<File>,
     verifier: Verifier,
     bytes_written: u64,
@@ -62,31 +54,31 @@ pub struct Ingest {
 
 impl Store {
     /// Begins to write the blob of `digest`, unless it is there (with `expected_bytes`, where known)
-    /// or another process is at it, which `contention` decides about.
+    /// or another process is at it.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the partial cannot be created.
     pub fn ingest(
         &self,
+        upstream: &Upstream,
         digest: &Digest,
         expected_bytes: Option<u64>,
-        contention: Contention,
     ) -> Result<Begin, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
-        let path = self.inner.layout.partial(digest);
+        let path = self.inner.layout.partial(upstream, digest);
+        if let Some(parent) = path.parent() {
+            self.inner
+                .create_directories(parent)
+                .map_err(|error| StoreError::write(parent, error))?;
+        }
         for _ in 0..LOCK_ROUNDS_MAX {
             let file = open_partial(&path).map_err(|error| StoreError::write(&path, error))?;
-            match contention {
-                Contention::Wait => {
-                    file.lock().map_err(|error| StoreError::write(&path, error))?;
-                }
-                Contention::Return => match file.try_lock() {
-                    Ok(()) => {}
-                    Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
-                    Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-                },
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
+                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
             }
             if !leads_to(&path, &file) {
                 continue;
@@ -99,6 +91,7 @@ impl Store {
             return Ok(Begin::Writing(Box::new(Ingest {
                 store: self.clone(),
                 digest: *digest,
+                note: self.inner.layout.partial_note(upstream, digest),
                 path,
                 file: Arc::new(file),
                 verifier: Verifier::new(digest.algorithm()),
@@ -131,32 +124,35 @@ impl Store {
 /// The content of a partial's note.
 #[derive(Serialize, Deserialize)]
 struct PartialNote {
-    upstream: String,
     repository: String,
-}
-
-impl PartialNote {
-    fn origin(&self) -> Option<ImageName> {
-        let (upstream, repository) = (self.upstream.parse().ok()?, self.repository.parse().ok()?);
-        Some(ImageName { upstream, repository })
-    }
 }
 
 impl Store {
     /// The partials that are there, with the repository that each is for.
     pub fn partials(&self) -> Vec<(ImageName, Digest)> {
-        let entries = fs::read_dir(self.inner.layout.incoming()).into_iter().flatten();
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let partials = names.filter_map(|name| {
+        let upstreams = names_in(&self.inner.layout.incoming());
+        let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
+        upstreams.flat_map(|upstream| self.partials_of(upstream)).collect()
+    }
+
+    fn partials_of(&self, upstream: Upstream) -> Vec<(ImageName, Digest)> {
+        let partials = names_in(&self.inner.layout.partials(&upstream)).filter_map(|name| {
             let (algorithm, hex) = name.strip_suffix(".json")?.split_once('-')?;
             let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
-            let has_bytes = self.inner.layout.partial(&digest).exists();
-            let note: PartialNote =
-                self.record(&self.inner.layout.partial_note(&digest), Access::Look)?;
-            note.origin().filter(|_| has_bytes).map(|origin| (origin, digest))
+            let has_bytes = self.inner.layout.partial(&upstream, &digest).exists();
+            let note = self.inner.layout.partial_note(&upstream, &digest);
+            let note: PartialNote = self.record(&note, Access::Look)?;
+            let repository = note.repository.parse().ok().filter(|_| has_bytes)?;
+            Some((ImageName { upstream: upstream.clone(), repository }, digest))
         });
         partials.collect()
     }
+}
+
+/// The names in a directory; none if there is no such directory.
+fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
 fn open_partial(path: &Path) -> io::Result<File> {
@@ -188,14 +184,10 @@ impl Ingest {
     /// # Errors
     /// [`StoreError`] if the disk refuses.
     pub fn note_origin(&self, origin: &ImageName) -> Result<(), StoreError> {
-        let note = PartialNote {
-            upstream: origin.upstream.to_string(),
-            repository: origin.repository.to_string(),
-        };
-        let path = self.store.inner.layout.partial_note(&self.digest);
+        let note = PartialNote { repository: origin.repository.to_string() };
         let json = serde_json::to_vec(&note)
-            .map_err(|error| StoreError::write(&path, io::Error::other(error)))?;
-        self.store.inner.replace(&path, &json)
+            .map_err(|error| StoreError::write(&self.note, io::Error::other(error)))?;
+        self.store.inner.replace(&self.note, &json)
     }
 
     /// Reads the next piece of what an earlier ingest has left, as if it had been written now. `false`
@@ -294,9 +286,10 @@ impl Verified {
         if inner.fsync {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
-        inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
+        // The note first: once the partial has its other name, the next one's note could be removed.
         // A note without its partial is passed over, so this may fail.
-        let _ = fs::remove_file(inner.layout.partial_note(&ingest.digest));
+        let _ = fs::remove_file(&ingest.note);
+        inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
         Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
     }
 }
@@ -305,9 +298,9 @@ impl Drop for Ingest {
     fn drop(&mut self) {
         let is_empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
         if (self.discard || is_empty) && leads_to(&self.path, &self.file) {
-            // Under the lock, so the names are ours to remove.
+            // Under the lock, so the names are ours to remove; the partial last, which ends that.
+            let _ = fs::remove_file(&self.note);
             let _ = fs::remove_file(&self.path);
-            let _ = fs::remove_file(self.store.inner.layout.partial_note(&self.digest));
         }
         // Readers may keep the file open long after: the lock must not last as long as they do.
         let _ = self.file.unlock();

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
-use crate::oci::{Algorithm, Digest, ImageName, Tag};
+use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
 pub(super) const MANIFESTS: &str = "_manifests";
@@ -50,13 +50,19 @@ impl Layout {
         self.root.join("incoming")
     }
 
-    pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
-        self.incoming().join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+    /// Partials of one upstream: what another sends for the same digest may be something else.
+    pub(super) fn partials(&self, upstream: &Upstream) -> PathBuf {
+        self.incoming().join(upstream.as_str())
+    }
+
+    pub(super) fn partial(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        self.partials(upstream).join(name)
     }
 
     /// Whose partial it is: beside it.
-    pub(super) fn partial_note(&self, digest: &Digest) -> PathBuf {
-        self.incoming().join(format!("{}-{}.json", digest.algorithm().as_str(), digest.hex()))
+    pub(super) fn partial_note(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
+        self.partial(upstream, digest).with_extension("json")
     }
 
     /// Held shared by the commit of a manifest, exclusively by a sweep of unreferenced blobs.

@@ -6,8 +6,8 @@
 //! <root>/refs/<upstream>/<repo>/_tags/<tag>         JSON: digest, mediaType, size, fetched, checked
 //! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
 //! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
-//! <root>/incoming/<alg>-<hex>                       the partial download of that digest
-//! <root>/incoming/<alg>-<hex>.json                  JSON: upstream, repository that it is for
+//! <root>/incoming/<upstream>/<alg>-<hex>            the partial download of that digest
+//! <root>/incoming/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
 //! ```
 //!
 //! This room must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::oci::{Digest, Verifier};
 
 pub use error::StoreError;
-pub use ingest::{Begin, Contention, Ingest, IngestError};
+pub use ingest::{Begin, Ingest, IngestError};
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 
 use layout::Layout;
@@ -185,7 +185,9 @@ impl Inner {
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
-        self.publish(&temporary, path)
+        self.publish(&temporary, path).inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
     }
 
     /// Renames a finished file to its final name, making the directories of that name.

@@ -5,7 +5,7 @@
 //! that is dialled and not on the name, since a public name can resolve to a private address.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -53,10 +53,12 @@ impl Resolver for GuardedResolver {
             allowed.push(*address);
         }
         match (allowed.first(), resolved.first()) {
-            (None, Some(address)) => Err(ureq::Error::Other(Box::new(AddressRefused {
-                host: uri.host().unwrap_or_default().to_owned(),
-                address: *address,
-            }))),
+            (None, Some(address)) => {
+                let host = uri.host().unwrap_or_default().to_owned();
+                // For the operator only: clients could else ask us what private names resolve to.
+                log::warn!("{host} resolves to {}, which may not be dialled", address.ip());
+                Err(ureq::Error::Other(Box::new(AddressRefused { host })))
+            }
             _ => Ok(allowed),
         }
     }
@@ -66,17 +68,15 @@ impl Resolver for GuardedResolver {
 #[derive(Debug)]
 pub(super) struct AddressRefused {
     host: String,
-    address: SocketAddr,
 }
 
 impl fmt::Display for AddressRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} resolves to {}, which is not a public address; a registry in a private network \
-             needs an entry in `registries`",
-            self.host,
-            self.address.ip()
+            "{} does not resolve to a public address; a registry in a private network needs an \
+             entry in `registries`",
+            self.host
         )
     }
 }
@@ -87,7 +87,10 @@ impl std::error::Error for AddressRefused {}
 fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
+        // fd00:ec2::/32 is where Amazon's metadata service is.
+        IpAddr::V6(ip) => {
+            ip.is_loopback() || (ip.is_unique_local() && ip.segments()[..2] != [0xfd00, 0xec2])
+        }
     }
 }
 
@@ -187,9 +190,14 @@ mod tests {
 
     #[test]
     fn nobody_redirects_us_to_a_metadata_service() {
-        for (text, private_too) in
-            [("169.254.169.254", false), ("fe80::1", false), ("10.0.0.1", true), ("::1", true)]
-        {
+        for (text, private_too) in [
+            ("169.254.169.254", false),
+            ("fe80::1", false),
+            ("fd00:ec2::254", false),
+            ("fd00::1", true),
+            ("10.0.0.1", true),
+            ("::1", true),
+        ] {
             let ip = text.parse().unwrap();
             assert_eq!(Guard::PrivateToo.allows(ip), private_too, "{text}");
             assert!(!Guard::PublicOnly.allows(ip) && Guard::Any.allows(ip), "{text}");

@@ -59,18 +59,28 @@ pub(super) fn accept_referrers(body: Vec<u8>) -> Option<String> {
 /// The query of the next page out of `Link` header lines (RFC 8288). Only the query: the rest of the
 /// URL is the registry's, and ours is another.
 pub(super) fn next_query<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    lines.into_iter().flat_map(|line| line.split(",<")).find_map(|link| {
-        let (target, parameters) = link.trim().trim_start_matches('<').split_once('>')?;
-        let is_next = parameters.split(';').any(|parameter| {
-            matches!(parameter.trim().to_ascii_lowercase().as_str(), "rel=\"next\"" | "rel=next")
-        });
-        let query = target.split_once('?')?.1.split('#').next()?;
-        let is_clean = query.len() <= NEXT_QUERY_BYTES_MAX
-            && query.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\".contains(&byte));
-        // `ns` chooses the registry at ours; a registry has no say in that.
-        let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
-        (is_next && is_clean).then(|| pairs.collect::<Vec<_>>().join("&"))
+    lines.into_iter().find_map(|line| {
+        // Each link begins with `<`, and its parameters end where the next one begins.
+        line.split('<').skip(1).find_map(|link| {
+            let (target, parameters) = link.split_once('>')?;
+            if is_next(parameters) { clean_query(target) } else { None }
+        })
     })
+}
+
+fn is_next(parameters: &str) -> bool {
+    parameters.split([';', ',']).any(|parameter| {
+        matches!(parameter.trim().to_ascii_lowercase().as_str(), "rel=\"next\"" | "rel=next")
+    })
+}
+
+fn clean_query(target: &str) -> Option<String> {
+    let query = target.split_once('?')?.1.split('#').next()?;
+    let is_clean = query.len() <= NEXT_QUERY_BYTES_MAX
+        && query.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\".contains(&byte));
+    // `ns` chooses the registry at ours; a registry has no say in that.
+    let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
+    is_clean.then(|| pairs.collect::<Vec<_>>().join("&"))
 }
 
 #[cfg(test)]
@@ -101,6 +111,7 @@ mod tests {
             (r#"</v2/a/tags/list?n=5&last=b>; rel="next""#, Some("n=5&last=b")),
             (r#"<https://reg.io/v2/a/tags/list?last=b&ns=evil&n=5>; rel=next"#, Some("last=b&n=5")),
             (r#"</prev?n=1>; rel="prev",</next?n=2>; rel="next""#, Some("n=2")),
+            (r#"</x?last=p>; rel="prev", </x?last=n>; rel="next""#, Some("last=n")),
             (r#"</v2/a/tags/list?n=5>; rel="prev""#, None),
             ("<>; rel=next", None),
             ("garbage", None),

@@ -42,7 +42,11 @@ impl Location {
     /// Resolves a `Location` header against this URL (RFC 3986, section 5, without dot segments).
     pub(super) fn join(&self, reference: &str) -> Option<Location> {
         let reference = reference.split('#').next()?.trim();
-        if reference.contains("://") {
+        let is_scheme = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        };
+        if reference.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
             return Location::parse(reference);
         }
         let scheme = if self.https { "https" } else { "http" };
@@ -56,6 +60,11 @@ impl Location {
             _ => format!("{}/{reference}", path.rsplit_once('/')?.0),
         };
         Location::parse(&format!("{scheme}://{}{path}", self.authority))
+    }
+
+    /// The same origin with another path and query, which begins with `/`.
+    pub(super) fn with_path(&self, path_and_query: &str) -> Location {
+        Location { path_and_query: path_and_query.to_owned(), ..self.clone() }
     }
 
     /// The whole URL. It may be signed: for the wire, never for a log.
@@ -163,6 +172,7 @@ mod tests {
             ("/other", Some("https://reg.io/other")),
             ("y", Some("https://reg.io/v2/a/blobs/y")),
             ("?z", Some("https://reg.io/v2/a/blobs/x?z")),
+            ("/b?next=https://x.io/y", Some("https://reg.io/b?next=https://x.io/y")),
             ("ftp://x/y", None),
             ("sha256:00", Some("https://reg.io/v2/a/blobs/sha256:00")),
             ("https://user:pw@x/y", None),

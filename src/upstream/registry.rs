@@ -148,14 +148,14 @@ impl Source for Registry {
         let (headers, request) = (answer.response.headers(), &answer.request);
         let (start, size) = match answer.response.status().as_u16() {
             200 => (0, content_length(headers)),
-            206 => content_range(headers)
-                .filter(|(start, _)| from > 0 && *start == from)
-                .map(|(start, size)| (start, Some(size)))
-                .ok_or_else(|| {
-                    UpstreamError::bad_answer(request, "its range is not the one asked for")
-                })?,
-            // Beyond the end: what was kept is longer than the blob, so it is asked for anew.
-            416 if from > 0 => return self.blob(repository, digest, 0),
+            206 => match content_range(headers).filter(|(start, _)| *start == from) {
+                Some((start, size)) => (start, Some(size)),
+                // Less than was asked for, or elsewhere: this registry does not do ranges well.
+                None if from > 0 => return self.blob(repository, digest, 0),
+                None => return Err(UpstreamError::bad_answer(request, "a part nobody asked for")),
+            },
+            // A range that it does not like, or that lies beyond the end: the whole instead.
+            400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
             status => return Err(status_error(status, headers, request)),
         };
         check_encoding(headers, request)?;

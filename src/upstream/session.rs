@@ -162,7 +162,7 @@ impl Session {
     /// Asks, follows redirects, and returns whatever answer is not one.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };
-        let mut location = self.base.join(&ask.path).unwrap_or_else(|| self.base.clone());
+        let mut location = self.base.with_path(&ask.path);
         let first: Arc<str> = format!("{method} {}", location.for_log()).into();
         for _ in 0..=REDIRECTS_MAX {
             let request: Arc<str> = format!("{method} {}", location.for_log()).into();
@@ -171,7 +171,7 @@ impl Session {
                 return Ok(Answer { response, request });
             }
             location = redirect(&location, ask, &response, &request)?;
-            discard(response);
+            discard_for(ask, response);
         }
         let reason = format!("more than {REDIRECTS_MAX} redirects").into();
         Err(UpstreamError::new(first, UpstreamErrorKind::Redirect { reason }))
@@ -236,7 +236,7 @@ impl Session {
             return Err(self.refused(request, 401));
         }
         if let Some(challenge) = bearer {
-            discard(response);
+            discard_for(ask, response);
             let token = self.tokens.obtain(key, shown.token(), Instant::now(), || {
                 self.fetch_token(challenge, location, ask.repository, request)
             })?;
@@ -254,7 +254,7 @@ impl Session {
         if !wants_basic {
             return Ok(response);
         }
-        discard(response);
+        discard_for(ask, response);
         let response = self.call(location, ask, login.header(), request)?;
         match response.status().as_u16() {
             401 => Err(self.refused(request, 401)),
@@ -413,6 +413,14 @@ impl Session {
             status @ (401 | 403) if login.is_some() => Err(self.refused(&request, status)),
             status => Err(status_error(status, response.headers(), &request)),
         }
+    }
+}
+
+/// Reads the rest of an answer that is of no use, to keep its connection, where that is bounded in time;
+/// a request for a blob is not, and its connection is dropped.
+fn discard_for(ask: &Ask<'_>, response: Response<Body>) {
+    if ask.total.is_some() {
+        discard(response);
     }
 }
 

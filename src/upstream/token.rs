@@ -18,7 +18,9 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 /// A token is renewed this long before it expires, so that it does not expire on its way.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Tokens kept; one a repository. Beyond it, all are forgotten and fetched again as needed.
-const TOKENS_MAX: usize = 4096;
+const TOKENS_MAX: usize = 256;
+/// The longest token that is taken, in bytes: header lines of that length are refused elsewhere, too.
+const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// What a token is for: where it is shown, and for which repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,7 +52,10 @@ impl Token {
         let wire: Wire = serde_json::from_slice(body).ok()?;
         let value = wire.token.filter(|token| !token.is_empty()).or(wire.access_token)?;
         // Goes into a header line: a token with a line break in it would be a header of its own.
-        if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if value.is_empty()
+            || value.len() > TOKEN_BYTES_MAX
+            || !value.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return None;
         }
         let seconds = wire.expires_in.unwrap_or(0.0).clamp(0.0, 86_400.0);

@@ -138,6 +138,8 @@ impl LazyAgent {
             // A 401 carries the challenge, a redirect its target: both are answers here.
             .http_status_as_error(false)
             .max_redirects(0)
+            // From the environment it would see to connections that the guard never sees.
+            .proxy(None)
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             // Bytes are hashed as they come, so they must come as they are stored.
             .accept_encoding("identity")

@@ -293,6 +293,7 @@ readonly LARDER_LOG="$LOGS/larder.log"
 readonly ALIAS=up.test
 # Seconds, or a text such as 5m; '0' asks the upstream for every pull of a tag.
 TAG_TTL=5m
+LOG_LEVEL=info
 
 # Names the upstream three ways: by its own address, by the alias, and as docker.io. ADDRESS may be the slow link's.
 larder_config() { # ADDRESS
@@ -312,7 +313,7 @@ YAML
 larder_start() { # [FLAG OF serve…]
   [[ -f $CASE_DIR/larder.yaml ]] || larder_config "127.0.0.1:$REGISTRY_PORT"
   start_server larder "${OFFLINE[@]}" RUST_BACKTRACE=1 "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" \
-    --image-path "$LARDER_CACHE" --log-level info serve --host 127.0.0.1 --port "$LARDER_PORT" "$@"
+    --image-path "$LARDER_CACHE" --log-level "$LOG_LEVEL" serve --host 127.0.0.1 --port "$LARDER_PORT" "$@"
   wait_for_server larder curl -fsS --max-time 2 "$LARDER_URL/v2/"
 }
 

@@ -142,7 +142,7 @@ fn a_download_that_has_not_begun_fails_at_once() {
 fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
-    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    let partial = bench.partial(&digest);
     fs::write(&partial, b"hEllo").unwrap();
     let (_, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -158,7 +158,7 @@ fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero
 fn a_partial_that_is_longer_than_the_blob_is_thrown_away() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello");
-    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    let partial = bench.partial(&digest);
     fs::write(&partial, b"hello and more").unwrap();
     let (_, sender) = bench.source.stream(b"hello");
     let waiting = bench.follow(&digest);
@@ -172,7 +172,7 @@ fn a_partial_that_is_longer_than_the_blob_is_thrown_away() {
 fn a_partial_that_is_whole_needs_no_upstream() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
-    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    let partial = bench.partial(&digest);
     fs::write(&partial, b"hello world").unwrap();
     let waiting = bench.follow(&digest);
     assert_eq!(read_all(&waiting).unwrap(), b"hello world");
@@ -289,7 +289,9 @@ fn a_size_that_changes_between_connections_ends_the_download() {
     // The readers' Content-Length is 11: they must not get an eleventh byte that nobody verified.
     let failure = read_followed(&waiting).unwrap_err();
     assert!(failure.error.to_string().contains("99 bytes now"), "{}", failure.error);
-    assert!(bench.cache.inner.blobs.find(&digest).is_none_or(|flight| flight.available() < 11));
+    assert!(
+        bench.cache.inner.blobs.find(&key(&digest)).is_none_or(|flight| flight.available() < 11)
+    );
 }
 
 #[test]
@@ -302,14 +304,14 @@ fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
         );
         bench.source.publish("v1", lie.as_bytes());
         bench.how("v1");
-        let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+        let partial = bench.partial(&digest);
         fs::write(&partial, b"hEllo").unwrap();
         let (_, sender) = bench.source.stream(b"hello");
         let gate = Arc::new(Gate::default());
         *bench.source.gate.lock().unwrap() = Some(Arc::clone(&gate));
         let waiting = bench.follow(&digest);
         gate.wait_until_reached();
-        let flight = bench.cache.inner.blobs.find(&digest).unwrap();
+        let flight = bench.cache.inner.blobs.find(&key(&digest)).unwrap();
         assert_eq!(flight.available(), 0, "nothing is shown before upstream has told the size");
         gate.open();
         drop(sender);
@@ -342,9 +344,9 @@ fn a_start_goes_on_with_what_was_not_finished() {
 fn an_air_gapped_start_asks_nobody_for_the_rest() {
     let bench = Bench::with(|settings| settings.air_gapped = true);
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
-    let partial = bench.directory.path().join(format!("incoming/sha256-{}", digest.hex()));
+    let partial = bench.partial(&digest);
     fs::write(&partial, b"hello").unwrap();
-    let note = r#"{"upstream":"reg.test","repository":"a"}"#;
+    let note = r#"{"repository":"a"}"#;
     fs::write(partial.with_extension("json"), note).unwrap();
     bench.cache.resume_downloads();
     assert!(bench.source.calls().is_empty() && partial.exists());

@@ -301,7 +301,7 @@ impl Bench {
 
     /// Bytes are shown when they are verified, which is before they are committed.
     fn wait_for_landing(&self, digest: &Digest) {
-        if let Some(flight) = self.cache.inner.blobs.find(digest) {
+        if let Some(flight) = self.cache.inner.blobs.find(&key(digest)) {
             drop(wait(|waker| flight.poll_outcome(waker)));
         }
     }
@@ -327,9 +327,20 @@ impl Bench {
         digest
     }
 
+    /// Where an earlier download would have left its bytes.
+    fn partial(&self, digest: &Digest) -> std::path::PathBuf {
+        let directory = self.directory.path().join("incoming/reg.test");
+        fs::create_dir_all(&directory).unwrap();
+        directory.join(format!("sha256-{}", digest.hex()))
+    }
+
     fn file_of(&self, digest: &Digest) -> std::path::PathBuf {
         self.directory.path().join("blobs/sha256").join(digest.hex())
     }
+}
+
+fn key(digest: &Digest) -> (Upstream, Digest) {
+    (name().upstream, *digest)
 }
 
 fn name() -> ImageName {

@@ -1,12 +1,14 @@
 //! What any store must do: a conformance suite over one directory on disk.
 
+mod partials;
+
 use std::fs;
 use std::io::Read;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::oci::{Algorithm, ImageName, MediaType, Reference, Tag};
+use crate::oci::{Algorithm, ImageName, MediaType, Reference, Tag, Upstream};
 
 fn open(root: &Path) -> Store {
     Store::open(&Settings { root: root.to_owned(), fsync: false }).unwrap()
@@ -23,10 +25,14 @@ fn sha256(bytes: &[u8]) -> Digest {
 }
 
 fn begin(store: &Store, digest: &Digest) -> Ingest {
-    match store.ingest(digest, None, Contention::Return).unwrap() {
+    match store.ingest(&quay(), digest, None).unwrap() {
         Begin::Writing(ingest) => *ingest,
         other => panic!("expected to write, found {other:?}"),
     }
+}
+
+fn quay() -> Upstream {
+    "quay.io".parse().unwrap()
 }
 
 fn recover(ingest: &mut Ingest) {
@@ -84,51 +90,6 @@ fn committed_content_is_read_back_by_every_algorithm() {
 }
 
 #[test]
-fn a_partial_has_no_name_until_it_is_committed() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let mut ingest = begin(&store, &digest);
-    ingest.write(b"hel").unwrap();
-    assert!(store.blob(&digest, None).is_none());
-    ingest.write(b"lo").unwrap();
-    let verified = ingest.verify(Some(5)).unwrap();
-    assert!(store.blob(&digest, None).is_none(), "verified is not committed");
-    verified.commit().unwrap();
-    assert_eq!(content(&store.blob(&digest, None).unwrap()), b"hello");
-    assert!(!store.inner.layout.partial(&digest).exists());
-}
-
-#[test]
-fn wrong_bytes_never_get_a_name_and_leave_nothing() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    for (bytes, expected) in [(&b"hellO"[..], None), (b"hell", Some(5)), (b"hello!", Some(5))] {
-        let mut ingest = begin(&store, &digest);
-        ingest.write(bytes).unwrap();
-        assert!(ingest.verify(expected).is_err());
-        assert!(store.blob(&digest, None).is_none());
-        assert!(!store.inner.layout.partial(&digest).exists());
-    }
-}
-
-#[test]
-fn readers_follow_the_growing_file_and_outlive_the_commit() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let mut ingest = begin(&store, &digest);
-    let follower = Arc::clone(ingest.file());
-    ingest.write(b"hel").unwrap();
-    let mut head = [0; 3];
-    follower.read_exact_at(&mut head, 0).unwrap();
-    assert_eq!(&head, b"hel");
-    ingest.write(b"lo").unwrap();
-    ingest.verify(None).unwrap().commit().unwrap();
-    let mut tail = [0; 2];
-    follower.read_exact_at(&mut tail, 3).unwrap();
-    assert_eq!(&tail, b"lo");
-}
-
-#[test]
 fn a_damaged_blob_is_a_miss_and_can_be_fetched_again() {
     let (_directory, store) = fresh();
     let digest = put(&store, b"content");
@@ -166,124 +127,6 @@ fn a_blob_removed_while_open_is_read_to_its_end() {
     fs::remove_file(store.inner.layout.blob(&digest)).unwrap();
     assert_eq!(content(&blob), b"content");
     assert!(store.blob(&digest, None).is_none());
-}
-
-#[test]
-fn of_two_writers_one_writes_and_the_other_is_told() {
-    let (_directory, store) = fresh();
-    let other_process = open(store.root());
-    let digest = sha256(b"hello");
-    let mut first = begin(&store, &digest);
-    assert!(matches!(
-        other_process.ingest(&digest, None, Contention::Return).unwrap(),
-        Begin::Busy
-    ));
-    first.write(b"hello").unwrap();
-    let blob = first.verify(None).unwrap().commit().unwrap();
-    let found = other_process.ingest(&digest, None, Contention::Return).unwrap();
-    assert!(matches!(found, Begin::Present(_)), "although a reader holds the file");
-    assert_eq!(content(&blob), b"hello", "and the finished blob was not truncated");
-}
-
-#[test]
-fn a_writer_that_gives_up_leaves_its_bytes_and_the_way_free_while_readers_still_follow() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let mut first = begin(&store, &digest);
-    first.write(b"hel").unwrap();
-    let _slow_reader = Arc::clone(first.file());
-    drop(first);
-    let mut second = begin(&store, &digest);
-    recover(&mut second);
-    assert_eq!(second.bytes_written(), 3);
-    second.write(b"lo").unwrap();
-    second.verify(Some(5)).unwrap().commit().unwrap();
-    assert_eq!(content(&store.blob(&digest, None).unwrap()), b"hello");
-}
-
-#[test]
-fn a_partial_with_wrong_bytes_is_thrown_away_when_the_whole_disagrees() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let mut first = begin(&store, &digest);
-    first.write(b"hEl").unwrap();
-    drop(first);
-    let mut second = begin(&store, &digest);
-    recover(&mut second);
-    second.write(b"lo").unwrap();
-    assert!(matches!(second.verify(Some(5)), Err(IngestError::WrongDigest { .. })));
-    let third = begin(&store, &digest);
-    assert_eq!(third.file().metadata().unwrap().len(), 0, "the next one begins at zero");
-}
-
-#[test]
-fn bytes_that_were_not_recovered_cannot_be_committed() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hel");
-    let mut first = begin(&store, &digest);
-    first.write(b"hello").unwrap();
-    drop(first);
-    let mut second = begin(&store, &digest);
-    second.write(b"hel").unwrap();
-    assert!(matches!(second.verify(None), Err(IngestError::WrongSize { .. })));
-    let mut third = begin(&store, &digest);
-    third.write(b"xxxxx").unwrap();
-    third.restart().unwrap();
-    third.write(b"hel").unwrap();
-    third.verify(Some(3)).unwrap().commit().unwrap();
-}
-
-#[test]
-fn a_partial_is_found_with_its_repository_until_it_is_a_blob() {
-    let (_directory, store) = fresh();
-    let (digest, origin) = (sha256(b"hello"), name("reg.local:5000/a/b"));
-    let mut first = begin(&store, &digest);
-    first.note_origin(&origin).unwrap();
-    assert_eq!(store.partials(), [(origin.clone(), digest)]);
-    first.write(b"hel").unwrap();
-    drop(first);
-    assert_eq!(store.partials(), [(origin, digest)]);
-    let mut second = begin(&store, &digest);
-    recover(&mut second);
-    second.write(b"lo").unwrap();
-    second.verify(None).unwrap().commit().unwrap();
-    assert_eq!(store.partials(), []);
-    assert!(!store.inner.layout.partial_note(&digest).exists());
-}
-
-#[test]
-fn notes_that_are_damaged_or_alone_are_passed_over() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let note = store.inner.layout.partial_note(&digest);
-    fs::write(&note, br#"{"upstream":"quay.io","repository":"a"}"#).unwrap();
-    assert_eq!(store.partials(), [], "no partial beside it");
-    fs::write(store.inner.layout.partial(&digest), b"hel").unwrap();
-    assert_eq!(store.partials().len(), 1);
-    for content in ["", "{}", r#"{"upstream":"../..","repository":"a"}"#] {
-        fs::write(&note, content).unwrap();
-        assert_eq!(store.partials(), [], "{content}");
-    }
-}
-
-#[test]
-fn a_writer_that_wrote_nothing_leaves_nothing() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hello");
-    drop(begin(&store, &digest));
-    assert!(!store.inner.layout.partial(&digest).exists());
-}
-
-#[test]
-fn a_small_blob_is_written_even_beside_a_busy_writer() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"manifest");
-    let _busy = begin(&store, &digest);
-    store.ingest_bytes(&digest, b"manifest").unwrap();
-    assert_eq!(store.read(&digest, 8).unwrap(), b"manifest");
-    let wrong = store.ingest_bytes(&digest, b"mAnifest");
-    assert!(matches!(wrong, Ok(()) | Err(IngestError::WrongDigest { .. })));
-    assert_eq!(store.read(&digest, 8).unwrap(), b"manifest");
 }
 
 #[test]
@@ -410,7 +253,7 @@ fn a_directory_that_cannot_be_written_serves_what_it_has() {
     assert!(!store.is_writable());
     assert_eq!(store.read(&digest, 7).unwrap(), b"content");
     assert!(store.tag(&name("quay.io/a"), &tag("v"), Access::Pull(at(9))).is_some());
-    let refused = store.ingest(&sha256(b"new"), None, Contention::Return);
+    let refused = store.ingest(&quay(), &sha256(b"new"), None);
     assert!(matches!(refused, Err(StoreError::ReadOnly { .. })));
     assert!(store.put_tag(&name("quay.io/a"), &tag("w"), &record(digest, 7)).is_err());
 }
@@ -446,53 +289,4 @@ fn opening_changes_nothing_that_is_there() {
     let before = fs::read(directory.path().join("index.json")).unwrap();
     open(directory.path());
     assert_eq!(fs::read(directory.path().join("index.json")).unwrap(), before);
-}
-
-/// Run by the next test in a process of its own: writes half a blob, says so, and waits to be killed.
-#[test]
-fn helper_that_is_killed_in_mid_ingest() {
-    let Ok(root) = std::env::var("LARDER_TEST_KILLED_ROOT") else { return };
-    let store = open(Path::new(&root));
-    let mut ingest = begin(&store, &sha256(b"hello"));
-    ingest.write(b"hel").unwrap();
-    println!("half written");
-    let mut end_of_input = Vec::new();
-    io::stdin().read_to_end(&mut end_of_input).unwrap();
-    panic!("the test should have killed this process");
-}
-
-#[test]
-fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
-    let (directory, store) = fresh();
-    let digest = sha256(b"hello");
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::tests::helper_that_is_killed_in_mid_ingest", "--nocapture"])
-        .env("LARDER_TEST_KILLED_ROOT", directory.path())
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut said = Vec::new();
-    let stdout = child.stdout.as_mut().unwrap();
-    let mut byte = [0];
-    while !said.ends_with(b"half written") {
-        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "the helper ended early");
-        said.push(byte[0]);
-    }
-    assert!(
-        matches!(store.ingest(&digest, None, Contention::Return).unwrap(), Begin::Busy),
-        "its lock is held"
-    );
-    child.kill().unwrap();
-    child.wait().unwrap();
-
-    assert!(store.blob(&digest, None).is_none());
-    assert!(store.inner.layout.partial(&digest).exists(), "the partial stays");
-    let mut ingest = begin(&store, &digest);
-    recover(&mut ingest);
-    assert_eq!(ingest.bytes_written(), 3);
-    ingest.write(b"lo").unwrap();
-    ingest.verify(Some(5)).unwrap().commit().unwrap();
-    assert_eq!(content(&store.blob(&digest, Some(5)).unwrap()), b"hello");
 }

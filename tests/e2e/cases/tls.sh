@@ -1,0 +1,265 @@
+# Proves registries[].tls against registries with a certificate of their own authority: whom larder believes (the system's
+# roots, tls.ca, anybody), as whom it presents itself to those that demand a certificate (each key format, beside each of
+# those three), that unusable files are said at start, and that a renewed certificate is shown without a restart.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+# How long after a certificate file has changed it may take to be used: larder looks every 10 s.
+readonly RENEWAL_LIMIT=15
+# How long a client waits to hear that there is no way to the registry.
+readonly REFUSAL_LIMIT=5
+
+# Every pull by tag asks upstream, which is what is looked at here.
+TAG_TTL=0
+
+# ---- Certificates ------------------------------------------------------------------------------------------------------
+
+readonly PKI="$CASE_DIR/pki"
+mkdir -p "$PKI"
+
+authority() { # NAME
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 2 -subj "/CN=$1" \
+    -keyout "$PKI/$1.key" -out "$PKI/$1.pem" 2>/dev/null
+}
+# A certificate of the authority `ca` for the key NAME.key.
+certificate() { # NAME EXTENSIONS
+  printf '%s\n' "$2" >"$PKI/extensions"
+  openssl req -new -key "$PKI/$1.key" -subj "/CN=$1" -out "$PKI/request"
+  openssl x509 -req -sha256 -days 2 -in "$PKI/request" -CA "$PKI/ca.pem" -CAkey "$PKI/ca.key" -CAcreateserial \
+    -extfile "$PKI/extensions" -out "$PKI/$1.pem" 2>/dev/null
+}
+has_format() { # NAME FIRST_LINE
+  equal "the format of $1.key" "-----BEGIN $2-----" "$(head -n 1 "$PKI/$1.key")"
+}
+
+step "an authority, a registry's certificate, clients' certificates in each format of a key"
+authority ca
+authority other-ca
+for name in server pkcs8 renewed; do
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$PKI/$name.key"
+done
+openssl ecparam -name prime256v1 -genkey -noout -out "$PKI/sec1.key"
+openssl genrsa -traditional -out "$PKI/pkcs1.key" 2048 2>/dev/null
+has_format pkcs8 'PRIVATE KEY'
+has_format sec1 'EC PRIVATE KEY'
+has_format pkcs1 'RSA PRIVATE KEY'
+certificate server $'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
+for name in pkcs8 sec1 pkcs1 renewed; do
+  certificate "$name" 'extendedKeyUsage=clientAuth'
+done
+cp "$PKI/pkcs8.pem" "$PKI/rotating.pem"
+cp "$PKI/pkcs8.key" "$PKI/rotating.key"
+printf 'this is no certificate\n' >"$PKI/text.pem"
+
+# ---- Registries --------------------------------------------------------------------------------------------------------
+
+CURL_CERT=(--cert "$PKI/pkcs8.pem" --key "$PKI/pkcs8.key" --cacert "$PKI/ca.pem")
+# docker-registry with a certificate; MORE is further YAML below http.tls.
+https_registry_start() { # NAME PORT [MORE]
+  cat >"$CASE_DIR/$1.yml" <<YAML
+version: 0.1
+log: {level: warn}
+storage:
+  filesystem: {rootdirectory: $SAMPLES/registry}
+http:
+  addr: "127.0.0.1:$2"
+  secret: e2e
+  tls: {certificate: $PKI/server.pem, key: $PKI/server.key${3:+, $3}}
+YAML
+  start_server "$1" env OTEL_TRACES_EXPORTER=none docker-registry serve "$CASE_DIR/$1.yml"
+  wait_for_server "$1" curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$2/v2/"
+}
+
+# nginx in front of the plain registry, which demands a certificate as well, but by an HTTP status, and notes whose it got.
+readonly SERIALS="$LOGS/gate-access.log"
+gate_start() { # PORT
+  mkdir -p "$CASE_DIR/gate"
+  cat >"$CASE_DIR/gate/nginx.conf" <<NGINX
+daemon off;
+master_process off;
+pid $CASE_DIR/gate/pid;
+error_log stderr warn;
+events { worker_connections 256; }
+http {
+  log_format serial '\$ssl_client_serial \$status \$request';
+  access_log $SERIALS serial;
+  client_body_temp_path $CASE_DIR/gate/body;
+  proxy_temp_path $CASE_DIR/gate/proxy;
+  fastcgi_temp_path $CASE_DIR/gate/fastcgi;
+  uwsgi_temp_path $CASE_DIR/gate/uwsgi;
+  scgi_temp_path $CASE_DIR/gate/scgi;
+  server {
+    listen 127.0.0.1:$1 ssl;
+    ssl_certificate $PKI/server.pem;
+    ssl_certificate_key $PKI/server.key;
+    ssl_client_certificate $PKI/ca.pem;
+    ssl_verify_client on;
+    location / { proxy_pass http://127.0.0.1:$REGISTRY_PORT; }
+  }
+}
+NGINX
+  start_server gate nginx -e stderr -c "$CASE_DIR/gate/nginx.conf"
+  wait_for_server gate curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$1/v2/"
+}
+
+step "a registry with a certificate, one that demands one, and a gate that does"
+TLS_PORT=$(free_port)
+MTLS_PORT=$(free_port)
+GATE_PORT=$(free_port)
+registry_start
+https_registry_start tls-registry "$TLS_PORT"
+https_registry_start mtls-registry "$MTLS_PORT" "clientcas: [$PKI/ca.pem]"
+gate_start "$GATE_PORT"
+refused "the registry that demands a certificate, without one" \
+  curl -fsS --max-time 2 --cacert "$PKI/ca.pem" "https://127.0.0.1:$MTLS_PORT/v2/"
+
+# ---- Larder ------------------------------------------------------------------------------------------------------------
+
+entry() { # NAME ADDRESS TLS
+  printf '  - name: %s\n    endpoints: ["https://%s"]\n    tls: {%s}\n' "$1" "$2" "$3"
+}
+identity() { printf 'cert: %s, key: %s' "$PKI/$1.pem" "$PKI/$1.key"; }
+readonly CA="ca: $PKI/ca.pem" SKIP="insecureSkipVerify: true"
+{
+  echo 'registries:'
+  entry roots.test "127.0.0.1:$TLS_PORT" ''
+  entry ca.test "127.0.0.1:$TLS_PORT" "$CA"
+  entry other-ca.test "127.0.0.1:$TLS_PORT" "ca: $PKI/other-ca.pem"
+  entry other-name.test "localhost:$TLS_PORT" "$CA"
+  entry skip.test "127.0.0.1:$TLS_PORT" "$SKIP"
+  entry nobody.test "127.0.0.1:$MTLS_PORT" "$CA"
+  entry nobody-skip.test "127.0.0.1:$MTLS_PORT" "$SKIP"
+  entry nobody-gate.test "127.0.0.1:$GATE_PORT" "$CA"
+  for name in pkcs8 sec1 pkcs1; do
+    entry "$name.test" "127.0.0.1:$MTLS_PORT" "$CA, $(identity "$name")"
+    entry "$name-skip.test" "127.0.0.1:$MTLS_PORT" "$SKIP, $(identity "$name")"
+  done
+  entry roots-pkcs8.test "127.0.0.1:$MTLS_PORT" "$(identity pkcs8)"
+  entry gate.test "127.0.0.1:$GATE_PORT" "$CA, $(identity pkcs1)"
+  entry gate-skip.test "127.0.0.1:$GATE_PORT" "$SKIP, $(identity sec1)"
+  entry rotating.test "127.0.0.1:$GATE_PORT" "$CA, $(identity rotating)"
+  printf "tagTtl: '%s'\nrevalidateTimeout: 2s\n" "$TAG_TTL"
+} >"$CASE_DIR/larder.yaml"
+
+# A manifest from the registry itself, each time: the tag's, and with it, at first, its content.
+pulled() { # REGISTRY
+  get "$LARDER_URL/v2/$1/demo/hello/manifests/v1"
+  expect_status "$1" 200
+  equal "$1: the digest" "$HELLO_DIGEST" "$(header Docker-Content-Digest)"
+  equal "$1: a warning that it is unconfirmed" '' "$(header Warning)"
+}
+not_pulled() { # REGISTRY [REGEX]
+  get "$LARDER_URL/v2/$1/demo/hello/manifests/v1" --max-time "$REFUSAL_LIMIT"
+  expect_status "$1" 502
+  matches "$1: why" "${2:-.}" "$(jq -r '.errors[0].message' "$BODY_FILE")"
+}
+
+larder_start
+
+# ---- Renewal, begun: larder looks for it while the rest is done ---------------------------------------------------------
+
+# nginx writes serials as openssl does, in upper-case hexadecimal.
+serial() { openssl x509 -in "$PKI/$1.pem" -noout -serial | cut -d = -f 2; }
+OLD_SERIAL=$(serial pkcs8)
+NEW_SERIAL=$(serial renewed)
+step "the certificate $OLD_SERIAL is renewed to $NEW_SERIAL"
+pulled rotating.test
+seen() { grep -qE "^$1 200 (GET|HEAD) /v2/demo/hello/manifests/v1 " "$SERIALS"; }
+wait_until 5 "the old certificate at the gate" seen "$OLD_SERIAL"
+refused "the new certificate at the gate, before it is there" seen "$NEW_SERIAL"
+for kind in key pem; do
+  cp "$PKI/renewed.$kind" "$PKI/rotating.$kind.new"
+  mv "$PKI/rotating.$kind.new" "$PKI/rotating.$kind"
+done
+RENEWED_AT=$SECONDS
+
+# ---- Who the registry is -----------------------------------------------------------------------------------------------
+
+step "an unknown authority, another authority, another name: 502, and it is TLS"
+for registry in roots.test other-ca.test other-name.test; do
+  not_pulled "$registry" 'TLS failed'
+done
+get "$LARDER_URL/v2/roots.test/demo/hello/blobs/$HELLO_LAYER" --max-time "$REFUSAL_LIMIT"
+expect_status "a blob from an unknown authority" 503
+
+step "tls.ca"
+pulled ca.test
+for blob in "$HELLO_CONFIG" "$HELLO_LAYER"; do
+  get "$LARDER_URL/v2/ca.test/demo/hello/blobs/$blob"
+  expect_status "ca.test: $blob" 200
+  same_bytes "ca.test: $blob" "$(registry_blob_file "$blob")" "$BODY_FILE"
+done
+
+step "insecureSkipVerify"
+pulled skip.test
+
+# ---- Who we are --------------------------------------------------------------------------------------------------------
+
+step "a registry that demands a certificate gets none"
+for registry in nobody.test nobody-skip.test nobody-gate.test; do
+  not_pulled "$registry"
+done
+
+step "tls.cert and tls.key, PKCS#8, SEC1 and PKCS#1, with tls.ca and with insecureSkipVerify"
+for name in pkcs8 sec1 pkcs1; do
+  pulled "$name.test"
+  pulled "$name-skip.test"
+done
+pulled gate.test
+pulled gate-skip.test
+for name in pkcs1 sec1; do
+  wait_until 5 "the certificate $name at the gate" seen "$(serial "$name")"
+done
+
+# ---- Files that cannot be used -----------------------------------------------------------------------------------------
+
+# `larder serve` refuses to start: status 2, and it says of which registry, which file, and what.
+no_start() { # WHAT REGEX TLS
+  local status=0 said
+  { echo 'registries:' && entry bad.test 127.0.0.1:9 "$3"; } >"$CASE_DIR/bad.yaml"
+  said=$(client "$E2E_LARDER" --config-file "$CASE_DIR/bad.yaml" --image-path "$CASE_DIR/none" \
+    serve --host 127.0.0.1 --port 0 2>&1) || status=$?
+  equal "$1: the exit status" 2 "$status"
+  matches "$1: what it says" "bad\.test.*$2" "$said"
+}
+
+step "unusable files are said at start"
+no_start "a missing ca" 'cannot read .*/missing\.pem' "ca: $PKI/missing.pem"
+no_start "a ca that is not PEM" '/text\.pem is no PEM' "ca: $PKI/text.pem"
+no_start "a ca that is a key" 'no certificate in .*/ca\.key' "ca: $PKI/ca.key"
+no_start "a missing certificate" 'cannot read .*/missing\.pem' "cert: $PKI/missing.pem, key: $PKI/pkcs8.key"
+no_start "a missing key" 'cannot read .*/missing\.key' "cert: $PKI/pkcs8.pem, key: $PKI/missing.key"
+no_start "a certificate that is not PEM" '/text\.pem is no PEM' "cert: $PKI/text.pem, key: $PKI/pkcs8.key"
+no_start "a key that is not PEM" '/text\.pem is no PEM' "cert: $PKI/pkcs8.pem, key: $PKI/text.pem"
+no_start "a key that is a certificate" 'no private key in .*/pkcs8\.pem' "cert: $PKI/pkcs8.pem, key: $PKI/pkcs8.pem"
+no_start "another certificate's key" 'key .*/sec1\.key .*certificate .*/pkcs8\.pem' \
+  "cert: $PKI/pkcs8.pem, key: $PKI/sec1.key"
+no_start "another kind of key" 'key .*/pkcs1\.key .*certificate .*/pkcs8\.pem' \
+  "cert: $PKI/pkcs8.pem, key: $PKI/pkcs1.key"
+no_start "a certificate without its key" 'tls\.key' "cert: $PKI/pkcs8.pem"
+no_start "a key without its certificate" 'tls\.cert' "key: $PKI/pkcs8.key"
+
+# ---- Renewal, ended ----------------------------------------------------------------------------------------------------
+
+# Asks again, as clients do, until the gate has seen the new one.
+is_renewed() {
+  get "$LARDER_URL/v2/rotating.test/demo/hello/manifests/v1"
+  cat -- "$HEAD_FILE" >>"$CASE_DIR/rotating-heads"
+  seen "$NEW_SERIAL"
+}
+step "the renewed certificate is shown within $RENEWAL_LIMIT s, and nobody has noticed"
+wait_until $((RENEWAL_LIMIT - SECONDS + RENEWED_AT)) "the new certificate at the gate" is_renewed
+equal "answers to pulls meanwhile" 'HTTP/1.1 200 OK' "$(tr -d '\r' <"$CASE_DIR/rotating-heads" | grep '^HTTP/' | sort -u)"
+refused "an unconfirmed answer meanwhile" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
+larder_stop
+
+# ---- The system's roots ------------------------------------------------------------------------------------------------
+
+step "the authority is one of the system's"
+export SSL_CERT_FILE="$PKI/ca.pem"
+larder_start
+pulled roots.test
+pulled roots-pkcs8.test
+not_pulled nobody.test
+cache_is_sound
+larder_stop
