@@ -193,6 +193,11 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
         }
     }
 
+    /// Takes back a waker whose owner has stopped waiting; a flight may last for hours.
+    pub fn forget(&self, waker: &Waker) {
+        lock(&self.state).waiting.retain(|waiting| !waiting.waker.will_wake(waker));
+    }
+
     /// The header as far as it is known now, without waiting.
     pub fn header(&self) -> Option<H> {
         lock(&self.state).header.clone()
@@ -387,6 +392,19 @@ mod tests {
         pilot.land(Ok(3));
         assert_eq!(bell.rings(), 1);
         assert_eq!(flight.poll_outcome(&waker), Poll::Ready(Ok(3)));
+    }
+
+    #[test]
+    fn who_has_stopped_waiting_is_not_woken() {
+        let flights = Numbers::new();
+        let pilot = start(&flights);
+        let flight = flights.find(&1).unwrap();
+        let [(gone, gone_waker), (stays, stays_waker)] = [bell(), bell()];
+        assert!(flight.poll_outcome(&gone_waker).is_pending());
+        assert!(flight.poll_outcome(&stays_waker).is_pending());
+        flight.forget(&gone_waker);
+        pilot.land(Ok(1));
+        assert_eq!((gone.rings(), stays.rings()), (0, 1));
     }
 
     #[test]

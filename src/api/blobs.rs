@@ -118,7 +118,10 @@ impl Pending for Waiting {
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {
                 Some(size) => Step::Reply(self.growing(request, size)),
-                None => Step::Reply(self.asked.call.fail(&Failure::Blob(CacheError::TimedOut))),
+                None => {
+                    self.wait.forget(context.waker());
+                    Step::Reply(self.asked.call.fail(&Failure::Blob(CacheError::TimedOut)))
+                }
             },
         }
     }

@@ -18,7 +18,7 @@ pub(super) trait Wait: Send + 'static {
     fn patience(&self) -> Duration;
 
     /// What the client gets when that is over.
-    fn give_up(self) -> Result<Self::Answer, CacheError>;
+    fn give_up(self, waker: &Waker) -> Result<Self::Answer, CacheError>;
 }
 
 /// Waits, then replies.
@@ -47,7 +47,7 @@ where
         let outcome = match self.wait.poll(context.waker()) {
             Poll::Ready(outcome) => outcome,
             Poll::Pending if context.now() < self.deadline => return Step::Wait(self),
-            Poll::Pending => self.wait.give_up(),
+            Poll::Pending => self.wait.give_up(context.waker()),
         };
         Step::Reply((self.reply)(request, outcome))
     }
@@ -71,8 +71,8 @@ macro_rules! waits_for {
                 <$wait>::patience(self)
             }
 
-            fn give_up(self) -> Result<$answer, CacheError> {
-                <$wait>::give_up(self)
+            fn give_up(self, waker: &Waker) -> Result<$answer, CacheError> {
+                <$wait>::give_up(self, waker)
             }
         }
     };

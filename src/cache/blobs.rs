@@ -109,6 +109,14 @@ impl BlobWait {
         }
     }
 
+    /// Stops waiting with this waker.
+    pub fn forget(&self, waker: &Waker) {
+        match &self.waits_for {
+            WaitsFor::Bytes(flight) => flight.forget(waker),
+            WaitsFor::Size(flight) => flight.forget(waker),
+        }
+    }
+
     /// How many bytes may be read, once more than `position`.
     pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         match &self.waits_for {

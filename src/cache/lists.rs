@@ -87,11 +87,12 @@ impl ListWait {
         self.patience
     }
 
-    /// The answer when patience is over.
+    /// The answer when patience is over. `waker` is the one that was polled with, and is no longer woken.
     ///
     /// # Errors
     /// [`CacheError::TimedOut`] if there is no last good answer.
-    pub fn give_up(self) -> Result<ListAnswer, CacheError> {
+    pub fn give_up(self, waker: &Waker) -> Result<ListAnswer, CacheError> {
+        self.flight.forget(waker);
         match self.fallback {
             Some(list) => Ok(ListAnswer { list, how: How::Stale }),
             None => Err(CacheError::TimedOut),

@@ -110,11 +110,13 @@ impl ManifestWait {
     }
 
     /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
-    /// the upstream counts as slow, so that the next client need not wait as long.
+    /// the upstream counts as slow, so that the next client need not wait as long. `waker` is the one
+    /// that was polled with, and is no longer woken.
     ///
     /// # Errors
     /// [`CacheError::TimedOut`] if the cache has nothing.
-    pub fn give_up(self) -> Result<ManifestAnswer, CacheError> {
+    pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
+        self.flight.forget(waker);
         let inner = &self.cache.inner;
         inner.misses.note_trouble(&self.name.upstream, inner.now());
         match &self.cached {

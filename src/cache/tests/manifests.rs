@@ -77,7 +77,7 @@ fn a_slow_upstream_counts_as_down_after_the_clients_patience() {
     };
     gate.wait_until_reached();
     assert_eq!(waiting.patience(), Duration::from_secs(2));
-    assert_eq!(waiting.give_up().unwrap().how, How::Stale);
+    assert_eq!(waiting.give_up(Waker::noop()).unwrap().how, How::Stale);
     assert_eq!(bench.how("v1"), How::Stale, "the next client waits for nobody");
     gate.open();
 }
