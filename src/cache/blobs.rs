@@ -187,8 +187,12 @@ impl Cache {
             let upstream = name.upstream.clone();
             self.inner.blob_pool.submit(&upstream, move || {
                 let result = inner.fetch_blob(&name, &pilot, size_hint);
-                if let Err(error) = &result {
-                    log::warn!("{name}@{}: {error}", pilot.key().1);
+                match &result {
+                    Err(error) if error.is_noteworthy() => {
+                        log::warn!("{name}@{}: {error}", pilot.key().1);
+                    }
+                    Err(error) => log::debug!("{name}@{}: {error}", pilot.key().1),
+                    Ok(_) => {}
                 }
                 pilot.land(result.map_err(|error| BlobFailure { origin: name, error }));
             });

@@ -70,6 +70,12 @@ impl CacheError {
         }
     }
 
+    /// Whether it is worth a warning: clients ask for what does not exist all the time, and refused
+    /// credentials are said where they are shown, once in a while.
+    pub(super) fn is_noteworthy(&self) -> bool {
+        !matches!(self.reason(), Reason::NotFound | Reason::Denied)
+    }
+
     /// Whether the content does not exist, as far as can be known.
     pub fn is_not_found(&self) -> bool {
         self.reason() == Reason::NotFound

@@ -126,7 +126,8 @@ impl ManifestWait {
     }
 
     fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
-        log::warn!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest);
+        // What went wrong is warned of once a fetch; this is once a client.
+        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest);
         ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
     }
 }
@@ -289,9 +290,8 @@ impl Inner {
                 lock(&self.hot).remove(pilot.key());
                 log::debug!("{}: {}", name.with(&reference), content.digest);
             }
-            // Clients ask for what does not exist all the time.
-            Err(error) if error.is_not_found() => log::debug!("{}: {error}", name.with(&reference)),
-            Err(error) => log::warn!("{}: {error}", name.with(&reference)),
+            Err(error) if error.is_noteworthy() => log::warn!("{}: {error}", name.with(&reference)),
+            Err(error) => log::debug!("{}: {error}", name.with(&reference)),
         }
         pilot.land(result);
     }

@@ -324,6 +324,7 @@ impl Bench {
         let waiting = self.follow(&digest);
         send_all(sender, content);
         assert_eq!(read_all(&waiting).unwrap(), content);
+        self.wait_for_landing(&digest);
         digest
     }
 
