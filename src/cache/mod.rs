@@ -17,6 +17,7 @@
 //!   flight before may have landed between its look and its joining (see [`crate::flight`]).
 
 mod blobs;
+mod download;
 mod error;
 mod freshness;
 mod keeper;
