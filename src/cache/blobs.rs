@@ -15,6 +15,7 @@ use crate::upstream::{UpstreamError, UpstreamErrorKind};
 /// milliseconds' worth.
 const MANIFESTS_LEARNED_MAX: usize = 64;
 const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
+
 /// By upstream as well: a registry that a client chose must have no say in what the clients of another
 /// one get, not even in how long it takes.
 pub(super) type BlobKey = (Upstream, Digest);

@@ -12,7 +12,8 @@ fn closing_tells_everybody_who_waits() {
     let second = bench.follow(&queued);
     bench.cache.close();
     assert!(matches!(read_all(&second), Err(CacheError::GivenUp)));
-    sender.send(Ok(b"run".to_vec())).unwrap();
+    // The fetcher may have seen the end already, between two reads.
+    let _ = sender.send(Ok(b"run".to_vec()));
     assert!(matches!(read_all(&first), Err(CacheError::GivenUp)));
 }
 
