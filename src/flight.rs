@@ -198,11 +198,6 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
         lock(&self.state).waiting.retain(|waiting| !waiting.waker.will_wake(waker));
     }
 
-    /// The header as far as it is known now, without waiting.
-    pub fn header(&self) -> Option<H> {
-        lock(&self.state).header.clone()
-    }
-
     /// How many bytes may be read now.
     pub fn available(&self) -> u64 {
         lock(&self.state).available

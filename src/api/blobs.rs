@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
 use super::{Call, Failure};
-use crate::cache::{Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, Purpose};
+use crate::cache::{Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, Purpose};
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step, Tail};
 use crate::oci::{Digest, ImageName};
 
 /// After this long without upstream's answer, the head of ours leaves on the word of the manifest, if
 /// that told the size: containerd gives up on a head after 30 s, and the fetch is on its way.
 const HEAD_FROM_MANIFEST_AFTER: Duration = Duration::from_secs(15);
-/// After this long without any idea of the size, the client is told to come back.
-const PATIENCE: Duration = Duration::from_secs(25);
 
 pub(super) fn answer(
     call: Call,

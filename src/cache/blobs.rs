@@ -9,7 +9,7 @@ use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Access, Blob};
-use crate::upstream::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::UpstreamError;
 
 /// How many manifests of a repository are read for the sizes in them, and how large each may be: some
 /// milliseconds' worth.
@@ -176,12 +176,8 @@ impl Cache {
             let upstream = name.upstream.clone();
             self.inner.blob_pool.submit(&upstream, move || {
                 let result = inner.fetch_blob(&name, &pilot, size_hint);
-                match &result {
-                    Err(error) if error.is_noteworthy() => {
-                        log::warn!("{name}@{}: {error}", pilot.key().1);
-                    }
-                    Err(error) => log::debug!("{name}@{}: {error}", pilot.key().1),
-                    Ok(_) => {}
+                if let Err(error) = &result {
+                    error.log(&format!("{name}@{}", pilot.key().1));
                 }
                 pilot.land(result.map_err(|error| BlobFailure { origin: name, error }));
             });
@@ -210,7 +206,7 @@ impl Inner {
     ///
     /// Anybody can publish a manifest that lies about the size of somebody else's blob, so what a
     /// manifest tells counts for its own repository only, and less than what was seen.
-    pub(super) fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
+    fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
         let verified = lock(&self.verified_sizes).get(digest).copied();
         let told = || lock(&self.told_sizes).get(&(name.clone(), *digest)).copied();
         verified.or_else(told).or_else(|| {
@@ -252,10 +248,7 @@ impl Inner {
         self.note_blob(name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
             let reason = "the registry does not tell the size of this blob";
-            CacheError::Upstream(UpstreamError::new(
-                format!("{name}@{digest}"),
-                UpstreamErrorKind::BadAnswer { reason: reason.into() },
-            ))
+            UpstreamError::bad_answer(&format!("{name}@{digest}"), reason).into()
         })
     }
 

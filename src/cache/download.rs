@@ -13,7 +13,7 @@ use super::retry::Retries;
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, IngestError};
-use crate::upstream::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::UpstreamError;
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
@@ -198,8 +198,8 @@ impl Download<'_> {
     /// another one, a byte that is not the last for us would be the last for them.
     fn settle_size(&mut self, told: Option<u64>, have: u64) -> Result<(), CacheError> {
         let bad = |reason: String| {
-            let kind = UpstreamErrorKind::BadAnswer { reason: reason.into() };
-            CacheError::from(UpstreamError::new(format!("GET blob {}", self.what()), kind))
+            let request = format!("GET blob {}", self.what());
+            CacheError::from(UpstreamError::bad_answer(&request, reason))
         };
         match (told, self.size) {
             (Some(told), Some(before)) if self.is_announced && told != before => {

@@ -70,10 +70,13 @@ impl CacheError {
         }
     }
 
-    /// Whether it is worth a warning: clients ask for what does not exist all the time, and refused
-    /// credentials are said where they are shown, once in a while.
-    pub(super) fn is_noteworthy(&self) -> bool {
-        !matches!(self.reason(), Reason::NotFound | Reason::Denied)
+    /// Says, once a fetch, that it failed. Worth a warning or not: clients ask for what does not exist
+    /// all the time, and refused credentials are said where they are shown, once in a while.
+    pub(super) fn log(&self, what: &str) {
+        match self.reason() {
+            Reason::NotFound | Reason::Denied => log::debug!("{what}: {self}"),
+            _ => log::warn!("{what}: {self}"),
+        }
     }
 
     /// Whether the content does not exist, as far as can be known.

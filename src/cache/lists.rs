@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, CacheError, How, Inner};
+use super::{Cache, CacheError, How, Inner, PATIENCE};
 use crate::flight::{Flight, Flights};
 use crate::oci::{Digest, ImageName, TagQuery};
 use crate::store::ListRecord;
@@ -14,8 +14,6 @@ use crate::upstream::List;
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
 const LIST_TTL: Duration = Duration::from_secs(60);
-/// As for manifests: below the time after which clients give up.
-const PATIENCE: Duration = Duration::from_secs(25);
 
 /// A question whose answer changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, lock};
+use super::{Cache, CacheError, How, Inner, PATIENCE, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
@@ -16,9 +16,6 @@ use crate::upstream::{Source, UpstreamError};
 const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 /// Larger manifests are read from the store every time, so that memory stays bounded.
 const HOT_BYTES_MAX: usize = 16 * 1024;
-/// How long a client waits for a manifest that is not in the cache: below the 30 s after which
-/// containerd gives up, so that it gets an answer that says why.
-const PATIENCE: Duration = Duration::from_secs(25);
 
 /// Descriptors remembered of one manifest: more than any image has, so that one made to push out
 /// everybody else's does not.
@@ -169,15 +166,13 @@ impl Cache {
         let is_missing =
             inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now);
         let held_back = inner.misses.held_back(&name.upstream, now);
-        match cached {
-            Some(content) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
+        match (cached, held_back) {
+            (Some(content), _) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
                 Ok(ready(content, How::Stale))
             }
-            None if is_missing => Err(CacheError::KnownMissing),
-            None if held_back.is_some() => {
-                Err(CacheError::HeldBack { wait: held_back.unwrap_or_default() })
-            }
-            cached => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
+            (None, _) if is_missing => Err(CacheError::KnownMissing),
+            (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
+            (cached, _) => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
         }
     }
 
@@ -250,8 +245,9 @@ impl Inner {
         size: u64,
     ) -> Option<Arc<Content>> {
         let is_large = size > HOT_BYTES_MAX as u64;
-        let shared = lock(&self.in_use).get(&digest).and_then(Weak::upgrade);
-        if let Some(content) = shared.filter(|content| is_large && content.media_type == media_type)
+        if is_large
+            && let Some(content) = lock(&self.in_use).get(&digest).and_then(Weak::upgrade)
+            && content.media_type == media_type
         {
             return Some(content);
         }
@@ -279,7 +275,7 @@ impl Inner {
     }
 
     /// The work of a manifest flight, on a fetcher.
-    fn fetch_manifest(self: &Arc<Inner>, pilot: ManifestPilot) {
+    fn fetch_manifest(&self, pilot: ManifestPilot) {
         let (name, reference) = pilot.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
@@ -290,8 +286,7 @@ impl Inner {
                 lock(&self.hot).remove(pilot.key());
                 log::debug!("{}: {}", name.with(&reference), content.digest);
             }
-            Err(error) if error.is_noteworthy() => log::warn!("{}: {error}", name.with(&reference)),
-            Err(error) => log::debug!("{}: {error}", name.with(&reference)),
+            Err(error) => error.log(&name.with(&reference)),
         }
         pilot.land(result);
     }

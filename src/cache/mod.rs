@@ -54,6 +54,9 @@ use misses::Misses;
 use pool::FetchPool;
 use recent::Recent;
 
+/// How long a client waits for what is not in the cache: below the 30 s after which containerd gives
+/// up, so that it gets an answer that says why.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 /// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow
 /// upstream does. Two tables of about a hundred bytes an entry.
 const SIZES_REMEMBERED: usize = 16_384;
@@ -179,11 +182,6 @@ impl Cache {
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.inner.store
-    }
-
-    /// How long a client waits for a tag's confirmation.
-    pub fn revalidate_timeout(&self) -> Duration {
-        self.inner.settings.revalidate_timeout
     }
 
     /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::TAGS;
+use super::layout::{TAGS, names_in};
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
@@ -134,9 +134,7 @@ impl Store {
 }
 
 fn sorted_entries(directory: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = names_in(directory).collect();
     names.sort();
     names
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
+use super::layout::names_in;
 use super::refs::Access;
 use super::{Blob, Inner, Store};
 use crate::oci::{Digest, ImageName, Upstream, Verifier};
@@ -149,12 +150,6 @@ impl Store {
     }
 }
 
-/// The names in a directory; none if there is no such directory.
-fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
-    let entries = fs::read_dir(directory).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-}
-
 fn open_partial(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
@@ -211,17 +206,6 @@ impl Ingest {
     /// Whether what is there has the digest already: a process died between the last byte and the name.
     pub fn is_whole(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
-    }
-
-    /// Begins at the first byte, whatever an earlier ingest has left.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the partial cannot be emptied.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
-        self.file.set_len(0).map_err(|error| StoreError::write(&self.path, error))?;
-        self.verifier = Verifier::new(self.digest.algorithm());
-        self.bytes_written = 0;
-        Ok(())
     }
 
     /// Throws the partial away: its bytes are wrong.

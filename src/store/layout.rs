@@ -149,6 +149,12 @@ impl Layout {
     }
 }
 
+/// The names in a directory; none if there is no such directory.
+pub(super) fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
+
 fn create_if_missing(path: &Path, content: &[u8]) -> io::Result<()> {
     use std::io::Write;
     match File::create_new(path) {

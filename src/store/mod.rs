@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::oci::{Digest, Verifier};
+use crate::oci::Digest;
 
 pub use error::StoreError;
 pub use ingest::{Begin, Ingest, IngestError};
@@ -155,9 +155,7 @@ impl Store {
         if let Err(error) = blob.file.read_exact_at(&mut bytes, 0) {
             return self.damaged(&path, &error.to_string());
         }
-        let mut verifier = Verifier::new(digest.algorithm());
-        verifier.update(&bytes);
-        match verifier.finish() == *digest {
+        match Digest::of(digest.algorithm(), &bytes) == *digest {
             true => Some(bytes),
             false => self.damaged(&path, "its bytes do not have the digest of its name"),
         }

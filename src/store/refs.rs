@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
+use super::layout::names_in;
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
@@ -156,11 +157,8 @@ impl Store {
     /// The manifests that this repository has.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         let of_algorithm = |algorithm: Algorithm| {
-            let entries = fs::read_dir(self.inner.layout.manifests(name, algorithm));
-            entries.into_iter().flatten().filter_map(move |entry| {
-                let hex = entry.ok()?.file_name().into_string().ok()?;
-                format!("{}:{hex}", algorithm.as_str()).parse().ok()
-            })
+            let names = names_in(&self.inner.layout.manifests(name, algorithm));
+            names.filter_map(move |hex| format!("{}:{hex}", algorithm.as_str()).parse().ok())
         };
         Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
@@ -201,8 +199,7 @@ impl Store {
 
     /// The tags of a repository that are in the cache, sorted.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
-        let Ok(entries) = fs::read_dir(self.inner.layout.tags(name)) else { return Vec::new() };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let names = names_in(&self.inner.layout.tags(name));
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
         tags

@@ -128,7 +128,8 @@ impl UpstreamError {
         }
     }
 
-    pub(super) fn bad_answer(request: &str, reason: impl Into<Arc<str>>) -> UpstreamError {
+    /// An answer that is not what the protocol promises.
+    pub fn bad_answer(request: &str, reason: impl Into<Arc<str>>) -> UpstreamError {
         UpstreamError::new(request, UpstreamErrorKind::BadAnswer { reason: reason.into() })
     }
 
