@@ -1,15 +1,16 @@
 //! `GET` and `HEAD` of blobs, whole or in part, from the store or from a download under way.
 
-use std::fs::File;
-use std::sync::Arc;
-use std::task::{Poll, Waker, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::following::{BlobTail, PassageTail, PastTheDisk};
 use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
 use super::{Call, Failure};
-use crate::cache::{Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, Purpose};
-use crate::http::{Body, Context, Method, Pending, Reply, Request, Step, Tail};
+use crate::cache::{
+    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, Passage, Purpose,
+};
+use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
 
 /// After this long without upstream's answer, the head of ours leaves on the word of the manifest, if
@@ -38,7 +39,7 @@ struct Asked {
     digest: Digest,
     purpose: Purpose,
     began: Instant,
-    /// Whether somebody else's download was joined before, and failed.
+    /// Whether another download was followed before, and failed.
     is_second: bool,
 }
 
@@ -103,7 +104,9 @@ impl Pending for Waiting {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.wait.poll_size(context.waker()) {
             Poll::Ready(Ok(size)) => Step::Reply(self.growing(request, size)),
-            // The download that was joined was another repository's: this one may well have it.
+            Poll::Ready(Err(failure)) if self.may_be_passed(&failure) => {
+                self.pass().resume(request, context)
+            }
             Poll::Ready(Err(failure)) if self.may_ask_again(&failure) => {
                 Asked { is_second: true, ..self.asked }.look(request, context)
             }
@@ -131,8 +134,25 @@ impl Pending for Waiting {
 }
 
 impl Waiting {
+    /// The download that was joined was another repository's, and this one may well have it; or it came
+    /// wrong, and may come right now; or the disk refused it, which does not keep its size from being
+    /// asked for.
     fn may_ask_again(&self, failure: &BlobFailure) -> bool {
-        failure.origin != self.asked.name && !self.asked.is_second
+        let may_change = failure.origin != self.asked.name
+            || failure.error.is_wrong_content()
+            || failure.error.is_the_disks();
+        may_change && !self.asked.is_second
+    }
+
+    /// Only the disk refused it, so it can be had past the disk.
+    fn may_be_passed(&self, failure: &BlobFailure) -> bool {
+        failure.error.is_the_disks() && self.asked.purpose == Purpose::Read
+    }
+
+    fn pass(self) -> Box<Passing> {
+        let Waiting { asked, wait } = self;
+        let passage = asked.call.cache.pass(&asked.name, &asked.digest, wait.size_hint);
+        Box::new(Passing { asked, passage })
     }
 
     /// The size as a manifest told it, where that is enough to begin an answer.
@@ -145,49 +165,45 @@ impl Waiting {
         let how = wait.how;
         match asked.purpose {
             Purpose::Size => asked.reply(request, how, size, |_| Body::Length(size)),
-            Purpose::Read => asked.reply(request, how, size, |range| Body::Tail {
-                tail: Box::new(BlobTail { wait, promised: size, file: None }),
+            Purpose::Read => {
+                let past_the_disk = PastTheDisk {
+                    cache: asked.call.cache.clone(),
+                    name: asked.name.clone(),
+                    digest: asked.digest,
+                };
+                asked.reply(request, how, size, |range| Body::Tail {
+                    tail: Box::new(BlobTail::new(wait, size, past_the_disk)),
+                    range,
+                })
+            }
+        }
+    }
+}
+
+/// A request whose blob will go past the store, which cannot take it.
+struct Passing {
+    asked: Asked,
+    passage: Passage,
+}
+
+impl Pending for Passing {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        let outcome = match self.passage.poll_size(context.waker()) {
+            Poll::Pending if context.now() < self.deadline() => return Step::Wait(self),
+            Poll::Pending => Err(CacheError::TimedOut),
+            Poll::Ready(outcome) => outcome,
+        };
+        let Passing { asked, passage } = *self;
+        Step::Reply(match outcome {
+            Ok(size) => asked.reply(request, How::Bypass, size, |range| Body::Tail {
+                tail: Box::new(PassageTail::new(passage)),
                 range,
             }),
-        }
-    }
-}
-
-/// A follower of a download.
-struct BlobTail {
-    wait: BlobWait,
-    /// What `Content-Length` was computed from, in bytes.
-    promised: u64,
-    /// The growing file, once upstream has answered.
-    file: Option<Arc<File>>,
-}
-
-impl Tail for BlobTail {
-    fn file(&self) -> &File {
-        // The edge asks only after `poll_available` has told how far the file may be read, and that
-        // fills this in first.
-        self.file.as_deref().expect("a file that may be read is known")
+            Err(error) => asked.call.fail(&Failure::Blob(error)),
+        })
     }
 
-    fn poll_available(&mut self, position: u64, waker: &Waker) -> Poll<Result<u64, Box<str>>> {
-        if self.file.is_none() {
-            // The size first: as long as the download does not know it, it does not know which byte is
-            // the last for this client, and so which to hold back.
-            match ready!(self.wait.poll_size(waker)) {
-                Ok(size) if size == self.promised => {}
-                Ok(_) => {
-                    let reason = "upstream's size is not the one that was promised";
-                    return Poll::Ready(Err(reason.into()));
-                }
-                Err(failure) => return Poll::Ready(Err(failure.error.to_string().into())),
-            }
-            match ready!(self.wait.poll_file(waker)) {
-                Ok(incoming) => self.file = Some(incoming.file),
-                Err(failure) => return Poll::Ready(Err(failure.error.to_string().into())),
-            }
-        }
-        self.wait
-            .poll_available(position, waker)
-            .map(|outcome| outcome.map_err(|failure| failure.error.to_string().into()))
+    fn deadline(&self) -> Instant {
+        self.asked.began + PATIENCE
     }
 }

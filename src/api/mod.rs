@@ -8,6 +8,7 @@
 
 mod access_log;
 mod blobs;
+mod following;
 mod health;
 mod lists;
 mod manifests;
@@ -108,6 +109,7 @@ fn cache_status(how: How) -> &'static str {
         How::Join => "larder; fwd=miss; collapsed",
         How::Miss => "larder; fwd=miss; stored",
         How::Stale => "larder; hit; detail=stale",
+        How::Bypass => "larder; fwd=miss; detail=not-cached",
     }
 }
 

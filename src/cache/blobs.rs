@@ -9,7 +9,7 @@ use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Access, Blob};
-use crate::upstream::UpstreamError;
+use crate::upstream::{BlobAsk, UpstreamError};
 
 /// How many manifests of a repository are read for the sizes in them, and how large each may be: some
 /// milliseconds' worth.
@@ -175,14 +175,26 @@ impl Cache {
             let (inner, name) = (Arc::clone(&self.inner), name.clone());
             let upstream = name.upstream.clone();
             self.inner.blob_pool.submit(&upstream, move || {
-                let result = inner.fetch_blob(&name, &pilot, size_hint);
-                if let Err(error) = &result {
-                    error.log(&format!("{name}@{}", pilot.key().1));
-                }
-                pilot.land(result.map_err(|error| BlobFailure { origin: name, error }));
+                Cache { inner }.fly(name, pilot, size_hint);
             });
         }
         BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint }
+    }
+
+    /// Flies a flight, on a fetcher. A blob that comes wrong is fetched once more, for those who come
+    /// back: what corrupted it may have been the way, or there is another endpoint.
+    fn fly(&self, name: ImageName, pilot: BlobPilot, size_hint: Option<u64>) {
+        let key = pilot.key().clone();
+        let came_wrong_before = self.inner.came_wrong(&key);
+        let result = self.inner.fetch_blob(&name, &pilot, size_hint);
+        if let Err(error) = &result {
+            error.log(&format!("{name}@{}", key.1));
+        }
+        let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
+        pilot.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        if is_wrong && !came_wrong_before {
+            self.ask_for_blob(&name, &key.1, size_hint);
+        }
     }
 
     fn ask_for_size(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
@@ -244,7 +256,12 @@ impl Inner {
         if let Some(size) = told?.filter(|size| *size > 0 || digest.is_of_nothing()) {
             return Ok(size);
         }
-        let begun = source.blob(&name.repository, digest, 0);
+        let begun = source.blob(&BlobAsk {
+            repository: &name.repository,
+            digest,
+            from: 0,
+            demerits: &self.demerits(name, digest),
+        });
         self.note_blob(name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
             let reason = "the registry does not tell the size of this blob";

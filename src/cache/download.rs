@@ -1,190 +1,167 @@
-//! The work of a blob flight, on a fetcher: look once more, ingest over as many connections as it takes,
-//! verify, commit.
+//! A download of one blob: over as many connections as it takes, into whatever takes its bytes.
 //!
-//! What readers are shown is decided here, and with it promise 1: [`Download::show`] never reaches the
-//! last byte, and [`Download::settle_size`] keeps what "last" means from changing.
+//! Asks for what is missing, takes what comes, and when that breaks off waits and goes on behind it,
+//! at another endpoint if there is one. What becomes of the bytes is its [`Sink`]'s business: the store
+//! ([`super::filling`]) or one client ([`super::passage`]).
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::blobs::{BlobPilot, Incoming};
 use super::retry::Retries;
-use super::{CacheError, Inner, lock};
+use super::{CacheError, Inner};
 use crate::oci::{Digest, ImageName};
-use crate::store::{Begin, Blob, Ingest, IngestError};
-use crate::upstream::UpstreamError;
+use crate::store::IngestError;
+use crate::upstream::{BlobAsk, Demerits, UpstreamError};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// How often it is looked whether another process has finished a partial, and how often in all: a
-/// minute, after which the client may ask again.
-const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
-const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
+/// Takes the bytes of a download.
+pub(super) trait Sink {
+    /// How many of the blob's bytes it has.
+    fn bytes_written(&self) -> u64;
 
-impl Inner {
-    /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
-    pub(super) fn fetch_blob(
-        &self,
-        name: &ImageName,
-        pilot: &BlobPilot,
+    /// Upstream has answered, and `size` is what the blob will have, where that is known. Called for
+    /// each connection; a size that was told once does not change.
+    fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError>;
+
+    /// Appends bytes.
+    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
+}
+
+/// A download under way.
+pub(super) struct Download<'a, S> {
+    inner: &'a Inner,
+    name: &'a ImageName,
+    digest: Digest,
+    /// The size of the blob, as upstream or a manifest told it.
+    size: Option<u64>,
+    /// Whether the sink was told that size.
+    is_begun: bool,
+    demerits: Demerits,
+    /// The endpoints that sent bytes.
+    senders: Vec<usize>,
+    pub(super) chunk: Vec<u8>,
+    pub(super) sink: S,
+}
+
+impl<'a, S: Sink> Download<'a, S> {
+    pub(super) fn new(
+        inner: &'a Inner,
+        name: &'a ImageName,
+        digest: Digest,
         size_hint: Option<u64>,
-    ) -> Result<Blob, CacheError> {
-        let digest = pilot.key().1;
-        let mut ingest = match self.begin(name, &digest, size_hint)? {
-            Begin::Writing(ingest) => *ingest,
-            Begin::Present(blob) => return Ok(arrived(pilot, blob)),
-            Begin::Busy => return Err(CacheError::GivenUp),
-        };
-        let mut download = Download {
+        sink: S,
+    ) -> Download<'a, S> {
+        Download {
+            inner,
             name,
-            pilot,
+            digest,
             size: size_hint,
-            is_announced: false,
+            is_begun: false,
+            demerits: inner.demerits(name, &digest),
+            senders: Vec::new(),
             chunk: vec![0; CHUNK_BYTES],
-        };
-        self.recover(&mut download, &mut ingest)?;
-        if !ingest.is_whole()
-            && let Err(error) = self.download(&mut download, &mut ingest)
-        {
-            // What was kept does not fit what upstream sends, or fills the disk: it is given up.
-            let is_full = matches!(&error, CacheError::Store(store) if store.is_full());
-            if is_full || matches!(error, CacheError::WrongContent(_)) {
-                ingest.discard();
-            }
-            return Err(error);
+            sink,
         }
-        let size = ingest.bytes_written();
-        download.size = Some(size);
-        download.announce(&ingest);
-        let verified = ingest.verify(Some(size))?;
-        lock(&self.verified_sizes).insert(digest, size);
-        // Verified bytes may be shown before the disk has them: they are right whatever it does.
-        pilot.advance(size);
-        Ok(verified.commit()?)
     }
 
-    /// Begins the ingest, waiting for another process that is at it as long as it may take.
-    fn begin(
-        &self,
-        name: &ImageName,
-        digest: &Digest,
-        size_hint: Option<u64>,
-    ) -> Result<Begin, CacheError> {
-        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
-            match self.store.ingest(&name.upstream, digest, size_hint)? {
-                Begin::Busy => self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY),
-                begun => return Ok(begun),
-            }
-            self.stop_if_closed()?;
-        }
-        Ok(Begin::Busy)
-    }
-
-    /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
-    /// only then is it known which byte is the last.
-    fn recover(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
-        while ingest.recover(&mut download.chunk)? {
-            self.stop_if_closed()?;
-        }
-        match ingest.bytes_written() {
-            0 => {}
-            bytes => log::info!("{}: going on after {bytes} bytes", download.what()),
-        }
-        Ok(())
+    /// Names the blob for messages.
+    pub(super) fn what(&self) -> String {
+        format!("{}@{}", self.name, self.digest)
     }
 
     /// Downloads what is missing, over as many connections as it takes.
-    fn download(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
-        let mut retries = Retries::new(self.settings.retry.clone());
+    pub(super) fn run(&mut self) -> Result<(), CacheError> {
+        let mut retries = Retries::new(self.inner.settings.retry.clone());
         loop {
-            let Err(error) = self.receive(download, ingest) else { return Ok(()) };
+            let Err(error) = self.receive() else { return Ok(()) };
             let CacheError::Upstream(upstream) = &error else { return Err(error) };
             if !upstream.is_temporary() {
                 return Err(error);
             }
-            let asked = upstream.retry_after();
-            let Some(wait) = retries.next_wait(ingest.bytes_written(), asked, self.spread()) else {
+            let (reached, asked) = (self.sink.bytes_written(), upstream.retry_after());
+            let Some(wait) = retries.next_wait(reached, asked, self.inner.spread()) else {
                 return Err(error);
             };
             log::warn!(
-                "{}: {error}; going on after {} bytes in {} ms",
-                download.what(),
-                ingest.bytes_written(),
+                "{}: {error}; going on after {reached} bytes in {} ms",
+                self.what(),
                 wait.as_millis()
             );
-            self.blob_pool.pause(wait);
-            self.stop_if_closed()?;
+            self.inner.blob_pool.pause(wait);
+            self.inner.stop_if_closed()?;
         }
     }
 
+    /// The endpoints that sent something, each a demerit more: together they sent something wrong.
+    pub(super) fn blame(&self) -> Demerits {
+        let mut demerits = self.demerits.clone();
+        self.senders.iter().for_each(|endpoint| demerits.add(*endpoint));
+        demerits
+    }
+
     /// One connection: asks for what is missing and takes what comes.
-    fn receive(&self, download: &mut Download<'_>, ingest: &mut Ingest) -> Result<(), CacheError> {
-        let (name, digest) = (download.name, download.pilot.key().1);
-        let source = self.sources.source(&name.upstream)?;
-        let begun = source.blob(&name.repository, &digest, ingest.bytes_written());
-        self.note_blob(name, &digest, &begun);
-        let mut body = begun?;
-        download.settle_size(body.size, ingest.bytes_written())?;
-        if !download.is_announced
-            && let Err(error) = ingest.note_origin(name)
-        {
-            // The download itself will say what is wrong with the disk, if it matters.
-            log::debug!("{}: {error}", download.what());
-        }
-        download.announce(ingest);
-        download.show(ingest);
-        // A registry that does not do ranges begins anew; what clients have had is passed over.
-        let mut surplus = ingest.bytes_written() - body.start.min(ingest.bytes_written());
+    fn receive(&mut self) -> Result<(), CacheError> {
+        let source = self.inner.sources.source(&self.name.upstream)?;
         loop {
-            self.stop_if_closed()?;
-            let read = match body.reader.read(&mut download.chunk) {
+            let begun = source.blob(&BlobAsk {
+                repository: &self.name.repository,
+                digest: &self.digest,
+                from: self.sink.bytes_written(),
+                demerits: &self.demerits,
+            });
+            self.inner.note_blob(self.name, &self.digest, &begun);
+            let mut body = begun?;
+            if !self.senders.contains(&body.endpoint) {
+                self.senders.push(body.endpoint);
+            }
+            let received = self.receive_body(body.start, body.size, &mut *body.reader);
+            let Err(error) = received else { return Ok(()) };
+            if !matches!(&error, CacheError::Upstream(error) if error.is_temporary()) {
+                return Err(error);
+            }
+            // Another endpoint need not be waited for.
+            self.demerits.add(body.endpoint);
+            if !self.demerits.spare_one_of(source.endpoints()) {
+                return Err(error);
+            }
+            log::warn!("{}: {error}; asking another endpoint", self.what());
+        }
+    }
+
+    fn receive_body(
+        &mut self,
+        start: u64,
+        size: Option<u64>,
+        reader: &mut dyn io::Read,
+    ) -> Result<(), CacheError> {
+        let have = self.sink.bytes_written();
+        self.settle_size(size, have)?;
+        self.is_begun = true;
+        self.sink.begin(self.size)?;
+        // A registry that does not do ranges begins anew; what was had before is passed over.
+        let mut surplus = have - start.min(have);
+        loop {
+            self.inner.stop_if_closed()?;
+            let read = match reader.read(&mut self.chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result.map_err(|error| download.broke_off(error))?,
+                result => result.map_err(|error| self.broke_off(error))?,
             };
             if read == 0 {
-                return download.check_end(ingest, surplus);
+                return self.check_end(surplus);
             }
             let passed_over = surplus.min(read as u64);
             surplus -= passed_over;
             // Both are at most `read`, which is a `usize`.
-            let fresh = &download.chunk[passed_over as usize..read];
-            let written = ingest.bytes_written() + fresh.len() as u64;
-            if let Some(expected) = download.size.filter(|size| written > *size) {
+            let fresh = &self.chunk[passed_over as usize..read];
+            let written = self.sink.bytes_written() + fresh.len() as u64;
+            if let Some(expected) = self.size.filter(|size| written > *size) {
                 return Err(IngestError::WrongSize { expected, actual: written }.into());
             }
-            ingest.write(fresh)?;
-            download.show(ingest);
+            self.sink.write(fresh, self.size)?;
         }
-    }
-
-    fn stop_if_closed(&self) -> Result<(), CacheError> {
-        if self.blob_pool.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
-    }
-
-    /// A number from 0 to 1 that differs from download to download; it need not be more random.
-    fn spread(&self) -> f64 {
-        let since_epoch = self.now().duration_since(SystemTime::UNIX_EPOCH);
-        f64::from(since_epoch.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0
-    }
-}
-
-/// A download under way.
-struct Download<'a> {
-    name: &'a ImageName,
-    pilot: &'a BlobPilot,
-    /// The size of the blob, as upstream or a manifest told it.
-    size: Option<u64>,
-    /// Whether clients were told that size.
-    is_announced: bool,
-    chunk: Vec<u8>,
-}
-
-impl Download<'_> {
-    fn what(&self) -> String {
-        format!("{}@{}", self.name, self.pilot.key().1)
     }
 
     fn broke_off(&self, error: io::Error) -> CacheError {
@@ -202,10 +179,10 @@ impl Download<'_> {
             CacheError::from(UpstreamError::bad_answer(&request, reason))
         };
         match (told, self.size) {
-            (Some(told), Some(before)) if self.is_announced && told != before => {
+            (Some(told), Some(before)) if self.is_begun && told != before => {
                 return Err(bad(format!("it has {told} bytes now and had {before} before")));
             }
-            (Some(0), _) if !self.pilot.key().1.is_of_nothing() => {
+            (Some(0), _) if !self.digest.is_of_nothing() => {
                 return Err(bad("an empty body for content that is not empty".into()));
             }
             _ => self.size = told.or(self.size),
@@ -218,23 +195,11 @@ impl Download<'_> {
         }
     }
 
-    fn announce(&mut self, ingest: &Ingest) {
-        self.is_announced = true;
-        self.pilot.announce(Incoming { file: Arc::clone(ingest.file()), size: self.size });
-    }
-
-    /// Tells the readers how far they may go: never to the last byte.
-    fn show(&self, ingest: &Ingest) {
-        let written = ingest.bytes_written();
-        let held_back_from = self.size.unwrap_or(written).saturating_sub(1);
-        self.pilot.advance(written.min(held_back_from));
-    }
-
     /// Whether the end of a body is the end of the blob. Where the size is known, an early end is a
     /// broken connection that was closed politely; where it is not, only the digest can tell.
-    fn check_end(&self, ingest: &Ingest, surplus: u64) -> Result<(), CacheError> {
+    fn check_end(&self, surplus: u64) -> Result<(), CacheError> {
         match self.size {
-            Some(size) if ingest.bytes_written() < size || surplus > 0 => {
+            Some(size) if self.sink.bytes_written() < size || surplus > 0 => {
                 Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
             }
             _ => Ok(()),
@@ -242,9 +207,14 @@ impl Download<'_> {
     }
 }
 
-/// A blob that somebody else has finished: all of it is available at once.
-fn arrived(pilot: &BlobPilot, blob: Blob) -> Blob {
-    pilot.announce(Incoming { file: Arc::clone(&blob.file), size: Some(blob.size) });
-    pilot.advance(blob.size);
-    blob
+impl Inner {
+    pub(super) fn stop_if_closed(&self) -> Result<(), CacheError> {
+        if self.blob_pool.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
+    }
+
+    /// A number from 0 to 1 that differs from download to download; it need not be more random.
+    fn spread(&self) -> f64 {
+        let since_epoch = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        f64::from(since_epoch.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0
+    }
 }

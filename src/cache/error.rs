@@ -79,6 +79,16 @@ impl CacheError {
         }
     }
 
+    /// Whether it is the disk that refused, so that it could be had past it.
+    pub fn is_the_disks(&self) -> bool {
+        matches!(self, CacheError::Store(_))
+    }
+
+    /// Whether what came was not what was asked for, so that another try may fare better.
+    pub fn is_wrong_content(&self) -> bool {
+        matches!(self, CacheError::WrongContent(_))
+    }
+
     /// Whether the content does not exist, as far as can be known.
     pub fn is_not_found(&self) -> bool {
         self.reason() == Reason::NotFound
@@ -96,6 +106,8 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         }
         UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
         UpstreamErrorKind::OutOfService => Reason::OutOfService,
+        UpstreamErrorKind::CircuitOpen { last: Some(last), .. } => upstream_reason(last.kind()),
+        UpstreamErrorKind::CircuitOpen { last: None, .. } => Reason::Broken,
         UpstreamErrorKind::Status { .. }
         | UpstreamErrorKind::Unreachable { .. }
         | UpstreamErrorKind::Tls { .. }

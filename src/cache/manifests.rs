@@ -338,6 +338,7 @@ impl Inner {
         self.remember_sizes(name, &manifest);
         if let Err(error) = self.keep_manifest(name, &digest, &manifest) {
             // The client can have it all the same: it is verified and in memory.
+            self.counts.manifests_not_cached();
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
         let (media_type, bytes) = (manifest.media_type().clone(), Arc::clone(manifest.bytes()));

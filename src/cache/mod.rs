@@ -17,13 +17,16 @@
 //!   flight before may have landed between its look and its joining (see [`crate::flight`]).
 
 mod blobs;
+mod counts;
 mod download;
 mod error;
+mod filling;
 mod freshness;
 mod keeper;
 mod lists;
 mod manifests;
 mod misses;
+mod passage;
 mod pool;
 mod recent;
 mod retry;
@@ -35,19 +38,23 @@ use std::time::{Duration, SystemTime};
 use crate::flight::Flights;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::Store;
-use crate::upstream::Sources;
+use crate::upstream::{Demerits, Sources};
 
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
+pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, Ttl};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
+pub use passage::Passage;
 
 pub use crate::store::Blob;
+pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
 pub use retry::RetryPolicy;
 
-use blobs::SizeFlights;
+use blobs::{BlobKey, SizeFlights};
+use counts::Counters;
 use lists::ListFlights;
 use manifests::{Content, HotManifest, ManifestFlights};
 use misses::Misses;
@@ -60,6 +67,8 @@ pub const PATIENCE: Duration = Duration::from_secs(25);
 /// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow
 /// upstream does. Two tables of about a hundred bytes an entry.
 const SIZES_REMEMBERED: usize = 16_384;
+/// How many blobs that came wrong are remembered, with who sent them.
+const BLAMED_REMEMBERED: usize = 1024;
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
 
@@ -110,6 +119,8 @@ pub enum How {
     Miss,
     /// From the store although upstream should have been asked, and could not be, or denied it.
     Stale,
+    /// From upstream past the store, which could not take it.
+    Bypass,
 }
 
 impl How {
@@ -120,6 +131,7 @@ impl How {
             How::Join => "join",
             How::Miss => "miss",
             How::Stale => "stale",
+            How::Bypass => "bypass",
         }
     }
 }
@@ -151,8 +163,11 @@ struct Inner {
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
     /// Sizes of blobs that this process verified.
     verified_sizes: Mutex<Recent<Digest, u64>>,
+    /// Blobs that came wrong, and how each endpoint has fared with them.
+    blamed: Mutex<Recent<BlobKey, Demerits>>,
     /// Repositories whose cached manifests were read for their sizes.
     learned: Mutex<Recent<ImageName, ()>>,
+    counts: Counters,
 }
 
 impl Cache {
@@ -173,7 +188,9 @@ impl Cache {
             in_use: Mutex::new(HashMap::new()),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            counts: Counters::default(),
             settings,
         };
         Cache { inner: Arc::new(inner) }
@@ -182,6 +199,16 @@ impl Cache {
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// What is known of the registries' health.
+    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.inner.sources.statuses()
+    }
+
+    /// What happened how often since the start.
+    pub fn counts(&self) -> Counts {
+        self.inner.counts.now()
     }
 
     /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that

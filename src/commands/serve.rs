@@ -35,10 +35,12 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
         log::warn!("the configuration key {key} has no effect in this version");
     }
     for entry in &settings.upstream.registries {
-        entry
-            .tls
-            .check()
-            .map_err(|source| CommandError::Tls { registry: entry.upstream.clone(), source })?;
+        for endpoint in &entry.endpoints {
+            endpoint
+                .tls
+                .check()
+                .map_err(|source| CommandError::Tls { registry: entry.upstream.clone(), source })?;
+        }
     }
     let store = Store::open(&settings.store)?;
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
@@ -54,7 +56,7 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
     let server = Server::bind(&[settings.listen], edge, api)?;
     let health =
-        settings.health.map(|address| serve_health(address, &settings.http)).transpose()?;
+        settings.health.map(|address| serve_health(address, &settings.http, &cache)).transpose()?;
     stop_on_signal(server.controller())?;
     banner(&settings, server.address());
     if settings.resume_on_start {
@@ -74,13 +76,17 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
 }
 
 /// The health port, served beside.
-fn serve_health(address: SocketAddr, like: &http::Settings) -> Result<Controller, CommandError> {
+fn serve_health(
+    address: SocketAddr,
+    like: &http::Settings,
+    cache: &Cache,
+) -> Result<Controller, CommandError> {
     let settings = http::Settings {
         workers: HEALTH_WORKERS,
         max_connections: HEALTH_CONNECTIONS,
         ..like.clone()
     };
-    let server = Server::bind(&[address], settings, Arc::new(Health))?;
+    let server = Server::bind(&[address], settings, Arc::new(Health::new(cache.clone())))?;
     let controller = server.controller();
     thread::Builder::new()
         .name("health".into())

@@ -2,10 +2,11 @@
 //!
 //! `docs/configuration.md` is the reference for users; a test keeps the two in step.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigError;
 use super::value::{EndpointUrl, LogLevel, Span, Text, TtlText, Whole};
@@ -58,13 +59,56 @@ pub(super) struct RegistryEntry {
     #[serde(default)]
     pub(super) scheme: Option<SchemeName>,
     #[serde(default)]
-    pub(super) endpoints: Option<Vec<Text<EndpointUrl>>>,
+    pub(super) endpoints: Option<Vec<EndpointEntry>>,
     #[serde(default)]
     pub(super) aliases: Option<Vec<String>>,
     #[serde(default)]
     pub(super) auth: Option<AuthEntry>,
     #[serde(default)]
     pub(super) tls: Option<TlsEntry>,
+}
+
+/// An entry of `registries[].endpoints`: a URL, or a URL with what belongs to it.
+#[derive(Debug)]
+pub(super) struct EndpointEntry {
+    pub(super) url: EndpointUrl,
+    pub(super) auth: Option<AuthEntry>,
+    pub(super) tls: Option<TlsEntry>,
+}
+
+/// The longer form of an entry of `registries[].endpoints`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct EndpointMap {
+    url: Text<EndpointUrl>,
+    #[serde(default)]
+    auth: Option<AuthEntry>,
+    #[serde(default)]
+    tls: Option<TlsEntry>,
+}
+
+impl<'de> Deserialize<'de> for EndpointEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EndpointEntry, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = EndpointEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a URL, or url with auth and tls")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointEntry, E> {
+                let url = text.parse().map_err(E::custom)?;
+                Ok(EndpointEntry { url, auth: None, tls: None })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<EndpointEntry, A::Error> {
+                let map = EndpointMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(EndpointEntry { url: map.url.0, auth: map.auth, tls: map.tls })
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// `registries[].scheme`.
@@ -191,9 +235,6 @@ impl File {
             let token = entry.auth.as_ref().and_then(|auth| auth.token.as_ref());
             if token.is_some_and(TokenEntry::has_provider) {
                 return refuse("auth.token.provider");
-            }
-            if entry.endpoints.as_ref().is_some_and(|endpoints| endpoints.len() > 1) {
-                return refuse("a second endpoint");
             }
         }
         Ok(())

@@ -198,7 +198,7 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
         timeouts.metadata = timeouts.headers;
     }
     let unlisted = file.unlisted_registries.map(UnlistedRegistries::from).unwrap_or_default();
-    Ok(upstream::Settings { registries, unlisted, timeouts })
+    Ok(upstream::Settings { registries, unlisted, timeouts, ..upstream::Settings::default() })
 }
 
 fn http_settings(file: &File) -> http::Settings {
@@ -300,6 +300,7 @@ serverTlsConfig: {}
         assert_eq!(settings.log_level, LogLevel::Warn);
         assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
         let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
+        let (local, quay) = (&local.endpoints[0], &quay.endpoints[0]);
         assert_eq!(local.endpoint.scheme, Scheme::Http);
         assert!(quay.tls.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
         assert_eq!(settings.without_effect, ["preloadImages", "metrics", "os", "arch"]);
@@ -327,7 +328,10 @@ registries:
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
         assert!(!settings.resume_on_start);
-        assert_eq!(settings.upstream.registries[0].endpoint.authority, "127.0.0.1:5000");
+        assert_eq!(
+            settings.upstream.registries[0].endpoints[0].endpoint.authority,
+            "127.0.0.1:5000"
+        );
         assert_eq!(settings.naming.aliases["hub"].as_str(), "docker.io");
     }
 
@@ -346,7 +350,8 @@ registries:
             ("registries:\n  - name: a b", "larder.yaml:2:11:", "host name"),
             ("registries:\n  - scheme: http", "larder.yaml:2:", "name"),
             ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
-            ("registries:\n  - name: a.io\n    endpoints: [a]", "larder.yaml:3:17:", "URL"),
+            ("registries:\n  - name: a.io\n    endpoints: [a]", "larder.yaml:3:", "URL"),
+            ("registries:\n  - name: a.io\n    endpoints: [{u: a}]", "larder.yaml:3:", "url"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
         ] {
             let error = settings(text).unwrap_err();
@@ -374,7 +379,7 @@ registries:
             Credentials::Anonymous,
         ];
         for (entry, expected) in settings.upstream.registries.iter().zip(expected) {
-            assert_eq!(entry.credentials, expected, "{}", entry.upstream);
+            assert_eq!(entry.endpoints[0].credentials, expected, "{}", entry.upstream);
         }
         let identity = IdentityFiles { cert: "/c".into(), key: "/k".into() };
         let tls = TlsSettings {
@@ -382,7 +387,35 @@ registries:
             identity: Some(identity),
             insecure_skip_verify: false,
         };
-        assert_eq!(settings.upstream.registries[0].tls, tls);
+        assert_eq!(settings.upstream.registries[0].endpoints[0].tls, tls);
+    }
+
+    #[test]
+    fn endpoints_have_credentials_and_certificates_of_their_own() {
+        let text = "
+registries:
+  - name: docker.io
+    endpoints:
+      - http://mirror.lan:5000
+      - url: https://docker.io
+        auth: {user: u, password: p}
+        tls: {insecureSkipVerify: true}
+  - name: one.io
+    endpoints: [{url: https://one.lan}]
+    auth: {token: {static: t}}
+";
+        let settings = settings(text).unwrap();
+        let [hub, one] = &settings.upstream.registries[..] else { panic!("two registries") };
+        let [mirror, real] = &hub.endpoints[..] else { panic!("two endpoints") };
+        assert_eq!(mirror.endpoint.authority, "mirror.lan:5000");
+        assert_eq!(
+            (mirror.endpoint.scheme, &mirror.credentials),
+            (Scheme::Http, &Credentials::Anonymous)
+        );
+        assert_eq!(real.endpoint.authority, "registry-1.docker.io");
+        assert!(matches!(&real.credentials, Credentials::Password { .. }));
+        assert!(real.tls.insecure_skip_verify && !mirror.tls.insecure_skip_verify);
+        assert_eq!(one.endpoints[0].credentials, Credentials::Bearer(Secret::new("t")));
     }
 
     #[test]
@@ -404,6 +437,12 @@ registries:
                 "not set",
             ),
             ("registries: [{name: a.io, tls: {cert: /c}}]", "needs tls.key"),
+            ("registries: [{name: a.io, endpoints: []}]", "endpoints is empty"),
+            ("registries: [{name: a.io, endpoints: [\"http://b\", \"http://b/\"]}]", "twice"),
+            (
+                "registries: [{name: a.io, endpoints: [\"http://b\", \"http://c\"], tls: {}}]",
+                "belong into the endpoint",
+            ),
         ] {
             let error = settings(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -460,6 +499,7 @@ registries:
             ("registries: [{name: a.io, auth: {?: 1}}]", "auth"),
             ("registries: [{name: a.io, auth: {token: {?: 1}}}]", "token"),
             ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
+            ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
             ("pruneConfig: {?: 1}", "pruneConfig"),
             ("serverTlsConfig: {?: 1}", "serverTlsConfig"),
         ] {

@@ -1,10 +1,10 @@
-//! One entry of `registries` as settings: endpoint, TLS, credentials.
+//! One entry of `registries` as settings: endpoints with their TLS and credentials.
 
 use super::ConfigError;
-use super::file::{AuthEntry, RegistryEntry, TlsEntry};
-use super::value::{EndpointUrl, Text};
+use super::file::{AuthEntry, EndpointEntry, RegistryEntry, TlsEntry};
 use crate::upstream::{
-    Credentials, Endpoint, IdentityFiles, RegistrySettings, Scheme, Secret, TlsSettings,
+    Credentials, Endpoint, EndpointSettings, IdentityFiles, RegistrySettings, Scheme, Secret,
+    TlsSettings,
 };
 
 /// The settings of an entry.
@@ -14,18 +14,52 @@ use crate::upstream::{
 pub(super) fn settings(entry: &RegistryEntry) -> Result<RegistrySettings, ConfigError> {
     let upstream = entry.name.0.clone();
     let refuse = |reason: String| ConfigError::Registry { name: upstream.to_string(), reason };
-    let scheme = entry.scheme.map_or(Scheme::Https, Scheme::from);
-    let given = entry.endpoints.as_ref().and_then(|endpoints| endpoints.first());
-    let endpoint = match given {
-        Some(Text(EndpointUrl(endpoint))) => endpoint.clone(),
-        None => Endpoint::of(&upstream, scheme),
-    };
-    let tls = entry.tls.as_ref().map(tls).transpose().map_err(refuse)?.unwrap_or_default();
-    let auth = entry.auth.as_ref().map(credentials).transpose().map_err(refuse)?;
-    Ok(RegistrySettings { endpoint, tls, credentials: auth.unwrap_or_default(), upstream })
+    let endpoints = endpoints(entry).map_err(refuse)?;
+    Ok(RegistrySettings { upstream, endpoints })
 }
 
-fn tls(entry: &TlsEntry) -> Result<TlsSettings, String> {
+/// Each endpoint with its own credentials and TLS. Where there is but one, the entry's are its.
+fn endpoints(entry: &RegistryEntry) -> Result<Vec<EndpointSettings>, String> {
+    let scheme = entry.scheme.map_or(Scheme::Https, Scheme::from);
+    let (auth, tls) = (entry.auth.as_ref(), entry.tls.as_ref());
+    let here = || Endpoint::of(&entry.name.0, scheme);
+    match entry.endpoints.as_deref() {
+        None => Ok(vec![endpoint(here(), auth, tls)?]),
+        Some([]) => Err("endpoints is empty: name one, or leave the key out".into()),
+        Some([one]) => {
+            let (auth, tls) = (one.auth.as_ref().or(auth), one.tls.as_ref().or(tls));
+            Ok(vec![endpoint(one.url.0.clone(), auth, tls)?])
+        }
+        // Which of them a password is for must not be guessed.
+        Some(_) if auth.is_some() || tls.is_some() => Err(
+            "auth and tls belong into the endpoint that they are for, where there are several: \
+             - url: https://…, with auth and tls below it"
+                .into(),
+        ),
+        Some(all) => {
+            let urls: Vec<&Endpoint> = all.iter().map(|each| &each.url.0).collect();
+            if let Some(twice) = (1..urls.len()).find(|at| urls[..*at].contains(&urls[*at])) {
+                return Err(format!("the endpoint {} is listed twice", urls[twice].authority));
+            }
+            let each = |each: &EndpointEntry| {
+                endpoint(each.url.0.clone(), each.auth.as_ref(), each.tls.as_ref())
+            };
+            all.iter().map(each).collect()
+        }
+    }
+}
+
+fn endpoint(
+    endpoint: Endpoint,
+    auth: Option<&AuthEntry>,
+    tls: Option<&TlsEntry>,
+) -> Result<EndpointSettings, String> {
+    let tls = tls.map(tls_settings).transpose()?.unwrap_or_default();
+    let credentials = auth.map(credentials).transpose()?.unwrap_or_default();
+    Ok(EndpointSettings { endpoint, tls, credentials })
+}
+
+fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {
     let identity = match (&entry.cert, &entry.key) {
         (Some(cert), Some(key)) => Some(IdentityFiles { cert: cert.clone(), key: key.clone() }),
         (None, None) => None,

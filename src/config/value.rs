@@ -194,8 +194,11 @@ impl FromStr for EndpointUrl {
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         // The grammar of a registry's name is that of an authority.
-        authority.parse::<crate::oci::Upstream>().map_err(|_| refuse())?;
-        Ok(EndpointUrl(Endpoint { scheme, authority: authority.to_owned() }))
+        let upstream: crate::oci::Upstream = authority.parse().map_err(|_| refuse())?;
+        Ok(EndpointUrl(match upstream.is_docker_hub() {
+            true => Endpoint::of(&upstream, scheme),
+            false => Endpoint { scheme, authority: authority.to_owned() },
+        }))
     }
 }
 

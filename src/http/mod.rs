@@ -45,4 +45,4 @@ pub use render::SERVER_NAME;
 pub use reply::{Body, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
 pub use request::{Method, Request, Version};
 pub use server::{Controller, DrainReport, Server, ServerError};
-pub use tail::Tail;
+pub use tail::{Available, Tail};

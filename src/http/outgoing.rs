@@ -1,14 +1,15 @@
 //! Bodies on their way, one step at a time.
 //!
 //! It must not know connections' phases or time. No body has a buffer of its own: files and tails
-//! go from the page cache to the socket, at offsets that only the body knows.
+//! go from the page cache to the socket, at offsets that only the body knows. The exception is a tail
+//! whose bytes are in no file, one piece of which is held while it is sent.
 
 use super::connection::Connection;
 use super::limits::COPY_BYTES;
 use super::pool::{Worker, guard};
 use super::reply::{Body, Outcome};
 use super::socket::{FileHalt, Halt, More};
-use super::tail::Tail;
+use super::tail::{Available, Tail};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -89,7 +90,7 @@ impl From<Body> for Outgoing {
             Body::Bytes(bytes) => Self::Bytes { bytes, position: 0 },
             Body::File { file, range } => Self::File { file, span: FileSpan::new(range) },
             Body::Tail { tail, range } => {
-                let growth = Growth { available: range.start, shortfalls: 0 };
+                let growth = Growth { available: range.start, piece: None, shortfalls: 0 };
                 Self::Tail { tail, growth, span: FileSpan::new(range) }
             }
         }
@@ -171,7 +172,7 @@ fn send_tail(
     if span.is_empty() {
         return if headless { Step::Done } else { head.send(More::Nothing, connection) };
     }
-    if growth.available <= span.position {
+    if growth.is_spent(span.position) {
         match growth.poll(tail, span.position, connection) {
             // Clients give up on a response whose head they do not see, so it never waits for the
             // first bytes of the body.
@@ -182,6 +183,9 @@ fn send_tail(
     }
     if !headless {
         return head.send(More::Follows, connection);
+    }
+    if let Some(piece) = &growth.piece {
+        return span.send_piece(piece, connection, worker);
     }
     let available = growth.available.min(span.end);
     match span.send(tail.file(), available, connection, worker) {
@@ -194,19 +198,36 @@ fn send_tail(
     }
 }
 
-/// What is known of a growing file.
+/// What is known of a growing body.
 pub(super) struct Growth {
     available: u64,
+    /// What lies before `available`, where that is in no file.
+    piece: Option<Piece>,
     /// How often the file was shorter than its tail said, in a row.
     shortfalls: u8,
 }
 
+/// Bytes of a body that are in no file, and the offset of the first.
+struct Piece {
+    start: u64,
+    bytes: Arc<[u8]>,
+}
+
 impl Growth {
+    fn is_spent(&self, position: u64) -> bool {
+        self.available <= position
+    }
+
     /// Asks the tail; `Moved` if there is something to send.
     fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &Connection) -> Step {
         match guard(|| tail.poll_available(position, connection.waker())) {
-            Ok(Poll::Ready(Ok(available))) if available > position => {
-                self.available = available;
+            Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
+                (self.available, self.piece) = (end, None);
+                Step::Moved(0)
+            }
+            Ok(Poll::Ready(Ok(Available::InMemory(bytes)))) if !bytes.is_empty() => {
+                self.available = position + bytes.len() as u64;
+                self.piece = Some(Piece { start: position, bytes });
                 Step::Moved(0)
             }
             Ok(Poll::Ready(Ok(_))) => cut("the tail has ended before its file"),
@@ -239,6 +260,21 @@ pub(super) struct FileSpan {
 impl FileSpan {
     fn new(range: Range<u64>) -> Self {
         Self { start: range.start, position: range.start, end: range.end, copied: false }
+    }
+
+    /// Sends some bytes of a piece, whose position is within it.
+    fn send_piece(&mut self, piece: &Piece, connection: &Connection, worker: &Worker) -> Step {
+        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+        let offset = usize::try_from(self.position - piece.start).unwrap_or(usize::MAX);
+        let rest = &piece.bytes[offset.min(piece.bytes.len())..];
+        let rest = &rest[..rest.len().min(left).min(worker.bytes_left)];
+        match connection.socket.send(rest, &[], More::Nothing) {
+            Ok(sent) => {
+                self.position += sent as u64;
+                Step::Moved(sent)
+            }
+            Err(halt) => halt.into(),
+        }
     }
 
     fn is_empty(&self) -> bool {

@@ -24,6 +24,15 @@ pub enum StoreError {
         /// The cache directory.
         root: PathBuf,
     },
+    /// There is no room for a blob of known size.
+    NoRoom {
+        /// The cache directory.
+        root: PathBuf,
+        /// What is to be written, in bytes.
+        missing_bytes: u64,
+        /// What there is room for, in bytes.
+        free_bytes: u64,
+    },
     /// A file could not be written, synced or renamed.
     Write {
         /// The file that was to be.
@@ -40,8 +49,13 @@ impl StoreError {
 
     /// Whether the disk, or a quota on it, has no room left.
     pub fn is_full(&self) -> bool {
-        matches!(self, StoreError::Write { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        match self {
+            StoreError::NoRoom { .. } => true,
+            StoreError::Write { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -65,6 +79,12 @@ impl fmt::Display for StoreError {
                 "the cache directory {} is read-only: what is in it is served, nothing is added",
                 root.display()
             ),
+            StoreError::NoRoom { root, missing_bytes, free_bytes } => write!(
+                f,
+                "no room for {missing_bytes} bytes on the disk of {}, which has {free_bytes} left; \
+                 free some, or move the cache with imagePath",
+                root.display()
+            ),
             StoreError::Write { path, source } if self.is_full() => write!(
                 f,
                 "no room left on the cache's disk to write {} ({source}); free some, or move the \
@@ -82,7 +102,9 @@ impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StoreError::Create { source, .. } | StoreError::Write { source, .. } => Some(source),
-            StoreError::NotADirectory { .. } | StoreError::ReadOnly { .. } => None,
+            StoreError::NotADirectory { .. }
+            | StoreError::ReadOnly { .. }
+            | StoreError::NoRoom { .. } => None,
         }
     }
 }

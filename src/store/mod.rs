@@ -118,6 +118,12 @@ impl Store {
         self.inner.writable
     }
 
+    /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let told = rustix::fs::statvfs(self.root()).ok()?;
+        Some(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
     /// How many damaged files were met since the start.
     pub fn damaged_files(&self) -> u64 {
         self.inner.damaged_files.load(Ordering::Relaxed)

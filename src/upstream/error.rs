@@ -15,6 +15,8 @@ pub struct UpstreamError {
     /// Method and URL without its query, which may be signed.
     request: Arc<str>,
     kind: UpstreamErrorKind,
+    /// Whether it happened behind a redirect, at somebody else's.
+    is_elsewhere: bool,
 }
 
 /// How it failed.
@@ -40,6 +42,13 @@ pub enum UpstreamErrorKind {
     },
     /// The registry says of itself that it is out of service (503).
     OutOfService,
+    /// The endpoint failed again and again and is left alone for a while.
+    CircuitOpen {
+        /// How much longer.
+        wait: Duration,
+        /// The failure that decided it.
+        last: Option<Arc<UpstreamError>>,
+    },
     /// An answer with a status that promises nothing.
     Status {
         /// The HTTP status.
@@ -82,7 +91,22 @@ pub enum UpstreamErrorKind {
 impl UpstreamError {
     /// An error of a request that `request` describes (method and URL without query).
     pub fn new(request: impl Into<Arc<str>>, kind: UpstreamErrorKind) -> UpstreamError {
-        UpstreamError { request: request.into(), kind }
+        UpstreamError { request: request.into(), kind, is_elsewhere: false }
+    }
+
+    /// The same error, at somebody to whom the registry sent us.
+    pub(super) fn elsewhere(self) -> UpstreamError {
+        UpstreamError { is_elsewhere: true, ..self }
+    }
+
+    /// Whether it says that the endpoint itself is in trouble.
+    pub(super) fn is_the_endpoints_trouble(&self) -> bool {
+        self.is_trouble() && !self.is_elsewhere
+    }
+
+    /// Whether nobody was asked.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::CircuitOpen { .. })
     }
 
     /// How it failed.
@@ -93,7 +117,11 @@ impl UpstreamError {
     /// Whether the same request may well succeed a little later, so that a download that was under way
     /// is worth going on with.
     pub fn is_temporary(&self) -> bool {
-        self.is_trouble() && !matches!(self.kind, UpstreamErrorKind::Tls { .. })
+        match &self.kind {
+            UpstreamErrorKind::Tls { .. } => false,
+            UpstreamErrorKind::CircuitOpen { last: Some(last), .. } => last.is_temporary(),
+            _ => self.is_trouble(),
+        }
     }
 
     /// How long the registry says to wait.
@@ -122,6 +150,7 @@ impl UpstreamError {
             | UpstreamErrorKind::TimedOut { .. }
             | UpstreamErrorKind::Unreachable { .. }
             | UpstreamErrorKind::Tls { .. }
+            | UpstreamErrorKind::CircuitOpen { .. }
             | UpstreamErrorKind::OutOfService => true,
             UpstreamErrorKind::Status { status } => status >= 500,
             _ => false,
@@ -205,6 +234,14 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the registry's rate limit is reached")
             }
             UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
+            UpstreamErrorKind::CircuitOpen { wait, last } => {
+                write!(
+                    f,
+                    "not asked for {:.1} s more after repeated failures",
+                    wait.as_secs_f64()
+                )?;
+                last.iter().try_for_each(|last| write!(f, "; the last: {last}"))
+            }
             UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),

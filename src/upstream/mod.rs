@@ -1,6 +1,7 @@
 //! One upstream registry: asking it for manifests, blobs and lists over HTTP.
 //!
-//! [`Registries`] finds the [`Source`] of a registry; a [`Registry`] is the real one. Calls block and
+//! [`Registries`] finds the [`Source`] of a registry: its endpoints in order, each behind a circuit
+//! breaker, each a session of its own with tokens, credentials and TLS. Calls block and
 //! are made from fetcher threads only. Every wait in here is bounded: resolving, connecting, the
 //! answer's head, and the silence between two reads of a body. A body as a whole is not: a large layer
 //! on a slow link takes the time it takes.
@@ -15,9 +16,11 @@
 
 mod address;
 mod answer;
+mod breaker;
 mod challenge;
 mod credentials;
 mod error;
+mod failover;
 mod list;
 mod location;
 mod registries;
@@ -32,12 +35,13 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, TagPage, Upstream};
 
+pub use breaker::{BreakerPolicy, BreakerState};
 pub use credentials::{Credentials, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
+pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
 pub use registries::{
-    Endpoint, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
+    Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
 };
-pub use registry::Registry;
 pub use tls::{IdentityFiles, TlsFileError, TlsSettings};
 pub use transport::Timeouts;
 
@@ -48,10 +52,16 @@ pub trait Sources: Send + Sync {
     /// # Errors
     /// [`UpstreamErrorKind::NotAllowed`] if this registry may not be dialled.
     fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError>;
+
+    /// What is known of the registries' health, sorted by name.
+    fn statuses(&self) -> Vec<UpstreamStatus>;
 }
 
 /// One registry, as the cache sees it. All calls block, within the bounds that this room promises.
 pub trait Source: Send + Sync {
+    /// How many endpoints the registry has.
+    fn endpoints(&self) -> usize;
+
     /// What `tag` is now, by HEAD, which rate limits do not count. `None` if the registry answers
     /// HEAD in a way that does not tell (no digest header, 405).
     ///
@@ -85,12 +95,7 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// [`UpstreamError`].
-    fn blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        from: u64,
-    ) -> Result<BlobBody, UpstreamError>;
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError>;
 
     /// A page of the tag list; `query` is `n=…&last=…` or empty.
     ///
@@ -111,8 +116,23 @@ pub trait Source: Send + Sync {
     ) -> Result<List, UpstreamError>;
 }
 
+/// Which bytes of which blob are wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct BlobAsk<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// The blob.
+    pub digest: &'a Digest,
+    /// The offset of the first byte wanted.
+    pub from: u64,
+    /// How the endpoints have fared with this blob so far.
+    pub demerits: &'a Demerits,
+}
+
 /// A blob that is arriving.
 pub struct BlobBody {
+    /// The endpoint that sends it, counted from 0, for [`Demerits::add`].
+    pub endpoint: usize,
     /// The offset of the first byte that comes.
     pub start: u64,
     /// The size of the whole blob in bytes, where the registry tells.

@@ -1,10 +1,12 @@
 //! Which registries there are, and which may be dialled at all.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::address::Guard;
+use super::breaker::BreakerPolicy;
 use super::credentials::Credentials;
+use super::failover::{Failover, UpstreamStatus};
 use super::registry::Registry;
 use super::tls::TlsSettings;
 use super::transport::{LazyAgent, Timeouts};
@@ -24,6 +26,8 @@ pub struct Settings {
     pub unlisted: UnlistedRegistries,
     /// How long they may take.
     pub timeouts: Timeouts,
+    /// When an endpoint that fails is left alone.
+    pub breaker: BreakerPolicy,
 }
 
 /// One entry of `registries`.
@@ -31,12 +35,27 @@ pub struct Settings {
 pub struct RegistrySettings {
     /// The key under which clients name it.
     pub upstream: Upstream,
-    /// Where it really is.
+    /// Where it really is, and where its mirrors are, in the order in which they are asked.
+    pub endpoints: Vec<EndpointSettings>,
+}
+
+/// One entry of `registries[].endpoints`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSettings {
+    /// Where it is.
     pub endpoint: Endpoint,
     /// Whom it must prove to be, and as whom we present ourselves.
     pub tls: TlsSettings,
     /// Who we are.
     pub credentials: Credentials,
+}
+
+impl EndpointSettings {
+    /// An endpoint that wants no credentials, and whose certificate the usual authorities sign.
+    pub fn at(endpoint: Endpoint) -> EndpointSettings {
+        let (tls, credentials) = (TlsSettings::default(), Credentials::default());
+        EndpointSettings { endpoint, tls, credentials }
+    }
 }
 
 /// Scheme, host and port of a registry's API.
@@ -81,11 +100,12 @@ impl Endpoint {
 
 /// All registries of this server.
 pub struct Registries {
-    listed: HashMap<Upstream, Arc<Registry>>,
+    listed: HashMap<Upstream, Arc<Failover>>,
     unlisted: UnlistedRegistries,
     /// The unlisted registries met so far.
-    others: Mutex<HashMap<Upstream, Arc<Registry>>>,
+    others: Mutex<HashMap<Upstream, Arc<Failover>>>,
     timeouts: Timeouts,
+    breaker: BreakerPolicy,
     foreign: Arc<ForeignAgents>,
 }
 
@@ -106,26 +126,38 @@ impl Registries {
             private_too: agent(Guard::PrivateToo),
         });
         let listed = settings.registries.into_iter().map(|entry| {
-            let registry = Registry::listed(&entry, settings.timeouts, Arc::clone(&foreign));
-            (entry.upstream, Arc::new(registry))
+            let upstream = entry.upstream;
+            let registries = entry.endpoints.iter().map(|endpoint| {
+                let foreign = Arc::clone(&foreign);
+                Registry::listed(&upstream, endpoint, settings.timeouts, foreign)
+            });
+            let failover = Failover::new(upstream.clone(), registries, settings.breaker);
+            (upstream, Arc::new(failover))
         });
         Registries {
             listed: listed.collect(),
             unlisted: settings.unlisted,
             others: Mutex::new(HashMap::new()),
             timeouts: settings.timeouts,
+            breaker: settings.breaker,
             foreign,
         }
     }
 
-    fn unlisted(&self, upstream: &Upstream) -> Arc<Registry> {
+    fn others(&self) -> MutexGuard<'_, HashMap<Upstream, Arc<Failover>>> {
         // A panic cannot leave the map half changed.
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unlisted(&self, upstream: &Upstream) -> Arc<Failover> {
+        let mut others = self.others();
         if others.len() >= UNLISTED_MAX && !others.contains_key(upstream) {
             others.clear();
         }
         let registry = others.entry(upstream.clone()).or_insert_with(|| {
-            Arc::new(Registry::unlisted(upstream, self.timeouts, Arc::clone(&self.foreign)))
+            let foreign = Arc::clone(&self.foreign);
+            let registry = Registry::unlisted(upstream, self.timeouts, foreign);
+            Arc::new(Failover::new(upstream.clone(), [registry], self.breaker))
         });
         Arc::clone(registry)
     }
@@ -143,6 +175,14 @@ impl Sources for Registries {
                 Err(UpstreamError::new(upstream.as_str(), kind))
             }
         }
+    }
+
+    fn statuses(&self) -> Vec<UpstreamStatus> {
+        let others: Vec<Arc<Failover>> = self.others().values().cloned().collect();
+        let all = self.listed.values().chain(&others);
+        let mut statuses: Vec<_> = all.map(|failover| failover.status()).collect();
+        statuses.sort_by(|one, other| one.upstream.as_str().cmp(other.upstream.as_str()));
+        statuses
     }
 }
 
@@ -189,9 +229,7 @@ mod tests {
         let upstream: Upstream = "localhost:5000".parse().unwrap();
         let entry = RegistrySettings {
             upstream: upstream.clone(),
-            endpoint: Endpoint::of(&upstream, Scheme::Http),
-            tls: TlsSettings::default(),
-            credentials: Credentials::Anonymous,
+            endpoints: vec![EndpointSettings::at(Endpoint::of(&upstream, Scheme::Http))],
         };
         let settings = Settings {
             registries: vec![entry],

@@ -1,19 +1,19 @@
-//! One registry over HTTP: the distribution-spec's pull and discovery requests.
+//! One endpoint of a registry over HTTP: the distribution-spec's pull and discovery requests.
 
 use std::sync::Arc;
 
 use ureq::http::header;
 
 use super::answer::{
-    check_encoding, content_digest, content_length, content_range, is_web_page, read_body,
-    status_error, text, texts,
+    check_encoding, content_digest, content_length, content_range, is_web_page, read_body, text,
+    texts,
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::list::{accept_referrers, accept_tags, next_query};
-use super::registries::{ForeignAgents, RegistrySettings};
+use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
-use super::{BlobBody, List, Source};
+use super::{BlobBody, List};
 use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
     Upstream,
@@ -22,20 +22,21 @@ use crate::oci::{
 /// The largest list, in bytes: a page of tags, the referrers of one manifest.
 const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// A registry: what can be asked of it, over one session with it.
-pub struct Registry {
+/// What can be asked of a registry, over one session with one of its endpoints.
+pub(super) struct Registry {
     session: Session,
     timeouts: Timeouts,
 }
 
 impl Registry {
-    /// A registry from the configuration.
+    /// An endpoint from the configuration.
     pub(super) fn listed(
-        entry: &RegistrySettings,
+        upstream: &Upstream,
+        endpoint: &EndpointSettings,
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
-        Registry { session: Session::listed(entry, timeouts, foreign), timeouts }
+        Registry { session: Session::listed(upstream, endpoint, timeouts, foreign), timeouts }
     }
 
     /// A registry that a client named and nobody listed: https, and public addresses only.
@@ -45,6 +46,11 @@ impl Registry {
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
         Registry { session: Session::unlisted(upstream, timeouts, foreign), timeouts }
+    }
+
+    /// Scheme, host and port.
+    pub(super) fn url(&self) -> String {
+        self.session.url()
     }
 
     fn metadata<'a>(
@@ -69,26 +75,30 @@ impl Registry {
         let answer = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask })?;
         match answer.response.status().as_u16() {
             200 => Ok(answer),
-            status => Err(status_error(status, answer.response.headers(), &answer.request)),
+            _ => Err(answer.failure()),
         }
     }
 }
 
-impl Source for Registry {
-    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+impl Registry {
+    /// [`Source::resolve`](super::Source::resolve), as the other methods here.
+    pub(super) fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, UpstreamError> {
         let rest = format!("manifests/{tag}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
-        let headers = answer.response.headers();
         match answer.response.status().as_u16() {
-            200 => Ok(content_digest(headers)),
+            200 => Ok(content_digest(answer.response.headers())),
             // Some registries do not do HEAD well; GET will tell.
             400 | 405 | 406 | 501 => Ok(None),
-            status => Err(status_error(status, headers, &answer.request)),
+            _ => Err(answer.failure()),
         }
     }
 
-    fn manifest(
+    pub(super) fn manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
@@ -96,10 +106,10 @@ impl Source for Registry {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
-        let (response, request) = (answer.response, answer.request);
-        if response.status().as_u16() != 200 {
-            return Err(status_error(response.status().as_u16(), response.headers(), &request));
+        if answer.response.status().as_u16() != 200 {
+            return Err(answer.failure());
         }
+        let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
         let told = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
@@ -121,22 +131,21 @@ impl Source for Registry {
         }
     }
 
-    fn blob_size(
+    pub(super) fn blob_size(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
-        let headers = answer.response.headers();
         match answer.response.status().as_u16() {
-            200 => Ok(content_length(headers)),
+            200 => Ok(content_length(answer.response.headers())),
             400 | 405 | 406 | 501 => Ok(None),
-            status => Err(status_error(status, headers, &answer.request)),
+            _ => Err(answer.failure()),
         }
     }
 
-    fn blob(
+    pub(super) fn blob(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -156,7 +165,7 @@ impl Source for Registry {
             },
             // A range that it does not like, or that lies beyond the end: the whole instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
-            status => return Err(status_error(status, headers, request)),
+            _ => return Err(answer.failure()),
         };
         check_encoding(headers, request)?;
         // A login page has no place among a blob's bytes, and must not cost what was kept of them.
@@ -164,10 +173,10 @@ impl Source for Registry {
             return Err(UpstreamError::bad_answer(request, "it is a web page"));
         }
         let reader = Box::new(answer.response.into_body().into_reader());
-        Ok(BlobBody { start, size, reader })
+        Ok(BlobBody { endpoint: 0, start, size, reader })
     }
 
-    fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
+    pub(super) fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
         let answer = self.list(self.metadata(Method::Get, repository, &rest, None))?;
         let next = next_query(texts(answer.response.headers(), header::LINK));
@@ -176,7 +185,7 @@ impl Source for Registry {
             .ok_or_else(|| UpstreamError::bad_answer(&answer.request, "it is no tag list"))
     }
 
-    fn referrers(
+    pub(super) fn referrers(
         &self,
         repository: &Repository,
         digest: &Digest,

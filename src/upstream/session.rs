@@ -19,7 +19,7 @@ use super::challenge::Challenge;
 use super::credentials::{Credentials, Login};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::{Location, is_same_owner};
-use super::registries::{Endpoint, ForeignAgents, RegistrySettings, Scheme};
+use super::registries::{Endpoint, EndpointSettings, ForeignAgents, Scheme};
 use super::tls::TlsSettings;
 use super::token::{TOKEN_BODY_BYTES_MAX, Token, TokenKey, Tokens};
 use super::transport::{LazyAgent, Timeouts};
@@ -85,6 +85,17 @@ pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// Method and URL for messages.
     pub(super) request: Arc<str>,
+    /// Whether it is another host's, to which the endpoint has redirected.
+    is_elsewhere: bool,
+}
+
+impl Answer {
+    /// What it means if its status is none that was hoped for.
+    pub(super) fn failure(&self) -> UpstreamError {
+        let status = self.response.status().as_u16();
+        let error = status_error(status, self.response.headers(), &self.request);
+        if self.is_elsewhere { error.elsewhere() } else { error }
+    }
 }
 
 /// What a request shows to be let in.
@@ -113,7 +124,8 @@ impl Shown {
 
 impl Session {
     pub(super) fn listed(
-        entry: &RegistrySettings,
+        upstream: &Upstream,
+        entry: &EndpointSettings,
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Session {
@@ -126,7 +138,7 @@ impl Session {
             own: Some(LazyAgent::new(Guard::Any, tls, timeouts)),
             trusting: added,
             credentials: entry.credentials.clone(),
-            ..Session::new(&entry.upstream, &entry.endpoint, timeouts, foreign)
+            ..Session::new(upstream, &entry.endpoint, timeouts, foreign)
         }
     }
 
@@ -159,6 +171,11 @@ impl Session {
         }
     }
 
+    /// Scheme, host and port of the endpoint.
+    pub(super) fn url(&self) -> String {
+        self.base.origin()
+    }
+
     /// Asks, follows redirects, and returns whatever answer is not one.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };
@@ -166,9 +183,11 @@ impl Session {
         let first: Arc<str> = format!("{method} {}", location.for_log()).into();
         for _ in 0..=REDIRECTS_MAX {
             let request: Arc<str> = format!("{method} {}", location.for_log()).into();
-            let response = self.call_authorized(&location, ask, &request)?;
+            let is_elsewhere = !location.is_same_origin(&self.base);
+            let mark = |error: UpstreamError| if is_elsewhere { error.elsewhere() } else { error };
+            let response = self.call_authorized(&location, ask, &request).map_err(mark)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { response, request });
+                return Ok(Answer { response, request, is_elsewhere });
             }
             location = redirect(&location, ask, &response, &request)?;
             discard_for(ask, response);

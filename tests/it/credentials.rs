@@ -23,7 +23,7 @@ fn password(user: &str, password: &str) -> Credentials {
 }
 
 fn set(credentials: Credentials) -> impl FnOnce(&mut Settings) {
-    move |settings| settings.upstream.registries[0].credentials = credentials
+    move |settings| settings.upstream.registries[0].endpoints[0].credentials = credentials
 }
 
 fn basic(user: &str, password: &str) -> String {

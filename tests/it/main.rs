@@ -31,8 +31,12 @@ mod outages;
 mod quirks;
 // Tag lists and referrers.
 mod lists;
-// No upstream, or no room to write.
+// No upstream at all.
 mod air_gap;
+// No room to write.
+mod full_disk;
+// Mirrors, and the registry behind them.
+mod endpoints;
 // The program as a process: arguments, errors, signals.
 mod process;
 // Users, passwords, tokens of our own.

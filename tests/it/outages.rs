@@ -169,7 +169,7 @@ fn certificate_of_an_unknown_authority_is_accepted_where_that_is_set() {
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
     let larder = Larder::start_with(&registry, |settings| {
-        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+        settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
     });
     assert!(pull(&larder).body == image.manifest());
     for layer in image.layers() {

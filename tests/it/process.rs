@@ -15,8 +15,10 @@ use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const REPOSITORY: &str = "team/app";
 
+const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+
 fn larder(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let mut command = Command::new(LARDER);
     command.args(arguments).stdin(Stdio::null());
     command
 }
@@ -41,6 +43,18 @@ struct Process {
 impl Process {
     /// Serves that directory; requests that name no registry mean `registry`.
     fn serve(directory: &Path, registry: &FakeRegistry) -> Process {
+        Process::serve_by(Command::new(LARDER), directory, registry)
+    }
+
+    /// As [`Process::serve`], with no room for a file of more than about 150 kB, whoever runs the test.
+    fn serve_small_files(directory: &Path, registry: &FakeRegistry) -> Process {
+        let mut shell = Command::new("sh");
+        // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 150; exec \"$@\"", "sh", LARDER]);
+        Process::serve_by(shell, directory, registry)
+    }
+
+    fn serve_by(mut command: Command, directory: &Path, registry: &FakeRegistry) -> Process {
         let host = registry.host();
         let config = directory.join("larder.yaml");
         let text = format!(
@@ -48,9 +62,11 @@ impl Process {
         );
         fs::write(&config, text).expect("a file can be written");
         let (config, cache) = (config.display().to_string(), directory.join("cache"));
-        let mut child = larder(&["--config-file", &config, "--image-path"])
+        let mut child = command
+            .args(["--config-file", &config, "--image-path"])
             .arg(cache)
             .args(["serve", "--port", "0", "--host", "127.0.0.1", "--default-ns", &host])
+            .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("it can be started");
@@ -294,4 +310,30 @@ fn clients_that_leave_are_no_errors_in_the_log() {
     let (_, log) = process.wait();
     assert!(!log.contains("[ERROR]") && !log.contains("[WARN]"), "{log}");
     assert_eq!(registry.requests().len(), 1);
+}
+
+#[test]
+fn disk_that_fills_up_in_the_middle_of_a_blob_does_not_cut_its_clients() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let registry = FakeRegistry::start();
+    let content = bytes(1_000_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));
+    let process = Process::serve_small_files(directory.path(), &registry);
+    let mut client = Connection::open(process.address);
+    client.send("GET", &blob(REPOSITORY, &digest), &[]);
+    client.read_head();
+    // From the file, before it is full.
+    assert!(client.read_body(50_000) == content[..50_000]);
+    gate.open();
+    let (rest, complete) = client.read_to_end();
+    assert!(complete && rest == content[50_000..], "{} bytes came", rest.len());
+    // From now on it is known before a byte has come.
+    let again = get(process.address, &blob(REPOSITORY, &digest));
+    assert!(again.complete && again.body == content);
+    process.signal("TERM");
+    let (status, log) = process.wait();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("cannot write") && log.contains("without caching it"), "{log}");
 }

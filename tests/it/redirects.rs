@@ -160,7 +160,7 @@ fn https_is_not_left() {
     storage.add_file("/layer", "binary/octet-stream", &layer.bytes);
     storage.add_file("/manifest", media_type::OCI_MANIFEST, &image.top().bytes);
     let larder = Larder::start_with(&registry, |settings| {
-        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+        settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
     });
     registry.fault(On::any_blob(), Fault::redirect_to(&storage.url("/layer")));
     registry.fault(On::any_manifest(), Fault::redirect_to(&storage.url("/manifest")));
@@ -180,7 +180,7 @@ fn skipped_verification_is_for_the_registry_and_not_for_where_it_leads() {
     storage.add_file("/layer", "binary/octet-stream", &content);
     registry.fault(On::any_blob(), Fault::redirect_to(&storage.url("/layer")));
     let larder = Larder::start_with(&registry, |settings| {
-        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+        settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
     });
     let got = larder.get(&blob(REPOSITORY, &digest));
     assert!(matches!(got.status, 502 | 503), "{got:?}");

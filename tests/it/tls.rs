@@ -43,7 +43,7 @@ impl Files {
 }
 
 fn set(tls: TlsSettings) -> impl FnOnce(&mut Settings) {
-    move |settings| settings.upstream.registries[0].tls = tls
+    move |settings| settings.upstream.registries[0].endpoints[0].tls = tls
 }
 
 fn publish(registry: &FakeRegistry) -> Image {

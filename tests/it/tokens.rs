@@ -177,7 +177,7 @@ fn realm_of_an_https_registry_must_be_https() {
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     registry.require_bearer_from(&tokens, &issuer);
     let larder = Larder::start_with(&registry, |settings| {
-        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+        settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
     });
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert_eq!(got.status, 502, "{got:?}");

@@ -18,7 +18,7 @@ use std::task::{Poll, Wake, Waker};
 use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
-use crate::upstream::{BlobBody, List, Source, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{BlobAsk, BlobBody, List, Source, UpstreamError, UpstreamErrorKind};
 
 /// The bodies that a blob's requests get, in order.
 type Bodies = VecDeque<Receiver<io::Result<Vec<u8>>>>;
@@ -131,6 +131,10 @@ impl Read for Pieces {
 }
 
 impl Source for FakeSource {
+    fn endpoints(&self) -> usize {
+        1
+    }
+
     fn resolve(&self, _: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
         self.call(format!("HEAD {tag}"))?;
         match self.manifests.lock().unwrap().get(tag.as_str()) {
@@ -162,12 +166,8 @@ impl Source for FakeSource {
         }
     }
 
-    fn blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        from: u64,
-    ) -> Result<BlobBody, UpstreamError> {
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+        let BlobAsk { repository, digest, from, .. } = *ask;
         let call = match from {
             0 => format!("GET blob {repository}"),
             from => format!("GET blob {repository} from {from}"),
@@ -176,6 +176,7 @@ impl Source for FakeSource {
         let next = self.blobs.lock().unwrap().get_mut(digest).and_then(VecDeque::pop_front);
         match next {
             Some(receiver) => Ok(BlobBody {
+                endpoint: 0,
                 start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },
                 size: self.sizes.lock().unwrap().get(digest).copied(),
                 reader: Box::new(Pieces { receiver, rest: Vec::new() }),
@@ -200,6 +201,10 @@ struct OneSource(Arc<FakeSource>);
 impl Sources for OneSource {
     fn source(&self, _: &Upstream) -> Result<Arc<dyn Source>, UpstreamError> {
         Ok(Arc::clone(&self.0) as Arc<dyn Source>)
+    }
+
+    fn statuses(&self) -> Vec<UpstreamStatus> {
+        Vec::new()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::client::{Client, PATIENCE};
 use crate::http::{
-    Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request, Server,
-    Settings, Step, Tail,
+    Available, Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request,
+    Server, Settings, Step, Tail,
 };
+use std::collections::VecDeque;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt;
@@ -160,6 +161,8 @@ pub(super) struct Source {
 #[derive(Default)]
 struct SourceState {
     available: u64,
+    /// What comes past the file.
+    pieces: VecDeque<Arc<[u8]>>,
     failure: Option<Box<str>>,
     panics: bool,
     wakers: Vec<Waker>,
@@ -180,6 +183,11 @@ impl Source {
         let available = self.state.lock().unwrap().available;
         self.file.write_all_at(bytes, available).unwrap();
         self.change(|state| state.available += bytes.len() as u64);
+    }
+
+    /// Gives bytes that are in no file.
+    pub(super) fn give(&self, bytes: &[u8]) {
+        self.change(|state| state.pieces.push_back(bytes.into()));
     }
 
     /// Tells of bytes that are not there.
@@ -218,10 +226,17 @@ impl Tail for SourceTail {
         &self.source.file
     }
 
-    fn poll_available(&mut self, position: u64, waker: &Waker) -> Poll<Result<u64, Box<str>>> {
+    fn poll_available(
+        &mut self,
+        position: u64,
+        waker: &Waker,
+    ) -> Poll<Result<Available, Box<str>>> {
         let mut state = self.source.state.lock().unwrap();
         if state.available > position {
-            return Poll::Ready(Ok(state.available));
+            return Poll::Ready(Ok(Available::InFile { end: state.available }));
+        }
+        if let Some(piece) = state.pieces.pop_front() {
+            return Poll::Ready(Ok(Available::InMemory(piece)));
         }
         if let Some(failure) = &state.failure {
             return Poll::Ready(Err(failure.clone()));

@@ -131,3 +131,35 @@ fn readers_in_step_with_the_source_miss_no_byte() {
         }
     }
 }
+
+#[test]
+fn bytes_in_no_file_follow_those_in_it() {
+    let source = Source::new();
+    let server = answer_from(&source, 400_006);
+    let mut client = server.get("/tail");
+    client.head();
+    source.grow(b"abc");
+    assert_eq!(client.bytes(3), b"abc");
+    source.give(b"de");
+    source.give(&[9; 400_000]);
+    assert_eq!(client.bytes(2), b"de");
+    assert_eq!(client.bytes(400_000), [9; 400_000]);
+    source.give(b"f and what nobody asked for");
+    assert_eq!(client.bytes(1), b"f");
+    client.get("/small");
+    assert_eq!(client.response().text(), "small");
+}
+
+#[test]
+fn a_client_that_takes_its_time_gets_every_piece_once() {
+    let source = Source::new();
+    let server = answer_from(&source, 12_000_000);
+    let mut client = server.get("/tail");
+    for piece in 0..12 {
+        source.give(&[piece; 1_000_000]);
+    }
+    client.head();
+    for piece in 0..12 {
+        assert!(client.bytes(1_000_000).iter().all(|byte| *byte == piece), "{piece}");
+    }
+}

@@ -23,12 +23,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder::api::{Api, Naming};
-use larder::cache::{self, Cache, Keeper};
+use larder::cache::{self, Cache, Counts, Keeper, UpstreamStatus};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
-    self, Credentials, Endpoint, Registries, RegistrySettings, Scheme, Timeouts, TlsSettings,
-    UnlistedRegistries,
+    self, BreakerPolicy, Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme,
+    Timeouts, UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -238,6 +238,16 @@ impl Larder {
         files
     }
 
+    /// What `/health?verbose` tells.
+    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.running().cache.upstreams()
+    }
+
+    /// What happened how often since the start.
+    pub fn counts(&self) -> Counts {
+        self.running().cache.counts()
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.running().controller.connections()
@@ -289,6 +299,8 @@ impl Settings {
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,
                 timeouts,
+                // A test that wants a breaker says so; others make a registry fail as often as they like.
+                breaker: BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() },
             },
             http: http::Settings {
                 workers: 4,
@@ -301,17 +313,25 @@ impl Settings {
     }
 
     /// Lists the registry under that name, wherever it really is.
-    pub fn list(&mut self, name: &str, registry: &FakeRegistry) -> &mut RegistrySettings {
-        let is_tls = registry.url("").starts_with("https");
-        let endpoint = Endpoint {
-            scheme: if is_tls { Scheme::Https } else { Scheme::Http },
-            authority: registry.host(),
-        };
+    pub fn list(&mut self, name: &str, registry: &FakeRegistry) -> &mut EndpointSettings {
         let upstream = name.parse().expect("the name of a registry");
-        let (tls, credentials) = (TlsSettings::default(), Credentials::Anonymous);
-        let entry = RegistrySettings { upstream, endpoint, tls, credentials };
-        self.upstream.registries.push(entry);
-        self.upstream.registries.last_mut().expect("one was pushed")
+        let endpoints = vec![Settings::endpoint(registry)];
+        self.upstream.registries.push(RegistrySettings { upstream, endpoints });
+        let entry = self.upstream.registries.last_mut().expect("one was pushed");
+        &mut entry.endpoints[0]
+    }
+
+    /// Lists a registry under that name which has these endpoints, to be asked in that order.
+    pub fn list_all(&mut self, name: &str, endpoints: &[&FakeRegistry]) {
+        let upstream = name.parse().expect("the name of a registry");
+        let endpoints = endpoints.iter().copied().map(Settings::endpoint).collect();
+        self.upstream.registries.push(RegistrySettings { upstream, endpoints });
+    }
+
+    fn endpoint(registry: &FakeRegistry) -> EndpointSettings {
+        let is_tls = registry.url("").starts_with("https");
+        let scheme = if is_tls { Scheme::Https } else { Scheme::Http };
+        EndpointSettings::at(Endpoint { scheme, authority: registry.host() })
     }
 
     /// Lets a path component or a namespace mean the registry of that name.

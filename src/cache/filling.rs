@@ -1,0 +1,172 @@
+//! The work of a blob flight, on a fetcher: look once more, ingest, verify, commit.
+//!
+//! What readers are shown is decided here, and with it promise 1: [`ToStore::show`] never reaches the
+//! last byte, and what "last" means does not change once it was told.
+//!
+//! Wrong content ends the flight: those who follow it have had some of it, and must be cut. The blob is
+//! fetched once more from its beginning all the same, by a flight of its own, so that a client that
+//! comes back finds it; endpoints that sent something wrong are asked last from then on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::blobs::{BlobKey, BlobPilot, Incoming};
+use super::download::{Download, Sink};
+use super::{CacheError, Inner, lock};
+use crate::oci::{Digest, ImageName};
+use crate::store::{Begin, Blob, Ingest};
+use crate::upstream::Demerits;
+
+/// How often it is looked whether another process has finished a partial, and how often in all: a
+/// minute, after which the client may ask again.
+const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
+const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
+
+impl Inner {
+    /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
+    pub(super) fn fetch_blob(
+        &self,
+        name: &ImageName,
+        pilot: &BlobPilot,
+        size_hint: Option<u64>,
+    ) -> Result<Blob, CacheError> {
+        let digest = pilot.key().1;
+        let ingest = match self.begin(name, &digest, size_hint)? {
+            Begin::Writing(ingest) => *ingest,
+            Begin::Present(blob) => return Ok(arrived(pilot, blob)),
+            Begin::Busy => return Err(CacheError::GivenUp),
+        };
+        let sink = ToStore { name, pilot, ingest, is_noted: false };
+        let mut download = Download::new(self, name, digest, size_hint, sink);
+        self.recover(&mut download)?;
+        if !download.sink.ingest.is_whole()
+            && let Err(error) = download.run()
+        {
+            // What was kept does not fit what upstream sends, or fills the disk: it is given up.
+            let is_full = matches!(&error, CacheError::Store(store) if store.is_full());
+            let is_wrong = matches!(error, CacheError::WrongContent(_));
+            if is_wrong {
+                self.note_wrong(pilot.key(), download.blame());
+            }
+            if is_full || is_wrong {
+                download.sink.ingest.discard();
+            }
+            return Err(error);
+        }
+        let blame = download.blame();
+        let ToStore { ingest, .. } = download.sink;
+        let size = ingest.bytes_written();
+        announce(pilot, &ingest, Some(size));
+        let verified = ingest.verify(Some(size)).inspect_err(|_| {
+            self.note_wrong(pilot.key(), blame);
+        })?;
+        lock(&self.blamed).remove(pilot.key());
+        lock(&self.verified_sizes).insert(digest, size);
+        // Verified bytes may be shown before the disk has them: they are right whatever it does.
+        pilot.advance(size);
+        Ok(verified.commit()?)
+    }
+
+    /// Begins the ingest, waiting for another process that is at it as long as it may take.
+    fn begin(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> Result<Begin, CacheError> {
+        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
+            match self.store.ingest(&name.upstream, digest, size_hint)? {
+                Begin::Busy => self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY),
+                begun => return Ok(begun),
+            }
+            self.stop_if_closed()?;
+        }
+        Ok(Begin::Busy)
+    }
+
+    /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
+    /// only then is it known which byte is the last.
+    fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
+        while download.sink.ingest.recover(&mut download.chunk)? {
+            self.stop_if_closed()?;
+        }
+        match download.sink.ingest.bytes_written() {
+            0 => {}
+            bytes => log::info!("{}: going on after {bytes} bytes", download.what()),
+        }
+        Ok(())
+    }
+
+    /// How the endpoints have fared with this blob in earlier downloads.
+    pub(super) fn demerits(&self, name: &ImageName, digest: &Digest) -> Demerits {
+        let key = (name.upstream.clone(), *digest);
+        lock(&self.blamed).get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Notes who sent something wrong, to be asked last the next time.
+    pub(super) fn note_wrong(&self, key: &BlobKey, blame: Demerits) {
+        lock(&self.blamed).insert(key.clone(), blame);
+    }
+
+    /// Whether this blob has come wrong before.
+    pub(super) fn came_wrong(&self, key: &BlobKey) -> bool {
+        lock(&self.blamed).get(key).is_some()
+    }
+}
+
+/// Into the store, in sight of those who follow the flight.
+struct ToStore<'a> {
+    name: &'a ImageName,
+    pilot: &'a BlobPilot,
+    ingest: Ingest,
+    /// Whether it was noted beside the partial whose it is.
+    is_noted: bool,
+}
+
+impl ToStore<'_> {
+    /// Tells the readers how far they may go: never to the last byte.
+    fn show(&self, size: Option<u64>) {
+        let written = self.ingest.bytes_written();
+        let held_back_from = size.unwrap_or(written).saturating_sub(1);
+        self.pilot.advance(written.min(held_back_from));
+    }
+}
+
+impl Sink for ToStore<'_> {
+    fn bytes_written(&self) -> u64 {
+        self.ingest.bytes_written()
+    }
+
+    fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
+        if let Some(size) = size {
+            // Better before the first byte than after the last that fits: now nobody has had any.
+            self.ingest.check_room_for(size)?;
+        }
+        if !std::mem::replace(&mut self.is_noted, true)
+            && let Err(error) = self.ingest.note_origin(self.name)
+        {
+            // The download itself will say what is wrong with the disk, if it matters.
+            log::debug!("{}: {error}", self.name);
+        }
+        announce(self.pilot, &self.ingest, size);
+        self.show(size);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+        self.ingest.write(bytes)?;
+        self.show(size);
+        Ok(())
+    }
+}
+
+fn announce(pilot: &BlobPilot, ingest: &Ingest, size: Option<u64>) {
+    pilot.announce(Incoming { file: Arc::clone(ingest.file()), size });
+}
+
+/// A blob that somebody else has finished: all of it is available at once.
+fn arrived(pilot: &BlobPilot, blob: Blob) -> Blob {
+    pilot.announce(Incoming { file: Arc::clone(&blob.file), size: Some(blob.size) });
+    pilot.advance(blob.size);
+    blob
+}

@@ -1,0 +1,320 @@
+//! A registry with one or more endpoints: asked in order, each behind a circuit breaker.
+//!
+//! Whatever goes wrong at one endpoint (trouble, no such content, refused credentials, an answer that
+//! cannot be used) is a reason to ask the next: a mirror need not have everything, and a login that
+//! fails here says nothing about there. What is reported if none answers is what leaves most hope: that
+//! one is down rather than that others have no such content, since "there is none" is remembered.
+//!
+//! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
+//! redirect is not the endpoint's: object stores fail while the registry before them is well.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
+use super::error::{UpstreamError, UpstreamErrorKind};
+use super::registry::Registry;
+use super::{BlobAsk, BlobBody, List, Source};
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
+
+/// The endpoints of a registry, in the order in which they are asked.
+pub(super) struct Failover {
+    upstream: Upstream,
+    endpoints: Vec<Guarded>,
+}
+
+/// One endpoint behind its breaker.
+struct Guarded {
+    registry: Registry,
+    /// Locked for a look or a change, never while it is asked.
+    watch: Mutex<Watch>,
+}
+
+struct Watch {
+    breaker: Breaker,
+    /// The latest failure that counted.
+    last_failure: Option<UpstreamError>,
+}
+
+/// What is known of a registry's endpoints.
+#[derive(Debug, Clone)]
+pub struct UpstreamStatus {
+    /// The registry.
+    pub upstream: Upstream,
+    /// Its endpoints, in the order in which they are asked.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// What is known of an endpoint.
+#[derive(Debug, Clone)]
+pub struct EndpointStatus {
+    /// Scheme, host and port.
+    pub url: String,
+    /// Whether it is asked.
+    pub breaker: BreakerState,
+    /// Failures since its last success.
+    pub failures: u32,
+    /// The latest failure, with method and URL of its request.
+    pub last_failure: Option<String>,
+}
+
+/// How the endpoints of a registry fared with one blob, so that the next try begins with another one.
+/// Each body that broke off or was wrong is a demerit for the endpoint that sent it.
+#[derive(Debug, Clone, Default)]
+pub struct Demerits {
+    /// By endpoint; those that are not there have none.
+    counts: Vec<u32>,
+}
+
+impl Demerits {
+    /// Notes that what this endpoint sent ([`BlobBody::endpoint`]) was of no use.
+    pub fn add(&mut self, endpoint: usize) {
+        if self.counts.len() <= endpoint {
+            self.counts.resize(endpoint + 1, 0);
+        }
+        self.counts[endpoint] = self.counts[endpoint].saturating_add(1);
+    }
+
+    /// Whether one of so many endpoints has none.
+    pub fn spare_one_of(&self, endpoints: usize) -> bool {
+        (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
+    }
+
+    fn of(&self, endpoint: usize) -> u32 {
+        self.counts.get(endpoint).copied().unwrap_or_default()
+    }
+
+    /// The order in which to ask: the configured one, but for those that were of less use than others.
+    fn order(&self, endpoints: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..endpoints).collect();
+        order.sort_by_key(|endpoint| self.of(*endpoint));
+        order
+    }
+}
+
+impl Failover {
+    pub(super) fn new(
+        upstream: Upstream,
+        registries: impl IntoIterator<Item = Registry>,
+        policy: BreakerPolicy,
+    ) -> Failover {
+        let guarded = |registry| Guarded {
+            registry,
+            watch: Mutex::new(Watch { breaker: Breaker::new(policy), last_failure: None }),
+        };
+        Failover { upstream, endpoints: registries.into_iter().map(guarded).collect() }
+    }
+
+    pub(super) fn status(&self) -> UpstreamStatus {
+        let now = Instant::now();
+        let endpoints = self.endpoints.iter().map(|endpoint| endpoint.status(now)).collect();
+        UpstreamStatus { upstream: self.upstream.clone(), endpoints }
+    }
+
+    /// Asks the endpoints one after the other until one answers.
+    fn ask<T>(
+        &self,
+        ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let order: Vec<usize> = (0..self.endpoints.len()).collect();
+        self.ask_in(&order, |_, registry| ask(registry))
+    }
+
+    fn ask_in<T>(
+        &self,
+        order: &[usize],
+        ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let mut failure: Option<UpstreamError> = None;
+        for &index in order {
+            let endpoint = &self.endpoints[index];
+            match endpoint.ask(&self.upstream, |registry| ask(index, registry)) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    log::debug!("{}: endpoint {}: {error}", self.upstream, index + 1);
+                    failure = Some(match failure {
+                        Some(before) if hope(before.kind()) >= hope(error.kind()) => before,
+                        _ => error,
+                    });
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            let reason = "it has no endpoint".into();
+            UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
+        }))
+    }
+}
+
+/// How much a failure lets hope that the content is to be had after all.
+fn hope(kind: &UpstreamErrorKind) -> u32 {
+    match kind {
+        UpstreamErrorKind::NotFound => 0,
+        UpstreamErrorKind::Unsupported => 1,
+        UpstreamErrorKind::Denied { .. }
+        | UpstreamErrorKind::Credentials { .. }
+        | UpstreamErrorKind::NotAllowed { .. } => 2,
+        UpstreamErrorKind::BadAnswer { .. } | UpstreamErrorKind::Redirect { .. } => 3,
+        UpstreamErrorKind::CircuitOpen { .. } => 4,
+        UpstreamErrorKind::Status { .. }
+        | UpstreamErrorKind::RateLimited { .. }
+        | UpstreamErrorKind::TimedOut { .. }
+        | UpstreamErrorKind::Unreachable { .. }
+        | UpstreamErrorKind::Tls { .. }
+        | UpstreamErrorKind::OutOfService => 5,
+    }
+}
+
+impl Guarded {
+    /// Asks, if the breaker lets it, and tells the breaker how it went.
+    fn ask<T>(
+        &self,
+        upstream: &Upstream,
+        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let permit = self.watch().breaker.permit(Instant::now());
+        match permit {
+            Permit::Wait(wait) => return Err(self.refusal(wait)),
+            Permit::Probe => log::info!("{upstream}: asking {} again", self.registry.url()),
+            Permit::Ask => {}
+        }
+        self.ask_anyway(upstream, ask)
+    }
+
+    fn ask_anyway<T>(
+        &self,
+        upstream: &Upstream,
+        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let result = ask(&self.registry);
+        let failure = result.as_ref().err().filter(|error| error.is_the_endpoints_trouble());
+        let change = {
+            let mut watch = self.watch();
+            match failure {
+                None => watch.breaker.succeeded(),
+                Some(error) => {
+                    watch.last_failure = Some(error.clone());
+                    watch.breaker.failed(Instant::now(), error.retry_after())
+                }
+            }
+        };
+        match (change, failure) {
+            (Some(Change::Closed), _) => {
+                log::info!("{upstream}: {} answers again", self.registry.url());
+            }
+            (Some(Change::Opened(wait)), Some(error)) => log::warn!(
+                "{upstream}: {} is not asked for {:.1} s: {error}",
+                self.registry.url(),
+                wait.as_secs_f64()
+            ),
+            _ => {}
+        }
+        result
+    }
+
+    /// The failure that opened the breaker, once more.
+    fn refusal(&self, wait: Duration) -> UpstreamError {
+        let last = self.watch().last_failure.clone();
+        let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
+        UpstreamError::new(self.registry.url(), kind)
+    }
+
+    fn status(&self, now: Instant) -> EndpointStatus {
+        let watch = self.watch();
+        EndpointStatus {
+            url: self.registry.url(),
+            breaker: watch.breaker.state(now),
+            failures: watch.breaker.failures(),
+            last_failure: watch.last_failure.as_ref().map(UpstreamError::to_string),
+        }
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        // Each change is a field or two, and a breaker in any state is a valid one.
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Failover {
+    fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+        self.ask(|registry| registry.resolve(repository, tag))
+    }
+
+    fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(Digest, Manifest), UpstreamError> {
+        self.ask(|registry| registry.manifest(repository, reference))
+    }
+
+    fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        self.ask(|registry| registry.blob_size(repository, digest))
+    }
+
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+        let order = ask.demerits.order(self.endpoints.len());
+        let open = |registry: &Registry| registry.blob(ask.repository, ask.digest, ask.from);
+        let body = |index, body| BlobBody { endpoint: index, ..body };
+        let asked = self.ask_in(&order, |index, registry| Ok(body(index, open(registry)?)));
+        match asked {
+            // Somebody has begun to receive this blob, and the download has waits of its own.
+            Err(error) if ask.from > 0 && error.is_refusal() => {
+                let first = order[0];
+                let asked = self.endpoints[first].ask_anyway(&self.upstream, open);
+                asked.map(|opened| body(first, opened))
+            }
+            other => other,
+        }
+    }
+
+    fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
+        self.ask(|registry| registry.tags(repository, query))
+    }
+
+    fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        query: &str,
+    ) -> Result<List, UpstreamError> {
+        self.ask(|registry| registry.referrers(repository, digest, query))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demerits_put_an_endpoint_behind_those_that_have_fewer() {
+        let mut demerits = Demerits::default();
+        assert_eq!(demerits.order(3), [0, 1, 2]);
+        demerits.add(0);
+        assert_eq!(demerits.order(3), [1, 2, 0]);
+        assert!(demerits.spare_one_of(2) && !demerits.spare_one_of(1));
+        demerits.add(1);
+        assert_eq!(demerits.order(3), [2, 0, 1]);
+        demerits.add(1);
+        demerits.add(2);
+        assert_eq!(demerits.order(3), [0, 2, 1]);
+        assert!(!demerits.spare_one_of(3));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_down_outweighs_one_that_has_no_such_content() {
+        let down = UpstreamErrorKind::OutOfService;
+        let refused = UpstreamErrorKind::CircuitOpen { wait: Duration::ZERO, last: None };
+        let denied = UpstreamErrorKind::Denied { status: 403 };
+        let hopes = [down, refused, denied, UpstreamErrorKind::NotFound].map(|kind| hope(&kind));
+        assert!(hopes.is_sorted_by(|more, less| more > less), "{hopes:?}");
+    }
+}

@@ -1,0 +1,254 @@
+//! Several endpoints of one registry: asked in order, the next one when one fails, and none too often.
+//!
+//! Proves P-48, and P-8 over more than one endpoint.
+
+use std::time::Duration;
+
+use larder::cache::{BreakerState, RetryPolicy};
+use larder::upstream::BreakerPolicy;
+
+use crate::support::larder::{Settings, blob, manifest};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes};
+
+const REPOSITORY: &str = "team/app";
+const NAME: &str = "registry.test";
+
+/// One registry name, a mirror and then the registry itself behind it.
+fn two() -> (FakeRegistry, FakeRegistry) {
+    (FakeRegistry::start(), FakeRegistry::start())
+}
+
+fn start(
+    mirror: &FakeRegistry,
+    registry: &FakeRegistry,
+    change: impl FnOnce(&mut Settings),
+) -> Larder {
+    Larder::start_alone(|settings| {
+        settings.list_all(NAME, &[mirror, registry]);
+        settings.naming.default_upstream = NAME.parse().ok();
+        change(settings);
+    })
+}
+
+/// As [`start`], with downloads that go on without waiting.
+fn start_resuming(mirror: &FakeRegistry, registry: &FakeRegistry) -> Larder {
+    start(mirror, registry, |settings| {
+        settings.cache.retry =
+            RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 3, ..RetryPolicy::default() };
+    })
+}
+
+#[test]
+fn first_endpoint_that_has_it_is_asked_and_no_other() {
+    let (mirror, registry) = two();
+    let image = Image::sample("v1");
+    for each in [&mirror, &registry] {
+        each.add(REPOSITORY, "v1", &image);
+    }
+    let larder = start(&mirror, &registry, |_| {});
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    for layer in image.layers() {
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    }
+    assert_eq!(registry.requests().len(), 0);
+}
+
+#[test]
+fn whatever_goes_wrong_at_the_mirror_the_registry_is_asked() {
+    for (name, fault) in [
+        ("not there", Fault::status(404)),
+        ("credentials", Fault::status(401)),
+        ("forbidden", Fault::status(403)),
+        ("rate limit", Fault::rate_limited(60)),
+        ("broken", Fault::status(500)),
+        ("closed", Fault::CloseBeforeHead),
+        ("a login page", Fault::Html200),
+        ("garbage", Fault::Raw(b"garbage".to_vec())),
+        ("a circle", Fault::redirect_to("/v2/")),
+    ] {
+        let (mirror, registry) = two();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        mirror.fault(On::anything(), fault);
+        let larder = start(&mirror, &registry, |_| {});
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.status == 200 && got.body == image.manifest(), "{name}: {got:?}");
+        let layer = &image.layers()[0];
+        let got = larder.get(&blob(REPOSITORY, &layer.digest));
+        assert!(got.status == 200 && got.body == layer.bytes, "{name}: {got:?}");
+        assert!(larder.head(&blob(REPOSITORY, &image.layers()[1].digest)).status == 200, "{name}");
+    }
+}
+
+#[test]
+fn mirror_that_is_down_outweighs_a_registry_that_has_nothing() {
+    let (mirror, registry) = two();
+    for each in [&mirror, &registry] {
+        each.expect_unknown(&format!("/v2/{REPOSITORY}/manifests/v1"));
+    }
+    mirror.fault(On::anything(), Fault::status(500));
+    let larder = start(&mirror, &registry, |_| {});
+    // 404 would be remembered, and would say that there is no such tag.
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
+    mirror.clear_faults();
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 404);
+}
+
+#[test]
+fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
+    let (mirror, registry) = two();
+    let content = bytes(300_000, 1);
+    let digest = mirror.add_blob(REPOSITORY, &content);
+    registry.add_blob(REPOSITORY, &content);
+    mirror.fault(On::get_blob(&digest), Fault::ResetAfter(100_000));
+    let larder = start_resuming(&mirror, &registry);
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content, "{got:?}");
+    let asked = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
+    assert_eq!(asked.len(), 1);
+    // How much of what was sent arrives before a reset is the network's affair.
+    let range = asked[0].header("range").unwrap_or_default();
+    let from: u64 = range["bytes=".len()..range.len() - 1].parse().unwrap();
+    assert!(from <= 100_000, "{range}");
+    assert_eq!(registry.body_bytes_sent(), 300_000 - from);
+    assert_eq!(mirror.count("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}")), 1);
+}
+
+#[test]
+fn blob_that_breaks_off_everywhere_goes_round_until_it_is_whole() {
+    let (mirror, registry) = two();
+    let content = bytes(500_000, 1);
+    let digest = mirror.add_blob(REPOSITORY, &content);
+    registry.add_blob(REPOSITORY, &content);
+    for each in [&mirror, &registry] {
+        each.fault(On::get_blob(&digest).times(2), Fault::CutAfter(100_000));
+    }
+    let larder = start_resuming(&mirror, &registry);
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content, "{got:?}");
+    assert_eq!(mirror.body_bytes_sent() + registry.body_bytes_sent(), 500_000);
+}
+
+#[test]
+fn wrong_bytes_of_the_mirror_are_followed_by_right_ones_of_the_registry() {
+    let (mirror, registry) = two();
+    let content = bytes(100_000, 1);
+    let digest = mirror.add_blob(REPOSITORY, &content);
+    registry.add_blob(REPOSITORY, &content);
+    mirror.fault(On::get_blob(&digest), Fault::WrongBytes);
+    let larder = start(&mirror, &registry, |_| {});
+    // Cut, unless the verdict came before the head had left: then the second try is waited for.
+    let first = larder.get(&blob(REPOSITORY, &digest));
+    assert!(!(first.complete && first.status == 200) || first.body == content, "{first:?}");
+    // Nobody asks again, and it comes all the same.
+    larder.wait_until_cached(&digest);
+    assert!(larder.get(&blob(REPOSITORY, &digest)).body == content);
+    let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
+    assert_eq!((mirror.count("GET", &path), registry.count("GET", &path)), (1, 1));
+}
+
+#[test]
+fn client_that_has_had_no_byte_of_wrong_content_gets_the_right_one() {
+    let (mirror, registry) = two();
+    let content = bytes(100_000, 1);
+    let digest = mirror.add_blob(REPOSITORY, &content);
+    registry.add_blob(REPOSITORY, &content);
+    // Without a length, the head waits for the digest.
+    let fault = Fault::All(vec![Fault::WrongBytes, Fault::NoContentLength]);
+    mirror.fault(On::get_blob(&digest), fault);
+    let larder = start(&mirror, &registry, |_| {});
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.status == 200 && got.complete && got.body == content, "{got:?}");
+}
+
+fn breaker(first_wait: Duration) -> BreakerPolicy {
+    BreakerPolicy { failures: 3, first_wait, longest_wait: first_wait }
+}
+
+#[test]
+fn endpoint_that_fails_in_a_row_is_left_alone() {
+    let (mirror, registry) = two();
+    let images: Vec<Image> = (0..10).map(|n| Image::sample(&n.to_string())).collect();
+    for (n, image) in images.iter().enumerate() {
+        registry.add(REPOSITORY, &n.to_string(), image);
+    }
+    mirror.fault(On::anything(), Fault::status(500));
+    let larder = start(&mirror, &registry, |settings| {
+        settings.upstream.breaker = breaker(Duration::from_secs(3600));
+    });
+    for (n, image) in images.iter().enumerate() {
+        assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
+    }
+    assert_eq!(mirror.requests().len(), 3);
+    let statuses = larder.upstreams();
+    let [first, second] = &statuses[0].endpoints[..] else { panic!("two endpoints") };
+    assert!(matches!(first.breaker, BreakerState::Open(_)) && first.failures == 3, "{first:?}");
+    let last = first.last_failure.as_deref().unwrap_or_default();
+    assert!(first.url == mirror.url("") && last.contains("answered 500"), "{first:?}");
+    assert_eq!((second.breaker, second.failures), (BreakerState::Closed, 0));
+}
+
+#[test]
+fn only_endpoint_that_is_left_alone_is_answered_for_at_once_and_as_before() {
+    let registry = FakeRegistry::start();
+    registry.fault(On::anything(), Fault::status(503));
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = breaker(Duration::from_secs(3600));
+    });
+    for tag in ["a", "b", "c", "d", "e"] {
+        let got = larder.get(&manifest(REPOSITORY, tag));
+        assert!(got.status == 503 && got.text().contains("out of service"), "{got:?}");
+    }
+    assert_eq!(registry.requests().len(), 3);
+}
+
+#[test]
+fn when_the_time_is_over_one_probe_finds_out() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    registry.fault(On::anything().times(3), Fault::CloseBeforeHead);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = breaker(Duration::ZERO);
+    });
+    // Each request that is closed on is sent once more, as on a connection that had gone stale.
+    for _ in 0..2 {
+        larder.get(&manifest(REPOSITORY, "v1"));
+    }
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
+}
+
+#[test]
+fn trouble_behind_a_redirect_is_not_the_endpoints() {
+    let (registry, store) = two();
+    let content = bytes(1000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    registry.fault(On::get_blob(&digest), Fault::redirect_to(&store.url("/blob")));
+    store.fault(On::anything(), Fault::status(500));
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = breaker(Duration::from_secs(3600));
+    });
+    for _ in 0..5 {
+        assert_eq!(larder.get(&blob(REPOSITORY, &digest)).status, 503);
+    }
+    assert_eq!(store.requests().len(), 5);
+    assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
+}
+
+#[test]
+fn download_that_has_begun_asks_in_spite_of_the_breaker() {
+    let registry = FakeRegistry::start();
+    let content = bytes(300_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    registry.fault(On::get_blob(&digest).times(1), Fault::CutAfter(100_000));
+    registry.fault(On::get_blob(&digest).times(3), Fault::status(500));
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = breaker(Duration::from_secs(3600));
+        settings.cache.retry =
+            RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 5, ..RetryPolicy::default() };
+    });
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content, "{got:?}");
+    assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
+}

@@ -1,0 +1,144 @@
+//! A disk that takes nothing more: pulls succeed all the same, past the cache, and say so.
+//!
+//! Proves P-31, and P-10 for what is not kept.
+
+use std::fs;
+
+use larder::cache::RetryPolicy;
+
+use crate::support::larder::{blob, manifest};
+use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
+
+const REPOSITORY: &str = "team/app";
+const NOT_CACHED: Option<&str> = Some("larder; fwd=miss; detail=not-cached");
+
+/// A server whose cache directory cannot be written, whoever runs the test.
+fn read_only(registry: &FakeRegistry) -> Larder {
+    read_only_with(registry, RetryPolicy { fruitless_max: 0, ..RetryPolicy::default() })
+}
+
+fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
+    let mut larder = Larder::start_with(registry, |settings| settings.cache.retry = retry);
+    larder.stop();
+    // Permissions do not stop root; a file in the way stops everybody.
+    let incoming = larder.root().join("incoming");
+    fs::remove_dir_all(&incoming).expect("it is a directory");
+    fs::write(&incoming, b"in the way").expect("a file can be written");
+    larder.run();
+    larder
+}
+
+#[test]
+fn whole_image_is_pulled_and_nothing_is_kept() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = read_only(&registry);
+    let before = larder.names();
+    for round in 1..=2 {
+        assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+        for layer in image.layers() {
+            let path = blob(REPOSITORY, &layer.digest);
+            let head = larder.head(&path);
+            assert_eq!(head.header("content-length"), Some(&*layer.bytes.len().to_string()));
+            let got = larder.get(&path);
+            assert_eq!((got.status, got.complete), (200, true), "{got:?}");
+            assert_eq!(got.header("cache-status"), NOT_CACHED);
+            assert!(got.body == layer.bytes);
+        }
+        let counts = larder.counts();
+        assert_eq!(counts.blobs_not_cached, round * image.layers().len() as u64);
+        assert_eq!(counts.manifests_not_cached, round);
+    }
+    assert_eq!(larder.names(), before);
+}
+
+#[test]
+fn every_kind_of_range_is_cut_out_of_what_passes() {
+    let registry = FakeRegistry::start();
+    let content = bytes(3_000_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let larder = read_only(&registry);
+    for (range, from, to) in [
+        ("bytes=0-", 0, 3_000_000),
+        ("bytes=0-0", 0, 1),
+        ("bytes=2999999-", 2_999_999, 3_000_000),
+        ("bytes=-1", 2_999_999, 3_000_000),
+        ("bytes=1500001-1700002", 1_500_001, 1_700_003),
+        ("bytes=131072-", 131_072, 3_000_000),
+    ] {
+        let got = larder.request("GET", &blob(REPOSITORY, &digest), &[("Range", range)]);
+        assert_eq!((got.status, got.complete), (206, true), "{range}: {got:?}");
+        assert!(got.body == content[from..to], "{range}");
+    }
+    let beyond = larder.request("GET", &blob(REPOSITORY, &digest), &[("Range", "bytes=9999999-")]);
+    assert_eq!(beyond.status, 416);
+}
+
+#[test]
+fn wrong_bytes_are_not_seen_as_complete_here_either() {
+    for fault in [Fault::WrongBytes, Fault::TooLong(10), Fault::CutAfter(50_000)] {
+        let registry = FakeRegistry::start();
+        let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
+        registry.fault(On::get_blob(&digest), fault);
+        let larder = read_only(&registry);
+        let got = larder.get(&blob(REPOSITORY, &digest));
+        assert!(!got.complete, "{got:?}");
+    }
+}
+
+#[test]
+fn what_breaks_off_is_gone_on_with_and_no_byte_comes_twice() {
+    let registry = FakeRegistry::start();
+    let content = bytes(400_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    registry.fault(On::get_blob(&digest).times(3), Fault::CutAfter(100_000));
+    let retry = RetryPolicy { first_wait: std::time::Duration::ZERO, ..RetryPolicy::default() };
+    let larder = read_only_with(&registry, retry);
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content);
+    assert_eq!(registry.body_bytes_sent(), 400_000);
+}
+
+#[test]
+fn client_that_leaves_ends_its_download() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add_blob(REPOSITORY, &bytes(64_000_000, 1));
+    let larder = read_only(&registry);
+    let path = blob(REPOSITORY, &digest);
+    for _ in 0..20 {
+        let mut client = larder.begin(&path);
+        client.read_head();
+        client.read_body(1000);
+    }
+    // Twenty that leave hold no fetcher from who comes after them: there are sixteen.
+    let got = larder.request("GET", &path, &[("Range", "bytes=0-9")]);
+    assert_eq!((got.status, got.body.len()), (206, 10));
+}
+
+#[test]
+fn blob_of_unknown_size_is_refused_with_the_reason() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add_blob(REPOSITORY, &bytes(1000, 1));
+    registry.fault(On::get_blob(&digest), Fault::NoContentLength);
+    let larder = read_only(&registry);
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert_eq!(got.status, 503);
+    assert!(got.text().contains("does not tell the size"), "{got:?}");
+}
+
+#[test]
+fn bytes_flow_before_the_blob_is_whole() {
+    let registry = FakeRegistry::start();
+    let content = bytes(500_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(400_000, gate.clone()));
+    let larder = read_only(&registry);
+    let mut client = larder.begin(&blob(REPOSITORY, &digest));
+    client.read_head();
+    assert!(client.read_body(400_000) == content[..400_000]);
+    gate.open();
+    let (rest, complete) = client.read_to_end();
+    assert!(complete && rest == content[400_000..]);
+}
