@@ -40,6 +40,9 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
                 .tls
                 .check()
                 .map_err(|source| CommandError::Tls { registry: entry.upstream.clone(), source })?;
+            for expired in endpoint.tls.expired(SystemTime::now()) {
+                log::error!("registries: {}: tls: {expired}", entry.upstream);
+            }
         }
     }
     let store = Store::open(&settings.store)?;

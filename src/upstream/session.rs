@@ -367,10 +367,13 @@ impl Session {
 
     /// Whether the endpoint is in a private network: then what it redirects to may be as well.
     fn is_private(&self) -> bool {
-        *self.is_private.get_or_init(|| {
-            let resolved = self.base.host_and_port().to_socket_addrs();
-            resolved.is_ok_and(|mut addresses| addresses.any(|address| !is_public(address.ip())))
-        })
+        if let Some(known) = self.is_private.get() {
+            return *known;
+        }
+        // A name that does not resolve right now may do so later: only an answer is remembered.
+        let Ok(mut addresses) = self.base.host_and_port().to_socket_addrs() else { return false };
+        let is_private = addresses.any(|address| !is_public(address.ip()));
+        *self.is_private.get_or_init(|| is_private)
     }
 
     /// Asks the realm of a challenge for a token.

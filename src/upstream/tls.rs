@@ -13,7 +13,9 @@ use std::time::SystemTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, parse_pem};
+use x509_cert::der::Decode;
 
 /// `registries[].tls`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +48,14 @@ impl TlsSettings {
         Ok(())
     }
 
+    /// Certificates in the files that count no longer at `now`. Worth a line in the log, and no reason not
+    /// to start: what is cached can be served all the same.
+    pub fn expired(&self, now: SystemTime) -> Vec<TlsFileError> {
+        let certs = self.identity.iter().map(|files| &files.cert);
+        let paths = self.ca.iter().chain(certs);
+        paths.filter_map(|path| expired_in(path, now)).collect()
+    }
+
     /// What the files looked like; another value means that they changed.
     pub(super) fn stamp(&self) -> Stamp {
         let identity = self.identity.iter().flat_map(|files| [&files.cert, &files.key]);
@@ -72,6 +82,17 @@ pub(super) fn load_ca(path: &Path) -> Result<Vec<Certificate<'static>>, TlsFileE
         true => Err(TlsFileError::Lacks { path: path.to_owned(), what: "certificate" }),
         false => Ok(certificates),
     }
+}
+
+/// The first certificate of a file that is past its time. A bundle may hold old ones beside those in
+/// use, so an authority is said to have expired only if none of them is left.
+fn expired_in(path: &Path, now: SystemTime) -> Option<TlsFileError> {
+    let ends = load_ca(path).ok()?.into_iter().filter_map(|certificate| {
+        let parsed = x509_cert::Certificate::from_der(certificate.der()).ok()?;
+        Some(parsed.tbs_certificate().validity().not_after.to_system_time())
+    });
+    let latest = ends.max()?;
+    (latest < now).then(|| TlsFileError::Expired { path: path.to_owned(), since: latest })
 }
 
 impl IdentityFiles {
@@ -145,6 +166,13 @@ pub enum TlsFileError {
         /// The key's file.
         key: PathBuf,
     },
+    /// Its certificate is past its time.
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// Since when.
+        since: SystemTime,
+    },
     /// Its content cannot be used.
     Unusable {
         /// The file.
@@ -172,6 +200,10 @@ impl fmt::Display for TlsFileError {
                 key.display(),
                 cert.display()
             ),
+            TlsFileError::Expired { path, since } => {
+                let since = OffsetDateTime::from(*since).date();
+                write!(f, "the certificate in {} has expired on {since}; renew it", path.display())
+            }
             TlsFileError::Unusable { path, reason } => {
                 write!(f, "{} cannot be used: {reason}", path.display())
             }
@@ -244,6 +276,26 @@ mod tests {
             let error = settings.check().unwrap_err().to_string();
             assert!(error.contains(words), "{words}: {error}");
         }
+    }
+
+    #[test]
+    fn an_expired_certificate_is_said_and_does_not_keep_from_starting() {
+        let files = Files(tempfile::tempdir().unwrap());
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::new(vec!["x".into()]).unwrap();
+        parameters.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(2020, 2, 29);
+        let old = parameters.self_signed(&key).unwrap().pem();
+        let cert = files.put("c", &old);
+        let identity = Some(IdentityFiles { cert, key: files.put("k", &key.serialize_pem()) });
+        let settings = TlsSettings { identity, ..TlsSettings::default() };
+        settings.check().unwrap();
+        let [error] = &settings.expired(SystemTime::now())[..] else { panic!("one is expired") };
+        assert!(error.to_string().contains("expired on 2020-02-29"), "{error}");
+        // A bundle of an old and a new one is what a rotation looks like.
+        let ca = files.put("ca", &format!("{old}{}", self_signed().0));
+        let settings = TlsSettings { ca: Some(ca), ..TlsSettings::default() };
+        assert!(settings.expired(SystemTime::now()).is_empty());
     }
 
     #[test]

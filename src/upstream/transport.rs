@@ -1,7 +1,7 @@
 //! Agents: pools of connections with their TLS and their bounds on waiting.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::Agent;
 use ureq::config::Config;
@@ -75,9 +75,12 @@ impl LazyAgent {
     /// [`TlsFileError`] if it was never built and a file cannot be used. Files that are changed for the
     /// worse leave the former agent in force, with a log line: a rotation may be half-way.
     pub(super) fn get(&self) -> Result<Agent, TlsFileError> {
+        self.get_at(Instant::now())
+    }
+
+    fn get_at(&self, now: Instant) -> Result<Agent, TlsFileError> {
         // A panic while building leaves nothing or the former agent.
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         match &mut *built {
             Some(built) => self.refresh(built, now),
             None => {
@@ -94,6 +97,8 @@ impl LazyAgent {
             built.looked = now;
             let stamp = self.stamp();
             if stamp != built.stamp {
+                let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
+                expired.for_each(|expired| log::error!("registries[].tls: {expired}"));
                 match self.build() {
                     Ok(agent) => (built.agent, built.stamp) = (agent, stamp),
                     Err(error) => log::warn!("changed TLS files are not used yet: {error}"),
@@ -178,4 +183,46 @@ fn mozilla_roots() -> Vec<Certificate<'static>> {
         .iter()
         .map(|each| Certificate::from_der(each).to_owned())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let parameters = CertificateParams::new(vec!["x".into()]).unwrap();
+        (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_rotation_that_is_half_way_leaves_the_former_certificate_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let put = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+        let ((old_cert, old_key), (new_cert, new_key)) = (pair(), pair());
+        put("cert", &old_cert);
+        put("key", &old_key);
+        let identity = Some(IdentityFiles { cert: path("cert"), key: path("key") });
+        let tls = TlsSettings { identity, ..TlsSettings::default() };
+        let agent = LazyAgent::new(Guard::Any, Some(tls), Timeouts::default());
+        let stamp = || agent.built.lock().unwrap().as_ref().unwrap().stamp.clone();
+        let start = Instant::now();
+        agent.get_at(start).unwrap();
+        let first = stamp();
+
+        // The lengths differ, so that the stamps do whatever the file system's clock.
+        put("cert", &format!("{new_cert}\n"));
+        agent.get_at(start + LOOK_INTERVAL).unwrap();
+        assert_eq!(stamp(), first, "the new certificate has no key yet");
+        put("key", &format!("{new_key}\n"));
+        agent.get_at(start + LOOK_INTERVAL).unwrap();
+        assert_eq!(stamp(), first, "it is not looked all the time");
+        agent.get_at(start + 2 * LOOK_INTERVAL).unwrap();
+        assert_ne!(stamp(), first);
+    }
 }
