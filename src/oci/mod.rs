@@ -9,6 +9,7 @@ mod error_code;
 mod manifest;
 mod media_type;
 mod name;
+mod pattern;
 mod tag_list;
 
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
@@ -16,4 +17,5 @@ pub use error_code::ErrorCode;
 pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind};
 pub use media_type::MediaType;
 pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};
+pub use pattern::{Pattern, PatternError};
 pub use tag_list::{TagPage, TagQuery};

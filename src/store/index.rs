@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::{TAGS, names_in};
+use super::layout::names_in;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
@@ -87,36 +87,7 @@ impl Store {
         &self,
         visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,
     ) -> io::Result<()> {
-        for entry in sorted_entries(&self.inner.layout.refs()) {
-            if let Ok(upstream) = entry.parse() {
-                let directory = self.inner.layout.refs().join(&entry);
-                self.each_tag_below(&directory, &upstream, "", visit)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn each_tag_below(
-        &self,
-        directory: &Path,
-        upstream: &crate::oci::Upstream,
-        repository: &str,
-        visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,
-    ) -> io::Result<()> {
-        for entry in sorted_entries(directory) {
-            if entry == TAGS {
-                let Ok(repository) = repository.parse() else { continue };
-                let name = ImageName { upstream: upstream.clone(), repository };
-                self.each_tag_of(&name, visit)?;
-            } else if !entry.starts_with('_') {
-                let below = match repository {
-                    "" => entry.clone(),
-                    _ => format!("{repository}/{entry}"),
-                };
-                self.each_tag_below(&directory.join(&entry), upstream, &below, visit)?;
-            }
-        }
-        Ok(())
+        self.each_repository(&mut |name| self.each_tag_of(name, visit))
     }
 
     fn each_tag_of(
@@ -133,7 +104,7 @@ impl Store {
     }
 }
 
-fn sorted_entries(directory: &Path) -> Vec<String> {
+pub(super) fn sorted_entries(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = names_in(directory).collect();
     names.sort();
     names

@@ -29,6 +29,7 @@
 //! is replaced: the old record, whole. There is no fourth state.
 
 mod error;
+mod images;
 mod index;
 mod ingest;
 mod layout;
@@ -44,6 +45,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::oci::Digest;
 
 pub use error::StoreError;
+pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 

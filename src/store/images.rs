@@ -1,0 +1,292 @@
+//! Images: the unit in which people think. A tag, or a digest that was pulled without one, and all that
+//! hangs below it: child manifests, configs, layers, as far as they are here.
+//!
+//! Looking at images counts as no use of them.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::Store;
+use super::index::sorted_entries;
+use super::layout::{MANIFESTS, TAGS};
+use super::refs::Access;
+use crate::oci::{
+    Descriptor, Digest, ImageName, Manifest, ManifestKind, MediaType, Reference, Upstream,
+};
+
+/// How deep manifests may be nested before the rest is passed over: an index of indexes is the most
+/// that is seen, and a document made to be deep must not exhaust the stack.
+const DEPTH_MAX: usize = 8;
+
+/// An image in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Its repository.
+    pub name: ImageName,
+    /// Its tag, or its digest if it has none.
+    pub reference: Reference,
+    /// Its manifest or index.
+    pub digest: Digest,
+    /// Of which type that is.
+    pub media_type: MediaType,
+    /// How many bytes that has.
+    pub size: u64,
+    /// When it was first seen to be this manifest.
+    pub fetched: SystemTime,
+    /// When upstream last confirmed it; a digest needs no confirmation.
+    pub checked: Option<SystemTime>,
+    /// When a client last pulled it, to the minute.
+    pub pulled: Option<SystemTime>,
+}
+
+impl StoredImage {
+    /// The full reference as users write it.
+    pub fn full_reference(&self) -> String {
+        self.name.with(&self.reference)
+    }
+}
+
+/// What hangs below a manifest, itself included, each digest once, parents before children.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    /// Manifests and indexes.
+    pub manifests: Vec<GraphManifest>,
+    /// Configs and layers of the manifests that are present.
+    pub blobs: Vec<GraphBlob>,
+}
+
+/// A manifest in a graph.
+#[derive(Debug, Clone)]
+pub struct GraphManifest {
+    /// Its descriptor, as its parent has it.
+    pub descriptor: Descriptor,
+    /// The manifest, if it is here.
+    pub manifest: Option<Manifest>,
+}
+
+/// A config or a layer in a graph.
+#[derive(Debug, Clone)]
+pub struct GraphBlob {
+    /// Its descriptor, as the first manifest that names it has it.
+    pub descriptor: Descriptor,
+    /// Whether it is here, in full length.
+    pub is_present: bool,
+}
+
+impl Graph {
+    /// Bytes of configs and layers that are not here although their manifest is.
+    pub fn missing_bytes(&self) -> u64 {
+        let missing = self.blobs.iter().filter(|blob| !blob.is_present);
+        missing.map(|blob| blob.descriptor.size).sum()
+    }
+
+    /// Bytes of everything that is here.
+    pub fn present_bytes(&self) -> u64 {
+        let manifests = self.manifests.iter().filter_map(|each| each.manifest.as_ref());
+        let blobs = self.blobs.iter().filter(|blob| blob.is_present);
+        manifests.map(|manifest| manifest.bytes().len() as u64).sum::<u64>()
+            + blobs.map(|blob| blob.descriptor.size).sum::<u64>()
+    }
+
+    /// Whether a client can run it for at least one platform: an image manifest is here, and every
+    /// config and layer of those that are. Children of an index that were never asked for do not count.
+    pub fn is_complete(&self) -> bool {
+        let is_image = |each: &GraphManifest| {
+            let kind = each.manifest.as_ref().map(Manifest::kind);
+            matches!(kind, Some(ManifestKind::Image { .. }))
+        };
+        self.manifests.iter().any(is_image) && self.blobs.iter().all(|blob| blob.is_present)
+    }
+
+    /// The platforms of the image manifests that are here, where an index tells them.
+    pub fn platforms(&self) -> impl Iterator<Item = &str> {
+        let present = self.manifests.iter().filter(|each| each.manifest.is_some());
+        present.filter_map(|each| each.descriptor.platform.as_deref())
+    }
+
+    /// Every digest in it that is here.
+    pub fn present_digests(&self) -> impl Iterator<Item = Digest> {
+        let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());
+        let blobs = self.blobs.iter().filter(|blob| blob.is_present);
+        let descriptors = manifests.map(|each| &each.descriptor);
+        descriptors.chain(blobs.map(|blob| &blob.descriptor)).map(|each| each.digest)
+    }
+}
+
+impl Store {
+    /// Calls `visit` with every image in the cache, in the order of the directories, tags of a
+    /// repository first.
+    ///
+    /// # Errors
+    /// The first error of `visit`; what vanishes meanwhile is passed over.
+    pub fn each_image(
+        &self,
+        visit: &mut dyn FnMut(&StoredImage) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.each_repository(&mut |name| self.images_of(name).iter().try_for_each(&mut *visit))
+    }
+
+    /// Calls `visit` with every repository of which there is a tag or a manifest.
+    ///
+    /// # Errors
+    /// The first error of `visit`.
+    pub fn each_repository(
+        &self,
+        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let refs = self.inner.layout.refs();
+        for entry in sorted_entries(&refs) {
+            if let Ok(upstream) = entry.parse() {
+                self.each_repository_below(&refs.join(&entry), &upstream, "", visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn each_repository_below(
+        &self,
+        directory: &Path,
+        upstream: &Upstream,
+        repository: &str,
+        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let entries = sorted_entries(directory);
+        let is_repository = entries.iter().any(|entry| entry == TAGS || entry == MANIFESTS);
+        if is_repository && let Ok(repository) = repository.parse() {
+            visit(&ImageName { upstream: upstream.clone(), repository })?;
+        }
+        for entry in entries.iter().filter(|entry| !entry.starts_with('_')) {
+            let below = match repository {
+                "" => entry.clone(),
+                _ => format!("{repository}/{entry}"),
+            };
+            self.each_repository_below(&directory.join(entry), upstream, &below, visit)?;
+        }
+        Ok(())
+    }
+
+    /// The images of a repository: its tags, then the manifests that hang below none of them.
+    pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
+        let tagged = self.tags(name).into_iter().filter_map(|tag| {
+            let record = self.tag(name, &tag, Access::Look)?;
+            Some(StoredImage {
+                pulled: modified(&self.inner.layout.tag(name, &tag)),
+                name: name.clone(),
+                reference: Reference::Tag(tag),
+                digest: record.digest,
+                media_type: record.media_type,
+                size: record.size,
+                fetched: record.fetched,
+                checked: Some(record.checked),
+            })
+        });
+        let mut images: Vec<StoredImage> = tagged.collect();
+        let mut below: HashSet<Digest> = HashSet::new();
+        for image in &images {
+            self.collect_manifests(name, &image.digest, 0, &mut below);
+        }
+        let mut untagged = self.manifests(name);
+        untagged.retain(|digest| !below.contains(digest));
+        // Children of an index that was pulled by digest are no images of their own.
+        let mut children: HashSet<Digest> = HashSet::new();
+        for digest in &untagged {
+            if !children.contains(digest) {
+                let mut all = HashSet::new();
+                self.collect_manifests(name, digest, 0, &mut all);
+                all.remove(digest);
+                children.extend(all);
+            }
+        }
+        untagged.retain(|digest| !children.contains(digest));
+        untagged.sort_by_key(Digest::to_string);
+        images.extend(untagged.into_iter().filter_map(|digest| {
+            let record = self.manifest(name, &digest, Access::Look)?;
+            Some(StoredImage {
+                pulled: modified(&self.inner.layout.manifest(name, &digest)),
+                name: name.clone(),
+                reference: Reference::Digest(digest),
+                digest,
+                media_type: record.media_type,
+                size: record.size,
+                fetched: record.fetched,
+                checked: None,
+            })
+        }));
+        images
+    }
+
+    /// A manifest that this repository has.
+    pub fn stored_manifest(&self, name: &ImageName, digest: &Digest) -> Option<Manifest> {
+        let record = self.manifest(name, digest, Access::Look)?;
+        let bytes = self.read(digest, record.size)?;
+        Manifest::parse(Arc::from(bytes), Some(record.media_type.as_str())).ok()
+    }
+
+    /// What hangs below a manifest of a repository.
+    pub fn graph(&self, name: &ImageName, root: Descriptor) -> Graph {
+        let (mut graph, mut seen) = (Graph::default(), HashSet::new());
+        self.add_to_graph(name, root, 0, &mut seen, &mut graph);
+        graph
+    }
+
+    /// What hangs below an image.
+    pub fn graph_of(&self, image: &StoredImage) -> Graph {
+        let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+        self.graph(&image.name, root)
+    }
+
+    fn add_to_graph(
+        &self,
+        name: &ImageName,
+        descriptor: Descriptor,
+        depth: usize,
+        seen: &mut HashSet<Digest>,
+        graph: &mut Graph,
+    ) {
+        if depth > DEPTH_MAX || !seen.insert(descriptor.digest) {
+            return;
+        }
+        let manifest = self.stored_manifest(name, &descriptor.digest);
+        let below: Vec<Descriptor> =
+            manifest.iter().flat_map(Manifest::descriptors).cloned().collect();
+        let is_index =
+            matches!(manifest.as_ref().map(Manifest::kind), Some(ManifestKind::Index { .. }));
+        graph.manifests.push(GraphManifest { descriptor, manifest });
+        for descriptor in below {
+            if is_index {
+                self.add_to_graph(name, descriptor, depth + 1, seen, graph);
+            } else if seen.insert(descriptor.digest) {
+                let is_present = self.blob(&descriptor.digest, Some(descriptor.size)).is_some();
+                graph.blobs.push(GraphBlob { descriptor, is_present });
+            }
+        }
+    }
+
+    /// The manifests of this repository at and below `digest`.
+    fn collect_manifests(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        depth: usize,
+        found: &mut HashSet<Digest>,
+    ) {
+        if depth > DEPTH_MAX || !found.insert(*digest) {
+            return;
+        }
+        let Some(manifest) = self.stored_manifest(name, digest) else { return };
+        if let ManifestKind::Index { manifests } = manifest.kind() {
+            for child in manifests {
+                self.collect_manifests(name, &child.digest, depth + 1, found);
+            }
+        }
+    }
+}
+
+/// When a record was last used, which is what its file's time says.
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
