@@ -110,6 +110,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         UpstreamErrorKind::CircuitOpen { last: None, .. } => Reason::Broken,
         UpstreamErrorKind::Status { .. }
         | UpstreamErrorKind::Unreachable { .. }
+        | UpstreamErrorKind::Proxy { .. }
         | UpstreamErrorKind::Tls { .. }
         | UpstreamErrorKind::BadAnswer { .. }
         | UpstreamErrorKind::Redirect { .. } => Reason::Broken,

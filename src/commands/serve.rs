@@ -15,7 +15,7 @@ use crate::cache::{Cache, Keeper};
 use crate::config::Settings;
 use crate::http::{self, Controller, Server};
 use crate::store::Store;
-use crate::upstream::Registries;
+use crate::upstream::{ProxySettings, Registries};
 
 /// Descriptors kept for everything that is not a client: upstream connections, partials, the log.
 const DESCRIPTORS_RESERVED: u64 = 256;
@@ -161,11 +161,26 @@ fn banner(settings: &Settings, address: SocketAddr) {
         Some(upstream) => log::info!("requests that name no registry go to {upstream}"),
         None => log::info!("requests must name their registry (?ns=, path, or set defaultNs)"),
     }
-    if settings.cache.air_gapped {
-        log::info!("air-gapped: no upstream is asked");
+    match settings.cache.air_gapped {
+        true => log::info!("air-gapped: no upstream is asked"),
+        false => proxies(&settings.upstream.proxies),
     }
     if let Some(health) = settings.health {
         log::info!("health on http://{health}/health");
     }
     log::info!("listening on {address}");
+}
+
+/// By way of what upstreams are reached, if the environment says so.
+fn proxies(settings: &ProxySettings) {
+    for (scheme, proxy) in [("http", &settings.http), ("https", &settings.https)] {
+        if let Some(proxy) = proxy {
+            log::info!("{scheme} registries are reached by way of the proxy {proxy}");
+        }
+    }
+    if settings.http.is_some() || settings.https.is_some() {
+        for entry in settings.no_proxy.misunderstood() {
+            log::warn!("NO_PROXY: {entry} is no name, address or network, and has no effect");
+        }
+    }
 }

@@ -40,6 +40,13 @@ pub enum ConfigError {
         /// What is wrong and what is wanted.
         reason: String,
     },
+    /// A variable of the environment cannot be used.
+    Environment {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong and what is wanted. Does not quote the value, which may hold a password.
+        reason: String,
+    },
     /// An alias means two registries, or hides one.
     Alias {
         /// The alias.
@@ -73,6 +80,9 @@ impl fmt::Display for ConfigError {
                 write!(f, "registries: {name} is listed twice: merge the two entries")
             }
             ConfigError::Registry { name, reason } => write!(f, "registries: {name}: {reason}"),
+            ConfigError::Environment { variable, reason } => {
+                write!(f, "the environment variable {variable}: {reason}")
+            }
             ConfigError::Alias { alias, reason } => {
                 write!(f, "registries: the alias {alias} {reason}")
             }

@@ -4,6 +4,7 @@
 //! files or the environment. What is wrong is said with file, line and column, and with what is
 //! allowed.
 
+mod environment;
 mod error;
 mod file;
 mod registry;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use crate::api::Naming;
 use crate::oci::Upstream;
-use crate::upstream::{RegistrySettings, Timeouts, UnlistedRegistries};
+use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
 use crate::{cache, http, store, upstream};
 
 pub use error::ConfigError;
@@ -85,16 +86,19 @@ pub struct Overrides {
     pub always_pull_latest: bool,
 }
 
-/// Reads the file, if one is named, and puts the flags over it.
+/// Reads the file, if one is named, puts the flags over it, and adds the environment's proxies.
 ///
 /// # Errors
-/// [`ConfigError`] for a file that cannot be read, does not parse, or contradicts itself.
+/// [`ConfigError`] for a file that cannot be read, does not parse, or contradicts itself, and for a proxy
+/// that is none.
 pub fn load(overrides: Overrides) -> Result<Settings, ConfigError> {
     let file = match &overrides.config_file {
         Some(path) => read(path)?,
         None => File::default(),
     };
-    build(file, overrides)
+    let mut settings = build(file, overrides)?;
+    settings.upstream.proxies = environment::proxies(|name| std::env::var_os(name))?;
+    Ok(settings)
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -198,7 +202,14 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
         timeouts.metadata = timeouts.headers;
     }
     let unlisted = file.unlisted_registries.map(UnlistedRegistries::from).unwrap_or_default();
-    Ok(upstream::Settings { registries, unlisted, timeouts, ..upstream::Settings::default() })
+    let proxies = ProxySettings::default();
+    Ok(upstream::Settings {
+        registries,
+        unlisted,
+        timeouts,
+        proxies,
+        ..upstream::Settings::default()
+    })
 }
 
 fn http_settings(file: &File) -> http::Settings {

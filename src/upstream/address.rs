@@ -32,6 +32,34 @@ impl Guard {
             Guard::PublicOnly => is_public(ip),
         }
     }
+
+    /// Whether a proxy may be asked to connect to `host`, which leads to `addresses` from here; to none
+    /// if it does not resolve here, as is usual behind a proxy.
+    ///
+    /// Which address the proxy takes is not ours to say, so each must be allowed. A name that only the
+    /// proxy can resolve is left to it, unless it has the look of a private network's.
+    pub(super) fn allows_target(self, host: &str, addresses: &[IpAddr]) -> bool {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        match bare.parse::<IpAddr>() {
+            Ok(ip) => self.allows(ip),
+            Err(_) if self == Guard::Any => true,
+            Err(_) if addresses.is_empty() => is_public_looking(bare),
+            Err(_) => addresses.iter().all(|ip| self.allows(*ip)),
+        }
+    }
+}
+
+/// Domains that no public name is in (RFC 6761, 6762 and 8375, and what ICANN has set aside). The
+/// metadata service of one cloud is `metadata.google.internal`.
+const PRIVATE_DOMAINS: [&str; 4] = [".internal", ".local", ".localhost", ".home.arpa"];
+
+/// Whether a name is one of the public internet as far as its letters tell: it has a dot, its last label
+/// is no number (`127.1` and `0x7f.1` are addresses to many programs), and it is in no private domain.
+fn is_public_looking(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let Some((above, last)) = name.rsplit_once('.') else { return false };
+    let is_name = !above.is_empty() && last.starts_with(|first: char| first.is_ascii_alphabetic());
+    is_name && !PRIVATE_DOMAINS.iter().any(|domain| name.ends_with(domain))
 }
 
 /// Resolves as usual, then drops the addresses that the guard does not allow.
@@ -54,10 +82,10 @@ impl Resolver for GuardedResolver {
         }
         match (allowed.first(), resolved.first()) {
             (None, Some(address)) => {
-                let host = uri.host().unwrap_or_default().to_owned();
+                let host = uri.host().unwrap_or_default();
                 // For the operator only: clients could else ask us what private names resolve to.
                 log::warn!("{host} resolves to {}, which may not be dialled", address.ip());
-                Err(ureq::Error::Other(Box::new(AddressRefused { host })))
+                Err(ureq::Error::Other(Box::new(AddressRefused::new(host))))
             }
             _ => Ok(allowed),
         }
@@ -68,6 +96,12 @@ impl Resolver for GuardedResolver {
 #[derive(Debug)]
 pub(super) struct AddressRefused {
     host: String,
+}
+
+impl AddressRefused {
+    pub(super) fn new(host: &str) -> AddressRefused {
+        AddressRefused { host: host.to_owned() }
+    }
 }
 
 impl fmt::Display for AddressRefused {
@@ -185,6 +219,45 @@ mod tests {
             "::7f00:1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn targets_that_a_proxy_is_asked_for_and_targets_that_it_is_not() {
+        for (host, addresses, public_only, private_too) in [
+            ("quay.io", &["1.1.1.1"][..], true, true),
+            ("quay.io", &["1.1.1.1", "2606:4700::1"], true, true),
+            ("quay.io", &[], true, true),
+            ("quay.io.", &[], true, true),
+            ("quay.io", &["10.0.0.1"], false, true),
+            ("quay.io", &["1.1.1.1", "10.0.0.1"], false, true),
+            ("quay.io", &["1.1.1.1", "169.254.169.254"], false, false),
+            ("1.1.1.1", &[], true, true),
+            ("10.0.0.1", &[], false, true),
+            ("169.254.169.254", &[], false, false),
+            ("[::1]", &[], false, true),
+            ("[fe80::1]", &[], false, false),
+            ("[2606:4700::1]", &[], true, true),
+            ("[::ffff:169.254.169.254]", &[], false, false),
+            ("registry", &[], false, false),
+            ("registry.", &[], false, false),
+            ("registry", &["10.0.0.1"], false, true),
+            ("127.1", &[], false, false),
+            ("0x7f.1", &[], false, false),
+            ("2130706433", &[], false, false),
+            (".io", &[], false, false),
+            ("", &[], false, false),
+            ("metadata.google.internal", &[], false, false),
+            ("metadata.google.internal.", &[], false, false),
+            ("printer.LOCAL", &[], false, false),
+            ("internal.io", &[], true, true),
+        ] {
+            let addresses: Vec<IpAddr> =
+                addresses.iter().map(|text| text.parse().unwrap()).collect();
+            let allows = |guard: Guard| guard.allows_target(host, &addresses);
+            assert_eq!(allows(Guard::PublicOnly), public_only, "{host} {addresses:?}");
+            assert_eq!(allows(Guard::PrivateToo), private_too, "{host} {addresses:?}");
+            assert!(allows(Guard::Any), "{host}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ureq::Timeout;
 
 use super::address::AddressRefused;
+use super::tunnel::ProxyFailed;
 
 /// A request to a registry failed. Cheap to clone: it reaches everybody who waits for the answer.
 #[derive(Debug, Clone)]
@@ -65,6 +66,11 @@ pub enum UpstreamErrorKind {
     Unreachable {
         /// What the system said.
         source: Arc<io::Error>,
+    },
+    /// The proxy on the way to it cannot be reached or does not connect (`HTTPS_PROXY`, `NO_PROXY`).
+    Proxy {
+        /// Which proxy, and what it does.
+        reason: Arc<str>,
     },
     /// TLS failed: an unknown authority, a wrong name, an expired certificate (`registries[].tls`).
     Tls {
@@ -149,6 +155,7 @@ impl UpstreamError {
             UpstreamErrorKind::RateLimited { .. }
             | UpstreamErrorKind::TimedOut { .. }
             | UpstreamErrorKind::Unreachable { .. }
+            | UpstreamErrorKind::Proxy { .. }
             | UpstreamErrorKind::Tls { .. }
             | UpstreamErrorKind::CircuitOpen { .. }
             | UpstreamErrorKind::OutOfService => true,
@@ -189,10 +196,12 @@ fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
         },
         ureq::Error::Rustls(error) => UpstreamErrorKind::Tls { reason: error.to_string().into() },
         ureq::Error::Tls(reason) => UpstreamErrorKind::Tls { reason: reason.into() },
-        ureq::Error::Other(inner) => match inner.downcast::<AddressRefused>() {
-            Ok(refused) => UpstreamErrorKind::NotAllowed { reason: refused.to_string().into() },
-            Err(other) => UpstreamErrorKind::BadAnswer { reason: other.to_string().into() },
-        },
+        ureq::Error::Other(inner) if inner.is::<AddressRefused>() => {
+            UpstreamErrorKind::NotAllowed { reason: inner.to_string().into() }
+        }
+        ureq::Error::Other(inner) if inner.is::<ProxyFailed>() => {
+            UpstreamErrorKind::Proxy { reason: inner.to_string().into() }
+        }
         other => UpstreamErrorKind::BadAnswer { reason: other.to_string().into() },
     }
 }
@@ -246,6 +255,7 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),
             UpstreamErrorKind::Unreachable { source } => write!(f, "cannot be reached: {source}"),
+            UpstreamErrorKind::Proxy { reason } => write!(f, "no way to it: {reason}"),
             UpstreamErrorKind::Tls { reason } => write!(f, "TLS failed: {reason}"),
             UpstreamErrorKind::BadAnswer { reason } => write!(f, "unusable answer: {reason}"),
             UpstreamErrorKind::Redirect { reason } => write!(f, "redirect refused: {reason}"),

@@ -161,6 +161,7 @@ fn hope(kind: &UpstreamErrorKind) -> u32 {
         | UpstreamErrorKind::TimedOut { .. }
         | UpstreamErrorKind::Unreachable { .. }
         | UpstreamErrorKind::Tls { .. }
+        | UpstreamErrorKind::Proxy { .. }
         | UpstreamErrorKind::OutOfService => 5,
     }
 }

@@ -102,6 +102,13 @@ impl Location {
         }
     }
 
+    /// The port, the scheme's own if none is given.
+    pub(super) fn port(&self) -> u16 {
+        let given = self.authority[self.host().len()..].strip_prefix(':');
+        let scheme_port = if self.https { 443 } else { 80 };
+        given.and_then(|port| port.parse().ok()).unwrap_or(scheme_port)
+    }
+
     /// Host and port to resolve.
     pub(super) fn host_and_port(&self) -> String {
         match self.authority.len() == self.host().len() {
@@ -196,6 +203,19 @@ mod tests {
             ("https://reg.io.evil.com/", false),
         ] {
             assert_eq!(base.is_same_origin(&Location::parse(text).unwrap()), same, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_location_has_a_port() {
+        for (text, port) in [
+            ("https://reg.io/", 443),
+            ("http://reg.io/", 80),
+            ("https://reg.io:5000/", 5000),
+            ("http://[::1]:81/", 81),
+            ("https://[::1]/", 443),
+        ] {
+            assert_eq!(Location::parse(text).unwrap().port(), port, "{text}");
         }
     }
 

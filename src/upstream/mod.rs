@@ -12,6 +12,8 @@
 //! * What is asked does not depend on the client: fixed `Accept`, `Accept-Encoding: identity`.
 //! * Redirects are followed by hand: `Authorization` stays with its scheme, host and port, https never
 //!   becomes http, and every address that is dialled is checked ([`guard`](Registries)).
+//! * A proxy is asked for what may be dialled without one, and for nothing else; it gets its own
+//!   credentials and nobody else gets them.
 //! * A token realm is asked only if it belongs to the registry that names it.
 
 mod address;
@@ -23,12 +25,15 @@ mod error;
 mod failover;
 mod list;
 mod location;
+mod no_proxy;
+mod proxy;
 mod registries;
 mod registry;
 mod session;
 mod tls;
 mod token;
 mod transport;
+mod tunnel;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -39,6 +44,8 @@ pub use breaker::{BreakerPolicy, BreakerState};
 pub use credentials::{Credentials, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
+pub use no_proxy::NoProxy;
+pub use proxy::{ParseProxyError, Proxy, ProxySettings};
 pub use registries::{
     Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
 };

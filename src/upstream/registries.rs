@@ -7,6 +7,7 @@ use super::address::Guard;
 use super::breaker::BreakerPolicy;
 use super::credentials::Credentials;
 use super::failover::{Failover, UpstreamStatus};
+use super::proxy::ProxySettings;
 use super::registry::Registry;
 use super::tls::TlsSettings;
 use super::transport::{LazyAgent, Timeouts};
@@ -28,6 +29,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// When an endpoint that fails is left alone.
     pub breaker: BreakerPolicy,
+    /// By way of which proxies they are reached.
+    pub proxies: ProxySettings,
 }
 
 /// One entry of `registries`.
@@ -114,16 +117,20 @@ pub struct Registries {
 pub(super) struct ForeignAgents {
     pub(super) public: LazyAgent,
     pub(super) private_too: LazyAgent,
+    /// For the agents of listed registries as well.
+    pub(super) proxies: Arc<ProxySettings>,
 }
 
 impl Registries {
     /// The registries of a configuration. Nothing is dialled.
     pub fn new(settings: Settings) -> Registries {
         let roots = || Some(TlsSettings::default());
-        let agent = |guard| LazyAgent::new(guard, roots(), settings.timeouts);
+        let proxies = Arc::new(settings.proxies);
+        let agent = |guard| LazyAgent::new(guard, roots(), settings.timeouts, Arc::clone(&proxies));
         let foreign = Arc::new(ForeignAgents {
             public: agent(Guard::PublicOnly),
             private_too: agent(Guard::PrivateToo),
+            proxies: Arc::clone(&proxies),
         });
         let listed = settings.registries.into_iter().map(|entry| {
             let upstream = entry.upstream;

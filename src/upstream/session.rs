@@ -130,12 +130,13 @@ impl Session {
         foreign: Arc<ForeignAgents>,
     ) -> Session {
         let tls = (entry.endpoint.scheme == Scheme::Https).then(|| entry.tls.clone());
+        let proxies = || Arc::clone(&foreign.proxies);
         let added = entry.tls.ca.clone().map(|ca| {
             let trust = TlsSettings { ca: Some(ca), ..TlsSettings::default() };
-            LazyAgent::new(Guard::PrivateToo, Some(trust), timeouts)
+            LazyAgent::new(Guard::PrivateToo, Some(trust), timeouts, proxies())
         });
         Session {
-            own: Some(LazyAgent::new(Guard::Any, tls, timeouts)),
+            own: Some(LazyAgent::new(Guard::Any, tls, timeouts, proxies())),
             trusting: added,
             credentials: entry.credentials.clone(),
             ..Session::new(upstream, &entry.endpoint, timeouts, foreign)
@@ -359,7 +360,7 @@ impl Session {
             (Some(_), None) if self.is_private() => &self.foreign.private_too,
             _ => &self.foreign.public,
         };
-        agent.get().map_err(|error| {
+        agent.get(location).map_err(|error| {
             let kind = UpstreamErrorKind::Tls { reason: error.to_string().into() };
             UpstreamError::new(Arc::clone(request), kind)
         })

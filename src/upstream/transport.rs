@@ -6,10 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector, RustlsConnector};
 
 use super::address::{Guard, GuardedResolver};
+use super::location::Location;
+use super::proxy::{Proxy, ProxySettings};
 use super::tls::{IdentityFiles, Stamp, TlsFileError, TlsSettings, load_ca};
+use super::tunnel::{TunnelConnector, config_to_proxy};
 
 /// Idle connections kept to one host, so that the layers of an image need no handshake each.
 const IDLE_CONNECTIONS_PER_HOST: usize = 8;
@@ -45,7 +49,7 @@ impl Default for Timeouts {
 /// How often it is looked whether certificate files have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// An agent that is built when it is first used (loading the root certificates takes longer than all
+/// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first used (loading the root certificates takes longer than all
 /// the rest of Larder's start) and again when its certificate files change.
 #[derive(Debug)]
 pub(super) struct LazyAgent {
@@ -53,46 +57,72 @@ pub(super) struct LazyAgent {
     /// `None` for a host that is spoken to in the clear: then no roots are loaded.
     tls: Option<TlsSettings>,
     timeouts: Timeouts,
-    /// Held while an agent is built: who comes then needs the same one.
+    proxies: Arc<ProxySettings>,
+    /// Held while agents are built: who comes then needs the same ones.
     built: Mutex<Option<Built>>,
 }
 
 #[derive(Debug)]
 struct Built {
-    agent: Agent,
+    agents: Agents,
     stamp: Stamp,
     looked: Instant,
 }
 
+#[derive(Debug)]
+struct Agents {
+    direct: Agent,
+    /// By way of the proxies for http and for https.
+    http: Option<Agent>,
+    https: Option<Agent>,
+}
+
+impl Agents {
+    fn towards(&self, proxies: &ProxySettings, location: &Location) -> Agent {
+        let tunnelled = if location.is_https() { &self.https } else { &self.http };
+        let proxied = proxies.towards(location).and(tunnelled.as_ref());
+        proxied.unwrap_or(&self.direct).clone()
+    }
+}
+
 impl LazyAgent {
-    pub(super) fn new(guard: Guard, tls: Option<TlsSettings>, timeouts: Timeouts) -> LazyAgent {
-        LazyAgent { guard, tls, timeouts, built: Mutex::new(None) }
+    pub(super) fn new(
+        guard: Guard,
+        tls: Option<TlsSettings>,
+        timeouts: Timeouts,
+        proxies: Arc<ProxySettings>,
+    ) -> LazyAgent {
+        LazyAgent { guard, tls, timeouts, proxies, built: Mutex::new(None) }
     }
 
-    /// The agent.
+    /// The agent for `location`: by way of a proxy or not.
     ///
     /// # Errors
     /// [`TlsFileError`] if it was never built and a file cannot be used. Files that are changed for the
-    /// worse leave the former agent in force, with a log line: a rotation may be half-way.
-    pub(super) fn get(&self) -> Result<Agent, TlsFileError> {
-        self.get_at(Instant::now())
+    /// worse leave the former agents in force, with a log line: a rotation may be half-way.
+    pub(super) fn get(&self, location: &Location) -> Result<Agent, TlsFileError> {
+        self.get_at(location, Instant::now())
     }
 
-    fn get_at(&self, now: Instant) -> Result<Agent, TlsFileError> {
-        // A panic while building leaves nothing or the former agent.
+    fn get_at(&self, location: &Location, now: Instant) -> Result<Agent, TlsFileError> {
+        // A panic while building leaves nothing or the former agents.
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *built {
-            Some(built) => self.refresh(built, now),
+            Some(built) => {
+                self.refresh(built, now);
+                Ok(built.agents.towards(&self.proxies, location))
+            }
             None => {
                 let stamp = self.stamp();
-                let agent = self.build()?;
-                *built = Some(Built { agent: agent.clone(), stamp, looked: now });
+                let agents = self.build()?;
+                let agent = agents.towards(&self.proxies, location);
+                *built = Some(Built { agents, stamp, looked: now });
                 Ok(agent)
             }
         }
     }
 
-    fn refresh(&self, built: &mut Built, now: Instant) -> Result<Agent, TlsFileError> {
+    fn refresh(&self, built: &mut Built, now: Instant) {
         if now.duration_since(built.looked) >= LOOK_INTERVAL {
             built.looked = now;
             let stamp = self.stamp();
@@ -100,22 +130,44 @@ impl LazyAgent {
                 let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
                 expired.for_each(|expired| log::error!("registries[].tls: {expired}"));
                 match self.build() {
-                    Ok(agent) => (built.agent, built.stamp) = (agent, stamp),
+                    Ok(agents) => (built.agents, built.stamp) = (agents, stamp),
                     Err(error) => log::warn!("changed TLS files are not used yet: {error}"),
                 }
             }
         }
-        Ok(built.agent.clone())
     }
 
     fn stamp(&self) -> Stamp {
         self.tls.as_ref().map(TlsSettings::stamp).unwrap_or_default()
     }
 
-    fn build(&self) -> Result<Agent, TlsFileError> {
-        let resolver = GuardedResolver { guard: self.guard };
-        let config = self.config(self.tls_config()?);
-        Ok(Agent::with_parts(config, DefaultConnector::default(), resolver))
+    fn build(&self) -> Result<Agents, TlsFileError> {
+        let tls = self.tls_config()?;
+        let proxied = |proxy: &Option<Proxy>| {
+            proxy.as_ref().map(|proxy| self.build_proxied(proxy, tls.clone()))
+        };
+        Ok(Agents {
+            http: proxied(&self.proxies.http),
+            https: proxied(&self.proxies.https),
+            direct: Agent::with_parts(
+                self.config(tls.clone(), None),
+                DefaultConnector::default(),
+                GuardedResolver { guard: self.guard },
+            ),
+        })
+    }
+
+    fn build_proxied(&self, proxy: &Proxy, tls: TlsConfig) -> Agent {
+        let tls_to_proxy = match proxy.is_https() {
+            true => TlsConfig::builder().root_certs(RootCerts::Specific(roots())).build(),
+            false => TlsConfig::default(),
+        };
+        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, config_to_proxy(tls_to_proxy));
+        // It resolves the proxy's own name and no other: the operator's word stands for its address, and
+        // the tunnel minds the target's.
+        let resolver = DefaultResolver::default();
+        let config = self.config(tls, Some(proxy));
+        Agent::with_parts(config, tunnel.chain(RustlsConnector::default()), resolver)
     }
 
     fn tls_config(&self) -> Result<TlsConfig, TlsFileError> {
@@ -137,14 +189,14 @@ impl LazyAgent {
             .build())
     }
 
-    fn config(&self, tls: TlsConfig) -> Config {
+    fn config(&self, tls: TlsConfig, proxy: Option<&Proxy>) -> Config {
         Agent::config_builder()
             .tls_config(tls)
             // A 401 carries the challenge, a redirect its target: both are answers here.
             .http_status_as_error(false)
             .max_redirects(0)
-            // From the environment it would see to connections that the guard never sees.
-            .proxy(None)
+            // Never from the environment, which ureq reads by itself if nothing is said.
+            .proxy(proxy.map(Proxy::for_ureq))
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             // Bytes are hashed as they come, so they must come as they are stored.
             .accept_encoding("identity")
@@ -209,20 +261,21 @@ mod tests {
         put("key", &old_key);
         let identity = Some(IdentityFiles { cert: path("cert"), key: path("key") });
         let tls = TlsSettings { identity, ..TlsSettings::default() };
-        let agent = LazyAgent::new(Guard::Any, Some(tls), Timeouts::default());
+        let agent = LazyAgent::new(Guard::Any, Some(tls), Timeouts::default(), Arc::default());
+        let to = Location::new(true, "registry.test", "/");
         let stamp = || agent.built.lock().unwrap().as_ref().unwrap().stamp.clone();
         let start = Instant::now();
-        agent.get_at(start).unwrap();
+        agent.get_at(&to, start).unwrap();
         let first = stamp();
 
         // The lengths differ, so that the stamps do whatever the file system's clock.
         put("cert", &format!("{new_cert}\n"));
-        agent.get_at(start + LOOK_INTERVAL).unwrap();
+        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
         assert_eq!(stamp(), first, "the new certificate has no key yet");
         put("key", &format!("{new_key}\n"));
-        agent.get_at(start + LOOK_INTERVAL).unwrap();
+        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
         assert_eq!(stamp(), first, "it is not looked all the time");
-        agent.get_at(start + 2 * LOOK_INTERVAL).unwrap();
+        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
         assert_ne!(stamp(), first);
     }
 }

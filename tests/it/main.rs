@@ -43,3 +43,5 @@ mod process;
 mod credentials;
 // Given authorities and client certificates.
 mod tls;
+// Proxies on the way to registries.
+mod proxies;

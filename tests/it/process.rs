@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
-use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, bytes};
+use crate::support::{Connection, FakeProxy, FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const REPOSITORY: &str = "team/app";
 
@@ -54,18 +54,38 @@ impl Process {
         Process::serve_by(shell, directory, registry)
     }
 
-    fn serve_by(mut command: Command, directory: &Path, registry: &FakeRegistry) -> Process {
+    fn serve_by(command: Command, directory: &Path, registry: &FakeRegistry) -> Process {
         let host = registry.host();
+        let entry = format!("{{name: \"{host}\", scheme: http}}");
+        Process::spawn(command, directory, &host, &entry, &[])
+    }
+
+    /// Serves that directory with one entry of `registries`, and variables in its environment.
+    fn serve_with(
+        directory: &Path,
+        host: &str,
+        entry: &str,
+        variables: &[(&str, &str)],
+    ) -> Process {
+        Process::spawn(Command::new(LARDER), directory, host, entry, variables)
+    }
+
+    fn spawn(
+        mut command: Command,
+        directory: &Path,
+        host: &str,
+        entry: &str,
+        variables: &[(&str, &str)],
+    ) -> Process {
         let config = directory.join("larder.yaml");
-        let text = format!(
-            "logLevel: debug\nfsync: false\nregistries:\n  - {{name: \"{host}\", scheme: http}}\n"
-        );
+        let text = format!("logLevel: debug\nfsync: false\nregistries:\n  - {entry}\n");
         fs::write(&config, text).expect("a file can be written");
         let (config, cache) = (config.display().to_string(), directory.join("cache"));
         let mut child = command
             .args(["--config-file", &config, "--image-path"])
             .arg(cache)
-            .args(["serve", "--port", "0", "--host", "127.0.0.1", "--default-ns", &host])
+            .args(["serve", "--port", "0", "--host", "127.0.0.1", "--default-ns", host])
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -336,4 +356,57 @@ fn disk_that_fills_up_in_the_middle_of_a_blob_does_not_cut_its_clients() {
     let (status, log) = process.wait();
     assert!(status.success(), "{log}");
     assert!(log.contains("cannot write") && log.contains("without caching it"), "{log}");
+}
+
+#[test]
+fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
+    let registry = FakeRegistry::start_tls();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    // One that is spoken to by TLS, so that there is TLS within TLS.
+    let proxy = FakeProxy::start_tls();
+    proxy.route("registry.test:443", registry.address());
+    proxy.demand("user", "hunter2");
+    let directory = tempfile::tempdir().expect("a directory");
+    let put = |name: &str, content: String| {
+        let path = directory.path().join(name);
+        fs::write(&path, content).expect("a file can be written");
+        path.display().to_string()
+    };
+    let (ca, roots) = (put("ca.pem", registry.ca_pem()), put("roots.pem", proxy.ca_pem()));
+    let process = Process::serve_with(
+        directory.path(),
+        "registry.test",
+        &format!("{{name: registry.test, tls: {{ca: \"{ca}\"}}}}"),
+        &[
+            ("HTTPS_PROXY", &proxy.url_with("user", "hunter2")),
+            ("NO_PROXY", "10.0.0.0/8,10.*"),
+            // The operating system's roots, which must know the proxy.
+            ("SSL_CERT_FILE", &roots),
+        ],
+    );
+    let said = format!("https registries are reached by way of the proxy {}\n", proxy.url());
+    assert!(process.banner.contains(&said), "{}", process.banner);
+    assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
+    for layer in image.layers() {
+        assert!(get(process.address, &blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    }
+    assert!(proxy.targets().iter().all(|target| target == "registry.test:443"));
+    process.signal("TERM");
+    let (status, log) = process.wait();
+    assert!(status.success() && !log.contains("hunter2"), "{log}");
+}
+
+#[test]
+fn proxy_that_is_none_keeps_it_from_starting() {
+    for (variable, value) in
+        [("HTTPS_PROXY", "http://user:hunter2@p:port"), ("all_proxy", "socks5://u:hunter2@p:1080")]
+    {
+        let output = larder(&["serve", "--port", "0"]).env(variable, value).output();
+        let output = output.expect("it can be started");
+        let stderr = String::from_utf8(output.stderr).expect("it prints UTF-8");
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(variable) && !stderr.contains("hunter2"), "{stderr}");
+    }
 }

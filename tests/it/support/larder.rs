@@ -27,8 +27,8 @@ use larder::cache::{self, Cache, Counts, Keeper, UpstreamStatus};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
-    self, BreakerPolicy, Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme,
-    Timeouts, UnlistedRegistries,
+    self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, Registries, RegistrySettings,
+    Scheme, Timeouts, UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -301,6 +301,7 @@ impl Settings {
                 timeouts,
                 // A test that wants a breaker says so; others make a registry fail as often as they like.
                 breaker: BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() },
+                proxies: ProxySettings::default(),
             },
             http: http::Settings {
                 workers: 4,

@@ -7,6 +7,7 @@
 //! | `fault.rs` | [`On`], [`Fault`]: which request goes wrong, and how |
 //! | `gate.rs` | [`Gate`]: hold requests until the test says go |
 //! | `token.rs` | [`TokenServer`]: bearer tokens, issued, refused, revoked |
+//! | `proxy.rs` | [`FakeProxy`]: tunnels to where the test says, and keeps a book |
 //! | `tls.rs` | [`Authority`], [`Identity`]: self-made certificates |
 //! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
 //! | `response.rs` | [`Response`]: an answer, and how it ended |
@@ -30,6 +31,7 @@ mod fault;
 mod gate;
 mod image;
 pub mod larder;
+mod proxy;
 mod registry;
 mod response;
 mod selftest;
@@ -50,6 +52,7 @@ pub use client::Connection;
 pub use fault::{Fault, On};
 pub use gate::Gate;
 pub use image::{Blob, Descriptor, Image, Index, Publish, media_type};
+pub use proxy::FakeProxy;
 pub use registry::FakeRegistry;
 pub use response::{End, Head, Response};
 pub use tls::{Authority, Identity};

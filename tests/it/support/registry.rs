@@ -66,7 +66,7 @@ impl FakeRegistry {
         FakeRegistry::launch(None, None)
     }
 
-    /// Over TLS, with a certificate for `127.0.0.1` and `localhost` by an authority of its own.
+    /// Over TLS, with a certificate for `127.0.0.1`, `localhost` and `registry.test` by an authority of its own.
     pub fn start_tls() -> FakeRegistry {
         FakeRegistry::launch_tls(ClientCertificate::NotAsked)
     }

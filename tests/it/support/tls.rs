@@ -65,7 +65,7 @@ pub(super) fn server_config(
     authority: &Authority,
     clients: ClientCertificate,
 ) -> Arc<ServerConfig> {
-    let identity = authority.issue(&["localhost", "127.0.0.1"]);
+    let identity = authority.issue(&["localhost", "127.0.0.1", "registry.test"]);
     let (chain, key) = der(&identity);
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

@@ -252,7 +252,7 @@ impl Requests {
     }
 }
 
-fn parse(head: &[u8], connection: u64) -> io::Result<Recorded> {
+pub(super) fn parse(head: &[u8], connection: u64) -> io::Result<Recorded> {
     let mut lines = [httparse::EMPTY_HEADER; 128];
     let mut request = httparse::Request::new(&mut lines);
     request.parse(head).map_err(io::Error::other)?;

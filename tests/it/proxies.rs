@@ -1,0 +1,300 @@
+//! Proxies between Larder and registries: what goes by way of them, what they get to see, and that they
+//! are no way around the address guard.
+//!
+//! The registries have names that only the proxy knows, since this machine is never reached by way of a
+//! proxy. `.test` resolves nowhere.
+
+use std::fs;
+
+use larder::upstream::{
+    Credentials, IdentityFiles, ProxySettings, Secret, TlsSettings, UnlistedRegistries,
+};
+
+use crate::support::larder::{Settings, blob, manifest, seconds};
+use crate::support::{FakeProxy, FakeRegistry, Fault, Image, Larder, On, Publish, base64, bytes};
+
+const REPOSITORY: &str = "team/app";
+
+/// Everything by way of that proxy.
+fn by_way_of(url: &str) -> ProxySettings {
+    let proxy = url.parse().ok();
+    assert!(proxy.is_some(), "{url} is a proxy's URL");
+    ProxySettings { http: proxy.clone(), https: proxy, ..ProxySettings::default() }
+}
+
+/// Lists the registry under `name`, where the proxy knows it, and lets requests without a name mean it.
+fn list(settings: &mut Settings, name: &str, registry: &FakeRegistry) {
+    settings.list(name, registry).endpoint.authority = name.to_owned();
+    settings.naming.default_upstream = name.parse().ok();
+}
+
+/// A server that has `registry` as `registry.test` behind the proxy.
+fn larder_behind(
+    proxy: &FakeProxy,
+    registry: &FakeRegistry,
+    change: impl FnOnce(&mut Settings),
+) -> Larder {
+    let port = if registry.url("").starts_with("https") { 443 } else { 80 };
+    proxy.route(&format!("registry.test:{port}"), registry.address());
+    Larder::start_alone(|settings| {
+        list(settings, "registry.test", registry);
+        settings.upstream.proxies = by_way_of(&proxy.url());
+        change(settings);
+    })
+}
+
+fn publish(registry: &FakeRegistry) -> Image {
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    image
+}
+
+#[track_caller]
+fn assert_pulls(larder: &Larder, image: &Image) {
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == image.manifest(), "{got:?}");
+    for each in image.blobs() {
+        let got = larder.get(&blob(REPOSITORY, &each.digest));
+        assert!(got.complete && got.body == each.bytes, "{got:?}");
+    }
+}
+
+#[test]
+fn https_registry_is_reached_through_a_tunnel_with_all_that_tls_promises() {
+    let (registry, other) = (FakeRegistry::start_mtls(), FakeRegistry::start_tls());
+    let image = publish(&registry);
+    let files = tempfile::tempdir().expect("a directory");
+    let put = |name: &str, content: String| {
+        let path = files.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path
+    };
+    let identity = registry.client_identity("larder");
+    let identity = IdentityFiles {
+        cert: put("cert.pem", identity.certificate_pem),
+        key: put("key.pem", identity.key_pem),
+    };
+    let (ca, wrong_ca) = (put("ca.pem", registry.ca_pem()), put("wrong.pem", other.ca_pem()));
+    let proxy = FakeProxy::start();
+    let start = |ca, identity| {
+        larder_behind(&proxy, &registry, |settings| {
+            settings.upstream.registries[0].tls =
+                TlsSettings { ca: Some(ca), identity, insecure_skip_verify: false };
+        })
+    };
+    assert_pulls(&start(ca.clone(), Some(identity.clone())), &image);
+    assert!(!proxy.targets().is_empty());
+    assert!(proxy.targets().iter().all(|target| target == "registry.test:443"));
+    registry.clear_requests();
+    for (ca, identity) in [(wrong_ca, Some(identity)), (ca, None)] {
+        let got = start(ca, identity).get(&manifest(REPOSITORY, "v1"));
+        assert!(matches!(got.status, 502 | 503), "{got:?}");
+    }
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn http_registry_is_reached_through_a_tunnel() {
+    let registry = FakeRegistry::start();
+    let image = publish(&registry);
+    let proxy = FakeProxy::start();
+    let larder = larder_behind(&proxy, &registry, |_| {});
+    assert_pulls(&larder, &image);
+    assert!(proxy.requests().iter().all(|request| request.method == "CONNECT"));
+    assert!(proxy.targets().iter().all(|target| target == "registry.test:80"));
+    let [asked, ..] = &registry.requests()[..] else { panic!("requests") };
+    assert_eq!(asked.header("host"), Some("registry.test"));
+}
+
+#[test]
+fn layers_share_tunnels() {
+    let registry = FakeRegistry::start();
+    let image = publish(&registry);
+    let proxy = FakeProxy::start();
+    let larder = larder_behind(&proxy, &registry, |_| {});
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert_eq!(larder.get(&manifest(REPOSITORY, &image.digest())).status, 200);
+    assert_eq!(larder.head(&blob(REPOSITORY, &image.layers()[0].digest)).status, 200);
+    assert_eq!(proxy.targets().len(), 1);
+}
+
+#[test]
+fn this_machine_and_exceptions_are_reached_without_it() {
+    let registry = FakeRegistry::start();
+    let image = publish(&registry);
+    let proxy = FakeProxy::start();
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.proxies = by_way_of(&proxy.url());
+    });
+    assert_pulls(&larder, &image);
+    drop(larder);
+    // Without the proxy nobody knows the name.
+    let larder = larder_behind(&proxy, &registry, |settings| {
+        settings.upstream.proxies.no_proxy = "other.io, .test".parse().unwrap();
+    });
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(matches!(got.status, 502..=504), "{got:?}");
+    assert!(!got.text().contains("the proxy"), "{got:?}");
+    assert_eq!(proxy.targets(), [""; 0]);
+}
+
+#[test]
+fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
+    let registry = FakeRegistry::start();
+    let image = publish(&registry);
+    registry.require_basic("robot", "letmein");
+    let proxy = FakeProxy::start();
+    proxy.demand("user", "p@ss");
+    let larder = larder_behind(&proxy, &registry, |settings| {
+        settings.upstream.proxies = by_way_of(&proxy.url_with("user", "p%40ss"));
+        settings.upstream.registries[0].credentials =
+            Credentials::Password { user: "robot".into(), password: Secret::new("letmein") };
+    });
+    assert_pulls(&larder, &image);
+    let expected = format!("Basic {}", base64(b"user:p@ss"));
+    for request in proxy.requests() {
+        assert_eq!(request.header("proxy-authorization"), Some(expected.as_str()));
+        assert_eq!(request.header("authorization"), None);
+    }
+    let asked = registry.requests();
+    assert!(asked.iter().any(|request| request.header("authorization").is_some()));
+    assert!(asked.iter().all(|request| request.header("proxy-authorization").is_none()));
+}
+
+#[test]
+fn proxy_that_wants_other_credentials_is_named_and_they_are_not() {
+    let registry = FakeRegistry::start();
+    publish(&registry);
+    let proxy = FakeProxy::start();
+    proxy.demand("user", "right");
+    for url in [proxy.url(), proxy.url_with("user", "hunter2")] {
+        let larder = larder_behind(&proxy, &registry, |settings| {
+            settings.upstream.proxies = by_way_of(&url);
+        });
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert_eq!(got.status, 502, "{got:?}");
+        let words = format!("the proxy {} demands other credentials", proxy.url());
+        assert!(got.text().contains(&words) && !got.text().contains("hunter2"), "{got:?}");
+    }
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn proxy_that_makes_no_connection_is_named() {
+    let registry = FakeRegistry::start();
+    publish(&registry);
+    let proxy = FakeProxy::start();
+    for status in [403, 502, 503, 504] {
+        proxy.refuse(status);
+        let larder = larder_behind(&proxy, &registry, |_| {});
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        let words =
+            format!("the proxy {} makes no connection to it (status {status})", proxy.url());
+        assert!(got.status == 502 && got.text().contains(&words), "{got:?}");
+    }
+}
+
+#[test]
+fn no_setting_of_a_registry_counts_for_an_https_proxy() {
+    let registry = FakeRegistry::start_tls();
+    publish(&registry);
+    // Nobody vouches for its certificate.
+    let proxy = FakeProxy::start_tls();
+    let larder = larder_behind(&proxy, &registry, |settings| {
+        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+    });
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    let words = format!("the proxy {} cannot be reached", proxy.url());
+    assert!(got.status == 502 && got.text().contains(&words), "{got:?}");
+    assert!(got.text().contains("certificate"), "says why: {got:?}");
+    assert_eq!(proxy.targets(), [""; 0]);
+}
+
+#[test]
+fn cached_images_do_not_need_the_proxy() {
+    let registry = FakeRegistry::start();
+    let image = publish(&registry);
+    let mut proxy = FakeProxy::start();
+    let larder = larder_behind(&proxy, &registry, |_| {});
+    assert_pulls(&larder, &image);
+    image.blobs().iter().for_each(|each| larder.wait_until_cached(&each.digest));
+    proxy.stop();
+    larder.advance(seconds(3600));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == image.manifest() && got.header("warning").is_some(), "{got:?}");
+    assert_pulls(&larder, &image);
+    larder.advance(seconds(3600));
+    let got = larder.get(&manifest(REPOSITORY, "v2"));
+    let words = format!("the proxy {} cannot be reached", proxy.url());
+    assert!(got.status == 502 && got.text().contains(&words), "{got:?}");
+}
+
+#[test]
+fn redirect_is_followed_by_way_of_the_proxy() {
+    let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
+    let content = bytes(5000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    storage.add_file("/layer", "binary/octet-stream", &content);
+    registry.fault(On::any_blob(), Fault::redirect_to("http://storage.test:9000/layer?sign=x"));
+    let proxy = FakeProxy::start();
+    proxy.route("storage.test:9000", storage.address());
+    let larder = larder_behind(&proxy, &registry, |_| {});
+    let got = larder.get(&blob(REPOSITORY, &digest));
+    assert!(got.complete && got.body == content, "{got:?}");
+    assert_eq!(proxy.targets(), ["registry.test:80", "storage.test:9000"]);
+}
+
+#[test]
+fn proxy_is_no_way_around_the_address_guard() {
+    let storage = FakeRegistry::start();
+    storage.add_file("/x", "binary/octet-stream", b"a secret of the network's");
+    for target in [
+        "169.254.169.254",
+        "127.0.0.1",
+        "localhost",
+        "10.0.0.1",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "0x7f.1",
+        "2130706433",
+        "intranet",
+        "metadata.google.internal",
+        "printer.local",
+    ] {
+        let registry = FakeRegistry::start();
+        let digest = registry.add_blob(REPOSITORY, &bytes(100, 1));
+        registry.fault(On::anything(), Fault::redirect_to(&format!("http://{target}/x")));
+        let proxy = FakeProxy::start();
+        proxy.route(&format!("{target}:80"), storage.address());
+        let larder = larder_behind(&proxy, &registry, |_| {});
+        for path in [manifest(REPOSITORY, "v1"), blob(REPOSITORY, &digest)] {
+            let got = larder.get(&path);
+            assert!(matches!(got.status, 404 | 502..=504), "{target}: {got:?}");
+        }
+        assert!(proxy.targets().iter().all(|asked| asked == "registry.test:80"), "{target}");
+        assert_eq!(registry.requests().len(), 2, "{target}");
+    }
+    assert!(storage.requests().is_empty());
+}
+
+#[test]
+fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public() {
+    let registry = FakeRegistry::start_tls();
+    let proxy = FakeProxy::start();
+    proxy.route("unlisted.test:443", registry.address());
+    let larder = Larder::start_alone(|settings| {
+        settings.upstream.unlisted = UnlistedRegistries::Allow;
+        settings.upstream.proxies = by_way_of(&proxy.url());
+    });
+    let ask = |name: &str| larder.get(&format!("/v2/team/app/manifests/v1?ns={name}"));
+    for name in ["intranet", "registry.internal", "10.0.0.1", "169.254.169.254", "127.0.0.1:5000"] {
+        let got = ask(name);
+        assert!(matches!(got.status, 404 | 502..=504), "{name}: {got:?}");
+    }
+    assert_eq!(proxy.targets(), [""; 0]);
+    // Nobody vouches for this one: its TLS is that of a stranger, through the tunnel as well.
+    let got = ask("unlisted.test");
+    assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
+    assert_eq!(proxy.targets(), ["unlisted.test:443"]);
+    assert!(registry.requests().is_empty());
+}
