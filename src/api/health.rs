@@ -78,5 +78,10 @@ fn endpoint(status: &EndpointStatus) -> Value {
         "askedAgainInSeconds": asked_again_in,
         "failuresInARow": status.failures,
         "lastFailure": status.last_failure,
+        "rateLimit": status.quota.as_ref().map(|quota| json!({
+            "limit": quota.limit,
+            "remaining": quota.remaining,
+            "windowSeconds": quota.window.map(|window| window.as_secs()),
+        })),
     })
 }

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::flight::Flights;
-use crate::oci::{Digest, ImageName, Reference};
+use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::store::Store;
 use crate::upstream::{Demerits, Sources};
 
@@ -87,6 +87,8 @@ pub struct Settings {
     pub air_gapped: bool,
     /// Fetchers for blobs.
     pub blob_fetchers: usize,
+    /// How many of them one upstream may hold at a time; half of them for those that are not in here.
+    pub downloads_per_upstream: HashMap<Upstream, usize>,
     /// Fetchers for manifests, tag lists and sizes.
     pub manifest_fetchers: usize,
 }
@@ -100,6 +102,7 @@ impl Default for Settings {
             retry: RetryPolicy::default(),
             air_gapped: false,
             blob_fetchers: 16,
+            downloads_per_upstream: HashMap::new(),
             manifest_fetchers: 8,
         }
     }
@@ -181,8 +184,16 @@ impl Cache {
             manifests: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
-            blob_pool: FetchPool::start("blob-fetcher", settings.blob_fetchers),
-            metadata_pool: FetchPool::start("manifest-fetcher", settings.manifest_fetchers),
+            blob_pool: FetchPool::start(
+                "blob-fetcher",
+                settings.blob_fetchers,
+                settings.downloads_per_upstream.clone(),
+            ),
+            metadata_pool: FetchPool::start(
+                "manifest-fetcher",
+                settings.manifest_fetchers,
+                HashMap::new(),
+            ),
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             in_use: Mutex::new(HashMap::new()),

@@ -1,7 +1,8 @@
 //! Fetchers: a fixed number of threads that wait on upstreams, so that workers need not.
 //!
-//! An upstream may hold at most half of them, so that a hung one leaves room for the others. The queue
-//! is bounded; what does not fit is dropped, which tells those who wait for it.
+//! An upstream may hold at most half of them, or as many as the operator gives it, so that a hung one
+//! leaves room for the others. The queue is bounded; what does not fit is dropped, which tells those who
+//! wait for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +32,9 @@ struct Shared {
     queued: Condvar,
     /// Who waits for the end of a job or of the pool waits here.
     ended: Condvar,
-    per_upstream_max: usize,
+    /// How many fetchers an upstream may hold, and how many those that are not in the table.
+    per_upstream_max: HashMap<Upstream, usize>,
+    others_max: usize,
     closed: AtomicBool,
 }
 
@@ -47,14 +50,20 @@ struct Job {
 }
 
 impl FetchPool {
-    /// Starts `threads` fetchers named `name`.
-    pub(super) fn start(name: &str, threads: usize) -> FetchPool {
+    /// Starts `threads` fetchers named `name`; `per_upstream_max` is how many of them some upstreams may
+    /// hold, which for the others is half.
+    pub(super) fn start(
+        name: &str,
+        threads: usize,
+        per_upstream_max: HashMap<Upstream, usize>,
+    ) -> FetchPool {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),
             queued: Condvar::new(),
             ended: Condvar::new(),
-            per_upstream_max: threads.div_ceil(2),
+            per_upstream_max,
+            others_max: threads.div_ceil(2),
             closed: AtomicBool::new(false),
         });
         for _ in 0..threads {
@@ -147,7 +156,8 @@ impl Shared {
                 return None;
             }
             let runnable = |job: &Job| {
-                state.running.get(&job.upstream).is_none_or(|count| *count < self.per_upstream_max)
+                let max = *self.per_upstream_max.get(&job.upstream).unwrap_or(&self.others_max);
+                state.running.get(&job.upstream).is_none_or(|count| *count < max)
             };
             let position = state.queue.iter().position(runnable);
             if let Some(job) = position.and_then(|at| state.queue.remove(at)) {
@@ -183,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_hung_upstream_leaves_half_of_the_fetchers_to_the_others() {
-        let pool = FetchPool::start("test", 4);
+        let pool = FetchPool::start("test", 4, HashMap::new());
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
@@ -203,8 +213,29 @@ mod tests {
     }
 
     #[test]
+    fn an_upstream_holds_as_many_fetchers_as_it_is_given() {
+        let limits = HashMap::from([(upstream("one.io"), 1), (upstream("all.io"), 4)]);
+        let pool = FetchPool::start("test", 4, limits);
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for name in ["one.io", "one.io", "all.io", "all.io", "all.io"] {
+            let (started, gate) = (started.clone(), Arc::clone(&gate));
+            pool.submit(&upstream(name), move || {
+                started.send(name).unwrap();
+                let _ = gate.lock().unwrap().recv();
+            });
+        }
+        let mut names: Vec<&str> = starts.iter().take(4).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["all.io", "all.io", "all.io", "one.io"]);
+        drop(release);
+        assert_eq!(starts.recv().unwrap(), "one.io", "the second one, after the first");
+    }
+
+    #[test]
     fn a_panic_costs_its_own_job_only() {
-        let pool = FetchPool::start("test", 1);
+        let pool = FetchPool::start("test", 1, HashMap::new());
         let (done, dones) = mpsc::channel();
         pool.submit(&upstream("a.io"), || panic!("a fetch that panics"));
         pool.submit(&upstream("a.io"), move || done.send(()).unwrap());
@@ -213,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_closed_pool_drops_what_waits_and_what_comes() {
-        let pool = FetchPool::start("test", 1);
+        let pool = FetchPool::start("test", 1, HashMap::new());
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();
         pool.submit(&upstream("a.io"), move || {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigError;
-use super::value::{EndpointUrl, LogLevel, Span, Text, TtlText, Whole};
+use super::value::{EndpointUrl, LogLevel, Rate, Span, Text, TtlText, Whole};
 use crate::oci::Upstream;
 use crate::upstream::{Scheme, UnlistedRegistries};
 
@@ -66,6 +66,10 @@ pub(super) struct RegistryEntry {
     pub(super) auth: Option<AuthEntry>,
     #[serde(default)]
     pub(super) tls: Option<TlsEntry>,
+    #[serde(default)]
+    pub(super) rate_limit: Option<Text<Rate>>,
+    #[serde(default)]
+    pub(super) max_downloads: Option<Text<Whole<u32>>>,
 }
 
 /// An entry of `registries[].endpoints`: a URL, or a URL with what belongs to it.

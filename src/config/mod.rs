@@ -181,8 +181,16 @@ fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
+        downloads_per_upstream: downloads_per_upstream(file),
         ..default
     }
+}
+
+/// What entries of `registries` say about downloads at a time.
+fn downloads_per_upstream(file: &File) -> HashMap<Upstream, usize> {
+    let entries = file.registries.iter().flatten();
+    let limited = entries.filter(|entry| entry.max_downloads.is_some());
+    limited.map(|entry| (entry.name.0.clone(), count(&entry.max_downloads, 1))).collect()
 }
 
 fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings, ConfigError> {
@@ -254,6 +262,8 @@ fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, Co
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
     use crate::cache::Ttl;
     use crate::upstream::{Credentials, IdentityFiles, Scheme, Secret, TlsSettings};
@@ -332,6 +342,7 @@ resumeOnStart: false
 fsync: false
 registries:
   - {name: docker.io, endpoints: [\"http://127.0.0.1:5000\"], aliases: [hub]}
+  - {name: slow.io, rateLimit: 1MiB, maxDownloads: 2}
 ";
         let settings = settings(&text.replace("\\", "")).unwrap();
         assert_eq!(settings.cache.freshness.tag_ttl, Ttl::Forever);
@@ -339,10 +350,11 @@ registries:
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
         assert!(!settings.resume_on_start);
-        assert_eq!(
-            settings.upstream.registries[0].endpoints[0].endpoint.authority,
-            "127.0.0.1:5000"
-        );
+        let [hub, slow] = &settings.upstream.registries[..] else { panic!("two registries") };
+        assert_eq!(hub.endpoints[0].endpoint.authority, "127.0.0.1:5000");
+        assert_eq!((hub.rate_limit, slow.rate_limit), (None, NonZeroU64::new(1 << 20)));
+        let downloads = HashMap::from([(slow.upstream.clone(), 2)]);
+        assert_eq!(settings.cache.downloads_per_upstream, downloads);
         assert_eq!(settings.naming.aliases["hub"].as_str(), "docker.io");
     }
 
@@ -363,6 +375,9 @@ registries:
             ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
             ("registries:\n  - name: a.io\n    endpoints: [a]", "larder.yaml:3:", "URL"),
             ("registries:\n  - name: a.io\n    endpoints: [{u: a}]", "larder.yaml:3:", "url"),
+            ("registries:\n  - name: a.io\n    rateLimit: 5 MB", "larder.yaml:3:16:", "10MB"),
+            ("registries:\n  - name: a.io\n    rateLimit: 0", "larder.yaml:3:16:", "leave it out"),
+            ("registries:\n  - name: a.io\n    maxDownloads: x", "larder.yaml:3:19:", "whole"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
         ] {
             let error = settings(text).unwrap_err();

@@ -15,7 +15,8 @@ pub(super) fn settings(entry: &RegistryEntry) -> Result<RegistrySettings, Config
     let upstream = entry.name.0.clone();
     let refuse = |reason: String| ConfigError::Registry { name: upstream.to_string(), reason };
     let endpoints = endpoints(entry).map_err(refuse)?;
-    Ok(RegistrySettings { upstream, endpoints })
+    let rate_limit = entry.rate_limit.as_ref().map(|rate| rate.0.0);
+    Ok(RegistrySettings { upstream, endpoints, rate_limit })
 }
 
 /// Each endpoint with its own credentials and TLS. Where there is but one, the entry's are its.

@@ -1,7 +1,8 @@
-//! Values as users write them: names, durations, levels.
+//! Values as users write them: names, durations, sizes, levels.
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -151,6 +152,55 @@ impl FromStr for Span {
     }
 }
 
+/// A number of bytes with its unit, e.g. `10MB`, `1MiB`, `500k`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size(pub(super) u64);
+
+/// The units of [`Size`] without the `B` that may follow.
+const SIZE_UNITS: [(&str, u64); 8] = [
+    ("", 1),
+    ("k", 1000),
+    ("K", 1000),
+    ("M", 1_000_000),
+    ("G", 1_000_000_000),
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+];
+
+impl FromStr for Size {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Size, ParseValueError> {
+        let refuse = || {
+            let allowed = "a size is a whole number of bytes, with a unit of k, M, G (thousands) or \
+                           Ki, Mi, Gi (1024s) if you like, e.g. 500k, 10MB or 1MiB";
+            ParseValueError(allowed.into())
+        };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
+        let unit = &text[digits..];
+        let unit = unit.strip_suffix('B').unwrap_or(unit);
+        let (_, bytes) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(refuse)?;
+        number.checked_mul(*bytes).map(Size).ok_or_else(refuse)
+    }
+}
+
+/// A number of bytes a second: a [`Size`] that is not zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rate(pub(super) NonZeroU64);
+
+impl FromStr for Rate {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Rate, ParseValueError> {
+        let Size(bytes) = text.parse()?;
+        NonZeroU64::new(bytes).map(Rate).ok_or_else(|| {
+            ParseValueError("a rate of 0 would stop everything; for no limit leave it out".into())
+        })
+    }
+}
+
 /// `tagTtl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TtlText(pub(super) Ttl);
@@ -217,6 +267,45 @@ mod tests {
         for text in ["", "5", "m", "5 m", "-5m", "5x", "1.5h", "5mm", "99999999999d", "5m3"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1500", 1500),
+            ("7B", 7),
+            ("500k", 500_000),
+            ("500KB", 500_000),
+            ("10MB", 10_000_000),
+            ("2G", 2_000_000_000),
+            ("1KiB", 1024),
+            ("1MiB", 1_048_576),
+            ("3Gi", 3_221_225_472),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in [
+            "",
+            "B",
+            "k",
+            "1.5M",
+            "-1",
+            "10 MB",
+            "10mb",
+            "10Mb",
+            "1kiB",
+            "1T",
+            "1MBB",
+            "1MB/s",
+            "99999999999G",
+            "\u{661}",
+        ] {
+            let error = text.parse::<Size>().unwrap_err().to_string();
+            assert!(error.contains("10MB"), "{text}: {error}");
+        }
+        assert_eq!("10MB".parse(), Ok(Rate(NonZeroU64::new(10_000_000).unwrap())));
+        assert!("0MB".parse::<Rate>().is_err() && "fast".parse::<Rate>().is_err());
     }
 
     #[test]

@@ -8,12 +8,15 @@
 //! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
 //! redirect is not the endpoint's: object stores fail while the registry before them is well.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::quota::RateLimit;
 use super::registry::Registry;
+use super::throttle::{RealTime, Throttle};
 use super::{BlobAsk, BlobBody, List, Source};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 
@@ -21,6 +24,8 @@ use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 pub(super) struct Failover {
     upstream: Upstream,
     endpoints: Vec<Guarded>,
+    /// Slows its blobs down, those of all endpoints together.
+    throttle: Option<Arc<Throttle>>,
 }
 
 /// One endpoint behind its breaker.
@@ -56,6 +61,8 @@ pub struct EndpointStatus {
     pub failures: u32,
     /// The latest failure, with method and URL of its request.
     pub last_failure: Option<String>,
+    /// What it said last about its rate limit.
+    pub quota: Option<RateLimit>,
 }
 
 /// How the endpoints of a registry fared with one blob, so that the next try begins with another one.
@@ -102,7 +109,14 @@ impl Failover {
             registry,
             watch: Mutex::new(Watch { breaker: Breaker::new(policy), last_failure: None }),
         };
-        Failover { upstream, endpoints: registries.into_iter().map(guarded).collect() }
+        let endpoints = registries.into_iter().map(guarded).collect();
+        Failover { upstream, endpoints, throttle: None }
+    }
+
+    /// With so many bytes of blobs a second at most.
+    pub(super) fn with_rate_limit(self, rate: Option<NonZeroU64>) -> Failover {
+        let throttle = rate.map(|rate| Arc::new(Throttle::new(rate, Box::new(RealTime))));
+        Failover { throttle, ..self }
     }
 
     pub(super) fn status(&self) -> UpstreamStatus {
@@ -227,6 +241,7 @@ impl Guarded {
             breaker: watch.breaker.state(now),
             failures: watch.breaker.failures(),
             last_failure: watch.last_failure.as_ref().map(UpstreamError::to_string),
+            quota: self.registry.quota(),
         }
     }
 
@@ -264,7 +279,12 @@ impl Source for Failover {
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
         let order = ask.demerits.order(self.endpoints.len());
         let open = |registry: &Registry| registry.blob(ask.repository, ask.digest, ask.from);
-        let body = |index, body| BlobBody { endpoint: index, ..body };
+        let body = |endpoint, body: BlobBody| match &self.throttle {
+            Some(throttle) => {
+                BlobBody { endpoint, reader: Box::new(throttle.slow(body.reader)), ..body }
+            }
+            None => BlobBody { endpoint, ..body },
+        };
         let asked = self.ask_in(&order, |index, registry| Ok(body(index, open(registry)?)));
         match asked {
             // Somebody has begun to receive this blob, and the download has waits of its own.

@@ -27,9 +27,11 @@ mod list;
 mod location;
 mod no_proxy;
 mod proxy;
+mod quota;
 mod registries;
 mod registry;
 mod session;
+mod throttle;
 mod tls;
 mod token;
 mod transport;
@@ -46,6 +48,7 @@ pub use error::{UpstreamError, UpstreamErrorKind};
 pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
 pub use no_proxy::NoProxy;
 pub use proxy::{ParseProxyError, Proxy, ProxySettings};
+pub use quota::RateLimit;
 pub use registries::{
     Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
 };
@@ -144,7 +147,8 @@ pub struct BlobBody {
     pub start: u64,
     /// The size of the whole blob in bytes, where the registry tells.
     pub size: Option<u64>,
-    /// The bytes. Ends early with an error if the connection does.
+    /// The bytes. Ends early with an error if the connection does; `Interrupted` is none, and asks to
+    /// be called again.
     pub reader: Box<dyn Read + Send>,
 }
 

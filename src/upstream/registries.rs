@@ -1,6 +1,7 @@
 //! Which registries there are, and which may be dialled at all.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::address::Guard;
@@ -40,6 +41,8 @@ pub struct RegistrySettings {
     pub upstream: Upstream,
     /// Where it really is, and where its mirrors are, in the order in which they are asked.
     pub endpoints: Vec<EndpointSettings>,
+    /// How many bytes of blobs may come in a second, over all endpoints and downloads together.
+    pub rate_limit: Option<NonZeroU64>,
 }
 
 /// One entry of `registries[].endpoints`.
@@ -138,7 +141,8 @@ impl Registries {
                 let foreign = Arc::clone(&foreign);
                 Registry::listed(&upstream, endpoint, settings.timeouts, foreign)
             });
-            let failover = Failover::new(upstream.clone(), registries, settings.breaker);
+            let failover = Failover::new(upstream.clone(), registries, settings.breaker)
+                .with_rate_limit(entry.rate_limit);
             (upstream, Arc::new(failover))
         });
         Registries {
@@ -237,6 +241,7 @@ mod tests {
         let entry = RegistrySettings {
             upstream: upstream.clone(),
             endpoints: vec![EndpointSettings::at(Endpoint::of(&upstream, Scheme::Http))],
+            rate_limit: None,
         };
         let settings = Settings {
             registries: vec![entry],

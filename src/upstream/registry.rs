@@ -10,6 +10,7 @@ use super::answer::{
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::list::{accept_referrers, accept_tags, next_query};
+use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
@@ -46,6 +47,11 @@ impl Registry {
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
         Registry { session: Session::unlisted(upstream, timeouts, foreign), timeouts }
+    }
+
+    /// What it said last about its rate limit; `None` if it never did.
+    pub(super) fn quota(&self) -> Option<RateLimit> {
+        self.session.quota()
     }
 
     /// Scheme, host and port.

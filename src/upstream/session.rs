@@ -19,6 +19,7 @@ use super::challenge::Challenge;
 use super::credentials::{Credentials, Login};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::{Location, is_same_owner};
+use super::quota::{Quota, RateLimit};
 use super::registries::{Endpoint, EndpointSettings, ForeignAgents, Scheme};
 use super::tls::TlsSettings;
 use super::token::{TOKEN_BODY_BYTES_MAX, Token, TokenKey, Tokens};
@@ -49,6 +50,7 @@ pub(super) struct Session {
     /// When it was last said that the credentials are refused.
     refusal_said: Mutex<Option<Instant>>,
     tokens: Tokens,
+    quota: Quota,
     timeouts: Timeouts,
 }
 
@@ -168,6 +170,7 @@ impl Session {
             wants_basic: AtomicBool::new(false),
             refusal_said: Mutex::new(None),
             tokens: Tokens::default(),
+            quota: Quota::default(),
             timeouts,
         }
     }
@@ -175,6 +178,11 @@ impl Session {
     /// Scheme, host and port of the endpoint.
     pub(super) fn url(&self) -> String {
         self.base.origin()
+    }
+
+    /// What the registry said last about its rate limit.
+    pub(super) fn quota(&self) -> Option<RateLimit> {
+        self.quota.latest()
     }
 
     /// Asks, follows redirects, and returns whatever answer is not one.
@@ -348,7 +356,11 @@ impl Session {
             }
             other => other,
         };
-        answered.map_err(|error| UpstreamError::from_ureq(request, error))
+        let response = answered.map_err(|error| UpstreamError::from_ureq(request, error))?;
+        if location.is_same_origin(&self.base) {
+            self.quota.note(response.headers(), &self.upstream, Instant::now());
+        }
+        Ok(response)
     }
 
     /// The agent for a host: the endpoint's own, or one that minds where it connects.

@@ -45,3 +45,5 @@ mod credentials;
 mod tls;
 // Proxies on the way to registries.
 mod proxies;
+// How fast, how many at a time, and how many are left.
+mod manners;

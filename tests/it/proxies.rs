@@ -78,7 +78,7 @@ fn https_registry_is_reached_through_a_tunnel_with_all_that_tls_promises() {
     let proxy = FakeProxy::start();
     let start = |ca, identity| {
         larder_behind(&proxy, &registry, |settings| {
-            settings.upstream.registries[0].tls =
+            settings.upstream.registries[0].endpoints[0].tls =
                 TlsSettings { ca: Some(ca), identity, insecure_skip_verify: false };
         })
     };
@@ -147,7 +147,7 @@ fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
     proxy.demand("user", "p@ss");
     let larder = larder_behind(&proxy, &registry, |settings| {
         settings.upstream.proxies = by_way_of(&proxy.url_with("user", "p%40ss"));
-        settings.upstream.registries[0].credentials =
+        settings.upstream.registries[0].endpoints[0].credentials =
             Credentials::Password { user: "robot".into(), password: Secret::new("letmein") };
     });
     assert_pulls(&larder, &image);
@@ -201,7 +201,7 @@ fn no_setting_of_a_registry_counts_for_an_https_proxy() {
     // Nobody vouches for its certificate.
     let proxy = FakeProxy::start_tls();
     let larder = larder_behind(&proxy, &registry, |settings| {
-        settings.upstream.registries[0].tls.insecure_skip_verify = true;
+        settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
     });
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     let words = format!("the proxy {} cannot be reached", proxy.url());

@@ -18,6 +18,20 @@ fn closing_tells_everybody_who_waits() {
 }
 
 #[test]
+fn a_body_that_only_says_interrupted_hears_of_the_end() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"content");
+    let waiting = bench.follow(&digest);
+    sender.send(Err(io::ErrorKind::Interrupted.into())).unwrap();
+    sender.send(Ok(b"con".to_vec())).unwrap();
+    wait(|waker| waiting.poll_available(2, waker)).unwrap();
+    bench.cache.close();
+    // The fetcher may have seen the end already, between two reads.
+    let _ = sender.send(Err(io::ErrorKind::Interrupted.into()));
+    assert!(matches!(read_all(&waiting), Err(CacheError::GivenUp)));
+}
+
+#[test]
 fn a_list_is_relayed_for_a_minute_and_the_last_good_one_afterwards() {
     let bench = Bench::new();
     let ask = || {

@@ -27,8 +27,8 @@ use larder::cache::{self, Cache, Counts, Keeper, UpstreamStatus};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
-    self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, Registries, RegistrySettings,
-    Scheme, Timeouts, UnlistedRegistries,
+    self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, RateLimit, Registries,
+    RegistrySettings, Scheme, Timeouts, UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -76,6 +76,7 @@ struct Running {
     controller: Controller,
     thread: JoinHandle<()>,
     cache: Cache,
+    registries: Arc<Registries>,
     _keeper: Keeper,
 }
 
@@ -142,7 +143,7 @@ impl Larder {
         let registries = Arc::new(Registries::new(self.settings.upstream.clone()));
         let clock = Arc::clone(&self.clock);
         let now = Arc::new(move || *lock(&clock));
-        let cache = Cache::new(store.clone(), registries, self.settings.cache.clone(), now);
+        let cache = Cache::new(store.clone(), registries.clone(), self.settings.cache.clone(), now);
         let api = Api::new(cache.clone(), self.settings.naming.clone());
         let handler = Arc::new(Watched { api, ended: Arc::clone(&self.ended) });
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -153,7 +154,8 @@ impl Larder {
             server.run();
         });
         let keeper = Keeper::start(store).expect("one more thread");
-        self.running = Some(Running { address, controller, thread, cache, _keeper: keeper });
+        let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
+        self.running = Some(running);
     }
 
     /// Lets time pass for the cache.
@@ -248,6 +250,15 @@ impl Larder {
         self.running().cache.counts()
     }
 
+    /// What registries have told about their rate limits, by name.
+    pub fn quotas(&self) -> Vec<(String, RateLimit)> {
+        let told = |status: UpstreamStatus| {
+            let quota = status.endpoints.first()?.quota.clone()?;
+            Some((status.upstream.to_string(), quota))
+        };
+        self.upstreams().into_iter().filter_map(told).collect()
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.running().controller.connections()
@@ -317,7 +328,7 @@ impl Settings {
     pub fn list(&mut self, name: &str, registry: &FakeRegistry) -> &mut EndpointSettings {
         let upstream = name.parse().expect("the name of a registry");
         let endpoints = vec![Settings::endpoint(registry)];
-        self.upstream.registries.push(RegistrySettings { upstream, endpoints });
+        self.upstream.registries.push(RegistrySettings { upstream, endpoints, rate_limit: None });
         let entry = self.upstream.registries.last_mut().expect("one was pushed");
         &mut entry.endpoints[0]
     }
@@ -326,7 +337,7 @@ impl Settings {
     pub fn list_all(&mut self, name: &str, endpoints: &[&FakeRegistry]) {
         let upstream = name.parse().expect("the name of a registry");
         let endpoints = endpoints.iter().copied().map(Settings::endpoint).collect();
-        self.upstream.registries.push(RegistrySettings { upstream, endpoints });
+        self.upstream.registries.push(RegistrySettings { upstream, endpoints, rate_limit: None });
     }
 
     fn endpoint(registry: &FakeRegistry) -> EndpointSettings {
