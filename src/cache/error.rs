@@ -112,6 +112,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         | UpstreamErrorKind::Unreachable { .. }
         | UpstreamErrorKind::Proxy { .. }
         | UpstreamErrorKind::Tls { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. }
         | UpstreamErrorKind::BadAnswer { .. }
         | UpstreamErrorKind::Redirect { .. } => Reason::Broken,
     }

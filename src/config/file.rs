@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigError;
+use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
 use super::value::{EndpointUrl, LogLevel, Rate, Span, Text, TtlText, Whole};
 use crate::oci::Upstream;
 use crate::upstream::{Scheme, UnlistedRegistries};
@@ -65,6 +66,8 @@ pub(super) struct RegistryEntry {
     #[serde(default)]
     pub(super) auth: Option<AuthEntry>,
     #[serde(default)]
+    pub(super) repositories: Option<Vec<RepositoriesEntry>>,
+    #[serde(default)]
     pub(super) tls: Option<TlsEntry>,
     #[serde(default)]
     pub(super) rate_limit: Option<Text<Rate>>,
@@ -77,6 +80,7 @@ pub(super) struct RegistryEntry {
 pub(super) struct EndpointEntry {
     pub(super) url: EndpointUrl,
     pub(super) auth: Option<AuthEntry>,
+    pub(super) repositories: Option<Vec<RepositoriesEntry>>,
     pub(super) tls: Option<TlsEntry>,
 }
 
@@ -87,6 +91,8 @@ struct EndpointMap {
     url: Text<EndpointUrl>,
     #[serde(default)]
     auth: Option<AuthEntry>,
+    #[serde(default)]
+    repositories: Option<Vec<RepositoriesEntry>>,
     #[serde(default)]
     tls: Option<TlsEntry>,
 }
@@ -103,16 +109,25 @@ impl<'de> Deserialize<'de> for EndpointEntry {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointEntry, E> {
                 let url = text.parse().map_err(E::custom)?;
-                Ok(EndpointEntry { url, auth: None, tls: None })
+                Ok(EndpointEntry { url, auth: None, repositories: None, tls: None })
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<EndpointEntry, A::Error> {
                 let map = EndpointMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(EndpointEntry { url: map.url.0, auth: map.auth, tls: map.tls })
+                let EndpointMap { url, auth, repositories, tls } = map;
+                Ok(EndpointEntry { url: url.0, auth, repositories, tls })
             }
         }
         deserializer.deserialize_any(Visitor)
     }
+}
+
+/// An entry of `registries[].repositories`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RepositoriesEntry {
+    pub(super) prefix: Text<Prefix>,
+    pub(super) auth: AuthEntry,
 }
 
 /// `registries[].scheme`.
@@ -159,6 +174,8 @@ pub(super) struct AuthEntry {
     pub(super) password_from_env: Option<String>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) docker_config: Option<PathBuf>,
+    pub(super) credential_helper: Option<Text<Helper>>,
+    pub(super) expiry: Option<Text<Span>>,
     pub(super) token: Option<TokenEntry>,
 }
 
@@ -166,9 +183,9 @@ pub(super) struct AuthEntry {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct TokenEntry {
-    pub(super) provider: Option<String>,
-    pub(super) provider_opts: Option<String>,
-    pub(super) expiry: Option<String>,
+    pub(super) provider: Option<Text<TokenProvider>>,
+    pub(super) provider_opts: Option<Text<ProviderOptions>>,
+    pub(super) expiry: Option<Text<Span>>,
     #[serde(rename = "static")]
     pub(super) fixed: Option<String>,
 }
@@ -226,28 +243,13 @@ impl File {
         all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
     }
 
-    /// Keys whose silent loss would be a hole: somebody relies on TLS, or on credentials.
+    /// Keys whose silent loss would be a hole: somebody relies on TLS, or on another endpoint.
     pub(super) fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
         let server_tls = self.server_tls_config.as_ref().is_some_and(ServerTlsEntry::is_set);
         if server_tls {
             return Err(ConfigError::NotYet { key: "serverTlsConfig".into() });
         }
-        for entry in self.registries.iter().flatten() {
-            let refuse = |key: &str| {
-                Err(ConfigError::NotYet { key: format!("registries: {}: {key}", entry.name.0) })
-            };
-            let token = entry.auth.as_ref().and_then(|auth| auth.token.as_ref());
-            if token.is_some_and(TokenEntry::has_provider) {
-                return refuse("auth.token.provider");
-            }
-        }
         Ok(())
-    }
-}
-
-impl TokenEntry {
-    fn has_provider(&self) -> bool {
-        self.provider.is_some() || self.provider_opts.is_some() || self.expiry.is_some()
     }
 }
 

@@ -4,6 +4,8 @@
 //! files or the environment. What is wrong is said with file, line and column, and with what is
 //! allowed.
 
+mod auth;
+mod aws;
 mod environment;
 mod error;
 mod file;
@@ -266,7 +268,9 @@ mod tests {
 
     use super::*;
     use crate::cache::Ttl;
-    use crate::upstream::{Credentials, IdentityFiles, Scheme, Secret, TlsSettings};
+    use crate::upstream::{
+        Credentials, HelperSettings, IdentityFiles, Scheme, Secret, TlsSettings,
+    };
 
     fn settings(text: &str) -> Result<Settings, String> {
         let file = parse(Path::new("larder.yaml"), text).map_err(|error| error.to_string())?;
@@ -379,6 +383,26 @@ registries:
             ("registries:\n  - name: a.io\n    rateLimit: 0", "larder.yaml:3:16:", "leave it out"),
             ("registries:\n  - name: a.io\n    maxDownloads: x", "larder.yaml:3:19:", "whole"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
+            (
+                "registries:\n  - name: a.io\n    auth: {token: {provider: gcr}}",
+                "larder.yaml:3:30:",
+                "only token provider is ecr",
+            ),
+            (
+                "registries:\n  - name: a.io\n    auth: {token: {providerOpts: role=x}}",
+                "larder.yaml:3:34:",
+                "profile=NAME",
+            ),
+            (
+                "registries:\n  - name: a.io\n    auth: {credentialHelper: ../x}",
+                "larder.yaml:3:30:",
+                "absolute path",
+            ),
+            (
+                "registries:\n  - name: a.io\n    repositories: [{prefix: \"\", auth: {}}]",
+                "larder.yaml:3:29:",
+                "whole components",
+            ),
         ] {
             let error = settings(text).unwrap_err();
             assert!(error.starts_with(place) && error.contains(words), "{text}: {error}");
@@ -394,6 +418,7 @@ registries:
   - {name: c.io, auth: {dockerConfig: /d}}
   - {name: d.io, auth: {token: {static: t}}}
   - {name: e.io, auth: {}}
+  - {name: f.io, auth: {credentialHelper: ecr-login, expiry: 1h}}
 ";
         let settings = settings(text).unwrap();
         let user = || "u".to_owned();
@@ -403,6 +428,10 @@ registries:
             Credentials::DockerConfig { path: "/d".into() },
             Credentials::Bearer(Secret::new("t")),
             Credentials::Anonymous,
+            Credentials::Helper(HelperSettings {
+                expiry: Duration::from_secs(3600),
+                ..HelperSettings::of("ecr-login".parse().unwrap())
+            }),
         ];
         for (entry, expected) in settings.upstream.registries.iter().zip(expected) {
             assert_eq!(entry.endpoints[0].credentials, expected, "{}", entry.upstream);
@@ -445,6 +474,45 @@ registries:
     }
 
     #[test]
+    fn parts_of_a_registry_have_credentials_of_their_own() {
+        let text = "
+registries:
+  - name: a.io
+    auth: {user: u, password: p}
+    repositories:
+      - {prefix: team-a, auth: {token: {static: t}}}
+      - {prefix: team-a/open, auth: {}}
+";
+        let settings = settings(text).unwrap();
+        let part = |prefix: &str, auth| (prefix.parse().unwrap(), auth);
+        let otherwise = Credentials::Password { user: "u".into(), password: Secret::new("p") };
+        let expected = Credentials::ByRepository {
+            parts: vec![
+                part("team-a", Credentials::Bearer(Secret::new("t"))),
+                part("team-a/open", Credentials::Anonymous),
+            ],
+            otherwise: Box::new(otherwise),
+        };
+        assert_eq!(settings.upstream.registries[0].endpoints[0].credentials, expected);
+    }
+
+    #[test]
+    fn a_reference_servers_login_to_ecr_is_understood() {
+        let text = "
+registries:
+  - name: 123456789012.dkr.ecr.eu-west-1.amazonaws.com
+    auth: {token: {provider: ecr, providerOpts: \"profile=dev,region=eu-west-1\", expiry: 2h}}
+";
+        let settings = settings(text).unwrap();
+        let Credentials::Ecr(ecr) = &settings.upstream.registries[0].endpoints[0].credentials
+        else {
+            panic!("{settings:?}")
+        };
+        assert_eq!((ecr.registry.region(), ecr.profile.as_deref()), ("eu-west-1", Some("dev")));
+        assert_eq!(ecr.expiry, Duration::from_secs(7200));
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         for (text, words) in [
             ("port: 8081\nhealth: 8081", "different ports"),
@@ -469,6 +537,27 @@ registries:
                 "registries: [{name: a.io, endpoints: [\"http://b\", \"http://c\"], tls: {}}]",
                 "belong into the endpoint",
             ),
+            (
+                "registries: [{name: a.io, auth: {credentialHelper: x, dockerConfig: /d}}]",
+                "keep one",
+            ),
+            (
+                "registries: [{name: a.io, auth: {token: {provider: ecr, static: t}}}]",
+                "token.static and token.provider",
+            ),
+            ("registries: [{name: a.io, auth: {user: u, credentialHelper: x}}]", "auth.user"),
+            ("registries: [{name: a.io, auth: {expiry: 1h}}]", "needs auth.credentialHelper"),
+            ("registries: [{name: a.io, auth: {credentialHelper: x, expiry: 1s}}]", "at least 60s"),
+            (
+                "registries: [{name: a.io, auth: {token: {expiry: 1h}}}]",
+                "needs auth.token.provider",
+            ),
+            (
+                "registries: [{name: a.io, repositories: [{prefix: x, auth: {}}, \
+                 {prefix: x, auth: {}}]}]",
+                "given twice",
+            ),
+            ("registries: [{name: a.io, repositories: [{prefix: x, auth: {user: u}}]}]", "x: auth"),
         ] {
             let error = settings(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -479,7 +568,7 @@ registries:
     fn nothing_that_protects_is_ignored_silently() {
         for text in [
             "serverTlsConfig: {cert: /a, key: /b}",
-            "registries: [{name: a.io, auth: {token: {provider: ecr}}}]",
+            "registries: [{name: a.io, endpoints: [\"http://a\", \"http://b\"]}]",
         ] {
             assert!(
                 settings(text).unwrap_err().contains("not supported by this version"),
@@ -524,6 +613,7 @@ registries:
             ("registries: [{?: 1}]", "registries"),
             ("registries: [{name: a.io, auth: {?: 1}}]", "auth"),
             ("registries: [{name: a.io, auth: {token: {?: 1}}}]", "token"),
+            ("registries: [{name: a.io, repositories: [{?: 1}]}]", "repositories"),
             ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
             ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
             ("pruneConfig: {?: 1}", "pruneConfig"),
@@ -532,10 +622,17 @@ registries:
             let error = settings(&text.replace('?', "unheardOf")).unwrap_err();
             let (_, keys) = error.split_once("expected one of ").unwrap();
             for key in keys.split(", ").map(str::trim) {
-                let forms =
-                    [format!("`{key}`"), format!("`{what}.{key}"), format!("`{what}[].{key}")];
+                let forms = [
+                    format!("`{key}`"),
+                    format!("`{what}.{key}"),
+                    format!("`{what}[].{key}"),
+                    format!("`auth.{what}.{key}`"),
+                ];
                 let is_there = forms.iter().any(|form| document.contains(form))
-                    || (what == "registries" && document.contains(&format!("`{key}.")));
+                    || (what == "registries"
+                        && [".", "[]."]
+                            .iter()
+                            .any(|end| document.contains(&format!("`{key}{end}"))));
                 assert!(is_there, "{what}.{key} is not in docs/configuration.md");
             }
         }

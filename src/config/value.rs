@@ -73,6 +73,12 @@ impl<T: Number> FromStr for Whole<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseValueError(String);
 
+impl ParseValueError {
+    pub(super) fn new(reason: impl Into<String>) -> ParseValueError {
+        ParseValueError(reason.into())
+    }
+}
+
 impl fmt::Display for ParseValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

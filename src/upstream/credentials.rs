@@ -1,20 +1,25 @@
-//! Who Larder is to a registry: `registries[].auth`.
+//! Who Larder is to a registry: `registries[].auth` as settings, and what is shown.
 //!
-//! Secrets are read when they are needed, so that a changed file counts at once, and never appear in
-//! `Debug` or in a log.
+//! Secrets never appear in `Debug` or in a log. How a login is had, kept and renewed is
+//! [`logins`](super::logins)'.
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
 
-use crate::oci::Upstream;
+use super::aws::EcrSettings;
+use crate::oci::Repository;
 
-/// The largest credentials file read, in bytes.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// How long what a helper says is kept if nobody says otherwise. Helpers do not tell when their
+/// answers expire; those for clouds renew theirs well before this.
+const HELPER_EXPIRY: Duration = Duration::from_secs(10 * 60);
+/// How long a helper may take: some ask a cloud or a password store over the network.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A text that is shown to registries only.
 #[derive(Clone, PartialEq, Eq)]
@@ -65,6 +70,95 @@ pub enum Credentials {
         /// The file.
         path: PathBuf,
     },
+    /// `credentialHelper`: a program that is asked.
+    Helper(HelperSettings),
+    /// `token.provider: ecr`: a login that Amazon's registry service hands out.
+    Ecr(Box<EcrSettings>),
+    /// Who we are depends on the repository (`registries[].repositories`).
+    ByRepository {
+        /// Credentials of parts of the registry; the longest prefix that covers a repository counts.
+        parts: Vec<(RepositoryPrefix, Credentials)>,
+        /// For all other repositories.
+        otherwise: Box<Credentials>,
+    },
+}
+
+/// How a `docker-credential-*` program is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelperSettings {
+    /// Which program.
+    pub program: HelperProgram,
+    /// How long its answer is kept.
+    pub expiry: Duration,
+    /// How long it may take to answer.
+    pub timeout: Duration,
+}
+
+impl HelperSettings {
+    /// That program with the usual times.
+    pub fn of(program: HelperProgram) -> HelperSettings {
+        HelperSettings { program, expiry: HELPER_EXPIRY, timeout: HELPER_TIMEOUT }
+    }
+}
+
+/// A credential helper: the `x` of `docker-credential-x`, which is looked for in `PATH`, or an absolute
+/// path. Nothing else, since it is run: a relative path would depend on where Larder was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelperProgram(String);
+
+impl HelperProgram {
+    /// What is run.
+    pub(super) fn command(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HelperProgram {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<HelperProgram, &'static str> {
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if text.starts_with('/') && !text.contains('\0') {
+            Ok(HelperProgram(text.to_owned()))
+        } else if !text.is_empty() && text.bytes().all(is_name) {
+            Ok(HelperProgram(format!("docker-credential-{text}")))
+        } else {
+            Err("a credential helper is a name of letters, digits, '-', '_' and '.' \
+                 (ecr-login for docker-credential-ecr-login), or an absolute path")
+        }
+    }
+}
+
+/// A part of a registry: the repository of that name and all below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryPrefix(Repository);
+
+impl RepositoryPrefix {
+    /// Whether a repository is in this part. Components count whole: `team-a` covers `team-a/x` and not
+    /// `team-ab`.
+    pub(super) fn covers(&self, repository: &Repository) -> bool {
+        let rest = repository.as_str().strip_prefix(self.0.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// How many bytes it is long: the longest counts.
+    pub(super) fn len(&self) -> usize {
+        self.0.as_str().len()
+    }
+}
+
+impl fmt::Display for RepositoryPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for RepositoryPrefix {
+    type Err = <Repository as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<RepositoryPrefix, Self::Err> {
+        text.parse().map(RepositoryPrefix)
+    }
 }
 
 /// What is shown to a registry or to its token service.
@@ -91,152 +185,60 @@ impl Login {
     }
 }
 
-impl Credentials {
-    /// What to show to `upstream`.
-    ///
-    /// # Errors
-    /// A text that names the file and what is wrong with it.
-    pub(super) fn login(&self, upstream: &Upstream) -> Result<Option<Login>, String> {
-        Ok(match self {
-            Credentials::Anonymous => None,
-            Credentials::Password { user, password } => {
-                Some(Login::Basic { user: user.clone(), password: password.clone() })
-            }
-            Credentials::PasswordFile { user, path } => {
-                let password = read(path, "passwordFile")?;
-                let password = Secret::new(password.trim_end_matches(['\r', '\n']));
-                Some(Login::Basic { user: user.clone(), password })
-            }
-            Credentials::Bearer(token) => Some(Login::Bearer(token.clone())),
-            Credentials::DockerConfig { path } => {
-                let text = read(path, "dockerConfig")?;
-                let config: DockerConfig = serde_json::from_str(&text)
-                    // The parser's own text could quote the file.
-                    .map_err(|_| format!("dockerConfig {} is not valid JSON", path.display()))?;
-                config.login(upstream)
-            }
-        })
-    }
+/// Why there is no login. Cheap to clone: everybody who waits for it gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LoginError {
+    /// What is configured does not do: a file that cannot be read, a helper that is not there, keys that
+    /// are refused. Somebody has to change something.
+    Unusable(Arc<str>),
+    /// Whoever hands out the login does not answer just now.
+    Unavailable(Arc<str>),
 }
 
-fn read(path: &PathBuf, key: &str) -> Result<String, String> {
-    let refused = |reason: String| Err(format!("cannot read {key} {}: {reason}", path.display()));
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => refused("it is too large".into()),
-        Err(error) => refused(error.to_string()),
-        Ok(_) => fs::read_to_string(path).or_else(|error| refused(error.to_string())),
-    }
-}
-
-/// `~/.docker/config.json`, or the content of a `kubernetes.io/dockerconfigjson` secret.
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: std::collections::BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-}
-
-impl DockerConfig {
-    fn login(&self, upstream: &Upstream) -> Option<Login> {
-        let is_ours = |key: &str| registry_of(key).is_some_and(|registry| registry == *upstream);
-        self.auths.iter().find(|(key, _)| is_ours(key)).and_then(|(_, auth)| auth.login())
-    }
-}
-
-/// The registry that a key names: `quay.io`, `https://index.docker.io/v1/`, `reg.local:5000/`.
-fn registry_of(key: &str) -> Option<Upstream> {
-    let host = key.split_once("://").map_or(key, |(_, rest)| rest);
-    host.split('/').next()?.parse().ok()
-}
-
-impl DockerAuth {
-    fn login(&self) -> Option<Login> {
-        if let Some(token) = self.identitytoken.as_deref().filter(|token| !token.is_empty()) {
-            return Some(Login::Identity(Secret::new(token)));
+impl LoginError {
+    /// Which file, helper or service, what is wrong with it, and what to do; no secrets.
+    pub(super) fn reason(&self) -> &Arc<str> {
+        match self {
+            LoginError::Unusable(reason) | LoginError::Unavailable(reason) => reason,
         }
-        let encoded = self.auth.as_deref().filter(|auth| !auth.is_empty());
-        let decoded = encoded.and_then(|auth| String::from_utf8(STANDARD.decode(auth).ok()?).ok());
-        let (user, password) = match decoded.as_deref().and_then(|pair| pair.split_once(':')) {
-            Some((user, password)) => (user.to_owned(), password.to_owned()),
-            None => (self.username.clone()?, self.password.clone()?),
-        };
-        Some(Login::Basic { user, password: Secret::new(password.trim_end_matches('\0')) })
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn upstream(name: &str) -> Upstream {
-        name.parse().unwrap()
-    }
-
-    fn basic(user: &str, password: &str) -> Login {
-        Login::Basic { user: user.into(), password: Secret::new(password) }
-    }
 
     #[test]
     fn a_secret_is_not_shown() {
         let credentials = Credentials::Password { user: "u".into(), password: Secret::new("pw") };
         assert!(!format!("{credentials:?}").contains("pw"));
-        assert_eq!(
-            basic("Aladdin", "open sesame").header().unwrap(),
-            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
-        );
+        let login = Login::Basic { user: "Aladdin".into(), password: Secret::new("open sesame") };
+        assert_eq!(login.header().unwrap(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     }
 
     #[test]
-    fn a_password_file_is_read_anew_each_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("password");
-        let credentials = Credentials::PasswordFile { user: "u".into(), path: path.clone() };
-        let login = || credentials.login(&upstream("quay.io"));
-        assert!(login().unwrap_err().contains("passwordFile"));
-        for (content, password) in [("one\n", "one"), (" two\r\n", " two")] {
-            fs::write(&path, content).unwrap();
-            assert_eq!(login(), Ok(Some(basic("u", password))));
-        }
-    }
-
-    #[test]
-    fn a_docker_config_is_found_by_every_spelling_of_a_registry() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        let json = r#"{"auths": {
-            "https://index.docker.io/v1/": {"auth": "dTpwdzp4"},
-            "QUAY.IO": {"username": "q", "password": "w"},
-            "reg.local:5000/": {"auth": "", "username": "r", "password": "z"},
-            "azure.example": {"auth": "dTpw", "identitytoken": "refresh"},
-            "broken.example": {"auth": "%%%"}
-        }, "HttpHeaders": {"x": "y"}}"#;
-        fs::write(&path, json).unwrap();
-        let credentials = Credentials::DockerConfig { path };
-        for (name, expected) in [
-            ("docker.io", Some(basic("u", "pw:x"))),
-            ("quay.io", Some(basic("q", "w"))),
-            ("reg.local:5000", Some(basic("r", "z"))),
-            ("azure.example", Some(Login::Identity(Secret::new("refresh")))),
-            ("broken.example", None),
-            ("gcr.io", None),
+    fn a_helper_is_a_name_or_an_absolute_path() {
+        for (text, command) in [
+            ("ecr-login", "docker-credential-ecr-login"),
+            ("acr_env.2", "docker-credential-acr_env.2"),
+            ("/opt/bin/my-helper", "/opt/bin/my-helper"),
         ] {
-            assert_eq!(credentials.login(&upstream(name)), Ok(expected), "{name}");
+            assert_eq!(text.parse::<HelperProgram>().unwrap().command(), command);
+        }
+        for text in ["", "a b", "../x", "a/b", "./x", "x;rm", "$(x)", "/x\0y"] {
+            assert!(text.parse::<HelperProgram>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn a_broken_docker_config_is_named_and_not_quoted() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        fs::write(&path, r#"{"auths": "hunter2"}"#).unwrap();
-        let error = Credentials::DockerConfig { path }.login(&upstream("quay.io")).unwrap_err();
-        assert!(error.contains("config.json") && !error.contains("hunter2"), "{error}");
+    fn a_prefix_covers_whole_components() {
+        let covers = |prefix: &str, repository: &str| {
+            prefix.parse::<RepositoryPrefix>().unwrap().covers(&repository.parse().unwrap())
+        };
+        assert!(covers("team-a", "team-a") && covers("team-a", "team-a/x/y"));
+        assert!(covers("team-a/x", "team-a/x"));
+        assert!(!covers("team-a", "team-ab") && !covers("team-a/x", "team-a"));
+        for text in ["", "/", "team-a/", "/team-a", "Team"] {
+            assert!(text.parse::<RepositoryPrefix>().is_err(), "{text}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ureq::Timeout;
 
 use super::address::AddressRefused;
+use super::credentials::LoginError;
 use super::tunnel::ProxyFailed;
 
 /// A request to a registry failed. Cheap to clone: it reaches everybody who waits for the answer.
@@ -31,9 +32,14 @@ pub enum UpstreamErrorKind {
         /// The HTTP status.
         status: u16,
     },
-    /// The credentials cannot be read (`registries[].auth`).
+    /// The credentials do not do (`registries[].auth`): a file cannot be read, a helper is not there.
     Credentials {
-        /// Which file, and what is wrong with it.
+        /// Which file or helper, what is wrong with it, and what to do.
+        reason: Arc<str>,
+    },
+    /// Whoever hands out the credentials, a helper or a cloud, does not just now (`registries[].auth`).
+    CredentialsUnavailable {
+        /// Who, and what happened.
         reason: Arc<str>,
     },
     /// The registry has had enough of us for now.
@@ -107,7 +113,8 @@ impl UpstreamError {
 
     /// Whether it says that the endpoint itself is in trouble.
     pub(super) fn is_the_endpoints_trouble(&self) -> bool {
-        self.is_trouble() && !self.is_elsewhere
+        let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });
+        self.is_trouble() && !self.is_elsewhere && !is_the_helpers
     }
 
     /// Whether nobody was asked.
@@ -158,6 +165,7 @@ impl UpstreamError {
             | UpstreamErrorKind::Proxy { .. }
             | UpstreamErrorKind::Tls { .. }
             | UpstreamErrorKind::CircuitOpen { .. }
+            | UpstreamErrorKind::CredentialsUnavailable { .. }
             | UpstreamErrorKind::OutOfService => true,
             UpstreamErrorKind::Status { status } => status >= 500,
             _ => false,
@@ -167,6 +175,15 @@ impl UpstreamError {
     /// An answer that is not what the protocol promises.
     pub fn bad_answer(request: &str, reason: impl Into<Arc<str>>) -> UpstreamError {
         UpstreamError::new(request, UpstreamErrorKind::BadAnswer { reason: reason.into() })
+    }
+
+    /// There is no login to ask with.
+    pub(super) fn no_login(request: &Arc<str>, error: LoginError) -> UpstreamError {
+        let kind = match error {
+            LoginError::Unusable(reason) => UpstreamErrorKind::Credentials { reason },
+            LoginError::Unavailable(reason) => UpstreamErrorKind::CredentialsUnavailable { reason },
+        };
+        UpstreamError::new(Arc::clone(request), kind)
     }
 
     /// Translates what ureq says, whose own texts do not name the request.
@@ -235,7 +252,10 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Denied { status } => {
                 write!(f, "the registry demands other credentials (status {status})")
             }
-            UpstreamErrorKind::Credentials { reason } => write!(f, "no credentials: {reason}"),
+            UpstreamErrorKind::Credentials { reason }
+            | UpstreamErrorKind::CredentialsUnavailable { reason } => {
+                write!(f, "no credentials: {reason}")
+            }
             UpstreamErrorKind::RateLimited { retry_after: Some(wait) } => {
                 write!(f, "the registry's rate limit is reached, retry after {} s", wait.as_secs())
             }

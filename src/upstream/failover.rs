@@ -176,6 +176,7 @@ fn hope(kind: &UpstreamErrorKind) -> u32 {
         | UpstreamErrorKind::Unreachable { .. }
         | UpstreamErrorKind::Tls { .. }
         | UpstreamErrorKind::Proxy { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. }
         | UpstreamErrorKind::OutOfService => 5,
     }
 }

@@ -133,7 +133,7 @@ impl Location {
 
 /// Percent-encodes everything but RFC 3986's unreserved characters and `:/`, which are legal in a
 /// query and which registries' token services are used to seeing plain.
-fn encode_into(out: &mut String, value: &str) {
+pub(super) fn encode_into(out: &mut String, value: &str) {
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
             out.push(char::from(byte));

@@ -15,22 +15,30 @@
 //! * A proxy is asked for what may be dialled without one, and for nothing else; it gets its own
 //!   credentials and nobody else gets them.
 //! * A token realm is asked only if it belongs to the registry that names it.
+//! * Metadata services of clouds are asked by `aws` alone, at addresses that no registry can choose.
 
 mod address;
 mod answer;
+mod aws;
 mod breaker;
 mod challenge;
 mod credentials;
+mod docker_config;
 mod error;
 mod failover;
+mod helper;
 mod list;
 mod location;
+mod logins;
 mod no_proxy;
 mod proxy;
 mod quota;
+mod realm;
+mod refusals;
 mod registries;
 mod registry;
 mod session;
+mod slot;
 mod throttle;
 mod tls;
 mod token;
@@ -42,8 +50,9 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, TagPage, Upstream};
 
+pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
 pub use breaker::{BreakerPolicy, BreakerState};
-pub use credentials::{Credentials, Secret};
+pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
 pub use no_proxy::NoProxy;

@@ -102,6 +102,12 @@ impl Endpoint {
         };
         Endpoint { scheme, authority: authority.to_owned() }
     }
+
+    /// The registry as whose the endpoint is known to files with logins and to helpers: its own host,
+    /// whatever the registry is called here.
+    pub fn identity(&self, name: &Upstream) -> Upstream {
+        self.authority.parse().unwrap_or_else(|_| name.clone())
+    }
 }
 
 /// All registries of this server.

@@ -46,6 +46,13 @@ impl Default for Timeouts {
     }
 }
 
+/// How whoever is not a registry is reached: as registries are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reach {
+    pub(super) timeouts: Timeouts,
+    pub(super) proxies: Arc<ProxySettings>,
+}
+
 /// How often it is looked whether certificate files have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 

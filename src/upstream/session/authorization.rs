@@ -1,0 +1,250 @@
+//! What a request shows to be let in: a token, a login, or nothing, and what follows when it is refused.
+//!
+//! The rules that protect credentials are enforced here: a login goes to the endpoint's own scheme, host
+//! and port, and to a token realm of the same owner.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use ureq::Body;
+use ureq::http::{Response, header};
+
+use super::{Ask, Session, discard_for};
+use crate::oci::Repository;
+use crate::upstream::answer::{discard, read_body, status_error, texts};
+use crate::upstream::challenge::Challenge;
+use crate::upstream::credentials::{Login, LoginError};
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::location::Location;
+use crate::upstream::logins::Moment;
+use crate::upstream::realm;
+use crate::upstream::token::{TOKEN_BODY_BYTES_MAX, Token, TokenKey};
+
+/// What a request shows to be let in.
+enum Shown {
+    Nothing,
+    Token(Arc<Token>),
+    Login(Arc<Login>),
+}
+
+impl Shown {
+    fn header(&self) -> Option<String> {
+        match self {
+            Shown::Nothing => None,
+            Shown::Token(token) => Some(format!("Bearer {}", token.value)),
+            Shown::Login(login) => login.header(),
+        }
+    }
+
+    fn token(&self) -> Option<&Arc<Token>> {
+        match self {
+            Shown::Token(token) => Some(token),
+            _ => None,
+        }
+    }
+}
+
+impl Session {
+    /// One hop, with what its host wants to see.
+    pub(super) fn call_authorized(
+        &self,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let key =
+            TokenKey { origin: location.origin(), repository: ask.repository.as_str().to_owned() };
+        let shown = self.first_shown(location, ask.repository, &key, request)?;
+        let response = self.call(location, ask, shown.header(), request)?;
+        match (response.status().as_u16(), &shown) {
+            (_, Shown::Login(login)) => self.judge(response, login, location, ask, request),
+            (401, _) => self.answer_challenge(response, &shown, &key, location, ask, request),
+            _ => Ok(response),
+        }
+    }
+
+    /// What is shown without being asked: what worked before.
+    fn first_shown(
+        &self,
+        location: &Location,
+        repository: &Repository,
+        key: &TokenKey,
+        request: &Arc<str>,
+    ) -> Result<Shown, UpstreamError> {
+        let now = Instant::now();
+        if let Some(token) = self.tokens.known(key) {
+            if !token.is_due(now) {
+                return Ok(Shown::Token(token));
+            }
+            let renewed = self.tokens.obtain(key, Some(&token), now, || {
+                self.fetch_token(token.challenge.clone(), location, repository, request)
+            });
+            return renewed.map(Shown::Token);
+        }
+        if !location.is_same_origin(&self.base) {
+            return Ok(Shown::Nothing);
+        }
+        if let Some(login) = self.logins.unasked(repository) {
+            return Ok(Shown::Login(login));
+        }
+        // A helper or a cloud is not asked for what nobody wants to see.
+        if !self.wants_basic.load(Ordering::Relaxed) {
+            return Ok(Shown::Nothing);
+        }
+        let login = self.login(location, repository, request)?;
+        let login = login.filter(|login| matches!(**login, Login::Basic { .. }));
+        Ok(login.map_or(Shown::Nothing, Shown::Login))
+    }
+
+    /// Goes on after a 401: with a token, with user and password, or not at all.
+    fn answer_challenge(
+        &self,
+        response: Response<Body>,
+        shown: &Shown,
+        key: &TokenKey,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let lines = || texts(response.headers(), header::WWW_AUTHENTICATE);
+        let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
+        if let Some(challenge) = bearer {
+            discard_for(ask, response);
+            let token = self.tokens.obtain(key, shown.token(), Instant::now(), || {
+                self.fetch_token(challenge, location, ask.repository, request)
+            })?;
+            let response = self.call(location, ask, Shown::Token(token).header(), request)?;
+            // A fresh token, and still 401: so registries hide what does not exist or is private
+            // (Docker Hub since 2023). A third try would be a loop.
+            return match response.status().as_u16() {
+                401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::NotFound)),
+                _ => Ok(response),
+            };
+        }
+        if !wants_basic {
+            return Ok(response);
+        }
+        let login = self.login(location, ask.repository, request)?;
+        let Some(login) = login.filter(|login| matches!(**login, Login::Basic { .. })) else {
+            return Ok(response);
+        };
+        discard_for(ask, response);
+        let response = self.call(location, ask, login.header(), request)?;
+        let response = self.judge(response, &login, location, ask, request)?;
+        self.wants_basic.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
+    /// have expired, which Amazon says by 403, or have been replaced.
+    fn judge(
+        &self,
+        response: Response<Body>,
+        login: &Login,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let mut response = response;
+        if is_refusal(response.status().as_u16()) {
+            let renewed = self.logins.renew(ask.repository, login, Moment::now());
+            let renewed = renewed.map_err(|error| self.no_login(ask.repository, request, error))?;
+            if let Some(header) = renewed.and_then(|login| login.header()) {
+                discard_for(ask, response);
+                response = self.call(location, ask, Some(header), request)?;
+            }
+        }
+        match response.status().as_u16() {
+            status if is_refusal(status) => Err(self.refused(ask.repository, request, status)),
+            _ => {
+                self.refusals.taken(ask.repository);
+                Ok(response)
+            }
+        }
+    }
+
+    /// The credentials, for the endpoint's own origin only.
+    fn login(
+        &self,
+        location: &Location,
+        repository: &Repository,
+        request: &Arc<str>,
+    ) -> Result<Option<Arc<Login>>, UpstreamError> {
+        if !location.is_same_origin(&self.base) {
+            return Ok(None);
+        }
+        let login = self.logins.login(repository, Moment::now());
+        login.map_err(|error| self.no_login(repository, request, error))
+    }
+
+    fn no_login(
+        &self,
+        repository: &Repository,
+        request: &Arc<str>,
+        error: LoginError,
+    ) -> UpstreamError {
+        // What is only unavailable is trouble, which is said once a fetch.
+        if let LoginError::Unusable(reason) = &error {
+            self.refusals.say(&self.upstream, repository, &format!("no credentials: {reason}"));
+        }
+        UpstreamError::no_login(request, error)
+    }
+
+    /// Says, once in a while, that the credentials are refused; the requests themselves fail fast.
+    fn refused(&self, repository: &Repository, request: &Arc<str>, status: u16) -> UpstreamError {
+        let what =
+            format!("the credentials in registries[].auth are refused ({request}: {status})");
+        self.refusals.say(&self.upstream, repository, &what);
+        UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
+    }
+
+    /// Asks the realm of a challenge for a token.
+    fn fetch_token(
+        &self,
+        challenge: Challenge,
+        asking: &Location,
+        repository: &Repository,
+        request: &Arc<str>,
+    ) -> Result<Token, UpstreamError> {
+        let realm = realm::realm(&challenge, asking)?;
+        let default_scope = format!("repository:{repository}:pull");
+        let scope = challenge.parameter("scope").unwrap_or(&default_scope);
+        let mut parameters = vec![("scope", scope)];
+        if let Some(service) = challenge.parameter("service") {
+            parameters.insert(0, ("service", service));
+        }
+        let named: Arc<str> = format!("token from {}", realm.for_log()).into();
+        let agent = self.agent(&realm, &named)?;
+        let ask = |login: Option<&Login>| {
+            realm::ask(&agent, &realm, &parameters, login, self.timeouts.metadata)
+                .map_err(|error| UpstreamError::from_ureq(&named, error))
+        };
+        let login = self.login(asking, repository, request)?;
+        let mut response = ask(login.as_deref())?;
+        if let Some(login) = login.as_deref().filter(|_| is_refusal(response.status().as_u16())) {
+            let renewed = self.logins.renew(repository, login, Moment::now());
+            let renewed = renewed.map_err(|error| self.no_login(repository, &named, error))?;
+            if let Some(renewed) = renewed {
+                discard(response);
+                response = ask(Some(&renewed))?;
+            }
+        }
+        match response.status().as_u16() {
+            200 => self.refusals.taken(repository),
+            status if is_refusal(status) && login.is_some() => {
+                return Err(self.refused(repository, &named, status));
+            }
+            status => return Err(status_error(status, response.headers(), &named)),
+        }
+        let request: Arc<str> = format!("GET {}", realm.for_log()).into();
+        let body = read_body(response, TOKEN_BODY_BYTES_MAX, &request)?;
+        Token::parse(&body, challenge, Instant::now())
+            .ok_or_else(|| UpstreamError::bad_answer(&request, "it holds no token"))
+    }
+}
+
+/// Whether a status says that what was shown does not do.
+fn is_refusal(status: u16) -> bool {
+    matches!(status, 401 | 403)
+}
