@@ -41,6 +41,10 @@ mod endpoints;
 mod process;
 // Users, passwords, tokens of our own.
 mod credentials;
+// Programs that know users and passwords.
+mod credential_helpers;
+// Logins that Amazon hands out.
+mod ecr;
 // Given authorities and client certificates.
 mod tls;
 // Proxies on the way to registries.

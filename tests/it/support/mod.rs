@@ -8,6 +8,8 @@
 //! | `gate.rs` | [`Gate`]: hold requests until the test says go |
 //! | `token.rs` | [`TokenServer`]: bearer tokens, issued, refused, revoked |
 //! | `proxy.rs` | [`FakeProxy`]: tunnels to where the test says, and keeps a book |
+//! | `aws.rs` | [`FakeAws`]: Amazon's login, keys and metadata services |
+//! | `script.rs` | [`script`]: programs for Larder to run |
 //! | `tls.rs` | [`Authority`], [`Identity`]: self-made certificates |
 //! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
 //! | `response.rs` | [`Response`]: an answer, and how it ended |
@@ -16,7 +18,7 @@
 //! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
 //! | `source.rs` | the project's source as text, for `tidy.rs` |
 //!
-//! Nothing here but `larder.rs` knows Larder. Nothing here sleeps: waits are for an event, and end in
+//! Nothing here but `larder.rs` and `aws.rs`, for its settings, knows Larder. Nothing here sleeps: waits are for an event, and end in
 //! a panic that says what was awaited after [`PATIENCE`].
 
 // Every test uses a part, and no part is used by every test.
@@ -25,6 +27,7 @@
 #![allow(unreachable_pub)]
 
 mod answer;
+pub mod aws;
 pub mod client;
 mod content;
 mod fault;
@@ -34,6 +37,7 @@ pub mod larder;
 mod proxy;
 mod registry;
 mod response;
+pub mod script;
 mod selftest;
 mod selftest_auth;
 mod server;
@@ -48,6 +52,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256, Sha512};
 
 pub use self::larder::Larder;
+pub use aws::FakeAws;
 pub use client::Connection;
 pub use fault::{Fault, On};
 pub use gate::Gate;
@@ -55,6 +60,7 @@ pub use image::{Blob, Descriptor, Image, Index, Publish, media_type};
 pub use proxy::FakeProxy;
 pub use registry::FakeRegistry;
 pub use response::{End, Head, Response};
+pub use script::script;
 pub use tls::{Authority, Identity};
 pub use token::{TokenAnswer, TokenServer};
 pub use wire::Recorded;

@@ -279,6 +279,11 @@ impl FakeRegistry {
         lock(&self.shared.state).auth = Auth::Basic(user.to_owned(), password.to_owned());
     }
 
+    /// Demands a login as Amazon's registry does: one that does not do is answered 403.
+    pub fn require_ecr(&self, password: &str) {
+        lock(&self.shared.state).auth = Auth::Ecr(password.to_owned());
+    }
+
     /// Lets everybody in again.
     pub fn require_nothing(&self) {
         lock(&self.shared.state).auth = Auth::Open;

@@ -249,15 +249,22 @@ pub(super) enum Auth {
     /// Tokens, and the URL of their endpoint.
     Bearer(TokenServer, String),
     Basic(String, String),
+    /// Basic with the user `AWS` and this password; any other is 403, as if it had expired.
+    Ecr(String),
 }
 
 impl Auth {
-    /// The 401 for a request that does not show what is demanded.
+    /// The 401, or 403, for a request that does not show what is demanded.
     pub fn refusal(&self, request: &Recorded, repository: Option<&str>) -> Option<Answer> {
         let lines = match self {
             Auth::Open => return None,
             Auth::Basic(name, password) if shows_basic(request, name, password) => return None,
-            Auth::Basic(..) => "Basic realm=\"fake registry\"".to_owned(),
+            Auth::Ecr(password) if shows_basic(request, "AWS", password) => return None,
+            Auth::Ecr(_) if request.header("authorization").is_some() => {
+                let message = "Your authorization token has expired. Reauthenticate and try again.";
+                return Some(Answer::error(403, "DENIED", message));
+            }
+            Auth::Basic(..) | Auth::Ecr(_) => "Basic realm=\"fake registry\"".to_owned(),
             Auth::Bearer(tokens, _) if tokens.admits(request, repository) => return None,
             Auth::Bearer(tokens, url) => tokens.challenge_lines(request, repository, url),
         };

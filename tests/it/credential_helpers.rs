@@ -1,0 +1,265 @@
+//! Credential helpers: asked once for many requests, asked again when refused, and never trusted to work.
+//!
+//! Proves P-44.
+
+use std::fs;
+use std::path::PathBuf;
+
+use larder::upstream::{Credentials, HelperSettings};
+
+use crate::support::larder::{Settings, blob, manifest, seconds};
+use crate::support::{FakeRegistry, Image, Larder, Response, TokenServer, base64, script};
+
+const REPOSITORY: &str = "team/app";
+
+/// A helper that notes each start and prints what a file says.
+struct Helper {
+    directory: tempfile::TempDir,
+}
+
+impl Helper {
+    fn saying(json: &str) -> Helper {
+        let helper = Helper::doing(r#"cat > "$0.server"; echo . >> "$0.starts"; cat "$0.says""#);
+        helper.say(json);
+        helper
+    }
+
+    fn doing(text: &str) -> Helper {
+        let helper = Helper { directory: tempfile::tempdir().expect("a directory") };
+        script(&helper.path(), text);
+        helper
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("docker-credential-test")
+    }
+
+    fn say(&self, json: &str) {
+        fs::write(self.path().with_extension("says"), json).expect("a file can be written");
+    }
+
+    fn starts(&self) -> usize {
+        fs::read_to_string(self.path().with_extension("starts")).unwrap_or_default().lines().count()
+    }
+
+    fn settings(&self) -> HelperSettings {
+        let path = self.path();
+        HelperSettings::of(path.to_str().expect("a plain path").parse().expect("an absolute path"))
+    }
+
+    fn set(&self) -> impl FnOnce(&mut Settings) + use<> {
+        set(Credentials::Helper(self.settings()))
+    }
+}
+
+fn set(credentials: Credentials) -> impl FnOnce(&mut Settings) {
+    move |settings| settings.upstream.registries[0].endpoints[0].credentials = credentials
+}
+
+fn registry_with_image() -> (FakeRegistry, Image) {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    (registry, image)
+}
+
+fn login(user: &str, secret: &str) -> String {
+    format!(r#"{{"ServerURL":"x","Username":"{user}","Secret":"{secret}"}}"#)
+}
+
+#[test]
+fn helper_is_asked_once_for_a_whole_image() {
+    let (registry, image) = registry_with_image();
+    registry.require_basic("u", "pw");
+    let helper = Helper::saying(&login("u", "pw"));
+    let larder = Larder::start_with(&registry, helper.set());
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    for layer in image.layers() {
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    }
+    assert_eq!(helper.starts(), 1);
+    let asked = fs::read_to_string(helper.path().with_extension("server")).unwrap();
+    assert_eq!(asked, registry.host(), "it is told the registry on standard input");
+}
+
+#[test]
+fn helper_is_not_started_for_a_registry_that_asks_for_nothing() {
+    let (registry, image) = registry_with_image();
+    let helper = Helper::saying("");
+    let larder = Larder::start_with(&registry, helper.set());
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    assert_eq!(helper.starts(), 0);
+}
+
+#[test]
+fn refused_login_is_asked_for_once_more() {
+    let (registry, image) = registry_with_image();
+    registry.require_basic("u", "old");
+    let helper = Helper::saying(&login("u", "old"));
+    let larder = Larder::start_with(&registry, helper.set());
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    registry.require_basic("u", "new");
+    helper.say(&login("u", "new"));
+    registry.clear_requests();
+    let layer = &image.layers()[0];
+    assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    assert_eq!((helper.starts(), registry.requests().len()), (2, 2));
+}
+
+#[test]
+fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
+    let (registry, _) = registry_with_image();
+    registry.require_basic("u", "right");
+    let helper = Helper::saying(&login("u", "wrong"));
+    let larder = Larder::start_with(&registry, helper.set());
+    for tag in ["v1", "v2", "v3"] {
+        let got = larder.get(&manifest(REPOSITORY, tag));
+        assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{got:?}");
+    }
+    assert_eq!(helper.starts(), 2, "once, once more, and then not for a while");
+    assert_eq!(registry.requests().len(), 6, "without and with, and no third time");
+}
+
+#[test]
+fn token_service_that_refuses_gets_the_new_login() {
+    let (registry, image) = registry_with_image();
+    let tokens = TokenServer::new().user("u", "new");
+    registry.require_bearer(&tokens);
+    let text = r#"echo . >> "$0.starts"; s=old; [ -e "$0.asked" ] && s=new; : > "$0.asked"
+                  echo "{\"Username\":\"u\",\"Secret\":\"$s\"}""#;
+    let helper = Helper::doing(text);
+    let larder = Larder::start_with(&registry, helper.set());
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    assert_eq!((helper.starts(), registry.count("GET", "/token")), (2, 2));
+}
+
+#[test]
+fn identity_token_of_a_helper_is_exchanged_by_post() {
+    let (registry, image) = registry_with_image();
+    let tokens = TokenServer::new().refresh_token("refresh-me");
+    registry.require_bearer(&tokens);
+    let helper = Helper::saying(&login("<token>", "refresh-me"));
+    let larder = Larder::start_with(&registry, helper.set());
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    assert_eq!(registry.requests_for("*", "/token")[0].method, "POST");
+}
+
+#[test]
+fn helper_that_knows_nothing_means_anonymous() {
+    let (registry, image) = registry_with_image();
+    registry.require_bearer(&TokenServer::new());
+    let helper = Helper::doing("echo credentials not found in native keychain; exit 1");
+    let larder = Larder::start_with(&registry, helper.set());
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    for asked in registry.requests_for("*", "/token") {
+        assert_eq!(asked.header("authorization"), None);
+    }
+}
+
+#[test]
+fn broken_helpers_are_named_and_their_words_are_not_passed_on() {
+    let hang = r#"mkfifo "$0.gate"; cat "$0.gate""#;
+    for (text, words) in [
+        (r#"echo '{"Username":"u","Secret":"hunter2"}'; exit 1"#, "failed"),
+        ("echo hunter2", "something else than JSON"),
+        ("yes hunter2", "more than"),
+        (hang, "was killed"),
+    ] {
+        let (registry, _) = registry_with_image();
+        registry.require_basic("u", "pw");
+        let helper = Helper::doing(text);
+        // Only the one that hangs needs its time to pass.
+        let timeout = if text == hang { seconds(1) / 5 } else { seconds(10) };
+        let settings = HelperSettings { timeout, ..helper.settings() };
+        let larder = Larder::start_with(&registry, set(Credentials::Helper(settings)));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert_names(&got, words);
+        assert!(got.text().contains("docker-credential-test"), "{got:?}");
+        assert!(matches!(got.status, 502..=504), "it may work in a minute: {got:?}");
+    }
+}
+
+#[test]
+fn helper_that_is_not_there_is_named() {
+    let (registry, _) = registry_with_image();
+    registry.require_basic("u", "pw");
+    let program = "/nonexistent/docker-credential-x".parse().unwrap();
+    let credentials = Credentials::Helper(HelperSettings::of(program));
+    let larder = Larder::start_with(&registry, set(credentials));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert_names(&got, "/nonexistent/docker-credential-x");
+    assert_eq!(got.status, 403, "somebody has to install it: {got:?}");
+}
+
+#[test]
+fn what_was_pulled_is_served_while_the_helper_is_broken() {
+    let (registry, image) = registry_with_image();
+    registry.require_basic("u", "old");
+    let helper = Helper::saying(&login("u", "old"));
+    let larder = Larder::start_with(&registry, helper.set());
+    larder.get(&manifest(REPOSITORY, "v1"));
+    registry.require_basic("u", "new");
+    helper.say("no JSON");
+    larder.advance(seconds(301));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == image.manifest() && got.header("warning").is_some(), "{got:?}");
+}
+
+#[test]
+fn docker_config_names_helpers_for_one_registry_and_for_all() {
+    for key in ["credHelpers", "credsStore"] {
+        let (registry, image) = registry_with_image();
+        registry.require_basic("u", "pw");
+        let helper = Helper::saying(&login("u", "pw"));
+        let name = helper.path();
+        let value = match key {
+            "credHelpers" => serde_json::json!({ registry.host(): name }),
+            _ => serde_json::json!(name),
+        };
+        let path = helper.directory.path().join("config.json");
+        let auths = serde_json::json!({ registry.host(): {} });
+        fs::write(&path, serde_json::json!({ "auths": auths, key: value }).to_string()).unwrap();
+        let larder = Larder::start_with(&registry, set(Credentials::DockerConfig { path }));
+        assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest(), "{key}");
+        let layer = &image.layers()[0];
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{key}");
+        assert_eq!(helper.starts(), 1, "{key}");
+    }
+}
+
+#[test]
+fn parts_of_a_registry_have_logins_of_their_own() {
+    let registry = FakeRegistry::start();
+    let repositories = ["team-a", "team-a/base/x", "team-ab", "team-b/x"];
+    for repository in repositories {
+        registry.add(repository, "v1", &Image::sample("v1"));
+    }
+    let helper = Helper::saying(&login("helped", "pw"));
+    let password = |user: &str| Credentials::Password {
+        user: user.into(),
+        password: larder::upstream::Secret::new("pw"),
+    };
+    let parts = vec![
+        ("team-a".parse().unwrap(), password("a")),
+        ("team-a/base".parse().unwrap(), Credentials::Helper(helper.settings())),
+    ];
+    let otherwise = Box::new(password("other"));
+    let credentials = Credentials::ByRepository { parts, otherwise };
+    let larder = Larder::start_with(&registry, set(credentials));
+    for (repository, user) in repositories.iter().zip(["a", "helped", "other", "other"]) {
+        registry.require_basic(user, "pw");
+        registry.clear_requests();
+        assert_eq!(larder.get(&manifest(repository, "v1")).status, 200, "{repository}");
+        let shown = format!("Basic {}", base64(format!("{user}:pw").as_bytes()));
+        let asked = registry.requests();
+        let last = asked.last().and_then(|asked| asked.header("authorization"));
+        assert_eq!(last, Some(shown.as_str()), "{repository}");
+    }
+}
+
+/// A failure that says these words, and no secret.
+#[track_caller]
+fn assert_names(got: &Response, words: &str) {
+    assert!(got.status >= 400 && got.text().contains(words), "{got:?}");
+    assert!(!got.text().contains("hunter2"), "{got:?}");
+}
