@@ -566,15 +566,8 @@ registries:
 
     #[test]
     fn nothing_that_protects_is_ignored_silently() {
-        for text in [
-            "serverTlsConfig: {cert: /a, key: /b}",
-            "registries: [{name: a.io, endpoints: [\"http://a\", \"http://b\"]}]",
-        ] {
-            assert!(
-                settings(text).unwrap_err().contains("not supported by this version"),
-                "{text}"
-            );
-        }
+        let error = settings("serverTlsConfig: {cert: /a, key: /b}").unwrap_err();
+        assert!(error.contains("not supported by this version"), "{error}");
     }
 
     #[test]

@@ -27,6 +27,8 @@ mod redirects;
 mod tags;
 // Upstreams that are down, slow, or have had enough.
 mod outages;
+// Downloads that break off.
+mod resuming;
 // Upstreams that are odd and yet work.
 mod quirks;
 // Tag lists and referrers.
