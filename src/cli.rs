@@ -31,6 +31,8 @@ pub struct Arguments {
 pub enum Command {
     /// Serve clients.
     Serve(Serve),
+    /// Switch asking upstreams off and on.
+    Offline(Offline),
     /// Print the version.
     Version(Version),
 }
@@ -60,6 +62,16 @@ pub struct Serve {
     /// ask upstream on every pull of a tag named latest
     #[argh(switch)]
     pub always_pull_latest: bool,
+}
+
+/// Switch asking upstreams off (on) and on again (off) for all servers on the cache directory, which
+/// heed it within a second. Without a word, say how it is.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "offline")]
+pub struct Offline {
+    /// on: no upstream is asked; off: they are
+    #[argh(positional)]
+    pub switch: Option<String>,
 }
 
 /// Print the version and exit.

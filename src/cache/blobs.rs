@@ -131,7 +131,7 @@ impl Cache {
         if let Some(blob) = inner.store.blob(digest, size_hint) {
             return Ok(BlobLookup::Ready(blob));
         }
-        if inner.settings.air_gapped {
+        if inner.is_offline() {
             return Err(CacheError::NotCached);
         }
         // Before the negative cache: another repository's download serves this one as well.
@@ -153,7 +153,7 @@ impl Cache {
 
     /// Goes on with the downloads that an earlier process has left. Waits for nothing.
     pub fn resume_downloads(&self) {
-        if self.inner.settings.air_gapped {
+        if self.inner.is_offline() {
             return;
         }
         for (name, digest) in self.inner.store.partials() {

@@ -92,6 +92,9 @@ impl<'a, S: Sink> Download<'a, S> {
             );
             self.inner.blob_pool.pause(wait);
             self.inner.stop_if_closed()?;
+            if self.inner.is_offline() {
+                return Err(CacheError::NotCached);
+            }
         }
     }
 

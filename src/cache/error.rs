@@ -12,6 +12,8 @@ use crate::upstream::{UpstreamError, UpstreamErrorKind};
 pub enum CacheError {
     /// It is not in the cache, and no upstream may be asked (`airGapped`).
     NotCached,
+    /// Upstream has deleted the tag, and so it was forgotten here (`onUpstreamDelete: drop`).
+    DeletedUpstream,
     /// Upstream said so a moment ago (`negativeTtl`).
     KnownMissing,
     /// Upstream asked, with its last 429, not to be asked again so soon.
@@ -61,7 +63,9 @@ impl CacheError {
     /// What the failure means to whoever asked.
     pub fn reason(&self) -> Reason {
         match self {
-            CacheError::NotCached | CacheError::KnownMissing => Reason::NotFound,
+            CacheError::NotCached | CacheError::KnownMissing | CacheError::DeletedUpstream => {
+                Reason::NotFound
+            }
             CacheError::HeldBack { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
@@ -97,7 +101,7 @@ impl CacheError {
 
 fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
     match kind {
-        UpstreamErrorKind::NotFound => Reason::NotFound,
+        UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden => Reason::NotFound,
         UpstreamErrorKind::Unsupported => Reason::Unsupported,
         UpstreamErrorKind::NotAllowed { .. } => Reason::NotAllowed,
         UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Credentials { .. } => Reason::Denied,
@@ -143,7 +147,14 @@ impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CacheError::NotCached => {
-                write!(f, "it is not in the cache, and airGapped forbids asking upstream")
+                write!(
+                    f,
+                    "it is not in the cache, and no upstream may be asked (airGapped, or larder \
+                     offline on)"
+                )
+            }
+            CacheError::DeletedUpstream => {
+                write!(f, "upstream has deleted the tag (onUpstreamDelete: drop)")
             }
             CacheError::KnownMissing => write!(f, "upstream did not have it a moment ago"),
             CacheError::HeldBack { wait } => {

@@ -1,8 +1,9 @@
 //! How long a tag is believed. Pure: a policy, a record's age, a verdict.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use crate::oci::Tag;
+use crate::oci::{Pattern, Tag, Upstream};
 
 /// How long the answer to "which manifest is this tag" stays good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,43 +16,102 @@ pub enum Ttl {
     Forever,
 }
 
-/// The freshness policy of this server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FreshnessPolicy {
-    /// For all tags.
-    pub tag_ttl: Ttl,
-    /// Whether `latest` is asked for every time whatever `tag_ttl` says.
-    pub always_pull_latest: bool,
+/// Rules for the tags of a registry, or of all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TagRules {
+    /// For tags of a kind; the first that matches wins.
+    pub patterns: Vec<(Pattern, Ttl)>,
+    /// For the others; `None` leaves them to the next rules.
+    pub otherwise: Option<Ttl>,
 }
 
-/// Five minutes: a rollout of one tag to a cluster asks upstream once, a re-tag is seen soon.
-const TAG_TTL: Duration = Duration::from_secs(300);
-
-impl Default for FreshnessPolicy {
-    fn default() -> Self {
-        FreshnessPolicy { tag_ttl: Ttl::For(TAG_TTL), always_pull_latest: false }
+impl TagRules {
+    fn ttl(&self, tag: &Tag) -> Option<Ttl> {
+        let matching = self.patterns.iter().find(|(pattern, _)| pattern.matches(tag.as_str()));
+        matching.map(|(_, ttl)| *ttl).or(self.otherwise)
     }
 }
 
+/// What becomes of a cached tag that upstream says it does not have any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnUpstreamDelete {
+    /// It stays, is served as stale, and is noted as gone.
+    #[default]
+    Keep,
+    /// It is forgotten.
+    Drop,
+}
+
+/// The freshness policy of this server.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FreshnessPolicy {
+    /// Whether `latest` is asked for every time whatever the rules say.
+    pub always_pull_latest: bool,
+    /// By registry. A registry's own rules stand before those for all.
+    pub by_upstream: HashMap<Upstream, TagRules>,
+    /// For all.
+    pub rules: TagRules,
+    /// For how long after its time a tag is served at once, while upstream is asked in the background.
+    pub stale_while_revalidate: Duration,
+    /// What becomes of tags that upstream has deleted.
+    pub on_upstream_delete: OnUpstreamDelete,
+}
+
+/// Five minutes: a rollout of one tag to a cluster asks upstream once, a re-tag is seen soon.
+const TAG_TTL: Ttl = Ttl::For(Duration::from_secs(300));
+
+/// Whether a tag is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Belief {
+    /// Yes, until then; `None` is for ever.
+    Fresh(Option<SystemTime>),
+    /// It is served at once, and upstream is asked in the background.
+    Revalidate,
+    /// Upstream is asked first.
+    Stale,
+}
+
 impl FreshnessPolicy {
-    /// Until when a tag that upstream confirmed at `checked` is believed; `None` is for ever.
+    /// One rule for all tags.
+    pub fn of(ttl: Ttl) -> FreshnessPolicy {
+        let rules = TagRules { otherwise: Some(ttl), ..TagRules::default() };
+        FreshnessPolicy { rules, ..FreshnessPolicy::default() }
+    }
+
+    /// How long this tag is believed.
+    pub fn ttl(&self, upstream: &Upstream, tag: &Tag) -> Ttl {
+        if self.always_pull_latest && tag.as_str() == "latest" {
+            return Ttl::Always;
+        }
+        let own = self.by_upstream.get(upstream).and_then(|rules| rules.ttl(tag));
+        own.or_else(|| self.rules.ttl(tag)).unwrap_or(TAG_TTL)
+    }
+
+    /// Whether a tag that upstream confirmed at `checked` is believed.
     ///
     /// A `checked` in the future (the clock was set back) counts as now: such a record would else be
     /// believed for as long as the clock was wrong.
-    pub fn fresh_until(
+    pub(super) fn belief(
         &self,
+        upstream: &Upstream,
         tag: &Tag,
         checked: SystemTime,
         now: SystemTime,
-    ) -> Option<SystemTime> {
-        let ttl = match self.always_pull_latest && tag.as_str() == "latest" {
-            true => Ttl::Always,
-            false => self.tag_ttl,
+    ) -> Belief {
+        let ttl = match self.ttl(upstream, tag) {
+            Ttl::Forever => return Belief::Fresh(None),
+            Ttl::For(duration) => duration,
+            Ttl::Always => Duration::ZERO,
         };
-        match ttl {
-            Ttl::Always => Some(SystemTime::UNIX_EPOCH),
-            Ttl::For(duration) => checked.min(now).checked_add(duration),
-            Ttl::Forever => None,
+        let checked = checked.min(now);
+        let Some(until) = checked.checked_add(ttl) else { return Belief::Fresh(None) };
+        let grace = until.checked_add(self.stale_while_revalidate);
+        if now < until {
+            Belief::Fresh(Some(until))
+        } else if now < grace.unwrap_or(until) && self.ttl(upstream, tag) != Ttl::Always {
+            Belief::Revalidate
+        } else {
+            Belief::Stale
         }
     }
 }
@@ -60,36 +120,85 @@ impl FreshnessPolicy {
 mod tests {
     use super::*;
 
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    const MINUTE: Ttl = Ttl::For(Duration::from_secs(60));
+
+    fn quay() -> Upstream {
+        "quay.io".parse().unwrap()
+    }
+
     #[test]
     fn verdicts() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let minute = Ttl::For(Duration::from_secs(60));
-        for (tag_ttl, always_pull_latest, tag, checked, now, fresh) in [
-            (minute, false, "1", 1000, 1059, true),
-            (minute, false, "1", 1000, 1060, false),
-            (minute, false, "latest", 1000, 1001, true),
-            (minute, true, "latest", 1000, 1001, false),
-            (minute, true, "latest-1", 1000, 1001, true),
+        for (ttl, always_pull_latest, tag, checked, now, fresh) in [
+            (MINUTE, false, "1", 1000, 1059, true),
+            (MINUTE, false, "1", 1000, 1060, false),
+            (MINUTE, false, "latest", 1000, 1001, true),
+            (MINUTE, true, "latest", 1000, 1001, false),
+            (MINUTE, true, "latest-1", 1000, 1001, true),
             (Ttl::Forever, false, "1", 0, u64::from(u32::MAX), true),
             (Ttl::Forever, true, "latest", 0, 1, false),
             (Ttl::Always, false, "1", 1000, 1000, false),
-            (minute, false, "1", 5000, 1000, true),
+            (MINUTE, false, "1", 5000, 1000, true),
         ] {
-            let policy = FreshnessPolicy { tag_ttl, always_pull_latest };
-            let until = policy.fresh_until(&tag.parse().unwrap(), at(checked), at(now));
-            let is_fresh = until.is_none_or(|until| at(now) < until);
-            assert_eq!(is_fresh, fresh, "{tag_ttl:?} {tag} {checked} {now}");
+            let policy = FreshnessPolicy { always_pull_latest, ..FreshnessPolicy::of(ttl) };
+            let belief = policy.belief(&quay(), &tag.parse().unwrap(), at(checked), at(now));
+            let is_fresh = matches!(belief, Belief::Fresh(_));
+            assert_eq!(is_fresh, fresh, "{ttl:?} {tag} {checked} {now}");
         }
     }
 
     #[test]
     fn a_record_from_the_future_is_not_believed_until_then() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let policy = FreshnessPolicy {
-            tag_ttl: Ttl::For(Duration::from_secs(60)),
-            always_pull_latest: false,
+        let policy = FreshnessPolicy::of(MINUTE);
+        let belief = policy.belief(&quay(), &"1".parse().unwrap(), at(9_999_999), at(1000));
+        assert_eq!(belief, Belief::Fresh(Some(at(1060))));
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_wins_and_a_registrys_own_stand_first() {
+        let rule = |pattern: &str, ttl| (pattern.parse().unwrap(), ttl);
+        let own = TagRules {
+            patterns: vec![rule("/^v[0-9.]+$/", Ttl::Forever), rule("v*", Ttl::Always)],
+            otherwise: None,
         };
-        let tag = "1".parse().unwrap();
-        assert_eq!(policy.fresh_until(&tag, at(9_999_999), at(1000)), Some(at(1060)));
+        let rules = TagRules {
+            patterns: vec![rule("nightly", Ttl::Always), rule("v*", MINUTE)],
+            otherwise: Some(MINUTE),
+        };
+        let by_upstream = HashMap::from([(quay(), own)]);
+        let policy = FreshnessPolicy { by_upstream, rules, ..FreshnessPolicy::default() };
+        for (upstream, tag, ttl) in [
+            ("quay.io", "v1.2", Ttl::Forever),
+            ("quay.io", "v1-rc", Ttl::Always),
+            ("quay.io", "nightly", Ttl::Always),
+            ("quay.io", "other", MINUTE),
+            ("ghcr.io", "v1.2", MINUTE),
+            ("ghcr.io", "nightly", Ttl::Always),
+        ] {
+            let got = policy.ttl(&upstream.parse().unwrap(), &tag.parse().unwrap());
+            assert_eq!(got, ttl, "{upstream} {tag}");
+        }
+        let default = FreshnessPolicy::default();
+        assert_eq!(default.ttl(&quay(), &"v1".parse().unwrap()), TAG_TTL);
+    }
+
+    #[test]
+    fn for_a_while_a_stale_tag_is_served_while_it_is_confirmed() {
+        let stale_while_revalidate = Duration::from_secs(30);
+        let policy = |ttl| FreshnessPolicy { stale_while_revalidate, ..FreshnessPolicy::of(ttl) };
+        for (ttl, now, belief) in [
+            (MINUTE, 1059, Belief::Fresh(Some(at(1060)))),
+            (MINUTE, 1060, Belief::Revalidate),
+            (MINUTE, 1089, Belief::Revalidate),
+            (MINUTE, 1090, Belief::Stale),
+            // Who wants to be asked every time wants the answer.
+            (Ttl::Always, 1001, Belief::Stale),
+        ] {
+            let got = policy(ttl).belief(&quay(), &"1".parse().unwrap(), at(1000), at(now));
+            assert_eq!(got, belief, "{ttl:?} {now}");
+        }
     }
 }

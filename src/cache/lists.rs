@@ -111,9 +111,9 @@ impl Cache {
         let fallback = record.map(to_list).or_else(|| inner.local_tags(name, &question));
         let ready = |list, how| Ok(ListLookup::Ready(ListAnswer { list, how }));
         match fallback {
-            Some(list) if is_fresh || inner.settings.air_gapped => ready(list, How::Hit),
+            Some(list) if is_fresh || inner.is_offline() => ready(list, How::Hit),
             Some(list) if inner.misses.is_troubled(&name.upstream, now) => ready(list, How::Stale),
-            None if inner.settings.air_gapped => Err(CacheError::NotCached),
+            None if inner.is_offline() => Err(CacheError::NotCached),
             fallback => Ok(ListLookup::Wait(self.ask_for_list(name, question, fallback))),
         }
     }

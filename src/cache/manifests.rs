@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
+use super::freshness::{Belief, OnUpstreamDelete};
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, PATIENCE, lock};
 use crate::flight::{Flight, Flights, Pilot};
@@ -93,6 +94,7 @@ impl ManifestWait {
                 Ok(ManifestAnswer { content, how: How::Hit })
             }
             (Ok(content), _) => Ok(ManifestAnswer { content, how: self.how }),
+            (Err(error @ CacheError::DeletedUpstream), _) => Err(error),
             (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
             (Err(error), None) => Err(error),
         })
@@ -150,17 +152,21 @@ impl Cache {
             Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now)),
         };
         let cached = match stored {
-            Some(stored) if stored.fresh_until.is_none_or(|until| now < until) => {
-                inner.keep_hot(key, &stored, now);
-                return Ok(ready(stored.content, How::Hit));
-            }
-            Some(stored) if inner.settings.air_gapped => {
-                return Ok(ready(stored.content, How::Hit));
-            }
-            Some(stored) => Some(stored.content),
+            Some(stored) => match stored.belief {
+                Belief::Fresh(until) => {
+                    inner.keep_hot(key, &stored.content, until, now);
+                    return Ok(ready(stored.content, How::Hit));
+                }
+                _ if inner.is_offline() => return Ok(ready(stored.content, How::Hit)),
+                Belief::Revalidate => {
+                    self.revalidate(key, now);
+                    return Ok(ready(stored.content, How::Stale));
+                }
+                Belief::Stale => Some(stored.content),
+            },
             None => None,
         };
-        if inner.settings.air_gapped {
+        if inner.is_offline() {
             return Err(CacheError::NotCached);
         }
         let is_missing =
@@ -173,6 +179,13 @@ impl Cache {
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
             (cached, _) => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
+        }
+    }
+
+    /// Asks what a tag is, for the next client rather than for this one.
+    fn revalidate(&self, key: Key, now: SystemTime) {
+        if !self.inner.misses.is_troubled(&key.0.upstream, now) {
+            self.ask_for_manifest(key, None);
         }
     }
 
@@ -192,10 +205,10 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
     ManifestLookup::Ready(ManifestAnswer { content, how })
 }
 
-/// A manifest from the store, and how long it is believed; `None` is for ever.
+/// A manifest from the store, and whether it is believed.
 pub(super) struct Stored {
     content: Arc<Content>,
-    fresh_until: Option<SystemTime>,
+    belief: Belief,
 }
 
 impl Inner {
@@ -208,13 +221,18 @@ impl Inner {
         is_believed.then(|| Arc::clone(&entry.content))
     }
 
-    fn keep_hot(&self, key: Key, stored: &Stored, now: SystemTime) {
-        let content = &stored.content;
+    fn keep_hot(
+        &self,
+        key: Key,
+        content: &Arc<Content>,
+        fresh_until: Option<SystemTime>,
+        now: SystemTime,
+    ) {
         if content.bytes.len() > HOT_BYTES_MAX {
             return;
         }
         let soon = now + HOT_AGE_MAX;
-        let believed_until = stored.fresh_until.map_or(soon, |until| until.min(soon));
+        let believed_until = fresh_until.map_or(soon, |until| until.min(soon));
         let entry = HotManifest { content: Arc::clone(content), believed_until };
         lock(&self.hot).insert(key, entry);
     }
@@ -227,14 +245,15 @@ impl Inner {
     ) -> Option<Stored> {
         let record = self.store.manifest(name, digest, access)?;
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
-        Some(Stored { content, fresh_until: None })
+        Some(Stored { content, belief: Belief::Fresh(None) })
     }
 
     fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
         let record = self.store.tag(name, tag, access)?;
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
         let policy = &self.settings.freshness;
-        Some(Stored { content, fresh_until: policy.fresh_until(tag, record.checked, self.now()) })
+        let belief = policy.belief(&name.upstream, tag, record.checked, self.now());
+        Some(Stored { content, belief })
     }
 
     fn read_content(
@@ -314,6 +333,9 @@ impl Inner {
         };
         let resolved = source.resolve(&name.repository, tag);
         self.note(name, &reference, &resolved);
+        if resolved.as_ref().is_err_and(UpstreamError::is_certainly_not_found) {
+            return Err(self.deleted_upstream(name, tag, &record));
+        }
         let content = match resolved? {
             Some(digest) => match self.stored_manifest(name, &digest, Access::Look) {
                 Some(stored) => stored.content,
@@ -324,6 +346,26 @@ impl Inner {
         };
         self.point_tag(name, tag, &content, Some(&record));
         Ok(content)
+    }
+
+    /// Upstream has a tag no more that is here.
+    fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
+        let (noted, error) = match self.settings.freshness.on_upstream_delete {
+            OnUpstreamDelete::Drop => {
+                log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
+                (self.store.remove_tag(name, tag), CacheError::DeletedUpstream)
+            }
+            OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
+            OnUpstreamDelete::Keep => {
+                log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
+                let gone = TagRecord { gone: Some(self.now()), ..record.clone() };
+                (self.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
+            }
+        };
+        if let Err(error) = noted {
+            log::warn!("{name}:{tag}: that upstream has deleted it cannot be noted: {error}");
+        }
+        error
     }
 
     fn get_manifest(
@@ -389,6 +431,7 @@ impl Inner {
             size,
             fetched,
             checked: now,
+            gone: None,
         };
         if let Err(error) = self.store.put_tag(name, tag, &record) {
             log::error!("{name}:{tag} is served but its tag is not cached: {error}");

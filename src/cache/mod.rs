@@ -32,6 +32,7 @@ mod recent;
 mod retry;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +44,7 @@ use crate::upstream::{Demerits, Sources};
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
-pub use freshness::{FreshnessPolicy, Ttl};
+pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TagRules, Ttl};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
@@ -171,11 +172,14 @@ struct Inner {
     /// Repositories whose cached manifests were read for their sizes.
     learned: Mutex<Recent<ImageName, ()>>,
     counts: Counters,
+    /// `larder offline on`, as it was last seen.
+    is_switched_off: AtomicBool,
 }
 
 impl Cache {
     /// A cache over a store and the registries behind it. Starts the fetchers; asks nobody.
     pub fn new(store: Store, sources: Arc<dyn Sources>, settings: Settings, clock: Clock) -> Cache {
+        let is_switched_off = store.is_offline();
         let inner = Inner {
             store,
             sources,
@@ -202,6 +206,7 @@ impl Cache {
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             counts: Counters::default(),
+            is_switched_off: AtomicBool::new(is_switched_off),
             settings,
         };
         Cache { inner: Arc::new(inner) }
@@ -210,6 +215,17 @@ impl Cache {
     /// The store below.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// Looks whether `larder offline` was switched since the last look.
+    pub fn look_at_offline_switch(&self) {
+        let is_off = self.inner.store.is_offline();
+        if self.inner.is_switched_off.swap(is_off, Ordering::Relaxed) != is_off {
+            match is_off {
+                true => log::warn!("offline: no upstream is asked until `larder offline off`"),
+                false => log::warn!("online again: upstreams are asked"),
+            }
+        }
     }
 
     /// What is known of the registries' health.
@@ -238,6 +254,11 @@ impl Cache {
 }
 
 impl Inner {
+    /// Whether no upstream may be asked: by configuration, or by `larder offline on`.
+    fn is_offline(&self) -> bool {
+        self.settings.air_gapped || self.is_switched_off.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> SystemTime {
         (self.clock)()
     }

@@ -1,6 +1,7 @@
 //! The commands: one short composition of rooms each.
 
 mod logging;
+mod offline;
 mod serve;
 
 use std::fmt;
@@ -19,16 +20,22 @@ use crate::upstream::TlsFileError;
 /// [`CommandError`], whose text is for the operator.
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
     match arguments.command {
-        Command::Version(_) => version(),
+        Command::Version(_) => {
+            say(concat!("larder ", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
         Command::Serve(_) => serve::serve(config::load(overrides(arguments)?)?),
+        Command::Offline(ref command) => {
+            let switch = command.switch.clone();
+            let settings = config::load(overrides(arguments)?)?;
+            offline::offline(&settings.store, switch.as_deref())
+        }
     }
 }
 
-fn version() -> Result<(), CommandError> {
-    let line = concat!("larder ", env!("CARGO_PKG_VERSION"), "\n");
-    // A closed pipe is the reader's choice and no failure.
-    let _ = std::io::stdout().write_all(line.as_bytes());
-    Ok(())
+/// Prints a line. A closed pipe is the reader's choice and no failure.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn overrides(arguments: Arguments) -> Result<Overrides, CommandError> {

@@ -49,7 +49,7 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
     let cache = Cache::new(store.clone(), registries, settings.cache.clone(), clock);
-    let keeper = Keeper::start(store)
+    let keeper = Keeper::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
 
     let edge = http::Settings {

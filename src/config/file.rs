@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::ConfigError;
 use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
 use super::value::{EndpointUrl, LogLevel, Rate, Span, Text, TtlText, Whole};
-use crate::oci::Upstream;
+use crate::oci::{Pattern, Upstream};
 use crate::upstream::{Scheme, UnlistedRegistries};
 
 /// The whole file.
@@ -39,6 +39,9 @@ pub(super) struct File {
     pub(super) prune_config: Option<PruneEntry>,
     pub(super) server_tls_config: Option<ServerTlsEntry>,
     pub(super) tag_ttl: Option<Text<TtlText>>,
+    pub(super) tags: Option<Vec<TagRuleEntry>>,
+    pub(super) stale_while_revalidate: Option<Text<Span>>,
+    pub(super) on_upstream_delete: Option<OnDelete>,
     pub(super) revalidate_timeout: Option<Text<Span>>,
     pub(super) negative_ttl: Option<Text<Span>>,
     pub(super) unlisted_registries: Option<Unlisted>,
@@ -48,6 +51,22 @@ pub(super) struct File {
     pub(super) resume_on_start: Option<bool>,
     pub(super) drain_timeout: Option<Text<Span>>,
     pub(super) fsync: Option<bool>,
+}
+
+/// An entry of `tags`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TagRuleEntry {
+    pub(super) pattern: Text<Pattern>,
+    pub(super) tag_ttl: Text<TtlText>,
+}
+
+/// `onUpstreamDelete`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnDelete {
+    Keep,
+    Drop,
 }
 
 /// An entry of `registries`.
@@ -69,6 +88,10 @@ pub(super) struct RegistryEntry {
     pub(super) repositories: Option<Vec<RepositoriesEntry>>,
     #[serde(default)]
     pub(super) tls: Option<TlsEntry>,
+    #[serde(default)]
+    pub(super) tag_ttl: Option<Text<TtlText>>,
+    #[serde(default)]
+    pub(super) tags: Option<Vec<TagRuleEntry>>,
     #[serde(default)]
     pub(super) rate_limit: Option<Text<Rate>>,
     #[serde(default)]

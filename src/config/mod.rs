@@ -9,6 +9,7 @@ mod aws;
 mod environment;
 mod error;
 mod file;
+mod freshness;
 mod registry;
 mod value;
 
@@ -173,12 +174,11 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
 
 fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
     let default = cache::Settings::default();
-    let tag_ttl = file.tag_ttl.as_ref().map_or(default.freshness.tag_ttl, |ttl| ttl.0.0);
     let always_pull_latest = over.always_pull_latest || file.always_pull_latest == Some(true);
     let span =
         |value: &Option<Text<Span>>, default| value.as_ref().map_or(default, |span| span.0.0);
     cache::Settings {
-        freshness: cache::FreshnessPolicy { tag_ttl, always_pull_latest },
+        freshness: freshness::policy(file, always_pull_latest),
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
@@ -267,7 +267,7 @@ mod tests {
     use std::num::NonZeroU64;
 
     use super::*;
-    use crate::cache::Ttl;
+    use crate::cache::{OnUpstreamDelete, Ttl};
     use crate::upstream::{
         Credentials, HelperSettings, IdentityFiles, Scheme, Secret, TlsSettings,
     };
@@ -335,6 +335,9 @@ serverTlsConfig: {}
     fn our_own_keys() {
         let text = "
 tagTtl: forever
+tags: [{pattern: nightly-*, tagTtl: always}]
+staleWhileRevalidate: 1m
+onUpstreamDelete: drop
 revalidateTimeout: 500ms
 negativeTtl: 0
 unlistedRegistries: deny
@@ -345,11 +348,20 @@ drainTimeout: 10s
 resumeOnStart: false
 fsync: false
 registries:
-  - {name: docker.io, endpoints: [\"http://127.0.0.1:5000\"], aliases: [hub]}
+  - {name: docker.io, endpoints: [\"http://127.0.0.1:5000\"], aliases: [hub], tagTtl: 1h, tags: [{pattern: '/^[0-9]/', tagTtl: '0'}]}
   - {name: slow.io, rateLimit: 1MiB, maxDownloads: 2}
 ";
         let settings = settings(&text.replace("\\", "")).unwrap();
-        assert_eq!(settings.cache.freshness.tag_ttl, Ttl::Forever);
+        let policy = &settings.cache.freshness;
+        let ttl = |upstream: &str, tag: &str| {
+            policy.ttl(&upstream.parse().unwrap(), &tag.parse().unwrap())
+        };
+        assert_eq!(ttl("quay.io", "v1"), Ttl::Forever);
+        assert_eq!(ttl("quay.io", "nightly-1"), Ttl::Always);
+        assert_eq!(ttl("docker.io", "v1"), Ttl::For(Duration::from_secs(3600)));
+        assert_eq!(ttl("docker.io", "1.2"), Ttl::Always);
+        assert_eq!(policy.stale_while_revalidate, Duration::from_secs(60));
+        assert_eq!(policy.on_upstream_delete, OnUpstreamDelete::Drop);
         assert_eq!(settings.cache.revalidate_timeout, Duration::from_millis(500));
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
@@ -382,6 +394,9 @@ registries:
             ("registries:\n  - name: a.io\n    rateLimit: 5 MB", "larder.yaml:3:16:", "10MB"),
             ("registries:\n  - name: a.io\n    rateLimit: 0", "larder.yaml:3:16:", "leave it out"),
             ("registries:\n  - name: a.io\n    maxDownloads: x", "larder.yaml:3:19:", "whole"),
+            ("tags: [{pattern: '/(/', tagTtl: 1m}]", "larder.yaml:1:18:", "not a pattern"),
+            ("tags: [{pattern: x}]", "larder.yaml:1:", "tagTtl"),
+            ("onUpstreamDelete: burn", "larder.yaml:1:19:", "keep"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
             (
                 "registries:\n  - name: a.io\n    auth: {token: {provider: gcr}}",
@@ -608,6 +623,7 @@ registries:
             ("registries: [{name: a.io, auth: {token: {?: 1}}}]", "token"),
             ("registries: [{name: a.io, repositories: [{?: 1}]}]", "repositories"),
             ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
+            ("tags: [{?: 1}]", "tags"),
             ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
             ("pruneConfig: {?: 1}", "pruneConfig"),
             ("serverTlsConfig: {?: 1}", "serverTlsConfig"),

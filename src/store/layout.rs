@@ -38,6 +38,11 @@ impl Layout {
         self.root.join("index.json")
     }
 
+    /// There while `larder offline` is on.
+    pub(super) fn offline_switch(&self) -> PathBuf {
+        self.root.join("offline")
+    }
+
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
         self.root.join("blobs").join(algorithm.as_str())
     }

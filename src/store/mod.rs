@@ -126,6 +126,29 @@ impl Store {
         Some(told.f_bavail.saturating_mul(told.f_frsize))
     }
 
+    /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.
+    pub fn is_offline(&self) -> bool {
+        self.inner.layout.offline_switch().exists()
+    }
+
+    /// Switches that on or off.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn set_offline(&self, offline: bool) -> Result<(), StoreError> {
+        let path = self.inner.layout.offline_switch();
+        let switched = match offline {
+            true => File::create(&path).map(drop),
+            false => fs::remove_file(&path),
+        };
+        match switched {
+            Err(error) if offline || error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::write(&path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How many damaged files were met since the start.
     pub fn damaged_files(&self) -> u64 {
         self.inner.damaged_files.load(Ordering::Relaxed)

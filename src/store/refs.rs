@@ -46,6 +46,8 @@ pub struct TagRecord {
     pub fetched: SystemTime,
     /// When upstream last confirmed it.
     pub checked: SystemTime,
+    /// When upstream was first seen not to have the tag any more; nothing if it has it.
+    pub gone: Option<SystemTime>,
 }
 
 /// That a repository has a manifest.
@@ -81,6 +83,8 @@ struct TagWire {
     size: u64,
     fetched: u64,
     checked: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gone: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,11 +117,26 @@ impl Store {
             size: is.size,
             fetched: to_seconds(is.fetched),
             checked: to_seconds(is.checked),
+            gone: is.gone.map(to_seconds),
         };
         let is_other = self.tag(name, tag, Access::Look).is_none_or(|was| was.digest != is.digest);
         self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
         if is_other {
             self.mark_index_outdated();
+        }
+        Ok(())
+    }
+
+    /// Forgets a tag. What it pointed at stays, for whoever knows the digest.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn remove_tag(&self, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+        let path = self.inner.layout.tag(name, tag);
+        match fs::remove_file(&path) {
+            Ok(()) => self.mark_index_outdated(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::write(&path, error)),
         }
         Ok(())
     }
@@ -264,6 +283,7 @@ impl TagWire {
             size: self.size,
             fetched: from_seconds(self.fetched)?,
             checked: from_seconds(self.checked)?,
+            gone: self.gone.and_then(from_seconds),
         })
     }
 }

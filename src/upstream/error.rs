@@ -27,6 +27,9 @@ pub struct UpstreamError {
 pub enum UpstreamErrorKind {
     /// The registry has no such thing, or says so to those without credentials.
     NotFound,
+    /// The registry refuses a token that it has just issued: so some hide what does not exist, or is
+    /// private (Docker Hub since 2023).
+    Hidden,
     /// The registry wants credentials, or refuses those it got (`registries[].auth`).
     Denied {
         /// The HTTP status.
@@ -152,6 +155,11 @@ impl UpstreamError {
 
     /// Whether the registry answered that there is no such thing.
     pub fn is_not_found(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden)
+    }
+
+    /// Whether it said so in as many words, so that what was there is gone.
+    pub fn is_certainly_not_found(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::NotFound)
     }
 
@@ -249,6 +257,9 @@ impl fmt::Display for UpstreamError {
         write!(f, "{}: ", self.request)?;
         match &self.kind {
             UpstreamErrorKind::NotFound => write!(f, "the registry has no such content"),
+            UpstreamErrorKind::Hidden => {
+                write!(f, "the registry has no such content, or none for us (401 to a fresh token)")
+            }
             UpstreamErrorKind::Denied { status } => {
                 write!(f, "the registry demands other credentials (status {status})")
             }

@@ -164,7 +164,7 @@ impl Failover {
 fn hope(kind: &UpstreamErrorKind) -> u32 {
     match kind {
         UpstreamErrorKind::NotFound => 0,
-        UpstreamErrorKind::Unsupported => 1,
+        UpstreamErrorKind::Unsupported | UpstreamErrorKind::Hidden => 1,
         UpstreamErrorKind::Denied { .. }
         | UpstreamErrorKind::Credentials { .. }
         | UpstreamErrorKind::NotAllowed { .. } => 2,

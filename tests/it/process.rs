@@ -410,3 +410,23 @@ fn proxy_that_is_none_keeps_it_from_starting() {
         assert!(stderr.contains(variable) && !stderr.contains("hunter2"), "{stderr}");
     }
 }
+
+#[test]
+fn offline_is_switched_from_beside_a_running_server() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let process = Process::serve(directory.path(), &registry);
+    let cache = directory.path().join("cache").display().to_string();
+    let offline = |words: &[&str]| run(&[&["--image-path", &cache, "offline"], words].concat());
+    let said = |words: &[&str]| offline(words).1;
+    assert!(said(&[]).starts_with("online"));
+    assert!(said(&["on"]).starts_with("offline"));
+    let path = manifest(REPOSITORY, "v1");
+    until("the server to heed it", || get(process.address, &path).status == 404);
+    assert!(said(&["off"]).starts_with("online"));
+    until("the server to heed it", || get(process.address, &path).body == image.manifest());
+    let (code, _, stderr) = offline(&["maybe"]);
+    assert!(code == Some(2) && stderr.contains("neither on nor off"), "{stderr}");
+}

@@ -2,7 +2,7 @@
 //!
 //! Proves P-46 (HEAD), P-48 (the negative cache), P-58, and DESIGN.md section 6, "Manifests".
 
-use larder::cache::Ttl;
+use larder::cache::{FreshnessPolicy, OnUpstreamDelete, Ttl};
 
 use crate::support::larder::{blob, manifest, seconds};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
@@ -19,7 +19,9 @@ fn with_ttl(ttl: Ttl) -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("old");
     registry.add(REPOSITORY, "v1", &image);
-    let larder = Larder::start_with(&registry, |settings| settings.cache.freshness.tag_ttl = ttl);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.freshness = FreshnessPolicy::of(ttl)
+    });
     (registry, larder, image)
 }
 
@@ -138,8 +140,8 @@ fn time_without_end_never_asks_again() {
 fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
     let registry = FakeRegistry::start();
     let larder = Larder::start_with(&registry, |settings| {
-        settings.cache.freshness.always_pull_latest = true;
-        settings.cache.freshness.tag_ttl = Ttl::Forever;
+        let always = FreshnessPolicy::of(Ttl::Forever);
+        settings.cache.freshness = FreshnessPolicy { always_pull_latest: true, ..always };
     });
     for tag in ["latest", "v1", "latest-1"] {
         registry.add(REPOSITORY, tag, &Image::sample("old"));
@@ -222,4 +224,106 @@ fn denial_of_one_repository_is_none_of_another() {
     assert_eq!(larder.get(&blob("team/other", &layer.digest)).status, 404);
     assert_eq!(larder.get(&manifest(REPOSITORY, &digest)).status, 200);
     assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+}
+
+#[test]
+fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
+    let registry = FakeRegistry::start();
+    let (old, new) = (Image::sample("old"), Image::sample("new"));
+    registry.add(REPOSITORY, "v1", &old);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.freshness = FreshnessPolicy {
+            stale_while_revalidate: seconds(600),
+            ..FreshnessPolicy::of(Ttl::For(seconds(60)))
+        };
+    });
+    pull(&larder);
+    registry.add(REPOSITORY, "v1", &new);
+    let gate = Gate::new();
+    registry.fault(On::head_manifest("v1").times(1), Fault::Gate(gate.clone()));
+    larder.advance(seconds(120));
+    for _ in 0..3 {
+        let got = pull(&larder);
+        assert_eq!((got.digest(), got.header("warning")), (old.digest(), Some(STALE)));
+    }
+    // It is asked while nobody waits, and once.
+    gate.wait_until_reached(1);
+    gate.open();
+    crate::support::larder::until("the new one", || pull(&larder).digest() == new.digest());
+    assert_eq!(registry.count("HEAD", &manifest(REPOSITORY, "v1")), 1);
+    // Beyond that while, it is asked first.
+    registry.add(REPOSITORY, "v1", &old);
+    larder.advance(seconds(700));
+    let got = pull(&larder);
+    assert_eq!((got.digest(), got.header("warning")), (old.digest(), None));
+}
+
+#[test]
+fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
+    for (on_upstream_delete, statuses) in
+        [(OnUpstreamDelete::Keep, [200, 200]), (OnUpstreamDelete::Drop, [404, 404])]
+    {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let larder = Larder::start_with(&registry, |settings| {
+            let policy = FreshnessPolicy::of(Ttl::For(seconds(60)));
+            settings.cache.freshness = FreshnessPolicy { on_upstream_delete, ..policy };
+        });
+        pull(&larder);
+        registry.expect_unknown(&manifest(REPOSITORY, "v1"));
+        registry.remove_tag(REPOSITORY, "v1");
+        larder.advance(seconds(120));
+        for status in statuses {
+            assert_eq!(pull(&larder).status, status, "{on_upstream_delete:?}");
+            larder.advance(seconds(120));
+        }
+        // Whoever knows the digest is not concerned.
+        assert_eq!(larder.get(&manifest(REPOSITORY, &image.digest())).status, 200);
+        // When it is back, it is as if it had never been away.
+        registry.add(REPOSITORY, "v1", &image);
+        let got = pull(&larder);
+        assert_eq!((got.status, got.header("warning")), (200, None), "{got:?}");
+    }
+}
+
+#[test]
+fn refused_token_is_no_reason_to_drop_a_tag() {
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    let larder = Larder::start_with(&registry, |settings| {
+        let policy = FreshnessPolicy::of(Ttl::For(seconds(60)));
+        settings.cache.freshness =
+            FreshnessPolicy { on_upstream_delete: OnUpstreamDelete::Drop, ..policy };
+    });
+    pull(&larder);
+    larder.advance(seconds(120));
+    let tokens = crate::support::TokenServer::new();
+    registry.require_bearer(&tokens);
+    registry.fault(On::anything().without_header("x"), Fault::status(401));
+    assert_eq!((pull(&larder).status, pull(&larder).header("warning")), (200, Some(STALE)));
+}
+
+#[test]
+fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
+    let (registry, mut larder, image) = minute();
+    pull(&larder);
+    let store = larder.store();
+    store.set_offline(true).expect("the switch can be written");
+    larder.look_at_offline_switch();
+    larder.advance(seconds(3600));
+    registry.clear_requests();
+    for _ in 0..2 {
+        let got = pull(&larder);
+        assert_eq!((got.status, got.header("warning")), (200, None));
+        assert!(got.body == image.manifest());
+        let missing = larder.get(&manifest(REPOSITORY, "v2"));
+        assert!(missing.status == 404 && missing.text().contains("larder offline"), "{missing:?}");
+        larder.restart();
+    }
+    assert_eq!(registry.requests().len(), 0);
+    larder.store().set_offline(false).expect("the switch can be removed");
+    larder.look_at_offline_switch();
+    pull(&larder);
+    assert_eq!(registry.requests().len(), 1);
 }

@@ -69,7 +69,7 @@ fn cached_tags_are_listed_when_upstream_never_was_asked() {
 #[test]
 fn the_keeper_writes_the_index_when_it_ends() {
     let bench = Bench::new();
-    let keeper = Keeper::start(bench.cache.store().clone()).unwrap();
+    let keeper = Keeper::start(bench.cache.clone()).unwrap();
     bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
     drop(keeper);

@@ -118,7 +118,7 @@ impl Session {
             // A fresh token, and still 401: so registries hide what does not exist or is private
             // (Docker Hub since 2023). A third try would be a loop.
             return match response.status().as_u16() {
-                401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::NotFound)),
+                401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden)),
                 _ => Ok(response),
             };
         }

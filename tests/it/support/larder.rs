@@ -153,7 +153,7 @@ impl Larder {
         let thread = thread::spawn(move || {
             server.run();
         });
-        let keeper = Keeper::start(store).expect("one more thread");
+        let keeper = Keeper::start(cache.clone()).expect("one more thread");
         let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
         self.running = Some(running);
     }
@@ -238,6 +238,16 @@ impl Larder {
         let mut files = files(&self.root().join("incoming"));
         files.retain(|path| path.extension().is_none());
         files
+    }
+
+    /// The store of the running server.
+    pub fn store(&self) -> Store {
+        self.running().cache.store().clone()
+    }
+
+    /// What the keeper does twice a second.
+    pub fn look_at_offline_switch(&self) {
+        self.running().cache.look_at_offline_switch();
     }
 
     /// What `/health?verbose` tells.
