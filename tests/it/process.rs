@@ -110,6 +110,15 @@ impl Process {
         }
     }
 
+    fn wait_until_it_logs(&mut self, words: &str) {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            self.log.read_line(&mut line).expect("its log can be read");
+            assert!(!line.is_empty(), "it ended without saying {words}");
+        }
+    }
+
     fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
@@ -417,16 +426,18 @@ fn offline_is_switched_from_beside_a_running_server() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
-    let process = Process::serve(directory.path(), &registry);
+    let mut process = Process::serve(directory.path(), &registry);
     let cache = directory.path().join("cache").display().to_string();
     let offline = |words: &[&str]| run(&[&["--image-path", &cache, "offline"], words].concat());
     let said = |words: &[&str]| offline(words).1;
     assert!(said(&[]).starts_with("online"));
     assert!(said(&["on"]).starts_with("offline"));
     let path = manifest(REPOSITORY, "v1");
-    until("the server to heed it", || get(process.address, &path).status == 404);
+    process.wait_until_it_logs("offline: no upstream is asked");
+    assert_eq!(get(process.address, &path).status, 404);
     assert!(said(&["off"]).starts_with("online"));
-    until("the server to heed it", || get(process.address, &path).body == image.manifest());
+    process.wait_until_it_logs("online again");
+    assert!(get(process.address, &path).body == image.manifest());
     let (code, _, stderr) = offline(&["maybe"]);
     assert!(code == Some(2) && stderr.contains("neither on nor off"), "{stderr}");
 }
