@@ -6,7 +6,7 @@ use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
 use crate::cache::{CacheError, ManifestAnswer, ManifestLookup};
-use crate::http::{Body, Context, Reply, Request, Step};
+use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{ImageName, Reference};
 
 pub(super) fn answer(
@@ -17,19 +17,31 @@ pub(super) fn answer(
     context: &Context<'_>,
 ) -> Step {
     match call.cache.manifest(name, reference) {
-        Ok(ManifestLookup::Ready(answer)) => Step::Reply(reply(&call, request, Ok(answer))),
+        Ok(ManifestLookup::Ready(answer)) => Step::Reply(reply(&call, name, request, Ok(answer))),
         Ok(ManifestLookup::Wait(waiting)) => {
-            wait(waiting, request, context, move |request, outcome| reply(&call, request, outcome))
+            let name = name.clone();
+            wait(waiting, request, context, move |request, outcome| {
+                reply(&call, &name, request, outcome)
+            })
         }
-        Err(error) => Step::Reply(reply(&call, request, Err(error))),
+        Err(error) => Step::Reply(reply(&call, name, request, Err(error))),
     }
 }
 
-fn reply(call: &Call, request: &Request, outcome: Result<ManifestAnswer, CacheError>) -> Reply {
+fn reply(
+    call: &Call,
+    name: &ImageName,
+    request: &Request,
+    outcome: Result<ManifestAnswer, CacheError>,
+) -> Reply {
     let answer = match outcome {
         Ok(answer) => answer,
         Err(error) => return call.fail(&Failure::Manifest(error)),
     };
+    // HEAD is how tools look for news; who means to pull gets the manifest.
+    if request.method() == Method::Get {
+        call.cache.complete_later(name, answer.digest());
+    }
     let reply = match is_not_modified(request, answer.digest()) {
         true => Reply::new(304, Body::Empty),
         false => Reply::new(200, Body::Bytes(Arc::clone(answer.bytes()))),

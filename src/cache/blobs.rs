@@ -183,7 +183,7 @@ impl Cache {
 
     /// Flies a flight, on a fetcher. A blob that comes wrong is fetched once more, for those who come
     /// back: what corrupted it may have been the way, or there is another endpoint.
-    fn fly(&self, name: ImageName, pilot: BlobPilot, size_hint: Option<u64>) {
+    pub(super) fn fly(&self, name: ImageName, pilot: BlobPilot, size_hint: Option<u64>) {
         let key = pilot.key().clone();
         let came_wrong_before = self.inner.came_wrong(&key);
         let result = self.inner.fetch_blob(&name, &pilot, size_hint);
@@ -281,6 +281,6 @@ impl Inner {
 }
 
 /// How a flight fails that nobody flies any more.
-fn given_up(name: &ImageName) -> BlobFailure {
+pub(super) fn given_up(name: &ImageName) -> BlobFailure {
     BlobFailure { origin: name.clone(), error: CacheError::GivenUp }
 }

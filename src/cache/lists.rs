@@ -142,7 +142,11 @@ impl Cache {
 }
 
 impl Inner {
-    fn fetch_list(&self, name: &ImageName, question: &ListQuestion) -> Result<List, CacheError> {
+    pub(super) fn fetch_list(
+        &self,
+        name: &ImageName,
+        question: &ListQuestion,
+    ) -> Result<List, CacheError> {
         let source = self.sources.source(&name.upstream)?;
         let asked = match question {
             ListQuestion::Tags { query } => source.tags(&name.repository, query),

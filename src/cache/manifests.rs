@@ -38,6 +38,12 @@ pub(super) struct Content {
     bytes: Arc<[u8]>,
 }
 
+impl Content {
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
 /// A manifest that can be answered.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
@@ -310,7 +316,7 @@ impl Inner {
         pilot.land(result);
     }
 
-    fn fetch_by_digest(
+    pub(super) fn fetch_by_digest(
         &self,
         name: &ImageName,
         digest: &Digest,
@@ -323,7 +329,11 @@ impl Inner {
     }
 
     /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
-    fn fetch_by_tag(&self, name: &ImageName, tag: &Tag) -> Result<Arc<Content>, CacheError> {
+    pub(super) fn fetch_by_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+    ) -> Result<Arc<Content>, CacheError> {
         let source = self.sources.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
         let Some(record) = self.store.tag(name, tag, Access::Look) else {

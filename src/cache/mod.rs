@@ -28,6 +28,7 @@ mod manifests;
 mod misses;
 mod passage;
 mod pool;
+mod prefetch;
 mod recent;
 mod retry;
 
@@ -49,6 +50,7 @@ pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
 pub use passage::Passage;
+pub use prefetch::Prefetch;
 
 pub use crate::store::Blob;
 pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
@@ -84,6 +86,8 @@ pub struct Settings {
     pub negative_ttl: Duration,
     /// How downloads that break off are gone on with.
     pub retry: RetryPolicy,
+    /// What is fetched of an image beyond what is asked for.
+    pub prefetch: Prefetch,
     /// Never ask any upstream.
     pub air_gapped: bool,
     /// Fetchers for blobs.
@@ -101,6 +105,7 @@ impl Default for Settings {
             revalidate_timeout: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(10),
             retry: RetryPolicy::default(),
+            prefetch: Prefetch::default(),
             air_gapped: false,
             blob_fetchers: 16,
             downloads_per_upstream: HashMap::new(),
@@ -171,6 +176,8 @@ struct Inner {
     blamed: Mutex<Recent<BlobKey, Demerits>>,
     /// Repositories whose cached manifests were read for their sizes.
     learned: Mutex<Recent<ImageName, ()>>,
+    /// When images were looked at for what they lack.
+    looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     counts: Counters,
     /// `larder offline on`, as it was last seen.
     is_switched_off: AtomicBool,
@@ -205,6 +212,7 @@ impl Cache {
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             counts: Counters::default(),
             is_switched_off: AtomicBool::new(is_switched_off),
             settings,

@@ -35,17 +35,48 @@ struct Shared {
     /// How many fetchers an upstream may hold, and how many those that are not in the table.
     per_upstream_max: HashMap<Upstream, usize>,
     others_max: usize,
+    behind_max: usize,
     closed: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Job>,
+    /// What nobody waits for. It is begun when nothing of `queue` can be, and never takes more than half
+    /// of the fetchers, nor of an upstream's share, so that who waits finds one.
+    behind: VecDeque<Job>,
     running: HashMap<Upstream, usize>,
+    running_behind: HashMap<Upstream, usize>,
+}
+
+impl State {
+    fn begin(&mut self, job: &Job) {
+        *self.running.entry(job.upstream.clone()).or_default() += 1;
+        if job.is_behind {
+            *self.running_behind.entry(job.upstream.clone()).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, upstream: &Upstream, is_behind: bool) {
+        count_down(&mut self.running, upstream);
+        if is_behind {
+            count_down(&mut self.running_behind, upstream);
+        }
+    }
+}
+
+fn count_down(counts: &mut HashMap<Upstream, usize>, upstream: &Upstream) {
+    if let Some(count) = counts.get_mut(upstream) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(upstream);
+        }
+    }
 }
 
 struct Job {
     upstream: Upstream,
+    is_behind: bool,
     run: Box<dyn FnOnce() + Send>,
 }
 
@@ -64,6 +95,7 @@ impl FetchPool {
             ended: Condvar::new(),
             per_upstream_max,
             others_max: threads.div_ceil(2),
+            behind_max: threads.div_ceil(2),
             closed: AtomicBool::new(false),
         });
         for _ in 0..threads {
@@ -78,15 +110,24 @@ impl FetchPool {
 
     /// Queues a job. If there is no room, or the pool is closed, the job is dropped unrun.
     pub(super) fn submit(&self, upstream: &Upstream, run: impl FnOnce() + Send + 'static) {
-        let job = Job { upstream: upstream.clone(), run: Box::new(run) };
+        self.queue(Job { upstream: upstream.clone(), is_behind: false, run: Box::new(run) });
+    }
+
+    /// Queues a job that nobody waits for, behind those that somebody does.
+    pub(super) fn submit_behind(&self, upstream: &Upstream, run: impl FnOnce() + Send + 'static) {
+        self.queue(Job { upstream: upstream.clone(), is_behind: true, run: Box::new(run) });
+    }
+
+    fn queue(&self, job: Job) {
         let refused = {
             let mut state = self.shared.lock();
-            let of_upstream = state.queue.iter().filter(|job| job.upstream == *upstream).count();
-            let is_full = state.queue.len() >= QUEUE_MAX || of_upstream >= QUEUE_PER_UPSTREAM_MAX;
+            let queue = if job.is_behind { &mut state.behind } else { &mut state.queue };
+            let of_upstream = queue.iter().filter(|other| other.upstream == job.upstream).count();
+            let is_full = queue.len() >= QUEUE_MAX || of_upstream >= QUEUE_PER_UPSTREAM_MAX;
             if is_full || self.is_closed() {
                 Some(job)
             } else {
-                state.queue.push_back(job);
+                queue.push_back(job);
                 None
             }
         };
@@ -100,7 +141,10 @@ impl FetchPool {
     /// Takes no more jobs and drops those that wait.
     pub(super) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
-        let waiting = std::mem::take(&mut self.shared.lock().queue);
+        let waiting = {
+            let mut state = self.shared.lock();
+            (std::mem::take(&mut state.queue), std::mem::take(&mut state.behind))
+        };
         self.shared.queued.notify_all();
         self.shared.ended.notify_all();
         drop(waiting);
@@ -140,44 +184,52 @@ impl Shared {
 
     fn work(&self) {
         while let Some(job) = self.next() {
-            let upstream = job.upstream;
-            if catch_unwind(AssertUnwindSafe(job.run)).is_err() {
+            let Job { upstream, is_behind, run } = job;
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 log::error!("a fetch from {upstream} panicked; those who waited for it were told");
             }
-            self.finished(&upstream);
+            self.lock().end(&upstream, is_behind);
+            self.ended.notify_all();
         }
     }
 
-    /// The first job whose upstream is below its share. Waits for one; `None` once the pool is closed.
+    fn share_of(&self, upstream: &Upstream) -> usize {
+        *self.per_upstream_max.get(upstream).unwrap_or(&self.others_max)
+    }
+
+    /// The first job that may be begun: of those that somebody waits for, if there is one.
+    fn pick(&self, state: &mut State) -> Option<Job> {
+        let count = |counts: &HashMap<Upstream, usize>, job: &Job| {
+            counts.get(&job.upstream).copied().unwrap_or_default()
+        };
+        let has_share = |job: &Job| count(&state.running, job) < self.share_of(&job.upstream);
+        if let Some(at) = state.queue.iter().position(has_share) {
+            return state.queue.remove(at);
+        }
+        if state.running_behind.values().sum::<usize>() >= self.behind_max {
+            return None;
+        }
+        let may_begin = |job: &Job| {
+            let half = self.share_of(&job.upstream).div_ceil(2);
+            has_share(job) && count(&state.running_behind, job) < half
+        };
+        let at = state.behind.iter().position(may_begin)?;
+        state.behind.remove(at)
+    }
+
+    /// Waits for a job that may be begun; `None` once the pool is closed.
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
             if self.closed.load(Ordering::Acquire) {
                 return None;
             }
-            let runnable = |job: &Job| {
-                let max = *self.per_upstream_max.get(&job.upstream).unwrap_or(&self.others_max);
-                state.running.get(&job.upstream).is_none_or(|count| *count < max)
-            };
-            let position = state.queue.iter().position(runnable);
-            if let Some(job) = position.and_then(|at| state.queue.remove(at)) {
-                *state.running.entry(job.upstream.clone()).or_default() += 1;
+            if let Some(job) = self.pick(&mut state) {
+                state.begin(&job);
                 return Some(job);
             }
             state = self.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    fn finished(&self, upstream: &Upstream) {
-        let mut state = self.lock();
-        if let Some(count) = state.running.get_mut(upstream) {
-            *count -= 1;
-            if *count == 0 {
-                state.running.remove(upstream);
-            }
-        }
-        drop(state);
-        self.ended.notify_all();
     }
 }
 
@@ -231,6 +283,30 @@ mod tests {
         assert_eq!(names, ["all.io", "all.io", "all.io", "one.io"]);
         drop(release);
         assert_eq!(starts.recv().unwrap(), "one.io", "the second one, after the first");
+    }
+
+    #[test]
+    fn who_waits_goes_before_what_nobody_waits_for_and_finds_a_fetcher() {
+        let pool = FetchPool::start("test", 4, HashMap::new());
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for name in ["a.io", "a.io", "b.io", "b.io", "c.io"] {
+            let (started, gate) = (started.clone(), Arc::clone(&gate));
+            pool.submit_behind(&upstream(name), move || {
+                started.send(name).unwrap();
+                let _ = gate.lock().unwrap().recv();
+            });
+        }
+        // Half of four fetchers, and half of the two that one upstream may hold.
+        let begun = [starts.recv().unwrap(), starts.recv().unwrap()];
+        assert_eq!(begun, ["a.io", "b.io"]);
+        let client = started.clone();
+        pool.submit(&upstream("a.io"), move || client.send("a client").unwrap());
+        assert_eq!(starts.recv().unwrap(), "a client");
+        drop(release);
+        let rest: Vec<_> = (0..3).map(|_| starts.recv().unwrap()).collect();
+        assert!(rest.contains(&"c.io"), "{rest:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigError;
 use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
-use super::value::{EndpointUrl, LogLevel, Rate, Span, Text, TtlText, Whole};
+use super::value::{EndpointUrl, LogLevel, PlatformText, Rate, Span, Text, TtlText, Whole};
 use crate::oci::{Pattern, Upstream};
 use crate::upstream::{Scheme, UnlistedRegistries};
 
@@ -45,6 +45,9 @@ pub(super) struct File {
     pub(super) revalidate_timeout: Option<Text<Span>>,
     pub(super) negative_ttl: Option<Text<Span>>,
     pub(super) unlisted_registries: Option<Unlisted>,
+    pub(super) prefetch: Option<bool>,
+    pub(super) platforms: Option<Vec<Text<PlatformText>>>,
+    pub(super) prefetch_referrers: Option<bool>,
     pub(super) workers: Option<Text<Whole<u32>>>,
     pub(super) max_connections: Option<Text<Whole<u32>>>,
     pub(super) max_downloads: Option<Text<Whole<u32>>>,

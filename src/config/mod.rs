@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::api::Naming;
-use crate::oci::Upstream;
+use crate::oci::{Platform, Platforms, Upstream};
 use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
 use crate::{cache, http, store, upstream};
 
@@ -181,10 +181,22 @@ fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
         freshness: freshness::policy(file, always_pull_latest),
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
+        prefetch: prefetch(file),
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         downloads_per_upstream: downloads_per_upstream(file),
         ..default
+    }
+}
+
+fn prefetch(file: &File) -> cache::Prefetch {
+    let default = cache::Prefetch::default();
+    let platforms = file.platforms.iter().flatten().map(|each| each.0.0.clone());
+    let platforms: Option<Vec<Platform>> = platforms.collect();
+    cache::Prefetch {
+        blobs: file.prefetch.unwrap_or(default.blobs),
+        platforms: platforms.map_or(Platforms::All, Platforms::Only),
+        referrers: file.prefetch_referrers.unwrap_or(default.referrers),
     }
 }
 
@@ -267,7 +279,7 @@ mod tests {
     use std::num::NonZeroU64;
 
     use super::*;
-    use crate::cache::{OnUpstreamDelete, Ttl};
+    use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
     use crate::upstream::{
         Credentials, HelperSettings, IdentityFiles, Scheme, Secret, TlsSettings,
     };
@@ -338,6 +350,9 @@ tagTtl: forever
 tags: [{pattern: nightly-*, tagTtl: always}]
 staleWhileRevalidate: 1m
 onUpstreamDelete: drop
+prefetch: false
+platforms: [linux/amd64, linux/arm64]
+prefetchReferrers: true
 revalidateTimeout: 500ms
 negativeTtl: 0
 unlistedRegistries: deny
@@ -362,6 +377,9 @@ registries:
         assert_eq!(ttl("docker.io", "1.2"), Ttl::Always);
         assert_eq!(policy.stale_while_revalidate, Duration::from_secs(60));
         assert_eq!(policy.on_upstream_delete, OnUpstreamDelete::Drop);
+        let platforms = Platforms::parse(["linux/amd64", "linux/arm64"]).unwrap();
+        let prefetch = Prefetch { blobs: false, platforms, referrers: true };
+        assert_eq!(settings.cache.prefetch, prefetch);
         assert_eq!(settings.cache.revalidate_timeout, Duration::from_millis(500));
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
@@ -396,6 +414,7 @@ registries:
             ("registries:\n  - name: a.io\n    maxDownloads: x", "larder.yaml:3:19:", "whole"),
             ("tags: [{pattern: '/(/', tagTtl: 1m}]", "larder.yaml:1:18:", "not a pattern"),
             ("tags: [{pattern: x}]", "larder.yaml:1:", "tagTtl"),
+            ("platforms: [linux]", "larder.yaml:1:13:", "linux/amd64"),
             ("onUpstreamDelete: burn", "larder.yaml:1:19:", "keep"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
             (

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::cache::Ttl;
+use crate::oci::{Platform, PlatformError};
 use crate::upstream::{Endpoint, Scheme};
 
 /// A value that the file holds as text and that is parsed while the file is read, so that an error has
@@ -225,6 +226,21 @@ impl FromStr for TtlText {
                     Err(ParseValueError(format!("{reason}; or always, or forever")))
                 }
             },
+        }
+    }
+}
+
+/// An entry of `platforms`: one, or `all`, which is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlatformText(pub(super) Option<Platform>);
+
+impl FromStr for PlatformText {
+    type Err = PlatformError;
+
+    fn from_str(text: &str) -> Result<PlatformText, PlatformError> {
+        match text {
+            "all" => Ok(PlatformText(None)),
+            one => one.parse().map(Some).map(PlatformText),
         }
     }
 }

@@ -10,6 +10,7 @@ mod manifest;
 mod media_type;
 mod name;
 mod pattern;
+mod platform;
 mod tag_list;
 
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
@@ -18,4 +19,5 @@ pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mani
 pub use media_type::MediaType;
 pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};
 pub use pattern::{Pattern, PatternError};
+pub use platform::{Platform, PlatformError, Platforms};
 pub use tag_list::{TagPage, TagQuery};

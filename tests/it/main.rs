@@ -33,6 +33,8 @@ mod resuming;
 mod quirks;
 // Tag lists and referrers.
 mod lists;
+// What is fetched before somebody asks.
+mod prefetch;
 // No upstream at all.
 mod air_gap;
 // No room to write.

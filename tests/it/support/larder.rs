@@ -316,7 +316,12 @@ impl Settings {
             metadata: Duration::from_secs(3),
         };
         Settings {
-            cache: cache::Settings { retry: no_retries(), ..cache::Settings::default() },
+            cache: cache::Settings {
+                retry: no_retries(),
+                // Tests count what a registry is asked.
+                prefetch: cache::Prefetch { blobs: false, ..cache::Prefetch::default() },
+                ..cache::Settings::default()
+            },
             upstream: upstream::Settings {
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,

@@ -1,0 +1,161 @@
+//! Completeness: what hangs below a manifest that was answered is fetched before somebody asks for it.
+//!
+//! So that an image that was pulled once is whole on the day the network is gone, whichever of its layers
+//! the client had already. It is done behind clients' requests: by fetchers that they do not need, and
+//! one flight a blob as ever, which clients join.
+//!
+//! Who asks for a manifest by HEAD does not pull, and nothing is fetched for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::lists::ListQuestion;
+use super::manifests::Content;
+use super::{Cache, CacheError, lock};
+use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Tag};
+
+/// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(60);
+/// Referrers of an image that are fetched; more than signers and scanners attach.
+const REFERRERS_MAX: usize = 64;
+/// How deep manifests are followed: an index of indexes, and what refers to what refers to an image.
+const DEPTH_MAX: usize = 4;
+/// What tools call the tags under which they keep what belongs to an image: cosign.
+const COMPANION_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
+
+/// What is fetched of an image beyond what is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Config and layers of image manifests that were answered.
+    pub blobs: bool,
+    /// Children of indexes that were answered, with their configs and layers.
+    pub platforms: Platforms,
+    /// Signatures, attestations and SBOMs that refer to what was answered.
+    pub referrers: bool,
+}
+
+impl Default for Prefetch {
+    fn default() -> Self {
+        Prefetch { blobs: true, platforms: Platforms::NONE, referrers: false }
+    }
+}
+
+impl Cache {
+    /// Sees to it, behind clients' requests, that an image whose manifest was answered becomes whole.
+    pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
+        let inner = &self.inner;
+        if !inner.settings.prefetch.blobs || inner.is_offline() || !inner.store.is_writable() {
+            return;
+        }
+        let (key, now) = ((name.clone(), *digest), inner.now());
+        {
+            let mut looked_at = lock(&inner.looked_at);
+            let last = looked_at.get(&key).copied();
+            let is_young = |last| now.duration_since(last).is_ok_and(|age| age < LOOKED_AT_EVERY);
+            if last.is_some_and(is_young) {
+                return;
+            }
+            looked_at.insert(key, now);
+        }
+        let (cache, name, digest) = (self.clone(), name.clone(), *digest);
+        let upstream = name.upstream.clone();
+        inner.metadata_pool.submit_behind(&upstream, move || {
+            cache.complete(&name, &digest, 0);
+            if cache.inner.settings.prefetch.referrers {
+                cache.complete_referrers(&name, &digest, 0);
+            }
+        });
+    }
+
+    /// Fetches what is missing below a manifest that is in the store, as far as it is wanted.
+    fn complete(&self, name: &ImageName, digest: &Digest, depth: usize) {
+        let inner = &self.inner;
+        let Some(manifest) = inner.store.stored_manifest(name, digest) else { return };
+        match manifest.kind() {
+            ManifestKind::Image { .. } => {
+                for blob in manifest.descriptors() {
+                    self.fetch_behind(name, blob);
+                }
+            }
+            ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
+                let wanted = &inner.settings.prefetch.platforms;
+                for child in manifests.iter().filter(|child| wanted.cover(child)) {
+                    if inner.is_offline() || inner.metadata_pool.is_closed() {
+                        return;
+                    }
+                    match inner.fetch_by_digest(name, &child.digest) {
+                        Ok(_) => self.complete(name, &child.digest, depth + 1),
+                        Err(error) => error.log(&format!("{name}@{}", child.digest)),
+                    }
+                }
+            }
+            ManifestKind::Index { .. } => {}
+        }
+    }
+
+    /// Fetches a blob that is not there, when a fetcher has nothing better to do.
+    fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
+        let inner = &self.inner;
+        if inner.store.blob(&blob.digest, Some(blob.size)).is_some() {
+            return;
+        }
+        let (cache, name, digest, size) = (self.clone(), name.clone(), blob.digest, blob.size);
+        let upstream = name.upstream.clone();
+        inner.blob_pool.submit_behind(&upstream, move || {
+            let inner = &cache.inner;
+            if inner.is_offline() || inner.store.blob(&digest, Some(size)).is_some() {
+                return;
+            }
+            // Whoever is at it already needs no help.
+            let key = (name.upstream.clone(), digest);
+            let joined = inner.blobs.join(&key, || super::blobs::given_up(&name));
+            if let Some(pilot) = joined.pilot {
+                cache.fly(name, pilot, Some(size));
+            }
+        });
+    }
+
+    /// Fetches what refers to a manifest: by the referrers API, and by the tags that tools use where
+    /// there is none.
+    fn complete_referrers(&self, name: &ImageName, digest: &Digest, depth: usize) {
+        let inner = &self.inner;
+        if depth >= DEPTH_MAX || inner.is_offline() || inner.metadata_pool.is_closed() {
+            return;
+        }
+        let mut found: Vec<Digest> = Vec::new();
+        let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
+        match inner.fetch_list(name, &question) {
+            Ok(list) => found.extend(referrers_in(&list.body)),
+            Err(error) => log::debug!("{name}@{digest}: referrers: {error}"),
+        }
+        for referrer in found.iter().take(REFERRERS_MAX) {
+            self.complete_referrer(name, inner.fetch_by_digest(name, referrer), depth);
+        }
+        for suffix in COMPANION_SUFFIXES {
+            let tag = format!("{}-{}.{suffix}", digest.algorithm().as_str(), digest.hex());
+            let Ok(tag) = tag.parse::<Tag>() else { continue };
+            self.complete_referrer(name, inner.fetch_by_tag(name, &tag), depth);
+        }
+    }
+
+    fn complete_referrer(
+        &self,
+        name: &ImageName,
+        fetched: Result<Arc<Content>, CacheError>,
+        depth: usize,
+    ) {
+        match fetched {
+            Ok(content) => {
+                self.complete(name, content.digest(), 0);
+                self.complete_referrers(name, content.digest(), depth + 1);
+            }
+            Err(error) => log::debug!("{name}: a referrer: {error}"),
+        }
+    }
+}
+
+/// The manifests in an answer of the referrers API, which is an index.
+fn referrers_in(body: &str) -> Vec<Digest> {
+    let parsed = Manifest::parse(Arc::from(body.as_bytes()), None);
+    parsed.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
+}

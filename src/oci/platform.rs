@@ -1,0 +1,126 @@
+//! Platforms: which children of an index are meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::manifest::Descriptor;
+
+/// A platform as users write it: `os/architecture[/variant]`. Without a variant it means all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform(String);
+
+/// Which children of an index are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Platforms {
+    /// Every one.
+    All,
+    /// Those of these platforms.
+    Only(Vec<Platform>),
+}
+
+impl Platform {
+    /// Whether a descriptor's platform is this one.
+    fn covers(&self, platform: &str) -> bool {
+        let rest = platform.strip_prefix(self.0.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+impl Platforms {
+    /// None.
+    pub const NONE: Platforms = Platforms::Only(Vec::new());
+
+    /// Whether no child is meant.
+    pub fn is_none(&self) -> bool {
+        *self == Platforms::NONE
+    }
+
+    /// Whether this child of an index is meant. One that says no platform is meant only with all.
+    pub fn cover(&self, child: &Descriptor) -> bool {
+        match (self, &child.platform) {
+            (Platforms::All, _) => true,
+            (Platforms::Only(platforms), Some(platform)) => {
+                platforms.iter().any(|each| each.covers(platform))
+            }
+            (Platforms::Only(_), None) => false,
+        }
+    }
+
+    /// Reads `all`, or platforms.
+    ///
+    /// # Errors
+    /// The first text that is no platform.
+    pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Platforms, PlatformError> {
+        let texts: Vec<&str> = texts.into_iter().collect();
+        if texts.contains(&"all") {
+            return Ok(Platforms::All);
+        }
+        texts.into_iter().map(str::parse).collect::<Result<_, _>>().map(Platforms::Only)
+    }
+}
+
+impl FromStr for Platform {
+    type Err = PlatformError;
+
+    fn from_str(text: &str) -> Result<Platform, PlatformError> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let is_part = |part: &&str| {
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
+        match matches!(parts.len(), 2 | 3) && parts.iter().all(is_part) {
+            true => Ok(Platform(text.to_owned())),
+            false => Err(PlatformError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text that is no platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlatformError(String);
+
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is no platform: os/architecture[/variant], e.g. linux/amd64, or all", self.0)
+    }
+}
+
+impl std::error::Error for PlatformError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Digest};
+
+    fn child(platform: Option<&str>) -> Descriptor {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        Descriptor { digest, size: 1, platform: platform.map(str::to_owned) }
+    }
+
+    #[test]
+    fn platforms_cover_their_variants() {
+        for (wanted, platform, expected) in [
+            (&["linux/amd64"][..], Some("linux/amd64"), true),
+            (&["linux/arm64"], Some("linux/arm64/v8"), true),
+            (&["linux/arm/v7"], Some("linux/arm/v6"), false),
+            (&["linux/arm"], Some("linux/arm64"), false),
+            (&["linux/amd64", "windows/amd64"], Some("windows/amd64"), true),
+            (&["linux/amd64"], None, false),
+            (&["all"], None, true),
+            (&["linux/amd64", "all"], Some("plan9/386"), true),
+            (&[], Some("linux/amd64"), false),
+        ] {
+            let platforms = Platforms::parse(wanted.iter().copied()).unwrap();
+            assert_eq!(platforms.cover(&child(platform)), expected, "{wanted:?} {platform:?}");
+        }
+        for text in ["", "linux", "linux/", "a/b/c/d", "linux/amd 64"] {
+            assert!(text.parse::<Platform>().is_err(), "{text}");
+        }
+    }
+}

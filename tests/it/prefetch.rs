@@ -1,0 +1,188 @@
+//! Completeness: an image that was pulled in part becomes whole by itself, behind those who wait.
+//!
+//! Proves DESIGN.md section 6, "Completeness".
+
+use larder::cache::Prefetch;
+use larder::oci::Platforms;
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{
+    FakeRegistry, Fault, Gate, Image, Index, Larder, On, Publish, bytes, digest_of, media_type,
+};
+
+const REPOSITORY: &str = "team/app";
+
+fn start(registry: &FakeRegistry, prefetch: Prefetch) -> Larder {
+    Larder::start_with(registry, |settings| settings.cache.prefetch = prefetch)
+}
+
+fn platforms(texts: &[&str]) -> Prefetch {
+    let platforms = Platforms::parse(texts.iter().copied()).expect("platforms");
+    Prefetch { platforms, ..Prefetch::default() }
+}
+
+#[track_caller]
+fn wait_until_whole(larder: &Larder, image: &Image) {
+    for each in image.blobs() {
+        larder.wait_until_cached(&each.digest);
+    }
+}
+
+#[test]
+fn image_whose_manifest_was_pulled_becomes_whole_and_each_blob_comes_once() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(50_000, 9));
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = start(&registry, Prefetch::default());
+    for _ in 0..3 {
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    }
+    // A client that pulls meanwhile changes nothing about that.
+    let layer = &image.layers()[0];
+    assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    wait_until_whole(&larder, &image);
+    for each in image.blobs() {
+        assert_eq!(registry.count("GET", &blob(REPOSITORY, &each.digest)), 1, "{each:?}");
+    }
+}
+
+#[test]
+fn head_of_a_manifest_is_no_pull() {
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    let larder = start(&registry, Prefetch::default());
+    assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
+    // What the next request makes fetch would come behind what this one had.
+    let other = Image::sample("v2");
+    registry.add(REPOSITORY, "v2", &other);
+    larder.get(&manifest(REPOSITORY, "v2"));
+    wait_until_whole(&larder, &other);
+    for each in Image::sample("v1").blobs() {
+        assert_eq!(registry.count("GET", &blob(REPOSITORY, &each.digest)), 0);
+    }
+}
+
+#[test]
+fn children_of_an_index_are_fetched_where_their_platform_is_wanted() {
+    let registry = FakeRegistry::start();
+    let amd = Image::sample("amd").platform("linux", "amd64").layer(bytes(1000, 1));
+    let arm = Image::sample("arm").platform("linux", "arm64").layer(bytes(1000, 2));
+    let windows = Image::sample("windows").platform("windows", "amd64").layer(bytes(1000, 3));
+    let images = [amd, arm, windows];
+    let index = images.iter().fold(Index::new(), Index::image);
+    for (wanted, fetched) in [
+        (&[][..], [false, false, false]),
+        (&["linux/arm64"], [false, true, false]),
+        (&["linux/amd64", "windows/amd64"], [true, false, true]),
+        (&["all"], [true, true, true]),
+    ] {
+        let registry_of_this = FakeRegistry::start();
+        let registry_of_this = if wanted.is_empty() { &registry } else { &registry_of_this };
+        images.iter().for_each(|image| {
+            registry_of_this.add_untagged(REPOSITORY, image);
+        });
+        registry_of_this.add(REPOSITORY, "v1", &index);
+        // To know when all that comes has come.
+        let last = Image::sample("last");
+        registry_of_this.add(REPOSITORY, "last", &last);
+        let larder = start(registry_of_this, platforms(wanted));
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        for (image, fetched) in images.iter().zip(fetched) {
+            if fetched {
+                wait_until_whole(&larder, image);
+            }
+        }
+        larder.get(&manifest(REPOSITORY, "last"));
+        wait_until_whole(&larder, &last);
+        for (image, fetched) in images.iter().zip(fetched) {
+            let layer = &image.layers().last().expect("a layer").digest.clone();
+            assert_eq!(larder.has(layer), fetched, "{wanted:?} {}", image.digest());
+        }
+    }
+}
+
+#[test]
+fn signatures_and_what_else_refers_to_an_image_come_with_it() {
+    let registry = FakeRegistry::start();
+    registry.enable_referrers();
+    let image = Image::sample("v1");
+    let digest = registry.add(REPOSITORY, "v1", &image);
+    let sbom = Image::new("sbom").artifact_type("a/sbom").subject(image.descriptor());
+    let sbom = sbom.layer(bytes(5000, 5));
+    registry.add_untagged(REPOSITORY, &sbom);
+    let signed = Image::new("signature").artifact_type("a/sig").subject(sbom.descriptor());
+    let signed = signed.layer(bytes(500, 6));
+    registry.add_untagged(REPOSITORY, &signed);
+    let companion = Image::new("cosign").layer(bytes(700, 7));
+    registry.add(REPOSITORY, &format!("{}.sig", digest.replace(':', "-")), &companion);
+    registry.expect_unknown("*.sig");
+    registry.expect_unknown("*.att");
+    registry.expect_unknown("*.sbom");
+    let larder = start(&registry, Prefetch { referrers: true, ..Prefetch::default() });
+    larder.get(&manifest(REPOSITORY, "v1"));
+    for each in [&image, &sbom, &signed, &companion] {
+        wait_until_whole(&larder, each);
+        larder.wait_until_cached(&each.digest());
+    }
+    registry.stop();
+    larder.advance(seconds(3600));
+    // The day the network is gone, a verifier finds what it needs.
+    let referrers = larder.get(&format!("/v2/{REPOSITORY}/referrers/{digest}"));
+    assert!(referrers.status == 200 && referrers.text().contains(&sbom.digest()), "{referrers:?}");
+    let tag = format!("{}.sig", digest.replace(':', "-"));
+    assert!(larder.get(&manifest(REPOSITORY, &tag)).body == companion.manifest());
+}
+
+#[test]
+fn what_nobody_waits_for_does_not_keep_those_who_wait() {
+    let registry = FakeRegistry::start();
+    let layers = (0..20).map(|seed| bytes(10_000, seed));
+    let image = layers.fold(Image::new("large"), Image::layer);
+    registry.add(REPOSITORY, "v1", &image);
+    let gate = Gate::new();
+    for layer in image.layers() {
+        registry.fault(On::get_blob(&layer.digest), Fault::Gate(gate.clone()));
+    }
+    let content = bytes(1000, 99);
+    let wanted = registry.add_blob(REPOSITORY, &content);
+    let larder = start(&registry, Prefetch::default());
+    larder.get(&manifest(REPOSITORY, "v1"));
+    gate.wait_until_reached(4);
+    assert!(larder.get(&blob(REPOSITORY, &wanted)).body == content);
+    assert_eq!(gate.reached(), 4, "half of the eight that one upstream may hold");
+    gate.open();
+    wait_until_whole(&larder, &image);
+}
+
+#[test]
+fn image_that_is_not_whole_when_the_network_fails_becomes_so_afterwards() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(100_000, 4));
+    registry.add(REPOSITORY, "v1", &image);
+    let broken = image.layers().last().expect("a layer").digest.clone();
+    registry.fault(On::get_blob(&broken), Fault::CutAfter(10));
+    let larder = start(&registry, Prefetch::default());
+    larder.get(&manifest(REPOSITORY, "v1"));
+    registry.wait_for("GET", &blob(REPOSITORY, &broken), 1);
+    registry.clear_faults();
+    larder.advance(seconds(61));
+    larder.get(&manifest(REPOSITORY, &image.digest()));
+    wait_until_whole(&larder, &image);
+}
+
+#[test]
+fn artifact_without_a_config_is_completed_as_well() {
+    let registry = FakeRegistry::start();
+    let content = bytes(1000, 8);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let document = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "layers": [{ "mediaType": "a/b", "digest": digest, "size": 1000 }],
+    });
+    let bytes = document.to_string().into_bytes();
+    registry.add_manifest(REPOSITORY, "v1", media_type::OCI_MANIFEST, &bytes);
+    let larder = start(&registry, Prefetch::default());
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).digest(), digest_of(&bytes));
+    larder.wait_until_cached(&digest);
+}
