@@ -8,7 +8,7 @@
 mod authorization;
 
 use std::net::ToSocketAddrs;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,18 @@ pub(super) struct Session {
     refusals: Refusals,
     tokens: Tokens,
     quota: Quota,
+    /// Whether the connections that idle are probably dead: somebody waited on one in vain.
+    idle_is_suspect: AtomicBool,
     timeouts: Timeouts,
+}
+
+/// What becomes of the connections that idle.
+#[derive(Clone, Copy)]
+enum Idle {
+    /// One is used if there is one.
+    Used,
+    /// All towards this host are dropped: the request is sent on a fresh one.
+    Dropped,
 }
 
 /// One question to the registry.
@@ -151,6 +162,7 @@ impl Session {
             refusals: Refusals::default(),
             tokens: Tokens::default(),
             quota: Quota::default(),
+            idle_is_suspect: AtomicBool::new(false),
             timeouts,
         }
     }
@@ -185,7 +197,7 @@ impl Session {
         Err(UpstreamError::new(first, UpstreamErrorKind::Redirect { reason }))
     }
 
-    /// One request on the wire, repeated once if a pooled connection turned out to be dead.
+    /// One request on the wire, repeated once on a fresh connection if a pooled one may have been dead.
     fn call(
         &self,
         location: &Location,
@@ -200,7 +212,7 @@ impl Session {
             (header::AUTHORIZATION, authorization.as_deref()),
             (header::RANGE, range.as_deref()),
         ];
-        let send = || {
+        let send = |idle: Idle| {
             let builder = match ask.method {
                 Method::Get => agent.get(location.url()),
                 Method::Head => agent.head(location.url()),
@@ -209,15 +221,25 @@ impl Session {
                 Some(value) => builder.header(name, *value),
                 None => builder,
             });
-            builder.config().timeout_global(ask.total).build().call()
+            let config = builder.config().timeout_global(ask.total);
+            match idle {
+                Idle::Used => config.build().call(),
+                Idle::Dropped => config.max_idle_age(Duration::ZERO).build().call(),
+            }
         };
-        let answered = match send() {
+        // A network that has forgotten a connection may say nothing at all: then it took a time-out to
+        // find out, and the other idle ones are no better.
+        let suspect = self.idle_is_suspect.swap(false, Ordering::Relaxed);
+        let answered = match send(if suspect { Idle::Dropped } else { Idle::Used }) {
             Err(error) if is_stale_connection(&error) => {
-                log::debug!("{request}: {error} before an answer, trying once more");
-                send()
+                log::debug!("{request}: {error} before an answer, trying a fresh connection");
+                send(Idle::Dropped)
             }
             other => other,
         };
+        if matches!(&answered, Err(ureq::Error::Timeout(_))) {
+            self.idle_is_suspect.store(true, Ordering::Relaxed);
+        }
         let response = answered.map_err(|error| UpstreamError::from_ureq(request, error))?;
         if location.is_same_origin(&self.base) {
             self.quota.note(response.headers(), &self.upstream, Instant::now());

@@ -216,6 +216,32 @@ fn request_on_a_dead_pooled_connection_is_repeated_once() {
 }
 
 #[test]
+fn repetition_is_sent_on_a_fresh_connection_since_all_idle_ones_may_be_dead() {
+    let registry = FakeRegistry::start();
+    let images: Vec<Image> = (0..4).map(|n| Image::sample(&n.to_string())).collect();
+    let gate = crate::support::Gate::new();
+    for (n, image) in images.iter().enumerate() {
+        registry.add(REPOSITORY, &n.to_string(), image);
+        registry.fault(On::get_manifest(&n.to_string()), Fault::Gate(gate.clone()));
+    }
+    let late = Image::sample("late");
+    registry.add(REPOSITORY, "late", &late);
+    let larder = Larder::start(&registry);
+    let path = |n: usize| manifest(REPOSITORY, &n.to_string());
+    let mut clients: Vec<_> = (0..images.len()).map(|n| larder.begin(&path(n))).collect();
+    gate.wait_until_reached(images.len());
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.read_head().status, 200);
+    }
+    let idle = registry.connection_count();
+    assert_eq!(idle, images.len() as u64);
+    registry.fault(On::get_manifest("late").times(1), Fault::ResetBeforeHead);
+    assert!(larder.get(&manifest(REPOSITORY, "late")).body == late.manifest());
+    assert_eq!(registry.connection_count(), idle + 1);
+}
+
+#[test]
 fn foreign_layers_are_nobodys_address_book() {
     let (registry, foreign) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(5000, 1);
