@@ -31,6 +31,8 @@ pub struct Arguments {
 pub enum Command {
     /// Serve clients.
     Serve(Serve),
+    /// List what is in the cache.
+    List(List),
     /// Switch asking upstreams off and on.
     Offline(Offline),
     /// Print the version.
@@ -62,6 +64,29 @@ pub struct Serve {
     /// ask upstream on every pull of a tag named latest
     #[argh(switch)]
     pub always_pull_latest: bool,
+}
+
+/// List the images in the cache, whether they are complete, and when they were last pulled. Needs no
+/// server, and does not mind one.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "list")]
+pub struct List {
+    /// images to list: a glob on the full reference such as docker.io/library/*, or a regular
+    /// expression between slashes (default all)
+    #[argh(positional)]
+    pub patterns: Vec<String>,
+    /// name, size, pulled or created (default name)
+    #[argh(option)]
+    pub sort: Option<String>,
+    /// show what hangs below each image
+    #[argh(switch)]
+    pub tree: bool,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
+    /// print the digest of every blob and manifest that is here, one a line, for export --except
+    #[argh(switch)]
+    pub digests: bool,
 }
 
 /// Switch asking upstreams off (on) and on again (off) for all servers on the cache directory, which

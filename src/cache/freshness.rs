@@ -87,6 +87,17 @@ impl FreshnessPolicy {
         own.or_else(|| self.rules.ttl(tag)).unwrap_or(TAG_TTL)
     }
 
+    /// Whether a tag that upstream confirmed at `checked` would be served without asking.
+    pub fn is_fresh(
+        &self,
+        upstream: &Upstream,
+        tag: &Tag,
+        checked: SystemTime,
+        now: SystemTime,
+    ) -> bool {
+        matches!(self.belief(upstream, tag, checked, now), Belief::Fresh(_))
+    }
+
     /// Whether a tag that upstream confirmed at `checked` is believed.
     ///
     /// A `checked` in the future (the clock was set back) counts as now: such a record would else be

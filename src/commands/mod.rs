@@ -1,17 +1,20 @@
 //! The commands: one short composition of rooms each.
 
+mod list;
 mod logging;
 mod offline;
 mod serve;
+mod units;
 
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 
 use crate::cli::{Arguments, Command};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::ServerError;
 use crate::oci::{NameError, Upstream};
-use crate::store::StoreError;
+use crate::store::{self, Store, StoreError};
 use crate::upstream::TlsFileError;
 
 /// Runs the command that was typed.
@@ -19,17 +22,26 @@ use crate::upstream::TlsFileError;
 /// # Errors
 /// [`CommandError`], whose text is for the operator.
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
-    match arguments.command {
+    let settings = || config::load(overrides(&arguments)?).map_err(CommandError::from);
+    match &arguments.command {
+        Command::Serve(_) => serve::serve(settings()?),
+        Command::List(command) => list::list(&settings()?, command),
+        Command::Offline(command) => {
+            offline::offline(&settings()?.store, command.switch.as_deref())
+        }
         Command::Version(_) => {
             say(concat!("larder ", env!("CARGO_PKG_VERSION")));
             Ok(())
         }
-        Command::Serve(_) => serve::serve(config::load(overrides(arguments)?)?),
-        Command::Offline(ref command) => {
-            let switch = command.switch.clone();
-            let settings = config::load(overrides(arguments)?)?;
-            offline::offline(&settings.store, switch.as_deref())
-        }
+    }
+}
+
+/// The cache directory, which must be there: a command that only looks must not make one where
+/// somebody mistyped its place.
+fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
+    match settings.root.join("oci-layout").exists() {
+        true => Ok(Store::open(settings)?),
+        false => Err(CommandError::NoCache { root: settings.root.clone() }),
     }
 }
 
@@ -38,16 +50,16 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn overrides(arguments: Arguments) -> Result<Overrides, CommandError> {
+fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
     let level = arguments.log_level.as_deref().map(str::parse::<LogLevel>).transpose();
     let common = Overrides {
-        config_file: arguments.config_file,
-        image_path: arguments.image_path,
+        config_file: arguments.config_file.clone(),
+        image_path: arguments.image_path.clone(),
         log_level: level.map_err(|error| CommandError::usage("--log-level", &error))?,
-        log_file: arguments.log_file,
+        log_file: arguments.log_file.clone(),
         ..Overrides::default()
     };
-    let Command::Serve(serve) = arguments.command else { return Ok(common) };
+    let Command::Serve(serve) = &arguments.command else { return Ok(common) };
     let default_ns = serve.default_ns.as_deref().map(str::parse).transpose();
     Ok(Overrides {
         port: serve.port,
@@ -76,6 +88,11 @@ pub enum CommandError {
         /// What is wrong.
         source: TlsFileError,
     },
+    /// There is no cache where one was looked for.
+    NoCache {
+        /// The directory.
+        root: PathBuf,
+    },
     /// The cache directory cannot be used.
     Store(StoreError),
     /// The server cannot listen.
@@ -97,7 +114,10 @@ impl CommandError {
     /// The process's exit code: 2 for what was typed or written wrong, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CommandError::Usage(_) | CommandError::Config(_) | CommandError::Tls { .. } => 2,
+            CommandError::Usage(_)
+            | CommandError::Config(_)
+            | CommandError::NoCache { .. }
+            | CommandError::Tls { .. } => 2,
             CommandError::Store(_) | CommandError::Server(_) | CommandError::System { .. } => 1,
         }
     }
@@ -129,6 +149,11 @@ impl fmt::Display for CommandError {
             CommandError::Tls { registry, source } => {
                 write!(f, "registries: {registry}: tls: {source}")
             }
+            CommandError::NoCache { root } => write!(
+                f,
+                "there is no cache in {}; say where it is with --image-path or imagePath",
+                root.display()
+            ),
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
@@ -142,7 +167,7 @@ impl fmt::Display for CommandError {
 impl std::error::Error for CommandError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            CommandError::Usage(_) => None,
+            CommandError::Usage(_) | CommandError::NoCache { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),
             CommandError::Store(error) => Some(error),

@@ -1,7 +1,7 @@
 //! `larder offline`: the switch that running servers heed.
 
-use super::{CommandError, say};
-use crate::store::{self, Store};
+use super::{CommandError, existing_store, say};
+use crate::store;
 
 /// Switches, if a word says which way, and says how it is.
 ///
@@ -19,7 +19,7 @@ pub(super) fn offline(
             return Err(CommandError::usage("offline", &format!("{other} is neither on nor off")));
         }
     };
-    let store = Store::open(settings)?;
+    let store = existing_store(settings)?;
     if let Some(offline) = switch {
         store.set_offline(offline)?;
     }

@@ -39,6 +39,8 @@ pub struct StoredImage {
     pub fetched: SystemTime,
     /// When upstream last confirmed it; a digest needs no confirmation.
     pub checked: Option<SystemTime>,
+    /// When upstream was first seen not to have the tag any more.
+    pub gone: Option<SystemTime>,
     /// When a client last pulled it, to the minute.
     pub pulled: Option<SystemTime>,
 }
@@ -182,6 +184,7 @@ impl Store {
                 size: record.size,
                 fetched: record.fetched,
                 checked: Some(record.checked),
+                gone: record.gone,
             })
         });
         let mut images: Vec<StoredImage> = tagged.collect();
@@ -214,6 +217,7 @@ impl Store {
                 size: record.size,
                 fetched: record.fetched,
                 checked: None,
+                gone: None,
             })
         }));
         images
