@@ -111,6 +111,11 @@ at_least_bytes() { # FILE BYTES
   [[ -f $1 ]] && (($(stat -c %s -- "$1") >= $2))
 }
 
+# What a client keeps unfinished has names of its own.
+holds_a_file_of() { # DIR BYTES
+  [[ -n $(find "$1" -type f -size "+$2c" -print -quit) ]]
+}
+
 # False for a zombie too: what has ended but is not yet waited for.
 is_running() { # PID
   local state
@@ -243,28 +248,42 @@ registry_requests() { # REGEX
   grep -cE "\"$1" "$LOGS/registry.log" || true
 }
 
+# ---- nginx, in front of it or instead of it ------------------------------------------------------------------------------
+
+# nginx in one process, so that its pid is the whole of it. HTTP is what stands in its http block beside the paths that it
+# wants to know; READY… is a command that succeeds once it serves.
+nginx_start() { # NAME HTTP READY…
+  local name=$1 directives=$2 dir="$CASE_DIR/nginx-$1"
+  shift 2
+  mkdir -p "$dir"
+  cat >"$dir/nginx.conf" <<NGINX
+daemon off;
+master_process off;
+pid $dir/pid;
+error_log stderr warn;
+events { worker_connections 256; }
+http {
+  access_log $LOGS/$name-access.log;
+  client_body_temp_path $dir/body;
+  proxy_temp_path $dir/proxy;
+  fastcgi_temp_path $dir/fastcgi;
+  uwsgi_temp_path $dir/uwsgi;
+  scgi_temp_path $dir/scgi;
+  $directives
+}
+NGINX
+  start_server "$name" nginx -e stderr -c "$dir/nginx.conf"
+  wait_for_server "$name" "$@"
+}
+
 # ---- The upstream behind a slow link that can be cut: nginx -------------------------------------------------------------
 
 LINK_PORT=
 
-# nginx in one process, so that its pid is the whole of it. RATE as in `limit_rate`, per connection: 4m is 4 MiB/s.
+# RATE as in `limit_rate`, per connection: 4m is 4 MiB/s.
 link_start() { # RATE
   LINK_PORT=${LINK_PORT:-$(free_port)}
-  mkdir -p "$CASE_DIR/link"
-  cat >"$CASE_DIR/link/nginx.conf" <<NGINX
-daemon off;
-master_process off;
-pid $CASE_DIR/link/pid;
-error_log stderr warn;
-events { worker_connections 256; }
-http {
-  access_log $LOGS/link-access.log;
-  client_body_temp_path $CASE_DIR/link/body;
-  proxy_temp_path $CASE_DIR/link/proxy;
-  fastcgi_temp_path $CASE_DIR/link/fastcgi;
-  uwsgi_temp_path $CASE_DIR/link/uwsgi;
-  scgi_temp_path $CASE_DIR/link/scgi;
-  server {
+  nginx_start link "server {
     listen 127.0.0.1:$LINK_PORT;
     location / {
       proxy_pass http://127.0.0.1:$REGISTRY_PORT;
@@ -272,11 +291,7 @@ http {
       proxy_max_temp_file_size 0;
       limit_rate $1;
     }
-  }
-}
-NGINX
-  start_server link nginx -e stderr -c "$CASE_DIR/link/nginx.conf"
-  wait_for_server link curl -fsS --max-time 2 "http://127.0.0.1:$LINK_PORT/v2/"
+  }" curl -fsS --max-time 2 "http://127.0.0.1:$LINK_PORT/v2/"
 }
 
 # Cuts every connection in the middle of whatever it carries.

@@ -73,33 +73,17 @@ YAML
 # nginx in front of the plain registry, which demands a certificate as well, but by an HTTP status, and notes whose it got.
 readonly SERIALS="$LOGS/gate-access.log"
 gate_start() { # PORT
-  mkdir -p "$CASE_DIR/gate"
-  cat >"$CASE_DIR/gate/nginx.conf" <<NGINX
-daemon off;
-master_process off;
-pid $CASE_DIR/gate/pid;
-error_log stderr warn;
-events { worker_connections 256; }
-http {
+  nginx_start gate "
   log_format serial '\$ssl_client_serial \$status \$request';
-  access_log $SERIALS serial;
-  client_body_temp_path $CASE_DIR/gate/body;
-  proxy_temp_path $CASE_DIR/gate/proxy;
-  fastcgi_temp_path $CASE_DIR/gate/fastcgi;
-  uwsgi_temp_path $CASE_DIR/gate/uwsgi;
-  scgi_temp_path $CASE_DIR/gate/scgi;
   server {
     listen 127.0.0.1:$1 ssl;
+    access_log $SERIALS serial;
     ssl_certificate $PKI/server.pem;
     ssl_certificate_key $PKI/server.key;
     ssl_client_certificate $PKI/ca.pem;
     ssl_verify_client on;
     location / { proxy_pass http://127.0.0.1:$REGISTRY_PORT; }
-  }
-}
-NGINX
-  start_server gate nginx -e stderr -c "$CASE_DIR/gate/nginx.conf"
-  wait_for_server gate curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$1/v2/"
+  }" curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$1/v2/"
 }
 
 step "a registry with a certificate, one that demands one, and a gate that does"
