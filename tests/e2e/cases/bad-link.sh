@@ -1,6 +1,7 @@
 # Proves pulls over a bad link between larder and its registry, and nothing else bad: packets are lost (and delayed, where
 # the kernel can), and each connection is reset after some hundred kilobytes. Skopeos pull several images at a time, their
-# bytes are right, and the registry sends little more than the images' size.
+# bytes are right, and the registry sends little more than the images' size. Idle connections that the network has
+# forgotten cost nobody a pull.
 # shellcheck shell=bash source=../lib.sh
 
 # In a network namespace of its own, which ends with it.
@@ -19,6 +20,8 @@ readonly SEND_BUFFER_BYTES=65536
 # What may leave the registry in all, of what the images have: with packets' heads, what was lost and was sent once more, and
 # what was on its way when a connection was reset.
 readonly SENT_PERCENT_MAX=135
+# Idle connections that are forgotten: more than a request that is repeated once would get past.
+readonly FORGOTTEN=4
 # The addresses that are kept for documents (RFC 5737): there is nobody else in this network.
 readonly NEAR=192.0.2.1 FAR=192.0.2.2
 
@@ -58,6 +61,11 @@ for ((n = 1; n <= IMAGES; n++)); do
   make_image "$CASE_DIR/image-$n"
   skopeo_ copy --quiet --preserve-digests --dest-tls-verify=false "dir:$CASE_DIR/image-$n" \
     "docker://127.0.0.1:$REGISTRY_PORT/bad/image-$n:v1"
+done
+make_image "$CASE_DIR/image-late"
+for name in image-late $(seq -f 'idle-%g' "$FORGOTTEN"); do
+  skopeo_ copy --quiet --preserve-digests --dest-tls-verify=false "dir:$CASE_DIR/image-late" \
+    "docker://127.0.0.1:$REGISTRY_PORT/bad/$name:v1"
 done
 registry_stop
 
@@ -145,5 +153,33 @@ echo "sent $sent bytes for $size ($((sent * 100 / size)) %), $resets resets, wen
 ((sent > size)) || fail "only $sent bytes were counted for images of $size"
 ((sent * 100 <= size * SENT_PERCENT_MAX)) || fail "the registry sent $sent bytes for images of $size"
 
+# ---- Connections that the network forgets ------------------------------------------------------------------------------
+
+# What a router does that has restarted, or lost patience with who says nothing: the next packet is answered by a reset.
+larder_connections() { ss -Htn state "$1" dst "$FAR" | awk '{ sub(/.*:/, "", $3); print $3 }'; }
+as_many_begin() { (($(larder_connections syn-sent | wc -l) >= FORGOTTEN)); }
+larder_stop
+larder_start
+step "$FORGOTTEN requests at once, so that as many connections idle after them"
+far iptables -w -I OUTPUT -p tcp --sport "$REGISTRY_PORT" -j DROP
+pids=()
+for ((n = 1; n <= FORGOTTEN; n++)); do
+  curl -fsS --max-time "$GIVE_UP_LIMIT" -o /dev/null "$LARDER_URL/v2/bad.test/bad/idle-$n/manifests/v1" &
+  pids+=($!)
+done
+wait_until 4 "$FORGOTTEN connections on their way" as_many_begin
+far iptables -w -D OUTPUT -p tcp --sport "$REGISTRY_PORT" -j DROP
+for pid in "${pids[@]}"; do
+  wait "$pid" || fail "a request failed"
+done
+
+step "the network forgets them, and nobody notices"
+mapfile -t ports < <(larder_connections established)
+echo "${#ports[@]} idle connections"
+((${#ports[@]} >= 2)) || fail "larder keeps ${#ports[@]} idle connections"
+for port in "${ports[@]}"; do
+  far iptables -w -I INPUT -p tcp --sport "$port" -j REJECT --reject-with tcp-reset
+done
+pull late
 cache_is_sound
 larder_stop
