@@ -33,6 +33,8 @@ pub enum Command {
     Serve(Serve),
     /// List what is in the cache.
     List(List),
+    /// Pull images into the cache.
+    Load(Load),
     /// Switch asking upstreams off and on.
     Offline(Offline),
     /// Print the version.
@@ -64,6 +66,15 @@ pub struct Serve {
     /// ask upstream on every pull of a tag named latest
     #[argh(switch)]
     pub always_pull_latest: bool,
+    /// list of images to load when the server starts
+    #[argh(option)]
+    pub preload_images: Option<PathBuf>,
+    /// operating system of images to preload (default linux)
+    #[argh(option)]
+    pub os: Option<String>,
+    /// architecture of images to preload (default this machine's)
+    #[argh(option)]
+    pub arch: Option<String>,
 }
 
 /// List the images in the cache, whether they are complete, and when they were last pulled. Needs no
@@ -87,6 +98,31 @@ pub struct List {
     /// print the digest of every blob and manifest that is here, one a line, for export --except
     #[argh(switch)]
     pub digests: bool,
+}
+
+/// Pull images into the cache, from lists or as typed. What is there is not fetched again, what was begun is
+/// gone on with, what fails is tried again; exit code 1 if something could not be had.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "load")]
+pub struct Load {
+    /// images such as alpine:3.20 or quay.io/org/app:v1.*, or @FILE for a list of them
+    #[argh(positional)]
+    pub images: Vec<String>,
+    /// lists of images, separated by commas
+    #[argh(option)]
+    pub image_file: Option<String>,
+    /// platform of multi-platform images, e.g. linux/arm64, or all (repeatable; default this machine's)
+    #[argh(option)]
+    pub platform: Vec<String>,
+    /// images at a time (default 4)
+    #[argh(option)]
+    pub parallel: Option<usize>,
+    /// how often an image is tried (default 5)
+    #[argh(option)]
+    pub attempts: Option<u32>,
+    /// print nothing but the summary
+    #[argh(switch)]
+    pub quiet: bool,
 }
 
 /// Switch asking upstreams off (on) and on again (off) for all servers on the cache directory, which

@@ -11,6 +11,7 @@
 //! checked by a test.
 
 pub mod api;
+pub mod bundle;
 pub mod cache;
 pub mod cli;
 pub mod commands;

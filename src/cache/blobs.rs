@@ -98,6 +98,14 @@ impl BlobWait {
         }
     }
 
+    /// The size, once the blob has its name; pending for ever if only the size was asked for.
+    pub fn poll_end(&self, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
+        match &self.waits_for {
+            WaitsFor::Bytes(flight) => flight.poll_outcome(waker).map_ok(|blob| blob.size),
+            WaitsFor::Size(_) => Poll::Pending,
+        }
+    }
+
     /// Stops waiting with this waker.
     pub fn forget(&self, waker: &Waker) {
         match &self.waits_for {
@@ -185,14 +193,13 @@ impl Cache {
     /// back: what corrupted it may have been the way, or there is another endpoint.
     pub(super) fn fly(&self, name: ImageName, pilot: BlobPilot, size_hint: Option<u64>) {
         let key = pilot.key().clone();
-        let came_wrong_before = self.inner.came_wrong(&key);
         let result = self.inner.fetch_blob(&name, &pilot, size_hint);
         if let Err(error) = &result {
             error.log(&format!("{name}@{}", key.1));
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         pilot.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
-        if is_wrong && !came_wrong_before {
+        if is_wrong && self.inner.should_try_again(&key) {
             self.ask_for_blob(&name, &key.1, size_hint);
         }
     }

@@ -100,18 +100,36 @@ impl Inner {
     /// How the endpoints have fared with this blob in earlier downloads.
     pub(super) fn demerits(&self, name: &ImageName, digest: &Digest) -> Demerits {
         let key = (name.upstream.clone(), *digest);
-        lock(&self.blamed).get(&key).cloned().unwrap_or_default()
+        lock(&self.blamed).get(&key).map(|blame| blame.demerits.clone()).unwrap_or_default()
     }
 
     /// Notes who sent something wrong, to be asked last the next time.
-    pub(super) fn note_wrong(&self, key: &BlobKey, blame: Demerits) {
-        lock(&self.blamed).insert(key.clone(), blame);
+    pub(super) fn note_wrong(&self, key: &BlobKey, demerits: Demerits) {
+        let mut blamed = lock(&self.blamed);
+        // This was another try already, whoever began it.
+        let is_tried_again = blamed.get(key).is_some();
+        blamed.insert(key.clone(), Blame { demerits, is_tried_again });
     }
 
-    /// Whether this blob has come wrong before.
-    pub(super) fn came_wrong(&self, key: &BlobKey) -> bool {
-        lock(&self.blamed).get(key).is_some()
+    /// Whether a blob that came wrong should be fetched once more unasked: says so once.
+    pub(super) fn should_try_again(&self, key: &BlobKey) -> bool {
+        let mut blamed = lock(&self.blamed);
+        match blamed.get(key) {
+            Some(blame) if !blame.is_tried_again => {
+                let blame = Blame { demerits: blame.demerits.clone(), is_tried_again: true };
+                blamed.insert(key.clone(), blame);
+                true
+            }
+            _ => false,
+        }
     }
+}
+
+/// What is remembered of a blob that came wrong.
+pub(super) struct Blame {
+    demerits: Demerits,
+    /// Whether it was fetched again since it first did.
+    is_tried_again: bool,
 }
 
 /// Into the store, in sight of those who follow the flight.

@@ -40,7 +40,7 @@ use std::time::{Duration, SystemTime};
 use crate::flight::Flights;
 use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::store::Store;
-use crate::upstream::{Demerits, Sources};
+use crate::upstream::Sources;
 
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
@@ -58,6 +58,7 @@ pub use retry::RetryPolicy;
 
 use blobs::{BlobKey, SizeFlights};
 use counts::Counters;
+use filling::Blame;
 use lists::ListFlights;
 use manifests::{Content, HotManifest, ManifestFlights};
 use misses::Misses;
@@ -173,7 +174,7 @@ struct Inner {
     /// Sizes of blobs that this process verified.
     verified_sizes: Mutex<Recent<Digest, u64>>,
     /// Blobs that came wrong, and how each endpoint has fared with them.
-    blamed: Mutex<Recent<BlobKey, Demerits>>,
+    blamed: Mutex<Recent<BlobKey, Blame>>,
     /// Repositories whose cached manifests were read for their sizes.
     learned: Mutex<Recent<ImageName, ()>>,
     /// When images were looked at for what they lack.

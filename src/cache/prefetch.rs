@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lists::ListQuestion;
-use super::manifests::Content;
-use super::{Cache, CacheError, lock};
+use super::{Cache, lock};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Tag};
 
 /// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
@@ -62,7 +61,9 @@ impl Cache {
         inner.metadata_pool.submit_behind(&upstream, move || {
             cache.complete(&name, &digest, 0);
             if cache.inner.settings.prefetch.referrers {
-                cache.complete_referrers(&name, &digest, 0);
+                for referrer in cache.fetch_referrers(&name, &digest) {
+                    cache.complete(&name, &referrer, 0);
+                }
             }
         });
     }
@@ -115,41 +116,48 @@ impl Cache {
         });
     }
 
-    /// Fetches what refers to a manifest: by the referrers API, and by the tags that tools use where
-    /// there is none.
-    fn complete_referrers(&self, name: &ImageName, digest: &Digest, depth: usize) {
+    /// Fetches the manifests that refer to a manifest, directly or by way of others: by the referrers API,
+    /// and by the tags that tools use where there is none. Blocks; what cannot be had is passed over.
+    pub fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
+        let mut found = Vec::new();
+        self.collect_referrers(name, digest, 0, &mut found);
+        found
+    }
+
+    fn collect_referrers(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        depth: usize,
+        found: &mut Vec<Digest>,
+    ) {
         let inner = &self.inner;
         if depth >= DEPTH_MAX || inner.is_offline() || inner.metadata_pool.is_closed() {
             return;
         }
-        let mut found: Vec<Digest> = Vec::new();
         let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
-        match inner.fetch_list(name, &question) {
-            Ok(list) => found.extend(referrers_in(&list.body)),
-            Err(error) => log::debug!("{name}@{digest}: referrers: {error}"),
-        }
-        for referrer in found.iter().take(REFERRERS_MAX) {
-            self.complete_referrer(name, inner.fetch_by_digest(name, referrer), depth);
-        }
-        for suffix in COMPANION_SUFFIXES {
-            let tag = format!("{}-{}.{suffix}", digest.algorithm().as_str(), digest.hex());
-            let Ok(tag) = tag.parse::<Tag>() else { continue };
-            self.complete_referrer(name, inner.fetch_by_tag(name, &tag), depth);
-        }
-    }
-
-    fn complete_referrer(
-        &self,
-        name: &ImageName,
-        fetched: Result<Arc<Content>, CacheError>,
-        depth: usize,
-    ) {
-        match fetched {
-            Ok(content) => {
-                self.complete(name, content.digest(), 0);
-                self.complete_referrers(name, content.digest(), depth + 1);
+        let listed = match inner.fetch_list(name, &question) {
+            Ok(list) => referrers_in(&list.body),
+            Err(error) => {
+                log::debug!("{name}@{digest}: referrers: {error}");
+                Vec::new()
             }
-            Err(error) => log::debug!("{name}: a referrer: {error}"),
+        };
+        let by_digest = listed.iter().map(|referrer| inner.fetch_by_digest(name, referrer));
+        let companions = COMPANION_SUFFIXES.iter().filter_map(|suffix| {
+            let tag = format!("{}-{}.{suffix}", digest.algorithm().as_str(), digest.hex());
+            let tag: Tag = tag.parse().ok()?;
+            Some(inner.fetch_by_tag(name, &tag))
+        });
+        for fetched in by_digest.chain(companions) {
+            match fetched {
+                Ok(content) if found.len() < REFERRERS_MAX && !found.contains(content.digest()) => {
+                    found.push(*content.digest());
+                    self.collect_referrers(name, content.digest(), depth + 1, found);
+                }
+                Ok(_) => {}
+                Err(error) => log::debug!("{name}@{digest}: a referrer: {error}"),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The commands: one short composition of rooms each.
 
 mod list;
+mod load;
 mod logging;
 mod offline;
 mod serve;
@@ -26,6 +27,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
     match &arguments.command {
         Command::Serve(_) => serve::serve(settings()?),
         Command::List(command) => list::list(&settings()?, command),
+        Command::Load(command) => load::load(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
@@ -70,6 +72,9 @@ fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
         pull_timeout_ms: serve.pull_timeout,
         air_gapped: serve.air_gapped,
         always_pull_latest: serve.always_pull_latest,
+        preload_images: serve.preload_images.clone(),
+        os: serve.os.clone(),
+        arch: serve.arch.clone(),
         ..common
     })
 }
@@ -95,6 +100,13 @@ pub enum CommandError {
     },
     /// The cache directory cannot be used.
     Store(StoreError),
+    /// Not everything that was asked for could be had; which and why was said.
+    Incomplete {
+        /// How many images.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// The server cannot listen.
     Server(ServerError),
     /// Something else that the system refused.
@@ -118,7 +130,10 @@ impl CommandError {
             | CommandError::Config(_)
             | CommandError::NoCache { .. }
             | CommandError::Tls { .. } => 2,
-            CommandError::Store(_) | CommandError::Server(_) | CommandError::System { .. } => 1,
+            CommandError::Store(_)
+            | CommandError::Incomplete { .. }
+            | CommandError::Server(_)
+            | CommandError::System { .. } => 1,
         }
     }
 }
@@ -154,6 +169,9 @@ impl fmt::Display for CommandError {
                 "there is no cache in {}; say where it is with --image-path or imagePath",
                 root.display()
             ),
+            CommandError::Incomplete { failed, of } => {
+                write!(f, "{failed} of {of} images could not be had; repeat the command to go on")
+            }
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
@@ -167,7 +185,9 @@ impl fmt::Display for CommandError {
 impl std::error::Error for CommandError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            CommandError::Usage(_) | CommandError::NoCache { .. } => None,
+            CommandError::Usage(_)
+            | CommandError::NoCache { .. }
+            | CommandError::Incomplete { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),
             CommandError::Store(error) => Some(error),

@@ -9,14 +9,21 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{CommandError, logging};
+use super::{CommandError, load, logging};
 use crate::api::{Api, Health};
+use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper};
 use crate::config::Settings;
 use crate::http::{self, Controller, Server};
 use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
 
+/// Images preloaded at a time: clients want their share of the link.
+const PRELOAD_PARALLEL: usize = 2;
+/// How often an image of the list is tried, and the wait before the second time: some minutes, in which a
+/// network that comes up with the machine is there.
+const PRELOAD_ATTEMPTS: u32 = 8;
+const PRELOAD_FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Descriptors kept for everything that is not a client: upstream connections, partials, the log.
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// How long a blob that is being forced to the disk may take to get its name after the drain.
@@ -45,6 +52,7 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
             }
         }
     }
+    let preload = settings.preload_images.as_deref().map(load::read_list).transpose()?;
     let store = Store::open(&settings.store)?;
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
@@ -65,6 +73,9 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     if settings.resume_on_start {
         cache.resume_downloads();
     }
+    if let Some(wanted) = preload {
+        preload_beside(&cache, wanted, &settings)?;
+    }
 
     let report = server.run();
     log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
@@ -76,6 +87,40 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     drop(keeper);
     log::info!("stopped");
     Ok(())
+}
+
+/// Loads a list while clients are served: a cache that is half full is better than none, and a network that
+/// is down must not keep it from starting.
+fn preload_beside(
+    cache: &Cache,
+    wanted: Vec<Wanted>,
+    settings: &Settings,
+) -> Result<(), CommandError> {
+    let load_settings = LoadSettings {
+        platforms: settings.load_platforms.clone(),
+        parallel: PRELOAD_PARALLEL,
+        attempts: PRELOAD_ATTEMPTS,
+        first_wait: PRELOAD_FIRST_WAIT,
+        referrers: settings.cache.prefetch.referrers,
+    };
+    let cache = cache.clone();
+    let work = move || {
+        let summary = bundle::load(&cache, &wanted, &load_settings, &|event| {
+            if let LoadEvent::Retry { image, reason, wait } = event {
+                log::info!("preload: {image}: {reason}; once more in {} s", wait.as_secs());
+            }
+        });
+        for (image, reason) in summary.failed() {
+            log::warn!("preload: {image}: {reason}");
+        }
+        let failed = summary.failed().count();
+        log::info!("preload: {} of {} images are here", wanted.len() - failed, wanted.len());
+    };
+    thread::Builder::new()
+        .name("preload".into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|source| CommandError::System { doing: "preload images", source })
 }
 
 /// The health port, served beside.

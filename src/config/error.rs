@@ -28,6 +28,13 @@ pub enum ConfigError {
         /// The port.
         port: u16,
     },
+    /// A value that makes no sense.
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// A registry is listed twice.
     Twice {
         /// Its name.
@@ -76,6 +83,7 @@ impl fmt::Display for ConfigError {
             ConfigError::SamePort { port } => {
                 write!(f, "port and health are both {port}: give them different ports")
             }
+            ConfigError::Value { key, reason } => write!(f, "{key}: {reason}"),
             ConfigError::Twice { name } => {
                 write!(f, "registries: {name} is listed twice: merge the two entries")
             }

@@ -258,12 +258,8 @@ impl File {
     pub(super) fn without_effect(&self) -> Vec<&'static str> {
         let prune = self.prune_config.as_ref().and_then(|prune| prune.enabled);
         let all = [
-            ("preloadImages", self.preload_images.is_some()),
-            ("imageFile", self.image_file.is_some()),
             ("helloWorld", self.hello_world == Some(true)),
             ("metrics", self.metrics.is_some()),
-            ("os", self.os.is_some()),
-            ("arch", self.arch.is_some()),
             ("pruneConfig", prune == Some(true)),
         ];
         all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()

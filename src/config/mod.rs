@@ -58,6 +58,12 @@ pub struct Settings {
     pub http: http::Settings,
     /// How requests name their upstream.
     pub naming: Naming,
+    /// Lists of images for `larder load` if it is told none.
+    pub image_file: Option<String>,
+    /// A list of images that the server loads when it starts.
+    pub preload_images: Option<PathBuf>,
+    /// Which children of an index `larder load` takes if it is told none.
+    pub load_platforms: Platforms,
     /// Keys that are known and have no effect in this version, to be said at start.
     pub without_effect: Vec<&'static str>,
 }
@@ -83,6 +89,12 @@ pub struct Overrides {
     pub default_ns: Option<Upstream>,
     /// `--pull-timeout`, in milliseconds.
     pub pull_timeout_ms: Option<u64>,
+    /// `--preload-images`.
+    pub preload_images: Option<PathBuf>,
+    /// `--os`.
+    pub os: Option<String>,
+    /// `--arch`.
+    pub arch: Option<String>,
     /// `--air-gapped`.
     pub air_gapped: bool,
     /// `--always-pull-latest`.
@@ -168,6 +180,9 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
                 .or(file.default_ns.as_ref().map(|ns| ns.0.clone())),
             aliases: aliases(file.registries.as_deref().unwrap_or_default())?,
         },
+        image_file: file.image_file.clone(),
+        preload_images: over.preload_images.clone().or(file.preload_images.clone()),
+        load_platforms: load_platforms(&file, &over)?,
         without_effect: file.without_effect(),
     })
 }
@@ -186,6 +201,32 @@ fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         downloads_per_upstream: downloads_per_upstream(file),
         ..default
+    }
+}
+
+/// Which children of an index are loaded: those of `os` and `arch`, else of `platforms`, else this
+/// machine's. Containers are Linux's unless somebody says otherwise.
+fn load_platforms(file: &File, over: &Overrides) -> Result<Platforms, ConfigError> {
+    let (os, arch) =
+        (over.os.as_ref().or(file.os.as_ref()), over.arch.as_ref().or(file.arch.as_ref()));
+    let configured = prefetch(file).platforms;
+    if os.is_none() && arch.is_none() && !configured.is_none() {
+        return Ok(configured);
+    }
+    let os = os.map_or("linux", String::as_str);
+    let platform = format!("{os}/{}", arch.map_or(architecture(), String::as_str));
+    Platforms::parse([platform.as_str()])
+        .map_err(|error| ConfigError::Value { key: "os and arch", reason: error.to_string() })
+}
+
+/// This machine's architecture as images call it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
     }
 }
 
@@ -340,7 +381,9 @@ serverTlsConfig: {}
         let (local, quay) = (&local.endpoints[0], &quay.endpoints[0]);
         assert_eq!(local.endpoint.scheme, Scheme::Http);
         assert!(quay.tls.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
-        assert_eq!(settings.without_effect, ["preloadImages", "metrics", "os", "arch"]);
+        assert_eq!(settings.without_effect, ["metrics"]);
+        assert_eq!(settings.preload_images, Some("/tmp/list".into()));
+        assert_eq!(settings.load_platforms, Platforms::parse(["linux/amd64"]).unwrap());
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod resuming;
 mod quirks;
 // Tag lists and referrers.
 mod lists;
+// Lists of images.
+mod loading;
 // What is fetched before somebody asks.
 mod prefetch;
 // No upstream at all.

@@ -240,6 +240,11 @@ impl Larder {
         files
     }
 
+    /// The cache of the running server.
+    pub fn cache(&self) -> Cache {
+        self.running().cache.clone()
+    }
+
     /// The store of the running server.
     pub fn store(&self) -> Store {
         self.running().cache.store().clone()

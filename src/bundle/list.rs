@@ -1,0 +1,145 @@
+//! Image lists: what to load, as people write it.
+
+use std::fmt;
+
+use super::reference::PartReference;
+use crate::oci::{ImageName, Pattern, Reference};
+
+/// Something to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// One image.
+    Image(ImageName, Reference),
+    /// Those tags of a repository that match.
+    Tags(ImageName, Pattern),
+}
+
+/// Why a text is no entry of an image list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListError {
+    /// Its line in the list, from 1; `None` if it was typed.
+    line: Option<usize>,
+    text: String,
+    reason: String,
+}
+
+impl Wanted {
+    /// Parses one entry: a reference as clients take it (`alpine` is `docker.io/library/alpine:latest`), or
+    /// one whose tag is a pattern (`quay.io/org/app:v1.*`, `app:/^v[0-9]+$/`).
+    ///
+    /// # Errors
+    /// [`ListError`].
+    pub fn parse(text: &str) -> Result<Wanted, ListError> {
+        let refuse = |reason: String| ListError { line: None, text: text.to_owned(), reason };
+        if text.contains("://") {
+            return Err(refuse("a reference has no scheme such as https://".into()));
+        }
+        let (name, tag) = match text.split_once(":/") {
+            // A regular expression may have slashes of its own.
+            Some((name, tag)) => (name, Some(format!("/{tag}"))),
+            None => {
+                let behind_path = text.rfind('/').map_or(0, |at| at + 1);
+                match text[behind_path..].split_once(':') {
+                    Some((last, tag)) if tag.contains(['*', '?']) => {
+                        (&text[..behind_path + last.len()], Some(tag.to_owned()))
+                    }
+                    _ => (text, None),
+                }
+            }
+        };
+        if name.contains(['*', '?']) {
+            return Err(refuse(
+                "a pattern can stand for a tag only: registries list no names".into(),
+            ));
+        }
+        let parsed = PartReference::parse(name).map_err(|error| refuse(error.to_string()))?;
+        match tag {
+            Some(tag) => match tag.parse() {
+                Ok(pattern) => Ok(Wanted::Tags(parsed.name, pattern)),
+                Err(error) => Err(refuse(error.to_string())),
+            },
+            None => {
+                let (name, reference) = parsed.or_latest();
+                Ok(Wanted::Image(name, reference))
+            }
+        }
+    }
+
+    /// Parses a list: entries in lines or separated by commas, `#` before a comment.
+    ///
+    /// # Errors
+    /// The first [`ListError`].
+    pub fn parse_list(text: &str) -> Result<Vec<Wanted>, ListError> {
+        let mut all = Vec::new();
+        for (line, number) in text.lines().zip(1..) {
+            let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
+            if line.starts_with('#') {
+                continue;
+            }
+            for entry in line.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+                let parsed = Wanted::parse(entry);
+                all.push(parsed.map_err(|error| ListError { line: Some(number), ..error })?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl fmt::Display for ListError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        write!(f, "{}: {}", self.text, self.reason)
+    }
+}
+
+impl std::error::Error for ListError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(wanted: &Wanted) -> String {
+        match wanted {
+            Wanted::Image(name, reference) => name.with(reference),
+            Wanted::Tags(name, pattern) => format!("{name}:{pattern}"),
+        }
+    }
+
+    #[test]
+    fn entries_are_read_as_clients_read_them() {
+        for (text, full) in [
+            ("alpine", "docker.io/library/alpine:latest"),
+            ("alpine:3.*", "docker.io/library/alpine:3.*"),
+            ("quay.io/org/app:v?", "quay.io/org/app:v?"),
+            ("reg:5000/app:/^v[0-9]+/x$/", "reg:5000/app:/^v[0-9]+/x$/"),
+            ("reg:5000/app", "reg:5000/app:latest"),
+        ] {
+            assert_eq!(shown(&Wanted::parse(text).unwrap()), full, "{text}");
+        }
+        for (text, words) in [
+            ("quay.io/*", "tag only"),
+            ("app:/(/", "not a pattern"),
+            ("a b", "a b: "),
+            ("http://a/b:c", "no scheme"),
+        ] {
+            let error = Wanted::parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_have_comments_blank_lines_and_commas() {
+        let list = "# base images\n\nalpine:3.20, busybox # small ones\n  quay.io/org/app:v1  \n";
+        let all: Vec<String> = Wanted::parse_list(list).unwrap().iter().map(shown).collect();
+        let expected = [
+            "docker.io/library/alpine:3.20",
+            "docker.io/library/busybox:latest",
+            "quay.io/org/app:v1",
+        ];
+        assert_eq!(all, expected);
+        let error = Wanted::parse_list("alpine\n\nA B\n").unwrap_err();
+        assert!(error.to_string().starts_with("line 3: A B: "), "{error}");
+    }
+}

@@ -1,0 +1,86 @@
+//! References as people and tools write them, normalised as container clients do.
+
+use crate::oci::{ImageName, NameError, Reference, Upstream};
+
+/// The tag of a reference that has none.
+const DEFAULT_TAG: &str = "latest";
+
+/// A reference whose tag may be missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartReference {
+    /// The repository.
+    pub name: ImageName,
+    /// What stands behind it, if anything does.
+    pub reference: Option<Reference>,
+}
+
+impl PartReference {
+    /// Parses `alpine`, `alpine:3`, `quay.io/org/app@sha256:…`, `registry:5000/app:1@sha256:…`. A first
+    /// component that does not look like a host is Docker Hub's, and a digest outweighs a tag.
+    ///
+    /// # Errors
+    /// [`NameError`] for what no client would take.
+    pub fn parse(text: &str) -> Result<PartReference, NameError> {
+        let (text, digest) = match text.split_once('@') {
+            Some((text, digest)) => {
+                (text, Some(Reference::Digest(digest.parse().map_err(NameError::Digest)?)))
+            }
+            None => (text, None),
+        };
+        let behind_path = text.rfind('/').map_or(0, |at| at + 1);
+        let (path, tag) = match text[behind_path..].split_once(':') {
+            Some((last, tag)) => (&text[..behind_path + last.len()], Some(tag.parse()?)),
+            None => (text, None),
+        };
+        let (upstream, repository) = match path.split_once('/') {
+            Some((host, rest)) if Upstream::looks_like_host(host) => (host, rest),
+            _ => (Upstream::DOCKER_HUB, path),
+        };
+        let name = ImageName::new(upstream.parse()?, repository.parse()?);
+        Ok(PartReference { name, reference: digest.or(tag.map(Reference::Tag)) })
+    }
+
+    /// The reference, `latest` if there was none.
+    pub fn or_latest(self) -> (ImageName, Reference) {
+        let reference = self.reference.unwrap_or_else(|| {
+            // A tag by its grammar: letters only.
+            Reference::Tag(DEFAULT_TAG.parse().expect("latest is a tag"))
+        });
+        (self.name, reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn references_are_normalised_as_clients_do() {
+        let pinned = format!("quay.io/a/b@{DIGEST}");
+        let both = format!("quay.io/a/b:1@{DIGEST}");
+        for (text, full) in [
+            ("alpine", "docker.io/library/alpine:latest"),
+            ("alpine:3", "docker.io/library/alpine:3"),
+            ("bitnami/redis", "docker.io/bitnami/redis:latest"),
+            ("index.docker.io/alpine", "docker.io/library/alpine:latest"),
+            ("localhost/hello:v1", "localhost/hello:v1"),
+            ("registry.corp:5000/app", "registry.corp:5000/app:latest"),
+            ("registry.corp:5000/app:1", "registry.corp:5000/app:1"),
+            (&pinned, &pinned),
+            (&both, &pinned),
+        ] {
+            let (name, reference) = PartReference::parse(text).unwrap().or_latest();
+            assert_eq!(name.with(&reference), full, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_no_client_would_take_is_refused() {
+        for text in ["", ":", "a:", "A", "a@b", "a b", "quay.io/", "/a", "a@sha256:1", "http://a/b"]
+        {
+            assert!(PartReference::parse(text).is_err(), "{text}");
+        }
+    }
+}

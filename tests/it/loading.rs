@@ -1,0 +1,188 @@
+//! Image lists: pulled through the cache, tried again, gone on with.
+//!
+//! Proves DESIGN.md section 8's exit codes for `load`, and that a list ends complete over a bad link.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use larder::bundle::{LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted, load};
+use larder::oci::Platforms;
+
+use crate::support::larder::{blob, manifest};
+use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes};
+
+const REPOSITORY: &str = "team/app";
+
+fn settings(platforms: &[&str]) -> LoadSettings {
+    LoadSettings {
+        platforms: Platforms::parse(platforms.iter().copied()).expect("platforms"),
+        parallel: 4,
+        attempts: 5,
+        first_wait: Duration::ZERO,
+        referrers: false,
+    }
+}
+
+/// Loads a list, in which `$` stands for the registry.
+fn run(
+    larder: &Larder,
+    registry: &FakeRegistry,
+    list: &str,
+    settings: &LoadSettings,
+) -> LoadSummary {
+    let list = list.replace('$', &registry.host());
+    let wanted = Wanted::parse_list(&list).expect("a list");
+    load(&larder.cache(), &wanted, settings, &|_| {})
+}
+
+fn loaded(bytes: usize) -> Outcome {
+    Outcome::Loaded { fetched_bytes: bytes as u64 }
+}
+
+fn size_of(image: &Image) -> usize {
+    image.blobs().iter().map(|blob| blob.bytes.len()).sum()
+}
+
+#[test]
+fn list_is_loaded_whole_and_the_second_time_nothing_is_fetched() {
+    let registry = FakeRegistry::start();
+    let (one, two) = (Image::sample("one"), Image::sample("two").layer(bytes(100_000, 2)));
+    registry.add(REPOSITORY, "v1", &one);
+    registry.add(REPOSITORY, "v2", &two);
+    let larder = Larder::start(&registry);
+    let list = format!(
+        "# ours\n\n$/team/app:v1, $/team/app@{} # by digest\n$/team/app:v1\n",
+        two.digest()
+    );
+    let host = registry.host();
+    let names = [format!("{host}/team/app:v1"), format!("{host}/team/app@{}", two.digest())];
+    for sizes in [[size_of(&one), size_of(&two)], [0, 0]] {
+        let summary = run(&larder, &registry, &list, &settings(&["all"]));
+        let expected: Vec<_> = names.iter().cloned().zip(sizes.map(loaded)).collect();
+        assert_eq!(summary.images, expected);
+    }
+    for image in [&one, &two] {
+        for each in image.blobs() {
+            // It has its name when the command ends, and not a moment later.
+            assert!(larder.has(&each.digest));
+            assert_eq!(registry.count("GET", &blob(REPOSITORY, &each.digest)), 1);
+        }
+    }
+}
+
+#[test]
+fn pattern_means_the_tags_that_match_over_all_pages() {
+    let registry = FakeRegistry::start();
+    registry.tags_page(2);
+    for tag in ["v1.0", "v1.1", "v2.0", "nightly", "v1.2"] {
+        registry.add(REPOSITORY, tag, &Image::sample(tag));
+    }
+    let larder = Larder::start(&registry);
+    for (list, tags) in [
+        ("$/team/app:v1.*", &["v1.0", "v1.1", "v1.2"][..]),
+        ("$/team/app:/^v[0-9]+[.]0/", &["v1.0", "v2.0"]),
+    ] {
+        let summary = run(&larder, &registry, list, &settings(&["all"]));
+        let names: Vec<&str> =
+            summary.images.iter().filter_map(|(name, _)| name.rsplit(':').next()).collect();
+        assert_eq!(names, tags);
+    }
+    let none = run(&larder, &registry, "$/team/app:x*", &settings(&["all"]));
+    assert_eq!(none.failed().map(|(_, reason)| reason).collect::<Vec<_>>(), ["no tag matches"]);
+}
+
+#[test]
+fn of_an_index_the_platforms_that_are_wanted_are_loaded() {
+    let registry = FakeRegistry::start();
+    let amd = Image::new("amd").platform("linux", "amd64").layer(bytes(1000, 1));
+    let arm = Image::new("arm").platform("linux", "arm64").layer(bytes(1000, 2));
+    let index = Index::new().image(&amd).image(&arm);
+    for image in [&amd, &arm] {
+        registry.add_untagged(REPOSITORY, image);
+    }
+    registry.add(REPOSITORY, "v1", &index);
+    let larder = Larder::start(&registry);
+    let list = "$/team/app:v1";
+    let mars = run(&larder, &registry, list, &settings(&["linux/mars"]));
+    let (_, reason) = mars.failed().next().expect("it has no such platform");
+    assert!(reason.contains("it has linux/amd64, linux/arm64"), "{reason}");
+    run(&larder, &registry, list, &settings(&["linux/arm64"]));
+    let has = |image: &Image| image.blobs().iter().all(|each| larder.has(&each.digest));
+    assert!(has(&arm) && !has(&amd));
+    run(&larder, &registry, list, &settings(&["all"]));
+    assert!(has(&amd));
+}
+
+#[test]
+fn what_fails_is_tried_again_what_is_not_there_is_not_and_both_are_said() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(300_000, 1));
+    registry.add(REPOSITORY, "v1", &image);
+    let layer = image.layers().last().expect("a layer").digest.clone();
+    registry.fault(On::get_manifest("v1").times(2), Fault::status(503));
+    registry.fault(On::get_blob(&layer).times(2), Fault::CutAfter(100_000));
+    registry.expect_unknown(&manifest(REPOSITORY, "v9"));
+    let larder = Larder::start(&registry);
+    let retries = Mutex::new(Vec::new());
+    let wanted = Wanted::parse_list(&"$/team/app:v1,$/team/app:v9".replace('$', &registry.host()));
+    let summary = load(&larder.cache(), &wanted.expect("a list"), &settings(&["all"]), &|event| {
+        if let LoadEvent::Retry { image, .. } = event {
+            retries.lock().expect("no panic").push(image.to_owned());
+        }
+    });
+    let failed: Vec<_> = summary.failed().collect();
+    let missing = format!("{}/team/app:v9", registry.host());
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].0 == missing && failed[0].1.contains("no such content"), "{failed:?}");
+    assert_eq!(registry.count("GET", &manifest(REPOSITORY, "v9")), 1);
+    assert_eq!(retries.into_inner().expect("no panic").len(), 4);
+    // Each try goes on behind the one before.
+    assert_eq!(registry.count("GET", &blob(REPOSITORY, &layer)), 3);
+    assert!(larder.has(&layer));
+}
+
+#[test]
+fn image_that_is_there_is_no_failure_when_upstream_is_gone() {
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    let larder = Larder::start(&registry);
+    run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
+    registry.stop();
+    larder.advance(Duration::from_secs(3600));
+    let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
+    assert_eq!(summary.images[0].1, Outcome::Unconfirmed);
+}
+
+#[test]
+fn thousand_images_over_a_link_that_fails_one_answer_in_twenty_end_complete() {
+    let registry = FakeRegistry::start();
+    let images: Vec<Image> = (0..1000)
+        .map(|n| {
+            let image = Image::new(&format!("image {n}")).layer(bytes(600, n % 7));
+            image.layer(format!("layer {n}").into_bytes())
+        })
+        .collect();
+    let mut list = String::new();
+    for (n, image) in images.iter().enumerate() {
+        registry.add(REPOSITORY, &format!("v{n}"), image);
+        list.push_str(&format!("$/team/app:v{n}\n"));
+    }
+    let faults = [
+        Fault::status(500),
+        Fault::CloseBeforeHead,
+        Fault::CutAfter(3),
+        Fault::WrongBytes,
+        Fault::status(503),
+        Fault::ResetAfter(5),
+        Fault::Html200,
+    ];
+    for (n, fault) in faults.iter().cycle().take(180).enumerate() {
+        registry.fault(On::anything().after(20 * n).times(1), fault.clone());
+    }
+    let larder = Larder::start(&registry);
+    let summary = run(&larder, &registry, &list, &settings(&["all"]));
+    assert_eq!(summary.failed().collect::<Vec<_>>(), []);
+    for image in &images {
+        assert!(image.blobs().iter().all(|each| larder.has(&each.digest)));
+    }
+}
