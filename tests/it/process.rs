@@ -261,7 +261,9 @@ fn cache_of_one_process_is_the_next_ones() {
         process.signal(signal);
         process.wait();
     }
-    assert_eq!(registry.requests().len(), 2);
+    let layer = blob(REPOSITORY, &image.layers()[0].digest);
+    let asked = [manifest(REPOSITORY, "v1"), layer].map(|path| registry.count("GET", &path));
+    assert_eq!(asked, [1, 1]);
 }
 
 #[test]
