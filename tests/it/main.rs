@@ -43,6 +43,8 @@ mod air_gap;
 mod full_disk;
 // Mirrors, and the registry behind them.
 mod endpoints;
+// The commands beside the server.
+mod commands;
 // The program as a process: arguments, errors, signals.
 mod process;
 // Users, passwords, tokens of our own.

@@ -14,6 +14,7 @@
 //! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
 //! | `response.rs` | [`Response`]: an answer, and how it ended |
 //! | `larder.rs` | [`Larder`]: the server under test, in this process |
+//! | `process.rs` | [`Process`](process::Process): the program as a process of its own |
 //! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
 //! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
 //! | `source.rs` | the project's source as text, for `tidy.rs` |
@@ -34,6 +35,7 @@ mod fault;
 mod gate;
 mod image;
 pub mod larder;
+pub mod process;
 mod proxy;
 mod registry;
 mod response;

@@ -1,0 +1,140 @@
+//! The program as a process, and what it prints.
+//!
+//! ```ignore
+//! let (code, stdout, stderr) = run(&["version"]);
+//! let process = Process::serve(directory.path(), &registry);   // stopped when it is dropped
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use super::FakeRegistry;
+
+pub const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+
+pub fn larder(arguments: &[&str]) -> Command {
+    let mut command = Command::new(LARDER);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end, which must come by itself.
+pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = larder(arguments).output().expect("it can be started");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// A server, until it is dropped.
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+    /// What it has logged and nobody has read.
+    log: BufReader<std::process::ChildStderr>,
+    /// What it has logged until it listened.
+    pub banner: String,
+}
+
+impl Process {
+    /// Serves that directory; requests that name no registry mean `registry`.
+    pub fn serve(directory: &Path, registry: &FakeRegistry) -> Process {
+        Process::serve_by(Command::new(LARDER), directory, registry)
+    }
+
+    /// As [`Process::serve`], with no room for a file of more than about 150 kB, whoever runs the test.
+    pub fn serve_small_files(directory: &Path, registry: &FakeRegistry) -> Process {
+        let mut shell = Command::new("sh");
+        // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 150; exec \"$@\"", "sh", LARDER]);
+        Process::serve_by(shell, directory, registry)
+    }
+
+    pub fn serve_by(command: Command, directory: &Path, registry: &FakeRegistry) -> Process {
+        let host = registry.host();
+        let entry = format!("{{name: \"{host}\", scheme: http}}");
+        Process::spawn(command, directory, &host, &entry, &[])
+    }
+
+    /// Serves that directory with one entry of `registries`, and variables in its environment.
+    pub fn serve_with(
+        directory: &Path,
+        host: &str,
+        entry: &str,
+        variables: &[(&str, &str)],
+    ) -> Process {
+        Process::spawn(Command::new(LARDER), directory, host, entry, variables)
+    }
+
+    pub fn spawn(
+        mut command: Command,
+        directory: &Path,
+        host: &str,
+        entry: &str,
+        variables: &[(&str, &str)],
+    ) -> Process {
+        let config = directory.join("larder.yaml");
+        let text = format!("logLevel: debug\nfsync: false\nregistries:\n  - {entry}\n");
+        fs::write(&config, text).expect("a file can be written");
+        let (config, cache) = (config.display().to_string(), directory.join("cache"));
+        let mut child = command
+            .args(["--config-file", &config, "--image-path"])
+            .arg(cache)
+            .args(["serve", "--port", "0", "--host", "127.0.0.1", "--default-ns", host])
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it can be started");
+        let log = BufReader::new(child.stderr.take().expect("it was piped"));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut process = Process { child, address, log, banner: String::new() };
+        process.wait_until_it_listens();
+        process
+    }
+
+    pub fn wait_until_it_listens(&mut self) {
+        loop {
+            let mut line = String::new();
+            self.log.read_line(&mut line).expect("its log can be read");
+            self.banner.push_str(&line);
+            assert!(!line.is_empty(), "it ended instead of listening:\n{}", self.banner);
+            if let Some((_, address)) = line.trim_end().split_once("listening on ") {
+                self.address = address.parse().expect("it says where it listens");
+                return;
+            }
+        }
+    }
+
+    pub fn wait_until_it_logs(&mut self, words: &str) {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            self.log.read_line(&mut line).expect("its log can be read");
+            assert!(!line.is_empty(), "it ended without saying {words}");
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
+        assert!(sent.expect("there is a kill").success());
+    }
+
+    /// How it ended, and all that it has logged.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let mut log = std::mem::take(&mut self.banner);
+        self.log.read_to_string(&mut log).expect("its log can be read");
+        (self.child.wait().expect("it was started"), log)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended, as it should; and if the test fails it must not stay.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
