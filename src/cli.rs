@@ -37,6 +37,8 @@ pub enum Command {
     Load(Load),
     /// Switch asking upstreams off and on.
     Offline(Offline),
+    /// Check that everything is whole and undamaged.
+    Verify(Verify),
     /// Print the version.
     Version(Version),
 }
@@ -133,6 +135,23 @@ pub struct Offline {
     /// on: no upstream is asked; off: they are
     #[argh(positional)]
     pub switch: Option<String>,
+}
+
+/// Hash every blob in the cache, keep damaged ones aside, and look whether every image is whole. Exit code 1
+/// if something is wrong. Needs no server, and does not mind one.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "verify")]
+pub struct Verify {
+    /// images to look at: globs on the full reference, or regular expressions between slashes (default all);
+    /// blobs are hashed whatever images they belong to
+    #[argh(positional)]
+    pub patterns: Vec<String>,
+    /// fetch what is missing or damaged
+    #[argh(switch)]
+    pub repair: bool,
+    /// bytes a second to read at most, e.g. 50MB
+    #[argh(option)]
+    pub rate: Option<String>,
 }
 
 /// Print the version and exit.

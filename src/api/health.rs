@@ -28,6 +28,7 @@ impl Health {
         json!({
             "status": "UP",
             "upstreams": self.cache.upstreams().iter().map(upstream).collect::<Vec<_>>(),
+            "damagedFiles": counts.damaged_files,
             "servedWithoutCaching": {
                 "blobs": counts.blobs_not_cached,
                 "manifests": counts.manifests_not_cached,

@@ -4,7 +4,9 @@ mod blocking;
 mod list;
 mod load;
 mod reference;
+mod repair;
 
 pub use list::{ListError, Wanted};
 pub use load::{LoadEvent, LoadSettings, LoadSummary, Outcome, load};
 pub use reference::PartReference;
+pub use repair::repair;

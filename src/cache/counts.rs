@@ -16,6 +16,8 @@ pub struct Counts {
     pub blobs_not_cached: u64,
     /// Manifests that were answered and could not be written.
     pub manifests_not_cached: u64,
+    /// Files of the store that were found to be damaged.
+    pub damaged_files: u64,
 }
 
 impl Counters {
@@ -27,10 +29,11 @@ impl Counters {
         self.manifests_not_cached.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn now(&self) -> Counts {
+    pub(super) fn now(&self, damaged_files: u64) -> Counts {
         Counts {
             blobs_not_cached: self.blobs_not_cached.load(Ordering::Relaxed),
             manifests_not_cached: self.manifests_not_cached.load(Ordering::Relaxed),
+            damaged_files,
         }
     }
 }

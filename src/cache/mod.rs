@@ -31,6 +31,7 @@ mod pool;
 mod prefetch;
 mod recent;
 mod retry;
+mod scrub;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,7 @@ pub use prefetch::Prefetch;
 pub use crate::store::Blob;
 pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
 pub use retry::RetryPolicy;
+pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 use blobs::{BlobKey, SizeFlights};
 use counts::Counters;
@@ -244,7 +246,7 @@ impl Cache {
 
     /// What happened how often since the start.
     pub fn counts(&self) -> Counts {
-        self.inner.counts.now()
+        self.inner.counts.now(self.inner.store.damaged_files())
     }
 
     /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that

@@ -95,7 +95,7 @@ impl Cache {
     }
 
     /// Fetches a blob that is not there, when a fetcher has nothing better to do.
-    fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
+    pub(super) fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
         let inner = &self.inner;
         if inner.store.blob(&blob.digest, Some(blob.size)).is_some() {
             return;

@@ -58,7 +58,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
 }
 
 /// A cache as the server has it, for one who waits for everything and remembers no refusal.
-fn cache(settings: &Settings, store: Store) -> Cache {
+pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let cache_settings = cache::Settings {
         negative_ttl: Duration::ZERO,

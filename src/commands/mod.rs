@@ -6,6 +6,7 @@ mod logging;
 mod offline;
 mod serve;
 mod units;
+mod verify;
 
 use std::fmt;
 use std::io::Write;
@@ -31,6 +32,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
+        Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Version(_) => {
             say(concat!("larder ", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -107,6 +109,13 @@ pub enum CommandError {
         /// Of how many.
         of: usize,
     },
+    /// The cache was looked over, and not all is well; what was said.
+    Unsound {
+        /// How many images are not whole.
+        images: usize,
+        /// How many blobs were damaged.
+        blobs: usize,
+    },
     /// The server cannot listen.
     Server(ServerError),
     /// Something else that the system refused.
@@ -132,6 +141,7 @@ impl CommandError {
             | CommandError::Tls { .. } => 2,
             CommandError::Store(_)
             | CommandError::Incomplete { .. }
+            | CommandError::Unsound { .. }
             | CommandError::Server(_)
             | CommandError::System { .. } => 1,
         }
@@ -172,6 +182,10 @@ impl fmt::Display for CommandError {
             CommandError::Incomplete { failed, of } => {
                 write!(f, "{failed} of {of} images could not be had; repeat the command to go on")
             }
+            CommandError::Unsound { images, blobs } => write!(
+                f,
+                "{images} images are not whole, {blobs} blobs were damaged; --repair fetches them again"
+            ),
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
@@ -187,7 +201,8 @@ impl std::error::Error for CommandError {
         match self {
             CommandError::Usage(_)
             | CommandError::NoCache { .. }
-            | CommandError::Incomplete { .. } => None,
+            | CommandError::Incomplete { .. }
+            | CommandError::Unsound { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),
             CommandError::Store(error) => Some(error),

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use super::{CommandError, load, logging};
 use crate::api::{Api, Health};
 use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, Keeper};
+use crate::cache::{Cache, Keeper, Scrubber};
 use crate::config::Settings;
 use crate::http::{self, Controller, Server};
 use crate::store::Store;
@@ -60,6 +60,11 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     let keeper = Keeper::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
 
+    let scrubber = settings.scrub.clone().map(|policy| Scrubber::start(cache.clone(), policy));
+    let scrubber = scrubber
+        .transpose()
+        .map_err(|source| CommandError::System { doing: "start scrubbing", source })?;
+
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
         ..settings.http
@@ -82,6 +87,7 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
     if let Some(health) = health {
         health.drain();
     }
+    drop(scrubber);
     cache.close();
     cache.wait_for_fetches(LAST_COMMITS);
     drop(keeper);

@@ -48,6 +48,7 @@ pub(super) struct File {
     pub(super) prefetch: Option<bool>,
     pub(super) platforms: Option<Vec<Text<PlatformText>>>,
     pub(super) prefetch_referrers: Option<bool>,
+    pub(super) scrub: Option<ScrubEntry>,
     pub(super) workers: Option<Text<Whole<u32>>>,
     pub(super) max_connections: Option<Text<Whole<u32>>>,
     pub(super) max_downloads: Option<Text<Whole<u32>>>,
@@ -62,6 +63,14 @@ pub(super) struct File {
 pub(super) struct TagRuleEntry {
     pub(super) pattern: Text<Pattern>,
     pub(super) tag_ttl: Text<TtlText>,
+}
+
+/// `scrub`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ScrubEntry {
+    pub(super) every: Option<Text<Span>>,
+    pub(super) rate: Option<Text<Rate>>,
 }
 
 /// `onUpstreamDelete`.

@@ -15,6 +15,7 @@ mod value;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,14 +27,28 @@ use crate::{cache, http, store, upstream};
 pub use error::ConfigError;
 pub use value::{LogLevel, ParseValueError};
 
+/// A rate as users write it, e.g. `50MB`, in bytes a second.
+///
+/// # Errors
+/// What is allowed.
+pub fn parse_rate(text: &str) -> Result<NonZeroU64, ParseValueError> {
+    text.parse::<Rate>().map(|rate| rate.0)
+}
+
 use file::{File, RegistryEntry};
-use value::{Span, Text, Whole};
+use value::{Rate, Span, Text, Whole};
 
 /// Where the cache is if nobody says; the reference server's place is another, so that the two can be
 /// installed side by side.
 pub const DEFAULT_IMAGE_PATH: &str = "/var/lib/larder";
 /// The port if nobody says.
 pub const DEFAULT_PORT: u16 = 8080;
+
+/// How often all blobs are hashed if nobody says.
+const SCRUB_EVERY: Duration = Duration::from_secs(7 * 86_400);
+/// How many bytes a second that may read: a terabyte in a day, and no disk minds.
+// Twelve million is not zero.
+const SCRUB_RATE: NonZeroU64 = NonZeroU64::new(12_000_000).expect("it is not zero");
 
 /// Everything that is in force.
 #[derive(Debug, Clone)]
@@ -58,6 +73,8 @@ pub struct Settings {
     pub http: http::Settings,
     /// How requests name their upstream.
     pub naming: Naming,
+    /// When all blobs are hashed, if that is wished.
+    pub scrub: Option<cache::ScrubPolicy>,
     /// Lists of images for `larder load` if it is told none.
     pub image_file: Option<String>,
     /// A list of images that the server loads when it starts.
@@ -180,6 +197,7 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
                 .or(file.default_ns.as_ref().map(|ns| ns.0.clone())),
             aliases: aliases(file.registries.as_deref().unwrap_or_default())?,
         },
+        scrub: scrub(&file),
         image_file: file.image_file.clone(),
         preload_images: over.preload_images.clone().or(file.preload_images.clone()),
         load_platforms: load_platforms(&file, &over)?,
@@ -228,6 +246,14 @@ fn architecture() -> &'static str {
         "powerpc64" => "ppc64le",
         other => other,
     }
+}
+
+/// Every week if nobody says otherwise; never if `every` is 0.
+fn scrub(file: &File) -> Option<cache::ScrubPolicy> {
+    let entry = file.scrub.as_ref();
+    let every = entry.and_then(|scrub| scrub.every.as_ref()).map_or(SCRUB_EVERY, |span| span.0.0);
+    let rate = entry.and_then(|scrub| scrub.rate.as_ref()).map_or(SCRUB_RATE, |rate| rate.0.0);
+    (!every.is_zero()).then_some(cache::ScrubPolicy { every, rate })
 }
 
 fn prefetch(file: &File) -> cache::Prefetch {
@@ -317,8 +343,6 @@ fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, Co
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU64;
-
     use super::*;
     use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
     use crate::upstream::{
@@ -396,6 +420,7 @@ onUpstreamDelete: drop
 prefetch: false
 platforms: [linux/amd64, linux/arm64]
 prefetchReferrers: true
+scrub: {every: 1d, rate: 5MB}
 revalidateTimeout: 500ms
 negativeTtl: 0
 unlistedRegistries: deny
@@ -423,6 +448,8 @@ registries:
         let platforms = Platforms::parse(["linux/amd64", "linux/arm64"]).unwrap();
         let prefetch = Prefetch { blobs: false, platforms, referrers: true };
         assert_eq!(settings.cache.prefetch, prefetch);
+        let scrub = settings.scrub.unwrap();
+        assert_eq!((scrub.every.as_secs(), scrub.rate.get()), (86_400, 5_000_000));
         assert_eq!(settings.cache.revalidate_timeout, Duration::from_millis(500));
         assert_eq!(settings.upstream.unlisted, UnlistedRegistries::Deny);
         assert_eq!((settings.http.workers, settings.http.max_connections), (5, 100));
@@ -686,6 +713,7 @@ registries:
             ("registries: [{name: a.io, repositories: [{?: 1}]}]", "repositories"),
             ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
             ("tags: [{?: 1}]", "tags"),
+            ("scrub: {?: 1}", "scrub"),
             ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
             ("pruneConfig: {?: 1}", "pruneConfig"),
             ("serverTlsConfig: {?: 1}", "serverTlsConfig"),

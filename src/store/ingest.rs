@@ -155,7 +155,7 @@ fn open_partial(path: &Path) -> io::Result<File> {
 }
 
 /// Whether `path` still names the file that is open.
-fn leads_to(path: &Path, file: &File) -> bool {
+pub(super) fn leads_to(path: &Path, file: &File) -> bool {
     match (fs::metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,

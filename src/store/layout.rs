@@ -43,6 +43,17 @@ impl Layout {
         self.root.join("offline")
     }
 
+    /// Where damaged blobs are kept, for whoever wants to know what became of them.
+    pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        self.root.join("quarantine").join(name)
+    }
+
+    /// Its time says when all blobs were last looked at; who holds its lock is at it.
+    pub(super) fn scrub_mark(&self) -> PathBuf {
+        self.root.join("scrubbed")
+    }
+
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
         self.root.join("blobs").join(algorithm.as_str())
     }

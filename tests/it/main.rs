@@ -13,6 +13,8 @@ mod ranges;
 mod streaming;
 // Wrong bytes, damaged files, things that are no manifests.
 mod integrity;
+// Damage on disk, looked for.
+mod damage;
 // Which upstream a request means, and which may be dialled.
 mod addressing;
 // What is refused, and how it is said.

@@ -133,7 +133,7 @@ printf '%s\n' "$WRONG" >"$PASSWORD_FILE"
 larder_start
 denied none.test
 
-refusals() { larder_lines "\[WARN\] $1 refuses the credentials in registries\[\]\.auth"; }
+refusals() { larder_lines "\[WARN\] $1: the credentials in registries\[\]\.auth are refused"; }
 step "wrong credentials are refused at once, and that is said once"
 for registry in wrong.test file.test; do
   for _ in {1..3}; do

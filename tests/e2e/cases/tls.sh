@@ -122,7 +122,8 @@ readonly CA="ca: $PKI/ca.pem" SKIP="insecureSkipVerify: true"
   entry gate.test "127.0.0.1:$GATE_PORT" "$CA, $(identity pkcs1)"
   entry gate-skip.test "127.0.0.1:$GATE_PORT" "$SKIP, $(identity sec1)"
   entry rotating.test "127.0.0.1:$GATE_PORT" "$CA, $(identity rotating)"
-  printf "tagTtl: '%s'\nrevalidateTimeout: 2s\n" "$TAG_TTL"
+  # A blob that was fetched behind one registry would be there for all.
+  printf "tagTtl: '%s'\nrevalidateTimeout: 2s\nprefetch: false\n" "$TAG_TTL"
 } >"$CASE_DIR/larder.yaml"
 
 # A manifest from the registry itself, each time: the tag's, and with it, at first, its content.

@@ -144,7 +144,7 @@ for _ in {1..3}; do
   expect_status "a blob" 404
 done
 equal "lines that the credentials are refused" 1 \
-  "$(larder_lines '\[WARN\] wrong\.test refuses the credentials in registries\[\]\.auth')"
+  "$(larder_lines '\[WARN\] wrong\.test: the credentials in registries\[\]\.auth are refused')"
 equal "warnings in all" 1 "$(larder_lines '\[(WARN|ERROR)\]')"
 (($(tokens 401 "$CLIENT_USER") > 0)) || fail "the token server has not refused anything"
 refused "skopeo" copy "$THROUGH/wrong.test/demo/hello:v1" nothing

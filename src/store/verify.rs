@@ -1,0 +1,233 @@
+//! Looking whether blobs are still what their names say. Disks forget; a name alone proves nothing.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use super::Store;
+use super::error::StoreError;
+use super::ingest::leads_to;
+use super::layout::names_in;
+use crate::oci::{Algorithm, Digest, Verifier};
+
+/// What a look at a blob found.
+#[derive(Debug)]
+pub enum Checked {
+    /// Its bytes have the digest of its name.
+    Sound,
+    /// They have not, or cannot be read.
+    Damaged(Damage),
+    /// It is there no more.
+    Gone,
+    /// The caller has had enough.
+    Stopped,
+}
+
+/// A blob whose bytes are wrong.
+#[derive(Debug)]
+pub struct Damage {
+    digest: Digest,
+    file: Option<File>,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Store {
+    /// The blobs that have a name, in no order, with their sizes in bytes.
+    pub fn blobs(&self) -> Vec<(Digest, u64)> {
+        let of_algorithm = |algorithm: Algorithm| {
+            let names = names_in(&self.inner.layout.blobs(algorithm));
+            names.filter_map(move |hex| {
+                let digest: Digest = format!("{}:{hex}", algorithm.as_str()).parse().ok()?;
+                let metadata = fs::metadata(self.inner.layout.blob(&digest)).ok()?;
+                Some((digest, metadata.len()))
+            })
+        };
+        Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
+    }
+
+    /// Hashes a blob, a buffer at a time. `pace` is told how many bytes were read, may take its time, and
+    /// ends it by `false`.
+    pub fn check_blob(
+        &self,
+        digest: &Digest,
+        buffer: &mut [u8],
+        pace: &mut dyn FnMut(u64) -> bool,
+    ) -> Checked {
+        let file = match File::open(self.inner.layout.blob(digest)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Checked::Gone,
+            Err(error) => return damaged(digest, None, error.to_string()),
+        };
+        let (mut verifier, mut position) = (Verifier::new(digest.algorithm()), 0);
+        loop {
+            match file.read_at(buffer, position) {
+                Ok(0) => break,
+                Ok(read) => {
+                    verifier.update(&buffer[..read]);
+                    position += read as u64;
+                    if !pace(read as u64) {
+                        return Checked::Stopped;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return damaged(digest, Some(file), error.to_string()),
+            }
+        }
+        let actual = verifier.finish();
+        match actual == *digest {
+            true => Checked::Sound,
+            false => {
+                let reason = format!("its {position} bytes have the digest {actual}");
+                damaged(digest, Some(file), reason)
+            }
+        }
+    }
+
+    /// Takes a damaged blob out of the way, so that it is fetched again when it is next asked for. Nothing
+    /// happens if the name leads to another file by now. Says where it went.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn quarantine(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.inner.layout.blob(&damage.digest);
+        if damage.file.as_ref().is_some_and(|file| !leads_to(&path, file)) {
+            return Ok(None);
+        }
+        let to = self.inner.layout.quarantined(&damage.digest);
+        let moved =
+            to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::rename(&path, &to));
+        match moved {
+            Ok(()) => {
+                self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
+                Ok(Some(to))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::write(&to, error)),
+        }
+    }
+}
+
+/// The right to look at all blobs, which one process has at a time.
+#[derive(Debug)]
+pub struct ScrubTurn {
+    mark: File,
+}
+
+impl ScrubTurn {
+    /// Notes that all were looked at.
+    pub fn finish(self, now: SystemTime) {
+        // A mark that cannot be set means that they are looked at again sooner.
+        let _ = self.mark.set_modified(now);
+    }
+}
+
+impl Store {
+    /// A turn, if the last pass was so long ago and nobody else is at it. A cache that has never had one
+    /// has just begun, and waits as long.
+    pub fn scrub_turn(&self, every: Duration, now: SystemTime) -> Option<ScrubTurn> {
+        let path = self.inner.layout.scrub_mark();
+        if !path.exists() {
+            let created = File::create(&path).and_then(|mark| mark.set_modified(now));
+            return created.err().and(None);
+        }
+        let mark = File::options().append(true).open(&path).ok()?;
+        mark.try_lock().ok()?;
+        let last = mark.metadata().and_then(|metadata| metadata.modified()).ok()?;
+        let is_due = now.duration_since(last).is_ok_and(|age| age >= every);
+        is_due.then_some(ScrubTurn { mark })
+    }
+}
+
+fn damaged(digest: &Digest, file: Option<File>, reason: String) -> Checked {
+    Checked::Damaged(Damage { digest: *digest, file, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Settings;
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        (directory, store)
+    }
+
+    fn put(store: &Store, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        store.ingest_bytes(&digest, bytes).unwrap();
+        digest
+    }
+
+    fn check(store: &Store, digest: &Digest) -> Checked {
+        store.check_blob(digest, &mut [0; 3], &mut |_| true)
+    }
+
+    #[test]
+    fn a_blob_is_sound_damaged_or_gone() {
+        let (directory, store) = fresh();
+        let digest = put(&store, b"hello world");
+        let path = directory.path().join("blobs/sha256").join(digest.hex());
+        assert_eq!(store.blobs(), [(digest, 11)]);
+        assert!(matches!(check(&store, &digest), Checked::Sound));
+        for wrong in [&b"hello w0rld"[..], b"hello", b""] {
+            fs::write(&path, wrong).unwrap();
+            assert!(matches!(check(&store, &digest), Checked::Damaged(_)), "{wrong:?}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(check(&store, &digest), Checked::Gone));
+        assert!(store.blobs().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_blob_is_kept_aside_and_a_new_one_is_left_alone() {
+        let (directory, store) = fresh();
+        let digest = put(&store, b"hello world");
+        let path = directory.path().join("blobs/sha256").join(digest.hex());
+        fs::write(&path, b"hello w0rld").unwrap();
+        let Checked::Damaged(damage) = check(&store, &digest) else { panic!("it is damaged") };
+        let aside = store.quarantine(&damage).unwrap().unwrap();
+        assert_eq!(fs::read(aside).unwrap(), b"hello w0rld");
+        assert!(store.blob(&digest, None).is_none());
+        assert!(store.quarantine(&damage).unwrap().is_none());
+        // Somebody has fetched it again meanwhile.
+        put(&store, b"hello world");
+        assert!(store.quarantine(&damage).unwrap().is_none());
+        assert!(store.blob(&digest, Some(11)).is_some());
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_its_turn_when_the_last_pass_is_old_enough() {
+        let (directory, store) = fresh();
+        let other = Store::open(&Settings { root: directory.path().to_owned(), fsync: false });
+        let other = other.unwrap();
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let day = Duration::from_secs(86_400);
+        assert!(store.scrub_turn(day, at(1_000_000)).is_none(), "it has just begun");
+        assert!(store.scrub_turn(day, at(1_086_399)).is_none());
+        let turn = store.scrub_turn(day, at(1_086_400)).unwrap();
+        assert!(other.scrub_turn(day, at(1_086_400)).is_none(), "somebody is at it");
+        turn.finish(at(1_090_000));
+        assert!(other.scrub_turn(day, at(1_100_000)).is_none(), "it was just done");
+        // A pass that did not end is begun again.
+        drop(other.scrub_turn(day, at(1_200_000)).unwrap());
+        assert!(store.scrub_turn(day, at(1_200_000)).is_some());
+    }
+
+    #[test]
+    fn who_has_had_enough_stops_it() {
+        let (_directory, store) = fresh();
+        let digest = put(&store, b"hello world");
+        let mut read = 0;
+        let checked = store.check_blob(&digest, &mut [0; 3], &mut |bytes| {
+            read += bytes;
+            read < 6
+        });
+        assert!(matches!(checked, Checked::Stopped) && read == 6);
+    }
+}
