@@ -8,6 +8,7 @@
 //! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
 //! <root>/incoming/<upstream>/<alg>-<hex>            the partial download of that digest
 //! <root>/incoming/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
+//! <root>/incoming/spool-…                           content that is being imported
 //! <root>/quarantine/<alg>-<hex>                     what was found to be damaged
 //! <root>/scrubbed                                   its time: when all blobs were last looked at
 //! <root>/offline                                    there while `larder offline` is on
@@ -37,6 +38,7 @@ mod index;
 mod ingest;
 mod layout;
 mod refs;
+mod spool;
 mod verify;
 
 use std::fs::{self, File};
@@ -52,6 +54,7 @@ pub use error::StoreError;
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
+pub use spool::Spool;
 pub use verify::{Checked, Damage, ScrubTurn};
 
 use layout::Layout;

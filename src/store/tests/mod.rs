@@ -2,6 +2,7 @@
 
 mod images;
 mod partials;
+mod spools;
 
 use std::fs;
 use std::io::Read;
