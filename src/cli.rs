@@ -35,10 +35,14 @@ pub enum Command {
     List(List),
     /// Pull images into the cache.
     Load(Load),
-    /// Switch asking upstreams off and on.
-    Offline(Offline),
+    /// Take images from bundles.
+    Import(Import),
+    /// Write images to a bundle.
+    Export(Export),
     /// Check that everything is whole and undamaged.
     Verify(Verify),
+    /// Switch asking upstreams off and on.
+    Offline(Offline),
     /// Print the version.
     Version(Version),
 }
@@ -152,6 +156,61 @@ pub struct Verify {
     /// bytes a second to read at most, e.g. 50MB
     #[argh(option)]
     pub rate: Option<String>,
+}
+
+/// Take images into the cache from OCI image layouts and from what docker save, podman save and ctr images
+/// export write: tar files (also compressed, also in volumes), directories, or - for standard input.
+#[derive(Debug, Clone, FromArgs)]
+#[argh(subcommand, name = "import")]
+pub struct Import {
+    /// tar files, directories, first volumes (name.001), or - for standard input
+    #[argh(positional)]
+    pub paths: Vec<PathBuf>,
+    /// import under this name, e.g. docker.io/library/alpine:3; without a tag the bundle's own tag stays
+    #[argh(option)]
+    pub name: Option<String>,
+    /// the same as --name
+    #[argh(option)]
+    pub resolve_ref: Option<String>,
+}
+
+/// Write images of the cache to a bundle that larder import, skopeo, ctr images import and podman load read.
+#[derive(Debug, Clone, FromArgs)]
+#[argh(subcommand, name = "export")]
+pub struct Export {
+    /// references (all tags if there is none), globs such as docker.io/library/*, or /regular expressions/
+    #[argh(positional)]
+    pub images: Vec<String>,
+    /// file with images, one or more a line, separated by commas (repeatable)
+    #[argh(option)]
+    pub list: Vec<PathBuf>,
+    /// all images
+    #[argh(switch)]
+    pub all: bool,
+    /// file to write; - is standard output; a name that ends with / is a directory
+    #[argh(option)]
+    pub output: PathBuf,
+    /// tar (default) or dir
+    #[argh(option)]
+    pub format: Option<String>,
+    /// gzip, zstd or none (default: as the output's name says)
+    #[argh(option)]
+    pub compress: Option<String>,
+    /// of multi-platform images only this one, os/architecture[/variant] (repeatable)
+    #[argh(option)]
+    pub platform: Vec<String>,
+    /// file of digests that the far side has: leave out these blobs
+    #[argh(option)]
+    pub except: Option<PathBuf>,
+    /// only images fetched since a date (2026-11-01) or a time ago (7d)
+    #[argh(option)]
+    pub since: Option<String>,
+    /// split into volumes of at most this size, e.g. 4GB
+    #[argh(option)]
+    pub volume_size: Option<String>,
+    /// export what there is of incomplete images
+    #[argh(switch)]
+    pub partial: bool,
 }
 
 /// Print the version and exit.

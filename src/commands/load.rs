@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{CommandError, units};
+use super::{CommandError, note, units};
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
@@ -117,29 +117,22 @@ fn conclude(summary: &LoadSummary, took: Duration) -> Result<(), CommandError> {
     let failed: Vec<_> = summary.failed().collect();
     let unconfirmed = summary.images.iter().filter(|(_, how)| *how == Outcome::Unconfirmed);
     let loaded = summary.images.len() - failed.len();
-    eprintln(&format!(
+    note(&format!(
         "{loaded} of {} images are in the cache, {} fetched in {:.1} s",
         summary.images.len(),
         units::size(summary.fetched_bytes()),
         took.as_secs_f64()
     ));
     for (image, _) in unconfirmed {
-        eprintln(&format!("  unconfirmed: {image}: it is there, but upstream could not be asked"));
+        note(&format!("  unconfirmed: {image}: it is there, but upstream could not be asked"));
     }
     for (image, reason) in &failed {
-        eprintln(&format!("  failed: {image}: {reason}"));
+        note(&format!("  failed: {image}: {reason}"));
     }
     match failed.len() {
         0 => Ok(()),
         failed => Err(CommandError::Incomplete { failed, of: summary.images.len() }),
     }
-}
-
-/// A line for whoever sits there; what programs read is on standard output.
-fn eprintln(line: &str) {
-    use std::io::Write;
-    // A closed terminal is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Shows what happens: bars on a terminal, lines elsewhere.
@@ -189,7 +182,7 @@ impl Display {
         match self {
             Display::Quiet => {}
             Display::Lines if line.is_empty() => {}
-            Display::Lines => eprintln(&line),
+            Display::Lines => note(&line),
             Display::Bars(bars) => {
                 if !line.is_empty() {
                     // Above the bars; a terminal that is gone is no reason to stop.

@@ -1,5 +1,7 @@
 //! The commands: one short composition of rooms each.
 
+mod export;
+mod import;
 mod list;
 mod load;
 mod logging;
@@ -12,6 +14,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
+use crate::bundle::BundleError;
 use crate::cli::{Arguments, Command};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::ServerError;
@@ -29,10 +32,12 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Serve(_) => serve::serve(settings()?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
+        Command::Import(command) => import::import(command, &settings()?),
+        Command::Export(command) => export::export(command, &settings()?),
+        Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
-        Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Version(_) => {
             say(concat!("larder ", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -52,6 +57,12 @@ fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
 /// Prints a line. A closed pipe is the reader's choice and no failure.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A line for whoever sits at the terminal; standard output is for what programs read.
+fn note(line: &dyn fmt::Display) {
+    // A closed terminal is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
@@ -118,6 +129,8 @@ pub enum CommandError {
     },
     /// The server cannot listen.
     Server(ServerError),
+    /// A bundle cannot be read or written, or not all of it.
+    Bundle(BundleError),
     /// Something else that the system refused.
     System {
         /// What was being done.
@@ -143,6 +156,7 @@ impl CommandError {
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
+            | CommandError::Bundle(_)
             | CommandError::System { .. } => 1,
         }
     }
@@ -163,6 +177,15 @@ impl From<StoreError> for CommandError {
 impl From<ServerError> for CommandError {
     fn from(error: ServerError) -> CommandError {
         CommandError::Server(error)
+    }
+}
+
+impl From<BundleError> for CommandError {
+    fn from(error: BundleError) -> CommandError {
+        match error {
+            BundleError::Store(error) => CommandError::Store(error),
+            error => CommandError::Bundle(error),
+        }
     }
 }
 
@@ -191,6 +214,7 @@ impl fmt::Display for CommandError {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
             }
             CommandError::Server(error) => error.fmt(f),
+            CommandError::Bundle(error) => error.fmt(f),
             CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
         }
     }
@@ -207,6 +231,7 @@ impl std::error::Error for CommandError {
             CommandError::Tls { source, .. } => Some(source),
             CommandError::Store(error) => Some(error),
             CommandError::Server(error) => Some(error),
+            CommandError::Bundle(error) => Some(error),
             CommandError::System { source, .. } => Some(source),
         }
     }

@@ -61,3 +61,7 @@ mod tls;
 mod proxies;
 // How fast, how many at a time, and how many are left.
 mod manners;
+// What is exported comes back, byte for byte; and what is left out.
+mod bundles;
+// Bundles of other tools, damaged ones, and imports that are killed.
+mod imports;

@@ -13,6 +13,7 @@
 //! | `tls.rs` | [`Authority`], [`Identity`]: self-made certificates |
 //! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
 //! | `response.rs` | [`Response`]: an answer, and how it ended |
+//! | `bundle.rs` | [`bundle::Site`]: tars as tools write them, a cache to import them into |
 //! | `larder.rs` | [`Larder`]: the server under test, in this process |
 //! | `process.rs` | [`Process`](process::Process): the program as a process of its own |
 //! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
@@ -29,6 +30,7 @@
 
 mod answer;
 pub mod aws;
+pub mod bundle;
 pub mod client;
 mod content;
 mod fault;

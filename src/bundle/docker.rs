@@ -1,0 +1,276 @@
+//! `docker save`: `manifest.json`, which names config and layers by paths, and no registry's manifest.
+//!
+//! <https://github.com/moby/moby/blob/master/image/spec/v1.2.md>. What a registry called the image, and
+//! with what digest, is not in there. A manifest is built from what is, the same one every time.
+
+use std::io::{self, Read};
+
+use serde::{Deserialize, Serialize};
+
+use super::compression::{Compression, decompress};
+use super::error::BundleError;
+use super::import::Root;
+use super::layout::{EntryName, blob_name};
+use super::take::Taken;
+use super::told::Origin;
+use crate::oci::{
+    Algorithm, Descriptor, Digest, MANIFEST_BYTES_MAX, Manifest, ManifestKind, MediaType,
+    Reference, Verifier,
+};
+use crate::store::{Blob, Graph, IngestError, Store, StoredImage};
+
+/// The media types that go with a Docker manifest; these are what containerd gives to what it imports.
+const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
+const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// Configs of what container engines run.
+const IMAGE_CONFIGS: [&str; 2] = ["application/vnd.oci.image.config.v1+json", CONFIG_TYPE];
+/// How an uncompressed layer is called in an OCI manifest.
+const UNPACKED_LAYER: &str = r#""application/vnd.oci.image.layer.v1.tar""#;
+
+/// An image in `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct SavedImage {
+    /// The path of its config.
+    pub(super) config: String,
+    /// Its names, as `docker images` shows them.
+    pub(super) repo_tags: Option<Vec<String>>,
+    /// The paths of its layers, the lowest first.
+    pub(super) layers: Vec<String>,
+}
+
+impl SavedImage {
+    /// What people know it by.
+    pub(super) fn label(&self) -> String {
+        match self.repo_tags.as_deref() {
+            Some([first, ..]) => first.clone(),
+            _ => self.config.clone(),
+        }
+    }
+}
+
+/// A tagged image as `docker load` is to know it: the first of its platforms that an engine can run.
+/// `None` if there is none with all of its content.
+pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
+    if !matches!(image.reference, Reference::Tag(_)) {
+        return None;
+    }
+    let manifests = graph.manifests.iter().filter_map(|each| each.manifest.as_ref());
+    let manifest = manifests.into_iter().find(|manifest| is_runnable(manifest))?;
+    let ManifestKind::Image { config: Some(config), layers } = manifest.kind() else {
+        return None;
+    };
+    let is_missing = |digest: &Digest| {
+        graph.blobs.iter().any(|blob| blob.descriptor.digest == *digest && !blob.is_present)
+    };
+    if layers.iter().chain([config]).any(|each| is_missing(&each.digest)) {
+        return None;
+    }
+    Some(SavedImage {
+        config: blob_name(&config.digest),
+        repo_tags: Some(vec![image.full_reference()]),
+        layers: layers.iter().map(|layer| blob_name(&layer.digest)).collect(),
+    })
+}
+
+/// Whether an engine can run it, which types tell: an attestation in an index claims an image's config,
+/// but has no layers of a file system.
+fn is_runnable(manifest: &Manifest) -> bool {
+    #[derive(Deserialize)]
+    struct View {
+        config: TypedDescriptor,
+        layers: Vec<TypedDescriptor>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct TypedDescriptor {
+        media_type: String,
+    }
+    let view: Option<View> = serde_json::from_slice(manifest.bytes()).ok();
+    view.is_some_and(|view| {
+        IMAGE_CONFIGS.contains(&view.config.media_type.as_str())
+            && view.layers.iter().all(|layer| layer.media_type.contains(".tar"))
+    })
+}
+
+/// Reads `manifest.json`.
+///
+/// # Errors
+/// What is wrong with it, as a text.
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<SavedImage>, String> {
+    serde_json::from_slice(bytes).map_err(|error| match bytes.trim_ascii_start().first() {
+        Some(b'{') => "it is the manifest of one image, as skopeo's dir: writes it; copy it to \
+                       oci-archive: instead"
+            .to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+/// Whether a manifest looks like one of `docker save`'s own making: a registry's has compressed layers.
+pub(super) fn is_over_unpacked_layers(manifest: &Manifest) -> bool {
+    let needle = UNPACKED_LAYER.as_bytes();
+    manifest.bytes().windows(needle.len()).any(|window| window == needle)
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewManifest {
+    schema_version: u32,
+    media_type: &'static str,
+    config: NewDescriptor,
+    layers: Vec<NewDescriptor>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewDescriptor {
+    media_type: String,
+    size: u64,
+    digest: String,
+}
+
+impl NewDescriptor {
+    fn new(media_type: String, (digest, size): (Digest, u64)) -> NewDescriptor {
+        NewDescriptor { media_type, size, digest: digest.to_string() }
+    }
+}
+
+/// Builds and stores the manifest of an image, once for each of its names. The inner error says what is
+/// wrong with the image.
+///
+/// # Errors
+/// [`BundleError`] if the cache's disk refuses.
+pub(super) fn rebuild(
+    store: &Store,
+    taken: &Taken,
+    image: &SavedImage,
+) -> Result<Result<Vec<Root>, String>, BundleError> {
+    let manifest = match manifest_of(store, taken, image) {
+        Ok(manifest) => manifest,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
+    let digest = Digest::of(Algorithm::Sha256, &bytes);
+    match store.ingest_bytes(&digest, &bytes) {
+        Ok(()) => {}
+        Err(IngestError::Store(error)) => return Err(error.into()),
+        Err(error) => return Ok(Err(error.to_string())),
+    }
+    let root = |name| Root {
+        descriptor: Descriptor { digest, size: bytes.len() as u64, platform: None },
+        media_type: Some(MediaType::DOCKER_MANIFEST.to_owned()),
+        name,
+        origin: Origin::Rebuilt,
+    };
+    Ok(Ok(match image.repo_tags.as_deref() {
+        Some([]) | None => vec![root(EntryName::None)],
+        // `alpine:3` and `alpine` alike are references here, and never tags alone.
+        Some(names) => names.iter().map(|name| root(EntryName::Full(name.clone()))).collect(),
+    }))
+}
+
+fn manifest_of(store: &Store, taken: &Taken, image: &SavedImage) -> Result<NewManifest, String> {
+    let absent = |path: &str| format!("{path} is not in the bundle");
+    let config = taken.file(&image.config).ok_or_else(|| absent(&image.config))?;
+    let stem = image.config.strip_suffix(".json").unwrap_or(&image.config);
+    let claimed: Option<Digest> = format!("sha256:{stem}").parse().ok();
+    if let Some(claimed) = claimed.filter(|claimed| *claimed != config.0) {
+        return Err(format!(
+            "{}: the bytes have the digest {}, not {claimed}",
+            image.config, config.0
+        ));
+    }
+    let diff_ids = diff_ids(store, config).ok_or_else(|| {
+        format!("{} is no image config: it does not list the image's layers", image.config)
+    })?;
+    if diff_ids.len() != image.layers.len() {
+        return Err(format!(
+            "it has {} layers, and {} lists {}",
+            image.layers.len(),
+            image.config,
+            diff_ids.len()
+        ));
+    }
+    let mut layers = Vec::new();
+    for (path, diff_id) in image.layers.iter().zip(diff_ids) {
+        let file = taken.file(path).ok_or_else(|| absent(path))?;
+        let media_type = match verified(store, file, &diff_id) {
+            Ok(Compression::None) => LAYER_TYPE.to_owned(),
+            Ok(Compression::Gzip) => format!("{LAYER_TYPE}.gzip"),
+            Ok(Compression::Zstd) => format!("{LAYER_TYPE}.zstd"),
+            Err(reason) => return Err(format!("{path}: {reason}")),
+        };
+        layers.push(NewDescriptor::new(media_type, file));
+    }
+    Ok(NewManifest {
+        schema_version: 2,
+        media_type: MediaType::DOCKER_MANIFEST,
+        config: NewDescriptor::new(CONFIG_TYPE.to_owned(), config),
+        layers,
+    })
+}
+
+/// The digests that the config gives for its uncompressed layers.
+fn diff_ids(store: &Store, (digest, size): (Digest, u64)) -> Option<Vec<Digest>> {
+    if size > MANIFEST_BYTES_MAX as u64 {
+        return None;
+    }
+    let config: Config = serde_json::from_slice(&store.read(&digest, size)?).ok()?;
+    config.rootfs.diff_ids.unwrap_or_default().iter().map(|text| text.parse().ok()).collect()
+}
+
+/// Checks a layer against what the config says about its uncompressed content.
+fn verified(
+    store: &Store,
+    (digest, size): (Digest, u64),
+    diff_id: &Digest,
+) -> Result<Compression, String> {
+    if digest == *diff_id {
+        return Ok(Compression::None);
+    }
+    let blob = store.blob(&digest, Some(size)).ok_or("it vanished from the cache")?;
+    let (compression, actual) = unpacked_digest(&blob, diff_id.algorithm())
+        .map_err(|error| format!("it cannot be unpacked ({error})"))?;
+    match actual == *diff_id {
+        true => Ok(compression),
+        false => Err(format!("its content has the digest {actual}, and the config says {diff_id}")),
+    }
+}
+
+fn unpacked_digest(blob: &Blob, algorithm: Algorithm) -> io::Result<(Compression, Digest)> {
+    let (compression, mut content) = decompress(BlobReader { blob, offset: 0 })?;
+    let mut verifier = Verifier::new(algorithm);
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        match content.read(&mut piece)? {
+            0 => return Ok((compression, verifier.finish())),
+            read => verifier.update(&piece[..read]),
+        }
+    }
+}
+
+/// Reads a blob's shared file by offset.
+pub(super) struct BlobReader<'a> {
+    pub(super) blob: &'a Blob,
+    pub(super) offset: u64,
+}
+
+impl Read for BlobReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use std::os::unix::fs::FileExt;
+        let read = self.blob.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,211 @@
+//! Export: chosen images as an OCI image layout, byte for byte.
+//!
+//! Blobs are hashed once more on their way out, so that what the disk has spoilt is not carried away. The
+//! same images give the same bytes: entries are sorted by name and digest.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Read};
+
+use super::docker::{BlobReader, SavedImage};
+use super::error::BundleError;
+use super::layout::{NewEntry, OCI_LAYOUT, blob_name, index_json};
+use super::output::{Form, Output};
+use super::select::{Chosen, parse_digests};
+use crate::oci::{Digest, Verifier};
+use crate::store::{Blob, Store};
+
+/// What an export came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// Images written.
+    pub images: usize,
+    /// Manifests, configs and layers written.
+    pub blobs: u64,
+    /// Their bytes, before compression.
+    pub bytes: u64,
+    /// Blobs left out, since the far side has them.
+    pub blobs_left_out: u64,
+    /// Their bytes.
+    pub bytes_left_out: u64,
+    /// Volumes written.
+    pub volumes: Option<u32>,
+}
+
+/// What the far side has: blobs that need not be carried.
+#[derive(Debug, Clone, Default)]
+pub struct Have(HashSet<Digest>);
+
+impl Have {
+    /// Reads a file of digests, one a line; `#` begins a comment.
+    ///
+    /// # Errors
+    /// What is wrong, with the number of its line.
+    pub fn parse(text: &str) -> Result<Have, String> {
+        parse_digests(text).map(Have)
+    }
+}
+
+/// Writes images, with the blobs of them that are here and that the far side does not have.
+///
+/// # Errors
+/// [`BundleError`] if something cannot be written, or a blob of the cache is damaged; then a tar has not
+/// got its name.
+pub fn export(
+    store: &Store,
+    images: &[Chosen],
+    have: &Have,
+    form: &Form,
+) -> Result<ExportSummary, BundleError> {
+    // So that no sweep takes what is to be read later. Who cannot write cannot sweep either.
+    let _lock = if store.is_writable() { Some(store.commit_lock()?) } else { None };
+    let contents = Contents::of(images, have);
+    let mut output = Output::open(form)?;
+    let documents = contents.documents(images, form)?;
+    if !output.wants_names_last() {
+        write_documents(&mut output, &documents)?;
+    }
+    let blobs = contents.manifests.iter().chain(&contents.blobs);
+    for (digest, size) in blobs {
+        write_blob(store, &mut output, digest, *size)?;
+    }
+    if output.wants_names_last() {
+        write_documents(&mut output, &documents)?;
+    }
+    Ok(ExportSummary { volumes: output.finish()?, images: images.len(), ..contents.summary })
+}
+
+fn write_documents(output: &mut Output, documents: &[(&str, Vec<u8>)]) -> Result<(), BundleError> {
+    documents
+        .iter()
+        .try_for_each(|(name, bytes)| output.put(name, bytes.len() as u64, &mut bytes.as_slice()))
+}
+
+/// What is written.
+#[derive(Default)]
+struct Contents {
+    manifests: BTreeMap<Digest, u64>,
+    blobs: BTreeMap<Digest, u64>,
+    summary: ExportSummary,
+}
+
+impl Contents {
+    fn of(images: &[Chosen], have: &Have) -> Contents {
+        let mut contents = Contents::default();
+        let mut left_out: BTreeMap<Digest, u64> = BTreeMap::new();
+        for chosen in images {
+            contents.manifests.extend(chosen.manifests.iter().copied());
+            for (digest, size) in &chosen.blobs {
+                let to = match have.0.contains(digest) {
+                    true => &mut left_out,
+                    false => &mut contents.blobs,
+                };
+                to.insert(*digest, *size);
+            }
+        }
+        let manifests = &contents.manifests;
+        contents.blobs.retain(|digest, _| !manifests.contains_key(digest));
+        contents.summary = ExportSummary {
+            blobs: (contents.manifests.len() + contents.blobs.len()) as u64,
+            bytes: contents.manifests.values().chain(contents.blobs.values()).sum(),
+            blobs_left_out: left_out.len() as u64,
+            bytes_left_out: left_out.values().sum(),
+            ..ExportSummary::default()
+        };
+        contents
+    }
+
+    /// The files that are no blobs, in the order in which they are read.
+    fn documents(
+        &self,
+        images: &[Chosen],
+        form: &Form,
+    ) -> Result<Vec<(&'static str, Vec<u8>)>, BundleError> {
+        let entries: Vec<NewEntry> = images.iter().map(entry).collect();
+        let failed = |error: serde_json::Error| BundleError::Write {
+            path: format!("index.json of {form:?}").into(),
+            source: io::Error::other(error),
+        };
+        let mut documents = vec![("oci-layout", OCI_LAYOUT.to_vec())];
+        // `docker load` and old versions of podman read this. A delta is for Larder: they want it all.
+        let saved: Vec<&SavedImage> =
+            images.iter().filter_map(|chosen| chosen.saved.as_ref()).collect();
+        if self.summary.blobs_left_out == 0 && !saved.is_empty() {
+            documents.push(("manifest.json", serde_json::to_vec_pretty(&saved).map_err(failed)?));
+        }
+        documents.push(("index.json", index_json(&entries).map_err(failed)?));
+        Ok(documents)
+    }
+}
+
+fn entry(chosen: &Chosen) -> NewEntry {
+    let image = &chosen.image;
+    let reference = image.full_reference();
+    NewEntry::new(&image.digest, image.size, &image.media_type, &reference, chosen.audience)
+}
+
+fn write_blob(
+    store: &Store,
+    output: &mut Output,
+    digest: &Digest,
+    size: u64,
+) -> Result<(), BundleError> {
+    let name = blob_name(digest);
+    if output.has_blob(&name, size) {
+        return Ok(());
+    }
+    let blob = store.blob(digest, Some(size)).ok_or_else(|| BundleError::DamagedBlob {
+        digest: *digest,
+        reason: "it is gone or has another size".into(),
+    })?;
+    let mut content = Verified::new(&blob, digest);
+    let put = output.put(&name, size, &mut content);
+    match content.damage {
+        Some(reason) => Err(BundleError::DamagedBlob { digest: *digest, reason }),
+        None => put,
+    }
+}
+
+/// Reads a blob and compares its digest at its end.
+struct Verified<'a> {
+    source: BlobReader<'a>,
+    left: u64,
+    digest: &'a Digest,
+    verifier: Verifier,
+    damage: Option<String>,
+}
+
+impl<'a> Verified<'a> {
+    fn new(blob: &'a Blob, digest: &'a Digest) -> Verified<'a> {
+        Verified {
+            source: BlobReader { blob, offset: 0 },
+            left: blob.size,
+            digest,
+            verifier: Verifier::new(digest.algorithm()),
+            damage: None,
+        }
+    }
+}
+
+impl Read for Verified<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = match self.source.read(buffer) {
+            Ok(read) => read,
+            Err(error) => {
+                self.damage = Some(error.to_string());
+                return Err(error);
+            }
+        };
+        self.verifier.update(&buffer[..read]);
+        self.left = self.left.saturating_sub(read as u64);
+        // Before the last piece is handed on: what is wrong never gets its end.
+        let is_end = read == 0 && !buffer.is_empty() || self.left == 0;
+        if is_end && self.damage.is_none() {
+            let actual = self.verifier.clone().finish();
+            if self.left > 0 || actual != *self.digest {
+                self.damage = Some(format!("its bytes have the digest {actual}"));
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+        Ok(read)
+    }
+}

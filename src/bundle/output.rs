@@ -1,0 +1,248 @@
+//! Where an export goes: a tar, its volumes, standard output, a directory.
+//!
+//! Nothing gets its final name before it is whole. What is written depends on content alone: no times, no
+//! owners, and the order is the caller's.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use tar::{Builder, Header};
+
+use super::compression::{Compression, Compressor};
+use super::error::BundleError;
+use super::layout::OCI_LAYOUT;
+use super::volumes::{VolumeWriter, with_suffix};
+
+/// What is written at a time, in bytes.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// What a file is called while it is written.
+const UNFINISHED: &str = ".part";
+/// Everybody may read, as with any archive.
+const FILE_MODE: u32 = 0o644;
+
+/// Where to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// A tar on standard output.
+    StandardOutput,
+    /// A tar file.
+    File(PathBuf),
+    /// A tar in volumes.
+    Volumes {
+        /// Their common name.
+        prefix: PathBuf,
+        /// The most bytes of each.
+        volume_bytes: u64,
+    },
+    /// A directory.
+    Directory(PathBuf),
+}
+
+/// How to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// Where.
+    pub destination: Destination,
+    /// How a tar is compressed.
+    pub compression: Compression,
+}
+
+/// The bytes of a tar on their way out.
+pub(super) enum Sink {
+    StandardOutput(io::Stdout),
+    /// A pipe or a device.
+    Opened(File),
+    File(Unfinished),
+    Volumes(VolumeWriter),
+}
+
+/// A file that gets its name when it is whole, and is removed if that never comes.
+pub(super) struct Unfinished {
+    file: File,
+    finished: PathBuf,
+    is_finished: bool,
+}
+
+impl Unfinished {
+    fn create(finished: &Path) -> io::Result<Unfinished> {
+        let file = File::create(with_suffix(finished, UNFINISHED))?;
+        Ok(Unfinished { file, finished: finished.to_owned(), is_finished: false })
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        fs::rename(with_suffix(&self.finished, UNFINISHED), &self.finished)?;
+        self.is_finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // Whatever went wrong was told; what there is of it is of no use.
+            let _ = fs::remove_file(with_suffix(&self.finished, UNFINISHED));
+        }
+    }
+}
+
+impl Sink {
+    fn open(destination: &Destination) -> io::Result<Sink> {
+        Ok(match destination {
+            Destination::Volumes { prefix, volume_bytes } => {
+                Sink::Volumes(VolumeWriter::new(prefix, *volume_bytes))
+            }
+            Destination::File(path) if path.exists() && !path.is_file() => {
+                Sink::Opened(File::options().write(true).open(path)?)
+            }
+            Destination::File(path) => Sink::File(Unfinished::create(path)?),
+            Destination::StandardOutput | Destination::Directory(_) => {
+                Sink::StandardOutput(io::stdout())
+            }
+        })
+    }
+
+    fn finish(self) -> io::Result<Option<u32>> {
+        match self {
+            Sink::StandardOutput(mut out) => out.flush().map(|()| None),
+            Sink::Opened(mut file) => file.flush().map(|()| None),
+            Sink::File(file) => file.finish().map(|()| None),
+            Sink::Volumes(volumes) => volumes.finish().map(Some),
+        }
+    }
+
+    fn as_write(&mut self) -> &mut dyn Write {
+        match self {
+            Sink::StandardOutput(out) => out,
+            Sink::Opened(file) => file,
+            Sink::File(unfinished) => &mut unfinished.file,
+            Sink::Volumes(volumes) => volumes,
+        }
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.as_write().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.as_write().flush()
+    }
+}
+
+/// A layout that is being written.
+pub(super) enum Output {
+    /// Into a tar.
+    Tar {
+        /// What errors call it.
+        path: PathBuf,
+        /// The tar.
+        tar: Box<Builder<Compressor<BufWriter<Sink>>>>,
+    },
+    /// Into a directory.
+    Directory(PathBuf),
+}
+
+impl Output {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`BundleError`] if it cannot be created, or is a directory with something else in it.
+    pub(super) fn open(form: &Form) -> Result<Output, BundleError> {
+        let path = match &form.destination {
+            Destination::Directory(path) => {
+                prepare(path)?;
+                return Ok(Output::Directory(path.clone()));
+            }
+            Destination::StandardOutput => PathBuf::from("standard output"),
+            Destination::File(path) | Destination::Volumes { prefix: path, .. } => path.clone(),
+        };
+        let sink =
+            Sink::open(&form.destination).map_err(|error| BundleError::write(&path, error))?;
+        let sink = BufWriter::with_capacity(BUFFER_BYTES, sink);
+        let tar = Box::new(Builder::new(Compressor::new(form.compression, sink)));
+        Ok(Output::Tar { path, tar })
+    }
+
+    /// Whether names have to be written behind what they name: a tar gets its own name at the end, and
+    /// whoever reads it wants to know first what it holds.
+    pub(super) fn wants_names_last(&self) -> bool {
+        matches!(self, Output::Directory(_))
+    }
+
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// [`BundleError::Write`], also for what `content` says.
+    pub(super) fn put(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), BundleError> {
+        match self {
+            Output::Tar { path, tar } => {
+                let mut header = Header::new_gnu();
+                header.set_size(size);
+                header.set_mode(FILE_MODE);
+                header.set_mtime(0);
+                header.set_uid(0);
+                header.set_gid(0);
+                let appended = tar.append_data(&mut header, name, content);
+                appended.map_err(|error| BundleError::write(path, error))
+            }
+            Output::Directory(root) => {
+                let path = root.join(name);
+                put_file(&path, content).map_err(|error| BundleError::write(&path, error))
+            }
+        }
+    }
+
+    /// Whether a blob is there already: an earlier export into the same directory has verified it.
+    pub(super) fn has_blob(&self, name: &str, size: u64) -> bool {
+        match self {
+            Output::Tar { .. } => false,
+            Output::Directory(root) => {
+                fs::metadata(root.join(name)).is_ok_and(|metadata| metadata.len() == size)
+            }
+        }
+    }
+
+    /// Writes what is outstanding, and gives a tar its name. Says how many volumes there are.
+    ///
+    /// # Errors
+    /// [`BundleError::Write`].
+    pub(super) fn finish(self) -> Result<Option<u32>, BundleError> {
+        let Output::Tar { path, tar } = self else { return Ok(None) };
+        let finished = (*tar)
+            .into_inner()
+            .and_then(Compressor::finish)
+            .and_then(|sink| sink.into_inner().map_err(io::IntoInnerError::into_error))
+            .and_then(Sink::finish);
+        finished.map_err(|error| BundleError::write(&path, error))
+    }
+}
+
+/// Makes the directory of a layout, unless there is something else in it.
+fn prepare(root: &Path) -> Result<(), BundleError> {
+    let is_occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+    if is_occupied && !root.join("oci-layout").is_file() {
+        return Err(BundleError::NotALayout { path: root.to_owned() });
+    }
+    let made = fs::create_dir_all(root).and_then(|()| {
+        // First of all, so that an export that was killed can be repeated.
+        put_file(&root.join("oci-layout"), &mut &*OCI_LAYOUT)
+    });
+    made.map_err(|error| BundleError::write(root, error))
+}
+
+fn put_file(path: &Path, content: &mut dyn Read) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut unfinished = Unfinished::create(path)?;
+    io::copy(content, &mut unfinished.file)?;
+    unfinished.finish()
+}

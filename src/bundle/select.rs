@@ -1,0 +1,511 @@
+//! Selection: from what was asked for to the images that an export carries, and what they lack.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use time::format_description::FormatItem;
+use time::macros::format_description;
+use time::{Date, PrimitiveDateTime, Time};
+
+use super::closure::{closure, is_whole, missing};
+use super::docker::{self, SavedImage};
+use super::layout::Audience;
+use super::platform::Platform;
+use super::reference::PartReference;
+use super::told::Bytes;
+use crate::oci::{Descriptor, Digest, ImageName, Pattern, Reference, Tag};
+use crate::store::{Access, Graph, Store, StoredImage};
+
+/// Tags by which signatures, attestations and bills of materials hang on a digest where a registry has no
+/// referrers: cosign's, and the referrers tag schema of the distribution-spec.
+const REFERRER_SUFFIXES: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+
+/// Images that are meant: a reference as clients write it, or a pattern over full references.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// That image; all tags of a repository if there is no tag.
+    Exact(PartReference),
+    /// What matches.
+    Matching(Pattern),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Choice, String> {
+        match text.contains(['*', '?']) || text.starts_with('/') {
+            true => text.parse().map(Choice::Matching).map_err(|error| format!("{text}: {error}")),
+            false => match PartReference::parse(text) {
+                Ok(reference) => Ok(Choice::Exact(reference)),
+                Err(error) => Err(format!("{text}: {error}")),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Matching(pattern) => pattern.fmt(f),
+            Choice::Exact(PartReference { name, reference: None }) => name.fmt(f),
+            Choice::Exact(PartReference { name, reference: Some(reference) }) => {
+                f.write_str(&name.with(reference))
+            }
+        }
+    }
+}
+
+impl Choice {
+    /// Reads an image list: one or more a line, separated by commas; `#` begins a comment.
+    ///
+    /// # Errors
+    /// What is wrong, with the number of its line.
+    pub fn parse_list(text: &str) -> Result<Vec<Choice>, String> {
+        let mut choices = Vec::new();
+        for (line, number) in text.lines().zip(1..) {
+            for word in uncommented(line).split(',').map(str::trim).filter(|word| !word.is_empty())
+            {
+                choices.push(word.parse().map_err(|error| format!("line {number}: {error}"))?);
+            }
+        }
+        Ok(choices)
+    }
+
+    fn matches(&self, image: &StoredImage) -> bool {
+        match self {
+            Choice::Matching(pattern) => pattern.matches_image(&image.name, &image.reference),
+            Choice::Exact(PartReference { name, reference }) => {
+                *name == image.name
+                    && reference.as_ref().is_none_or(|reference| *reference == image.reference)
+            }
+        }
+    }
+}
+
+/// Reads a file of digests, one a line, as the far side lists them.
+///
+/// # Errors
+/// What is wrong, with the number of its line.
+pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
+    let lines = text.lines().zip(1..).map(|(line, number)| (uncommented(line), number));
+    let digests = lines.filter(|(line, _)| !line.is_empty()).map(|(line, number)| {
+        line.parse().map_err(|error| format!("line {number}: {line}: {error}"))
+    });
+    digests.collect()
+}
+
+fn uncommented(line: &str) -> &str {
+    // Regular expressions may have the character; a comment stands alone.
+    let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
+    if line.starts_with('#') { "" } else { line }
+}
+
+/// A point in time: a date, a date and a time (both UTC), or how long before `now`, e.g. `7d`.
+///
+/// # Errors
+/// What is allowed, as a text.
+pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
+    const DATE: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
+    const DATE_TIME: &[FormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
+    let midnight = Date::parse(text, DATE).map(|date| date.with_time(Time::MIDNIGHT));
+    let date_time =
+        midnight.or_else(|_| PrimitiveDateTime::parse(text.trim_end_matches('Z'), DATE_TIME));
+    if let Ok(date_time) = date_time {
+        return Ok(date_time.assume_utc().into());
+    }
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let seconds = match &text[digits..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => 0,
+    };
+    let number: Option<u64> = text[..digits].parse().ok();
+    let ago = number.and_then(|number| number.checked_mul(seconds)).filter(|ago| *ago > 0);
+    ago.and_then(|ago| now.checked_sub(Duration::from_secs(ago))).ok_or_else(|| {
+        format!(
+            "{text:?} is neither a date such as 2026-11-01 or 2026-11-01T12:00:00 (UTC) nor a time \
+             ago such as 12h, 7d or 4w"
+        )
+    })
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// The images; [`None`] is all of them.
+    pub choices: Option<Vec<Choice>>,
+    /// Only images that were fetched since then.
+    pub since: Option<SystemTime>,
+    /// Of an index only these; all that are in the cache if empty.
+    pub platforms: Vec<Platform>,
+}
+
+/// An image to be carried.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The image.
+    pub image: StoredImage,
+    /// The platforms that are carried, as an index tells them.
+    pub platforms: Vec<String>,
+    /// Manifests that are here: digests and sizes.
+    pub(super) manifests: Vec<(Digest, u64)>,
+    /// Configs and layers that are here.
+    pub(super) blobs: Vec<(Digest, u64)>,
+    /// How `docker load` knows it.
+    pub(super) saved: Option<SavedImage>,
+    pub(super) audience: Audience,
+}
+
+impl Chosen {
+    /// Without the manifests themselves: a cache may have more of them than there is memory.
+    fn new(image: &StoredImage, graph: &Graph, audience: Audience) -> Chosen {
+        let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
+        let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
+        let named = |descriptor: &Descriptor| (descriptor.digest, descriptor.size);
+        Chosen {
+            image: image.clone(),
+            platforms: graph.platforms().map(str::to_owned).collect(),
+            manifests: manifests.map(|each| named(&each.descriptor)).collect(),
+            blobs: blobs.map(|blob| named(&blob.descriptor)).collect(),
+            saved: match audience {
+                Audience::Everybody => docker::saved(image, graph),
+                Audience::Larder => None,
+            },
+            audience,
+        }
+    }
+
+    /// The bytes of all that is carried of it.
+    pub fn bytes(&self) -> u64 {
+        self.manifests.iter().chain(&self.blobs).map(|(_, size)| size).sum()
+    }
+}
+
+/// Something that was asked for and is not in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// No image matches.
+    Nothing {
+        /// What was asked for.
+        choice: String,
+    },
+    /// An index has no such platform, or its image is not here.
+    Platform {
+        /// The image.
+        reference: String,
+        /// The platform.
+        platform: String,
+    },
+    /// Manifests or blobs are not here.
+    Content {
+        /// The image.
+        reference: String,
+        /// Digest and size of each.
+        missing: Vec<(Digest, u64)>,
+    },
+    /// A signature or the like of a chosen image is not here as a whole; it is left out.
+    Referrer {
+        /// The signature.
+        reference: String,
+    },
+}
+
+/// What an export would carry.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The images, by their full references in order.
+    pub images: Vec<Chosen>,
+    /// What is missing of what was asked for.
+    pub missing: Vec<Missing>,
+    /// What is missing of what came along, and does not matter.
+    pub left_out: Vec<Missing>,
+}
+
+/// Chooses images.
+///
+/// # Errors
+/// If the cache cannot be walked.
+pub fn select(store: &Store, selection: &Selection) -> io::Result<Plan> {
+    let mut selecting =
+        Selecting { store, selection, chosen: BTreeMap::new(), plan: Plan::default() };
+    selecting.choose()?;
+    selecting.add_referrers();
+    let Selecting { chosen, mut plan, .. } = selecting;
+    plan.images = chosen.into_values().collect();
+    Ok(plan)
+}
+
+struct Selecting<'a> {
+    store: &'a Store,
+    selection: &'a Selection,
+    chosen: BTreeMap<String, Chosen>,
+    plan: Plan,
+}
+
+impl Selecting<'_> {
+    fn choose(&mut self) -> io::Result<()> {
+        let (store, selection) = (self.store, self.selection);
+        let Some(choices) = &selection.choices else {
+            return store.each_image(&mut |image| {
+                self.add_if_recent(image);
+                Ok(())
+            });
+        };
+        let mut is_met = vec![false; choices.len()];
+        if choices.iter().all(|choice| matches!(choice, Choice::Exact(_))) {
+            let names: HashSet<&ImageName> = choices.iter().filter_map(name_of).collect();
+            for image in names.into_iter().flat_map(|name| store.images_of(name)) {
+                self.consider(&image, choices, &mut is_met);
+            }
+        } else {
+            store.each_image(&mut |image| {
+                self.consider(image, choices, &mut is_met);
+                Ok(())
+            })?;
+        }
+        for (choice, is_met) in choices.iter().zip(is_met) {
+            match by_digest(store, choice) {
+                _ if is_met => {}
+                Some(image) => self.add_if_recent(&image),
+                None => self.plan.missing.push(Missing::Nothing { choice: choice.to_string() }),
+            }
+        }
+        Ok(())
+    }
+
+    fn consider(&mut self, image: &StoredImage, choices: &[Choice], is_met: &mut [bool]) {
+        let mut is_chosen = false;
+        for (choice, is_met) in choices.iter().zip(is_met) {
+            if choice.matches(image) {
+                (is_chosen, *is_met) = (true, true);
+            }
+        }
+        if is_chosen {
+            self.add_if_recent(image);
+        }
+    }
+
+    fn add_if_recent(&mut self, image: &StoredImage) {
+        if self.selection.since.is_some_and(|since| image.fetched < since) {
+            return;
+        }
+        let platforms = &self.selection.platforms;
+        let graph = self.graph_of(image, platforms);
+        let reference = image.full_reference();
+        let mut missing: Vec<&Descriptor> = missing(&graph);
+        for platform in platforms.iter().filter(|_| image.media_type.is_index()) {
+            if !graph.platforms().any(|told| platform.is(told)) {
+                let (reference, platform) = (reference.clone(), platform.to_string());
+                self.plan.missing.push(Missing::Platform { reference, platform });
+                // A platform that is not here is said by its name, and not by its manifest as well.
+                missing = missing_blobs(&graph);
+            }
+        }
+        if !missing.is_empty() {
+            let missing = missing.into_iter().map(|each| (each.digest, each.size)).collect();
+            self.plan.missing.push(Missing::Content { reference: reference.clone(), missing });
+        }
+        if graph.manifests.first().is_some_and(|root| root.manifest.is_some()) {
+            let audience = audience_of(image, &graph);
+            self.chosen.insert(reference, Chosen::new(image, &graph, audience));
+        }
+    }
+
+    fn graph_of(&self, image: &StoredImage, platforms: &[Platform]) -> Graph {
+        let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+        let load =
+            |descriptor: &Descriptor| self.store.stored_manifest(&image.name, &descriptor.digest);
+        let wanted = |child: &Descriptor| {
+            let is_one = |told: &String| platforms.iter().any(|platform| platform.is(told));
+            platforms.is_empty() || child.platform.as_ref().is_some_and(is_one)
+        };
+        closure(self.store, root, &load, &wanted)
+    }
+
+    /// What refers to a chosen manifest comes along, and what refers to that.
+    fn add_referrers(&mut self) {
+        let mut subjects: HashMap<ImageName, HashMap<Digest, Vec<StoredImage>>> = HashMap::new();
+        let mut left: Vec<Chosen> = self.chosen.values().cloned().collect();
+        while let Some(chosen) = left.pop() {
+            let name = &chosen.image.name;
+            let by_subject =
+                subjects.entry(name.clone()).or_insert_with(|| by_subject(self.store, name));
+            for (digest, _) in &chosen.manifests {
+                let tagged = by_tag(self.store, name, digest);
+                let referring = by_subject.get(digest).into_iter().flatten().cloned();
+                for image in tagged.into_iter().chain(referring) {
+                    let reference = image.full_reference();
+                    let graph = self.graph_of(&image, &[]);
+                    if self.chosen.contains_key(&reference) {
+                        continue;
+                    }
+                    if !is_whole(&graph) {
+                        self.plan.left_out.push(Missing::Referrer { reference });
+                        continue;
+                    }
+                    let along = Chosen::new(&image, &graph, Audience::Larder);
+                    self.chosen.insert(reference, along.clone());
+                    left.push(along);
+                }
+            }
+        }
+        self.plan.left_out.dedup();
+    }
+}
+
+fn missing_blobs(graph: &Graph) -> Vec<&Descriptor> {
+    graph.blobs.iter().filter(|blob| !blob.is_present).map(|blob| &blob.descriptor).collect()
+}
+
+fn name_of(choice: &Choice) -> Option<&ImageName> {
+    match choice {
+        Choice::Exact(reference) => Some(&reference.name),
+        Choice::Matching(_) => None,
+    }
+}
+
+/// A manifest that is meant by its digest though a tag or an index leads to it.
+fn by_digest(store: &Store, choice: &Choice) -> Option<StoredImage> {
+    match choice {
+        Choice::Exact(PartReference { name, reference: Some(Reference::Digest(digest)) }) => {
+            stored(store, name, *digest)
+        }
+        _ => None,
+    }
+}
+
+fn stored(store: &Store, name: &ImageName, digest: Digest) -> Option<StoredImage> {
+    let record = store.manifest(name, &digest, Access::Look)?;
+    Some(StoredImage {
+        name: name.clone(),
+        reference: Reference::Digest(digest),
+        digest,
+        media_type: record.media_type,
+        size: record.size,
+        fetched: record.fetched,
+        checked: None,
+        gone: None,
+        pulled: None,
+    })
+}
+
+/// The manifests of a repository that refer to another, by that.
+fn by_subject(store: &Store, name: &ImageName) -> HashMap<Digest, Vec<StoredImage>> {
+    let mut found: HashMap<Digest, Vec<StoredImage>> = HashMap::new();
+    for digest in store.manifests(name) {
+        let manifest = store.stored_manifest(name, &digest);
+        let subject = manifest.and_then(|manifest| manifest.subject().cloned());
+        if let (Some(subject), Some(image)) = (subject, stored(store, name, digest)) {
+            found.entry(subject.digest).or_default().push(image);
+        }
+    }
+    found
+}
+
+/// The tags of a repository that refer to a manifest by their own names.
+fn by_tag(store: &Store, name: &ImageName, digest: &Digest) -> Vec<StoredImage> {
+    let tags = REFERRER_SUFFIXES.into_iter().filter_map(|suffix| {
+        let tag: Tag =
+            format!("{}-{}{suffix}", digest.algorithm().as_str(), digest.hex()).parse().ok()?;
+        let record = store.tag(name, &tag, Access::Look)?;
+        Some(StoredImage {
+            name: name.clone(),
+            reference: Reference::Tag(tag),
+            digest: record.digest,
+            media_type: record.media_type,
+            size: record.size,
+            fetched: record.fetched,
+            checked: Some(record.checked),
+            gone: record.gone,
+            pulled: None,
+        })
+    });
+    tags.collect()
+}
+
+/// Signatures and the like are no images to other tools, also if they were chosen with all the rest.
+fn audience_of(image: &StoredImage, graph: &Graph) -> Audience {
+    let root = graph.manifests.first().and_then(|root| root.manifest.as_ref());
+    let has_subject = root.is_some_and(|manifest| manifest.subject().is_some());
+    let tag = image.reference.to_string();
+    let is_referrer_tag = REFERRER_SUFFIXES.into_iter().any(|suffix| {
+        let digest = tag.strip_suffix(suffix).and_then(|tag| tag.split_once('-'));
+        digest
+            .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+    });
+    if has_subject || is_referrer_tag { Audience::Larder } else { Audience::Everybody }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::Nothing { choice } => write!(f, "{choice}: nothing in the cache matches"),
+            Missing::Platform { reference, platform } => {
+                write!(f, "{reference}: there is no {platform} of it in the cache")
+            }
+            Missing::Content { reference, missing } => {
+                let bytes: u64 = missing.iter().map(|(_, size)| size).sum();
+                write!(
+                    f,
+                    "{reference}: incomplete; {} of its blobs ({}) are not in the cache:",
+                    missing.len(),
+                    Bytes(bytes)
+                )?;
+                missing
+                    .iter()
+                    .try_for_each(|(digest, size)| write!(f, "\n    {digest} ({size} bytes)"))
+            }
+            Missing::Referrer { reference } => {
+                write!(f, "{reference}: left out, since it is not whole in the cache")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_have_comments_and_several_a_line() {
+        let text = "# far side\n\nalpine:3, quay.io/a/*  # all of a\n/^ghcr.io.#/\n";
+        let choices = Choice::parse_list(text).unwrap();
+        let told: Vec<String> = choices.iter().map(Choice::to_string).collect();
+        assert_eq!(told, ["docker.io/library/alpine:3", "quay.io/a/*", "/^ghcr.io.#/"]);
+        let error = Choice::parse_list("alpine\nA B\n").unwrap_err();
+        assert!(error.starts_with("line 2"), "{error}");
+    }
+
+    #[test]
+    fn digests_are_one_a_line() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"x");
+        let text = format!("# have\n\n{digest}\n  {digest} # twice\n");
+        assert_eq!(parse_digests(&text).unwrap(), HashSet::from([digest]));
+        assert!(parse_digests("x\n").unwrap_err().starts_with("line 1"));
+    }
+
+    #[test]
+    fn since_is_a_date_or_a_time_ago() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let now = at(2_000_000_000);
+        for (text, expected) in [
+            ("1970-01-02", 86_400),
+            ("1970-01-02T00:00:01", 86_401),
+            ("1970-01-02T00:00:01Z", 86_401),
+            ("7d", 2_000_000_000 - 604_800),
+            ("2w", 2_000_000_000 - 2 * 604_800),
+        ] {
+            assert_eq!(parse_since(text, now), Ok(at(expected)), "{text}");
+        }
+        for text in ["", "7", "0d", "d", "yesterday", "2026-13-01", "99999999999999999999d"] {
+            assert!(parse_since(text, now).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Volumes: one stream cut into files of a size that a medium takes, `name.001`, `name.002`, …
+//!
+//! They are the bytes of the stream and nothing else, so that `cat name.*` puts it together anywhere.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::error::BundleError;
+
+/// The most volumes: three digits sort in the order of the numbers, for `cat` too.
+const VOLUMES_MAX: u32 = 999;
+/// What a volume is called while it is written.
+const UNFINISHED: &str = ".part";
+
+/// The path of a volume.
+pub(super) fn volume(prefix: &Path, number: u32) -> PathBuf {
+    with_suffix(prefix, &format!(".{number:03}"))
+}
+
+/// A path with something behind its whole name.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// The common name and the number, if the path is that of a volume.
+pub(super) fn split_volume(path: &Path) -> Option<(PathBuf, u32)> {
+    let extension = path.extension()?.to_str()?;
+    let is_number = extension.len() == 3 && extension.bytes().all(|byte| byte.is_ascii_digit());
+    let number = extension.parse().ok().filter(|number| is_number && *number > 0)?;
+    Some((path.with_extension(""), number))
+}
+
+/// The volumes of that common name, in order; none if there is no first one.
+///
+/// # Errors
+/// [`BundleError::MissingVolume`] if there is a later one behind a gap.
+pub(super) fn volumes(prefix: &Path) -> Result<Vec<PathBuf>, BundleError> {
+    let there: Vec<u32> =
+        (1..=VOLUMES_MAX).filter(|number| volume(prefix, *number).is_file()).collect();
+    let paths = there.iter().zip(1..).map(|(is, expected)| match *is == expected {
+        true => Ok(volume(prefix, *is)),
+        false => Err(BundleError::MissingVolume { path: volume(prefix, expected) }),
+    });
+    paths.collect()
+}
+
+/// Reads volumes one after the other.
+pub(super) struct VolumeReader {
+    open: Option<File>,
+    left: std::vec::IntoIter<PathBuf>,
+    is_at_end: bool,
+}
+
+impl VolumeReader {
+    pub(super) fn new(paths: Vec<PathBuf>) -> VolumeReader {
+        VolumeReader { open: None, left: paths.into_iter(), is_at_end: false }
+    }
+
+    /// Whether somebody wanted more than there is.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.is_at_end
+    }
+}
+
+impl Read for VolumeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(file) = &mut self.open {
+                let read = file.read(buffer)?;
+                if read > 0 || buffer.is_empty() {
+                    return Ok(read);
+                }
+            }
+            match self.left.next() {
+                Some(path) => self.open = Some(File::open(path)?),
+                None => {
+                    self.is_at_end = true;
+                    return Ok(0);
+                }
+            }
+        }
+    }
+}
+
+/// Cuts what is written to it into volumes. Each gets its name when it is finished.
+pub(super) struct VolumeWriter {
+    prefix: PathBuf,
+    volume_bytes: u64,
+    number: u32,
+    open: Option<File>,
+    room: u64,
+}
+
+impl VolumeWriter {
+    pub(super) fn new(prefix: &Path, volume_bytes: u64) -> VolumeWriter {
+        VolumeWriter { prefix: prefix.to_owned(), volume_bytes, number: 0, open: None, room: 0 }
+    }
+
+    /// Ends the last volume, and removes those that a longer export left under the same name: they
+    /// would be read as its continuation. Says how many volumes there are.
+    pub(super) fn finish(mut self) -> io::Result<u32> {
+        self.end_volume()?;
+        for stale in (self.number + 1)..=VOLUMES_MAX {
+            match fs::remove_file(volume(&self.prefix, stale)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                other => other?,
+            }
+        }
+        Ok(self.number)
+    }
+
+    fn end_volume(&mut self) -> io::Result<()> {
+        let Some(file) = self.open.take() else { return Ok(()) };
+        file.sync_data()?;
+        let path = volume(&self.prefix, self.number);
+        fs::rename(with_suffix(&path, UNFINISHED), path)
+    }
+
+    fn next_volume(&mut self) -> io::Result<()> {
+        self.end_volume()?;
+        if self.number == VOLUMES_MAX {
+            return Err(io::Error::other(BundleError::TooManyVolumes { limit: VOLUMES_MAX }));
+        }
+        self.number += 1;
+        let path = with_suffix(&volume(&self.prefix, self.number), UNFINISHED);
+        self.open = Some(File::create(path)?);
+        self.room = self.volume_bytes;
+        Ok(())
+    }
+}
+
+impl Write for VolumeWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room == 0 && !bytes.is_empty() {
+            self.next_volume()?;
+        }
+        let Some(file) = &mut self.open else { return Ok(0) };
+        let taken = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
+        let written = file.write(&bytes[..taken])?;
+        self.room -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for VolumeWriter {
+    fn drop(&mut self) {
+        if self.open.take().is_some() {
+            // What could not be finished is of no use, and an error was told already.
+            let _ = fs::remove_file(with_suffix(&volume(&self.prefix, self.number), UNFINISHED));
+        }
+    }
+}
+
+/// A size as people write it: `4GB`, `700MiB`, `1048576`.
+///
+/// # Errors
+/// What is allowed, as a text.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let factor = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "ki" | "kib" => 1 << 10,
+        "mi" | "mib" => 1 << 20,
+        "gi" | "gib" => 1 << 30,
+        "ti" | "tib" => 1_u64 << 40,
+        _ => 0,
+    };
+    let bytes = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
+        format!(
+            "{text:?} is no size: a number with a unit of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(prefix: &Path, volume_bytes: u64, content: &[u8]) -> u32 {
+        let mut out = VolumeWriter::new(prefix, volume_bytes);
+        out.write_all(content).unwrap();
+        out.finish().unwrap()
+    }
+
+    fn read(prefix: &Path) -> Vec<u8> {
+        let mut content = Vec::new();
+        VolumeReader::new(volumes(prefix).unwrap()).read_to_end(&mut content).unwrap();
+        content
+    }
+
+    #[test]
+    fn what_is_cut_is_put_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let prefix = directory.path().join("bundle.tar");
+        for (content, count) in [(&b"abcdefg"[..], 3), (b"abcdef", 2), (b"a", 1)] {
+            assert_eq!(write(&prefix, 3, content), count);
+            assert_eq!(read(&prefix), content, "none of a longer one is left");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_gap_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let prefix = directory.path().join("b");
+        write(&prefix, 1, b"abc");
+        fs::remove_file(volume(&prefix, 2)).unwrap();
+        let error = volumes(&prefix).unwrap_err().to_string();
+        assert!(error.contains("b.002"), "{error}");
+    }
+
+    #[test]
+    fn a_writer_that_does_not_finish_leaves_no_volume_that_looks_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut out = VolumeWriter::new(&directory.path().join("b"), 10);
+        out.write_all(b"abc").unwrap();
+        drop(out);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn volumes_are_told_by_three_digits() {
+        for (name, told) in [
+            ("a/b.tar.001", Some(("a/b.tar", 1))),
+            ("b.120", Some(("b", 120))),
+            ("b.000", None),
+            ("b.01", None),
+            ("b.tar", None),
+            ("b.+01", None),
+        ] {
+            let told = told.map(|(prefix, number)| (PathBuf::from(prefix), number));
+            assert_eq!(split_volume(Path::new(name)), told, "{name}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("1", 1), ("4GB", 4_000_000_000), ("700 MiB", 700 << 20), ("2k", 2_000)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "GB", "4XB", "-1", "99999999999TB", "1.5GB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

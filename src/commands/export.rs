@@ -1,0 +1,163 @@
+//! `larder export`: chosen images out of the cache, beside a server that may be running.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{CommandError, logging, note};
+use crate::bundle::{
+    self, BundleError, Bytes, Choice, Chosen, Compression, Destination, ExportSummary, Form, Have,
+    Selection,
+};
+use crate::cli::Export;
+use crate::config::Settings;
+use crate::store::Store;
+
+/// Exports what was chosen, or says what of it is missing and writes nothing.
+///
+/// # Errors
+/// [`CommandError`] for what was typed wrong, for images that are not whole, and if writing fails.
+pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandError> {
+    logging::start(settings.log_level, settings.log_file.as_deref())?;
+    let (selection, form) = (selection(typed)?, form(typed)?);
+    let have = have(typed)?;
+    let store = Store::open(&settings.store)?;
+    let doing = "look through the cache";
+    let plan = bundle::select(&store, &selection)
+        .map_err(|source| CommandError::System { doing, source })?;
+    for missing in plan.missing.iter().chain(&plan.left_out) {
+        note(missing);
+    }
+    if !plan.missing.is_empty() && !typed.partial {
+        return Err(BundleError::Refused { images: plan.missing.len() }.into());
+    }
+    if plan.images.is_empty() && selection.since.is_none() {
+        return Err(BundleError::NothingChosen.into());
+    }
+    for chosen in &plan.images {
+        note(&Line(chosen));
+    }
+    let summary = bundle::export(&store, &plan.images, &have, &form)?;
+    note(&Summary(&summary, &typed.output));
+    Ok(())
+}
+
+fn selection(typed: &Export) -> Result<Selection, CommandError> {
+    let parse = |text: &String| text.parse().map_err(|error: String| CommandError::Usage(error));
+    let mut choices: Vec<Choice> = typed.images.iter().map(parse).collect::<Result<_, _>>()?;
+    for path in &typed.list {
+        let text = read("--list", path)?;
+        let listed = Choice::parse_list(&text).map_err(|error| wrong(path, &error))?;
+        choices.extend(listed);
+    }
+    if typed.all != choices.is_empty() {
+        let text =
+            "export: name images or patterns, or a file of them with --list, or all with --all";
+        return Err(CommandError::Usage(text.into()));
+    }
+    let since = typed.since.as_deref().map(|text| bundle::parse_since(text, SystemTime::now()));
+    let platforms = typed.platform.iter().map(|text| text.parse());
+    Ok(Selection {
+        choices: (!typed.all).then_some(choices),
+        since: since.transpose().map_err(|error| CommandError::usage("--since", &error))?,
+        platforms: platforms
+            .collect::<Result<_, String>>()
+            .map_err(|error| CommandError::usage("--platform", &error))?,
+    })
+}
+
+fn form(typed: &Export) -> Result<Form, CommandError> {
+    let output = &typed.output;
+    let is_named_directory = output.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let is_directory = match typed.format.as_deref() {
+        None => is_named_directory,
+        Some("tar") => false,
+        Some("dir") => true,
+        Some(other) => {
+            return Err(CommandError::usage("--format", &format!("{other} is none of tar, dir")));
+        }
+    };
+    let volume_bytes = typed.volume_size.as_deref().map(bundle::parse_size).transpose();
+    let volume_bytes =
+        volume_bytes.map_err(|error| CommandError::usage("--volume-size", &error))?;
+    let compression = typed.compress.as_deref().map(str::parse::<Compression>).transpose();
+    let compression = compression.map_err(|error| CommandError::usage("--compress", &error))?;
+    let is_standard_output = output == Path::new("-");
+    let destination = match volume_bytes {
+        _ if is_directory && (volume_bytes.is_some() || compression.is_some()) => {
+            let text =
+                "--volume-size and --compress are for tar files, and the output is a directory";
+            return Err(CommandError::Usage(text.into()));
+        }
+        Some(_) if is_standard_output => {
+            let text = "--volume-size: standard output is one stream; name a file with --output";
+            return Err(CommandError::Usage(text.into()));
+        }
+        _ if is_directory => Destination::Directory(output.clone()),
+        Some(volume_bytes) => Destination::Volumes { prefix: output.clone(), volume_bytes },
+        None if is_standard_output => Destination::StandardOutput,
+        None => Destination::File(output.clone()),
+    };
+    Ok(Form { destination, compression: compression.unwrap_or(Compression::of_name(output)) })
+}
+
+fn have(typed: &Export) -> Result<Have, CommandError> {
+    let Some(path) = &typed.except else { return Ok(Have::default()) };
+    Have::parse(&read("--except", path)?).map_err(|error| wrong(path, &error))
+}
+
+fn read(flag: &str, path: &Path) -> Result<String, CommandError> {
+    let said = |error| format!("cannot read {}: {error}", path.display());
+    fs::read_to_string(path).map_err(|error| CommandError::usage(flag, &said(error)))
+}
+
+fn wrong(path: &Path, error: &str) -> CommandError {
+    CommandError::Usage(format!("{}: {error}", path.display()))
+}
+
+/// An image that is written.
+struct Line<'a>(&'a Chosen);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Line(chosen @ Chosen { image, platforms, .. }) = self;
+        write!(f, "{}", image.full_reference())?;
+        if !image.full_reference().contains('@') {
+            write!(f, " {}", image.digest)?;
+        }
+        if !platforms.is_empty() {
+            write!(f, " {}", platforms.join(", "))?;
+        }
+        write!(f, " {}", Bytes(chosen.bytes()))
+    }
+}
+
+struct Summary<'a>(&'a ExportSummary, &'a PathBuf);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary(summary, output) = self;
+        let plural = if summary.images == 1 { "" } else { "s" };
+        write!(
+            f,
+            "{} image{plural}, {} blobs ({}) written to {}",
+            summary.images,
+            summary.blobs,
+            Bytes(summary.bytes),
+            output.display()
+        )?;
+        if let Some(volumes) = summary.volumes {
+            write!(f, " in {volumes} volumes")?;
+        }
+        if summary.blobs_left_out > 0 {
+            let left_out = Bytes(summary.bytes_left_out);
+            write!(
+                f,
+                "; {} blobs ({left_out}) left out, as --except says",
+                summary.blobs_left_out
+            )?;
+        }
+        Ok(())
+    }
+}
