@@ -111,12 +111,15 @@ pub struct List {
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "load")]
 pub struct Load {
-    /// images such as alpine:3.20 or quay.io/org/app:v1.*, or @FILE for a list of them
+    /// images such as alpine:3.20 or quay.io/org/app:v1.*, or @FILE for a list of them or a bundle
     #[argh(positional)]
     pub images: Vec<String>,
-    /// lists of images, separated by commas
+    /// lists of images and bundles (as larder import takes them), separated by commas; globs are fine
     #[argh(option)]
     pub image_file: Option<String>,
+    /// import a bundle of one image under this name
+    #[argh(option)]
+    pub resolve_ref: Option<String>,
     /// platform of multi-platform images, e.g. linux/arm64, or all (repeatable; default this machine's)
     #[argh(option)]
     pub platform: Vec<String>,

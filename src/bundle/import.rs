@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::time::SystemTime;
 
-use super::closure::{closure, is_whole, manifest_by_digest, missing};
+use super::closure::{is_whole, manifest_by_digest, missing};
 use super::docker;
 use super::error::BundleError;
 use super::layout::{EntryName, parse_index};
@@ -221,12 +221,8 @@ impl Naming<'_> {
 
     /// Everything that an image needs; if it is not all there, that is told.
     fn whole(&mut self, root: &Root, label: &str) -> Option<Graph> {
-        let graph = closure(
-            self.store,
-            root.descriptor.clone(),
-            &|descriptor| self.load(root, descriptor),
-            &|_| true,
-        );
+        let load = |descriptor: &Descriptor| self.load(root, descriptor);
+        let graph = self.store.graph_by(root.descriptor.clone(), &load, &|_| true);
         if is_whole(&graph) {
             return Some(graph);
         }

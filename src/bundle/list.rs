@@ -5,6 +5,22 @@ use std::fmt;
 use super::reference::PartReference;
 use crate::oci::{ImageName, Pattern, Reference};
 
+/// The entries of an image list with the numbers of their lines: one or more a line, separated by commas.
+pub(super) fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = (1..).zip(text.lines());
+    lines.flat_map(|(number, line)| {
+        let entries = uncommented(line).split(',').map(str::trim);
+        entries.filter(|entry| !entry.is_empty()).map(move |entry| (number, entry))
+    })
+}
+
+/// A line without its comment.
+pub(super) fn uncommented(line: &str) -> &str {
+    // Regular expressions may have the character; a comment stands alone.
+    let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
+    if line.starts_with('#') { "" } else { line }
+}
+
 /// Something to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
@@ -71,15 +87,9 @@ impl Wanted {
     /// The first [`ListError`].
     pub fn parse_list(text: &str) -> Result<Vec<Wanted>, ListError> {
         let mut all = Vec::new();
-        for (line, number) in text.lines().zip(1..) {
-            let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
-            if line.starts_with('#') {
-                continue;
-            }
-            for entry in line.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-                let parsed = Wanted::parse(entry);
-                all.push(parsed.map_err(|error| ListError { line: Some(number), ..error })?);
-            }
+        for (number, entry) in entries(text) {
+            let parsed = Wanted::parse(entry);
+            all.push(parsed.map_err(|error| ListError { line: Some(number), ..error })?);
         }
         Ok(all)
     }

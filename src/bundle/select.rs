@@ -10,13 +10,13 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 use time::{Date, PrimitiveDateTime, Time};
 
-use super::closure::{closure, is_whole, missing};
+use super::closure::{is_whole, missing};
 use super::docker::{self, SavedImage};
 use super::layout::Audience;
-use super::platform::Platform;
+use super::list::{entries, uncommented};
 use super::reference::PartReference;
 use super::told::Bytes;
-use crate::oci::{Descriptor, Digest, ImageName, Pattern, Reference, Tag};
+use crate::oci::{Descriptor, Digest, ImageName, Pattern, Platform, Reference, Tag};
 use crate::store::{Access, Graph, Store, StoredImage};
 
 /// Tags by which signatures, attestations and bills of materials hang on a digest where a registry has no
@@ -65,11 +65,8 @@ impl Choice {
     /// What is wrong, with the number of its line.
     pub fn parse_list(text: &str) -> Result<Vec<Choice>, String> {
         let mut choices = Vec::new();
-        for (line, number) in text.lines().zip(1..) {
-            for word in uncommented(line).split(',').map(str::trim).filter(|word| !word.is_empty())
-            {
-                choices.push(word.parse().map_err(|error| format!("line {number}: {error}"))?);
-            }
+        for (number, entry) in entries(text) {
+            choices.push(entry.parse().map_err(|error| format!("line {number}: {error}"))?);
         }
         Ok(choices)
     }
@@ -95,12 +92,6 @@ pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
         line.parse().map_err(|error| format!("line {number}: {line}: {error}"))
     });
     digests.collect()
-}
-
-fn uncommented(line: &str) -> &str {
-    // Regular expressions may have the character; a comment stands alone.
-    let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
-    if line.starts_with('#') { "" } else { line }
 }
 
 /// A point in time: a date, a date and a time (both UTC), or how long before `now`, e.g. `7d`.
@@ -326,7 +317,7 @@ impl Selecting<'_> {
             let is_one = |told: &String| platforms.iter().any(|platform| platform.is(told));
             platforms.is_empty() || child.platform.as_ref().is_some_and(is_one)
         };
-        closure(self.store, root, &load, &wanted)
+        self.store.graph_by(root, &load, &wanted)
     }
 
     /// What refers to a chosen manifest comes along, and what refers to that.

@@ -12,6 +12,7 @@ use crate::bundle::{
 };
 use crate::cli::Export;
 use crate::config::Settings;
+use crate::oci::PlatformError;
 use crate::store::Store;
 
 /// Exports what was chosen, or says what of it is missing and writes nothing.
@@ -62,7 +63,7 @@ fn selection(typed: &Export) -> Result<Selection, CommandError> {
         choices: (!typed.all).then_some(choices),
         since: since.transpose().map_err(|error| CommandError::usage("--since", &error))?,
         platforms: platforms
-            .collect::<Result<_, String>>()
+            .collect::<Result<_, PlatformError>>()
             .map_err(|error| CommandError::usage("--platform", &error))?,
     })
 }

@@ -1,5 +1,6 @@
 //! `larder import`: bundles into the cache, beside a server that may be running.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::{CommandError, logging, note};
@@ -16,16 +17,28 @@ use crate::store::Store;
 /// [`CommandError`] for what was typed wrong, for a disk that refuses, and if anything was not imported.
 pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
-    let import_settings = ImportSettings { name: name(typed)?, now: SystemTime::now() };
+    let name = name(typed)?;
     if typed.paths.is_empty() {
         let text = "import: which bundle? Name files, directories, or - for standard input";
         return Err(CommandError::Usage(text.into()));
     }
-    let sources = BundleSource::all_of(&typed.paths)?;
-    let store = Store::open(&settings.store)?;
+    take(&Store::open(&settings.store)?, &typed.paths, name)
+}
+
+/// Takes bundles into the store.
+///
+/// # Errors
+/// [`CommandError`] if anything was not imported.
+pub(super) fn take(
+    store: &Store,
+    paths: &[PathBuf],
+    name: Option<PartReference>,
+) -> Result<(), CommandError> {
+    let sources = BundleSource::all_of(paths)?;
+    let import_settings = ImportSettings { name, now: SystemTime::now() };
     let mut summary = ImportSummary::default();
     for source in &sources {
-        match bundle::import(&store, source, &import_settings, &mut |told| note(told)) {
+        match bundle::import(store, source, &import_settings, &mut |told| note(told)) {
             Ok(of_one) => summary.add(of_one),
             Err(error @ BundleError::Store(_)) => return Err(error.into()),
             Err(error) if sources.len() == 1 => return Err(error.into()),

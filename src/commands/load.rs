@@ -1,23 +1,25 @@
-//! `larder load`: images from lists into the cache, with the progress shown.
+//! `larder load`: images from lists, and from bundles, into the cache, with the progress shown.
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::IsTerminal;
-use std::path::Path;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{CommandError, note, units};
-use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
+use super::{CommandError, import, note, units};
+use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, PartReference, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
 use crate::config::Settings;
-use crate::oci::{Digest, Platforms};
+use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
 use crate::upstream::Registries;
 
+/// How much of a file is looked at to tell a list from a bundle.
+const HEAD_BYTES: u64 = 8192;
 /// Images loaded at a time if nobody says.
 const PARALLEL: usize = 4;
 /// Tries an image gets if nobody says: with the waits between them, half a minute of outage.
@@ -37,7 +39,9 @@ const BARS_MAX: usize = 12;
 /// # Errors
 /// [`CommandError::Incomplete`] if an image could not be had; others for what was typed wrong.
 pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), CommandError> {
-    let wanted = wanted(settings, command)?;
+    let typed = Typed::read(settings, command)?;
+    let name = command.resolve_ref.as_deref().map(PartReference::parse).transpose();
+    let name = name.map_err(|error| CommandError::usage("--resolve-ref", &error))?;
     let load_settings = LoadSettings {
         platforms: platforms(settings, command)?,
         parallel: command.parallel.unwrap_or(PARALLEL),
@@ -46,10 +50,16 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
         referrers: settings.cache.prefetch.referrers,
     };
     let store = Store::open(&settings.store)?;
+    if !typed.bundles.is_empty() {
+        import::take(&store, &typed.bundles, name)?;
+    }
+    if typed.wanted.is_empty() {
+        return Ok(());
+    }
     let cache = cache(settings, store.clone());
     let display = Display::start(command.quiet);
     let began = Instant::now();
-    let summary = bundle::load(&cache, &wanted, &load_settings, &|event| display.show(event));
+    let summary = bundle::load(&cache, &typed.wanted, &load_settings, &|event| display.show(event));
     display.end();
     cache.close();
     // Loaded or not, what is there has its names.
@@ -68,33 +78,82 @@ pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
     Cache::new(store, registries, cache_settings, Arc::new(SystemTime::now))
 }
 
-fn wanted(settings: &Settings, command: &cli::Load) -> Result<Vec<Wanted>, CommandError> {
-    let files = command.image_file.iter().flat_map(|names| names.split(','));
-    let files = files.map(|name| format!("@{}", name.trim()));
-    let mut words: Vec<String> = command.images.iter().cloned().chain(files).collect();
-    if words.is_empty() {
-        words.extend(
-            settings
-                .image_file
-                .iter()
-                .flat_map(|names| names.split(','))
-                .map(|name| format!("@{}", name.trim())),
-        );
-    }
-    let mut wanted = Vec::new();
-    for word in &words {
-        match word.strip_prefix('@') {
-            Some(path) => wanted.extend(read_list(Path::new(path))?),
-            None => wanted
-                .push(Wanted::parse(word).map_err(|error| CommandError::Usage(error.to_string()))?),
+/// What is typed: images to pull, and bundles to import.
+#[derive(Default)]
+struct Typed {
+    wanted: Vec<Wanted>,
+    bundles: Vec<PathBuf>,
+}
+
+impl Typed {
+    fn read(settings: &Settings, command: &cli::Load) -> Result<Typed, CommandError> {
+        let mut files = command.image_file.clone();
+        if command.images.is_empty() && files.is_none() {
+            files.clone_from(&settings.image_file);
+        }
+        let mut typed = Typed::default();
+        for word in &command.images {
+            match word.strip_prefix('@') {
+                Some(path) => typed.add_file(Path::new(path))?,
+                None => typed.wanted.push(
+                    Wanted::parse(word).map_err(|error| CommandError::Usage(error.to_string()))?,
+                ),
+            }
+        }
+        let names = files.iter().flat_map(|names| names.split(',')).map(str::trim);
+        for name in names.filter(|name| !name.is_empty()) {
+            for path in matching(Path::new(name))? {
+                typed.add_file(&path)?;
+            }
+        }
+        match typed.wanted.is_empty() && typed.bundles.is_empty() {
+            true => Err(CommandError::Usage(
+                "load: name images, or a list of them as @FILE or --image-file FILE".into(),
+            )),
+            false => Ok(typed),
         }
     }
-    match wanted.is_empty() {
-        true => Err(CommandError::Usage(
-            "load: name images, or a list of them as @FILE or --image-file FILE".into(),
-        )),
-        false => Ok(wanted),
+
+    /// A list of images, or a bundle: what is no text is none of the former.
+    fn add_file(&mut self, path: &Path) -> Result<(), CommandError> {
+        match path.is_dir() || !is_text(path)? {
+            true => self.bundles.push(path.to_owned()),
+            false => self.wanted.extend(read_list(path)?),
+        }
+        Ok(())
     }
+}
+
+/// The files that a name means, in which the last component may be a glob.
+fn matching(path: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !name.contains(['*', '?']) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let pattern: Pattern =
+        name.parse().map_err(|error| CommandError::usage("--image-file", &error))?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let entries = fs::read_dir(directory.unwrap_or(Path::new("."))).map_err(|error| {
+        CommandError::usage("--image-file", &format!("{}: {error}", path.display()))
+    })?;
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_meant = |file: &PathBuf| {
+        file.file_name().and_then(|name| name.to_str()).is_some_and(|name| pattern.matches(name))
+    };
+    let mut files: Vec<PathBuf> = files.filter(is_meant).collect();
+    files.sort();
+    match files.is_empty() {
+        true => Err(CommandError::usage("--image-file", &format!("{} is none", path.display()))),
+        false => Ok(files),
+    }
+}
+
+/// Whether a file begins as a text does: tars and what is compressed have bytes that no text has.
+fn is_text(path: &Path) -> Result<bool, CommandError> {
+    let mut head = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
+    read.map_err(|error| CommandError::Usage(format!("{}: {error}", path.display())))?;
+    Ok(!head.iter().any(|byte| *byte == 0 || *byte >= 0xf8) && !head.starts_with(&[0x1f, 0x8b]))
 }
 
 /// Reads an image list.

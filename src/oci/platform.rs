@@ -5,9 +5,13 @@ use std::str::FromStr;
 
 use super::manifest::Descriptor;
 
-/// A platform as users write it: `os/architecture[/variant]`. Without a variant it means all of them.
+/// A platform as users write it: `os/architecture[/variant]`, e.g. `linux/arm64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform(String);
+pub struct Platform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
 
 /// Which children of an index are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +23,12 @@ pub enum Platforms {
 }
 
 impl Platform {
-    /// Whether a descriptor's platform is this one.
-    fn covers(&self, platform: &str) -> bool {
-        let rest = platform.strip_prefix(self.0.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    /// Whether that is the platform of an index's child. Without a variant any is meant.
+    pub fn is(&self, told: &str) -> bool {
+        told.parse::<Platform>().is_ok_and(|told| {
+            (&told.os, &told.architecture) == (&self.os, &self.architecture)
+                && (self.variant.is_none() || self.variant == told.variant)
+        })
     }
 }
 
@@ -40,7 +46,7 @@ impl Platforms {
         match (self, &child.platform) {
             (Platforms::All, _) => true,
             (Platforms::Only(platforms), Some(platform)) => {
-                platforms.iter().any(|each| each.covers(platform))
+                platforms.iter().any(|each| each.is(platform))
             }
             (Platforms::Only(_), None) => false,
         }
@@ -63,21 +69,39 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
+        let refuse = || PlatformError(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
         let is_part = |part: &&str| {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         };
-        match matches!(parts.len(), 2 | 3) && parts.iter().all(is_part) {
-            true => Ok(Platform(text.to_owned())),
-            false => Err(PlatformError(text.to_owned())),
+        if !parts.iter().all(is_part) {
+            return Err(refuse());
         }
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant)),
+            _ => return Err(refuse()),
+        };
+        let architecture = match architecture {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        // There is no other 64-bit ARM in use, and most indexes do not say it.
+        let variant = variant.filter(|variant| (architecture, *variant) != ("arm64", "v8"));
+        Ok(Platform {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.map(str::to_owned),
+        })
     }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
     }
 }
 
@@ -110,6 +134,9 @@ mod tests {
             (&["linux/arm64"], Some("linux/arm64/v8"), true),
             (&["linux/arm/v7"], Some("linux/arm/v6"), false),
             (&["linux/arm"], Some("linux/arm64"), false),
+            (&["linux/arm64/v8"], Some("linux/arm64"), true),
+            (&["linux/x86_64"], Some("linux/amd64"), true),
+            (&["linux/amd64"], Some("unknown/unknown"), false),
             (&["linux/amd64", "windows/amd64"], Some("windows/amd64"), true),
             (&["linux/amd64"], None, false),
             (&["all"], None, true),

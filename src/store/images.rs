@@ -232,42 +232,27 @@ impl Store {
 
     /// What hangs below a manifest of a repository.
     pub fn graph(&self, name: &ImageName, root: Descriptor) -> Graph {
-        let (mut graph, mut seen) = (Graph::default(), HashSet::new());
-        self.add_to_graph(name, root, 0, &mut seen, &mut graph);
-        graph
+        let load = |descriptor: &Descriptor| self.stored_manifest(name, &descriptor.digest);
+        self.graph_by(root, &load, &|_| true)
+    }
+
+    /// What hangs below `root`, as `load` finds manifests, without the children that are not `wanted`.
+    pub fn graph_by(
+        &self,
+        root: Descriptor,
+        load: &dyn Fn(&Descriptor) -> Option<Manifest>,
+        wanted: &dyn Fn(&Descriptor) -> bool,
+    ) -> Graph {
+        let (seen, graph) = (HashSet::new(), Graph::default());
+        let mut walk = Walk { store: self, load, wanted, seen, graph };
+        walk.add(root, 0);
+        walk.graph
     }
 
     /// What hangs below an image.
     pub fn graph_of(&self, image: &StoredImage) -> Graph {
         let root = Descriptor { digest: image.digest, size: image.size, platform: None };
         self.graph(&image.name, root)
-    }
-
-    fn add_to_graph(
-        &self,
-        name: &ImageName,
-        descriptor: Descriptor,
-        depth: usize,
-        seen: &mut HashSet<Digest>,
-        graph: &mut Graph,
-    ) {
-        if depth > DEPTH_MAX || !seen.insert(descriptor.digest) {
-            return;
-        }
-        let manifest = self.stored_manifest(name, &descriptor.digest);
-        let below: Vec<Descriptor> =
-            manifest.iter().flat_map(Manifest::descriptors).cloned().collect();
-        let is_index =
-            matches!(manifest.as_ref().map(Manifest::kind), Some(ManifestKind::Index { .. }));
-        graph.manifests.push(GraphManifest { descriptor, manifest });
-        for descriptor in below {
-            if is_index {
-                self.add_to_graph(name, descriptor, depth + 1, seen, graph);
-            } else if seen.insert(descriptor.digest) {
-                let is_present = self.blob(&descriptor.digest, Some(descriptor.size)).is_some();
-                graph.blobs.push(GraphBlob { descriptor, is_present });
-            }
-        }
     }
 
     /// The manifests of this repository at and below `digest`.
@@ -285,6 +270,40 @@ impl Store {
         if let ManifestKind::Index { manifests } = manifest.kind() {
             for child in manifests {
                 self.collect_manifests(name, &child.digest, depth + 1, found);
+            }
+        }
+    }
+}
+
+/// A walk from a manifest to all that hangs below it.
+struct Walk<'a> {
+    store: &'a Store,
+    load: &'a dyn Fn(&Descriptor) -> Option<Manifest>,
+    wanted: &'a dyn Fn(&Descriptor) -> bool,
+    seen: HashSet<Digest>,
+    graph: Graph,
+}
+
+impl Walk<'_> {
+    fn add(&mut self, descriptor: Descriptor, depth: usize) {
+        if depth > DEPTH_MAX || !self.seen.insert(descriptor.digest) {
+            return;
+        }
+        let manifest = (self.load)(&descriptor);
+        let below: Vec<Descriptor> =
+            manifest.iter().flat_map(Manifest::descriptors).cloned().collect();
+        let is_index =
+            matches!(manifest.as_ref().map(Manifest::kind), Some(ManifestKind::Index { .. }));
+        self.graph.manifests.push(GraphManifest { descriptor, manifest });
+        for descriptor in below {
+            if is_index {
+                if (self.wanted)(&descriptor) {
+                    self.add(descriptor, depth + 1);
+                }
+            } else if self.seen.insert(descriptor.digest) {
+                let size = Some(descriptor.size);
+                let is_present = self.store.blob(&descriptor.digest, size).is_some();
+                self.graph.blobs.push(GraphBlob { descriptor, is_present });
             }
         }
     }

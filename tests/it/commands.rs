@@ -1,5 +1,6 @@
 //! The commands beside the server: what they print, and that it heeds them.
 
+use std::fs;
 use std::path::Path;
 
 use crate::support::client::get;
@@ -86,4 +87,121 @@ fn list_says_what_is_here_and_what_is_missing() {
     let (code, _, stderr) = run(&["--image-path", &nowhere, "list"]);
     assert!(code == Some(2) && stderr.contains("there is no cache in"), "{stderr}");
     assert!(!Path::new(&nowhere).exists());
+}
+
+/// A configuration that lists the registry, and a cache directory.
+fn site(directory: &Path, registry: &FakeRegistry) -> (String, String) {
+    let config = directory.join("larder.yaml");
+    let text = format!(
+        "fsync: false\nregistries: [{{name: \"{}\", scheme: http}}]\nplatforms: [all]\n",
+        registry.host()
+    );
+    fs::write(&config, text).expect("a file can be written");
+    (config.display().to_string(), directory.join("cache").display().to_string())
+}
+
+/// Runs a command on that site.
+fn on(site: &(String, String), words: &[&str]) -> (Option<i32>, String, String) {
+    run(&[&["--config-file", &site.0, "--image-path", &site.1], words].concat())
+}
+
+#[test]
+fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
+    let registry = FakeRegistry::start();
+    let (one, two) = (Image::sample("one"), Image::sample("two"));
+    registry.add(REPOSITORY, "v1", &one);
+    registry.add(REPOSITORY, "v2", &two);
+    registry.expect_unknown(&manifest(REPOSITORY, "v9"));
+    let host = registry.host();
+    let (near, far) =
+        (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (here, there) = (site(near.path(), &registry), site(far.path(), &registry));
+    let name = |tag: &str| format!("{host}/{REPOSITORY}:{tag}");
+    let (code, _, said) = on(&here, &["load", &name("v1")]);
+    assert!(code == Some(0) && said.contains("1 of 1 images are in the cache"), "{said}");
+    let bundle = far.path().join("one.tar").display().to_string();
+    let (code, _, said) = on(&here, &["export", "--all", "--output", &bundle]);
+    assert_eq!(code, Some(0), "{said}");
+
+    let list = far.path().join("list.txt");
+    fs::write(&list, format!("# the rest\n{}, {}\n", name("v2"), name("v9"))).expect("a file");
+    let files = format!("{}/*.tar,{}", far.path().display(), list.display());
+    let (code, _, said) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("failed: {}: ", name("v9"))), "{said}");
+    assert!(said.contains("1 of 2 images are in the cache"), "{said}");
+    let (_, table, _) = on(&there, &["list"]);
+    for tag in ["v1", "v2"] {
+        let line = table.lines().find(|line| line.starts_with(&name(tag)));
+        assert!(line.is_some_and(|line| line.ends_with("complete")), "{table}");
+    }
+    for (words, said) in [
+        (&["load"][..], "name images"),
+        (&["load", "a b"], "a b: "),
+        (&["load", "@/nonexistent"], "/nonexistent"),
+        (&["load", "x", "--platform", "linux"], "linux/amd64"),
+    ] {
+        let (code, _, stderr) = on(&there, words);
+        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+    }
+}
+
+#[test]
+fn preloaded_images_are_there_without_a_client() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let directory = tempfile::tempdir().expect("a directory");
+    let list = directory.path().join("list.txt");
+    fs::write(&list, format!("{}/{REPOSITORY}:v1\n", registry.host())).expect("a file");
+    let list = list.display().to_string();
+    let mut process = Process::serve_and(directory.path(), &registry, &["--preload-images", &list]);
+    process.wait_until_it_logs("preload: 1 of 1 images are here");
+    registry.stop();
+    for each in image.blobs() {
+        assert!(get(process.address, &blob(REPOSITORY, &each.digest)).body == each.bytes);
+    }
+}
+
+#[test]
+fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let directory = tempfile::tempdir().expect("a directory");
+    let site = site(directory.path(), &registry);
+    let name = format!("{}/{REPOSITORY}:v1", registry.host());
+    assert_eq!(on(&site, &["load", &name]).0, Some(0));
+    let (code, said, _) = on(&site, &["verify", "--rate", "1GB"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(0), "1 images, 0 of them not whole; 0 damaged blobs\n")
+    );
+
+    let file = |digest: &str| Path::new(&site.1).join("blobs").join(digest.replace(':', "/"));
+    let layers = image.layers();
+    let (flipped, removed) = (&layers[0], &layers[1]);
+    fs::write(file(&flipped.digest), vec![0; flipped.bytes.len()]).expect("it can be written");
+    fs::remove_file(file(&removed.digest)).expect("it can be removed");
+    fs::write(file(&image.digest()), b"{}").expect("it can be written");
+    let (code, said, stderr) = on(&site, &["verify"]);
+    assert_eq!(code, Some(1), "{said}{stderr}");
+    for digest in [&flipped.digest, &image.digest()] {
+        let line = said.lines().find(|line| line.starts_with(digest));
+        assert!(line.is_some_and(|line| line.contains("damaged") && line.contains("quarantine")));
+    }
+    assert!(said.contains(&format!("{name}: its manifest {}", image.digest())), "{said}");
+    let (code, said, _) = on(&site, &["verify"]);
+    assert!(code == Some(1) && said.ends_with("1 of them not whole; 0 damaged blobs\n"), "{said}");
+
+    let (code, said, stderr) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(0) && said.contains("; mended"), "{said}{stderr}");
+    for each in [flipped, removed] {
+        assert!(fs::read(file(&each.digest)).expect("it is there") == each.bytes);
+    }
+    assert_eq!(on(&site, &["verify"]).0, Some(0));
+    registry.stop();
+    fs::remove_file(file(&removed.digest)).expect("it can be removed");
+    let (code, said, _) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(1) && said.contains("not mended: "), "{said}");
 }

@@ -41,7 +41,12 @@ pub struct Process {
 impl Process {
     /// Serves that directory; requests that name no registry mean `registry`.
     pub fn serve(directory: &Path, registry: &FakeRegistry) -> Process {
-        Process::serve_by(Command::new(LARDER), directory, registry)
+        Process::serve_by(Command::new(LARDER), directory, registry, &[])
+    }
+
+    /// As [`Process::serve`], with further flags of `serve`.
+    pub fn serve_and(directory: &Path, registry: &FakeRegistry, flags: &[&str]) -> Process {
+        Process::serve_by(Command::new(LARDER), directory, registry, flags)
     }
 
     /// As [`Process::serve`], with no room for a file of more than about 150 kB, whoever runs the test.
@@ -49,13 +54,19 @@ impl Process {
         let mut shell = Command::new("sh");
         // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
         shell.args(["-c", "trap '' XFSZ; ulimit -f 150; exec \"$@\"", "sh", LARDER]);
-        Process::serve_by(shell, directory, registry)
+        Process::serve_by(shell, directory, registry, &[])
     }
 
-    pub fn serve_by(command: Command, directory: &Path, registry: &FakeRegistry) -> Process {
+    fn serve_by(
+        mut command: Command,
+        directory: &Path,
+        registry: &FakeRegistry,
+        flags: &[&str],
+    ) -> Process {
         let host = registry.host();
         let entry = format!("{{name: \"{host}\", scheme: http}}");
-        Process::spawn(command, directory, &host, &entry, &[])
+        Process::configure(&mut command, directory, &host, &entry);
+        Process::spawn(command.args(flags))
     }
 
     /// Serves that directory with one entry of `registries`, and variables in its environment.
@@ -65,29 +76,30 @@ impl Process {
         entry: &str,
         variables: &[(&str, &str)],
     ) -> Process {
-        Process::spawn(Command::new(LARDER), directory, host, entry, variables)
+        let mut command = Command::new(LARDER);
+        Process::configure(&mut command, directory, host, entry);
+        Process::spawn(command.envs(variables.iter().copied()))
     }
 
-    pub fn spawn(
-        mut command: Command,
-        directory: &Path,
-        host: &str,
-        entry: &str,
-        variables: &[(&str, &str)],
-    ) -> Process {
+    fn configure(command: &mut Command, directory: &Path, host: &str, entry: &str) {
         let config = directory.join("larder.yaml");
         let text = format!("logLevel: debug\nfsync: false\nregistries:\n  - {entry}\n");
         fs::write(&config, text).expect("a file can be written");
         let (config, cache) = (config.display().to_string(), directory.join("cache"));
-        let mut child = command
-            .args(["--config-file", &config, "--image-path"])
-            .arg(cache)
-            .args(["serve", "--port", "0", "--host", "127.0.0.1", "--default-ns", host])
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it can be started");
+        command.args(["--config-file", &config, "--image-path"]).arg(cache).args([
+            "serve",
+            "--port",
+            "0",
+            "--host",
+            "127.0.0.1",
+            "--default-ns",
+            host,
+        ]);
+    }
+
+    fn spawn(command: &mut Command) -> Process {
+        let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it can be started");
         let log = BufReader::new(child.stderr.take().expect("it was piped"));
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut process = Process { child, address, log, banner: String::new() };
@@ -95,7 +107,7 @@ impl Process {
         process
     }
 
-    pub fn wait_until_it_listens(&mut self) {
+    fn wait_until_it_listens(&mut self) {
         loop {
             let mut line = String::new();
             self.log.read_line(&mut line).expect("its log can be read");
