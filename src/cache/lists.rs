@@ -108,13 +108,26 @@ impl Cache {
         let now = inner.now();
         let record = inner.store.list(name, &question.key());
         let is_fresh = record.as_ref().is_some_and(|record| is_fresh(record, now));
-        let fallback = record.map(to_list).or_else(|| inner.local_tags(name, &question));
+        let known = record.map(to_list).or_else(|| match &question {
+            ListQuestion::Tags { query } => inner.local_tags(name, query),
+            ListQuestion::Referrers { .. } => None,
+        });
         let ready = |list, how| Ok(ListLookup::Ready(ListAnswer { list, how }));
-        match fallback {
-            Some(list) if is_fresh || inner.is_offline() => ready(list, How::Hit),
-            Some(list) if inner.misses.is_troubled(&name.upstream, now) => ready(list, How::Stale),
-            None if inner.is_offline() => Err(CacheError::NotCached),
-            fallback => Ok(ListLookup::Wait(self.ask_for_list(name, question, fallback))),
+        let (is_offline, is_troubled) =
+            (inner.is_offline(), inner.misses.is_troubled(&name.upstream, now));
+        // What is here of referrers may be but some of them, so it is told only where nobody is asked:
+        // a registry that does not list them has clients look elsewhere.
+        let known = match &question {
+            ListQuestion::Referrers { digest, query } if is_offline || is_troubled => {
+                known.or_else(|| inner.local_referrers(name, digest, query))
+            }
+            _ => known,
+        };
+        match known {
+            Some(list) if is_fresh || is_offline => ready(list, How::Hit),
+            Some(list) if is_troubled => ready(list, How::Stale),
+            None if is_offline => Err(CacheError::NotCached),
+            known => Ok(ListLookup::Wait(self.ask_for_list(name, question, known))),
         }
     }
 
@@ -172,8 +185,7 @@ impl Inner {
     }
 
     /// The tags that are in the cache, where no answer of upstream's is: what can be pulled, at least.
-    fn local_tags(&self, name: &ImageName, question: &ListQuestion) -> Option<List> {
-        let ListQuestion::Tags { query } = question else { return None };
+    fn local_tags(&self, name: &ImageName, query: &str) -> Option<List> {
         let tags = self.store.tags(name);
         if tags.is_empty() {
             return None;

@@ -30,6 +30,7 @@ mod passage;
 mod pool;
 mod prefetch;
 mod recent;
+mod referrers;
 mod retry;
 mod scrub;
 

@@ -189,3 +189,32 @@ fn artifact_without_a_config_is_completed_as_well() {
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).digest(), digest_of(&bytes));
     larder.wait_until_cached(&digest);
 }
+
+#[test]
+fn referrers_that_are_here_are_listed_when_nobody_can_be_asked() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    let digest = registry.add(REPOSITORY, "v1", &image);
+    let signature = Image::new("signature").artifact_type("a/sig").subject(image.descriptor());
+    let sbom = Image::new("sbom").artifact_type("a/sbom+json").subject(image.descriptor());
+    for each in [&signature, &sbom] {
+        registry.add_untagged(REPOSITORY, each);
+    }
+    let mut larder = Larder::start(&registry);
+    for wanted in ["v1", &signature.digest(), &sbom.digest()] {
+        assert_eq!(larder.get(&manifest(REPOSITORY, wanted)).status, 200);
+    }
+    larder.restart_with(|settings| settings.cache.air_gapped = true);
+    let ask = |query: &str| larder.get(&format!("/v2/{REPOSITORY}/referrers/{digest}{query}"));
+    let all = ask("");
+    assert_eq!((all.status, all.header("content-type")), (200, Some(media_type::OCI_INDEX)));
+    assert_eq!(all.json()["manifests"].as_array().map(Vec::len), Some(2));
+    let one = ask("?artifactType=a%2Fsbom%2Bjson");
+    assert_eq!(one.header("oci-filters-applied"), Some("artifactType"));
+    let listed = &one.json()["manifests"];
+    assert_eq!(
+        (&listed[0]["digest"], listed.as_array().map(Vec::len)),
+        (&sbom.digest().into(), Some(1))
+    );
+    assert_eq!(ask("?artifactType=other").status, 404);
+}

@@ -1,0 +1,124 @@
+//! Referrers that the cache can tell by itself: signatures and the like that are here, for the day nobody
+//! can be asked. distribution-spec, "Listing Referrers" and "Referrers Tag Schema".
+
+use serde_json::{Value, json};
+
+use super::Inner;
+use crate::oci::{Digest, ImageName, Manifest, MediaType, Tag};
+use crate::store::Access;
+use crate::upstream::List;
+
+/// Manifests of a repository that are looked through; each is a file of a few kilobytes.
+const MANIFESTS_MAX: usize = 1024;
+
+impl Inner {
+    /// The manifests of this repository that refer to `digest`, as the referrers API lists them; `None` if
+    /// there are none. `query` may filter by `artifactType`.
+    pub(super) fn local_referrers(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        query: &str,
+    ) -> Option<List> {
+        let mut found: Vec<Value> = Vec::new();
+        let mut add = |descriptor: Value| {
+            if found.iter().all(|before| before["digest"] != descriptor["digest"]) {
+                found.push(descriptor);
+            }
+        };
+        for each in self.store.manifests(name).iter().take(MANIFESTS_MAX) {
+            let Some(manifest) = self.store.stored_manifest(name, each) else { continue };
+            if manifest.subject().is_some_and(|subject| subject.digest == *digest) {
+                add(descriptor(each, &manifest));
+            }
+        }
+        for listed in self.by_tag_schema(name, digest) {
+            add(listed);
+        }
+        let wanted = artifact_type(query);
+        if let Some(wanted) = &wanted {
+            found.retain(|descriptor| descriptor["artifactType"] == **wanted);
+        }
+        if found.is_empty() {
+            return None;
+        }
+        let body = json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::OCI_INDEX,
+            "manifests": found,
+        });
+        let filters_applied = wanted.map(|_| "artifactType".to_owned());
+        Some(List { body: body.to_string(), next: None, filters_applied })
+    }
+
+    /// What the index says that clients keep under the tag `sha256-…` where there is no referrers API.
+    fn by_tag_schema(&self, name: &ImageName, digest: &Digest) -> Vec<Value> {
+        let tag: Option<Tag> =
+            format!("{}-{}", digest.algorithm().as_str(), digest.hex()).parse().ok();
+        let record = tag.and_then(|tag| self.store.tag(name, &tag, Access::Look));
+        let bytes = record
+            .filter(|record| record.media_type.is_index())
+            .and_then(|record| self.store.read(&record.digest, record.size));
+        let index: Value =
+            bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let listed = index["manifests"].as_array().cloned().unwrap_or_default();
+        // What is no descriptor is nothing to a client either.
+        listed.into_iter().filter(|each| each["digest"].is_string()).collect()
+    }
+}
+
+/// A descriptor as the referrers API has it: with what the manifest says of itself.
+fn descriptor(digest: &Digest, manifest: &Manifest) -> Value {
+    let document: Value = serde_json::from_slice(manifest.bytes()).unwrap_or_default();
+    let own = document["artifactType"].as_str();
+    let artifact_type = own.or_else(|| document["config"]["mediaType"].as_str());
+    let mut descriptor = json!({
+        "mediaType": manifest.media_type().as_str(),
+        "digest": digest.to_string(),
+        "size": manifest.bytes().len(),
+    });
+    if let Some(artifact_type) = artifact_type {
+        descriptor["artifactType"] = artifact_type.into();
+    }
+    if document["annotations"].is_object() {
+        descriptor["annotations"] = document["annotations"].clone();
+    }
+    descriptor
+}
+
+/// The filter of a query, decoded.
+fn artifact_type(query: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("artifactType="))?;
+    let mut bytes = value.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            b'+' => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_decoded() {
+        for (query, wanted) in [
+            ("", None),
+            ("n=5", None),
+            ("artifactType=a%2Fb%2Bjson", Some("a/b+json")),
+            ("n=5&artifactType=a/b", Some("a/b")),
+            ("artifactType=%zz", None),
+            ("artifactType=%2", None),
+        ] {
+            assert_eq!(artifact_type(query).as_deref(), wanted, "{query}");
+        }
+    }
+}
