@@ -92,9 +92,6 @@ impl<'a, S: Sink> Download<'a, S> {
             );
             self.inner.blob_pool.pause(wait);
             self.inner.stop_if_closed()?;
-            if self.inner.is_offline() {
-                return Err(CacheError::NotCached);
-            }
         }
     }
 
@@ -109,6 +106,10 @@ impl<'a, S: Sink> Download<'a, S> {
     fn receive(&mut self) -> Result<(), CacheError> {
         let source = self.inner.sources.source(&self.name.upstream)?;
         loop {
+            // A connection is a beginning, and offline nothing is begun.
+            if self.inner.is_offline() {
+                return Err(CacheError::NotCached);
+            }
             let begun = source.blob(&BlobAsk {
                 repository: &self.name.repository,
                 digest: &self.digest,
