@@ -5,7 +5,10 @@
 //! that is dialled and not on the name, since a public name can resolve to a private address.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -126,6 +129,20 @@ fn is_private(ip: IpAddr) -> bool {
             ip.is_loopback() || (ip.is_unique_local() && ip.segments()[..2] != [0xfd00, 0xec2])
         }
     }
+}
+
+/// What `host:port` leads to; `None` if it does not resolve, or not in that time: the system's resolver may
+/// take much longer where there is no network, and cannot be interrupted.
+pub(super) fn resolve_within(host_and_port: String, at_most: Duration) -> Option<Vec<IpAddr>> {
+    let (found, answer) = channel();
+    let look_up = move || {
+        let resolved = host_and_port.to_socket_addrs();
+        let addresses = resolved.map(|all| all.map(|address| address.ip()).collect::<Vec<_>>());
+        // Whoever asked may have gone.
+        let _ = found.send(addresses.ok());
+    };
+    thread::Builder::new().name("resolver".into()).spawn(look_up).ok()?;
+    answer.recv_timeout(at_most).ok().flatten()
 }
 
 /// Whether an address belongs to the public internet (IANA special-purpose address registries).

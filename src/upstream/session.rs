@@ -7,7 +7,6 @@
 
 mod authorization;
 
-use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
-use super::address::{Guard, is_public};
+use super::address::{Guard, is_public, resolve_within};
 use super::answer::{discard, status_error, text};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::Location;
@@ -268,8 +267,9 @@ impl Session {
             return *known;
         }
         // A name that does not resolve right now may do so later: only an answer is remembered.
-        let Ok(mut addresses) = self.base.host_and_port().to_socket_addrs() else { return false };
-        let is_private = addresses.any(|address| !is_public(address.ip()));
+        let resolved = resolve_within(self.base.host_and_port(), self.timeouts.connect);
+        let Some(addresses) = resolved else { return false };
+        let is_private = addresses.iter().any(|address| !is_public(*address));
         *self.is_private.get_or_init(|| is_private)
     }
 }

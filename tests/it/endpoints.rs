@@ -7,7 +7,7 @@ use std::time::Duration;
 use larder::cache::{BreakerState, RetryPolicy};
 use larder::upstream::BreakerPolicy;
 
-use crate::support::larder::{Settings, blob, manifest};
+use crate::support::larder::{Settings, blob, manifest, until};
 use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -251,4 +251,31 @@ fn download_that_has_begun_asks_in_spite_of_the_breaker() {
     let got = larder.get(&blob(REPOSITORY, &digest));
     assert!(got.complete && got.body == content, "{got:?}");
     assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
+}
+
+#[test]
+fn endpoint_that_accepts_and_never_answers_counts_as_down() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker =
+            BreakerPolicy { failures: 1, ..breaker(Duration::from_secs(3600)) };
+        settings.cache.revalidate_timeout = Duration::from_millis(50);
+    });
+    larder.get(&manifest(REPOSITORY, "v1"));
+    registry.fault(On::anything(), Fault::StallForever);
+    let stale = |larder: &Larder| {
+        larder.advance(Duration::from_secs(3600));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        got.header("warning").is_some() && got.body == image.manifest()
+    };
+    assert!(stale(&larder), "within the time that a client waits for a confirmation");
+    let is_open = || matches!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Open(_));
+    until("the breaker to open", is_open);
+    let asked = registry.requests().len();
+    for _ in 0..5 {
+        assert!(stale(&larder), "at once");
+    }
+    assert_eq!(registry.requests().len(), asked);
 }
