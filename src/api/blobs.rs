@@ -151,7 +151,7 @@ impl Waiting {
 
     fn pass(self) -> Box<Passing> {
         let Waiting { asked, wait } = self;
-        let passage = asked.call.cache.pass(&asked.name, &asked.digest, wait.size_hint);
+        let passage = asked.call.cache.pass(&asked.name, &asked.digest, wait.size_hint, None);
         Box::new(Passing { asked, passage })
     }
 

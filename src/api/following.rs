@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::task::{Poll, Waker, ready};
 
-use crate::cache::{BlobFailure, BlobWait, Cache, CacheError, Passage};
+use crate::cache::{AlreadySent, BlobFailure, BlobWait, Cache, CacheError, Passage};
 use crate::http::{Available, Tail};
 use crate::oci::{Digest, ImageName};
 
@@ -80,7 +80,9 @@ impl Tail for BlobTail {
                 Err(Halt::Cut(reason)) => return Poll::Ready(Err(reason)),
                 Err(Halt::Disk) => {
                     let PastTheDisk { cache, name, digest } = &self.past_the_disk;
-                    let passage = cache.pass(name, digest, Some(self.promised));
+                    let already_sent =
+                        self.file.clone().map(|file| AlreadySent { file, end: position });
+                    let passage = cache.pass(name, digest, Some(self.promised), already_sent);
                     self.passage = Some(PassageTail { passage, promised: Some(self.promised) });
                 }
             }

@@ -253,7 +253,7 @@ impl Inner {
 
     /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
     fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
-        let source = self.sources.source(&name.upstream)?;
+        let source = self.source(&name.upstream)?;
         let told = source.blob_size(&name.repository, digest);
         // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
         if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
@@ -282,7 +282,20 @@ impl Inner {
         digest: &Digest,
         result: &Result<T, UpstreamError>,
     ) {
-        let asked = Asked::Blob(name.clone(), *digest);
+        self.note_asked(name, Asked::Blob(name.clone(), *digest), result);
+    }
+
+    /// Notes how a request went. With mirrors, what one endpoint asks for holds back that one, which its
+    /// breaker sees to.
+    pub(super) fn note_asked<T>(
+        &self,
+        name: &ImageName,
+        asked: Asked,
+        result: &Result<T, UpstreamError>,
+    ) {
+        if !self.has_mirrors(&name.upstream) {
+            self.misses.note_limit(&name.upstream, result, self.now());
+        }
         self.misses.note(&name.upstream, asked, result, self.now());
     }
 }

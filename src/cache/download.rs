@@ -104,12 +104,9 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// One connection: asks for what is missing and takes what comes.
     fn receive(&mut self) -> Result<(), CacheError> {
-        let source = self.inner.sources.source(&self.name.upstream)?;
+        let source = self.inner.source(&self.name.upstream)?;
         loop {
-            // A connection is a beginning, and offline nothing is begun.
-            if self.inner.is_offline() {
-                return Err(CacheError::NotCached);
-            }
+            self.inner.stop_if_offline()?;
             let begun = source.blob(&BlobAsk {
                 repository: &self.name.repository,
                 digest: &self.digest,
@@ -126,9 +123,11 @@ impl<'a, S: Sink> Download<'a, S> {
             if !matches!(&error, CacheError::Upstream(error) if error.is_temporary()) {
                 return Err(error);
             }
-            // Another endpoint need not be waited for.
+            // Another endpoint need not be waited for, but once: one that never sends anything has no
+            // demerits, and one that breaks off again and again is not asked without end for its sake.
+            let broke_off_before = self.demerits.of(body.endpoint) > 0;
             self.demerits.add(body.endpoint);
-            if !self.demerits.spare_one_of(source.endpoints()) {
+            if broke_off_before || !self.demerits.spare_one_of(source.endpoints()) {
                 return Err(error);
             }
             log::warn!("{}: {error}; asking another endpoint", self.what());

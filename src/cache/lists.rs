@@ -160,7 +160,7 @@ impl Inner {
         name: &ImageName,
         question: &ListQuestion,
     ) -> Result<List, CacheError> {
-        let source = self.sources.source(&name.upstream)?;
+        let source = self.source(&name.upstream)?;
         let asked = match question {
             ListQuestion::Tags { query } => source.tags(&name.repository, query),
             ListQuestion::Referrers { digest, query } => {

@@ -324,7 +324,7 @@ impl Inner {
         if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
             return Ok(stored.content);
         }
-        let source = self.sources.source(&name.upstream)?;
+        let source = self.source(&name.upstream)?;
         self.get_manifest(name, &*source, &Reference::Digest(*digest))
     }
 
@@ -334,7 +334,7 @@ impl Inner {
         name: &ImageName,
         tag: &Tag,
     ) -> Result<Arc<Content>, CacheError> {
-        let source = self.sources.source(&name.upstream)?;
+        let source = self.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
         let Some(record) = self.store.tag(name, tag, Access::Look) else {
             let content = self.get_manifest(name, &*source, &reference)?;
@@ -343,10 +343,16 @@ impl Inner {
         };
         let resolved = source.resolve(&name.repository, tag);
         self.note(name, &reference, &resolved);
-        if resolved.as_ref().is_err_and(UpstreamError::is_certainly_not_found) {
-            return Err(self.deleted_upstream(name, tag, &record));
-        }
-        let content = match resolved? {
+        let resolved = match resolved {
+            Err(error) if error.is_certainly_not_found() => {
+                match self.is_really_gone(name, &*source, &reference)? {
+                    true => return Err(self.deleted_upstream(name, tag, &record)),
+                    false => None,
+                }
+            }
+            other => other?,
+        };
+        let content = match resolved {
             Some(digest) => match self.stored_manifest(name, &digest, Access::Look) {
                 Some(stored) => stored.content,
                 // By digest, so that what is stored is what HEAD named, even if the tag moves now.
@@ -358,8 +364,30 @@ impl Inner {
         Ok(content)
     }
 
+    /// Whether GET agrees that there is no such tag: some registries do not do HEAD well, and a name should
+    /// not be lost for that. Where the tag is kept anyway, HEAD is believed.
+    fn is_really_gone(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        reference: &Reference,
+    ) -> Result<bool, CacheError> {
+        if self.settings.freshness.on_upstream_delete == OnUpstreamDelete::Keep {
+            return Ok(true);
+        }
+        match source.manifest(&name.repository, reference) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_certainly_not_found() => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Upstream has a tag no more that is here.
     fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
+        // An import, or another process, may have set it anew while upstream was asked.
+        if self.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
+            return CacheError::KnownMissing;
+        }
         let (noted, error) = match self.settings.freshness.on_upstream_delete {
             OnUpstreamDelete::Drop => {
                 log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
@@ -449,7 +477,6 @@ impl Inner {
     }
 
     fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
-        let asked = Asked::Manifest(name.clone(), reference.clone());
-        self.misses.note(&name.upstream, asked, result, self.now());
+        self.note_asked(name, Asked::Manifest(name.clone(), reference.clone()), result);
     }
 }

@@ -70,11 +70,6 @@ impl Misses {
         result: &Result<T, UpstreamError>,
         now: SystemTime,
     ) {
-        if let Err(error) = result
-            && let Some(wait) = error.retry_after()
-        {
-            lock(&self.limited).insert(upstream.clone(), now + wait.min(HOLD_BACK_MAX));
-        }
         match result {
             Err(error) if error.is_trouble() => self.note_trouble(upstream, now),
             Err(error) if error.is_not_found() => {
@@ -82,6 +77,18 @@ impl Misses {
                 lock(&self.missing).insert(asked, now);
             }
             _ => lock(&self.troubled).remove(upstream),
+        }
+    }
+
+    /// Notes for how long an upstream asked to be left alone, if it did.
+    pub(super) fn note_limit<T>(
+        &self,
+        upstream: &Upstream,
+        result: &Result<T, UpstreamError>,
+        now: SystemTime,
+    ) {
+        if let Some(wait) = result.as_ref().err().and_then(UpstreamError::retry_after) {
+            lock(&self.limited).insert(upstream.clone(), now + wait.min(HOLD_BACK_MAX));
         }
     }
 

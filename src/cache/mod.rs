@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime};
 use crate::flight::Flights;
 use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::store::Store;
-use crate::upstream::Sources;
+use crate::upstream::{Source, Sources};
 
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
@@ -51,7 +51,7 @@ pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TagRules, Ttl};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
-pub use passage::Passage;
+pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 
 pub use crate::store::Blob;
@@ -269,6 +269,22 @@ impl Inner {
     /// Whether no upstream may be asked: by configuration, or by `larder offline on`.
     fn is_offline(&self) -> bool {
         self.settings.air_gapped || self.is_switched_off.load(Ordering::Relaxed)
+    }
+
+    /// A request is a beginning, and offline nothing is begun.
+    fn stop_if_offline(&self) -> Result<(), CacheError> {
+        if self.is_offline() { Err(CacheError::NotCached) } else { Ok(()) }
+    }
+
+    /// The source of a registry's content, if anybody may be asked.
+    fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
+        self.stop_if_offline()?;
+        Ok(self.sources.source(upstream)?)
+    }
+
+    /// Whether an upstream has other endpoints than the one that a failure is about.
+    fn has_mirrors(&self, upstream: &Upstream) -> bool {
+        self.sources.source(upstream).is_ok_and(|source| source.endpoints() > 1)
     }
 
     fn now(&self) -> SystemTime {

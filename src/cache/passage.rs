@@ -6,6 +6,8 @@
 //! long as that takes something now and then; who takes nothing is the edge's to cut.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -136,6 +138,15 @@ impl Drop for Passage {
     }
 }
 
+/// What a client has had of a blob already, from the file of a flight that could not go on. Nobody has
+/// verified it, so it must be what the passage brings.
+pub struct AlreadySent {
+    /// The flight's file.
+    pub file: Arc<File>,
+    /// The client has had nothing at or behind this offset.
+    pub end: u64,
+}
+
 /// The fetcher's end. Dropping it before all came tells the client that no more will.
 struct Inlet {
     pipe: Arc<Pipe>,
@@ -193,6 +204,24 @@ struct ToClient<'a> {
     bytes_written: u64,
     /// The blob's last byte, which waits for the digest.
     last: Option<u8>,
+    already_sent: Option<AlreadySent>,
+}
+
+impl ToClient<'_> {
+    /// Compares what came with what the client was sent before.
+    fn compare(&self, bytes: &[u8]) -> Result<(), CacheError> {
+        let Some(AlreadySent { file, end }) = &self.already_sent else { return Ok(()) };
+        let left = usize::try_from(end.saturating_sub(self.bytes_written)).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(left)];
+        let mut sent = vec![0; bytes.len()];
+        match file.read_exact_at(&mut sent, self.bytes_written) {
+            Ok(()) if sent == bytes => Ok(()),
+            _ => {
+                let reason = "it is not what was sent before the disk refused";
+                Err(UpstreamError::bad_answer(&self.what, reason).into())
+            }
+        }
+    }
 }
 
 impl Sink for ToClient<'_> {
@@ -211,6 +240,7 @@ impl Sink for ToClient<'_> {
     }
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+        self.compare(bytes)?;
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
         let shown = match bytes.split_last() {
@@ -225,16 +255,24 @@ impl Sink for ToClient<'_> {
 }
 
 impl Cache {
-    /// Passes a blob on to one client without keeping it, for a flight that failed for want of a disk.
-    pub fn pass(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> Passage {
+    /// Passes a blob on to one client without keeping it, for a flight that failed for want of a disk, from
+    /// which the client may have had something.
+    pub fn pass(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        already_sent: Option<AlreadySent>,
+    ) -> Passage {
         let pipe = Arc::new(Pipe::default());
         let inlet = Inlet { pipe: Arc::clone(&pipe) };
         let (inner, name, digest) = (Arc::clone(&self.inner), name.clone(), *digest);
         let upstream = name.upstream.clone();
-        self.inner.blob_pool.submit(&upstream, move || {
+        // Among those that hold but half of the fetchers: a passage is as slow as its reader.
+        self.inner.blob_pool.submit_behind(&upstream, move || {
             log::warn!("{name}@{digest}: streaming it to a client without caching it");
             inner.counts.blobs_not_cached();
-            if let Err(error) = inner.pass_blob(&name, &digest, size_hint, &inlet) {
+            if let Err(error) = inner.pass_blob(&name, &digest, size_hint, already_sent, &inlet) {
                 // A client that leaves is its own affair.
                 if !inlet.pipe.state().is_abandoned {
                     error.log(&format!("{name}@{digest}"));
@@ -252,6 +290,7 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
         size_hint: Option<u64>,
+        already_sent: Option<AlreadySent>,
         inlet: &Inlet,
     ) -> Result<(), CacheError> {
         let sink = ToClient {
@@ -261,6 +300,7 @@ impl Inner {
             verifier: Verifier::new(digest.algorithm()),
             bytes_written: 0,
             last: None,
+            already_sent,
         };
         let mut download = Download::new(self, name, *digest, size_hint, sink);
         download.run()?;

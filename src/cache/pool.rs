@@ -190,6 +190,9 @@ impl Shared {
             }
             self.lock().end(&upstream, is_behind);
             self.ended.notify_all();
+            // Its end may let two begin: one of its upstream, and one behind of another's. This fetcher takes
+            // one of them.
+            self.queued.notify_one();
         }
     }
 

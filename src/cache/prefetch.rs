@@ -143,20 +143,25 @@ impl Cache {
                 Vec::new()
             }
         };
-        let by_digest = listed.iter().map(|referrer| inner.fetch_by_digest(name, referrer));
+        let by_digest =
+            listed.iter().take(REFERRERS_MAX).map(|referrer| inner.fetch_by_digest(name, referrer));
         let companions = COMPANION_SUFFIXES.iter().filter_map(|suffix| {
             let tag = format!("{}-{}.{suffix}", digest.algorithm().as_str(), digest.hex());
             let tag: Tag = tag.parse().ok()?;
             Some(inner.fetch_by_tag(name, &tag))
         });
+        // Both are lazy: what is beyond the bound is not fetched.
         for fetched in by_digest.chain(companions) {
             match fetched {
-                Ok(content) if found.len() < REFERRERS_MAX && !found.contains(content.digest()) => {
+                Ok(content) if !found.contains(content.digest()) => {
                     found.push(*content.digest());
                     self.collect_referrers(name, content.digest(), depth + 1, found);
                 }
                 Ok(_) => {}
                 Err(error) => log::debug!("{name}@{digest}: a referrer: {error}"),
+            }
+            if found.len() >= REFERRERS_MAX || inner.metadata_pool.is_closed() {
+                return;
             }
         }
     }

@@ -1,15 +1,21 @@
 //! Referrers that the cache can tell by itself: signatures and the like that are here, for the day nobody
 //! can be asked. distribution-spec, "Listing Referrers" and "Referrers Tag Schema".
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::Inner;
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Tag};
-use crate::store::Access;
+use crate::store::{Access, TagRecord};
 use crate::upstream::List;
 
-/// Manifests of a repository that are looked through; each is a file of a few kilobytes.
-const MANIFESTS_MAX: usize = 1024;
+/// Manifests of a repository that are looked through, and how large each may be: some milliseconds' worth,
+/// since a client waits, and a worker with it.
+const MANIFESTS_MAX: usize = 256;
+const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
+/// How many referrers are told; more than signers and scanners attach.
+const REFERRERS_MAX: usize = 256;
 
 impl Inner {
     /// The manifests of this repository that refer to `digest`, as the referrers API lists them; `None` if
@@ -20,20 +26,19 @@ impl Inner {
         digest: &Digest,
         query: &str,
     ) -> Option<List> {
-        let mut found: Vec<Value> = Vec::new();
-        let mut add = |descriptor: Value| {
-            if found.iter().all(|before| before["digest"] != descriptor["digest"]) {
+        let (mut found, mut seen) = (Vec::new(), HashSet::new());
+        let referring = self.store.manifests(name).into_iter().take(MANIFESTS_MAX);
+        let referring = referring.filter_map(|each| {
+            let record = self.store.manifest(name, &each, Access::Look)?;
+            let is_small = record.size <= MANIFEST_BYTES_MAX;
+            let manifest = is_small.then(|| self.store.stored_manifest(name, &each)).flatten()?;
+            let refers = manifest.subject().is_some_and(|subject| subject.digest == *digest);
+            refers.then(|| (each, descriptor(&each, &manifest)))
+        });
+        for (each, descriptor) in referring.chain(self.by_tag_schema(name, digest)) {
+            if found.len() < REFERRERS_MAX && seen.insert(each) {
                 found.push(descriptor);
             }
-        };
-        for each in self.store.manifests(name).iter().take(MANIFESTS_MAX) {
-            let Some(manifest) = self.store.stored_manifest(name, each) else { continue };
-            if manifest.subject().is_some_and(|subject| subject.digest == *digest) {
-                add(descriptor(each, &manifest));
-            }
-        }
-        for listed in self.by_tag_schema(name, digest) {
-            add(listed);
         }
         let wanted = artifact_type(query);
         if let Some(wanted) = &wanted {
@@ -52,18 +57,23 @@ impl Inner {
     }
 
     /// What the index says that clients keep under the tag `sha256-…` where there is no referrers API.
-    fn by_tag_schema(&self, name: &ImageName, digest: &Digest) -> Vec<Value> {
+    fn by_tag_schema(&self, name: &ImageName, digest: &Digest) -> Vec<(Digest, Value)> {
         let tag: Option<Tag> =
             format!("{}-{}", digest.algorithm().as_str(), digest.hex()).parse().ok();
         let record = tag.and_then(|tag| self.store.tag(name, &tag, Access::Look));
+        let is_usable =
+            |record: &TagRecord| record.media_type.is_index() && record.size <= MANIFEST_BYTES_MAX;
         let bytes = record
-            .filter(|record| record.media_type.is_index())
+            .filter(is_usable)
             .and_then(|record| self.store.read(&record.digest, record.size));
         let index: Value =
             bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let listed = index["manifests"].as_array().cloned().unwrap_or_default();
         // What is no descriptor is nothing to a client either.
-        listed.into_iter().filter(|each| each["digest"].is_string()).collect()
+        let parsed = listed
+            .into_iter()
+            .filter_map(|each| Some((each["digest"].as_str()?.parse().ok()?, each)));
+        parsed.collect()
     }
 }
 

@@ -129,6 +129,10 @@ impl Cache {
             match store.check_blob(&digest, &mut buffer, pace) {
                 Checked::Sound => {}
                 Checked::Gone => continue,
+                Checked::Unreadable(error) => {
+                    log::warn!("{digest} cannot be looked at: {error}");
+                    continue;
+                }
                 Checked::Stopped => return None,
                 Checked::Damaged(damage) => {
                     match store.quarantine(&damage) {

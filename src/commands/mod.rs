@@ -207,7 +207,8 @@ impl fmt::Display for CommandError {
             }
             CommandError::Unsound { images, blobs } => write!(
                 f,
-                "{images} images are not whole, {blobs} blobs were damaged; --repair fetches them again"
+                "{images} images are not whole, {blobs} blobs were damaged or unreadable; --repair fetches \
+                 again what it can"
             ),
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {

@@ -33,7 +33,7 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
-    let damaged = check_blobs(&store, rate);
+    let Found { damaged, unreadable } = check_blobs(&store, rate);
     let images = images(&store, &patterns);
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
@@ -60,14 +60,22 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
         damaged.len()
     ));
     // A damaged blob that no image needs was taken out of the way, and harms nobody.
-    match (broken.is_empty(), damaged.is_empty() || command.repair) {
+    match (broken.is_empty() && unreadable == 0, damaged.is_empty() || command.repair) {
         (true, true) => Ok(()),
-        _ => Err(CommandError::Unsound { images: broken.len(), blobs: damaged.len() }),
+        _ => Err(CommandError::Unsound { images: broken.len(), blobs: damaged.len() + unreadable }),
     }
 }
 
+/// What hashing brought to light.
+#[derive(Default)]
+struct Found {
+    damaged: HashSet<Digest>,
+    /// Blobs of which nothing can be said.
+    unreadable: usize,
+}
+
 /// Hashes every blob and says which are damaged; they are out of the way then.
-fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> HashSet<Digest> {
+fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Found {
     let blobs = store.blobs();
     let bar = match io::stderr().is_terminal() {
         true => ProgressBar::new(blobs.iter().map(|(_, size)| size).sum()),
@@ -84,10 +92,16 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> HashSet<Digest> {
         }
         true
     };
-    let (mut damaged, mut buffer) = (HashSet::new(), vec![0; CHUNK_BYTES]);
+    let (mut found, mut buffer) = (Found::default(), vec![0; CHUNK_BYTES]);
     for (digest, _) in &blobs {
-        let Checked::Damaged(damage) = store.check_blob(digest, &mut buffer, &mut keep_pace) else {
-            continue;
+        let damage = match store.check_blob(digest, &mut buffer, &mut keep_pace) {
+            Checked::Damaged(damage) => damage,
+            Checked::Unreadable(error) => {
+                bar.suspend(|| say(&format!("{digest}: cannot be read: {error}")));
+                found.unreadable += 1;
+                continue;
+            }
+            Checked::Sound | Checked::Gone | Checked::Stopped => continue,
         };
         let moved = match store.quarantine(&damage) {
             Ok(Some(path)) => format!("moved to {}", path.display()),
@@ -95,10 +109,10 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> HashSet<Digest> {
             Err(error) => format!("it stays: {error}"),
         };
         bar.suspend(|| say(&format!("{digest}: damaged: {}; {moved}", damage.reason)));
-        damaged.insert(*digest);
+        found.damaged.insert(*digest);
     }
     bar.finish_and_clear();
-    damaged
+    found
 }
 
 fn images(store: &Store, patterns: &[Pattern]) -> Vec<StoredImage> {

@@ -13,6 +13,9 @@ use super::ingest::leads_to;
 use super::layout::names_in;
 use crate::oci::{Algorithm, Digest, Verifier};
 
+/// The error number of a disk that cannot read what it holds.
+const EIO: i32 = 5;
+
 /// What a look at a blob found.
 #[derive(Debug)]
 pub enum Checked {
@@ -20,6 +23,9 @@ pub enum Checked {
     Sound,
     /// They have not, or cannot be read.
     Damaged(Damage),
+    /// It cannot be read right now, which says nothing about its bytes: rights, open files, a network file
+    /// system.
+    Unreadable(io::Error),
     /// It is there no more.
     Gone,
     /// The caller has had enough.
@@ -30,7 +36,7 @@ pub enum Checked {
 #[derive(Debug)]
 pub struct Damage {
     digest: Digest,
-    file: Option<File>,
+    file: File,
     /// What is wrong with it.
     pub reason: String,
 }
@@ -60,7 +66,7 @@ impl Store {
         let file = match File::open(self.inner.layout.blob(digest)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Checked::Gone,
-            Err(error) => return damaged(digest, None, error.to_string()),
+            Err(error) => return Checked::Unreadable(error),
         };
         let (mut verifier, mut position) = (Verifier::new(digest.algorithm()), 0);
         loop {
@@ -74,7 +80,11 @@ impl Store {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return damaged(digest, Some(file), error.to_string()),
+                // The disk itself says that it has lost something.
+                Err(error) if error.raw_os_error() == Some(EIO) => {
+                    return damaged(digest, file, error.to_string());
+                }
+                Err(error) => return Checked::Unreadable(error),
             }
         }
         let actual = verifier.finish();
@@ -82,7 +92,7 @@ impl Store {
             true => Checked::Sound,
             false => {
                 let reason = format!("its {position} bytes have the digest {actual}");
-                damaged(digest, Some(file), reason)
+                damaged(digest, file, reason)
             }
         }
     }
@@ -94,7 +104,7 @@ impl Store {
     /// [`StoreError`] if the disk refuses.
     pub fn quarantine(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
         let path = self.inner.layout.blob(&damage.digest);
-        if damage.file.as_ref().is_some_and(|file| !leads_to(&path, file)) {
+        if !leads_to(&path, &damage.file) {
             return Ok(None);
         }
         let to = self.inner.layout.quarantined(&damage.digest);
@@ -142,7 +152,7 @@ impl Store {
     }
 }
 
-fn damaged(digest: &Digest, file: Option<File>, reason: String) -> Checked {
+fn damaged(digest: &Digest, file: File, reason: String) -> Checked {
     Checked::Damaged(Damage { digest: *digest, file, reason })
 }
 

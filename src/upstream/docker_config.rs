@@ -56,7 +56,9 @@ impl DockerConfig {
     /// The registry's own helper, else an entry of `auths`, else the store for all registries. With a
     /// store, docker keeps entries without a login in `auths`; these say nothing.
     pub(super) fn find(&self, upstream: &Upstream, repository: &Repository) -> Found {
-        let is_ours = |key: &str| key.parse().is_ok_and(|key: Key| key.registry == *upstream);
+        let is_ours = |key: &str| {
+            key.parse().is_ok_and(|key: Key| key.registry == *upstream && key.part.is_none())
+        };
         let helper = self.cred_helpers.iter().find(|(key, _)| is_ours(key));
         if let Some((_, name)) = helper {
             return Found::Helper(name.clone());

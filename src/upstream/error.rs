@@ -160,7 +160,7 @@ impl UpstreamError {
 
     /// Whether it said so in as many words, so that what was there is gone.
     pub fn is_certainly_not_found(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::NotFound)
+        matches!(self.kind, UpstreamErrorKind::NotFound) && !self.is_elsewhere
     }
 
     /// Whether the registry, or the way to it, is in trouble, so that another request would probably

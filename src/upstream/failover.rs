@@ -82,13 +82,14 @@ impl Demerits {
         self.counts[endpoint] = self.counts[endpoint].saturating_add(1);
     }
 
+    /// How many this endpoint has.
+    pub fn of(&self, endpoint: usize) -> u32 {
+        self.counts.get(endpoint).copied().unwrap_or_default()
+    }
+
     /// Whether one of so many endpoints has none.
     pub fn spare_one_of(&self, endpoints: usize) -> bool {
         (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
-    }
-
-    fn of(&self, endpoint: usize) -> u32 {
-        self.counts.get(endpoint).copied().unwrap_or_default()
     }
 
     /// The order in which to ask: the configured one, but for those that were of less use than others.

@@ -279,3 +279,29 @@ fn endpoint_that_accepts_and_never_answers_counts_as_down() {
     }
     assert_eq!(registry.requests().len(), asked);
 }
+
+#[test]
+fn endpoint_that_breaks_off_for_ever_is_given_up_although_another_never_sent_anything() {
+    let (mirror, registry) = two();
+    let digest = registry.add_blob(REPOSITORY, &bytes(300_000, 1));
+    mirror.expect_unknown(&blob(REPOSITORY, &digest));
+    registry.fault(On::get_blob(&digest).times(1), Fault::CutAfter(100_000));
+    registry.fault(On::get_blob(&digest), Fault::CutAfter(0));
+    let larder = start_resuming(&mirror, &registry);
+    assert!(!larder.get(&blob(REPOSITORY, &digest)).complete);
+    let path = blob(REPOSITORY, &digest);
+    let asked = registry.count("GET", &path);
+    assert!((2..=6).contains(&asked), "{asked}");
+}
+
+#[test]
+fn rate_limit_of_one_endpoint_holds_back_that_one() {
+    let (hub, mirror) = two();
+    let image = Image::sample("v1");
+    mirror.add(REPOSITORY, "v1", &image);
+    mirror.expect_unknown(&manifest(REPOSITORY, "rare"));
+    hub.fault(On::anything(), Fault::rate_limited(60));
+    let larder = start(&hub, &mirror, |_| {});
+    assert_eq!(larder.get(&manifest(REPOSITORY, "rare")).status, 429);
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+}

@@ -293,3 +293,23 @@ fn proxy_that_is_none_keeps_it_from_starting() {
         assert!(stderr.contains(variable) && !stderr.contains("hunter2"), "{stderr}");
     }
 }
+
+#[test]
+fn what_was_sent_before_the_disk_refused_must_be_what_comes_past_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let registry = FakeRegistry::start();
+    let content = bytes(1_000_000, 1);
+    let digest = crate::support::digest_of(&content);
+    // The first answer begins wrongly; what is sent past the disk afterwards is right.
+    registry.add_blob_as(REPOSITORY, &digest, &bytes(1_000_000, 2));
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));
+    let process = Process::serve_small_files(directory.path(), &registry);
+    let mut client = Connection::open(process.address);
+    client.send("GET", &blob(REPOSITORY, &digest), &[]);
+    client.read_head();
+    client.read_body(50_000);
+    registry.add_blob_as(REPOSITORY, &digest, &content);
+    gate.open();
+    assert!(!client.read_to_end().1, "a wrong beginning never gets an end");
+}

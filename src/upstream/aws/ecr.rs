@@ -97,7 +97,8 @@ fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Got> {
     let pair = String::from_utf8(decoded).ok()?;
     let (user, password) = pair.split_once(':').filter(|(_, password)| !password.is_empty())?;
     let left = authorization.expires_at.and_then(|seconds| {
-        let expires_at = SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(seconds).ok()?;
+        let since = Duration::try_from_secs_f64(seconds).ok()?;
+        let expires_at = SystemTime::UNIX_EPOCH.checked_add(since)?;
         Some(expires_at.duration_since(now).unwrap_or_default())
     });
     let login = Login::Basic { user: user.to_owned(), password: Secret::new(password) };
