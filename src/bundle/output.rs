@@ -227,7 +227,11 @@ impl Output {
 
 /// Makes the directory of a layout, unless there is something else in it.
 fn prepare(root: &Path) -> Result<(), BundleError> {
-    let is_occupied = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+    // What an export has left that was killed before it had written anything is nobody's.
+    let is_ours = |name: std::ffi::OsString| name == "oci-layout.part";
+    let is_occupied = fs::read_dir(root).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| !is_ours(entry.file_name())))
+    });
     if is_occupied && !root.join("oci-layout").is_file() {
         return Err(BundleError::NotALayout { path: root.to_owned() });
     }

@@ -5,7 +5,7 @@
 //! directory one is at it.
 
 use std::num::NonZeroU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,9 @@ impl Drop for Scrubber {
 }
 
 fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
+    let mut go_on = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
+    // What an earlier pass has found, and was stopped before it could be fetched again.
+    cache.heal(&cache.store().quarantined(), &mut go_on);
     loop {
         let store = cache.store();
         if store.is_writable()
@@ -109,7 +112,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
                     report.damaged.len()
                 );
                 turn.finish(cache.inner.now());
-                cache.heal(&report.damaged);
+                cache.heal(&report.damaged, &mut go_on);
             }
         }
         match stopped.recv_timeout(LOOK_INTERVAL) {
@@ -155,12 +158,15 @@ impl Cache {
     }
 
     /// Fetches again what is missing of these, for the images that need them, behind clients' requests.
-    pub fn heal(&self, damaged: &[Digest]) {
+    pub fn heal(&self, damaged: &[Digest], go_on: &mut dyn FnMut() -> bool) {
         if damaged.is_empty() || self.inner.is_offline() {
             return;
         }
         let store = self.store().clone();
         let mut visit = |image: &StoredImage| {
+            if !go_on() {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
             let graph = store.graph_of(image);
             for each in graph.manifests.iter().filter(|each| each.manifest.is_none()) {
                 if damaged.contains(&each.descriptor.digest) {
@@ -174,7 +180,7 @@ impl Cache {
             }
             Ok(())
         };
-        // The visitor never fails, and so the walk does not.
+        // The visitor fails only to end the walk.
         let _ = store.each_image(&mut visit);
     }
 

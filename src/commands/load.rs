@@ -63,7 +63,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     display.end();
     cache.close();
     // Loaded or not, what is there has its names.
-    store.write_index()?;
+    store.settle_index()?;
     conclude(&summary, began.elapsed())
 }
 

@@ -44,9 +44,13 @@ impl Layout {
     }
 
     /// Where damaged blobs are kept, for whoever wants to know what became of them.
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
         let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.root.join("quarantine").join(name)
+        self.quarantine().join(name)
     }
 
     /// Its time says when all blobs were last looked at; who holds its lock is at it.
@@ -171,11 +175,34 @@ pub(super) fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<>
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
+/// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
+/// the middle of an earlier version of this has left, and is replaced.
 fn create_if_missing(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    match File::create_new(path) {
-        Ok(mut file) => file.write_all(content),
+    let is_empty = match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > 0 => return Ok(()),
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    fs::write(&temporary, content)?;
+    let placed = match is_empty {
+        true => fs::rename(&temporary, path),
+        // Fails if another process was faster, whose file may hold more by now. Not all file systems have
+        // links.
+        false => match fs::hard_link(&temporary, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                fs::rename(&temporary, path)
+            }
+            other => other,
+        },
+    };
+    // Gone after a rename.
+    let _ = fs::remove_file(&temporary);
+    match placed {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+        other => other,
     }
 }

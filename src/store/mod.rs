@@ -113,7 +113,8 @@ impl Store {
             writable,
             temporary_names: AtomicU64::new(0),
             damaged_files: AtomicU64::new(0),
-            index_outdated: AtomicBool::new(false),
+            // Whoever wrote the last tag may have been killed before the index.
+            index_outdated: AtomicBool::new(writable),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

@@ -97,6 +97,12 @@ impl Store {
         }
     }
 
+    /// The blobs that were found to be damaged, and are kept aside.
+    pub fn quarantined(&self) -> Vec<Digest> {
+        let names = names_in(&self.inner.layout.quarantine());
+        names.filter_map(|name| name.replacen('-', ":", 1).parse().ok()).collect()
+    }
+
     /// Takes a damaged blob out of the way, so that it is fetched again when it is next asked for. Nothing
     /// happens if the name leads to another file by now. Says where it went.
     ///

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::larder::{blob, manifest, seconds};
+use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::{
     FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
 };
@@ -60,6 +60,12 @@ fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
             let looks_right = got.complete && matches!(got.status, 200 | 206 | 304);
             assert!(!looks_right, "{name}: {got:?}");
             assert_eq!(larder.names(), Vec::<PathBuf>::new(), "{name}");
+            // What broke off is gone on with; what was whole and wrong is begun anew, once unasked.
+            let is_broken_off = name == "cut off" || name == "chunks that end in the middle";
+            if !is_broken_off && name != "a login page" {
+                registry.wait_for("GET", &path, 2);
+                until("the second try to be given up", || larder.partials().is_empty());
+            }
             registry.clear_faults();
             registry.clear_requests();
             larder.restart();
@@ -67,8 +73,6 @@ fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
             assert!(again.complete && again.body == content, "{name}: {again:?}");
             let asked = registry.requests();
             let range = asked[0].header("range").map(str::to_owned);
-            // What broke off is gone on with; what was whole and wrong is begun anew.
-            let is_broken_off = name == "cut off" || name == "chunks that end in the middle";
             assert_eq!(range.is_some(), is_broken_off, "{name}: {range:?}");
         }
     }
