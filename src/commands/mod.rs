@@ -124,8 +124,10 @@ pub enum CommandError {
     Unsound {
         /// How many images are not whole.
         images: usize,
-        /// How many blobs were damaged.
+        /// How many blobs were damaged, or could not be read.
         blobs: usize,
+        /// Whether what could be fetched was.
+        is_repaired: bool,
     },
     /// The server cannot listen.
     Server(ServerError),
@@ -205,11 +207,16 @@ impl fmt::Display for CommandError {
             CommandError::Incomplete { failed, of } => {
                 write!(f, "{failed} of {of} images could not be had; repeat the command to go on")
             }
-            CommandError::Unsound { images, blobs } => write!(
-                f,
-                "{images} images are not whole, {blobs} blobs were damaged or unreadable; --repair fetches \
-                 again what it can"
-            ),
+            CommandError::Unsound { images, blobs, is_repaired } => {
+                write!(
+                    f,
+                    "{images} images are not whole, {blobs} blobs were damaged or unreadable"
+                )?;
+                match is_repaired {
+                    true => write!(f, "; repeat it when their registries can be asked"),
+                    false => write!(f, "; --repair fetches again what it can"),
+                }
+            }
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")

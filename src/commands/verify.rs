@@ -62,7 +62,11 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     // A damaged blob that no image needs was taken out of the way, and harms nobody.
     match (broken.is_empty() && unreadable == 0, damaged.is_empty() || command.repair) {
         (true, true) => Ok(()),
-        _ => Err(CommandError::Unsound { images: broken.len(), blobs: damaged.len() + unreadable }),
+        _ => Err(CommandError::Unsound {
+            images: broken.len(),
+            blobs: damaged.len() + unreadable,
+            is_repaired: command.repair,
+        }),
     }
 }
 
