@@ -361,6 +361,42 @@ cache_is_sound() {
   done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
 }
 
+# ---- containerd, which mirrors every registry ---------------------------------------------------------------------------
+
+# Short: a socket's path has at most 107 bytes.
+readonly CONTAINERD_DIR="$CASE_DIR/c"
+
+# Starts containerd with MIRROR for all registries.
+containerd_start() { # MIRROR
+  mkdir -p "$CONTAINERD_DIR/certs.d/_default"
+  # `server` keeps the fallback on this machine as well: without it a failed pull would go to registry-1.docker.io.
+  cat >"$CONTAINERD_DIR/certs.d/_default/hosts.toml" <<TOML
+server = "$1"
+
+[host."$1"]
+  capabilities = ["pull", "resolve"]
+TOML
+  cat >"$CONTAINERD_DIR/config.toml" <<TOML
+version = 2
+root = "$CONTAINERD_DIR/root"
+state = "$CONTAINERD_DIR/state"
+# ctr needs no CRI plugin, and without it containerd listens on its socket only.
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$CONTAINERD_DIR/c.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$CONTAINERD_DIR/opt"
+TOML
+  start_server containerd "${OFFLINE[@]}" containerd --config "$CONTAINERD_DIR/config.toml"
+  wait_for_server containerd ctr_ version
+}
+ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
+# By way of the mirror.
+ctr_pull() { # [OPTION…] IMAGE
+  ctr_ images pull --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+}
+digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
+
 # ---- curl ---------------------------------------------------------------------------------------------------------------
 
 # After `get`: the status, curl's own exit status, and the files with head and body.

@@ -5,8 +5,8 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
 readonly HELLO=docker.io/library/hello:v1 APP=docker.io/demo/app:stable MULTI=docker.io/demo/multi@$MULTI_DIGEST
-readonly NEAR="$CASE_DIR/near" FAR="$LARDER_CACHE" STICK="$CASE_DIR/stick" HOME_DIR="$CASE_DIR/h"
-mkdir -p "$STICK" "$HOME_DIR/certs.d/_default"
+readonly NEAR="$CASE_DIR/near" FAR="$LARDER_CACHE" STICK="$CASE_DIR/stick"
+mkdir -p "$STICK"
 cd "$STICK"
 
 # The far side's server, and its commands beside it, know of no upstream.
@@ -115,29 +115,10 @@ equal "verify's last line" "${#IMAGES[@]} images, 0 of them not whole; 0 damaged
 equal "the images on both sides" "$(listed near)" "$(listed far)"
 
 larder_start
-cat >"$HOME_DIR/certs.d/_default/hosts.toml" <<TOML
-server = "$LARDER_URL"
+containerd_start "$LARDER_URL"
 
-[host."$LARDER_URL"]
-  capabilities = ["pull", "resolve"]
-TOML
-cat >"$HOME_DIR/config.toml" <<TOML
-version = 2
-root = "$HOME_DIR/root"
-state = "$HOME_DIR/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$HOME_DIR/c.sock"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "$HOME_DIR/opt"
-TOML
-ctr_() { client ctr --address "$HOME_DIR/c.sock" "$@"; }
-start_server containerd "${OFFLINE[@]}" containerd --config "$HOME_DIR/config.toml"
-wait_for_server containerd ctr_ version
-
-digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 pulled_by_ctr() { # IMAGE DIGEST
-  ctr_ images pull --snapshotter native --hosts-dir "$HOME_DIR/certs.d" "$1"
+  ctr_pull "$1"
   equal "the digest of $1 in containerd" "$2" "$(digest_in_ctr "$1")"
 }
 runs() { # IMAGE NAME

@@ -8,9 +8,8 @@ registry_start
 readonly UPSTREAM="127.0.0.1:$REGISTRY_PORT"
 readonly IMAGE=docker.io/library/hello:v1
 readonly MULTI=docker.io/demo/multi:v1
-readonly HOME_DIR="$CASE_DIR/h"
 readonly BUNDLES="$CASE_DIR/bundles"
-mkdir -p "$HOME_DIR/certs.d/_default" "$BUNDLES"
+mkdir -p "$BUNDLES"
 cd "$BUNDLES"
 
 skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
@@ -24,22 +23,7 @@ podman_() {
     --cgroup-manager cgroupfs --events-backend none "$@"
 }
 
-cat >"$HOME_DIR/config.toml" <<TOML
-version = 2
-root = "$HOME_DIR/root"
-state = "$HOME_DIR/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$HOME_DIR/c.sock"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "$HOME_DIR/opt"
-TOML
-printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$UPSTREAM" "$UPSTREAM" \
-  >"$HOME_DIR/certs.d/_default/hosts.toml"
-ctr_() { client ctr --address "$HOME_DIR/c.sock" "$@"; }
-start_server containerd "${OFFLINE[@]}" containerd --config "$HOME_DIR/config.toml"
-wait_for_server containerd ctr_ version
-digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
+containerd_start "http://$UPSTREAM"
 
 readonly DOCKER_DIR="$CASE_DIR/d"
 mkdir -p "$DOCKER_DIR"
@@ -62,8 +46,8 @@ podman_ pull --quiet --tls-verify=false --signature-policy "$CASE_DIR/policy.jso
 podman_ tag "$UPSTREAM/library/hello:v1" "$IMAGE"
 podman_ save --quiet --format oci-archive --output podman-oci.tar "$IMAGE"
 podman_ save --quiet --format docker-archive --output podman-docker.tar "$IMAGE"
-ctr_ images pull --snapshotter native --hosts-dir "$HOME_DIR/certs.d" "$IMAGE"
-ctr_ images pull --snapshotter native --hosts-dir "$HOME_DIR/certs.d" --all-platforms "$MULTI"
+ctr_pull "$IMAGE"
+ctr_pull --all-platforms "$MULTI"
 ctr_ images export ctr.tar "$IMAGE"
 ctr_ images export --all-platforms ctr-multi.tar "$MULTI" "$IMAGE"
 ctr_ images export ctr-one-platform.tar --platform linux/amd64 "$MULTI"

@@ -7,34 +7,11 @@
 registry_start
 larder_start
 
-readonly HOME_DIR="$CASE_DIR/c"
-readonly SOCKET="$HOME_DIR/c.sock"
 readonly IMAGE=docker.io/library/hello:v1
-mkdir -p "$HOME_DIR/certs.d/_default"
-# `server` keeps the fallback on this machine as well: without it a failed pull would go to registry-1.docker.io.
-cat >"$HOME_DIR/certs.d/_default/hosts.toml" <<TOML
-server = "$LARDER_URL"
+containerd_start "$LARDER_URL"
 
-[host."$LARDER_URL"]
-  capabilities = ["pull", "resolve"]
-TOML
-cat >"$HOME_DIR/config.toml" <<TOML
-version = 2
-root = "$HOME_DIR/root"
-state = "$HOME_DIR/state"
-# ctr needs no CRI plugin, and without it containerd listens on its socket only.
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$SOCKET"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "$HOME_DIR/opt"
-TOML
-ctr_() { client ctr --address "$SOCKET" "$@"; }
-start_server containerd "${OFFLINE[@]}" containerd --config "$HOME_DIR/config.toml"
-wait_for_server containerd ctr_ version
-
-pull() { ctr_ images pull --snapshotter native --hosts-dir "$HOME_DIR/certs.d" "$IMAGE"; }
-digest_of_image() { ctr_ images ls "name==$IMAGE" | awk 'NR == 2 { print $3 }'; }
+pull() { ctr_pull "$IMAGE"; }
+digest_of_image() { digest_in_ctr "$IMAGE"; }
 no_content() { [[ -z $(ctr_ content ls -q) ]]; }
 forget() {
   ctr_ images rm --sync "$IMAGE"
