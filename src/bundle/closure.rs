@@ -15,8 +15,7 @@ pub(super) fn is_whole(graph: &Graph) -> bool {
 
 /// What is missing of it: blobs, and manifests if there is no image at all.
 pub(super) fn missing(graph: &Graph) -> Vec<&Descriptor> {
-    let blobs = graph.blobs.iter().filter(|blob| !blob.is_present).map(|blob| &blob.descriptor);
-    let mut missing: Vec<&Descriptor> = blobs.collect();
+    let mut missing: Vec<&Descriptor> = graph.missing_blobs().collect();
     if missing.is_empty() && !is_whole(graph) {
         let absent = graph.manifests.iter().filter(|each| each.manifest.is_none());
         missing.extend(absent.map(|each| &each.descriptor));

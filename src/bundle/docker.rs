@@ -60,9 +60,7 @@ pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     let ManifestKind::Image { config: Some(config), layers } = manifest.kind() else {
         return None;
     };
-    let is_missing = |digest: &Digest| {
-        graph.blobs.iter().any(|blob| blob.descriptor.digest == *digest && !blob.is_present)
-    };
+    let is_missing = |digest: &Digest| graph.missing_blobs().any(|blob| blob.digest == *digest);
     if layers.iter().chain([config]).any(|each| is_missing(&each.digest)) {
         return None;
     }

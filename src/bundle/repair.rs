@@ -44,11 +44,8 @@ fn manifest(cache: &Cache, name: &ImageName, digest: Digest) -> Result<(), Cache
 }
 
 fn blobs(cache: &Cache, name: &ImageName, graph: &Graph) -> Result<(), String> {
-    let missing = graph.blobs.iter().filter(|blob| !blob.is_present);
-    let begun = missing.map(|blob| {
-        let digest = blob.descriptor.digest;
-        (digest, cache.blob(name, &digest, Purpose::Read))
-    });
+    let missing = graph.missing_blobs().map(|blob| blob.digest);
+    let begun = missing.map(|digest| (digest, cache.blob(name, &digest, Purpose::Read)));
     let mut failed = None;
     for (digest, lookup) in begun.collect::<Vec<_>>() {
         let outcome = match lookup {

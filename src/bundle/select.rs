@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::iter;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -17,11 +18,7 @@ use super::list::{entries, uncommented};
 use super::reference::PartReference;
 use super::told::Bytes;
 use crate::oci::{Descriptor, Digest, ImageName, Pattern, Platform, Reference, Tag};
-use crate::store::{Access, Graph, Store, StoredImage};
-
-/// Tags by which signatures, attestations and bills of materials hang on a digest where a registry has no
-/// referrers: cosign's, and the referrers tag schema of the distribution-spec.
-const REFERRER_SUFFIXES: [&str; 4] = ["", ".sig", ".att", ".sbom"];
+use crate::store::{Graph, Store, StoredImage};
 
 /// Images that are meant: a reference as clients write it, or a pattern over full references.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,7 +293,7 @@ impl Selecting<'_> {
                 let (reference, platform) = (reference.clone(), platform.to_string());
                 self.plan.missing.push(Missing::Platform { reference, platform });
                 // A platform that is not here is said by its name, and not by its manifest as well.
-                missing = missing_blobs(&graph);
+                missing = graph.missing_blobs().collect();
             }
         }
         if !missing.is_empty() {
@@ -333,10 +330,10 @@ impl Selecting<'_> {
                 let referring = by_subject.get(digest).into_iter().flatten().cloned();
                 for image in tagged.into_iter().chain(referring) {
                     let reference = image.full_reference();
-                    let graph = self.graph_of(&image, &[]);
                     if self.chosen.contains_key(&reference) {
                         continue;
                     }
+                    let graph = self.graph_of(&image, &[]);
                     if !is_whole(&graph) {
                         self.plan.left_out.push(Missing::Referrer { reference });
                         continue;
@@ -351,10 +348,6 @@ impl Selecting<'_> {
     }
 }
 
-fn missing_blobs(graph: &Graph) -> Vec<&Descriptor> {
-    graph.blobs.iter().filter(|blob| !blob.is_present).map(|blob| &blob.descriptor).collect()
-}
-
 fn name_of(choice: &Choice) -> Option<&ImageName> {
     match choice {
         Choice::Exact(reference) => Some(&reference.name),
@@ -365,26 +358,11 @@ fn name_of(choice: &Choice) -> Option<&ImageName> {
 /// A manifest that is meant by its digest though a tag or an index leads to it.
 fn by_digest(store: &Store, choice: &Choice) -> Option<StoredImage> {
     match choice {
-        Choice::Exact(PartReference { name, reference: Some(Reference::Digest(digest)) }) => {
-            stored(store, name, *digest)
+        Choice::Exact(PartReference { name, reference: Some(digest @ Reference::Digest(_)) }) => {
+            store.image(name, digest)
         }
         _ => None,
     }
-}
-
-fn stored(store: &Store, name: &ImageName, digest: Digest) -> Option<StoredImage> {
-    let record = store.manifest(name, &digest, Access::Look)?;
-    Some(StoredImage {
-        name: name.clone(),
-        reference: Reference::Digest(digest),
-        digest,
-        media_type: record.media_type,
-        size: record.size,
-        fetched: record.fetched,
-        checked: None,
-        gone: None,
-        pulled: None,
-    })
 }
 
 /// The manifests of a repository that refer to another, by that.
@@ -393,32 +371,25 @@ fn by_subject(store: &Store, name: &ImageName) -> HashMap<Digest, Vec<StoredImag
     for digest in store.manifests(name) {
         let manifest = store.stored_manifest(name, &digest);
         let subject = manifest.and_then(|manifest| manifest.subject().cloned());
-        if let (Some(subject), Some(image)) = (subject, stored(store, name, digest)) {
+        if let Some(subject) = subject
+            && let Some(image) = store.image(name, &Reference::Digest(digest))
+        {
             found.entry(subject.digest).or_default().push(image);
         }
     }
     found
 }
 
+/// What stands behind a digest in tags by which signatures and the like hang on it: nothing in the
+/// referrers tag schema of the distribution-spec, and cosign's.
+fn referrer_suffixes() -> impl Iterator<Item = &'static str> {
+    iter::once("").chain(Tag::COSIGN_SUFFIXES)
+}
+
 /// The tags of a repository that refer to a manifest by their own names.
 fn by_tag(store: &Store, name: &ImageName, digest: &Digest) -> Vec<StoredImage> {
-    let tags = REFERRER_SUFFIXES.into_iter().filter_map(|suffix| {
-        let tag: Tag =
-            format!("{}-{}{suffix}", digest.algorithm().as_str(), digest.hex()).parse().ok()?;
-        let record = store.tag(name, &tag, Access::Look)?;
-        Some(StoredImage {
-            name: name.clone(),
-            reference: Reference::Tag(tag),
-            digest: record.digest,
-            media_type: record.media_type,
-            size: record.size,
-            fetched: record.fetched,
-            checked: Some(record.checked),
-            gone: record.gone,
-            pulled: None,
-        })
-    });
-    tags.collect()
+    let tags = referrer_suffixes().filter_map(|suffix| Tag::of_digest(digest, suffix));
+    tags.filter_map(|tag| store.image(name, &Reference::Tag(tag))).collect()
 }
 
 /// Signatures and the like are no images to other tools, also if they were chosen with all the rest.
@@ -426,7 +397,7 @@ fn audience_of(image: &StoredImage, graph: &Graph) -> Audience {
     let root = graph.manifests.first().and_then(|root| root.manifest.as_ref());
     let has_subject = root.is_some_and(|manifest| manifest.subject().is_some());
     let tag = image.reference.to_string();
-    let is_referrer_tag = REFERRER_SUFFIXES.into_iter().any(|suffix| {
+    let is_referrer_tag = referrer_suffixes().any(|suffix| {
         let digest = tag.strip_suffix(suffix).and_then(|tag| tag.split_once('-'));
         digest
             .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())

@@ -19,8 +19,6 @@ const LOOKED_AT_EVERY: Duration = Duration::from_secs(60);
 const REFERRERS_MAX: usize = 64;
 /// How deep manifests are followed: an index of indexes, and what refers to what refers to an image.
 const DEPTH_MAX: usize = 4;
-/// What tools call the tags under which they keep what belongs to an image: cosign.
-const COMPANION_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
 
 /// What is fetched of an image beyond what is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,9 +143,8 @@ impl Cache {
         };
         let by_digest =
             listed.iter().take(REFERRERS_MAX).map(|referrer| inner.fetch_by_digest(name, referrer));
-        let companions = COMPANION_SUFFIXES.iter().filter_map(|suffix| {
-            let tag = format!("{}-{}.{suffix}", digest.algorithm().as_str(), digest.hex());
-            let tag: Tag = tag.parse().ok()?;
+        let companions = Tag::COSIGN_SUFFIXES.into_iter().filter_map(|suffix| {
+            let tag = Tag::of_digest(digest, suffix)?;
             Some(inner.fetch_by_tag(name, &tag))
         });
         // Both are lazy: what is beyond the bound is not fetched.

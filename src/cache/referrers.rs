@@ -58,9 +58,8 @@ impl Inner {
 
     /// What the index says that clients keep under the tag `sha256-…` where there is no referrers API.
     fn by_tag_schema(&self, name: &ImageName, digest: &Digest) -> Vec<(Digest, Value)> {
-        let tag: Option<Tag> =
-            format!("{}-{}", digest.algorithm().as_str(), digest.hex()).parse().ok();
-        let record = tag.and_then(|tag| self.store.tag(name, &tag, Access::Look));
+        let record =
+            Tag::of_digest(digest, "").and_then(|tag| self.store.tag(name, &tag, Access::Look));
         let is_usable =
             |record: &TagRecord| record.media_type.is_index() && record.size <= MANIFEST_BYTES_MAX;
         let bytes = record

@@ -173,10 +173,8 @@ impl Cache {
                     self.refetch_manifest(&image.name, each.descriptor.digest);
                 }
             }
-            for blob in graph.blobs.iter().filter(|blob| !blob.is_present) {
-                if damaged.contains(&blob.descriptor.digest) {
-                    self.fetch_behind(&image.name, &blob.descriptor);
-                }
+            for blob in graph.missing_blobs().filter(|blob| damaged.contains(&blob.digest)) {
+                self.fetch_behind(&image.name, blob);
             }
             Ok(())
         };

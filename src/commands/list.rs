@@ -50,6 +50,21 @@ pub(super) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, CommandError> {
     texts.iter().map(parse).collect()
 }
 
+/// The images in the cache that one of the patterns means; all of them if there is none.
+pub(super) fn images(store: &Store, patterns: &[Pattern]) -> Vec<StoredImage> {
+    let mut images = Vec::new();
+    let mut visit = |image: &StoredImage| {
+        let is_meant = |each: &Pattern| each.matches_image(&image.name, &image.reference);
+        if patterns.is_empty() || patterns.iter().any(is_meant) {
+            images.push(image.clone());
+        }
+        Ok(())
+    };
+    // The visitor never fails, and so the walk does not.
+    let _ = store.each_image(&mut visit);
+    images
+}
+
 enum Sort {
     Name,
     Size,
@@ -94,28 +109,18 @@ struct Row {
 
 fn rows(store: &Store, policy: &FreshnessPolicy, patterns: &[Pattern]) -> Vec<Row> {
     let now = SystemTime::now();
-    let is_meant = |image: &StoredImage| {
-        let matches = |each: &Pattern| each.matches_image(&image.name, &image.reference);
-        patterns.is_empty() || patterns.iter().any(matches)
+    let row = |image: StoredImage| {
+        let graph = store.graph_of(&image);
+        let created = created(store, &graph);
+        let is_stale = match (&image.reference, image.checked) {
+            (Reference::Tag(tag), Some(checked)) => {
+                !policy.is_fresh(&image.name.upstream, tag, checked, now)
+            }
+            _ => false,
+        };
+        Row { image, graph, created, is_stale }
     };
-    let mut rows = Vec::new();
-    let mut visit = |image: &StoredImage| {
-        if is_meant(image) {
-            let graph = store.graph_of(image);
-            let created = created(store, &graph);
-            let is_stale = match (&image.reference, image.checked) {
-                (Reference::Tag(tag), Some(checked)) => {
-                    !policy.is_fresh(&image.name.upstream, tag, checked, now)
-                }
-                _ => false,
-            };
-            rows.push(Row { image: image.clone(), graph, created, is_stale });
-        }
-        Ok(())
-    };
-    // The visitor never fails, and so the walk does not.
-    let _ = store.each_image(&mut visit);
-    rows
+    images(store, patterns).into_iter().map(row).collect()
 }
 
 /// What the config of the first image manifest that is here says.

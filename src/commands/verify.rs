@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::list::patterns;
+use super::list::{images, patterns};
 use super::{CommandError, existing_store, load, say, units};
 use crate::bundle;
 use crate::cache::Pace;
 use crate::cli;
 use crate::config::{Settings, parse_rate};
-use crate::oci::{Digest, Pattern};
+use crate::oci::Digest;
 use crate::store::{Checked, Store, StoredImage};
 
 /// How much is read at a time, in bytes.
@@ -119,24 +119,10 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Found {
     found
 }
 
-fn images(store: &Store, patterns: &[Pattern]) -> Vec<StoredImage> {
-    let mut images = Vec::new();
-    let mut visit = |image: &StoredImage| {
-        let is_meant = |each: &Pattern| each.matches_image(&image.name, &image.reference);
-        if patterns.is_empty() || patterns.iter().any(is_meant) {
-            images.push(image.clone());
-        }
-        Ok(())
-    };
-    // The visitor never fails, and so the walk does not.
-    let _ = store.each_image(&mut visit);
-    images
-}
-
 /// What an image lacks, if anything.
 fn lacks(store: &Store, image: &StoredImage) -> Option<String> {
     let graph = store.graph_of(image);
-    let missing: Vec<_> = graph.blobs.iter().filter(|blob| !blob.is_present).collect();
+    let missing: Vec<_> = graph.missing_blobs().collect();
     if graph.manifests.first().is_none_or(|root| root.manifest.is_none()) {
         return Some(format!("its manifest {} is missing", image.digest));
     }
@@ -148,7 +134,7 @@ fn lacks(store: &Store, image: &StoredImage) -> Option<String> {
             units::size(graph.missing_bytes()),
             units::size(graph.missing_bytes() + graph.present_bytes()),
             missing.len(),
-            first.descriptor.digest
+            first.digest
         )),
     }
 }

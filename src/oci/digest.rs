@@ -83,6 +83,11 @@ impl Digest {
         text
     }
 
+    /// Algorithm and hex with a dash between, e.g. `sha256-b5b2…`: for names that may have no colon.
+    pub fn dashed(&self) -> String {
+        format!("{}-{}", self.algorithm.as_str(), self.hex())
+    }
+
     fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Digest {
         let mut padded = [0; HASH_BYTES_MAX];
         padded[..hash.len()].copy_from_slice(hash);

@@ -176,6 +176,16 @@ fn is_path_component(component: &str) -> bool {
 pub struct Tag(Arc<str>);
 
 impl Tag {
+    /// What cosign puts behind a digest's tag: for signatures, attestations, bills of materials.
+    pub const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
+
+    /// The tag by which something hangs on a digest where a registry has no referrers: distribution-spec,
+    /// "Referrers Tag Schema", where `suffix` is empty, or one of cosign's. `None` if that is too long
+    /// for a tag.
+    pub fn of_digest(digest: &Digest, suffix: &str) -> Option<Tag> {
+        format!("{}{suffix}", digest.dashed()).parse().ok()
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -82,8 +82,12 @@ pub struct GraphBlob {
 impl Graph {
     /// Bytes of configs and layers that are not here although their manifest is.
     pub fn missing_bytes(&self) -> u64 {
-        let missing = self.blobs.iter().filter(|blob| !blob.is_present);
-        missing.map(|blob| blob.descriptor.size).sum()
+        self.missing_blobs().map(|blob| blob.size).sum()
+    }
+
+    /// Configs and layers that are not here although their manifest is.
+    pub fn missing_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.blobs.iter().filter(|blob| !blob.is_present).map(|blob| &blob.descriptor)
     }
 
     /// Bytes of everything that is here.
@@ -173,20 +177,8 @@ impl Store {
 
     /// The images of a repository: its tags, then the manifests that hang below none of them.
     pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
-        let tagged = self.tags(name).into_iter().filter_map(|tag| {
-            let record = self.tag(name, &tag, Access::Look)?;
-            Some(StoredImage {
-                pulled: modified(&self.inner.layout.tag(name, &tag)),
-                name: name.clone(),
-                reference: Reference::Tag(tag),
-                digest: record.digest,
-                media_type: record.media_type,
-                size: record.size,
-                fetched: record.fetched,
-                checked: Some(record.checked),
-                gone: record.gone,
-            })
-        });
+        let tags = self.tags(name).into_iter();
+        let tagged = tags.filter_map(|tag| self.image(name, &Reference::Tag(tag)));
         let mut images: Vec<StoredImage> = tagged.collect();
         let mut below: HashSet<Digest> = HashSet::new();
         for image in &images {
@@ -206,21 +198,45 @@ impl Store {
         }
         untagged.retain(|digest| !children.contains(digest));
         untagged.sort_by_key(Digest::to_string);
-        images.extend(untagged.into_iter().filter_map(|digest| {
-            let record = self.manifest(name, &digest, Access::Look)?;
-            Some(StoredImage {
-                pulled: modified(&self.inner.layout.manifest(name, &digest)),
-                name: name.clone(),
-                reference: Reference::Digest(digest),
-                digest,
-                media_type: record.media_type,
-                size: record.size,
-                fetched: record.fetched,
-                checked: None,
-                gone: None,
-            })
-        }));
+        let untagged = untagged.into_iter();
+        images.extend(untagged.filter_map(|digest| self.image(name, &Reference::Digest(digest))));
         images
+    }
+
+    /// The image that a tag or a digest of a repository means.
+    pub fn image(&self, name: &ImageName, reference: &Reference) -> Option<StoredImage> {
+        let layout = &self.inner.layout;
+        let image = match reference {
+            Reference::Tag(tag) => {
+                let record = self.tag(name, tag, Access::Look)?;
+                StoredImage {
+                    name: name.clone(),
+                    reference: reference.clone(),
+                    digest: record.digest,
+                    media_type: record.media_type,
+                    size: record.size,
+                    fetched: record.fetched,
+                    checked: Some(record.checked),
+                    gone: record.gone,
+                    pulled: modified(&layout.tag(name, tag)),
+                }
+            }
+            Reference::Digest(digest) => {
+                let record = self.manifest(name, digest, Access::Look)?;
+                StoredImage {
+                    name: name.clone(),
+                    reference: reference.clone(),
+                    digest: *digest,
+                    media_type: record.media_type,
+                    size: record.size,
+                    fetched: record.fetched,
+                    checked: None,
+                    gone: None,
+                    pulled: modified(&layout.manifest(name, digest)),
+                }
+            }
+        };
+        Some(image)
     }
 
     /// A manifest that this repository has.

@@ -49,8 +49,7 @@ impl Layout {
     }
 
     pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.quarantine().join(name)
+        self.quarantine().join(digest.dashed())
     }
 
     /// Its time says when all blobs were last looked at; who holds its lock is at it.
@@ -76,8 +75,7 @@ impl Layout {
     }
 
     pub(super) fn partial(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.partials(upstream).join(name)
+        self.partials(upstream).join(digest.dashed())
     }
 
     /// Whose partial it is: beside it.
