@@ -397,6 +397,17 @@ ctr_pull() { # [OPTION…] IMAGE
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 
+# ---- skopeo -----------------------------------------------------------------------------------------------------------
+
+skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
+
+# An image into a directory of the case.
+copy() { # FROM TO [OPTION…]
+  local from=$1 to=$2
+  shift 2
+  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
+}
+
 # ---- curl ---------------------------------------------------------------------------------------------------------------
 
 # After `get`: the status, curl's own exit status, and the files with head and body.

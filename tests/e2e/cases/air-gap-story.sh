@@ -16,7 +16,6 @@ airGapped: true
 YAML
 near() { client "$E2E_LARDER" --config-file "$CASE_DIR/near.yaml" "$@"; }
 far() { client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" "$@"; }
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
 
 # ---- An image of two layers, of which one changes ------------------------------------------------------------------------
 

@@ -90,12 +90,6 @@ denied() { # REGISTRY
   ask "$1" "demo/big/blobs/$BIG_CONFIG"
   expect_status "$1: a blob" 404
 }
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
-copy() { # FROM TO [OPTION…]
-  local from=$1 to=$2
-  shift 2
-  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
-}
 
 step "the registry lets nobody in without the password; a login by skopeo is written down"
 protected_registry_start

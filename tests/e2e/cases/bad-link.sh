@@ -51,7 +51,6 @@ make_image() { # DIR
      layers: [inputs | split(" ") |
        {mediaType: ($type + "layer.v1.tar"), digest: ("sha256:" + .[0]), size: (.[1] | tonumber)}]}' >"$1/manifest.json"
 }
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
 
 step "$IMAGES images of $LAYERS layers each, pushed while all is well"
 ip link set lo up

@@ -12,7 +12,6 @@ readonly BUNDLES="$CASE_DIR/bundles"
 mkdir -p "$BUNDLES"
 cd "$BUNDLES"
 
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
 larder_() { client "$E2E_LARDER" --image-path "$LARDER_CACHE" "$@"; }
 
 # ---- The tools, each with a store of its own --------------------------------------------------------------------------

@@ -52,12 +52,6 @@ told() { # ENDPOINT KEY
     jq -r --arg name "$HUB" '.upstreams[] | select(.name == $name) | .endpoints['"$1"'] | .'"$2"
 }
 
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
-copy() { # FROM TO [OPTION…]
-  local from=$1 to=$2
-  shift 2
-  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
-}
 readonly ORIGIN="127.0.0.1:$ORIGIN_PORT" THROUGH="127.0.0.1:$LARDER_PORT/$HUB"
 
 step "what the registry itself gives"

@@ -42,12 +42,6 @@ streamed() { # DIGEST
   larder_logged "that $1 is not kept" "\[WARN\] .*@$1: streaming it to a client without caching it"
   absent "a blob that does not fit" "$(cached_blob "$1")"
 }
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
-copy() { # FROM TO [OPTION…]
-  local from=$1 to=$2
-  shift 2
-  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
-}
 # Through larder, and compared with what upstream has.
 pulled() { # NAME TO
   rm -rf -- "${CASE_DIR:?}/$2"

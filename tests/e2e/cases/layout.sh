@@ -9,7 +9,6 @@ readonly BIG=docker.io/demo/big:v1
 # So that a pull of the large image lasts as long as the copies do.
 readonly LINK_RATE=4m
 
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
 larder_() { client "$E2E_LARDER" --log-level error "$@"; }
 pull() { # IMAGE [OPTION…]
   local image=$1

@@ -77,12 +77,6 @@ registries:
 YAML
 larder_start
 
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
-copy() { # FROM TO [OPTION…]
-  local from=$1 to=$2
-  shift 2
-  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
-}
 readonly UPSTREAM="127.0.0.1:$REGISTRY_PORT" THROUGH="127.0.0.1:$LARDER_PORT/gate.test"
 
 step "whole images, whose blobs are all at the store"

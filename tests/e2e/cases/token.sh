@@ -99,12 +99,6 @@ ask() { # PATH
   get "$LARDER_URL/v2/$1" --max-time "$REFUSAL_LIMIT"
   cat -- "$HEAD_FILE" "$BODY_FILE" >>"$ANSWERS"
 }
-skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
-copy() { # FROM TO [OPTION…]
-  local from=$1 to=$2
-  shift 2
-  skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
-}
 readonly THROUGH="127.0.0.1:$LARDER_PORT"
 
 step "the registry gives nothing without a token, and skopeo everything with one"
