@@ -19,5 +19,6 @@ pub mod config;
 pub mod flight;
 pub mod http;
 pub mod oci;
+pub mod prune;
 pub mod store;
 pub mod upstream;

@@ -12,11 +12,12 @@ use super::closure::{is_whole, manifest_by_digest, missing};
 use super::docker;
 use super::error::BundleError;
 use super::layout::{EntryName, parse_index};
-use super::reference::PartReference;
 use super::source::BundleSource;
 use super::take::{Taken, take};
 use super::told::{Before, Bytes, ImportSummary, Origin, Told};
-use crate::oci::{Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, Reference, Tag};
+use crate::oci::{
+    Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference, Reference, Tag,
+};
 use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
 
 /// How a bundle is imported.

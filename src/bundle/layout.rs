@@ -7,8 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::reference::PartReference;
-use crate::oci::{Descriptor, Digest, ImageName, MediaType, NameError, Reference};
+use crate::oci::{Descriptor, Digest, ImageName, MediaType, NameError, PartReference, Reference};
 
 /// The full reference, for containerd.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::reference::PartReference;
-use crate::oci::{ImageName, Pattern, Reference};
+use crate::oci::{ImageName, PartReference, Pattern, Reference};
 
 /// The entries of an image list with the numbers of their lines: one or more a line, separated by commas.
 pub(super) fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {

@@ -15,9 +15,8 @@ use super::closure::{is_whole, missing};
 use super::docker::{self, SavedImage};
 use super::layout::Audience;
 use super::list::{entries, uncommented};
-use super::reference::PartReference;
 use super::told::Bytes;
-use crate::oci::{Descriptor, Digest, ImageName, Pattern, Platform, Reference, Tag};
+use crate::oci::{Descriptor, Digest, ImageName, PartReference, Pattern, Platform, Reference, Tag};
 use crate::store::{Graph, Store, StoredImage};
 
 /// Images that are meant: a reference as clients write it, or a pattern over full references.

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::{CommandError, logging, note};
-use crate::bundle::{
-    self, BundleError, BundleSource, ImportSettings, ImportSummary, PartReference,
-};
+use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary};
 use crate::cli::Import;
 use crate::config::Settings;
+use crate::oci::PartReference;
 use crate::store::Store;
 
 /// Imports every bundle that was named. One that cannot be read does not keep the others out.

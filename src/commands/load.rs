@@ -10,10 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{CommandError, import, note, units};
-use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, PartReference, Wanted};
+use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
 use crate::config::Settings;
+use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
 use crate::upstream::Registries;

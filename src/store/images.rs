@@ -218,7 +218,9 @@ impl Store {
                     fetched: record.fetched,
                     checked: Some(record.checked),
                     gone: record.gone,
-                    pulled: modified(&layout.tag(name, tag)),
+                    // Clients go on by digest, and some always have.
+                    pulled: modified(&layout.tag(name, tag))
+                        .max(modified(&layout.manifest(name, &record.digest))),
                 }
             }
             Reference::Digest(digest) => {
@@ -259,10 +261,10 @@ impl Store {
         load: &dyn Fn(&Descriptor) -> Option<Manifest>,
         wanted: &dyn Fn(&Descriptor) -> bool,
     ) -> Graph {
-        let (seen, graph) = (HashSet::new(), Graph::default());
-        let mut walk = Walk { store: self, load, wanted, seen, graph };
-        walk.add(root, 0);
-        walk.graph
+        let is_present = |descriptor: &Descriptor| {
+            self.blob(&descriptor.digest, Some(descriptor.size)).is_some()
+        };
+        walk(root, load, wanted, &is_present)
     }
 
     /// What hangs below an image.
@@ -291,11 +293,24 @@ impl Store {
     }
 }
 
+/// All that hangs below `root`.
+pub(super) fn walk(
+    root: Descriptor,
+    load: &dyn Fn(&Descriptor) -> Option<Manifest>,
+    wanted: &dyn Fn(&Descriptor) -> bool,
+    is_present: &dyn Fn(&Descriptor) -> bool,
+) -> Graph {
+    let (seen, graph) = (HashSet::new(), Graph::default());
+    let mut walk = Walk { load, wanted, is_present, seen, graph };
+    walk.add(root, 0);
+    walk.graph
+}
+
 /// A walk from a manifest to all that hangs below it.
 struct Walk<'a> {
-    store: &'a Store,
     load: &'a dyn Fn(&Descriptor) -> Option<Manifest>,
     wanted: &'a dyn Fn(&Descriptor) -> bool,
+    is_present: &'a dyn Fn(&Descriptor) -> bool,
     seen: HashSet<Digest>,
     graph: Graph,
 }
@@ -317,8 +332,7 @@ impl Walk<'_> {
                     self.add(descriptor, depth + 1);
                 }
             } else if self.seen.insert(descriptor.digest) {
-                let size = Some(descriptor.size);
-                let is_present = self.store.blob(&descriptor.digest, size).is_some();
+                let is_present = (self.is_present)(&descriptor);
                 self.graph.blobs.push(GraphBlob { descriptor, is_present });
             }
         }
@@ -326,6 +340,6 @@ impl Walk<'_> {
 }
 
 /// When a record was last used, which is what its file's time says.
-fn modified(path: &Path) -> Option<SystemTime> {
+pub(super) fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }

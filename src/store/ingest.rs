@@ -16,11 +16,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::error::StoreError;
-use super::layout::names_in;
-use super::refs::Access;
+use super::partials::PartialNote;
+use super::sweep::renew;
 use super::{Blob, Inner, Store};
 use crate::oci::{Digest, ImageName, Upstream, Verifier};
 
@@ -86,6 +84,7 @@ impl Store {
             }
             if let Some(blob) = self.blob(digest, expected_bytes) {
                 // Ours by the lock, and of no use: its blob was finished before we got here.
+                self.inner.note_bytes_removed(file.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&path);
                 return Ok(Begin::Present(blob));
             }
@@ -118,35 +117,9 @@ impl Store {
             return Ok(());
         }
         let path = self.inner.layout.blob(digest);
-        self.inner.replace(&path, bytes).map_err(IngestError::Store)
-    }
-}
-
-/// The content of a partial's note.
-#[derive(Serialize, Deserialize)]
-struct PartialNote {
-    repository: String,
-}
-
-impl Store {
-    /// The partials that are there, with the repository that each is for.
-    pub fn partials(&self) -> Vec<(ImageName, Digest)> {
-        let upstreams = names_in(&self.inner.layout.incoming());
-        let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
-        upstreams.flat_map(|upstream| self.partials_of(upstream)).collect()
-    }
-
-    fn partials_of(&self, upstream: Upstream) -> Vec<(ImageName, Digest)> {
-        let partials = names_in(&self.inner.layout.partials(&upstream)).filter_map(|name| {
-            let (algorithm, hex) = name.strip_suffix(".json")?.split_once('-')?;
-            let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
-            let has_bytes = self.inner.layout.partial(&upstream, &digest).exists();
-            let note = self.inner.layout.partial_note(&upstream, &digest);
-            let note: PartialNote = self.record(&note, Access::Look)?;
-            let repository = note.repository.parse().ok().filter(|_| has_bytes)?;
-            Some((ImageName { upstream: upstream.clone(), repository }, digest))
-        });
-        partials.collect()
+        self.inner.replace(&path, bytes).map_err(IngestError::Store)?;
+        self.inner.note_bytes_added(bytes.len() as u64);
+        Ok(())
     }
 }
 
@@ -239,6 +212,7 @@ impl Ingest {
             .map_err(|error| StoreError::write(&self.path, error))?;
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
+        self.store.inner.note_bytes_added(bytes.len() as u64);
         Ok(())
     }
 
@@ -283,6 +257,8 @@ impl Verified {
     pub fn commit(mut self) -> Result<Blob, StoreError> {
         let ingest = &mut self.0;
         let inner: &Inner = &ingest.store.inner;
+        // It may have been written days ago, by a process that was killed before the name; it is new now.
+        renew(&ingest.file);
         if inner.fsync {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
@@ -296,8 +272,9 @@ impl Verified {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        let is_empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
-        if (self.discard || is_empty) && leads_to(&self.path, &self.file) {
+        let length = self.file.metadata().ok().map(|metadata| metadata.len());
+        if (self.discard || length == Some(0)) && leads_to(&self.path, &self.file) {
+            self.store.inner.note_bytes_removed(length.unwrap_or_default());
             // Under the lock, so the names are ours to remove; the partial last, which ends that.
             let _ = fs::remove_file(&self.note);
             let _ = fs::remove_file(&self.path);

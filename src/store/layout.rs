@@ -93,6 +93,35 @@ impl Layout {
         self.incoming().join("index.lock")
     }
 
+    /// Held by the one process that prunes.
+    pub(super) fn prune_lock(&self) -> PathBuf {
+        self.incoming().join("prune.lock")
+    }
+
+    /// Which images are never evicted: a pattern a line.
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
+    /// What a walk of all images has found: totals, and an image a line.
+    pub(super) fn usage_summary(&self) -> PathBuf {
+        self.root.join("usage").join("summary.json")
+    }
+
+    pub(super) fn usage_images(&self) -> PathBuf {
+        self.root.join("usage").join("images.jsonl")
+    }
+
+    /// Held by the one process that walks them.
+    pub(super) fn usage_lock(&self) -> PathBuf {
+        self.incoming().join("usage.lock")
+    }
+
+    /// Held by the one process that changes the pins.
+    pub(super) fn pins_lock(&self) -> PathBuf {
+        self.incoming().join("pins.lock")
+    }
+
     pub(super) fn refs(&self) -> PathBuf {
         self.root.join("refs")
     }

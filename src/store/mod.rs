@@ -12,6 +12,8 @@
 //! <root>/quarantine/<alg>-<hex>                     what was found to be damaged
 //! <root>/scrubbed                                   its time: when all blobs were last looked at
 //! <root>/offline                                    there while `larder offline` is on
+//! <root>/pins                                       a pattern a line: what is never evicted
+//! <root>/usage/summary.json, images.jsonl           what the last walk found, for who wants it at once
 //! ```
 //!
 //! This room must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
@@ -32,13 +34,19 @@
 //! a manifest's rename and its tag: an unreferenced blob, which a sweep takes. Killed while a record
 //! is replaced: the old record, whole. There is no fourth state.
 
+mod catalogue;
+mod disk;
 mod error;
 mod images;
 mod index;
 mod ingest;
 mod layout;
+mod partials;
+mod pins;
 mod refs;
 mod spool;
+mod sweep;
+mod usage;
 mod verify;
 
 use std::fs::{self, File};
@@ -46,15 +54,20 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::oci::Digest;
 
+pub use catalogue::{Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryTimes};
+pub use disk::DiskUsage;
 pub use error::StoreError;
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
+pub use partials::PartialFile;
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 pub use spool::Spool;
+pub use sweep::{GRACE, Removal, Sweep, SweepBusy, Swept};
+pub use usage::{ImageUsage, RegistryUsage, UsageSummary};
 pub use verify::{Checked, Damage, ScrubTurn};
 
 use layout::Layout;
@@ -87,6 +100,10 @@ struct Inner {
     damaged_files: AtomicU64,
     /// Whether a tag changed since `index.json` was written.
     index_outdated: AtomicBool,
+    /// Bytes on the disk when they were last counted; below nothing before the first time.
+    bytes_counted: AtomicI64,
+    /// What this process has added and removed since.
+    bytes_changed: AtomicI64,
 }
 
 /// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
@@ -115,6 +132,8 @@ impl Store {
             damaged_files: AtomicU64::new(0),
             // Whoever wrote the last tag may have been killed before the index.
             index_outdated: AtomicBool::new(writable),
+            bytes_counted: AtomicI64::new(-1),
+            bytes_changed: AtomicI64::new(0),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

@@ -105,12 +105,19 @@ impl Store {
         })
     }
 
-    /// Writes what `tag` is. Its manifest must be in the store. `index.json` becomes outdated only if
-    /// the tag is another manifest than before.
+    /// Writes what `tag` is. Its manifest must be in the store, and is recorded for the repository if it
+    /// is not yet, or no more. `index.json` becomes outdated only if the tag is another manifest than
+    /// before.
     ///
     /// # Errors
     /// [`StoreError`] if the disk refuses.
     pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
+        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
+        let is_recorded = self.manifest(name, &is.digest, Access::Look).is_some();
+        if !is_recorded && self.blob(&is.digest, Some(is.size)).is_some() {
+            let TagRecord { media_type, size, fetched, .. } = is.clone();
+            self.put_manifest(name, &is.digest, &ManifestRecord { media_type, size, fetched })?;
+        }
         let wire = TagWire {
             digest: is.digest.to_string(),
             media_type: is.media_type.to_string(),
@@ -155,7 +162,8 @@ impl Store {
         })
     }
 
-    /// Writes that this repository has the manifest, which must be in the store.
+    /// Writes that this repository has the manifest, which must be in the store. What it names counts as
+    /// new from then on, so that no sweep that looked at the names before takes it.
     ///
     /// # Errors
     /// [`StoreError`] if the disk refuses.
@@ -170,6 +178,8 @@ impl Store {
             size: is.size,
             fetched: to_seconds(is.fetched),
         };
+        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
+        self.renew_content(digest, is);
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
 
@@ -225,7 +235,8 @@ impl Store {
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced
-    /// blobs sees all of them or none. Released by dropping it; held for disk work only.
+    /// blobs sees all of them or none. Released by dropping it; held for disk work only. Who has it may
+    /// take it once more: it is shared.
     ///
     /// # Errors
     /// [`StoreError`] if the lock file cannot be opened.
@@ -307,10 +318,10 @@ fn touch(file: &File, now: SystemTime) {
     }
 }
 
-fn to_seconds(time: SystemTime) -> u64 {
+pub(super) fn to_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn from_seconds(seconds: u64) -> Option<SystemTime> {
+pub(super) fn from_seconds(seconds: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }

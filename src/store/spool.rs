@@ -120,6 +120,7 @@ impl Spool {
         self.file.write_all(bytes).map_err(|error| StoreError::write(&self.path, error))?;
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
+        self.store.inner.note_bytes_added(bytes.len() as u64);
         Ok(())
     }
 
@@ -149,6 +150,8 @@ impl Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         // After a commit the name leads nowhere any more, which is as it should be.
-        let _ = fs::remove_file(&self.path);
+        if fs::remove_file(&self.path).is_ok() {
+            self.store.inner.note_bytes_removed(self.bytes_written);
+        }
     }
 }

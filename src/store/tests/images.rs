@@ -5,7 +5,12 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Keeps a manifest in a repository.
-fn publish(store: &Store, of: &str, media_type: &str, document: &Value) -> (Digest, u64) {
+pub(super) fn publish(
+    store: &Store,
+    of: &str,
+    media_type: &str,
+    document: &Value,
+) -> (Digest, u64) {
     let bytes = document.to_string().into_bytes();
     let digest = put(store, &bytes);
     let media_type = MediaType::parse(media_type).unwrap();
@@ -14,17 +19,17 @@ fn publish(store: &Store, of: &str, media_type: &str, document: &Value) -> (Dige
     (digest, bytes.len() as u64)
 }
 
-fn layer(bytes: &[u8]) -> Value {
+pub(super) fn layer(bytes: &[u8]) -> Value {
     json!({ "digest": sha256(bytes).to_string(), "size": bytes.len() })
 }
 
-fn image(store: &Store, of: &str, layers: &[&[u8]]) -> (Digest, u64) {
+pub(super) fn image(store: &Store, of: &str, layers: &[&[u8]]) -> (Digest, u64) {
     let layers: Vec<Value> = layers.iter().map(|bytes| layer(bytes)).collect();
     let document = json!({ "schemaVersion": 2, "config": layer(b"config"), "layers": layers });
     publish(store, of, MediaType::OCI_MANIFEST, &document)
 }
 
-fn index(store: &Store, of: &str, children: &[(Digest, u64, &str)]) -> (Digest, u64) {
+pub(super) fn index(store: &Store, of: &str, children: &[(Digest, u64, &str)]) -> (Digest, u64) {
     let children = children.iter().map(|(digest, size, architecture)| {
         let platform = json!({ "os": "linux", "architecture": architecture });
         json!({ "digest": digest.to_string(), "size": size, "platform": platform })

@@ -2,7 +2,10 @@
 
 mod images;
 mod partials;
+mod pins;
 mod spools;
+mod sweeping;
+mod usage;
 
 use std::fs;
 use std::io::Read;

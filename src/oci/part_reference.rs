@@ -1,6 +1,6 @@
 //! References as people and tools write them, normalised as container clients do.
 
-use crate::oci::{ImageName, NameError, Reference, Upstream};
+use super::name::{ImageName, NameError, Reference, Upstream};
 
 /// The tag of a reference that has none.
 const DEFAULT_TAG: &str = "latest";

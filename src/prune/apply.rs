@@ -1,0 +1,338 @@
+//! Doing it: a look at all images, a plan, names, blobs, a report.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use super::pins::{PinError, PinSettings, Pins};
+use super::plan::{Candidate, Criteria, Item, Leftover, Plan, plan_matching, plan_room};
+use crate::oci::{Digest, Pattern};
+use crate::store::{
+    Catalogue, CatalogueImage, GRACE, PartialFile, Removal, Store, StoreError, Sweep, SweepBusy,
+};
+
+/// How often it is begun anew for what was used or changed between the look and the removal.
+const ROUNDS_MAX: usize = 3;
+/// Images that a report names; the others it counts.
+const NAMED_MAX: usize = 10_000;
+/// A download that nobody has gone on with for so long is given up.
+const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy)]
+pub enum Request<'a> {
+    /// Images are to go of which this holds, and that one of the patterns means if there are any.
+    Matching {
+        /// What has to hold.
+        criteria: &'a Criteria,
+        /// Which images are meant.
+        patterns: &'a [Pattern],
+        /// Whether only to say what would go.
+        is_dry_run: bool,
+    },
+    /// So many bytes are to be free, whatever goes for it.
+    Room {
+        /// Bytes.
+        bytes: u64,
+    },
+}
+
+/// What was done, or would be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The images that were removed, least recently used first; the first of many.
+    pub images: Vec<String>,
+    /// How many there were.
+    pub removed: usize,
+    /// Bytes that are free now.
+    pub freed_bytes: u64,
+    /// Blobs and manifests that are gone.
+    pub blobs_removed: u64,
+    /// Of the removed images' content, what stays because other images need it.
+    pub blobs_shared: u64,
+    /// What nothing needs, and stays until its grace period is over.
+    pub blobs_young: u64,
+    /// Downloads that were given up.
+    pub partials: usize,
+    /// Images that matched and are pinned.
+    pub kept_pinned: usize,
+    /// Images that matched and were used, or named anew, meanwhile.
+    pub kept_in_use: usize,
+    /// Whether the sweep of blobs was ended early; the next one goes on.
+    pub is_partial: bool,
+}
+
+/// Why nothing, or not all, was removed.
+#[derive(Debug)]
+pub enum PruneError {
+    /// Pins cannot be read.
+    Pins(PinError),
+    /// Somebody else is at it, or needs what is there.
+    Busy(SweepBusy),
+    /// The caller has had enough.
+    Stopped,
+    /// The disk refused.
+    Store(StoreError),
+}
+
+impl fmt::Display for PruneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PruneError::Pins(error) => error.fmt(f),
+            PruneError::Busy(busy) => write!(f, "{}; try again later", busy.as_str()),
+            PruneError::Stopped => f.write_str("it was ended before it was done"),
+            PruneError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for PruneError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            PruneError::Pins(error) => Some(error),
+            PruneError::Store(error) => Some(error),
+            PruneError::Busy(_) | PruneError::Stopped => None,
+        }
+    }
+}
+
+impl From<StoreError> for PruneError {
+    fn from(error: StoreError) -> PruneError {
+        PruneError::Store(error)
+    }
+}
+
+/// Removes what is asked for. `go_on` is called all the time, may take its time, and ends it by `false`.
+///
+/// # Errors
+/// [`PruneError`]. What was removed before stays removed, and blobs without names go the next time.
+pub fn prune(
+    store: &Store,
+    pins: &PinSettings,
+    request: Request<'_>,
+    now: SystemTime,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Report, PruneError> {
+    let is_dry_run = matches!(request, Request::Matching { is_dry_run: true, .. });
+    if is_dry_run {
+        let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
+        let round = Round::plan(store, pins, request, now, &catalogue)?;
+        return Ok(round.would_be());
+    }
+    let mut report = Report::default();
+    for round in 1..=ROUNDS_MAX {
+        let sweep = store.begin_sweep()?.map_err(PruneError::Busy)?;
+        let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
+        let left = match request {
+            Request::Room { bytes } => {
+                Request::Room { bytes: bytes.saturating_sub(report.freed_bytes) }
+            }
+            matching => matching,
+        };
+        let mut round_of = Round::plan(store, pins, left, now, &catalogue)?;
+        if let (Request::Matching { criteria, .. }, true) = (request, report.removed > 0) {
+            round_of.keep_to(criteria.count.map(|count| count.saturating_sub(report.removed)));
+        }
+        let in_use = round_of.apply(&sweep, now, go_on, &mut report)?;
+        report.kept_in_use = in_use;
+        if in_use == 0 || round == ROUNDS_MAX {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+/// One look and what it leads to.
+struct Round<'a> {
+    store: &'a Store,
+    catalogue: &'a Catalogue,
+    leftovers: Vec<PartialFile>,
+    plan: Plan,
+}
+
+impl<'a> Round<'a> {
+    fn plan(
+        store: &'a Store,
+        pins: &PinSettings,
+        request: Request<'_>,
+        now: SystemTime,
+        catalogue: &'a Catalogue,
+    ) -> Result<Round<'a>, PruneError> {
+        // After the look: a pin that was set meanwhile counts.
+        let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
+        let is_meant = |image: &CatalogueImage| match request {
+            Request::Matching { patterns, .. } if !patterns.is_empty() => {
+                let name = &catalogue.repository_of(image).name;
+                patterns.iter().any(|each| each.matches_image(name, &image.reference))
+            }
+            _ => true,
+        };
+        let candidates: Vec<Candidate<'_>> = catalogue
+            .images
+            .iter()
+            .map(|image| Candidate {
+                used: image.used,
+                fetched: image.fetched,
+                is_pinned: pins.cover(&catalogue.repository_of(image).name, &image.reference),
+                is_meant: is_meant(image),
+                content: &image.content,
+            })
+            .collect();
+        let sizes: Vec<u64> = catalogue.content.iter().map(|content| content.size).collect();
+        let (leftovers, plan) = match request {
+            Request::Matching { criteria, .. } => {
+                (Vec::new(), plan_matching(&candidates, &sizes, criteria, now))
+            }
+            Request::Room { bytes } => {
+                let files = store.partial_files();
+                let leftovers: Vec<Leftover> = files
+                    .iter()
+                    .map(|file| Leftover { used: file.written, bytes: file.bytes })
+                    .collect();
+                // Blobs younger than the grace period would stay whatever becomes of their names.
+                let in_use_since = now.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
+                let bytes = bytes.saturating_sub(catalogue.unreferenced_bytes);
+                (files, plan_room(&candidates, &leftovers, &sizes, bytes, in_use_since))
+            }
+        };
+        Ok(Round { store, catalogue, leftovers, plan })
+    }
+
+    /// Drops what is beyond a count.
+    fn keep_to(&mut self, count: Option<usize>) {
+        self.plan.remove.truncate(count.unwrap_or(usize::MAX));
+    }
+
+    fn images(&self) -> impl Iterator<Item = usize> {
+        self.plan.remove.iter().filter_map(|item| match item {
+            Item::Image(place) => Some(*place),
+            Item::Leftover(_) => None,
+        })
+    }
+
+    /// The report of a dry run.
+    fn would_be(&self) -> Report {
+        let gone: HashSet<usize> = self.images().collect();
+        let needed = self.needed(&gone);
+        let content: HashSet<u32> = self.content_of(&gone).collect();
+        let shared = content.iter().filter(|number| needed[**number as usize]).count() as u64;
+        let names =
+            self.images().map(|at| self.catalogue.full_reference(&self.catalogue.images[at]));
+        Report {
+            removed: gone.len(),
+            images: names.take(NAMED_MAX).collect(),
+            freed_bytes: self.plan.freed_bytes,
+            blobs_removed: content.len() as u64 - shared,
+            blobs_shared: shared,
+            kept_pinned: self.plan.pinned,
+            ..Report::default()
+        }
+    }
+
+    fn content_of(&self, images: &HashSet<usize>) -> impl Iterator<Item = u32> {
+        images.iter().flat_map(|place| self.catalogue.images[*place].content.iter().copied())
+    }
+
+    /// Which content the images need that stay.
+    fn needed(&self, gone: &HashSet<usize>) -> Vec<bool> {
+        let mut needed = vec![false; self.catalogue.content.len()];
+        for (place, image) in self.catalogue.images.iter().enumerate() {
+            if !gone.contains(&place) {
+                image.content.iter().for_each(|number| needed[*number as usize] = true);
+            }
+        }
+        needed
+    }
+
+    /// Names, then blobs. Returns how many images stay because they were used meanwhile.
+    fn apply(
+        &self,
+        sweep: &Sweep,
+        now: SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+        report: &mut Report,
+    ) -> Result<usize, PruneError> {
+        report.kept_pinned = self.plan.pinned;
+        for item in &self.plan.remove {
+            if let Item::Leftover(place) = item
+                && let Some(bytes) = self.store.remove_partial(&self.leftovers[*place])?
+            {
+                report.partials += 1;
+                report.freed_bytes += bytes;
+            }
+        }
+        let gone = self.remove_names(sweep, go_on)?;
+        let in_use = self.images().count() - gone.len();
+        for place in self.images().filter(|place| gone.contains(place)) {
+            report.removed += 1;
+            let name = self.catalogue.full_reference(&self.catalogue.images[place]);
+            log::info!("removed {name}");
+            if report.images.len() < NAMED_MAX {
+                report.images.push(name);
+            }
+        }
+        let needed = self.needed(&gone);
+        let content: HashSet<u32> = self.content_of(&gone).collect();
+        report.blobs_shared +=
+            content.iter().filter(|number| needed[**number as usize]).count() as u64;
+        let is_needed = |digest: &Digest| {
+            self.catalogue.number_of(digest).is_some_and(|number| needed[number as usize])
+        };
+        let swept = sweep.sweep(GRACE, &is_needed, go_on)?;
+        report.blobs_removed += swept.blobs;
+        report.freed_bytes += swept.bytes;
+        report.blobs_young = swept.young;
+        report.is_partial |= swept.is_partial;
+        self.store.remove_leftovers(now);
+        self.store.remove_old_partials(now, PARTIAL_AGE_MAX)?;
+        Ok(in_use)
+    }
+
+    /// Removes the names of the images of the plan, a repository at a time. Returns whose are gone.
+    fn remove_names(
+        &self,
+        sweep: &Sweep,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<HashSet<usize>, PruneError> {
+        let planned: HashSet<usize> = self.images().collect();
+        let mut places: Vec<usize> = planned.iter().copied().collect();
+        places.sort_unstable();
+        let mut gone = HashSet::new();
+        let images = &self.catalogue.images;
+        for of_one in
+            places.chunk_by(|one, other| images[*one].repository == images[*other].repository)
+        {
+            if !go_on() {
+                break;
+            }
+            let repository = images[of_one[0]].repository;
+            let staying = self.staying_manifests(repository, &planned);
+            let manifests: HashSet<u32> =
+                of_one.iter().flat_map(|at| images[*at].manifest_numbers()).copied().collect();
+            let of_repository = &self.catalogue.repositories[repository];
+            let removal = Removal {
+                name: &of_repository.name,
+                seen: &of_repository.times,
+                images: of_one
+                    .iter()
+                    .map(|at| (&images[*at].reference, images[*at].pulled))
+                    .collect(),
+                manifests: manifests
+                    .difference(&staying)
+                    .map(|number| self.catalogue.content[*number as usize].digest)
+                    .collect(),
+            };
+            if sweep.remove(&removal)? {
+                gone.extend(of_one);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// The manifests that images of a repository need which stay.
+    fn staying_manifests(&self, repository: usize, planned: &HashSet<usize>) -> HashSet<u32> {
+        let images = self.catalogue.images_of(repository);
+        let staying = images.filter(|(place, _)| !planned.contains(place));
+        staying.flat_map(|(_, image)| image.manifest_numbers()).copied().collect()
+    }
+}

@@ -1,0 +1,221 @@
+//! What is pinned: patterns of the configuration, lists in files, and what `larder pin` was told.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::oci::{ImageName, PartReference, Pattern, Reference};
+use crate::store::Store;
+
+/// One pin: an image, a repository with all that it has, or a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pin {
+    /// `docker.io/library/alpine:3.20`, or without a tag all of the repository.
+    Name(String),
+    /// A glob or, between slashes, a regular expression.
+    Pattern(Pattern),
+}
+
+impl FromStr for Pin {
+    type Err = String;
+
+    /// Parses it as it is typed: names are completed as container clients do (`alpine:3` is
+    /// `docker.io/library/alpine:3`).
+    fn from_str(text: &str) -> Result<Pin, String> {
+        if text.contains(['*', '?']) || text.starts_with('/') {
+            return text.parse().map(Pin::Pattern).map_err(|error| format!("{text}: {error}"));
+        }
+        match PartReference::parse(text) {
+            Ok(PartReference { name, reference: Some(reference) }) => {
+                Ok(Pin::Name(name.with(&reference)))
+            }
+            Ok(PartReference { name, reference: None }) => Ok(Pin::Name(name.to_string())),
+            Err(error) => Err(format!("{text}: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pin::Name(name) => f.write_str(name),
+            Pin::Pattern(pattern) => pattern.fmt(f),
+        }
+    }
+}
+
+/// Where pins come from beside the cache directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PinSettings {
+    /// `pin`.
+    pub pins: Vec<Pin>,
+    /// `pinLists`: files with one or more a line, separated by commas, read anew each time.
+    pub lists: Vec<PathBuf>,
+}
+
+/// All pins, ready to be asked.
+#[derive(Debug, Clone, Default)]
+pub struct Pins {
+    names: HashSet<String>,
+    patterns: Vec<Pattern>,
+}
+
+impl Pins {
+    /// The pins that are in force now.
+    ///
+    /// # Errors
+    /// [`PinError`] if any of them cannot be read: images would be evicted that somebody has pinned.
+    pub fn load(store: &Store, settings: &PinSettings) -> Result<Pins, PinError> {
+        let mut pins = Pins::default();
+        settings.pins.iter().cloned().for_each(|pin| pins.add(pin));
+        for path in &settings.lists {
+            let text = fs::read_to_string(path)
+                .map_err(|source| PinError::Read { path: path.clone(), source })?;
+            pins.add_lines(&text)
+                .map_err(|reason| PinError::Entry { path: path.clone(), reason })?;
+        }
+        let path = || store.root().join("pins");
+        store.check_pins().map_err(|source| PinError::Read { path: path(), source })?;
+        for line in store.pins() {
+            let pin = line.parse().map_err(|reason| PinError::Entry { path: path(), reason })?;
+            pins.add(pin);
+        }
+        Ok(pins)
+    }
+
+    /// Whether an image is pinned.
+    pub fn cover(&self, name: &ImageName, reference: &Reference) -> bool {
+        if self.names.is_empty() && self.patterns.is_empty() {
+            return false;
+        }
+        self.names.contains(&name.with(reference))
+            || self.names.contains(&name.to_string())
+            || self.patterns.iter().any(|pattern| pattern.matches_image(name, reference))
+    }
+
+    fn add(&mut self, pin: Pin) {
+        match pin {
+            Pin::Name(name) => drop(self.names.insert(name)),
+            Pin::Pattern(pattern) => self.patterns.push(pattern),
+        }
+    }
+
+    fn add_lines(&mut self, text: &str) -> Result<(), String> {
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            // Regular expressions may have the character; a comment stands alone.
+            let line = line.split_once(" #").map_or(line, |(before, _)| before);
+            for entry in line.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+                self.add(entry.parse()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pins cannot be known, and so nothing may be evicted.
+#[derive(Debug)]
+pub enum PinError {
+    /// A file of pins cannot be read (`pinLists`, or `pins` in the cache directory).
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An entry is no pin.
+    Entry {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PinError::Read { path, source } => write!(
+                f,
+                "cannot read the pins in {}: {source}; nothing is evicted until they can be read",
+                path.display()
+            ),
+            PinError::Entry { path, reason } => {
+                write!(f, "{}: {reason}; nothing is evicted until that is mended", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for PinError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            PinError::Read { source, .. } => Some(source),
+            PinError::Entry { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Settings;
+
+    fn image(text: &str) -> (ImageName, Reference) {
+        PartReference::parse(text).unwrap().or_latest()
+    }
+
+    #[test]
+    fn a_pin_is_an_image_a_repository_or_a_pattern() {
+        for (pin, shown, covered, not_covered) in [
+            ("alpine:3", "docker.io/library/alpine:3", "alpine:3", "alpine:4"),
+            ("alpine", "docker.io/library/alpine", "alpine:4", "redis:4"),
+            ("quay.io/*", "quay.io/*", "quay.io/a/b:1", "alpine:4"),
+            ("/:v[0-9]+$/", "/:v[0-9]+$/", "quay.io/a/b:v1", "quay.io/a/b:w1"),
+        ] {
+            let pin: Pin = pin.parse().unwrap();
+            assert_eq!(pin.to_string(), shown);
+            let mut pins = Pins::default();
+            pins.add(pin);
+            for (text, expected) in [(covered, true), (not_covered, false)] {
+                let (name, reference) = image(text);
+                assert_eq!(pins.cover(&name, &reference), expected, "{shown} {text}");
+            }
+        }
+        for text in ["", "/(/", "a b", "UPPER"] {
+            assert!(text.parse::<Pin>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pins_come_from_settings_lists_and_the_cache_and_none_may_be_unreadable() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("cache");
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        let list = directory.path().join("list");
+        fs::write(&list, "# base images\nalpine:3, busybox # both\n\nquay.io/a/*\n").unwrap();
+        assert_eq!(store.add_pins(&["docker.io/library/redis:7".into()]).unwrap(), 1);
+        let pins = vec!["ghcr.io/x/y:1".parse().unwrap()];
+        let settings = PinSettings { pins, lists: vec![list.clone()] };
+        let pins = Pins::load(&store, &settings).unwrap();
+        for (text, expected) in [
+            ("alpine:3", true),
+            ("alpine:4", false),
+            ("busybox:1", true),
+            ("quay.io/a/b:2", true),
+            ("redis:7", true),
+            ("redis:8", false),
+            ("ghcr.io/x/y:1", true),
+        ] {
+            let (name, reference) = image(text);
+            assert_eq!(pins.cover(&name, &reference), expected, "{text}");
+        }
+        fs::write(&list, "not an image name\n").unwrap();
+        let wrong = Pins::load(&store, &settings).unwrap_err().to_string();
+        assert!(wrong.contains("not an image name") && wrong.contains("nothing is evicted"));
+        fs::remove_file(&list).unwrap();
+        assert!(matches!(Pins::load(&store, &settings), Err(PinError::Read { .. })));
+    }
+}

@@ -1,0 +1,279 @@
+//! Which images go. Pure: what there is, what is wanted, a verdict.
+
+use std::time::{Duration, SystemTime};
+
+/// An image, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// When it was last used; never, for one that nobody knows the time of.
+    pub used: Option<SystemTime>,
+    /// When the cache got it.
+    pub fetched: SystemTime,
+    /// Whether it must stay.
+    pub is_pinned: bool,
+    /// Whether it is one of those that are meant.
+    pub is_meant: bool,
+    /// What it needs, by number.
+    pub content: &'a [u32],
+}
+
+/// A download that nobody is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leftover {
+    /// When it last grew.
+    pub used: Option<SystemTime>,
+    /// How large it is.
+    pub bytes: u64,
+}
+
+/// Which images are to be pruned: those of which all holds that is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Criteria {
+    /// Not used for so long.
+    pub unused_for: Option<Duration>,
+    /// Got by the cache before.
+    pub fetched_before: Option<SystemTime>,
+    /// Of them the least recently used, as many.
+    pub count: Option<usize>,
+    /// Pinned ones as well.
+    pub include_pinned: bool,
+}
+
+/// What is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Item {
+    /// An image, by its place among the candidates.
+    Image(usize),
+    /// A leftover, by its place.
+    Leftover(usize),
+}
+
+/// What is to be removed, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Images and leftovers.
+    pub remove: Vec<Item>,
+    /// Images that would be, were they not pinned.
+    pub pinned: usize,
+    /// Bytes that this frees: of content that nothing else needs.
+    pub freed_bytes: u64,
+}
+
+/// The images that match, least recently used first.
+pub fn plan_matching(
+    candidates: &[Candidate<'_>],
+    sizes: &[u64],
+    criteria: &Criteria,
+    now: SystemTime,
+) -> Plan {
+    let is_unused = |candidate: &Candidate<'_>| match (criteria.unused_for, candidate.used) {
+        (Some(span), Some(used)) => now.duration_since(used).is_ok_and(|age| age >= span),
+        // Of which nobody knows the time: it stays until that is known.
+        (Some(_), None) => false,
+        (None, _) => true,
+    };
+    let is_old = |candidate: &Candidate<'_>| {
+        criteria.fetched_before.is_none_or(|before| candidate.fetched < before)
+    };
+    let mut plan = Plan::default();
+    let mut references = References::count(candidates, sizes);
+    for place in by_use(candidates) {
+        let candidate = &candidates[place];
+        if !(candidate.is_meant && is_unused(candidate) && is_old(candidate)) {
+            continue;
+        }
+        if candidate.is_pinned && !criteria.include_pinned {
+            plan.pinned += 1;
+            continue;
+        }
+        if criteria.count.is_some_and(|count| plan.remove.len() >= count) {
+            continue;
+        }
+        plan.freed_bytes += references.release(candidate.content);
+        plan.remove.push(Item::Image(place));
+    }
+    plan
+}
+
+/// The least recently used, images and leftovers, until so many bytes are free. What was used after
+/// `in_use_since` stays, and so do pinned images. May fall short.
+pub fn plan_room(
+    candidates: &[Candidate<'_>],
+    leftovers: &[Leftover],
+    sizes: &[u64],
+    wanted_bytes: u64,
+    in_use_since: SystemTime,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut references = References::count(candidates, sizes);
+    let images = candidates.iter().enumerate().map(|(at, each)| (each.used, Item::Image(at)));
+    let others = leftovers.iter().enumerate().map(|(at, each)| (each.used, Item::Leftover(at)));
+    let mut items: Vec<(Option<SystemTime>, Item)> = images.chain(others).collect();
+    items.sort_unstable();
+    for (used, item) in items {
+        if plan.freed_bytes >= wanted_bytes {
+            break;
+        }
+        if used.is_some_and(|used| used > in_use_since) {
+            continue;
+        }
+        match item {
+            Item::Image(at) if candidates[at].is_pinned => {
+                plan.pinned += 1;
+                continue;
+            }
+            Item::Image(at) => plan.freed_bytes += references.release(candidates[at].content),
+            Item::Leftover(at) => plan.freed_bytes += leftovers[at].bytes,
+        }
+        plan.remove.push(item);
+    }
+    plan
+}
+
+/// Places, least recently used first.
+fn by_use(candidates: &[Candidate<'_>]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..candidates.len()).collect();
+    places.sort_by_key(|place| candidates[*place].used);
+    places
+}
+
+/// How many images need each piece of content.
+struct References<'a> {
+    counts: Vec<u32>,
+    sizes: &'a [u64],
+}
+
+impl References<'_> {
+    fn count<'a>(candidates: &[Candidate<'_>], sizes: &'a [u64]) -> References<'a> {
+        let mut counts = vec![0; sizes.len()];
+        for number in candidates.iter().flat_map(|candidate| candidate.content) {
+            counts[*number as usize] += 1;
+        }
+        References { counts, sizes }
+    }
+
+    /// An image goes. Returns the bytes that nothing needs any more.
+    fn release(&mut self, content: &[u32]) -> u64 {
+        let mut freed = 0;
+        for number in content {
+            let number = *number as usize;
+            self.counts[number] -= 1;
+            if self.counts[number] == 0 {
+                freed += self.sizes[number];
+            }
+        }
+        freed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [u64; 5] = [10, 20, 30, 40, 50];
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn candidate(used: u64, content: &[u32]) -> Candidate<'_> {
+        let used = Some(at(used));
+        Candidate { used, fetched: at(100), is_pinned: false, is_meant: true, content }
+    }
+
+    fn images(places: &[usize]) -> Vec<Item> {
+        places.iter().copied().map(Item::Image).collect()
+    }
+
+    /// Four images: 0 and 1 share content 1, and 3 is the oldest.
+    fn four() -> [Candidate<'static>; 4] {
+        [
+            candidate(500, &[0, 1]),
+            candidate(400, &[1, 2]),
+            Candidate { is_pinned: true, ..candidate(300, &[3]) },
+            Candidate { fetched: at(50), ..candidate(200, &[4]) },
+        ]
+    }
+
+    #[test]
+    fn criteria_choose_the_least_recently_used_first() {
+        let everything = Criteria::default();
+        let unused = |seconds| Some(Duration::from_secs(seconds));
+        for (criteria, remove, pinned, freed_bytes) in [
+            (everything, &[3, 1, 0][..], 1, 110),
+            (Criteria { include_pinned: true, ..everything }, &[3, 2, 1, 0], 0, 150),
+            (Criteria { count: Some(2), ..everything }, &[3, 1], 1, 80),
+            (Criteria { count: Some(0), ..everything }, &[], 1, 0),
+            (Criteria { unused_for: unused(150), ..everything }, &[3], 1, 50),
+            (Criteria { unused_for: unused(101), ..everything }, &[3], 1, 50),
+            (Criteria { unused_for: unused(100), ..everything }, &[3, 1], 1, 80),
+            (Criteria { unused_for: unused(1000), ..everything }, &[], 0, 0),
+            (Criteria { fetched_before: Some(at(100)), ..everything }, &[3], 0, 50),
+            (Criteria { fetched_before: Some(at(101)), ..everything }, &[3, 1, 0], 1, 110),
+            (
+                Criteria { unused_for: unused(0), fetched_before: Some(at(60)), ..everything },
+                &[3],
+                0,
+                50,
+            ),
+        ] {
+            let plan = plan_matching(&four(), &SIZES, &criteria, at(500));
+            let expected = Plan { remove: images(remove), pinned, freed_bytes };
+            assert_eq!(plan, expected, "{criteria:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_meant_or_of_unknown_use_stays() {
+        let mut all = four();
+        all[3].is_meant = false;
+        let plan = plan_matching(&all, &SIZES, &Criteria::default(), at(500));
+        assert_eq!(plan.remove, images(&[1, 0]));
+        all[1].used = None;
+        let criteria = Criteria { unused_for: Some(Duration::ZERO), ..Criteria::default() };
+        assert_eq!(plan_matching(&all, &SIZES, &criteria, at(500)).remove, images(&[0]));
+    }
+
+    #[test]
+    fn shared_content_is_free_when_its_last_image_goes() {
+        let all = four();
+        let plan = |count| {
+            let criteria = Criteria { count: Some(count), ..Criteria::default() };
+            plan_matching(&all, &SIZES, &criteria, at(500)).freed_bytes
+        };
+        // 50 of the oldest, then 30 of what image 1 has alone, then 10 and the 20 that both had.
+        assert_eq!([plan(1), plan(2), plan(3)], [50, 80, 110]);
+    }
+
+    #[test]
+    fn room_is_made_of_the_least_recently_used_that_are_neither_pinned_nor_in_use() {
+        let all = four();
+        let leftovers = [
+            Leftover { used: Some(at(350)), bytes: 7 },
+            Leftover { used: Some(at(499)), bytes: 1000 },
+        ];
+        let leftover = |place| Item::Leftover(place);
+        for (wanted, in_use_since, remove, pinned, freed_bytes) in [
+            (0, 500, vec![], 0, 0),
+            (1, 500, vec![Item::Image(3)], 0, 50),
+            (50, 500, vec![Item::Image(3)], 0, 50),
+            (51, 500, vec![Item::Image(3), leftover(0)], 1, 57),
+            (58, 500, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
+            (9999, 400, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
+            (9999, 399, vec![Item::Image(3), leftover(0)], 1, 57),
+            (9999, 100, vec![], 0, 0),
+        ] {
+            let plan = plan_room(&all, &leftovers, &SIZES, wanted, at(in_use_since));
+            assert_eq!(plan, Plan { remove, pinned, freed_bytes }, "{wanted} {in_use_since}");
+        }
+        let unknown = [Candidate { used: None, ..all[0] }];
+        let plan = plan_room(&unknown, &[], &SIZES, 1, at(100));
+        assert_eq!(plan.remove, images(&[0]), "never used is the least recent");
+    }
+
+    #[test]
+    fn an_image_without_any_content_is_no_trouble() {
+        let plan = plan_matching(&[candidate(1, &[])], &[], &Criteria::default(), at(500));
+        assert_eq!((plan.remove, plan.freed_bytes), (images(&[0]), 0));
+    }
+}

@@ -1,0 +1,280 @@
+//! Pruning a store on disk, from the look to the report.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::oci::{Algorithm, Digest, ImageName, MediaType, Pattern, Upstream};
+use crate::store::{Access, Begin, ManifestRecord, Settings, Store, TagRecord};
+
+/// A store with images, all of them old unless it is said otherwise.
+struct Shelf {
+    directory: tempfile::TempDir,
+    store: Store,
+    now: SystemTime,
+}
+
+impl Shelf {
+    fn new() -> Shelf {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        Shelf { directory, store, now: SystemTime::now() }
+    }
+
+    fn put(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        self.store.ingest_bytes(&digest, bytes).unwrap();
+        digest
+    }
+
+    /// A tag of `quay.io/…` with these layers.
+    fn image(&self, repository: &str, tag: &str, layers: &[&str]) -> Digest {
+        let layer = |text: &str| {
+            let digest = self.put(text.as_bytes());
+            json!({ "digest": digest.to_string(), "size": text.len() })
+        };
+        let layers: Vec<Value> = layers.iter().map(|text| layer(text)).collect();
+        let config = layer(&format!("config of {repository}:{tag}"));
+        let document = json!({ "schemaVersion": 2, "config": config, "layers": layers });
+        let bytes = document.to_string().into_bytes();
+        let (digest, size) = (self.put(&bytes), bytes.len() as u64);
+        let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
+        let name = name(repository);
+        let (fetched, checked) = (self.now, self.now);
+        let record = ManifestRecord { media_type: media_type.clone(), size, fetched };
+        self.store.put_manifest(&name, &digest, &record).unwrap();
+        let record = TagRecord { digest, media_type, size, fetched, checked, gone: None };
+        self.store.put_tag(&name, &tag.parse().unwrap(), &record).unwrap();
+        digest
+    }
+
+    /// Makes all that is there so many hours old.
+    fn age(&self, hours: u64) {
+        let then = self.now - Duration::from_secs(hours * 3600);
+        for part in ["blobs", "refs", "incoming"] {
+            age(&self.directory.path().join(part), then);
+        }
+    }
+
+    fn images(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut visit = |image: &crate::store::StoredImage| {
+            let graph = self.store.graph_of(image);
+            assert!(graph.is_complete(), "{} has lost something", image.full_reference());
+            all.push(image.full_reference());
+            Ok(())
+        };
+        self.store.each_image(&mut visit).unwrap();
+        all
+    }
+
+    fn prune(&self, request: Request<'_>) -> Result<Report, PruneError> {
+        prune(&self.store, &PinSettings::default(), request, self.now, &mut || true)
+    }
+}
+
+fn age(path: &Path, then: SystemTime) {
+    if path.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| age(&entry.unwrap().path(), then));
+    }
+    let _ = fs::File::open(path).unwrap().set_modified(then);
+}
+
+fn name(repository: &str) -> ImageName {
+    ImageName::new("quay.io".parse().unwrap(), repository.parse().unwrap())
+}
+
+fn all(criteria: &Criteria) -> Request<'_> {
+    Request::Matching { criteria, patterns: &[], is_dry_run: false }
+}
+
+#[test]
+fn unused_images_go_and_what_others_need_stays() {
+    let shelf = Shelf::new();
+    shelf.image("a", "old", &["base", "only old"]);
+    shelf.image("b", "old", &["base", "only b"]);
+    shelf.age(48);
+    shelf.image("a", "new", &["base", "only new"]);
+    let day = Duration::from_secs(86_400);
+    let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
+
+    let dry = Request::Matching { criteria: &criteria, patterns: &[], is_dry_run: true };
+    let would_be = shelf.prune(dry).unwrap();
+    assert_eq!(shelf.images(), ["quay.io/a:new", "quay.io/a:old", "quay.io/b:old"]);
+
+    let report = shelf.prune(all(&criteria)).unwrap();
+    assert_eq!(shelf.images(), ["quay.io/a:new"]);
+    assert_eq!((report.removed, report.blobs_shared, report.kept_in_use), (2, 1, 0));
+    // A config, a layer and a manifest of each.
+    assert_eq!(report.blobs_removed, 6);
+    assert_eq!(would_be, report, "a dry run says what would be");
+    assert_eq!(shelf.prune(all(&criteria)).unwrap(), Report::default());
+}
+
+#[test]
+fn patterns_and_counts_choose_among_the_images() {
+    let shelf = Shelf::new();
+    for (hours, tag) in [(4, "v1"), (3, "v2"), (2, "w1")] {
+        shelf.image("a", tag, &[tag]);
+        shelf.age(hours);
+    }
+    for tag in ["v1", "v2"] {
+        let tag = tag.parse().unwrap();
+        shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
+    }
+    let patterns: Vec<Pattern> = vec!["quay.io/a:v*".parse().unwrap()];
+    let criteria = Criteria { count: Some(1), ..Criteria::default() };
+    let request = Request::Matching { criteria: &criteria, patterns: &patterns, is_dry_run: false };
+    assert_eq!(shelf.prune(request).unwrap().images, ["quay.io/a:v1"]);
+    assert_eq!(shelf.images(), ["quay.io/a:v2", "quay.io/a:w1"]);
+}
+
+#[test]
+fn a_manifest_with_two_tags_stays_for_the_other() {
+    let shelf = Shelf::new();
+    let digest = shelf.image("a", "one", &["layer"]);
+    let record = shelf.store.tag(&name("a"), &"one".parse().unwrap(), Access::Look).unwrap();
+    shelf.store.put_tag(&name("a"), &"two".parse().unwrap(), &record).unwrap();
+    shelf.age(1);
+    let patterns: Vec<Pattern> = vec!["*:one".parse().unwrap()];
+    let criteria = Criteria::default();
+    let request = Request::Matching { criteria: &criteria, patterns: &patterns, is_dry_run: false };
+    let report = shelf.prune(request).unwrap();
+    assert_eq!((report.blobs_removed, report.blobs_shared), (0, 3));
+    assert_eq!(shelf.images(), ["quay.io/a:two"]);
+    assert!(shelf.store.stored_manifest(&name("a"), &digest).is_some());
+}
+
+#[test]
+fn pinned_images_stay_until_it_is_said_that_they_go_too() {
+    let shelf = Shelf::new();
+    shelf.image("a", "v1", &["one"]);
+    shelf.image("a", "v2", &["two"]);
+    shelf.age(1);
+    shelf.store.add_pins(&["quay.io/a:v1".into()]).unwrap();
+    let criteria = Criteria::default();
+    let report = shelf.prune(all(&criteria)).unwrap();
+    assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
+    assert_eq!(shelf.prune(Request::Room { bytes: 1 << 40 }).unwrap().removed, 0);
+    assert_eq!(shelf.images(), ["quay.io/a:v1"]);
+    let criteria = Criteria { include_pinned: true, ..Criteria::default() };
+    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
+    assert!(shelf.images().is_empty());
+}
+
+#[test]
+fn pins_that_cannot_be_read_stop_everything() {
+    let shelf = Shelf::new();
+    shelf.image("a", "v1", &["one"]);
+    shelf.age(1);
+    fs::write(shelf.directory.path().join("pins"), "/(/\n").unwrap();
+    for request in [all(&Criteria::default()), Request::Room { bytes: 1 }] {
+        assert!(matches!(shelf.prune(request), Err(PruneError::Pins(_))));
+    }
+    assert_eq!(shelf.images().len(), 1);
+}
+
+#[test]
+fn room_is_made_of_the_least_recently_used() {
+    let shelf = Shelf::new();
+    let big = "x".repeat(1000);
+    for (hours, tag) in [(4, "a"), (3, "b"), (2, "c")] {
+        shelf.image(tag, "v", &[&format!("{tag}{big}")]);
+        let tree = shelf.directory.path().join("refs/quay.io").join(tag);
+        age(&tree, shelf.now - Duration::from_secs(hours * 3600));
+    }
+    age(&shelf.directory.path().join("blobs"), shelf.now - Duration::from_secs(7200));
+    let report = shelf.prune(Request::Room { bytes: 1500 }).unwrap();
+    assert_eq!(report.images, ["quay.io/a:v", "quay.io/b:v"]);
+    assert!(report.freed_bytes >= 2000);
+    assert_eq!(shelf.images(), ["quay.io/c:v"]);
+}
+
+#[test]
+fn rubbish_goes_before_images_and_what_is_in_use_never() {
+    let shelf = Shelf::new();
+    shelf.put("rubbish".repeat(100).as_bytes());
+    shelf.image("a", "v", &["layer"]);
+    shelf.age(1);
+    assert_eq!(shelf.prune(Request::Room { bytes: 500 }).unwrap().freed_bytes, 700);
+    assert_eq!(shelf.images(), ["quay.io/a:v"]);
+    shelf.store.tag(&name("a"), &"v".parse().unwrap(), Access::Pull(shelf.now)).unwrap();
+    assert_eq!(shelf.prune(Request::Room { bytes: 500 }).unwrap(), Report::default());
+}
+
+#[test]
+fn an_idle_partial_goes_in_its_turn() {
+    let shelf = Shelf::new();
+    let upstream: Upstream = "quay.io".parse().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, b"never finished");
+    let Begin::Writing(mut ingest) = shelf.store.ingest(&upstream, &digest, None).unwrap() else {
+        panic!("nobody else writes it")
+    };
+    ingest.write(b"never").unwrap();
+    drop(ingest);
+    shelf.age(2);
+    shelf.image("a", "v", &["layer"]);
+    let tree = shelf.directory.path().join("refs");
+    age(&tree, shelf.now - Duration::from_secs(3600));
+    let report = shelf.prune(Request::Room { bytes: 5 }).unwrap();
+    assert_eq!((report.partials, report.freed_bytes, report.removed), (1, 5, 0));
+}
+
+#[test]
+fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
+    let shelf = Shelf::new();
+    shelf.image("a", "v", &["one"]);
+    shelf.image("b", "v", &["two"]);
+    shelf.age(48);
+    let day = Duration::from_secs(86_400);
+    let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
+    let mut calls = 0;
+    // Asked before each repository is read, and then before each is removed: the third call.
+    let mut pull_meanwhile = || {
+        calls += 1;
+        if calls == 3 {
+            let tag = "v".parse().unwrap();
+            shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
+        }
+        true
+    };
+    let pins = PinSettings::default();
+    let report = prune(&shelf.store, &pins, all(&criteria), shelf.now, &mut pull_meanwhile);
+    let report = report.unwrap();
+    assert_eq!((report.removed, report.kept_in_use), (1, 0), "the second look leaves it alone");
+    assert_eq!(shelf.images(), ["quay.io/a:v"]);
+}
+
+#[test]
+fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
+    let shelf = Shelf::new();
+    shelf.image("a", "v", &["one"]);
+    shelf.image("b", "v", &["two"]);
+    shelf.age(48);
+    let criteria = Criteria { ..Criteria::default() };
+    let mut calls = 0;
+    let mut killed = || {
+        calls += 1;
+        // Two looks and two removals; the next question is before the first blobs.
+        calls <= 4
+    };
+    let pins = PinSettings::default();
+    let report = prune(&shelf.store, &pins, all(&criteria), shelf.now, &mut killed).unwrap();
+    assert!(report.is_partial && report.removed == 2 && report.blobs_removed == 0);
+    let report = shelf.prune(all(&criteria)).unwrap();
+    assert_eq!((report.removed, report.blobs_removed), (0, 6));
+}
+
+#[test]
+fn a_second_pruner_is_sent_away() {
+    let shelf = Shelf::new();
+    let sweep = shelf.store.begin_sweep().unwrap().unwrap();
+    let busy = shelf.prune(all(&Criteria::default())).unwrap_err();
+    assert!(busy.to_string().contains("being removed already"), "{busy}");
+    drop(sweep);
+    assert!(shelf.prune(all(&Criteria::default())).is_ok());
+}

@@ -1,0 +1,191 @@
+//! A catalogue: all images with all that they need, small enough to be held in memory as a whole. What is
+//! decided about images together (which of them may go, and what that would free) is decided from one.
+//!
+//! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten layers each are some
+//! forty megabytes while it is needed.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use super::Store;
+use super::images::{modified, walk};
+use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference};
+
+/// All images, as they were while it was read.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// Repositories, in the order of the directories.
+    pub repositories: Vec<CatalogueRepository>,
+    /// Images, those of a repository together.
+    pub images: Vec<CatalogueImage>,
+    /// What images need, here or not.
+    pub content: Vec<Content>,
+    /// Bytes of blobs that no image needs.
+    pub unreferenced_bytes: u64,
+    numbers: HashMap<Digest, u32>,
+}
+
+/// A repository that has images.
+#[derive(Debug)]
+pub struct CatalogueRepository {
+    /// Its name.
+    pub name: ImageName,
+    /// Its directories, before they were read.
+    pub times: RepositoryTimes,
+}
+
+/// An image: what is decided about.
+#[derive(Debug)]
+pub struct CatalogueImage {
+    /// Which of the repositories it is in.
+    pub repository: usize,
+    /// Its tag, or its digest if it has none.
+    pub reference: Reference,
+    /// When the cache got it.
+    pub fetched: SystemTime,
+    /// When it was last pulled, by its name or by its digest.
+    pub pulled: Option<SystemTime>,
+    /// When it, or a manifest below it, was last pulled.
+    pub used: Option<SystemTime>,
+    /// How many of `content` are manifests; they come first.
+    pub manifests: usize,
+    /// All that it needs: indexes into the catalogue's content.
+    pub content: Vec<u32>,
+}
+
+/// A manifest, config or layer that an image needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Content {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes; nothing if it is not here.
+    pub size: u64,
+}
+
+/// When the directories of a repository changed: a name that comes, goes or is replaced changes its
+/// directory, and a pull does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepositoryTimes {
+    tags: Option<SystemTime>,
+    manifests: [Option<SystemTime>; Algorithm::ALL.len()],
+}
+
+impl RepositoryTimes {
+    /// As one text, to be compared with that of another time.
+    pub fn fingerprint(&self) -> String {
+        let all = std::iter::once(&self.tags).chain(&self.manifests);
+        let text = all.map(|time| {
+            let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+            since.map_or_else(|| "-".to_owned(), |since| format!("{:x}", since.as_nanos()))
+        });
+        text.collect::<Vec<_>>().join(".")
+    }
+}
+
+impl Store {
+    /// The times of a repository's directories.
+    pub fn repository_times(&self, name: &ImageName) -> RepositoryTimes {
+        let layout = &self.inner.layout;
+        RepositoryTimes {
+            tags: modified(&layout.tags(name)),
+            manifests: Algorithm::ALL.map(|algorithm| modified(&layout.manifests(name, algorithm))),
+        }
+    }
+
+    /// Looks at all images. `go_on` is asked before each repository, may take its time, and ends it by
+    /// `false`: then there is no catalogue.
+    pub fn catalogue(&self, go_on: &mut dyn FnMut() -> bool) -> Option<Catalogue> {
+        let sizes: HashMap<Digest, u64> = self.blobs().into_iter().collect();
+        let mut catalogue = Catalogue::default();
+        let walked = self.each_repository(&mut |name| {
+            if !go_on() {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            catalogue.add(self, name, &sizes);
+            Ok(())
+        });
+        let needed = |(digest, _): &(&Digest, &u64)| catalogue.numbers.contains_key(*digest);
+        let unreferenced = sizes.iter().filter(|each| !needed(each)).map(|(_, size)| *size).sum();
+        catalogue.unreferenced_bytes = unreferenced;
+        walked.ok().map(|()| catalogue)
+    }
+}
+
+impl CatalogueImage {
+    /// Its manifests, by number.
+    pub fn manifest_numbers(&self) -> &[u32] {
+        &self.content[..self.manifests]
+    }
+}
+
+impl Catalogue {
+    /// The repository of an image.
+    pub fn repository_of(&self, image: &CatalogueImage) -> &CatalogueRepository {
+        &self.repositories[image.repository]
+    }
+
+    /// An image's full reference.
+    pub fn full_reference(&self, image: &CatalogueImage) -> String {
+        self.repository_of(image).name.with(&image.reference)
+    }
+
+    /// The images of a repository, with their places.
+    pub fn images_of(&self, repository: usize) -> impl Iterator<Item = (usize, &CatalogueImage)> {
+        let begin = self.images.partition_point(|image| image.repository < repository);
+        let images = self.images.iter().enumerate().skip(begin);
+        images.take_while(move |(_, image)| image.repository == repository)
+    }
+
+    /// Bytes of an image that are here, whoever else needs them.
+    pub fn bytes_of(&self, image: &CatalogueImage) -> u64 {
+        image.content.iter().map(|number| self.content[*number as usize].size).sum()
+    }
+
+    /// The number of a digest, if some image needs it.
+    pub fn number_of(&self, digest: &Digest) -> Option<u32> {
+        self.numbers.get(digest).copied()
+    }
+
+    fn add(&mut self, store: &Store, name: &ImageName, sizes: &HashMap<Digest, u64>) {
+        // Before it is read, so that a change meanwhile shows.
+        let times = store.repository_times(name);
+        let repository = self.repositories.len();
+        let load = |descriptor: &Descriptor| store.stored_manifest(name, &descriptor.digest);
+        let is_present =
+            |descriptor: &Descriptor| sizes.get(&descriptor.digest) == Some(&descriptor.size);
+        for image in store.images_of(name) {
+            let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+            let graph = walk(root, &load, &|_| true, &is_present);
+            let manifests = graph.manifests.iter().map(|each| each.descriptor.digest);
+            let used = manifests
+                .clone()
+                .map(|digest| modified(&store.inner.layout.manifest(name, &digest)))
+                .fold(image.pulled, Option::max);
+            let manifests: Vec<u32> = manifests.map(|digest| self.number(digest, sizes)).collect();
+            let blobs = graph.blobs.iter().map(|each| each.descriptor.digest);
+            let count = manifests.len();
+            let mut content = manifests;
+            content.extend(blobs.map(|digest| self.number(digest, sizes)));
+            self.images.push(CatalogueImage {
+                repository,
+                reference: image.reference,
+                fetched: image.fetched,
+                pulled: image.pulled,
+                used,
+                manifests: count,
+                content,
+            });
+        }
+        self.repositories.push(CatalogueRepository { name: name.clone(), times });
+    }
+
+    fn number(&mut self, digest: Digest, sizes: &HashMap<Digest, u64>) -> u32 {
+        let content = &mut self.content;
+        *self.numbers.entry(digest).or_insert_with(|| {
+            let size = sizes.get(&digest).copied().unwrap_or_default();
+            content.push(Content { digest, size });
+            // Four milliards of blobs do not fit into the memory that would have to hold them.
+            u32::try_from(content.len() - 1).unwrap_or(u32::MAX)
+        })
+    }
+}

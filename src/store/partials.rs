@@ -1,0 +1,107 @@
+//! Downloads that have not ended: which there are, and giving them up.
+
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::error::StoreError;
+use super::ingest::leads_to;
+use super::layout::names_in;
+use super::refs::Access;
+use crate::oci::{Digest, ImageName, Upstream};
+
+/// The content of a partial's note.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PartialNote {
+    pub(super) repository: String,
+}
+
+impl Store {
+    /// The partials that are there, with the repository that each is for.
+    pub fn partials(&self) -> Vec<(ImageName, Digest)> {
+        let upstreams = names_in(&self.inner.layout.incoming());
+        let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
+        upstreams.flat_map(|upstream| self.partials_of(upstream)).collect()
+    }
+
+    fn partials_of(&self, upstream: Upstream) -> Vec<(ImageName, Digest)> {
+        let partials = names_in(&self.inner.layout.partials(&upstream)).filter_map(|name| {
+            let (algorithm, hex) = name.strip_suffix(".json")?.split_once('-')?;
+            let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+            let has_bytes = self.inner.layout.partial(&upstream, &digest).exists();
+            let note = self.inner.layout.partial_note(&upstream, &digest);
+            let note: PartialNote = self.record(&note, Access::Look)?;
+            let repository = note.repository.parse().ok().filter(|_| has_bytes)?;
+            Some((ImageName { upstream: upstream.clone(), repository }, digest))
+        });
+        partials.collect()
+    }
+}
+
+/// A download that has not ended, as a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialFile {
+    upstream: Upstream,
+    digest: Digest,
+    /// How large it is.
+    pub bytes: u64,
+    /// When it last grew.
+    pub written: Option<SystemTime>,
+}
+
+impl Store {
+    /// The files of downloads that have not ended, those under way among them.
+    pub fn partial_files(&self) -> Vec<PartialFile> {
+        let layout = &self.inner.layout;
+        let upstreams = names_in(&layout.incoming());
+        let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
+        let files = upstreams.flat_map(|upstream| {
+            names_in(&layout.partials(&upstream)).filter_map(move |name| {
+                let (algorithm, hex) = name.split_once('-')?;
+                let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+                let metadata = fs::metadata(layout.partial(&upstream, &digest)).ok()?;
+                let (bytes, written) = (metadata.len(), metadata.modified().ok());
+                Some(PartialFile { upstream: upstream.clone(), digest, bytes, written })
+            })
+        });
+        files.collect()
+    }
+
+    /// Gives a download up that nobody is at. Returns the bytes that are free now; `None` if somebody is
+    /// at it, or was since.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn remove_partial(&self, partial: &PartialFile) -> Result<Option<u64>, StoreError> {
+        let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
+        let Ok(file) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
+        let is_ours = file.try_lock().is_ok() && leads_to(&path, &file);
+        let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        if !is_ours || written != partial.written {
+            return Ok(None);
+        }
+        let note = self.inner.layout.partial_note(&partial.upstream, &partial.digest);
+        // A note without its partial is passed over; the partial last, which ends the right to it.
+        let _ = fs::remove_file(note);
+        fs::remove_file(&path).map_err(|error| StoreError::write(&path, error))?;
+        self.inner.note_bytes_removed(partial.bytes);
+        Ok(Some(partial.bytes))
+    }
+
+    /// Gives up downloads that did not grow for so long. Returns the bytes that are free now.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn remove_old_partials(&self, now: SystemTime, age: Duration) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        for partial in self.partial_files() {
+            let is_old = |written| now.duration_since(written).is_ok_and(|is| is >= age);
+            if partial.written.is_some_and(is_old) {
+                freed += self.remove_partial(&partial)?.unwrap_or_default();
+            }
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,116 @@
+//! Pins: which images are never evicted, as a file of one pattern a line that people may edit as well.
+
+use std::fs::{self, File};
+use std::io;
+
+use super::Store;
+use super::error::StoreError;
+
+/// What begins a line that says nothing.
+const COMMENT: char = '#';
+/// The largest file read: a hundred thousand names.
+const PINS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+impl Store {
+    /// The patterns of the images that are pinned, as they were written.
+    pub fn pins(&self) -> Vec<String> {
+        let path = self.inner.layout.pins();
+        let text = match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > PINS_BYTES_MAX => {
+                Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")))
+            }
+            _ => fs::read_to_string(&path),
+        };
+        match text {
+            Ok(text) => lines(&text).map(str::to_owned).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => self.damaged(&path, &error.to_string()).unwrap_or_default(),
+        }
+    }
+
+    /// Whether the pins can be read. What cannot be read pins nothing, and who evicts must not go by
+    /// that.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn check_pins(&self) -> io::Result<()> {
+        match File::open(self.inner.layout.pins()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Pins what these patterns mean. Returns how many were not there yet.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn add_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
+        self.change_pins(|text| {
+            let known: Vec<&str> = lines(&text).collect();
+            let fresh = patterns.iter().filter(|each| !known.contains(&each.as_str()));
+            let mut fresh: Vec<&str> = fresh.map(String::as_str).collect();
+            fresh.sort_unstable();
+            fresh.dedup();
+            let count = fresh.len();
+            let mut changed = text.clone();
+            for pattern in fresh {
+                if !changed.is_empty() && !changed.ends_with('\n') {
+                    changed.push('\n');
+                }
+                changed.push_str(pattern);
+                changed.push('\n');
+            }
+            (changed, count)
+        })
+    }
+
+    /// Takes patterns off the pins. Returns how many were there.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn remove_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
+        self.change_pins(|text| {
+            let (mut changed, mut count) = (String::new(), 0);
+            for line in text.lines() {
+                match patterns.iter().any(|each| each == line.trim()) {
+                    true => count += 1,
+                    false => {
+                        changed.push_str(line);
+                        changed.push('\n');
+                    }
+                }
+            }
+            (changed, count)
+        })
+    }
+
+    fn change_pins(
+        &self,
+        change: impl FnOnce(String) -> (String, usize),
+    ) -> Result<usize, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
+        let lock = File::options().create(true).append(true).open(&lock).and_then(|file| {
+            file.lock()?;
+            Ok(file)
+        });
+        let _lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            other => other,
+        };
+        let text = text.map_err(|error| StoreError::write(&path, error))?;
+        let (changed, count) = change(text);
+        if count > 0 {
+            self.inner.replace(&path, changed.as_bytes())?;
+        }
+        Ok(count)
+    }
+}
+
+/// What a file of pins says, without comments and empty lines.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(COMMENT))
+}

@@ -1,0 +1,308 @@
+//! Removing names, and sweeping what no name leads to any more. Beside running servers, and without a
+//! pause of any of them.
+//!
+//! # How a blob is not lost
+//! A sweep looks at all names (a [`super::Catalogue`]), which takes seconds, and then removes blobs. No lock is held
+//! meanwhile, so a manifest may be committed that names a blob which nobody named before:
+//!
+//! * **Committed before the look began**: [`Store::begin_sweep`] has waited for the commits under way, so
+//!   its record was there to be seen.
+//! * **Committed after**: the commit has renewed the time of every blob that it names
+//!   ([`Store::put_manifest`]) under the shared lock; the sweep looks at that time under the exclusive
+//!   one, and spares what is younger than its beginning, or than the grace period.
+//! * **A blob whose manifest has yet to come** (a pull goes from the manifest to its layers, an import the
+//!   other way) is younger than the grace period, or its import holds the shared lock, and nothing is swept.
+//! * **An image that is pulled, or named anew, while it is about to be removed**: the records' times and
+//!   their directories' are compared with what the look saw, under the exclusive lock, and the repository
+//!   is left alone if they differ. A pull that falls between that and the removal has its manifest already; its layers are asked
+//!   for by digest, and found, or fetched again.
+//! * **A file that somebody reads** is open, and stays readable without its name.
+//!
+//! All times are those of the file system itself, so that machines that share a volume need not agree.
+//!
+//! # Crash points
+//! Killed between the names and the blobs: blobs without names, which the next sweep takes. Names go
+//! tag first, so that no tag is ever left whose manifest is gone.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
+use super::catalogue::RepositoryTimes;
+use super::error::StoreError;
+use super::layout::{MANIFESTS, TAGS, names_in};
+use super::refs::ManifestRecord;
+use super::{Inner, Store};
+use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference};
+
+/// What no manifest names is kept this long: a pull asks for the layers after the manifest, and comes back
+/// for them after a broken connection.
+pub const GRACE: Duration = Duration::from_secs(600);
+
+/// Blobs removed in a row under the lock that commits of manifests wait for: some milliseconds' worth.
+const BATCH: usize = 32;
+/// How often the exclusive lock is tried for, and the wait between: a second. Commits hold it for
+/// milliseconds; an import and an export hold it throughout.
+const LOCK_TRIES: u32 = 100;
+const LOCK_WAIT: Duration = Duration::from_millis(10);
+/// Names like `tmp-…` in `incoming/` live for milliseconds. What is as old as this was left by a kill.
+const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+
+/// The right to remove names and blobs, which one process has at a time, and when it began.
+#[derive(Debug)]
+pub struct Sweep {
+    store: Store,
+    /// By the file system's clock.
+    began: SystemTime,
+    _turn: File,
+}
+
+/// Why there is no sweep now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SweepBusy {
+    /// Another process, or another thread of this one, removes images.
+    AnotherSweep,
+    /// An import or an export is under way, whose blobs must stay.
+    Bundle,
+}
+
+impl SweepBusy {
+    /// What to tell whoever wanted it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SweepBusy::AnotherSweep => "images are being removed already",
+            SweepBusy::Bundle => "an import or export is under way, and needs what is there",
+        }
+    }
+}
+
+/// Names of a repository that are to go.
+#[derive(Debug)]
+pub struct Removal<'a> {
+    /// The repository.
+    pub name: &'a ImageName,
+    /// Its directories as they were when the images were chosen.
+    pub seen: &'a RepositoryTimes,
+    /// The images, and when they were last pulled.
+    pub images: Vec<(&'a Reference, Option<SystemTime>)>,
+    /// The manifests that no other image of the repository needs.
+    pub manifests: Vec<Digest>,
+}
+
+/// What a sweep of unreferenced blobs did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Blobs removed.
+    pub blobs: u64,
+    /// Their sizes together.
+    pub bytes: u64,
+    /// Blobs that nothing names and that are too young to go.
+    pub young: u64,
+    /// Whether it was ended before it had seen everything.
+    pub is_partial: bool,
+}
+
+impl Store {
+    /// Begins to remove things, once the commits under way have ended.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory is read-only or the disk refuses.
+    pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepBusy>, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let path = self.inner.layout.prune_lock();
+        let turn = File::options().create(true).append(true).open(&path);
+        let turn = turn.map_err(|error| StoreError::write(&path, error))?;
+        match turn.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
+            Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
+        }
+        if self.exclusive_lock()?.is_none() {
+            return Ok(Err(SweepBusy::Bundle));
+        }
+        renew(&turn);
+        let began = turn.metadata().and_then(|metadata| metadata.modified());
+        let began = began.map_err(|error| StoreError::write(&path, error))?;
+        Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
+    }
+
+    /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
+    fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
+        let path = self.inner.layout.sweep_lock();
+        let lock = File::options().create(true).append(true).open(&path);
+        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        for _ in 0..LOCK_TRIES {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Some(lock)),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_WAIT),
+                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a manifest's blob, and those that it names, as young as they can be.
+    pub(super) fn renew_content(&self, digest: &Digest, is: &ManifestRecord) {
+        let layout = &self.inner.layout;
+        renew_path(&layout.blob(digest));
+        let Some(bytes) = self.read(digest, is.size) else { return };
+        if let Ok(manifest) = Manifest::parse(bytes.into(), Some(is.media_type.as_str())) {
+            manifest.descriptors().for_each(|each| renew_path(&layout.blob(&each.digest)));
+        }
+    }
+
+    /// Removes what killed processes have left in `incoming/` beside partials.
+    pub fn remove_leftovers(&self, now: SystemTime) {
+        self.remove_abandoned_spools();
+        let incoming = self.inner.layout.incoming();
+        for name in names_in(&incoming).filter(|name| name.starts_with("tmp-")) {
+            let path = incoming.join(name);
+            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+            let age = modified.ok().and_then(|modified| now.duration_since(modified).ok());
+            if age.is_some_and(|age| age >= TEMPORARY_AGE) {
+                // Gone already is as good; anything else costs room, and the next one tries again.
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+impl Sweep {
+    /// Removes names of a repository. `false` if it was used or changed since it was looked at, and all
+    /// of them stay; likewise while an import or an export holds the lock.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn remove(&self, removal: &Removal<'_>) -> Result<bool, StoreError> {
+        let (store, layout) = (&self.store, &self.store.inner.layout);
+        let Some(_lock) = store.exclusive_lock()? else { return Ok(false) };
+        let is_unused = |(reference, pulled): &(&Reference, Option<SystemTime>)| {
+            store.image(removal.name, reference).is_some_and(|image| image.pulled == *pulled)
+        };
+        let is_unchanged = store.repository_times(removal.name) == *removal.seen;
+        if !is_unchanged || !removal.images.iter().all(is_unused) {
+            return Ok(false);
+        }
+        for (reference, _) in &removal.images {
+            if let Reference::Tag(tag) = reference {
+                store.remove_tag(removal.name, tag)?;
+            }
+        }
+        for digest in &removal.manifests {
+            remove_if_there(&layout.manifest(removal.name, digest))?;
+        }
+        store.inner.remove_empty_repository(removal.name);
+        Ok(true)
+    }
+
+    /// Removes the blobs that are not `referenced` and older than `grace`, a few at a time. `go_on` is
+    /// asked in between, may take its time, and ends it by `false`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn sweep(
+        &self,
+        grace: Duration,
+        referenced: &dyn Fn(&Digest) -> bool,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for algorithm in Algorithm::ALL {
+            let names = names_in(&self.store.inner.layout.blobs(algorithm));
+            let digests =
+                names.filter_map(|hex| format!("{}:{hex}", algorithm.as_str()).parse().ok());
+            let unreferenced: Vec<Digest> = digests.filter(|each| !referenced(each)).collect();
+            for batch in unreferenced.chunks(BATCH) {
+                let lock = if go_on() { self.store.exclusive_lock()? } else { None };
+                if lock.is_none() {
+                    swept.is_partial = true;
+                    return Ok(swept);
+                }
+                for digest in batch {
+                    self.remove_blob(digest, grace, &mut swept)?;
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    fn remove_blob(
+        &self,
+        digest: &Digest,
+        grace: Duration,
+        swept: &mut Swept,
+    ) -> Result<(), StoreError> {
+        let path = self.store.inner.layout.blob(digest);
+        let Ok(metadata) = fs::metadata(&path) else { return Ok(()) };
+        let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
+        // What was named since is younger than the sweep, so its age is none at all.
+        if age.is_none_or(|age| age.is_zero() || age < grace) {
+            swept.young += 1;
+            return Ok(());
+        }
+        remove_if_there(&path)?;
+        self.store.inner.note_bytes_removed(metadata.len());
+        swept.blobs += 1;
+        swept.bytes += metadata.len();
+        Ok(())
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::write(path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Inner {
+    /// Removes the directories of a repository of which no name is left, and the lists of it: what they
+    /// list is gone. Called under the exclusive lock.
+    fn remove_empty_repository(&self, name: &ImageName) {
+        let repository = self.layout.repository(name);
+        for algorithm in Algorithm::ALL {
+            // A directory that is not empty refuses to go, here and below, which is what is wanted.
+            let _ = fs::remove_dir(self.layout.manifests(name, algorithm));
+        }
+        let _ = fs::remove_dir(repository.join(MANIFESTS));
+        let _ = fs::remove_dir(repository.join(TAGS));
+        if repository.join(MANIFESTS).exists() || repository.join(TAGS).exists() {
+            return;
+        }
+        let lists = self.layout.lists(name);
+        for list in names_in(&lists) {
+            // A list too many is asked for again, and costs a file.
+            let _ = fs::remove_file(lists.join(list));
+        }
+        let _ = fs::remove_dir(lists);
+        let refs = self.layout.refs();
+        for directory in repository.ancestors().take_while(|each| **each != refs) {
+            if fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The time of now, as the file system has it.
+const NOW: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+};
+
+/// Makes a file new. Where that fails it is swept earlier than it should be, and fetched again.
+pub(super) fn renew(file: &File) {
+    let _ = rustix::fs::futimens(file, &NOW);
+}
+
+fn renew_path(path: &Path) {
+    let _ = rustix::fs::utimensat(CWD, path, &NOW, AtFlags::empty());
+}

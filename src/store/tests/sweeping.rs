@@ -1,0 +1,229 @@
+//! Removing names and blobs, against everything that may happen meanwhile.
+
+use super::images::{image, index};
+use super::*;
+
+/// Makes everything in the directory as old as if nobody had touched it for an hour.
+fn grow_old(directory: &Path) {
+    let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            grow_old(&path);
+        }
+        File::open(&path).unwrap().set_modified(hour_ago).unwrap();
+    }
+}
+
+fn sweep(store: &Store) -> Sweep {
+    store.begin_sweep().unwrap().unwrap()
+}
+
+fn sweep_all_but(sweep: &Sweep, keep: &[Digest]) -> Swept {
+    sweep.sweep(GRACE, &|digest| keep.contains(digest), &mut || true).unwrap()
+}
+
+fn has(store: &Store, digest: &Digest) -> bool {
+    store.blob(digest, None).is_some()
+}
+
+/// Removes a tag of `quay.io/a` with these manifests, as `catalogue` has it.
+fn remove(store: &Store, sweep: &Sweep, catalogue: &Catalogue, manifests: &[Digest]) -> bool {
+    let (repository, image) = (&catalogue.repositories[0], &catalogue.images[0]);
+    assert_eq!(catalogue.full_reference(image), "quay.io/a:v1");
+    let removal = Removal {
+        name: &repository.name,
+        seen: &repository.times,
+        images: vec![(&image.reference, image.pulled)],
+        manifests: manifests.to_vec(),
+    };
+    let removed = sweep.remove(&removal).unwrap();
+    assert_eq!(removed, store.tag(&repository.name, &tag("v1"), Access::Look).is_none());
+    removed
+}
+
+fn catalogue(store: &Store) -> Catalogue {
+    store.catalogue(&mut || true).unwrap()
+}
+
+/// `quay.io/a:v1`, an hour old, with its manifest and one layer.
+fn one_image() -> (tempfile::TempDir, Store, Digest, Digest) {
+    let (directory, store) = fresh();
+    let layer = put(&store, b"layer");
+    put(&store, b"config");
+    let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
+    store.put_tag(&name("quay.io/a"), &tag("v1"), &record(manifest, size)).unwrap();
+    grow_old(directory.path());
+    (directory, store, manifest, layer)
+}
+
+#[test]
+fn a_catalogue_numbers_what_images_need() {
+    let (_directory, store, manifest, layer) = one_image();
+    let (child, size) = image(&store, "quay.io/b", &[b"layer", b"missing"]);
+    let (root, _) = index(&store, "quay.io/b", &[(child, size, "amd64")]);
+    put(&store, b"nobody's");
+    let catalogue = catalogue(&store);
+    assert_eq!(catalogue.repositories.len(), 2);
+    let [one, two] = &catalogue.images[..] else { panic!("{:?}", catalogue.images) };
+    let digests = |image: &CatalogueImage| -> Vec<Digest> {
+        image.content.iter().map(|number| catalogue.content[*number as usize].digest).collect()
+    };
+    assert_eq!(digests(one), [manifest, sha256(b"config"), layer]);
+    assert_eq!(digests(two), [root, child, sha256(b"config"), layer, sha256(b"missing")]);
+    assert_eq!((one.manifests, two.manifests), (1, 2));
+    assert_eq!(one.content[2], two.content[3], "shared content has one number");
+    let bytes = |digest: &Digest| store.blob(digest, None).unwrap().size;
+    assert_eq!(catalogue.bytes_of(two), bytes(&root) + bytes(&child) + 6 + 5);
+    assert_eq!(catalogue.unreferenced_bytes, 8);
+    assert!(store.catalogue(&mut || false).is_none());
+}
+
+#[test]
+fn names_go_with_their_empty_directories_and_then_blobs_that_nothing_names() {
+    let (directory, store, manifest, layer) = one_image();
+    let other = put(&store, b"other");
+    grow_old(directory.path());
+    let sweep = sweep(&store);
+    assert!(remove(&store, &sweep, &catalogue(&store), &[manifest]));
+    assert!(!directory.path().join("refs/quay.io").exists());
+    let swept = sweep_all_but(&sweep, &[other]);
+    assert_eq!((swept.blobs, swept.young, swept.is_partial), (3, 0, false));
+    assert!(!has(&store, &layer) && !has(&store, &manifest) && has(&store, &other));
+    assert!(store.is_index_outdated());
+}
+
+#[test]
+fn young_blobs_stay_until_they_are_old() {
+    let (directory, store, _, layer) = one_image();
+    let young = put(&store, b"young");
+    assert_eq!(sweep_all_but(&sweep(&store), &[layer]).young, 1);
+    assert!(has(&store, &young));
+    grow_old(directory.path());
+    sweep_all_but(&sweep(&store), &[layer]);
+    assert!(!has(&store, &young) && has(&store, &layer));
+}
+
+#[test]
+fn a_blob_that_a_manifest_names_since_the_look_stays() {
+    let (directory, store, _, _) = one_image();
+    let old = put(&store, b"old and unreferenced");
+    grow_old(directory.path());
+    let sweep = sweep(&store);
+    let seen = catalogue(&store);
+    assert!(seen.number_of(&old).is_none());
+    image(&store, "quay.io/b", &[b"old and unreferenced"]);
+    sweep.sweep(Duration::ZERO, &|digest| seen.number_of(digest).is_some(), &mut || true).unwrap();
+    assert!(has(&store, &old));
+}
+
+#[test]
+fn an_image_that_is_pulled_since_the_look_stays() {
+    let (_directory, store, manifest, _) = one_image();
+    let (sweep, seen) = (sweep(&store), catalogue(&store));
+    store.manifest(&name("quay.io/a"), &manifest, Access::Pull(SystemTime::now())).unwrap();
+    assert!(!remove(&store, &sweep, &seen, &[manifest]));
+}
+
+#[test]
+fn a_manifest_that_gets_another_name_since_the_look_stays() {
+    let (_directory, store, manifest, _) = one_image();
+    let (sweep, seen) = (sweep(&store), catalogue(&store));
+    let size = store.blob(&manifest, None).unwrap().size;
+    store.put_tag(&name("quay.io/a"), &tag("v2"), &record(manifest, size)).unwrap();
+    assert!(!remove(&store, &sweep, &seen, &[manifest]));
+}
+
+#[test]
+fn a_tag_brings_the_record_of_its_manifest_back() {
+    let (_directory, store, manifest, layer) = one_image();
+    let sweep = sweep(&store);
+    let seen = catalogue(&store);
+    assert!(remove(&store, &sweep, &seen, &[manifest]));
+    // Somebody had read the manifest before its names went, and confirms the tag now.
+    let size = store.blob(&manifest, None).unwrap().size;
+    store.put_tag(&name("quay.io/a"), &tag("v1"), &record(manifest, size)).unwrap();
+    sweep_all_but(&sweep, &[]);
+    assert!(has(&store, &manifest) && has(&store, &layer));
+    assert_eq!(store.manifests(&name("quay.io/a")), [manifest]);
+}
+
+#[test]
+fn a_blob_whose_partial_was_old_is_new() {
+    let (directory, store) = fresh();
+    let digest = sha256(b"hello world");
+    let mut ingest = begin(&store, &digest);
+    ingest.write(b"hello world").unwrap();
+    drop(ingest);
+    grow_old(directory.path());
+    let mut ingest = begin(&store, &digest);
+    recover(&mut ingest);
+    ingest.verify(None).unwrap().commit().unwrap();
+    assert_eq!(sweep_all_but(&sweep(&store), &[]).young, 1);
+}
+
+#[test]
+fn an_import_under_way_keeps_everything_and_one_sweep_is_enough() {
+    let (_directory, store, _, layer) = one_image();
+    let import = store.commit_lock().unwrap();
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Bundle);
+    drop(import);
+    let first = sweep(&store);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::AnotherSweep);
+    let import = store.commit_lock().unwrap();
+    let seen = catalogue(&store);
+    assert!(!remove(&store, &first, &seen, &[]));
+    assert!(sweep_all_but(&first, &[]).is_partial && has(&store, &layer));
+    drop((import, first));
+    sweep_all_but(&sweep(&store), &[]);
+    assert!(!has(&store, &layer));
+}
+
+#[test]
+fn an_open_blob_is_readable_to_its_end() {
+    let (_directory, store, _, layer) = one_image();
+    let blob = store.blob(&layer, None).unwrap();
+    sweep_all_but(&sweep(&store), &[]);
+    assert!(!has(&store, &layer));
+    assert_eq!(content(&blob), b"layer");
+}
+
+#[test]
+fn partials_are_given_up_unless_somebody_is_at_them() {
+    let (directory, store) = fresh();
+    let (busy, idle) = (sha256(b"busy"), sha256(b"idle"));
+    let mut at_work = begin(&store, &busy);
+    at_work.write(b"bu").unwrap();
+    let mut left = begin(&store, &idle);
+    left.write(b"id").unwrap();
+    left.note_origin(&name("quay.io/a")).unwrap();
+    drop(left);
+    grow_old(directory.path());
+    let files = store.partial_files();
+    assert_eq!(files.iter().map(|file| file.bytes).sum::<u64>(), 4);
+    let freed: Vec<_> = files.iter().map(|file| store.remove_partial(file).unwrap()).collect();
+    assert_eq!(freed.iter().flatten().sum::<u64>(), 2);
+    assert_eq!(store.partial_files().len(), 1);
+    assert!(store.partials().is_empty());
+    at_work.write(b"sy").unwrap();
+    drop(at_work);
+    // It grew since it was looked at.
+    let seen = &files.iter().find(|file| store.remove_partial(file).is_ok()).unwrap();
+    assert_eq!(store.remove_partial(seen).unwrap(), None);
+    assert_eq!(store.remove_old_partials(SystemTime::now(), Duration::from_secs(60)).unwrap(), 0);
+    grow_old(directory.path());
+    assert_eq!(store.remove_old_partials(SystemTime::now(), Duration::from_secs(60)).unwrap(), 4);
+    assert!(store.partial_files().is_empty());
+}
+
+#[test]
+fn what_the_killed_have_left_goes_when_it_is_old() {
+    let (directory, store) = fresh();
+    let left = directory.path().join("incoming/tmp-1-2-3");
+    fs::write(&left, "half").unwrap();
+    store.remove_leftovers(SystemTime::now());
+    assert!(left.exists());
+    grow_old(directory.path());
+    store.remove_leftovers(SystemTime::now());
+    assert!(!left.exists());
+}

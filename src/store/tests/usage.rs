@@ -1,0 +1,150 @@
+//! What the walk in the background finds.
+
+use super::images::{image, index};
+use super::*;
+
+fn walk(store: &Store) -> UsageSummary {
+    walk_at(store, 5_000_000)
+}
+
+fn walk_at(store: &Store, seconds: u64) -> UsageSummary {
+    let disk = store.count_disk(&mut || true).unwrap();
+    store.walk_usage(&disk, &|| at(seconds), &mut || true).unwrap().unwrap()
+}
+
+fn images(store: &Store) -> Vec<ImageUsage> {
+    let mut all = Vec::new();
+    store.each_usage(&mut |image| {
+        all.push(image);
+        true
+    });
+    all
+}
+
+fn names(store: &Store) -> Vec<String> {
+    images(store).into_iter().map(|image| image.image).collect()
+}
+
+/// Two registries, an index of two platforms of which one is here, and a layer that two images share.
+fn cache() -> (tempfile::TempDir, Store) {
+    let (directory, store) = fresh();
+    put(&store, br#"{"created":"2020-01-02T03:04:05Z"}"#);
+    put(&store, b"config");
+    put(&store, b"shared");
+    let (child, size) = image(&store, "docker.io/a", &[b"shared"]);
+    let children = [(child, size, "amd64"), (sha256(b"elsewhere"), 9, "arm64")];
+    let (root, root_size) = index(&store, "docker.io/a", &children);
+    store.put_tag(&name("docker.io/a"), &tag("v1"), &record(root, root_size)).unwrap();
+    let (other, size) = image(&store, "quay.io/b/c", &[b"shared", b"missing"]);
+    store.put_tag(&name("quay.io/b/c"), &tag("v2"), &record(other, size)).unwrap();
+    (directory, store)
+}
+
+#[test]
+fn a_walk_says_what_is_here_and_what_is_not() {
+    let (_directory, store) = cache();
+    assert!(store.usage().is_none() && images(&store).is_empty());
+    let summary = walk(&store);
+    assert_eq!(store.usage(), Some(summary.clone()));
+    assert_eq!((summary.images, summary.complete_images, summary.repositories), (2, 1, 2));
+    assert_eq!((summary.manifests, summary.blobs, summary.as_of), (3, 3, 5_000_000));
+    let disk = store.count_disk(&mut || true).unwrap();
+    assert_eq!(summary.manifest_bytes + summary.blob_bytes, disk.bytes);
+    let registries: Vec<_> =
+        summary.registries.iter().map(|each| (each.name.as_str(), each.images)).collect();
+    assert_eq!(registries, [("docker.io", 1), ("quay.io", 1)]);
+
+    let [one, two] = &images(&store)[..] else { panic!("{:?}", images(&store)) };
+    assert_eq!((one.image.as_str(), one.complete), ("docker.io/library/a:v1", true));
+    assert_eq!((one.platforms.as_slice(), one.blobs), (&["linux/amd64".to_owned()][..], 2));
+    assert_eq!((two.image.as_str(), two.complete), ("quay.io/b/c:v2", false));
+    assert_eq!((two.missing_bytes, two.checked), (7, Some(2_000)));
+}
+
+#[test]
+fn a_walk_follows_what_changes_and_reads_nothing_else() {
+    let (directory, store) = cache();
+    walk(&store);
+    // What a walk would find if it read the manifest: that it is damaged.
+    let damaged = store.tag(&name("docker.io/a"), &tag("v1"), Access::Look).unwrap().digest;
+    fs::write(directory.path().join("blobs/sha256").join(damaged.hex()), "x").unwrap();
+    let later = at(6_000_000);
+    store.tag(&name("docker.io/a"), &tag("v1"), Access::Pull(later)).unwrap();
+    put(&store, b"missing");
+    let (new, size) = image(&store, "quay.io/b/d", &[b"shared"]);
+    store.put_tag(&name("quay.io/b/d"), &tag("v3"), &record(new, size)).unwrap();
+    let before = images(&store)[0].pulled;
+    walk_at(&store, 5_000_001);
+    let [one, two, three] = &images(&store)[..] else { panic!("{:?}", images(&store)) };
+    assert!(one.complete && one.pulled >= before, "{one:?}");
+    assert!(two.complete, "it lacked something, and so it was read again: {two:?}");
+    assert_eq!(three.image, "quay.io/b/d:v3");
+
+    walk_at(&store, 5_000_000 + 7 * 3600);
+    assert!(!images(&store)[0].complete, "after some hours all is read again");
+}
+
+#[test]
+fn repositories_that_come_and_go_leave_the_others_as_they_are() {
+    let (_directory, store) = fresh();
+    let add = |repository: &str| {
+        let (digest, size) = image(&store, repository, &[]);
+        store.put_tag(&name(repository), &tag("v"), &record(digest, size)).unwrap();
+    };
+    put(&store, b"config");
+    for each in ["a.io/m", "a.io/m/n", "a.io/m-o", "b.io/z"] {
+        add(each);
+    }
+    walk(&store);
+    let all = ["a.io/m:v", "a.io/m/n:v", "a.io/m-o:v", "b.io/z:v"];
+    assert_eq!(names(&store), all);
+    add("a.io/a");
+    store.remove_tag(&name("a.io/m"), &tag("v")).unwrap();
+    let gone = store.manifests(&name("a.io/m"))[0];
+    fs::remove_file(store.inner.layout.manifest(&name("a.io/m"), &gone)).unwrap();
+    add("c.io/c");
+    walk(&store);
+    let expected = ["a.io/a:v", "a.io/m/n:v", "a.io/m-o:v", "b.io/z:v", "c.io/c:v"];
+    assert_eq!(names(&store), expected);
+}
+
+#[test]
+fn a_walk_that_is_ended_leaves_the_last_one_and_one_process_walks_at_a_time() {
+    let (directory, store) = cache();
+    let summary = walk(&store);
+    let disk = DiskUsage::default();
+    assert!(store.walk_usage(&disk, &|| at(9), &mut || false).unwrap().is_none());
+    assert_eq!(store.usage(), Some(summary));
+    let temporary = fs::read_dir(directory.path().join("incoming")).unwrap().flatten();
+    let left = temporary.filter(|entry| entry.file_name().to_string_lossy().starts_with("tmp-"));
+    assert_eq!(left.count(), 0);
+    let lock = File::options().append(true).open(store.inner.layout.usage_lock()).unwrap();
+    lock.lock().unwrap();
+    assert!(store.walk_usage(&disk, &|| at(9), &mut || true).unwrap().is_none());
+}
+
+#[test]
+fn bytes_on_the_disk_are_followed_between_counts() {
+    let (_directory, store) = fresh();
+    assert_eq!(store.disk_bytes(), None);
+    put(&store, b"before");
+    assert_eq!(store.count_disk(&mut || true).unwrap().bytes, 6);
+    assert_eq!(store.disk_bytes(), Some(6));
+    put(&store, b"four");
+    let mut ingest = begin(&store, &sha256(b"partial"));
+    ingest.write(b"par").unwrap();
+    drop(ingest);
+    assert_eq!(store.disk_bytes(), Some(13));
+    let mut ingest = begin(&store, &sha256(b"partial"));
+    recover(&mut ingest);
+    ingest.write(b"tial").unwrap();
+    ingest.verify(None).unwrap().commit().unwrap();
+    let mut wrong = begin(&store, &sha256(b"wrong"));
+    wrong.write(b"not that").unwrap();
+    assert_eq!(store.disk_bytes(), Some(6 + 4 + 7 + 8));
+    assert!(wrong.verify(None).is_err());
+    drop(store.spool(Algorithm::Sha256).unwrap());
+    assert_eq!(store.disk_bytes(), Some(6 + 4 + 7));
+    let counted = store.count_disk(&mut || true).unwrap();
+    assert_eq!((counted.bytes, counted.files, store.disk_bytes()), (17, 3, Some(17)));
+}

@@ -1,0 +1,413 @@
+//! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
+//!
+//! It is written down as one JSON a line in `usage/images.jsonl`, with totals in `usage/summary.json`: so a
+//! hundred thousand images are listed without being held in memory, are known at once after a restart, and
+//! are found by every process on the directory. It is not the truth; who removes something looks again.
+//!
+//! A repository whose directories did not change since the last walk, and which lacked nothing then, is not
+//! read again: only the times of its records are.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufRead, BufReader, BufWriter, Lines, Write};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::disk::DiskUsage;
+use super::error::StoreError;
+use super::images::{Graph, StoredImage, modified};
+use super::refs::{from_seconds, to_seconds};
+use crate::oci::{Digest, ImageName, ManifestKind, Reference};
+
+/// A repository is read again after this long, whatever its directories say: blobs may have been damaged.
+const BELIEVED_FOR: Duration = Duration::from_secs(6 * 3600);
+/// The largest config read for the time at which its image was made, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What the last walk of the images found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UsageSummary {
+    /// When it ended, in seconds since 1970.
+    pub as_of: u64,
+    /// How long it took, in milliseconds.
+    pub took_milliseconds: u64,
+    /// Images.
+    pub images: u64,
+    /// Those that a client could run without any upstream.
+    pub complete_images: u64,
+    /// Repositories that have images.
+    pub repositories: u64,
+    /// Manifests, each once.
+    pub manifests: u64,
+    /// Their sizes together.
+    pub manifest_bytes: u64,
+    /// Blobs, manifests not among them.
+    pub blobs: u64,
+    /// Their sizes together.
+    pub blob_bytes: u64,
+    /// By registry, in the order of the names.
+    pub registries: Vec<RegistryUsage>,
+}
+
+/// What is here of a registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegistryUsage {
+    /// The registry.
+    pub name: String,
+    /// Its repositories.
+    pub repositories: u64,
+    /// Its images.
+    pub images: u64,
+    /// Bytes of its repositories; what two of them share counts twice.
+    pub bytes: u64,
+    /// When one of them was last pulled, in seconds since 1970.
+    pub pulled: Option<u64>,
+}
+
+/// An image as the last walk found it. Times are seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageUsage {
+    /// The full reference.
+    pub image: String,
+    /// Its repository, with its registry.
+    pub repository: String,
+    /// Its manifest or index.
+    pub digest: String,
+    /// Of which type that is.
+    pub media_type: String,
+    /// Bytes that are here, whoever else needs them.
+    pub size_bytes: u64,
+    /// Bytes that are not, of manifests that are.
+    pub missing_bytes: u64,
+    /// Whether a client could run it without any upstream.
+    pub complete: bool,
+    /// Platforms that are here, where an index tells them.
+    pub platforms: Vec<String>,
+    /// Manifests that are here.
+    pub manifests: u64,
+    /// Configs and layers that are here.
+    pub blobs: u64,
+    /// When it was made, as its config says.
+    pub created: Option<String>,
+    /// When it was first seen to be this manifest.
+    pub fetched: u64,
+    /// When upstream last confirmed the tag.
+    pub checked: Option<u64>,
+    /// When upstream was first seen not to have the tag any more.
+    pub gone: Option<u64>,
+    /// When a client last pulled it, to the minute.
+    pub pulled: Option<u64>,
+}
+
+/// The line before those of a repository's images.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RepositoryLine {
+    /// The repository that the next lines are about.
+    of: String,
+    fingerprint: String,
+    /// When it was read, in seconds since 1970.
+    read: u64,
+    images: u64,
+    /// Bytes, what its images share once.
+    bytes: u64,
+}
+
+impl ImageUsage {
+    /// What is to be said of an image.
+    pub fn of(image: &StoredImage, graph: &Graph, created: Option<String>) -> ImageUsage {
+        let seconds = |time: Option<SystemTime>| time.map(to_seconds);
+        ImageUsage {
+            image: image.full_reference(),
+            repository: image.name.to_string(),
+            digest: image.digest.to_string(),
+            media_type: image.media_type.to_string(),
+            size_bytes: graph.present_bytes(),
+            missing_bytes: graph.missing_bytes(),
+            complete: graph.is_complete(),
+            platforms: graph.platforms().map(str::to_owned).collect(),
+            manifests: graph.manifests.iter().filter(|each| each.manifest.is_some()).count() as u64,
+            blobs: graph.blobs.iter().filter(|each| each.is_present).count() as u64,
+            created,
+            fetched: to_seconds(image.fetched),
+            checked: seconds(image.checked),
+            gone: seconds(image.gone),
+            pulled: seconds(image.pulled),
+        }
+    }
+}
+
+impl Store {
+    /// When an image was made, as the config of its first image manifest that is here says.
+    pub fn created(&self, graph: &Graph) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Config {
+            created: Option<String>,
+        }
+        let config =
+            graph.manifests.iter().find_map(|each| match each.manifest.as_ref()?.kind() {
+                ManifestKind::Image { config, .. } => config.as_ref(),
+                ManifestKind::Index { .. } => None,
+            })?;
+        if config.size > CONFIG_BYTES_MAX {
+            return None;
+        }
+        let bytes = self.read(&config.digest, config.size)?;
+        serde_json::from_slice::<Config>(&bytes).ok()?.created
+    }
+
+    /// What the last walk found, of whichever process.
+    pub fn usage(&self) -> Option<UsageSummary> {
+        let bytes = fs::read(self.inner.layout.usage_summary()).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Calls `visit` with every image that the last walk found, until it says `false`. Nothing happens
+    /// if there was none.
+    pub fn each_usage(&self, visit: &mut dyn FnMut(ImageUsage) -> bool) {
+        let Ok(file) = File::open(self.inner.layout.usage_images()) else { return };
+        for line in BufReader::new(file).lines().map_while(Result::ok) {
+            // The other lines are about repositories.
+            if let Ok(image) = serde_json::from_str(&line)
+                && !visit(image)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Walks all images and writes down what there is; `disk` is what is on the disk. `go_on` is asked
+    /// before each repository, may take its time, and ends the walk by `false`. `None` if it was ended, or
+    /// another process is at it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory is read-only or the disk refuses.
+    pub fn walk_usage(
+        &self,
+        disk: &DiskUsage,
+        clock: &dyn Fn() -> SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<UsageSummary>, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let path = self.inner.layout.usage_images();
+        let write = |error| StoreError::write(&path, error);
+        let lock = File::options().create(true).append(true).open(self.inner.layout.usage_lock());
+        let lock = lock.map_err(write)?;
+        if lock.try_lock().is_err() {
+            return Ok(None);
+        }
+        let began = clock();
+        let temporary = self.inner.temporary();
+        let walked = self.stream_usage(&temporary, began, go_on);
+        let Some(mut summary) =
+            walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
+        else {
+            let _ = fs::remove_file(&temporary);
+            return Ok(None);
+        };
+        summary.as_of = to_seconds(clock());
+        let took = clock().duration_since(began).unwrap_or_default().as_millis();
+        summary.took_milliseconds = u64::try_from(took).unwrap_or(u64::MAX);
+        summary.blobs = disk.files.saturating_sub(summary.manifests);
+        summary.blob_bytes = disk.bytes.saturating_sub(summary.manifest_bytes);
+        self.inner.publish(&temporary, &path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        let json = serde_json::to_vec_pretty(&summary)
+            .map_err(|error| StoreError::write(&path, io::Error::other(error)))?;
+        self.inner.replace(&self.inner.layout.usage_summary(), &json)?;
+        Ok(Some(summary))
+    }
+
+    fn stream_usage(
+        &self,
+        temporary: &std::path::Path,
+        now: SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Option<UsageSummary>> {
+        let out = BufWriter::new(File::create_new(temporary)?);
+        let old = OldUsage::open(self);
+        let mut walk = UsageWalk {
+            store: self,
+            now,
+            out,
+            old,
+            seen: HashSet::new(),
+            summary: UsageSummary::default(),
+        };
+        let walked = self.each_repository(&mut |name| match go_on() {
+            true => walk.visit(name),
+            false => Err(io::ErrorKind::Interrupted.into()),
+        });
+        match walked {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            other => other?,
+        }
+        walk.out.flush()?;
+        Ok(Some(walk.summary))
+    }
+}
+
+/// A walk under way.
+struct UsageWalk<'a> {
+    store: &'a Store,
+    now: SystemTime,
+    out: BufWriter<File>,
+    old: OldUsage,
+    /// Manifests that were counted, by a hash: of two that collide one is not.
+    seen: HashSet<u64>,
+    summary: UsageSummary,
+}
+
+impl UsageWalk<'_> {
+    fn visit(&mut self, name: &ImageName) -> io::Result<()> {
+        let fingerprint = self.store.repository_times(name).fingerprint();
+        let (line, images) = match self.old.take(name) {
+            Some((line, mut images)) if self.is_as_it_was(&line, &images, &fingerprint) => {
+                images.iter_mut().for_each(|image| self.refresh(name, image));
+                (line, images)
+            }
+            _ => self.read(name, fingerprint),
+        };
+        self.count(name, &line, &images);
+        write_line(&mut self.out, &line)?;
+        images.iter().try_for_each(|image| write_line(&mut self.out, image))
+    }
+
+    fn is_as_it_was(&self, line: &RepositoryLine, images: &[ImageUsage], now: &str) -> bool {
+        let age = from_seconds(line.read).and_then(|read| self.now.duration_since(read).ok());
+        line.fingerprint == now
+            && age.is_some_and(|age| age < BELIEVED_FOR)
+            && images.iter().all(|image| image.complete && image.missing_bytes == 0)
+    }
+
+    /// What a pull changes.
+    fn refresh(&self, name: &ImageName, image: &mut ImageUsage) {
+        let reference = image
+            .image
+            .strip_prefix(&image.repository)
+            .and_then(|rest| rest.strip_prefix([':', '@'])?.parse::<Reference>().ok());
+        let layout = &self.store.inner.layout;
+        let digest: Option<Digest> = image.digest.parse().ok();
+        let by_digest = digest.and_then(|digest| modified(&layout.manifest(name, &digest)));
+        let by_tag = match &reference {
+            Some(Reference::Tag(tag)) => modified(&layout.tag(name, tag)),
+            _ => None,
+        };
+        image.pulled = by_digest.max(by_tag).map(to_seconds);
+    }
+
+    fn read(&self, name: &ImageName, fingerprint: String) -> (RepositoryLine, Vec<ImageUsage>) {
+        let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
+        for image in self.store.images_of(name) {
+            let graph = self.store.graph_of(&image);
+            let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
+            let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
+            let descriptors = manifests.map(|each| &each.descriptor);
+            for each in descriptors.chain(blobs.map(|blob| &blob.descriptor)) {
+                if seen.insert(each.digest) {
+                    bytes += each.size;
+                }
+            }
+            images.push(ImageUsage::of(&image, &graph, self.store.created(&graph)));
+        }
+        let line = RepositoryLine {
+            of: name.to_string(),
+            fingerprint,
+            read: to_seconds(self.now),
+            images: images.len() as u64,
+            bytes,
+        };
+        (line, images)
+    }
+
+    fn count(&mut self, name: &ImageName, line: &RepositoryLine, images: &[ImageUsage]) {
+        let layout = &self.store.inner.layout;
+        for digest in self.store.manifests(name) {
+            let mut hasher = DefaultHasher::new();
+            digest.hash(&mut hasher);
+            if self.seen.insert(hasher.finish())
+                && let Ok(metadata) = fs::metadata(layout.blob(&digest))
+            {
+                self.summary.manifests += 1;
+                self.summary.manifest_bytes += metadata.len();
+            }
+        }
+        let summary = &mut self.summary;
+        summary.images += line.images;
+        summary.complete_images += images.iter().filter(|image| image.complete).count() as u64;
+        summary.repositories += u64::from(line.images > 0);
+        let registry = name.upstream.as_str();
+        // A walk meets a registry's repositories one after the other.
+        if summary.registries.last().is_none_or(|last| last.name != registry) {
+            let name = registry.to_owned();
+            summary.registries.push(RegistryUsage { name, ..RegistryUsage::default() });
+        }
+        if let Some(of) = summary.registries.last_mut() {
+            of.repositories += u64::from(line.images > 0);
+            of.images += line.images;
+            of.bytes += line.bytes;
+            of.pulled = images.iter().map(|image| image.pulled).fold(of.pulled, Option::max);
+        }
+    }
+}
+
+fn write_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")
+}
+
+/// What the walk before has written, read along with the walk that replaces it: both are in the order of
+/// the directories.
+struct OldUsage {
+    lines: Option<Lines<BufReader<File>>>,
+    /// A repository's line that was read, and is not passed yet.
+    next: Option<RepositoryLine>,
+}
+
+impl OldUsage {
+    fn open(store: &Store) -> OldUsage {
+        let file = File::open(store.inner.layout.usage_images()).ok();
+        let mut old = OldUsage { lines: file.map(|file| BufReader::new(file).lines()), next: None };
+        old.images();
+        old
+    }
+
+    /// What was written of a repository. Passes over those before it.
+    fn take(&mut self, name: &ImageName) -> Option<(RepositoryLine, Vec<ImageUsage>)> {
+        let wanted = name.to_string();
+        while let Some(next) = &self.next {
+            match next.of.split('/').cmp(wanted.split('/')) {
+                Ordering::Less => drop(self.images()),
+                Ordering::Equal => {
+                    let line = self.next.take()?;
+                    return Some((line, self.images()));
+                }
+                Ordering::Greater => return None,
+            }
+        }
+        None
+    }
+
+    /// Reads the images up to the next repository.
+    fn images(&mut self) -> Vec<ImageUsage> {
+        let mut images = Vec::new();
+        self.next = None;
+        while let Some(Ok(line)) = self.lines.as_mut().and_then(Iterator::next) {
+            if let Ok(image) = serde_json::from_str(&line) {
+                images.push(image);
+            } else if let Ok(repository) = serde_json::from_str(&line) {
+                self.next = Some(repository);
+                break;
+            }
+        }
+        images
+    }
+}
