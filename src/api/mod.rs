@@ -17,7 +17,7 @@ mod route;
 mod status;
 mod waiting;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
@@ -30,19 +30,30 @@ pub use status::Failure;
 /// Answers container clients.
 pub struct Api {
     cache: Cache,
-    naming: Arc<Naming>,
+    /// Locked while a request is parsed by it, or while it is replaced: neither waits for anything.
+    naming: RwLock<Naming>,
 }
 
 impl Api {
     /// An API over `cache`, with the rules by which a request names its upstream.
     pub fn new(cache: Cache, naming: Naming) -> Api {
-        Api { cache, naming: Arc::new(naming) }
+        Api { cache, naming: RwLock::new(naming) }
+    }
+
+    /// Puts other rules into force, for the requests that come from now on.
+    pub fn set_naming(&self, naming: Naming) {
+        // Replaced at once or not at all, so a panic leaves whole rules.
+        *self.naming.write().unwrap_or_else(PoisonError::into_inner) = naming;
+    }
+
+    fn target(&self, request: &Request) -> Result<Target, RouteError> {
+        self.naming.read().unwrap_or_else(PoisonError::into_inner).target(request)
     }
 }
 
 impl Handler for Api {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
-        let (route, addressing) = match self.naming.target(request) {
+        let (route, addressing) = match self.target(request) {
             Ok(Target::Content(route, addressing)) => (route, addressing),
             Ok(Target::Ping) => return Step::Reply(ping()),
             Err(error) => return Step::Reply(status::route_failure(&error)),

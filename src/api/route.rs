@@ -56,7 +56,7 @@ pub struct Addressing {
 
 /// The rules by which a request names its upstream: `?ns=`, then the `OCI-Namespace` or `X-Registry`
 /// header, then a first path component that looks like a host or is an alias, then the default.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Naming {
     /// `defaultNs`.
     pub default_upstream: Option<Upstream>,

@@ -74,7 +74,7 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// Downloads what is missing, over as many connections as it takes.
     pub(super) fn run(&mut self) -> Result<(), CacheError> {
-        let mut retries = Retries::new(self.inner.settings.retry.clone());
+        let mut retries = Retries::new(self.inner.settings().retry.clone());
         loop {
             let Err(error) = self.receive() else { return Ok(()) };
             let CacheError::Upstream(upstream) = &error else { return Err(error) };

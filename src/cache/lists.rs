@@ -147,7 +147,7 @@ impl Cache {
             });
         }
         let patience = match fallback {
-            Some(_) => self.inner.settings.revalidate_timeout,
+            Some(_) => self.inner.settings().revalidate_timeout,
             None => PATIENCE,
         };
         ListWait { flight: joined.flight, patience, fallback, how }

@@ -109,7 +109,7 @@ impl ManifestWait {
     /// How long to wait before [`ManifestWait::give_up`].
     pub fn patience(&self) -> Duration {
         match self.cached {
-            Some(_) => self.cache.inner.settings.revalidate_timeout,
+            Some(_) => self.cache.inner.settings().revalidate_timeout,
             None => PATIENCE,
         }
     }
@@ -257,7 +257,8 @@ impl Inner {
     fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
         let record = self.store.tag(name, tag, access)?;
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
-        let policy = &self.settings.freshness;
+        let settings = self.settings();
+        let policy = &settings.freshness;
         let belief = policy.belief(&name.upstream, tag, record.checked, self.now());
         Some(Stored { content, belief })
     }
@@ -372,7 +373,7 @@ impl Inner {
         source: &dyn Source,
         reference: &Reference,
     ) -> Result<bool, CacheError> {
-        if self.settings.freshness.on_upstream_delete == OnUpstreamDelete::Keep {
+        if self.settings().freshness.on_upstream_delete == OnUpstreamDelete::Keep {
             return Ok(true);
         }
         match source.manifest(&name.repository, reference) {
@@ -388,7 +389,7 @@ impl Inner {
         if self.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
         }
-        let (noted, error) = match self.settings.freshness.on_upstream_delete {
+        let (noted, error) = match self.settings().freshness.on_upstream_delete {
             OnUpstreamDelete::Drop => {
                 log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
                 (self.store.remove_tag(name, tag), CacheError::DeletedUpstream)

@@ -26,9 +26,17 @@ pub(super) enum Asked {
     Blob(ImageName, Digest),
 }
 
-/// Both tables are locked for a look-up or an insertion only.
+impl Asked {
+    fn upstream(&self) -> &Upstream {
+        match self {
+            Asked::Manifest(name, _) | Asked::Blob(name, _) => &name.upstream,
+        }
+    }
+}
+
+/// The tables are locked for a look-up or an insertion only, or to forget some of them.
 pub(super) struct Misses {
-    ttl: Duration,
+    ttl: Mutex<Duration>,
     missing: Mutex<Recent<Asked, SystemTime>>,
     troubled: Mutex<Recent<Upstream, SystemTime>>,
     /// Until when upstreams asked to be left alone.
@@ -38,7 +46,7 @@ pub(super) struct Misses {
 impl Misses {
     pub(super) fn new(ttl: Duration) -> Misses {
         Misses {
-            ttl,
+            ttl: Mutex::new(ttl),
             missing: Mutex::new(Recent::new(MISSING_MAX)),
             troubled: Mutex::new(Recent::new(TROUBLED_MAX)),
             limited: Mutex::new(Recent::new(TROUBLED_MAX)),
@@ -47,12 +55,29 @@ impl Misses {
 
     /// Whether upstream said a moment ago that it does not have this.
     pub(super) fn is_missing(&self, asked: &Asked, now: SystemTime) -> bool {
-        is_young(lock(&self.missing).get(asked), self.ttl, now)
+        is_young(lock(&self.missing).get(asked), self.ttl(), now)
     }
 
     /// Whether this upstream failed to answer a moment ago.
     pub(super) fn is_troubled(&self, upstream: &Upstream, now: SystemTime) -> bool {
-        is_young(lock(&self.troubled).get(upstream), self.ttl, now)
+        is_young(lock(&self.troubled).get(upstream), self.ttl(), now)
+    }
+
+    fn ttl(&self) -> Duration {
+        *lock(&self.ttl)
+    }
+
+    /// How long things are remembered from now on, those that were noted before included.
+    pub(super) fn set_ttl(&self, ttl: Duration) {
+        *lock(&self.ttl) = ttl;
+    }
+
+    /// Forgets all about these upstreams.
+    pub(super) fn forget(&self, upstreams: &[Upstream]) {
+        let is_other = |upstream: &Upstream| !upstreams.contains(upstream);
+        lock(&self.missing).retain(|asked| is_other(asked.upstream()));
+        lock(&self.troubled).retain(is_other);
+        lock(&self.limited).retain(is_other);
     }
 
     /// How much longer this upstream asked to be left alone.

@@ -36,7 +36,7 @@ mod scrub;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::flight::Flights;
@@ -80,7 +80,7 @@ const BLAMED_REMEMBERED: usize = 1024;
 const HOT_MANIFESTS: usize = 512;
 
 /// How the cache decides.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How long a tag is believed.
     pub freshness: FreshnessPolicy,
@@ -158,7 +158,9 @@ pub struct Cache {
 struct Inner {
     store: Store,
     sources: Arc<dyn Sources>,
-    settings: Settings,
+    /// What is in force: replaced as a whole, and locked for no longer than that takes or a copy of the
+    /// pointer. Who decides several things by it takes one copy for all of them.
+    settings: RwLock<Arc<Settings>>,
     clock: Clock,
     blobs: blobs::BlobFlights,
     manifests: ManifestFlights,
@@ -219,9 +221,35 @@ impl Cache {
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             counts: Counters::default(),
             is_switched_off: AtomicBool::new(is_switched_off),
-            settings,
+            settings: RwLock::new(Arc::new(settings)),
         };
         Cache { inner: Arc::new(inner) }
+    }
+
+    /// Puts other settings into force, for what is asked from now on. What is under way goes on; offline,
+    /// that is to say until it breaks off. The numbers of fetchers stay what they were at the start.
+    pub fn reconfigure(&self, settings: Settings) {
+        let inner = &self.inner;
+        inner.blob_pool.set_limits(settings.downloads_per_upstream.clone());
+        inner.misses.set_ttl(settings.negative_ttl);
+        let settings = Arc::new(settings);
+        let before = {
+            let mut current = inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, Arc::clone(&settings))
+        };
+        if before.freshness != settings.freshness {
+            lock(&inner.hot).clear();
+        }
+        if before.prefetch != settings.prefetch {
+            lock(&inner.looked_at).clear();
+        }
+    }
+
+    /// Forgets what went wrong with these upstreams: they are other ones now, at other places or with other
+    /// credentials.
+    pub fn forget_troubles(&self, upstreams: &[Upstream]) {
+        self.inner.misses.forget(upstreams);
+        lock(&self.inner.blamed).retain(|(upstream, _)| !upstreams.contains(upstream));
     }
 
     /// The store below.
@@ -266,9 +294,14 @@ impl Cache {
 }
 
 impl Inner {
+    /// The settings in force.
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether no upstream may be asked: by configuration, or by `larder offline on`.
     fn is_offline(&self) -> bool {
-        self.settings.air_gapped || self.is_switched_off.load(Ordering::Relaxed)
+        self.settings().air_gapped || self.is_switched_off.load(Ordering::Relaxed)
     }
 
     /// A request is a beginning, and offline nothing is begun.

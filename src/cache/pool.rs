@@ -32,8 +32,7 @@ struct Shared {
     queued: Condvar,
     /// Who waits for the end of a job or of the pool waits here.
     ended: Condvar,
-    /// How many fetchers an upstream may hold, and how many those that are not in the table.
-    per_upstream_max: HashMap<Upstream, usize>,
+    /// How many fetchers an upstream may hold that has no number of its own.
     others_max: usize,
     behind_max: usize,
     closed: AtomicBool,
@@ -47,6 +46,8 @@ struct State {
     behind: VecDeque<Job>,
     running: HashMap<Upstream, usize>,
     running_behind: HashMap<Upstream, usize>,
+    /// How many fetchers some upstreams may hold.
+    per_upstream_max: HashMap<Upstream, usize>,
 }
 
 impl State {
@@ -90,10 +91,9 @@ impl FetchPool {
     ) -> FetchPool {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State { per_upstream_max, ..State::default() }),
             queued: Condvar::new(),
             ended: Condvar::new(),
-            per_upstream_max,
             others_max: threads.div_ceil(2),
             behind_max: threads.div_ceil(2),
             closed: AtomicBool::new(false),
@@ -136,6 +136,14 @@ impl FetchPool {
         }
         // Dropped here, outside of the lock: a job's pilot wakes those who wait.
         drop(refused);
+    }
+
+    /// How many fetchers some upstreams may hold from now on. A job that runs goes on, though its upstream
+    /// may now hold fewer.
+    pub(super) fn set_limits(&self, per_upstream_max: HashMap<Upstream, usize>) {
+        self.shared.lock().per_upstream_max = per_upstream_max;
+        // Any number of jobs may now be begun.
+        self.shared.queued.notify_all();
     }
 
     /// Takes no more jobs and drops those that wait.
@@ -196,8 +204,8 @@ impl Shared {
         }
     }
 
-    fn share_of(&self, upstream: &Upstream) -> usize {
-        *self.per_upstream_max.get(upstream).unwrap_or(&self.others_max)
+    fn share_of(&self, state: &State, upstream: &Upstream) -> usize {
+        *state.per_upstream_max.get(upstream).unwrap_or(&self.others_max)
     }
 
     /// The first job that may be begun: of those that somebody waits for, if there is one.
@@ -205,7 +213,8 @@ impl Shared {
         let count = |counts: &HashMap<Upstream, usize>, job: &Job| {
             counts.get(&job.upstream).copied().unwrap_or_default()
         };
-        let has_share = |job: &Job| count(&state.running, job) < self.share_of(&job.upstream);
+        let has_share =
+            |job: &Job| count(&state.running, job) < self.share_of(state, &job.upstream);
         if let Some(at) = state.queue.iter().position(has_share) {
             return state.queue.remove(at);
         }
@@ -213,7 +222,7 @@ impl Shared {
             return None;
         }
         let may_begin = |job: &Job| {
-            let half = self.share_of(&job.upstream).div_ceil(2);
+            let half = self.share_of(state, &job.upstream).div_ceil(2);
             has_share(job) && count(&state.running_behind, job) < half
         };
         let at = state.behind.iter().position(may_begin)?;
@@ -286,6 +295,33 @@ mod tests {
         assert_eq!(names, ["all.io", "all.io", "all.io", "one.io"]);
         drop(release);
         assert_eq!(starts.recv().unwrap(), "one.io", "the second one, after the first");
+    }
+
+    #[test]
+    fn changed_limit_lets_waiting_jobs_begin_and_stops_none_that_runs() {
+        let limit = |threads| HashMap::from([(upstream("one.io"), threads)]);
+        let pool = FetchPool::start("test", 4, limit(1));
+        let (started, starts) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for number in 0..5 {
+            let (started, gate) = (started.clone(), Arc::clone(&gate));
+            pool.submit(&upstream("one.io"), move || {
+                started.send(number).unwrap();
+                let _ = gate.lock().unwrap().recv();
+            });
+        }
+        assert_eq!(starts.recv().unwrap(), 0);
+        pool.set_limits(limit(3));
+        let mut begun = [starts.recv().unwrap(), starts.recv().unwrap()];
+        begun.sort_unstable();
+        assert_eq!(begun, [1, 2]);
+        pool.set_limits(limit(1));
+        let other = started.clone();
+        pool.submit(&upstream("other.io"), move || other.send(5).unwrap());
+        assert_eq!(starts.recv().unwrap(), 5, "what may begin, begins");
+        drop(release);
+        assert_eq!([starts.recv().unwrap(), starts.recv().unwrap()], [3, 4]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Cache {
     /// Sees to it, behind clients' requests, that an image whose manifest was answered becomes whole.
     pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
         let inner = &self.inner;
-        if !inner.settings.prefetch.blobs || inner.is_offline() || !inner.store.is_writable() {
+        if !inner.settings().prefetch.blobs || inner.is_offline() || !inner.store.is_writable() {
             return;
         }
         let (key, now) = ((name.clone(), *digest), inner.now());
@@ -58,7 +58,7 @@ impl Cache {
         let upstream = name.upstream.clone();
         inner.metadata_pool.submit_behind(&upstream, move || {
             cache.complete(&name, &digest, 0);
-            if cache.inner.settings.prefetch.referrers {
+            if cache.inner.settings().prefetch.referrers {
                 for referrer in cache.fetch_referrers(&name, &digest) {
                     cache.complete(&name, &referrer, 0);
                 }
@@ -77,7 +77,8 @@ impl Cache {
                 }
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
-                let wanted = &inner.settings.prefetch.platforms;
+                let settings = inner.settings();
+                let wanted = &settings.prefetch.platforms;
                 for child in manifests.iter().filter(|child| wanted.cover(child)) {
                     if inner.is_offline() || inner.metadata_pool.is_closed() {
                         return;

@@ -35,6 +35,16 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.young.remove(key);
         self.old.remove(key);
     }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.young.retain(|key, _| keep(key));
+        self.old.retain(|key, _| keep(key));
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
 }
 
 #[cfg(test)]
@@ -62,5 +72,20 @@ mod tests {
         assert_eq!(recent.get(&'a'), Some(&3));
         recent.remove(&'a');
         assert_eq!(recent.get(&'a'), None);
+    }
+
+    #[test]
+    fn what_is_not_retained_is_gone_from_both_generations() {
+        let mut recent = Recent::new(4);
+        for number in 0..4 {
+            recent.insert(number, number);
+        }
+        recent.retain(|number| number % 2 == 1);
+        assert_eq!(
+            [0, 1, 2, 3].map(|number| recent.get(&number).is_some()),
+            [false, true, false, true]
+        );
+        recent.clear();
+        assert_eq!(recent.get(&3), None);
     }
 }

@@ -24,11 +24,19 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
     };
     // The logger writes a line in pieces; whole lines are one system call each and do not interleave
     // with those of another process on the same file.
-    let started = WriteLogger::init(filter(level), format(), LineWriter::new(out));
+    // It would write everything: which lines there are is decided before they come to it, at a level that
+    // may change.
+    let started = WriteLogger::init(LevelFilter::Debug, format(), LineWriter::new(out));
+    set_level(level);
     if started.is_err() {
         log::warn!("logging was started before; that logger stays in force");
     }
     Ok(())
+}
+
+/// Changes how much is logged.
+pub(super) fn set_level(level: LogLevel) {
+    log::set_max_level(filter(level));
 }
 
 fn filter(level: LogLevel) -> LevelFilter {

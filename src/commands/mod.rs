@@ -1,11 +1,13 @@
 //! The commands: one short composition of rooms each.
 
+mod config_file;
 mod export;
 mod import;
 mod list;
 mod load;
 mod logging;
 mod offline;
+mod reload;
 mod serve;
 mod units;
 mod verify;
@@ -29,7 +31,7 @@ use crate::upstream::TlsFileError;
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
     let settings = || config::load(overrides(&arguments)?).map_err(CommandError::from);
     match &arguments.command {
-        Command::Serve(_) => serve::serve(settings()?),
+        Command::Serve(_) => serve::serve(overrides(&arguments)?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
         Command::Import(command) => import::import(command, &settings()?),

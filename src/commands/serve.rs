@@ -2,18 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::config_file::ConfigFile;
+use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging};
 use crate::api::{Api, Health};
 use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper, Scrubber};
-use crate::config::Settings;
+use crate::config::{self, Overrides, Settings};
 use crate::http::{self, Controller, Server};
 use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
@@ -32,31 +35,24 @@ const LAST_COMMITS: Duration = Duration::from_secs(5);
 const HEALTH_WORKERS: usize = 1;
 const HEALTH_CONNECTIONS: usize = 64;
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, then drains. Reads its configuration again on SIGHUP.
 ///
 /// # Errors
 /// [`CommandError`] for whatever keeps it from starting.
-pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
+pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
+    // First of all: who hangs up on a server that starts gets a reload once it runs, and not its end.
+    let signals = Signals::new([SIGHUP]).map_err(unwatched)?;
+    let file = overrides.config_file.clone().and_then(ConfigFile::about_to_be_read);
+    let settings = config::load(overrides.clone())?;
     logging::start(settings.log_level, settings.log_file.as_deref())?;
-    for key in &settings.without_effect {
-        log::warn!("the configuration key {key} has no effect in this version");
-    }
-    for entry in &settings.upstream.registries {
-        for endpoint in &entry.endpoints {
-            endpoint
-                .tls
-                .check()
-                .map_err(|source| CommandError::Tls { registry: entry.upstream.clone(), source })?;
-            for expired in endpoint.tls.expired(SystemTime::now()) {
-                log::error!("registries: {}: tls: {expired}", entry.upstream);
-            }
-        }
-    }
+    reload::check(&settings)?;
+    reload::warn_of(&settings);
     let preload = settings.preload_images.as_deref().map(load::read_list).transpose()?;
     let store = Store::open(&settings.store)?;
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
-    let cache = Cache::new(store.clone(), registries, settings.cache.clone(), clock);
+    let cache =
+        Cache::new(store.clone(), Arc::clone(&registries) as _, settings.cache.clone(), clock);
     let keeper = Keeper::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
 
@@ -70,10 +66,14 @@ pub(super) fn serve(settings: Settings) -> Result<(), CommandError> {
         ..settings.http
     };
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
-    let server = Server::bind(&[settings.listen], edge, api)?;
+    let server = Server::bind(&[settings.listen], edge, Arc::clone(&api) as _)?;
     let health =
         settings.health.map(|address| serve_health(address, &settings.http, &cache)).transpose()?;
-    stop_on_signal(server.controller())?;
+    let running = Running { cache: cache.clone(), registries, api };
+    // One that waits stands for all that come before it is heeded.
+    let (hangups, hung_up) = sync_channel(1);
+    Reloader::new(overrides, file, settings.clone(), running).start(hung_up)?;
+    heed_signals(signals, server.controller(), hangups)?;
     banner(&settings, server.address());
     if settings.resume_on_start {
         cache.resume_downloads();
@@ -149,15 +149,22 @@ fn serve_health(
     Ok(controller)
 }
 
-/// The first signal drains; a second one does not wait for that.
-fn stop_on_signal(controller: Controller) -> Result<(), CommandError> {
-    let doing = "watch for signals";
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(|source| CommandError::System { doing, source })?;
+/// SIGTERM and SIGINT drain, and a second one does not wait for that. SIGHUP reloads, also in a drain.
+fn heed_signals(
+    mut signals: Signals,
+    controller: Controller,
+    hangups: SyncSender<()>,
+) -> Result<(), CommandError> {
+    for signal in [SIGTERM, SIGINT] {
+        signals.add_signal(signal).map_err(unwatched)?;
+    }
     let watch = move || {
-        for (count, signal) in signals.forever().enumerate() {
+        let mut is_draining = false;
+        for signal in signals.forever() {
             let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
-            if count == 0 {
+            if signal == SIGHUP {
+                hang_up(&hangups);
+            } else if !std::mem::replace(&mut is_draining, true) {
                 log::info!("{name}: draining; what is being sent is finished, once more to cut it");
                 controller.drain();
             } else {
@@ -166,11 +173,20 @@ fn stop_on_signal(controller: Controller) -> Result<(), CommandError> {
             }
         }
     };
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(watch)
-        .map(drop)
-        .map_err(|source| CommandError::System { doing, source })
+    thread::Builder::new().name("signals".into()).spawn(watch).map(drop).map_err(unwatched)
+}
+
+fn hang_up(hangups: &SyncSender<()>) {
+    match hangups.try_send(()) {
+        Ok(()) | Err(TrySendError::Full(())) => {}
+        Err(TrySendError::Disconnected(())) => {
+            log::error!("SIGHUP: nobody reloads the configuration any more; restart Larder");
+        }
+    }
+}
+
+fn unwatched(source: std::io::Error) -> CommandError {
+    CommandError::System { doing: "watch for signals", source }
 }
 
 /// As many connections as wanted, or as the limit on open files allows: each may hold a file beside its

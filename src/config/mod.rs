@@ -1,4 +1,4 @@
-//! From a configuration file and flags to validated [`Settings`], once, at start.
+//! From a configuration file and flags to validated [`Settings`]: at start, and whenever the file changes.
 //!
 //! This room knows every other room's settings, and no room knows this one: nothing below reads flags,
 //! files or the environment. What is wrong is said with file, line and column, and with what is
@@ -6,6 +6,7 @@
 
 mod auth;
 mod aws;
+mod difference;
 mod environment;
 mod error;
 mod file;
@@ -24,6 +25,7 @@ use crate::oci::{Platform, Platforms, Upstream};
 use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
 use crate::{cache, http, store, upstream};
 
+pub use difference::Differences;
 pub use error::ConfigError;
 pub use value::{LogLevel, ParseValueError};
 

@@ -126,6 +126,11 @@ impl Failover {
         UpstreamStatus { upstream: self.upstream.clone(), endpoints }
     }
 
+    /// [`Registries::look_again`](super::Registries::look_again), for its endpoints.
+    pub(super) fn look_again(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.registry.look_again());
+    }
+
     /// Asks the endpoints one after the other until one answers.
     fn ask<T>(
         &self,

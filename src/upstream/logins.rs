@@ -117,6 +117,18 @@ impl Logins {
         self.get(repository, Wanted::OtherThan(rejected), now)
     }
 
+    /// Lets what helpers and clouds have handed out be got anew. Files are read each time in any case.
+    pub(super) fn look_again(&self, now: Instant) {
+        let parts = self.parts.iter().map(|(_, source)| source);
+        for source in parts.chain([&self.otherwise]) {
+            match source {
+                Source::Helper { slot, .. } | Source::Ecr(_, slot) => slot.look_again(now),
+                Source::DockerConfig { asked, .. } => asked.look_again(now),
+                Source::Fixed(_) | Source::PasswordFile { .. } => {}
+            }
+        }
+    }
+
     fn get(
         &self,
         repository: &Repository,
@@ -199,6 +211,12 @@ impl Source {
 }
 
 impl AskedHelper {
+    fn look_again(&self, now: Instant) {
+        // A panic cannot leave the pair half changed.
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.iter().for_each(|(_, slot)| slot.look_again(now));
+    }
+
     /// The slot of that helper. What another one has said counts no more.
     fn slot(&self, name: &str) -> Arc<Slot> {
         // A panic cannot leave the pair half changed.

@@ -59,7 +59,8 @@ pub use no_proxy::NoProxy;
 pub use proxy::{ParseProxyError, Proxy, ProxySettings};
 pub use quota::RateLimit;
 pub use registries::{
-    Endpoint, EndpointSettings, Registries, RegistrySettings, Scheme, Settings, UnlistedRegistries,
+    Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme, Settings,
+    UnlistedRegistries,
 };
 pub use tls::{IdentityFiles, TlsFileError, TlsSettings};
 pub use transport::Timeouts;

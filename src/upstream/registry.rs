@@ -59,6 +59,11 @@ impl Registry {
         self.session.url()
     }
 
+    /// [`Registries::look_again`](super::Registries::look_again), for this endpoint.
+    pub(super) fn look_again(&self) {
+        self.session.look_again();
+    }
+
     fn metadata<'a>(
         &self,
         method: Method,

@@ -176,6 +176,12 @@ impl Session {
         self.quota.latest()
     }
 
+    /// [`Registries::look_again`](super::Registries::look_again), for this endpoint.
+    pub(super) fn look_again(&self) {
+        self.own.iter().chain(&self.trusting).for_each(LazyAgent::look_again);
+        self.logins.look_again(Instant::now());
+    }
+
     /// Asks, follows redirects, and returns whatever answer is not one.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };

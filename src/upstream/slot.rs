@@ -123,6 +123,14 @@ impl Slot {
         Ok(login.filter(|login| **login != *rejected))
     }
 
+    /// Lets the login be got anew by whoever needs it next, whether it was refused, could not be got, or is
+    /// good for long. One that cannot be renewed then is used until it expires, as ever.
+    pub(super) fn look_again(&self, now: Instant) {
+        let mut state = self.lock();
+        state.held.iter_mut().for_each(|held| held.renew_at = held.renew_at.min(now));
+        (state.failure, state.renewed) = (None, None);
+    }
+
     /// Gets it, while `is_getting` keeps all others waiting.
     fn get(
         &self,
@@ -322,6 +330,19 @@ mod tests {
         assert_eq!(slot.login(now, unneeded), shared("a"), "another repository may take it");
         let later = now + HOUR / 2;
         assert_eq!(slot.renew(&login("a"), later, || got("b")), shared("b"));
+    }
+
+    #[test]
+    fn who_is_told_to_look_again_gets_another_login_and_minds_no_failure() {
+        let (slot, now) = (Slot::default(), Instant::now());
+        assert!(slot.login(now, failed).is_err());
+        slot.look_again(now);
+        assert_eq!(slot.login(now, || got("a")), shared("a"), "no wait for what has failed");
+        slot.look_again(now);
+        assert_eq!(slot.login(now, failed), shared("a"), "what is good stays good");
+        slot.look_again(now);
+        assert_eq!(slot.login(now, || got("b")), shared("b"));
+        assert_eq!(slot.login(now, unneeded), shared("b"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -61,15 +62,16 @@ impl TlsSettings {
         let identity = self.identity.iter().flat_map(|files| [&files.cert, &files.key]);
         let stamp = |path: &PathBuf| {
             let metadata = fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
+            Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
         };
         Stamp(self.ca.iter().chain(identity).map(stamp).collect())
     }
 }
 
-/// Modification times and sizes.
+/// Modification times, sizes and inodes. The last since what is mounted from a secret is another file after
+/// a change, behind the same link, and files that were made in one go may have one time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Stamp(Vec<Option<(SystemTime, u64)>>);
+pub(super) struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
 
 /// The certificates of a `ca` file.
 pub(super) fn load_ca(path: &Path) -> Result<Vec<Certificate<'static>>, TlsFileError> {

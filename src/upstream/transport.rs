@@ -73,7 +73,8 @@ pub(super) struct LazyAgent {
 struct Built {
     agents: Agents,
     stamp: Stamp,
-    looked: Instant,
+    /// When it was looked whether the files have changed; `None` if that is to be done now.
+    looked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -123,15 +124,22 @@ impl LazyAgent {
                 let stamp = self.stamp();
                 let agents = self.build()?;
                 let agent = agents.towards(&self.proxies, location);
-                *built = Some(Built { agents, stamp, looked: now });
+                *built = Some(Built { agents, stamp, looked: Some(now) });
                 Ok(agent)
             }
         }
     }
 
+    /// Lets the files be looked at when an agent is needed next, however lately that was done.
+    pub(super) fn look_again(&self) {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        built.iter_mut().for_each(|built| built.looked = None);
+    }
+
     fn refresh(&self, built: &mut Built, now: Instant) {
-        if now.duration_since(built.looked) >= LOOK_INTERVAL {
-            built.looked = now;
+        let is_due = |looked| now.duration_since(looked) >= LOOK_INTERVAL;
+        if built.looked.is_none_or(is_due) {
+            built.looked = Some(now);
             let stamp = self.stamp();
             if stamp != built.stamp {
                 let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
@@ -283,6 +291,11 @@ mod tests {
         agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
         assert_eq!(stamp(), first, "it is not looked all the time");
         agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
-        assert_ne!(stamp(), first);
+        let second = stamp();
+        assert_ne!(second, first);
+        put("key", &format!("{new_key}\n\n"));
+        agent.look_again();
+        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
+        assert_ne!(stamp(), second, "who is told that they changed looks at once");
     }
 }

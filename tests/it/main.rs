@@ -49,6 +49,8 @@ mod endpoints;
 mod commands;
 // The program as a process: arguments, errors, signals.
 mod process;
+// The configuration, read again while it runs.
+mod reload;
 // Users, passwords, tokens of our own.
 mod credentials;
 // Programs that know users and passwords.

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use super::FakeRegistry;
@@ -34,7 +34,7 @@ pub struct Process {
     pub address: SocketAddr,
     /// What it has logged and nobody has read.
     log: BufReader<std::process::ChildStderr>,
-    /// What it has logged until it listened.
+    /// What it has logged, as far as it was read: first of all until it listened.
     pub banner: String,
 }
 
@@ -81,6 +81,38 @@ impl Process {
         Process::spawn(command.envs(variables.iter().copied()))
     }
 
+    /// Serves that directory by a configuration file, see [`Process::put_config`].
+    pub fn serve_file(directory: &Path, text: &str) -> Process {
+        let mut process = Process::begin_file(directory, text);
+        process.wait_until_it_listens();
+        process
+    }
+
+    /// As [`Process::serve_file`], without waiting until it listens.
+    pub fn begin_file(directory: &Path, text: &str) -> Process {
+        Process::put_config(directory, text);
+        let (config, cache) = (Process::config(directory), directory.join("cache"));
+        let mut command = Command::new(LARDER);
+        command.arg("--config-file").arg(config).arg("--image-path").arg(cache);
+        Process::begin(command.args(["serve", "--port", "0", "--host", "127.0.0.1"]))
+    }
+
+    /// Serves that directory by flags alone.
+    pub fn serve_without_file(directory: &Path) -> Process {
+        let mut command = Command::new(LARDER);
+        command.arg("--image-path").arg(directory.join("cache"));
+        Process::spawn(command.args(["serve", "--port", "0", "--host", "127.0.0.1"]))
+    }
+
+    /// Writes the configuration file of [`Process::serve_file`].
+    pub fn put_config(directory: &Path, text: &str) {
+        fs::write(Process::config(directory), text).expect("a file can be written");
+    }
+
+    fn config(directory: &Path) -> PathBuf {
+        directory.join("larder.yaml")
+    }
+
     fn configure(command: &mut Command, directory: &Path, host: &str, entry: &str) {
         let config = directory.join("larder.yaml");
         let text = format!("logLevel: debug\nfsync: false\nregistries:\n  - {entry}\n");
@@ -98,16 +130,20 @@ impl Process {
     }
 
     fn spawn(command: &mut Command) -> Process {
-        let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("it can be started");
-        let log = BufReader::new(child.stderr.take().expect("it was piped"));
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut process = Process { child, address, log, banner: String::new() };
+        let mut process = Process::begin(command);
         process.wait_until_it_listens();
         process
     }
 
-    fn wait_until_it_listens(&mut self) {
+    fn begin(command: &mut Command) -> Process {
+        let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it can be started");
+        let log = BufReader::new(child.stderr.take().expect("it was piped"));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Process { child, address, log, banner: String::new() }
+    }
+
+    pub fn wait_until_it_listens(&mut self) {
         loop {
             let mut line = String::new();
             self.log.read_line(&mut line).expect("its log can be read");
@@ -120,13 +156,16 @@ impl Process {
         }
     }
 
-    pub fn wait_until_it_logs(&mut self, words: &str) {
+    /// Reads its log up to a line with these words, which was not read before, and returns that.
+    pub fn wait_until_it_logs(&mut self, words: &str) -> String {
         let mut line = String::new();
         while !line.contains(words) {
             line.clear();
             self.log.read_line(&mut line).expect("its log can be read");
-            assert!(!line.is_empty(), "it ended without saying {words}");
+            assert!(!line.is_empty(), "it ended without saying {words}:\n{}", self.banner);
+            self.banner.push_str(&line);
         }
+        line
     }
 
     pub fn signal(&self, name: &str) {

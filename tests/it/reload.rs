@@ -1,0 +1,415 @@
+//! The configuration, read again while Larder runs: on SIGHUP, and when its file has changed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::client::{get, head};
+use crate::support::larder::{blob, manifest};
+use crate::support::process::Process;
+use crate::support::{
+    Connection, FakeRegistry, Fault, Gate, Image, On, TokenServer, bytes, script,
+};
+
+const REPOSITORY: &str = "team/app";
+/// The registry of a test that has but one, wherever it really is.
+const NAME: &str = "registry.test";
+
+/// A configuration file. What is fetched behind clients would make the number of requests uncertain.
+fn config(entries: &[String], further: &str) -> String {
+    let entries: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
+    format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{further}\nregistries:\n{entries}\n")
+}
+
+/// An entry of `registries`, with further keys.
+fn entry(name: &str, at: &FakeRegistry, further: &str) -> String {
+    format!("{{name: {name}, endpoints: [\"{}\"]{further}}}", at.url(""))
+}
+
+/// The one entry of a test that has but one.
+fn one(at: &FakeRegistry, further: &str) -> [String; 1] {
+    [entry(NAME, at, further)]
+}
+
+fn registry_with_image() -> (FakeRegistry, Image) {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    (registry, image)
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+/// Writes another configuration and lets it be read. Returns what was said of it.
+fn reload(process: &mut Process, directory: &Path, text: &str) -> String {
+    Process::put_config(directory, text);
+    process.signal("HUP");
+    process.wait_until_it_logs("configuration reloaded (SIGHUP)")
+}
+
+/// Ends the server, which must end well, and returns all that it has logged.
+fn log_of(process: Process) -> String {
+    process.signal("TERM");
+    let (status, log) = process.wait();
+    assert!(status.success(), "{log}");
+    log
+}
+
+#[test]
+fn registry_that_a_reload_adds_is_pulled_from_and_one_that_it_removes_is_not() {
+    let ((first, image), (second, _)) = (registry_with_image(), registry_with_image());
+    let directory = directory();
+    let closed = "unlistedRegistries: deny";
+    let entries =
+        [entry("first.test", &first, ""), entry("second.test", &second, ", aliases: [b]")];
+    let mut process = Process::serve_file(directory.path(), &config(&entries[..1], closed));
+    let ask = |process: &Process, namespace: &str, reference: &str| {
+        get(process.address, &format!("{}?ns={namespace}", manifest(REPOSITORY, reference)))
+    };
+    assert_eq!(ask(&process, "first.test", "v1").status, 200);
+    assert_eq!(ask(&process, "second.test", "v1").status, 404);
+
+    let said = reload(&mut process, directory.path(), &config(&entries, closed));
+    assert!(said.contains("registries changed (registries: added second.test)"), "{said}");
+    assert!(ask(&process, "second.test", "v1").body == image.manifest());
+    let by_alias = manifest(&format!("b/{REPOSITORY}"), "v1");
+    assert!(get(process.address, &by_alias).body == image.manifest());
+
+    let said = reload(&mut process, directory.path(), &config(&entries[1..], closed));
+    assert!(said.contains("removed first.test"), "{said}");
+    assert_eq!(ask(&process, "first.test", "v1").status, 200, "what is cached is served");
+    assert_eq!(ask(&process, "first.test", "v2").status, 404);
+    assert_eq!(first.count("*", "*"), 1, "and it is not asked any more");
+}
+
+#[test]
+fn changed_credentials_are_used_for_the_next_request() {
+    let (registry, image) = registry_with_image();
+    registry.require_basic("u", "right");
+    let directory = directory();
+    let text = |password: &str| {
+        config(&one(&registry, &format!(", auth: {{user: u, password: {password}}}")), "")
+    };
+    let mut process = Process::serve_file(directory.path(), &text("wrong"));
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 403);
+    reload(&mut process, directory.path(), &text("right"));
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
+    let log = log_of(process);
+    assert!(!log.contains("right") && !log.contains("wrong"), "{log}");
+}
+
+#[test]
+fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
+    let registry = FakeRegistry::start_tls();
+    let other = FakeRegistry::start_tls();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    registry.require_basic("u", "new");
+    let directory = directory();
+    let path = |name: &str| directory.path().join(name);
+    let put = |name: &str, text: &str| fs::write(path(name), text).expect("a file can be written");
+    let say = |secret: &str| put("says", &format!(r#"{{"Username":"u","Secret":"{secret}"}}"#));
+    let helper = path("docker-credential-test");
+    script(&helper, &format!("cat {}", path("says").display()));
+    let further = format!(
+        ", tls: {{ca: {}}}, auth: {{credentialHelper: {}}}",
+        path("ca.pem").display(),
+        helper.display()
+    );
+    let text = config(&one(&registry, &further), "");
+    put("ca.pem", &other.ca_pem());
+    say("old");
+    let mut process = Process::serve_file(directory.path(), &text);
+    let ask = |process: &Process| get(process.address, &manifest(REPOSITORY, "v1"));
+    let got = ask(&process);
+    assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
+
+    put("ca.pem", &format!("{}\n", registry.ca_pem()));
+    let said = reload(&mut process, directory.path(), &text);
+    assert!(said.contains("nothing differs"), "{said}");
+    assert_eq!(ask(&process).status, 403, "the authority is believed, the password is old");
+
+    say("new");
+    reload(&mut process, directory.path(), &text);
+    assert!(ask(&process).body == image.manifest());
+}
+
+#[test]
+fn download_and_connection_live_through_a_reload_of_their_registry() {
+    let registry = FakeRegistry::start();
+    let content = bytes(100_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let directory = directory();
+    let mut process = Process::serve_file(directory.path(), &config(&one(&registry, ""), ""));
+    let mut idle = Connection::open(process.address);
+    assert_eq!(idle.get("/v2/").status, 200);
+    let mut busy = Connection::open(process.address);
+    busy.send("GET", &blob(REPOSITORY, &digest), &[]);
+    busy.read_head();
+    assert!(busy.read_body(50_000) == content[..50_000]);
+
+    let changed = one(&registry, ", rateLimit: 100M, auth: {user: u, password: p}");
+    let said = reload(&mut process, directory.path(), &config(&changed, ""));
+    assert!(said.contains(&format!("changed {NAME}")), "{said}");
+    let said = reload(&mut process, directory.path(), &config(&[], "unlistedRegistries: deny"));
+    assert!(said.contains(&format!("removed {NAME}")), "{said}");
+    let mut late = Connection::open(process.address);
+    late.send("GET", &blob(REPOSITORY, &digest), &[]);
+    late.read_head();
+    assert!(late.read_body(50_000) == content[..50_000], "it is still to be joined");
+    gate.open();
+    for client in [&mut busy, &mut late] {
+        let (rest, complete) = client.read_to_end();
+        assert!(complete && rest == content[50_000..]);
+    }
+    assert_eq!(idle.get("/v2/").status, 200);
+    assert_eq!(idle.get(&blob(REPOSITORY, &digest)).body.len(), content.len());
+    assert_eq!(registry.count("*", "*"), 1);
+}
+
+#[test]
+fn download_that_breaks_off_is_gone_on_with_where_the_registry_is_now() {
+    let (old, new) = (FakeRegistry::start(), FakeRegistry::start());
+    let content = bytes(100_000, 1);
+    let digest = old.add_blob(REPOSITORY, &content);
+    new.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    old.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let directory = directory();
+    let mut process = Process::serve_file(directory.path(), &config(&one(&old, ""), ""));
+    let mut client = Connection::open(process.address);
+    client.send("GET", &blob(REPOSITORY, &digest), &[]);
+    client.read_head();
+    assert!(client.read_body(50_000) == content[..50_000]);
+    reload(&mut process, directory.path(), &config(&one(&new, ""), ""));
+    old.stop();
+    let (rest, complete) = client.read_to_end();
+    assert!(complete && rest == content[50_000..]);
+    let asked = new.requests();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(asked[0].header("range"), Some("bytes=50000-"));
+}
+
+#[test]
+fn registry_whose_entry_is_the_same_keeps_its_tokens() {
+    let (registry, image) = registry_with_image();
+    registry.tag(REPOSITORY, "v2", &image.digest());
+    let tokens = TokenServer::new();
+    registry.require_bearer(&tokens);
+    let directory = directory();
+    let text = config(&one(&registry, ""), "");
+    let mut process = Process::serve_file(directory.path(), &text);
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 200);
+    let another = [entry(NAME, &registry, ""), "{name: quay.io, tagTtl: 1h}".to_owned()];
+    reload(&mut process, directory.path(), &config(&another, "logLevel: debug"));
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v2")).status, 200);
+    assert_eq!(registry.count("*", "/token"), 1);
+    assert_eq!(registry.connection_count(), 1, "and its connection");
+}
+
+#[test]
+fn file_that_is_wrong_changes_nothing_and_says_where() {
+    let (registry, image) = registry_with_image();
+    let directory = directory();
+    let good = config(&one(&registry, ""), "");
+    let mut process = Process::serve_file(directory.path(), &good);
+    let nowhere = one(&registry, ", tls: {ca: /nonexistent/ca.pem}");
+    for (text, words) in [
+        (config(&[], "prt: 1"), "larder.yaml:4:1: "),
+        (config(&[], "registries: ["), "larder.yaml:"),
+        (config(&[NAME, NAME].map(|name| format!("{{name: {name}}}")), ""), "listed twice"),
+        (config(&nowhere, ""), "cannot read /nonexistent/ca.pem"),
+        (config(&one(&registry, ", auth: {user: u}"), ""), NAME),
+        // What a full disk leaves of a file that is saved.
+        ("\n".to_owned(), "larder.yaml: it is empty"),
+    ] {
+        Process::put_config(directory.path(), &text);
+        process.signal("HUP");
+        let said = process.wait_until_it_logs("the configuration that was in force stays in force");
+        assert!(said.contains("[ERROR]") && said.contains(words), "{said}");
+    }
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
+    let said = reload(&mut process, directory.path(), &good);
+    assert!(said.contains("nothing differs"), "{said}");
+}
+
+#[test]
+fn changed_file_is_noticed_without_a_signal_also_behind_links() {
+    let (registry, image) = registry_with_image();
+    let directory = directory();
+    let path = |name: &str| directory.path().join(name);
+    // As Kubernetes mounts a ConfigMap.
+    let versions = [config(&[], "airGapped: true"), config(&one(&registry, ""), "")];
+    for (version, text) in ["v1", "v2"].iter().zip(&versions) {
+        fs::create_dir(path(version)).expect("a directory can be made");
+        Process::put_config(&path(version), text);
+    }
+    symlink("v1", path("..data")).expect("a link can be made");
+    symlink("..data/larder.yaml", path("larder.yaml")).expect("a link can be made");
+    let mut process = Process::serve_file(directory.path(), &versions[0]);
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 404);
+    symlink("v2", path("new")).expect("a link can be made");
+    fs::rename(path("new"), path("..data")).expect("a link can be moved");
+    let said = process.wait_until_it_logs("configuration reloaded (the file has changed)");
+    assert!(said.contains(&format!("added {NAME}")) && said.contains("airGapped"), "{said}");
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
+}
+
+#[test]
+fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_there() {
+    let registry = FakeRegistry::start_tls();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let directory = directory();
+    let ca = directory.path().join("ca.pem");
+    let mut process = Process::serve_file(directory.path(), &config(&[], ""));
+    let further = format!(", tls: {{ca: {}}}", ca.display());
+    Process::put_config(directory.path(), &config(&one(&registry, &further), ""));
+    process.wait_until_it_logs("the configuration that was in force stays in force");
+    // One that has something in it from the beginning.
+    fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
+    fs::rename(directory.path().join("new"), &ca).expect("a file can be moved");
+    process.wait_until_it_logs("configuration reloaded (the file has changed)");
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
+    let log = log_of(process);
+    assert_eq!(log.matches("stays in force").count(), 1, "{log}");
+}
+
+#[test]
+fn log_level_changes() {
+    let (registry, image) = registry_with_image();
+    registry.tag(REPOSITORY, "v2", &image.digest());
+    let directory = directory();
+    let text = |level: &str| config(&one(&registry, ""), &format!("logLevel: {level}"));
+    let mut process = Process::serve_file(directory.path(), &text("info"));
+    let debug = |tag: &str| format!("{NAME}/{REPOSITORY}:{tag}: sha256:");
+    get(process.address, &manifest(REPOSITORY, "v1"));
+    let said = reload(&mut process, directory.path(), &text("debug"));
+    assert!(said.contains("logLevel changed"), "{said}");
+    get(process.address, &manifest(REPOSITORY, "v2"));
+    process.wait_until_it_logs(&debug("v2"));
+    process.wait_until_it_logs("status=200");
+    assert!(!process.banner.contains(&debug("v1")), "{}", process.banner);
+    // It says nothing of that but what is a warning.
+    Process::put_config(directory.path(), &text("warn\nworkers: 18"));
+    process.signal("HUP");
+    process.wait_until_it_logs("take effect after a restart");
+    let quiet = process.banner.len();
+    get(process.address, &manifest(REPOSITORY, "v1"));
+    let log = log_of(process);
+    assert!(!log[quiet..].contains("[INFO]"), "{log}");
+    for secretive in ["ureq", "rustls"] {
+        assert!(!log.contains(secretive), "{log}");
+    }
+}
+
+#[test]
+fn air_gap_closes_and_opens() {
+    let (registry, image) = registry_with_image();
+    registry.tag(REPOSITORY, "v2", &image.digest());
+    let directory = directory();
+    let text = |further: &str| config(&one(&registry, ""), further);
+    let mut process = Process::serve_file(directory.path(), &text("tagTtl: always"));
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 200);
+    reload(&mut process, directory.path(), &text("airGapped: true"));
+    registry.clear_requests();
+    let cached = get(process.address, &manifest(REPOSITORY, "v1"));
+    assert!(cached.body == image.manifest());
+    assert_eq!(head(process.address, &manifest(REPOSITORY, "v2")).status, 404);
+    assert!(registry.requests().is_empty());
+    reload(&mut process, directory.path(), &text(""));
+    assert_eq!(get(process.address, &manifest(REPOSITORY, "v2")).status, 200);
+}
+
+#[test]
+fn how_long_a_tag_is_believed_changes_at_once() {
+    let (registry, old) = registry_with_image();
+    let directory = directory();
+    let mut process =
+        Process::serve_file(directory.path(), &config(&one(&registry, ", tagTtl: forever"), ""));
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == old.manifest());
+    let new = Image::sample("v2");
+    registry.add(REPOSITORY, "v1", &new);
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == old.manifest());
+    let text = config(&one(&registry, ", tagTtl: always"), "");
+    let said = reload(&mut process, directory.path(), &text);
+    assert!(said.ends_with("registries changed\n"), "it keeps its connections: {said}");
+    assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == new.manifest());
+}
+
+#[test]
+fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
+    let directory = directory();
+    let mut process = Process::serve_file(directory.path(), &config(&[], "workers: 17"));
+    let changed = config(&[], "workers: 18\nmaxDownloads: 3\nport: 4000");
+    for _ in 0..2 {
+        reload(&mut process, directory.path(), &changed);
+        let said = process.wait_until_it_logs("take effect after a restart");
+        assert!(said.contains("[WARN]"), "{said}");
+        // The port is a flag's.
+        assert!(said.contains(": workers, maxDownloads changed;"), "{said}");
+    }
+    reload(&mut process, directory.path(), &config(&[], "workers: 17"));
+    let log = log_of(process);
+    assert_eq!(log.matches("after a restart").count(), 2, "{log}");
+}
+
+#[test]
+fn hangup_without_a_file_is_said_and_ends_nothing() {
+    let directory = directory();
+    let mut process = Process::serve_without_file(directory.path());
+    let mut client = Connection::open(process.address);
+    for _ in 0..2 {
+        process.signal("HUP");
+        process.wait_until_it_logs("SIGHUP: there is no configuration file");
+        assert_eq!(client.get("/v2/").status, 200);
+    }
+}
+
+#[test]
+fn hangup_while_it_starts_is_heeded_once_it_runs() {
+    let directory = directory();
+    let list = directory.path().join("list");
+    let made = Command::new("mkfifo").arg(&list).status().expect("there is a mkfifo");
+    assert!(made.success());
+    let text = config(&[], &format!("preloadImages: {}", list.display()));
+    let mut process = Process::begin_file(directory.path(), &text);
+    // Opened when it is opened for reading: the start has come to the list, and waits for it.
+    let writer = fs::File::options().write(true).open(&list).expect("it reads the list");
+    process.signal("HUP");
+    drop(writer);
+    process.wait_until_it_listens();
+    if !process.banner.contains("configuration reloaded") {
+        process.wait_until_it_logs("configuration reloaded (SIGHUP)");
+    }
+    assert_eq!(get(process.address, "/v2/").status, 200);
+}
+
+#[test]
+fn hangup_in_a_drain_cuts_nobody() {
+    let registry = FakeRegistry::start();
+    let content = bytes(100_000, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let directory = directory();
+    let text = config(&one(&registry, ""), "");
+    let mut process = Process::serve_file(directory.path(), &text);
+    let mut busy = Connection::open(process.address);
+    busy.send("GET", &blob(REPOSITORY, &digest), &[]);
+    busy.read_head();
+    busy.read_body(50_000);
+    process.signal("TERM");
+    process.wait_until_it_logs("draining");
+    reload(&mut process, directory.path(), &text);
+    gate.open();
+    let (rest, complete) = busy.read_to_end();
+    assert!(complete && rest == content[50_000..]);
+    let (status, log) = process.wait();
+    assert!(status.success(), "{log}");
+}
