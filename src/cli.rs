@@ -35,6 +35,12 @@ pub enum Command {
     List(List),
     /// Pull images into the cache.
     Load(Load),
+    /// Remove images.
+    Prune(Prune),
+    /// Keep images from being evicted.
+    Pin(Pin),
+    /// Let images be evicted again.
+    Unpin(Unpin),
     /// Take images from bundles.
     Import(Import),
     /// Write images to a bundle.
@@ -60,6 +66,9 @@ pub struct Serve {
     /// port for GET /health (default none)
     #[argh(option)]
     pub health: Option<u16>,
+    /// port for GET /metrics (default none)
+    #[argh(option)]
+    pub metrics: Option<u16>,
     /// registry for requests that name none, e.g. docker.io
     #[argh(option)]
     pub default_ns: Option<String>,
@@ -92,6 +101,12 @@ pub struct List {
     /// expression between slashes (default all)
     #[argh(positional)]
     pub patterns: Vec<String>,
+    /// regular expressions, separated by commas
+    #[argh(option)]
+    pub pattern: Option<String>,
+    /// only images that are pinned
+    #[argh(switch)]
+    pub pinned: bool,
     /// name, size, pulled or created (default name)
     #[argh(option)]
     pub sort: Option<String>,
@@ -104,6 +119,66 @@ pub struct List {
     /// print the digest of every blob and manifest that is here, one a line, for export --except
     #[argh(switch)]
     pub digests: bool,
+}
+
+/// Remove images of which all holds that is said, and the blobs that no other image needs. Beside running
+/// servers, which notice nothing: what is pulled meanwhile stays.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "prune")]
+pub struct Prune {
+    /// images that may go: references, globs on the full reference such as docker.io/library/*, or regular
+    /// expressions between slashes
+    #[argh(positional)]
+    pub images: Vec<String>,
+    /// regular expressions, separated by commas
+    #[argh(option)]
+    pub pattern: Option<String>,
+    /// only images that were not pulled for so long, e.g. 30d
+    #[argh(option)]
+    pub unused_for: Option<String>,
+    /// only images that the cache got before a date (2026-11-01), a time (2026-11-01T12:00:00, UTC), or so
+    /// long ago (7d)
+    #[argh(option)]
+    pub created_before: Option<String>,
+    /// the same as --created-before
+    #[argh(option)]
+    pub prune_before: Option<String>,
+    /// the same as --created-before
+    #[argh(option)]
+    pub date: Option<String>,
+    /// of them the least recently used, as many
+    #[argh(option)]
+    pub count: Option<usize>,
+    /// pinned images as well
+    #[argh(switch)]
+    pub include_pinned: bool,
+    /// only say what would go
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// print a JSON object
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// Keep images from being evicted, whatever room is needed. Without any, print what is pinned.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "pin")]
+pub struct Pin {
+    /// references (all tags if there is none), globs such as docker.io/library/*, or /regular expressions/
+    #[argh(positional)]
+    pub images: Vec<String>,
+    /// file with images, one or more a line, separated by commas (repeatable)
+    #[argh(option)]
+    pub list: Vec<PathBuf>,
+}
+
+/// Let images be evicted again.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "unpin")]
+pub struct Unpin {
+    /// pins as larder pin prints them, or as they were typed
+    #[argh(positional)]
+    pub images: Vec<String>,
 }
 
 /// Pull images into the cache, from lists or as typed. What is there is not fetched again, what was begun is
@@ -175,6 +250,9 @@ pub struct Import {
     /// the same as --name
     #[argh(option)]
     pub resolve_ref: Option<String>,
+    /// pin what is imported, so that it is never evicted
+    #[argh(switch)]
+    pub pin: bool,
 }
 
 /// Write images of the cache to a bundle that larder import, skopeo, ctr images import and podman load read.

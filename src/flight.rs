@@ -67,6 +67,11 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
         lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Arc::clone)
     }
 
+    /// The keys of the flights that are under way, in no order.
+    pub fn keys(&self) -> Vec<K> {
+        lock(&self.table).keys().cloned().collect()
+    }
+
     /// How many flights are under way.
     pub fn len(&self) -> usize {
         lock(&self.table).len()
@@ -196,6 +201,11 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
     /// Takes back a waker whose owner has stopped waiting; a flight may last for hours.
     pub fn forget(&self, waker: &Waker) {
         lock(&self.state).waiting.retain(|waiting| !waiting.waker.will_wake(waker));
+    }
+
+    /// The header, if it is known by now.
+    pub fn header(&self) -> Option<H> {
+        lock(&self.state).header.clone()
     }
 
     /// How many bytes may be read now.

@@ -18,6 +18,7 @@ pub mod commands;
 pub mod config;
 pub mod flight;
 pub mod http;
+pub mod metrics;
 pub mod oci;
 pub mod prune;
 pub mod store;

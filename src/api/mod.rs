@@ -9,8 +9,8 @@
 mod access_log;
 mod blobs;
 mod following;
-mod health;
 mod lists;
+mod management;
 mod manifests;
 mod range;
 mod route;
@@ -23,7 +23,9 @@ use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
 
-pub use health::Health;
+pub use management::{
+    Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
+};
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;
 
@@ -58,7 +60,12 @@ impl Handler for Api {
             Ok(Target::Ping) => return Step::Reply(ping()),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
-        let call = Call { cache: self.cache.clone(), addressing };
+        let kind = match &route {
+            Route::Manifest { .. } => "manifest",
+            Route::Blob { .. } => "blob",
+            Route::List { .. } => "list",
+        };
+        let call = Call { cache: self.cache.clone(), addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -71,6 +78,9 @@ impl Handler for Api {
     }
 
     fn finished(&self, request: &Request, ending: &Ending) {
+        let bytes = ending.bytes_sent;
+        let word = route::word(request.path());
+        self.cache.metrics().responded(word, ending.status, ending.latency, bytes);
         access_log::line(request, ending);
     }
 }
@@ -79,11 +89,15 @@ impl Handler for Api {
 struct Call {
     cache: Cache,
     addressing: Addressing,
+    /// What is asked for, in the words of the metrics.
+    kind: &'static str,
 }
 
 impl Call {
     /// Adds what every answer about an upstream carries.
     fn dress(&self, reply: Reply, how: How) -> Reply {
+        let upstream = self.addressing.upstream.as_str();
+        self.cache.metrics().answered(self.kind, how.as_str(), upstream);
         let reply = match how {
             How::Stale => reply.header("Warning", "110 - \"Response is Stale\""),
             _ => reply,

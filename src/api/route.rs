@@ -161,6 +161,20 @@ impl Naming {
     }
 }
 
+/// What a path asks for, in the words of the metrics: one of a few, whatever a client sends.
+pub(super) fn word(path: &str) -> &'static str {
+    let Some(rest) = path.strip_prefix("/v2") else { return "other" };
+    let mut segments = rest.rsplit('/');
+    match (segments.next(), segments.next()) {
+        (Some("") | None, None | Some("")) => "ping",
+        (Some("list"), Some("tags")) => "tags",
+        (_, Some("manifests")) => "manifest",
+        (_, Some("blobs")) => "blob",
+        (_, Some("referrers")) => "referrers",
+        _ => "other",
+    }
+}
+
 /// What stands behind the name, still as text.
 enum Endpoint<'a> {
     Manifest(&'a str),
@@ -225,7 +239,7 @@ fn decode_segments(path: &str) -> Result<Vec<String>, RouteError> {
 }
 
 /// Percent-decodes. `None` for a broken escape or for bytes that are not UTF-8.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -476,6 +490,23 @@ mod tests {
         #[test]
         fn no_target_panics(path in "(/v2/)?[a-z0-9./%:_A-Z-]{0,80}(/manifests/|/blobs/|/tags/list|/referrers/)?.{0,40}", query in ".{0,60}") {
             let _ = naming().parse(Method::Get, &path, &query, None);
+        }
+    }
+
+    #[test]
+    fn paths_have_one_of_a_few_words() {
+        for (path, expected) in [
+            ("/v2/", "ping"),
+            ("/v2", "ping"),
+            ("/v2/a/manifests/v1", "manifest"),
+            ("/v2/docker.io/library/a/blobs/sha256:00", "blob"),
+            ("/v2/a/tags/list", "tags"),
+            ("/v2/a/referrers/sha256:00", "referrers"),
+            ("/v2/a/manifests", "other"),
+            ("/", "other"),
+            ("/metrics", "other"),
+        ] {
+            assert_eq!(word(path), expected, "{path}");
         }
     }
 }

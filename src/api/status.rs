@@ -120,6 +120,55 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
     if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
 }
 
+/// Why the management port does not do what is asked, for its operator to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A parameter that means nothing.
+    Parameter(String),
+    /// Whoever asks has to show the token.
+    Unauthorized(String),
+    /// No token would do.
+    Forbidden(String),
+    /// There is no such thing.
+    NotFound(String),
+    /// Another method; which ones there are.
+    Method(&'static str),
+    /// It cannot be done while things are as they are.
+    Conflict(String),
+    /// It could not be done: the disk, or something that has to be mended.
+    Broken(String),
+    /// It can be done in a moment.
+    Busy(String),
+}
+
+/// The answer of the management port to what it does not do.
+pub(super) fn refusal(refusal: &Refusal) -> Reply {
+    let (status, text) = match refusal {
+        Refusal::Parameter(text) => (400, text.as_str()),
+        Refusal::Unauthorized(text) => (401, text.as_str()),
+        Refusal::Forbidden(text) => (403, text.as_str()),
+        Refusal::NotFound(text) => (404, text.as_str()),
+        Refusal::Method(_) => (405, "this is not done by that method"),
+        Refusal::Conflict(text) => (409, text.as_str()),
+        Refusal::Broken(text) => (500, text.as_str()),
+        Refusal::Busy(text) => (503, text.as_str()),
+    };
+    let body = serde_json::json!({ "error": text });
+    let reply = Reply::new(status, Body::Bytes(Arc::from(body.to_string().into_bytes())))
+        .header("Content-Type", "application/json");
+    match refusal {
+        Refusal::Unauthorized(_) => reply.header("WWW-Authenticate", "Bearer realm=\"larder\""),
+        Refusal::Method(allowed) => reply.header("Allow", *allowed),
+        Refusal::Busy(_) => reply.header("Retry-After", RETRY_AFTER_SECONDS.to_string()),
+        _ => reply,
+    }
+}
+
+/// The answer of `/readyz` when clients should go elsewhere.
+pub(super) fn unready(text: &'static str) -> Reply {
+    Reply::new(503, Body::Bytes(text.as_bytes().into())).header("Content-Type", "text/plain")
+}
+
 /// An error body of the distribution-spec, "Error Codes".
 fn error_reply(status: u16, code: ErrorCode, message: &str) -> Reply {
     let body = serde_json::json!({ "errors": [{ "code": code.as_str(), "message": message }] });

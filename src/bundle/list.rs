@@ -2,23 +2,7 @@
 
 use std::fmt;
 
-use crate::oci::{ImageName, PartReference, Pattern, Reference};
-
-/// The entries of an image list with the numbers of their lines: one or more a line, separated by commas.
-pub(super) fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = (1..).zip(text.lines());
-    lines.flat_map(|(number, line)| {
-        let entries = uncommented(line).split(',').map(str::trim);
-        entries.filter(|entry| !entry.is_empty()).map(move |entry| (number, entry))
-    })
-}
-
-/// A line without its comment.
-pub(super) fn uncommented(line: &str) -> &str {
-    // Regular expressions may have the character; a comment stands alone.
-    let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
-    if line.starts_with('#') { "" } else { line }
-}
+use crate::oci::{ImageName, PartReference, Pattern, Reference, entries};
 
 /// Something to load.
 #[derive(Debug, Clone, PartialEq, Eq)]

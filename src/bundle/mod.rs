@@ -34,7 +34,7 @@ pub use list::{ListError, Wanted};
 pub use load::{LoadEvent, LoadSettings, LoadSummary, Outcome, load};
 pub use output::{Destination, Form};
 pub use repair::repair;
-pub use select::{Choice, Chosen, Missing, Plan, Selection, parse_since, select};
+pub use select::{Chosen, Missing, Plan, Selection, select};
 pub use source::{BundleSource, STANDARD_INPUT};
 pub use told::{Before, Bytes, ImportSummary, Origin, Told};
 pub use volumes::parse_size;

@@ -4,79 +4,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::iter;
-use std::str::FromStr;
-use std::time::{Duration, SystemTime};
-
-use time::format_description::FormatItem;
-use time::macros::format_description;
-use time::{Date, PrimitiveDateTime, Time};
+use std::time::SystemTime;
 
 use super::closure::{is_whole, missing};
 use super::docker::{self, SavedImage};
 use super::layout::Audience;
-use super::list::{entries, uncommented};
 use super::told::Bytes;
-use crate::oci::{Descriptor, Digest, ImageName, PartReference, Pattern, Platform, Reference, Tag};
+use crate::oci::{
+    Choice, Descriptor, Digest, ImageName, PartReference, Platform, Reference, Tag, uncommented,
+};
 use crate::store::{Graph, Store, StoredImage};
-
-/// Images that are meant: a reference as clients write it, or a pattern over full references.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
-    /// That image; all tags of a repository if there is no tag.
-    Exact(PartReference),
-    /// What matches.
-    Matching(Pattern),
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Choice, String> {
-        match text.contains(['*', '?']) || text.starts_with('/') {
-            true => text.parse().map(Choice::Matching).map_err(|error| format!("{text}: {error}")),
-            false => match PartReference::parse(text) {
-                Ok(reference) => Ok(Choice::Exact(reference)),
-                Err(error) => Err(format!("{text}: {error}")),
-            },
-        }
-    }
-}
-
-impl fmt::Display for Choice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Choice::Matching(pattern) => pattern.fmt(f),
-            Choice::Exact(PartReference { name, reference: None }) => name.fmt(f),
-            Choice::Exact(PartReference { name, reference: Some(reference) }) => {
-                f.write_str(&name.with(reference))
-            }
-        }
-    }
-}
-
-impl Choice {
-    /// Reads an image list: one or more a line, separated by commas; `#` begins a comment.
-    ///
-    /// # Errors
-    /// What is wrong, with the number of its line.
-    pub fn parse_list(text: &str) -> Result<Vec<Choice>, String> {
-        let mut choices = Vec::new();
-        for (number, entry) in entries(text) {
-            choices.push(entry.parse().map_err(|error| format!("line {number}: {error}"))?);
-        }
-        Ok(choices)
-    }
-
-    fn matches(&self, image: &StoredImage) -> bool {
-        match self {
-            Choice::Matching(pattern) => pattern.matches_image(&image.name, &image.reference),
-            Choice::Exact(PartReference { name, reference }) => {
-                *name == image.name
-                    && reference.as_ref().is_none_or(|reference| *reference == image.reference)
-            }
-        }
-    }
-}
 
 /// Reads a file of digests, one a line, as the far side lists them.
 ///
@@ -88,39 +25,6 @@ pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
         line.parse().map_err(|error| format!("line {number}: {line}: {error}"))
     });
     digests.collect()
-}
-
-/// A point in time: a date, a date and a time (both UTC), or how long before `now`, e.g. `7d`.
-///
-/// # Errors
-/// What is allowed, as a text.
-pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
-    const DATE: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
-    const DATE_TIME: &[FormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
-    let midnight = Date::parse(text, DATE).map(|date| date.with_time(Time::MIDNIGHT));
-    let date_time =
-        midnight.or_else(|_| PrimitiveDateTime::parse(text.trim_end_matches('Z'), DATE_TIME));
-    if let Ok(date_time) = date_time {
-        return Ok(date_time.assume_utc().into());
-    }
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let seconds = match &text[digits..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        "w" => 7 * 86_400,
-        _ => 0,
-    };
-    let number: Option<u64> = text[..digits].parse().ok();
-    let ago = number.and_then(|number| number.checked_mul(seconds)).filter(|ago| *ago > 0);
-    ago.and_then(|ago| now.checked_sub(Duration::from_secs(ago))).ok_or_else(|| {
-        format!(
-            "{text:?} is neither a date such as 2026-11-01 or 2026-11-01T12:00:00 (UTC) nor a time \
-             ago such as 12h, 7d or 4w"
-        )
-    })
 }
 
 /// What is asked for.
@@ -270,7 +174,7 @@ impl Selecting<'_> {
     fn consider(&mut self, image: &StoredImage, choices: &[Choice], is_met: &mut [bool]) {
         let mut is_chosen = false;
         for (choice, is_met) in choices.iter().zip(is_met) {
-            if choice.matches(image) {
+            if choice.covers(&image.name, &image.reference) {
                 (is_chosen, *is_met) = (true, true);
             }
         }
@@ -450,23 +354,5 @@ mod tests {
         let text = format!("# have\n\n{digest}\n  {digest} # twice\n");
         assert_eq!(parse_digests(&text).unwrap(), HashSet::from([digest]));
         assert!(parse_digests("x\n").unwrap_err().starts_with("line 1"));
-    }
-
-    #[test]
-    fn since_is_a_date_or_a_time_ago() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let now = at(2_000_000_000);
-        for (text, expected) in [
-            ("1970-01-02", 86_400),
-            ("1970-01-02T00:00:01", 86_401),
-            ("1970-01-02T00:00:01Z", 86_401),
-            ("7d", 2_000_000_000 - 604_800),
-            ("2w", 2_000_000_000 - 2 * 604_800),
-        ] {
-            assert_eq!(parse_since(text, now), Ok(at(expected)), "{text}");
-        }
-        for text in ["", "7", "0d", "d", "yesterday", "2026-13-01", "99999999999999999999d"] {
-            assert!(parse_since(text, now).is_err(), "{text}");
-        }
     }
 }

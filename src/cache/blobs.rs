@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, lock};
+use super::{Cache, CacheError, How, Inner, counts, lock};
 use crate::flight::{Flight, Flights, Pilot};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Access, Blob};
@@ -24,9 +24,11 @@ type BlobFlight = Flight<Incoming, Blob, BlobFailure>;
 pub(super) type BlobPilot = Pilot<BlobKey, Incoming, Blob, BlobFailure>;
 pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
-/// A blob that is arriving: where its bytes go, and how many there will be.
+/// A blob that is arriving: for whom it was begun, where its bytes go, and how many there will be.
 #[derive(Debug, Clone)]
 pub struct Incoming {
+    /// The repository whose request began it.
+    pub origin: ImageName,
     /// The growing file, to be read by offset up to what the flight says is available.
     pub file: Arc<File>,
     /// The size in bytes, if upstream or a manifest told.
@@ -159,15 +161,23 @@ impl Cache {
         }))
     }
 
-    /// Goes on with the downloads that an earlier process has left. Waits for nothing.
-    pub fn resume_downloads(&self) {
+    /// Goes on with the downloads that have broken off, or that an earlier process has left. Waits for
+    /// nothing. Returns how many there are.
+    pub fn resume_downloads(&self) -> usize {
         if self.inner.is_offline() {
-            return;
+            return 0;
         }
-        for (name, digest) in self.inner.store.partials() {
+        let partials = self.inner.store.partials();
+        let idle = partials.iter().filter(|(name, digest)| {
+            self.inner.blobs.find(&(name.upstream.clone(), *digest)).is_none()
+        });
+        let mut resumed = 0;
+        for (name, digest) in idle {
             log::info!("{name}@{digest}: an earlier download was not finished");
-            self.ask_for_blob(&name, &digest, None);
+            self.ask_for_blob(name, digest, None);
+            resumed += 1;
         }
+        resumed
     }
 
     pub(super) fn ask_for_blob(
@@ -198,6 +208,8 @@ impl Cache {
             error.log(&format!("{name}@{}", key.1));
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
+        self.inner.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
+        self.inner.uncancel(&key);
         pilot.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         if is_wrong && self.inner.should_try_again(&key) {
             self.ask_for_blob(&name, &key.1, size_hint);
@@ -293,6 +305,7 @@ impl Inner {
         asked: Asked,
         result: &Result<T, UpstreamError>,
     ) {
+        self.metrics.asked_upstream(name.upstream.as_str(), counts::outcome(result));
         if !self.has_mirrors(&name.upstream) {
             self.misses.note_limit(&name.upstream, result, self.now());
         }

@@ -1,15 +1,10 @@
 //! What happened how often since the start, where somebody should look when it is not nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::Inner;
+use crate::metrics::Removal;
+use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
-/// Counters of this process.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    blobs_not_cached: AtomicU64,
-    manifests_not_cached: AtomicU64,
-}
-
-/// Their values at a moment.
+/// How often, at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// Blobs that were streamed to a client because the disk would not have them.
@@ -18,22 +13,48 @@ pub struct Counts {
     pub manifests_not_cached: u64,
     /// Files of the store that were found to be damaged.
     pub damaged_files: u64,
+    /// Images that went because room was needed.
+    pub images_evicted: u64,
+    /// The bytes that this freed.
+    pub bytes_evicted: u64,
 }
 
-impl Counters {
-    pub(super) fn blobs_not_cached(&self) {
-        self.blobs_not_cached.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn manifests_not_cached(&self) {
-        self.manifests_not_cached.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn now(&self, damaged_files: u64) -> Counts {
+impl Inner {
+    pub(super) fn counts(&self) -> Counts {
+        let (images_evicted, bytes_evicted) = self.metrics.removed_so_far(Removal::Evicted);
         Counts {
-            blobs_not_cached: self.blobs_not_cached.load(Ordering::Relaxed),
-            manifests_not_cached: self.manifests_not_cached.load(Ordering::Relaxed),
-            damaged_files,
+            blobs_not_cached: self.metrics.not_cached_so_far("blob"),
+            manifests_not_cached: self.metrics.not_cached_so_far("manifest"),
+            damaged_files: self.store.damaged_files(),
+            images_evicted,
+            bytes_evicted,
         }
+    }
+}
+
+/// How a request to a registry ended, as metrics call it.
+pub(super) fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
+    let Err(error) = result else { return "ok" };
+    match error.kind() {
+        UpstreamErrorKind::NotFound => "404",
+        UpstreamErrorKind::Hidden => "hidden",
+        UpstreamErrorKind::Denied { .. } => "denied",
+        UpstreamErrorKind::Credentials { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
+        UpstreamErrorKind::RateLimited { .. } => "429",
+        UpstreamErrorKind::OutOfService => "503",
+        UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
+        UpstreamErrorKind::Status { status } => match status / 100 {
+            5 => "5xx",
+            _ => "other-status",
+        },
+        UpstreamErrorKind::Unsupported => "unsupported",
+        UpstreamErrorKind::TimedOut { .. } => "timed-out",
+        UpstreamErrorKind::Unreachable { .. } => "unreachable",
+        UpstreamErrorKind::Proxy { .. } => "proxy",
+        UpstreamErrorKind::Tls { .. } => "tls",
+        UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
+        UpstreamErrorKind::Redirect { .. } => "redirect",
+        UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
     }
 }

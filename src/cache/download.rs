@@ -85,13 +85,14 @@ impl<'a, S: Sink> Download<'a, S> {
             let Some(wait) = retries.next_wait(reached, asked, self.inner.spread()) else {
                 return Err(error);
             };
+            self.inner.metrics.retries.inc();
             log::warn!(
                 "{}: {error}; going on after {reached} bytes in {} ms",
                 self.what(),
                 wait.as_millis()
             );
             self.inner.blob_pool.pause(wait);
-            self.inner.stop_if_closed()?;
+            self.stop_if_unwanted()?;
         }
     }
 
@@ -147,7 +148,7 @@ impl<'a, S: Sink> Download<'a, S> {
         // A registry that does not do ranges begins anew; what was had before is passed over.
         let mut surplus = have - start.min(have);
         loop {
-            self.inner.stop_if_closed()?;
+            self.stop_if_unwanted()?;
             let read = match reader.read(&mut self.chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(|error| self.broke_off(error))?,
@@ -164,6 +165,15 @@ impl<'a, S: Sink> Download<'a, S> {
                 return Err(IngestError::WrongSize { expected, actual: written }.into());
             }
             self.sink.write(fresh, self.size)?;
+        }
+    }
+
+    /// The server stops, or somebody has cancelled it.
+    fn stop_if_unwanted(&self) -> Result<(), CacheError> {
+        self.inner.stop_if_closed()?;
+        match self.inner.is_cancelled(&self.name.upstream, &self.digest) {
+            true => Err(CacheError::GivenUp),
+            false => Ok(()),
         }
     }
 

@@ -33,10 +33,10 @@ impl Inner {
         let digest = pilot.key().1;
         let ingest = match self.begin(name, &digest, size_hint)? {
             Begin::Writing(ingest) => *ingest,
-            Begin::Present(blob) => return Ok(arrived(pilot, blob)),
+            Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
-        let sink = ToStore { name, pilot, ingest, is_noted: false };
+        let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false };
         let mut download = Download::new(self, name, digest, size_hint, sink);
         self.recover(&mut download)?;
         if !download.sink.ingest.is_whole()
@@ -56,7 +56,7 @@ impl Inner {
         let blame = download.blame();
         let ToStore { ingest, .. } = download.sink;
         let size = ingest.bytes_written();
-        announce(pilot, &ingest, Some(size));
+        announce(name, pilot, &ingest, Some(size));
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(pilot.key(), blame);
         })?;
@@ -92,7 +92,10 @@ impl Inner {
         }
         match download.sink.ingest.bytes_written() {
             0 => {}
-            bytes => log::info!("{}: going on after {bytes} bytes", download.what()),
+            bytes => {
+                self.metrics.resumed.inc();
+                log::info!("{}: going on after {bytes} bytes", download.what());
+            }
         }
         Ok(())
     }
@@ -134,6 +137,7 @@ pub(super) struct Blame {
 
 /// Into the store, in sight of those who follow the flight.
 struct ToStore<'a> {
+    inner: &'a Inner,
     name: &'a ImageName,
     pilot: &'a BlobPilot,
     ingest: Ingest,
@@ -158,6 +162,7 @@ impl Sink for ToStore<'_> {
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
             // Better before the first byte than after the last that fits: now nobody has had any.
+            self.inner.make_room_for(size.saturating_sub(self.ingest.bytes_written()))?;
             self.ingest.check_room_for(size)?;
         }
         if !std::mem::replace(&mut self.is_noted, true)
@@ -166,25 +171,27 @@ impl Sink for ToStore<'_> {
             // The download itself will say what is wrong with the disk, if it matters.
             log::debug!("{}: {error}", self.name);
         }
-        announce(self.pilot, &self.ingest, size);
+        announce(self.name, self.pilot, &self.ingest, size);
         self.show(size);
         Ok(())
     }
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+        self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         self.ingest.write(bytes)?;
         self.show(size);
         Ok(())
     }
 }
 
-fn announce(pilot: &BlobPilot, ingest: &Ingest, size: Option<u64>) {
-    pilot.announce(Incoming { file: Arc::clone(ingest.file()), size });
+fn announce(name: &ImageName, pilot: &BlobPilot, ingest: &Ingest, size: Option<u64>) {
+    pilot.announce(Incoming { origin: name.clone(), file: Arc::clone(ingest.file()), size });
 }
 
 /// A blob that somebody else has finished: all of it is available at once.
-fn arrived(pilot: &BlobPilot, blob: Blob) -> Blob {
-    pilot.announce(Incoming { file: Arc::clone(&blob.file), size: Some(blob.size) });
+fn arrived(name: &ImageName, pilot: &BlobPilot, blob: Blob) -> Blob {
+    let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
+    pilot.announce(Incoming { origin, file, size });
     pilot.advance(blob.size);
     blob
 }

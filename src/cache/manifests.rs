@@ -416,10 +416,11 @@ impl Inner {
         let fetched = source.manifest(&name.repository, reference);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;
+        self.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
         self.remember_sizes(name, &manifest);
         if let Err(error) = self.keep_manifest(name, &digest, &manifest) {
             // The client can have it all the same: it is verified and in memory.
-            self.counts.manifests_not_cached();
+            self.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
         let (media_type, bytes) = (manifest.media_type().clone(), Arc::clone(manifest.bytes()));

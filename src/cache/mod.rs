@@ -32,14 +32,18 @@ mod prefetch;
 mod recent;
 mod referrers;
 mod retry;
+mod room;
 mod scrub;
+mod traffic;
+mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::flight::Flights;
+use crate::metrics::Metrics;
 use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::store::Store;
 use crate::upstream::{Source, Sources};
@@ -54,13 +58,16 @@ pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
 pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 
-pub use crate::store::Blob;
+pub use traffic::{FlightStatus, Load};
+pub use upkeep::{Upkeep, Upkeeper};
+
+pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
+pub use pool::PoolLoad;
 pub use retry::RetryPolicy;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 use blobs::{BlobKey, SizeFlights};
-use counts::Counters;
 use filling::Blame;
 use lists::ListFlights;
 use manifests::{Content, HotManifest, ManifestFlights};
@@ -92,6 +99,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// What is fetched of an image beyond what is asked for.
     pub prefetch: Prefetch,
+    /// How the cache is kept within bounds.
+    pub upkeep: Upkeep,
     /// Never ask any upstream.
     pub air_gapped: bool,
     /// Fetchers for blobs.
@@ -110,6 +119,7 @@ impl Default for Settings {
             negative_ttl: Duration::from_secs(10),
             retry: RetryPolicy::default(),
             prefetch: Prefetch::default(),
+            upkeep: Upkeep::default(),
             air_gapped: false,
             blob_fetchers: 16,
             downloads_per_upstream: HashMap::new(),
@@ -184,7 +194,15 @@ struct Inner {
     learned: Mutex<Recent<ImageName, ()>>,
     /// When images were looked at for what they lack.
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
-    counts: Counters,
+    /// Counters of this process.
+    metrics: Arc<Metrics>,
+    /// Locked while room is made, which is done once at a time: who waits finds it made. When it was last
+    /// tried in vain.
+    room: Mutex<Option<SystemTime>>,
+    /// Downloads that somebody wants to end.
+    cancelled: Mutex<HashSet<BlobKey>>,
+    /// Whether the images are to be counted anew without waiting for the next time.
+    usage_outdated: AtomicBool,
     /// `larder offline on`, as it was last seen.
     is_switched_off: AtomicBool,
 }
@@ -219,7 +237,10 @@ impl Cache {
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            counts: Counters::default(),
+            metrics: Arc::default(),
+            room: Mutex::new(None),
+            cancelled: Mutex::new(HashSet::new()),
+            usage_outdated: AtomicBool::new(false),
             is_switched_off: AtomicBool::new(is_switched_off),
             settings: RwLock::new(Arc::new(settings)),
         };
@@ -273,9 +294,14 @@ impl Cache {
         self.inner.sources.statuses()
     }
 
+    /// The counters of this process.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
     /// What happened how often since the start.
     pub fn counts(&self) -> Counts {
-        self.inner.counts.now(self.inner.store.damaged_files())
+        self.inner.counts()
     }
 
     /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that

@@ -241,6 +241,7 @@ impl Sink for ToClient<'_> {
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
         self.compare(bytes)?;
+        self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
         let shown = match bytes.split_last() {
@@ -271,7 +272,7 @@ impl Cache {
         // Among those that hold but half of the fetchers: a passage is as slow as its reader.
         self.inner.blob_pool.submit_behind(&upstream, move || {
             log::warn!("{name}@{digest}: streaming it to a client without caching it");
-            inner.counts.blobs_not_cached();
+            inner.metrics.not_cached("blob");
             if let Err(error) = inner.pass_blob(&name, &digest, size_hint, already_sent, &inlet) {
                 // A client that leaves is its own affair.
                 if !inlet.pipe.state().is_abandoned {

@@ -23,6 +23,20 @@ const QUEUE_PER_UPSTREAM_MAX: usize = 1024;
 /// bounded but not ours to interrupt.
 pub(super) struct FetchPool {
     shared: Arc<Shared>,
+    threads: usize,
+}
+
+/// How much a pool has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLoad {
+    /// Its fetchers.
+    pub fetchers: usize,
+    /// Those at work.
+    pub busy: usize,
+    /// Jobs that somebody waits for.
+    pub queued: usize,
+    /// Jobs that nobody waits for.
+    pub queued_behind: usize,
 }
 
 struct Shared {
@@ -105,7 +119,7 @@ impl FetchPool {
                 log::error!("cannot start a thread of {name}: {error}; fewer downloads at once");
             }
         }
-        FetchPool { shared }
+        FetchPool { shared, threads }
     }
 
     /// Queues a job. If there is no room, or the pool is closed, the job is dropped unrun.
@@ -170,6 +184,18 @@ impl FetchPool {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.running.is_empty();
         drop(self.shared.ended.wait_timeout_while(state, at_most, busy));
+    }
+
+    /// How many fetchers there are, how many are at work, and how many jobs wait: those that somebody waits
+    /// for, and the others.
+    pub(super) fn load(&self) -> PoolLoad {
+        let state = self.shared.lock();
+        PoolLoad {
+            fetchers: self.threads,
+            busy: state.running.values().sum(),
+            queued: state.queue.len(),
+            queued_behind: state.behind.len(),
+        }
     }
 
     /// Whether a long job should stop at the next opportunity.

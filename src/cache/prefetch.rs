@@ -57,17 +57,24 @@ impl Cache {
         let (cache, name, digest) = (self.clone(), name.clone(), *digest);
         let upstream = name.upstream.clone();
         inner.metadata_pool.submit_behind(&upstream, move || {
-            cache.complete(&name, &digest, 0);
+            let wanted = cache.inner.settings().prefetch.platforms.clone();
+            cache.complete(&name, &digest, &wanted, 0);
             if cache.inner.settings().prefetch.referrers {
                 for referrer in cache.fetch_referrers(&name, &digest) {
-                    cache.complete(&name, &referrer, 0);
+                    cache.complete(&name, &referrer, &wanted, 0);
                 }
             }
         });
     }
 
     /// Fetches what is missing below a manifest that is in the store, as far as it is wanted.
-    fn complete(&self, name: &ImageName, digest: &Digest, depth: usize) {
+    pub(super) fn complete(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        wanted: &Platforms,
+        depth: usize,
+    ) {
         let inner = &self.inner;
         let Some(manifest) = inner.store.stored_manifest(name, digest) else { return };
         match manifest.kind() {
@@ -77,14 +84,12 @@ impl Cache {
                 }
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
-                let settings = inner.settings();
-                let wanted = &settings.prefetch.platforms;
                 for child in manifests.iter().filter(|child| wanted.cover(child)) {
                     if inner.is_offline() || inner.metadata_pool.is_closed() {
                         return;
                     }
                     match inner.fetch_by_digest(name, &child.digest) {
-                        Ok(_) => self.complete(name, &child.digest, depth + 1),
+                        Ok(_) => self.complete(name, &child.digest, wanted, depth + 1),
                         Err(error) => error.log(&format!("{name}@{}", child.digest)),
                     }
                 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cache, lock};
 use crate::oci::{Digest, ImageName, Reference};
-use crate::store::{Checked, StoredImage};
+use crate::store::{Checked, Chore, StoredImage};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -97,7 +97,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
     loop {
         let store = cache.store();
         if store.is_writable()
-            && let Some(turn) = store.scrub_turn(policy.every, cache.inner.now())
+            && let Some(turn) = store.turn(Chore::Scrub, policy.every, cache.inner.now())
         {
             let mut pace = Pace::new(policy.rate, Instant::now());
             let report = cache.scrub(&mut |bytes| {
@@ -148,11 +148,14 @@ impl Cache {
                         Err(error) => log::error!("{digest} is damaged and stays: {error}"),
                     }
                     report.damaged.push(digest);
+                    self.inner.metrics.scrub_damaged.inc();
                     lock(&self.inner.verified_sizes).remove(&digest);
                 }
             }
             report.blobs += 1;
             report.bytes += size;
+            self.inner.metrics.scrubbed_blobs.inc();
+            self.inner.metrics.scrubbed_bytes.inc_by(size);
         }
         Some(report)
     }

@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use super::{CommandError, logging, note};
 use crate::bundle::{
-    self, BundleError, Bytes, Choice, Chosen, Compression, Destination, ExportSummary, Form, Have,
+    self, BundleError, Bytes, Chosen, Compression, Destination, ExportSummary, Form, Have,
     Selection,
 };
 use crate::cli::Export;
 use crate::config::Settings;
-use crate::oci::PlatformError;
+use crate::oci::{Choice, PlatformError};
+use crate::prune::parse_since;
 use crate::store::Store;
 
 /// Exports what was chosen, or says what of it is missing and writes nothing.
@@ -57,7 +58,7 @@ fn selection(typed: &Export) -> Result<Selection, CommandError> {
             "export: name images or patterns, or a file of them with --list, or all with --all";
         return Err(CommandError::Usage(text.into()));
     }
-    let since = typed.since.as_deref().map(|text| bundle::parse_since(text, SystemTime::now()));
+    let since = typed.since.as_deref().map(|text| parse_since(text, SystemTime::now()));
     let platforms = typed.platform.iter().map(|text| text.parse());
     Ok(Selection {
         choices: (!typed.all).then_some(choices),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::{CommandError, logging, note};
-use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary};
+use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary, Told};
 use crate::cli::Import;
 use crate::config::Settings;
 use crate::oci::PartReference;
@@ -21,7 +21,17 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
         let text = "import: which bundle? Name files, directories, or - for standard input";
         return Err(CommandError::Usage(text.into()));
     }
-    take(&Store::open(&settings.store)?, &typed.paths, name)
+    let store = Store::open(&settings.store)?;
+    let mut imported = Vec::new();
+    let taken = take_with(&store, &typed.paths, name, &mut |reference| {
+        imported.push(reference.to_owned());
+    });
+    // What came is pinned also where the rest did not.
+    if typed.pin {
+        store.add_pins(&imported)?;
+        note(&format!("{} images pinned", imported.len()));
+    }
+    taken
 }
 
 /// Takes bundles into the store.
@@ -33,11 +43,26 @@ pub(super) fn take(
     paths: &[PathBuf],
     name: Option<PartReference>,
 ) -> Result<(), CommandError> {
+    take_with(store, paths, name, &mut |_| {})
+}
+
+/// The same, and calls `named` with every reference that was imported.
+fn take_with(
+    store: &Store,
+    paths: &[PathBuf],
+    name: Option<PartReference>,
+    named: &mut dyn FnMut(&str),
+) -> Result<(), CommandError> {
     let sources = BundleSource::all_of(paths)?;
     let import_settings = ImportSettings { name, now: SystemTime::now() };
     let mut summary = ImportSummary::default();
     for source in &sources {
-        match bundle::import(store, source, &import_settings, &mut |told| note(told)) {
+        match bundle::import(store, source, &import_settings, &mut |told| {
+            if let Told::Imported { reference, .. } = told {
+                named(reference);
+            }
+            note(told);
+        }) {
             Ok(of_one) => summary.add(of_one),
             Err(error @ BundleError::Store(_)) => return Err(error.into()),
             Err(error) if sources.len() == 1 => return Err(error.into()),

@@ -5,18 +5,17 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{CommandError, existing_store, units};
+use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
 use crate::config::Settings;
-use crate::oci::{Digest, ManifestKind, Pattern, Reference};
-use crate::store::{Graph, GraphManifest, Store, StoredImage};
+use crate::oci::{Digest, Pattern, Reference};
+use crate::prune::{Pins, PruneError};
+use crate::store::{Graph, ImageUsage, Store, StoredImage};
 
-/// The largest config read for the time at which its image was made, in bytes.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// Characters of a digest's hexadecimal form in a table, as other tools have it.
 const SHORT_DIGEST: usize = 12;
 
@@ -25,10 +24,13 @@ const SHORT_DIGEST: usize = 12;
 /// # Errors
 /// [`CommandError`] for a pattern that is none, an order that is none, or no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let patterns = patterns(&command.patterns)?;
+    let mut patterns = patterns(&command.patterns)?;
+    patterns.extend(expressions(command.pattern.as_deref())?);
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
-    let mut rows = rows(&store, &settings.cache.freshness, &patterns);
+    let pins = Pins::load(&store, &settings.cache.upkeep.pins).map_err(PruneError::Pins)?;
+    let mut rows = rows(&store, &settings.cache.freshness, &pins, &patterns);
+    rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
     let printed = match command {
@@ -48,6 +50,16 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
 pub(super) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, CommandError> {
     let parse = |text: &String| text.parse().map_err(|error| CommandError::usage(text, &error));
     texts.iter().map(parse).collect()
+}
+
+/// Regular expressions separated by commas, as users of the reference server write them.
+pub(super) fn expressions(texts: Option<&str>) -> Result<Vec<Pattern>, CommandError> {
+    let texts = texts.into_iter().flat_map(|texts| texts.split(','));
+    let parse = |text: &str| {
+        let parsed = format!("/{text}/").parse();
+        parsed.map_err(|error| CommandError::usage("--pattern", &error))
+    };
+    texts.map(parse).collect()
 }
 
 /// The images in the cache that one of the patterns means; all of them if there is none.
@@ -105,39 +117,25 @@ struct Row {
     created: Option<String>,
     /// Whether upstream would be asked before it is served.
     is_stale: bool,
+    /// Whether it is never evicted.
+    is_pinned: bool,
 }
 
-fn rows(store: &Store, policy: &FreshnessPolicy, patterns: &[Pattern]) -> Vec<Row> {
+fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, patterns: &[Pattern]) -> Vec<Row> {
     let now = SystemTime::now();
     let row = |image: StoredImage| {
         let graph = store.graph_of(&image);
-        let created = created(store, &graph);
+        let created = store.created(&graph);
         let is_stale = match (&image.reference, image.checked) {
             (Reference::Tag(tag), Some(checked)) => {
                 !policy.is_fresh(&image.name.upstream, tag, checked, now)
             }
             _ => false,
         };
-        Row { image, graph, created, is_stale }
+        let is_pinned = pins.cover(&image.name, &image.reference);
+        Row { image, graph, created, is_stale, is_pinned }
     };
     images(store, patterns).into_iter().map(row).collect()
-}
-
-/// What the config of the first image manifest that is here says.
-fn created(store: &Store, graph: &Graph) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Config {
-        created: Option<String>,
-    }
-    let config = graph.manifests.iter().find_map(|each| match each.manifest.as_ref()?.kind() {
-        ManifestKind::Image { config, .. } => config.as_ref(),
-        ManifestKind::Index { .. } => None,
-    })?;
-    if config.size > CONFIG_BYTES_MAX {
-        return None;
-    }
-    let bytes = store.read(&config.digest, config.size)?;
-    serde_json::from_slice::<Config>(&bytes).ok()?.created
 }
 
 impl Row {
@@ -152,6 +150,9 @@ impl Row {
         }
         if self.is_stale {
             state.push_str(", stale");
+        }
+        if self.is_pinned {
+            state.push_str(", pinned");
         }
         state
     }
@@ -194,27 +195,13 @@ fn print_tree(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
             let platform = each.descriptor.platform.as_deref().unwrap_or("-");
             let is_here = each.manifest.is_some();
             print_leaf(out, 1, each.descriptor.digest, each.descriptor.size, is_here, platform)?;
-            for blob in blobs_of(&row.graph, each) {
+            for blob in row.graph.blobs_of(each) {
                 let is_here = blob.is_present;
                 print_leaf(out, 2, blob.descriptor.digest, blob.descriptor.size, is_here, "")?;
             }
         }
     }
     Ok(())
-}
-
-/// The config and layers that a manifest is the first to name.
-fn blobs_of<'a>(
-    graph: &'a Graph,
-    of: &'a GraphManifest,
-) -> impl Iterator<Item = &'a crate::store::GraphBlob> {
-    let named: Vec<Digest> = match of.manifest.as_ref().map(|manifest| manifest.kind()) {
-        Some(ManifestKind::Image { .. }) => {
-            of.manifest.iter().flat_map(|each| each.descriptors()).map(|each| each.digest).collect()
-        }
-        _ => Vec::new(),
-    };
-    graph.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
 }
 
 fn print_leaf(
@@ -251,21 +238,6 @@ fn print_json(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 }
 
 fn to_json(row: &Row) -> Value {
-    let image = &row.image;
-    let time = |time: Option<SystemTime>| time.map(units::timestamp);
-    json!({
-        "image": image.full_reference(),
-        "digest": image.digest.to_string(),
-        "mediaType": image.media_type.as_str(),
-        "sizeBytes": row.graph.present_bytes(),
-        "missingBytes": row.graph.missing_bytes(),
-        "complete": row.graph.is_complete(),
-        "platforms": row.platforms(),
-        "created": row.created,
-        "fetched": units::timestamp(image.fetched),
-        "checked": time(image.checked),
-        "pulled": time(image.pulled),
-        "stale": row.is_stale,
-        "goneUpstream": time(image.gone),
-    })
+    let usage = ImageUsage::of(&row.image, &row.graph, row.created.clone());
+    image_document(&usage, row.is_pinned, row.is_stale)
 }

@@ -7,6 +7,8 @@ mod list;
 mod load;
 mod logging;
 mod offline;
+mod pin;
+mod prune;
 mod reload;
 mod serve;
 mod units;
@@ -21,6 +23,7 @@ use crate::cli::{Arguments, Command};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::ServerError;
 use crate::oci::{NameError, Upstream};
+use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
 use crate::upstream::TlsFileError;
 
@@ -34,6 +37,9 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Serve(_) => serve::serve(overrides(&arguments)?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
+        Command::Prune(command) => prune::prune(&settings()?, command),
+        Command::Pin(command) => pin::pin(&settings()?, command),
+        Command::Unpin(command) => pin::unpin(&settings()?, command),
         Command::Import(command) => import::import(command, &settings()?),
         Command::Export(command) => export::export(command, &settings()?),
         Command::Verify(command) => verify::verify(&settings()?, command),
@@ -82,6 +88,7 @@ fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
         port: serve.port,
         host: serve.host,
         health: serve.health,
+        metrics: serve.metrics,
         default_ns: default_ns
             .map_err(|error: NameError| CommandError::usage("--default-ns", &error))?,
         pull_timeout_ms: serve.pull_timeout,
@@ -135,6 +142,8 @@ pub enum CommandError {
     Server(ServerError),
     /// A bundle cannot be read or written, or not all of it.
     Bundle(BundleError),
+    /// Nothing, or not all, could be removed.
+    Prune(PruneError),
     /// Something else that the system refused.
     System {
         /// What was being done.
@@ -161,6 +170,7 @@ impl CommandError {
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
             | CommandError::Bundle(_)
+            | CommandError::Prune(_)
             | CommandError::System { .. } => 1,
         }
     }
@@ -181,6 +191,15 @@ impl From<StoreError> for CommandError {
 impl From<ServerError> for CommandError {
     fn from(error: ServerError) -> CommandError {
         CommandError::Server(error)
+    }
+}
+
+impl From<PruneError> for CommandError {
+    fn from(error: PruneError) -> CommandError {
+        match error {
+            PruneError::Store(error) => CommandError::Store(error),
+            error => CommandError::Prune(error),
+        }
     }
 }
 
@@ -225,6 +244,7 @@ impl fmt::Display for CommandError {
             }
             CommandError::Server(error) => error.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
+            CommandError::Prune(error) => error.fmt(f),
             CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
         }
     }
@@ -242,6 +262,7 @@ impl std::error::Error for CommandError {
             CommandError::Store(error) => Some(error),
             CommandError::Server(error) => Some(error),
             CommandError::Bundle(error) => Some(error),
+            CommandError::Prune(error) => Some(error),
             CommandError::System { source, .. } => Some(source),
         }
     }

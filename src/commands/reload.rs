@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::config_file::{ConfigFile, Look};
-use super::{CommandError, logging};
+use super::{CommandError, logging, serve};
 use crate::api::Api;
 use crate::cache::Cache;
 use crate::config::{self, Overrides, Settings};
@@ -61,6 +61,7 @@ impl Running {
         logging::set_level(settings.log_level);
         let changes = self.registries.reconfigure(settings.upstream.clone());
         self.cache.reconfigure(settings.cache.clone());
+        self.cache.metrics().label_registries(serve::labels(settings));
         self.cache.forget_troubles(&changes.all());
         // Last, since an alias is of use when its registry is there.
         self.api.set_naming(settings.naming.clone());

@@ -1,6 +1,8 @@
 //! `larder serve`: the rooms put together.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -13,9 +15,9 @@ use signal_hook::iterator::Signals;
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging};
-use crate::api::{Api, Health};
+use crate::api::{Api, Management, ManagementListener, ReadToken, Scope, Setting};
 use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, Keeper, Scrubber};
+use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
 use crate::config::{self, Overrides, Settings};
 use crate::http::{self, Controller, Server};
 use crate::store::Store;
@@ -31,9 +33,10 @@ const PRELOAD_FIRST_WAIT: Duration = Duration::from_secs(2);
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// How long a blob that is being forced to the disk may take to get its name after the drain.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
-/// Workers and connections of the health port: probes only.
-const HEALTH_WORKERS: usize = 1;
-const HEALTH_CONNECTIONS: usize = 64;
+/// Workers of a management port: some may be looking at all images, and probes must find one.
+const MANAGEMENT_WORKERS: usize = 4;
+/// And its connections: probes, a few people, and programs that poll.
+const MANAGEMENT_CONNECTIONS: usize = 256;
 
 /// Serves until SIGTERM or SIGINT, then drains. Reads its configuration again on SIGHUP.
 ///
@@ -48,6 +51,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     reload::check(&settings)?;
     reload::warn_of(&settings);
     let preload = settings.preload_images.as_deref().map(load::read_list).transpose()?;
+    let started = SystemTime::now();
     let store = Store::open(&settings.store)?;
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
@@ -60,6 +64,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let scrubber = scrubber
         .transpose()
         .map_err(|source| CommandError::System { doing: "start scrubbing", source })?;
+    let upkeeper = Upkeeper::start(cache.clone())
+        .map_err(|source| CommandError::System { doing: "start upkeep", source })?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -67,8 +73,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     };
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
     let server = Server::bind(&[settings.listen], edge, Arc::clone(&api) as _)?;
-    let health =
-        settings.health.map(|address| serve_health(address, &settings.http, &cache)).transpose()?;
+    cache.metrics().label_registries(labels(&settings));
+    let management = serve_management(&settings, &cache, &server, started)?;
     let running = Running { cache: cache.clone(), registries, api };
     // One that waits stands for all that come before it is heeded.
     let (hangups, hung_up) = sync_channel(1);
@@ -84,10 +90,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
 
     let report = server.run();
     log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
-    if let Some(health) = health {
-        health.drain();
-    }
-    drop(scrubber);
+    management.iter().for_each(Controller::drain);
+    drop((scrubber, upkeeper));
     cache.close();
     cache.wait_for_fetches(LAST_COMMITS);
     drop(keeper);
@@ -129,24 +133,69 @@ fn preload_beside(
         .map_err(|source| CommandError::System { doing: "preload images", source })
 }
 
-/// The health port, served beside.
-fn serve_health(
-    address: SocketAddr,
-    like: &http::Settings,
+/// The registries that metrics tell apart.
+pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
+    settings.upstream.registries.iter().map(|entry| entry.upstream.as_str())
+}
+
+/// The management port, and those of `health` and `metrics`, served beside.
+fn serve_management(
+    settings: &Settings,
     cache: &Cache,
-) -> Result<Controller, CommandError> {
-    let settings = http::Settings {
-        workers: HEALTH_WORKERS,
-        max_connections: HEALTH_CONNECTIONS,
-        ..like.clone()
+    serving: &Server,
+    started: SystemTime,
+) -> Result<Vec<Controller>, CommandError> {
+    let listeners = &settings.management.listeners;
+    let setting = Setting {
+        cache: cache.clone(),
+        edge: serving.controller(),
+        token: settings.management.token_file.clone().map(token),
+        platforms: settings.load_platforms.clone(),
+        started,
+        version: env!("CARGO_PKG_VERSION"),
     };
-    let server = Server::bind(&[address], settings, Arc::new(Health::new(cache.clone())))?;
-    let controller = server.controller();
+    let scopes: Vec<Scope> = listeners.iter().map(|listener| listener.scope).collect();
+    let edge = http::Settings {
+        workers: MANAGEMENT_WORKERS,
+        max_connections: MANAGEMENT_CONNECTIONS,
+        ..settings.http.clone()
+    };
+    let handlers = Management::new(setting, &scopes).into_iter().zip(listeners);
+    handlers.map(|(handler, listener)| listen(listener, edge.clone(), handler)).collect()
+}
+
+fn listen(
+    listener: &ManagementListener,
+    edge: http::Settings,
+    handler: Management,
+) -> Result<Controller, CommandError> {
+    let server = Server::bind(&[listener.address], edge, Arc::new(handler))?;
+    let (controller, address) = (server.controller(), server.address());
     thread::Builder::new()
-        .name("health".into())
+        .name("management".into())
         .spawn(move || server.run())
-        .map_err(|source| CommandError::System { doing: "serve the health port", source })?;
+        .map_err(|source| CommandError::System { doing: "serve the management port", source })?;
+    match listener.scope {
+        Scope::Health => log::info!("health on http://{address}/health"),
+        Scope::Metrics => log::info!("metrics on http://{address}/metrics"),
+        Scope::HealthAndMetrics => {
+            log::info!("health and metrics on http://{address}/health and /metrics");
+        }
+        Scope::Everything => log::info!("management on http://{address}/"),
+    }
     Ok(controller)
+}
+
+/// Reads the token of the management port, without the line break at its end.
+fn token(path: PathBuf) -> ReadToken {
+    Box::new(move || {
+        let text =
+            fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        match text.trim() {
+            "" => Err(format!("{} is empty", path.display())),
+            token => Ok(token.to_owned()),
+        }
+    })
 }
 
 /// SIGTERM and SIGINT drain, and a second one does not wait for that. SIGHUP reloads, also in a drain.
@@ -231,9 +280,6 @@ fn banner(settings: &Settings, address: SocketAddr) {
     match settings.cache.air_gapped {
         true => log::info!("air-gapped: no upstream is asked"),
         false => proxies(&settings.upstream.proxies),
-    }
-    if let Some(health) = settings.health {
-        log::info!("health on http://{health}/health");
     }
     log::info!("listening on {address}");
 }

@@ -2,9 +2,6 @@
 
 use std::time::SystemTime;
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 /// Bytes with a decimal unit, as disks and registries count: `12.3 MB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
@@ -19,12 +16,6 @@ pub(super) fn size(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
-}
-
-/// A point in time, UTC: `2026-11-23T12:00:00Z`.
-pub(super) fn timestamp(time: SystemTime) -> String {
-    let seconds = OffsetDateTime::from(time).replace_nanosecond(0);
-    seconds.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 /// How long ago, coarsely: `5m`, `3h`, `12d`.
@@ -62,7 +53,6 @@ mod tests {
     #[test]
     fn times() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        assert_eq!(timestamp(at(1_800_000_000)), "2027-01-15T08:00:00Z");
         for (age, text) in [(0, "now"), (61, "1m"), (7300, "2h"), (200_000, "2d")] {
             assert_eq!(ago(at(1_000_000), at(1_000_000 + age)), text);
         }

@@ -2,7 +2,7 @@
 //! server takes, and what waits for its next start. Pure; must not know how anything is put into force.
 
 use super::Settings;
-use crate::{cache, http, store, upstream};
+use crate::{api, cache, http, store, upstream};
 
 /// Keys whose settings differ.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,7 +21,7 @@ impl Settings {
             log_level,
             log_file,
             listen,
-            health,
+            management: api::ManagementSettings { listeners, token_file },
             store: store::Settings { root, fsync },
             cache: _,
             resume_on_start,
@@ -50,7 +50,11 @@ impl Settings {
             ("logFile", *log_file != new.log_file),
             ("host", listen.ip() != new.listen.ip()),
             ("port", listen.port() != new.listen.port()),
-            ("health", health.map(|at| at.port()) != new.health.map(|at| at.port())),
+            (
+                "management, health or metrics",
+                has_other_ports(listeners, &new.management.listeners),
+            ),
+            ("management.tokenFile", *token_file != new.management.token_file),
             ("workers", *workers != new.http.workers),
             ("maxConnections", *max_connections != new.http.max_connections),
             ("drainTimeout", *drain_timeout != new.http.drain_timeout),
@@ -78,17 +82,26 @@ impl Settings {
 
 type Compared = (&'static str, bool);
 
+/// Whether ports differ. Of those that come with the serving address, `host` is said already.
+fn has_other_ports(old: &[api::ManagementListener], new: &[api::ManagementListener]) -> bool {
+    let ports = |all: &[api::ManagementListener]| -> Vec<(u16, api::Scope)> {
+        all.iter().map(|each| (each.address.port(), each.scope)).collect()
+    };
+    ports(old) != ports(new)
+}
+
 fn keys(compared: &[Compared]) -> impl Iterator<Item = &'static str> {
     compared.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key)
 }
 
 /// What a running cache takes, and what its number of threads was made of.
-fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 11], [Compared; 1]) {
+fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [Compared; 1]) {
     let cache::Settings {
         freshness,
         revalidate_timeout,
         negative_ttl,
         prefetch,
+        upkeep: cache::Upkeep { room, pins, prune },
         air_gapped,
         blob_fetchers,
         // An entry of `registries` says it.
@@ -117,6 +130,11 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 11], [C
         ("platforms", prefetch.platforms != new.prefetch.platforms),
         ("prefetchReferrers", prefetch.referrers != new.prefetch.referrers),
         ("airGapped", *air_gapped != new.air_gapped),
+        ("cacheSize", room.cap_bytes != new.upkeep.room.cap_bytes),
+        ("freeSpace", room.floor != new.upkeep.room.floor),
+        ("pin", pins.pins != new.upkeep.pins.pins),
+        ("pinLists", pins.lists != new.upkeep.pins.lists),
+        ("pruneConfig", *prune != new.upkeep.prune),
     ];
     (at_once, [("maxDownloads", *blob_fetchers != new.blob_fetchers)])
 }
@@ -150,7 +168,13 @@ mod tests {
         for (line, at_once, after_restart) in [
             ("", &[][..], &[][..]),
             ("imageFile: x", &[], &[]),
-            ("metrics: 9091", &[], &[]),
+            ("metrics: 9091", &[], &["management, health or metrics"]),
+            ("management: {port: 1}", &[], &["management, health or metrics"]),
+            ("cacheSize: 1GB", &["cacheSize"], &[]),
+            ("freeSpace: 10%", &["freeSpace"], &[]),
+            ("pin: [alpine]", &["pin"], &[]),
+            ("pinLists: [/x]", &["pinLists"], &[]),
+            ("pruneConfig: {enabled: true}", &["pruneConfig"], &[]),
             ("logLevel: debug", &["logLevel"], &[]),
             ("defaultNs: docker.io", &["defaultNs"], &[]),
             ("registries: [{name: a.io, tagTtl: 1h}]", &["registries"], &[]),
@@ -175,7 +199,7 @@ mod tests {
             ("logFile: /x", &[], &["logFile"]),
             ("host: 127.0.0.1", &[], &["host"]),
             ("port: 1", &[], &["port"]),
-            ("health: 1", &[], &["health"]),
+            ("health: 1", &[], &["management, health or metrics"]),
             ("workers: 99", &[], &["workers"]),
             ("maxConnections: 99", &[], &["maxConnections"]),
             ("drainTimeout: 1h", &[], &["drainTimeout"]),

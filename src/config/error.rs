@@ -25,6 +25,8 @@ pub enum ConfigError {
     },
     /// The serving port and another port are the same.
     SamePort {
+        /// The keys.
+        keys: [&'static str; 2],
         /// The port.
         port: u16,
     },
@@ -80,8 +82,8 @@ impl fmt::Display for ConfigError {
             ConfigError::Parse { path, position: None, reason } => {
                 write!(f, "{}: {reason}", path.display())
             }
-            ConfigError::SamePort { port } => {
-                write!(f, "port and health are both {port}: give them different ports")
+            ConfigError::SamePort { keys: [one, other], port } => {
+                write!(f, "{one} and {other} are both {port}: give them different ports")
             }
             ConfigError::Value { key, reason } => write!(f, "{key}: {reason}"),
             ConfigError::Twice { name } => {

@@ -10,8 +10,10 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigError;
 use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
-use super::value::{EndpointUrl, LogLevel, PlatformText, Rate, Span, Text, TtlText, Whole};
-use crate::oci::{Pattern, Upstream};
+use super::value::{
+    EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, Text, TtlText, Whole,
+};
+use crate::oci::{Choice, Pattern, Upstream};
 use crate::upstream::{Scheme, UnlistedRegistries};
 
 /// The whole file.
@@ -50,6 +52,11 @@ pub(super) struct File {
     pub(super) prefetch_referrers: Option<bool>,
     pub(super) scrub: Option<ScrubEntry>,
     pub(super) workers: Option<Text<Whole<u32>>>,
+    pub(super) cache_size: Option<Text<Size>>,
+    pub(super) free_space: Option<Text<FreeSpaceText>>,
+    pub(super) pin: Option<Vec<Text<Choice>>>,
+    pub(super) pin_lists: Option<Vec<PathBuf>>,
+    pub(super) management: Option<ManagementEntry>,
     pub(super) max_connections: Option<Text<Whole<u32>>>,
     pub(super) max_downloads: Option<Text<Whole<u32>>>,
     pub(super) resume_on_start: Option<bool>,
@@ -240,16 +247,31 @@ pub(super) struct TlsEntry {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct PruneEntry {
     pub(super) enabled: Option<bool>,
-    #[serde(rename = "duration")]
-    pub(super) _duration: Option<Text<Span>>,
+    pub(super) duration: Option<Text<Span>>,
     #[serde(rename = "type")]
-    pub(super) _kind: Option<String>,
-    #[serde(rename = "frequency")]
-    pub(super) _frequency: Option<Text<Span>>,
-    #[serde(rename = "count")]
-    pub(super) _count: Option<i64>,
-    #[serde(rename = "dryRun")]
-    pub(super) _dry_run: Option<bool>,
+    pub(super) by: Option<PruneByName>,
+    pub(super) frequency: Option<Text<Span>>,
+    pub(super) count: Option<i64>,
+    pub(super) dry_run: Option<bool>,
+}
+
+/// `pruneConfig.type`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PruneByName {
+    Accessed,
+    Created,
+}
+
+/// `management`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ManagementEntry {
+    pub(super) port: Text<Whole<u16>>,
+    #[serde(default)]
+    pub(super) host: Option<Text<IpAddr>>,
+    #[serde(default)]
+    pub(super) token_file: Option<PathBuf>,
 }
 
 /// `serverTlsConfig`.
@@ -265,12 +287,7 @@ pub(super) struct ServerTlsEntry {
 impl File {
     /// Keys that are taken from a reference server's file and have no effect here yet, harmlessly.
     pub(super) fn without_effect(&self) -> Vec<&'static str> {
-        let prune = self.prune_config.as_ref().and_then(|prune| prune.enabled);
-        let all = [
-            ("helloWorld", self.hello_world == Some(true)),
-            ("metrics", self.metrics.is_some()),
-            ("pruneConfig", prune == Some(true)),
-        ];
+        let all = [("helloWorld", self.hello_world == Some(true))];
         all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
     }
 

@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod freshness;
 mod registry;
+mod upkeep;
 mod value;
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use crate::api::Naming;
 use crate::oci::{Platform, Platforms, Upstream};
 use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
-use crate::{cache, http, store, upstream};
+use crate::{api, cache, http, store, upstream};
 
 pub use difference::Differences;
 pub use error::ConfigError;
@@ -61,8 +62,8 @@ pub struct Settings {
     pub log_file: Option<PathBuf>,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Where to answer health probes.
-    pub health: Option<SocketAddr>,
+    /// Where to answer probes, metrics and the management API.
+    pub management: api::ManagementSettings,
     /// The cache directory.
     pub store: store::Settings,
     /// How the cache decides.
@@ -104,6 +105,8 @@ pub struct Overrides {
     pub host: Option<IpAddr>,
     /// `--health`.
     pub health: Option<u16>,
+    /// `--metrics`.
+    pub metrics: Option<u16>,
     /// `--default-ns`.
     pub default_ns: Option<Upstream>,
     /// `--pull-timeout`, in milliseconds.
@@ -168,13 +171,6 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
         host,
         over.port.or(file.port.as_ref().map(|port| port.0.0)).unwrap_or(DEFAULT_PORT),
     );
-    let health = over
-        .health
-        .or(file.health.as_ref().map(|port| port.0.0))
-        .map(|port| SocketAddr::new(host, port));
-    if health.is_some_and(|health| health == listen && health.port() != 0) {
-        return Err(ConfigError::SamePort { port: listen.port() });
-    }
     let root = over.image_path.clone().or(file.image_path.clone());
     Ok(Settings {
         log_level: over
@@ -183,12 +179,12 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
             .unwrap_or(LogLevel::Info),
         log_file: over.log_file.clone().or(file.log_file.clone()),
         listen,
-        health,
+        management: upkeep::management(&file, &over, listen)?,
         store: store::Settings {
             root: root.unwrap_or_else(|| DEFAULT_IMAGE_PATH.into()),
             fsync: file.fsync.unwrap_or(true),
         },
-        cache: cache_settings(&file, &over),
+        cache: cache_settings(&file, &over)?,
         resume_on_start: file.resume_on_start.unwrap_or(true),
         upstream: upstream_settings(&file, &over)?,
         http: http_settings(&file),
@@ -207,21 +203,22 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
     })
 }
 
-fn cache_settings(file: &File, over: &Overrides) -> cache::Settings {
+fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, ConfigError> {
     let default = cache::Settings::default();
     let always_pull_latest = over.always_pull_latest || file.always_pull_latest == Some(true);
     let span =
         |value: &Option<Text<Span>>, default| value.as_ref().map_or(default, |span| span.0.0);
-    cache::Settings {
+    Ok(cache::Settings {
         freshness: freshness::policy(file, always_pull_latest),
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
         prefetch: prefetch(file),
+        upkeep: upkeep::upkeep(file)?,
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         downloads_per_upstream: downloads_per_upstream(file),
         ..default
-    }
+    })
 }
 
 /// Which children of an index are loaded: those of `os` and `arch`, else of `platforms`, else this
@@ -347,6 +344,7 @@ fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, Co
 mod tests {
     use super::*;
     use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
+    use crate::prune;
     use crate::upstream::{
         Credentials, HelperSettings, IdentityFiles, Scheme, Secret, TlsSettings,
     };
@@ -400,14 +398,17 @@ serverTlsConfig: {}
 ";
         let settings = settings(text).unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:9090");
-        assert_eq!(settings.health.unwrap().port(), 8081);
+        let listeners = &settings.management.listeners;
+        let ports: Vec<u16> = listeners.iter().map(|each| each.address.port()).collect();
+        assert_eq!(ports, [8081, 9091]);
+        assert_eq!(settings.cache.upkeep, cache::Upkeep::default());
         assert_eq!(settings.log_level, LogLevel::Warn);
         assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
         let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
         let (local, quay) = (&local.endpoints[0], &quay.endpoints[0]);
         assert_eq!(local.endpoint.scheme, Scheme::Http);
         assert!(quay.tls.insecure_skip_verify && quay.endpoint.scheme == Scheme::Https);
-        assert_eq!(settings.without_effect, ["metrics"]);
+        assert!(settings.without_effect.is_empty());
         assert_eq!(settings.preload_images, Some("/tmp/list".into()));
         assert_eq!(settings.load_platforms, Platforms::parse(["linux/amd64"]).unwrap());
     }
@@ -465,6 +466,63 @@ registries:
     }
 
     #[test]
+    fn a_cache_that_keeps_itself() {
+        let text = "
+cacheSize: 200GB
+freeSpace: 10%
+pin: ['registry.k8s.io/*', 'alpine:3.20']
+pinLists: [/etc/larder/pins]
+pruneConfig: {enabled: true, duration: 12h, type: created, frequency: 1h, count: 50, dryRun: true}
+management: {port: 8090, tokenFile: /token}
+health: 8091
+metrics: 8090
+";
+        let settings = settings(text).unwrap();
+        let cache::Upkeep { room, pins, prune: pruned } = &settings.cache.upkeep;
+        assert_eq!(room.cap_bytes, Some(200_000_000_000));
+        assert_eq!(room.floor, Some(prune::FreeSpace::Percent(10)));
+        let named: Vec<String> = pins.pins.iter().map(ToString::to_string).collect();
+        assert_eq!(named, ["registry.k8s.io/*", "docker.io/library/alpine:3.20"]);
+        assert_eq!(pins.lists, [PathBuf::from("/etc/larder/pins")]);
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        let expected = prune::PrunePolicy {
+            by: prune::PruneBy::Created,
+            duration: hours(12),
+            every: hours(1),
+            count: Some(50),
+            is_dry_run: true,
+        };
+        assert_eq!(*pruned, Some(expected));
+        let listeners: Vec<(String, api::Scope)> = settings
+            .management
+            .listeners
+            .iter()
+            .map(|each| (each.address.to_string(), each.scope))
+            .collect();
+        // The management port is on loopback unless it is said otherwise, and so it is another than that of
+        // the metrics.
+        let expected = [
+            ("127.0.0.1:8090".to_owned(), api::Scope::Everything),
+            ("0.0.0.0:8091".to_owned(), api::Scope::Health),
+            ("0.0.0.0:8090".to_owned(), api::Scope::Metrics),
+        ];
+        assert_eq!(listeners, expected);
+    }
+
+    #[test]
+    fn listeners_at_one_address_are_one() {
+        let of = |text: &str| {
+            let listeners = settings(text).unwrap().management.listeners;
+            let scopes: Vec<api::Scope> = listeners.iter().map(|each| each.scope).collect();
+            scopes
+        };
+        assert_eq!(of("health: 1\nmetrics: 1"), [api::Scope::HealthAndMetrics]);
+        let all = "host: 127.0.0.1\nmanagement: {port: 1}\nhealth: 1\nmetrics: 1";
+        assert_eq!(of(all), [api::Scope::Everything]);
+        assert!(of("port: 1").is_empty());
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_place() {
         for (text, place, words) in [
             ("prt: 1", "larder.yaml:1:1:", "unknown field"),
@@ -488,6 +546,10 @@ registries:
             ("tags: [{pattern: x}]", "larder.yaml:1:", "tagTtl"),
             ("platforms: [linux]", "larder.yaml:1:13:", "linux/amd64"),
             ("onUpstreamDelete: burn", "larder.yaml:1:19:", "keep"),
+            ("cacheSize: big", "larder.yaml:1:12:", "10MB"),
+            ("freeSpace: 101%", "larder.yaml:1:12:", "10%"),
+            ("pin: ['/(/']", "larder.yaml:1:", "not a pattern"),
+            ("pruneConfig: {type: age}", "larder.yaml:1:21:", "accessed"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
             (
                 "registries:\n  - name: a.io\n    auth: {token: {provider: gcr}}",
@@ -621,7 +683,11 @@ registries:
     #[test]
     fn contradictions_are_refused() {
         for (text, words) in [
-            ("port: 8081\nhealth: 8081", "different ports"),
+            ("port: 8081\nhealth: 8081", "port and health are both 8081"),
+            ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
+            ("management: {tokenFile: /t}", "port"),
+            ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),
+            ("pruneConfig: {enabled: true, frequency: '0'}", "pruneConfig.frequency"),
             ("registries: [{name: a.io}, {name: A.IO}]", "listed twice"),
             ("registries: [{name: a.io, aliases: [x]}, {name: b.io, aliases: [X]}]", "given twice"),
             ("registries: [{name: a.io, aliases: [b.io]}, {name: b.io}]", "name of a listed"),
@@ -718,6 +784,7 @@ registries:
             ("scrub: {?: 1}", "scrub"),
             ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
             ("pruneConfig: {?: 1}", "pruneConfig"),
+            ("management: {port: 1, ?: 1}", "management"),
             ("serverTlsConfig: {?: 1}", "serverTlsConfig"),
         ] {
             let error = settings(&text.replace('?', "unheardOf")).unwrap_err();

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::cache::Ttl;
 use crate::oci::{Platform, PlatformError};
+use crate::prune::{FreeSpace, parse_duration};
 use crate::upstream::{Endpoint, Scheme};
 
 /// A value that the file holds as text and that is parsed while the file is read, so that an error has
@@ -101,6 +102,17 @@ pub enum LogLevel {
     Error,
 }
 
+impl LogLevel {
+    /// That level, or `warn` if it would say more: for commands that say by themselves what they do.
+    #[must_use]
+    pub fn at_least_warn(self) -> LogLevel {
+        match self {
+            LogLevel::Debug | LogLevel::Info => LogLevel::Warn,
+            quiet => quiet,
+        }
+    }
+}
+
 impl FromStr for LogLevel {
     type Err = ParseValueError;
 
@@ -119,43 +131,11 @@ impl FromStr for LogLevel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 
-/// The units, longer names first where one is the beginning of another.
-const UNITS: [(&str, u64); 7] = [
-    ("ns", 1),
-    ("us", 1_000),
-    ("ms", 1_000_000),
-    ("s", 1_000_000_000),
-    ("m", 60 * 1_000_000_000),
-    ("h", 3600 * 1_000_000_000),
-    ("d", 86_400 * 1_000_000_000),
-];
-
 impl FromStr for Span {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Span, ParseValueError> {
-        let refuse = || {
-            let allowed = "a duration is a number with a unit of ns, us, ms, s, m, h, d, \
-                           e.g. 5m or 1h30m, or 0";
-            ParseValueError(allowed.into())
-        };
-        if text == "0" {
-            return Ok(Span(Duration::ZERO));
-        }
-        let mut rest = text;
-        let mut nanos: u64 = 0;
-        while !rest.is_empty() {
-            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-            let number: u64 = rest[..digits].parse().map_err(|_| refuse())?;
-            rest = &rest[digits..];
-            let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-            let unit =
-                UNITS.iter().find(|(name, _)| *name == &rest[..letters]).ok_or_else(refuse)?;
-            rest = &rest[letters..];
-            let part = number.checked_mul(unit.1).ok_or_else(refuse)?;
-            nanos = nanos.checked_add(part).ok_or_else(refuse)?;
-        }
-        if text.is_empty() { Err(refuse()) } else { Ok(Span(Duration::from_nanos(nanos))) }
+        parse_duration(text).map(Span).map_err(ParseValueError)
     }
 }
 
@@ -164,15 +144,17 @@ impl FromStr for Span {
 pub(super) struct Size(pub(super) u64);
 
 /// The units of [`Size`] without the `B` that may follow.
-const SIZE_UNITS: [(&str, u64); 8] = [
+const SIZE_UNITS: [(&str, u64); 10] = [
     ("", 1),
     ("k", 1000),
     ("K", 1000),
     ("M", 1_000_000),
     ("G", 1_000_000_000),
+    ("T", 1_000_000_000_000),
     ("Ki", 1 << 10),
     ("Mi", 1 << 20),
     ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
 ];
 
 impl FromStr for Size {
@@ -180,8 +162,8 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Size, ParseValueError> {
         let refuse = || {
-            let allowed = "a size is a whole number of bytes, with a unit of k, M, G (thousands) or \
-                           Ki, Mi, Gi (1024s) if you like, e.g. 500k, 10MB or 1MiB";
+            let allowed = "a size is a whole number of bytes, with a unit of k, M, G, T (thousands) \
+                           or Ki, Mi, Gi, Ti (1024s) if you like, e.g. 500k, 10MB or 1MiB";
             ParseValueError(allowed.into())
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -190,6 +172,27 @@ impl FromStr for Size {
         let unit = unit.strip_suffix('B').unwrap_or(unit);
         let (_, bytes) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(refuse)?;
         number.checked_mul(*bytes).map(Size).ok_or_else(refuse)
+    }
+}
+
+/// `freeSpace`: bytes, or a share of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FreeSpaceText(pub(super) FreeSpace);
+
+impl FromStr for FreeSpaceText {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<FreeSpaceText, ParseValueError> {
+        let free_space = match text.strip_suffix('%') {
+            Some(number) => {
+                number.parse().ok().filter(|percent| *percent < 100).map(FreeSpace::Percent)
+            }
+            None => text.parse().ok().map(|Size(bytes)| FreeSpace::Bytes(bytes)),
+        };
+        free_space.map(FreeSpaceText).ok_or_else(|| {
+            let allowed = "free space is a size such as 20GB, or a share of the disk such as 10%";
+            ParseValueError(allowed.into())
+        })
     }
 }
 
@@ -304,6 +307,8 @@ mod tests {
             ("1KiB", 1024),
             ("1MiB", 1_048_576),
             ("3Gi", 3_221_225_472),
+            ("2TB", 2_000_000_000_000),
+            ("1Ti", 1_099_511_627_776),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
@@ -317,7 +322,7 @@ mod tests {
             "10mb",
             "10Mb",
             "1kiB",
-            "1T",
+            "1P",
             "1MBB",
             "1MB/s",
             "99999999999G",
@@ -328,6 +333,18 @@ mod tests {
         }
         assert_eq!("10MB".parse(), Ok(Rate(NonZeroU64::new(10_000_000).unwrap())));
         assert!("0MB".parse::<Rate>().is_err() && "fast".parse::<Rate>().is_err());
+    }
+
+    #[test]
+    fn free_spaces() {
+        for (text, expected) in
+            [("20GB", FreeSpace::Bytes(20_000_000_000)), ("10%", FreeSpace::Percent(10))]
+        {
+            assert_eq!(text.parse(), Ok(FreeSpaceText(expected)), "{text}");
+        }
+        for text in ["", "%", "100%", "-1%", "1.5%", "much"] {
+            assert!(text.parse::<FreeSpaceText>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -169,6 +169,11 @@ impl Controller {
         self.shared.advance(Stage::Cutting);
     }
 
+    /// Whether the drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining()
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.lot.open()

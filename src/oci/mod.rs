@@ -4,6 +4,7 @@
 //! valid, so the rooms behind never check a name twice. This room must not know files, networks,
 //! clocks or HTTP: it is values and functions on values.
 
+mod choice;
 mod digest;
 mod error_code;
 mod manifest;
@@ -14,6 +15,7 @@ mod pattern;
 mod platform;
 mod tag_list;
 
+pub use choice::{Choice, entries, uncommented};
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
 pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind};

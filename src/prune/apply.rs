@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
+
 use super::pins::{PinError, PinSettings, Pins};
 use super::plan::{Candidate, Criteria, Item, Leftover, Plan, plan_matching, plan_room};
-use crate::oci::{Digest, Pattern};
+use crate::oci::{Choice, Digest};
 use crate::store::{
     Catalogue, CatalogueImage, GRACE, PartialFile, Removal, Store, StoreError, Sweep, SweepBusy,
 };
@@ -21,24 +23,27 @@ const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]
 pub enum Request<'a> {
-    /// Images are to go of which this holds, and that one of the patterns means if there are any.
+    /// Images are to go of which this holds, and that one of the choices means if there are any.
     Matching {
         /// What has to hold.
         criteria: &'a Criteria,
         /// Which images are meant.
-        patterns: &'a [Pattern],
+        choices: &'a [Choice],
         /// Whether only to say what would go.
         is_dry_run: bool,
     },
-    /// So many bytes are to be free, whatever goes for it.
+    /// So many bytes more are to be free.
     Room {
         /// Bytes.
         bytes: u64,
+        /// With less nobody is helped, and nothing is to go for it.
+        at_least: u64,
     },
 }
 
 /// What was done, or would be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The images that were removed, least recently used first; the first of many.
     pub images: Vec<String>,
@@ -59,6 +64,7 @@ pub struct Report {
     /// Images that matched and were used, or named anew, meanwhile.
     pub kept_in_use: usize,
     /// Whether the sweep of blobs was ended early; the next one goes on.
+    #[serde(rename = "partial")]
     pub is_partial: bool,
 }
 
@@ -124,9 +130,10 @@ pub fn prune(
         let sweep = store.begin_sweep()?.map_err(PruneError::Busy)?;
         let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
         let left = match request {
-            Request::Room { bytes } => {
-                Request::Room { bytes: bytes.saturating_sub(report.freed_bytes) }
-            }
+            Request::Room { bytes, at_least } => Request::Room {
+                bytes: bytes.saturating_sub(report.freed_bytes),
+                at_least: at_least.saturating_sub(report.freed_bytes),
+            },
             matching => matching,
         };
         let mut round_of = Round::plan(store, pins, left, now, &catalogue)?;
@@ -161,9 +168,9 @@ impl<'a> Round<'a> {
         // After the look: a pin that was set meanwhile counts.
         let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
         let is_meant = |image: &CatalogueImage| match request {
-            Request::Matching { patterns, .. } if !patterns.is_empty() => {
+            Request::Matching { choices, .. } if !choices.is_empty() => {
                 let name = &catalogue.repository_of(image).name;
-                patterns.iter().any(|each| each.matches_image(name, &image.reference))
+                choices.iter().any(|each| each.covers(name, &image.reference))
             }
             _ => true,
         };
@@ -183,7 +190,7 @@ impl<'a> Round<'a> {
             Request::Matching { criteria, .. } => {
                 (Vec::new(), plan_matching(&candidates, &sizes, criteria, now))
             }
-            Request::Room { bytes } => {
+            Request::Room { bytes, at_least } => {
                 let files = store.partial_files();
                 let leftovers: Vec<Leftover> = files
                     .iter()
@@ -191,8 +198,13 @@ impl<'a> Round<'a> {
                     .collect();
                 // Blobs younger than the grace period would stay whatever becomes of their names.
                 let in_use_since = now.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
-                let bytes = bytes.saturating_sub(catalogue.unreferenced_bytes);
-                (files, plan_room(&candidates, &leftovers, &sizes, bytes, in_use_since))
+                let rubbish = catalogue.unreferenced_bytes;
+                let wanted = bytes.saturating_sub(rubbish);
+                let plan = plan_room(&candidates, &leftovers, &sizes, wanted, in_use_since);
+                match plan.freed_bytes + rubbish >= at_least {
+                    true => (files, plan),
+                    false => (files, Plan { pinned: plan.pinned, ..Plan::default() }),
+                }
             }
         };
         Ok(Round { store, catalogue, leftovers, plan })

@@ -14,10 +14,14 @@
 mod apply;
 mod pins;
 mod plan;
+mod room;
+mod when;
 
 #[cfg(test)]
 mod tests;
 
 pub use apply::{PruneError, Report, Request, prune};
-pub use pins::{Pin, PinError, PinSettings, Pins};
+pub use pins::{PinError, PinSettings, Pins, read_pins};
 pub use plan::{Candidate, Criteria, Item, Plan, plan_matching, plan_room};
+pub use room::{Disk, FreeSpace, PruneBy, PrunePolicy, RoomPolicy};
+pub use when::{parse_duration, parse_since, timestamp};

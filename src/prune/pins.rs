@@ -4,56 +4,28 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 
-use crate::oci::{ImageName, PartReference, Pattern, Reference};
+use crate::oci::{Choice, ImageName, Pattern, Reference};
 use crate::store::Store;
-
-/// One pin: an image, a repository with all that it has, or a pattern.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pin {
-    /// `docker.io/library/alpine:3.20`, or without a tag all of the repository.
-    Name(String),
-    /// A glob or, between slashes, a regular expression.
-    Pattern(Pattern),
-}
-
-impl FromStr for Pin {
-    type Err = String;
-
-    /// Parses it as it is typed: names are completed as container clients do (`alpine:3` is
-    /// `docker.io/library/alpine:3`).
-    fn from_str(text: &str) -> Result<Pin, String> {
-        if text.contains(['*', '?']) || text.starts_with('/') {
-            return text.parse().map(Pin::Pattern).map_err(|error| format!("{text}: {error}"));
-        }
-        match PartReference::parse(text) {
-            Ok(PartReference { name, reference: Some(reference) }) => {
-                Ok(Pin::Name(name.with(&reference)))
-            }
-            Ok(PartReference { name, reference: None }) => Ok(Pin::Name(name.to_string())),
-            Err(error) => Err(format!("{text}: {error}")),
-        }
-    }
-}
-
-impl fmt::Display for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Pin::Name(name) => f.write_str(name),
-            Pin::Pattern(pattern) => pattern.fmt(f),
-        }
-    }
-}
 
 /// Where pins come from beside the cache directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PinSettings {
     /// `pin`.
-    pub pins: Vec<Pin>,
+    pub pins: Vec<Choice>,
     /// `pinLists`: files with one or more a line, separated by commas, read anew each time.
     pub lists: Vec<PathBuf>,
+}
+
+/// The pins in a list.
+///
+/// # Errors
+/// [`PinError`] if it cannot be read, or an entry is no pin.
+pub fn read_pins(path: &Path) -> Result<Vec<Choice>, PinError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| PinError::Read { path: path.to_owned(), source })?;
+    Choice::parse_list(&text).map_err(|reason| PinError::Entry { path: path.to_owned(), reason })
 }
 
 /// All pins, ready to be asked.
@@ -72,10 +44,7 @@ impl Pins {
         let mut pins = Pins::default();
         settings.pins.iter().cloned().for_each(|pin| pins.add(pin));
         for path in &settings.lists {
-            let text = fs::read_to_string(path)
-                .map_err(|source| PinError::Read { path: path.clone(), source })?;
-            pins.add_lines(&text)
-                .map_err(|reason| PinError::Entry { path: path.clone(), reason })?;
+            read_pins(path)?.into_iter().for_each(|pin| pins.add(pin));
         }
         let path = || store.root().join("pins");
         store.check_pins().map_err(|source| PinError::Read { path: path(), source })?;
@@ -96,22 +65,11 @@ impl Pins {
             || self.patterns.iter().any(|pattern| pattern.matches_image(name, reference))
     }
 
-    fn add(&mut self, pin: Pin) {
+    fn add(&mut self, pin: Choice) {
         match pin {
-            Pin::Name(name) => drop(self.names.insert(name)),
-            Pin::Pattern(pattern) => self.patterns.push(pattern),
+            Choice::Matching(pattern) => self.patterns.push(pattern),
+            name => drop(self.names.insert(name.to_string())),
         }
-    }
-
-    fn add_lines(&mut self, text: &str) -> Result<(), String> {
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-            // Regular expressions may have the character; a comment stands alone.
-            let line = line.split_once(" #").map_or(line, |(before, _)| before);
-            for entry in line.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-                self.add(entry.parse()?);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -164,7 +122,7 @@ mod tests {
     use crate::store::Settings;
 
     fn image(text: &str) -> (ImageName, Reference) {
-        PartReference::parse(text).unwrap().or_latest()
+        crate::oci::PartReference::parse(text).unwrap().or_latest()
     }
 
     #[test]
@@ -175,7 +133,7 @@ mod tests {
             ("quay.io/*", "quay.io/*", "quay.io/a/b:1", "alpine:4"),
             ("/:v[0-9]+$/", "/:v[0-9]+$/", "quay.io/a/b:v1", "quay.io/a/b:w1"),
         ] {
-            let pin: Pin = pin.parse().unwrap();
+            let pin: Choice = pin.parse().unwrap();
             assert_eq!(pin.to_string(), shown);
             let mut pins = Pins::default();
             pins.add(pin);
@@ -185,7 +143,7 @@ mod tests {
             }
         }
         for text in ["", "/(/", "a b", "UPPER"] {
-            assert!(text.parse::<Pin>().is_err(), "{text}");
+            assert!(text.parse::<Choice>().is_err(), "{text}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::oci::{Algorithm, Digest, ImageName, MediaType, Pattern, Upstream};
+use crate::oci::{Algorithm, Choice, Digest, ImageName, MediaType, Upstream};
 use crate::store::{Access, Begin, ManifestRecord, Settings, Store, TagRecord};
 
 /// A store with images, all of them old unless it is said otherwise.
@@ -89,7 +89,11 @@ fn name(repository: &str) -> ImageName {
 }
 
 fn all(criteria: &Criteria) -> Request<'_> {
-    Request::Matching { criteria, patterns: &[], is_dry_run: false }
+    Request::Matching { criteria, choices: &[], is_dry_run: false }
+}
+
+fn room(bytes: u64) -> Request<'static> {
+    Request::Room { bytes, at_least: 0 }
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn unused_images_go_and_what_others_need_stays() {
     let day = Duration::from_secs(86_400);
     let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
 
-    let dry = Request::Matching { criteria: &criteria, patterns: &[], is_dry_run: true };
+    let dry = Request::Matching { criteria: &criteria, choices: &[], is_dry_run: true };
     let would_be = shelf.prune(dry).unwrap();
     assert_eq!(shelf.images(), ["quay.io/a:new", "quay.io/a:old", "quay.io/b:old"]);
 
@@ -126,9 +130,9 @@ fn patterns_and_counts_choose_among_the_images() {
         let tag = tag.parse().unwrap();
         shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
     }
-    let patterns: Vec<Pattern> = vec!["quay.io/a:v*".parse().unwrap()];
+    let patterns: Vec<Choice> = vec!["quay.io/a:v*".parse().unwrap()];
     let criteria = Criteria { count: Some(1), ..Criteria::default() };
-    let request = Request::Matching { criteria: &criteria, patterns: &patterns, is_dry_run: false };
+    let request = Request::Matching { criteria: &criteria, choices: &patterns, is_dry_run: false };
     assert_eq!(shelf.prune(request).unwrap().images, ["quay.io/a:v1"]);
     assert_eq!(shelf.images(), ["quay.io/a:v2", "quay.io/a:w1"]);
 }
@@ -140,9 +144,9 @@ fn a_manifest_with_two_tags_stays_for_the_other() {
     let record = shelf.store.tag(&name("a"), &"one".parse().unwrap(), Access::Look).unwrap();
     shelf.store.put_tag(&name("a"), &"two".parse().unwrap(), &record).unwrap();
     shelf.age(1);
-    let patterns: Vec<Pattern> = vec!["*:one".parse().unwrap()];
+    let patterns: Vec<Choice> = vec!["*:one".parse().unwrap()];
     let criteria = Criteria::default();
-    let request = Request::Matching { criteria: &criteria, patterns: &patterns, is_dry_run: false };
+    let request = Request::Matching { criteria: &criteria, choices: &patterns, is_dry_run: false };
     let report = shelf.prune(request).unwrap();
     assert_eq!((report.blobs_removed, report.blobs_shared), (0, 3));
     assert_eq!(shelf.images(), ["quay.io/a:two"]);
@@ -159,7 +163,7 @@ fn pinned_images_stay_until_it_is_said_that_they_go_too() {
     let criteria = Criteria::default();
     let report = shelf.prune(all(&criteria)).unwrap();
     assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
-    assert_eq!(shelf.prune(Request::Room { bytes: 1 << 40 }).unwrap().removed, 0);
+    assert_eq!(shelf.prune(room(1 << 40)).unwrap().removed, 0);
     assert_eq!(shelf.images(), ["quay.io/a:v1"]);
     let criteria = Criteria { include_pinned: true, ..Criteria::default() };
     assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
@@ -172,7 +176,7 @@ fn pins_that_cannot_be_read_stop_everything() {
     shelf.image("a", "v1", &["one"]);
     shelf.age(1);
     fs::write(shelf.directory.path().join("pins"), "/(/\n").unwrap();
-    for request in [all(&Criteria::default()), Request::Room { bytes: 1 }] {
+    for request in [all(&Criteria::default()), room(1)] {
         assert!(matches!(shelf.prune(request), Err(PruneError::Pins(_))));
     }
     assert_eq!(shelf.images().len(), 1);
@@ -188,9 +192,13 @@ fn room_is_made_of_the_least_recently_used() {
         age(&tree, shelf.now - Duration::from_secs(hours * 3600));
     }
     age(&shelf.directory.path().join("blobs"), shelf.now - Duration::from_secs(7200));
-    let report = shelf.prune(Request::Room { bytes: 1500 }).unwrap();
+    let report = shelf.prune(room(1500)).unwrap();
     assert_eq!(report.images, ["quay.io/a:v", "quay.io/b:v"]);
     assert!(report.freed_bytes >= 2000);
+    assert_eq!(shelf.images(), ["quay.io/c:v"]);
+    // What would not do is not begun.
+    let too_much = Request::Room { bytes: 9000, at_least: 5000 };
+    assert_eq!(shelf.prune(too_much).unwrap(), Report::default());
     assert_eq!(shelf.images(), ["quay.io/c:v"]);
 }
 
@@ -200,10 +208,10 @@ fn rubbish_goes_before_images_and_what_is_in_use_never() {
     shelf.put("rubbish".repeat(100).as_bytes());
     shelf.image("a", "v", &["layer"]);
     shelf.age(1);
-    assert_eq!(shelf.prune(Request::Room { bytes: 500 }).unwrap().freed_bytes, 700);
+    assert_eq!(shelf.prune(room(500)).unwrap().freed_bytes, 700);
     assert_eq!(shelf.images(), ["quay.io/a:v"]);
     shelf.store.tag(&name("a"), &"v".parse().unwrap(), Access::Pull(shelf.now)).unwrap();
-    assert_eq!(shelf.prune(Request::Room { bytes: 500 }).unwrap(), Report::default());
+    assert_eq!(shelf.prune(room(500)).unwrap(), Report::default());
 }
 
 #[test]
@@ -220,7 +228,7 @@ fn an_idle_partial_goes_in_its_turn() {
     shelf.image("a", "v", &["layer"]);
     let tree = shelf.directory.path().join("refs");
     age(&tree, shelf.now - Duration::from_secs(3600));
-    let report = shelf.prune(Request::Room { bytes: 5 }).unwrap();
+    let report = shelf.prune(room(5)).unwrap();
     assert_eq!((report.partials, report.freed_bytes, report.removed), (1, 5, 0));
 }
 

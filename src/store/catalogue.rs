@@ -141,6 +141,15 @@ impl Catalogue {
         image.content.iter().map(|number| self.content[*number as usize].size).sum()
     }
 
+    /// How many images need each piece of content.
+    pub fn references(&self) -> Vec<u32> {
+        let mut counts = vec![0; self.content.len()];
+        for number in self.images.iter().flat_map(|image| &image.content) {
+            counts[*number as usize] += 1;
+        }
+        counts
+    }
+
     /// The number of a digest, if some image needs it.
     pub fn number_of(&self, digest: &Digest) -> Option<u32> {
         self.numbers.get(digest).copied()

@@ -33,6 +33,13 @@ pub enum StoreError {
         /// What there is room for, in bytes.
         free_bytes: u64,
     },
+    /// There may not be more in the cache, and what is in it has to stay.
+    NoLeave {
+        /// What is to be written, in bytes.
+        missing_bytes: u64,
+        /// The bound and its key, and why nothing goes.
+        reason: String,
+    },
     /// A file could not be written, synced or renamed.
     Write {
         /// The file that was to be.
@@ -50,7 +57,7 @@ impl StoreError {
     /// Whether the disk, or a quota on it, has no room left.
     pub fn is_full(&self) -> bool {
         match self {
-            StoreError::NoRoom { .. } => true,
+            StoreError::NoRoom { .. } | StoreError::NoLeave { .. } => true,
             StoreError::Write { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
@@ -85,6 +92,9 @@ impl fmt::Display for StoreError {
                  free some, or move the cache with imagePath",
                 root.display()
             ),
+            StoreError::NoLeave { missing_bytes, reason } => {
+                write!(f, "no room for {missing_bytes} bytes: {reason}")
+            }
             StoreError::Write { path, source } if self.is_full() => write!(
                 f,
                 "no room left on the cache's disk to write {} ({source}); free some, or move the \
@@ -104,7 +114,8 @@ impl std::error::Error for StoreError {
             StoreError::Create { source, .. } | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }
-            | StoreError::NoRoom { .. } => None,
+            | StoreError::NoRoom { .. }
+            | StoreError::NoLeave { .. } => None,
         }
     }
 }

@@ -114,6 +114,17 @@ impl Graph {
         present.filter_map(|each| each.descriptor.platform.as_deref())
     }
 
+    /// The config and layers that one of its manifests names.
+    pub fn blobs_of<'a>(&'a self, of: &GraphManifest) -> impl Iterator<Item = &'a GraphBlob> {
+        let named: Vec<Digest> = match of.manifest.as_ref().map(Manifest::kind) {
+            Some(ManifestKind::Image { .. }) => {
+                of.manifest.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
+    }
+
     /// Every digest in it that is here.
     pub fn present_digests(&self) -> impl Iterator<Item = Digest> {
         let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());

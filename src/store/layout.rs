@@ -52,11 +52,6 @@ impl Layout {
         self.quarantine().join(digest.dashed())
     }
 
-    /// Its time says when all blobs were last looked at; who holds its lock is at it.
-    pub(super) fn scrub_mark(&self) -> PathBuf {
-        self.root.join("scrubbed")
-    }
-
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
         self.root.join("blobs").join(algorithm.as_str())
     }

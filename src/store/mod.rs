@@ -10,7 +10,7 @@
 //! <root>/incoming/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
 //! <root>/incoming/spool-…                           content that is being imported
 //! <root>/quarantine/<alg>-<hex>                     what was found to be damaged
-//! <root>/scrubbed                                   its time: when all blobs were last looked at
+//! <root>/scrubbed, pruned                           their times: when that was last done
 //! <root>/offline                                    there while `larder offline` is on
 //! <root>/pins                                       a pattern a line: what is never evicted
 //! <root>/usage/summary.json, images.jsonl           what the last walk found, for who wants it at once
@@ -46,6 +46,7 @@ mod pins;
 mod refs;
 mod spool;
 mod sweep;
+mod turn;
 mod usage;
 mod verify;
 
@@ -67,8 +68,9 @@ pub use partials::PartialFile;
 pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 pub use spool::Spool;
 pub use sweep::{GRACE, Removal, Sweep, SweepBusy, Swept};
+pub use turn::{Chore, Turn};
 pub use usage::{ImageUsage, RegistryUsage, UsageSummary};
-pub use verify::{Checked, Damage, ScrubTurn};
+pub use verify::{Checked, Damage};
 
 use layout::Layout;
 
@@ -148,10 +150,21 @@ impl Store {
         self.inner.writable
     }
 
+    /// Whether the directory can be read just now: a volume may have gone away.
+    pub fn is_readable(&self) -> bool {
+        fs::read(self.root().join("oci-layout")).is_ok()
+    }
+
     /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
         let told = rustix::fs::statvfs(self.root()).ok()?;
         Some(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
+    /// How large the disk is, in bytes; `None` if the system does not tell.
+    pub fn disk_size(&self) -> Option<u64> {
+        let told = rustix::fs::statvfs(self.root()).ok()?;
+        Some(told.f_blocks.saturating_mul(told.f_frsize))
     }
 
     /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.

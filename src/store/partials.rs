@@ -51,6 +51,18 @@ pub struct PartialFile {
     pub written: Option<SystemTime>,
 }
 
+impl PartialFile {
+    /// Whose it is.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// What it will be.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
 impl Store {
     /// The files of downloads that have not ended, those under way among them.
     pub fn partial_files(&self) -> Vec<PartialFile> {

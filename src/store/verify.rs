@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
 
 use super::Store;
 use super::error::StoreError;
@@ -127,37 +126,6 @@ impl Store {
     }
 }
 
-/// The right to look at all blobs, which one process has at a time.
-#[derive(Debug)]
-pub struct ScrubTurn {
-    mark: File,
-}
-
-impl ScrubTurn {
-    /// Notes that all were looked at.
-    pub fn finish(self, now: SystemTime) {
-        // A mark that cannot be set means that they are looked at again sooner.
-        let _ = self.mark.set_modified(now);
-    }
-}
-
-impl Store {
-    /// A turn, if the last pass was so long ago and nobody else is at it. A cache that has never had one
-    /// has just begun, and waits as long.
-    pub fn scrub_turn(&self, every: Duration, now: SystemTime) -> Option<ScrubTurn> {
-        let path = self.inner.layout.scrub_mark();
-        if !path.exists() {
-            let created = File::create(&path).and_then(|mark| mark.set_modified(now));
-            return created.err().and(None);
-        }
-        let mark = File::options().append(true).open(&path).ok()?;
-        mark.try_lock().ok()?;
-        let last = mark.metadata().and_then(|metadata| metadata.modified()).ok()?;
-        let is_due = now.duration_since(last).is_ok_and(|age| age >= every);
-        is_due.then_some(ScrubTurn { mark })
-    }
-}
-
 fn damaged(digest: &Digest, file: File, reason: String) -> Checked {
     Checked::Damaged(Damage { digest: *digest, file, reason })
 }
@@ -215,24 +183,6 @@ mod tests {
         put(&store, b"hello world");
         assert!(store.quarantine(&damage).unwrap().is_none());
         assert!(store.blob(&digest, Some(11)).is_some());
-    }
-
-    #[test]
-    fn one_process_at_a_time_has_its_turn_when_the_last_pass_is_old_enough() {
-        let (directory, store) = fresh();
-        let other = Store::open(&Settings { root: directory.path().to_owned(), fsync: false });
-        let other = other.unwrap();
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let day = Duration::from_secs(86_400);
-        assert!(store.scrub_turn(day, at(1_000_000)).is_none(), "it has just begun");
-        assert!(store.scrub_turn(day, at(1_086_399)).is_none());
-        let turn = store.scrub_turn(day, at(1_086_400)).unwrap();
-        assert!(other.scrub_turn(day, at(1_086_400)).is_none(), "somebody is at it");
-        turn.finish(at(1_090_000));
-        assert!(other.scrub_turn(day, at(1_100_000)).is_none(), "it was just done");
-        // A pass that did not end is begun again.
-        drop(other.scrub_turn(day, at(1_200_000)).unwrap());
-        assert!(store.scrub_turn(day, at(1_200_000)).is_some());
     }
 
     #[test]

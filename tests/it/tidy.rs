@@ -23,7 +23,7 @@ const ROOMS: &[Room] = &[
     Room { name: "upstream", may_use: &["oci"], must_not_know: "disk, cache, server" },
     Room {
         name: "cache",
-        may_use: &["oci", "store", "upstream", "flight", "metrics"],
+        may_use: &["oci", "store", "upstream", "flight", "prune", "metrics"],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
     Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },

@@ -1,0 +1,140 @@
+//! Who may read, and who may change something.
+
+use subtle::ConstantTimeEq;
+
+use super::super::status::Refusal;
+use crate::http::Request;
+use crate::oci::{Algorithm, Digest};
+
+/// Reads the token, or says why it cannot be read: whenever it is needed, since it may be replaced.
+pub type ReadToken = Box<dyn Fn() -> Result<String, String> + Send + Sync>;
+
+/// The token of the operators.
+pub(super) struct Token {
+    read: Option<ReadToken>,
+}
+
+impl Token {
+    pub(super) fn new(read: Option<ReadToken>) -> Token {
+        Token { read }
+    }
+
+    /// Reading is for everybody on this machine, and for who has the token.
+    pub(super) fn check_reading(&self, request: &Request) -> Result<(), Refusal> {
+        let is_local = request.peer().ip().is_loopback()
+            && request.header("host").is_some_and(is_loopback_name);
+        if is_local && request.header("authorization").is_none() {
+            return Ok(());
+        }
+        self.check(request, "this can be read without a token from the machine itself only")
+    }
+
+    /// Changing something is for who has the token.
+    pub(super) fn check_changing(&self, request: &Request) -> Result<(), Refusal> {
+        self.check(request, "this changes something")
+    }
+
+    fn check(&self, request: &Request, why: &str) -> Result<(), Refusal> {
+        let Some(read) = &self.read else {
+            return Err(Refusal::Forbidden(format!(
+                "{why}, which needs management.tokenFile in the configuration, and there is none"
+            )));
+        };
+        let expected = read().map_err(|error| {
+            log::error!("management.tokenFile: {error}");
+            Refusal::Forbidden("management.tokenFile cannot be read; the log says why".into())
+        })?;
+        let given = request.header("authorization").and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        match given {
+            Some(given) if is_same(given, &expected) => Ok(()),
+            Some(_) => Err(Refusal::Unauthorized("this is not the token".into())),
+            None => Err(Refusal::Unauthorized(format!(
+                "{why}: send the content of management.tokenFile as Authorization: Bearer …"
+            ))),
+        }
+    }
+}
+
+/// In a time that tells nothing of either. Their digests are compared, so that not even the length shows.
+fn is_same(given: &str, expected: &str) -> bool {
+    let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes()).hex();
+    digest(given).as_bytes().ct_eq(digest(expected).as_bytes()).into()
+}
+
+/// A web page of somebody else's, whose name leads to this machine, has that name here.
+fn is_loopback_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn request(peer: &str, headers: &str) -> Request {
+        let peer: SocketAddr = peer.parse().unwrap();
+        let head = format!("GET / HTTP/1.1\r\n{headers}\r\n");
+        Request::parse(&head, peer, Instant::now()).unwrap()
+    }
+
+    fn status(result: Result<(), Refusal>) -> &'static str {
+        match result {
+            Ok(()) => "fine",
+            Err(Refusal::Unauthorized(_)) => "unauthorized",
+            Err(Refusal::Forbidden(_)) => "forbidden",
+            Err(_) => "something else",
+        }
+    }
+
+    #[test]
+    fn names_of_this_machine() {
+        for name in ["localhost", "LOCALHOST:80", "127.0.0.1", "127.9.9.9:1", "[::1]:80", "[::1]"] {
+            assert!(is_loopback_name(name), "{name}");
+        }
+        for name in
+            ["", "evil.test", "evil.test:80", "10.0.0.1", "[fe80::1]", "localhost.evil.test"]
+        {
+            assert!(!is_loopback_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn who_may_do_what() {
+        let with = Token::new(Some(Box::new(|| Ok("s3cret".into()))));
+        let (without, unreadable) =
+            (Token::new(None), Token::new(Some(Box::new(|| Err("it is gone".into())))));
+        let (here, there) = ("127.0.0.1:1", "10.0.0.1:1");
+        let local = "Host: localhost:8090\r\n";
+        let right = "Host: localhost\r\nAuthorization: bearer s3cret\r\n";
+        let wrong = "Host: localhost\r\nAuthorization: Bearer s3cre\r\n";
+        let basic = "Host: localhost\r\nAuthorization: Basic s3cret\r\n";
+        for (token, peer, headers, reading, changing) in [
+            (&with, here, local, "fine", "unauthorized"),
+            (&with, here, "Host: evil.test\r\n", "unauthorized", "unauthorized"),
+            (&with, here, right, "fine", "fine"),
+            (&with, here, wrong, "unauthorized", "unauthorized"),
+            (&with, there, local, "unauthorized", "unauthorized"),
+            (&with, there, right, "fine", "fine"),
+            (&with, there, basic, "unauthorized", "unauthorized"),
+            (&without, here, local, "fine", "forbidden"),
+            (&without, there, local, "forbidden", "forbidden"),
+            (&without, here, right, "forbidden", "forbidden"),
+        ] {
+            let request = request(peer, headers);
+            assert_eq!(status(token.check_reading(&request)), reading, "{peer} {headers}");
+            assert_eq!(status(token.check_changing(&request)), changing, "{peer} {headers}");
+        }
+        assert_eq!(status(unreadable.check_changing(&request(here, right))), "forbidden");
+        assert_eq!(status(unreadable.check_reading(&request(here, local))), "fine");
+    }
+}

@@ -1,0 +1,102 @@
+//! JSON documents of the management API: `docs/openapi.yaml`, "schemas".
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::cache::{
+    BreakerState, EndpointStatus, FlightStatus, ImageUsage, UpstreamStatus, UsageSummary,
+};
+use crate::prune::timestamp;
+
+/// An image.
+pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Value {
+    json!({
+        "image": image.image,
+        "repository": image.repository,
+        "digest": image.digest,
+        "mediaType": image.media_type,
+        "sizeBytes": image.size_bytes,
+        "missingBytes": image.missing_bytes,
+        "complete": image.complete,
+        "platforms": image.platforms,
+        "manifests": image.manifests,
+        "blobs": image.blobs,
+        "created": image.created,
+        "fetched": time(Some(image.fetched)),
+        "checked": time(image.checked),
+        "goneUpstream": time(image.gone),
+        "pulled": time(image.pulled),
+        "pinned": is_pinned,
+        "stale": is_stale,
+    })
+}
+
+/// A point in time of which the seconds since 1970 are known.
+pub(super) fn time(seconds: Option<u64>) -> Option<String> {
+    let since = Duration::from_secs(seconds?);
+    SystemTime::UNIX_EPOCH.checked_add(since).map(timestamp)
+}
+
+pub(super) fn usage(summary: &UsageSummary) -> Value {
+    let registries: Vec<Value> = summary
+        .registries
+        .iter()
+        .map(|registry| {
+            json!({
+                "name": registry.name,
+                "repositories": registry.repositories,
+                "images": registry.images,
+                "bytes": registry.bytes,
+                "pulled": time(registry.pulled),
+            })
+        })
+        .collect();
+    json!({
+        "asOf": time(Some(summary.as_of)),
+        "tookMilliseconds": summary.took_milliseconds,
+        "images": summary.images,
+        "completeImages": summary.complete_images,
+        "repositories": summary.repositories,
+        "manifests": summary.manifests,
+        "manifestBytes": summary.manifest_bytes,
+        "blobs": summary.blobs,
+        "blobBytes": summary.blob_bytes,
+        "registries": registries,
+    })
+}
+
+pub(super) fn flight(flight: &FlightStatus) -> Value {
+    json!({
+        "upstream": flight.upstream.as_str(),
+        "repository": flight.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "digest": flight.digest.to_string(),
+        "bytes": flight.bytes,
+        "sizeBytes": flight.size,
+    })
+}
+
+pub(super) fn upstream(status: &UpstreamStatus) -> Value {
+    let endpoints: Vec<Value> = status.endpoints.iter().map(endpoint).collect();
+    json!({ "name": status.upstream.as_str(), "endpoints": endpoints })
+}
+
+fn endpoint(status: &EndpointStatus) -> Value {
+    let (breaker, asked_again_in) = match status.breaker {
+        BreakerState::Closed => ("closed", None),
+        BreakerState::Open(wait) => ("open", Some(wait.as_secs_f64())),
+        BreakerState::HalfOpen => ("half-open", None),
+    };
+    json!({
+        "url": status.url,
+        "breaker": breaker,
+        "askedAgainInSeconds": asked_again_in,
+        "failuresInARow": status.failures,
+        "lastFailure": status.last_failure,
+        "rateLimit": status.quota.as_ref().map(|quota| json!({
+            "limit": quota.limit,
+            "remaining": quota.remaining,
+            "windowSeconds": quota.window.map(|window| window.as_secs()),
+        })),
+    })
+}

@@ -1,0 +1,401 @@
+//! Reading: what is in the cache, and what is going on.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::super::status::Refusal;
+use super::query::Query;
+use super::{Desk, document, documents};
+use crate::cache::{BreakerState, Cache, ImageUsage};
+use crate::http::{Reply, Request};
+use crate::metrics::{ANSWERS, EndpointGauges, Gauges, PoolGauges, UsageGauges};
+use crate::oci::{Digest, ImageName, PartReference, Pattern, Reference, Upstream};
+use crate::prune::{Disk, Pins, timestamp};
+
+/// Entries of a page, if nobody says, and at most.
+const LIMIT: usize = 100;
+const LIMIT_MAX: u32 = 1000;
+
+pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply, Refusal> {
+    let none: &[&str] = &[];
+    let value = match what {
+        "status" => Query::of(request, none).map(|_| status(desk)),
+        "images" => images(desk, request),
+        "image" => image(desk, request),
+        "blobs" => blobs(desk, request),
+        "flights" => Query::of(request, none).map(|_| flights(&desk.cache)),
+        "upstreams" => Query::of(request, none).map(|_| upstreams(&desk.cache)),
+        _ => Query::of(request, none).map(|_| pins(&desk.cache)),
+    };
+    value.map(|value| document(&value))
+}
+
+fn status(desk: &Desk) -> Value {
+    let cache = &desk.cache;
+    let (metrics, counts) = (cache.metrics(), cache.counts());
+    let traffic = metrics.traffic();
+    let mut told = json!({
+        "bytesServed": traffic.served_bytes,
+        "bytesFetched": traffic.fetched_bytes,
+    });
+    for (word, count) in ANSWERS.iter().zip(traffic.answers) {
+        told[*word] = count.into();
+    }
+    let history = metrics.history().into_iter().map(|step| {
+        json!({
+            "time": timestamp(step.time),
+            "hits": step.hits,
+            "misses": step.misses,
+            "bytesServed": step.served_bytes,
+            "bytesFetched": step.fetched_bytes,
+        })
+    });
+    let (room, disk) = (cache.upkeep().room, Disk::of(cache.store()));
+    json!({
+        "version": desk.version,
+        "started": timestamp(desk.started),
+        "now": timestamp(cache.now()),
+        "ready": desk.is_ready(),
+        "offline": cache.is_offline(),
+        "airGapped": cache.is_air_gapped(),
+        "readOnly": !cache.store().is_writable(),
+        "usage": cache.store().usage().map(|usage| documents::usage(&usage)),
+        "disk": {
+            "usedBytes": disk.used_bytes,
+            "freeBytes": disk.free_bytes,
+            "cacheSizeBytes": room.cap_bytes,
+            "freeSpaceBytes": room.floor_bytes(&disk),
+        },
+        "traffic": told,
+        "history": history.collect::<Vec<_>>(),
+        "connections": desk.edge.connections(),
+        "busyWorkers": desk.edge.busy_workers(),
+        "counts": {
+            "damagedFiles": counts.damaged_files,
+            "blobsNotCached": counts.blobs_not_cached,
+            "manifestsNotCached": counts.manifests_not_cached,
+            "imagesEvicted": counts.images_evicted,
+            "bytesEvicted": counts.bytes_evicted,
+        },
+    })
+}
+
+/// Which images are wanted.
+struct Filter {
+    patterns: Vec<Pattern>,
+    registry: Option<String>,
+    is_complete: Option<bool>,
+    is_pinned: Option<bool>,
+    /// The images that need a certain digest.
+    among: Option<HashSet<String>>,
+}
+
+impl Filter {
+    fn of(desk: &Desk, query: &Query) -> Result<Filter, Refusal> {
+        let digest: Option<Digest> = query.parsed("digest")?;
+        Ok(Filter {
+            patterns: query.patterns()?,
+            registry: query.parsed::<Upstream>("registry")?.map(|upstream| format!("{upstream}/")),
+            is_complete: query
+                .word("state", &["complete", "partial"])?
+                .map(|state| state == "complete"),
+            is_pinned: query.flag("pinned")?,
+            among: digest.map(|digest| needing(desk, &digest)).transpose()?,
+        })
+    }
+
+    fn takes(&self, image: &ImageUsage, is_pinned: bool) -> bool {
+        let is_meant =
+            |pattern: &Pattern| pattern.matches(&image.image) || pattern.matches(&image.repository);
+        (self.patterns.is_empty() || self.patterns.iter().any(is_meant))
+            && self.registry.as_ref().is_none_or(|registry| image.image.starts_with(registry))
+            && self.is_complete.is_none_or(|complete| complete == image.complete)
+            && self.is_pinned.is_none_or(|pinned| pinned == is_pinned)
+            && self.among.as_ref().is_none_or(|among| among.contains(&image.image))
+    }
+}
+
+/// The images that need a manifest, config or layer.
+fn needing(desk: &Desk, digest: &Digest) -> Result<HashSet<String>, Refusal> {
+    let _heavy = desk.heavy()?;
+    let Some(catalogue) = desk.cache.store().catalogue(&mut || true) else {
+        return Ok(HashSet::new());
+    };
+    let Some(number) = catalogue.number_of(digest) else { return Ok(HashSet::new()) };
+    let needing = catalogue.images.iter().filter(|image| image.content.contains(&number));
+    Ok(needing.map(|image| catalogue.full_reference(image)).collect())
+}
+
+fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
+    let known = ["pattern", "registry", "digest", "state", "pinned", "sort", "limit", "offset"];
+    let query = Query::of(request, &known)?;
+    let sort = query.word("sort", &["name", "size", "pulled", "fetched", "created"])?;
+    let (limit, offset) = page(&query)?;
+    let filter = Filter::of(desk, &query)?;
+    let pins = match (desk.cache.pins(), filter.is_pinned) {
+        (Ok(pins), _) => pins,
+        (Err(error), Some(_)) => return Err(Refusal::Busy(error.to_string())),
+        // The pins say what is wrong with them; the images are there all the same.
+        (Err(_), None) => Pins::default(),
+    };
+    let store = desk.cache.store();
+    // Twice through the list, so that it is never in memory as a whole: places with what they are sorted
+    // by, and then those of the page.
+    let mut keys: Vec<(SortKey, usize)> = Vec::new();
+    let mut place = 0;
+    store.each_usage(&mut |image| {
+        if filter.takes(&image, is_pinned(&pins, &image)) {
+            keys.push((SortKey::of(sort, &image), place));
+        }
+        place += 1;
+        true
+    });
+    keys.sort();
+    let total = keys.len();
+    let wanted: Vec<usize> = keys.into_iter().skip(offset).take(limit).map(|(_, at)| at).collect();
+    let mut found: Vec<(usize, Value)> = Vec::new();
+    let mut place = 0;
+    store.each_usage(&mut |image| {
+        if let Some(at) = wanted.iter().position(|wanted| *wanted == place) {
+            let is_stale = is_stale(&desk.cache, &image);
+            let document = documents::image_document(&image, is_pinned(&pins, &image), is_stale);
+            found.push((at, document));
+        }
+        place += 1;
+        found.len() < wanted.len()
+    });
+    found.sort_by_key(|(at, _)| *at);
+    Ok(json!({
+        "asOf": documents::time(store.usage().map(|usage| usage.as_of)),
+        "total": total,
+        "next": next(offset, limit, total),
+        "images": found.into_iter().map(|(_, image)| image).collect::<Vec<_>>(),
+    }))
+}
+
+/// What images are sorted by. Names are in the order of the list; the rest goes downwards.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum SortKey {
+    Name,
+    Number(std::cmp::Reverse<Option<u64>>),
+    Text(std::cmp::Reverse<Option<String>>),
+}
+
+impl SortKey {
+    fn of(sort: Option<&str>, image: &ImageUsage) -> SortKey {
+        let number = |number| SortKey::Number(std::cmp::Reverse(number));
+        match sort {
+            Some("size") => number(Some(image.size_bytes)),
+            Some("pulled") => number(image.pulled),
+            Some("fetched") => number(Some(image.fetched)),
+            Some("created") => SortKey::Text(std::cmp::Reverse(image.created.clone())),
+            _ => SortKey::Name,
+        }
+    }
+}
+
+fn page(query: &Query) -> Result<(usize, usize), Refusal> {
+    let limit = query.number("limit", 1, LIMIT_MAX)?.unwrap_or(LIMIT);
+    Ok((limit, query.number("offset", 0, u32::MAX)?.unwrap_or(0)))
+}
+
+fn next(offset: usize, limit: usize, total: usize) -> Option<usize> {
+    let next = offset.saturating_add(limit);
+    (next < total).then_some(next)
+}
+
+/// The name of an image as it is in the list.
+fn named(image: &ImageUsage) -> Option<(ImageName, Reference)> {
+    let part = PartReference::parse(&image.image).ok()?;
+    Some((part.name, part.reference?))
+}
+
+fn is_pinned(pins: &Pins, image: &ImageUsage) -> bool {
+    named(image).is_some_and(|(name, reference)| pins.cover(&name, &reference))
+}
+
+fn is_stale(cache: &Cache, image: &ImageUsage) -> bool {
+    let named = named(image).zip(image.checked);
+    named.is_some_and(|((name, reference), checked)| cache.is_stale(&name, &reference, checked))
+}
+
+fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
+    let query = Query::of(request, &["image"])?;
+    let (name, reference) = reference(&query)?;
+    let (cache, store) = (&desk.cache, desk.cache.store());
+    let Some(image) = store.image(&name, &reference) else {
+        let text = format!("{} is not in the cache", name.with(&reference));
+        return Err(Refusal::NotFound(text));
+    };
+    let graph = store.graph_of(&image);
+    let usage = ImageUsage::of(&image, &graph, store.created(&graph));
+    let pins = cache.pins().unwrap_or_default();
+    let is_stale = is_stale(cache, &usage);
+    let mut value = documents::image_document(&usage, pins.cover(&name, &reference), is_stale);
+    let tree = graph.manifests.iter().map(|each| {
+        let blobs = graph.blobs_of(each).map(|blob| {
+            json!({
+                "digest": blob.descriptor.digest.to_string(),
+                "sizeBytes": blob.descriptor.size,
+                "present": blob.is_present,
+            })
+        });
+        json!({
+            "digest": each.descriptor.digest.to_string(),
+            "sizeBytes": each.descriptor.size,
+            "platform": each.descriptor.platform,
+            "present": each.manifest.is_some(),
+            "blobs": blobs.collect::<Vec<_>>(),
+        })
+    });
+    value["tree"] = tree.collect();
+    Ok(value)
+}
+
+/// The parameter `image`.
+pub(super) fn reference(query: &Query) -> Result<(ImageName, Reference), Refusal> {
+    let text = query.required("image")?;
+    let parsed = PartReference::parse(text);
+    let parsed = parsed.map_err(|error| Refusal::Parameter(format!("image: {error}")))?;
+    Ok(parsed.or_latest())
+}
+
+fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
+    let query = Query::of(request, &["digest", "sort", "limit", "offset"])?;
+    let sort = query.word("sort", &["digest", "size", "references"])?.unwrap_or("size");
+    let digest: Option<Digest> = query.parsed("digest")?;
+    let (limit, offset) = page(&query)?;
+    let _heavy = desk.heavy()?;
+    let store = desk.cache.store();
+    let Some(catalogue) = store.catalogue(&mut || true) else { return Ok(Value::Null) };
+    let counts = catalogue.references();
+    let mut all: Vec<(Digest, u64, u32)> = store
+        .blobs()
+        .into_iter()
+        .filter(|(each, _)| digest.as_ref().is_none_or(|digest| digest == each))
+        .map(|(each, size)| {
+            let number = catalogue.number_of(&each);
+            (each, size, number.map_or(0, |number| counts[number as usize]))
+        })
+        .collect();
+    match sort {
+        "digest" => all.sort_by_key(|(digest, ..)| digest.to_string()),
+        "references" => all.sort_by_key(|(_, _, references)| std::cmp::Reverse(*references)),
+        _ => all.sort_by_key(|(_, size, _)| std::cmp::Reverse(*size)),
+    }
+    let page = all.iter().skip(offset).take(limit).map(|(digest, size, references)| {
+        json!({ "digest": digest.to_string(), "sizeBytes": size, "references": references })
+    });
+    Ok(json!({
+        "total": all.len(),
+        "next": next(offset, limit, all.len()),
+        "blobs": page.collect::<Vec<_>>(),
+    }))
+}
+
+fn flights(cache: &Cache) -> Value {
+    let partials = cache.store().partial_files();
+    let partials = partials.iter().map(|partial| {
+        json!({
+            "upstream": partial.upstream().as_str(),
+            "digest": partial.digest().to_string(),
+            "bytes": partial.bytes,
+            "written": partial.written.map(timestamp),
+        })
+    });
+    json!({
+        "flights": cache.flights().iter().map(documents::flight).collect::<Vec<_>>(),
+        "partials": partials.collect::<Vec<_>>(),
+    })
+}
+
+fn upstreams(cache: &Cache) -> Value {
+    json!({ "upstreams": cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>() })
+}
+
+fn pins(cache: &Cache) -> Value {
+    let settings = cache.upkeep().pins;
+    let configured = settings.pins.iter().map(|pin| (pin.to_string(), "configuration"));
+    let listed = settings.lists.iter().flat_map(|path| {
+        let choices = crate::prune::read_pins(path).unwrap_or_default();
+        choices.into_iter().map(|choice| (choice.to_string(), "list"))
+    });
+    let kept = cache.store().pins().into_iter().map(|pin| (pin, "cache"));
+    let all = configured.chain(listed).chain(kept);
+    let all = all.map(|(pattern, source)| json!({ "pattern": pattern, "source": source }));
+    let problem = cache.pins().err().map(|error| error.to_string());
+    json!({ "pins": all.collect::<Vec<_>>(), "problem": problem })
+}
+
+/// `/health?verbose`.
+pub(super) fn verbose_health(desk: &Desk) -> Value {
+    let counts = desk.cache.counts();
+    json!({
+        "status": "UP",
+        "upstreams": desk.cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>(),
+        "damagedFiles": counts.damaged_files,
+        "servedWithoutCaching": {
+            "blobs": counts.blobs_not_cached,
+            "manifests": counts.manifests_not_cached,
+        },
+    })
+}
+
+/// What metrics tell beside counters.
+pub(super) fn gauges(desk: &Desk) -> Gauges {
+    let cache = &desk.cache;
+    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
+    let since_epoch = desk.started.duration_since(std::time::SystemTime::UNIX_EPOCH);
+    let pool = |name, load: crate::cache::PoolLoad| PoolGauges {
+        name,
+        fetchers: load.fetchers,
+        busy: load.busy,
+        queued: load.queued,
+        queued_behind: load.queued_behind,
+    };
+    Gauges {
+        version: desk.version,
+        started_seconds: since_epoch.map_or(0.0, |since| since.as_secs_f64()),
+        is_ready: desk.is_ready(),
+        is_offline: cache.is_offline(),
+        connections: desk.edge.connections(),
+        busy_workers: desk.edge.busy_workers(),
+        worker_queue: desk.edge.queue_depth(),
+        flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
+        pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
+        endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
+        damaged_files: cache.counts().damaged_files,
+        disk_used_bytes: disk.used_bytes,
+        disk_free_bytes: disk.free_bytes,
+        disk_size_bytes: disk.size_bytes,
+        cache_size_bytes: room.cap_bytes,
+        free_space_bytes: room.floor_bytes(&disk),
+        usage: cache.store().usage().map(usage_gauges),
+    }
+}
+
+fn endpoints(status: &crate::cache::UpstreamStatus) -> Vec<EndpointGauges> {
+    let of = |endpoint: &crate::cache::EndpointStatus| EndpointGauges {
+        registry: status.upstream.to_string(),
+        url: endpoint.url.clone(),
+        is_open: !matches!(endpoint.breaker, BreakerState::Closed),
+        rate_limit_remaining: endpoint.quota.as_ref().and_then(|quota| quota.remaining),
+        rate_limit: endpoint.quota.as_ref().and_then(|quota| quota.limit),
+    };
+    status.endpoints.iter().map(of).collect()
+}
+
+fn usage_gauges(usage: crate::cache::UsageSummary) -> UsageGauges {
+    let registries = usage.registries.into_iter();
+    UsageGauges {
+        as_of_seconds: usage.as_of,
+        images: usage.images,
+        complete_images: usage.complete_images,
+        manifests: usage.manifests,
+        manifest_bytes: usage.manifest_bytes,
+        blobs: usage.blobs,
+        blob_bytes: usage.blob_bytes,
+        registries: registries.map(|each| (each.name, each.images, each.bytes)).collect(),
+    }
+}

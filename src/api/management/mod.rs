@@ -1,0 +1,282 @@
+//! The management port: probes, metrics, the API of `docs/openapi.yaml`, and a page over it.
+//!
+//! It has a small pool of its own, whose workers may read the disk for seconds, unlike those of the serving
+//! port. Reading is free from a loopback address and needs the token from elsewhere; changing something always needs it. There is no
+//! way from the serving port to here.
+
+mod access;
+mod change;
+mod documents;
+mod look;
+mod page;
+mod query;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::ping;
+use super::status::{Refusal, refusal, unready};
+use crate::cache::Cache;
+use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
+use crate::oci::Platforms;
+use access::Token;
+
+pub use access::ReadToken;
+pub use documents::image_document;
+
+/// Requests at a time that look at all images, or remove some: they leave workers to the probes.
+const HEAVY_MAX: usize = 2;
+
+/// What a listener answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Probes (`health`).
+    Health,
+    /// Metrics (`metrics`).
+    Metrics,
+    /// Both.
+    HealthAndMetrics,
+    /// All there is (`management`).
+    Everything,
+}
+
+impl Scope {
+    /// What answers what either does.
+    #[must_use]
+    pub fn and(self, other: Scope) -> Scope {
+        match (self, other) {
+            (one, other) if one == other => one,
+            (Scope::Everything, _) | (_, Scope::Everything) => Scope::Everything,
+            _ => Scope::HealthAndMetrics,
+        }
+    }
+
+    fn has_health(self) -> bool {
+        self != Scope::Metrics
+    }
+
+    fn has_metrics(self) -> bool {
+        self != Scope::Health
+    }
+}
+
+/// Where something is answered, and what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManagementListener {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// What is answered there.
+    pub scope: Scope,
+}
+
+/// `management`, `health` and `metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ManagementSettings {
+    /// One for each address.
+    pub listeners: Vec<ManagementListener>,
+    /// `management.tokenFile`, read when it is needed.
+    pub token_file: Option<PathBuf>,
+}
+
+/// What the management port knows of the server.
+pub struct Setting {
+    /// The cache.
+    pub cache: Cache,
+    /// The serving edge.
+    pub edge: Controller,
+    /// What must be shown to change something; nothing can be changed without it.
+    pub token: Option<ReadToken>,
+    /// Of an index that is prefetched, these children.
+    pub platforms: Platforms,
+    /// When the process began.
+    pub started: SystemTime,
+    /// The program's version.
+    pub version: &'static str,
+}
+
+/// Answers operators.
+pub struct Management {
+    setting: std::sync::Arc<Desk>,
+    scope: Scope,
+}
+
+/// What all listeners share.
+struct Desk {
+    cache: Cache,
+    edge: Controller,
+    token: Token,
+    platforms: Platforms,
+    started: SystemTime,
+    version: &'static str,
+    /// Requests that look at all images, or remove some.
+    heavy: AtomicUsize,
+}
+
+impl Management {
+    /// One for each scope.
+    pub fn new(setting: Setting, scopes: &[Scope]) -> Vec<Management> {
+        let Setting { cache, edge, token, platforms, started, version } = setting;
+        let token = Token::new(token);
+        let heavy = AtomicUsize::new(0);
+        let desk = Desk { cache, edge, token, platforms, started, version, heavy };
+        let desk = std::sync::Arc::new(desk);
+        let of = |scope: &Scope| Management { setting: desk.clone(), scope: *scope };
+        scopes.iter().map(of).collect()
+    }
+}
+
+impl Handler for Management {
+    fn handle(&self, request: &Request, _: &Context<'_>) -> Step {
+        let answered = match self.answer(request) {
+            Ok(reply) => reply,
+            Err(refused) => refusal(&refused),
+        };
+        Step::Reply(
+            answered
+                .header("X-Content-Type-Options", "nosniff")
+                .header("Cache-Control", "no-store"),
+        )
+    }
+}
+
+impl Management {
+    fn answer(&self, request: &Request) -> Result<Reply, Refusal> {
+        let (desk, path) = (&*self.setting, request.path());
+        let is_read = matches!(request.method(), Method::Get | Method::Head);
+        let open = match path {
+            "/health" if self.scope.has_health() => Some(self.health(request)),
+            "/livez" if self.scope.has_health() => Some(Ok(text("ok\n"))),
+            "/readyz" if self.scope.has_health() => Some(Ok(desk.ready())),
+            "/metrics" if self.scope.has_metrics() => Some(Ok(desk.metrics())),
+            // The reference server's probes may be pointed there.
+            "/v2/" if self.scope == Scope::Health => Some(Ok(ping())),
+            _ if self.scope == Scope::Everything => page::answer(path).map(Ok),
+            _ => None,
+        };
+        if let Some(reply) = open {
+            return if is_read { reply } else { Err(Refusal::Method("GET, HEAD")) };
+        }
+        match path.strip_prefix("/api/v1/").filter(|_| self.scope == Scope::Everything) {
+            Some(what) => desk.api(what, request, is_read),
+            None => Err(Refusal::NotFound(format!("there is nothing at {path}"))),
+        }
+    }
+
+    /// `verbose`, alone or with a value, as Kubernetes' own probes have it.
+    fn health(&self, request: &Request) -> Result<Reply, Refusal> {
+        let mut pairs = request.query().unwrap_or_default().split('&');
+        if !pairs.any(|pair| pair.split('=').next() == Some("verbose")) {
+            return Ok(document(&serde_json::json!({ "status": "UP" })));
+        }
+        // It has a port of its own, which the operator has opened to whom it is for.
+        if self.scope == Scope::Everything {
+            self.setting.token.check_reading(request)?;
+        }
+        Ok(document(&look::verbose_health(&self.setting)))
+    }
+}
+
+impl Desk {
+    fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
+        let methods = match what {
+            "status" | "images" | "image" | "blobs" | "upstreams" => "GET, HEAD",
+            "flights" => "GET, HEAD, DELETE",
+            "pins" => "GET, HEAD, POST, DELETE",
+            "flights/resume" | "prune" | "prefetch" => "POST",
+            _ => return Err(Refusal::NotFound(format!("there is no /api/v1/{what}"))),
+        };
+        let method = if request.method() == Method::Head { "GET" } else { request.method_text() };
+        if !methods.split(", ").any(|allowed| allowed == method) {
+            return Err(Refusal::Method(methods));
+        }
+        match is_read {
+            true => {
+                self.token.check_reading(request)?;
+                look::answer(self, what, request)
+            }
+            false => {
+                self.token.check_changing(request)?;
+                change::answer(self, what, request)
+            }
+        }
+    }
+
+    /// The right to look at all images, which a few requests have at a time.
+    fn heavy(&self) -> Result<Heavy<'_>, Refusal> {
+        let heavy = Heavy(&self.heavy);
+        match self.heavy.fetch_add(1, Ordering::AcqRel) < HEAVY_MAX {
+            true => Ok(heavy),
+            false => Err(Refusal::Busy(
+                "others are looking at all images just now; try again in a moment".into(),
+            )),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.edge.is_draining() && self.cache.store().is_readable()
+    }
+
+    fn ready(&self) -> Reply {
+        if self.edge.is_draining() {
+            return unready("draining\n");
+        }
+        match self.cache.store().is_readable() {
+            true => text("ok\n"),
+            false => unready("the cache directory cannot be read\n"),
+        }
+    }
+
+    fn metrics(&self) -> Reply {
+        let rendered = self.cache.metrics().render(&look::gauges(self));
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Reply::new(200, Body::Bytes(rendered.into_bytes().into()))
+            .header("Content-Type", content_type)
+    }
+}
+
+/// Given back when it is dropped.
+struct Heavy<'a>(&'a AtomicUsize);
+
+impl Drop for Heavy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn document(value: &Value) -> Reply {
+    Reply::new(200, Body::Bytes(value.to_string().into_bytes().into()))
+        .header("Content-Type", "application/json")
+}
+
+/// It was understood, and is done in its time.
+fn accepted(value: &Value) -> Reply {
+    Reply::new(202, Body::Bytes(value.to_string().into_bytes().into()))
+        .header("Content-Type", "application/json")
+}
+
+fn text(text: &'static str) -> Reply {
+    Reply::new(200, Body::Bytes(text.as_bytes().into())).header("Content-Type", "text/plain")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_add_up() {
+        use Scope::{Everything, Health, HealthAndMetrics, Metrics};
+        for (one, other, both) in [
+            (Health, Health, Health),
+            (Health, Metrics, HealthAndMetrics),
+            (HealthAndMetrics, Metrics, HealthAndMetrics),
+            (Everything, Health, Everything),
+            (Metrics, Everything, Everything),
+        ] {
+            assert_eq!((one.and(other), other.and(one)), (both, both));
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The page, and the description of the API: files that are part of the program.
+
+use crate::http::{Body, Reply};
+
+const PAGE: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+const DESCRIPTION: &str = include_str!("../../../docs/openapi.yaml");
+
+/// Nothing from elsewhere, nothing inline, nobody's frame: text that came from a registry is text whatever it says.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+
+/// One of the files, if the path is one's.
+pub(super) fn answer(path: &str) -> Option<Reply> {
+    let (content_type, text) = match path {
+        "/" => ("text/html; charset=utf-8", PAGE),
+        "/page.css" => ("text/css; charset=utf-8", STYLE),
+        "/page.js" => ("text/javascript; charset=utf-8", SCRIPT),
+        "/openapi.yaml" => ("application/yaml", DESCRIPTION),
+        _ => return None,
+    };
+    let reply = Reply::new(200, Body::Bytes(text.as_bytes().into()))
+        .header("Content-Type", content_type)
+        .header("Content-Security-Policy", POLICY)
+        .header("Referrer-Policy", "no-referrer");
+    Some(reply)
+}

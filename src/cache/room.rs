@@ -1,0 +1,125 @@
+//! Room: what is evicted so that a blob fits, and what is said when nothing may go.
+//!
+//! Room is made once at a time. A fetcher that needs it waits for whoever is at it, and looks again. What
+//! could not be made is not tried for again for a while: each try looks at all images.
+
+use std::time::{Duration, SystemTime};
+
+use super::{CacheError, Inner, lock};
+use crate::metrics::Removal;
+use crate::prune::{self, Disk, FreeSpace, PruneError, Report, Request, RoomPolicy};
+use crate::store::StoreError;
+
+/// After a try that was in vain the next one is made so much later: when something may have changed.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+impl Inner {
+    /// Makes room for so many bytes, if it takes that. On a fetcher, or whoever else may wait.
+    ///
+    /// # Errors
+    /// [`CacheError::Store`] if they do not fit and nothing may go.
+    pub(super) fn make_room_for(&self, more_bytes: u64) -> Result<(), CacheError> {
+        let policy = self.room_policy();
+        if policy.to_free(&Disk::of(&self.store), more_bytes).is_none() {
+            return Ok(());
+        }
+        let mut tried_in_vain = lock(&self.room);
+        // Somebody may have made it meanwhile.
+        let disk = Disk::of(&self.store);
+        let Some(bytes) = policy.to_free(&disk, more_bytes) else { return Ok(()) };
+        let refuse = |why: &str| Err(self.refusal(&policy, &disk, more_bytes, why));
+        if self.can_never_fit(&policy, &disk, more_bytes) {
+            return refuse("it is larger than the bound itself");
+        }
+        let now = self.now();
+        let is_recent =
+            |tried: SystemTime| now.duration_since(tried).is_ok_and(|age| age < TRIED_AGAIN_AFTER);
+        if tried_in_vain.is_some_and(is_recent) {
+            return refuse("there was nothing to evict a moment ago");
+        }
+        let at_least = policy.lacking(&disk, more_bytes);
+        let why = match self.evict(Request::Room { bytes, at_least }, now) {
+            Ok(report) if policy.lacking(&Disk::of(&self.store), more_bytes) > 0 => {
+                format!(
+                    "everything else is pinned ({} images) or was used in the last ten minutes",
+                    report.kept_pinned
+                )
+            }
+            Ok(_) => {
+                *tried_in_vain = None;
+                return Ok(());
+            }
+            Err(error) => error.to_string(),
+        };
+        *tried_in_vain = Some(now);
+        let refused = self.refusal(&policy, &disk, more_bytes, &why);
+        log::error!("{refused}; what does not fit is streamed to clients without being cached");
+        Err(refused)
+    }
+
+    /// The bounds in force. A disk that is full is one whatever the configuration says.
+    fn room_policy(&self) -> RoomPolicy {
+        let policy = self.settings().upkeep.room;
+        RoomPolicy { floor: policy.floor.or(Some(FreeSpace::Bytes(0))), ..policy }
+    }
+
+    fn can_never_fit(&self, policy: &RoomPolicy, disk: &Disk, more_bytes: u64) -> bool {
+        let floor = policy.floor_bytes(disk).unwrap_or_default();
+        let is_over = |bound: Option<u64>, more| bound.is_some_and(|bound| bound < more);
+        is_over(policy.cap_bytes, more_bytes)
+            || is_over(disk.size_bytes, more_bytes.saturating_add(floor))
+    }
+
+    fn refusal(
+        &self,
+        policy: &RoomPolicy,
+        disk: &Disk,
+        missing_bytes: u64,
+        why: &str,
+    ) -> CacheError {
+        let configured = self.settings().upkeep.room;
+        let by_cap = RoomPolicy { floor: None, ..*policy }.lacking(disk, missing_bytes) > 0;
+        let bound = match (by_cap, configured.floor) {
+            (true, _) => "the cache has reached cacheSize",
+            (false, Some(_)) => "the disk has no more than freeSpace left",
+            (false, None) => "the cache's disk is full",
+        };
+        let reason = format!("{bound}, and {why}; unpin or prune something, or give it more");
+        StoreError::NoLeave { missing_bytes, reason }.into()
+    }
+
+    /// Evicts, and says so.
+    fn evict(&self, request: Request<'_>, now: SystemTime) -> Result<Report, PruneError> {
+        let pins = self.settings().upkeep.pins.clone();
+        let go_on = &mut || !self.blob_pool.is_closed();
+        let report = prune::prune(&self.store, &pins, request, now, go_on)?;
+        self.note_removal(Removal::Evicted, &report);
+        if report.freed_bytes > 0 {
+            log::warn!(
+                "evicted {} images and {} broken-off downloads for room: {} bytes are free now",
+                report.removed,
+                report.partials,
+                report.freed_bytes
+            );
+        }
+        Ok(report)
+    }
+
+    /// Keeps to the bounds without anybody waiting for it.
+    pub(super) fn keep_room(&self) {
+        // What a full disk takes is made when somebody needs it.
+        if self.settings().upkeep.room.is_bounded() {
+            // It was said.
+            let _ = self.make_room_for(0);
+        }
+    }
+
+    pub(super) fn note_removal(&self, removal: Removal, report: &Report) {
+        self.metrics.removed(removal, report.removed as u64, report.freed_bytes);
+        if report.removed > 0 {
+            self.usage_outdated.store(true, std::sync::atomic::Ordering::Relaxed);
+            // Memory may still have what is gone.
+            lock(&self.hot).clear();
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Upkeep: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
+//! background and slowly.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Cache;
+use crate::metrics::Removal;
+use crate::oci::{Choice, ImageName, Reference};
+use crate::prune::{
+    self, Criteria, PinError, PinSettings, Pins, PruneError, PrunePolicy, Report, Request,
+    RoomPolicy,
+};
+use crate::store::Chore;
+
+/// How often it is looked for something to do.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// The disk is counted at most this often, and at most this share of the time is spent on it.
+const COUNT_INTERVAL: Duration = Duration::from_secs(60);
+const COUNT_SHARE: u32 = 50;
+/// Images are listed at most this often, and at most this share of the time is spent on it: what is written
+/// wears a disk.
+const WALK_INTERVAL: Duration = Duration::from_secs(15);
+const WALK_SHARE: u32 = 200;
+/// A walk in the background rests this many times as long as it works, so that it takes a fifth of a core.
+const REST: u32 = 4;
+/// How often traffic is noted for the history.
+const STEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often what killed processes have left is looked for.
+const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How the cache is kept within bounds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// How large it may be.
+    pub room: RoomPolicy,
+    /// What is never evicted, beside what `larder pin` was told.
+    pub pins: PinSettings,
+    /// What is pruned by the clock.
+    pub prune: Option<PrunePolicy>,
+}
+
+/// The thread that sees to it. Dropping it ends what it is at.
+pub struct Upkeeper {
+    /// Dropped to end the thread.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Upkeeper {
+    /// Starts to keep up `cache`.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
+        let (stop, stopped) = channel();
+        let work = move || Work::new(cache, stopped).run();
+        let thread = thread::Builder::new().name("upkeeper".into()).spawn(work)?;
+        Ok(Upkeeper { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Upkeeper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the upkeep thread panicked; nothing is evicted until a restart");
+        }
+    }
+}
+
+struct Work {
+    cache: Cache,
+    stopped: Receiver<()>,
+    next_count: Instant,
+    next_walk: Instant,
+    next_step: Instant,
+    next_leftovers: Instant,
+}
+
+impl Work {
+    fn new(cache: Cache, stopped: Receiver<()>) -> Work {
+        let now = Instant::now();
+        Work {
+            cache,
+            stopped,
+            next_count: now,
+            next_walk: now,
+            next_step: now + STEP_INTERVAL,
+            next_leftovers: now,
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            if self.cache.store().is_writable() {
+                self.count();
+                self.cache.inner.keep_room();
+                self.prune_by_the_clock();
+                self.leftovers();
+            }
+            if Instant::now() >= self.next_step {
+                self.cache.inner.metrics.step(self.cache.inner.now());
+                self.next_step += STEP_INTERVAL;
+            }
+            match self.stopped.recv_timeout(LOOK_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Counts the disk, and lists the images.
+    fn count(&mut self) {
+        let outdated = &self.cache.inner.usage_outdated;
+        let is_walk_due =
+            Instant::now() >= self.next_walk || outdated.swap(false, Ordering::Relaxed);
+        if Instant::now() < self.next_count && !is_walk_due {
+            return;
+        }
+        let (store, began) = (self.cache.store(), Instant::now());
+        let mut pace = Rests::new(&self.stopped);
+        let Some(disk) = store.count_disk(&mut || pace.go_on()) else { return };
+        self.next_count = began + COUNT_INTERVAL.max(began.elapsed() * COUNT_SHARE);
+        if !is_walk_due {
+            return;
+        }
+        let (inner, began) = (&self.cache.inner, Instant::now());
+        let walked = store.walk_usage(&disk, &|| inner.now(), &mut || pace.go_on());
+        if let Err(error) = walked {
+            log::warn!("what is in the cache cannot be listed for the management port: {error}");
+        }
+        self.next_walk = began + WALK_INTERVAL.max(began.elapsed() * WALK_SHARE);
+    }
+
+    fn prune_by_the_clock(&mut self) {
+        let cache = &self.cache;
+        let Some(policy) = cache.inner.settings().upkeep.prune else { return };
+        let now = cache.inner.now();
+        let Some(turn) = cache.store().turn(Chore::Prune, policy.every, now) else { return };
+        let mut pace = Rests::new(&self.stopped);
+        let criteria = policy.criteria(now);
+        match cache.prune(&criteria, &[], policy.is_dry_run, &mut || pace.go_on()) {
+            Ok(report) => {
+                log::info!(
+                    "pruneConfig{}: {} images, {} bytes freed, {} images are pinned",
+                    if policy.is_dry_run { " (dryRun)" } else { "" },
+                    report.removed,
+                    report.freed_bytes,
+                    report.kept_pinned
+                );
+                turn.finish(cache.inner.now());
+            }
+            Err(PruneError::Stopped) => {}
+            // Somebody is at it: it is tried again at the next look.
+            Err(PruneError::Busy(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
+            Err(error) => {
+                log::error!("pruneConfig: {error}");
+                turn.finish(cache.inner.now());
+            }
+        }
+    }
+
+    fn leftovers(&mut self) {
+        if Instant::now() >= self.next_leftovers {
+            self.cache.store().remove_leftovers(self.cache.inner.now());
+            self.next_leftovers = Instant::now() + LEFTOVERS_INTERVAL;
+        }
+    }
+}
+
+/// Rests between pieces of work, in proportion to them.
+struct Rests<'a> {
+    stopped: &'a Receiver<()>,
+    since: Instant,
+}
+
+impl Rests<'_> {
+    fn new(stopped: &Receiver<()>) -> Rests<'_> {
+        Rests { stopped, since: Instant::now() }
+    }
+
+    fn go_on(&mut self) -> bool {
+        let rest = self.since.elapsed() * REST;
+        let told = self.stopped.recv_timeout(rest);
+        self.since = Instant::now();
+        matches!(told, Err(RecvTimeoutError::Timeout))
+    }
+}
+
+impl Cache {
+    /// Removes the images of which all holds that is said, or says what would go. Blocks for as long as
+    /// that takes; `go_on` ends it by `false`.
+    ///
+    /// # Errors
+    /// [`PruneError`].
+    pub fn prune(
+        &self,
+        criteria: &Criteria,
+        choices: &[Choice],
+        is_dry_run: bool,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Report, PruneError> {
+        let inner = &self.inner;
+        let request = Request::Matching { criteria, choices, is_dry_run };
+        let pins = inner.settings().upkeep.pins.clone();
+        let report = prune::prune(&inner.store, &pins, request, inner.now(), go_on)?;
+        if !is_dry_run {
+            inner.note_removal(Removal::Pruned, &report);
+        }
+        Ok(report)
+    }
+
+    /// The pins that are in force.
+    ///
+    /// # Errors
+    /// [`PinError`] if they cannot be known.
+    pub fn pins(&self) -> Result<Pins, PinError> {
+        Pins::load(&self.inner.store, &self.inner.settings().upkeep.pins)
+    }
+
+    /// Whether upstream would be asked before an image is served whose tag was confirmed at that time, in
+    /// seconds since 1970.
+    pub fn is_stale(&self, name: &ImageName, reference: &Reference, checked: u64) -> bool {
+        let Reference::Tag(tag) = reference else { return false };
+        let checked = SystemTime::UNIX_EPOCH + Duration::from_secs(checked);
+        let policy = &self.inner.settings().freshness;
+        !policy.is_fresh(&name.upstream, tag, checked, self.inner.now())
+    }
+
+    /// The bounds and pins of the configuration.
+    pub fn upkeep(&self) -> Upkeep {
+        self.inner.settings().upkeep.clone()
+    }
+
+    /// The time, as the cache has it.
+    pub fn now(&self) -> SystemTime {
+        self.inner.now()
+    }
+}

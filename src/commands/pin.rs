@@ -1,0 +1,76 @@
+//! `larder pin` and `larder unpin`: what is never evicted.
+
+use std::fs;
+
+use super::{CommandError, existing_store, say};
+use crate::cli;
+use crate::config::Settings;
+use crate::oci::Choice;
+
+/// Pins what was typed and what is in the lists; without any, prints what is pinned.
+///
+/// # Errors
+/// [`CommandError`] for what was typed wrong, and if the disk refuses.
+pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), CommandError> {
+    let mut choices = typed(&command.images)?;
+    for path in &command.list {
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|error| {
+            CommandError::usage("--list", &format!("cannot read {}: {error}", path.display()))
+        })?;
+        let listed = Choice::parse_list(&text);
+        choices.extend(
+            listed.map_err(|error| CommandError::Usage(format!("{}: {error}", path.display())))?,
+        );
+    }
+    let store = existing_store(&settings.store)?;
+    if choices.is_empty() {
+        settings
+            .cache
+            .upkeep
+            .pins
+            .pins
+            .iter()
+            .for_each(|pin| say(&format!("{pin}  (configuration)")));
+        for path in &settings.cache.upkeep.pins.lists {
+            say(&format!("what is in {}  (configuration)", path.display()));
+        }
+        store.pins().iter().for_each(|pin| say(pin));
+        return Ok(());
+    }
+    let texts: Vec<String> = choices.iter().map(Choice::to_string).collect();
+    let added = store.add_pins(&texts)?;
+    texts.iter().for_each(|text| say(&format!("pinned {text}")));
+    if added < texts.len() {
+        say(&format!("{} of them were pinned before", texts.len() - added));
+    }
+    Ok(())
+}
+
+/// Takes pins off.
+///
+/// # Errors
+/// [`CommandError`] for what was typed wrong or is not pinned, and if the disk refuses.
+pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), CommandError> {
+    let texts: Vec<String> = typed(&command.images)?.iter().map(Choice::to_string).collect();
+    if texts.is_empty() {
+        return Err(CommandError::Usage("unpin: which pins? larder pin prints them".into()));
+    }
+    let store = existing_store(&settings.store)?;
+    let pins = store.pins();
+    if let Some(unknown) = texts.iter().find(|text| !pins.contains(text)) {
+        let is_configured =
+            settings.cache.upkeep.pins.pins.iter().any(|pin| pin.to_string() == *unknown);
+        return Err(CommandError::Usage(match is_configured {
+            true => format!("{unknown} is pinned by the configuration (pin); take it off there"),
+            false => format!("{unknown} is no pin; larder pin prints them"),
+        }));
+    }
+    store.remove_pins(&texts)?;
+    texts.iter().for_each(|text| say(&format!("unpinned {text}")));
+    Ok(())
+}
+
+fn typed(texts: &[String]) -> Result<Vec<Choice>, CommandError> {
+    texts.iter().map(|text| text.parse().map_err(CommandError::Usage)).collect()
+}

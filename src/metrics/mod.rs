@@ -1,0 +1,450 @@
+//! What happened how often: counters as fields, gauges as they are handed in, rendered as OpenMetrics.
+//!
+//! Label values are bounded: routes, outcomes and kinds are words of this program, and registries are
+//! those that the operator has listed and a few that everybody knows. All others are [`OTHER`], so a client
+//! cannot create series.
+//!
+//! This room must not know who counts what, and why.
+
+mod gauges;
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+pub use gauges::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
+
+/// The label of registries that nobody has listed.
+pub const OTHER: &str = "other";
+/// Registries that have a label without being listed.
+const WELL_KNOWN: [&str; 9] = [
+    "docker.io",
+    "gcr.io",
+    "ghcr.io",
+    "k8s.gcr.io",
+    "lscr.io",
+    "mcr.microsoft.com",
+    "public.ecr.aws",
+    "quay.io",
+    "registry.k8s.io",
+];
+/// Listed registries that get a label; a configuration that has more is generated, and so is its dashboard.
+const REGISTRIES_MAX: usize = 256;
+/// Seconds in which requests are answered: from a cached manifest to a large blob on a slow link.
+const BUCKETS: [f64; 12] =
+    [0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+/// Steps that the history keeps: a day of minutes.
+const HISTORY_STEPS: usize = 1440;
+
+/// How answers came about, by the words of the access log. Those from `HITS` on needed no download.
+pub const ANSWERS: [&str; 5] = ["join", "miss", "bypass", "hit", "stale"];
+const HITS: usize = 3;
+
+/// Counters of this process.
+pub struct Metrics {
+    registries: RwLock<HashSet<Arc<str>>>,
+    other: Arc<str>,
+    answers: Family<Answer, Counter>,
+    /// The same without kind and registry, in the order of [`ANSWERS`].
+    answers_in_all: [AtomicU64; ANSWERS.len()],
+    requests: Family<Request, Counter>,
+    durations: Family<Route, Histogram>,
+    served_bytes: Counter,
+    upstream_requests: Family<Upstream, Counter>,
+    downloads: Family<Outcome, Counter>,
+    removed_images: Family<Why, Counter>,
+    removed_bytes: Family<Why, Counter>,
+    not_cached: Family<Kind, Counter>,
+    /// Bytes of blobs and manifests that came from upstreams.
+    pub fetched_bytes: Counter,
+    /// Connections that broke off in the middle of a blob and were gone on with.
+    pub retries: Counter,
+    /// Downloads that began behind what an earlier one had left.
+    pub resumed: Counter,
+    /// Blobs that a scrub has hashed.
+    pub scrubbed_blobs: Counter,
+    /// Their sizes together.
+    pub scrubbed_bytes: Counter,
+    /// Of them those that were damaged.
+    pub scrub_damaged: Counter,
+    history: Mutex<History>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Answer {
+    kind: &'static str,
+    how: &'static str,
+    registry: Arc<str>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Request {
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Route {
+    route: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Upstream {
+    registry: Arc<str>,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Why {
+    why: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct Kind {
+    pub(super) kind: &'static str,
+}
+
+/// Why images were removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Room was needed.
+    Evicted,
+    /// Somebody, or `pruneConfig`, said so.
+    Pruned,
+}
+
+impl Removal {
+    fn as_str(self) -> &'static str {
+        match self {
+            Removal::Evicted => "evicted",
+            Removal::Pruned => "pruned",
+        }
+    }
+}
+
+/// Traffic since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Answers, in the order of [`ANSWERS`].
+    pub answers: [u64; ANSWERS.len()],
+    /// Bytes that clients got.
+    pub served_bytes: u64,
+    /// Bytes that upstreams sent.
+    pub fetched_bytes: u64,
+}
+
+/// Traffic in a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// When it ended.
+    pub time: SystemTime,
+    /// Answers without a download.
+    pub hits: u64,
+    /// Answers that needed one.
+    pub misses: u64,
+    /// Bytes that clients got.
+    pub served_bytes: u64,
+    /// Bytes that upstreams sent.
+    pub fetched_bytes: u64,
+}
+
+#[derive(Default)]
+struct History {
+    steps: VecDeque<Step>,
+    last: Traffic,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            registries: RwLock::new(WELL_KNOWN.into_iter().map(Arc::from).collect()),
+            other: OTHER.into(),
+            answers: Family::default(),
+            answers_in_all: Default::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            served_bytes: Counter::default(),
+            upstream_requests: Family::default(),
+            downloads: Family::default(),
+            removed_images: Family::default(),
+            removed_bytes: Family::default(),
+            not_cached: Family::default(),
+            fetched_bytes: Counter::default(),
+            retries: Counter::default(),
+            resumed: Counter::default(),
+            scrubbed_blobs: Counter::default(),
+            scrubbed_bytes: Counter::default(),
+            scrub_damaged: Counter::default(),
+            history: Mutex::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Gives these registries labels of their own.
+    pub fn label_registries<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        // An insertion is whole or not done at all, so a panic elsewhere leaves the set valid.
+        let mut registries = self.registries.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            if registries.len() < REGISTRIES_MAX {
+                registries.insert(name.into());
+            }
+        }
+    }
+
+    /// The label of a registry.
+    pub fn label(&self, registry: &str) -> Arc<str> {
+        let registries = self.registries.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(registries.get(registry).unwrap_or(&self.other))
+    }
+
+    /// A client got content: `kind` is manifest, blob or list, and `how` one of [`ANSWERS`].
+    pub fn answered(&self, kind: &'static str, how: &'static str, registry: &str) {
+        let registry = self.label(registry);
+        self.answers.get_or_create(&Answer { kind, how, registry }).inc();
+        if let Some(place) = ANSWERS.iter().position(|answer| *answer == how) {
+            self.answers_in_all[place].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A response has ended.
+    pub fn responded(&self, route: &'static str, status: u16, duration: Duration, bytes: u64) {
+        self.requests.get_or_create(&Request { route, status }).inc();
+        self.durations.get_or_create(&Route { route }).observe(duration.as_secs_f64());
+        self.served_bytes.inc_by(bytes);
+    }
+
+    /// A registry was asked; `outcome` is one of a few words.
+    pub fn asked_upstream(&self, registry: &str, outcome: &'static str) {
+        let registry = self.label(registry);
+        self.upstream_requests.get_or_create(&Upstream { registry, outcome }).inc();
+    }
+
+    /// A blob's download has ended.
+    pub fn downloaded(&self, outcome: &'static str) {
+        self.downloads.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Images were removed.
+    pub fn removed(&self, removal: Removal, images: u64, bytes: u64) {
+        let why = Why { why: removal.as_str() };
+        self.removed_images.get_or_create(&why).inc_by(images);
+        self.removed_bytes.get_or_create(&why).inc_by(bytes);
+    }
+
+    /// How many images were removed, and how many bytes that freed.
+    pub fn removed_so_far(&self, removal: Removal) -> (u64, u64) {
+        let why = Why { why: removal.as_str() };
+        (
+            self.removed_images.get_or_create(&why).get(),
+            self.removed_bytes.get_or_create(&why).get(),
+        )
+    }
+
+    /// Something, a manifest or a blob, was served that the disk would not have.
+    pub fn not_cached(&self, kind: &'static str) {
+        self.not_cached.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// How often that was.
+    pub fn not_cached_so_far(&self, kind: &'static str) -> u64 {
+        self.not_cached.get_or_create(&Kind { kind }).get()
+    }
+
+    /// Traffic since the start.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            answers: std::array::from_fn(|at| self.answers_in_all[at].load(Ordering::Relaxed)),
+            served_bytes: self.served_bytes.get(),
+            fetched_bytes: self.fetched_bytes.get(),
+        }
+    }
+
+    /// Ends a step of the history.
+    pub fn step(&self, time: SystemTime) {
+        let now = self.traffic();
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = std::mem::replace(&mut history.last, now);
+        let more = |at: usize| now.answers[at] - last.answers[at];
+        let step = Step {
+            time,
+            hits: (HITS..ANSWERS.len()).map(more).sum(),
+            misses: (0..HITS).map(more).sum(),
+            served_bytes: now.served_bytes - last.served_bytes,
+            fetched_bytes: now.fetched_bytes - last.fetched_bytes,
+        };
+        if history.steps.len() == HISTORY_STEPS {
+            history.steps.pop_front();
+        }
+        history.steps.push_back(step);
+    }
+
+    /// The steps of the last day, oldest first.
+    pub fn history(&self) -> Vec<Step> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.steps.iter().copied().collect()
+    }
+
+    /// All of it in the OpenMetrics text format.
+    pub fn render(&self, gauges: &Gauges) -> String {
+        let mut registry = Registry::with_prefix("larder");
+        self.register(&mut registry);
+        gauges.register(self, &mut registry);
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+
+    fn register(&self, to: &mut Registry) {
+        to.register(
+            "answers",
+            "Answers with content, by how they came about",
+            self.answers.clone(),
+        );
+        to.register("requests", "Responses to clients", self.requests.clone());
+        let help = "From a request's first byte to its response's last";
+        to.register("request_duration_seconds", help, self.durations.clone());
+        to.register("served_bytes", "Bytes of bodies sent to clients", self.served_bytes.clone());
+        let help = "Bytes of manifests and blobs that came from registries";
+        to.register("fetched_bytes", help, self.fetched_bytes.clone());
+        let help = "Requests to registries, by how they ended";
+        to.register("upstream_requests", help, self.upstream_requests.clone());
+        to.register("downloads", "Downloads of blobs that have ended", self.downloads.clone());
+        let help = "Connections that broke off in the middle of a blob";
+        to.register("download_retries", help, self.retries.clone());
+        let help = "Downloads that began behind what an earlier one had left";
+        to.register("download_resumes", help, self.resumed.clone());
+        to.register("removed_images", "Images evicted and pruned", self.removed_images.clone());
+        let help = "Bytes freed by evicting and pruning";
+        to.register("removed_bytes", help, self.removed_bytes.clone());
+        let help = "Answers whose content the disk would not have";
+        to.register("not_cached", help, self.not_cached.clone());
+        to.register("scrubbed_blobs", "Blobs hashed by scrubs", self.scrubbed_blobs.clone());
+        to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
+        let help = "Damaged blobs found by scrubs";
+        to.register("scrub_damaged_blobs", help, self.scrub_damaged.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str, name: &str) -> Vec<String> {
+        text.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn counters_and_gauges_are_rendered_with_their_labels() {
+        let metrics = Metrics::default();
+        metrics.answered("manifest", "hit", "docker.io");
+        metrics.answered("manifest", "hit", "docker.io");
+        metrics.responded("manifest", 200, Duration::from_millis(3), 1000);
+        metrics.asked_upstream("quay.io", "ok");
+        metrics.removed(Removal::Evicted, 2, 500);
+        let endpoint = EndpointGauges {
+            registry: "docker.io".into(),
+            url: "https://registry-1.docker.io".into(),
+            is_open: true,
+            rate_limit_remaining: Some(76),
+            rate_limit: Some(100),
+        };
+        let usage = UsageGauges {
+            images: 3,
+            registries: vec![("docker.io".into(), 2, 20), ("x.test".into(), 1, 10)],
+            ..UsageGauges::default()
+        };
+        let gauges = Gauges {
+            version: "1.2.3",
+            endpoints: vec![endpoint],
+            usage: Some(usage),
+            disk_free_bytes: Some(77),
+            ..Gauges::default()
+        };
+        let text = metrics.render(&gauges);
+        for line in [
+            "larder_answers_total{kind=\"manifest\",how=\"hit\",registry=\"docker.io\"} 2",
+            "larder_requests_total{route=\"manifest\",status=\"200\"} 1",
+            "larder_request_duration_seconds_bucket{le=\"0.005\",route=\"manifest\"} 1",
+            "larder_served_bytes_total 1000",
+            "larder_upstream_requests_total{registry=\"quay.io\",outcome=\"ok\"} 1",
+            "larder_removed_bytes_total{why=\"evicted\"} 500",
+            "larder_build_info{version=\"1.2.3\"} 1",
+            "larder_disk_free_bytes 77",
+            "larder_images 3",
+            "larder_registry_images{registry=\"docker.io\"} 2",
+            "larder_registry_bytes{registry=\"other\"} 10",
+            "larder_upstream_rate_limit_remaining{registry=\"docker.io\",\
+             endpoint=\"https://registry-1.docker.io\"} 76",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line} is not in:\n{text}");
+        }
+        assert!(lines(&text, "larder_disk_used_bytes").is_empty(), "what is not known is not said");
+    }
+
+    #[test]
+    fn clients_cannot_create_series() {
+        let metrics = Metrics::default();
+        metrics.label_registries(["corp.test:5000"]);
+        for number in 0..1000 {
+            metrics.answered("blob", "miss", &format!("r{number}.test"));
+        }
+        metrics.answered("blob", "miss", "corp.test:5000");
+        let text = metrics.render(&Gauges::default());
+        let mut answers = lines(&text, "larder_answers_total");
+        answers.sort();
+        let of = |registry: &str, count: u32| {
+            format!(
+                r#"larder_answers_total{{kind="blob",how="miss",registry="{registry}"}} {count}"#
+            )
+        };
+        assert_eq!(answers, [of("corp.test:5000", 1), of("other", 1000)]);
+    }
+
+    #[test]
+    fn the_history_has_what_happened_in_each_step() {
+        let metrics = Metrics::default();
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        metrics.answered("blob", "miss", "docker.io");
+        metrics.answered("blob", "hit", "docker.io");
+        metrics.answered("blob", "stale", "docker.io");
+        metrics.fetched_bytes.inc_by(7);
+        metrics.step(at(60));
+        metrics.responded("blob", 200, Duration::ZERO, 9);
+        metrics.step(at(120));
+        let step = |time, hits, misses, served_bytes, fetched_bytes| Step {
+            time: at(time),
+            hits,
+            misses,
+            served_bytes,
+            fetched_bytes,
+        };
+        assert_eq!(metrics.history(), [step(60, 2, 1, 0, 7), step(120, 0, 0, 9, 0)]);
+        for number in 0..2000 {
+            metrics.step(at(number));
+        }
+        assert_eq!(metrics.history().len(), HISTORY_STEPS);
+    }
+}

@@ -1,0 +1,126 @@
+//! Times and spans of time as people type them.
+
+use std::time::{Duration, SystemTime};
+
+use time::format_description::FormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
+
+/// The units, longer names first where one is the beginning of another.
+const UNITS: [(&str, u64); 7] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60 * 1_000_000_000),
+    ("h", 3600 * 1_000_000_000),
+    ("d", 86_400 * 1_000_000_000),
+];
+
+/// A duration with its unit, e.g. `1h30m`, `5m`, `250ms`, or `0`.
+///
+/// # Errors
+/// What is allowed, as a text.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let refuse = || {
+        "a duration is a number with a unit of ns, us, ms, s, m, h, d, e.g. 5m or 1h30m, or 0"
+            .to_owned()
+    };
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut nanos: u64 = 0;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().map_err(|_| refuse())?;
+        rest = &rest[digits..];
+        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let unit = UNITS.iter().find(|(name, _)| *name == &rest[..letters]).ok_or_else(refuse)?;
+        rest = &rest[letters..];
+        let part = number.checked_mul(unit.1).ok_or_else(refuse)?;
+        nanos = nanos.checked_add(part).ok_or_else(refuse)?;
+    }
+    if text.is_empty() { Err(refuse()) } else { Ok(Duration::from_nanos(nanos)) }
+}
+
+/// A point in time: a date, a date and a time (both UTC), or how long before `now`, e.g. `7d`.
+///
+/// # Errors
+/// What is allowed, as a text.
+pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
+    const DATE: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
+    const DATE_TIME: &[FormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
+    let midnight = Date::parse(text, DATE).map(|date| date.with_time(Time::MIDNIGHT));
+    let date_time =
+        midnight.or_else(|_| PrimitiveDateTime::parse(text.trim_end_matches('Z'), DATE_TIME));
+    if let Ok(date_time) = date_time {
+        return Ok(date_time.assume_utc().into());
+    }
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let seconds = match &text[digits..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => 0,
+    };
+    let number: Option<u64> = text[..digits].parse().ok();
+    let ago = number.and_then(|number| number.checked_mul(seconds)).filter(|ago| *ago > 0);
+    ago.and_then(|ago| now.checked_sub(Duration::from_secs(ago))).ok_or_else(|| {
+        format!(
+            "{text:?} is neither a date such as 2026-11-01 or 2026-11-01T12:00:00 (UTC) nor a time \
+             ago such as 12h, 7d or 4w"
+        )
+    })
+}
+
+/// A point in time, UTC: `2026-11-23T12:00:00Z`.
+pub fn timestamp(time: SystemTime) -> String {
+    let seconds = OffsetDateTime::from(time).replace_nanosecond(0);
+    seconds.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_date_or_a_time_ago() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let now = at(2_000_000_000);
+        for (text, expected) in [
+            ("1970-01-02", 86_400),
+            ("1970-01-02T00:00:01", 86_401),
+            ("1970-01-02T00:00:01Z", 86_401),
+            ("7d", 2_000_000_000 - 604_800),
+            ("2w", 2_000_000_000 - 2 * 604_800),
+        ] {
+            assert_eq!(parse_since(text, now), Ok(at(expected)), "{text}");
+        }
+        for text in ["", "7", "0d", "d", "yesterday", "2026-13-01", "99999999999999999999d"] {
+            assert!(parse_since(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_point_in_time_is_written_in_utc() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
+        assert_eq!(timestamp(time), "2027-01-15T08:00:00Z");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, seconds) in
+            [("0", 0.0), ("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("30d", 2_592_000.0)]
+        {
+            assert!((parse_duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9, "{text}");
+        }
+        for text in ["", "5", "m", "5 m", "-5m", "5x", "1.5h", "5mm", "99999999999d", "5m3"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}
