@@ -213,7 +213,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 404, {"error": f"{query.get('image')} is not in the cache"}
         tree = [{"digest": found[0]["digest"], "sizeBytes": 1638, "platform": None, "present": True, "blobs": []}]
         for number, platform in enumerate(found[0]["platforms"]):
-            blobs = [{"digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": number == 0} for each in range(3)]
+            blobs = [{"digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": found[0]["complete"] or each == 0} for each in range(3)]
             tree.append({"digest": digest(800 + number), "sizeBytes": 1024, "platform": platform, "present": True, "blobs": blobs})
         return 200, found[0] | {"tree": tree}
 

@@ -150,11 +150,13 @@ class Dismissed extends Error {}
 
 async function send(method, path, parameters, token) {
   const limit = method === 'GET' ? READ_LIMIT : CHANGE_LIMIT;
+  // A plus sign means a space in forms only.
+  const query = new URLSearchParams(parameters).toString().replaceAll('+', '%20');
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   let answer;
   try {
     const options = { method, headers, cache: 'no-store', signal: AbortSignal.timeout(limit) };
-    answer = await fetch(`${path}?${new URLSearchParams(parameters)}`, options);
+    answer = await fetch(query ? `${path}?${query}` : path, options);
   } catch {
     throw new Silent('The server does not answer.');
   }
@@ -234,7 +236,7 @@ function heard() {
 }
 
 function silent() {
-  const since = state.heard ? `No answer since ${state.heard.toLocaleTimeString()}.` : 'No answer yet.';
+  const since = state.heard ? `No answer since ${state.heard.toLocaleTimeString([], { hourCycle: 'h23' })}.` : 'No answer yet.';
   setText($('silence'), `${since} What is shown may be old; trying again.`);
   $('silence').hidden = false;
 }
@@ -441,7 +443,7 @@ function showHours(history) {
     hours.set(hour.getTime(), add(hours.get(hour.getTime()) ?? noTraffic(), step));
   }
   const rows = [...hours].reverse().filter(([, sum]) => sum.hits + sum.misses + sum.bytesFetched > 0);
-  const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+  const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
   $('history-rows').replaceChildren(...rows.map(([hour, { hits, misses, bytesServed, bytesFetched }]) =>
     row(['', clock(hour)], ['Answers', count(hits + misses)], ['Hit rate', percent(hits, hits + misses)],
       ['Served', size(bytesServed)], ['Fetched', size(bytesFetched)])));
