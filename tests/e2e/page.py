@@ -385,7 +385,7 @@ def check_without_script(directory, mock):
 
 
 def take_pictures(directory):
-    for name, size, scheme, begin, height in (("light", DESKTOP, "light", "body", 1372), ("dark", DESKTOP, "dark", "#images", 1500),
+    for name, size, scheme, begin, height in (("light", DESKTOP, "light", "body", 1372), ("dark", DESKTOP, "dark", "#images", 1456),
                                               ("phone", (390, 844), "light", "#downloads", 1500)):
         mock = page_mock.Mock(0, page_mock.friendly()).start()
         with tempfile.TemporaryDirectory() as profiles, browser(pathlib.Path(profiles)) as page:
