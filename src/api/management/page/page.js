@@ -150,11 +150,13 @@ class Dismissed extends Error {}
 
 async function send(method, path, parameters, token) {
   const limit = method === 'GET' ? READ_LIMIT : CHANGE_LIMIT;
+  // A plus sign means a space in forms only.
+  const query = new URLSearchParams(parameters).toString().replaceAll('+', '%20');
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   let answer;
   try {
     const options = { method, headers, cache: 'no-store', signal: AbortSignal.timeout(limit) };
-    answer = await fetch(`${path}?${new URLSearchParams(parameters)}`, options);
+    answer = await fetch(query ? `${path}?${query}` : path, options);
   } catch {
     throw new Silent('The server does not answer.');
   }
@@ -168,11 +170,16 @@ async function call(method, path, parameters = {}) {
   if (!token && method !== 'GET') token = await askToken('');
   for (;;) {
     const { status, ok, body, error } = await send(method, path, parameters, token);
-    if (ok && token) sessionStorage.setItem(TOKEN_KEY, token);
+    if (ok && token) keep(token);
     if (ok) return body;
     if (status !== 401) throw new Refused(error);
     token = await tokenInsteadOf(token, error);
   }
+}
+
+function keep(token) {
+  sessionStorage.setItem(TOKEN_KEY, token);
+  lock(false);
 }
 
 function tokenInsteadOf(refused, error) {
@@ -229,7 +236,7 @@ function heard() {
 }
 
 function silent() {
-  const since = state.heard ? `No answer since ${state.heard.toLocaleTimeString()}.` : 'No answer yet.';
+  const since = state.heard ? `No answer since ${state.heard.toLocaleTimeString([], { hourCycle: 'h23' })}.` : 'No answer yet.';
   setText($('silence'), `${since} What is shown may be old; trying again.`);
   $('silence').hidden = false;
 }
@@ -436,7 +443,7 @@ function showHours(history) {
     hours.set(hour.getTime(), add(hours.get(hour.getTime()) ?? noTraffic(), step));
   }
   const rows = [...hours].reverse().filter(([, sum]) => sum.hits + sum.misses + sum.bytesFetched > 0);
-  const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+  const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
   $('history-rows').replaceChildren(...rows.map(([hour, { hits, misses, bytesServed, bytesFetched }]) =>
     row(['', clock(hour)], ['Answers', count(hits + misses)], ['Hit rate', percent(hits, hits + misses)],
       ['Served', size(bytesServed)], ['Fetched', size(bytesFetched)])));
@@ -634,7 +641,8 @@ function detailButtons(image) {
   for (const each of buttons) {
     // Not the row's, which has the same key behind this dialog.
     each.removeAttribute('data-focus');
-    each.addEventListener('click', () => { $('detail').close(); });
+    // Before what it does, which may open a dialog of its own.
+    each.addEventListener('click', () => { $('detail').close(); }, { capture: true });
   }
   buttons.push(button('Prune…', image.image, '', () => {
     $('detail').close();
@@ -734,7 +742,7 @@ function rateLimitText({ limit, remaining, windowSeconds }) {
   return windowSeconds === null ? left : `${left} in ${duration(windowSeconds)}`;
 }
 
-const SOURCES = { configuration: 'in the configuration', list: 'in the list of pins', cache: 'set here or by larder pin' };
+const SOURCES = { configuration: 'in the configuration', list: 'in the list of pins', cache: 'set by hand' };
 
 const readPins = () => read('/api/v1/pins', {}, $('pins-note'), ({ pins, problem }) => {
   state.pins = pins;

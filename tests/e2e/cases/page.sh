@@ -1,0 +1,43 @@
+# Proves the page of the management port in headless Chromium: what was pulled is shown, it can be used with the keyboard
+# alone, actions ask for the token, nothing is wider than a phone, and what upstreams and clients say is text. That last,
+# and what a healthy larder does not show, is looked at on a mock of the API.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+# Three times what it takes on two busy cores.
+readonly PAGE_LIMIT=75
+# Debian's own, which has Debian's selenium.
+readonly PYTHON=/usr/bin/python3
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+readonly HERE
+
+if ! type -P chromium chromedriver >/dev/null || ! "$PYTHON" -c 'import selenium' 2>/dev/null; then
+  skip "a browser is missing: apt-get install --no-install-recommends chromium chromium-driver python3-selenium"
+fi
+
+page() { # ARGUMENT OF page.py…
+  mkdir -p "$CASE_DIR/browser"
+  "${OFFLINE[@]}" PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=15 "$PAGE_LIMIT" "$PYTHON" "$HERE/page.py" "$@"
+}
+
+step "a mock of the API, friendly and hostile"
+page --mock "$CASE_DIR/browser"
+
+step "larder with a management port, and three images"
+registry_start
+MANAGEMENT_PORT=$(free_port)
+printf 'a token of the case %s' "$RANDOM$RANDOM" | tr ' ' - >"$CASE_DIR/token"
+larder_config "127.0.0.1:$REGISTRY_PORT"
+cat >>"$CASE_DIR/larder.yaml" <<YAML
+management: {port: $MANAGEMENT_PORT, tokenFile: "$CASE_DIR/token"}
+YAML
+larder_start
+wait_for_server larder curl -fsS --max-time 2 "http://127.0.0.1:$MANAGEMENT_PORT/readyz"
+for image in demo/hello:v1 library/hello:v1 demo/multi:v1; do
+  copy "127.0.0.1:$LARDER_PORT/docker.io/$image" "${image//[\/:]/-}"
+done
+
+step "the page of that larder"
+page "http://127.0.0.1:$MANAGEMENT_PORT/" "$CASE_DIR/token" "$CASE_DIR/browser" \
+  docker.io/demo/hello:v1 docker.io/library/hello:v1 docker.io/demo/multi:v1
+larder_stop

@@ -1,0 +1,414 @@
+"""Drives the page of the management port in headless Chromium, as somebody with a keyboard does.
+
+    page.py URL TOKENFILE DIRECTORY IMAGE…    a larder that has these images, all of them complete
+    page.py --mock DIRECTORY                  the mock, friendly and hostile
+    page.py --pictures DIRECTORY              page-light.png, page-dark.png and page-phone.png of the friendly mock
+
+DIRECTORY takes the browser's profile, and pictures of what failed. Every wait is bounded; nothing is asserted about how
+long anything takes. Needs chromium, chromium-driver and python3-selenium.
+"""
+
+import base64
+import contextlib
+import pathlib
+import signal
+import sys
+import tempfile
+import urllib.request
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+import page_mock
+
+# Seconds; the slowest thing is a poll of 15 s on a machine that does other things too.
+LIMIT = 40
+# More than there are places for the focus on a page with a full list.
+TABS_MAX = 400
+DESKTOP, PHONE = (1200, 900), (320, 640)
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--no-proxy-server")
+
+
+@contextlib.contextmanager
+def browser(directory):
+    """A browser with an empty profile, which ends with the block; a picture is taken of what failed."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (*FLAGS, f"--user-data-dir={tempfile.mkdtemp(dir=directory)}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
+    try:
+        yield Page(driver)
+    except BaseException:
+        driver.save_screenshot(str(directory / "failed.png"))
+        print(*driver.get_log("browser"), sep="\n")
+        raise
+    finally:
+        driver.quit()
+
+
+class Page:
+    def __init__(self, driver):
+        self.driver = driver
+
+    # ---- Looking
+
+    def wait(self, what, condition):
+        return WebDriverWait(self.driver, LIMIT, poll_frequency=0.1).until(lambda _: condition(), f"not within {LIMIT} s: {what}")
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def text(self, selector):
+        """What is hidden has none; the gaps between numbers and units are spaces here."""
+        return self.js("const node = document.querySelector(arguments[0]); return node.checkVisibility() ? node.innerText : ''", selector).replace("\u00a0", " ")
+
+    def texts(self, selector):
+        return self.js("return [...document.querySelectorAll(arguments[0])].map((node) => node.innerText)", selector)
+
+    def images(self):
+        return self.texts("#image-rows button.link")
+
+    def is_open(self, dialog):
+        return self.js("return document.getElementById(arguments[0]).open", dialog)
+
+    def wait_for(self, selector, part):
+        self.wait(f"{part!r} in {selector}, which says {self.text(selector)!r}", lambda: part in self.text(selector))
+
+    def complaints(self, *expected):
+        """What the console says beside the network failures that were provoked."""
+        return [entry["message"] for entry in self.driver.get_log("browser")
+                if entry["level"] != "INFO" and not (entry["source"] == "network" and any(part in entry["message"] for part in expected))]
+
+    # ---- Doing
+
+    def open(self, url):
+        self.driver.get(url)
+        self.wait("images", self.images)
+        self.wait_for("#version", "version")
+
+    def press(self, *keys):
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def tab_to(self, label):
+        """Presses Tab until the focus is on what has that label or text, and checks that the focus can be seen."""
+        script = """const node = document.activeElement, style = getComputedStyle(node);
+            return [node.getAttribute('aria-label') ?? node.labels?.[0]?.innerText ?? node.innerText, style.outlineStyle]"""
+        for _ in range(TABS_MAX):
+            self.press(Keys.TAB)
+            found, outline = self.js(script)
+            if found.strip() == label:
+                assert outline != "none", f"the focus on {label!r} cannot be seen"
+                return
+        raise AssertionError(f"Tab does not lead to {label!r}")
+
+    def type(self, selector, text):
+        field = self.driver.find_element(By.CSS_SELECTOR, selector)
+        field.clear()
+        field.send_keys(text)
+
+    def look(self, size=DESKTOP, scheme="light"):
+        width, height = size
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+
+    def picture(self, file, height, begin="body"):
+        """`height` pixels of the page, from where an element begins."""
+        top = self.js("return document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY", begin)
+        clip = {"x": 0, "y": max(0, top - 16), "width": self.js("return innerWidth"), "height": height, "scale": 1}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+
+def step(text):
+    print("-- " + text, flush=True)
+
+
+# ---- What holds for any server ------------------------------------------------------------------------------------------
+
+def check_headers(url):
+    step("the three files are served with the policy")
+    for path in page_mock.FILES:
+        with urllib.request.urlopen(url.rstrip("/") + path, timeout=LIMIT) as answer:
+            for name, value in {"Content-Security-Policy": page_mock.POLICY, "X-Content-Type-Options": "nosniff",
+                                "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}.items():
+                assert answer.headers[name] == value, f"{path}: {name}: {answer.headers[name]}"
+
+
+def check_images(page, expected):
+    step("the images are shown with their completeness")
+    for name in expected:
+        page.wait(f"{name} in {page.images()}", lambda name=name: name in page.images())
+        page.wait(f"{name} is complete", lambda name=name: any(name in row and "complete" in row for row in page.texts("#image-rows tr")))
+    step("a search narrows, and an impossible one says so")
+    page.type("#filter [name=pattern]", expected[0].split("/", 1)[1])
+    page.wait("one image", lambda: page.images() == [expected[0]])
+    page.type("#filter [name=pattern]", "no-such-image")
+    page.wait_for("#images-note", "No image matches")
+    page.type("#filter [name=pattern]", " " + Keys.BACKSPACE)
+    page.wait("all images", lambda: set(expected) <= set(page.images()))
+
+
+def check_detail(page, name):
+    step("by keyboard: Tab to an image, Enter opens it, Escape closes it, and the focus is back")
+    page.js("document.activeElement.blur()")
+    page.tab_to(name)
+    page.press(Keys.ENTER)
+    page.wait("the image's content", lambda: page.texts("#detail .tree li"))
+    assert page.text("#detail-title") == name
+    assert "sha256:" in page.text("#detail-body")
+    page.press(Keys.ESCAPE)
+    page.wait("the dialog is closed", lambda: not page.is_open("detail"))
+    assert page.js("return document.activeElement.innerText") == name
+
+
+def check_pin(page, name, token):
+    step("by keyboard: a pin asks for the token, says what is wrong with a wrong one, and is set with the right one")
+    page.tab_to(f"Pin {name}")
+    page.press(Keys.ENTER)
+    page.wait("the token is asked for", lambda: page.is_open("token"))
+    assert page.js("return document.activeElement.name") == "token"
+    page.press("wrong-token", Keys.ENTER)
+    page.wait("the server's word on the wrong token", lambda: page.text("#token-error"))
+    assert page.is_open("token")
+    assert page.js("return sessionStorage.length + localStorage.length + document.cookie.length") == 0, "a wrong token was kept"
+    page.press(token, Keys.ENTER)
+    page.wait_for("#pin-list", name)
+    page.wait("the pin in the list of images", lambda: any(name in row and "pinned" in row for row in page.texts("#image-rows tr")))
+    step("the focus is on the button that takes it off again, and it does, without asking")
+    page.wait("the focus", lambda: page.js("return document.activeElement.getAttribute('aria-label')") == f"Unpin {name}")
+    page.press(Keys.ENTER)
+    page.wait("the pin is off", lambda: name not in page.text("#pin-list"))
+
+
+def check_prune(page, name):
+    step("the prune dialog shows what would go, and forgets it when another thing is typed")
+    page.wait("the focus", lambda: page.js("return document.activeElement !== document.body"))
+    page.js("document.getElementById('prune-open').focus()")
+    page.press(Keys.ENTER)
+    page.wait("the dialog", lambda: page.is_open("prune"))
+    page.type("#prune [name=pattern]", name)
+    page.press(Keys.ENTER)
+    page.wait_for("#prune-report", "1 image would go")
+    assert name in page.text("#prune-report") and page.text("#prune-go") == "Remove 1 image"
+    page.press("x")
+    page.wait("nothing can be removed", lambda: page.text("#prune-go") == "" and page.text("#prune-report") == "")
+    page.press(Keys.ESCAPE)
+    page.wait("the dialog is closed", lambda: not page.is_open("prune"))
+    assert name in page.images()
+
+
+def check_width(page, dialogs=()):
+    step("light and dark, wide and 320 pixels narrow: nothing to scroll sideways")
+    script = "const root = document.scrollingElement; return [root.scrollWidth, innerWidth]"
+    grounds = set()
+    for scheme in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            page.look(size, scheme)
+            needed, width = page.wait("the size", lambda size=size: (found := page.js(script))[1] >= size[0] and found)
+            assert width == size[0] and needed <= width, f"{scheme}, {size[0]} wide: the page is {needed} of {width} wide"
+            grounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
+    assert len(grounds) == 2, f"light and dark are the same: {grounds}"
+    page.look()
+
+
+def check_nothing_injected(page):
+    script = """return [window.injected === undefined,
+        document.querySelectorAll('img, iframe, object, embed, svg script, style, [onerror], [onload], [onclick], [src^="x"]').length,
+        document.querySelectorAll('script').length,
+        [...document.querySelectorAll('a')].every((link) => link.getAttribute('href').startsWith('#') || link.closest('noscript')
+          || link.getAttribute('href').startsWith('/'))]"""
+    assert page.js(script) == [True, 0, 1, True], page.js(script)
+
+
+# ---- The modes ----------------------------------------------------------------------------------------------------------
+
+def run_live(url, token_file, directory, expected):
+    check_headers(url)
+    with browser(directory) as page:
+        page.look()
+        page.open(url)
+        check_images(page, expected)
+        check_detail(page, expected[0])
+        assert page.complaints() == []
+        check_pin(page, expected[0], pathlib.Path(token_file).read_text().strip())
+        assert page.complaints("401") == []
+        check_prune(page, expected[0])
+        check_width(page)
+        check_nothing_injected(page)
+        assert page.complaints() == []
+        page.picture(directory / "live.png", DESKTOP[1])
+
+
+def run_mock(directory):
+    friendly = page_mock.Mock(0, page_mock.friendly()).start()
+    complete = [each["image"] for each in friendly.data["images"] if each["complete"]]
+    check_headers(friendly.url)
+    with browser(directory) as page:
+        page.look()
+        page.open(friendly.url)
+        check_images(page, complete[:3])
+        check_detail(page, complete[0].replace("alpine:3.20", "nginx:1.27"))
+        check_pin(page, "docker.io/library/nginx:1.27", page_mock.TOKEN)
+        check_prune(page, "docker.io/library/nginx:1.27")
+        check_prefetch(page, friendly)
+        check_overview(page)
+        check_downloads(page, friendly)
+        check_paging(page, friendly)
+        check_width(page)
+        assert page.complaints("401") == []
+        check_silence(page, friendly)
+    check_locked(directory)
+    check_hostile(directory)
+    check_without_script(directory, friendly)
+
+
+def check_overview(page):
+    step("the overview, the history, the upstreams and the registries have their numbers")
+    assert page.text("#tile-images") == "12" and "11 complete" in page.text("#tile-images-note")
+    assert "%" in page.text("#tile-hits") and "GB" in page.text("#tile-saved") and "2.0 GB" in page.text("#tile-disk")
+    assert "without a download" in page.js("return document.querySelector('#chart-bytes svg').getAttribute('aria-label')")
+    assert "breaker open" in page.text("#upstream-list") and "76 of 100 pulls left" in page.text("#upstream-list")
+    assert len(page.texts("#registry-rows tr")) == 3
+
+
+def check_downloads(page, mock):
+    step("a download shows its progress; it is cancelled, and those that broke off are resumed")
+    page.wait_for("#flights", "/s, from quay.io")
+    assert page.js("const bar = document.querySelector('#flights progress'); return bar.value / bar.max > 0.6")
+    assert "docker.io" in page.text("#partials")
+    page.js("document.querySelector('#flights button').focus()")
+    page.press(Keys.ENTER)
+    page.wait("the question", lambda: page.is_open("confirm"))
+    page.press(Keys.ENTER)
+    page.wait_for("#downloads-note", "Nothing is being downloaded")
+    page.js("document.getElementById('resume').focus()")
+    page.press(Keys.ENTER)
+    page.wait("nothing is left over", lambda: page.js("return document.getElementById('partials-box').hidden"))
+    assert [path for _, path, _ in mock.changes][-2:] == ["/api/v1/flights", "/api/v1/flights/resume"], mock.changes
+
+
+def check_prefetch(page, mock):
+    step("what is missing of an image is got from its detail")
+    name = next(each["image"] for each in mock.data["images"] if not each["complete"])
+    page.tab_to(name)
+    page.press(Keys.ENTER)
+    page.wait_for("#detail", "194.6 MB missing")
+    page.wait("the image's content", lambda: page.texts("#detail .tree li"))
+    page.tab_to(f"Prefetch {name}")
+    page.press(Keys.ENTER)
+    page.wait_for("#notice", f"{name} is queued")
+    assert not page.is_open("detail") and mock.changes[-1][1:] == ("/api/v1/prefetch", {"image": name}), mock.changes
+
+
+def check_paging(page, mock):
+    step("a long list has pages")
+    data = mock.data["images"]
+    mock.data["images"] = [page_mock.image(number, f"docker.io/many/image:{number:03}", 1, ["linux/amd64"], 60) for number in range(120)]
+    page.type("#filter [name=pattern]", "many")
+    page.wait_for("#images-note", "1 to 50 of 120 images")
+    for expected in ("51 to 100 of 120 images", "101 to 120 of 120 images"):
+        page.js("document.getElementById('next').focus()")
+        page.press(Keys.ENTER)
+        page.wait_for("#images-note", expected)
+    assert page.js("return document.getElementById('next').disabled")
+    mock.data["images"] = data
+    page.type("#filter [name=pattern]", " " + Keys.BACKSPACE)
+    page.wait_for("#images-note", "12 images")
+
+
+def check_silence(page, mock):
+    step("a server that does not answer is said to, and so is that it is back")
+    mock.is_silent = True
+    page.wait_for("#silence", "No answer since")
+    mock.is_silent = False
+    page.wait("it is gone", lambda: page.text("#silence") == "")
+    page.wait_for("#notice", "answers again")
+
+
+def check_locked(directory):
+    step("from another machine: reading asks for the token; without it the page waits for it")
+    mock = page_mock.Mock(0, page_mock.friendly()).start()
+    mock.is_locked = True
+    with browser(directory) as page:
+        page.driver.get(mock.url)
+        page.wait("the token is asked for", lambda: page.is_open("token"))
+        assert "bearer token" in page.text("#token-error")
+        page.press(Keys.ESCAPE)
+        page.wait_for("#locked", "needs the token")
+        page.js("document.getElementById('unlock').focus()")
+        page.press(Keys.ENTER)
+        page.wait("the token is asked for again", lambda: page.is_open("token"))
+        page.press(page_mock.TOKEN, Keys.ENTER)
+        page.wait("images", page.images)
+        assert page.text("#locked") == ""
+        assert page.complaints("401") == []
+
+
+def check_hostile(directory):
+    step("markup from upstreams and clients is text, in every place")
+    mock = page_mock.Mock(0, page_mock.hostile()).start()
+    with browser(directory) as page:
+        page.look()
+        page.open(mock.url)
+        for selector in ("#image-rows", "#upstream-list", "#pin-list", "#flights", "#partials"):
+            page.wait_for(selector, page_mock.HOSTILE)
+        check_nothing_injected(page)
+        page.js("document.querySelector('#image-rows button.link').focus()")
+        page.press(Keys.ENTER)
+        page.wait("the image's content", lambda: page.texts("#detail .tree li"))
+        assert page.text("#detail-body").count("<img src=x") >= 5
+        check_nothing_injected(page)
+        page.look(PHONE)
+        page.wait("nothing to scroll sideways in the dialog", lambda: page.js(
+            "const dialog = document.getElementById('detail'); return innerWidth == 320 && dialog.scrollWidth <= dialog.clientWidth"))
+        page.press(Keys.ESCAPE)
+        page.wait("the dialog is closed", lambda: not page.is_open("detail"))
+        check_width(page)
+        check_nothing_injected(page)
+        assert page.complaints() == []
+
+
+def check_without_script(directory, mock):
+    step("without JavaScript the page says what to use instead")
+    with browser(directory) as page:
+        page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        page.driver.get(mock.url)
+        assert "larder list" in page.driver.find_element(By.TAG_NAME, "body").text
+
+
+def take_pictures(directory):
+    for name, size, scheme, begin, height in (("light", DESKTOP, "light", "body", 1372), ("dark", DESKTOP, "dark", "#images", 1456),
+                                              ("phone", (390, 844), "light", "#downloads", 1500)):
+        mock = page_mock.Mock(0, page_mock.friendly()).start()
+        with tempfile.TemporaryDirectory() as profiles, browser(pathlib.Path(profiles)) as page:
+            page.look(size, scheme)
+            page.open(mock.url)
+            page.wait_for("#flights", "/s, from")
+            page.js("document.activeElement.blur()")
+            page.picture(directory / f"page-{name}.png", height, begin)
+
+
+def main(arguments):
+    match arguments:
+        case ["--mock", directory]:
+            run_mock(pathlib.Path(directory))
+        case ["--pictures", directory]:
+            take_pictures(pathlib.Path(directory))
+        case [url, token_file, directory, *expected] if expected:
+            run_live(url, token_file, pathlib.Path(directory), expected)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    # An end from outside ends the browser as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main(sys.argv[1:])

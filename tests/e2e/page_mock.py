@@ -1,0 +1,287 @@
+"""A mock of the management API with the page in front of it, for looking at the page without a larder.
+
+    page_mock.py PORT [friendly|hostile]
+
+`friendly` is a cache as people have it, `hostile` one whose upstreams and clients put markup wherever the API lets text
+through. Listens on 127.0.0.1; port 0 takes a free one. The token is TOKEN. What can be changed is kept until it ends.
+"""
+
+import datetime
+import hashlib
+import http.server
+import json
+import math
+import pathlib
+import random
+import re
+import sys
+import threading
+import urllib.parse
+
+TOKEN = "mock-token"
+PAGE = pathlib.Path(__file__).parents[2] / "src/api/management/page"
+FILES = {"/": ("index.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
+         "/page.js": ("page.js", "text/javascript; charset=utf-8")}
+POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+HOSTILE = "<img src=x onerror=\"window.injected=1;alert(1)\"><script>window.injected=1</script><style>*{display:none}</style>"
+MB, GB = 10**6, 10**9
+
+
+def ago(seconds):
+    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=seconds)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def digest(number):
+    return "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def image(number, name, megabytes, platforms, pulled, missing=0, **more):
+    repository = re.sub(r"(@.*|:[^/]*)$", "", name)
+    return {"image": name, "repository": repository, "digest": digest(number), "mediaType": "application/vnd.oci.image.index.v1+json",
+            "sizeBytes": int(megabytes * MB), "missingBytes": int(missing * MB), "complete": missing == 0, "platforms": platforms,
+            "manifests": 1 + len(platforms), "blobs": 4 * len(platforms), "created": ago(pulled + 20 * 86400),
+            "fetched": ago(pulled + 3 * 86400), "checked": ago(240), "goneUpstream": None, "pulled": ago(pulled),
+            "pinned": False, "stale": False} | more
+
+
+def friendly():
+    both = ["linux/amd64", "linux/arm64"]
+    images = [
+        image(1, "docker.io/library/alpine:3.20", 7.8, both, 190),
+        image(2, "docker.io/library/nginx:1.27", 146.2, both, 1500),
+        image(3, "docker.io/library/postgres:16.4", 311.9, both, 7300),
+        image(4, "docker.io/library/redis:7.4-alpine", 34.1, ["linux/amd64", "linux/arm/v7", "linux/arm64", "linux/s390x"], 3700),
+        image(5, "quay.io/cilium/cilium:v1.16.3", 412.6, both, 10900),
+        image(6, "quay.io/jetstack/cert-manager-controller:v1.16.1", 40.2, both, 16000),
+        image(7, "quay.io/prometheus/node-exporter:v1.8.2", 24.7, both, 420),
+        image(8, "quay.io/jupyter/scipy-notebook:2024-10-14", 824.3, ["linux/amd64"], 60, missing=194.6),
+        image(9, "registry.k8s.io/coredns/coredns:v1.11.3", 18.6, both, 90000),
+        image(10, "registry.k8s.io/etcd:3.5.15-0", 56.9, both, 260000, goneUpstream=ago(86400 * 2), stale=True),
+        image(11, "registry.k8s.io/kube-proxy:v1.31.2", 92.3, both, 900),
+        image(12, "registry.k8s.io/pause:3.10", 0.7, both, 35),
+    ]
+    def endpoint(url, breaker="closed", again=None, failures=0, last=None, limit=None):
+        return {"url": url, "breaker": breaker, "askedAgainInSeconds": again, "failuresInARow": failures, "lastFailure": last,
+                "rateLimit": limit}
+    upstreams = [
+        {"name": "docker.io", "endpoints": [
+            endpoint("https://hub-mirror.example", "open", 23.4, 5,
+                     "GET https://hub-mirror.example/v2/library/nginx/manifests/1.27: connection refused"),
+            endpoint("https://registry-1.docker.io", limit={"limit": 100, "remaining": 76, "windowSeconds": 21600})]},
+        {"name": "quay.io", "endpoints": [endpoint("https://quay.io")]},
+        {"name": "registry.k8s.io", "endpoints": [endpoint("https://registry.k8s.io")]},
+    ]
+    pins = [{"pattern": "registry.k8s.io/*", "source": "configuration"},
+            {"pattern": "docker.io/library/alpine:3.20", "source": "cache"}]
+    flights = [{"upstream": "quay.io", "repository": "quay.io/jupyter/scipy-notebook", "digest": digest(80),
+                "bytes": 314_400_000, "sizeBytes": 512_000_000}]
+    partials = [{"upstream": "docker.io", "digest": digest(81), "bytes": 18_300_000, "written": ago(5400)}]
+    return {"images": images, "upstreams": upstreams, "pins": pins, "flights": flights, "partials": partials}
+
+
+def hostile():
+    data = friendly()
+    for number, each in enumerate(data["images"]):
+        each.update(image=HOSTILE + str(number), repository=HOSTILE, mediaType=HOSTILE, digest=HOSTILE, platforms=[HOSTILE] * 5, created=HOSTILE)
+    for upstream in data["upstreams"]:
+        upstream["name"] += HOSTILE
+        for endpoint in upstream["endpoints"]:
+            endpoint.update(url="javascript:alert(1)//" + HOSTILE, lastFailure=HOSTILE, breaker=endpoint["breaker"] + HOSTILE)
+    data["pins"] = [{"pattern": HOSTILE, "source": "cache"}, {"pattern": "\u202e" + HOSTILE * 20, "source": HOSTILE}]
+    for number, each in enumerate(data["flights"] + data["partials"]):
+        each.update(upstream=HOSTILE, repository=HOSTILE, digest=HOSTILE + str(number))
+    return data
+
+
+def history():
+    """A day with a quiet night, some deployments, and a node that joins in the afternoon; the same every time."""
+    chance = random.Random(7)
+    steps = []
+    for minute in range(1440):
+        day = 1.5 + 9 * max(0, math.sin((minute - 640) / 1440 * 2 * math.pi))
+        rollout = 12 if minute % 211 < 18 else 38 if 1120 < minute < 1150 else 0
+        answers = int((day + rollout) * chance.random())
+        misses = sum(chance.random() < (0.2 if rollout == 12 else 0.05) for _ in range(answers))
+        steps.append({"time": ago((1439 - minute) * 60), "hits": answers - misses, "misses": misses,
+                      "bytesServed": answers * 6_100_000, "bytesFetched": misses * 7_400_000})
+    return steps
+
+
+class Mock(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port, data):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.data = data
+        # Whether reading needs the token too, as from another machine; and whether connections are cut unanswered.
+        self.is_locked = self.is_silent = False
+        self.changes = []
+        self.history = history()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def start(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+
+def is_pinned(data, name):
+    def means(pattern):
+        return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name)
+    return any(means(pin["pattern"]) for pin in data["pins"])
+
+
+def matching(data, query):
+    """The filters of /api/v1/images that the page has."""
+    found = [each | {"pinned": is_pinned(data, each["image"])} for each in data["images"]]
+    if query.get("pattern"):
+        glob = ".*".join(map(re.escape, query["pattern"].split("*")))
+        found = [each for each in found if re.fullmatch(glob, each["image"])]
+    if query.get("registry"):
+        found = [each for each in found if each["image"].startswith(query["registry"] + "/")]
+    if query.get("state"):
+        found = [each for each in found if each["complete"] == (query["state"] == "complete")]
+    if query.get("pinned"):
+        found = [each for each in found if each["pinned"] == (query["pinned"] == "true")]
+    keys = {"size": "sizeBytes", "pulled": "pulled", "fetched": "fetched", "created": "created"}
+    sort = query.get("sort", "name")
+    return sorted(found, key=lambda each: each[keys.get(sort, "image")], reverse=sort in keys)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.serve()
+
+    do_POST = do_DELETE = do_GET
+
+    def serve(self):
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if self.server.is_silent:
+            self.close_connection = True
+            return
+        if self.command == "GET" and url.path in FILES:
+            name, kind = FILES[url.path]
+            self.answer(200, (PAGE / name).read_bytes(), kind)
+            return
+        if (self.command != "GET" or self.server.is_locked) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.tell(401, {"error": "the bearer token is missing or is not that of management.tokenFile"})
+            return
+        if self.command != "GET":
+            self.server.changes.append((self.command, url.path, query))
+        name = f"{self.command.lower()}_{url.path.removeprefix('/api/v1/').replace('/', '_')}"
+        answer = getattr(self, name, None)
+        self.tell(*(answer(query) if answer else (404, {"error": "there is no such thing here"})))
+
+    def get_status(self, _):
+        data, images, steps = self.server.data, self.server.data["images"], self.server.history
+        names = sorted({each["image"].split("/")[0] for each in images})
+        def registry(name):
+            own = [each for each in images if each["image"].startswith(name)]
+            return {"name": name, "repositories": len(own), "images": len(own), "bytes": sum(each["sizeBytes"] for each in own),
+                    "pulled": max((each["pulled"] for each in own), default=None)}
+        used = sum(each["sizeBytes"] for each in images)
+        # Nine days like this one.
+        total = {key: 9 * sum(step[key] for step in steps) for key in ("hits", "misses", "bytesServed", "bytesFetched")}
+        return 200, {
+            "version": "0.1.0", "started": ago(9 * 86400 + 4000), "now": ago(0), "ready": True, "offline": False, "airGapped": False,
+            "readOnly": False,
+            "usage": {"asOf": ago(12), "tookMilliseconds": 48, "images": len(images),
+                      "completeImages": sum(each["complete"] for each in images), "repositories": len(images), "manifests": 37,
+                      "manifestBytes": 51_000, "blobs": 143, "blobBytes": used, "registries": [registry(name) for name in names]},
+            "disk": {"usedBytes": used, "freeBytes": 41 * GB, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
+            "traffic": {"hit": total["hits"], "join": total["misses"] // 3, "miss": total["misses"] - total["misses"] // 3,
+                        "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"]},
+            "history": steps, "connections": 14, "busyWorkers": 1,
+            "counts": {"damagedFiles": 0, "blobsNotCached": 0, "manifestsNotCached": 0, "imagesEvicted": 31, "bytesEvicted": 5_820_000_000}}
+
+    def get_images(self, query):
+        found = matching(self.server.data, query)
+        offset, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
+        end = offset + limit
+        return 200, {"asOf": ago(12), "total": len(found), "next": end if end < len(found) else None, "images": found[offset:end]}
+
+    def get_image(self, query):
+        found = [each for each in matching(self.server.data, {}) if each["image"] == query.get("image")]
+        if not found:
+            return 404, {"error": f"{query.get('image')} is not in the cache"}
+        tree = [{"digest": found[0]["digest"], "sizeBytes": 1638, "platform": None, "present": True, "blobs": []}]
+        for number, platform in enumerate(found[0]["platforms"]):
+            blobs = [{"digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": found[0]["complete"] or each == 0} for each in range(3)]
+            tree.append({"digest": digest(800 + number), "sizeBytes": 1024, "platform": platform, "present": True, "blobs": blobs})
+        return 200, found[0] | {"tree": tree}
+
+    def get_flights(self, _):
+        flights = self.server.data["flights"]
+        for each in flights:
+            # Progress, from one poll to the next, up to where the picture is taken.
+            each["bytes"] = min(each["bytes"] + 3_100_000, int(each["sizeBytes"] * 0.629))
+        return 200, {"flights": flights, "partials": self.server.data["partials"]}
+
+    def delete_flights(self, query):
+        self.server.data["flights"] = [each for each in self.server.data["flights"] if each["digest"] != query["digest"]]
+        return 202, {"cancelled": query["digest"]}
+
+    def post_flights_resume(self, _):
+        resumed, self.server.data["partials"] = len(self.server.data["partials"]), []
+        return 202, {"resumed": resumed}
+
+    def get_upstreams(self, _):
+        return 200, {"upstreams": self.server.data["upstreams"]}
+
+    def get_pins(self, _):
+        return 200, {"pins": self.server.data["pins"], "problem": None}
+
+    def post_pins(self, query):
+        pin = {"pattern": query["pattern"], "source": "cache"}
+        changed = pin not in self.server.data["pins"]
+        if changed:
+            self.server.data["pins"].append(pin)
+        return 200, {"pattern": query["pattern"], "changed": changed}
+
+    def delete_pins(self, query):
+        pin = {"pattern": query["pattern"], "source": "cache"}
+        if pin not in self.server.data["pins"]:
+            return 404, {"error": f"{query['pattern']} is not pinned"}
+        self.server.data["pins"].remove(pin)
+        return 200, {"pattern": query["pattern"], "changed": True}
+
+    def post_prune(self, query):
+        if not {"pattern", "unusedFor", "createdBefore"} & set(query):
+            return 400, {"error": "say what is to go: unusedFor, createdBefore or pattern"}
+        found = matching(self.server.data, {"pattern": query.get("pattern", "*")})
+        gone = [each for each in found if not each["pinned"] or query.get("includePinned") == "true"]
+        if query.get("dryRun") != "true":
+            self.server.data["images"] = [each for each in self.server.data["images"] if each["image"] not in [one["image"] for one in gone]]
+        return 200, {"dryRun": query.get("dryRun") == "true", "images": [each["image"] for each in gone], "removed": len(gone),
+                     "freedBytes": sum(each["sizeBytes"] for each in gone), "blobsRemoved": 4 * len(gone), "blobsShared": 2,
+                     "blobsYoung": 0, "partials": 0, "keptPinned": len(found) - len(gone), "keptInUse": 0, "partial": False}
+
+    def post_prefetch(self, query):
+        return 202, {"image": query["image"]}
+
+    def tell(self, status, value):
+        self.answer(status, json.dumps(value).encode(), "application/json")
+
+    def answer(self, status, body, kind):
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": POLICY,
+                            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Nothing: the cases look at what the page shows."""
+
+
+if __name__ == "__main__":
+    server = Mock(int(sys.argv[1]), {"friendly": friendly, "hostile": hostile}[(sys.argv[2:] or ["friendly"])[0]]())
+    print(server.url, flush=True)
+    server.serve_forever()
