@@ -21,6 +21,7 @@ pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply
     let none: &[&str] = &[];
     let value = match what {
         "status" => Query::of(request, none).map(|_| status(desk)),
+        "history" => Query::of(request, none).map(|_| history(&desk.cache)),
         "images" => images(desk, request),
         "image" => image(desk, request),
         "blobs" => blobs(desk, request),
@@ -42,15 +43,6 @@ fn status(desk: &Desk) -> Value {
     for (word, count) in ANSWERS.iter().zip(traffic.answers) {
         told[*word] = count.into();
     }
-    let history = metrics.history().into_iter().map(|step| {
-        json!({
-            "time": timestamp(step.time),
-            "hits": step.hits,
-            "misses": step.misses,
-            "bytesServed": step.served_bytes,
-            "bytesFetched": step.fetched_bytes,
-        })
-    });
     let (room, disk) = (cache.upkeep().room, Disk::of(cache.store()));
     json!({
         "version": desk.version,
@@ -68,7 +60,6 @@ fn status(desk: &Desk) -> Value {
             "freeSpaceBytes": room.floor_bytes(&disk),
         },
         "traffic": told,
-        "history": history.collect::<Vec<_>>(),
         "connections": desk.edge.connections(),
         "busyWorkers": desk.edge.busy_workers(),
         "counts": {
@@ -79,6 +70,19 @@ fn status(desk: &Desk) -> Value {
             "bytesEvicted": counts.bytes_evicted,
         },
     })
+}
+
+fn history(cache: &Cache) -> Value {
+    let steps = cache.metrics().history().into_iter().map(|step| {
+        json!({
+            "time": timestamp(step.time),
+            "hits": step.hits,
+            "misses": step.misses,
+            "bytesServed": step.served_bytes,
+            "bytesFetched": step.fetched_bytes,
+        })
+    });
+    json!({ "history": steps.collect::<Vec<_>>() })
 }
 
 /// Which images are wanted.

@@ -302,7 +302,6 @@ const readStatus = () => read('/api/v1/status', {}, $('refused'), (status) => {
   showBadges(status);
   showTiles(status);
   showCounts(status);
-  showHistory(status);
   showRegistries(status.usage);
   refreshTimes();
 });
@@ -364,6 +363,8 @@ function showCounts({ counts, connections, busyWorkers }) {
 }
 
 // ---- History ---------------------------------------------------------------------------------------------------------
+
+const readHistory = () => read('/api/v1/history', {}, $('refused'), showHistory);
 
 function showHistory({ history }) {
   const last = history.at(-1);
@@ -786,7 +787,7 @@ function showRegistryChoice(names) {
 
 const refreshFast = () => Promise.all([readStatus(), readFlights()]);
 // Pins first: they say which images' pins can be taken off.
-const refreshSlow = () => Promise.all([readUpstreams(), readPins().then(readImages)]);
+const refreshSlow = () => Promise.all([readUpstreams(), readHistory(), readPins().then(readImages)]);
 const refreshAll = () => Promise.all([refreshFast(), refreshSlow()]);
 
 // One at a time, only while somebody can see it, and at once when the page comes back into view.
