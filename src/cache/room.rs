@@ -12,6 +12,8 @@ use crate::store::StoreError;
 
 /// After a try that was in vain the next one is made so much later: when something may have changed.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// The same where nobody waits for it; each one is an error in the log.
+const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 impl Inner {
     /// Makes room for so many bytes, if it takes that. On a fetcher, or whoever else may wait.
@@ -108,10 +110,13 @@ impl Inner {
     /// Keeps to the bounds without anybody waiting for it.
     pub(super) fn keep_room(&self) {
         // What a full disk takes is made when somebody needs it.
-        if self.settings().upkeep.room.is_bounded() {
-            // It was said.
-            let _ = self.make_room_for(0);
+        if !self.settings().upkeep.room.is_bounded()
+            || was_within(*lock(&self.room), KEPT_AGAIN_AFTER, self.now())
+        {
+            return;
         }
+        // What is wrong was said.
+        let _ = self.make_room_for(0);
     }
 
     pub(super) fn note_removal(&self, removal: Removal, report: &Report) {
@@ -122,4 +127,9 @@ impl Inner {
             lock(&self.hot).clear();
         }
     }
+}
+
+/// Whether that was so short a time ago. A clock that was set back makes it long ago.
+fn was_within(then: Option<SystemTime>, span: Duration, now: SystemTime) -> bool {
+    then.is_some_and(|then| now.duration_since(then).is_ok_and(|age| age < span))
 }

@@ -12,6 +12,8 @@ use super::digest::{Digest, DigestError};
 
 /// Clients limit host, slash and repository together to this many characters.
 const NAME_CHARS_MAX: usize = 255;
+/// Of a digest's encoded part, what the distribution-spec takes for a referrers tag.
+const REFERRERS_ENCODED_CHARS_MAX: usize = 64;
 /// The distribution-spec's limit of a tag.
 const TAG_CHARS_MAX: usize = 128;
 /// RFC 1035's limit of a domain name.
@@ -180,10 +182,20 @@ impl Tag {
     pub const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 
     /// The tag by which something hangs on a digest where a registry has no referrers: distribution-spec,
-    /// "Referrers Tag Schema", where `suffix` is empty, or one of cosign's. `None` if that is too long
-    /// for a tag.
+    /// "Referrers Tag Schema", where `suffix` is empty, or one of cosign's. The specification cuts what is
+    /// encoded at 64 characters, cosign does not: `None` if that is too long for a tag.
     pub fn of_digest(digest: &Digest, suffix: &str) -> Option<Tag> {
-        format!("{}{suffix}", digest.dashed()).parse().ok()
+        let whole = digest.dashed();
+        let cut = digest.algorithm().as_str().len() + 1 + REFERRERS_ENCODED_CHARS_MAX;
+        let base = if suffix.is_empty() { whole.get(..cut).unwrap_or(&whole) } else { &whole };
+        format!("{base}{suffix}").parse().ok()
+    }
+
+    /// The digest on which what has this tag hangs, if it is such a tag and has the whole of it.
+    pub fn subject(&self) -> Option<Digest> {
+        let strip = |suffix: &&str| self.0.strip_suffix(*suffix);
+        let base = Self::COSIGN_SUFFIXES.iter().find_map(strip).unwrap_or(&self.0);
+        base.replacen('-', ":", 1).parse().ok()
     }
 
     /// The text.
@@ -503,5 +515,26 @@ mod tests {
         text.split(letter).filter(|separator| !separator.is_empty()).all(|separator| {
             matches!(separator, "." | "_" | "__") || separator.chars().all(|char| char == '-')
         })
+    }
+
+    #[test]
+    fn a_digest_has_tags_for_what_refers_to_it() {
+        let sha256 = format!("sha256:{}", "a".repeat(64));
+        let sha512 = format!("sha512:{}", "b".repeat(128));
+        for (digest, suffix, expected) in [
+            (&sha256, "", Some(format!("sha256-{}", "a".repeat(64)))),
+            (&sha256, ".sig", Some(format!("sha256-{}.sig", "a".repeat(64)))),
+            (&sha512, "", Some(format!("sha512-{}", "b".repeat(64)))),
+            (&sha512, ".sig", None),
+        ] {
+            let tag = Tag::of_digest(&digest.parse().unwrap(), suffix);
+            assert_eq!(tag.as_ref().map(Tag::as_str), expected.as_deref(), "{digest}{suffix}");
+            let is_whole = digest == &sha256;
+            let subject = tag.and_then(|tag| tag.subject()).map(|digest| digest.to_string());
+            assert_eq!(subject.as_ref(), is_whole.then_some(digest), "{digest}{suffix}");
+        }
+        for text in ["v1", "sha256-abc", "latest.sig"] {
+            assert_eq!(text.parse::<Tag>().unwrap().subject(), None, "{text}");
+        }
     }
 }

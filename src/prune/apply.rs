@@ -1,6 +1,6 @@
 //! Doing it: a look at all images, a plan, names, blobs, a report.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +17,8 @@ use crate::store::{
 const ROUNDS_MAX: usize = 3;
 /// Images that a report names; the others it counts.
 const NAMED_MAX: usize = 10_000;
+/// How far it is followed what refers to what refers to an image: the signature of a bill of materials.
+const REFERRERS_DEPTH: usize = 3;
 /// A download that nobody has gone on with for so long is given up.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
@@ -149,6 +151,37 @@ pub fn prune(
     Ok(report)
 }
 
+/// A signature is rarely pulled, and without it the image that it signs may be refused: what refers to an
+/// image is in use as long as that is, and pinned as it is.
+fn stand_by_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
+    let images = &catalogue.images;
+    let subject_of = |image: &CatalogueImage| {
+        let number = catalogue.number_of(&image.refers_to?)?;
+        Some((image.repository, number))
+    };
+    let subjects: Vec<Option<(usize, u32)>> = images.iter().map(subject_of).collect();
+    let wanted: HashSet<(usize, u32)> = subjects.iter().flatten().copied().collect();
+    for _ in 0..REFERRERS_DEPTH {
+        let mut known: HashMap<(usize, u32), (Option<SystemTime>, bool)> = HashMap::new();
+        for (image, candidate) in images.iter().zip(&*candidates) {
+            for number in image.manifest_numbers() {
+                let key = (image.repository, *number);
+                if wanted.contains(&key) {
+                    let (used, is_pinned) = known.entry(key).or_default();
+                    *used = (*used).max(candidate.used);
+                    *is_pinned |= candidate.is_pinned;
+                }
+            }
+        }
+        for (subject, candidate) in subjects.iter().zip(&mut *candidates) {
+            if let Some((used, is_pinned)) = subject.and_then(|subject| known.get(&subject)) {
+                candidate.used = candidate.used.max(*used);
+                candidate.is_pinned |= is_pinned;
+            }
+        }
+    }
+}
+
 /// One look and what it leads to.
 struct Round<'a> {
     store: &'a Store,
@@ -174,7 +207,7 @@ impl<'a> Round<'a> {
             }
             _ => true,
         };
-        let candidates: Vec<Candidate<'_>> = catalogue
+        let mut candidates: Vec<Candidate<'_>> = catalogue
             .images
             .iter()
             .map(|image| Candidate {
@@ -185,6 +218,7 @@ impl<'a> Round<'a> {
                 content: &image.content,
             })
             .collect();
+        stand_by_subjects(catalogue, &mut candidates);
         let sizes: Vec<u64> = catalogue.content.iter().map(|content| content.size).collect();
         let (leftovers, plan) = match request {
             Request::Matching { criteria, .. } => {

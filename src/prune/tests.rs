@@ -171,6 +171,26 @@ fn pinned_images_stay_until_it_is_said_that_they_go_too() {
 }
 
 #[test]
+fn signatures_stay_as_long_as_what_they_sign() {
+    let shelf = Shelf::new();
+    let [old, kept, pinned] = ["old", "kept", "pinned"].map(|tag| shelf.image("a", tag, &[tag]));
+    for signed in [&old, &kept, &pinned] {
+        let signature = format!("{}.sig", signed.dashed());
+        shelf.image("a", &signature, &["signature"]);
+    }
+    shelf.age(48);
+    let tag = "kept".parse().unwrap();
+    shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
+    shelf.store.add_pins(&["quay.io/a:pinned".into()]).unwrap();
+    let criteria =
+        Criteria { unused_for: Some(Duration::from_secs(86_400)), ..Criteria::default() };
+    let report = shelf.prune(all(&criteria)).unwrap();
+    let mut removed = report.images;
+    removed.sort();
+    assert_eq!(removed, ["quay.io/a:old".into(), format!("quay.io/a:{}.sig", old.dashed())]);
+}
+
+#[test]
 fn pins_that_cannot_be_read_stop_everything() {
     let shelf = Shelf::new();
     shelf.image("a", "v1", &["one"]);

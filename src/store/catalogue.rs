@@ -47,6 +47,8 @@ pub struct CatalogueImage {
     pub pulled: Option<SystemTime>,
     /// When it, or a manifest below it, was last pulled.
     pub used: Option<SystemTime>,
+    /// What it is a signature of, or an attestation or a bill of materials.
+    pub refers_to: Option<Digest>,
     /// How many of `content` are manifests; they come first.
     pub manifests: usize,
     /// All that it needs: indexes into the catalogue's content.
@@ -170,6 +172,13 @@ impl Catalogue {
                 .clone()
                 .map(|digest| modified(&store.inner.layout.manifest(name, &digest)))
                 .fold(image.pulled, Option::max);
+            let by_field =
+                graph.manifests.first().and_then(|root| root.manifest.as_ref()?.subject());
+            let by_tag = match &image.reference {
+                Reference::Tag(tag) => tag.subject(),
+                Reference::Digest(_) => None,
+            };
+            let refers_to = by_field.map(|subject| subject.digest).or(by_tag);
             let manifests: Vec<u32> = manifests.map(|digest| self.number(digest, sizes)).collect();
             let blobs = graph.blobs.iter().map(|each| each.descriptor.digest);
             let count = manifests.len();
@@ -181,6 +190,7 @@ impl Catalogue {
                 fetched: image.fetched,
                 pulled: image.pulled,
                 used,
+                refers_to,
                 manifests: count,
                 content,
             });

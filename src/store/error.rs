@@ -92,6 +92,7 @@ impl fmt::Display for StoreError {
                  free some, or move the cache with imagePath",
                 root.display()
             ),
+            StoreError::NoLeave { missing_bytes: 0, reason } => f.write_str(reason),
             StoreError::NoLeave { missing_bytes, reason } => {
                 write!(f, "no room for {missing_bytes} bytes: {reason}")
             }
