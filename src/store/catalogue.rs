@@ -1,8 +1,8 @@
 //! A catalogue: all images with all that they need, small enough to be held in memory as a whole. What is
 //! decided about images together (which of them may go, and what that would free) is decided from one.
 //!
-//! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten layers each are some
-//! forty megabytes while it is needed.
+//! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten
+//! layers each are some forty megabytes while it is needed.
 
 use std::collections::HashMap;
 use std::time::SystemTime;

@@ -2,8 +2,8 @@
 //! pause of any of them.
 //!
 //! # How a blob is not lost
-//! A sweep looks at all names (a [`super::Catalogue`]), which takes seconds, and then removes blobs. No lock is held
-//! meanwhile, so a manifest may be committed that names a blob which nobody named before:
+//! A sweep looks at all names (a [`super::Catalogue`]), which takes seconds, and then removes blobs. No
+//! lock is held meanwhile, so a manifest may be committed that names a blob which nobody named before:
 //!
 //! * **Committed before the look began**: [`Store::begin_sweep`] has waited for the commits under way, so
 //!   its record was there to be seen.
@@ -14,8 +14,8 @@
 //!   other way) is younger than the grace period, or its import holds the shared lock, and nothing is swept.
 //! * **An image that is pulled, or named anew, while it is about to be removed**: the records' times and
 //!   their directories' are compared with what the look saw, under the exclusive lock, and the repository
-//!   is left alone if they differ. A pull that falls between that and the removal has its manifest already; its layers are asked
-//!   for by digest, and found, or fetched again.
+//!   is left alone if they differ. A pull that falls between that and the removal has its manifest
+//!   already; its layers are asked for by digest, and found, or fetched again.
 //! * **A file that somebody reads** is open, and stays readable without its name.
 //!
 //! All times are those of the file system itself, so that machines that share a volume need not agree.
@@ -123,12 +123,12 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
             Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
         }
-        if self.exclusive_lock()?.is_none() {
-            return Ok(Err(SweepBusy::Bundle));
-        }
+        let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
+        // Under the lock: whoever gets it next renews what he commits at a later time than this.
         renew(&turn);
         let began = turn.metadata().and_then(|metadata| metadata.modified());
         let began = began.map_err(|error| StoreError::write(&path, error))?;
+        drop(lock);
         Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
     }
 

@@ -56,8 +56,9 @@ pub(super) struct Reach {
 /// How often it is looked whether certificate files have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first used (loading the root certificates takes longer than all
-/// the rest of Larder's start) and again when its certificate files change.
+/// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first
+/// used (loading the root certificates takes longer than all the rest of Larder's start) and again when
+/// its certificate files change.
 #[derive(Debug)]
 pub(super) struct LazyAgent {
     guard: Guard,

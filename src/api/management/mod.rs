@@ -1,8 +1,8 @@
 //! The management port: probes, metrics, the API of `docs/openapi.yaml`, and a page over it.
 //!
-//! It has a small pool of its own, whose workers may read the disk for seconds, unlike those of the serving
-//! port. Reading is free from a loopback address and needs the token from elsewhere; changing something always needs it. There is no
-//! way from the serving port to here.
+//! It has a small pool of its own, whose workers may read the disk for seconds, unlike those of the
+//! serving port. Reading is free from a loopback address and needs the token from elsewhere; changing
+//! something always needs it. There is no way from the serving port to here.
 
 mod access;
 mod change;
@@ -13,6 +13,7 @@ mod query;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
@@ -100,7 +101,7 @@ pub struct Setting {
 
 /// Answers operators.
 pub struct Management {
-    setting: std::sync::Arc<Desk>,
+    desk: Arc<Desk>,
     scope: Scope,
 }
 
@@ -123,8 +124,8 @@ impl Management {
         let token = Token::new(token);
         let heavy = AtomicUsize::new(0);
         let desk = Desk { cache, edge, token, platforms, started, version, heavy };
-        let desk = std::sync::Arc::new(desk);
-        let of = |scope: &Scope| Management { setting: desk.clone(), scope: *scope };
+        let desk = Arc::new(desk);
+        let of = |scope: &Scope| Management { desk: Arc::clone(&desk), scope: *scope };
         scopes.iter().map(of).collect()
     }
 }
@@ -145,7 +146,7 @@ impl Handler for Management {
 
 impl Management {
     fn answer(&self, request: &Request) -> Result<Reply, Refusal> {
-        let (desk, path) = (&*self.setting, request.path());
+        let (desk, path) = (&*self.desk, request.path());
         let is_read = matches!(request.method(), Method::Get | Method::Head);
         let open = match path {
             "/health" if self.scope.has_health() => Some(self.health(request)),
@@ -174,9 +175,9 @@ impl Management {
         }
         // It has a port of its own, which the operator has opened to whom it is for.
         if self.scope == Scope::Everything {
-            self.setting.token.check_reading(request)?;
+            self.desk.token.check_reading(request)?;
         }
-        Ok(document(&look::verbose_health(&self.setting)))
+        Ok(document(&look::verbose_health(&self.desk)))
     }
 }
 

@@ -7,7 +7,8 @@ const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const DESCRIPTION: &str = include_str!("../../../docs/openapi.yaml");
 
-/// Nothing from elsewhere, nothing inline, nobody's frame: text that came from a registry is text whatever it says.
+/// Nothing from elsewhere, nothing inline, nobody's frame: text that came from a registry is text
+/// whatever it says.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
