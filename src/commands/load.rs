@@ -76,6 +76,10 @@ pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
         prefetch: Prefetch { blobs: false, ..settings.cache.prefetch.clone() },
         ..settings.cache.clone()
     };
+    if settings.cache.upkeep.room.cap_bytes.is_some() {
+        // A server counts in the background, and this one has none.
+        let _ = store.count_disk(&mut || true);
+    }
     Cache::new(store, registries, cache_settings, Arc::new(SystemTime::now))
 }
 
