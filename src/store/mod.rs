@@ -69,7 +69,7 @@ pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
 pub use spool::Spool;
 pub use sweep::{GRACE, Removal, Sweep, SweepBusy, Swept};
 pub use turn::{Chore, Turn};
-pub use usage::{ImageUsage, RegistryUsage, UsageSummary};
+pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
 use layout::Layout;

@@ -106,18 +106,24 @@ pub struct ImageUsage {
     pub pulled: Option<u64>,
 }
 
-/// The line before those of a repository's images.
-#[derive(Serialize, Deserialize)]
+/// A repository as the last walk found it: the line before those of its images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RepositoryLine {
-    /// The repository that the next lines are about.
-    of: String,
+pub struct RepositoryUsage {
+    /// The repository that the next lines are about, with its registry.
+    pub of: String,
+    /// Its directories, to be compared with what they are later.
     fingerprint: String,
     /// When it was read, in seconds since 1970.
     read: u64,
-    images: u64,
+    /// Its images.
+    pub images: u64,
+    /// Those of them that a client could run without any upstream.
+    pub complete_images: u64,
     /// Bytes, what its images share once.
-    bytes: u64,
+    pub bytes: u64,
+    /// When one of them was last pulled, in seconds since 1970.
+    pub pulled: Option<u64>,
 }
 
 impl ImageUsage {
@@ -177,6 +183,20 @@ impl Store {
             // The other lines are about repositories.
             if let Ok(image) = serde_json::from_str(&line)
                 && !visit(image)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Calls `visit` with every repository that the last walk found, until it says `false`.
+    pub fn each_repository_usage(&self, visit: &mut dyn FnMut(RepositoryUsage) -> bool) {
+        let Ok(file) = File::open(self.inner.layout.usage_images()) else { return };
+        for line in BufReader::new(file).lines().map_while(Result::ok) {
+            // The others are about images; what a line begins with tells, and spares their parsing.
+            if line.starts_with("{\"of\":")
+                && let Ok(repository) = serde_json::from_str(&line)
+                && !visit(repository)
             {
                 return;
             }
@@ -269,19 +289,20 @@ struct UsageWalk<'a> {
 impl UsageWalk<'_> {
     fn visit(&mut self, name: &ImageName) -> io::Result<()> {
         let fingerprint = self.store.repository_times(name).fingerprint();
-        let (line, images) = match self.old.take(name) {
+        let (mut line, images) = match self.old.take(name) {
             Some((line, mut images)) if self.is_as_it_was(&line, &images, &fingerprint) => {
                 images.iter_mut().for_each(|image| self.refresh(name, image));
                 (line, images)
             }
             _ => self.read(name, fingerprint),
         };
-        self.count(name, &line, &images);
+        line.pulled = images.iter().map(|image| image.pulled).max().flatten();
+        self.count(name, &line);
         write_line(&mut self.out, &line)?;
         images.iter().try_for_each(|image| write_line(&mut self.out, image))
     }
 
-    fn is_as_it_was(&self, line: &RepositoryLine, images: &[ImageUsage], now: &str) -> bool {
+    fn is_as_it_was(&self, line: &RepositoryUsage, images: &[ImageUsage], now: &str) -> bool {
         let age = from_seconds(line.read).and_then(|read| self.now.duration_since(read).ok());
         line.fingerprint == now
             && age.is_some_and(|age| age < BELIEVED_FOR)
@@ -304,7 +325,7 @@ impl UsageWalk<'_> {
         image.pulled = by_digest.max(by_tag).map(to_seconds);
     }
 
-    fn read(&self, name: &ImageName, fingerprint: String) -> (RepositoryLine, Vec<ImageUsage>) {
+    fn read(&self, name: &ImageName, fingerprint: String) -> (RepositoryUsage, Vec<ImageUsage>) {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
         for image in self.store.images_of(name) {
             let graph = self.store.graph_of(&image);
@@ -318,17 +339,19 @@ impl UsageWalk<'_> {
             }
             images.push(ImageUsage::of(&image, &graph, self.store.created(&graph)));
         }
-        let line = RepositoryLine {
+        let line = RepositoryUsage {
             of: name.to_string(),
             fingerprint,
             read: to_seconds(self.now),
             images: images.len() as u64,
+            complete_images: images.iter().filter(|image| image.complete).count() as u64,
             bytes,
+            pulled: None,
         };
         (line, images)
     }
 
-    fn count(&mut self, name: &ImageName, line: &RepositoryLine, images: &[ImageUsage]) {
+    fn count(&mut self, name: &ImageName, line: &RepositoryUsage) {
         let layout = &self.store.inner.layout;
         for digest in self.store.manifests(name) {
             let mut hasher = DefaultHasher::new();
@@ -342,7 +365,7 @@ impl UsageWalk<'_> {
         }
         let summary = &mut self.summary;
         summary.images += line.images;
-        summary.complete_images += images.iter().filter(|image| image.complete).count() as u64;
+        summary.complete_images += line.complete_images;
         summary.repositories += u64::from(line.images > 0);
         let registry = name.upstream.as_str();
         // A walk meets a registry's repositories one after the other.
@@ -354,7 +377,7 @@ impl UsageWalk<'_> {
             of.repositories += u64::from(line.images > 0);
             of.images += line.images;
             of.bytes += line.bytes;
-            of.pulled = images.iter().map(|image| image.pulled).fold(of.pulled, Option::max);
+            of.pulled = of.pulled.max(line.pulled);
         }
     }
 }
@@ -369,7 +392,7 @@ fn write_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
 struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
     /// A repository's line that was read, and is not passed yet.
-    next: Option<RepositoryLine>,
+    next: Option<RepositoryUsage>,
 }
 
 impl OldUsage {
@@ -381,7 +404,7 @@ impl OldUsage {
     }
 
     /// What was written of a repository. Passes over those before it.
-    fn take(&mut self, name: &ImageName) -> Option<(RepositoryLine, Vec<ImageUsage>)> {
+    fn take(&mut self, name: &ImageName) -> Option<(RepositoryUsage, Vec<ImageUsage>)> {
         let wanted = name.to_string();
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {

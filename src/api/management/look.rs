@@ -24,6 +24,7 @@ pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply
         "history" => Query::of(request, none).map(|_| history(&desk.cache)),
         "images" => images(desk, request),
         "image" => image(desk, request),
+        "repositories" => repositories(desk, request),
         "blobs" => blobs(desk, request),
         "flights" => Query::of(request, none).map(|_| flights(&desk.cache)),
         "upstreams" => Query::of(request, none).map(|_| upstreams(&desk.cache)),
@@ -175,6 +176,35 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
         "total": total,
         "next": next(offset, limit, total),
         "images": found.into_iter().map(|(_, image)| image).collect::<Vec<_>>(),
+    }))
+}
+
+fn repositories(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
+    let query = Query::of(request, &["registry", "limit", "offset"])?;
+    let registry = query.parsed::<Upstream>("registry")?.map(|upstream| format!("{upstream}/"));
+    let (limit, offset) = page(&query)?;
+    let (store, mut total, mut found) = (desk.cache.store(), 0, Vec::new());
+    store.each_repository_usage(&mut |each| {
+        if each.images > 0 && registry.as_ref().is_none_or(|registry| each.of.starts_with(registry))
+        {
+            if (offset..offset.saturating_add(limit)).contains(&total) {
+                found.push(json!({
+                    "repository": each.of,
+                    "images": each.images,
+                    "completeImages": each.complete_images,
+                    "bytes": each.bytes,
+                    "pulled": documents::time(each.pulled),
+                }));
+            }
+            total += 1;
+        }
+        true
+    });
+    Ok(json!({
+        "asOf": documents::time(store.usage().map(|usage| usage.as_of)),
+        "total": total,
+        "next": next(offset, limit, total),
+        "repositories": found,
     }))
 }
 

@@ -184,7 +184,9 @@ impl Management {
 impl Desk {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
-            "status" | "history" | "images" | "image" | "blobs" | "upstreams" => "GET, HEAD",
+            "status" | "history" | "images" | "image" | "repositories" | "blobs" | "upstreams" => {
+                "GET, HEAD"
+            }
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" => "POST",

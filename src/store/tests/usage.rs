@@ -54,6 +54,13 @@ fn a_walk_says_what_is_here_and_what_is_not() {
         summary.registries.iter().map(|each| (each.name.as_str(), each.images)).collect();
     assert_eq!(registries, [("docker.io", 1), ("quay.io", 1)]);
 
+    let mut repositories = Vec::new();
+    store.each_repository_usage(&mut |each| {
+        repositories.push((each.of, each.images, each.complete_images));
+        true
+    });
+    let expected = [("docker.io/library/a".to_owned(), 1, 1), ("quay.io/b/c".to_owned(), 1, 0)];
+    assert_eq!(repositories, expected);
     let [one, two] = &images(&store)[..] else { panic!("{:?}", images(&store)) };
     assert_eq!((one.image.as_str(), one.complete), ("docker.io/library/a:v1", true));
     assert_eq!((one.platforms.as_slice(), one.blobs), (&["linux/amd64".to_owned()][..], 2));
