@@ -175,7 +175,9 @@ impl Cache {
         for (name, digest) in idle {
             log::info!("{name}@{digest}: an earlier download was not finished");
             self.ask_for_blob(name, digest, None);
-            resumed += 1;
+            // It is not if there was no room in the queue.
+            let is_under_way = self.inner.blobs.find(&(name.upstream.clone(), *digest)).is_some();
+            resumed += usize::from(is_under_way);
         }
         resumed
     }

@@ -127,12 +127,16 @@ impl FetchPool {
         self.queue(Job { upstream: upstream.clone(), is_behind: false, run: Box::new(run) });
     }
 
-    /// Queues a job that nobody waits for, behind those that somebody does.
-    pub(super) fn submit_behind(&self, upstream: &Upstream, run: impl FnOnce() + Send + 'static) {
-        self.queue(Job { upstream: upstream.clone(), is_behind: true, run: Box::new(run) });
+    /// Queues a job that nobody waits for, behind those that somebody does. Says whether there was room.
+    pub(super) fn submit_behind(
+        &self,
+        upstream: &Upstream,
+        run: impl FnOnce() + Send + 'static,
+    ) -> bool {
+        self.queue(Job { upstream: upstream.clone(), is_behind: true, run: Box::new(run) })
     }
 
-    fn queue(&self, job: Job) {
+    fn queue(&self, job: Job) -> bool {
         let refused = {
             let mut state = self.shared.lock();
             let queue = if job.is_behind { &mut state.behind } else { &mut state.queue };
@@ -145,11 +149,13 @@ impl FetchPool {
                 None
             }
         };
-        if refused.is_none() {
+        let is_queued = refused.is_none();
+        if is_queued {
             self.shared.queued.notify_one();
         }
         // Dropped here, outside of the lock: a job's pilot wakes those who wait.
         drop(refused);
+        is_queued
     }
 
     /// How many fetchers some upstreams may hold from now on. A job that runs goes on, though its upstream

@@ -93,7 +93,7 @@ impl Cache {
     /// covers.
     ///
     /// # Errors
-    /// [`CacheError::NotCached`] if nobody may be asked.
+    /// [`CacheError::NotCached`] if nobody may be asked, [`CacheError::GivenUp`] if too much waits already.
     pub fn prefetch(
         &self,
         name: &ImageName,
@@ -103,7 +103,7 @@ impl Cache {
         self.inner.source(&name.upstream)?;
         let (cache, name, reference) = (self.clone(), name.clone(), reference.clone());
         let upstream = name.upstream.clone();
-        self.inner.metadata_pool.submit_behind(&upstream, move || {
+        let is_queued = self.inner.metadata_pool.submit_behind(&upstream, move || {
             let fetched = match &reference {
                 Reference::Tag(tag) => cache.inner.fetch_by_tag(&name, tag),
                 Reference::Digest(digest) => cache.inner.fetch_by_digest(&name, digest),
@@ -113,7 +113,7 @@ impl Cache {
                 Err(error) => error.log(&name.with(&reference)),
             }
         });
-        Ok(())
+        if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
     }
 }
 

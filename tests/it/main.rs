@@ -51,6 +51,8 @@ mod commands;
 mod process;
 // The configuration, read again while it runs.
 mod reload;
+// Dashboard, alerts and documentation against what is counted.
+mod observability;
 // Users, passwords, tokens of our own.
 mod credentials;
 // Programs that know users and passwords.

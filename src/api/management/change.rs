@@ -87,6 +87,7 @@ fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
         CacheError::NotCached => {
             Refusal::Conflict("no upstream may be asked: airGapped, or larder offline".into())
         }
+        CacheError::GivenUp => Refusal::Busy(error.to_string()),
         error => Refusal::Conflict(error.to_string()),
     })?;
     Ok(accepted(&json!({ "image": name.with(&reference) })))

@@ -154,7 +154,9 @@ impl Management {
             "/readyz" if self.scope.has_health() => Some(Ok(desk.ready())),
             "/metrics" if self.scope.has_metrics() => Some(Ok(desk.metrics())),
             // The reference server's probes may be pointed there.
-            "/v2/" if self.scope == Scope::Health => Some(Ok(ping())),
+            "/v2/" if self.scope.has_health() && self.scope != Scope::Everything => {
+                Some(Ok(ping()))
+            }
             _ if self.scope == Scope::Everything => page::answer(path).map(Ok),
             _ => None,
         };
