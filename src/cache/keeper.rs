@@ -1,10 +1,10 @@
 //! Housekeeping beside the requests: `index.json` follows the tags, and the server `larder offline`.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::Cache;
+use super::background::Background;
 
 /// How often it is looked for something to do. `larder offline` is heeded after this long at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -16,9 +16,7 @@ const INDEX_SHARE: u32 = 20;
 
 /// The thread that keeps house. Dropping it ends the thread and writes what is outstanding.
 pub struct Keeper {
-    /// Dropped to end the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background,
 }
 
 impl Keeper {
@@ -27,19 +25,9 @@ impl Keeper {
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache) -> std::io::Result<Keeper> {
-        let (stop, stopped) = channel();
-        let keep = move || keep(&cache, &stopped);
-        let thread = thread::Builder::new().name("keeper".into()).spawn(keep)?;
-        Ok(Keeper { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("the housekeeping thread panicked; index.json may lack the newest tags");
-        }
+        let loss = "index.json may lack the newest tags";
+        let work = move |stopped: Receiver<()>| keep(&cache, &stopped);
+        Ok(Keeper { _thread: Background::start("keeper", loss, work)? })
     }
 }
 

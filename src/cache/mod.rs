@@ -16,6 +16,7 @@
 //! * **Store first, flight second, store again**: a pilot looks once more before it works, since the
 //!   flight before may have landed between its look and its joining (see [`crate::flight`]).
 
+mod background;
 mod blobs;
 mod counts;
 mod download;

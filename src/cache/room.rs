@@ -3,6 +3,7 @@
 //! Room is made once at a time. A fetcher that needs it waits for whoever is at it, and looks again. What
 //! could not be made is not tried for again for a while: each try looks at all images.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{CacheError, Inner, lock};
@@ -122,7 +123,7 @@ impl Inner {
     pub(super) fn note_removal(&self, removal: Removal, report: &Report) {
         self.metrics.removed(removal, report.removed as u64, report.freed_bytes);
         if report.removed > 0 {
-            self.usage_outdated.store(true, std::sync::atomic::Ordering::Relaxed);
+            self.usage_outdated.store(true, Ordering::Relaxed);
             // Memory may still have what is gone.
             lock(&self.hot).clear();
         }

@@ -5,10 +5,10 @@
 //! directory one is at it.
 
 use std::num::NonZeroU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::background::Background;
 use super::{Cache, lock};
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Checked, Chore, StoredImage};
@@ -63,9 +63,7 @@ impl Pace {
 
 /// The thread that scrubs. Dropping it ends the pass where it is.
 pub struct Scrubber {
-    /// Dropped to end the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background,
 }
 
 impl Scrubber {
@@ -74,19 +72,9 @@ impl Scrubber {
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache, policy: ScrubPolicy) -> std::io::Result<Scrubber> {
-        let (stop, stopped) = channel();
-        let work = move || work(&cache, &policy, &stopped);
-        let thread = thread::Builder::new().name("scrubber".into()).spawn(work)?;
-        Ok(Scrubber { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Scrubber {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("the scrubbing thread panicked; blobs are not looked at until a restart");
-        }
+        let loss = "blobs are not looked at until a restart";
+        let work = move |stopped: Receiver<()>| work(&cache, &policy, &stopped);
+        Ok(Scrubber { _thread: Background::start("scrubber", loss, work)? })
     }
 }
 

@@ -2,11 +2,11 @@
 //! background and slowly.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Cache;
+use super::background::Background;
 use crate::metrics::Removal;
 use crate::oci::{Choice, ImageName, Reference};
 use crate::prune::{
@@ -44,9 +44,7 @@ pub struct Upkeep {
 
 /// The thread that sees to it. Dropping it ends what it is at.
 pub struct Upkeeper {
-    /// Dropped to end the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background,
 }
 
 impl Upkeeper {
@@ -55,19 +53,9 @@ impl Upkeeper {
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
-        let (stop, stopped) = channel();
-        let work = move || Work::new(cache, stopped).run();
-        let thread = thread::Builder::new().name("upkeeper".into()).spawn(work)?;
-        Ok(Upkeeper { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Upkeeper {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("the upkeep thread panicked; nothing is evicted until a restart");
-        }
+        let loss = "nothing is evicted in the background until a restart";
+        let work = move |stopped| Work::new(cache, stopped).run();
+        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)? })
     }
 }
 

@@ -91,8 +91,9 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let report = server.run();
     log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
     management.iter().for_each(Controller::drain);
-    drop((scrubber, upkeeper));
+    // First, so that an eviction ends that a fetch was waiting for.
     cache.close();
+    drop((scrubber, upkeeper));
     cache.wait_for_fetches(LAST_COMMITS);
     drop(keeper);
     log::info!("stopped");

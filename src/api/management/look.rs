@@ -1,5 +1,6 @@
 //! Reading: what is in the cache, and what is going on.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
@@ -7,11 +8,11 @@ use serde_json::{Value, json};
 use super::super::status::Refusal;
 use super::query::Query;
 use super::{Desk, document, documents};
-use crate::cache::{BreakerState, Cache, ImageUsage};
+use crate::cache::{Cache, ImageUsage};
 use crate::http::{Reply, Request};
-use crate::metrics::{ANSWERS, EndpointGauges, Gauges, PoolGauges, UsageGauges};
+use crate::metrics::ANSWERS;
 use crate::oci::{Digest, ImageName, PartReference, Pattern, Reference, Upstream};
-use crate::prune::{Disk, Pins, timestamp};
+use crate::prune::{Disk, Pins, read_pins, timestamp};
 
 /// Entries of a page, if nobody says, and at most.
 const LIMIT: usize = 100;
@@ -212,18 +213,18 @@ fn repositories(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum SortKey {
     Name,
-    Number(std::cmp::Reverse<Option<u64>>),
-    Text(std::cmp::Reverse<Option<String>>),
+    Number(Reverse<Option<u64>>),
+    Text(Reverse<Option<String>>),
 }
 
 impl SortKey {
     fn of(sort: Option<&str>, image: &ImageUsage) -> SortKey {
-        let number = |number| SortKey::Number(std::cmp::Reverse(number));
+        let number = |number| SortKey::Number(Reverse(number));
         match sort {
             Some("size") => number(Some(image.size_bytes)),
             Some("pulled") => number(image.pulled),
             Some("fetched") => number(Some(image.fetched)),
-            Some("created") => SortKey::Text(std::cmp::Reverse(image.created.clone())),
+            Some("created") => SortKey::Text(Reverse(image.created.clone())),
             _ => SortKey::Name,
         }
     }
@@ -315,8 +316,8 @@ fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
         .collect();
     match sort {
         "digest" => all.sort_by_key(|(digest, ..)| digest.to_string()),
-        "references" => all.sort_by_key(|(_, _, references)| std::cmp::Reverse(*references)),
-        _ => all.sort_by_key(|(_, size, _)| std::cmp::Reverse(*size)),
+        "references" => all.sort_by_key(|(_, _, references)| Reverse(*references)),
+        _ => all.sort_by_key(|(_, size, _)| Reverse(*size)),
     }
     let page = all.iter().skip(offset).take(limit).map(|(digest, size, references)| {
         json!({ "digest": digest.to_string(), "sizeBytes": size, "references": references })
@@ -352,7 +353,7 @@ fn pins(cache: &Cache) -> Value {
     let settings = cache.upkeep().pins;
     let configured = settings.pins.iter().map(|pin| (pin.to_string(), "configuration"));
     let listed = settings.lists.iter().flat_map(|path| {
-        let choices = crate::prune::read_pins(path).unwrap_or_default();
+        let choices = read_pins(path).unwrap_or_default();
         choices.into_iter().map(|choice| (choice.to_string(), "list"))
     });
     let kept = cache.store().pins().into_iter().map(|pin| (pin, "cache"));
@@ -374,62 +375,4 @@ pub(super) fn verbose_health(desk: &Desk) -> Value {
             "manifests": counts.manifests_not_cached,
         },
     })
-}
-
-/// What metrics tell beside counters.
-pub(super) fn gauges(desk: &Desk) -> Gauges {
-    let cache = &desk.cache;
-    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
-    let since_epoch = desk.started.duration_since(std::time::SystemTime::UNIX_EPOCH);
-    let pool = |name, load: crate::cache::PoolLoad| PoolGauges {
-        name,
-        fetchers: load.fetchers,
-        busy: load.busy,
-        queued: load.queued,
-        queued_behind: load.queued_behind,
-    };
-    Gauges {
-        version: desk.version,
-        started_seconds: since_epoch.map_or(0.0, |since| since.as_secs_f64()),
-        is_ready: desk.is_ready(),
-        is_offline: cache.is_offline(),
-        connections: desk.edge.connections(),
-        busy_workers: desk.edge.busy_workers(),
-        worker_queue: desk.edge.queue_depth(),
-        flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
-        pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
-        endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
-        damaged_files: cache.counts().damaged_files,
-        disk_used_bytes: disk.used_bytes,
-        disk_free_bytes: disk.free_bytes,
-        disk_size_bytes: disk.size_bytes,
-        cache_size_bytes: room.cap_bytes,
-        free_space_bytes: room.floor_bytes(&disk),
-        usage: cache.store().usage().map(usage_gauges),
-    }
-}
-
-fn endpoints(status: &crate::cache::UpstreamStatus) -> Vec<EndpointGauges> {
-    let of = |endpoint: &crate::cache::EndpointStatus| EndpointGauges {
-        registry: status.upstream.to_string(),
-        url: endpoint.url.clone(),
-        is_open: !matches!(endpoint.breaker, BreakerState::Closed),
-        rate_limit_remaining: endpoint.quota.as_ref().and_then(|quota| quota.remaining),
-        rate_limit: endpoint.quota.as_ref().and_then(|quota| quota.limit),
-    };
-    status.endpoints.iter().map(of).collect()
-}
-
-fn usage_gauges(usage: crate::cache::UsageSummary) -> UsageGauges {
-    let registries = usage.registries.into_iter();
-    UsageGauges {
-        as_of_seconds: usage.as_of,
-        images: usage.images,
-        complete_images: usage.complete_images,
-        manifests: usage.manifests,
-        manifest_bytes: usage.manifest_bytes,
-        blobs: usage.blobs,
-        blob_bytes: usage.blob_bytes,
-        registries: registries.map(|each| (each.name, each.images, each.bytes)).collect(),
-    }
 }

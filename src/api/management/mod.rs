@@ -7,6 +7,7 @@
 mod access;
 mod change;
 mod documents;
+mod gauges;
 mod look;
 mod page;
 mod query;
@@ -236,7 +237,7 @@ impl Desk {
     }
 
     fn metrics(&self) -> Reply {
-        let rendered = self.cache.metrics().render(&look::gauges(self));
+        let rendered = self.cache.metrics().render(&gauges::gauges(self));
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Reply::new(200, Body::Bytes(rendered.into_bytes().into()))
             .header("Content-Type", content_type)

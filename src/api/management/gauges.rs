@@ -1,0 +1,66 @@
+//! What metrics tell beside counters: how it is at the moment they are asked for.
+
+use std::time::SystemTime;
+
+use super::Desk;
+use crate::cache::{BreakerState, EndpointStatus, PoolLoad, UpstreamStatus, UsageSummary};
+use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
+use crate::prune::Disk;
+
+/// What metrics tell beside counters.
+pub(super) fn gauges(desk: &Desk) -> Gauges {
+    let cache = &desk.cache;
+    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
+    let since_epoch = desk.started.duration_since(SystemTime::UNIX_EPOCH);
+    let pool = |name, load: PoolLoad| PoolGauges {
+        name,
+        fetchers: load.fetchers,
+        busy: load.busy,
+        queued: load.queued,
+        queued_behind: load.queued_behind,
+    };
+    Gauges {
+        version: desk.version,
+        started_seconds: since_epoch.map_or(0.0, |since| since.as_secs_f64()),
+        is_ready: desk.is_ready(),
+        is_offline: cache.is_offline(),
+        connections: desk.edge.connections(),
+        busy_workers: desk.edge.busy_workers(),
+        worker_queue: desk.edge.queue_depth(),
+        flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
+        pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
+        endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
+        damaged_files: cache.counts().damaged_files,
+        disk_used_bytes: disk.used_bytes,
+        disk_free_bytes: disk.free_bytes,
+        disk_size_bytes: disk.size_bytes,
+        cache_size_bytes: room.cap_bytes,
+        free_space_bytes: room.floor_bytes(&disk),
+        usage: cache.store().usage().map(usage_gauges),
+    }
+}
+
+fn endpoints(status: &UpstreamStatus) -> Vec<EndpointGauges> {
+    let of = |endpoint: &EndpointStatus| EndpointGauges {
+        registry: status.upstream.to_string(),
+        url: endpoint.url.clone(),
+        is_open: !matches!(endpoint.breaker, BreakerState::Closed),
+        rate_limit_remaining: endpoint.quota.as_ref().and_then(|quota| quota.remaining),
+        rate_limit: endpoint.quota.as_ref().and_then(|quota| quota.limit),
+    };
+    status.endpoints.iter().map(of).collect()
+}
+
+fn usage_gauges(usage: UsageSummary) -> UsageGauges {
+    let registries = usage.registries.into_iter();
+    UsageGauges {
+        as_of_seconds: usage.as_of,
+        images: usage.images,
+        complete_images: usage.complete_images,
+        manifests: usage.manifests,
+        manifest_bytes: usage.manifest_bytes,
+        blobs: usage.blobs,
+        blob_bytes: usage.blob_bytes,
+        registries: registries.map(|each| (each.name, each.images, each.bytes)).collect(),
+    }
+}
