@@ -47,6 +47,12 @@ mod full_disk;
 mod endpoints;
 // The commands beside the server.
 mod commands;
+// Images that are removed because somebody says so, or because it is time.
+mod pruning;
+// Images that are removed so that others fit.
+mod room;
+// The management port: probes, metrics, the API, the page.
+mod management;
 // The program as a process: arguments, errors, signals.
 mod process;
 // The configuration, read again while it runs.
