@@ -16,6 +16,7 @@
 //! | `bundle.rs` | [`bundle::Site`]: tars as tools write them, a cache to import them into |
 //! | `larder.rs` | [`Larder`]: the server under test, in this process |
 //! | `process.rs` | [`Process`](process::Process): the program as a process of its own |
+//! | `openapi.rs` | [`Description`](openapi::Description): what the management API says of itself |
 //! | `site.rs` | [`Site`](site::Site): a cache directory, commands and a server on it, its age |
 //! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
 //! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
@@ -38,6 +39,7 @@ mod fault;
 mod gate;
 mod image;
 pub mod larder;
+pub mod openapi;
 pub mod process;
 mod proxy;
 mod registry;
