@@ -51,8 +51,14 @@ mod commands;
 mod pruning;
 // Images that are removed so that others fit.
 mod room;
-// The management port: probes, metrics, the API, the page.
+// Probes, metrics and the page.
+mod probes;
+// The management API: what there is to see.
 mod management;
+// The management API: what can be done.
+mod operating;
+// Who may do it, and what is said to who may not.
+mod permission;
 // The program as a process: arguments, errors, signals.
 mod process;
 // The configuration, read again while it runs.

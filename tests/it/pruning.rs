@@ -20,10 +20,6 @@ fn sharing() -> [Image; 2] {
         .map(|(label, seed)| Image::new(label).layer(bytes(3000, 7)).layer(bytes(4000, seed)))
 }
 
-fn named<'a>(repository: &'a str, tag: &'a str, image: &'a Image) -> Named<'a> {
-    Named { repository, tag, image }
-}
-
 fn report(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
@@ -32,9 +28,9 @@ fn report(text: &str) -> Value {
 fn pruned_image_is_pulled_cold_again_and_shared_layers_stay_and_are_served() {
     let registry = FakeRegistry::start();
     let images = sharing();
-    let (one, two) = (named("app", "1", &images[0]), named("app", "2", &images[1]));
+    let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &images[0]), named("app", "2", &images[1])]);
+    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
     let desk = site.serve();
     two.pull(desk.serving());
     let shared = images[0].layers()[0].digest.clone();
@@ -68,7 +64,7 @@ fn dry_run_changes_nothing_and_says_what_the_real_one_will() {
     let registry = FakeRegistry::start();
     let images = sharing();
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &images[0]), named("app", "2", &images[1])]);
+    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
     let before = site.listed(&[]);
     let dry = report(&site.done(&["prune", "app:1", "--dry-run", "--json"]));
     let said = site.done(&["prune", "app:1", "--dry-run"]);
@@ -103,10 +99,10 @@ fn what_is_said_has_to_hold_altogether() {
     let site = Site::new(&registry, "");
     let all = || {
         [
-            named("alpine", "3", &images[0]),
-            named("alpine", "edge", &images[1]),
-            named("busybox", "3", &images[2]),
-            named("debian", "12", &images[3]),
+            Named::new("alpine", "3", &images[0]),
+            Named::new("alpine", "edge", &images[1]),
+            Named::new("busybox", "3", &images[2]),
+            Named::new("debian", "12", &images[3]),
         ]
     };
     site.fill(&registry, &all());
@@ -150,7 +146,7 @@ fn nothing_said_is_a_usage_error_and_so_is_nonsense() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &image)]);
+    site.fill(&registry, &[Named::new("app", "1", &image)]);
     for (words, said) in [
         (&[][..], "which images?"),
         (&["--dry-run"], "which images?"),
@@ -175,7 +171,7 @@ fn what_is_younger_than_ten_minutes_goes_the_next_time() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &image)]);
+    site.fill(&registry, &[Named::new("app", "1", &image)]);
     let young = &image.layers()[0].digest;
     let file = site.root().join("blobs").join(young.replace(':', "/"));
     set_back(&file, Duration::ZERO);
@@ -200,7 +196,7 @@ fn pinned_images_stay_unless_they_are_meant_as_well() {
         ["alpine", "busybox", "debian", "nginx", "redis"].into_iter().zip(&images).map(
             |(name, image)| {
                 let tag = if matches!(name, "alpine" | "busybox") { "3" } else { "1" };
-                named(name, tag, image)
+                Named::new(name, tag, image)
             },
         )
     };
@@ -221,7 +217,7 @@ fn pins_that_cannot_be_read_stop_a_prune() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &image)]);
+    site.fill(&registry, &[Named::new("app", "1", &image)]);
     let list = site.path("list");
     site.configure(&format!("pinLists: [{}]", list.display()));
     let refused = |said: &str| {
@@ -248,9 +244,9 @@ fn pins_are_set_listed_and_taken_off() {
     site.fill(
         &registry,
         &[
-            named("alpine", "3", &images[0]),
-            named("alpine", "edge", &images[1]),
-            named("busybox", "1", &images[2]),
+            Named::new("alpine", "3", &images[0]),
+            Named::new("alpine", "edge", &images[1]),
+            Named::new("busybox", "1", &images[2]),
         ],
     );
     let list = site.path("more");
@@ -300,10 +296,10 @@ fn import_pins_what_it_imports_if_that_is_wished() {
     let registry = FakeRegistry::start();
     let images = [Image::sample("a"), Image::sample("b")];
     let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));
-    near.fill(&registry, &[named("app", "1", &images[0])]);
+    near.fill(&registry, &[Named::new("app", "1", &images[0])]);
     let bundle = near.path("one.tar").display().to_string();
     near.done(&["export", "--all", "--output", &bundle]);
-    far.fill(&registry, &[named("app", "2", &images[1])]);
+    far.fill(&registry, &[Named::new("app", "2", &images[1])]);
     let (code, _, said) = far.run(&["import", "--pin", &bundle]);
     assert!(code == Some(0) && said.contains("1 images pinned"), "{said}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
@@ -321,8 +317,8 @@ fn clients_in_the_middle_of_a_download_and_of_a_cached_blob_get_all_of_it() {
     let cached = Image::new("cached").layer(bytes(12_000_000, 1));
     let arriving = Image::new("arriving").layer(bytes(400_000, 2));
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("cached", "1", &cached)]);
-    named("arriving", "1", &arriving).publish(&registry);
+    site.fill(&registry, &[Named::new("cached", "1", &cached)]);
+    Named::new("arriving", "1", &arriving).publish(&registry);
     let gate = Gate::new();
     let layer = &arriving.layers()[0];
     registry.fault(On::get_blob(&layer.digest), Fault::GateAfter(200_000, gate.clone()));
@@ -352,7 +348,7 @@ fn clients_in_the_middle_of_a_download_and_of_a_cached_blob_get_all_of_it() {
 fn pulls_at_the_same_time_as_prunes_get_the_right_bytes() {
     let registry = FakeRegistry::start();
     let images = sharing();
-    let all = || [named("app", "1", &images[0]), named("app", "2", &images[1])];
+    let all = || [Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])];
     let site = Site::new(&registry, "");
     site.fill(&registry, &all());
     let desk = site.serve();
@@ -385,9 +381,9 @@ fn what_is_old_is_pruned_by_the_clock_and_only_said_in_a_dry_run() {
         let images = [Image::sample("old"), Image::sample("new"), Image::sample("kept")];
         let site = Site::new(&registry, "");
         let all = [
-            named("app", "old", &images[0]),
-            named("app", "new", &images[1]),
-            named("app", "kept", &images[2]),
+            Named::new("app", "old", &images[0]),
+            Named::new("app", "new", &images[1]),
+            Named::new("app", "kept", &images[2]),
         ];
         site.fill(&registry, &all);
         site.unused_for(&all[0], 30);
@@ -402,7 +398,7 @@ fn what_is_old_is_pruned_by_the_clock_and_only_said_in_a_dry_run() {
         let mut desk = site.serve();
         let words =
             if is_dry_run { "pruneConfig (dryRun): 1 images" } else { "pruneConfig: 1 images" };
-        let said = desk.process.wait_until_it_logs(words);
+        let said = desk.hear(words);
         assert!(said.contains("1 images are pinned"), "{said}");
         assert_eq!(site.listed(&[]).len(), if is_dry_run { 3 } else { 2 });
         assert_eq!(site.has_all(&all[0]), is_dry_run);
@@ -421,8 +417,9 @@ fn what_came_long_ago_is_pruned_by_the_clock_as_many_at_a_time_as_is_said() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
     let site = Site::new(&registry, "");
-    let all =
-        || ["1", "2", "3"].into_iter().zip(&images).map(|(tag, image)| named("app", tag, image));
+    let all = || {
+        ["1", "2", "3"].into_iter().zip(&images).map(|(tag, image)| Named::new("app", tag, image))
+    };
     site.fill(&registry, &all().collect::<Vec<_>>());
     for (each, unused) in all().take(2).zip([2, 3]) {
         site.fetched_ago(&each, 48);
@@ -435,8 +432,9 @@ fn what_came_long_ago_is_pruned_by_the_clock_as_many_at_a_time_as_is_said() {
     fs::write(&mark, "").expect("a file");
     set_back(&mark, HOURS);
     let mut desk = site.serve();
-    desk.process.wait_until_it_logs("pruneConfig: 1 images");
+    desk.hear("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:1", "docker.io/library/app:3"]);
+    until("the mark's renewal", || is_new(&mark));
     set_back(&mark, HOURS);
     desk.process.wait_until_it_logs("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:3"]);
@@ -447,9 +445,9 @@ fn what_came_long_ago_is_pruned_by_the_clock_as_many_at_a_time_as_is_said() {
 fn image_that_was_just_pulled_is_not_unused() {
     let registry = FakeRegistry::start();
     let images = [Image::sample("a"), Image::sample("b")];
-    let (one, two) = (named("app", "1", &images[0]), named("app", "2", &images[1]));
+    let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[named("app", "1", &images[0]), named("app", "2", &images[1])]);
+    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
     let desk = site.serve();
     one.pull(desk.serving());
     site.done(&["prune", "--unused-for", "30m"]);

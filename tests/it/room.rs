@@ -118,7 +118,7 @@ fn when_everything_is_pinned_the_pull_succeeds_past_the_cache_and_the_log_says_w
     site.done(&["pin", "a:1"]);
     let new = named("d", &images[3]);
     passes(&desk, &new);
-    let said = desk.process.wait_until_it_logs("[ERROR]");
+    let said = desk.hear("[ERROR]");
     for words in [
         "the cache has reached cacheSize",
         "everything else is pinned (3 images)",
@@ -206,7 +206,7 @@ fn pins_that_cannot_be_read_stop_the_evicting_and_are_said() {
     let mut desk = serve(&site, &format!("{CAP}\npinLists: [{}]", list.display()));
     let new = named("d", &images[3]);
     passes(&desk, &new);
-    let said = desk.process.wait_until_it_logs("[ERROR]");
+    let said = desk.hear("[ERROR]");
     assert!(said.contains("cannot read the pins in") && said.contains("pins.txt"), "{said}");
     assert_eq!(kept(&site, &images), [true; 3]);
     let problem = desk.look("pins")["problem"].as_str().map(str::to_owned).unwrap_or_default();
@@ -225,7 +225,7 @@ fn free_space_that_cannot_be_had_costs_no_image_and_lets_pulls_pass() {
     let site = site(&registry, &images);
     // More than all that could be evicted: with less nobody would be helped.
     let mut desk = serve(&site, "freeSpace: 99%");
-    let said = desk.process.wait_until_it_logs("[ERROR]");
+    let said = desk.hear("[ERROR]");
     assert!(said.contains("the disk has no more than freeSpace left"), "{said}");
     passes(&desk, &named("d", &images[3]));
     assert_eq!(kept(&site, &images), [true; 3]);

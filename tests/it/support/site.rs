@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::client::{self, Connection};
 use super::larder::{blob, files, manifest, until};
 use super::process::{Process, run};
-use super::{FakeRegistry, Image, Publish, Response};
+use super::{FakeRegistry, Fault, Gate, Image, On, Publish, Response, bytes};
 
 /// What [`Site::token`] puts into the token file.
 pub const TOKEN: &str = "s3cret";
@@ -43,6 +43,12 @@ pub struct Named<'a> {
     pub repository: &'a str,
     pub tag: &'a str,
     pub image: &'a Image,
+}
+
+impl<'a> Named<'a> {
+    pub fn new(repository: &'a str, tag: &'a str, image: &'a Image) -> Named<'a> {
+        Named { repository, tag, image }
+    }
 }
 
 impl Named<'_> {
@@ -94,6 +100,18 @@ impl Site {
         fs::write(site.path("token"), format!("{TOKEN}\n")).expect("a file can be written");
         site.configure(further);
         site
+    }
+
+    /// A registry that has a blob of a million bytes in `library/big`, of which so many come before a gate,
+    /// once: with its content, its digest and the gate.
+    pub fn gated(come: usize) -> (FakeRegistry, Site, Vec<u8>, String, Gate) {
+        let registry = FakeRegistry::start();
+        let site = Site::new(&registry, "");
+        let content = bytes(1_000_000, 1);
+        let digest = registry.add_blob("library/big", &content);
+        let gate = Gate::new();
+        registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(come, gate.clone()));
+        (registry, site, content, digest, gate)
     }
 
     /// Replaces what was configured beside the registry.
@@ -258,12 +276,25 @@ impl Desk {
         until("a count of the disk", || self.look("status")["disk"]["usedBytes"].is_u64());
     }
 
+    /// Waits until the list of images has that many, and returns it: it comes from a walk in the background.
+    #[track_caller]
+    pub fn wait_for_images(&self, many: u64) -> Value {
+        until("the list of images", || self.look("images")["total"] == many);
+        self.look("images")
+    }
+
     /// A GET on the serving port whose answer is read by nobody yet.
     #[track_caller]
     pub fn begin(&self, target: &str) -> Connection {
         let mut connection = Connection::open(self.serving());
         connection.send("GET", target, &[]);
         connection
+    }
+
+    /// The first line of its log with these words, whether it comes yet or came before it listened.
+    pub fn hear(&mut self, words: &str) -> String {
+        let said = self.process.banner.lines().find(|line| line.contains(words)).map(str::to_owned);
+        said.unwrap_or_else(|| self.process.wait_until_it_logs(words))
     }
 
     /// Ends the server, which must end well, and returns all that it has logged.
