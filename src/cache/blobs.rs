@@ -211,8 +211,9 @@ impl Cache {
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.inner.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
-        self.inner.uncancel(&key);
         pilot.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        // After the landing: nobody finds this flight any more to leave a note that would end the next.
+        self.inner.uncancel(&key);
         if is_wrong && self.inner.should_try_again(&key) {
             self.ask_for_blob(&name, &key.1, size_hint);
         }

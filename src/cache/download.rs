@@ -108,6 +108,7 @@ impl<'a, S: Sink> Download<'a, S> {
         let source = self.inner.source(&self.name.upstream)?;
         loop {
             self.inner.stop_if_offline()?;
+            self.stop_if_unwanted()?;
             let begun = source.blob(&BlobAsk {
                 repository: &self.name.repository,
                 digest: &self.digest,

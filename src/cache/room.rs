@@ -35,12 +35,11 @@ impl Inner {
             return refuse("it is larger than the bound itself");
         }
         let now = self.now();
-        let is_recent =
-            |tried: SystemTime| now.duration_since(tried).is_ok_and(|age| age < TRIED_AGAIN_AFTER);
-        if tried_in_vain.is_some_and(is_recent) {
+        if was_within(*tried_in_vain, TRIED_AGAIN_AFTER, now) {
             return refuse("there was nothing to evict a moment ago");
         }
-        let at_least = policy.lacking(&disk, more_bytes);
+        // What does not help a fetch is not evicted for it; where none waits, every byte is one.
+        let at_least = if more_bytes == 0 { 0 } else { policy.lacking(&disk, more_bytes) };
         let why = match self.evict(Request::Room { bytes, at_least }, now) {
             Ok(report) if policy.lacking(&Disk::of(&self.store), more_bytes) > 0 => {
                 format!(

@@ -124,7 +124,7 @@ pub fn prune(
     let is_dry_run = matches!(request, Request::Matching { is_dry_run: true, .. });
     if is_dry_run {
         let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
-        let round = Round::plan(store, pins, request, now, &catalogue)?;
+        let round = Round::plan(store, pins, request, now, &catalogue, None)?;
         return Ok(round.would_be());
     }
     let mut report = Report::default();
@@ -138,7 +138,7 @@ pub fn prune(
             },
             matching => matching,
         };
-        let mut round_of = Round::plan(store, pins, left, now, &catalogue)?;
+        let mut round_of = Round::plan(store, pins, left, now, &catalogue, Some(&sweep))?;
         if let (Request::Matching { criteria, .. }, true) = (request, report.removed > 0) {
             round_of.keep_to(criteria.count.map(|count| count.saturating_sub(report.removed)));
         }
@@ -197,6 +197,7 @@ impl<'a> Round<'a> {
         request: Request<'_>,
         now: SystemTime,
         catalogue: &'a Catalogue,
+        sweep: Option<&Sweep>,
     ) -> Result<Round<'a>, PruneError> {
         // After the look: a pin that was set meanwhile counts.
         let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
@@ -232,7 +233,9 @@ impl<'a> Round<'a> {
                     .collect();
                 // Blobs younger than the grace period would stay whatever becomes of their names.
                 let in_use_since = now.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
-                let rubbish = catalogue.unreferenced_bytes;
+                // Of what nothing needs, that which goes in any case: what is young stays.
+                let goes = |sweep: &Sweep| sweep.bytes_to_free(&catalogue.unreferenced, GRACE);
+                let rubbish = sweep.map_or(0, goes);
                 let wanted = bytes.saturating_sub(rubbish);
                 let plan = plan_room(&candidates, &leftovers, &sizes, wanted, in_use_since);
                 match plan.freed_bytes + rubbish >= at_least {

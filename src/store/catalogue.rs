@@ -20,8 +20,8 @@ pub struct Catalogue {
     pub images: Vec<CatalogueImage>,
     /// What images need, here or not.
     pub content: Vec<Content>,
-    /// Bytes of blobs that no image needs.
-    pub unreferenced_bytes: u64,
+    /// Blobs that no image needs.
+    pub unreferenced: Vec<Content>,
     numbers: HashMap<Digest, u32>,
 }
 
@@ -55,7 +55,7 @@ pub struct CatalogueImage {
     pub content: Vec<u32>,
 }
 
-/// A manifest, config or layer that an image needs.
+/// A manifest, config or layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Content {
     /// Its digest.
@@ -106,9 +106,9 @@ impl Store {
             catalogue.add(self, name, &sizes);
             Ok(())
         });
-        let needed = |(digest, _): &(&Digest, &u64)| catalogue.numbers.contains_key(*digest);
-        let unreferenced = sizes.iter().filter(|each| !needed(each)).map(|(_, size)| *size).sum();
-        catalogue.unreferenced_bytes = unreferenced;
+        let content = sizes.iter().map(|(digest, size)| Content { digest: *digest, size: *size });
+        catalogue.unreferenced =
+            content.filter(|each| !catalogue.numbers.contains_key(&each.digest)).collect();
         walked.ok().map(|()| catalogue)
     }
 }

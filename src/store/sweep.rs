@@ -24,7 +24,7 @@
 //! Killed between the names and the blobs: blobs without names, which the next sweep takes. Names go
 //! tag first, so that no tag is ever left whose manifest is gone.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::catalogue::RepositoryTimes;
+use super::catalogue::{Content, RepositoryTimes};
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, names_in};
 use super::refs::ManifestRecord;
@@ -232,6 +232,23 @@ impl Sweep {
         Ok(swept)
     }
 
+    /// How many bytes [`Sweep::sweep`] would free of these, as they are now.
+    pub fn bytes_to_free(&self, of: &[Content], grace: Duration) -> u64 {
+        let layout = &self.store.inner.layout;
+        let is_old = |content: &&Content| {
+            let metadata = fs::metadata(layout.blob(&content.digest));
+            metadata.is_ok_and(|metadata| !self.is_young(&metadata, grace))
+        };
+        of.iter().filter(is_old).map(|content| content.size).sum()
+    }
+
+    /// Whether a blob has to stay although nothing names it.
+    fn is_young(&self, metadata: &Metadata, grace: Duration) -> bool {
+        let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
+        // What was named since is younger than the sweep, so its age is none at all.
+        age.is_none_or(|age| age.is_zero() || age < grace)
+    }
+
     fn remove_blob(
         &self,
         digest: &Digest,
@@ -240,9 +257,7 @@ impl Sweep {
     ) -> Result<(), StoreError> {
         let path = self.store.inner.layout.blob(digest);
         let Ok(metadata) = fs::metadata(&path) else { return Ok(()) };
-        let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
-        // What was named since is younger than the sweep, so its age is none at all.
-        if age.is_none_or(|age| age.is_zero() || age < grace) {
+        if self.is_young(&metadata, grace) {
             swept.young += 1;
             return Ok(());
         }

@@ -47,6 +47,18 @@ mod full_disk;
 mod endpoints;
 // The commands beside the server.
 mod commands;
+// Images that are removed because somebody says so, or because it is time.
+mod pruning;
+// Images that are removed so that others fit.
+mod room;
+// Probes, metrics and the page.
+mod probes;
+// The management API: what there is to see.
+mod management;
+// The management API: what can be done.
+mod operating;
+// Who may do it, and what is said to who may not.
+mod permission;
 // The program as a process: arguments, errors, signals.
 mod process;
 // The configuration, read again while it runs.

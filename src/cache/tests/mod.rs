@@ -5,6 +5,8 @@
 mod blobs;
 mod housekeeping;
 mod manifests;
+mod room;
+mod traffic;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -150,10 +152,12 @@ impl Source for FakeSource {
     ) -> Result<(Digest, Manifest), UpstreamError> {
         self.call(format!("GET {reference}"))?;
         match self.manifests.lock().unwrap().get(&reference.to_string()) {
-            Some(bytes) => Ok((
-                Digest::of(Algorithm::Sha256, bytes),
-                Manifest::parse(bytes.as_slice().into(), Some(MediaType::OCI_MANIFEST)).unwrap(),
-            )),
+            Some(bytes) => {
+                let is_index = bytes.windows(11).any(|part| part == b"\"manifests\"");
+                let kind = if is_index { MediaType::OCI_INDEX } else { MediaType::OCI_MANIFEST };
+                let manifest = Manifest::parse(bytes.as_slice().into(), Some(kind)).unwrap();
+                Ok((Digest::of(Algorithm::Sha256, bytes), manifest))
+            }
             None => Self::not_found(format!("GET {reference}")),
         }
     }
@@ -236,6 +240,16 @@ fn wait<T>(mut poll: impl FnMut(&Waker) -> Poll<T>) -> T {
             bell.changed.wait_timeout_while(rung, limit, |rung| !*rung).unwrap();
         assert!(!timeout.timed_out(), "nobody woke the waiter");
         *rung = false;
+    }
+}
+
+/// Looks again and again until something holds that nobody signals.
+#[track_caller]
+fn until(holds: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "ten seconds have passed without it");
+        std::thread::yield_now();
     }
 }
 

@@ -431,7 +431,8 @@ pub fn until(awaited: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn files(directory: &Path) -> Vec<PathBuf> {
+/// Every file below a directory.
+pub fn files(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut found = Vec::new();
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {

@@ -16,6 +16,8 @@
 //! | `bundle.rs` | [`bundle::Site`]: tars as tools write them, a cache to import them into |
 //! | `larder.rs` | [`Larder`]: the server under test, in this process |
 //! | `process.rs` | [`Process`](process::Process): the program as a process of its own |
+//! | `openapi.rs` | [`Description`](openapi::Description): what the management API says of itself |
+//! | `site.rs` | [`Site`](site::Site): a cache directory, commands and a server on it, its age |
 //! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
 //! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
 //! | `source.rs` | the project's source as text, for `tidy.rs` |
@@ -37,6 +39,7 @@ mod fault;
 mod gate;
 mod image;
 pub mod larder;
+pub mod openapi;
 pub mod process;
 mod proxy;
 mod registry;
@@ -45,6 +48,7 @@ pub mod script;
 mod selftest;
 mod selftest_auth;
 mod server;
+pub mod site;
 pub mod source;
 mod tls;
 mod token;
@@ -62,7 +66,7 @@ pub use fault::{Fault, On};
 pub use gate::Gate;
 pub use image::{Blob, Descriptor, Image, Index, Publish, media_type};
 pub use proxy::FakeProxy;
-pub use registry::FakeRegistry;
+pub use registry::{FakeRegistry, reserve_port};
 pub use response::{End, Head, Response};
 pub use script::script;
 pub use tls::{Authority, Identity};

@@ -372,7 +372,7 @@ impl Drop for FakeRegistry {
 
 /// A port of our own. While the socket is bound nobody is given the port, and as it never listens,
 /// connections are refused unless a listener of ours shares it (both have SO_REUSEADDR).
-fn reserve_port() -> (OwnedFd, SocketAddr) {
+pub fn reserve_port() -> (OwnedFd, SocketAddr) {
     // Not inherited: a server under test that was started as a child must not keep the port.
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)

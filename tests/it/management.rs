@@ -1,0 +1,322 @@
+//! The management API: every operation as `docs/openapi.yaml` says, and what there is to see.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::support::client::{get, request};
+use crate::support::larder::{blob, manifest, until};
+use crate::support::openapi::Description;
+use crate::support::site::{Desk, Named, Site, TOKEN};
+use crate::support::{
+    Connection, FakeRegistry, Fault, Gate, Image, Index, On, absent_digest, bytes,
+};
+
+/// A path and its query.
+fn escaped(text: &str) -> String {
+    text.replace('/', "%2F").replace('@', "%40").replace('?', "%3F")
+}
+
+/// The names in a list of images.
+fn names(list: &Value) -> Vec<String> {
+    let images = list["images"].as_array().expect("images").iter();
+    images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[test]
+fn every_operation_is_answered_as_the_document_says() {
+    let description = Description::read();
+    let registry = FakeRegistry::start();
+    let (image, other) = (Image::sample("a"), Image::sample("b"));
+    let site = Site::new(&registry, "");
+    site.fill(&registry, &[Named::new("app", "1", &image), Named::new("app", "2", &other)]);
+    site.configure("pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB");
+    let digest = registry.add_blob("library/big", &bytes(100_000, 1));
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let desk = site.serve();
+    desk.wait_for_images(2);
+    let mut client = desk.begin(&blob("library/big", &digest));
+    client.read_head();
+    client.read_body(40_000);
+
+    let bearer = format!("Bearer {TOKEN}");
+    let mut covered = BTreeSet::new();
+    let mut check = |operation: &str, query: &str, status: u16| {
+        let (method, path) = operation.split_once(' ').expect("a method and a path");
+        let authorization = [("Authorization", bearer.as_str())];
+        let headers = if method == "GET" { &[][..] } else { &authorization[..] };
+        let got = request(desk.management, method, &format!("{path}{query}"), headers);
+        assert_eq!(got.status, status, "{operation}{query}: {got:?}");
+        let kind = got.header("content-type").unwrap_or_default();
+        description.check(operation, status, kind, &got.text());
+        assert_eq!(got.header("cache-control"), Some("no-store"), "{operation}");
+        assert_eq!(got.header("x-content-type-options"), Some("nosniff"), "{operation}");
+        covered.insert(operation.to_owned());
+        if method == "GET" {
+            let head = request(desk.management, "HEAD", &format!("{path}{query}"), headers);
+            assert_eq!((head.status, head.body.len()), (status, 0), "HEAD {path}");
+        }
+    };
+    for operation in ["livez", "readyz", "health", "metrics", "openapi.yaml"] {
+        check(&format!("GET /{operation}"), "", 200);
+    }
+    let big = format!("?upstream=docker.io&digest={digest}");
+    for (operation, query, status) in [
+        ("GET /api/v1/status", "", 200),
+        ("GET /api/v1/images", "", 200),
+        ("GET /api/v1/images", "?limit=0", 400),
+        ("GET /api/v1/image", "?image=app:1", 200),
+        ("GET /api/v1/image", "?image=app:9", 404),
+        ("GET /api/v1/image", "", 400),
+        ("GET /api/v1/blobs", "", 200),
+        ("GET /api/v1/blobs", "?sort=age", 400),
+        ("GET /api/v1/flights", "", 200),
+        ("DELETE /api/v1/flights", &big, 202),
+        ("DELETE /api/v1/flights", "?upstream=docker.io", 400),
+        ("GET /api/v1/upstreams", "", 200),
+        ("POST /api/v1/pins", "?pattern=app:1", 200),
+        ("POST /api/v1/pins", "", 400),
+        ("GET /api/v1/pins", "", 200),
+        ("DELETE /api/v1/pins", "?pattern=app:1", 200),
+        ("DELETE /api/v1/pins", "?pattern=app:1", 404),
+        ("POST /api/v1/prune", "?pattern=app:2&dryRun=true", 200),
+        ("POST /api/v1/prune", "?pattern=app:2", 200),
+        ("POST /api/v1/prune", "", 400),
+        ("POST /api/v1/prefetch", "?image=app:2", 202),
+        ("POST /api/v1/prefetch", "", 400),
+        ("POST /api/v1/flights/resume", "", 202),
+    ] {
+        check(operation, query, status);
+    }
+    let absent = format!("?upstream=docker.io&digest={}", absent_digest(1));
+    check("DELETE /api/v1/flights", &absent, 404);
+    gate.open();
+    assert_eq!(covered, description.operations());
+}
+
+#[test]
+fn status_tells_the_whole_in_one_answer() {
+    let registry = FakeRegistry::start();
+    let (image, other) = (Image::sample("a"), Image::sample("b"));
+    let site = Site::new(&registry, "cacheSize: 1GB");
+    site.fill(&registry, &[Named::new("app", "1", &image), Named::new("db", "1", &other)]);
+    let desk = site.serve();
+    desk.wait_for_images(2);
+    desk.wait_until_counted();
+    let status = desk.look("status");
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    for (field, expected) in
+        [("ready", true), ("offline", false), ("airGapped", false), ("readOnly", false)]
+    {
+        assert_eq!(status[field], expected, "{field}");
+    }
+    let usage = &status["usage"];
+    for (field, expected) in
+        [("images", 2), ("completeImages", 2), ("repositories", 2), ("manifests", 2), ("blobs", 6)]
+    {
+        assert_eq!(usage[field], expected, "{field}: {usage}");
+    }
+    let manifests = image.manifest().len() + other.manifest().len();
+    assert_eq!(usage["manifestBytes"], manifests);
+    let of = |image: &Image| {
+        image.config().bytes.len()
+            + image.layers().iter().map(|each| each.bytes.len()).sum::<usize>()
+    };
+    let blobs = of(&image) + of(&other);
+    assert_eq!(usage["blobBytes"], blobs);
+    assert_eq!(usage["registries"][0]["name"], "docker.io");
+    assert_eq!(usage["registries"][0]["bytes"], manifests + blobs);
+    assert_eq!(status["disk"]["usedBytes"], manifests + blobs);
+    assert_eq!(status["disk"]["cacheSizeBytes"], 1_000_000_000);
+    let connection = Connection::open(desk.serving());
+    until("one more connection", || desk.look("status")["connections"] == 1);
+    drop(connection);
+    site.done(&["offline", "on"]);
+    until("the switch", || desk.look("status")["offline"] == true);
+    assert_eq!(desk.metric("larder_offline"), 1.0);
+    for what in ["flights/resume", "prefetch?image=app:1"] {
+        let got = desk.change("POST", what);
+        assert!(got.status == 409 && got.text().contains("larder offline"), "{what}: {got:?}");
+    }
+}
+
+#[test]
+fn images_are_filtered_sorted_and_paged() {
+    let registry = FakeRegistry::start();
+    let (small, middle) = (Image::sample("a"), Image::sample("b").layer(bytes(9000, 3)));
+    let (large, partial) = (Image::sample("c").layer(bytes(90_000, 4)), Image::sample("d"));
+    let site = Site::new(&registry, "pin: [beta]\ntags: [{pattern: '2', tagTtl: always}]");
+    let whole = [
+        Named::new("alpha", "1", &small),
+        Named::new("alpha", "2", &large),
+        Named::new("beta", "1", &middle),
+    ];
+    site.fill(&registry, &whole);
+    for (each, hours) in whole.iter().zip([3, 9, 6]) {
+        site.fetched_ago(each, hours);
+        site.unused_for(each, 10 - hours);
+    }
+    // Its manifest alone, and after all of the others.
+    Named::new("gamma", "1", &partial).publish(&registry);
+    let desk = site.serve();
+    assert_eq!(get(desk.serving(), &manifest("library/gamma", "1")).status, 200);
+    desk.log();
+    let desk = site.serve();
+    let all = desk.wait_for_images(4);
+    assert!(all["asOf"].is_string() && all["next"].is_null(), "{all}");
+    let layer = &large.layers()[2].digest;
+    for (query, expected) in [
+        ("", &["alpha:1", "alpha:2", "beta:1", "gamma:1"][..]),
+        ("pattern=*alpha*", &["alpha:1", "alpha:2"]),
+        ("pattern=docker.io/library/beta", &["beta:1"]),
+        ("pattern=*:2&pattern=/gam+a/", &["alpha:2"]),
+        ("pattern=*:2&pattern=/gam%2Ba/", &["alpha:2", "gamma:1"]),
+        ("registry=docker.io&pattern=*:2", &["alpha:2"]),
+        ("registry=quay.io", &[]),
+        ("state=complete", &["alpha:1", "alpha:2", "beta:1"]),
+        ("state=partial", &["gamma:1"]),
+        ("pinned=true", &["beta:1"]),
+        ("pinned=false&state=complete", &["alpha:1", "alpha:2"]),
+        ("sort=name", &["alpha:1", "alpha:2", "beta:1", "gamma:1"]),
+        ("sort=size", &["alpha:2", "beta:1", "alpha:1", "gamma:1"]),
+        ("sort=pulled", &["gamma:1", "alpha:2", "beta:1", "alpha:1"]),
+        ("sort=fetched", &["gamma:1", "alpha:1", "beta:1", "alpha:2"]),
+        ("sort=size&limit=2", &["alpha:2", "beta:1"]),
+        ("sort=size&limit=2&offset=2", &["alpha:1", "gamma:1"]),
+        ("offset=4", &[]),
+        ("limit=1&offset=3", &["gamma:1"]),
+        (&format!("digest={layer}"), &["alpha:2"]),
+        (&format!("digest={}", middle.digest()), &["beta:1"]),
+        (&format!("digest={}", absent_digest(1)), &[]),
+    ] {
+        let list = desk.look(&format!("images?{query}"));
+        let short = names(&list).into_iter().map(|name| name.replace("docker.io/library/", ""));
+        assert_eq!(short.collect::<Vec<_>>(), expected, "{query}");
+    }
+    let page = desk.look("images?limit=3");
+    assert_eq!((&page["total"], &page["next"]), (&json!(4), &json!(3)));
+    assert_eq!(desk.look("images?limit=3&offset=3")["next"], Value::Null);
+    let beta = &all["images"][2];
+    assert_eq!(beta["digest"], middle.digest());
+    assert_eq!(beta["mediaType"], middle.media_type());
+    assert_eq!(
+        [&beta["complete"], &beta["pinned"], &beta["stale"]],
+        [&json!(true), &json!(true), &json!(false)]
+    );
+    assert_eq!(
+        [&beta["manifests"], &beta["blobs"], &beta["missingBytes"]],
+        [&json!(1), &json!(4), &json!(0)]
+    );
+    let missing = partial.layers().iter().map(|each| each.bytes.len()).sum::<usize>()
+        + partial.config().bytes.len();
+    let gamma = &all["images"][3];
+    assert_eq!([&gamma["complete"], &gamma["missingBytes"]], [&json!(false), &json!(missing)]);
+    // Upstream would be asked before this one is served.
+    assert_eq!(all["images"][1]["stale"], true);
+}
+
+#[test]
+fn image_is_shown_with_its_tree_and_blobs_with_their_references() {
+    let registry = FakeRegistry::start();
+    let (amd64, arm64) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
+    let index = Index::new().image(&amd64).image(&arm64);
+    registry.add("library/app", "1", &index);
+    registry.add("library/copy", "1", &amd64);
+    let site = Site::new(&registry, "");
+    site.done(&["load", "copy:1"]);
+    let desk = site.serve();
+    assert_eq!(get(desk.serving(), &manifest("library/app", "1")).status, 200);
+    assert_eq!(get(desk.serving(), &manifest("library/app", &amd64.digest())).status, 200);
+    for name in ["app:1", "docker.io/library/app:1"] {
+        let shown = desk.look(&format!("image?image={}", escaped(name)));
+        assert_eq!(shown["image"], "docker.io/library/app:1");
+        assert_eq!(shown["digest"], index.digest());
+        assert_eq!(
+            (&shown["complete"], &shown["platforms"]),
+            (&json!(true), &json!(["linux/amd64"]))
+        );
+        let tree = shown["tree"].as_array().expect("a tree");
+        let nodes: Vec<[&Value; 3]> = tree
+            .iter()
+            .map(|each| [&each["digest"], &each["platform"], &each["present"]])
+            .collect();
+        let expected = [
+            [json!(index.digest()), Value::Null, json!(true)],
+            [json!(amd64.digest()), json!("linux/amd64"), json!(true)],
+            [json!(arm64.digest()), json!("linux/arm64"), json!(false)],
+        ];
+        assert_eq!(nodes, expected.each_ref().map(|each| each.each_ref()));
+        let blobs = tree[1]["blobs"].as_array().expect("blobs");
+        assert_eq!(blobs.len(), 3);
+        let layer = &amd64.layers()[1];
+        let shown = blobs.iter().find(|each| each["digest"] == layer.digest).expect("it is there");
+        assert_eq!(
+            (&shown["sizeBytes"], &shown["present"]),
+            (&json!(layer.bytes.len()), &json!(true))
+        );
+    }
+    let got = desk.ask("/api/v1/image?image=app");
+    assert!(got.status == 404 && got.text().contains("docker.io/library/app:latest"), "{got:?}");
+
+    let stray = registry.add_blob("library/stray", &bytes(10, 5));
+    assert_eq!(get(desk.serving(), &blob("library/stray", &stray)).status, 200);
+    until("the blob's name", || site.has(&stray));
+    let layer = &amd64.layers()[1];
+    for (digest, references) in
+        [(&layer.digest, 2), (&amd64.digest(), 2), (&index.digest(), 1), (&stray, 0)]
+    {
+        let shown = desk.look(&format!("blobs?digest={digest}"));
+        assert_eq!((&shown["total"], &shown["next"]), (&json!(1), &Value::Null));
+        assert_eq!(shown["blobs"][0]["references"], references, "{shown}");
+    }
+    let all = desk.look("blobs");
+    assert_eq!((&all["total"], &all["blobs"][0]["digest"]), (&json!(6), &json!(layer.digest)));
+    let page = desk.look("blobs?sort=references&limit=4");
+    assert_eq!(page["next"], 4);
+    let page = page["blobs"].as_array().expect("blobs");
+    assert!(page.iter().all(|each| each["references"] == 2), "{page:?}");
+    let by_digest = desk.look("blobs?sort=digest");
+    let digests: Vec<&str> = by_digest["blobs"]
+        .as_array()
+        .expect("blobs")
+        .iter()
+        .filter_map(|each| each["digest"].as_str())
+        .collect();
+    assert!(digests.is_sorted(), "{digests:?}");
+}
+
+#[test]
+fn upstreams_are_told_with_a_breaker_that_is_open() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("a");
+    let site = Site::new(&registry, "");
+    Named::new("app", "1", &image).publish(&registry);
+    let desk = site.serve();
+    assert_eq!(get(desk.serving(), &manifest("library/app", "1")).status, 200);
+    let endpoint = |desk: &Desk| desk.look("upstreams")["upstreams"][0]["endpoints"][0].clone();
+    let first = endpoint(&desk);
+    assert_eq!((&first["breaker"], &first["failuresInARow"]), (&json!("closed"), &json!(0)));
+    assert_eq!(
+        (&first["askedAgainInSeconds"], &first["lastFailure"]),
+        (&Value::Null, &Value::Null)
+    );
+    registry.fault(On::anything(), Fault::status(500));
+    for tag in ["7", "8", "9"] {
+        assert!(get(desk.serving(), &manifest("library/app", tag)).status >= 500);
+    }
+    let upstreams = desk.look("upstreams");
+    assert_eq!(upstreams["upstreams"][0]["name"], "docker.io");
+    let open = endpoint(&desk);
+    assert_eq!((&open["url"], &open["breaker"]), (&json!(registry.url("")), &json!("open")));
+    assert_eq!(open["failuresInARow"], 3);
+    assert!(open["askedAgainInSeconds"].as_f64().is_some_and(|wait| wait > 0.0), "{open}");
+    assert!(open["lastFailure"].as_str().is_some_and(|why| why.contains("500")), "{open}");
+    let verbose = desk.ask("/health?verbose").json();
+    assert_eq!(
+        (&verbose["status"], &verbose["upstreams"][0]["endpoints"][0]["breaker"]),
+        (&json!("UP"), &json!("open"))
+    );
+    let labels = format!("registry=\"docker.io\",endpoint=\"{}\"", registry.url(""));
+    assert_eq!(desk.metric(&format!("larder_upstream_breaker_open{{{labels}}}")), 1.0);
+}
