@@ -64,6 +64,10 @@ fn every_operation_is_answered_as_the_document_says() {
     let big = format!("?upstream=docker.io&digest={digest}");
     for (operation, query, status) in [
         ("GET /api/v1/status", "", 200),
+        ("GET /api/v1/history", "", 200),
+        ("GET /api/v1/history", "?since=1h", 400),
+        ("GET /api/v1/repositories", "?registry=docker.io", 200),
+        ("GET /api/v1/repositories", "?registry=:", 400),
         ("GET /api/v1/images", "", 200),
         ("GET /api/v1/images", "?limit=0", 400),
         ("GET /api/v1/image", "?image=app:1", 200),
@@ -93,6 +97,31 @@ fn every_operation_is_answered_as_the_document_says() {
     check("DELETE /api/v1/flights", &absent, 404);
     gate.open();
     assert_eq!(covered, description.operations());
+}
+
+#[test]
+fn repositories_tell_what_they_hold_page_by_page() {
+    let registry = FakeRegistry::start();
+    let (image, other) = (Image::sample("a"), Image::sample("b"));
+    let site = Site::new(&registry, "");
+    let all = [
+        Named::new("app", "1", &image),
+        Named::new("app", "2", &other),
+        Named::new("base", "1", &image),
+    ];
+    site.fill(&registry, &all);
+    let desk = site.serve();
+    desk.wait_for_images(3);
+    let first = desk.look("repositories?limit=1");
+    assert_eq!((first["total"].as_u64(), first["next"].as_u64()), (Some(2), Some(1)));
+    let app = &first["repositories"][0];
+    assert_eq!(app["repository"], "docker.io/library/app");
+    assert_eq!((&app["images"], &app["completeImages"]), (&json!(2), &json!(2)));
+    assert!(app["bytes"].as_u64() > Some(0) && app["pulled"].is_string(), "{app}");
+    let second = desk.look("repositories?limit=1&offset=1&registry=docker.io");
+    assert_eq!(second["repositories"][0]["repository"], "docker.io/library/base");
+    assert!(second["next"].is_null());
+    assert_eq!(desk.look("repositories?registry=quay.io")["total"], 0);
 }
 
 #[test]
