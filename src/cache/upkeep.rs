@@ -108,19 +108,19 @@ impl Work {
         if Instant::now() < self.next_count && !is_walk_due {
             return;
         }
-        let (store, began) = (self.cache.store(), Instant::now());
+        let store = self.cache.store();
         let mut pace = Rests::new(&self.stopped);
         let Some(disk) = store.count_disk(&mut || pace.go_on()) else { return };
-        self.next_count = began + COUNT_INTERVAL.max(began.elapsed() * COUNT_SHARE);
+        self.next_count = Instant::now() + COUNT_INTERVAL.max(pace.worked() * COUNT_SHARE);
         if !is_walk_due {
             return;
         }
-        let (inner, began) = (&self.cache.inner, Instant::now());
+        let (inner, mut pace) = (&self.cache.inner, Rests::new(&self.stopped));
         let walked = store.walk_usage(&disk, &|| inner.now(), &mut || pace.go_on());
         if let Err(error) = walked {
             log::warn!("what is in the cache cannot be listed for the management port: {error}");
         }
-        self.next_walk = began + WALK_INTERVAL.max(began.elapsed() * WALK_SHARE);
+        self.next_walk = Instant::now() + WALK_INTERVAL.max(pace.worked() * WALK_SHARE);
     }
 
     fn prune_by_the_clock(&mut self) {
@@ -163,18 +163,25 @@ impl Work {
 struct Rests<'a> {
     stopped: &'a Receiver<()>,
     since: Instant,
+    worked: Duration,
 }
 
 impl Rests<'_> {
     fn new(stopped: &Receiver<()>) -> Rests<'_> {
-        Rests { stopped, since: Instant::now() }
+        Rests { stopped, since: Instant::now(), worked: Duration::ZERO }
     }
 
     fn go_on(&mut self) -> bool {
-        let rest = self.since.elapsed() * REST;
-        let told = self.stopped.recv_timeout(rest);
+        let worked = self.since.elapsed();
+        self.worked += worked;
+        let told = self.stopped.recv_timeout(worked * REST);
         self.since = Instant::now();
         matches!(told, Err(RecvTimeoutError::Timeout))
+    }
+
+    /// For how long it has worked, rests apart.
+    fn worked(&self) -> Duration {
+        self.worked + self.since.elapsed()
     }
 }
 

@@ -126,6 +126,16 @@ pub struct RepositoryUsage {
     pub pulled: Option<u64>,
 }
 
+impl RepositoryUsage {
+    /// Whether its images need not be read again; pulls leave no trace here.
+    fn is_as_it_was(&self, images: &[ImageUsage], fingerprint: &str, now: SystemTime) -> bool {
+        let age = from_seconds(self.read).and_then(|read| now.duration_since(read).ok());
+        self.fingerprint == fingerprint
+            && age.is_some_and(|age| age < BELIEVED_FOR)
+            && images.iter().all(|image| image.complete && image.missing_bytes == 0)
+    }
+}
+
 impl ImageUsage {
     /// What is to be said of an image.
     pub fn of(image: &StoredImage, graph: &Graph, created: Option<String>) -> ImageUsage {
@@ -226,24 +236,114 @@ impl Store {
             return Ok(None);
         }
         let began = clock();
+        match self.is_usage_as_it_was(began, go_on) {
+            None => return Ok(None),
+            Some(true) if let Some(summary) = self.usage() => {
+                return self.finish_usage(summary, disk, began, clock()).map(Some);
+            }
+            Some(_) => {}
+        }
         let temporary = self.inner.temporary();
         let walked = self.stream_usage(&temporary, began, go_on);
-        let Some(mut summary) =
+        let Some(summary) =
             walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
         else {
             let _ = fs::remove_file(&temporary);
             return Ok(None);
         };
-        summary.as_of = to_seconds(clock());
-        let took = clock().duration_since(began).unwrap_or_default().as_millis();
+        self.inner.publish(&temporary, &path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        self.finish_usage(summary, disk, began, clock()).map(Some)
+    }
+
+    /// Writes the totals of a walk that has ended.
+    fn finish_usage(
+        &self,
+        mut summary: UsageSummary,
+        disk: &DiskUsage,
+        began: SystemTime,
+        ended: SystemTime,
+    ) -> Result<UsageSummary, StoreError> {
+        summary.as_of = to_seconds(ended);
+        let took = ended.duration_since(began).unwrap_or_default().as_millis();
         summary.took_milliseconds = u64::try_from(took).unwrap_or(u64::MAX);
         summary.blobs = disk.files.saturating_sub(summary.manifests);
         summary.blob_bytes = disk.bytes.saturating_sub(summary.manifest_bytes);
-        self.inner.publish(&temporary, &path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        let path = self.inner.layout.usage_summary();
         let json = serde_json::to_vec_pretty(&summary)
             .map_err(|error| StoreError::write(&path, io::Error::other(error)))?;
-        self.inner.replace(&self.inner.layout.usage_summary(), &json)?;
-        Ok(Some(summary))
+        self.inner.replace(&path, &json)?;
+        Ok(summary)
+    }
+
+    /// Whether all is as the last walk found it, pulls included, so that nothing need be written: it is so
+    /// most of the time, and disks wear. `None` if it was ended.
+    fn is_usage_as_it_was(&self, now: SystemTime, go_on: &mut dyn FnMut() -> bool) -> Option<bool> {
+        let (mut old, mut was_ended) = (OldUsage::open(self), false);
+        let compared = self.each_repository(&mut |name| {
+            was_ended = !go_on();
+            let fingerprint = self.repository_times(name).fingerprint();
+            let is_same = old.take(name).is_some_and(|(line, images)| {
+                match line.is_as_it_was(&images, &fingerprint, now) {
+                    true => images.iter().all(|image| image.pulled == self.last_pull(name, image)),
+                    // Something is missing of it, perhaps for good.
+                    false => {
+                        line.fingerprint == fingerprint
+                            && self.read_usage(name, fingerprint, now).1 == images
+                    }
+                }
+            });
+            match is_same && !was_ended {
+                true => Ok(()),
+                false => Err(io::ErrorKind::Interrupted.into()),
+            }
+        });
+        (!was_ended).then(|| compared.is_ok() && old.next.is_none())
+    }
+
+    /// When an image was last pulled, as it is now.
+    fn last_pull(&self, name: &ImageName, image: &ImageUsage) -> Option<u64> {
+        let rest = image.image.strip_prefix(&image.repository);
+        let reference = rest.and_then(|rest| rest.strip_prefix([':', '@'])?.parse().ok());
+        let layout = &self.inner.layout;
+        let digest: Option<Digest> = image.digest.parse().ok();
+        let by_digest = digest.and_then(|digest| modified(&layout.manifest(name, &digest)));
+        let by_tag = match &reference {
+            Some(Reference::Tag(tag)) => modified(&layout.tag(name, tag)),
+            _ => None,
+        };
+        by_digest.max(by_tag).map(to_seconds)
+    }
+
+    /// Reads a repository.
+    fn read_usage(
+        &self,
+        name: &ImageName,
+        fingerprint: String,
+        now: SystemTime,
+    ) -> (RepositoryUsage, Vec<ImageUsage>) {
+        let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
+        for image in self.images_of(name) {
+            let graph = self.graph_of(&image);
+            let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
+            let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
+            let descriptors = manifests.map(|each| &each.descriptor);
+            for each in descriptors.chain(blobs.map(|blob| &blob.descriptor)) {
+                if seen.insert(each.digest) {
+                    bytes += each.size;
+                }
+            }
+            images.push(ImageUsage::of(&image, &graph, self.created(&graph)));
+        }
+        let line = RepositoryUsage {
+            of: name.to_string(),
+            fingerprint,
+            read: to_seconds(now),
+            images: images.len() as u64,
+            complete_images: images.iter().filter(|image| image.complete).count() as u64,
+            bytes,
+            pulled: None,
+        };
+        (line, images)
     }
 
     fn stream_usage(
@@ -290,65 +390,18 @@ impl UsageWalk<'_> {
     fn visit(&mut self, name: &ImageName) -> io::Result<()> {
         let fingerprint = self.store.repository_times(name).fingerprint();
         let (mut line, images) = match self.old.take(name) {
-            Some((line, mut images)) if self.is_as_it_was(&line, &images, &fingerprint) => {
-                images.iter_mut().for_each(|image| self.refresh(name, image));
+            Some((line, mut images)) if line.is_as_it_was(&images, &fingerprint, self.now) => {
+                for image in &mut images {
+                    image.pulled = self.store.last_pull(name, image);
+                }
                 (line, images)
             }
-            _ => self.read(name, fingerprint),
+            _ => self.store.read_usage(name, fingerprint, self.now),
         };
         line.pulled = images.iter().map(|image| image.pulled).max().flatten();
         self.count(name, &line);
         write_line(&mut self.out, &line)?;
         images.iter().try_for_each(|image| write_line(&mut self.out, image))
-    }
-
-    fn is_as_it_was(&self, line: &RepositoryUsage, images: &[ImageUsage], now: &str) -> bool {
-        let age = from_seconds(line.read).and_then(|read| self.now.duration_since(read).ok());
-        line.fingerprint == now
-            && age.is_some_and(|age| age < BELIEVED_FOR)
-            && images.iter().all(|image| image.complete && image.missing_bytes == 0)
-    }
-
-    /// What a pull changes.
-    fn refresh(&self, name: &ImageName, image: &mut ImageUsage) {
-        let reference = image
-            .image
-            .strip_prefix(&image.repository)
-            .and_then(|rest| rest.strip_prefix([':', '@'])?.parse::<Reference>().ok());
-        let layout = &self.store.inner.layout;
-        let digest: Option<Digest> = image.digest.parse().ok();
-        let by_digest = digest.and_then(|digest| modified(&layout.manifest(name, &digest)));
-        let by_tag = match &reference {
-            Some(Reference::Tag(tag)) => modified(&layout.tag(name, tag)),
-            _ => None,
-        };
-        image.pulled = by_digest.max(by_tag).map(to_seconds);
-    }
-
-    fn read(&self, name: &ImageName, fingerprint: String) -> (RepositoryUsage, Vec<ImageUsage>) {
-        let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
-        for image in self.store.images_of(name) {
-            let graph = self.store.graph_of(&image);
-            let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
-            let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
-            let descriptors = manifests.map(|each| &each.descriptor);
-            for each in descriptors.chain(blobs.map(|blob| &blob.descriptor)) {
-                if seen.insert(each.digest) {
-                    bytes += each.size;
-                }
-            }
-            images.push(ImageUsage::of(&image, &graph, self.store.created(&graph)));
-        }
-        let line = RepositoryUsage {
-            of: name.to_string(),
-            fingerprint,
-            read: to_seconds(self.now),
-            images: images.len() as u64,
-            complete_images: images.iter().filter(|image| image.complete).count() as u64,
-            bytes,
-            pulled: None,
-        };
-        (line, images)
     }
 
     fn count(&mut self, name: &ImageName, line: &RepositoryUsage) {

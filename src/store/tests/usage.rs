@@ -92,6 +92,32 @@ fn a_walk_follows_what_changes_and_reads_nothing_else() {
 }
 
 #[test]
+fn a_walk_writes_no_list_when_nothing_has_changed() {
+    let (directory, store) = fresh();
+    put(&store, b"config");
+    let (digest, size) = image(&store, "quay.io/a", &[]);
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, size)).unwrap();
+    walk_at(&store, 5_000_000);
+    let list = directory.path().join("usage/images.jsonl");
+    let long_ago = at(1_000);
+    File::open(&list).unwrap().set_modified(long_ago).unwrap();
+    let was_written = || fs::metadata(&list).unwrap().modified().unwrap() != long_ago;
+
+    let summary = walk_at(&store, 5_000_100);
+    assert_eq!((summary.as_of, summary.images), (5_000_100, 1));
+    assert!(!was_written());
+    // A pull does not change any directory.
+    let pulled = SystemTime::now() + Duration::from_secs(7_200);
+    store.manifest(&name("quay.io/a"), &digest, Access::Pull(pulled)).unwrap();
+    walk_at(&store, 5_000_200);
+    assert!(was_written());
+    File::open(&list).unwrap().set_modified(long_ago).unwrap();
+    fs::remove_dir_all(directory.path().join("refs/quay.io")).unwrap();
+    assert_eq!(walk_at(&store, 5_000_300).images, 0);
+    assert!(was_written() && images(&store).is_empty());
+}
+
+#[test]
 fn repositories_that_come_and_go_leave_the_others_as_they_are() {
     let (_directory, store) = fresh();
     let add = |repository: &str| {
