@@ -51,6 +51,8 @@ impl Inner {
                 *tried_in_vain = None;
                 return Ok(());
             }
+            // Soon somebody has made room, or a bundle is done: whoever comes next tries again.
+            Err(PruneError::Busy(busy)) => return refuse(busy.as_str()),
             Err(error) => error.to_string(),
         };
         *tried_in_vain = Some(now);
