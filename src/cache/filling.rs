@@ -162,7 +162,8 @@ impl Sink for ToStore<'_> {
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
             // Better before the first byte than after the last that fits: now nobody has had any.
-            self.inner.make_room_for(size.saturating_sub(self.ingest.bytes_written()))?;
+            let missing_bytes = size.saturating_sub(self.ingest.bytes_written());
+            self.inner.make_room_for_blob(self.pilot.key(), missing_bytes)?;
             self.ingest.check_room_for(size)?;
         }
         if !std::mem::replace(&mut self.is_noted, true)

@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use super::blobs::BlobKey;
 use super::{CacheError, Inner, lock};
 use crate::metrics::Removal;
 use crate::prune::{self, Disk, FreeSpace, PruneError, Report, Request, RoomPolicy};
@@ -17,7 +18,36 @@ const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 impl Inner {
-    /// Makes room for so many bytes, if it takes that. On a fetcher, or whoever else may wait.
+    /// Makes room for what is missing of a blob, beside what the other downloads under way still need. On
+    /// their fetchers.
+    ///
+    /// # Errors
+    /// [`CacheError::Store`] if it does not fit and nothing may go.
+    pub(super) fn make_room_for_blob(
+        &self,
+        key: &BlobKey,
+        missing_bytes: u64,
+    ) -> Result<(), CacheError> {
+        let policy = self.room_policy();
+        let disk = Disk::of(&self.store);
+        if self.can_never_fit(&policy, &disk, missing_bytes) {
+            let why = "it is larger than the bound itself";
+            return Err(self.refusal(&policy, &disk, missing_bytes, why));
+        }
+        self.make_room_for(missing_bytes.saturating_add(self.pending_bytes(key)))
+    }
+
+    /// Bytes that are still to come of the downloads under way, one of them apart.
+    fn pending_bytes(&self, but_for: &BlobKey) -> u64 {
+        let others = self.blobs.keys().into_iter().filter(|key| key != but_for);
+        let pending = others.filter_map(|key| {
+            let flight = self.blobs.find(&key)?;
+            Some(flight.header()?.size?.saturating_sub(flight.available()))
+        });
+        pending.fold(0, u64::saturating_add)
+    }
+
+    /// Makes room for so many bytes, if it takes that. Where somebody may wait.
     ///
     /// # Errors
     /// [`CacheError::Store`] if they do not fit and nothing may go.
@@ -31,9 +61,6 @@ impl Inner {
         let disk = Disk::of(&self.store);
         let Some(bytes) = policy.to_free(&disk, more_bytes) else { return Ok(()) };
         let refuse = |why: &str| Err(self.refusal(&policy, &disk, more_bytes, why));
-        if self.can_never_fit(&policy, &disk, more_bytes) {
-            return refuse("it is larger than the bound itself");
-        }
         let now = self.now();
         if was_within(*tried_in_vain, TRIED_AGAIN_AFTER, now) {
             return refuse("there was nothing to evict a moment ago");

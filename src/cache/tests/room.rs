@@ -43,7 +43,8 @@ fn has_image(bench: &Bench) -> bool {
 
 /// Why there is no room; nothing if there is.
 fn refusal(bench: &Bench, bytes: u64) -> Option<String> {
-    match bench.cache.inner.make_room_for(bytes) {
+    let key = (name().upstream, Digest::of(Algorithm::Sha256, b"what is to come"));
+    match bench.cache.inner.make_room_for_blob(&key, bytes) {
         Ok(()) => None,
         Err(CacheError::Store(error)) => {
             assert!(error.is_full() && matches!(&*error, StoreError::NoLeave { .. }), "{error}");
@@ -108,6 +109,26 @@ fn nothing_goes_where_not_enough_can_go() {
     assert_eq!(refusal(&bench, 500), None);
     assert!(!has_image(&bench));
     assert_eq!(bench.cache.counts().bytes_evicted, size);
+}
+
+#[test]
+fn what_is_still_to_come_of_other_downloads_needs_room_as_well() {
+    let (bench, size) = bench(1000, |_| {});
+    make_old(&bench);
+    let inner = &bench.cache.inner;
+    let key = (name().upstream, Digest::of(Algorithm::Sha256, b"another"));
+    let joined = inner.blobs.join(&key, || super::super::blobs::given_up(&name()));
+    let pilot = joined.pilot.unwrap();
+    let file = Arc::new(fs::File::open(bench.directory.path().join("oci-layout")).unwrap());
+    pilot.announce(Incoming { origin: name(), file, size: Some(300) });
+    pilot.advance(100);
+    assert_eq!(refusal(&bench, 800 - size), None);
+    assert!(has_image(&bench));
+    // Its own size counts once, however often its download has begun.
+    assert!(inner.make_room_for_blob(&key, 1000 - size).is_ok());
+    assert!(has_image(&bench));
+    assert_eq!(refusal(&bench, 801 - size), None);
+    assert!(!has_image(&bench), "one byte more does not fit beside it");
 }
 
 #[test]
