@@ -14,7 +14,7 @@ use super::blobs::{BlobKey, BlobPilot, Incoming};
 use super::download::{Download, Sink};
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
-use crate::store::{Begin, Blob, Ingest};
+use crate::store::{Begin, Blob, Ingest, StoreError};
 use crate::upstream::Demerits;
 
 /// How often it is looked whether another process has finished a partial, and how often in all: a
@@ -43,7 +43,9 @@ impl Inner {
             && let Err(error) = download.run()
         {
             // What was kept does not fit what upstream sends, or fills the disk: it is given up.
-            let is_full = matches!(&error, CacheError::Store(store) if store.is_full());
+            // Refused before anything was written: what was kept is as good as it was.
+            let is_full = matches!(&error, CacheError::Store(store)
+                if store.is_full() && matches!(**store, StoreError::Write { .. }));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
                 self.note_wrong(pilot.key(), download.blame());

@@ -197,9 +197,8 @@ struct Inner {
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
-    /// Locked while room is made, which is done once at a time: who waits finds it made. When it was last
-    /// tried in vain.
-    room: Mutex<Option<SystemTime>>,
+    /// Locked while room is made, which is done once at a time: who waits finds it made.
+    room: Mutex<room::TriedInVain>,
     /// Downloads that somebody wants to end.
     cancelled: Mutex<HashSet<BlobKey>>,
     /// Whether the images are to be counted anew without waiting for the next time.
@@ -239,7 +238,7 @@ impl Cache {
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
-            room: Mutex::new(None),
+            room: Mutex::default(),
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),
             is_switched_off: AtomicBool::new(is_switched_off),

@@ -17,6 +17,15 @@ const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// The same where nobody waits for it; each one is an error in the log.
 const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
+/// When room was last tried for in vain.
+#[derive(Debug, Default)]
+pub(super) struct TriedInVain {
+    /// For a download, and for how many bytes: less may well be had.
+    for_a_download: Option<(SystemTime, u64)>,
+    /// In the background.
+    in_background: Option<SystemTime>,
+}
+
 impl Inner {
     /// Makes room for what is missing of a blob, beside what the other downloads under way still need. On
     /// their fetchers.
@@ -62,7 +71,10 @@ impl Inner {
         let Some(bytes) = policy.to_free(&disk, more_bytes) else { return Ok(()) };
         let refuse = |why: &str| Err(self.refusal(&policy, &disk, more_bytes, why));
         let now = self.now();
-        if was_within(*tried_in_vain, TRIED_AGAIN_AFTER, now) {
+        if let Some((then, bytes)) = tried_in_vain.for_a_download
+            && more_bytes >= bytes
+            && was_within(Some(then), TRIED_AGAIN_AFTER, now)
+        {
             return refuse("there was nothing to evict a moment ago");
         }
         // What does not help a fetch is not evicted for it; where none waits, every byte is one.
@@ -75,14 +87,17 @@ impl Inner {
                 )
             }
             Ok(_) => {
-                *tried_in_vain = None;
+                *tried_in_vain = TriedInVain::default();
                 return Ok(());
             }
             // Soon somebody has made room, or a bundle is done: whoever comes next tries again.
             Err(PruneError::Busy(busy)) => return refuse(busy.as_str()),
             Err(error) => error.to_string(),
         };
-        *tried_in_vain = Some(now);
+        match more_bytes {
+            0 => tried_in_vain.in_background = Some(now),
+            bytes => tried_in_vain.for_a_download = Some((now, bytes)),
+        }
         let refused = self.refusal(&policy, &disk, more_bytes, &why);
         log::error!("{refused}; what does not fit is streamed to clients without being cached");
         Err(refused)
@@ -140,7 +155,7 @@ impl Inner {
     pub(super) fn keep_room(&self) {
         // What a full disk takes is made when somebody needs it.
         if !self.settings().upkeep.room.is_bounded()
-            || was_within(*lock(&self.room), KEPT_AGAIN_AFTER, self.now())
+            || was_within(lock(&self.room).in_background, KEPT_AGAIN_AFTER, self.now())
         {
             return;
         }

@@ -2,7 +2,7 @@
 //! background and slowly.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Cache;
@@ -128,9 +128,10 @@ impl Work {
         let Some(policy) = cache.inner.settings().upkeep.prune else { return };
         let now = cache.inner.now();
         let Some(turn) = cache.store().turn(Chore::Prune, policy.every, now) else { return };
-        let mut pace = Rests::new(&self.stopped);
+        // Without rests: meanwhile nobody else can make room.
+        let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
         let criteria = policy.criteria(now);
-        match cache.prune(&criteria, &[], policy.is_dry_run, &mut || pace.go_on()) {
+        match cache.prune(&criteria, &[], policy.is_dry_run, &mut go_on) {
             Ok(report) => {
                 log::info!(
                     "pruneConfig{}: {} images, {} bytes freed, {} images are pinned",

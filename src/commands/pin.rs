@@ -6,6 +6,7 @@ use super::{CommandError, existing_store, say};
 use crate::cli;
 use crate::config::Settings;
 use crate::oci::Choice;
+use crate::store::Store;
 
 /// Pins what was typed and what is in the lists; without any, prints what is pinned.
 ///
@@ -35,7 +36,7 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
         for path in &settings.cache.upkeep.pins.lists {
             say(&format!("what is in {}  (configuration)", path.display()));
         }
-        store.pins().iter().for_each(|pin| say(pin));
+        kept(&store)?.iter().for_each(|pin| say(pin));
         return Ok(());
     }
     let texts: Vec<String> = choices.iter().map(Choice::to_string).collect();
@@ -57,7 +58,7 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
         return Err(CommandError::Usage("unpin: which pins? larder pin prints them".into()));
     }
     let store = existing_store(&settings.store)?;
-    let pins = store.pins();
+    let pins = kept(&store)?;
     if let Some(unknown) = texts.iter().find(|text| !pins.contains(text)) {
         let is_configured =
             settings.cache.upkeep.pins.pins.iter().any(|pin| pin.to_string() == *unknown);
@@ -69,6 +70,12 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
     store.remove_pins(&texts)?;
     texts.iter().for_each(|text| say(&format!("unpinned {text}")));
     Ok(())
+}
+
+/// The pins of the cache directory.
+fn kept(store: &Store) -> Result<Vec<String>, CommandError> {
+    let doing = "read the pins of the cache directory";
+    store.pins().map_err(|source| CommandError::System { doing, source })
 }
 
 fn typed(texts: &[String]) -> Result<Vec<Choice>, CommandError> {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::pins::{PinError, PinSettings, Pins};
 use super::plan::{Candidate, Criteria, Item, Leftover, Plan, plan_matching, plan_room};
-use crate::oci::{Choice, Digest};
+use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
     Catalogue, CatalogueImage, GRACE, PartialFile, Removal, Store, StoreError, Sweep, SweepBusy,
 };
@@ -123,14 +123,19 @@ pub fn prune(
 ) -> Result<Report, PruneError> {
     let is_dry_run = matches!(request, Request::Matching { is_dry_run: true, .. });
     if is_dry_run {
-        let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
         let round = Round::plan(store, pins, request, now, &catalogue, None)?;
         return Ok(round.would_be());
     }
     let mut report = Report::default();
     for round in 1..=ROUNDS_MAX {
-        let sweep = store.begin_sweep()?.map_err(PruneError::Busy)?;
-        let catalogue = store.catalogue(go_on).ok_or(PruneError::Stopped)?;
+        let sweep = match store.begin_sweep()? {
+            Ok(sweep) => sweep,
+            // What was removed before is to be told.
+            Err(_) if round > 1 => break,
+            Err(busy) => return Err(PruneError::Busy(busy)),
+        };
+        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
         let left = match request {
             Request::Room { bytes, at_least } => Request::Room {
                 bytes: bytes.saturating_sub(report.freed_bytes),
@@ -204,9 +209,19 @@ impl<'a> Round<'a> {
         let is_meant = |image: &CatalogueImage| match request {
             Request::Matching { choices, .. } if !choices.is_empty() => {
                 let name = &catalogue.repository_of(image).name;
-                choices.iter().any(|each| each.covers(name, &image.reference))
+                let by_digest = |each: &Choice| {
+                    let root = image.manifest_numbers().first();
+                    let digest = root.map(|number| catalogue.content[*number as usize].digest);
+                    digest.is_some_and(|digest| each.covers(name, &Reference::Digest(digest)))
+                };
+                choices.iter().any(|each| each.covers(name, &image.reference) || by_digest(each))
             }
             _ => true,
+        };
+        let is_pinned = |image: &CatalogueImage| {
+            let manifests = image.manifest_numbers().iter();
+            let digests = manifests.map(|number| catalogue.content[*number as usize].digest);
+            pins.cover_any(&catalogue.repository_of(image).name, &image.reference, digests)
         };
         let mut candidates: Vec<Candidate<'_>> = catalogue
             .images
@@ -214,7 +229,7 @@ impl<'a> Round<'a> {
             .map(|image| Candidate {
                 used: image.used,
                 fetched: image.fetched,
-                is_pinned: pins.cover(&catalogue.repository_of(image).name, &image.reference),
+                is_pinned: is_pinned(image),
                 is_meant: is_meant(image),
                 content: &image.content,
             })
@@ -226,7 +241,7 @@ impl<'a> Round<'a> {
                 (Vec::new(), plan_matching(&candidates, &sizes, criteria, now))
             }
             Request::Room { bytes, at_least } => {
-                let files = store.partial_files();
+                let files = store.idle_partials();
                 let leftovers: Vec<Leftover> = files
                     .iter()
                     .map(|file| Leftover { used: file.written, bytes: file.bytes })
@@ -327,7 +342,14 @@ impl<'a> Round<'a> {
         let is_needed = |digest: &Digest| {
             self.catalogue.number_of(digest).is_some_and(|number| needed[number as usize])
         };
-        let swept = sweep.sweep(GRACE, &is_needed, go_on)?;
+        // What a damaged name needs is not known. It may be mended, so only what images had goes that are
+        // gone; the rest waits.
+        let is_kept = |digest: &Digest| {
+            let number = self.catalogue.number_of(digest);
+            is_needed(digest)
+                || (self.catalogue.damaged > 0 && number.is_none_or(|it| !content.contains(&it)))
+        };
+        let swept = sweep.sweep(GRACE, &is_kept, go_on)?;
         report.blobs_removed += swept.blobs;
         report.freed_bytes += swept.bytes;
         report.blobs_young = swept.young;

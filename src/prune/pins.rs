@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::oci::{Choice, ImageName, Pattern, Reference};
+use crate::oci::{Choice, Digest, ImageName, Pattern, Reference};
 use crate::store::Store;
 
 /// Where pins come from beside the cache directory.
@@ -33,6 +33,8 @@ pub fn read_pins(path: &Path) -> Result<Vec<Choice>, PinError> {
 pub struct Pins {
     names: HashSet<String>,
     patterns: Vec<Pattern>,
+    /// Whether any of them means a digest.
+    mention_digests: bool,
 }
 
 impl Pins {
@@ -47,8 +49,8 @@ impl Pins {
             read_pins(path)?.into_iter().for_each(|pin| pins.add(pin));
         }
         let path = || store.root().join("pins");
-        store.check_pins().map_err(|source| PinError::Read { path: path(), source })?;
-        for line in store.pins() {
+        let kept = store.pins().map_err(|source| PinError::Read { path: path(), source })?;
+        for line in kept {
             let pin = line.parse().map_err(|reason| PinError::Entry { path: path(), reason })?;
             pins.add(pin);
         }
@@ -65,7 +67,20 @@ impl Pins {
             || self.patterns.iter().any(|pattern| pattern.matches_image(name, reference))
     }
 
+    /// Whether an image is pinned that has these manifests: by its own name, or one of them by its digest.
+    pub fn cover_any(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        manifests: impl IntoIterator<Item = Digest>,
+    ) -> bool {
+        self.cover(name, reference)
+            || (self.mention_digests
+                && manifests.into_iter().any(|digest| self.cover(name, &Reference::Digest(digest))))
+    }
+
     fn add(&mut self, pin: Choice) {
+        self.mention_digests |= pin.to_string().contains('@');
         match pin {
             Choice::Matching(pattern) => self.patterns.push(pattern),
             name => drop(self.names.insert(name.to_string())),

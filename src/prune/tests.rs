@@ -191,6 +191,71 @@ fn signatures_stay_as_long_as_what_they_sign() {
 }
 
 #[test]
+fn a_name_that_cannot_be_read_stops_everything() {
+    let shelf = Shelf::new();
+    shelf.image("a", "v1", &["one"]);
+    shelf.image("b", "v1", &["two"]);
+    shelf.age(48);
+    let path = shelf.directory.path().join("refs/quay.io/a/_tags/v9");
+    std::os::unix::fs::symlink("v9", &path).unwrap();
+    for request in [all(&Criteria::default()), room(1)] {
+        let error = shelf.prune(request).unwrap_err().to_string();
+        assert!(error.contains("_tags/v9") && error.contains("nothing is removed"), "{error}");
+    }
+    fs::remove_file(path).unwrap();
+    assert_eq!(shelf.images().len(), 2);
+}
+
+#[test]
+fn what_a_damaged_manifest_may_need_stays() {
+    let shelf = Shelf::new();
+    let damaged = shelf.image("a", "v1", &["layer of the damaged one"]);
+    let layer = shelf.put(b"layer of the damaged one");
+    shelf.image("b", "v1", &["another layer"]);
+    let rubbish = shelf.put(b"rubbish");
+    let path = shelf.directory.path().join("blobs/sha256").join(damaged.hex());
+    fs::write(&path, b"not what it was").unwrap();
+    shelf.age(48);
+    let choices: Vec<Choice> = vec!["quay.io/b:v1".parse().unwrap()];
+    let criteria = Criteria::default();
+    let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run: false };
+    // Its manifest, its config and its layer.
+    assert_eq!(shelf.prune(request).unwrap().blobs_removed, 3);
+    assert!(shelf.store.blob(&layer, None).is_some() && shelf.store.blob(&rubbish, None).is_some());
+}
+
+#[test]
+fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
+    let shelf = Shelf::new();
+    let digest = shelf.image("a", "v1", &["one"]);
+    shelf.image("a", "v2", &["two"]);
+    shelf.age(48);
+    shelf.store.add_pins(&[format!("quay.io/a@{digest}")]).unwrap();
+    let report = shelf.prune(all(&Criteria::default())).unwrap();
+    assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
+    let choices: Vec<Choice> = vec![format!("quay.io/a@{digest}").parse().unwrap()];
+    let criteria = Criteria { include_pinned: true, ..Criteria::default() };
+    let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run: false };
+    assert_eq!(shelf.prune(request).unwrap().images, ["quay.io/a:v1"]);
+}
+
+#[test]
+fn a_partial_that_somebody_is_at_is_no_room() {
+    let shelf = Shelf::new();
+    let upstream: Upstream = "quay.io".parse().unwrap();
+    let digest = Digest::of(Algorithm::Sha256, b"being resumed");
+    let Begin::Writing(mut ingest) = shelf.store.ingest(&upstream, &digest, None).unwrap() else {
+        panic!("nobody else writes it")
+    };
+    ingest.write(&[0; 5000]).unwrap();
+    shelf.image("a", "v", &["layer"]);
+    shelf.age(48);
+    let report = shelf.prune(room(10)).unwrap();
+    assert_eq!((report.partials, report.images.as_slice()), (0, &["quay.io/a:v".into()][..]));
+    assert_eq!(ingest.bytes_written(), 5000);
+}
+
+#[test]
 fn pins_that_cannot_be_read_stop_everything() {
     let shelf = Shelf::new();
     shelf.image("a", "v1", &["one"]);

@@ -4,11 +4,15 @@
 //! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten
 //! layers each are some forty megabytes while it is needed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::Store;
-use super::images::{modified, walk};
+use super::error::StoreError;
+use super::images::{list_for_certain, modified, walk};
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference};
 
 /// All images, as they were while it was read.
@@ -20,6 +24,9 @@ pub struct Catalogue {
     pub images: Vec<CatalogueImage>,
     /// What images need, here or not.
     pub content: Vec<Content>,
+    /// Names that lead to nothing, since they or their manifest are damaged, or that came while it was read.
+    /// What they need is not known, so a blob that nobody seems to need may be theirs.
+    pub damaged: usize,
     /// Blobs that no image needs.
     pub unreferenced: Vec<Content>,
     numbers: HashMap<Digest, u32>,
@@ -96,20 +103,75 @@ impl Store {
 
     /// Looks at all images. `go_on` is asked before each repository, may take its time, and ends it by
     /// `false`: then there is no catalogue.
-    pub fn catalogue(&self, go_on: &mut dyn FnMut() -> bool) -> Option<Catalogue> {
+    ///
+    /// # Errors
+    /// [`StoreError::Blind`] if anything cannot be read that may name something: who goes by what is not
+    /// named would remove it.
+    pub fn catalogue(
+        &self,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Catalogue>, StoreError> {
         let sizes: HashMap<Digest, u64> = self.blobs().into_iter().collect();
         let mut catalogue = Catalogue::default();
-        let walked = self.each_repository(&mut |name| {
-            if !go_on() {
-                return Err(std::io::ErrorKind::Interrupted.into());
+        let mut was_ended = false;
+        let walked = self.each_repository_for_certain(&mut |name| {
+            was_ended = !go_on();
+            if was_ended {
+                return Err(io::ErrorKind::Interrupted.into());
             }
             catalogue.add(self, name, &sizes);
+            catalogue.damaged += self.check_repository(name, &catalogue)?;
             Ok(())
         });
+        match walked {
+            Err(_) if was_ended => return Ok(None),
+            other => other.map_err(|source| StoreError::Blind { source })?,
+        }
         let content = sizes.iter().map(|(digest, size)| Content { digest: *digest, size: *size });
         catalogue.unreferenced =
             content.filter(|each| !catalogue.numbers.contains_key(&each.digest)).collect();
-        walked.ok().map(|()| catalogue)
+        Ok(Some(catalogue))
+    }
+
+    /// Looks whether all names of a repository can be read, and were. Returns how many are damaged, or not
+    /// in the catalogue: what they lead to is not known.
+    fn check_repository(&self, name: &ImageName, catalogue: &Catalogue) -> io::Result<usize> {
+        let (layout, mut unknown) = (&self.inner.layout, 0);
+        let images = catalogue.images_of(catalogue.repositories.len() - 1);
+        let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
+        for tag in list_for_certain(&layout.tags(name))? {
+            let Ok(tag) = tag.parse() else { continue };
+            let is_there = is_readable(&layout.tag(name, &tag))?;
+            unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
+        }
+        for algorithm in Algorithm::ALL {
+            for hex in list_for_certain(&layout.manifests(name, algorithm))? {
+                let digest = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>();
+                let Ok(digest) = digest else { continue };
+                let Some(manifest) = self.stored_manifest(name, &digest) else {
+                    let is_there = is_readable(&layout.manifest(name, &digest))?;
+                    is_readable(&layout.blob(&digest))?;
+                    unknown += usize::from(is_there);
+                    continue;
+                };
+                let is_known = |digest: &Digest| catalogue.numbers.contains_key(digest);
+                let knows_all = manifest.descriptors().all(|each| is_known(&each.digest));
+                unknown += usize::from(!(is_known(&digest) && knows_all));
+            }
+        }
+        Ok(unknown)
+    }
+}
+
+/// Whether a file is there, which can be read then.
+///
+/// # Errors
+/// If it is there and cannot be read, with its path.
+fn is_readable(path: &Path) -> io::Result<bool> {
+    match fs::read(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     }
 }
 

@@ -40,6 +40,11 @@ pub enum StoreError {
         /// The bound and its key, and why nothing goes.
         reason: String,
     },
+    /// Not all names can be read, and so nothing may be removed.
+    Blind {
+        /// Which, and why.
+        source: io::Error,
+    },
     /// A file could not be written, synced or renamed.
     Write {
         /// The file that was to be.
@@ -92,6 +97,9 @@ impl fmt::Display for StoreError {
                  free some, or move the cache with imagePath",
                 root.display()
             ),
+            StoreError::Blind { source } => {
+                write!(f, "cannot read {source}; nothing is removed until it can be read")
+            }
             StoreError::NoLeave { missing_bytes: 0, reason } => f.write_str(reason),
             StoreError::NoLeave { missing_bytes, reason } => {
                 write!(f, "no room for {missing_bytes} bytes: {reason}")
@@ -112,7 +120,9 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StoreError::Create { source, .. } | StoreError::Write { source, .. } => Some(source),
+            StoreError::Create { source, .. }
+            | StoreError::Blind { source }
+            | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }
             | StoreError::NoRoom { .. }

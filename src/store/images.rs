@@ -186,6 +186,26 @@ impl Store {
         Ok(())
     }
 
+    /// Like [`Store::each_repository`], for those who must not miss any.
+    ///
+    /// # Errors
+    /// The first directory that cannot be read, or the first error of `visit`.
+    pub(super) fn each_repository_for_certain(
+        &self,
+        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let refs = self.inner.layout.refs();
+        let mut directories = vec![refs.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in list_for_certain(&directory)? {
+                if !entry.starts_with('_') {
+                    directories.push(directory.join(entry));
+                }
+            }
+        }
+        self.each_repository(visit)
+    }
+
     /// The images of a repository: its tags, then the manifests that hang below none of them.
     pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
         let tags = self.tags(name).into_iter();
@@ -348,6 +368,25 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// The names in a directory; none if it is gone.
+///
+/// # Errors
+/// If it cannot be read, with its path.
+pub(super) fn list_for_certain(directory: &Path) -> io::Result<Vec<String>> {
+    let said = |error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A file that somebody has left among the directories names nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
+        other => other.map_err(said)?,
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_string()));
+    let names: Result<Vec<_>, io::Error> = names.collect();
+    Ok(names.map_err(said)?.into_iter().filter_map(Result::ok).collect())
 }
 
 /// When a record was last used, which is what its file's time says.

@@ -81,6 +81,15 @@ impl Store {
         files.collect()
     }
 
+    /// The files of downloads that nobody is at, in any process.
+    pub fn idle_partials(&self) -> Vec<PartialFile> {
+        let is_idle = |partial: &PartialFile| {
+            let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
+            File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())
+        };
+        self.partial_files().into_iter().filter(is_idle).collect()
+    }
+
     /// Gives a download up that nobody is at. Returns the bytes that are free now; `None` if somebody is
     /// at it, or was since.
     ///

@@ -13,7 +13,10 @@ const PINS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Store {
     /// The patterns of the images that are pinned, as they were written.
-    pub fn pins(&self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// If they cannot be read: that pins nothing, and who removes something must not go by it.
+    pub fn pins(&self) -> io::Result<Vec<String>> {
         let path = self.inner.layout.pins();
         let text = match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > PINS_BYTES_MAX => {
@@ -22,21 +25,9 @@ impl Store {
             _ => fs::read_to_string(&path),
         };
         match text {
-            Ok(text) => lines(&text).map(str::to_owned).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => self.damaged(&path, &error.to_string()).unwrap_or_default(),
-        }
-    }
-
-    /// Whether the pins can be read. What cannot be read pins nothing, and who evicts must not go by
-    /// that.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub fn check_pins(&self) -> io::Result<()> {
-        match File::open(self.inner.layout.pins()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Ok(text) => Ok(lines(&text).map(str::to_owned).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
         }
     }
 

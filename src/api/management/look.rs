@@ -125,9 +125,9 @@ impl Filter {
 /// The images that need a manifest, config or layer.
 fn needing(desk: &Desk, digest: &Digest) -> Result<HashSet<String>, Refusal> {
     let _heavy = desk.heavy()?;
-    let Some(catalogue) = desk.cache.store().catalogue(&mut || true) else {
-        return Ok(HashSet::new());
-    };
+    let catalogue = desk.cache.store().catalogue(&mut || true);
+    let catalogue = catalogue.map_err(|error| Refusal::Broken(error.to_string()))?;
+    let Some(catalogue) = catalogue else { return Ok(HashSet::new()) };
     let Some(number) = catalogue.number_of(digest) else { return Ok(HashSet::new()) };
     let needing = catalogue.images.iter().filter(|image| image.content.contains(&number));
     Ok(needing.map(|image| catalogue.full_reference(image)).collect())
@@ -247,7 +247,9 @@ fn named(image: &ImageUsage) -> Option<(ImageName, Reference)> {
 }
 
 fn is_pinned(pins: &Pins, image: &ImageUsage) -> bool {
-    named(image).is_some_and(|(name, reference)| pins.cover(&name, &reference))
+    named(image).is_some_and(|(name, reference)| {
+        pins.cover_any(&name, &reference, image.digest.parse::<Digest>().ok())
+    })
 }
 
 fn is_stale(cache: &Cache, image: &ImageUsage) -> bool {
@@ -267,7 +269,7 @@ fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let usage = ImageUsage::of(&image, &graph, store.created(&graph));
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
-    let mut value = documents::image_document(&usage, pins.cover(&name, &reference), is_stale);
+    let mut value = documents::image_document(&usage, is_pinned(&pins, &usage), is_stale);
     let tree = graph.manifests.iter().map(|each| {
         let blobs = graph.blobs_of(each).map(|blob| {
             json!({
@@ -303,7 +305,9 @@ fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let (limit, offset) = page(&query)?;
     let _heavy = desk.heavy()?;
     let store = desk.cache.store();
-    let Some(catalogue) = store.catalogue(&mut || true) else { return Ok(Value::Null) };
+    let catalogue = store.catalogue(&mut || true);
+    let catalogue = catalogue.map_err(|error| Refusal::Broken(error.to_string()))?;
+    let Some(catalogue) = catalogue else { return Ok(Value::Null) };
     let counts = catalogue.references();
     let mut all: Vec<(Digest, u64, u32)> = store
         .blobs()
@@ -356,7 +360,7 @@ fn pins(cache: &Cache) -> Value {
         let choices = read_pins(path).unwrap_or_default();
         choices.into_iter().map(|choice| (choice.to_string(), "list"))
     });
-    let kept = cache.store().pins().into_iter().map(|pin| (pin, "cache"));
+    let kept = cache.store().pins().unwrap_or_default().into_iter().map(|pin| (pin, "cache"));
     let all = configured.chain(listed).chain(kept);
     let all = all.map(|(pattern, source)| json!({ "pattern": pattern, "source": source }));
     let problem = cache.pins().err().map(|error| error.to_string());

@@ -90,6 +90,17 @@ fn a_try_in_vain_is_not_repeated_at_once_although_it_could_succeed_by_then() {
 }
 
 #[test]
+fn what_was_in_vain_for_much_is_tried_for_less() {
+    let (bench, size) = bench(1000, |_| {});
+    make_old(&bench);
+    bench.deliver(&[7; 500]);
+    refuses(&bench, 501, "the cache has reached cacheSize");
+    refuses(&bench, 501, "there was nothing to evict a moment ago");
+    assert_eq!(refusal(&bench, 500), None);
+    assert_eq!(bench.cache.counts().bytes_evicted, size);
+}
+
+#[test]
 fn what_is_larger_than_the_bound_evicts_nothing_and_stands_in_nobodys_way() {
     let (bench, _) = bench(1000, |_| {});
     make_old(&bench);
