@@ -15,12 +15,16 @@ use super::download::{Download, Sink};
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
-use crate::upstream::Demerits;
+use crate::upstream::{Demerits, UpstreamError};
 
 /// How often it is looked whether another process has finished a partial, and how often in all: a
 /// minute, after which the client may ask again.
 const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
 const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
+/// Room for a blob of unknown size is made in steps of so many bytes.
+const ROOM_STEP: u64 = 64 * 1024 * 1024;
+/// And it may have at most so many: hardly a layer is as large, and whose is tells its size.
+const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
 impl Inner {
     /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
@@ -36,7 +40,7 @@ impl Inner {
             Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
-        let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false };
+        let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false, has_room_until: 0 };
         let mut download = Download::new(self, name, digest, size_hint, sink);
         self.recover(&mut download)?;
         if !download.sink.ingest.is_whole()
@@ -145,6 +149,8 @@ struct ToStore<'a> {
     ingest: Ingest,
     /// Whether it was noted beside the partial whose it is.
     is_noted: bool,
+    /// Up to where room was made for a blob of unknown size.
+    has_room_until: u64,
 }
 
 impl ToStore<'_> {
@@ -153,6 +159,28 @@ impl ToStore<'_> {
         let written = self.ingest.bytes_written();
         let held_back_from = size.unwrap_or(written).saturating_sub(1);
         self.pilot.advance(written.min(held_back_from));
+    }
+}
+
+impl ToStore<'_> {
+    /// Makes room for a blob of which nobody tells how large it is, a step at a time, up to a bound: it may
+    /// have no end.
+    fn make_room_ahead(&mut self, more_bytes: u64) -> Result<(), CacheError> {
+        let end = self.ingest.bytes_written() + more_bytes;
+        if end > UNKNOWN_SIZE_MAX {
+            let reason = format!(
+                "the registry does not tell the size of this blob, and {UNKNOWN_SIZE_MAX} bytes are \
+                 not all of it"
+            );
+            let what = format!("{}@{}", self.name, self.pilot.key().1);
+            return Err(UpstreamError::bad_answer(&what, reason).into());
+        }
+        if end > self.has_room_until {
+            let step = ROOM_STEP.min(self.inner.most_room() / 8).max(more_bytes);
+            self.inner.make_room_for_blob(self.pilot.key(), step)?;
+            self.has_room_until = end + step;
+        }
+        Ok(())
     }
 }
 
@@ -180,6 +208,9 @@ impl Sink for ToStore<'_> {
     }
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+        if size.is_none() {
+            self.make_room_ahead(bytes.len() as u64)?;
+        }
         self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         self.ingest.write(bytes)?;
         self.show(size);

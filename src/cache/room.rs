@@ -14,6 +14,8 @@ use crate::store::StoreError;
 
 /// After a try that was in vain the next one is made so much later: when something may have changed.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// What stays free of a disk without `freeSpace`: a hundredth, and at most so many bytes.
+const LEFT_FREE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The same where nobody waits for it; each one is an error in the log.
 const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
@@ -44,6 +46,12 @@ impl Inner {
             return Err(self.refusal(&policy, &disk, missing_bytes, why));
         }
         self.make_room_for(missing_bytes.saturating_add(self.pending_bytes(key)))
+    }
+
+    /// As much room as there can be, in bytes.
+    pub(super) fn most_room(&self) -> u64 {
+        let cap = self.settings().upkeep.room.cap_bytes.unwrap_or(u64::MAX);
+        self.store.disk_size().map_or(cap, |size| size.min(cap))
     }
 
     /// Bytes that are still to come of the downloads under way, one of them apart.
@@ -103,10 +111,15 @@ impl Inner {
         Err(refused)
     }
 
-    /// The bounds in force. A disk that is full is one whatever the configuration says.
+    /// The bounds in force. A disk that is full is one whatever the configuration says; a little of it stays
+    /// for manifests, names and lists.
     fn room_policy(&self) -> RoomPolicy {
         let policy = self.settings().upkeep.room;
-        RoomPolicy { floor: policy.floor.or(Some(FreeSpace::Bytes(0))), ..policy }
+        let little = || {
+            let of_disk = self.store.disk_size().unwrap_or_default() / 100;
+            FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
+        };
+        RoomPolicy { floor: policy.floor.or_else(|| Some(little())), ..policy }
     }
 
     fn can_never_fit(&self, policy: &RoomPolicy, disk: &Disk, more_bytes: u64) -> bool {

@@ -24,6 +24,8 @@ const COUNT_SHARE: u32 = 50;
 /// wears a disk.
 const WALK_INTERVAL: Duration = Duration::from_secs(15);
 const WALK_SHARE: u32 = 200;
+/// After images were removed they are listed again this soon.
+const OUTDATED_INTERVAL: Duration = Duration::from_secs(2);
 /// A walk in the background rests this many times as long as it works, so that it takes a fifth of a core.
 const REST: u32 = 4;
 /// How often traffic is noted for the history.
@@ -64,6 +66,8 @@ struct Work {
     stopped: Receiver<()>,
     next_count: Instant,
     next_walk: Instant,
+    /// When the last one ended.
+    walked: Instant,
     next_step: Instant,
     next_leftovers: Instant,
 }
@@ -76,6 +80,7 @@ impl Work {
             stopped,
             next_count: now,
             next_walk: now,
+            walked: now,
             next_step: now + STEP_INTERVAL,
             next_leftovers: now,
         }
@@ -103,8 +108,9 @@ impl Work {
     /// Counts the disk, and lists the images.
     fn count(&mut self) {
         let outdated = &self.cache.inner.usage_outdated;
-        let is_walk_due =
-            Instant::now() >= self.next_walk || outdated.swap(false, Ordering::Relaxed);
+        let is_soon = Instant::now() >= self.walked + OUTDATED_INTERVAL;
+        let is_walk_due = Instant::now() >= self.next_walk
+            || (is_soon && outdated.swap(false, Ordering::Relaxed));
         if Instant::now() < self.next_count && !is_walk_due {
             return;
         }
@@ -120,7 +126,8 @@ impl Work {
         if let Err(error) = walked {
             log::warn!("what is in the cache cannot be listed for the management port: {error}");
         }
-        self.next_walk = Instant::now() + WALK_INTERVAL.max(pace.worked() * WALK_SHARE);
+        self.walked = Instant::now();
+        self.next_walk = self.walked + WALK_INTERVAL.max(pace.worked() * WALK_SHARE);
     }
 
     fn prune_by_the_clock(&mut self) {

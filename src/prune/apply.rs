@@ -383,7 +383,7 @@ impl<'a> Round<'a> {
             let of_repository = &self.catalogue.repositories[repository];
             let removal = Removal {
                 name: &of_repository.name,
-                seen: &of_repository.times,
+                seen: &of_repository.names,
                 images: of_one
                     .iter()
                     .map(|at| (&images[*at].reference, images[*at].pulled))

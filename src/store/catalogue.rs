@@ -13,7 +13,8 @@ use std::time::SystemTime;
 use super::Store;
 use super::error::StoreError;
 use super::images::{list_for_certain, modified, walk};
-use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference};
+use super::refs::Access;
+use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
 /// All images, as they were while it was read.
 #[derive(Debug, Default)]
@@ -37,8 +38,16 @@ pub struct Catalogue {
 pub struct CatalogueRepository {
     /// Its name.
     pub name: ImageName,
-    /// Its directories, before they were read.
-    pub times: RepositoryTimes,
+    /// Its names, before they were read.
+    pub names: RepositoryNames,
+}
+
+/// What a repository's names are: which tag is which manifest, and when a manifest last came or went. A
+/// confirmation of a tag changes nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryNames {
+    tags: Vec<(Tag, Option<Digest>)>,
+    manifests: [Option<SystemTime>; Algorithm::ALL.len()],
 }
 
 /// An image: what is decided about.
@@ -98,6 +107,15 @@ impl Store {
         RepositoryTimes {
             tags: modified(&layout.tags(name)),
             manifests: Algorithm::ALL.map(|algorithm| modified(&layout.manifests(name, algorithm))),
+        }
+    }
+
+    /// The names of a repository.
+    pub(super) fn repository_names(&self, name: &ImageName) -> RepositoryNames {
+        let digest = |tag: &Tag| Some(self.tag(name, tag, Access::Look)?.digest);
+        RepositoryNames {
+            manifests: self.repository_times(name).manifests,
+            tags: self.tags(name).into_iter().map(|tag| (tag.clone(), digest(&tag))).collect(),
         }
     }
 
@@ -221,7 +239,7 @@ impl Catalogue {
 
     fn add(&mut self, store: &Store, name: &ImageName, sizes: &HashMap<Digest, u64>) {
         // Before it is read, so that a change meanwhile shows.
-        let times = store.repository_times(name);
+        let names = store.repository_names(name);
         let repository = self.repositories.len();
         let load = |descriptor: &Descriptor| store.stored_manifest(name, &descriptor.digest);
         let is_present =
@@ -257,7 +275,7 @@ impl Catalogue {
                 content,
             });
         }
-        self.repositories.push(CatalogueRepository { name: name.clone(), times });
+        self.repositories.push(CatalogueRepository { name: name.clone(), names });
     }
 
     fn number(&mut self, digest: Digest, sizes: &HashMap<Digest, u64>) -> u32 {

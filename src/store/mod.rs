@@ -59,7 +59,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::oci::Digest;
 
-pub use catalogue::{Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryTimes};
+pub use catalogue::{
+    Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
+};
 pub use disk::DiskUsage;
 pub use error::StoreError;
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};

@@ -13,7 +13,7 @@
 //! * **A blob whose manifest has yet to come** (a pull goes from the manifest to its layers, an import the
 //!   other way) is younger than the grace period, or its import holds the shared lock, and nothing is swept.
 //! * **An image that is pulled, or named anew, while it is about to be removed**: the records' times and
-//!   their directories' are compared with what the look saw, under the exclusive lock, and the repository
+//!   the repository's names are compared with what the look saw, under the exclusive lock, and the repository
 //!   is left alone if they differ. A pull that falls between that and the removal has its manifest
 //!   already; its layers are asked for by digest, and found, or fetched again.
 //! * **A file that somebody reads** is open, and stays readable without its name.
@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::catalogue::{Content, RepositoryTimes};
+use super::catalogue::{Content, RepositoryNames};
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, names_in};
 use super::refs::ManifestRecord;
@@ -85,8 +85,8 @@ impl SweepBusy {
 pub struct Removal<'a> {
     /// The repository.
     pub name: &'a ImageName,
-    /// Its directories as they were when the images were chosen.
-    pub seen: &'a RepositoryTimes,
+    /// Its names as they were when the images were chosen.
+    pub seen: &'a RepositoryNames,
     /// The images, and when they were last pulled.
     pub images: Vec<(&'a Reference, Option<SystemTime>)>,
     /// The manifests that no other image of the repository needs.
@@ -116,7 +116,11 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn = File::options().create(true).append(true).open(&path);
+        let turn = match File::options().create(true).append(true).open(&path) {
+            // Another user's command has made it; to be locked it need not be written.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(&path),
+            other => other,
+        };
         let turn = turn.map_err(|error| StoreError::write(&path, error))?;
         match turn.try_lock() {
             Ok(()) => {}
@@ -125,9 +129,10 @@ impl Store {
         }
         let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
         // Under the lock: whoever gets it next renews what he commits at a later time than this.
-        renew(&turn);
-        let began = turn.metadata().and_then(|metadata| metadata.modified());
-        let began = began.map_err(|error| StoreError::write(&path, error))?;
+        let clock = self.inner.temporary();
+        let began = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
+        let _ = fs::remove_file(&clock);
+        let began = began.map_err(|error| StoreError::write(&clock, error))?;
         drop(lock);
         Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
     }
@@ -185,7 +190,7 @@ impl Sweep {
         let is_unused = |(reference, pulled): &(&Reference, Option<SystemTime>)| {
             store.image(removal.name, reference).is_some_and(|image| image.pulled == *pulled)
         };
-        let is_unchanged = store.repository_times(removal.name) == *removal.seen;
+        let is_unchanged = store.repository_names(removal.name) == *removal.seen;
         if !is_unchanged || !removal.images.iter().all(is_unused) {
             return Ok(false);
         }

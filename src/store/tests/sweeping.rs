@@ -33,7 +33,7 @@ fn remove(store: &Store, sweep: &Sweep, catalogue: &Catalogue, manifests: &[Dige
     assert_eq!(catalogue.full_reference(image), "quay.io/a:v1");
     let removal = Removal {
         name: &repository.name,
-        seen: &repository.times,
+        seen: &repository.names,
         images: vec![(&image.reference, image.pulled)],
         manifests: manifests.to_vec(),
     };
@@ -132,6 +132,18 @@ fn a_manifest_that_gets_another_name_since_the_look_stays() {
     let size = store.blob(&manifest, None).unwrap().size;
     store.put_tag(&name("quay.io/a"), &tag("v2"), &record(manifest, size)).unwrap();
     assert!(!remove(&store, &sweep, &seen, &[manifest]));
+}
+
+#[test]
+fn a_confirmation_of_a_tag_does_not_keep_an_image() {
+    let (_directory, store, manifest, _) = one_image();
+    let other = name("quay.io/a");
+    let size = store.blob(&manifest, None).unwrap().size;
+    store.put_tag(&other, &tag("v2"), &record(manifest, size)).unwrap();
+    let (sweep, seen) = (sweep(&store), catalogue(&store));
+    let confirmed = TagRecord { checked: at(9_000), ..record(manifest, size) };
+    store.put_tag(&other, &tag("v2"), &confirmed).unwrap();
+    assert!(remove(&store, &sweep, &seen, &[]));
 }
 
 #[test]
