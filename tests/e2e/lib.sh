@@ -408,6 +408,16 @@ copy() { # FROM TO [OPTION…]
   skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
 }
 
+# Puts standard input into a layout as a blob and prints its descriptor.
+blob_of() { # LAYOUT MEDIA_TYPE
+  cat >"$CASE_DIR/tmp/blob"
+  local hex
+  hex=$(sha256sum <"$CASE_DIR/tmp/blob" | cut -d ' ' -f 1)
+  cp -- "$CASE_DIR/tmp/blob" "$1/blobs/sha256/$hex"
+  jq -nc --arg type "$2" --arg digest "sha256:$hex" --argjson size "$(stat -c %s "$CASE_DIR/tmp/blob")" \
+    '{mediaType: $type, digest: $digest, size: $size}'
+}
+
 # ---- curl ---------------------------------------------------------------------------------------------------------------
 
 # After `get`: the status, curl's own exit status, and the files with head and body.

@@ -19,16 +19,6 @@ far() { client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" "$@"; }
 
 # ---- An image of two layers, of which one changes ------------------------------------------------------------------------
 
-# Puts standard input into a layout as a blob and prints its descriptor.
-blob_of() { # LAYOUT MEDIA_TYPE
-  cat >"$CASE_DIR/tmp/blob"
-  local hex
-  hex=$(sha256sum <"$CASE_DIR/tmp/blob" | cut -d ' ' -f 1)
-  cp -- "$CASE_DIR/tmp/blob" "$1/blobs/sha256/$hex"
-  jq -nc --arg type "$2" --arg digest "sha256:$hex" --argjson size "$(stat -c %s "$CASE_DIR/tmp/blob")" \
-    '{mediaType: $type, digest: $digest, size: $size}'
-}
-
 # Pushes demo/hello:v1 with a layer above it that holds NOTE as demo/app:stable, and leaves its digests in APP_….
 push_app() { # NOTE
   local layout="$CASE_DIR/tmp/app" manifest config layer diff

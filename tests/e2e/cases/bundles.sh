@@ -147,21 +147,12 @@ equal "the index in containerd" "$MULTI_DIGEST" "$(digest_in_ctr "$MULTI")"
 
 step "a signature comes along, and ctr is not disturbed by it"
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "oci:signed:$IMAGE"
-# Puts standard input into the layout as a blob and prints its descriptor.
-blob_of() { # MEDIA_TYPE
-  cat >"$CASE_DIR/tmp/blob"
-  local hex
-  hex=$(sha256sum <"$CASE_DIR/tmp/blob" | cut -d ' ' -f 1)
-  cp -- "$CASE_DIR/tmp/blob" "signed/blobs/sha256/$hex"
-  jq -nc --arg type "$1" --arg digest "sha256:$hex" --argjson size "$(stat -c %s "$CASE_DIR/tmp/blob")" \
-    '{mediaType: $type, digest: $digest, size: $size}'
-}
-config=$(printf '{}' | blob_of application/vnd.oci.empty.v1+json)
-layer=$(printf 'signed' | blob_of application/vnd.example.signature)
+config=$(printf '{}' | blob_of signed application/vnd.oci.empty.v1+json)
+layer=$(printf 'signed' | blob_of signed application/vnd.example.signature)
 signature=$(jq -c --argjson config "$config" --argjson layer "$layer" \
   '{schemaVersion: 2, mediaType: .manifests[0].mediaType, artifactType: "application/vnd.example.signature",
     config: $config, layers: [$layer], subject: (.manifests[0] | del(.annotations))}' signed/index.json |
-  blob_of application/vnd.oci.image.manifest.v1+json)
+  blob_of signed application/vnd.oci.image.manifest.v1+json)
 jq --argjson signature "$signature" '.manifests += [$signature]' signed/index.json >"$CASE_DIR/tmp/index"
 mv -- "$CASE_DIR/tmp/index" signed/index.json
 larder_ import signed
