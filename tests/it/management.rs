@@ -7,21 +7,10 @@ use serde_json::{Value, json};
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest, until};
 use crate::support::openapi::Description;
-use crate::support::site::{Desk, Named, Site, TOKEN};
+use crate::support::site::{Desk, Named, Site, TOKEN, escaped, names};
 use crate::support::{
     Connection, FakeRegistry, Fault, Gate, Image, Index, On, absent_digest, bytes,
 };
-
-/// A path and its query.
-fn escaped(text: &str) -> String {
-    text.replace('/', "%2F").replace('@', "%40").replace('?', "%3F")
-}
-
-/// The names in a list of images.
-fn names(list: &Value) -> Vec<String> {
-    let images = list["images"].as_array().expect("images").iter();
-    images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
-}
 
 #[test]
 fn every_operation_is_answered_as_the_document_says() {

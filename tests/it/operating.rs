@@ -6,19 +6,8 @@ use serde_json::{Value, json};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
-use crate::support::site::{Named, Site};
+use crate::support::site::{Named, Site, escaped, names};
 use crate::support::{FakeRegistry, Image, Index};
-
-/// A path and its query.
-fn escaped(text: &str) -> String {
-    text.replace('/', "%2F").replace('@', "%40").replace('?', "%3F")
-}
-
-/// The names in a list of images.
-fn names(list: &Value) -> Vec<String> {
-    let images = list["images"].as_array().expect("images").iter();
-    images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
-}
 
 #[test]
 fn cancelled_download_cuts_its_client_leaves_what_came_and_is_resumed() {

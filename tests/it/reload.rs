@@ -137,13 +137,19 @@ fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
     assert!(ask(&process).body == image.manifest());
 }
 
-#[test]
-fn download_and_connection_live_through_a_reload_of_their_registry() {
+/// A registry that sends half of a blob until the gate is opened: its content and digest.
+fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
     let registry = FakeRegistry::start();
     let content = bytes(100_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    (registry, content, digest, gate)
+}
+
+#[test]
+fn download_and_connection_live_through_a_reload_of_their_registry() {
+    let (registry, content, digest, gate) = gated();
     let directory = directory();
     let mut process = Process::serve_file(directory.path(), &config(&one(&registry, ""), ""));
     let mut idle = Connection::open(process.address);
@@ -392,11 +398,7 @@ fn hangup_while_it_starts_is_heeded_once_it_runs() {
 
 #[test]
 fn hangup_in_a_drain_cuts_nobody() {
-    let registry = FakeRegistry::start();
-    let content = bytes(100_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
-    let gate = Gate::new();
-    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let (registry, content, digest, gate) = gated();
     let directory = directory();
     let text = config(&one(&registry, ""), "");
     let mut process = Process::serve_file(directory.path(), &text);

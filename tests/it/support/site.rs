@@ -326,3 +326,14 @@ fn find(directory: &Path, name: &str) -> PathBuf {
     let found = files(directory).into_iter().find(|path| path.ends_with(name));
     found.unwrap_or_else(|| panic!("{name} is not in the cache"))
 }
+
+/// A path and its query.
+pub fn escaped(text: &str) -> String {
+    text.replace('/', "%2F").replace('@', "%40").replace('?', "%3F")
+}
+
+/// The names in a list of images.
+pub fn names(list: &Value) -> Vec<String> {
+    let images = list["images"].as_array().expect("images").iter();
+    images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
+}
