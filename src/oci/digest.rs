@@ -88,6 +88,12 @@ impl Digest {
         format!("{}-{}", self.algorithm.as_str(), self.hex())
     }
 
+    /// The digest that [`Digest::dashed`] writes so, if that is one.
+    pub fn from_dashed(text: &str) -> Option<Digest> {
+        let (algorithm, hex) = text.split_once('-')?;
+        format!("{algorithm}:{hex}").parse().ok()
+    }
+
     fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Digest {
         let mut padded = [0; HASH_BYTES_MAX];
         padded[..hash.len()].copy_from_slice(hash);

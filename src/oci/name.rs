@@ -195,7 +195,7 @@ impl Tag {
     pub fn subject(&self) -> Option<Digest> {
         let strip = |suffix: &&str| self.0.strip_suffix(*suffix);
         let base = Self::COSIGN_SUFFIXES.iter().find_map(strip).unwrap_or(&self.0);
-        base.replacen('-', ":", 1).parse().ok()
+        Digest::from_dashed(base)
     }
 
     /// The text.

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use super::Store;
 use super::error::StoreError;
 use super::images::{list_for_certain, modified, walk};
+use super::layout::digest_of;
 use super::refs::Access;
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
@@ -164,8 +165,7 @@ impl Store {
         }
         for algorithm in Algorithm::ALL {
             for hex in list_for_certain(&layout.manifests(name, algorithm))? {
-                let digest = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>();
-                let Ok(digest) = digest else { continue };
+                let Some(digest) = digest_of(algorithm, &hex) else { continue };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
                     let is_there = is_readable(&layout.manifest(name, &digest))?;
                     is_readable(&layout.blob(&digest))?;
@@ -216,11 +216,6 @@ impl Catalogue {
         let begin = self.images.partition_point(|image| image.repository < repository);
         let images = self.images.iter().enumerate().skip(begin);
         images.take_while(move |(_, image)| image.repository == repository)
-    }
-
-    /// Bytes of an image that are here, whoever else needs them.
-    pub fn bytes_of(&self, image: &CatalogueImage) -> u64 {
-        image.content.iter().map(|number| self.content[*number as usize].size).sum()
     }
 
     /// How many images need each piece of content.

@@ -125,12 +125,16 @@ impl Graph {
         self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
     }
 
-    /// Every digest in it that is here.
-    pub fn present_digests(&self) -> impl Iterator<Item = Digest> {
+    /// Everything in it that is here.
+    pub fn present(&self) -> impl Iterator<Item = &Descriptor> {
         let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());
         let blobs = self.blobs.iter().filter(|blob| blob.is_present);
-        let descriptors = manifests.map(|each| &each.descriptor);
-        descriptors.chain(blobs.map(|blob| &blob.descriptor)).map(|each| each.digest)
+        manifests.map(|each| &each.descriptor).chain(blobs.map(|blob| &blob.descriptor))
+    }
+
+    /// Every digest in it that is here.
+    pub fn present_digests(&self) -> impl Iterator<Item = Digest> {
+        self.present().map(|each| each.digest)
     }
 }
 

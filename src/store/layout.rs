@@ -197,6 +197,28 @@ pub(super) fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<>
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
+/// The digests that a directory has files of, each named by the hex of its own.
+pub(super) fn digests_in(
+    directory: &Path,
+    algorithm: Algorithm,
+) -> impl Iterator<Item = Digest> + use<> {
+    names_in(directory).filter_map(move |hex| digest_of(algorithm, &hex))
+}
+
+/// The digest of that hex, if it is one.
+pub(super) fn digest_of(algorithm: Algorithm, hex: &str) -> Option<Digest> {
+    format!("{}:{hex}", algorithm.as_str()).parse().ok()
+}
+
+/// Opens a file that is there to be locked, and makes it if it is not.
+pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+    match File::options().create(true).append(true).open(path) {
+        // Another user's command has made it; to be locked it need not be written.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        other => other,
+    }
+}
+
 /// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
 /// the middle of an earlier version of this has left, and is replaced.
 fn create_if_missing(path: &Path, content: &[u8]) -> io::Result<()> {

@@ -28,8 +28,7 @@ impl Store {
 
     fn partials_of(&self, upstream: Upstream) -> Vec<(ImageName, Digest)> {
         let partials = names_in(&self.inner.layout.partials(&upstream)).filter_map(|name| {
-            let (algorithm, hex) = name.strip_suffix(".json")?.split_once('-')?;
-            let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+            let digest = Digest::from_dashed(name.strip_suffix(".json")?)?;
             let has_bytes = self.inner.layout.partial(&upstream, &digest).exists();
             let note = self.inner.layout.partial_note(&upstream, &digest);
             let note: PartialNote = self.record(&note, Access::Look)?;
@@ -71,8 +70,7 @@ impl Store {
         let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
         let files = upstreams.flat_map(|upstream| {
             names_in(&layout.partials(&upstream)).filter_map(move |name| {
-                let (algorithm, hex) = name.split_once('-')?;
-                let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+                let digest = Digest::from_dashed(&name)?;
                 let metadata = fs::metadata(layout.partial(&upstream, &digest)).ok()?;
                 let (bytes, written) = (metadata.len(), metadata.modified().ok());
                 Some(PartialFile { upstream: upstream.clone(), digest, bytes, written })

@@ -1,10 +1,11 @@
 //! Pins: which images are never evicted, as a file of one pattern a line that people may edit as well.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 
 use super::Store;
 use super::error::StoreError;
+use super::layout::open_lock;
 
 /// What begins a line that says nothing.
 const COMMENT: char = '#';
@@ -83,7 +84,7 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
-        let lock = File::options().create(true).append(true).open(&lock).and_then(|file| {
+        let lock = open_lock(&lock).and_then(|file| {
             file.lock()?;
             Ok(file)
         });

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::names_in;
+use super::layout::{digests_in, names_in, open_lock};
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
@@ -186,8 +186,7 @@ impl Store {
     /// The manifests that this repository has.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         let of_algorithm = |algorithm: Algorithm| {
-            let names = names_in(&self.inner.layout.manifests(name, algorithm));
-            names.filter_map(move |hex| format!("{}:{hex}", algorithm.as_str()).parse().ok())
+            digests_in(&self.inner.layout.manifests(name, algorithm), algorithm)
         };
         Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
@@ -242,7 +241,7 @@ impl Store {
     /// [`StoreError`] if the lock file cannot be opened.
     pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
         let path = self.inner.layout.sweep_lock();
-        let lock = File::options().create(true).append(true).open(&path).and_then(|file| {
+        let lock = open_lock(&path).and_then(|file| {
             file.lock_shared()?;
             Ok(CommitLock { _file: file })
         });

@@ -34,7 +34,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::catalogue::{Content, RepositoryNames};
 use super::error::StoreError;
-use super::layout::{MANIFESTS, TAGS, names_in};
+use super::layout::{MANIFESTS, TAGS, digests_in, names_in, open_lock};
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference};
@@ -116,12 +116,7 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn = match File::options().create(true).append(true).open(&path) {
-            // Another user's command has made it; to be locked it need not be written.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(&path),
-            other => other,
-        };
-        let turn = turn.map_err(|error| StoreError::write(&path, error))?;
+        let turn = open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
         match turn.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
@@ -140,8 +135,7 @@ impl Store {
     /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
     fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
         let path = self.inner.layout.sweep_lock();
-        let lock = File::options().create(true).append(true).open(&path);
-        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        let lock = open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
         for _ in 0..LOCK_TRIES {
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(lock)),
@@ -219,9 +213,7 @@ impl Sweep {
     ) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for algorithm in Algorithm::ALL {
-            let names = names_in(&self.store.inner.layout.blobs(algorithm));
-            let digests =
-                names.filter_map(|hex| format!("{}:{hex}", algorithm.as_str()).parse().ok());
+            let digests = digests_in(&self.store.inner.layout.blobs(algorithm), algorithm);
             let unreferenced: Vec<Digest> = digests.filter(|each| !referenced(each)).collect();
             for batch in unreferenced.chunks(BATCH) {
                 let lock = if go_on() { self.store.exclusive_lock()? } else { None };

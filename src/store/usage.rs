@@ -14,12 +14,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader, BufWriter, Lines, Write};
 use std::time::{Duration, SystemTime};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
 use super::images::{Graph, StoredImage, modified};
+use super::layout::open_lock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference};
 
@@ -27,6 +29,10 @@ use crate::oci::{Digest, ImageName, ManifestKind, Reference};
 const BELIEVED_FOR: Duration = Duration::from_secs(6 * 3600);
 /// The largest config read for the time at which its image was made, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// What the lines about an image and about a repository begin with: each type's first field.
+const IMAGE_LINE: &str = "{\"image\":";
+const REPOSITORY_LINE: &str = "{\"of\":";
 
 /// What the last walk of the images found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,25 +194,21 @@ impl Store {
     /// Calls `visit` with every image that the last walk found, until it says `false`. Nothing happens
     /// if there was none.
     pub fn each_usage(&self, visit: &mut dyn FnMut(ImageUsage) -> bool) {
-        let Ok(file) = File::open(self.inner.layout.usage_images()) else { return };
-        for line in BufReader::new(file).lines().map_while(Result::ok) {
-            // The other lines are about repositories.
-            if let Ok(image) = serde_json::from_str(&line)
-                && !visit(image)
-            {
-                return;
-            }
-        }
+        self.each_line(IMAGE_LINE, visit);
     }
 
     /// Calls `visit` with every repository that the last walk found, until it says `false`.
     pub fn each_repository_usage(&self, visit: &mut dyn FnMut(RepositoryUsage) -> bool) {
+        self.each_line(REPOSITORY_LINE, visit);
+    }
+
+    /// Reads the lines of one kind; what a line begins with tells, and spares the parsing of the others.
+    fn each_line<T: DeserializeOwned>(&self, kind: &str, visit: &mut dyn FnMut(T) -> bool) {
         let Ok(file) = File::open(self.inner.layout.usage_images()) else { return };
-        for line in BufReader::new(file).lines().map_while(Result::ok) {
-            // The others are about images; what a line begins with tells, and spares their parsing.
-            if line.starts_with("{\"of\":")
-                && let Ok(repository) = serde_json::from_str(&line)
-                && !visit(repository)
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        for line in lines.filter(|line| line.starts_with(kind)) {
+            if let Ok(found) = serde_json::from_str(&line)
+                && !visit(found)
             {
                 return;
             }
@@ -230,7 +232,7 @@ impl Store {
         }
         let path = self.inner.layout.usage_images();
         let write = |error| StoreError::write(&path, error);
-        let lock = File::options().create(true).append(true).open(self.inner.layout.usage_lock());
+        let lock = open_lock(&self.inner.layout.usage_lock());
         let lock = lock.map_err(write)?;
         if lock.try_lock().is_err() {
             return Ok(None);
@@ -324,10 +326,7 @@ impl Store {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
         for image in self.images_of(name) {
             let graph = self.graph_of(&image);
-            let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
-            let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
-            let descriptors = manifests.map(|each| &each.descriptor);
-            for each in descriptors.chain(blobs.map(|blob| &blob.descriptor)) {
+            for each in graph.present() {
                 if seen.insert(each.digest) {
                     bytes += each.size;
                 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::Store;
 use super::error::StoreError;
 use super::ingest::leads_to;
-use super::layout::names_in;
+use super::layout::{digests_in, names_in};
 use crate::oci::{Algorithm, Digest, Verifier};
 
 /// The error number of a disk that cannot read what it holds.
@@ -44,9 +44,8 @@ impl Store {
     /// The blobs that have a name, in no order, with their sizes in bytes.
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
         let of_algorithm = |algorithm: Algorithm| {
-            let names = names_in(&self.inner.layout.blobs(algorithm));
-            names.filter_map(move |hex| {
-                let digest: Digest = format!("{}:{hex}", algorithm.as_str()).parse().ok()?;
+            let digests = digests_in(&self.inner.layout.blobs(algorithm), algorithm);
+            digests.filter_map(|digest| {
                 let metadata = fs::metadata(self.inner.layout.blob(&digest)).ok()?;
                 Some((digest, metadata.len()))
             })
@@ -99,7 +98,7 @@ impl Store {
     /// The blobs that were found to be damaged, and are kept aside.
     pub fn quarantined(&self) -> Vec<Digest> {
         let names = names_in(&self.inner.layout.quarantine());
-        names.filter_map(|name| name.replacen('-', ":", 1).parse().ok()).collect()
+        names.filter_map(|name| Digest::from_dashed(&name)).collect()
     }
 
     /// Takes a damaged blob out of the way, so that it is fetched again when it is next asked for. Nothing
