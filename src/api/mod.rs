@@ -25,6 +25,7 @@ use crate::oci::Upstream;
 
 pub use management::{
     Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
+    report_document,
 };
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;

@@ -46,13 +46,7 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
 }
 
 fn selection(typed: &Export) -> Result<Selection, CommandError> {
-    let parse = |text: &String| text.parse().map_err(|error: String| CommandError::Usage(error));
-    let mut choices: Vec<Choice> = typed.images.iter().map(parse).collect::<Result<_, _>>()?;
-    for path in &typed.list {
-        let text = read("--list", path)?;
-        let listed = Choice::parse_list(&text).map_err(|error| wrong(path, &error))?;
-        choices.extend(listed);
-    }
+    let choices = choices(&typed.images, &typed.list)?;
     if typed.all != choices.is_empty() {
         let text =
             "export: name images or patterns, or a file of them with --list, or all with --all";
@@ -102,6 +96,20 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
         None => Destination::File(output.clone()),
     };
     Ok(Form { destination, compression: compression.unwrap_or(Compression::of_name(output)) })
+}
+
+/// The images that were typed, and those in lists.
+///
+/// # Errors
+/// [`CommandError::Usage`] for what is none, and for a list that cannot be read.
+pub(super) fn choices(typed: &[String], lists: &[PathBuf]) -> Result<Vec<Choice>, CommandError> {
+    let parse = |text: &String| text.parse().map_err(CommandError::Usage);
+    let mut choices = typed.iter().map(parse).collect::<Result<Vec<Choice>, _>>()?;
+    for path in lists {
+        let text = read("--list", path)?;
+        choices.extend(Choice::parse_list(&text).map_err(|error| wrong(path, &error))?);
+    }
+    Ok(choices)
 }
 
 fn have(typed: &Export) -> Result<Have, CommandError> {

@@ -1,7 +1,6 @@
 //! `larder pin` and `larder unpin`: what is never evicted.
 
-use std::fs;
-
+use super::export::choices;
 use super::{CommandError, existing_store, say};
 use crate::cli;
 use crate::config::Settings;
@@ -13,27 +12,12 @@ use crate::store::Store;
 /// # Errors
 /// [`CommandError`] for what was typed wrong, and if the disk refuses.
 pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), CommandError> {
-    let mut choices = typed(&command.images)?;
-    for path in &command.list {
-        let text = fs::read_to_string(path);
-        let text = text.map_err(|error| {
-            CommandError::usage("--list", &format!("cannot read {}: {error}", path.display()))
-        })?;
-        let listed = Choice::parse_list(&text);
-        choices.extend(
-            listed.map_err(|error| CommandError::Usage(format!("{}: {error}", path.display())))?,
-        );
-    }
+    let choices = choices(&command.images, &command.list)?;
     let store = existing_store(&settings.store)?;
     if choices.is_empty() {
-        settings
-            .cache
-            .upkeep
-            .pins
-            .pins
-            .iter()
-            .for_each(|pin| say(&format!("{pin}  (configuration)")));
-        for path in &settings.cache.upkeep.pins.lists {
+        let configured = &settings.cache.upkeep.pins;
+        configured.pins.iter().for_each(|pin| say(&format!("{pin}  (configuration)")));
+        for path in &configured.lists {
             say(&format!("what is in {}  (configuration)", path.display()));
         }
         kept(&store)?.iter().for_each(|pin| say(pin));
@@ -53,7 +37,7 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
 /// # Errors
 /// [`CommandError`] for what was typed wrong or is not pinned, and if the disk refuses.
 pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), CommandError> {
-    let texts: Vec<String> = typed(&command.images)?.iter().map(Choice::to_string).collect();
+    let texts: Vec<String> = choices(&command.images, &[])?.iter().map(Choice::to_string).collect();
     if texts.is_empty() {
         return Err(CommandError::Usage("unpin: which pins? larder pin prints them".into()));
     }
@@ -76,8 +60,4 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
 fn kept(store: &Store) -> Result<Vec<String>, CommandError> {
     let doing = "read the pins of the cache directory";
     store.pins().map_err(|source| CommandError::System { doing, source })
-}
-
-fn typed(texts: &[String]) -> Result<Vec<Choice>, CommandError> {
-    texts.iter().map(|text| text.parse().map_err(CommandError::Usage)).collect()
 }

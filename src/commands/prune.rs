@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
-
+use super::export::choices;
 use super::{CommandError, existing_store, list, logging, say, units};
+use crate::api::report_document;
 use crate::cli;
 use crate::config::Settings;
 use crate::oci::Choice;
@@ -36,11 +36,7 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
 /// What has to hold of the images that go. Something has to be said: a bare `larder prune` is somebody
 /// who wants to see what it does.
 fn wanted(command: &cli::Prune, now: SystemTime) -> Result<(Criteria, Vec<Choice>), CommandError> {
-    let mut choices = command
-        .images
-        .iter()
-        .map(|text| text.parse().map_err(CommandError::Usage))
-        .collect::<Result<Vec<Choice>, _>>()?;
+    let mut choices = choices(&command.images, &[])?;
     let patterns = list::expressions(command.pattern.as_deref())?;
     choices.extend(patterns.into_iter().map(Choice::Matching));
     let before = [
@@ -76,9 +72,9 @@ fn print_text(report: &Report, is_dry_run: bool) {
     if report.removed > report.images.len() {
         say(&format!("and {} more", report.removed - report.images.len()));
     }
-    let (would, is) = if is_dry_run { ("would be ", "") } else { ("", "") };
+    let would = if is_dry_run { "would be " } else { "" };
     say(&format!(
-        "{} images {would}{is}removed, {} {would}freed; {} blobs {would}removed, {} are needed by other images",
+        "{} images {would}removed, {} {would}freed; {} blobs {would}removed, {} are needed by other images",
         report.removed,
         units::size(report.freed_bytes),
         report.blobs_removed,
@@ -103,10 +99,6 @@ fn print_text(report: &Report, is_dry_run: bool) {
 }
 
 fn print_json(report: &Report, is_dry_run: bool) {
-    let mut value = json!(report);
-    if let Value::Object(fields) = &mut value {
-        fields.insert("dryRun".into(), is_dry_run.into());
-    }
     // A closed pipe is the reader's choice and no failure.
-    let _ = writeln!(io::stdout(), "{value:#}");
+    let _ = writeln!(io::stdout(), "{:#}", report_document(report, is_dry_run));
 }

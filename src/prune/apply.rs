@@ -136,20 +136,21 @@ pub fn prune(
             Err(busy) => return Err(PruneError::Busy(busy)),
         };
         let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let left_of_count;
         let left = match request {
             Request::Room { bytes, at_least } => Request::Room {
                 bytes: bytes.saturating_sub(report.freed_bytes),
                 at_least: at_least.saturating_sub(report.freed_bytes),
             },
-            matching => matching,
+            Request::Matching { criteria, choices, is_dry_run } => {
+                let count = criteria.count.map(|count| count.saturating_sub(report.removed));
+                left_of_count = Criteria { count, ..*criteria };
+                Request::Matching { criteria: &left_of_count, choices, is_dry_run }
+            }
         };
-        let mut round_of = Round::plan(store, pins, left, now, &catalogue, Some(&sweep))?;
-        if let (Request::Matching { criteria, .. }, true) = (request, report.removed > 0) {
-            round_of.keep_to(criteria.count.map(|count| count.saturating_sub(report.removed)));
-        }
-        let in_use = round_of.apply(&sweep, now, go_on, &mut report)?;
-        report.kept_in_use = in_use;
-        if in_use == 0 || round == ROUNDS_MAX {
+        let plan = Round::plan(store, pins, left, now, &catalogue, Some(&sweep))?;
+        report.kept_in_use = plan.apply(&sweep, now, go_on, &mut report)?;
+        if report.kept_in_use == 0 {
             break;
         }
     }
@@ -260,11 +261,6 @@ impl<'a> Round<'a> {
             }
         };
         Ok(Round { store, catalogue, leftovers, plan })
-    }
-
-    /// Drops what is beyond a count.
-    fn keep_to(&mut self, count: Option<usize>) {
-        self.plan.remove.truncate(count.unwrap_or(usize::MAX));
     }
 
     fn images(&self) -> impl Iterator<Item = usize> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::oci::{Algorithm, Choice, Digest, ImageName, MediaType, Upstream};
-use crate::store::{Access, Begin, ManifestRecord, Settings, Store, TagRecord};
+use crate::store::{Access, Begin, Ingest, ManifestRecord, Settings, Store, TagRecord};
 
 /// A store with images, all of them old unless it is said otherwise.
 struct Shelf {
@@ -50,6 +50,16 @@ impl Shelf {
         let record = TagRecord { digest, media_type, size, fetched, checked, gone: None };
         self.store.put_tag(&name, &tag.parse().unwrap(), &record).unwrap();
         digest
+    }
+
+    /// Begins the download of a blob with that content.
+    fn ingest(&self, content: &[u8]) -> Box<Ingest> {
+        let upstream: Upstream = "quay.io".parse().unwrap();
+        let digest = Digest::of(Algorithm::Sha256, content);
+        match self.store.ingest(&upstream, &digest, None).unwrap() {
+            Begin::Writing(ingest) => ingest,
+            other => panic!("nobody else writes it: {other:?}"),
+        }
     }
 
     /// Makes all that is there so many hours old.
@@ -242,11 +252,7 @@ fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
 #[test]
 fn a_partial_that_somebody_is_at_is_no_room() {
     let shelf = Shelf::new();
-    let upstream: Upstream = "quay.io".parse().unwrap();
-    let digest = Digest::of(Algorithm::Sha256, b"being resumed");
-    let Begin::Writing(mut ingest) = shelf.store.ingest(&upstream, &digest, None).unwrap() else {
-        panic!("nobody else writes it")
-    };
+    let mut ingest = shelf.ingest(b"being resumed");
     ingest.write(&[0; 5000]).unwrap();
     shelf.image("a", "v", &["layer"]);
     shelf.age(48);
@@ -302,11 +308,7 @@ fn rubbish_goes_before_images_and_what_is_in_use_never() {
 #[test]
 fn an_idle_partial_goes_in_its_turn() {
     let shelf = Shelf::new();
-    let upstream: Upstream = "quay.io".parse().unwrap();
-    let digest = Digest::of(Algorithm::Sha256, b"never finished");
-    let Begin::Writing(mut ingest) = shelf.store.ingest(&upstream, &digest, None).unwrap() else {
-        panic!("nobody else writes it")
-    };
+    let mut ingest = shelf.ingest(b"never finished");
     ingest.write(b"never").unwrap();
     drop(ingest);
     shelf.age(2);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::status::Refusal;
 use super::query::Query;
-use super::{Desk, accepted, document, look};
+use super::{Desk, accepted, document, documents, look};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Digest, Upstream};
@@ -74,9 +74,7 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
         let (images, bytes) = (report.removed, report.freed_bytes);
         log::info!("pruned {images} images, {bytes} bytes, for {}", request.peer().ip());
     }
-    let mut value = json!(report);
-    value["dryRun"] = is_dry_run.into();
-    Ok(document(&value))
+    Ok(document(&documents::report_document(&report, is_dry_run)))
 }
 
 fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cache::{
     BreakerState, EndpointStatus, FlightStatus, ImageUsage, UpstreamStatus, UsageSummary,
 };
-use crate::prune::timestamp;
+use crate::prune::{Report, timestamp};
 
 /// An image.
 pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Value {
@@ -30,6 +30,13 @@ pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Va
         "pinned": is_pinned,
         "stale": is_stale,
     })
+}
+
+/// What a prune did, or would do.
+pub fn report_document(report: &Report, is_dry_run: bool) -> Value {
+    let mut value = json!(report);
+    value["dryRun"] = is_dry_run.into();
+    value
 }
 
 /// A point in time of which the seconds since 1970 are known.

@@ -28,7 +28,7 @@ use crate::oci::Platforms;
 use access::Token;
 
 pub use access::ReadToken;
-pub use documents::image_document;
+pub use documents::{image_document, report_document};
 
 /// Requests at a time that look at all images, or remove some: they leave workers to the probes.
 const HEAVY_MAX: usize = 2;
@@ -254,13 +254,16 @@ impl Drop for Heavy<'_> {
 }
 
 fn document(value: &Value) -> Reply {
-    Reply::new(200, Body::Bytes(value.to_string().into_bytes().into()))
-        .header("Content-Type", "application/json")
+    json(200, value)
 }
 
 /// It was understood, and is done in its time.
 fn accepted(value: &Value) -> Reply {
-    Reply::new(202, Body::Bytes(value.to_string().into_bytes().into()))
+    json(202, value)
+}
+
+fn json(status: u16, value: &Value) -> Reply {
+    Reply::new(status, Body::Bytes(value.to_string().into_bytes().into()))
         .header("Content-Type", "application/json")
 }
 
