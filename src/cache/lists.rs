@@ -143,7 +143,7 @@ impl Cache {
             let inner = Arc::clone(&self.inner);
             self.inner.metadata_pool.submit(&name.upstream, move || {
                 let (name, question) = pilot.key().clone();
-                pilot.land(inner.fetch_list(&name, &question));
+                pilot.land(inner.fresh_list(&name, &question));
             });
         }
         let patience = match fallback {
@@ -155,6 +155,18 @@ impl Cache {
 }
 
 impl Inner {
+    /// The work of a list flight: asks upstream, unless a flight that landed just now has done so.
+    pub(super) fn fresh_list(
+        &self,
+        name: &ImageName,
+        question: &ListQuestion,
+    ) -> Result<List, CacheError> {
+        match self.store.list(name, &question.key()) {
+            Some(record) if is_fresh(&record, self.now()) => Ok(to_list(record)),
+            _ => self.fetch_list(name, question),
+        }
+    }
+
     pub(super) fn fetch_list(
         &self,
         name: &ImageName,

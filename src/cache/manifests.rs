@@ -301,11 +301,15 @@ impl Inner {
     }
 
     /// The work of a manifest flight, on a fetcher.
-    fn fetch_manifest(&self, pilot: ManifestPilot) {
+    pub(super) fn fetch_manifest(&self, pilot: ManifestPilot) {
         let (name, reference) = pilot.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
-            Reference::Tag(tag) => self.fetch_by_tag(&name, tag),
+            // Who looked before a flight landed and joined after it is the next pilot: that landing is its answer.
+            Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
+                Some(stored) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
+                _ => self.fetch_by_tag(&name, tag),
+            },
         };
         match &result {
             Ok(content) => {

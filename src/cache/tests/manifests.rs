@@ -123,3 +123,22 @@ fn a_truncated_manifest_on_disk_is_fetched_again() {
     bench.advance(Duration::from_secs(1));
     assert_eq!(bench.how("v1"), How::Hit);
 }
+
+#[test]
+fn who_looked_before_a_landing_and_joined_after_it_does_not_ask_again() {
+    let bench = Bench::new();
+    let published = bench.source.publish("v1", &manifest("one"));
+    bench.how("v1");
+    let inner = &bench.cache.inner;
+    let joined = inner.manifests.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
+    inner.fetch_manifest(joined.pilot.unwrap());
+    let content = wait(|waker| joined.flight.poll_outcome(waker)).unwrap();
+    assert_eq!(*content.digest(), published);
+    assert_eq!(bench.source.calls(), ["GET v1"]);
+
+    let question = ListQuestion::Tags { query: String::new() };
+    let listed = inner.fetch_list(&name(), &question).unwrap().body;
+    let calls = bench.source.calls();
+    assert_eq!(inner.fresh_list(&name(), &question).unwrap().body, listed);
+    assert_eq!(bench.source.calls(), calls);
+}
