@@ -10,9 +10,11 @@
 //! The modules are declared in reading order. What each room may use is in `ARCHITECTURE.md` and is
 //! checked by a test.
 
+pub mod access;
 pub mod api;
 pub mod bundle;
 pub mod cache;
+pub mod certificates;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -10,6 +10,7 @@ mod access_log;
 mod blobs;
 mod following;
 mod lists;
+mod login;
 mod management;
 mod manifests;
 mod range;
@@ -19,6 +20,7 @@ mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::access::Users;
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
@@ -32,23 +34,43 @@ pub use status::Failure;
 
 /// Answers container clients.
 pub struct Api {
+    desk: Arc<Desk>,
+    /// Who is served; everybody if `None`. Locked while it is copied or replaced.
+    users: RwLock<Option<Arc<Users>>>,
+}
+
+/// Answers those who may ask.
+struct Desk {
     cache: Cache,
     /// Locked while a request is parsed by it, or while it is replaced: neither waits for anything.
     naming: RwLock<Naming>,
 }
 
 impl Api {
-    /// An API over `cache`, with the rules by which a request names its upstream.
+    /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
     pub fn new(cache: Cache, naming: Naming) -> Api {
-        Api { cache, naming: RwLock::new(naming) }
+        let desk = Arc::new(Desk { cache, naming: RwLock::new(naming) });
+        Api { desk, users: RwLock::new(None) }
     }
 
     /// Puts other rules into force, for the requests that come from now on.
     pub fn set_naming(&self, naming: Naming) {
         // Replaced at once or not at all, so a panic leaves whole rules.
-        *self.naming.write().unwrap_or_else(PoisonError::into_inner) = naming;
+        *self.desk.naming.write().unwrap_or_else(PoisonError::into_inner) = naming;
     }
 
+    /// Serves these users alone from now on, or everybody.
+    pub fn set_users(&self, users: Option<Arc<Users>>) {
+        *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
+    }
+
+    /// The users who are served, if not everybody is.
+    pub fn users(&self) -> Option<Arc<Users>> {
+        self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Desk {
     fn target(&self, request: &Request) -> Result<Target, RouteError> {
         self.naming.read().unwrap_or_else(PoisonError::into_inner).target(request)
     }
@@ -56,6 +78,22 @@ impl Api {
 
 impl Handler for Api {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
+        match self.users() {
+            Some(users) => login::answer(&self.desk, &users, request, context),
+            None => self.desk.answer(request, context),
+        }
+    }
+
+    fn finished(&self, request: &Request, ending: &Ending) {
+        let bytes = ending.bytes_sent;
+        let word = route::word(request.path());
+        self.desk.cache.metrics().responded(word, ending.status, ending.latency, bytes);
+        access_log::line(request, ending);
+    }
+}
+
+impl Desk {
+    fn answer(&self, request: &Request, context: &Context<'_>) -> Step {
         let (route, addressing) = match self.target(request) {
             Ok(Target::Content(route, addressing)) => (route, addressing),
             Ok(Target::Ping) => return Step::Reply(ping()),
@@ -76,13 +114,6 @@ impl Handler for Api {
                 lists::answer(call, &name, question, request, context)
             }
         }
-    }
-
-    fn finished(&self, request: &Request, ending: &Ending) {
-        let bytes = ending.bytes_sent;
-        let word = route::word(request.path());
-        self.cache.metrics().responded(word, ending.status, ending.latency, bytes);
-        access_log::line(request, ending);
     }
 }
 

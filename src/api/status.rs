@@ -120,6 +120,18 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
     if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
 }
 
+/// The answer to who must say who it is, as Docker's clients understand it: distribution-spec, "Error Codes".
+pub(super) fn login(text: &str) -> Reply {
+    error_reply(401, ErrorCode::Unauthorized, text)
+        .header("WWW-Authenticate", "Basic realm=\"larder\", charset=\"UTF-8\"")
+}
+
+/// The answer to who could not be checked, since too many others were.
+pub(super) fn login_busy() -> Reply {
+    error_reply(503, ErrorCode::Unavailable, "too many passwords are being checked; try again")
+        .header("Retry-After", RETRY_AFTER_SECONDS.to_string())
+}
+
 /// Why the management port does not do what is asked, for its operator to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {

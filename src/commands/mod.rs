@@ -18,14 +18,15 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
+use crate::access::HtpasswdError;
 use crate::bundle::BundleError;
+use crate::certificates::CertificateError;
 use crate::cli::{Arguments, Command};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
-use crate::http::ServerError;
+use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
-use crate::upstream::TlsFileError;
 
 /// Runs the command that was typed.
 ///
@@ -113,8 +114,12 @@ pub enum CommandError {
         /// The registry.
         registry: Upstream,
         /// What is wrong.
-        source: TlsFileError,
+        source: CertificateError,
     },
+    /// The files of TLS to clients cannot be used.
+    ServerTls(ServerTlsError),
+    /// The file of users cannot be used.
+    Users(HtpasswdError),
     /// There is no cache where one was looked for.
     NoCache {
         /// The directory.
@@ -164,7 +169,9 @@ impl CommandError {
             CommandError::Usage(_)
             | CommandError::Config(_)
             | CommandError::NoCache { .. }
-            | CommandError::Tls { .. } => 2,
+            | CommandError::Tls { .. }
+            | CommandError::ServerTls(_)
+            | CommandError::Users(_) => 2,
             CommandError::Store(_)
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. }
@@ -220,6 +227,8 @@ impl fmt::Display for CommandError {
             CommandError::Tls { registry, source } => {
                 write!(f, "registries: {registry}: tls: {source}")
             }
+            CommandError::ServerTls(source) => write!(f, "serverTlsConfig: {source}"),
+            CommandError::Users(source) => write!(f, "serverAuthConfig: {source}"),
             CommandError::NoCache { root } => write!(
                 f,
                 "there is no cache in {}; say where it is with --image-path or imagePath",
@@ -259,6 +268,8 @@ impl std::error::Error for CommandError {
             | CommandError::Unsound { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),
+            CommandError::ServerTls(error) => Some(error),
+            CommandError::Users(error) => Some(error),
             CommandError::Store(error) => Some(error),
             CommandError::Server(error) => Some(error),
             CommandError::Bundle(error) => Some(error),

@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use super::config_file::{ConfigFile, Look};
 use super::{CommandError, logging, serve};
+use crate::access::{self, Users};
 use crate::api::Api;
 use crate::cache::Cache;
 use crate::config::{self, Overrides, Settings};
+use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::upstream::{Registries, RegistryChanges};
 
 /// How often it is looked whether the file has changed: it costs nothing, and what is written is not in
@@ -22,7 +24,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Looks whether a server could start with these settings, beyond what the file alone tells.
 ///
 /// # Errors
-/// [`CommandError::Tls`] for files that cannot be used.
+/// [`CommandError`] for files that cannot be used.
 pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
     for entry in &settings.upstream.registries {
         for endpoint in &entry.endpoints {
@@ -30,6 +32,18 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
             endpoint.tls.check().map_err(refused)?;
         }
     }
+    settings
+        .tls
+        .as_ref()
+        .map(ServerTlsSettings::check)
+        .transpose()
+        .map_err(CommandError::ServerTls)?;
+    settings
+        .access
+        .as_ref()
+        .map(access::Settings::check)
+        .transpose()
+        .map_err(CommandError::Users)?;
     Ok(())
 }
 
@@ -44,6 +58,22 @@ pub(super) fn warn_of(settings: &Settings) {
             log::error!("registries: {}: tls: {expired}", entry.upstream);
         }
     }
+    for expired in settings.tls.iter().flat_map(|tls| tls.expired(SystemTime::now())) {
+        log::error!("serverTlsConfig: {expired}");
+    }
+    if let Some(ServerTlsSettings { clients: ClientAuth::Verify { ca: None }, .. }) = &settings.tls
+    {
+        log::warn!(
+            "serverTlsConfig: without ca, a client certificate of any authority that this machine \
+             trusts opens the cache"
+        );
+    }
+    if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
+        log::warn!(
+            "serverAuthConfig without serverTlsConfig: passwords cross the network in the clear, \
+             unless something before Larder speaks TLS"
+        );
+    }
 }
 
 /// The parts of a running server that take new settings.
@@ -51,6 +81,8 @@ pub(super) struct Running {
     pub(super) cache: Cache,
     pub(super) registries: Arc<Registries>,
     pub(super) api: Arc<Api>,
+    /// `None` where clients are spoken to in the clear.
+    pub(super) tls: Option<Arc<ServerTls>>,
 }
 
 impl Running {
@@ -65,7 +97,34 @@ impl Running {
         self.cache.forget_troubles(&changes.all());
         // Last, since an alias is of use when its registry is there.
         self.api.set_naming(settings.naming.clone());
+        if let (Some(tls), Some(settings)) = (&self.tls, &settings.tls) {
+            tls.reconfigure(settings);
+        }
+        self.set_users(settings.access.as_ref());
         changes
+    }
+}
+
+impl Running {
+    /// Serves the users of another file, or everybody. A file that [`check`] could read and that is broken
+    /// by now leaves those who were served: nobody is let in for that.
+    fn set_users(&self, wanted: Option<&access::Settings>) {
+        let Some(wanted) = wanted else { return self.api.set_users(None) };
+        if self.api.users().is_some_and(|users| users.settings() == *wanted) {
+            return;
+        }
+        match Users::load(wanted) {
+            Ok(users) => self.api.set_users(Some(Arc::new(users))),
+            Err(error) => {
+                log::error!("serverAuthConfig: {error}; what was in force stays in force")
+            }
+        }
+    }
+
+    /// Looks whether files that clients meet have changed.
+    fn look_at_files(&self) {
+        self.tls.iter().for_each(|tls| tls.look());
+        self.api.users().iter().for_each(|users| users.look());
     }
 }
 
@@ -129,6 +188,7 @@ impl Reloader {
     }
 
     fn hang_up(&mut self) {
+        self.running.look_at_files();
         match &mut self.file {
             None => log::info!(
                 "SIGHUP: there is no configuration file that could be read again (--config-file)"
@@ -141,6 +201,7 @@ impl Reloader {
     }
 
     fn look(&mut self) {
+        self.running.look_at_files();
         let Some(file) = &mut self.file else { return };
         let look = file.look();
         if look == Look::Changing {
@@ -255,7 +316,7 @@ mod tests {
             let clock = Arc::new(SystemTime::now);
             let cache = Cache::new(store, sources, settings.cache.clone(), clock);
             let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
-            let running = Running { cache, registries, api };
+            let running = Running { cache, registries, api, tls: None };
             let reloader = Reloader::new(overrides, file, settings, running);
             Site { path, reloader, _directory: directory }
         }

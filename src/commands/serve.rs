@@ -15,11 +15,12 @@ use signal_hook::iterator::Signals;
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging};
+use crate::access::Users;
 use crate::api::{Api, Management, ManagementListener, ReadToken, Scope, Setting};
 use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
 use crate::config::{self, Overrides, Settings};
-use crate::http::{self, Controller, Server};
+use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
 
@@ -72,10 +73,15 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         ..settings.http
     };
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
-    let server = Server::bind(&[settings.listen], edge, Arc::clone(&api) as _)?;
+    let users =
+        settings.access.as_ref().map(Users::load).transpose().map_err(CommandError::Users)?;
+    api.set_users(users.map(Arc::new));
+    let tls = settings.tls.as_ref().map(ServerTls::load).transpose();
+    let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
+    let server = Server::bind(&[settings.listen], edge, tls.clone(), Arc::clone(&api) as _)?;
     cache.metrics().label_registries(labels(&settings));
     let management = serve_management(&settings, &cache, &server, started)?;
-    let running = Running { cache: cache.clone(), registries, api };
+    let running = Running { cache: cache.clone(), registries, api, tls };
     // One that waits stands for all that come before it is heeded.
     let (hangups, hung_up) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(hung_up)?;
@@ -170,7 +176,7 @@ fn listen(
     edge: http::Settings,
     handler: Management,
 ) -> Result<Controller, CommandError> {
-    let server = Server::bind(&[listener.address], edge, Arc::new(handler))?;
+    let server = Server::bind(&[listener.address], edge, None, Arc::new(handler))?;
     let (controller, address) = (server.controller(), server.address());
     thread::Builder::new()
         .name("management".into())
@@ -264,11 +270,12 @@ fn affordable(wanted: usize) -> usize {
 fn banner(settings: &Settings, address: SocketAddr) {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
     log::info!(
-        "larder {} pid={} uid:gid={}:{} tls=none",
+        "larder {} pid={} uid:gid={}:{} tls={}",
         env!("CARGO_PKG_VERSION"),
         std::process::id(),
         user.as_raw(),
-        group.as_raw()
+        group.as_raw(),
+        tls(settings)
     );
     let line: Vec<String> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -283,6 +290,15 @@ fn banner(settings: &Settings, address: SocketAddr) {
         false => proxies(&settings.upstream.proxies),
     }
     log::info!("listening on {address}");
+}
+
+/// What clients speak and show.
+fn tls(settings: &Settings) -> &'static str {
+    match settings.tls.as_ref().map(|tls| &tls.clients) {
+        None => "none",
+        Some(ClientAuth::None) => "server",
+        Some(ClientAuth::Verify { .. }) => "mutual",
+    }
 }
 
 /// By way of what upstreams are reached, if the environment says so.

@@ -27,6 +27,8 @@ impl Settings {
             resume_on_start,
             upstream: _,
             http: http::Settings { workers, max_connections, drain_timeout, .. },
+            tls,
+            access,
             naming,
             scrub,
             // For commands, each of which reads the file itself.
@@ -43,6 +45,8 @@ impl Settings {
             ("logLevel", *log_level != new.log_level),
             ("defaultNs", naming.default_upstream != new.naming.default_upstream),
             ("registries", self.has_other_registries(new)),
+            ("serverTlsConfig", tls.is_some() && new.tls.is_some() && *tls != new.tls),
+            ("serverAuthConfig", *access != new.access),
         ];
         let after_restart = [
             ("imagePath", *root != new.store.root),
@@ -50,6 +54,8 @@ impl Settings {
             ("logFile", *log_file != new.log_file),
             ("host", listen.ip() != new.listen.ip()),
             ("port", listen.port() != new.listen.port()),
+            // Other files are taken at once; a port does not change what it speaks.
+            ("serverTlsConfig", tls.is_some() != new.tls.is_some()),
             (
                 "management, health or metrics",
                 has_other_ports(listeners, &new.management.listeners),

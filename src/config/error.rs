@@ -63,11 +63,6 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A key that this version knows and cannot honour, and that must not be ignored silently.
-    NotYet {
-        /// The key.
-        key: String,
-    },
 }
 
 impl fmt::Display for ConfigError {
@@ -96,11 +91,6 @@ impl fmt::Display for ConfigError {
             ConfigError::Alias { alias, reason } => {
                 write!(f, "registries: the alias {alias} {reason}")
             }
-            ConfigError::NotYet { key } => write!(
-                f,
-                "{key} is not supported by this version, and ignoring it could expose something; \
-                 remove it, or wait for the version that has it (CHANGELOG.md)"
-            ),
         }
     }
 }

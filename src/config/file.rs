@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::ConfigError;
 use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
 use super::value::{
     EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, Text, TtlText, Whole,
@@ -40,6 +39,7 @@ pub(super) struct File {
     pub(super) registries: Option<Vec<RegistryEntry>>,
     pub(super) prune_config: Option<PruneEntry>,
     pub(super) server_tls_config: Option<ServerTlsEntry>,
+    pub(super) server_auth_config: Option<ServerAuthEntry>,
     pub(super) tag_ttl: Option<Text<TtlText>>,
     pub(super) tags: Option<Vec<TagRuleEntry>>,
     pub(super) stale_while_revalidate: Option<Text<Span>>,
@@ -281,28 +281,34 @@ pub(super) struct ServerTlsEntry {
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) ca: Option<PathBuf>,
-    pub(super) client_auth: Option<String>,
+    pub(super) client_auth: Option<ClientAuthName>,
+}
+
+/// What `serverTlsConfig.clientAuth` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum ClientAuthName {
+    None,
+    Verify,
+}
+
+/// `serverAuthConfig`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ServerAuthEntry {
+    pub(super) htpasswd: Option<PathBuf>,
 }
 
 impl File {
     /// Keys that are taken from a reference server's file and have no effect here yet, harmlessly.
     pub(super) fn without_effect(&self) -> Vec<&'static str> {
-        let all = [("helloWorld", self.hello_world == Some(true))];
+        let is_ca_unused = self.server_tls_config.as_ref().is_some_and(|entry| {
+            entry.ca.is_some() && entry.client_auth != Some(ClientAuthName::Verify)
+        });
+        let all = [
+            ("helloWorld", self.hello_world == Some(true)),
+            ("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused),
+        ];
         all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
-    }
-
-    /// Keys whose silent loss would be a hole: somebody relies on TLS, or on another endpoint.
-    pub(super) fn refuse_what_is_not_there_yet(&self) -> Result<(), ConfigError> {
-        let server_tls = self.server_tls_config.as_ref().is_some_and(ServerTlsEntry::is_set);
-        if server_tls {
-            return Err(ConfigError::NotYet { key: "serverTlsConfig".into() });
-        }
-        Ok(())
-    }
-}
-
-impl ServerTlsEntry {
-    fn is_set(&self) -> bool {
-        self.cert.is_some() || self.key.is_some() || self.ca.is_some() || self.client_auth.is_some()
     }
 }

@@ -6,6 +6,7 @@
 
 mod auth;
 mod aws;
+mod clients;
 mod difference;
 mod environment;
 mod error;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use crate::api::Naming;
 use crate::oci::{Platform, Platforms, Upstream};
 use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
-use crate::{api, cache, http, store, upstream};
+use crate::{access, api, cache, http, store, upstream};
 
 pub use difference::Differences;
 pub use error::ConfigError;
@@ -74,6 +75,10 @@ pub struct Settings {
     pub upstream: upstream::Settings,
     /// The serving edge.
     pub http: http::Settings,
+    /// TLS to clients, if they must speak it.
+    pub tls: Option<http::ServerTlsSettings>,
+    /// Which clients are served, if not all of them.
+    pub access: Option<access::Settings>,
     /// How requests name their upstream.
     pub naming: Naming,
     /// When all blobs are hashed, if that is wished.
@@ -164,7 +169,6 @@ fn first_line(message: &str) -> String {
 }
 
 fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
-    file.refuse_what_is_not_there_yet()?;
     let host = over.host.or(file.host.as_ref().map(|host| host.0));
     let host = host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let listen = SocketAddr::new(
@@ -188,6 +192,8 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
         resume_on_start: file.resume_on_start.unwrap_or(true),
         upstream: upstream_settings(&file, &over)?,
         http: http_settings(&file),
+        tls: clients::tls(&file)?,
+        access: clients::access(&file),
         naming: Naming {
             default_upstream: over
                 .default_ns
@@ -344,10 +350,10 @@ fn aliases(registries: &[RegistryEntry]) -> Result<HashMap<String, Upstream>, Co
 mod tests {
     use super::*;
     use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
+    use crate::certificates::IdentityFiles;
+    use crate::http::{ClientAuth, ServerTlsSettings};
     use crate::prune;
-    use crate::upstream::{
-        Credentials, HelperSettings, IdentityFiles, Scheme, Secret, TlsSettings,
-    };
+    use crate::upstream::{Credentials, HelperSettings, Scheme, Secret, TlsSettings};
 
     fn settings(text: &str) -> Result<Settings, String> {
         let file = parse(Path::new("larder.yaml"), text).map_err(|error| error.to_string())?;
@@ -737,9 +743,37 @@ registries:
     }
 
     #[test]
-    fn nothing_that_protects_is_ignored_silently() {
-        let error = settings("serverTlsConfig: {cert: /a, key: /b}").unwrap_err();
-        assert!(error.contains("not supported by this version"), "{error}");
+    fn tls_to_clients_is_whole_or_refused() {
+        let tls = |text: &str| settings(&format!("serverTlsConfig: {text}")).map(|it| it.tls);
+        let identity = IdentityFiles { cert: "/c".into(), key: "/k".into() };
+        for (text, clients) in [
+            ("{cert: /c, key: /k}", ClientAuth::None),
+            ("{cert: /c, key: /k, ca: /a, clientAuth: none}", ClientAuth::None),
+            ("{cert: /c, key: /k, clientAuth: verify}", ClientAuth::Verify { ca: None }),
+            (
+                "{cert: /c, key: /k, ca: /a, clientAuth: verify}",
+                ClientAuth::Verify { ca: Some("/a".into()) },
+            ),
+        ] {
+            let expected = ServerTlsSettings { identity: identity.clone(), clients };
+            assert_eq!(tls(text), Ok(Some(expected)), "{text}");
+        }
+        for text in ["{}", "{clientAuth: none}"] {
+            assert_eq!(tls(text), Ok(None), "{text}");
+        }
+        for text in ["{cert: /c}", "{key: /k}", "{ca: /a}", "{clientAuth: verify}"] {
+            assert!(tls(text).unwrap_err().contains("both are needed"), "{text}");
+        }
+        assert!(tls("{cert: /c, key: /k, clientAuth: maybe}").unwrap_err().contains("verify"));
+        let unused = settings("serverTlsConfig: {cert: /c, key: /k, ca: /a}").unwrap();
+        assert_eq!(unused.without_effect, ["serverTlsConfig.ca (without clientAuth: verify)"]);
+    }
+
+    #[test]
+    fn passwords_are_wanted_only_where_a_file_is_named() {
+        assert_eq!(settings("serverAuthConfig: {}").unwrap().access, None);
+        let expected = access::Settings { htpasswd: "/h".into() };
+        assert_eq!(settings("serverAuthConfig: {htpasswd: /h}").unwrap().access, Some(expected));
     }
 
     #[test]
@@ -786,6 +820,7 @@ registries:
             ("pruneConfig: {?: 1}", "pruneConfig"),
             ("management: {port: 1, ?: 1}", "management"),
             ("serverTlsConfig: {?: 1}", "serverTlsConfig"),
+            ("serverAuthConfig: {?: 1}", "serverAuthConfig"),
         ] {
             let error = settings(&text.replace('?', "unheardOf")).unwrap_err();
             let (_, keys) = error.split_once("expected one of ").unwrap();

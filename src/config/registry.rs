@@ -2,10 +2,9 @@
 
 use super::file::{AuthEntry, EndpointEntry, RegistryEntry, RepositoriesEntry, TlsEntry};
 use super::{ConfigError, auth};
+use crate::certificates::IdentityFiles;
 use crate::oci::Upstream;
-use crate::upstream::{
-    Endpoint, EndpointSettings, IdentityFiles, RegistrySettings, Scheme, TlsSettings,
-};
+use crate::upstream::{Endpoint, EndpointSettings, RegistrySettings, Scheme, TlsSettings};
 
 /// The settings of an entry.
 ///

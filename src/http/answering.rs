@@ -142,7 +142,7 @@ impl Connection {
     pub(super) fn cut_short(&mut self, worker: &mut Worker) {
         let cut = match std::mem::take(&mut self.phase) {
             Phase::Head => self.head_began.is_some(),
-            Phase::Lingering { .. } => false,
+            Phase::Greeting | Phase::Handshake | Phase::Lingering { .. } => false,
             // The handler has not heard of this request yet.
             Phase::Dropping { .. } => true,
             Phase::Waiting { request, .. } => {
@@ -155,7 +155,7 @@ impl Connection {
                 true
             }
         };
-        self.socket.finish_sending();
+        self.wire.finish_sending();
         if cut {
             worker.shared.note_cut();
         }

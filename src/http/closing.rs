@@ -50,12 +50,12 @@ impl Connection {
     }
 
     /// `None` if there is nobody left to talk to.
-    fn what_follows(&self, outcome: &Outcome, after: After) -> Option<After> {
+    fn what_follows(&mut self, outcome: &Outcome, after: After) -> Option<After> {
         match outcome {
             Outcome::Complete => Some(after),
             Outcome::Cut(_) | Outcome::Panicked => Some(After::Linger),
             Outcome::WriteStalled => {
-                self.socket.forget_unsent();
+                self.wire.forget_unsent();
                 None
             }
             Outcome::ClientGone | Outcome::Drained => None,
@@ -65,15 +65,15 @@ impl Connection {
     /// The client was told that this is the end; only if it sent more all the same is it waited
     /// for.
     fn close_or_linger(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
-        if self.input.is_empty() && self.socket.read(self.input.room()) == Err(Halt::Blocked) {
+        if self.input.is_empty() && self.wire.read(self.input.room()) == Err(Halt::Blocked) {
             return Break(Turn::Close);
         }
         self.begin_lingering(worker);
         Continue(())
     }
 
-    fn begin_lingering(&mut self, worker: &Worker) {
-        self.socket.finish_sending();
+    pub(super) fn begin_lingering(&mut self, worker: &Worker) {
+        self.wire.finish_sending();
         let deadline = worker.now + LINGER_TIMEOUT;
         self.phase = Phase::Lingering { bytes_left: LINGER_BYTES_MAX, deadline };
     }
@@ -87,7 +87,7 @@ impl Connection {
     ) -> ControlFlow<Turn> {
         loop {
             self.input.clear();
-            match self.socket.read(self.input.room()) {
+            match self.wire.read(self.input.room()) {
                 Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
                 Ok(bytes) => {
                     bytes_left = bytes_left.saturating_sub(bytes);

@@ -1,7 +1,7 @@
 //! One client's connection: a state machine that goes on until it would have to wait.
 //!
 //! It must not know threads, epoll or channels: it says how it wants to be parked. The phases have
-//! files of their own: `reading` (heads, small bodies), `answering` (the handler), `sending`
+//! files of their own: `handshake` (TLS), `reading` (heads, small bodies), `answering` (the handler), `sending`
 //! (responses) and `closing`.
 
 use super::handler::{Context, Pending};
@@ -11,6 +11,7 @@ use super::pool::Worker;
 use super::request::Request;
 use super::sending::Sending;
 use super::socket::Socket;
+use super::wire::Wire;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::cell::OnceCell;
 use std::net::SocketAddr;
@@ -32,6 +33,10 @@ pub(super) enum Turn {
 /// What a connection is doing.
 #[derive(Default)]
 pub(super) enum Phase {
+    /// Waiting for the first byte of a client that should speak TLS.
+    Greeting,
+    /// In the middle of a TLS handshake.
+    Handshake,
     /// Waiting for a request head, or in the middle of one.
     #[default]
     Head,
@@ -48,7 +53,7 @@ pub(super) enum Phase {
 /// One client's connection.
 pub(super) struct Connection {
     // Declared, and so dropped, before the ticket: a seat is free only once its socket is closed.
-    pub(super) socket: Socket,
+    pub(super) wire: Wire,
     pub(super) phase: Phase,
     pub(super) input: Input,
     pub(super) peer: SocketAddr,
@@ -68,14 +73,15 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(
         fd: OwnedFd,
+        beginning: Phase,
         peer: SocketAddr,
         ticket: Ticket,
         admission: Admission,
         now: Instant,
     ) -> Self {
         Self {
-            socket: Socket::new(fd),
-            phase: Phase::Head,
+            wire: Wire::new(Socket::new(fd)),
+            phase: beginning,
             input: Input::default(),
             peer,
             idle_since: now,
@@ -136,6 +142,8 @@ impl Connection {
         self.input.borrow_room(&mut worker.spare_input);
         let turn = loop {
             let flow = match std::mem::take(&mut self.phase) {
+                Phase::Greeting => self.greet(worker),
+                Phase::Handshake => self.shake_hands(worker),
                 Phase::Head => self.read_head(worker),
                 Phase::Dropping { request, bytes_left, deadline } => {
                     self.drop_body(request, bytes_left, deadline, worker)
@@ -157,7 +165,7 @@ impl Connection {
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.wire.as_fd()
     }
 }
 

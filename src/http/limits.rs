@@ -100,6 +100,10 @@ pub(super) const FRESH_GRACE: Duration = Duration::from_secs(1);
 /// The worker's buffer for bodies where `sendfile` is not possible.
 pub(super) const COPY_BYTES: usize = 64 * 1024;
 
+/// How much is encrypted at a time, and so what a slow reader by TLS costs beside its session. One
+/// record's worth (RFC 8446, section 5.1).
+pub(super) const SEALED_MAX: usize = 16 * 1024;
+
 /// More workers than this are a mistake: they only ever wait for the disk.
 const THREADS_LIMIT: usize = 4_096;
 

@@ -2,7 +2,7 @@
 //!
 //! It must not know HTTP, nor touch a client's bytes.
 
-use super::connection::Connection;
+use super::connection::{Connection, Phase};
 use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG};
 use super::pool::Shared;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,7 +100,8 @@ fn welcome(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
         return;
     };
     let now = Instant::now();
-    let connection = Connection::new(fd, peer_address(peer), ticket, admission, now);
+    let beginning = if shared.tls.is_some() { Phase::Greeting } else { Phase::Head };
+    let connection = Connection::new(fd, beginning, peer_address(peer), ticket, admission, now);
     let parking = connection.parking_for_first_head(&shared.settings);
     shared.lot.settle(Box::new(connection), parking);
 }

@@ -22,10 +22,13 @@ mod tail;
 mod head;
 mod render;
 mod socket;
+mod tls;
+mod wire;
 
 mod answering;
 mod closing;
 mod connection;
+mod handshake;
 mod outgoing;
 mod reading;
 mod sending;
@@ -46,3 +49,4 @@ pub use reply::{Body, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
 pub use request::{Method, Request, Version};
 pub use server::{Controller, DrainReport, Server, ServerError};
 pub use tail::{Available, Tail};
+pub use tls::{ClientAuth, ServerTls, ServerTlsError, ServerTlsSettings};

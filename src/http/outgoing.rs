@@ -53,8 +53,8 @@ impl HeadBytes {
         &self.bytes[self.sent..]
     }
 
-    fn send(&mut self, more: More, connection: &Connection) -> Step {
-        match connection.socket.send(self.rest(), &[], more) {
+    fn send(&mut self, more: More, connection: &mut Connection) -> Step {
+        match connection.wire.send(self.rest(), &[], more) {
             Ok(sent) => {
                 self.sent += sent;
                 Step::Moved(sent)
@@ -111,7 +111,7 @@ impl Outgoing {
     pub(super) fn advance(
         &mut self,
         head: &mut HeadBytes,
-        connection: &Connection,
+        connection: &mut Connection,
         worker: &mut Worker,
     ) -> Step {
         match self {
@@ -141,7 +141,7 @@ fn send_bytes(
     bytes: &[u8],
     position: &mut usize,
     head: &mut HeadBytes,
-    connection: &Connection,
+    connection: &mut Connection,
     limit: usize,
 ) -> Step {
     let body = &bytes[*position..];
@@ -150,7 +150,7 @@ fn send_bytes(
     if of_head == 0 && body.is_empty() {
         return Step::Done;
     }
-    match connection.socket.send(head.rest(), body, More::Nothing) {
+    match connection.wire.send(head.rest(), body, More::Nothing) {
         Ok(sent) => {
             head.sent += sent.min(of_head);
             *position += sent.saturating_sub(of_head);
@@ -165,7 +165,7 @@ fn send_tail(
     growth: &mut Growth,
     span: &mut FileSpan,
     head: &mut HeadBytes,
-    connection: &Connection,
+    connection: &mut Connection,
     worker: &mut Worker,
 ) -> Step {
     let headless = head.rest().is_empty();
@@ -219,7 +219,7 @@ impl Growth {
     }
 
     /// Asks the tail; `Moved` if there is something to send.
-    fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &Connection) -> Step {
+    fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &mut Connection) -> Step {
         match guard(|| tail.poll_available(position, connection.waker())) {
             Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
                 (self.available, self.piece) = (end, None);
@@ -263,12 +263,12 @@ impl FileSpan {
     }
 
     /// Sends some bytes of a piece, whose position is within it.
-    fn send_piece(&mut self, piece: &Piece, connection: &Connection, worker: &Worker) -> Step {
+    fn send_piece(&mut self, piece: &Piece, connection: &mut Connection, worker: &Worker) -> Step {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let offset = usize::try_from(self.position - piece.start).unwrap_or(usize::MAX);
         let rest = &piece.bytes[offset.min(piece.bytes.len())..];
         let rest = &rest[..rest.len().min(left).min(worker.bytes_left)];
-        match connection.socket.send(rest, &[], More::Nothing) {
+        match connection.wire.send(rest, &[], More::Nothing) {
             Ok(sent) => {
                 self.position += sent as u64;
                 Step::Moved(sent)
@@ -286,16 +286,16 @@ impl FileSpan {
         &mut self,
         file: &File,
         end: u64,
-        connection: &Connection,
+        connection: &mut Connection,
         worker: &mut Worker,
     ) -> Step {
         let left = end.saturating_sub(self.position);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(worker.bytes_left);
         let sent = if self.copied {
             worker.copy_buffer.resize(COPY_BYTES, 0);
-            connection.socket.copy_file(file, self.position, count, &mut worker.copy_buffer)
+            connection.wire.copy_file(file, self.position, count, &mut worker.copy_buffer)
         } else {
-            connection.socket.send_file(file, self.position, count)
+            connection.wire.send_file(file, self.position, count)
         };
         match sent {
             Ok(bytes) => {

@@ -11,11 +11,12 @@ use super::poller;
 use super::render::DateCache;
 use super::reply::Ending;
 use super::request::Request;
+use super::tls::ServerTls;
 use rustix::fd::OwnedFd;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -23,10 +24,14 @@ use std::time::Instant;
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) handler: Arc<dyn Handler>,
+    /// `None` where clients are spoken to in the clear.
+    pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) lot: Arc<Lot>,
     pub(super) busy: AtomicUsize,
     /// Connections cut by the drain timeout.
     pub(super) cut: AtomicUsize,
+    /// TLS handshakes that came to nothing.
+    pub(super) failed_handshakes: AtomicU64,
     pub(super) accepting: AtomicBool,
     /// Ends the listener's wait.
     pub(super) stop: OwnedFd,
@@ -53,6 +58,11 @@ impl Shared {
     /// The drain timeout cut one connection.
     pub(super) fn note_cut(&self) {
         self.cut.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A TLS handshake came to nothing.
+    pub(super) fn note_failed_handshake(&self) {
+        self.failed_handshakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// No further connection will be accepted.

@@ -28,7 +28,7 @@ impl Connection {
                     return flow;
                 }
             }
-            match self.socket.read(self.input.room()) {
+            match self.wire.read(self.input.room()) {
                 Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
                 Ok(_) => {}
                 Err(Halt::Blocked) => return self.await_head(worker),
@@ -63,7 +63,7 @@ impl Connection {
     }
 
     /// Nothing to read: waits for the rest of the head, or for the first byte of one.
-    fn await_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
+    pub(super) fn await_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
         let settings = &worker.shared.settings;
         if self.admission == Admission::Surplus {
             let deadline = self.idle_since + SURPLUS_TIMEOUT;
@@ -94,7 +94,7 @@ impl Connection {
         worker: &mut Worker,
     ) -> ControlFlow<Turn> {
         self.idle_since = now;
-        if self.input.is_empty() {
+        if self.input.is_empty() && !self.wire.has_received() {
             // The next request has most likely not arrived: asking the poller is cheaper than
             // asking the socket first.
             self.await_head(worker)
@@ -127,9 +127,9 @@ impl Connection {
     }
 
     /// Sends `100 Continue`; false if the connection is of no use any more.
-    fn invite_body(&self) -> bool {
+    fn invite_body(&mut self) -> bool {
         const INVITATION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-        match self.socket.send(INVITATION, &[], More::Nothing) {
+        match self.wire.send(INVITATION, &[], More::Nothing) {
             // Without an invitation the client sends its body a little later.
             Err(Halt::Blocked) => true,
             Err(Halt::Gone) => false,
@@ -152,7 +152,7 @@ impl Connection {
             if bytes_left == 0 {
                 return self.ask(request, worker);
             }
-            match self.socket.read(self.input.room()) {
+            match self.wire.read(self.input.room()) {
                 Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
                 Ok(_) => {}
                 Err(Halt::Blocked) if worker.now < deadline => {

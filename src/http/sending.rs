@@ -12,6 +12,7 @@ use super::pool::Worker;
 use super::reading::park;
 use super::reply::Outcome;
 use super::request::Request;
+use super::socket::Halt;
 use std::ops::ControlFlow::{self, Break};
 use std::time::Instant;
 
@@ -57,17 +58,14 @@ impl Connection {
                     sending.progress = worker.now;
                     worker.bytes_left = worker.bytes_left.saturating_sub(bytes);
                 }
+                Step::Done if self.wire.flush() == Err(Halt::Blocked) => {
+                    return self.await_room(sending, worker);
+                }
                 Step::Done => {
                     let verdict = sending.verdict.clone();
                     return self.conclude(sending, verdict, worker);
                 }
-                Step::Blocked => {
-                    let deadline = sending.progress + worker.shared.settings.write_stall_timeout;
-                    if worker.now >= deadline {
-                        return self.conclude(sending, Outcome::WriteStalled, worker);
-                    }
-                    return self.keep_parked(sending, Interest::Room, deadline, worker);
-                }
+                Step::Blocked => return self.await_room(sending, worker),
                 Step::Starved if self.hung_up => {
                     return self.conclude(sending, Outcome::ClientGone, worker);
                 }
@@ -80,6 +78,18 @@ impl Connection {
                 Step::Failed(outcome) => return self.fail(sending, outcome, worker),
             }
         }
+    }
+
+    /// The client must take some first.
+    fn await_room(&mut self, mut sending: Sending, worker: &mut Worker) -> ControlFlow<Turn> {
+        if self.wire.has_moved() {
+            sending.progress = worker.now;
+        }
+        let deadline = sending.progress + worker.shared.settings.write_stall_timeout;
+        if worker.now >= deadline {
+            return self.conclude(sending, Outcome::WriteStalled, worker);
+        }
+        self.keep_parked(sending, Interest::Room, deadline, worker)
     }
 
     fn keep_parked(

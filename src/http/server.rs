@@ -8,12 +8,13 @@ use super::listener;
 use super::parking::{Lot, Stage};
 use super::poller;
 use super::pool::{Crew, Shared};
+use super::tls::ServerTls;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// A server that listens, and serves once [`Server::run`] is called.
 pub struct Server {
@@ -80,13 +81,15 @@ impl std::error::Error for ServerError {
 }
 
 impl Server {
-    /// Listens on all `addresses` and starts the threads; clients wait until [`Server::run`].
+    /// Listens on all `addresses` and starts the threads; clients wait until [`Server::run`]. With `tls` they
+    /// must speak it.
     ///
     /// # Errors
     /// An address is taken, or the system is out of descriptors or threads.
     pub fn bind(
         addresses: &[SocketAddr],
         settings: Settings,
+        tls: Option<Arc<ServerTls>>,
         handler: Arc<dyn Handler>,
     ) -> Result<Self, ServerError> {
         if addresses.is_empty() {
@@ -102,7 +105,7 @@ impl Server {
             bound.push(real);
             listeners.push(listener);
         }
-        let shared = Arc::new(share(settings.bounded(), handler).map_err(ServerError::Watch)?);
+        let shared = Arc::new(share(settings.bounded(), tls, handler).map_err(ServerError::Watch)?);
         let crew = Crew::start(&shared)
             .map_err(|source| ServerError::Threads { workers: shared.settings.workers, source })?;
         Ok(Self { listeners, addresses: bound, shared, crew })
@@ -133,7 +136,11 @@ impl Server {
     }
 }
 
-fn share(settings: Settings, handler: Arc<dyn Handler>) -> io::Result<Shared> {
+fn share(
+    settings: Settings,
+    tls: Option<Arc<ServerTls>>,
+    handler: Arc<dyn Handler>,
+) -> io::Result<Shared> {
     let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let (stop, kick) = (bell()?, bell()?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -142,9 +149,11 @@ fn share(settings: Settings, handler: Arc<dyn Handler>) -> io::Result<Shared> {
     Ok(Shared {
         settings,
         handler,
+        tls,
         lot,
         busy: AtomicUsize::new(0),
         cut: AtomicUsize::new(0),
+        failed_handshakes: AtomicU64::new(0),
         accepting: AtomicBool::new(true),
         stop,
         kick,
@@ -177,6 +186,11 @@ impl Controller {
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.lot.open()
+    }
+
+    /// How many TLS handshakes came to nothing since the start.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.shared.failed_handshakes.load(Ordering::Relaxed)
     }
 
     /// How many workers are at work.

@@ -5,7 +5,7 @@
 use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
@@ -31,6 +31,15 @@ pub(super) enum FileHalt {
     Unsupported,
     /// The file cannot be read.
     Unreadable(Errno),
+}
+
+impl From<Halt> for FileHalt {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Blocked => Self::Blocked,
+            Halt::Gone => Self::Gone,
+        }
+    }
 }
 
 /// Whether the kernel may wait for more bytes before it sends a packet.
@@ -59,20 +68,31 @@ impl Socket {
         retry_on_intr(|| rustix::io::read(&self.fd, spare_capacity(buffer))).map_err(halt)
     }
 
+    /// Does the same into `buffer`, from its beginning.
+    pub(super) fn read_into(&self, buffer: &mut [u8]) -> Result<usize, Halt> {
+        retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)).map_err(halt)
+    }
+
+    /// Does the same and leaves the bytes for the next read.
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> Result<usize, Halt> {
+        let peeked = retry_on_intr(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK));
+        peeked.map(|(count, _)| count).map_err(halt)
+    }
+
     /// Sends the start of `first` followed by `second`, in one packet where it fits.
     pub(super) fn send(&self, first: &[u8], second: &[u8], more: More) -> Result<usize, Halt> {
-        let mut flags = SendFlags::NOSIGNAL;
-        if more == More::Follows {
-            flags |= SendFlags::MORE;
-        }
-        let sent = if second.is_empty() {
-            retry_on_intr(|| rustix::net::send(&self.fd, first, flags))
+        if second.is_empty() {
+            retry_on_intr(|| rustix::net::send(&self.fd, first, flags(more))).map_err(halt)
         } else {
-            let slices = [IoSlice::new(first), IoSlice::new(second)];
-            let mut none = SendAncillaryBuffer::default();
-            retry_on_intr(|| rustix::net::sendmsg(&self.fd, &slices, &mut none, flags))
-        };
-        sent.map_err(halt)
+            self.send_all(&[IoSlice::new(first), IoSlice::new(second)], more)
+        }
+    }
+
+    /// Sends the start of all slices together.
+    pub(super) fn send_all(&self, slices: &[IoSlice<'_>], more: More) -> Result<usize, Halt> {
+        let mut none = SendAncillaryBuffer::default();
+        retry_on_intr(|| rustix::net::sendmsg(&self.fd, slices, &mut none, flags(more)))
+            .map_err(halt)
     }
 
     /// Sends up to `count` bytes of `file` from `position`, without copying; 0 is the file's end.
@@ -105,17 +125,10 @@ impl Socket {
         count: usize,
         buffer: &mut [u8],
     ) -> Result<usize, FileHalt> {
-        let count = count.min(buffer.len());
-        let read = file.read_at(&mut buffer[..count], position).map_err(|error| {
-            FileHalt::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        })?;
-        if read == 0 {
-            return Ok(0);
+        match read_file(file, position, count, buffer)? {
+            0 => Ok(0),
+            read => Ok(self.send(&buffer[..read], &[], More::Nothing)?),
         }
-        self.send(&buffer[..read], &[], More::Nothing).map_err(|halt| match halt {
-            Halt::Blocked => FileHalt::Blocked,
-            Halt::Gone => FileHalt::Gone,
-        })
     }
 
     /// Sends FIN after all that was sent; the client may still send.
@@ -134,6 +147,25 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Up to `count` bytes of `file` from `position`, as far as `buffer` has room; 0 is the file's end.
+pub(super) fn read_file(
+    file: &File,
+    position: u64,
+    count: usize,
+    buffer: &mut [u8],
+) -> Result<usize, FileHalt> {
+    let count = count.min(buffer.len());
+    file.read_at(&mut buffer[..count], position)
+        .map_err(|error| FileHalt::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+}
+
+fn flags(more: More) -> SendFlags {
+    match more {
+        More::Follows => SendFlags::NOSIGNAL | SendFlags::MORE,
+        More::Nothing => SendFlags::NOSIGNAL,
     }
 }
 

@@ -62,7 +62,7 @@ pub use registries::{
     Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme, Settings,
     UnlistedRegistries,
 };
-pub use tls::{IdentityFiles, TlsFileError, TlsSettings};
+pub use tls::TlsSettings;
 pub use transport::Timeouts;
 
 /// Finds the source of a registry's content. The seam behind which tests put a fake.

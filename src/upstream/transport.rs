@@ -12,8 +12,9 @@ use ureq::unversioned::transport::{Connector, DefaultConnector, RustlsConnector}
 use super::address::{Guard, GuardedResolver};
 use super::location::Location;
 use super::proxy::{Proxy, ProxySettings};
-use super::tls::{IdentityFiles, Stamp, TlsFileError, TlsSettings, load_ca};
+use super::tls::{TlsSettings, load_ca, load_client};
 use super::tunnel::{TunnelConnector, config_to_proxy};
+use crate::certificates::{CertificateError, Stamp};
 
 /// Idle connections kept to one host, so that the layers of an image need no handshake each.
 const IDLE_CONNECTIONS_PER_HOST: usize = 8;
@@ -107,13 +108,13 @@ impl LazyAgent {
     /// The agent for `location`: by way of a proxy or not.
     ///
     /// # Errors
-    /// [`TlsFileError`] if it was never built and a file cannot be used. Files that are changed for the
+    /// [`CertificateError`] if it was never built and a file cannot be used. Files that are changed for the
     /// worse leave the former agents in force, with a log line: a rotation may be half-way.
-    pub(super) fn get(&self, location: &Location) -> Result<Agent, TlsFileError> {
+    pub(super) fn get(&self, location: &Location) -> Result<Agent, CertificateError> {
         self.get_at(location, Instant::now())
     }
 
-    fn get_at(&self, location: &Location, now: Instant) -> Result<Agent, TlsFileError> {
+    fn get_at(&self, location: &Location, now: Instant) -> Result<Agent, CertificateError> {
         // A panic while building leaves nothing or the former agents.
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *built {
@@ -157,7 +158,7 @@ impl LazyAgent {
         self.tls.as_ref().map(TlsSettings::stamp).unwrap_or_default()
     }
 
-    fn build(&self) -> Result<Agents, TlsFileError> {
+    fn build(&self) -> Result<Agents, CertificateError> {
         let tls = self.tls_config()?;
         let proxied = |proxy: &Option<Proxy>| {
             proxy.as_ref().map(|proxy| self.build_proxied(proxy, tls.clone()))
@@ -186,7 +187,7 @@ impl LazyAgent {
         Agent::with_parts(config, tunnel.chain(RustlsConnector::default()), resolver)
     }
 
-    fn tls_config(&self) -> Result<TlsConfig, TlsFileError> {
+    fn tls_config(&self) -> Result<TlsConfig, CertificateError> {
         let Some(tls) = &self.tls else { return Ok(TlsConfig::default()) };
         let roots = match (&tls.ca, tls.insecure_skip_verify) {
             (_, true) => RootCerts::WebPki,
@@ -197,7 +198,7 @@ impl LazyAgent {
                 RootCerts::Specific(Arc::new(all))
             }
         };
-        let identity = tls.identity.as_ref().map(IdentityFiles::load).transpose()?;
+        let identity = tls.identity.as_ref().map(load_client).transpose()?;
         Ok(TlsConfig::builder()
             .root_certs(roots)
             .client_cert(identity)
@@ -275,7 +276,8 @@ mod tests {
         let ((old_cert, old_key), (new_cert, new_key)) = (pair(), pair());
         put("cert", &old_cert);
         put("key", &old_key);
-        let identity = Some(IdentityFiles { cert: path("cert"), key: path("key") });
+        let identity =
+            Some(crate::certificates::IdentityFiles { cert: path("cert"), key: path("key") });
         let tls = TlsSettings { identity, ..TlsSettings::default() };
         let agent = LazyAgent::new(Guard::Any, Some(tls), Timeouts::default(), Arc::default());
         let to = Location::new(true, "registry.test", "/");

@@ -6,9 +6,8 @@
 
 use std::fs;
 
-use larder::upstream::{
-    Credentials, IdentityFiles, ProxySettings, Secret, TlsSettings, UnlistedRegistries,
-};
+use larder::certificates::IdentityFiles;
+use larder::upstream::{Credentials, ProxySettings, Secret, TlsSettings, UnlistedRegistries};
 
 use crate::support::larder::{Settings, blob, manifest, seconds};
 use crate::support::{FakeProxy, FakeRegistry, Fault, Image, Larder, On, Publish, base64, bytes};

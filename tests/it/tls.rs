@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use larder::upstream::{IdentityFiles, TlsSettings};
+use larder::certificates::IdentityFiles;
+use larder::upstream::TlsSettings;
 
 use crate::support::larder::{Settings, blob, manifest};
 use crate::support::{FakeRegistry, Fault, Image, Larder, On};

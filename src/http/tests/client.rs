@@ -1,16 +1,44 @@
 //! A client that says exactly what it is told to, and reads exactly what comes.
 
-use std::io::{ErrorKind, Read, Write};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A test that would hang fails after this instead.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Client {
-    stream: TcpStream,
+    stream: Stream,
     unread: Vec<u8>,
 }
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => &tls.sock,
+        }
+    }
+
+    fn either(&mut self) -> &mut dyn ReadWrite {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => &mut **tls,
+        }
+    }
+}
+
+trait ReadWrite: Read + Write {}
+
+impl<T: Read + Write> ReadWrite for T {}
 
 #[derive(Debug)]
 pub(super) struct Response {
@@ -38,11 +66,34 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self { stream: Stream::Plain(stream), unread: Vec::new() }
+    }
+
+    /// A client that speaks TLS from now on. The handshake is the first read's or write's.
+    pub(super) fn secure(self, config: Arc<ClientConfig>) -> Self {
+        let Stream::Plain(tcp) = self.stream else { panic!("it does already") };
+        let name = ServerName::try_from("localhost").unwrap();
+        let tls = StreamOwned::new(ClientConnection::new(config, name).unwrap(), tcp);
+        Self { stream: Stream::Tls(Box::new(tls)), unread: Vec::new() }
+    }
+
+    /// The session, of a client that speaks TLS.
+    pub(super) fn session(&self) -> &ClientConnection {
+        match &self.stream {
+            Stream::Plain(_) => panic!("this client speaks in the clear"),
+            Stream::Tls(tls) => &tls.conn,
+        }
+    }
+
+    /// Writes and reads a request that may come to nothing.
+    pub(super) fn try_get(&mut self) -> io::Result<usize> {
+        let stream = self.stream.either();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        stream.read(&mut [0; 1024])
     }
 
     pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
+        self.stream.either().write_all(bytes.as_ref()).unwrap();
     }
 
     /// Sends a GET that keeps the connection.
@@ -94,7 +145,7 @@ impl Client {
     pub(super) fn assert_gone(&mut self) {
         let mut buffer = vec![0; 1 << 20];
         loop {
-            match self.stream.read(&mut buffer) {
+            match self.stream.either().read(&mut buffer) {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
@@ -105,25 +156,26 @@ impl Client {
 
     /// Whether something can be read at once.
     pub(super) fn has_bytes(&self) -> bool {
-        self.stream.set_nonblocking(true).unwrap();
-        let peeked = self.stream.peek(&mut [0]);
-        self.stream.set_nonblocking(false).unwrap();
+        let tcp = self.stream.tcp();
+        tcp.set_nonblocking(true).unwrap();
+        let peeked = tcp.peek(&mut [0]);
+        tcp.set_nonblocking(false).unwrap();
         peeked.is_ok()
     }
 
     /// Says that nothing more will be sent.
     pub(super) fn finish(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.stream.tcp().shutdown(Shutdown::Write).unwrap();
     }
 
     /// Leaves with RST.
     pub(super) fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+        rustix::net::sockopt::set_socket_linger(self.stream.tcp(), Some(Duration::ZERO)).unwrap();
     }
 
     fn receive(&mut self) -> usize {
         let mut buffer = [0; 64 * 1024];
-        let count = self.stream.read(&mut buffer).unwrap();
+        let count = self.stream.either().read(&mut buffer).unwrap();
         self.unread.extend_from_slice(&buffer[..count]);
         count
     }

@@ -115,9 +115,9 @@ fn a_server_that_was_told_to_drain_before_it_ran_ends_at_once() {
             text("x")
         }
     }
-    let server = Server::bind(&[address], few_workers(), Arc::new(Nobody)).unwrap();
-    let unused = Server::bind(&[address], few_workers(), Arc::new(Nobody)).unwrap();
-    let taken = Server::bind(&[unused.address()], few_workers(), Arc::new(Nobody));
+    let server = Server::bind(&[address], few_workers(), None, Arc::new(Nobody)).unwrap();
+    let unused = Server::bind(&[address], few_workers(), None, Arc::new(Nobody)).unwrap();
+    let taken = Server::bind(&[unused.address()], few_workers(), None, Arc::new(Nobody));
     let error = taken.err().unwrap().to_string();
     assert!(error.starts_with(&format!("cannot listen on {}", unused.address())), "{error}");
     drop(unused);

@@ -9,4 +9,5 @@ mod requests;
 mod server;
 mod tails;
 mod timeouts;
+mod tls;
 mod waiting;

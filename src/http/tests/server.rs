@@ -3,8 +3,9 @@
 use super::client::{Client, PATIENCE};
 use crate::http::{
     Available, Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request,
-    Server, Settings, Step, Tail,
+    Server, ServerTls, Settings, Step, Tail,
 };
+use rustls::ClientConfig;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,6 +39,8 @@ impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for 
 pub(super) struct Running {
     pub(super) address: SocketAddr,
     pub(super) controller: Controller,
+    /// How clients speak TLS, where they must.
+    pub(super) trust: Option<Arc<ClientConfig>>,
     endings: Receiver<(String, Ending)>,
     thread: Option<JoinHandle<DrainReport>>,
 }
@@ -48,24 +51,39 @@ pub(super) fn serve(
     answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
 ) -> Running {
     let (sender, endings) = channel();
-    start(settings, Arc::new(By { answer, endings: Mutex::new(sender) }), endings)
+    start(settings, None, Arc::new(By { answer, endings: Mutex::new(sender) }), endings)
+}
+
+/// The same for clients that speak TLS as `trust` says.
+pub(super) fn serve_tls(
+    settings: Settings,
+    tls: Arc<ServerTls>,
+    trust: Arc<ClientConfig>,
+    answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
+) -> Running {
+    let (sender, endings) = channel();
+    let handler = Arc::new(By { answer, endings: Mutex::new(sender) });
+    let mut server = start(settings, Some(tls), handler, endings);
+    server.trust = Some(trust);
+    server
 }
 
 /// Starts a server with any handler.
 pub(super) fn run(settings: Settings, handler: Arc<dyn Handler>) -> Running {
-    start(settings, handler, channel().1)
+    start(settings, None, handler, channel().1)
 }
 
 fn start(
     settings: Settings,
+    tls: Option<Arc<ServerTls>>,
     handler: Arc<dyn Handler>,
     endings: Receiver<(String, Ending)>,
 ) -> Running {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::bind(&[address], settings, handler).unwrap();
+    let server = Server::bind(&[address], settings, tls, handler).unwrap();
     let (address, controller) = (server.address(), server.controller());
     let thread = Some(std::thread::spawn(move || server.run()));
-    Running { address, controller, endings, thread }
+    Running { address, controller, trust: None, endings, thread }
 }
 
 /// A server that answers every request with its method, path and query.
@@ -92,7 +110,11 @@ pub(super) fn text(body: impl Into<String>) -> Step {
 
 impl Running {
     pub(super) fn client(&self) -> Client {
-        Client::connect(self.address)
+        let client = Client::connect(self.address);
+        match &self.trust {
+            None => client,
+            Some(trust) => client.secure(Arc::clone(trust)),
+        }
     }
 
     /// A client whose GET was sent.

@@ -147,7 +147,7 @@ impl Larder {
         let api = Api::new(cache.clone(), self.settings.naming.clone());
         let handler = Arc::new(Watched { api, ended: Arc::clone(&self.ended) });
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = Server::bind(&[listen], self.settings.http.clone(), handler)
+        let server = Server::bind(&[listen], self.settings.http.clone(), None, handler)
             .expect("a port of the loopback interface");
         let (address, controller) = (server.address(), server.controller());
         let thread = thread::spawn(move || {

@@ -1,0 +1,98 @@
+//! Who asks: users and passwords by HTTP Basic (RFC 7617), where the configuration wants them.
+//!
+//! The only place that asks clients for credentials. They are for Larder and go no further.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::{Desk, status};
+use crate::access::{CheckWait, Users, Verdict};
+use crate::http::{Context, Pending, Request, Step};
+
+/// How long a client waits for its password to be checked: more than a full queue takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Answers a request if it comes from one of `users`.
+pub(super) fn answer(
+    desk: &Arc<Desk>,
+    users: &Users,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
+    let Some((user, password)) = request.header("authorization").and_then(credentials) else {
+        return Step::Reply(status::login("this registry wants a user and a password"));
+    };
+    match users.check(&user, &password) {
+        Verdict::Known(verdict) => admit(desk, verdict, request, context),
+        Verdict::Busy => Step::Reply(status::login_busy()),
+        Verdict::Wait(check) => {
+            let deadline = context.now() + PATIENCE;
+            let login = Login { desk: Arc::clone(desk), check, deadline };
+            Box::new(login).resume(request, context)
+        }
+    }
+}
+
+fn admit(desk: &Desk, verdict: bool, request: &Request, context: &Context<'_>) -> Step {
+    match verdict {
+        true => desk.answer(request, context),
+        false => Step::Reply(status::login("the user or the password is wrong")),
+    }
+}
+
+/// A password that is being checked.
+struct Login {
+    desk: Arc<Desk>,
+    check: CheckWait,
+    deadline: Instant,
+}
+
+impl Pending for Login {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        match self.check.poll(context.waker()) {
+            Poll::Ready(Ok(verdict)) => admit(&self.desk, verdict, request, context),
+            Poll::Ready(Err(_)) => Step::Reply(status::login_busy()),
+            Poll::Pending if context.now() < self.deadline => Step::Wait(self),
+            Poll::Pending => {
+                self.check.give_up(context.waker());
+                Step::Reply(status::login_busy())
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+/// User and password of an `Authorization` header. The user ends at the first colon.
+fn credentials(header: &str) -> Option<(String, String)> {
+    let (scheme, encoded) = header.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_as_clients_write_them() {
+        let read = |header: &str| credentials(header);
+        let ann = Some(("ann".to_owned(), "a:b".to_owned()));
+        for header in ["Basic YW5uOmE6Yg==", "basic YW5uOmE6Yg==", "BASIC  YW5uOmE6Yg== "] {
+            assert_eq!(read(header), ann, "{header}");
+        }
+        for header in ["", "Basic", "Basic !", "Bearer YW5uOmE6Yg==", "Basic YW5u", "Basic /w=="] {
+            assert_eq!(read(header), None, "{header}");
+        }
+    }
+}
