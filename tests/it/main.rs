@@ -21,6 +21,8 @@ mod addressing;
 mod refusals;
 // HTTP as clients really speak it.
 mod clients;
+// TLS to clients, and their passwords.
+mod visitors;
 // Tokens, and whose they are.
 mod tokens;
 // Where redirects may lead.
