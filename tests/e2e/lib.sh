@@ -310,6 +310,9 @@ readonly ALIAS=up.test
 TAG_TTL=5m
 LOG_LEVEL=info
 
+# Succeeds once larder serves; a case whose larder wants TLS or a password says more.
+LARDER_READY=(curl -fsS --max-time 2 "$LARDER_URL/v2/")
+
 # Names the upstream three ways: by its own address, by the alias, and as docker.io. ADDRESS may be the slow link's.
 larder_config() { # ADDRESS
   local address=$1
@@ -329,7 +332,7 @@ larder_start() { # [FLAG OF serve…]
   [[ -f $CASE_DIR/larder.yaml ]] || larder_config "127.0.0.1:$REGISTRY_PORT"
   start_server larder "${OFFLINE[@]}" RUST_BACKTRACE=1 "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" \
     --image-path "$LARDER_CACHE" --log-level "$LOG_LEVEL" serve --host 127.0.0.1 --port "$LARDER_PORT" "$@"
-  wait_for_server larder curl -fsS --max-time 2 "$LARDER_URL/v2/"
+  wait_for_server larder "${LARDER_READY[@]}"
 }
 
 # An orderly end: SIGTERM, drained, status 0.
@@ -366,8 +369,8 @@ cache_is_sound() {
 # Short: a socket's path has at most 107 bytes.
 readonly CONTAINERD_DIR="$CASE_DIR/c"
 
-# Starts containerd with MIRROR for all registries.
-containerd_start() { # MIRROR
+# Starts containerd with MIRROR for all registries; MORE are further lines for that host.
+containerd_start() { # MIRROR [MORE]
   mkdir -p "$CONTAINERD_DIR/certs.d/_default"
   # `server` keeps the fallback on this machine as well: without it a failed pull would go to registry-1.docker.io.
   cat >"$CONTAINERD_DIR/certs.d/_default/hosts.toml" <<TOML
@@ -375,6 +378,7 @@ server = "$1"
 
 [host."$1"]
   capabilities = ["pull", "resolve"]
+  ${2:-}
 TOML
   cat >"$CONTAINERD_DIR/config.toml" <<TOML
 version = 2
