@@ -55,6 +55,8 @@ pub struct Gauges {
     pub pools: Vec<PoolGauges>,
     /// Endpoints of registries.
     pub endpoints: Vec<EndpointGauges>,
+    /// TLS handshakes with clients that came to nothing since the start.
+    pub failed_handshakes: u64,
     /// Files found to be damaged since the start.
     pub damaged_files: u64,
     /// What the cache holds, in bytes; nothing before it was counted.
@@ -169,8 +171,12 @@ impl Gauges {
             }
             register_registries(usage, metrics, to);
         }
-        let damaged = ConstCounter::new(self.damaged_files);
-        to.register("damaged_files", "Files of the cache found to be damaged", damaged);
+        for (name, help, count) in [
+            ("damaged_files", "Files of the cache found to be damaged", self.damaged_files),
+            ("tls_handshake_failures", "Clients without a session", self.failed_handshakes),
+        ] {
+            to.register(name, help, ConstCounter::new(count));
+        }
         self.register_work(metrics, to);
     }
 

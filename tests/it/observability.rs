@@ -237,6 +237,7 @@ fn every_gauge() -> Gauges {
         flights: vec![("blob", 1), ("manifest", 1), ("other", 1)],
         pools: vec![pool("blobs"), pool("manifests")],
         endpoints: vec![endpoint],
+        failed_handshakes: 1,
         damaged_files: 1,
         disk_used_bytes: Some(1),
         disk_free_bytes: Some(1),

@@ -30,6 +30,7 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
         pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
         endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
+        failed_handshakes: desk.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,
         disk_used_bytes: disk.used_bytes,
         disk_free_bytes: disk.free_bytes,
