@@ -163,3 +163,23 @@ equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr docker.io/libr
 step "no password in the log"
 refused "a password in the log" grep -qE "sesame|[$]2y[$]" "$LARDER_LOG"
 larder_stop
+
+# ---- The operating system's authorities --------------------------------------------------------------------------------
+
+step "without ca, the operating system's authorities vouch for clients"
+configure "$TLS, clientAuth: verify}"
+export SSL_CERT_FILE="$PKI/ca.pem"
+LARDER_READY=(curl -fsS --max-time 2 --cacert "$PKI/ca.pem" --cert "$PKI/node.pem" --key "$PKI/node.key" "$URL/v2/")
+larder_start
+larder_logged "what that means" 'any authority that this machine trusts'
+get "$URL/v2/" --cacert "$PKI/ca.pem" --cert "$PKI/stranger.pem" --key "$PKI/stranger.key"
+((CURL_EXIT != 0)) || fail "a stranger's certificate: got $STATUS"
+larder_stop
+
+step "and where it has none, larder says so instead of serving everybody"
+export SSL_CERT_FILE=/dev/null SSL_CERT_DIR="$CASE_DIR/tmp"
+status=0
+said=$("$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" serve --host 127.0.0.1 \
+  --port "$LARDER_PORT" 2>&1) || status=$?
+equal "its exit status" 2 "$status"
+matches "what it says" 'name the authority of your clients with ca' "$said"
