@@ -49,6 +49,8 @@ pub enum Command {
     Verify(Verify),
     /// Switch asking upstreams off and on.
     Offline(Offline),
+    /// Look at the configuration.
+    Config(Config),
     /// Print the version.
     Version(Version),
 }
@@ -293,6 +295,28 @@ pub struct Export {
     #[argh(switch)]
     pub partial: bool,
 }
+
+/// Look at the configuration without starting anything.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "config")]
+pub struct Config {
+    /// what to do with it
+    #[argh(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand)]
+pub enum ConfigAction {
+    /// Say whether a server could start with it.
+    Check(ConfigCheck),
+}
+
+/// Read the configuration and the files that it names, as a server would that starts, and say what is wrong.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "check")]
+pub struct ConfigCheck {}
 
 /// Print the version and exit.
 #[derive(Debug, FromArgs)]

@@ -1,5 +1,6 @@
 //! The commands: one short composition of rooms each.
 
+mod config_check;
 mod config_file;
 mod export;
 mod import;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use crate::access::HtpasswdError;
 use crate::bundle::BundleError;
 use crate::certificates::CertificateError;
-use crate::cli::{Arguments, Command};
+use crate::cli::{Arguments, Command, Config, ConfigAction};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
@@ -46,6 +47,9 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
+        }
+        Command::Config(Config { action: ConfigAction::Check(_) }) => {
+            config_check::check(&settings()?, arguments.config_file.as_deref())
         }
         Command::Version(_) => {
             say(concat!("larder ", env!("CARGO_PKG_VERSION")));

@@ -3,6 +3,7 @@
 //!
 //! New settings come into force as a whole or not at all. What a running server cannot take is said.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -13,6 +14,7 @@ use super::{CommandError, logging, serve};
 use crate::access::{self, Users};
 use crate::api::Api;
 use crate::cache::Cache;
+use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::upstream::{Registries, RegistryChanges};
@@ -49,31 +51,58 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
 
 /// Says what is no reason to refuse settings, and that the operator should know as they come into force.
 pub(super) fn warn_of(settings: &Settings) {
+    for remark in remarks(settings) {
+        log::log!(remark.level, "{}", remark.text);
+    }
+}
+
+/// What the operator should know of settings.
+pub(super) struct Remark {
+    level: log::Level,
+    text: String,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.level == log::Level::Error { "error" } else { "warning" };
+        write!(f, "{word}: {}", self.text)
+    }
+}
+
+/// What is no reason to refuse settings, and should be known.
+pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
+    let now = SystemTime::now();
+    let warning = |text: &str| Remark { level: log::Level::Warn, text: text.to_owned() };
+    let expired = |place: &str, what: CertificateError| Remark {
+        level: log::Level::Error,
+        text: format!("{place}: {what}"),
+    };
+    let mut remarks = Vec::new();
     for key in &settings.without_effect {
-        log::warn!("the configuration key {key} has no effect in this version");
+        remarks
+            .push(warning(&format!("the configuration key {key} has no effect in this version")));
     }
     for entry in &settings.upstream.registries {
-        let endpoints = entry.endpoints.iter();
-        for expired in endpoints.flat_map(|endpoint| endpoint.tls.expired(SystemTime::now())) {
-            log::error!("registries: {}: tls: {expired}", entry.upstream);
-        }
+        let place = format!("registries: {}: tls", entry.upstream);
+        let found = entry.endpoints.iter().flat_map(|endpoint| endpoint.tls.expired(now));
+        remarks.extend(found.map(|what| expired(&place, what)));
     }
-    for expired in settings.tls.iter().flat_map(|tls| tls.expired(SystemTime::now())) {
-        log::error!("serverTlsConfig: {expired}");
-    }
+    let found = settings.tls.iter().flat_map(|tls| tls.expired(now));
+    remarks.extend(found.map(|what| expired("serverTlsConfig", what)));
     if let Some(ServerTlsSettings { clients: ClientAuth::Verify { ca: None }, .. }) = &settings.tls
     {
-        log::warn!(
+        remarks.push(warning(
             "serverTlsConfig: without ca, a client certificate of any authority that this machine \
-             trusts opens the cache"
-        );
+             trusts opens the cache",
+        ));
     }
     if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
-        log::warn!(
+        remarks.push(warning(
             "serverAuthConfig without serverTlsConfig: passwords cross the network in the clear, \
-             unless something before Larder speaks TLS"
-        );
+             unless something before Larder speaks TLS",
+        ));
     }
+    remarks
 }
 
 /// The parts of a running server that take new settings.

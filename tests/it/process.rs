@@ -47,6 +47,41 @@ fn what_is_typed_wrong_ends_with_2_and_says_what() {
 }
 
 #[test]
+fn configuration_is_looked_at_without_a_server() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("larder.yaml");
+    let name = path.display().to_string();
+    let check = |text: &str| {
+        fs::write(&path, text).expect("a file can be written");
+        run(&["--config-file", &name, "config", "check"])
+    };
+    let (code, stdout, stderr) = check("registries: [{name: a.io}, {name: b.io}]");
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert_eq!(stdout, format!("{name}: good; 2 registries have an entry\n"));
+    fs::write(
+        directory.path().join("users"),
+        "u:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m",
+    )
+    .expect("a file can be written");
+    let users = directory.path().join("users").display().to_string();
+    let (code, _, stderr) = check(&format!("serverAuthConfig: {{htpasswd: {users}}}"));
+    assert!(code == Some(0) && stderr.starts_with("warning: serverAuthConfig without"), "{stderr}");
+    for (text, words) in [
+        ("prt: 1", ":1:1:"),
+        (
+            "registries: [{name: a.io, tls: {ca: /nonexistent}}]",
+            "registries: a.io: tls: cannot read",
+        ),
+        ("serverAuthConfig: {htpasswd: /nonexistent}", "serverAuthConfig: cannot read"),
+        ("preloadImages: /nonexistent", "/nonexistent"),
+    ] {
+        let (code, stdout, stderr) = check(text);
+        assert!(code == Some(2) && stdout.is_empty(), "{text}: {code:?} {stderr}");
+        assert!(stderr.contains(words), "{text}: {stderr}");
+    }
+}
+
+#[test]
 fn what_is_configured_wrong_ends_with_2_and_says_where() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");

@@ -154,9 +154,14 @@ fn tls_that_cannot_be_offered_keeps_it_from_starting_and_from_changing() {
         Process::put_config(site.directory.path(), text);
         let config = site.path("larder.yaml").display().to_string();
         let cache = site.path("cache").display().to_string();
-        let (code, _, said) = run(&["--config-file", &config, "--image-path", &cache, "serve"]);
-        assert_eq!(code, Some(2), "{said}");
-        said
+        let said = [&["serve"][..], &["config", "check"]].map(|command| {
+            let options = ["--config-file", &config, "--image-path", &cache];
+            let (code, _, said) = run(&[&options[..], command].concat());
+            assert_eq!(code, Some(2), "{said}");
+            said
+        });
+        assert_eq!(said[0], said[1]);
+        said[0].clone()
     };
     let key = site.path("key.pem").display().to_string();
     let cert = site.path("cert.pem").display().to_string();
