@@ -185,8 +185,10 @@ impl Users {
         }
         match read(&watch.path) {
             Ok(hashes) => {
-                log::info!("{}: {} users may pull from now on", watch.path.display(), hashes.len());
+                let count = hashes.len();
+                // First: who reads the line may rely on it.
                 lock(&self.shared.known).replace(hashes);
+                log::info!("{}: {count} users may pull from now on", watch.path.display());
                 (watch.stamp, watch.refused) = (stamp, None);
             }
             Err(error) => {
