@@ -35,6 +35,18 @@ test: ## run every test that needs nothing but a Rust toolchain
 e2e: build ## pull with the real clients through Larder (root and Debian packages; says what is missing)
 	tests/e2e/run $(LARDER)
 
+.PHONY: static
+static: ## build the static binary, target/static/ARCH/larder (ARCH=amd64 or arm64, default this machine's)
+	scripts/build-static $(ARCH)
+
+.PHONY: image-tar
+image-tar: ## put what `make static` has built into an image, target/larder-image.tar (buildah)
+	scripts/build-image target/larder-image.tar
+
+.PHONY: image
+image: image-tar ## the same, and load it as localhost/larder:VERSION (podman)
+	podman load --input target/larder-image.tar
+
 .PHONY: bench
 bench: build ## measure against nginx and docker-registry, as ratios in one run
 	$(CARGO) build --release --locked --example load

@@ -1,0 +1,77 @@
+# Proves Larder's own image: the same binary at the same commit gives the same file and the same layer, containerd imports it
+# and runs Larder from it, as nobody in particular with a read-only root and one volume, and pulls through it; skopeo, podman
+# and docker read the file as well.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." && pwd)
+readonly ROOT TAR="$CASE_DIR/larder-image.tar"
+[[ -x $ROOT/target/static/amd64/larder ]] || skip "there is no static binary: make static"
+VERSION=$("$E2E_LARDER" version | cut -d ' ' -f 2)
+readonly IMAGE=localhost/larder:$VERSION
+
+step "two builds, one file"
+"$ROOT/scripts/build-image" "$TAR"
+"$ROOT/scripts/build-image" "$CASE_DIR/again.tar"
+same_bytes "the image built twice" "$TAR" "$CASE_DIR/again.tar"
+
+step "what is in it"
+skopeo_ inspect --config "oci-archive:$TAR" >"$CASE_DIR/config.json"
+equal "its user" 65532:65532 "$(jq -r .config.User "$CASE_DIR/config.json")"
+equal "its entry point" '["/larder"]' "$(jq -c .config.Entrypoint "$CASE_DIR/config.json")"
+equal "its volume" '{"/var/lib/larder":{}}' "$(jq -c .config.Volumes "$CASE_DIR/config.json")"
+equal "its version" "$VERSION" "$(jq -r '.config.Labels["org.opencontainers.image.version"]' "$CASE_DIR/config.json")"
+equal "its licence" Apache-2.0 "$(jq -r '.config.Labels["org.opencontainers.image.licenses"]' "$CASE_DIR/config.json")"
+
+step "containerd imports it, and runs Larder from it"
+registry_start
+larder_config "127.0.0.1:$REGISTRY_PORT"
+mkdir -p "$CASE_DIR/etc" "$CASE_DIR/volume"
+cp "$CASE_DIR/larder.yaml" "$CASE_DIR/etc/larder.yaml"
+chmod -R a+rX "$CASE_DIR/etc"
+chown 65532:65532 "$CASE_DIR/volume"
+containerd_start "$LARDER_URL"
+ctr_ images import "$TAR"
+equal "its digest in containerd" "$(skopeo_ inspect --format '{{.Digest}}' "oci-archive:$TAR")" \
+  "$(digest_in_ctr "$IMAGE")"
+start_server container "${OFFLINE[@]}" ctr --address "$CONTAINERD_DIR/c.sock" run --rm --snapshotter native --net-host --read-only \
+  --env HTTPS_PROXY=http://127.0.0.1:9 --env NO_PROXY=127.0.0.1 \
+  --mount "type=bind,src=$CASE_DIR/etc,dst=/etc/larder,options=rbind:ro" \
+  --mount "type=bind,src=$CASE_DIR/volume,dst=/var/lib/larder,options=rbind:rw" \
+  "$IMAGE" larder-e2e-image /larder --config-file /etc/larder/larder.yaml serve --host 127.0.0.1 --port "$LARDER_PORT"
+wait_for_server container "${LARDER_READY[@]}"
+matches "whom it runs as" 'uid:gid=65532:65532' "$(cat "$LOGS/container.log")"
+
+step "containerd pulls through it"
+ctr_pull docker.io/library/hello:v1
+equal "the image's digest" "$HELLO_DIGEST" "$(digest_in_ctr docker.io/library/hello:v1)"
+registry_stop
+ctr_ images rm --sync docker.io/library/hello:v1
+ctr_pull docker.io/library/hello:v1
+copy "127.0.0.1:$LARDER_PORT/docker.io/library/hello:v1" by-skopeo
+equal "who owns what is in the volume" 65532 "$(stat -c %u "$CASE_DIR/volume/oci-layout")"
+
+step "it ends in order"
+ctr_ tasks kill --signal SIGTERM larder-e2e-image
+ended() { ! is_running "${SERVER_PID[container]}"; }
+wait_until "$STOP_LIMIT" "the container's end" ended
+wait "${SERVER_PID[container]}" || fail "the container ended with $?"
+matches "its last words" '\] stopped' "$(tail -n 1 "$LOGS/container.log")"
+
+step "podman and docker read the file"
+printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
+podman_() { client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" "$@"; }
+podman_ load --quiet --input "$TAR" --signature-policy "$CASE_DIR/policy.json"
+podman_ image exists "$IMAGE"
+readonly DOCKER_HOME="$CASE_DIR/d"
+mkdir -p "$DOCKER_HOME"
+printf '{}\n' >"$DOCKER_HOME/daemon.json"
+docker_() { client docker --config "$DOCKER_HOME" --host "unix://$DOCKER_HOME/d.sock" "$@"; }
+start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_HOME/daemon.json" --data-root "$DOCKER_HOME/data" \
+  --exec-root "$DOCKER_HOME/exec" --pidfile "$DOCKER_HOME/pid" --host "unix://$DOCKER_HOME/d.sock" --storage-driver vfs \
+  --bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
+wait_for_server dockerd docker_ version
+docker_ load --input "$TAR"
+equal "the image in docker" "sha256:$(sha256sum <(skopeo_ inspect --raw --config "oci-archive:$TAR") | cut -d ' ' -f 1)" \
+  "$(docker_ image inspect --format '{{.Id}}' "$IMAGE")"
+stop_server dockerd
