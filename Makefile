@@ -2,6 +2,10 @@
 
 CARGO ?= cargo
 LARDER := target/release/larder
+# What `make install` installs, and where; DESTDIR goes before every path.
+BINARY ?= $(LARDER)
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 PORT ?= 8080
 CACHE ?= .larder
 
@@ -46,6 +50,30 @@ image-tar: ## put what `make static` has built into an image, target/larder-imag
 .PHONY: image
 image: image-tar ## the same, and load it as localhost/larder:VERSION (podman)
 	podman load --input target/larder-image.tar
+
+.PHONY: install
+install: ## install BINARY (default: what make build made), unit, completions, manual page and a default configuration
+	@test -x $(BINARY) || { echo "there is no $(BINARY): make build, or make static and BINARY=target/static/amd64/larder"; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/larder
+	install -d $(foreach dir,$(SHARED),$(DESTDIR)$(PREFIX)/$(dir)) $(DESTDIR)$(SYSCONFDIR)/larder
+	$(BINARY) completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/larder
+	$(BINARY) completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_larder
+	$(BINARY) completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/larder.fish
+	$(BINARY) man >$(DESTDIR)$(PREFIX)/share/man/man8/larder.8
+	sed 's#/usr/local/bin#$(PREFIX)/bin#; s#/etc/larder/#$(SYSCONFDIR)/larder/#g' contrib/systemd/larder.service \
+	  >$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
+	test -e $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml || install -m 644 contrib/larder.yaml $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml
+	@echo 'Now: systemctl daemon-reload && systemctl enable --now larder'
+
+SHARED := share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d share/man/man8 lib/systemd/system
+
+.PHONY: uninstall
+uninstall: ## remove what install has put there; the cache, and a configuration that was changed, stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/larder $(DESTDIR)$(PREFIX)/share/bash-completion/completions/larder \
+	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_larder $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/larder.fish \
+	  $(DESTDIR)$(PREFIX)/share/man/man8/larder.8 $(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
+	@if cmp -s contrib/larder.yaml $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; then \
+	  rm -f $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; rmdir $(DESTDIR)$(SYSCONFDIR)/larder 2>/dev/null || true; fi
 
 .PHONY: bench
 bench: build ## measure against nginx and docker-registry, as ratios in one run

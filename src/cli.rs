@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 /// Larder: a pull-through cache for container images that keeps working when the network does not.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 pub struct Arguments {
     /// configuration file (YAML)
     #[argh(option)]
@@ -26,7 +26,7 @@ pub struct Arguments {
 }
 
 /// What to do.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand)]
 pub enum Command {
     /// Serve clients.
@@ -51,12 +51,16 @@ pub enum Command {
     Offline(Offline),
     /// Look at the configuration.
     Config(Config),
+    /// Print what completes commands in a shell.
+    Completions(Completions),
+    /// Print the manual page.
+    Man(Man),
     /// Print the version.
     Version(Version),
 }
 
 /// Serve container clients from the cache, and fetch what is missing from its registry.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "serve")]
 pub struct Serve {
     /// port to listen on (default 8080)
@@ -96,7 +100,7 @@ pub struct Serve {
 
 /// List the images in the cache, whether they are complete, and when they were last pulled. Needs no
 /// server, and does not mind one.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "list")]
 pub struct List {
     /// images to list: a glob on the full reference such as docker.io/library/*, or a regular
@@ -125,7 +129,7 @@ pub struct List {
 
 /// Remove images of which all holds that is said, and the blobs that no other image needs. Beside running
 /// servers, which notice nothing: what is pulled meanwhile stays.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "prune")]
 pub struct Prune {
     /// images that may go: references, globs on the full reference such as docker.io/library/*, or regular
@@ -163,7 +167,7 @@ pub struct Prune {
 }
 
 /// Keep images from being evicted, whatever room is needed. Without any, print what is pinned.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "pin")]
 pub struct Pin {
     /// references (all tags if there is none), globs such as docker.io/library/*, or /regular expressions/
@@ -175,7 +179,7 @@ pub struct Pin {
 }
 
 /// Let images be evicted again.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "unpin")]
 pub struct Unpin {
     /// pins as larder pin prints them, or as they were typed
@@ -185,7 +189,7 @@ pub struct Unpin {
 
 /// Pull images into the cache, from lists or as typed. What is there is not fetched again, what was begun is
 /// gone on with, what fails is tried again; exit code 1 if something could not be had.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "load")]
 pub struct Load {
     /// images such as alpine:3.20 or quay.io/org/app:v1.*, or @FILE for a list of them or a bundle
@@ -213,7 +217,7 @@ pub struct Load {
 
 /// Switch asking upstreams off (on) and on again (off) for all servers on the cache directory, which
 /// heed it within a second. Without a word, say how it is.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "offline")]
 pub struct Offline {
     /// on: no upstream is asked; off: they are
@@ -223,7 +227,7 @@ pub struct Offline {
 
 /// Hash every blob in the cache, keep damaged ones aside, and look whether every image is whole. Exit code 1
 /// if something is wrong. Needs no server, and does not mind one.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "verify")]
 pub struct Verify {
     /// images to look at: globs on the full reference, or regular expressions between slashes (default all);
@@ -240,7 +244,7 @@ pub struct Verify {
 
 /// Take images into the cache from OCI image layouts and from what docker save, podman save and ctr images
 /// export write: tar files (also compressed, also in volumes), directories, or - for standard input.
-#[derive(Debug, Clone, FromArgs)]
+#[derive(Debug, Clone, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "import")]
 pub struct Import {
     /// tar files, directories, first volumes (name.001), or - for standard input
@@ -258,7 +262,7 @@ pub struct Import {
 }
 
 /// Write images of the cache to a bundle that larder import, skopeo, ctr images import and podman load read.
-#[derive(Debug, Clone, FromArgs)]
+#[derive(Debug, Clone, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "export")]
 pub struct Export {
     /// references (all tags if there is none), globs such as docker.io/library/*, or /regular expressions/
@@ -297,7 +301,7 @@ pub struct Export {
 }
 
 /// Look at the configuration without starting anything.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "config")]
 pub struct Config {
     /// what to do with it
@@ -306,7 +310,7 @@ pub struct Config {
 }
 
 /// What to do with the configuration.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand)]
 pub enum ConfigAction {
     /// Say whether a server could start with it.
@@ -314,11 +318,26 @@ pub enum ConfigAction {
 }
 
 /// Read the configuration and the files that it names, as a server would that starts, and say what is wrong.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "check")]
 pub struct ConfigCheck {}
 
+/// Print what completes commands in a shell: bash -c 'source <(larder completions bash)', or put it where the
+/// shell looks for such files.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "completions")]
+pub struct Completions {
+    /// bash, zsh or fish
+    #[argh(positional)]
+    pub shell: String,
+}
+
+/// Print the manual page, larder(8), for man -l -.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "man")]
+pub struct Man {}
+
 /// Print the version and exit.
-#[derive(Debug, FromArgs)]
+#[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "version")]
 pub struct Version {}

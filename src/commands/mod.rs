@@ -7,11 +7,13 @@ mod import;
 mod list;
 mod load;
 mod logging;
+mod manual;
 mod offline;
 mod pin;
 mod prune;
 mod reload;
 mod serve;
+mod service;
 mod units;
 mod verify;
 
@@ -50,6 +52,11 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         }
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
+        }
+        Command::Completions(command) => manual::completions(&command.shell),
+        Command::Man(_) => {
+            manual::page();
+            Ok(())
         }
         Command::Version(_) => {
             say(concat!("larder ", env!("CARGO_PKG_VERSION")));

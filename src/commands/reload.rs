@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::config_file::{ConfigFile, Look};
-use super::{CommandError, logging, serve};
+use super::{CommandError, logging, serve, service};
 use crate::access::{self, Users};
 use crate::api::Api;
 use crate::cache::Cache;
@@ -22,6 +22,9 @@ use crate::upstream::{Registries, RegistryChanges};
 /// How often it is looked whether the file has changed: it costs nothing, and what is written is not in
 /// force before the second look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What the service manager shows after a configuration was refused.
+const REFUSED: &str = "serving; the configuration file is wrong and not in force, see the log";
 
 /// Looks whether a server could start with these settings, beyond what the file alone tells.
 ///
@@ -224,7 +227,9 @@ impl Reloader {
             ),
             Some(file) => {
                 file.is_about_to_be_read();
+                service::reloading();
                 self.reload(Why::Hangup);
+                service::ready(self.refused.as_deref().map_or("serving", |_| REFUSED));
             }
         }
     }

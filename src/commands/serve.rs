@@ -14,7 +14,7 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
-use super::{CommandError, load, logging};
+use super::{CommandError, load, logging, service};
 use crate::access::Users;
 use crate::api::{Api, Management, ManagementListener, ReadToken, Scope, Setting};
 use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
@@ -94,6 +94,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         preload_beside(&cache, wanted, &settings)?;
     }
 
+    service::ready(&format!("serving on {}", server.address()));
     let report = server.run();
     log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
     management.iter().for_each(Controller::drain);
@@ -222,6 +223,7 @@ fn heed_signals(
                 hang_up(&hangups);
             } else if !std::mem::replace(&mut is_draining, true) {
                 log::info!("{name}: draining; what is being sent is finished, once more to cut it");
+                service::stopping();
                 controller.drain();
             } else {
                 log::warn!("{name} again: cutting what is left");

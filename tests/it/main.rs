@@ -23,6 +23,8 @@ mod refusals;
 mod clients;
 // TLS to clients, and their passwords.
 mod visitors;
+// What a service manager is told, and what is installed.
+mod service;
 // Tokens, and whose they are.
 mod tokens;
 // Where redirects may lead.
