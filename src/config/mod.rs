@@ -39,14 +39,6 @@ pub fn parse_rate(text: &str) -> Result<NonZeroU64, ParseValueError> {
     text.parse::<Rate>().map(|rate| rate.0)
 }
 
-/// A duration as users write it, e.g. `500ms`.
-///
-/// # Errors
-/// What is allowed.
-pub fn parse_duration(text: &str) -> Result<Duration, ParseValueError> {
-    text.parse::<Span>().map(|span| span.0)
-}
-
 use file::{File, RegistryEntry};
 use value::{Rate, Span, Text, Whole};
 
