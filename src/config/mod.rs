@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod freshness;
 mod registry;
+mod show;
 mod upkeep;
 mod value;
 
