@@ -125,6 +125,11 @@ impl Graph {
         self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
     }
 
+    /// The digests of its manifests, also of those that are not here.
+    pub fn manifest_digests(&self) -> impl Iterator<Item = Digest> {
+        self.manifests.iter().map(|each| each.descriptor.digest)
+    }
+
     /// Everything in it that is here.
     pub fn present(&self) -> impl Iterator<Item = &Descriptor> {
         let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());
@@ -321,6 +326,13 @@ impl Store {
     pub fn graph_of(&self, image: &StoredImage) -> Graph {
         let root = Descriptor { digest: image.digest, size: image.size, platform: None };
         self.graph(&image.name, root)
+    }
+
+    /// A manifest and those below it, also those of them that are not here.
+    pub fn manifests_at(&self, name: &ImageName, digest: &Digest) -> HashSet<Digest> {
+        let mut found = HashSet::new();
+        self.collect_manifests(name, digest, 0, &mut found);
+        found
     }
 
     /// The manifests of this repository at and below `digest`.
