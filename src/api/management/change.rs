@@ -63,8 +63,8 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     }
     let is_dry_run = query.flag("dryRun")?.unwrap_or(false);
     let _heavy = desk.heavy()?;
-    let is_draining = || !desk.edge.is_draining();
-    let report = desk.cache.prune(&criteria, &choices, is_dry_run, &mut { is_draining });
+    let go_on = &mut || !desk.edge.is_draining();
+    let report = desk.cache.prune(&criteria, &choices, is_dry_run, go_on);
     let report = report.map_err(|error| match error {
         PruneError::Busy(_) => Refusal::Conflict(error.to_string()),
         PruneError::Stopped => Refusal::Busy(error.to_string()),
