@@ -708,6 +708,7 @@ registries:
             ("port: 8081\nhealth: 8081", "port and health are both 8081"),
             ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
             ("management: {tokenFile: /t}", "port"),
+            ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
             ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),
             ("pruneConfig: {enabled: true, frequency: '0'}", "pruneConfig.frequency"),
             ("registries: [{name: a.io}, {name: A.IO}]", "listed twice"),
