@@ -75,6 +75,18 @@ uninstall: ## remove what install has put there; the cache, and a configuration 
 	@if cmp -s contrib/larder.yaml $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; then \
 	  rm -f $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; rmdir $(DESTDIR)$(SYSCONFDIR)/larder 2>/dev/null || true; fi
 
+.PHONY: kind-up
+kind-up: ## make a cluster with kind that pulls through Larder (Docker, kind, helm, kubectl; docs/kind.md)
+	tests/kind/up
+
+.PHONY: kind-test
+kind-test: ## in it, take the registry away: pods still start on nodes that have never pulled
+	tests/kind/test
+
+.PHONY: kind-down
+kind-down: ## remove that cluster and its registry
+	tests/kind/down
+
 .PHONY: bench
 bench: build ## measure against nginx and docker-registry, as ratios in one run
 	$(CARGO) build --release --locked --example load

@@ -8,6 +8,8 @@ mod auth;
 mod aws;
 mod clients;
 mod difference;
+#[cfg(test)]
+mod documented;
 mod environment;
 mod error;
 mod file;
@@ -819,42 +821,5 @@ registries:
         let over =
             Overrides { config_file: Some("/nonexistent/x.yaml".into()), ..Overrides::default() };
         assert!(load(over).unwrap_err().to_string().contains("/nonexistent/x.yaml"));
-    }
-
-    #[test]
-    fn every_key_is_in_the_documentation() {
-        let document = include_str!("../../docs/configuration.md");
-        for (text, what) in [
-            ("?: 1", ""),
-            ("registries: [{?: 1}]", "registries"),
-            ("registries: [{name: a.io, auth: {?: 1}}]", "auth"),
-            ("registries: [{name: a.io, auth: {token: {?: 1}}}]", "token"),
-            ("registries: [{name: a.io, repositories: [{?: 1}]}]", "repositories"),
-            ("registries: [{name: a.io, tls: {?: 1}}]", "tls"),
-            ("tags: [{?: 1}]", "tags"),
-            ("scrub: {?: 1}", "scrub"),
-            ("registries: [{name: a.io, endpoints: [{?: 1}]}]", "endpoints"),
-            ("pruneConfig: {?: 1}", "pruneConfig"),
-            ("management: {port: 1, ?: 1}", "management"),
-            ("serverTlsConfig: {?: 1}", "serverTlsConfig"),
-            ("serverAuthConfig: {?: 1}", "serverAuthConfig"),
-        ] {
-            let error = settings(&text.replace('?', "unheardOf")).unwrap_err();
-            let (_, keys) = error.split_once("expected one of ").unwrap();
-            for key in keys.split(", ").map(str::trim) {
-                let forms = [
-                    format!("`{key}`"),
-                    format!("`{what}.{key}"),
-                    format!("`{what}[].{key}"),
-                    format!("`auth.{what}.{key}`"),
-                ];
-                let is_there = forms.iter().any(|form| document.contains(form))
-                    || (what == "registries"
-                        && [".", "[]."]
-                            .iter()
-                            .any(|end| document.contains(&format!("`{key}{end}"))));
-                assert!(is_there, "{what}.{key} is not in docs/configuration.md");
-            }
-        }
     }
 }

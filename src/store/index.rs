@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::{names_in, open_lock};
+use super::layout::names_in;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
@@ -35,7 +35,7 @@ impl Store {
     /// [`StoreError`] if the disk refuses; the index counts as outdated again.
     pub fn write_index(&self) -> Result<(), StoreError> {
         let path = self.inner.layout.index();
-        let lock = open_lock(&self.inner.layout.index_lock());
+        let lock = self.inner.layout.open_lock(&self.inner.layout.index_lock());
         let lock = lock.map_err(|error| StoreError::write(&path, error))?;
         if lock.try_lock().is_err() {
             // The other one may have passed our tag already, so ours stays to be written.

@@ -74,6 +74,7 @@ impl Store {
         }
         for _ in 0..LOCK_ROUNDS_MAX {
             let file = open_partial(&path).map_err(|error| StoreError::write(&path, error))?;
+            self.inner.layout.owner().give(&file);
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),

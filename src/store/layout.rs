@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
+use super::owner::Owner;
 use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
@@ -23,11 +24,40 @@ const EMPTY_INDEX: &[u8] =
 #[derive(Debug)]
 pub(super) struct Layout {
     root: PathBuf,
+    /// Of what is made below the root.
+    owner: Owner,
 }
 
 impl Layout {
     pub(super) fn new(root: PathBuf) -> Layout {
-        Layout { root }
+        Layout { owner: Owner::of(&root), root }
+    }
+
+    pub(super) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Makes a directory and its missing parents, and says which were missing, the outermost first.
+    pub(super) fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let missing = path.ancestors().take_while(|each| !each.exists());
+        let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        missing.reverse();
+        fs::create_dir_all(path)?;
+        missing.iter().for_each(|made| self.owner.give_path(made));
+        Ok(missing)
+    }
+
+    /// Opens a file that is there to be locked, and makes it if it is not.
+    pub(super) fn open_lock(&self, path: &Path) -> io::Result<File> {
+        match File::options().create(true).append(true).open(path) {
+            // Another user's command has made it; to be locked it need not be written.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+            Ok(file) => {
+                self.owner.give(&file);
+                Ok(file)
+            }
+            other => other,
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -174,20 +204,49 @@ impl Layout {
     fn create_and_probe(&self) -> Result<(), (PathBuf, io::Error)> {
         let blobs = Algorithm::ALL.map(|algorithm| self.blobs(algorithm));
         for directory in blobs.into_iter().chain([self.refs(), self.incoming()]) {
-            fs::create_dir_all(&directory).map_err(|source| (directory, source))?;
+            self.create_directories(&directory).map_err(|source| (directory, source))?;
         }
         // Also the probe: whoever can create these files and the lock can write the cache.
         for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
             let path = self.root.join(name);
-            create_if_missing(&path, content).map_err(|source| (path, source))?;
+            self.create_if_missing(&path, content).map_err(|source| (path, source))?;
         }
         let lock = self.sweep_lock();
-        File::options()
-            .create(true)
-            .append(true)
-            .open(&lock)
-            .map(drop)
-            .map_err(|source| (lock, source))
+        let made = File::options().create(true).append(true).open(&lock);
+        made.map(|file| self.owner.give(&file)).map_err(|source| (lock, source))
+    }
+
+    /// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
+    /// the middle of an earlier version of this has left, and is replaced.
+    fn create_if_missing(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let is_empty = match fs::metadata(path) {
+            Ok(metadata) if metadata.len() > 0 => return Ok(()),
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let temporary = path.with_file_name(name);
+        fs::write(&temporary, content)?;
+        self.owner.give_path(&temporary);
+        let placed = match is_empty {
+            true => fs::rename(&temporary, path),
+            // Fails if another process was faster, whose file may hold more by now. Not all file systems have
+            // links.
+            false => match fs::hard_link(&temporary, path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    fs::rename(&temporary, path)
+                }
+                other => other,
+            },
+        };
+        // Gone after a rename.
+        let _ = fs::remove_file(&temporary);
+        match placed {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 }
 
@@ -208,45 +267,4 @@ pub(super) fn digests_in(
 /// The digest of that hex, if it is one.
 pub(super) fn digest_of(algorithm: Algorithm, hex: &str) -> Option<Digest> {
     format!("{}:{hex}", algorithm.as_str()).parse().ok()
-}
-
-/// Opens a file that is there to be locked, and makes it if it is not.
-pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-    match File::options().create(true).append(true).open(path) {
-        // Another user's command has made it; to be locked it need not be written.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
-        other => other,
-    }
-}
-
-/// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
-/// the middle of an earlier version of this has left, and is replaced.
-fn create_if_missing(path: &Path, content: &[u8]) -> io::Result<()> {
-    let is_empty = match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > 0 => return Ok(()),
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error),
-    };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    fs::write(&temporary, content)?;
-    let placed = match is_empty {
-        true => fs::rename(&temporary, path),
-        // Fails if another process was faster, whose file may hold more by now. Not all file systems have
-        // links.
-        false => match fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                fs::rename(&temporary, path)
-            }
-            other => other,
-        },
-    };
-    // Gone after a rename.
-    let _ = fs::remove_file(&temporary);
-    match placed {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    }
 }

@@ -41,6 +41,7 @@ mod images;
 mod index;
 mod ingest;
 mod layout;
+mod owner;
 mod partials;
 mod pins;
 mod refs;
@@ -181,7 +182,7 @@ impl Store {
     pub fn set_offline(&self, offline: bool) -> Result<(), StoreError> {
         let path = self.inner.layout.offline_switch();
         let switched = match offline {
-            true => File::create(&path).map(drop),
+            true => File::create(&path).map(|file| self.inner.layout.owner().give(&file)),
             false => fs::remove_file(&path),
         };
         match switched {
@@ -267,6 +268,7 @@ impl Inner {
         let Some(parent) = path.parent() else {
             return Err(StoreError::write(path, io::ErrorKind::InvalidInput.into()));
         };
+        self.layout.owner().give_path(temporary);
         let renamed = match fs::rename(temporary, path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.create_directories(parent).and_then(|()| fs::rename(temporary, path))
@@ -280,9 +282,8 @@ impl Inner {
     /// Makes a directory and its missing parents, each one synced into its own parent, since a record
     /// is only as durable as the path to it.
     fn create_directories(&self, path: &Path) -> io::Result<()> {
-        let missing: Vec<&Path> = path.ancestors().take_while(|each| !each.exists()).collect();
-        fs::create_dir_all(path)?;
-        for parent in missing.iter().rev().filter_map(|created| created.parent()) {
+        let made = self.layout.create_directories(path)?;
+        for parent in made.iter().filter_map(|made| made.parent()) {
             self.sync_directory(parent)?;
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::io;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::open_lock;
 
 /// What begins a line that says nothing.
 const COMMENT: char = '#';
@@ -84,7 +83,7 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
-        let lock = open_lock(&lock).and_then(|file| {
+        let lock = self.inner.layout.open_lock(&lock).and_then(|file| {
             file.lock()?;
             Ok(file)
         });

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::{digests_in, names_in, open_lock};
+use super::layout::{digests_in, names_in};
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
@@ -241,7 +241,7 @@ impl Store {
     /// [`StoreError`] if the lock file cannot be opened.
     pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
         let path = self.inner.layout.sweep_lock();
-        let lock = open_lock(&path).and_then(|file| {
+        let lock = self.inner.layout.open_lock(&path).and_then(|file| {
             file.lock_shared()?;
             Ok(CommitLock { _file: file })
         });

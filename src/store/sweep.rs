@@ -34,7 +34,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::catalogue::{Content, RepositoryNames};
 use super::error::StoreError;
-use super::layout::{MANIFESTS, TAGS, digests_in, names_in, open_lock};
+use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference};
@@ -116,7 +116,8 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn = open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
+        let turn =
+            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
         match turn.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
@@ -135,7 +136,8 @@ impl Store {
     /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
     fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
         let path = self.inner.layout.sweep_lock();
-        let lock = open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
+        let lock =
+            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
         for _ in 0..LOCK_TRIES {
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(lock)),

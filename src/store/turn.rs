@@ -35,7 +35,10 @@ impl Store {
     pub fn turn(&self, chore: Chore, every: Duration, now: SystemTime) -> Option<Turn> {
         let path = self.mark(chore);
         if !path.exists() {
-            let created = File::create(&path).and_then(|mark| mark.set_modified(now));
+            let created = File::create(&path).and_then(|mark| {
+                self.inner.layout.owner().give(&mark);
+                mark.set_modified(now)
+            });
             return created.err().and(None);
         }
         let mark = File::options().append(true).open(&path).ok()?;

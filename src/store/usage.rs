@@ -21,7 +21,6 @@ use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
 use super::images::{Graph, StoredImage, ask, modified};
-use super::layout::open_lock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference};
 
@@ -232,7 +231,7 @@ impl Store {
         }
         let path = self.inner.layout.usage_images();
         let write = |error| StoreError::write(&path, error);
-        let lock = open_lock(&self.inner.layout.usage_lock());
+        let lock = self.inner.layout.open_lock(&self.inner.layout.usage_lock());
         let lock = lock.map_err(write)?;
         if lock.try_lock().is_err() {
             return Ok(None);

@@ -112,8 +112,9 @@ impl Store {
             return Ok(None);
         }
         let to = self.inner.layout.quarantined(&damage.digest);
-        let moved =
-            to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::rename(&path, &to));
+        let parent = to.parent().unwrap_or(self.root());
+        let made = self.inner.layout.create_directories(parent);
+        let moved = made.and_then(|_| fs::rename(&path, &to));
         match moved {
             Ok(()) => {
                 self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);

@@ -57,6 +57,26 @@ same_bytes "the layer that was being sent" "$(registry_blob_file "$BIG_LAYER")" 
 larder_stop
 stop_server successor
 
+# ---- Root beside another user ---------------------------------------------------------------------------------------------
+
+step "what root loads into the cache of another user's server is that user's"
+readonly THEIRS="$CASE_DIR/theirs"
+chmod a+x "$E2E_WORK" "$CASE_DIR"
+install -d -o 65532 -g 65532 -m 750 "$THEIRS"
+larder_ --image-path "$THEIRS" load "$HELLO"
+client "$E2E_LARDER" --image-path "$THEIRS" pin "$HELLO"
+cp "$E2E_LARDER" "$CASE_DIR/larder"
+chmod a+rx "$CASE_DIR/larder" "$CASE_DIR/larder.yaml"
+start_server theirs "${OFFLINE[@]}" setpriv --reuid 65532 --regid 65532 --clear-groups "$CASE_DIR/larder" \
+  --config-file "$CASE_DIR/larder.yaml" --image-path "$THEIRS" serve --host 127.0.0.1 --port "$LARDER_PORT"
+wait_for_server theirs curl -fsS --max-time 2 "$LARDER_URL/v2/"
+copy "127.0.0.1:$LARDER_PORT/$HELLO" theirs-v1
+larder_ --image-path "$THEIRS" load "$HELLO_V2"
+copy "127.0.0.1:$LARDER_PORT/$MULTI" theirs-multi
+stop_server theirs
+equal "what is not theirs" "" "$(find "$THEIRS" ! -user 65532 -o ! -group 65532)"
+refused "a complaint in the log" grep -qE 'WARN|ERROR|denied' "$LOGS/theirs.log"
+
 # ---- Copies --------------------------------------------------------------------------------------------------------------
 
 readonly GOOD="$CASE_DIR/names-first" BAD="$CASE_DIR/content-first"

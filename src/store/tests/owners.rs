@@ -1,0 +1,63 @@
+//! Whose the files are that root makes in a cache of somebody else.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::store::Chore;
+
+/// Nobody whom a machine has; root may name any.
+const SOMEBODY: u32 = 65_532;
+
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(below(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+#[test]
+fn what_root_makes_in_somebody_elses_cache_is_theirs() {
+    let directory = tempfile::tempdir().unwrap();
+    // Who may not give files away is not root, and makes only what is his own.
+    if chown(directory.path(), Some(SOMEBODY), Some(SOMEBODY)).is_err() {
+        return;
+    }
+    let store = open(directory.path());
+    let manifest = put(&store, b"{}");
+    let image = name("quay.io/team/app");
+    let media_type = MediaType::parse("application/vnd.oci.image.manifest.v1+json").unwrap();
+    let now = std::time::SystemTime::now();
+    let record = ManifestRecord { media_type: media_type.clone(), size: 2, fetched: now };
+    store.put_manifest(&image, &manifest, &record).unwrap();
+    let (fetched, checked) = (now, now);
+    let tag = TagRecord { digest: manifest, media_type, size: 2, fetched, checked, gone: None };
+    store.put_tag(&image, &"v1".parse().unwrap(), &tag).unwrap();
+    let mut partial = begin(&store, &sha256(b"a layer"));
+    partial.write(b"a la").unwrap();
+    partial.note_origin(&image).unwrap();
+    drop(partial);
+    let mut whole = begin(&store, &sha256(b"another"));
+    whole.write(b"another").unwrap();
+    whole.verify(None).unwrap().commit().unwrap();
+    store.add_pins(&["quay.io/*".to_owned()]).unwrap();
+    store.set_offline(true).unwrap();
+    store.settle_index().unwrap();
+    assert!(store.turn(Chore::Scrub, std::time::Duration::ZERO, now).is_none());
+    drop(store.begin_sweep().unwrap());
+    let mut spool = store.spool(Algorithm::Sha256).unwrap();
+    spool.write(b"imported").unwrap();
+    spool.commit(None).unwrap();
+
+    let made = below(directory.path());
+    assert!(made.len() > 25, "{made:?}");
+    for path in made {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY), "{}", path.display());
+    }
+}
