@@ -49,6 +49,8 @@ pub enum Command {
     Verify(Verify),
     /// Switch asking upstreams off and on.
     Offline(Offline),
+    /// Tell container clients to pull through Larder.
+    HostsToml(HostsToml),
     /// Look at the configuration.
     Config(Config),
     /// Print what completes commands in a shell.
@@ -87,6 +89,9 @@ pub struct Serve {
     /// ask upstream on every pull of a tag named latest
     #[argh(switch)]
     pub always_pull_latest: bool,
+    /// serve an image of Larder's own, docker.io/library/hello-world:latest, for a smoke test
+    #[argh(switch)]
+    pub hello_world: bool,
     /// list of images to load when the server starts
     #[argh(option)]
     pub preload_images: Option<PathBuf>,
@@ -298,6 +303,51 @@ pub struct Export {
     /// export what there is of incomplete images
     #[argh(switch)]
     pub partial: bool,
+}
+
+/// Print what container clients have to be told so that they pull through Larder, or write it where they
+/// look. Registries of the configuration file are told of one by one.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "hosts-toml")]
+pub struct HostsToml {
+    /// where clients reach Larder, e.g. http://localhost:31080; several are tried in their order (default
+    /// this machine, and the port of the configuration)
+    #[argh(positional)]
+    pub servers: Vec<String>,
+    /// containerd (default), crio, podman, docker, k3s, rke2 or buildkit
+    #[argh(option, long = "for")]
+    pub client: Option<String>,
+    /// a registry to tell of by its name (repeatable); containerd and k3s mirror all others as well
+    #[argh(option)]
+    pub registry: Vec<String>,
+    /// on the client's machine, the authority of Larder's certificate (PEM file)
+    #[argh(option)]
+    pub ca: Option<String>,
+    /// on the client's machine, its certificate for Larder (PEM file)
+    #[argh(option)]
+    pub client_cert: Option<String>,
+    /// and the key of that
+    #[argh(option)]
+    pub client_key: Option<String>,
+    /// let clients accept any certificate
+    #[argh(switch)]
+    pub skip_verify: bool,
+    /// how long a client tries to reach Larder before it asks the registry itself, where it can be told
+    /// (default 2s)
+    #[argh(option)]
+    pub dial_timeout: Option<String>,
+    /// never ask the registry itself
+    #[argh(switch)]
+    pub no_fallback: bool,
+    /// write it: the client's file or directory, e.g. /etc/containerd/certs.d
+    #[argh(option)]
+    pub write: Option<PathBuf>,
+    /// write also over what Larder has not written, and keep that beside it
+    #[argh(switch)]
+    pub force: bool,
+    /// stay until SIGTERM, and write again what was removed or changed
+    #[argh(switch)]
+    pub stay: bool,
 }
 
 /// Look at the configuration without starting anything.

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tar::{Archive, EntryType};
 
@@ -41,6 +42,13 @@ pub enum BundleSource {
     },
     /// A directory with the same content as a tar file has.
     Directory(PathBuf),
+    /// A tar in memory.
+    Memory {
+        /// What people call it.
+        name: &'static str,
+        /// The tar.
+        tar: Arc<[u8]>,
+    },
 }
 
 /// What an entry is.
@@ -111,6 +119,7 @@ impl BundleSource {
             BundleSource::File(path)
             | BundleSource::Directory(path)
             | BundleSource::Volumes { prefix: path, .. } => path.display().to_string(),
+            BundleSource::Memory { name, .. } => (*name).to_owned(),
         }
     }
 
@@ -138,6 +147,7 @@ impl BundleSource {
                 }
             }
             BundleSource::Directory(path) => self.each_file(path, visit),
+            BundleSource::Memory { tar, .. } => self.each_tar_entry(&tar[..], visit),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use crate::oci::{Pattern, Tag, Upstream};
+use crate::oci::{ImageName, Pattern, Tag, Upstream};
 
 /// How long the answer to "which manifest is this tag" stays good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,9 @@ pub enum OnUpstreamDelete {
 /// The freshness policy of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FreshnessPolicy {
+    /// The image that is this server's own, if there is one: nobody else knows it better, whatever the rules
+    /// say.
+    pub own: Option<ImageName>,
     /// Whether `latest` is asked for every time whatever the rules say.
     pub always_pull_latest: bool,
     /// By registry. A registry's own rules stand before those for all.
@@ -79,23 +82,26 @@ impl FreshnessPolicy {
     }
 
     /// How long this tag is believed.
-    pub fn ttl(&self, upstream: &Upstream, tag: &Tag) -> Ttl {
+    pub fn ttl(&self, name: &ImageName, tag: &Tag) -> Ttl {
+        if self.own.as_ref() == Some(name) {
+            return Ttl::Forever;
+        }
         if self.always_pull_latest && tag.as_str() == "latest" {
             return Ttl::Always;
         }
-        let own = self.by_upstream.get(upstream).and_then(|rules| rules.ttl(tag));
+        let own = self.by_upstream.get(&name.upstream).and_then(|rules| rules.ttl(tag));
         own.or_else(|| self.rules.ttl(tag)).unwrap_or(TAG_TTL)
     }
 
     /// Whether a tag that upstream confirmed at `checked` would be served without asking.
     pub fn is_fresh(
         &self,
-        upstream: &Upstream,
+        name: &ImageName,
         tag: &Tag,
         checked: SystemTime,
         now: SystemTime,
     ) -> bool {
-        matches!(self.belief(upstream, tag, checked, now), Belief::Fresh(_))
+        matches!(self.belief(name, tag, checked, now), Belief::Fresh(_))
     }
 
     /// Whether a tag that upstream confirmed at `checked` is believed.
@@ -104,12 +110,12 @@ impl FreshnessPolicy {
     /// believed for as long as the clock was wrong.
     pub(super) fn belief(
         &self,
-        upstream: &Upstream,
+        name: &ImageName,
         tag: &Tag,
         checked: SystemTime,
         now: SystemTime,
     ) -> Belief {
-        let ttl = match self.ttl(upstream, tag) {
+        let ttl = match self.ttl(name, tag) {
             Ttl::Forever => return Belief::Fresh(None),
             Ttl::For(duration) => duration,
             Ttl::Always => Duration::ZERO,
@@ -119,7 +125,7 @@ impl FreshnessPolicy {
         let grace = until.checked_add(self.stale_while_revalidate);
         if now < until {
             Belief::Fresh(Some(until))
-        } else if now < grace.unwrap_or(until) && self.ttl(upstream, tag) != Ttl::Always {
+        } else if now < grace.unwrap_or(until) && self.ttl(name, tag) != Ttl::Always {
             Belief::Revalidate
         } else {
             Belief::Stale
@@ -137,8 +143,12 @@ mod tests {
 
     const MINUTE: Ttl = Ttl::For(Duration::from_secs(60));
 
-    fn quay() -> Upstream {
-        "quay.io".parse().unwrap()
+    fn image(upstream: &str) -> ImageName {
+        ImageName::new(upstream.parse().unwrap(), "org/app".parse().unwrap())
+    }
+
+    fn quay() -> ImageName {
+        image("quay.io")
     }
 
     #[test]
@@ -179,7 +189,7 @@ mod tests {
             patterns: vec![rule("nightly", Ttl::Always), rule("v*", MINUTE)],
             otherwise: Some(MINUTE),
         };
-        let by_upstream = HashMap::from([(quay(), own)]);
+        let by_upstream = HashMap::from([(quay().upstream, own)]);
         let policy = FreshnessPolicy { by_upstream, rules, ..FreshnessPolicy::default() };
         for (upstream, tag, ttl) in [
             ("quay.io", "v1.2", Ttl::Forever),
@@ -189,11 +199,22 @@ mod tests {
             ("ghcr.io", "v1.2", MINUTE),
             ("ghcr.io", "nightly", Ttl::Always),
         ] {
-            let got = policy.ttl(&upstream.parse().unwrap(), &tag.parse().unwrap());
+            let got = policy.ttl(&image(upstream), &tag.parse().unwrap());
             assert_eq!(got, ttl, "{upstream} {tag}");
         }
         let default = FreshnessPolicy::default();
         assert_eq!(default.ttl(&quay(), &"v1".parse().unwrap()), TAG_TTL);
+    }
+
+    #[test]
+    fn nobody_is_asked_for_what_is_our_own() {
+        let own = Some(quay());
+        let asked =
+            FreshnessPolicy { always_pull_latest: true, ..FreshnessPolicy::of(Ttl::Always) };
+        let policy = FreshnessPolicy { own, ..asked };
+        let belief = policy.belief(&quay(), &"latest".parse().unwrap(), at(0), at(1_000_000));
+        assert_eq!(belief, Belief::Fresh(None));
+        assert_eq!(policy.ttl(&image("ghcr.io"), &"latest".parse().unwrap()), Ttl::Always);
     }
 
     #[test]

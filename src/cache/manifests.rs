@@ -259,7 +259,7 @@ impl Inner {
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
         let settings = self.settings();
         let policy = &settings.freshness;
-        let belief = policy.belief(&name.upstream, tag, record.checked, self.now());
+        let belief = policy.belief(name, tag, record.checked, self.now());
         Some(Stored { content, belief })
     }
 

@@ -230,7 +230,7 @@ impl Cache {
         let Reference::Tag(tag) = reference else { return false };
         let checked = SystemTime::UNIX_EPOCH + Duration::from_secs(checked);
         let policy = &self.inner.settings().freshness;
-        !policy.is_fresh(&name.upstream, tag, checked, self.inner.now())
+        !policy.is_fresh(name, tag, checked, self.inner.now())
     }
 
     /// The bounds and pins of the configuration.

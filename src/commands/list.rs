@@ -128,7 +128,7 @@ fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, patterns: &[Patter
         let created = store.created(&graph);
         let is_stale = match (&image.reference, image.checked) {
             (Reference::Tag(tag), Some(checked)) => {
-                !policy.is_fresh(&image.name.upstream, tag, checked, now)
+                !policy.is_fresh(&image.name, tag, checked, now)
             }
             _ => false,
         };

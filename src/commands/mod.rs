@@ -3,6 +3,7 @@
 mod config_check;
 mod config_file;
 mod export;
+mod hosts_toml;
 mod import;
 mod list;
 mod load;
@@ -50,6 +51,7 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
+        Command::HostsToml(command) => hosts_toml::hosts_toml(&settings()?, command),
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
         }
@@ -106,6 +108,7 @@ fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
         pull_timeout_ms: serve.pull_timeout,
         air_gapped: serve.air_gapped,
         always_pull_latest: serve.always_pull_latest,
+        hello_world: serve.hello_world,
         preload_images: serve.preload_images.clone(),
         os: serve.os.clone(),
         arch: serve.arch.clone(),
@@ -160,6 +163,15 @@ pub enum CommandError {
     Bundle(BundleError),
     /// Nothing, or not all, could be removed.
     Prune(PruneError),
+    /// A container client's configuration cannot be read or written.
+    ClientFile {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Something else that the system refused.
     System {
         /// What was being done.
@@ -189,6 +201,7 @@ impl CommandError {
             | CommandError::Server(_)
             | CommandError::Bundle(_)
             | CommandError::Prune(_)
+            | CommandError::ClientFile { .. }
             | CommandError::System { .. } => 1,
         }
     }
@@ -265,6 +278,9 @@ impl fmt::Display for CommandError {
             CommandError::Server(error) => error.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
             CommandError::Prune(error) => error.fmt(f),
+            CommandError::ClientFile { doing, path, source } => {
+                write!(f, "cannot {doing} {}: {source}", path.display())
+            }
             CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
         }
     }
@@ -285,7 +301,9 @@ impl std::error::Error for CommandError {
             CommandError::Server(error) => Some(error),
             CommandError::Bundle(error) => Some(error),
             CommandError::Prune(error) => Some(error),
-            CommandError::System { source, .. } => Some(source),
+            CommandError::ClientFile { source, .. } | CommandError::System { source, .. } => {
+                Some(source)
+            }
         }
     }
 }

@@ -17,9 +17,10 @@ use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::access::Users;
 use crate::api::{Api, Management, ManagementListener, ReadToken, Scope, Setting};
-use crate::bundle::{self, LoadEvent, LoadSettings, Wanted};
+use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
 use crate::config::{self, Overrides, Settings};
+use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
@@ -54,6 +55,9 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let preload = settings.preload_images.as_deref().map(load::read_list).transpose()?;
     let started = SystemTime::now();
     let store = Store::open(&settings.store)?;
+    if settings.cache.freshness.own.is_some() {
+        take_in_hello_world(&store, started);
+    }
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
     let cache =
@@ -105,6 +109,19 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     drop(keeper);
     log::info!("stopped");
     Ok(())
+}
+
+/// Puts Larder's own image into the cache, from where it is served as any other. A disk that does not take it
+/// is no reason not to serve the others.
+fn take_in_hello_world(store: &Store, now: SystemTime) {
+    let source = BundleSource::Memory { name: "helloWorld", tar: hello::bundle().into() };
+    let import_settings = ImportSettings { name: None, now };
+    let taken = bundle::import(store, &source, &import_settings, &mut |told| {
+        log::info!("helloWorld: {told}");
+    });
+    if let Err(error) = taken {
+        log::error!("helloWorld: the image cannot be put into the cache: {error}");
+    }
 }
 
 /// Loads a list while clients are served: a cache that is half full is better than none, and a network that

@@ -2,6 +2,7 @@
 //! server takes, and what waits for its next start. Pure; must not know how anything is put into force.
 
 use super::Settings;
+use crate::oci::Choice;
 use crate::{api, cache, http, store, upstream};
 
 /// Keys whose settings differ.
@@ -101,7 +102,7 @@ fn keys(compared: &[Compared]) -> impl Iterator<Item = &'static str> {
 }
 
 /// What a running cache takes, and what its number of threads was made of.
-fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [Compared; 1]) {
+fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [Compared; 2]) {
     let cache::Settings {
         freshness,
         revalidate_timeout,
@@ -117,6 +118,7 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         manifest_fetchers: _,
     } = old;
     let cache::FreshnessPolicy {
+        own,
         always_pull_latest,
         // An entry of `registries` says it.
         by_upstream: _,
@@ -138,11 +140,22 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         ("airGapped", *air_gapped != new.air_gapped),
         ("cacheSize", room.cap_bytes != new.upkeep.room.cap_bytes),
         ("freeSpace", room.floor != new.upkeep.room.floor),
-        ("pin", pins.pins != new.upkeep.pins.pins),
+        ("pin", pins_of_file(old) != pins_of_file(new)),
         ("pinLists", pins.lists != new.upkeep.pins.lists),
         ("pruneConfig", *prune != new.upkeep.prune),
     ];
-    (at_once, [("maxDownloads", *blob_fetchers != new.blob_fetchers)])
+    let after_restart = [
+        ("maxDownloads", *blob_fetchers != new.blob_fetchers),
+        // It comes into the cache at the start.
+        ("helloWorld", *own != new.freshness.own),
+    ];
+    (at_once, after_restart)
+}
+
+/// Without the last one, which `helloWorld` sets.
+fn pins_of_file(settings: &cache::Settings) -> &[Choice] {
+    let pins = &settings.upkeep.pins.pins;
+    &pins[..pins.len() - usize::from(settings.freshness.own.is_some())]
 }
 
 fn of_upstream(old: &upstream::Settings, new: &upstream::Settings) -> [Compared; 2] {
@@ -215,6 +228,7 @@ mod tests {
             ("preloadImages: /x", &[], &["preloadImages"]),
             ("arch: s390x", &[], &["os and arch"]),
             ("maxDownloads: 99", &[], &["maxDownloads"]),
+            ("helloWorld: true", &[], &["helloWorld"]),
         ] {
             let (old, new) = (settings(""), settings(line));
             let expected =

@@ -305,10 +305,7 @@ impl File {
         let is_ca_unused = self.server_tls_config.as_ref().is_some_and(|entry| {
             entry.ca.is_some() && entry.client_auth != Some(ClientAuthName::Verify)
         });
-        let all = [
-            ("helloWorld", self.hello_world == Some(true)),
-            ("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused),
-        ];
+        let all = [("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused)];
         all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
     }
 }

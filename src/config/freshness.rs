@@ -13,6 +13,7 @@ pub(super) fn policy(file: &File, always_pull_latest: bool) -> FreshnessPolicy {
             (entry.name.0.clone(), rules(entry.tags.as_deref(), entry.tag_ttl.as_ref()))
         });
     FreshnessPolicy {
+        own: None,
         always_pull_latest,
         by_upstream: by_upstream.collect::<HashMap<_, _>>(),
         rules: rules(file.tags.as_deref(), file.tag_ttl.as_ref()),

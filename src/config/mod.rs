@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::api::Naming;
-use crate::oci::{Platform, Platforms, Upstream};
+use crate::oci::{Choice, Platform, Platforms, Upstream};
 use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
-use crate::{access, api, cache, http, store, upstream};
+use crate::{access, api, cache, hello, http, store, upstream};
 
 pub use difference::Differences;
 pub use error::ConfigError;
@@ -37,6 +37,14 @@ pub use value::{LogLevel, ParseValueError};
 /// What is allowed.
 pub fn parse_rate(text: &str) -> Result<NonZeroU64, ParseValueError> {
     text.parse::<Rate>().map(|rate| rate.0)
+}
+
+/// A duration as users write it, e.g. `500ms`.
+///
+/// # Errors
+/// What is allowed.
+pub fn parse_duration(text: &str) -> Result<Duration, ParseValueError> {
+    text.parse::<Span>().map(|span| span.0)
 }
 
 use file::{File, RegistryEntry};
@@ -126,6 +134,8 @@ pub struct Overrides {
     pub air_gapped: bool,
     /// `--always-pull-latest`.
     pub always_pull_latest: bool,
+    /// `--hello-world`.
+    pub hello_world: bool,
 }
 
 /// Reads the file, if one is named, puts the flags over it, and adds the environment's proxies.
@@ -214,7 +224,7 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
     let always_pull_latest = over.always_pull_latest || file.always_pull_latest == Some(true);
     let span =
         |value: &Option<Text<Span>>, default| value.as_ref().map_or(default, |span| span.0.0);
-    Ok(cache::Settings {
+    let mut settings = cache::Settings {
         freshness: freshness::policy(file, always_pull_latest),
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
@@ -224,7 +234,18 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         downloads_per_upstream: downloads_per_upstream(file),
         ..default
-    })
+    };
+    if over.hello_world || file.hello_world == Some(true) {
+        has_image_of_its_own(&mut settings);
+    }
+    Ok(settings)
+}
+
+/// `helloWorld`: nobody is asked for that image, and what a server is to have must not be evicted.
+fn has_image_of_its_own(settings: &mut cache::Settings) {
+    let image = hello::reference();
+    settings.freshness.own = Some(image.name.clone());
+    settings.upkeep.pins.pins.push(Choice::Exact(image));
 }
 
 /// Which children of an index are loaded: those of `os` and `arch`, else of `platforms`, else this
@@ -352,6 +373,7 @@ mod tests {
     use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
     use crate::certificates::IdentityFiles;
     use crate::http::{ClientAuth, ServerTlsSettings};
+    use crate::oci::ImageName;
     use crate::prune;
     use crate::upstream::{Credentials, HelperSettings, Scheme, Secret, TlsSettings};
 
@@ -446,7 +468,8 @@ registries:
         let settings = settings(&text.replace("\\", "")).unwrap();
         let policy = &settings.cache.freshness;
         let ttl = |upstream: &str, tag: &str| {
-            policy.ttl(&upstream.parse().unwrap(), &tag.parse().unwrap())
+            let name = ImageName::new(upstream.parse().unwrap(), "org/app".parse().unwrap());
+            policy.ttl(&name, &tag.parse().unwrap())
         };
         assert_eq!(ttl("quay.io", "v1"), Ttl::Forever);
         assert_eq!(ttl("quay.io", "nightly-1"), Ttl::Always);

@@ -369,17 +369,11 @@ cache_is_sound() {
 # Short: a socket's path has at most 107 bytes.
 readonly CONTAINERD_DIR="$CASE_DIR/c"
 
-# Starts containerd with MIRROR for all registries; MORE are further lines for that host.
-containerd_start() { # MIRROR [MORE]
-  mkdir -p "$CONTAINERD_DIR/certs.d/_default"
-  # `server` keeps the fallback on this machine as well: without it a failed pull would go to registry-1.docker.io.
-  cat >"$CONTAINERD_DIR/certs.d/_default/hosts.toml" <<TOML
-server = "$1"
-
-[host."$1"]
-  capabilities = ["pull", "resolve"]
-  ${2:-}
-TOML
+# Starts containerd with the mirrors that `larder hosts-toml` writes: SERVER for all registries.
+containerd_start() { # SERVER [OPTION OF hosts-toml…]
+  mkdir -p "$CONTAINERD_DIR"
+  # Without a fallback: a failed pull would go to registry-1.docker.io.
+  "$E2E_LARDER" hosts-toml "$1" --no-fallback --write "$CONTAINERD_DIR/certs.d" "${@:2}"
   cat >"$CONTAINERD_DIR/config.toml" <<TOML
 version = 2
 root = "$CONTAINERD_DIR/root"

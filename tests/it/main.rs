@@ -63,6 +63,10 @@ mod management;
 mod operating;
 // Who may do it, and what is said to who may not.
 mod permission;
+// What container clients are told.
+mod mirrors;
+// An image of Larder's own.
+mod hello;
 // The program as a process: arguments, errors, signals.
 mod process;
 // The configuration, read again while it runs.

@@ -38,6 +38,12 @@ const ROOMS: &[Room] = &[
     },
     Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
     Room { name: "bundle", may_use: &["oci", "store", "cache"], must_not_know: "HTTP to clients" },
+    Room { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
+    Room {
+        name: "mirror",
+        may_use: &["oci"],
+        must_not_know: "files, or how Larder itself is configured",
+    },
     Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
     Room { name: "http", may_use: &["certificates"], must_not_know: "registries, digests, store" },
     Room {
@@ -52,6 +58,7 @@ const ROOMS: &[Room] = &[
             "store",
             "certificates",
             "access",
+            "hello",
             "upstream",
             "cache",
             "http",

@@ -98,8 +98,7 @@ larder_logged "the client without" 'showed no certificate'
 larder_logged "the stranger" 'certificate is not accepted'
 
 step "containerd shows its own, and the image runs"
-containerd_start "$URL" "ca = \"$PKI/ca.pem\"
-  client = [[\"$PKI/node.pem\", \"$PKI/node.key\"]]"
+containerd_start "$URL" --ca "$PKI/ca.pem" --client-cert "$PKI/node.pem" --client-key "$PKI/node.key"
 ctr_pull docker.io/library/hello:v1
 equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr docker.io/library/hello:v1)"
 equal "what it says" "hello from the larder" \
@@ -154,9 +153,13 @@ podman_ rmi "$HOST/docker.io/library/hello:v1"
 step "containerd says who it is by a header of its hosts.toml"
 stop_server containerd
 rm -rf "$CONTAINERD_DIR"
-containerd_start "$URL" "ca = \"$PKI/ca.pem\"
-  [host.\"$URL\".header]
-    authorization = \"Basic $(printf 'nodes:open sesame' | base64)\""
+containerd_start "$URL" --ca "$PKI/ca.pem"
+cat >>"$CONTAINERD_DIR/certs.d/_default/hosts.toml" <<TOML
+[host."$URL"]
+  ca = "$PKI/ca.pem"
+  [host."$URL".header]
+    authorization = "Basic $(printf 'nodes:open sesame' | base64)"
+TOML
 ctr_pull docker.io/library/hello:v1
 equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr docker.io/library/hello:v1)"
 

@@ -135,7 +135,8 @@ impl Process {
         process
     }
 
-    fn begin(command: &mut Command) -> Process {
+    /// Starts a command, whose standard error is its log.
+    pub fn begin(command: &mut Command) -> Process {
         let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it can be started");
         let log = BufReader::new(child.stderr.take().expect("it was piped"));

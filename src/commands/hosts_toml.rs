@@ -1,0 +1,274 @@
+//! `larder hosts-toml`: the mirror configuration of container clients, printed or put where they look.
+//!
+//! What is written is written whole, and over nothing that somebody else has written.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{CommandError, note, say};
+use crate::cli;
+use crate::config::{self, Settings};
+use crate::mirror::{
+    Client, DIAL_TIMEOUT, Document, Fallback, MARK, Mirror, MirrorError, Registry, Server, Trust,
+};
+use crate::oci::Upstream;
+use crate::upstream::{RegistrySettings, Scheme};
+
+/// With `--stay`, how often it is looked whether what was written is still there: what sets up a node may do
+/// so again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// What a file is called that was there before and was written over by `--force`, or added to.
+const KEPT_SUFFIX: &str = ".before-larder";
+
+/// Prints what a client has to be told, or writes it.
+///
+/// # Errors
+/// [`CommandError`] for what was typed wrong, what that client cannot be told, and what the disk refuses.
+pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<(), CommandError> {
+    let client = typed.client.as_deref().unwrap_or("containerd");
+    let client: Client = client.parse().map_err(|error| CommandError::usage("--for", &error))?;
+    let mirror = mirror(settings, typed)?;
+    let documents = mirror.documents(client).map_err(refused)?;
+    let Some(place) = &typed.write else {
+        if typed.stay || typed.force {
+            let text = "hosts-toml: --stay and --force go with --write";
+            return Err(CommandError::Usage(text.into()));
+        }
+        print(client, &documents);
+        return Ok(());
+    };
+    let placing = Placing { client, mirror: &mirror, documents: &documents, place, typed };
+    // Watched before anything is written: who reads that it was may end this at once.
+    let end = typed.stay.then(until_signal).transpose()?;
+    placing.put_all()?;
+    note(&client.heeds());
+    match end {
+        Some(end) => placing.stay(&end),
+        None => Ok(()),
+    }
+}
+
+fn refused(error: MirrorError) -> CommandError {
+    CommandError::Usage(format!("hosts-toml: {error}"))
+}
+
+/// Several files with their names before them, one as it is.
+fn print(client: Client, documents: &[Document]) {
+    for (index, document) in documents.iter().enumerate() {
+        if let (Some(path), true) = (&document.path, documents.len() > 1) {
+            let gap = if index == 0 { "" } else { "\n" };
+            say(&format!("{gap}# ---- {}/{path}", client.usual_place()));
+        }
+        say(document.text.trim_end());
+    }
+}
+
+/// What was typed, and what the configuration says about the registries.
+fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, CommandError> {
+    let servers: Result<Vec<Server>, MirrorError> =
+        typed.servers.iter().map(|server| server.parse()).collect();
+    let mut servers = servers.map_err(refused)?;
+    if servers.is_empty() {
+        servers.push(this_server(settings));
+    }
+    let mut registries: Vec<Registry> =
+        settings.upstream.registries.iter().map(|entry| listed(settings, entry)).collect();
+    for name in &typed.registry {
+        let name: Upstream =
+            name.parse().map_err(|error| CommandError::usage("--registry", &error))?;
+        if !registries.iter().any(|registry| registry.name == name) {
+            registries.push(Registry::named(name));
+        }
+    }
+    let dial_timeout = typed.dial_timeout.as_deref().map(config::parse_duration).transpose();
+    Ok(Mirror {
+        servers,
+        registries,
+        trust: trust(typed)?,
+        dial_timeout: dial_timeout
+            .map_err(|error| CommandError::usage("--dial-timeout", &error))?
+            .unwrap_or(DIAL_TIMEOUT),
+        fallback: if typed.no_fallback { Fallback::None } else { Fallback::Registry },
+    })
+}
+
+/// The server that this configuration is for, as it is reached from its own machine.
+fn this_server(settings: &Settings) -> Server {
+    let (ip, port) = (settings.listen.ip(), settings.listen.port());
+    let authority = match ip.is_unspecified() {
+        true => format!("localhost:{port}"),
+        false => settings.listen.to_string(),
+    };
+    Server::new(settings.tls.is_some(), authority)
+}
+
+fn listed(settings: &Settings, entry: &RegistrySettings) -> Registry {
+    let name = entry.upstream.clone();
+    let mut aliases: Vec<&String> = settings
+        .naming
+        .aliases
+        .iter()
+        .filter(|(_, meant)| **meant == name)
+        .map(|(alias, _)| alias)
+        .collect();
+    aliases.sort();
+    // Of its endpoints, the one that is the registry itself; the others are Larder's own mirrors.
+    let itself = entry.endpoints.iter().find(|each| each.endpoint.authority == name.as_str());
+    let is_plain = itself.is_some_and(|each| each.endpoint.scheme == Scheme::Http);
+    Registry { alias: aliases.first().map(|alias| (*alias).clone()), is_plain, name }
+}
+
+fn trust(typed: &cli::HostsToml) -> Result<Trust, CommandError> {
+    let identity = match (&typed.client_cert, &typed.client_key) {
+        (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+        (None, None) => None,
+        _ => {
+            let text = "hosts-toml: --client-cert and --client-key go together";
+            return Err(CommandError::Usage(text.into()));
+        }
+    };
+    Ok(Trust { ca: typed.ca.clone(), identity, is_unverified: typed.skip_verify })
+}
+
+/// What is written, and where.
+struct Placing<'a> {
+    client: Client,
+    mirror: &'a Mirror,
+    documents: &'a [Document],
+    place: &'a Path,
+    typed: &'a cli::HostsToml,
+}
+
+impl Placing<'_> {
+    /// Writes every document, after it was looked at all of them whether they may be: half of a
+    /// configuration is none.
+    fn put_all(&self) -> Result<(), CommandError> {
+        let mut wanted = Vec::new();
+        for document in self.documents {
+            let path = self.path(document);
+            let before = read(&path)?;
+            let text = self.text(document, before.as_deref())?;
+            wanted.extend((before.as_deref() != Some(&*text)).then_some((path, before, text)));
+        }
+        if wanted.is_empty() {
+            note(&format!("{}: as it should be", self.place.display()));
+        }
+        for (path, before, text) in wanted {
+            if before.is_some_and(|before| !before.starts_with(MARK)) {
+                keep(&path)?;
+            }
+            replace(&path, &text).map_err(|source| write_error(&path, source))?;
+            note(&format!("{}: written", path.display()));
+        }
+        Ok(())
+    }
+
+    fn path(&self, document: &Document) -> PathBuf {
+        let usual = Path::new(self.client.usual_place());
+        match &document.path {
+            Some(path) => self.place.join(path),
+            // A directory of drop-ins, say.
+            None if self.place.is_dir() => self.place.join(usual.file_name().unwrap_or_default()),
+            None => self.place.to_owned(),
+        }
+    }
+
+    fn text(&self, document: &Document, before: Option<&str>) -> Result<String, CommandError> {
+        match (self.client, before) {
+            (Client::Docker, Some(before)) => self.mirror.daemon_json(before).map_err(refused),
+            (_, Some(before)) if !before.starts_with(MARK) && !self.typed.force => {
+                let path = self.path(document);
+                Err(CommandError::Usage(format!(
+                    "{} is not Larder's, and stays as it is, and so does all else; put into it what \
+                     larder hosts-toml prints, or say --force, which keeps it as …{KEPT_SUFFIX}",
+                    path.display()
+                )))
+            }
+            _ => Ok(document.text.clone()),
+        }
+    }
+
+    /// Stays until SIGTERM or SIGINT, and writes again what was removed or changed meanwhile.
+    fn stay(&self, end: &Receiver<()>) -> Result<(), CommandError> {
+        loop {
+            match end.recv_timeout(LOOK_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if !self.is_as_it_should_be() {
+                self.put_all()?;
+            }
+        }
+    }
+
+    fn is_as_it_should_be(&self) -> bool {
+        self.documents.iter().all(|document| {
+            let before = read(&self.path(document)).ok().flatten();
+            let wanted = self.text(document, before.as_deref()).ok();
+            before.is_some() && before == wanted
+        })
+    }
+}
+
+/// Says when SIGTERM or SIGINT has come.
+fn until_signal() -> Result<Receiver<()>, CommandError> {
+    let unwatched = |source| CommandError::System { doing: "watch for signals", source };
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(unwatched)?;
+    let (ended, end) = sync_channel(1);
+    let watch = move || {
+        signals.forever().next();
+        // Nobody listens only where the process ends anyway.
+        let _ = ended.send(());
+    };
+    thread::Builder::new().name("signals".into()).spawn(watch).map_err(unwatched)?;
+    Ok(end)
+}
+
+fn read(path: &Path) -> Result<Option<String>, CommandError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CommandError::ClientFile { doing: "read", path: path.into(), source }),
+    }
+}
+
+/// Keeps what was there the first time; what it is kept as is never written over.
+fn keep(path: &Path) -> Result<(), CommandError> {
+    let mut kept = path.as_os_str().to_owned();
+    kept.push(KEPT_SUFFIX);
+    match fs::hard_link(path, &kept) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(CommandError::ClientFile { doing: "keep a copy of", path: path.into(), source })
+        }
+        Err(_) => Ok(()),
+        Ok(()) => {
+            note(&format!("{}: what was there is kept", Path::new(&kept).display()));
+            Ok(())
+        }
+    }
+}
+
+/// Clients read at any moment, and see the former text or the new one.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.new", std::process::id()));
+    fs::write(&temporary, text)?;
+    fs::rename(&temporary, path).inspect_err(|_| {
+        // A leftover would only be in the way.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+fn write_error(path: &Path, source: io::Error) -> CommandError {
+    CommandError::ClientFile { doing: "write", path: path.into(), source }
+}

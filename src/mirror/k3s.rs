@@ -1,0 +1,41 @@
+//! k3s and RKE2: `registries.yaml`, of which they make containerd's configuration themselves.
+//!
+//! `"*"` is for every registry that has no entry, since v1.26.13, v1.27.10, v1.28.6 and v1.29.1. There is no
+//! time-out for dialling, and not falling back is a word in the server's own configuration.
+
+use super::{Fallback, MARK, Mirror, Server, quoted};
+
+pub(super) fn text(mirror: &Mirror) -> String {
+    let mut text = format!("{MARK}, which writes over it.\n");
+    if mirror.fallback == Fallback::None {
+        text += "# So that nothing else is asked, config.yaml wants disable-default-registry-endpoint: true.\n";
+    }
+    text += "mirrors:\n";
+    let urls: Vec<String> = mirror.servers.iter().map(Server::url).collect();
+    let listed = mirror.registries.iter().map(|registry| registry.name.as_str());
+    for name in std::iter::once("*").chain(listed) {
+        text += &format!("  {}:\n    endpoint:\n", quoted(name));
+        text.extend(urls.iter().map(|url| format!("      - {}\n", quoted(url))));
+    }
+    text + &configs(mirror)
+}
+
+fn configs(mirror: &Mirror) -> String {
+    let trust = &mirror.trust;
+    let mut keys = Vec::new();
+    keys.extend(trust.ca.iter().map(|ca| format!("ca_file: {}", quoted(ca))));
+    if let Some((cert, key)) = &trust.identity {
+        keys.push(format!("cert_file: {}", quoted(cert)));
+        keys.push(format!("key_file: {}", quoted(key)));
+    }
+    keys.extend(trust.is_unverified.then(|| "insecure_skip_verify: true".to_owned()));
+    if keys.is_empty() {
+        return String::new();
+    }
+    let mut text = "configs:\n".to_owned();
+    for server in &mirror.servers {
+        text += &format!("  {}:\n    tls:\n", quoted(&server.authority));
+        text.extend(keys.iter().map(|key| format!("      {key}\n")));
+    }
+    text
+}

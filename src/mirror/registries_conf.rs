@@ -1,0 +1,57 @@
+//! CRI-O, podman, buildah and skopeo: `containers-registries.conf(5)`.
+//!
+//! They never say the registry by `?ns=`, so it goes into the path, and there is no entry for all registries.
+
+use super::{Fallback, MARK, Mirror, MirrorError, Registry, Server, path_on, quoted};
+
+pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
+    let mut text = format!(
+        "{MARK}, which writes over it. A registry that is not here is not mirrored:\n\
+         # repeat the command with --registry NAME.\n"
+    );
+    for registry in mirror.one_by_one() {
+        text += "\n[[registry]]\n";
+        text += &format!("prefix = {}\n", quoted(registry.name.as_str()));
+        let (location, mirrors) = match (mirror.fallback, mirror.servers.split_first()) {
+            // What it is prefixed with is replaced by where it is, so Larder can stand for the registry.
+            (Fallback::None, Some((first, others))) => (place(mirror, first, &registry)?, others),
+            _ => (itself(&registry), &mirror.servers[..]),
+        };
+        text += &location;
+        for server in mirrors {
+            text += &format!("[[registry.mirror]]\n{}", place(mirror, server, &registry)?);
+        }
+    }
+    Ok(text + &certificates(mirror))
+}
+
+fn itself(registry: &Registry) -> String {
+    let insecure = if registry.is_plain { "insecure = true\n" } else { "" };
+    format!("location = {}\n{insecure}", quoted(registry.name.as_str()))
+}
+
+fn place(mirror: &Mirror, server: &Server, registry: &Registry) -> Result<String, MirrorError> {
+    let insecure =
+        if !server.is_tls || mirror.trust.is_unverified { "insecure = true\n" } else { "" };
+    Ok(format!("location = {}\n{insecure}", quoted(&path_on(server, registry)?)))
+}
+
+/// Certificates are found by the server's name, and not named here.
+fn certificates(mirror: &Mirror) -> String {
+    let mut text = String::new();
+    for server in mirror.servers.iter().filter(|server| server.is_tls) {
+        let files = [
+            mirror.trust.ca.as_ref().map(|ca| (ca, "ca.crt")),
+            mirror.trust.identity.as_ref().map(|(cert, _)| (cert, "client.cert")),
+            mirror.trust.identity.as_ref().map(|(_, key)| (key, "client.key")),
+        ];
+        for (file, name) in files.into_iter().flatten() {
+            text +=
+                &format!("\n# Copy {file} to /etc/containers/certs.d/{}/{name}", server.authority);
+        }
+    }
+    if !text.is_empty() {
+        text += "\n";
+    }
+    text
+}

@@ -1,0 +1,204 @@
+//! Each client's text, in full where it is short.
+
+use super::*;
+
+fn mirror(servers: &[&str]) -> Mirror {
+    Mirror {
+        servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
+        registries: Vec::new(),
+        trust: Trust::default(),
+        dial_timeout: DIAL_TIMEOUT,
+        fallback: Fallback::Registry,
+    }
+}
+
+fn corp() -> Registry {
+    let name = "registry.corp:5000".parse().unwrap();
+    Registry { name, alias: Some("corp".into()), is_plain: true }
+}
+
+fn trust() -> Trust {
+    let identity = Some(("/n.crt".into(), "/n.key".into()));
+    Trust { ca: Some("/ca.crt".into()), identity, is_unverified: false }
+}
+
+/// The texts without the line that says where they are from.
+fn texts(mirror: &Mirror, client: Client) -> Vec<String> {
+    let documents = mirror.documents(client).unwrap();
+    let body = |text: &str| {
+        assert!(text.starts_with(MARK), "{text}");
+        text.split_once('\n').unwrap().1.to_owned()
+    };
+    documents.iter().map(|document| body(&document.text)).collect()
+}
+
+#[test]
+fn containerd_asks_larder_first_and_the_registry_itself_then() {
+    let mirror = Mirror { registries: vec![corp()], ..mirror(&["http://localhost:31080"]) };
+    let documents = mirror.documents(Client::Containerd).unwrap();
+    let paths: Vec<&str> = documents.iter().filter_map(|it| it.path.as_deref()).collect();
+    assert_eq!(paths, ["_default/hosts.toml", "registry.corp:5000/hosts.toml"]);
+    let host = "[host.\"http://localhost:31080\"]\n  capabilities = [\"pull\", \"resolve\"]\n  \
+                dial_timeout = \"2s\"\n";
+    assert_eq!(
+        texts(&mirror, Client::Containerd),
+        [format!("\n{host}"), format!("server = \"http://registry.corp:5000\"\n\n{host}"),]
+    );
+}
+
+#[test]
+fn containerd_shows_and_wants_certificates_where_larder_speaks_tls() {
+    let mirror = Mirror {
+        trust: Trust { is_unverified: true, ..trust() },
+        dial_timeout: Duration::from_millis(500),
+        ..mirror(&["https://larder.example"])
+    };
+    assert_eq!(
+        texts(&mirror, Client::Containerd),
+        ["\n[host.\"https://larder.example\"]\n  capabilities = [\"pull\", \"resolve\"]\n  \
+          dial_timeout = \"500ms\"\n  ca = \"/ca.crt\"\n  client = [[\"/n.crt\", \"/n.key\"]]\n  \
+          skip_verify = true\n"]
+    );
+}
+
+#[test]
+fn containerd_without_fallback_knows_no_other_server() {
+    let alone = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
+    let keys = "capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\n";
+    assert_eq!(
+        texts(&alone, Client::Containerd),
+        [format!("server = \"http://larder:8080\"\n{keys}\n[host]\n")]
+    );
+    let both = Mirror { fallback: Fallback::None, ..mirror(&["a:1", "b:2"]) };
+    let text = texts(&both, Client::Containerd).remove(0);
+    assert!(
+        text.starts_with("server = \"http://b:2\"\n") && text.contains("[host.\"http://a:1\"]")
+    );
+}
+
+#[test]
+fn docker_hub_is_where_it_really_is() {
+    let hub = Registry::named("docker.io".parse().unwrap());
+    let mirror = Mirror { registries: vec![hub], ..mirror(&["larder:8080"]) };
+    let text = texts(&mirror, Client::Containerd).remove(1);
+    assert!(text.starts_with("server = \"https://registry-1.docker.io\"\n"), "{text}");
+}
+
+#[test]
+fn podman_finds_the_registry_in_the_path_and_a_port_by_its_alias() {
+    let mirror = Mirror { registries: vec![corp()], ..mirror(&["larder:8080"]) };
+    let text = texts(&mirror, Client::RegistriesConf).remove(0);
+    for part in [
+        "\n[[registry]]\nprefix = \"registry.corp:5000\"\nlocation = \"registry.corp:5000\"\n\
+         insecure = true\n[[registry.mirror]]\nlocation = \"larder:8080/corp\"\ninsecure = true\n",
+        "\n[[registry]]\nprefix = \"quay.io\"\nlocation = \"quay.io\"\n[[registry.mirror]]\n\
+         location = \"larder:8080/quay.io\"\ninsecure = true\n",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn podman_without_fallback_takes_larder_for_the_registry() {
+    let mirror = Mirror {
+        fallback: Fallback::None,
+        trust: trust(),
+        ..mirror(&["https://a:1", "https://b:2"])
+    };
+    let text = texts(&mirror, Client::RegistriesConf).remove(0);
+    let part = "\n[[registry]]\nprefix = \"quay.io\"\nlocation = \"a:1/quay.io\"\n[[registry.mirror]]\n\
+                location = \"b:2/quay.io\"\n";
+    assert!(text.contains(part), "{text}");
+    assert!(!text.contains("insecure"), "{text}");
+    assert!(text.contains("# Copy /ca.crt to /etc/containers/certs.d/a:1/ca.crt"), "{text}");
+}
+
+#[test]
+fn a_registry_with_a_port_and_no_alias_is_refused_where_it_would_stand_in_a_path() {
+    let registry = Registry { alias: None, ..corp() };
+    let mirror = Mirror { registries: vec![registry], ..mirror(&["larder:8080"]) };
+    let refused = Err(MirrorError::NoAlias("registry.corp:5000".parse().unwrap()));
+    assert_eq!(mirror.documents(Client::RegistriesConf), refused);
+    assert!(mirror.documents(Client::Containerd).is_ok());
+}
+
+#[test]
+fn what_docker_is_told_already_stays() {
+    let mirror = mirror(&["http://larder:8080"]);
+    let json = |text: &str| -> serde_json::Value {
+        serde_json::from_str(&mirror.daemon_json(text).unwrap()).unwrap()
+    };
+    let alone = serde_json::json!({"registry-mirrors": ["http://larder:8080"]});
+    for text in ["", " \n", "{}", r#"{"registry-mirrors": ["http://larder:8080/"]}"#] {
+        assert_eq!(json(text), alone, "{text}");
+    }
+    assert_eq!(
+        json(r#"{"debug": true, "registry-mirrors": ["http://other"]}"#),
+        serde_json::json!({"debug": true, "registry-mirrors": ["http://larder:8080", "http://other"]})
+    );
+    for text in ["[]", "{", r#"{"registry-mirrors": "http://other"}"#] {
+        assert!(matches!(mirror.daemon_json(text), Err(MirrorError::DaemonJson(_))), "{text}");
+    }
+}
+
+#[test]
+fn k3s_mirrors_all_by_a_star_and_has_certificates_apart() {
+    let mirror = Mirror { registries: vec![corp()], trust: trust(), ..mirror(&["https://a:1"]) };
+    let expected = "mirrors:\n  \"*\":\n    endpoint:\n      - \"https://a:1\"\n  \
+                    \"registry.corp:5000\":\n    endpoint:\n      - \"https://a:1\"\nconfigs:\n  \
+                    \"a:1\":\n    tls:\n      ca_file: \"/ca.crt\"\n      cert_file: \"/n.crt\"\n      \
+                    key_file: \"/n.key\"\n";
+    assert_eq!(texts(&mirror, Client::K3s), [expected]);
+    assert_eq!(texts(&mirror, Client::Rke2), [expected]);
+}
+
+#[test]
+fn buildkit_is_told_how_larder_is_spoken_to_in_an_entry_of_its_own() {
+    let text = texts(&mirror(&["larder:8080"]), Client::BuildKit).remove(0);
+    for part in [
+        "\n[registry.\"docker.io\"]\n  mirrors = [\"larder:8080\"]\n",
+        "\n[registry.\"larder:8080\"]\n  http = true\n",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_told_is_refused() {
+    let no_fallback = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
+    for client in [Client::Docker, Client::BuildKit] {
+        assert_eq!(no_fallback.documents(client), Err(MirrorError::AlwaysFallsBack));
+    }
+    let in_the_clear = Mirror { trust: trust(), ..mirror(&["http://larder:8080"]) };
+    assert_eq!(in_the_clear.documents(Client::Containerd), Err(MirrorError::TrustInTheClear));
+}
+
+#[test]
+fn servers_and_clients_as_they_are_typed() {
+    for (text, url) in [
+        ("larder", "http://larder"),
+        ("http://10.0.0.1:31080/", "http://10.0.0.1:31080"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+    ] {
+        assert_eq!(text.parse::<Server>().unwrap().url(), url);
+    }
+    for text in ["", "ftp://larder", "http://larder/path", "http://", "a b", "http://u@larder"] {
+        assert_eq!(text.parse::<Server>(), Err(MirrorError::Server(text.into())), "{text}");
+    }
+    for (text, client) in [
+        ("CRI-O", Client::RegistriesConf),
+        ("skopeo", Client::RegistriesConf),
+        ("k3s", Client::K3s),
+    ] {
+        assert_eq!(text.parse(), Ok(client), "{text}");
+    }
+    assert!("cri".parse::<Client>().unwrap_err().to_string().contains("containerd, crio"));
+}
+
+#[test]
+fn quotes_in_a_path_end_no_string() {
+    let ca = Some("/a\"b\\c".to_owned());
+    let mirror = Mirror { trust: Trust { ca, ..Trust::default() }, ..mirror(&["https://a"]) };
+    let text = texts(&mirror, Client::Containerd).remove(0);
+    assert!(text.contains(r#"ca = "/a\"b\\c""#), "{text}");
+}

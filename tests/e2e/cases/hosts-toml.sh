@@ -1,0 +1,99 @@
+# Proves that clients heed what `larder hosts-toml` writes for them: containerd (with and without falling back to the
+# registry, several servers in their order), podman (also for a registry with a port) and Docker; what BuildKit is told is TOML.
+# And that containerd runs the image that `helloWorld` serves, with no registry anywhere.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+registry_start
+larder_config "127.0.0.1:$REGISTRY_PORT"
+printf 'defaultNs: docker.io\nhelloWorld: true\nport: %s\nhost: 127.0.0.1\n' "$LARDER_PORT" >>"$CASE_DIR/larder.yaml"
+larder_start
+readonly UPSTREAM="127.0.0.1:$REGISTRY_PORT"
+readonly IMAGE=docker.io/library/hello:v1
+
+# With the registries of the configuration file, and its address where none is given.
+hosts_toml() { "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" hosts-toml "$@"; }
+forget() { # IMAGE…
+  ctr_ images rm --sync "$@"
+  wait_until 20 "containerd drops the content" no_content
+}
+no_content() { [[ -z $(ctr_ content ls -q) ]]; }
+
+step "containerd: one file for all registries, and one for each that is listed"
+containerd_start "$LARDER_URL"
+rm -rf "$CONTAINERD_DIR/certs.d"
+hosts_toml --write "$CONTAINERD_DIR/certs.d"
+equal "its directories" "127.0.0.1:$REGISTRY_PORT _default docker.io " "$(ls "$CONTAINERD_DIR/certs.d" | tr '\n' ' ')"
+hits() { larder_lines "manifests/.*ns=$1"; }
+ctr_pull "$IMAGE"
+ctr_pull "$UPSTREAM/library/hello:v1"
+(($(hits docker\\.io) > 0)) || fail "the pull from docker.io did not come to larder"
+(($(hits "127\\.0\\.0\\.1%3A$REGISTRY_PORT") > 0)) || fail "the pull from $UPSTREAM did not come to larder"
+equal "its digest" "$HELLO_DIGEST" "$(digest_in_ctr "$UPSTREAM/library/hello:v1")"
+
+step "containerd: an image of larder's own runs, and no registry was asked for it"
+ctr_pull docker.io/library/hello-world:latest
+matches "what it says" "Hello from Larder!" \
+  "$(ctr_ run --rm --snapshotter native --net-host docker.io/library/hello-world:latest larder-e2e-hello-world)"
+larder_logged "a hit" 'hello-world/manifests/latest.*cache=hit'
+equal "requests for it at the registry" 0 "$(registry_requests 'GET /v2/library/hello-world')"
+if type -P qemu-aarch64 >/dev/null; then
+  step "the program for arm64 runs as well"
+  skopeo_ copy --quiet --src-tls-verify=false --override-arch arm64 \
+    "docker://127.0.0.1:$LARDER_PORT/docker.io/library/hello-world:latest" "dir:$CASE_DIR/arm64"
+  tar -xf "$CASE_DIR/arm64/$(jq -r '.layers[0].digest' "$CASE_DIR/arm64/manifest.json" | cut -d : -f 2)" -C "$CASE_DIR"
+  matches "what it says" "Hello from Larder!" "$(qemu-aarch64 "$CASE_DIR/hello")"
+fi
+
+step "containerd: a server that is away is passed over"
+forget "$IMAGE" "$UPSTREAM/library/hello:v1" docker.io/library/hello-world:latest
+hosts_toml http://127.0.0.1:9 "$LARDER_URL" --no-fallback --write "$CONTAINERD_DIR/certs.d"
+ctr_pull "$IMAGE"
+
+step "containerd: without larder, the registry itself is asked, or nobody"
+forget "$IMAGE"
+larder_stop
+refused "a pull by larder alone" ctr_pull "$UPSTREAM/library/hello:v1"
+hosts_toml --write "$CONTAINERD_DIR/certs.d"
+ctr_pull "$UPSTREAM/library/hello:v1"
+equal "its digest" "$HELLO_DIGEST" "$(digest_in_ctr "$UPSTREAM/library/hello:v1")"
+stop_server containerd
+larder_start
+
+step "podman: the registry in the path, by its alias if it has a port"
+hosts_toml --for podman --write "$CASE_DIR/registries.conf"
+export CONTAINERS_REGISTRIES_CONF="$CASE_DIR/registries.conf"
+printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
+podman_() { client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" "$@"; }
+for image in "$IMAGE" "$UPSTREAM/demo/hello:v1"; do
+  podman_ pull --quiet --signature-policy "$CASE_DIR/policy.json" "$image"
+  podman_ image exists "$image"
+done
+larder_logged "docker.io in the path" 'GET:/v2/docker\.io/library/hello/manifests/'
+larder_logged "the alias in the path" "GET:/v2/${ALIAS//./\\.}/demo/hello/manifests/"
+
+step "docker: beside what it is told already"
+readonly DOCKER_DIR="$CASE_DIR/d"
+mkdir -p "$DOCKER_DIR"
+printf '{"debug": false, "bridge": "none"}\n' >"$DOCKER_DIR/daemon.json"
+hosts_toml --for docker --write "$DOCKER_DIR/daemon.json"
+equal "what it was told before" none "$(jq -r .bridge "$DOCKER_DIR/daemon.json")"
+docker_() { client docker --config "$DOCKER_DIR" --host "unix://$DOCKER_DIR/d.sock" "$@"; }
+start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_DIR/daemon.json" --data-root "$DOCKER_DIR/data" \
+  --exec-root "$DOCKER_DIR/exec" --pidfile "$DOCKER_DIR/pid" --host "unix://$DOCKER_DIR/d.sock" --storage-driver vfs \
+  --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
+wait_for_server dockerd docker_ version
+docker_ pull --quiet hello:v1
+matches "the image's digest" "@$HELLO_DIGEST" "$(docker_ image inspect --format '{{.RepoDigests}}' hello:v1)"
+stop_server dockerd
+
+step "BuildKit: TOML"
+hosts_toml --for buildkit --write "$CASE_DIR/buildkitd.toml"
+equal "the mirror of quay.io" "127.0.0.1:$LARDER_PORT" "$(python3 - "$CASE_DIR/buildkitd.toml" <<'PYTHON'
+import sys, tomllib
+
+with open(sys.argv[1], "rb") as file:
+    print(tomllib.load(file)["registry"]["quay.io"]["mirrors"][0])
+PYTHON
+)"
+larder_stop
