@@ -354,6 +354,17 @@ class Nodes(unittest.TestCase):
         labels = self.objects[("DaemonSet", "larder-configure")]["spec"]["template"]["metadata"]["labels"]
         self.assertFalse(selector.items() <= labels.items())
 
+    def test_without_a_network_of_pods_it_is_on_the_node_and_reached_there(self):
+        objects = render(files=[ci("host-network")])
+        spec = pod(objects, "DaemonSet")
+        self.assertEqual((spec["hostNetwork"], spec["dnsPolicy"]), (True, "Default"))
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            self.assertEqual(container(objects, "DaemonSet")[probe]["httpGet"]["host"], "127.0.0.1")
+        configure = pod(objects, "DaemonSet", "larder-configure")
+        self.assertEqual(configure["containers"][0]["args"][1], "http://127.0.0.1:5000")
+        self.assertIs(configure["hostNetwork"], True)
+        self.assertNotIn("hostNetwork", pod(self.objects, "DaemonSet", "larder-configure"))
+
     def test_with_a_node_port_containerd_is_told_of_that(self):
         args = pod(render({"configureNodes": {"enabled": True}}), "DaemonSet", "larder-configure")["containers"][0]["args"]
         self.assertEqual(args[1], "http://127.0.0.1:31080")
@@ -562,6 +573,13 @@ REFUSED = (
         "serverConfig.configuration.imagePath (/ab) is not in the volume images, which volumeMounts mounts at /a",
     ),
     ("serverConfig: {configuration: {host: 127.0.0.1}}", "serverConfig.configuration.host (127.0.0.1) is loopback"),
+    (
+        "{mode: daemonset, daemonset: {hostNetwork: true}, metrics: {port: 1}, observability: {enabled: true},"
+        " serverConfig: {configuration: {host: 127.0.0.1}}}",
+        "is loopback: Prometheus would not reach the metrics",
+    ),
+    ("{mode: daemonset, daemonset: {hostNetwork: true, hostPort: {enabled: true}}}", "daemonset.hostNetwork needs no daemonset.hostPort"),
+    ("{daemonset: {hostNetwork: true}, serverConfig: {configuration: {host: 127.0.0.1}}}", "host (127.0.0.1) is loopback: nobody"),
     ("serverConfig: {configuration: {port: 8081}}", "health is 8081, where Larder serves images"),
     ("metrics: {port: 8090}", "metrics is 8090, which is serverConfig.configuration.management.port too"),
     ('serverConfig: {configuration: "a: ["}', "serverConfig.configuration is no YAML"),

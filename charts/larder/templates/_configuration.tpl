@@ -129,15 +129,24 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
 {{- if or (hasPrefix "127." (toString .)) (eq "::1" (toString .)) }}yes{{ end -}}
 {{- end }}
 
+{{- define "larder.usesHostNetwork" -}}
+{{- if and (eq .Values.mode "daemonset") .Values.daemonset.hostNetwork }}yes{{ end -}}
+{{- end }}
+
 {{/*
 The ports: `http`, `health` (0 without probes), `metrics` (0 if there are none), `management` (0 if there is none, or only on
-loopback), and `flags` for those that the configuration does not name.
+loopback), and `flags` for those that the configuration does not name; and `host`, if it is loopback, where probes have to ask then.
 */}}
 {{- define "larder.ports" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
 {{- $host := default "0.0.0.0" (get $given "host") -}}
 {{- if include "larder.isLoopback" $host -}}
-{{- fail (printf "serverConfig.configuration.host (%s) is loopback: nobody outside of the pod would reach Larder" $host) -}}
+  {{- if not (include "larder.usesHostNetwork" .) -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: nobody outside of the pod would reach Larder" $host) -}}
+  {{- end -}}
+  {{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: Prometheus would not reach the metrics of observability" $host) -}}
+  {{- end -}}
 {{- end -}}
 {{- $management := default dict (get $given "management") -}}
 {{- $managed := int (default 0 (get $management "port")) -}}
@@ -175,14 +184,16 @@ loopback), and `flags` for those that the configuration does not name.
 {{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled (not $metrics) -}}
 {{- fail "observability.enabled needs a port for metrics: metrics.port=2112, or serverConfig.configuration.metrics" -}}
 {{- end -}}
-{{- toYaml (dict "http" $http "health" $health "metrics" $metrics "management" $open "flags" $flags) -}}
+{{- toYaml (dict "http" $http "health" $health "metrics" $metrics "management" $open "flags" $flags "host" (ternary $host "" (eq "yes" (include "larder.isLoopback" $host)))) -}}
 {{- end }}
 
 {{/* Where nodes reach Larder, as a URL; empty if that cannot be known here. */}}
 {{- define "larder.nodeUrl" -}}
 {{- $scheme := ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
 {{- $hostPort := .Values.daemonset.hostPort -}}
-{{- if and (eq .Values.mode "daemonset") $hostPort.enabled -}}
+{{- if include "larder.usesHostNetwork" . -}}
+{{- printf "%s://127.0.0.1:%d" $scheme (int (include "larder.ports" . | fromYaml).http) -}}
+{{- else if and (eq .Values.mode "daemonset") $hostPort.enabled -}}
 {{- $ip := default "127.0.0.1" $hostPort.hostIP -}}
 {{- printf "%s://%s:%d" $scheme (ternary "127.0.0.1" $ip (eq $ip "0.0.0.0")) (int $hostPort.port) -}}
 {{- else if and (eq .Values.service.type "NodePort") .Values.service.nodePort -}}

@@ -23,6 +23,10 @@ spec:
   serviceAccountName: {{ include "larder.serviceAccountName" . }}
   automountServiceAccountToken: {{ .Values.serviceAccount.automount }}
   terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  {{- if include "larder.usesHostNetwork" . }}
+  hostNetwork: true
+  dnsPolicy: Default
+  {{- end }}
   {{- with .Values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
@@ -95,17 +99,17 @@ spec:
         {{- end }}
       {{- if .Values.probes.enabled }}
       startupProbe:
-        httpGet: {path: /livez, port: {{ $ports.health }}}
+        httpGet: {path: /livez, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
         {{- with .Values.probes.startup }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       livenessProbe:
-        httpGet: {path: /livez, port: {{ $ports.health }}}
+        httpGet: {path: /livez, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
         {{- with .Values.probes.liveness }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
       readinessProbe:
-        httpGet: {path: /readyz, port: {{ $ports.health }}}
+        httpGet: {path: /readyz, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
         {{- with .Values.probes.readiness }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
