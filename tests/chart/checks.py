@@ -674,6 +674,7 @@ class Notes(unittest.TestCase):
         self.assertNotIn("[host.", text)
         self.assertIn("install -d -o 65532 -g 65532 /srv/larder", text)
         self.assertIn("enforce=privileged", text)
+        self.assertNotIn("install -d", notes(files=[ci("root")]))
 
     def test_addresses_that_are_not_known_here_are_asked_for(self):
         self.assertIn("jsonpath='{.status.loadBalancer.ingress[0]}'", notes(files=[ci("route-rules")]))
