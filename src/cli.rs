@@ -365,12 +365,20 @@ pub struct Config {
 pub enum ConfigAction {
     /// Say whether a server could start with it.
     Check(ConfigCheck),
+    /// Print what is in force.
+    Show(ConfigShow),
 }
 
 /// Read the configuration and the files that it names, as a server would that starts, and say what is wrong.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "check")]
 pub struct ConfigCheck {}
+
+/// Print all settings that are in force, defaults included, as a configuration file that means the same.
+/// Passwords and tokens are printed as ***.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "show")]
+pub struct ConfigShow {}
 
 /// Print what completes commands in a shell: bash -c 'source <(larder completions bash)', or put it where the
 /// shell looks for such files.

@@ -61,7 +61,7 @@ pub struct FreshnessPolicy {
 }
 
 /// Five minutes: a rollout of one tag to a cluster asks upstream once, a re-tag is seen soon.
-const TAG_TTL: Ttl = Ttl::For(Duration::from_secs(300));
+pub const TAG_TTL: Ttl = Ttl::For(Duration::from_secs(300));
 
 /// Whether a tag is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,7 +52,7 @@ use crate::upstream::{Source, Sources};
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
-pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TagRules, Ttl};
+pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};

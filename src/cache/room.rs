@@ -155,7 +155,7 @@ impl Inner {
         self.note_removal(Removal::Evicted, &report);
         if report.freed_bytes > 0 {
             log::warn!(
-                "evicted {} images and {} broken-off downloads for room: {} bytes are free now",
+                "evicted {} images and {} broken-off downloads for room, {} bytes in all",
                 report.removed,
                 report.partials,
                 report.freed_bytes

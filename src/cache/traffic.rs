@@ -110,7 +110,8 @@ impl Cache {
             };
             match fetched {
                 Ok(content) => cache.complete(&name, content.digest(), &platforms, 0),
-                Err(error) => error.log(&name.with(&reference)),
+                // Somebody has asked for it by hand, and has no other answer: whatever it is, it is said.
+                Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
             }
         });
         if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }

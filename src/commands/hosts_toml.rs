@@ -14,11 +14,12 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, note, say};
 use crate::cli;
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::mirror::{
     Client, DIAL_TIMEOUT, Document, Fallback, MARK, Mirror, MirrorError, Registry, Server, Trust,
 };
 use crate::oci::Upstream;
+use crate::prune::parse_duration;
 use crate::upstream::{RegistrySettings, Scheme};
 
 /// With `--stay`, how often it is looked whether what was written is still there: what sets up a node may do
@@ -87,7 +88,7 @@ fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, Command
             registries.push(Registry::named(name));
         }
     }
-    let dial_timeout = typed.dial_timeout.as_deref().map(config::parse_duration).transpose();
+    let dial_timeout = typed.dial_timeout.as_deref().map(parse_duration).transpose();
     Ok(Mirror {
         servers,
         registries,

@@ -132,7 +132,7 @@ fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, patterns: &[Patter
             }
             _ => false,
         };
-        let is_pinned = pins.cover_any(&image.name, &image.reference, graph.present_digests());
+        let is_pinned = pins.cover_any(&image.name, &image.reference, graph.manifest_digests());
         Row { image, graph, created, is_stale, is_pinned }
     };
     images(store, patterns).into_iter().map(row).collect()

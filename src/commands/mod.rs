@@ -55,6 +55,10 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
         }
+        Command::Config(Config { action: ConfigAction::Show(_) }) => {
+            say(settings()?.to_yaml().trim_end());
+            Ok(())
+        }
         Command::Completions(command) => manual::completions(&command.shell),
         Command::Man(_) => {
             manual::page();

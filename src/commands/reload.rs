@@ -4,6 +4,7 @@
 //! New settings come into force as a whole or not at all. What a running server cannot take is said.
 
 use std::fmt;
+use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -17,6 +18,7 @@ use crate::cache::Cache;
 use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
+use crate::prune;
 use crate::upstream::{Registries, RegistryChanges};
 
 /// How often it is looked whether the file has changed: it costs nothing, and what is written is not in
@@ -99,11 +101,33 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
              trusts opens the cache",
         ));
     }
+    remarks.extend(unreadable(settings));
     if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
         remarks.push(warning(
             "serverAuthConfig without serverTlsConfig: passwords cross the network in the clear, \
              unless something before Larder speaks TLS",
         ));
+    }
+    remarks
+}
+
+/// Files that are read when they are needed, and that cannot be read now: perhaps they come later.
+fn unreadable(settings: &Settings) -> Vec<Remark> {
+    let error = |text: String| Remark { level: log::Level::Error, text };
+    let lists = settings.cache.upkeep.pins.lists.iter();
+    let wrong = lists.filter_map(|path| prune::read_pins(path).err());
+    let mut remarks: Vec<Remark> = wrong.map(|is| error(format!("pinLists: {is}"))).collect();
+    if let Some(path) = &settings.management.token_file {
+        let wrong = match fs::read_to_string(path) {
+            Ok(token) if !token.trim().is_empty() => return remarks,
+            Ok(_) => "it is empty".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let text = format!(
+            "management.tokenFile: {}: {wrong}; nothing can be changed over HTTP until it can be read",
+            path.display()
+        );
+        remarks.push(error(text));
     }
     remarks
 }
@@ -317,7 +341,6 @@ fn summary(keys: &[&str], changes: &RegistryChanges) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::{Path, PathBuf};
 
     use super::*;

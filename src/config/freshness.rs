@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::file::{File, OnDelete, TagRuleEntry};
 use super::value::{Text, TtlText};
-use crate::cache::{FreshnessPolicy, OnUpstreamDelete, TagRules};
+use crate::cache::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules};
 
 /// The policy of a file. `always_pull_latest` is a flag's as well.
 pub(super) fn policy(file: &File, always_pull_latest: bool) -> FreshnessPolicy {
@@ -12,11 +12,13 @@ pub(super) fn policy(file: &File, always_pull_latest: bool) -> FreshnessPolicy {
         file.registries.iter().flatten().map(|entry| {
             (entry.name.0.clone(), rules(entry.tags.as_deref(), entry.tag_ttl.as_ref()))
         });
+    let mut for_all = rules(file.tags.as_deref(), file.tag_ttl.as_ref());
+    for_all.otherwise.get_or_insert(TAG_TTL);
     FreshnessPolicy {
         own: None,
         always_pull_latest,
         by_upstream: by_upstream.collect::<HashMap<_, _>>(),
-        rules: rules(file.tags.as_deref(), file.tag_ttl.as_ref()),
+        rules: for_all,
         stale_while_revalidate: file
             .stale_while_revalidate
             .as_ref()

@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod freshness;
 mod registry;
+mod show;
 mod upkeep;
 mod value;
 
@@ -37,14 +38,6 @@ pub use value::{LogLevel, ParseValueError};
 /// What is allowed.
 pub fn parse_rate(text: &str) -> Result<NonZeroU64, ParseValueError> {
     text.parse::<Rate>().map(|rate| rate.0)
-}
-
-/// A duration as users write it, e.g. `500ms`.
-///
-/// # Errors
-/// What is allowed.
-pub fn parse_duration(text: &str) -> Result<Duration, ParseValueError> {
-    text.parse::<Span>().map(|span| span.0)
 }
 
 use file::{File, RegistryEntry};
@@ -715,6 +708,7 @@ registries:
             ("port: 8081\nhealth: 8081", "port and health are both 8081"),
             ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
             ("management: {tokenFile: /t}", "port"),
+            ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
             ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),
             ("pruneConfig: {enabled: true, frequency: '0'}", "pruneConfig.frequency"),
             ("registries: [{name: a.io}, {name: A.IO}]", "listed twice"),

@@ -19,15 +19,18 @@ const NO_LIMIT: i64 = -1;
 
 /// How the cache is kept within bounds.
 pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
-    Ok(Upkeep { room: room(file), pins: pins(file), prune: prune(file)? })
+    Ok(Upkeep { room: room(file)?, pins: pins(file), prune: prune(file)? })
 }
 
 /// `cacheSize` and `freeSpace`.
-fn room(file: &File) -> RoomPolicy {
-    RoomPolicy {
-        cap_bytes: file.cache_size.as_ref().map(|size| size.0.0),
-        floor: file.free_space.as_ref().map(|free_space| free_space.0.0),
+fn room(file: &File) -> Result<RoomPolicy, ConfigError> {
+    let cap_bytes = file.cache_size.as_ref().map(|size| size.0.0);
+    if cap_bytes == Some(0) {
+        // Elsewhere it means no bound; here it would cost the whole cache.
+        let reason = "0 would keep nothing; without the key there is no bound".into();
+        return Err(ConfigError::Value { key: "cacheSize", reason });
     }
+    Ok(RoomPolicy { cap_bytes, floor: file.free_space.as_ref().map(|free_space| free_space.0.0) })
 }
 
 /// `pin` and `pinLists`.

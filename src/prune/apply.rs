@@ -125,7 +125,7 @@ pub fn prune(
     if is_dry_run {
         let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
         let round = Round::plan(store, pins, request, now, &catalogue, None)?;
-        return Ok(round.would_be());
+        return Ok(round.would_be(now));
     }
     let mut report = Report::default();
     for round in 1..=ROUNDS_MAX {
@@ -271,22 +271,36 @@ impl<'a> Round<'a> {
     }
 
     /// The report of a dry run.
-    fn would_be(&self) -> Report {
+    fn would_be(&self, now: SystemTime) -> Report {
         let gone: HashSet<usize> = self.images().collect();
         let needed = self.needed(&gone);
         let content: HashSet<u32> = self.content_of(&gone).collect();
-        let shared = content.iter().filter(|number| needed[**number as usize]).count() as u64;
+        let (staying, going): (Vec<u32>, Vec<u32>) =
+            content.into_iter().partition(|number| needed[*number as usize]);
         let names =
             self.images().map(|at| self.catalogue.full_reference(&self.catalogue.images[at]));
-        Report {
+        let mut report = Report {
             removed: gone.len(),
             images: names.take(NAMED_MAX).collect(),
-            freed_bytes: self.plan.freed_bytes,
-            blobs_removed: content.len() as u64 - shared,
-            blobs_shared: shared,
+            blobs_shared: staying.len() as u64,
             kept_pinned: self.plan.pinned,
             ..Report::default()
+        };
+        let going = going.iter().map(|number| &self.catalogue.content[*number as usize]);
+        // As when it is done: what a damaged name needs is not known.
+        let is_known = self.catalogue.damaged == 0;
+        let rubbish = self.catalogue.unreferenced.iter().filter(|_| is_known);
+        for each in going.chain(rubbish) {
+            match self.store.blob_age(&each.digest, now) {
+                Some(age) if age < GRACE => report.blobs_young += 1,
+                Some(_) => {
+                    report.blobs_removed += 1;
+                    report.freed_bytes += each.size;
+                }
+                None => {}
+            }
         }
+        report
     }
 
     fn content_of(&self, images: &HashSet<usize>) -> impl Iterator<Item = u32> {

@@ -33,8 +33,10 @@ pub fn read_pins(path: &Path) -> Result<Vec<Choice>, PinError> {
 pub struct Pins {
     names: HashSet<String>,
     patterns: Vec<Pattern>,
-    /// Whether any of them means a digest.
-    mention_digests: bool,
+    /// The repositories of which a digest is pinned.
+    of_digests: HashSet<String>,
+    /// Whether a pattern may mean digests, of whichever repository.
+    match_digests: bool,
 }
 
 impl Pins {
@@ -68,6 +70,7 @@ impl Pins {
     }
 
     /// Whether an image is pinned that has these manifests: by its own name, or one of them by its digest.
+    /// They are asked for only where a digest of its repository may be pinned.
     pub fn cover_any(
         &self,
         name: &ImageName,
@@ -75,15 +78,27 @@ impl Pins {
         manifests: impl IntoIterator<Item = Digest>,
     ) -> bool {
         self.cover(name, reference)
-            || (self.mention_digests
+            || (self.may_mean_digests_of(name)
                 && manifests.into_iter().any(|digest| self.cover(name, &Reference::Digest(digest))))
     }
 
+    fn may_mean_digests_of(&self, name: &ImageName) -> bool {
+        self.match_digests || self.of_digests.contains(&name.to_string())
+    }
+
     fn add(&mut self, pin: Choice) {
-        self.mention_digests |= pin.to_string().contains('@');
+        let text = pin.to_string();
         match pin {
-            Choice::Matching(pattern) => self.patterns.push(pattern),
-            name => drop(self.names.insert(name.to_string())),
+            Choice::Matching(pattern) => {
+                self.match_digests |= text.contains('@');
+                self.patterns.push(pattern);
+            }
+            Choice::Exact(part) => {
+                if matches!(part.reference, Some(Reference::Digest(_))) {
+                    self.of_digests.insert(part.name.to_string());
+                }
+                self.names.insert(text);
+            }
         }
     }
 }

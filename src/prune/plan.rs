@@ -114,14 +114,14 @@ pub fn plan_room(
         if plan.freed_bytes >= wanted_bytes {
             break;
         }
-        if used.is_some_and(|used| used > in_use_since) {
-            continue;
-        }
+        let is_in_use = used.is_some_and(|used| used > in_use_since);
         match item {
+            // Whether it is in use or not: what is pinned stays for longer than that.
             Item::Image(at) if candidates[at].is_pinned => {
                 plan.pinned += 1;
                 continue;
             }
+            _ if is_in_use => continue,
             Item::Image(at) => plan.freed_bytes += references.release(candidates[at].content),
             Item::Leftover(at) => plan.freed_bytes += leftovers[at].bytes,
         }
@@ -261,7 +261,7 @@ mod tests {
             (58, 500, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
             (9999, 400, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
             (9999, 399, vec![Item::Image(3), leftover(0)], 1, 57),
-            (9999, 100, vec![], 0, 0),
+            (9999, 100, vec![], 1, 0),
         ] {
             let plan = plan_room(&all, &leftovers, &SIZES, wanted, at(in_use_since));
             assert_eq!(plan, Plan { remove, pinned, freed_bytes }, "{wanted} {in_use_since}");

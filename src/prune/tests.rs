@@ -130,6 +130,26 @@ fn unused_images_go_and_what_others_need_stays() {
 }
 
 #[test]
+fn a_dry_run_knows_what_is_young_what_nothing_needs_and_what_is_not_here() {
+    let shelf = Shelf::new();
+    shelf.put(b"rubbish");
+    shelf.image("a", "old", &["base", "only old"]);
+    let lost = shelf.put(b"lost");
+    shelf.image("a", "lossy", &["lost"]);
+    shelf.age(48);
+    fs::remove_file(shelf.directory.path().join("blobs/sha256").join(lost.hex())).unwrap();
+    shelf.image("a", "new", &["only new"]);
+    shelf.put(b"young rubbish");
+    let run = |is_dry_run| {
+        let criteria = Criteria::default();
+        shelf.prune(Request::Matching { criteria: &criteria, choices: &[], is_dry_run }).unwrap()
+    };
+    let would_be = run(true);
+    assert_eq!((would_be.removed, would_be.blobs_removed, would_be.blobs_young), (3, 7, 4));
+    assert_eq!(would_be, run(false));
+}
+
+#[test]
 fn patterns_and_counts_choose_among_the_images() {
     let shelf = Shelf::new();
     for (hours, tag) in [(4, "v1"), (3, "v2"), (2, "w1")] {

@@ -125,6 +125,11 @@ impl Graph {
         self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
     }
 
+    /// The digests of its manifests, also of those that are not here.
+    pub fn manifest_digests(&self) -> impl Iterator<Item = Digest> {
+        self.manifests.iter().map(|each| each.descriptor.digest)
+    }
+
     /// Everything in it that is here.
     pub fn present(&self) -> impl Iterator<Item = &Descriptor> {
         let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());
@@ -212,18 +217,33 @@ impl Store {
 
     /// The images of a repository: its tags, then the manifests that hang below none of them.
     pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
-        let tags = self.tags(name).into_iter();
-        let tagged = tags.filter_map(|tag| self.image(name, &Reference::Tag(tag)));
-        let mut images: Vec<StoredImage> = tagged.collect();
+        self.images_of_while(name, &mut || true).unwrap_or_default()
+    }
+
+    /// The same for who works slowly: `go_on` is asked before each tag and each manifest, may take its
+    /// time, and ends it by `false`.
+    ///
+    /// # Errors
+    /// If it was ended: as interrupted.
+    pub(super) fn images_of_while(
+        &self,
+        name: &ImageName,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Vec<StoredImage>> {
+        let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
-        for image in &images {
+        for tag in self.tags(name) {
+            ask(go_on)?;
+            let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
             self.collect_manifests(name, &image.digest, 0, &mut below);
+            images.push(image);
         }
         let mut untagged = self.manifests(name);
         untagged.retain(|digest| !below.contains(digest));
         // Children of an index that was pulled by digest are no images of their own.
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
+            ask(go_on)?;
             if !children.contains(digest) {
                 let mut all = HashSet::new();
                 self.collect_manifests(name, digest, 0, &mut all);
@@ -235,7 +255,7 @@ impl Store {
         untagged.sort_by_key(Digest::to_string);
         let untagged = untagged.into_iter();
         images.extend(untagged.filter_map(|digest| self.image(name, &Reference::Digest(digest))));
-        images
+        Ok(images)
     }
 
     /// The image that a tag or a digest of a repository means.
@@ -308,6 +328,13 @@ impl Store {
         self.graph(&image.name, root)
     }
 
+    /// A manifest and those below it, also those of them that are not here.
+    pub fn manifests_at(&self, name: &ImageName, digest: &Digest) -> HashSet<Digest> {
+        let mut found = HashSet::new();
+        self.collect_manifests(name, digest, 0, &mut found);
+        found
+    }
+
     /// The manifests of this repository at and below `digest`.
     fn collect_manifests(
         &self,
@@ -326,6 +353,14 @@ impl Store {
             }
         }
     }
+}
+
+/// Asks whether to go on.
+///
+/// # Errors
+/// If not: as interrupted.
+pub(super) fn ask(go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    go_on().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
 /// All that hangs below `root`.

@@ -146,6 +146,14 @@ impl Store {
         Ok(None)
     }
 
+    /// How old a blob is, as near as the clocks of this machine and of the file system are; `None` if it is
+    /// not here.
+    pub fn blob_age(&self, digest: &Digest, now: SystemTime) -> Option<Duration> {
+        let metadata = fs::metadata(self.inner.layout.blob(digest)).ok()?;
+        let age = metadata.modified().ok().and_then(|time| now.duration_since(time).ok());
+        Some(age.unwrap_or_default())
+    }
+
     /// Makes a manifest's blob, and those that it names, as young as they can be.
     pub(super) fn renew_content(&self, digest: &Digest, is: &ManifestRecord) {
         let layout = &self.inner.layout;

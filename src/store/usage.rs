@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
-use super::images::{Graph, StoredImage, modified};
+use super::images::{Graph, StoredImage, ask, modified};
 use super::layout::open_lock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference};
@@ -216,8 +216,8 @@ impl Store {
     }
 
     /// Walks all images and writes down what there is; `disk` is what is on the disk. `go_on` is asked
-    /// before each repository, may take its time, and ends the walk by `false`. `None` if it was ended, or
-    /// another process is at it.
+    /// before each repository and each image, may take its time, and ends the walk by `false`. `None` if
+    /// it was ended, or another process is at it.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the disk refuses.
@@ -282,22 +282,28 @@ impl Store {
     fn is_usage_as_it_was(&self, now: SystemTime, go_on: &mut dyn FnMut() -> bool) -> Option<bool> {
         let (mut old, mut was_ended) = (OldUsage::open(self), false);
         let compared = self.each_repository(&mut |name| {
-            was_ended = !go_on();
+            let mut go_on = || {
+                was_ended |= !go_on();
+                !was_ended
+            };
+            ask(&mut go_on)?;
             let fingerprint = self.repository_times(name).fingerprint();
             let is_same = old.take(name).is_some_and(|(line, images)| {
                 match line.is_as_it_was(&images, &fingerprint, now) {
-                    true => images.iter().all(|image| image.pulled == self.last_pull(name, image)),
+                    true => images
+                        .iter()
+                        .all(|image| go_on() && image.pulled == self.last_pull(name, image)),
                     // Something is missing of it, perhaps for good.
                     false => {
                         line.fingerprint == fingerprint
-                            && self.read_usage(name, fingerprint, now).1 == images
+                            && self
+                                .read_usage(name, fingerprint, now, &mut go_on)
+                                .is_ok_and(|(_, found)| found == images)
                     }
                 }
             });
-            match is_same && !was_ended {
-                true => Ok(()),
-                false => Err(io::ErrorKind::Interrupted.into()),
-            }
+            // The first that differs is enough.
+            ask(&mut || is_same)
         });
         (!was_ended).then(|| compared.is_ok() && old.next.is_none())
     }
@@ -316,15 +322,17 @@ impl Store {
         by_digest.max(by_tag).map(to_seconds)
     }
 
-    /// Reads a repository.
+    /// Reads a repository. Fails as interrupted if it was ended, as do those below.
     fn read_usage(
         &self,
         name: &ImageName,
         fingerprint: String,
         now: SystemTime,
-    ) -> (RepositoryUsage, Vec<ImageUsage>) {
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> io::Result<(RepositoryUsage, Vec<ImageUsage>)> {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
-        for image in self.images_of(name) {
+        for image in self.images_of_while(name, go_on)? {
+            ask(go_on)?;
             let graph = self.graph_of(&image);
             for each in graph.present() {
                 if seen.insert(each.digest) {
@@ -342,7 +350,7 @@ impl Store {
             bytes,
             pulled: None,
         };
-        (line, images)
+        Ok((line, images))
     }
 
     fn stream_usage(
@@ -361,10 +369,7 @@ impl Store {
             seen: HashSet::new(),
             summary: UsageSummary::default(),
         };
-        let walked = self.each_repository(&mut |name| match go_on() {
-            true => walk.visit(name),
-            false => Err(io::ErrorKind::Interrupted.into()),
-        });
+        let walked = self.each_repository(&mut |name| walk.visit(name, go_on));
         match walked {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other?,
@@ -386,16 +391,18 @@ struct UsageWalk<'a> {
 }
 
 impl UsageWalk<'_> {
-    fn visit(&mut self, name: &ImageName) -> io::Result<()> {
+    fn visit(&mut self, name: &ImageName, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
+        ask(go_on)?;
         let fingerprint = self.store.repository_times(name).fingerprint();
         let (mut line, images) = match self.old.take(name) {
             Some((line, mut images)) if line.is_as_it_was(&images, &fingerprint, self.now) => {
                 for image in &mut images {
+                    ask(go_on)?;
                     image.pulled = self.store.last_pull(name, image);
                 }
                 (line, images)
             }
-            _ => self.store.read_usage(name, fingerprint, self.now),
+            _ => self.store.read_usage(name, fingerprint, self.now, go_on)?,
         };
         line.pulled = images.iter().map(|image| image.pulled).max().flatten();
         self.count(name, &line);

@@ -18,6 +18,8 @@ use crate::oci::Repository;
 /// How long what a helper says is kept if nobody says otherwise. Helpers do not tell when their
 /// answers expire; those for clouds renew theirs well before this.
 const HELPER_EXPIRY: Duration = Duration::from_secs(10 * 60);
+/// What the names of helpers' programs begin with.
+const HELPER_PREFIX: &str = "docker-credential-";
 /// How long a helper may take: some ask a cloud or a password store over the network.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -113,6 +115,13 @@ impl HelperProgram {
     }
 }
 
+/// As it is written.
+impl fmt::Display for HelperProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.strip_prefix(HELPER_PREFIX).unwrap_or(&self.0))
+    }
+}
+
 impl FromStr for HelperProgram {
     type Err = &'static str;
 
@@ -121,7 +130,7 @@ impl FromStr for HelperProgram {
         if text.starts_with('/') && !text.contains('\0') {
             Ok(HelperProgram(text.to_owned()))
         } else if !text.is_empty() && text.bytes().all(is_name) {
-            Ok(HelperProgram(format!("docker-credential-{text}")))
+            Ok(HelperProgram(format!("{HELPER_PREFIX}{text}")))
         } else {
             Err("a credential helper is a name of letters, digits, '-', '_' and '.' \
                  (ecr-login for docker-credential-ecr-login), or an absolute path")

@@ -395,6 +395,110 @@ ctr_pull() { # [OPTION…] IMAGE
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 
+# ---- Nodes: containerd with the CRI plugin, driven by crictl as a kubelet would -------------------------------------------
+
+NODES=()
+
+# Starts a node whose images all come by way of larder, as `larder hosts-toml` tells it: that of its pods' sandboxes, SANDBOX,
+# included. What larder does not have is asked of a registry by HTTPS, and that leads nowhere here (OFFLINE). A case has crictl in
+# TOOL before (need_tool).
+node_start() { # NAME SANDBOX
+  local dir="$CASE_DIR/$1"
+  mkdir -p "$dir/cni"
+  "$E2E_LARDER" hosts-toml "$LARDER_URL" --write "$dir/certs.d"
+  # Pods have the node's network, so there is no CNI. The last two lines of `cri` are for machines whose root may less than
+  # root: neither is what is shown here.
+  cat >"$dir/config.toml" <<TOML
+version = 2
+root = "$dir/root"
+state = "$dir/state"
+[grpc]
+  address = "$dir/c.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$dir/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "$2"
+  disable_cgroup = true
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "$dir/cni"
+  conf_dir = "$dir/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "$dir/certs.d"
+TOML
+  : >"$CASE_DIR/crictl.yaml"
+  start_server "$1" "${OFFLINE[@]}" containerd --config "$dir/config.toml"
+  wait_for_server "$1" crictl_ "$1" version
+  [[ " ${NODES[*]} " == *" $1 "* ]] || NODES+=("$1")
+}
+
+crictl_() { # NODE ARGUMENT…
+  local socket="unix://$CASE_DIR/$1/c.sock"
+  client "$TOOL" --config "$CASE_DIR/crictl.yaml" --runtime-endpoint "$socket" --image-endpoint "$socket" \
+    --timeout "${CLIENT_LIMIT}s" "${@:2}"
+}
+
+# The digest under which NODE has IMAGE, named by tag. Images with the same configuration are one to the CRI.
+digest_on() { # NODE IMAGE
+  crictl_ "$1" images --output json | jq -r --arg image "$2" --arg repository "${2%:*}@" '.images[] |
+    select(any(.repoTags[]?; . == $image)) | .repoDigests[] | select(startswith($repository)) | split("@")[1]'
+}
+
+# A pod on the node's own network with one container of IMAGE, in the order in which a kubelet goes about it. Leaves the
+# container's id in CONTAINER.
+CONTAINER=
+pod_start() { # NODE POD IMAGE
+  local pod
+  jq -n --arg name "$2" --arg logs "$CASE_DIR/$1/logs" '{metadata: {name: $name, namespace: "e2e", uid: $name},
+    log_directory: $logs, linux: {security_context: {namespace_options: {network: 2}}}}' >"$CASE_DIR/tmp/pod.json"
+  jq -n --arg name "$2" --arg image "$3" '{metadata: {name: $name}, image: {image: $image}, log_path: ($name + ".log"),
+    linux: {security_context: {namespace_options: {network: 2}}}}' >"$CASE_DIR/tmp/container.json"
+  pod=$(crictl_ "$1" runp "$CASE_DIR/tmp/pod.json")
+  crictl_ "$1" pull "$3"
+  CONTAINER=$(crictl_ "$1" create --no-pull "$pod" "$CASE_DIR/tmp/container.json" "$CASE_DIR/tmp/pod.json")
+  crictl_ "$1" start "$CONTAINER"
+}
+
+container_says() { # NODE CONTAINER TEXT
+  [[ $(crictl_ "$1" logs "$2") == "$3" ]]
+}
+
+pods_remove() { # NODE
+  crictl_ "$1" rmp --all --force
+}
+
+# Ends what outlives a containerd that ended before its pods: the shims, and the containers below them.
+pods_kill() { # NODE
+  local process bundle id
+  for process in /proc/[0-9]*; do
+    [[ $(tr '\0' ' ' <"$process/cmdline") != *" $CASE_DIR/$1/"* ]] || kill -s KILL "${process#/proc/}"
+  done
+  for bundle in "$CASE_DIR/$1/state/io.containerd.runtime.v2.task/k8s.io"/*/; do
+    [[ -d $bundle ]] || continue
+    id=$(basename "$bundle")
+    runc --root /run/containerd/runc/k8s.io delete --force "$id"
+    # What an interrupted `runc create` and a killed shim leave.
+    rm -rf -- "/run/containerd/runc/k8s.io/$id" "$(sed 's#^unix://##' "$bundle/address")"
+    rmdir /sys/fs/cgroup/*/"$id" /sys/fs/cgroup/"$id"
+  done
+}
+
+# For the end of a case with nodes, instead of stop_servers. When `run` is interrupted, so are the containerds.
+stop_nodes() {
+  local status=$? node
+  trap - ERR
+  set +e
+  for node in "${NODES[@]}"; do
+    ! is_running "${SERVER_PID[$node]:-}" || pods_remove "$node"
+    (stop_server "$node")
+    pods_kill "$node" 2>/dev/null
+  done
+  (exit "$status")
+  stop_servers
+}
+
 # ---- skopeo -----------------------------------------------------------------------------------------------------------
 
 skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }

@@ -188,3 +188,16 @@ fn prefetched_image_becomes_complete() {
     registry.stop();
     Named::new("app", &amd64.digest(), &amd64).pull(desk.serving());
 }
+
+#[test]
+fn prefetch_that_fails_is_said_whatever_the_reason() {
+    let registry = FakeRegistry::start();
+    registry.add("library/app", "1", &Image::sample("a"));
+    let site = Site::new(&registry, "");
+    let mut desk = site.serve();
+    assert_eq!(desk.change("POST", "prefetch?image=app:2").status, 202);
+    desk.hear("prefetching docker.io/library/app:2 for 127.0.0.1");
+    let said = desk.hear("prefetch of docker.io/library/app:2: ");
+    assert!(said.contains("[WARN]") && said.contains("no such content"), "{said}");
+    assert_eq!(registry.take_unscripted(), ["GET /v2/library/app/manifests/2"]);
+}

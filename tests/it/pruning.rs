@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, files, manifest, until};
-use crate::support::site::{Named, Site, set_back};
-use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
+use crate::support::site::{Named, Site, names, set_back};
+use crate::support::{FakeRegistry, Fault, Gate, Image, Index, On, bytes};
 
 const HOURS: Duration = Duration::from_secs(2 * 3600);
 
@@ -210,6 +210,28 @@ fn pinned_images_stay_unless_they_are_meant_as_well() {
     let said = report(&site.done(&["prune", "*", "--include-pinned", "--json"]));
     assert_eq!([&said["removed"], &said["keptPinned"]], [&json!(4), &json!(0)]);
     assert!(site.listed(&[]).is_empty());
+}
+
+#[test]
+fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_stays() {
+    let registry = FakeRegistry::start();
+    let (pinned, other) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
+    let indexes = ["a", "b"].map(|label| Index::new().image(&pinned).image(&Image::sample(label)));
+    registry.add("library/app", "1", &indexes[0]);
+    registry.add("library/app", "2", &Index::new().image(&other));
+    registry.add("library/copy", "1", &indexes[1]);
+    let site = Site::new(&registry, "");
+    site.done(&["load", "app:1", "app:2", "copy:1"]);
+    site.done(&["pin", &format!("app@{}", pinned.digest())]);
+    let kept = ["docker.io/library/app:1"];
+    assert_eq!(site.listed(&["--pinned"]), kept);
+    let desk = site.serve();
+    let is_pinned = |of: &str| desk.look(&format!("image?image={of}"))["pinned"].clone();
+    assert_eq!([is_pinned("app:1"), is_pinned("app:2"), is_pinned("copy:1")], [true, false, false]);
+    desk.wait_for_images(3);
+    assert_eq!(names(&desk.look("images?pinned=true")), kept);
+    site.done(&["prune", "*"]);
+    assert_eq!(site.listed(&[]), kept);
 }
 
 #[test]

@@ -103,6 +103,37 @@ fn configuration_that_is_installed_is_good_as_it_is_and_with_every_comment_taken
 }
 
 #[test]
+fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, list) = (directory.path().join("larder.yaml"), directory.path().join("pins"));
+    let token = directory.path().join("token");
+    let text = format!(
+        "pinLists: [{}]\nmanagement: {{port: 0, tokenFile: {}}}\n",
+        list.display(),
+        token.display()
+    );
+    fs::write(&path, &text).expect("a file can be written");
+    let check = || run(&["--config-file", &path.display().to_string(), "config", "check"]);
+    let missing = ["pinLists: cannot read the pins in", "management.tokenFile: "];
+    let (code, _, said) = check();
+    assert!(code == Some(0) && missing.iter().all(|words| said.contains(words)), "{said}");
+    let process = Process::serve_file(directory.path(), &text);
+    assert!(missing.iter().all(|words| process.banner.contains(words)), "{}", process.banner);
+    drop(process);
+
+    fs::write(&list, "alpine\nA\n").expect("a file can be written");
+    fs::write(&token, "\n").expect("a file can be written");
+    let (code, _, said) = check();
+    assert!(
+        code == Some(0) && said.contains("line 2: A: ") && said.contains("it is empty"),
+        "{said}"
+    );
+    fs::write(&list, "alpine\n").expect("a file can be written");
+    fs::write(&token, "t\n").expect("a file can be written");
+    assert_eq!(check().2, "");
+}
+
+#[test]
 fn unit_gives_the_drain_its_time_and_starts_what_install_puts_there() {
     let unit = include_str!("../../contrib/systemd/larder.service");
     let value = |key: &str| {

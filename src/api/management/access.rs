@@ -1,5 +1,8 @@
 //! Who may read, and who may change something.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use subtle::ConstantTimeEq;
 
 use super::super::status::Refusal;
@@ -9,14 +12,19 @@ use crate::oci::{Algorithm, Digest};
 /// Reads the token, or says why it cannot be read: whenever it is needed, since it may be replaced.
 pub type ReadToken = Box<dyn Fn() -> Result<String, String> + Send + Sync>;
 
+/// How often a wrong token is said in the log: often enough to be seen, and no way to fill a disk.
+const WRONG_SAID_EVERY: Duration = Duration::from_secs(60);
+
 /// The token of the operators.
 pub(super) struct Token {
     read: Option<ReadToken>,
+    /// When a wrong one was last said. Held for no longer than that takes to look at.
+    wrong_said: Mutex<Option<Instant>>,
 }
 
 impl Token {
     pub(super) fn new(read: Option<ReadToken>) -> Token {
-        Token { read }
+        Token { read, wrong_said: Mutex::new(None) }
     }
 
     /// Reading is for everybody on this machine, and for who has the token.
@@ -50,11 +58,29 @@ impl Token {
         });
         match given {
             Some(given) if is_same(given, &expected) => Ok(()),
-            Some(_) => Err(Refusal::Unauthorized("this is not the token".into())),
+            Some(_) => {
+                if self.is_to_be_said(request.began()) {
+                    let ip = request.peer().ip();
+                    log::warn!("management: a wrong token from {ip} (said once a minute)");
+                }
+                Err(Refusal::Unauthorized("this is not the token".into()))
+            }
             None => Err(Refusal::Unauthorized(format!(
                 "{why}: send the content of management.tokenFile as Authorization: Bearer …"
             ))),
         }
+    }
+}
+
+impl Token {
+    fn is_to_be_said(&self, now: Instant) -> bool {
+        // Whatever state it was left in is a time.
+        let mut said = self.wrong_said.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = said.is_none_or(|said| now.duration_since(said) >= WRONG_SAID_EVERY);
+        if is_due {
+            *said = Some(now);
+        }
+        is_due
     }
 }
 
@@ -77,7 +103,6 @@ fn is_loopback_name(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Instant;
 
     use super::*;
 
@@ -106,6 +131,14 @@ mod tests {
         {
             assert!(!is_loopback_name(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_wrong_token_is_said_once_a_minute() {
+        let (token, start) = (Token::new(None), Instant::now());
+        let said = [0, 1, 59, 60, 61, 119, 120]
+            .map(|seconds| token.is_to_be_said(start + Duration::from_secs(seconds)));
+        assert_eq!(said, [true, false, false, true, false, false, true]);
     }
 
     #[test]

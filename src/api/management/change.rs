@@ -63,8 +63,8 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     }
     let is_dry_run = query.flag("dryRun")?.unwrap_or(false);
     let _heavy = desk.heavy()?;
-    let is_draining = || !desk.edge.is_draining();
-    let report = desk.cache.prune(&criteria, &choices, is_dry_run, &mut { is_draining });
+    let go_on = &mut || !desk.edge.is_draining();
+    let report = desk.cache.prune(&criteria, &choices, is_dry_run, go_on);
     let report = report.map_err(|error| match error {
         PruneError::Busy(_) => Refusal::Conflict(error.to_string()),
         PruneError::Stopped => Refusal::Busy(error.to_string()),
@@ -88,7 +88,9 @@ fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
         CacheError::GivenUp => Refusal::Busy(error.to_string()),
         error => Refusal::Conflict(error.to_string()),
     })?;
-    Ok(accepted(&json!({ "image": name.with(&reference) })))
+    let image = name.with(&reference);
+    log::info!("prefetching {image} for {}", request.peer().ip());
+    Ok(accepted(&json!({ "image": image })))
 }
 
 fn resume(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
@@ -97,7 +99,9 @@ fn resume(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
         let text = "no upstream may be asked: airGapped, or larder offline";
         return Err(Refusal::Conflict(text.into()));
     }
-    Ok(accepted(&json!({ "resumed": desk.cache.resume_downloads() })))
+    let resumed = desk.cache.resume_downloads();
+    log::info!("resumed {resumed} downloads for {}", request.peer().ip());
+    Ok(accepted(&json!({ "resumed": resumed })))
 }
 
 fn cancel(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
+use std::iter;
 
 use serde_json::{Value, json};
 
@@ -151,7 +152,7 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let mut keys: Vec<(SortKey, usize)> = Vec::new();
     let mut place = 0;
     store.each_usage(&mut |image| {
-        if filter.takes(&image, is_pinned(&pins, &image)) {
+        if filter.takes(&image, is_pinned(&desk.cache, &pins, &image)) {
             keys.push((SortKey::of(sort, &image), place));
         }
         place += 1;
@@ -165,7 +166,8 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     store.each_usage(&mut |image| {
         if let Some(at) = wanted.iter().position(|wanted| *wanted == place) {
             let is_stale = is_stale(&desk.cache, &image);
-            let document = documents::image_document(&image, is_pinned(&pins, &image), is_stale);
+            let is_pinned = is_pinned(&desk.cache, &pins, &image);
+            let document = documents::image_document(&image, is_pinned, is_stale);
             found.push((at, document));
         }
         place += 1;
@@ -246,9 +248,13 @@ fn named(image: &ImageUsage) -> Option<(ImageName, Reference)> {
     Some((part.name, part.reference?))
 }
 
-fn is_pinned(pins: &Pins, image: &ImageUsage) -> bool {
+/// By its name, or by the digest of a manifest of it: who prunes looks at all of them as well.
+fn is_pinned(cache: &Cache, pins: &Pins, image: &ImageUsage) -> bool {
     named(image).is_some_and(|(name, reference)| {
-        pins.cover_any(&name, &reference, image.digest.parse::<Digest>().ok())
+        let manifests =
+            || image.digest.parse().map(|root| cache.store().manifests_at(&name, &root));
+        let manifests = iter::once_with(manifests).flatten().flatten();
+        pins.cover_any(&name, &reference, manifests)
     })
 }
 
@@ -269,7 +275,7 @@ fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let usage = ImageUsage::of(&image, &graph, store.created(&graph));
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
-    let mut value = documents::image_document(&usage, is_pinned(&pins, &usage), is_stale);
+    let mut value = documents::image_document(&usage, is_pinned(cache, &pins, &usage), is_stale);
     let tree = graph.manifests.iter().map(|each| {
         let blobs = graph.blobs_of(each).map(|blob| {
             json!({

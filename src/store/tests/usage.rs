@@ -157,6 +157,34 @@ fn a_walk_that_is_ended_leaves_the_last_one_and_one_process_walks_at_a_time() {
 }
 
 #[test]
+fn a_walk_of_one_large_repository_rests_and_ends_like_any_other() {
+    let (_directory, store) = fresh();
+    put(&store, b"config");
+    for number in 0..20u8 {
+        put(&store, &[number]);
+        let (digest, size) = image(&store, "quay.io/large", &[&[number]]);
+        let tag = tag(&format!("v{number}"));
+        store.put_tag(&name("quay.io/large"), &tag, &record(digest, size)).unwrap();
+    }
+    let disk = DiskUsage::default();
+    let walk_for = |most: usize| {
+        let mut asked = 0;
+        let mut go_on = || {
+            asked += 1;
+            asked <= most
+        };
+        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut go_on).unwrap();
+        (walked.is_some(), asked)
+    };
+    assert_eq!(walk_for(30), (false, 31), "it is ended in the middle of the repository");
+    let (is_done, asked) = walk_for(usize::MAX);
+    assert!(is_done && asked >= 40, "each image is looked for and read: {asked}");
+    assert_eq!(walk_for(10), (false, 11), "where nothing has changed as well");
+    let (is_done, asked) = walk_for(usize::MAX);
+    assert!(is_done && (20..40).contains(&asked), "nothing is read again: {asked}");
+}
+
+#[test]
 fn bytes_on_the_disk_are_followed_between_counts() {
     let (_directory, store) = fresh();
     assert_eq!(store.disk_bytes(), None);

@@ -23,7 +23,8 @@ step "containerd: one file for all registries, and one for each that is listed"
 containerd_start "$LARDER_URL"
 rm -rf "$CONTAINERD_DIR/certs.d"
 hosts_toml --write "$CONTAINERD_DIR/certs.d"
-equal "its directories" "127.0.0.1:$REGISTRY_PORT _default docker.io " "$(ls "$CONTAINERD_DIR/certs.d" | tr '\n' ' ')"
+equal "its directories" "127.0.0.1:$REGISTRY_PORT _default docker.io " \
+  "$(find "$CONTAINERD_DIR/certs.d" -mindepth 1 -type d -printf '%f\n' | LC_ALL=C sort | tr '\n' ' ')"
 hits() { larder_lines "manifests/.*ns=$1"; }
 ctr_pull "$IMAGE"
 ctr_pull "$UPSTREAM/library/hello:v1"

@@ -276,10 +276,11 @@ impl Desk {
         until("a count of the disk", || self.look("status")["disk"]["usedBytes"].is_u64());
     }
 
-    /// Waits until the list of images has that many, and returns it: it comes from a walk in the background.
+    /// Waits until the list of images has that many, and returns it: it comes from a walk in the background,
+    /// which writes the totals last.
     #[track_caller]
     pub fn wait_for_images(&self, many: u64) -> Value {
-        until("the list of images", || self.look("images")["total"] == many);
+        until("the list of images", || self.look("status")["usage"]["images"] == many);
         self.look("images")
     }
 

@@ -691,11 +691,12 @@ async function dryRun() {
 }
 
 function reportNodes(report) {
-  const { images, removed, freedBytes, keptPinned, keptInUse, blobsShared } = report;
+  const { images, removed, freedBytes, keptPinned, keptInUse, blobsShared, blobsYoung } = report;
   const parts = [`${many(removed, 'image')} would go and free ${size(freedBytes)}.`];
   if (keptPinned > 0) parts.push(`${many(keptPinned, 'pinned image')} would stay.`);
   if (keptInUse > 0) parts.push(`${many(keptInUse, 'image')} in use would stay.`);
   if (blobsShared > 0) parts.push(`${many(blobsShared, 'blob')} would stay for other images.`);
+  if (blobsYoung > 0) parts.push(`${many(blobsYoung, 'blob')} would go the next time, being younger than ten minutes.`);
   const names = images.slice(0, PRUNE_NAMES).map((image) => el('li', {}, image));
   if (removed > names.length) names.push(el('li', { class: 'muted' }, `and ${count(removed - names.length)} more`));
   return [el('p', {}, parts.join(' ')), el('ul', { tabindex: '0', 'aria-label': 'What would go' }, ...names)];

@@ -1,0 +1,94 @@
+# Proves what docs/operations.md rests on: two servers on one directory fetch a blob once for the clients of both, a successor
+# listens on the port while its predecessor drains, and a copy that takes the names before the content has all that it names,
+# whatever is pulled meanwhile. In the other order it does not.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+
+readonly HELLO=docker.io/library/hello:v1 HELLO_V2=docker.io/demo/hello:v2 MULTI=docker.io/demo/multi:v1
+larder_() { client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --log-level error "$@"; }
+
+registry_start
+link_start 16m
+larder_config "127.0.0.1:$LINK_PORT"
+readonly CONTENT="/v2/demo/big/blobs/$BIG_LAYER?ns=docker.io"
+
+# A server of its own on the same directory: NAME PORT.
+another() {
+  start_server "$1" "${OFFLINE[@]}" "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" \
+    serve --host 127.0.0.1 --port "$2"
+  wait_for_server "$1" curl -fsS --max-time 2 "http://127.0.0.1:$2/v2/"
+}
+
+# ---- Two servers ---------------------------------------------------------------------------------------------------------
+
+step "two servers on one directory: one download for the clients of both"
+larder_start
+SECOND_PORT=$(free_port)
+another second "$SECOND_PORT"
+pulls=()
+for port in "$LARDER_PORT" "$SECOND_PORT"; do
+  curl -fsS --max-time "$CLIENT_LIMIT" -o "$CASE_DIR/tmp/by-$port" "http://127.0.0.1:$port$CONTENT" &
+  pulls+=("$!")
+done
+for pull in "${pulls[@]}"; do wait "$pull" || fail "a client of the two got status $?"; done
+for port in "$LARDER_PORT" "$SECOND_PORT"; do
+  same_bytes "the layer by port $port" "$(registry_blob_file "$BIG_LAYER")" "$CASE_DIR/tmp/by-$port"
+done
+equal "downloads from the registry" 1 "$(registry_requests "GET /v2/demo/big/blobs/$BIG_LAYER")"
+stop_server second
+equal "the second server's exit status" 0 "$STOPPED_WITH"
+
+# ---- A successor ---------------------------------------------------------------------------------------------------------
+
+step "a successor takes the port while its predecessor drains"
+curl -fsS --max-time "$CLIENT_LIMIT" --limit-rate 24M -o "$CASE_DIR/tmp/drained" "$LARDER_URL$CONTENT" &
+reader=$!
+wait_until 15 "the first MiB" at_least_bytes "$CASE_DIR/tmp/drained" 1048576
+kill -TERM "${SERVER_PID[larder]}"
+larder_logged "that it drains" 'SIGTERM: draining'
+refuses() { ! curl -fsS --max-time 2 "$LARDER_URL/v2/"; }
+wait_until 5 "the port is free" refuses
+another successor "$LARDER_PORT"
+is_running "${SERVER_PID[larder]}" || fail "the predecessor was gone before its successor served"
+status=0
+wait "$reader" || status=$?
+equal "curl's exit status at the predecessor" 0 "$status"
+same_bytes "the layer that was being sent" "$(registry_blob_file "$BIG_LAYER")" "$CASE_DIR/tmp/drained"
+larder_stop
+stop_server successor
+
+# ---- Copies --------------------------------------------------------------------------------------------------------------
+
+readonly GOOD="$CASE_DIR/names-first" BAD="$CASE_DIR/content-first"
+mkdir "$GOOD" "$BAD"
+take() { # TO ENTRY…
+  local to=$1
+  shift
+  (cd "$LARDER_CACHE" && tar -cf - "$@") | tar -C "$to" -xf -
+}
+
+step "names, then content: what is pulled between is not named, and what is named is there"
+larder_ --image-path "$LARDER_CACHE" load "$HELLO"
+take "$GOOD" oci-layout index.json refs
+larder_ --image-path "$LARDER_CACHE" load "$HELLO_V2"
+take "$GOOD" blobs
+client "$E2E_LARDER" --log-level error --image-path "$GOOD" verify >"$CASE_DIR/said"
+grep -qE '^1 images, 0 of them not whole; 0 damaged blobs$' "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
+
+step "content, then names: the image that was pulled between has no manifest"
+take "$BAD" blobs
+larder_ --image-path "$LARDER_CACHE" load "$MULTI"
+take "$BAD" oci-layout index.json refs
+status=0
+client "$E2E_LARDER" --log-level error --image-path "$BAD" verify >"$CASE_DIR/said" || status=$?
+equal "the exit code of verify" 1 "$status"
+grep -qE "^$MULTI: its manifest $MULTI_DIGEST is missing$" "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
+
+step "the good copy serves, with nobody to ask"
+link_cut
+registry_stop
+start_server larder "${OFFLINE[@]}" "$E2E_LARDER" --image-path "$GOOD" serve --air-gapped --host 127.0.0.1 --port "$LARDER_PORT"
+wait_for_server larder curl -fsS --max-time 2 "$LARDER_URL/v2/"
+copy "127.0.0.1:$LARDER_PORT/$HELLO" hello
+equal "the digest" "$HELLO_DIGEST" "sha256:$(sha256sum <"$CASE_DIR/hello/manifest.json" | cut -d ' ' -f 1)"
+larder_stop

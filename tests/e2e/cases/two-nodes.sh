@@ -1,0 +1,156 @@
+# Proves the promise to a cluster, with two nodes that are containerds with the CRI plugin, driven by crictl: one pulls and runs
+# a pod, all of it, the sandbox's image too, by way of larder. Then the registry is gone for good, larder is killed and started
+# again, and the other node, which has never pulled anything, still starts the pod, without a request to any registry. While
+# larder is dead, a node pulls from the registry itself. tests/kind shows the same in a cluster of kind's.
+# shellcheck shell=bash source=../lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=../../kind/assertions.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../../kind/assertions.sh"
+trap stop_nodes EXIT
+
+need_tool crictl
+
+# ---- A registry with images for pods -------------------------------------------------------------------------------------
+
+readonly SANDBOX=registry.k8s.io/pause:3.9 APP=docker.io/demo/app:v1 OTHER=docker.io/demo/other:v1
+readonly GREETING="open for business"
+
+# What a pod needs: a program that says something and then runs until it is told to end. A file beside it makes its image another.
+step "push an image for sandboxes, and two for pods"
+cat >"$CASE_DIR/tmp/app.c" <<'C'
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+static void end(int signal) { (void)signal; _exit(0); }
+int main(int argc, char **argv) {
+  signal(SIGTERM, end);
+  if (argc > 1) { puts(argv[1]); fflush(stdout); }
+  for (;;) pause();
+}
+C
+musl-gcc -static -Os -s -o "$CASE_DIR/tmp/app" "$CASE_DIR/tmp/app.c"
+push() { # REPOSITORY:TAG [ARGUMENT]
+  local layout="$CASE_DIR/tmp/layout" root="$CASE_DIR/tmp/root" layer config
+  rm -rf "$layout" "$root"
+  mkdir -p "$layout/blobs/sha256" "$root"
+  cp "$CASE_DIR/tmp/app" "$root/app"
+  printf '%s\n' "$1" >"$root/name"
+  tar -C "$root" -cf "$CASE_DIR/tmp/layer.tar" app name
+  layer=$(gzip -nc "$CASE_DIR/tmp/layer.tar" | blob_of "$layout" application/vnd.oci.image.layer.v1.tar+gzip)
+  config=$(jq -nc --arg diff "sha256:$(sha256sum <"$CASE_DIR/tmp/layer.tar" | cut -d ' ' -f 1)" --args '{architecture: "amd64",
+    os: "linux", config: {Entrypoint: (["/app"] + $ARGS.positional)}, rootfs: {type: "layers", diff_ids: [$diff]}}' "${@:2}" |
+    blob_of "$layout" application/vnd.oci.image.config.v1+json)
+  printf '{"imageLayoutVersion": "1.0.0"}' >"$layout/oci-layout"
+  jq -nc --argjson config "$config" --argjson layer "$layer" '{schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.manifest.v1+json", config: $config, layers: [$layer]}' |
+    blob_of "$layout" application/vnd.oci.image.manifest.v1+json |
+    jq -c '{schemaVersion: 2, manifests: [.]}' >"$layout/index.json"
+  skopeo_ copy --quiet --dest-tls-verify=false "oci:$layout" "docker://127.0.0.1:$REGISTRY_PORT/$1"
+}
+REGISTRY_STORAGE=$(own_storage)
+registry_start
+push pause:3.9
+push demo/app:v1 "$GREETING"
+push demo/other:v1 "$GREETING"
+
+# ---- Larder, and two nodes -----------------------------------------------------------------------------------------------
+
+METRICS_PORT=$(free_port)
+readonly METRICS_PORT
+larder_yaml() { # TAG_TTL
+  cat >"$CASE_DIR/larder.yaml" <<YAML
+registries:
+  - {name: docker.io, endpoints: ["http://127.0.0.1:$REGISTRY_PORT"]}
+  - {name: registry.k8s.io, endpoints: ["http://127.0.0.1:$REGISTRY_PORT"]}
+  - {name: "127.0.0.1:$REGISTRY_PORT", scheme: http}
+metrics: $METRICS_PORT
+tagTtl: '$1'
+revalidateTimeout: 2s
+YAML
+}
+metrics_to() { # FILE
+  curl -fsS --max-time 5 -o "$1" "http://127.0.0.1:$METRICS_PORT/metrics"
+}
+# Larder's access lines since the last `log_from_here`. The line of a request follows its answer, so what is looked for may come late.
+LOGGED=0
+log_from_here() { LOGGED=$(wc -l <"$LARDER_LOG"); }
+log_to() { # FILE
+  tail -n "+$((LOGGED + 1))" "$LARDER_LOG" >"$1"
+}
+pod_runs() { # NODE POD IMAGE
+  pod_start "$1" "$2" "$3"
+  wait_until 20 "what $2 says on $1" container_says "$1" "$CONTAINER" "$GREETING"
+  equal "the state of $2" CONTAINER_RUNNING "$(crictl_ "$1" inspect "$CONTAINER" | jq -r .status.state)"
+}
+has_nothing() { # NODE
+  equal "the images on node $1" "" "$(crictl_ "$1" images --quiet)"
+}
+
+larder_yaml 5m
+larder_start
+node_start one "$SANDBOX"
+node_start two "$SANDBOX"
+
+step "node one: a pod, all of it through larder"
+has_nothing one
+pod_runs one app "$APP"
+log_to "$CASE_DIR/tmp/log"
+pulled_through "$CASE_DIR/tmp/log" docker.io demo/app
+pulled_through "$CASE_DIR/tmp/log" registry.k8s.io pause
+metrics_to "$CASE_DIR/tmp/metrics"
+(($(metric "$CASE_DIR/tmp/metrics" larder_upstream_requests_total 'outcome="ok"') > 0)) || fail "no metric tells of requests to the registry"
+(($(metric "$CASE_DIR/tmp/metrics" larder_downloads_total 'outcome="done"') >= 4)) || fail "no metric tells of four blobs downloaded"
+
+step "larder is dead: node one asks the registry itself, and the pod that runs does not notice"
+stop_server larder KILL
+gets=$(registry_requests 'GET /v2/demo/hello/blobs/')
+crictl_ one pull "127.0.0.1:$REGISTRY_PORT/demo/hello:v1"
+(($(registry_requests 'GET /v2/demo/hello/blobs/') > gets)) || fail "the registry was not asked"
+equal "the state of the pod" CONTAINER_RUNNING "$(crictl_ one inspect "$CONTAINER" | jq -r .status.state)"
+
+step "the registry is gone, with all it had, and larder starts again"
+registry_stop
+rm -rf "$REGISTRY_STORAGE"
+log_from_here
+larder_start
+
+step "node two, which has never pulled: the pod starts, and no registry is asked"
+has_nothing two
+metrics_to "$CASE_DIR/tmp/before"
+pod_runs two app "$APP"
+log_to "$CASE_DIR/tmp/log"
+came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
+came_from_cache "$CASE_DIR/tmp/log" registry.k8s.io pause
+metrics_to "$CASE_DIR/tmp/after"
+registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+# Not even in vain: the tags were confirmed less than tagTtl ago.
+equal "requests to registries" 0 "$(metric "$CASE_DIR/tmp/after" larder_upstream_requests_total)"
+equal "the digest on node two" "$(digest_on one "$APP")" "$(digest_on two "$APP")"
+
+step "what nobody has ever pulled is refused"
+refused "a pull of $OTHER" crictl_ two pull "$OTHER"
+
+step "tags that cannot be confirmed any more: a pod on node two starts with images that it had to pull anew"
+pods_remove two
+crictl_ two rmi --all
+has_nothing two
+larder_stop
+log_from_here
+larder_yaml 0
+larder_start
+metrics_to "$CASE_DIR/tmp/before"
+pod_runs two again "$APP"
+log_to "$CASE_DIR/tmp/log"
+came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
+some_line "the tag" ' cache=stale' "$(lines_of "$CASE_DIR/tmp/log" docker.io demo/app manifests)"
+metrics_to "$CASE_DIR/tmp/after"
+registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+
+step "node two starts again, and pulls again"
+pods_remove two
+stop_server two
+node_start two "$SANDBOX"
+crictl_ two rmi --all
+pod_runs two once-more "$APP"
+larder_stop
+cache_is_sound
