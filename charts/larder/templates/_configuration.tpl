@@ -1,0 +1,206 @@
+{{/*
+Larder's configuration: what was given, what the chart adds, and what follows from both. Helm's templates return text, so maps
+come back as YAML.
+*/}}
+
+{{/* What was given, as a map. */}}
+{{- define "larder.given" -}}
+{{- $given := .Values.serverConfig.configuration -}}
+{{- if kindIs "string" $given -}}
+{{- $parsed := fromYaml $given -}}
+{{- if hasKey $parsed "Error" -}}
+{{- fail (printf "serverConfig.configuration is no YAML: %s" (get $parsed "Error")) -}}
+{{- end -}}
+{{- toYaml $parsed -}}
+{{- else -}}
+{{- toYaml (default dict $given) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Seconds of a duration such as 1h30m. */}}
+{{- define "larder.seconds" -}}
+{{- $units := dict "ns" 0.000000001 "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 -}}
+{{- $sum := 0.0 -}}
+{{- range regexFindAll "[0-9]+(ns|us|ms|s|m|h|d)" (toString .) -1 -}}
+{{- $sum = addf $sum (mulf (regexFind "^[0-9]+" . | float64) (get $units (regexFind "[a-z]+$" .))) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end }}
+
+{{/* Bytes of a Kubernetes quantity such as 1.5Gi. */}}
+{{- define "larder.bytes" -}}
+{{- $units := dict "" 1.0 "k" 1000.0 "M" 1000000.0 "G" 1000000000.0 "T" 1000000000000.0 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) -}}
+{{- end }}
+
+{{/* The limit of the emptyDir. A plain number comes as a float, which would be written as 1e+09. */}}
+{{- define "larder.sizeLimit" -}}
+{{- with .Values.persistence.emptyDir.sizeLimit -}}
+{{- ternary . (toString (int64 .)) (kindIs "string" .) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "larder.usesEmptyDir" -}}
+{{- if not (or .Values.persistence.persistentVolumeClaim.enabled .Values.persistence.hostPath.enabled) }}yes{{ end -}}
+{{- end }}
+
+{{/*
+What the chart adds to the configuration: where the secret of serverTls is mounted, a bound for an emptyDir that Kubernetes
+would otherwise evict the pod for, and a drain that ends before Kubernetes kills.
+*/}}
+{{- define "larder.added" -}}
+{{- $given := include "larder.given" . | fromYaml -}}
+{{- $added := dict -}}
+{{- $tls := .Values.serverTls -}}
+{{- if $tls.enabled -}}
+  {{- if get $given "serverTlsConfig" -}}
+  {{- fail "serverTls.enabled and serverConfig.configuration.serverTlsConfig say the same thing twice: take one of them out" -}}
+  {{- end -}}
+  {{- if not (or $tls.secretName (and $tls.cert $tls.key)) -}}
+  {{- fail "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key (helm … --set-file serverTls.cert=tls.crt)" -}}
+  {{- end -}}
+  {{- $of := dict "cert" "/run/secrets/tls/tls.crt" "key" "/run/secrets/tls/tls.key" -}}
+  {{- if eq (default "none" $tls.clientAuth) "verify" -}}
+    {{- if not (or $tls.secretName $tls.ca) -}}
+    {{- fail "serverTls.clientAuth: verify needs serverTls.ca: the image has no authorities of an operating system" -}}
+    {{- end -}}
+    {{- $_ := set $of "clientAuth" "verify" -}}
+    {{- $_ := set $of "ca" "/run/secrets/tls/ca.crt" -}}
+  {{- end -}}
+  {{- $_ := set $added "serverTlsConfig" $of -}}
+{{- end -}}
+{{- $limit := include "larder.sizeLimit" . -}}
+{{- if and (include "larder.usesEmptyDir" .) $limit (not (get $given "cacheSize")) (not (get $given "freeSpace")) -}}
+  {{- $_ := set $added "cacheSize" (printf "%dMB" (divf (include "larder.bytes" $limit | float64) 1000000.0 | mulf 0.85 | int64)) -}}
+{{- end -}}
+{{- $has := sub (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds) -}}
+{{- $drain := get $given "drainTimeout" -}}
+{{- if $drain -}}
+  {{- if le (float64 $has) (include "larder.seconds" $drain | float64) -}}
+  {{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSleepSeconds (%d) and serverConfig.configuration.drainTimeout (%s) together: Kubernetes kills what still drains" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds) $drain) -}}
+  {{- end -}}
+{{- else if le $has 60 -}}
+  {{- if lt $has 2 -}}
+  {{- fail (printf "terminationGracePeriodSeconds (%d) leaves nothing to drain in after preStopSleepSeconds (%d)" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds)) -}}
+  {{- end -}}
+  {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
+{{- end -}}
+{{- toYaml $added -}}
+{{- end }}
+
+{{/* The text of the file; empty if everything is default. */}}
+{{- define "larder.configuration" -}}
+{{- $given := .Values.serverConfig.configuration -}}
+{{- $added := include "larder.added" . | fromYaml -}}
+{{- if kindIs "string" $given -}}
+  {{- if and $added (hasPrefix "{" (trim $given)) -}}
+{{- toYaml (merge dict $added (fromYaml $given)) -}}
+  {{- else -}}
+{{- trimSuffix "\n" $given -}}
+{{- with $added }}
+# Added by the chart.
+{{ toYaml . }}
+{{- end -}}
+  {{- end -}}
+{{- else -}}
+{{- with $given }}{{ toYaml . }}{{ end -}}
+{{- with $added }}
+# Added by the chart.
+{{ toYaml . }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Where the cache is: what the configuration says, or where the volume `images` is mounted, or the default. */}}
+{{- define "larder.imagePath" -}}
+{{- $path := get (include "larder.given" . | fromYaml) "imagePath" -}}
+{{- range .Values.volumeMounts -}}
+  {{- if eq .name "images" -}}
+    {{- if not $path -}}{{- $path = .mountPath -}}{{- end -}}
+    {{- if not (or (eq .mountPath $path) (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $path)) -}}
+    {{- fail (printf "serverConfig.configuration.imagePath (%s) is not in the volume images, which volumeMounts mounts at %s: the cache would not outlive the container" $path .mountPath) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- default "/var/lib/larder" $path -}}
+{{- end }}
+
+{{- define "larder.isLoopback" -}}
+{{- if or (hasPrefix "127." (toString .)) (eq "::1" (toString .)) }}yes{{ end -}}
+{{- end }}
+
+{{- define "larder.usesHostNetwork" -}}
+{{- if and (eq .Values.mode "daemonset") .Values.daemonset.hostNetwork }}yes{{ end -}}
+{{- end }}
+
+{{/*
+The ports: `http`, `health` (0 without probes), `metrics` (0 if there are none), `management` (0 if there is none, or only on
+loopback), and `flags` for those that the configuration does not name; and `host`, if it is loopback, where probes have to ask then.
+*/}}
+{{- define "larder.ports" -}}
+{{- $given := include "larder.given" . | fromYaml -}}
+{{- $host := default "0.0.0.0" (get $given "host") -}}
+{{- if include "larder.isLoopback" $host -}}
+  {{- if not (include "larder.usesHostNetwork" .) -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: nobody outside of the pod would reach Larder" $host) -}}
+  {{- end -}}
+  {{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: Prometheus would not reach the metrics of observability" $host) -}}
+  {{- end -}}
+{{- end -}}
+{{- $management := default dict (get $given "management") -}}
+{{- $managed := int (default 0 (get $management "port")) -}}
+{{- $open := 0 -}}
+{{- if not (include "larder.isLoopback" (default "127.0.0.1" (get $management "host"))) -}}{{- $open = $managed -}}{{- end -}}
+{{- $http := int (default 8080 (get $given "port")) -}}
+{{- $flags := list -}}
+{{- $health := int (default 0 (get $given "health")) -}}
+{{- if .Values.health.port -}}
+  {{- $health = int .Values.health.port -}}
+  {{- $flags = concat $flags (list "--health" (toString $health)) -}}
+{{- else if and (not $health) $open -}}
+  {{- $health = $open -}}
+{{- else if and (not $health) .Values.probes.enabled -}}
+  {{- $health = 8081 -}}
+  {{- $flags = concat $flags (list "--health" "8081") -}}
+{{- end -}}
+{{- $metrics := int (default 0 (get $given "metrics")) -}}
+{{- if .Values.metrics.port -}}
+  {{- $metrics = int .Values.metrics.port -}}
+  {{- $flags = concat $flags (list "--metrics" (toString $metrics)) -}}
+{{- else if not $metrics -}}
+  {{- $metrics = $open -}}
+{{- end -}}
+{{- range $name, $port := dict "health" $health "metrics" $metrics "management.port" $managed -}}
+  {{- if and $port (eq $port $http) -}}
+  {{- fail (printf "%s is %d, where Larder serves images (serverConfig.configuration.port)" $name $port) -}}
+  {{- end -}}
+{{- end -}}
+{{- range $name, $port := dict "health" $health "metrics" $metrics -}}
+  {{- if and $managed (eq $port $managed) (not (eq $port $open)) -}}
+  {{- fail (printf "%s is %d, which is serverConfig.configuration.management.port too" $name $port) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled (not $metrics) -}}
+{{- fail "observability.enabled needs a port for metrics: metrics.port=2112, or serverConfig.configuration.metrics" -}}
+{{- end -}}
+{{- toYaml (dict "http" $http "health" $health "metrics" $metrics "management" $open "flags" $flags "host" (ternary $host "" (eq "yes" (include "larder.isLoopback" $host)))) -}}
+{{- end }}
+
+{{/* Where nodes reach Larder, as a URL; empty if that cannot be known here. */}}
+{{- define "larder.nodeUrl" -}}
+{{- $scheme := ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
+{{- $hostPort := .Values.daemonset.hostPort -}}
+{{- if include "larder.usesHostNetwork" . -}}
+{{- printf "%s://127.0.0.1:%d" $scheme (int (include "larder.ports" . | fromYaml).http) -}}
+{{- else if and (eq .Values.mode "daemonset") $hostPort.enabled -}}
+{{- $ip := default "127.0.0.1" $hostPort.hostIP -}}
+{{- printf "%s://%s:%d" $scheme (ternary "127.0.0.1" $ip (eq $ip "0.0.0.0")) (int $hostPort.port) -}}
+{{- else if and (eq .Values.service.type "NodePort") .Values.service.nodePort -}}
+{{- printf "%s://127.0.0.1:%d" $scheme (int .Values.service.nodePort) -}}
+{{- else if .Values.service.clusterIP -}}
+{{- if ne .Values.service.clusterIP "None" -}}
+{{- printf "%s://%s:%d" $scheme .Values.service.clusterIP (int .Values.service.port) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,64 @@
+{{/* Names and labels. */}}
+
+{{- define "larder.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* 52 characters, so that `-configure` and what Kubernetes appends to the names of pods still fit. */}}
+{{- define "larder.fullname" -}}
+{{- $name := include "larder.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{/* What never changes, of all objects of the release. */}}
+{{- define "larder.identity" -}}
+app.kubernetes.io/name: {{ include "larder.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* The server's pods, and not those of configureNodes. */}}
+{{- define "larder.selector" -}}
+{{ include "larder.identity" . }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{- define "larder.labels" -}}
+{{ include "larder.identity" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "larder.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "larder.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "larder.image" -}}
+{{- $image := .Values.image -}}
+{{- if hasKey $image "ociregistry" -}}
+{{- fail "image.ociregistry names the reference server's image: take it out, and say by image.registry and image.repository where Larder's is (see docs/helm.md)" -}}
+{{- end -}}
+{{- $name := $image.repository -}}
+{{- if $image.registry -}}{{- $name = printf "%s/%s" $image.registry $name -}}{{- end -}}
+{{- if or $image.tag (not $image.digest) -}}{{- $name = printf "%s:%s" $name (toString (default .Chart.AppVersion $image.tag)) -}}{{- end -}}
+{{- if $image.digest -}}{{- $name = printf "%s@%s" $name $image.digest -}}{{- end -}}
+{{- $name -}}
+{{- end }}
+
+{{- define "larder.claimName" -}}
+{{- default (include "larder.fullname" .) .Values.persistence.persistentVolumeClaim.existingClaimName -}}
+{{- end }}
+
+{{- define "larder.tlsSecretName" -}}
+{{- default (printf "%s-tls" (include "larder.fullname" .)) .Values.serverTls.secretName -}}
+{{- end }}

@@ -1,0 +1,208 @@
+{{/* The pod template of the server, the same for a deployment and a daemon set. */}}
+{{- define "larder.pod" -}}
+{{- $ports := include "larder.ports" . | fromYaml -}}
+{{- $configuration := include "larder.configuration" . -}}
+{{- $imagePath := include "larder.imagePath" . -}}
+metadata:
+  {{- if or .Values.podAnnotations (and $configuration .Values.serverConfig.restartOnChange) }}
+  annotations:
+    {{- if and $configuration .Values.serverConfig.restartOnChange }}
+    checksum/config: {{ $configuration | sha256sum }}
+    {{- end }}
+    {{- with .Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  labels:
+    {{- include "larder.labels" . | nindent 4 }}
+    app.kubernetes.io/component: server
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "larder.serviceAccountName" . }}
+  automountServiceAccountToken: {{ .Values.serviceAccount.automount }}
+  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  {{- if include "larder.usesHostNetwork" . }}
+  hostNetwork: true
+  dnsPolicy: Default
+  {{- end }}
+  {{- with .Values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.hostAliases }}
+  hostAliases:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.podSecurityContext }}
+  securityContext:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.initContainers }}
+  initContainers:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: larder
+      image: {{ include "larder.image" . | quote }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args:
+        {{- if $configuration }}
+        - --config-file
+        - {{ .Values.serverConfig.mountPath | trimSuffix "/" }}/larder.yaml
+        {{- end }}
+        {{- if not (get (include "larder.given" . | fromYaml) "imagePath") }}
+        - --image-path
+        - {{ $imagePath }}
+        {{- end }}
+        - serve
+        {{- range $ports.flags }}
+        - {{ . | quote }}
+        {{- end }}
+      {{- with .Values.env }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .Values.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      ports:
+        - name: http
+          containerPort: {{ $ports.http }}
+          protocol: TCP
+          {{- if and (eq .Values.mode "daemonset") .Values.daemonset.hostPort.enabled }}
+          hostPort: {{ .Values.daemonset.hostPort.port }}
+          {{- with .Values.daemonset.hostPort.hostIP }}
+          hostIP: {{ . | quote }}
+          {{- end }}
+          {{- end }}
+        {{- if $ports.health }}
+        - name: health
+          containerPort: {{ $ports.health }}
+          protocol: TCP
+        {{- end }}
+        {{- /* Kubernetes merges ports by their number: one that serves for two things stands here once. */}}
+        {{- if and $ports.metrics (ne $ports.metrics $ports.health) }}
+        - name: metrics
+          containerPort: {{ $ports.metrics }}
+          protocol: TCP
+        {{- end }}
+        {{- if and $ports.management (ne $ports.management $ports.health) (ne $ports.management $ports.metrics) }}
+        - name: management
+          containerPort: {{ $ports.management }}
+          protocol: TCP
+        {{- end }}
+      {{- if .Values.probes.enabled }}
+      startupProbe:
+        httpGet: {path: /livez, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
+        {{- with .Values.probes.startup }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      livenessProbe:
+        httpGet: {path: /livez, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
+        {{- with .Values.probes.liveness }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      readinessProbe:
+        httpGet: {path: /readyz, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}
+        {{- with .Values.probes.readiness }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- end }}
+      {{- if and (gt (int .Values.preStopSleepSeconds) 0) (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
+      lifecycle:
+        preStop:
+          sleep:
+            seconds: {{ .Values.preStopSleepSeconds }}
+      {{- end }}
+      {{- with .Values.securityContext }}
+      securityContext:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .Values.resources }}
+      resources:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      volumeMounts:
+        {{- $mounted := false }}
+        {{- range .Values.volumeMounts }}{{ if eq .name "images" }}{{ $mounted = true }}{{ end }}{{ end }}
+        {{- if not $mounted }}
+        - name: images
+          mountPath: {{ $imagePath }}
+        {{- end }}
+        {{- if $configuration }}
+        - name: config
+          mountPath: {{ .Values.serverConfig.mountPath }}
+          readOnly: true
+        {{- end }}
+        {{- if .Values.serverTls.enabled }}
+        - name: server-tls
+          mountPath: /run/secrets/tls
+          readOnly: true
+        {{- end }}
+        {{- range $index, $name := .Values.dockerConfigSecrets }}
+        - name: pull-{{ $index }}
+          mountPath: /run/secrets/pull/{{ $name }}
+          readOnly: true
+        {{- end }}
+        {{- with .Values.volumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    {{- with .Values.sidecarContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+    - name: images
+      {{- if .Values.persistence.persistentVolumeClaim.enabled }}
+      persistentVolumeClaim:
+        claimName: {{ include "larder.claimName" . }}
+      {{- else if .Values.persistence.hostPath.enabled }}
+      hostPath:
+        path: {{ .Values.persistence.hostPath.path }}
+        type: {{ .Values.persistence.hostPath.type }}
+      {{- else if .Values.persistence.emptyDir.sizeLimit }}
+      emptyDir:
+        sizeLimit: {{ include "larder.sizeLimit" . | quote }}
+      {{- else }}
+      emptyDir: {}
+      {{- end }}
+    {{- if $configuration }}
+    - name: config
+      configMap:
+        name: {{ include "larder.fullname" . }}-config
+    {{- end }}
+    {{- if .Values.serverTls.enabled }}
+    - name: server-tls
+      secret:
+        secretName: {{ include "larder.tlsSecretName" . }}
+    {{- end }}
+    {{- range $index, $name := .Values.dockerConfigSecrets }}
+    - name: pull-{{ $index }}
+      secret:
+        secretName: {{ $name }}
+    {{- end }}
+    {{- with .Values.volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .Values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}

@@ -1,0 +1,707 @@
+"""What the chart makes of values: told as tests, run by tests/chart/run.
+
+CHART is the chart's directory, HELM the program. Everything is rendered by `helm template`, so no cluster is asked.
+"""
+
+import base64
+import glob
+import json
+import os
+import re
+import subprocess
+import tempfile
+import unittest
+
+import yaml
+
+CHART = os.environ["CHART"]
+HELM = os.environ["HELM"]
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+DEFAULT_KUBE = "1.30.0"
+
+
+def helm(values=None, files=(), sets=(), kube=DEFAULT_KUBE, chart=CHART, release="larder"):
+    """The run of `helm template` as it ended."""
+    command = [HELM, "template", release, chart, "--namespace", "caches", "--kube-version", kube]
+    for file in files:
+        command += ["--values", file]
+    for value in sets:
+        command += value.split(" ", 1)
+    text = None
+    if values is not None:
+        command += ["--values", "-"]
+        text = values if isinstance(values, str) else yaml.safe_dump(values)
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+
+
+def render(values=None, **kwargs):
+    """The objects, by kind and name."""
+    run = helm(values, **kwargs)
+    if run.returncode != 0:
+        raise AssertionError(run.stderr)
+    objects = {}
+    for document in yaml.safe_load_all(run.stdout):
+        if document is not None:
+            key = (document["kind"], document["metadata"]["name"])
+            assert key not in objects, f"twice: {key}"
+            objects[key] = document
+    return objects
+
+
+def pod(objects, kind="Deployment", name="larder"):
+    return objects[(kind, name)]["spec"]["template"]["spec"]
+
+
+def container(objects, kind="Deployment", name="larder"):
+    return next(c for c in pod(objects, kind, name)["containers"] if c["name"] == "larder")
+
+
+def configuration(objects, name="larder-config"):
+    return yaml.safe_load(objects[("ConfigMap", name)]["data"]["larder.yaml"])
+
+
+def ci(name):
+    return os.path.join(CHART, "ci", f"{name}-values.yaml")
+
+
+class Defaults(unittest.TestCase):
+    """What a release is if nothing is said."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = render()
+
+    def test_five_objects_and_no_more(self):
+        self.assertEqual(
+            sorted(self.objects),
+            [("ConfigMap", "larder-config"), ("Deployment", "larder"), ("Service", "larder"), ("ServiceAccount", "larder")],
+        )
+
+    def test_the_service_is_what_the_reference_has(self):
+        spec = self.objects[("Service", "larder")]["spec"]
+        self.assertEqual(spec["type"], "NodePort")
+        self.assertEqual(spec["ports"], [{"name": "http", "port": 8080, "targetPort": "http", "protocol": "TCP", "nodePort": 31080}])
+        labels = self.objects[("Deployment", "larder")]["spec"]["template"]["metadata"]["labels"]
+        self.assertLessEqual(spec["selector"].items(), labels.items())
+        self.assertEqual(self.objects[("Deployment", "larder")]["spec"]["selector"]["matchLabels"], spec["selector"])
+
+    def test_the_image_is_the_one_that_make_image_tar_names(self):
+        with open(os.path.join(ROOT, "Cargo.toml"), encoding="utf-8") as file:
+            version = re.search(r'^version = "(.*)"$', file.read(), re.M).group(1)
+        with open(os.path.join(CHART, "Chart.yaml"), encoding="utf-8") as file:
+            chart = yaml.safe_load(file)
+        self.assertEqual((chart["version"], chart["appVersion"]), (version, version))
+        self.assertEqual(container(self.objects)["image"], f"localhost/larder:{version}")
+        self.assertEqual(container(self.objects)["imagePullPolicy"], "IfNotPresent")
+
+    def test_pods_meet_the_restricted_pod_security_standard(self):
+        spec = pod(self.objects)
+        self.assertEqual(spec["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
+        self.assertEqual([spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")], [65532] * 3)
+        self.assertEqual(
+            container(self.objects)["securityContext"],
+            {
+                "runAsNonRoot": True,
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+        )
+        for key in ("hostNetwork", "hostPID", "hostIPC"):
+            self.assertNotIn(key, spec)
+        self.assertFalse([p for p in container(self.objects)["ports"] if "hostPort" in p])
+        self.assertFalse([v for v in spec["volumes"] if "hostPath" in v])
+        self.assertIs(spec["automountServiceAccountToken"], False)
+        self.assertIs(self.objects[("ServiceAccount", "larder")]["automountServiceAccountToken"], False)
+
+    def test_probes_ask_the_port_of_health(self):
+        larder = container(self.objects)
+        for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+            self.assertEqual(larder[probe]["httpGet"], {"path": path, "port": 8081})
+        self.assertEqual(configuration(self.objects)["health"], 8081)
+
+    def test_a_pod_has_longer_than_the_drain_takes(self):
+        spec = pod(self.objects)
+        sleep = container(self.objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
+        self.assertGreater(spec["terminationGracePeriodSeconds"], 60 + sleep)
+        self.assertNotIn("drainTimeout", configuration(self.objects))
+
+    def test_the_new_pod_is_ready_before_the_old_one_goes(self):
+        self.assertEqual(
+            self.objects[("Deployment", "larder")]["spec"]["strategy"],
+            {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        )
+
+    def test_the_cache_is_bounded_below_what_kubernetes_evicts_for(self):
+        self.assertEqual(pod(self.objects)["volumes"][0], {"name": "images", "emptyDir": {"sizeLimit": "2Gi"}})
+        size = int(configuration(self.objects)["cacheSize"].removesuffix("MB")) * 1000000
+        self.assertLess(size, 2 * 1024**3 * 0.9)
+        self.assertGreater(size, 2 * 1024**3 * 0.8)
+
+    def test_clusters_before_1_30_do_not_get_a_sleep_that_they_do_not_know(self):
+        self.assertNotIn("lifecycle", container(render(kube="1.29.9")))
+        self.assertIn("lifecycle", container(render(kube="v1.31.4+k3s1")))
+
+
+class Configuration(unittest.TestCase):
+    """The file is what was said, and what the chart must add."""
+
+    def test_a_text_is_written_as_it_is(self):
+        text = "# Ours.\nport: 5000\n\nhealth:   5001\ncacheSize: 1GB\n"
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text)
+            file.flush()
+            objects = render(sets=[f"--set-file serverConfig.configuration={file.name}"])
+        self.assertEqual(objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"], text)
+        self.assertEqual(container(objects)["ports"][0]["containerPort"], 5000)
+        self.assertEqual(container(objects)["livenessProbe"]["httpGet"]["port"], 5001)
+
+    def test_what_is_added_to_a_text_stands_behind_it(self):
+        objects = render(files=[ci("text-configuration")])
+        text = objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
+        self.assertTrue(text.startswith("# What is cached here is for builds.\nport: 5000\n"), text)
+        self.assertTrue(text.endswith("# Added by the chart.\ndrainTimeout: 20s\n"), text)
+
+    def test_a_text_in_json_is_added_to_all_the_same(self):
+        objects = render({"serverConfig": {"configuration": '{"port": 5000, "health": 5001}'}})
+        self.assertEqual(configuration(objects), {"port": 5000, "health": 5001, "cacheSize": "1825MB"})
+
+    def test_a_map_is_merged_over_the_defaults(self):
+        of = configuration(render({"serverConfig": {"configuration": {"logLevel": "warn", "tagTtl": "1h"}}}))
+        self.assertEqual((of["logLevel"], of["tagTtl"], of["health"]), ("warn", "1h", 8081))
+
+    def test_large_numbers_stay_whole(self):
+        text = render({"serverConfig": {"configuration": {"pullTimeout": 30000000}}})[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
+        self.assertIn("pullTimeout: 30000000\n", text)
+
+    def test_without_a_configuration_there_is_no_file_and_there_are_probes(self):
+        objects = render(files=[ci("no-configuration")])
+        self.assertNotIn(("ConfigMap", "larder-config"), objects)
+        self.assertEqual(container(objects)["args"], ["--image-path", "/var/lib/larder", "serve", "--health", "8081"])
+        self.assertEqual(container(objects)["readinessProbe"]["httpGet"]["port"], 8081)
+        self.assertEqual([m["name"] for m in container(objects)["volumeMounts"]], ["images"])
+
+    def test_a_change_makes_new_pods_unless_it_shall_not(self):
+        def sums(values):
+            annotations = render(values)[("Deployment", "larder")]["spec"]["template"]["metadata"].get("annotations", {})
+            return annotations.get("checksum/config")
+
+        self.assertNotEqual(sums({}), sums({"serverConfig": {"configuration": {"logLevel": "warn"}}}))
+        self.assertNotEqual(sums({}), sums({"persistence": {"emptyDir": {"sizeLimit": "3Gi"}}}))
+        self.assertEqual(sums({}), sums({"podLabels": {"a": "b"}}))
+        self.assertIsNone(sums({"serverConfig": {"restartOnChange": False}}))
+
+    def test_an_empty_dir_bounds_the_cache_only_where_nothing_else_does(self):
+        for values, size in (
+            ({"persistence": {"emptyDir": {"sizeLimit": "1.5Gi"}}}, "1369MB"),
+            ({"persistence": {"emptyDir": {"sizeLimit": "10G"}}}, "8500MB"),
+            ({"persistence": {"emptyDir": {"sizeLimit": 1000000000}}}, "850MB"),
+            ({"persistence": {"emptyDir": {"sizeLimit": ""}}}, None),
+            ({"persistence": {"hostPath": {"enabled": True}}}, None),
+            ({"persistence": {"persistentVolumeClaim": {"enabled": True}}}, None),
+            ({"serverConfig": {"configuration": {"freeSpace": "5%"}}}, None),
+            ({"serverConfig": {"configuration": {"cacheSize": "1GB"}}}, "1GB"),
+        ):
+            with self.subTest(values):
+                self.assertEqual(configuration(render(values)).get("cacheSize"), size)
+
+    def test_a_short_grace_period_shortens_the_drain(self):
+        self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30}))["drainTimeout"], "20s")
+        self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30, "preStopSleepSeconds": 0}))["drainTimeout"], "25s")
+        long = {"terminationGracePeriodSeconds": 320, "serverConfig": {"configuration": {"drainTimeout": "5m"}}}
+        self.assertEqual(configuration(render(long))["drainTimeout"], "5m")
+
+
+class Ports(unittest.TestCase):
+    """Each port is said once, wherever it was said."""
+
+    def test_the_values_of_the_reference_stand_over_the_configuration(self):
+        larder = container(render({"health": {"port": 9001}, "metrics": {"port": 9002}}))
+        self.assertEqual(larder["args"][-5:], ["serve", "--health", "9001", "--metrics", "9002"])
+        self.assertEqual([p["containerPort"] for p in larder["ports"]], [8080, 9001, 9002])
+        self.assertEqual(larder["livenessProbe"]["httpGet"]["port"], 9001)
+
+    def test_one_port_for_health_and_metrics_is_one_port(self):
+        objects = render(files=[ci("text-configuration")])
+        self.assertEqual([p["containerPort"] for p in container(objects)["ports"]], [5000, 5001])
+        self.assertEqual(objects[("Service", "larder-metrics")]["spec"]["ports"][0]["targetPort"], 5001)
+
+    def test_a_management_port_for_the_cluster_does_for_probes_and_metrics(self):
+        objects = render(files=[ci("management")])
+        self.assertEqual(container(objects)["readinessProbe"]["httpGet"], {"path": "/readyz", "port": 8090})
+        self.assertEqual(objects[("Service", "larder-metrics")]["spec"]["ports"][0]["port"], 8090)
+        self.assertEqual([p["containerPort"] for p in container(objects)["ports"]], [8080, 8090])
+
+    def test_the_service_leads_to_where_larder_listens(self):
+        objects = render({"service": {"port": 80}, "serverConfig": {"configuration": {"port": 5000}}})
+        self.assertEqual(objects[("Service", "larder")]["spec"]["ports"][0]["port"], 80)
+        self.assertEqual(container(objects)["ports"][0], {"name": "http", "containerPort": 5000, "protocol": "TCP"})
+
+    def test_a_node_port_is_for_types_that_have_one(self):
+        port = render({"service": {"type": "ClusterIP"}})[("Service", "larder")]["spec"]["ports"][0]
+        self.assertNotIn("nodePort", port)
+
+
+class Storage(unittest.TestCase):
+    """The cache is on a volume, whatever the paths are called."""
+
+    def mounts(self, values):
+        larder = container(render(values))
+        path = next(m["mountPath"] for m in larder["volumeMounts"] if m["name"] == "images")
+        args = larder["args"]
+        flag = args[args.index("--image-path") + 1] if "--image-path" in args else None
+        return path, flag
+
+    def test_the_configured_path_is_what_is_mounted(self):
+        self.assertEqual(self.mounts({}), ("/var/lib/larder", "/var/lib/larder"))
+        self.assertEqual(self.mounts({"serverConfig": {"configuration": {"imagePath": "/data"}}}), ("/data", None))
+
+    def test_a_mount_alone_says_where_the_cache_is(self):
+        self.assertEqual(self.mounts({"volumeMounts": [{"name": "images", "mountPath": "/data"}]}), ("/data", "/data"))
+
+    def test_a_cache_may_be_below_its_mount(self):
+        values = {"volumeMounts": [{"name": "images", "mountPath": "/data"}], "serverConfig": {"configuration": {"imagePath": "/data/a"}}}
+        self.assertEqual(self.mounts(values), ("/data", None))
+
+    def test_a_claim_is_made_or_taken(self):
+        made = render(files=[ci("claim")])
+        claim = made[("PersistentVolumeClaim", "larder")]
+        self.assertEqual(claim["metadata"]["annotations"], {"helm.sh/resource-policy": "keep"})
+        self.assertEqual(claim["spec"]["storageClassName"], "nfs-client")
+        self.assertEqual(pod(made)["volumes"][0]["persistentVolumeClaim"], {"claimName": "larder"})
+        self.assertNotIn("cacheSize", configuration(made))
+        taken = render(files=[ci("recreate")])
+        self.assertNotIn("PersistentVolumeClaim", [kind for kind, _ in taken])
+        self.assertEqual(pod(taken)["volumes"][0]["persistentVolumeClaim"], {"claimName": "images"})
+        self.assertEqual(taken[("Deployment", "larder")]["spec"]["strategy"], {"type": "Recreate"})
+
+    def test_the_storage_class_is_the_default_one_a_named_one_or_none(self):
+        for name, expected in (("", None), ("-", ""), ("fast", "fast")):
+            claim = {"enabled": True, "newClaimSpec": {"storageClassName": name}}
+            objects = render({"persistence": {"persistentVolumeClaim": claim}})
+            self.assertEqual(objects[("PersistentVolumeClaim", "larder")]["spec"].get("storageClassName"), expected)
+
+
+class Tls(unittest.TestCase):
+    """TLS to clients, by a secret that exists or by one that is made."""
+
+    def test_a_secret_is_mounted_where_the_configuration_looks(self):
+        objects = render(files=[ci("tls")])
+        self.assertEqual(
+            configuration(objects)["serverTlsConfig"],
+            {"cert": "/run/secrets/tls/tls.crt", "key": "/run/secrets/tls/tls.key", "ca": "/run/secrets/tls/ca.crt", "clientAuth": "verify"},
+        )
+        self.assertIn({"name": "server-tls", "secret": {"secretName": "larder-server"}}, pod(objects)["volumes"])
+        self.assertIn({"name": "server-tls", "mountPath": "/run/secrets/tls", "readOnly": True}, container(objects)["volumeMounts"])
+        self.assertNotIn("Secret", [kind for kind, _ in objects])
+
+    def test_probes_stay_in_the_clear_on_a_port_of_their_own(self):
+        probe = container(render(files=[ci("tls")]))["readinessProbe"]["httpGet"]
+        self.assertEqual(probe, {"path": "/readyz", "port": 8081})
+
+    def test_a_secret_is_made_of_what_is_inline(self):
+        objects = render({"serverTls": {"enabled": True, "cert": "CERT\n", "key": "KEY\n"}})
+        data = objects[("Secret", "larder-tls")]["data"]
+        self.assertEqual({key: base64.b64decode(value) for key, value in data.items()}, {"tls.crt": b"CERT\n", "tls.key": b"KEY\n"})
+        self.assertEqual(configuration(objects)["serverTlsConfig"], {"cert": "/run/secrets/tls/tls.crt", "key": "/run/secrets/tls/tls.key"})
+
+    def test_authorities_are_used_for_verifying_only(self):
+        inline = {"enabled": True, "cert": "CERT", "key": "KEY", "ca": "CA"}
+        self.assertNotIn("ca", configuration(render({"serverTls": inline}))["serverTlsConfig"])
+        objects = render({"serverTls": inline | {"clientAuth": "verify"}})
+        self.assertEqual(configuration(objects)["serverTlsConfig"]["ca"], "/run/secrets/tls/ca.crt")
+        self.assertIn("ca.crt", objects[("Secret", "larder-tls")]["data"])
+
+
+class Nodes(unittest.TestCase):
+    """A cache on each node, and what tells containerd of it."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = render(files=[ci("daemonset")])
+
+    def test_each_node_talks_to_its_own(self):
+        larder = container(self.objects, "DaemonSet")
+        self.assertEqual(
+            larder["ports"][0],
+            {"name": "http", "containerPort": 8080, "protocol": "TCP", "hostPort": 5000, "hostIP": "127.0.0.1"},
+        )
+        self.assertEqual(pod(self.objects, "DaemonSet")["volumes"][0]["hostPath"]["path"], "/srv/larder")
+        service = self.objects[("Service", "larder")]["spec"]
+        self.assertEqual((service["type"], service["internalTrafficPolicy"]), ("ClusterIP", "Local"))
+        self.assertNotIn("replicas", self.objects[("DaemonSet", "larder")]["spec"])
+
+    def test_containerd_is_told_of_the_host_port(self):
+        spec = pod(self.objects, "DaemonSet", "larder-configure")
+        self.assertEqual(
+            spec["containers"][0]["args"],
+            ["hosts-toml", "http://127.0.0.1:5000", "--for", "containerd", "--write", "/etc/containerd/certs.d", "--stay"]
+            + ["--registry", "docker.io", "--registry", "registry.corp:5000"],
+        )
+
+    def test_what_writes_on_nodes_sees_one_directory_and_has_no_capability(self):
+        spec = pod(self.objects, "DaemonSet", "larder-configure")
+        self.assertEqual([v["hostPath"]["path"] for v in spec["volumes"]], ["/etc/containerd/certs.d"])
+        context = spec["containers"][0]["securityContext"]
+        self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
+        self.assertIs(context["allowPrivilegeEscalation"], False)
+        self.assertIs(context["readOnlyRootFilesystem"], True)
+        self.assertIs(spec["automountServiceAccountToken"], False)
+
+    def test_the_service_does_not_lead_to_it(self):
+        selector = self.objects[("Service", "larder")]["spec"]["selector"]
+        labels = self.objects[("DaemonSet", "larder-configure")]["spec"]["template"]["metadata"]["labels"]
+        self.assertFalse(selector.items() <= labels.items())
+
+    def test_without_a_network_of_pods_it_is_on_the_node_and_reached_there(self):
+        objects = render(files=[ci("host-network")])
+        spec = pod(objects, "DaemonSet")
+        self.assertEqual((spec["hostNetwork"], spec["dnsPolicy"]), (True, "Default"))
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            self.assertEqual(container(objects, "DaemonSet")[probe]["httpGet"]["host"], "127.0.0.1")
+        configure = pod(objects, "DaemonSet", "larder-configure")
+        self.assertEqual(configure["containers"][0]["args"][1], "http://127.0.0.1:5000")
+        self.assertIs(configure["hostNetwork"], True)
+        self.assertNotIn("hostNetwork", pod(self.objects, "DaemonSet", "larder-configure"))
+
+    def test_with_a_node_port_containerd_is_told_of_that(self):
+        args = pod(render({"configureNodes": {"enabled": True}}), "DaemonSet", "larder-configure")["containers"][0]["args"]
+        self.assertEqual(args[1], "http://127.0.0.1:31080")
+
+
+class Observability(unittest.TestCase):
+    """Prometheus and Grafana get what the repository has."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = render(files=[ci("observability")])
+
+    def test_the_monitor_finds_the_service_of_metrics_and_no_other(self):
+        selector = self.objects[("ServiceMonitor", "larder")]["spec"]["selector"]["matchLabels"]
+        found = [n for (k, n), o in self.objects.items() if k == "Service" and selector.items() <= o["metadata"]["labels"].items()]
+        self.assertEqual(found, ["larder-metrics"])
+        port = self.objects[("Service", "larder-metrics")]["spec"]["ports"][0]
+        endpoint = self.objects[("ServiceMonitor", "larder")]["spec"]["endpoints"][0]
+        self.assertEqual((port["name"], port["targetPort"], endpoint["port"]), ("metrics", 2112, "metrics"))
+        self.assertEqual(self.objects[("ServiceMonitor", "larder")]["spec"]["namespaceSelector"]["matchNames"], ["caches"])
+
+    def test_the_job_has_the_name_that_the_alerts_look_for(self):
+        for values in ({}, {"fullnameOverride": "mirror"}):
+            values = values | {"metrics": {"port": 2112}, "observability": {"enabled": True}}
+            monitor = next(o for (k, _), o in render(values).items() if k == "ServiceMonitor")
+            relabeling = monitor["spec"]["endpoints"][0]["relabelings"][0]
+            self.assertEqual(relabeling["targetLabel"], "job")
+            self.assertRegex(relabeling["replacement"], "^.*larder.*$")
+
+    def test_rules_are_those_of_the_repository(self):
+        with open(os.path.join(CHART, "rules", "larder.yaml"), encoding="utf-8") as file:
+            self.assertEqual(self.objects[("PrometheusRule", "larder")]["spec"], yaml.safe_load(file))
+
+    def test_the_dashboard_is_that_of_the_repository(self):
+        config_map = self.objects[("ConfigMap", "larder-dashboards")]
+        self.assertEqual(config_map["metadata"]["labels"]["grafana_dashboard"], "1")
+        with open(os.path.join(CHART, "dashboards", "larder.json"), encoding="utf-8") as file:
+            self.assertEqual(json.loads(config_map["data"]["larder.json"]), json.load(file))
+
+    def test_each_part_can_be_left_out(self):
+        for part, kind in (("serviceMonitor", "ServiceMonitor"), ("prometheusRule", "PrometheusRule")):
+            values = {"observability": {"enabled": True, part: {"enabled": False}}, "metrics": {"port": 2112}}
+            self.assertNotIn(kind, [k for k, _ in render(values)])
+
+
+class Others(unittest.TestCase):
+    """What else can be asked for."""
+
+    def test_an_image_is_named_by_tag_digest_or_both(self):
+        digest = "sha256:" + "0" * 64
+        for image, expected in (
+            ({"registry": "r.example", "tag": "1"}, "r.example/larder:1"),
+            ({"registry": "", "repository": "a/larder"}, "a/larder:0.1.0"),
+            ({"digest": digest}, f"localhost/larder@{digest}"),
+            ({"tag": "1", "digest": digest}, f"localhost/larder:1@{digest}"),
+        ):
+            self.assertEqual(container(render({"image": image}))["image"], expected)
+
+    def test_pull_secrets_are_files_for_docker_config(self):
+        objects = render(files=[ci("private-registries")])
+        self.assertIn({"name": "pull-0", "secret": {"secretName": "quay-pull"}}, pod(objects)["volumes"])
+        named = configuration(objects)["registries"][1]["auth"]["dockerConfig"]
+        self.assertIn(os.path.dirname(named), [m["mountPath"] for m in container(objects)["volumeMounts"]])
+
+    def test_a_budget_lets_a_single_pod_go(self):
+        budget = render({"podDisruptionBudget": {"enabled": True}})[("PodDisruptionBudget", "larder")]["spec"]
+        self.assertEqual((budget["maxUnavailable"], budget.get("minAvailable")), (1, None))
+        least = render(files=[ci("claim")])[("PodDisruptionBudget", "larder")]["spec"]
+        self.assertEqual((least["minAvailable"], least.get("maxUnavailable")), (1, None))
+
+    def test_a_network_policy_opens_images_and_metrics_and_nothing_else(self):
+        policy = render({"networkPolicy": {"enabled": True}, "metrics": {"port": 2112}})[("NetworkPolicy", "larder")]["spec"]
+        self.assertEqual([rule["ports"][0]["port"] for rule in policy["ingress"]], [8080, 2112])
+        self.assertEqual(policy["policyTypes"], ["Ingress"])
+        self.assertEqual(render(files=[ci("management")])[("NetworkPolicy", "larder")]["spec"]["policyTypes"], ["Ingress", "Egress"])
+
+    def test_extra_manifests_are_templates(self):
+        objects = render(files=[ci("everything-else")])
+        self.assertEqual(objects[("ConfigMap", "mirror-extra")]["data"], {"release": "larder"})
+        self.assertIn(("ConfigMap", "larder-text"), objects)
+
+    def test_a_user_may_be_left_to_the_cluster(self):
+        spec = pod(render("podSecurityContext: {runAsUser: , runAsGroup: , fsGroup: , fsGroupChangePolicy: }"))
+        self.assertEqual(spec["securityContext"], {"seccompProfile": {"type": "RuntimeDefault"}})
+
+    def test_a_container_of_ones_own_may_be_root(self):
+        spec = pod(render(files=[ci("everything-else")]), name="mirror")
+        self.assertEqual(spec["securityContext"]["runAsUser"], 1000)
+        self.assertNotIn("runAsNonRoot", spec["securityContext"])
+        self.assertEqual(spec["initContainers"][0]["securityContext"], {"runAsUser": 0})
+
+    def test_routes_and_ingresses_lead_to_the_service(self):
+        objects = render(files=[ci("outside")])
+        rules = objects[("Ingress", "larder")]["spec"]["rules"]
+        self.assertEqual(rules[0]["http"]["paths"][0]["pathType"], "Prefix")
+        for rule in rules:
+            self.assertEqual(rule["http"]["paths"][0]["backend"]["service"], {"name": "larder", "port": {"number": 8080}})
+        self.assertEqual(objects[("HTTPRoute", "larder")]["spec"]["rules"][0]["backendRefs"], [{"name": "larder", "port": 8080}])
+
+    def test_names_leave_room_for_what_is_appended(self):
+        objects = render({"configureNodes": {"enabled": True}}, release="a" * 53)
+        for _, name in objects:
+            self.assertLessEqual(len(name), 63)
+
+    def test_two_releases_in_a_namespace_do_not_meet(self):
+        values = {"configureNodes": {"enabled": True}}
+        one, other = render(values, release="one"), render(values, release="other")
+        self.assertFalse(set(one) & set(other))
+        selector = one[("Service", "one-larder")]["spec"]["selector"]
+        labels = other[("Deployment", "other-larder")]["spec"]["template"]["metadata"]["labels"]
+        self.assertFalse(selector.items() <= labels.items())
+
+
+class Reference(unittest.TestCase):
+    """Values of the reference's chart install unchanged."""
+
+    def test_every_file_renders(self):
+        files = glob.glob(os.path.join(HERE, "reference", "*.yaml"))
+        self.assertGreaterEqual(len(files), 8)
+        for file in files:
+            with self.subTest(os.path.basename(file)):
+                render(files=[file])
+
+    def test_all_keys_give_what_they_say(self):
+        objects = render(files=[os.path.join(HERE, "reference", "all-keys.yaml")])
+        larder = container(objects)
+        self.assertEqual(larder["args"], ["--config-file", "/var/ociregistry/config/larder.yaml", "serve"])
+        self.assertIn({"name": "images", "mountPath": "/var/lib/ociregistry", "readOnly": False}, larder["volumeMounts"])
+        self.assertEqual(configuration(objects)["imagePath"], "/var/lib/ociregistry")
+        self.assertIs(pod(objects)["automountServiceAccountToken"], True)
+        self.assertEqual(larder["securityContext"]["capabilities"], {"drop": ["ALL"]})
+
+    def test_its_image_is_refused_with_what_to_do(self):
+        run = helm({"image": {"ociregistry": {"registry": "quay.io", "tag": "1.12.5"}}})
+        self.assertNotEqual(run.returncode, 0)
+        self.assertIn("image.ociregistry names the reference server's image: take it out", run.stderr)
+
+
+# Values, and what is said of them.
+REFUSED = (
+    ("replicas: 2", "Additional property replicas is not allowed"),
+    ("image: {name: larder}", "image: Additional property name is not allowed"),
+    ("image: {pullPolicy: Sometimes}", "image.pullPolicy must be one of"),
+    ("image: {digest: abc}", "image.digest: Does not match pattern"),
+    ("mode: statefulset", "mode must be one of"),
+    ("serviceAccount: {automountToken: true}", "serviceAccount: Additional property automountToken is not allowed"),
+    ("service: {nodeport: 31080}", "service: Additional property nodeport is not allowed"),
+    ("service: {nodePort: 99999}", "service.nodePort: Must be less than or equal to 65535"),
+    ("service: {type: ExternalName}", "service.type must be one of"),
+    ("health: {path: /}", "health: Additional property path is not allowed"),
+    ("metrics: {enabled: true}", "metrics: Additional property enabled is not allowed"),
+    ("serverTls: {enabled: true, secret: x}", "serverTls: Additional property secret is not allowed"),
+    ("serverTls: {clientAuth: require}", "serverTls.clientAuth must be one of"),
+    ("ingress: {host: a}", "ingress: Additional property host is not allowed"),
+    ("ingress: {hosts: [{host: a, path: /}]}", "ingress.hosts.0: Additional property path is not allowed"),
+    ("ingress: {hosts: [{host: a, paths: [{path: /, type: Prefix}]}]}", "ingress.hosts.0.paths.0: Additional property type is not allowed"),
+    ("httpRoute: {hostname: a}", "httpRoute: Additional property hostname is not allowed"),
+    ("volumeMounts: [{name: images}]", "volumeMounts.0: mountPath is required"),
+    ("daemonset: {hostPort: {number: 1}}", "daemonset.hostPort: Additional property number is not allowed"),
+    ("daemonset: {hostport: {}}", "daemonset: Additional property hostport is not allowed"),
+    ("probes: {ready: {}}", "probes: Additional property ready is not allowed"),
+    ("probes: {liveness: {period: 1}}", "probes.liveness: Additional property period is not allowed"),
+    ("persistence: {pvc: {enabled: true}}", "persistence: Additional property pvc is not allowed"),
+    ("persistence: {persistentVolumeClaim: {size: 1Gi}}", "persistence.persistentVolumeClaim: Additional property size is not allowed"),
+    (
+        "persistence: {persistentVolumeClaim: {newClaimSpec: {storage: 1Gi}}}",
+        "persistence.persistentVolumeClaim.newClaimSpec: Additional property storage is not allowed",
+    ),
+    ("persistence: {hostPath: {path: cache}}", "persistence.hostPath.path: Does not match pattern"),
+    ("persistence: {hostPath: {readOnly: true}}", "persistence.hostPath: Additional property readOnly is not allowed"),
+    ("persistence: {emptyDir: {size: 2Gi}}", "persistence.emptyDir: Additional property size is not allowed"),
+    ("persistence: {emptyDir: {sizeLimit: 2GB}}", "persistence.emptyDir.sizeLimit: Does not match pattern"),
+    ("podDisruptionBudget: {minUnavailable: 1}", "podDisruptionBudget: Additional property minUnavailable is not allowed"),
+    ("networkPolicy: {ingress: []}", "networkPolicy: Additional property ingress is not allowed"),
+    ("configureNodes: {url: a}", "configureNodes: Additional property url is not allowed"),
+    ("configureNodes: {server: 'larder:8080'}", "configureNodes.server: Does not match pattern"),
+    ("serverConfig: {config: {}}", "serverConfig: Additional property config is not allowed"),
+    ("serverConfig: {configuration: {tagTTL: 5m}}", "serverConfig.configuration: Additional property tagTTL is not allowed"),
+    ("serverConfig: {configuration: {registries: [{host: a}]}}", "Additional property host is not allowed"),
+    ("observability: {grafana: {}}", "observability: Additional property grafana is not allowed"),
+    ("observability: {serviceMonitor: {path: /}}", "observability.serviceMonitor: Additional property path is not allowed"),
+    ("observability: {dashboards: {label: a}}", "observability.dashboards: Additional property label is not allowed"),
+    ("observability: {prometheusRule: {rules: []}}", "observability.prometheusRule: Additional property rules is not allowed"),
+    # What no schema can say.
+    ("observability: {enabled: true}", "observability.enabled needs a port for metrics: metrics.port=2112"),
+    (
+        "persistence: {hostPath: {enabled: true}, persistentVolumeClaim: {enabled: true}}",
+        "persistence.persistentVolumeClaim and persistence.hostPath are both enabled",
+    ),
+    ("{replicaCount: 2, persistence: {persistentVolumeClaim: {enabled: true}}}", "several pods cannot share a ReadWriteOnce volume"),
+    ("{mode: daemonset, persistence: {persistentVolumeClaim: {enabled: true}}}", "several pods cannot share a ReadWriteOnce volume"),
+    ("serverTls: {enabled: true}", "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key"),
+    ("serverTls: {enabled: true, cert: a}", "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key"),
+    ("serverTls: {enabled: true, cert: a, key: b, clientAuth: verify}", "serverTls.clientAuth: verify needs serverTls.ca"),
+    (
+        "{serverTls: {enabled: true, secretName: a}, serverConfig: {configuration: {serverTlsConfig: {cert: a, key: b}}}}",
+        "say the same thing twice",
+    ),
+    (
+        "serverConfig: {configuration: {drainTimeout: 1m30s}}",
+        "terminationGracePeriodSeconds (70) must be more than preStopSleepSeconds (5) and serverConfig.configuration.drainTimeout (1m30s)",
+    ),
+    ("terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds (5) leaves nothing to drain in"),
+    (
+        "{volumeMounts: [{name: images, mountPath: /a}], serverConfig: {configuration: {imagePath: /ab}}}",
+        "serverConfig.configuration.imagePath (/ab) is not in the volume images, which volumeMounts mounts at /a",
+    ),
+    ("serverConfig: {configuration: {host: 127.0.0.1}}", "serverConfig.configuration.host (127.0.0.1) is loopback"),
+    (
+        "{mode: daemonset, daemonset: {hostNetwork: true}, metrics: {port: 1}, observability: {enabled: true},"
+        " serverConfig: {configuration: {host: 127.0.0.1}}}",
+        "is loopback: Prometheus would not reach the metrics",
+    ),
+    ("{mode: daemonset, daemonset: {hostNetwork: true, hostPort: {enabled: true}}}", "daemonset.hostNetwork needs no daemonset.hostPort"),
+    ("{daemonset: {hostNetwork: true}, serverConfig: {configuration: {host: 127.0.0.1}}}", "host (127.0.0.1) is loopback: nobody"),
+    ("serverConfig: {configuration: {port: 8081}}", "health is 8081, where Larder serves images"),
+    ("metrics: {port: 8090}", "metrics is 8090, which is serverConfig.configuration.management.port too"),
+    ('serverConfig: {configuration: "a: ["}', "serverConfig.configuration is no YAML"),
+    ("{service: {nodePort: }, configureNodes: {enabled: true}}", "configureNodes.server is needed"),
+    ("{mode: daemonset, podDisruptionBudget: {enabled: true}}", "podDisruptionBudget does nothing for mode: daemonset"),
+    ("ingress: {enabled: true}", "ingress.enabled needs ingress.hosts"),
+    ("httpRoute: {enabled: true}", "httpRoute.enabled needs httpRoute.parentRefs"),
+)
+
+
+class Refusals(unittest.TestCase):
+    """What cannot be meant is refused, with a text that says what."""
+
+    def test_each_is_refused_for_its_reason(self):
+        for values, text in REFUSED:
+            with self.subTest(values):
+                run = helm(values)
+                self.assertNotEqual(run.returncode, 0, "accepted")
+                self.assertIn(text, run.stderr)
+
+    def test_clusters_that_are_too_old_are_refused(self):
+        self.assertIn("chart requires kubeVersion: >=1.25.0-0", helm(kube="1.24.17").stderr)
+
+
+class Schema(unittest.TestCase):
+    """The schema knows what there is to know, and nothing else."""
+
+    @classmethod
+    def setUpClass(cls):
+        with open(os.path.join(CHART, "values.schema.json"), encoding="utf-8") as file:
+            cls.schema = json.load(file)
+        with open(os.path.join(ROOT, "docs", "configuration.md"), encoding="utf-8") as file:
+            cls.docs = file.read()
+
+    def table(self, heading):
+        section = self.docs.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        return {key for cell in cells for key in re.findall(r"`([A-Za-z]+)[^`]*`", cell)}
+
+    def test_its_keys_of_the_configuration_are_those_of_the_documentation(self):
+        known = self.schema["properties"]["serverConfig"]["properties"]["configuration"]["properties"]
+        documented = self.table("Keys in force")
+        self.assertGreater(len(documented), 35)
+        self.assertFalse(documented - set(known))
+        for key in set(known) - documented:
+            self.assertIn(f"`{key}`", self.docs)
+
+    def test_its_keys_of_a_registry_are_those_of_the_documentation(self):
+        known = self.schema["properties"]["serverConfig"]["properties"]["configuration"]["properties"]["registries"]
+        self.assertEqual(self.table("`registries[]`"), set(known["items"]["properties"]))
+
+    def test_every_default_has_a_place_in_it(self):
+        with open(os.path.join(CHART, "values.yaml"), encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+        self.assertEqual(set(values), set(self.schema["properties"]) - {"global"})
+
+
+def notes(**kwargs):
+    """NOTES.txt, which `helm template` does not print: as a template of a copy of the chart."""
+    with tempfile.TemporaryDirectory() as copy:
+        subprocess.run(["cp", "-r", f"{CHART}/.", copy], check=True)
+        with open(os.path.join(copy, "templates", "NOTES.txt"), encoding="utf-8") as file:
+            text = file.read()
+        os.remove(os.path.join(copy, "templates", "NOTES.txt"))
+        with open(os.path.join(copy, "templates", "_notes.tpl"), "w", encoding="utf-8") as file:
+            file.write('{{ define "notes" -}}\n' + text + "{{ end }}")
+        with open(os.path.join(copy, "templates", "notes.yaml"), "w", encoding="utf-8") as file:
+            file.write('kind: Notes\nmetadata: {name: notes}\ntext: {{ include "notes" . | quote }}\n')
+        return render(chart=copy, **kwargs)[("Notes", "notes")]["text"]
+
+
+class Notes(unittest.TestCase):
+    """What is printed after an installation are steps that fit it."""
+
+    def test_a_node_port_is_named_with_where_it_answers(self):
+        text = notes()
+        self.assertIn('[host."http://127.0.0.1:31080"]\n    capabilities = ["pull", "resolve"]', text)
+        self.assertIn("iptables mode", text)
+        self.assertIn("ctr --namespace k8s.io images import larder-image.tar", text)
+        self.assertIn("kubectl --namespace caches logs deployment/larder --follow", text)
+        self.assertNotIn("enforce=privileged", text)
+
+    def test_clients_of_tls_are_told_of_certificates(self):
+        text = notes(files=[ci("tls")])
+        self.assertIn('[host."https://127.0.0.1:31080"]', text)
+        self.assertIn("    ca = ", text)
+        self.assertIn("    client = ", text)
+
+    def test_what_is_done_by_a_daemon_set_need_not_be_done_by_hand(self):
+        text = notes(files=[ci("daemonset")])
+        self.assertIn("daemonset/larder-configure", text)
+        self.assertNotIn("[host.", text)
+        self.assertIn("install -d -o 65532 -g 65532 /srv/larder", text)
+        self.assertIn("enforce=privileged", text)
+        self.assertNotIn("install -d", notes(files=[ci("root")]))
+
+    def test_addresses_that_are_not_known_here_are_asked_for(self):
+        self.assertIn("jsonpath='{.status.loadBalancer.ingress[0]}'", notes(files=[ci("route-rules")]))
+        self.assertIn("jsonpath='{.spec.clusterIP}'", notes(values={"service": {"type": "ClusterIP"}}))
+        self.assertIn("jsonpath='{.spec.ports[0].nodePort}'", notes(values="service: {nodePort: }"))
+        self.assertIn("for SERVER, larder.example, by https\n", notes(files=[ci("outside")]))
+
+    def test_every_file_of_values_has_notes_without_gaps(self):
+        for file in glob.glob(os.path.join(CHART, "ci", "*.yaml")):
+            with self.subTest(os.path.basename(file)):
+                text = notes(files=[file])
+                self.assertNotIn("<no value>", text)
+                self.assertNotIn("%!", text)
+                self.assertNotRegex(text, r"\n\n\n")
+
+
+class Documentation(unittest.TestCase):
+    """What docs/helm.md says to write can be written."""
+
+    def test_every_block_of_yaml_is_values(self):
+        with open(os.path.join(ROOT, "docs", "helm.md"), encoding="utf-8") as file:
+            blocks = re.findall(r"^```yaml\n(.*?)^```$", file.read(), re.M | re.S)
+        self.assertGreaterEqual(len(blocks), 8)
+        for block in blocks:
+            with self.subTest(block):
+                render(block)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,82 @@
+"""Lays out what the kubelet would make of a rendered pod, without a cluster.
+
+    pod.py MANIFEST WORKLOAD CONTAINER GIVEN DIR
+
+DIR/root gets the files of ConfigMaps and Secrets at their mount paths: those of the manifest, and of GIVEN/NAME/KEY for what exists
+outside of it. DIR/volumes lists, a line each, "VOLUME PATH" for the writable ones, which are mounted there; DIR/args has the
+arguments, DIR/env the environment, DIR/user "UID:GID" and DIR/port the port that probes ask.
+"""
+
+import base64
+import os
+import sys
+
+import yaml
+
+
+def write(path, content):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def lines(path, items):
+    write(path, "".join(f"{item}\n" for item in items).encode())
+
+
+def source(objects, given, volume):
+    """The files of a volume, or None if it is a writable one."""
+    for kind, key, field in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
+        if key not in volume:
+            continue
+        name = volume[key][field]
+        made = objects.get((kind, name))
+        if made is not None:
+            decode = base64.b64decode if kind == "Secret" else str.encode
+            return {file: decode(text) for file, text in made["data"].items()}
+        directory = os.path.join(given, name)
+        return {file: open(os.path.join(directory, file), "rb").read() for file in os.listdir(directory)}
+    assert {"emptyDir", "hostPath", "persistentVolumeClaim"} & set(volume), volume
+    return None
+
+
+def environment(given, entries):
+    for entry in entries:
+        if "value" in entry:
+            yield f"{entry['name']}={entry['value']}"
+        else:
+            of = entry["valueFrom"]["secretKeyRef"]
+            with open(os.path.join(given, of["name"], of["key"]), encoding="utf-8") as file:
+                yield f"{entry['name']}={file.read()}"
+
+
+def main(manifest, workload, name, given, directory):
+    with open(manifest, encoding="utf-8") as file:
+        documents = [document for document in yaml.safe_load_all(file) if document]
+    objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    spec = objects[tuple(workload.split("/"))]["spec"]["template"]["spec"]
+    container = next(each for each in spec["containers"] if each["name"] == name)
+    sources = {volume["name"]: source(objects, given, volume) for volume in spec["volumes"]}
+
+    writable = []
+    for mount in container["volumeMounts"]:
+        target = os.path.join(directory, "root", mount["mountPath"].lstrip("/"))
+        os.makedirs(target, exist_ok=True)
+        files = sources[mount["name"]]
+        if files is None:
+            writable.append(f"{mount['name']} {mount['mountPath']}")
+            continue
+        for file, content in files.items():
+            write(os.path.join(target, file), content)
+
+    context = spec.get("securityContext", {}) | container.get("securityContext", {})
+    lines(os.path.join(directory, "volumes"), writable)
+    lines(os.path.join(directory, "args"), container["args"])
+    lines(os.path.join(directory, "env"), environment(given, container.get("env", [])))
+    lines(os.path.join(directory, "user"), [f"{context['runAsUser']}:{context['runAsGroup']}"])
+    probe = container.get("readinessProbe")
+    lines(os.path.join(directory, "port"), [probe["httpGet"]["port"] if probe else 0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
