@@ -75,6 +75,10 @@ uninstall: ## remove what install has put there; the cache, and a configuration 
 	@if cmp -s contrib/larder.yaml $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; then \
 	  rm -f $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; rmdir $(DESTDIR)$(SYSCONFDIR)/larder 2>/dev/null || true; fi
 
+.PHONY: chart
+chart: build ## lint, render, validate and start what the Helm chart deploys, without a cluster (root, Go)
+	tests/chart/run $(LARDER)
+
 .PHONY: kind-up
 kind-up: ## make a cluster with kind that pulls through Larder (Docker, kind, helm, kubectl; docs/kind.md)
 	tests/kind/up
