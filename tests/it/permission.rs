@@ -35,7 +35,7 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
             "{what}: {got:?}"
         );
         assert_eq!(got.header("www-authenticate"), Some("Bearer realm=\"larder\""), "{what}");
-        let got = desk.change_by("wrong", method, what);
+        let got = desk.change_by("gu3ssed", method, what);
         assert!(
             got.status == 401 && got.text().contains("this is not the token"),
             "{what}: {got:?}"
@@ -55,7 +55,7 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
         assert_eq!(plain("GET", what, &[("Host", "evil.test")]).status, 401, "{what}");
         assert_eq!(plain("GET", what, &[("Host", "localhost")]).status, 200, "{what}");
         assert_eq!(desk.change("GET", what).status, 200, "{what}");
-        assert_eq!(desk.change_by("wrong", "GET", what).status, 401, "{what}");
+        assert_eq!(desk.change_by("gu3ssed", "GET", what).status, 401, "{what}");
     }
     let foreign =
         |path: &str| request(desk.management, "GET", path, &[("Host", "evil.test")]).status;
@@ -76,7 +76,8 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
     assert!(got.status == 403 && got.text().contains("the log says why"), "{got:?}");
     assert_eq!(desk.look("pins")["pins"].as_array().map(Vec::len), Some(2));
     let log = desk.log();
-    for secret in [TOKEN, "another", "wrong"] {
+    assert!(log.contains("management: a wrong token from 127.0.0.1"), "{log}");
+    for secret in [TOKEN, "another", "gu3ssed"] {
         assert!(!log.contains(secret), "{log}");
     }
 }
@@ -222,7 +223,7 @@ fn answer_says_what_is_wrong_as_json_whatever_it_is() {
     refused(desk.ask("/nothing"), 404);
     refused(desk.change("POST", "prefetch?image=app"), 409);
     refused(desk.change("POST", "flights/resume"), 409);
-    refused(desk.change_by("wrong", "POST", "flights/resume"), 401);
+    refused(desk.change_by("gu3ssed", "POST", "flights/resume"), 401);
     refused(desk.change("POST", "status"), 405);
     assert_eq!(desk.look("status")["airGapped"], true);
 }

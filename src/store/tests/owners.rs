@@ -32,7 +32,7 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     let manifest = put(&store, b"{}");
     let image = name("quay.io/team/app");
     let media_type = MediaType::parse("application/vnd.oci.image.manifest.v1+json").unwrap();
-    let now = std::time::SystemTime::now();
+    let now = SystemTime::now();
     let record = ManifestRecord { media_type: media_type.clone(), size: 2, fetched: now };
     store.put_manifest(&image, &manifest, &record).unwrap();
     let (fetched, checked) = (now, now);
@@ -48,7 +48,7 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     store.add_pins(&["quay.io/*".to_owned()]).unwrap();
     store.set_offline(true).unwrap();
     store.settle_index().unwrap();
-    assert!(store.turn(Chore::Scrub, std::time::Duration::ZERO, now).is_none());
+    assert!(store.turn(Chore::Scrub, Duration::ZERO, now).is_none());
     drop(store.begin_sweep().unwrap());
     let mut spool = store.spool(Algorithm::Sha256).unwrap();
     spool.write(b"imported").unwrap();
