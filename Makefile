@@ -41,7 +41,7 @@ e2e: build ## pull with the real clients through Larder (root and Debian package
 
 .PHONY: static
 static: ## build the static binary, target/static/ARCH/larder (ARCH=amd64 or arm64, default this machine's)
-	scripts/build-static $(ARCH)
+	SYSROOT=$(SYSROOT) scripts/build-static $(ARCH)
 
 .PHONY: image-tar
 image-tar: ## put what `make static` has built into an image, target/larder-image.tar (buildah)

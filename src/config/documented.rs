@@ -22,7 +22,7 @@ const LEVELS: [(&str, &str); 13] = [
 ];
 
 /// A key, after the level that it is on.
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 #[test]
 fn every_key_is_documented_and_every_documented_key_is_one() {
@@ -37,7 +37,7 @@ fn every_key_is_documented_and_every_documented_key_is_one() {
 }
 
 /// What the parser says that it would have taken.
-fn known() -> Vec<Key> {
+pub(super) fn known() -> Vec<Key> {
     let of_level = |(level, text): (&str, &str)| {
         let text = text.replace('?', "unheardOf");
         let error = super::parse(Path::new("larder.yaml"), &text).unwrap_err().to_string();

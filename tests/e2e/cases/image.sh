@@ -23,6 +23,16 @@ equal "its volume" '{"/var/lib/larder":{}}' "$(jq -c .config.Volumes "$CASE_DIR/
 equal "its version" "$VERSION" "$(jq -r '.config.Labels["org.opencontainers.image.version"]' "$CASE_DIR/config.json")"
 equal "its licence" Apache-2.0 "$(jq -r '.config.Labels["org.opencontainers.image.licenses"]' "$CASE_DIR/config.json")"
 
+if [[ -x $ROOT/target/static/arm64/larder ]]; then
+  step "arm64 is in it as well"
+  skopeo_ copy --quiet --override-arch arm64 "oci-archive:$TAR" "dir:$CASE_DIR/arm64"
+  tar -xzf "$CASE_DIR/arm64/$(jq -r '.layers[0].digest' "$CASE_DIR/arm64/manifest.json" | cut -d : -f 2)" -C "$CASE_DIR/arm64"
+  same_bytes "its program" "$ROOT/target/static/arm64/larder" "$CASE_DIR/arm64/larder"
+  if type -P qemu-aarch64 >/dev/null; then
+    equal "what it says" "larder $VERSION" "$(client qemu-aarch64 "$CASE_DIR/arm64/larder" version)"
+  fi
+fi
+
 step "containerd imports it, and runs Larder from it"
 registry_start
 larder_config "127.0.0.1:$REGISTRY_PORT"
