@@ -70,9 +70,7 @@ impl Token {
             ))),
         }
     }
-}
 
-impl Token {
     fn is_to_be_said(&self, now: Instant) -> bool {
         // Whatever state it was left in is a time.
         let mut said = self.wrong_said.lock().unwrap_or_else(PoisonError::into_inner);
