@@ -52,6 +52,8 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     drop(store.begin_sweep().unwrap());
     let mut spool = store.spool(Algorithm::Sha256).unwrap();
     spool.write(b"imported").unwrap();
+    // As a kill would leave it.
+    let _unfinished = store.spool(Algorithm::Sha256).unwrap();
     spool.commit(None).unwrap();
 
     let made = below(directory.path());
