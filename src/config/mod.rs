@@ -251,7 +251,7 @@ impl Settings {
 /// `helloWorld`: nobody is asked for that image, and what a server is to have must not be evicted.
 fn has_image_of_its_own(settings: &mut cache::Settings) {
     let image = hello::reference();
-    settings.freshness.own = Some(image.name.clone());
+    settings.freshness.own = Some(image.clone());
     settings.upkeep.pins.pins.push(Choice::Exact(image));
 }
 
