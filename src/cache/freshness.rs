@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use crate::oci::{ImageName, Pattern, Tag, Upstream};
+use crate::oci::{ImageName, PartReference, Pattern, Reference, Tag, Upstream};
 
 /// How long the answer to "which manifest is this tag" stays good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum OnUpstreamDelete {
 pub struct FreshnessPolicy {
     /// The image that is this server's own, if there is one: nobody else knows it better, whatever the rules
     /// say.
-    pub own: Option<ImageName>,
+    pub own: Option<PartReference>,
     /// Whether `latest` is asked for every time whatever the rules say.
     pub always_pull_latest: bool,
     /// By registry. A registry's own rules stand before those for all.
@@ -83,7 +83,7 @@ impl FreshnessPolicy {
 
     /// How long this tag is believed.
     pub fn ttl(&self, name: &ImageName, tag: &Tag) -> Ttl {
-        if self.own.as_ref() == Some(name) {
+        if self.own.as_ref().is_some_and(|own| is_tag_of(own, name, tag)) {
             return Ttl::Forever;
         }
         if self.always_pull_latest && tag.as_str() == "latest" {
@@ -131,6 +131,10 @@ impl FreshnessPolicy {
             Belief::Stale
         }
     }
+}
+
+fn is_tag_of(image: &PartReference, name: &ImageName, tag: &Tag) -> bool {
+    image.name == *name && matches!(&image.reference, Some(Reference::Tag(own)) if own == tag)
 }
 
 #[cfg(test)]
@@ -208,13 +212,15 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_for_what_is_our_own() {
-        let own = Some(quay());
+        let own = Some(PartReference::parse("quay.io/org/app:latest").unwrap());
         let asked =
             FreshnessPolicy { always_pull_latest: true, ..FreshnessPolicy::of(Ttl::Always) };
         let policy = FreshnessPolicy { own, ..asked };
         let belief = policy.belief(&quay(), &"latest".parse().unwrap(), at(0), at(1_000_000));
         assert_eq!(belief, Belief::Fresh(None));
         assert_eq!(policy.ttl(&image("ghcr.io"), &"latest".parse().unwrap()), Ttl::Always);
+        let other = policy.ttl(&quay(), &"linux".parse().unwrap());
+        assert_eq!(other, Ttl::Always, "another tag of that name is the registry's");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! What is written is written whole, and over nothing that somebody else has written.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
@@ -73,9 +74,14 @@ fn print(client: Client, documents: &[Document]) {
 
 /// What was typed, and what the configuration says about the registries.
 fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, CommandError> {
-    let servers: Result<Vec<Server>, MirrorError> =
-        typed.servers.iter().map(|server| server.parse()).collect();
-    let mut servers = servers.map_err(refused)?;
+    let mut servers: Vec<Server> = Vec::new();
+    for server in &typed.servers {
+        let server = server.parse().map_err(refused)?;
+        // TOML takes no table twice.
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
     if servers.is_empty() {
         servers.push(this_server(settings));
     }
@@ -263,11 +269,25 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", std::process::id()));
-    fs::write(&temporary, text)?;
-    fs::rename(&temporary, path).inspect_err(|_| {
+    let temporary = Path::new(&temporary);
+    let written = write_as(path, temporary, text).and_then(|()| fs::rename(temporary, path));
+    written.inspect_err(|_| {
         // A leftover would only be in the way.
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
     })
+}
+
+/// For those whom the former text was for, which may say passwords: Docker's proxies have some.
+fn write_as(former: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    if let Ok(former) = fs::metadata(former) {
+        // Who may not give files away is their owner already.
+        let _ = fchown(&file, Some(former.uid()), Some(former.gid()));
+        file.set_permissions(former.permissions())?;
+    }
+    file.write_all(text.as_bytes())?;
+    // Else it may be empty after a power cut, and the former one gone.
+    file.sync_all()
 }
 
 fn write_error(path: &Path, source: io::Error) -> CommandError {

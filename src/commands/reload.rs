@@ -306,7 +306,9 @@ impl Reloader {
         Ok(settings)
     }
 
-    fn take(&mut self, settings: Settings, why: Why) {
+    fn take(&mut self, mut settings: Settings, why: Why) {
+        let after_restart = self.started.differences(&settings).after_restart;
+        settings.keep_hello_world_of(&self.started);
         let changes = self.running.apply(&settings);
         if why == Why::Hangup {
             self.running.registries.look_again();
@@ -314,7 +316,6 @@ impl Reloader {
         let because = if why == Why::Hangup { "SIGHUP" } else { "the file has changed" };
         let at_once = self.in_force.differences(&settings).at_once;
         log::info!("configuration reloaded ({because}): {}", summary(&at_once, &changes));
-        let after_restart = self.started.differences(&settings).after_restart;
         if !after_restart.is_empty() {
             let keys = after_restart.join(", ");
             log::warn!("configuration: {keys} changed; they take effect after a restart");

@@ -236,10 +236,22 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
     Ok(settings)
 }
 
+impl Settings {
+    /// Leaves `helloWorld` as it was at the start, when its image came into the cache or did not.
+    pub fn keep_hello_world_of(&mut self, started: &Settings) {
+        if self.cache.freshness.own.take().is_some() {
+            self.cache.upkeep.pins.pins.pop();
+        }
+        if started.cache.freshness.own.is_some() {
+            has_image_of_its_own(&mut self.cache);
+        }
+    }
+}
+
 /// `helloWorld`: nobody is asked for that image, and what a server is to have must not be evicted.
 fn has_image_of_its_own(settings: &mut cache::Settings) {
     let image = hello::reference();
-    settings.freshness.own = Some(image.name.clone());
+    settings.freshness.own = Some(image.clone());
     settings.upkeep.pins.pins.push(Choice::Exact(image));
 }
 

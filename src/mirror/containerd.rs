@@ -61,8 +61,9 @@ fn keys(mirror: &Mirror, server: &Server, indent: &str) -> String {
 
 /// As Go reads it.
 fn duration(duration: Duration) -> String {
-    match duration.subsec_millis() {
+    match duration.subsec_nanos() {
         0 => format!("{}s", duration.as_secs()),
-        _ => format!("{}ms", duration.as_millis()),
+        nanos if nanos.is_multiple_of(1_000_000) => format!("{}ms", duration.as_millis()),
+        _ => format!("{}ns", duration.as_nanos()),
     }
 }

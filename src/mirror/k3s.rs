@@ -1,9 +1,10 @@
 //! k3s and RKE2: `registries.yaml`, of which they make containerd's configuration themselves.
 //!
 //! `"*"` is for every registry that has no entry, since v1.26.13, v1.27.10, v1.28.6 and v1.29.1. There is no
-//! time-out for dialling, and not falling back is a word in the server's own configuration.
+//! time-out for dialling, and not falling back is a word in the server's own configuration. Falling back is
+//! to https, so a registry in the clear is named as the last of its own endpoints.
 
-use super::{Fallback, MARK, Mirror, Server, quoted};
+use super::{Fallback, MARK, Mirror, Registry, Server, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> String {
     let mut text = format!("{MARK}, which writes over it.\n");
@@ -12,10 +13,13 @@ pub(super) fn text(mirror: &Mirror) -> String {
     }
     text += "mirrors:\n";
     let urls: Vec<String> = mirror.servers.iter().map(Server::url).collect();
-    let listed = mirror.registries.iter().map(|registry| registry.name.as_str());
-    for name in std::iter::once("*").chain(listed) {
+    let listed = mirror.registries.iter().map(|registry| (registry.name.as_str(), Some(registry)));
+    for (name, registry) in std::iter::once(("*", None)).chain(listed) {
         text += &format!("  {}:\n    endpoint:\n", quoted(name));
-        text.extend(urls.iter().map(|url| format!("      - {}\n", quoted(url))));
+        let is_last = |it: &&Registry| it.is_plain && mirror.fallback == Fallback::Registry;
+        let last = registry.filter(is_last).map(Registry::url);
+        let endpoints = urls.iter().chain(&last);
+        text.extend(endpoints.map(|url| format!("      - {}\n", quoted(url))));
     }
     text + &configs(mirror)
 }

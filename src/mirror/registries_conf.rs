@@ -12,9 +12,10 @@ pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
     for registry in mirror.one_by_one() {
         text += "\n[[registry]]\n";
         text += &format!("prefix = {}\n", quoted(registry.name.as_str()));
-        let (location, mirrors) = match (mirror.fallback, mirror.servers.split_first()) {
-            // What it is prefixed with is replaced by where it is, so Larder can stand for the registry.
-            (Fallback::None, Some((first, others))) => (place(mirror, first, &registry)?, others),
+        let (location, mirrors) = match (mirror.fallback, mirror.servers.split_last()) {
+            // What it is prefixed with is replaced by where it is, so Larder can stand for the registry. That
+            // is asked after all mirrors.
+            (Fallback::None, Some((last, others))) => (place(mirror, last, &registry)?, others),
             _ => (itself(&registry), &mirror.servers[..]),
         };
         text += &location;

@@ -62,6 +62,13 @@ fn containerd_shows_and_wants_certificates_where_larder_speaks_tls() {
 }
 
 #[test]
+fn a_time_out_below_a_millisecond_is_one() {
+    let dial_timeout = Duration::from_micros(250);
+    let text = texts(&Mirror { dial_timeout, ..mirror(&["a:1"]) }, Client::Containerd).remove(0);
+    assert!(text.contains("dial_timeout = \"250000ns\""), "0s would be none: {text}");
+}
+
+#[test]
 fn containerd_without_fallback_knows_no_other_server() {
     let alone = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
     let keys = "capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\n";
@@ -99,15 +106,15 @@ fn podman_finds_the_registry_in_the_path_and_a_port_by_its_alias() {
 }
 
 #[test]
-fn podman_without_fallback_takes_larder_for_the_registry() {
+fn podman_without_fallback_takes_the_last_larder_for_the_registry() {
     let mirror = Mirror {
         fallback: Fallback::None,
         trust: trust(),
         ..mirror(&["https://a:1", "https://b:2"])
     };
     let text = texts(&mirror, Client::RegistriesConf).remove(0);
-    let part = "\n[[registry]]\nprefix = \"quay.io\"\nlocation = \"a:1/quay.io\"\n[[registry.mirror]]\n\
-                location = \"b:2/quay.io\"\n";
+    let part = "\n[[registry]]\nprefix = \"quay.io\"\nlocation = \"b:2/quay.io\"\n[[registry.mirror]]\n\
+                location = \"a:1/quay.io\"\n";
     assert!(text.contains(part), "{text}");
     assert!(!text.contains("insecure"), "{text}");
     assert!(text.contains("# Copy /ca.crt to /etc/containers/certs.d/a:1/ca.crt"), "{text}");
@@ -142,8 +149,22 @@ fn what_docker_is_told_already_stays() {
 }
 
 #[test]
+fn k3s_is_told_where_a_registry_in_the_clear_is_itself() {
+    let mirror = Mirror { registries: vec![corp()], ..mirror(&["a:1"]) };
+    let endpoints = |mirror: &Mirror| -> Vec<String> {
+        let text = texts(mirror, Client::K3s).remove(0);
+        let entry = text.split_once("\"registry.corp:5000\":\n    endpoint:\n").unwrap().1;
+        entry.lines().map(str::to_owned).collect()
+    };
+    let (larder, itself) = ("      - \"http://a:1\"", "      - \"http://registry.corp:5000\"");
+    assert_eq!(endpoints(&mirror), [larder, itself]);
+    assert_eq!(endpoints(&Mirror { fallback: Fallback::None, ..mirror }), [larder]);
+}
+
+#[test]
 fn k3s_mirrors_all_by_a_star_and_has_certificates_apart() {
-    let mirror = Mirror { registries: vec![corp()], trust: trust(), ..mirror(&["https://a:1"]) };
+    let corp = Registry { is_plain: false, ..corp() };
+    let mirror = Mirror { registries: vec![corp], trust: trust(), ..mirror(&["https://a:1"]) };
     let expected = "mirrors:\n  \"*\":\n    endpoint:\n      - \"https://a:1\"\n  \
                     \"registry.corp:5000\":\n    endpoint:\n      - \"https://a:1\"\nconfigs:\n  \
                     \"a:1\":\n    tls:\n      ca_file: \"/ca.crt\"\n      cert_file: \"/n.crt\"\n      \

@@ -73,8 +73,10 @@ impl Store {
                 .map_err(|error| StoreError::write(parent, error))?;
         }
         for _ in 0..LOCK_ROUNDS_MAX {
-            let file = open_partial(&path).map_err(|error| StoreError::write(&path, error))?;
-            self.inner.layout.owner().give(&file);
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false);
+            let opened = self.inner.layout.owner().open(&mut options, &path);
+            let file = opened.map_err(|error| StoreError::write(&path, error))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
@@ -122,10 +124,6 @@ impl Store {
         self.inner.note_bytes_added(bytes.len() as u64);
         Ok(())
     }
-}
-
-fn open_partial(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 /// Whether `path` still names the file that is open.

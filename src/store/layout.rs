@@ -4,7 +4,7 @@
 //! with `_`, so `_tags`, `_manifests` and `_lists` cannot collide with a repository's component.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
@@ -49,13 +49,9 @@ impl Layout {
 
     /// Opens a file that is there to be locked, and makes it if it is not.
     pub(super) fn open_lock(&self, path: &Path) -> io::Result<File> {
-        match File::options().create(true).append(true).open(path) {
+        match self.owner.open(File::options().create(true).append(true), path) {
             // Another user's command has made it; to be locked it need not be written.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
-            Ok(file) => {
-                self.owner.give(&file);
-                Ok(file)
-            }
             other => other,
         }
     }
@@ -212,8 +208,8 @@ impl Layout {
             self.create_if_missing(&path, content).map_err(|source| (path, source))?;
         }
         let lock = self.sweep_lock();
-        let made = File::options().create(true).append(true).open(&lock);
-        made.map(|file| self.owner.give(&file)).map_err(|source| (lock, source))
+        let made = self.owner.open(File::options().create(true).append(true), &lock);
+        made.map(drop).map_err(|source| (lock, source))
     }
 
     /// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
@@ -228,8 +224,11 @@ impl Layout {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
         let temporary = path.with_file_name(name);
-        fs::write(&temporary, content)?;
-        self.owner.give_path(&temporary);
+        // What a kill has left under that name, or somebody has put there.
+        let _ = fs::remove_file(&temporary);
+        let mut file = File::create_new(&temporary)?;
+        self.owner.give(&file);
+        file.write_all(content)?;
         let placed = match is_empty {
             true => fs::rename(&temporary, path),
             // Fails if another process was faster, whose file may hold more by now. Not all file systems have

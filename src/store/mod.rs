@@ -182,7 +182,11 @@ impl Store {
     pub fn set_offline(&self, offline: bool) -> Result<(), StoreError> {
         let path = self.inner.layout.offline_switch();
         let switched = match offline {
-            true => File::create(&path).map(|file| self.inner.layout.owner().give(&file)),
+            true => {
+                let mut options = File::options();
+                options.write(true).create(true).truncate(true);
+                self.inner.layout.owner().open(&mut options, &path).map(drop)
+            }
             false => fs::remove_file(&path),
         };
         match switched {

@@ -3,11 +3,16 @@
 //! A server seldom runs as root, and an operator's `sudo larder import` does. What root makes, the server
 //! could read and not renew, replace or add to: images would be evicted as if nobody pulled them. So it is
 //! given to whom the directory belongs.
+//!
+//! He may be the server that somebody has broken into, and has put there what root is to open: a link to a
+//! file of root's must not make that file his.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, fchown, lchown};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown, lchown};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
 /// User and group of the directory, if they are somebody else's than root's, whom this process runs as.
@@ -24,10 +29,20 @@ impl Owner {
         Owner(geteuid().is_root().then(of_root).flatten())
     }
 
+    /// Opens a file whose name anybody may know beforehand, and gives it. A link is an error.
+    pub(super) fn open(self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        // The flag is a small positive number on every system.
+        let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)?;
+        self.give(&file);
+        Ok(file)
+    }
+
     /// Gives a file that was made. Where that is not allowed (a file system without owners), it stays as it
-    /// is, and serves as well as it can.
+    /// is, and serves as well as it can. One that has another name is another's as well.
     pub(super) fn give(self, file: &File) {
-        if let Owner(Some((user, group))) = self {
+        if let Owner(Some((user, group))) = self
+            && file.metadata().is_ok_and(|is| is.is_file() && is.nlink() == 1)
+        {
             let _ = fchown(file, Some(user), Some(group));
         }
     }

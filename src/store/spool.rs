@@ -93,6 +93,8 @@ impl Inner {
         let name = temporary.file_name().unwrap_or_default().to_string_lossy();
         let path = temporary.with_file_name(format!("{PREFIX}{name}"));
         let file = File::create_new(&path).map_err(|error| StoreError::write(&path, error))?;
+        // At once: what a kill leaves has to be opened by whoever is to remove it.
+        self.layout.owner().give(&file);
         Ok((path, file))
     }
 }

@@ -35,10 +35,9 @@ impl Store {
     pub fn turn(&self, chore: Chore, every: Duration, now: SystemTime) -> Option<Turn> {
         let path = self.mark(chore);
         if !path.exists() {
-            let created = File::create(&path).and_then(|mark| {
-                self.inner.layout.owner().give(&mark);
-                mark.set_modified(now)
-            });
+            let owner = self.inner.layout.owner();
+            let created = owner.open(File::options().create(true).append(true), &path);
+            let created = created.and_then(|mark| mark.set_modified(now));
             return created.err().and(None);
         }
         let mark = File::options().append(true).open(&path).ok()?;

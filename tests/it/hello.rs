@@ -5,10 +5,11 @@ use crate::support::process::{Process, run};
 
 const PATH: &str = "/v2/library/hello-world";
 
-/// A server that asks a registry every time if it asks at all, and may not ask this one.
+/// Such a server asks a registry every time if it asks at all, and may not ask this one.
+const CLOSED: &str = "fsync: false\ntagTtl: 0\nalwaysPullLatest: true\nunlistedRegistries: deny\n";
+
 fn serve(directory: &std::path::Path) -> Process {
-    let text = "fsync: false\ntagTtl: 0\nalwaysPullLatest: true\nunlistedRegistries: deny\nhelloWorld: true\n";
-    Process::serve_file(directory, text)
+    Process::serve_file(directory, &format!("{CLOSED}helloWorld: true\n"))
 }
 
 #[test]
@@ -59,6 +60,28 @@ fn the_image_is_pinned_while_it_is_served_and_comes_back_at_a_start() {
     assert!(!larder(&["list"]).1.contains("hello-world"));
     let process = serve(directory.path());
     assert_eq!(get(process.address, &format!("{PATH}/manifests/latest?ns=docker.io")).status, 200);
+}
+
+#[test]
+fn a_reload_leaves_it_as_it_was_at_the_start() {
+    let ask = |process: &Process| {
+        let got = get(process.address, &format!("{PATH}/manifests/latest?ns=docker.io"));
+        (got.status, got.header("warning").is_some())
+    };
+    let reload = |process: &mut Process, directory: &std::path::Path, text: &str| {
+        Process::put_config(directory, &format!("{CLOSED}{text}"));
+        process.signal("HUP");
+        process.wait_until_it_logs("helloWorld changed; they take effect after a restart");
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut process = serve(directory.path());
+    reload(&mut process, directory.path(), "pin: [alpine]\n");
+    assert_eq!(ask(&process), (200, false), "nobody is asked");
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut process = Process::serve_file(directory.path(), CLOSED);
+    reload(&mut process, directory.path(), "helloWorld: true\n");
+    assert_eq!(ask(&process), (404, false));
 }
 
 #[test]

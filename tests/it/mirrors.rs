@@ -1,6 +1,7 @@
 //! `larder hosts-toml`: what is printed, what is written, and what is left as it is.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::process::{Process, larder, run};
@@ -55,6 +56,12 @@ fn a_configuration_says_where_larder_is_and_which_registries_there_are() {
 }
 
 #[test]
+fn a_server_that_is_typed_twice_is_told_once() {
+    let (_, printed, _) = hosts_toml(&["larder:8080", "http://b:1", "http://larder:8080/"]);
+    assert_eq!(printed.matches("[host.\"http://larder:8080\"]").count(), 1, "{printed}");
+}
+
+#[test]
 fn what_is_written_is_written_once_and_over_what_larder_wrote() {
     let (_directory, path, certs_d) = place("certs.d");
     let write = |server: &str| {
@@ -100,6 +107,7 @@ fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
 fn docker_is_told_beside_what_it_is_told_already() {
     let (_directory, path, daemon_json) = place("daemon.json");
     fs::write(&path, "{\"debug\": true}").expect("a file");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
     let write = || hosts_toml(&["larder:8080", "--for", "docker", "--write", &daemon_json]);
     for _ in 0..2 {
         let (code, _, said) = write();
@@ -108,6 +116,8 @@ fn docker_is_told_beside_what_it_is_told_already() {
         let expected =
             serde_json::json!({"debug": true, "registry-mirrors": ["http://larder:8080"]});
         assert_eq!(told, expected);
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "Docker is told passwords there");
     }
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");

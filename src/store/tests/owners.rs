@@ -1,10 +1,10 @@
 //! Whose the files are that root makes in a cache of somebody else.
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::Chore;
+use crate::store::{Chore, DiskUsage};
 
 /// Nobody whom a machine has; root may name any.
 const SOMEBODY: u32 = 65_532;
@@ -52,6 +52,8 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     drop(store.begin_sweep().unwrap());
     let mut spool = store.spool(Algorithm::Sha256).unwrap();
     spool.write(b"imported").unwrap();
+    // As a kill would leave it.
+    let _unfinished = store.spool(Algorithm::Sha256).unwrap();
     spool.commit(None).unwrap();
 
     let made = below(directory.path());
@@ -60,4 +62,42 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
         let metadata = fs::symlink_metadata(&path).unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY), "{}", path.display());
     }
+}
+
+#[test]
+fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
+    let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "root's").unwrap();
+    let layer = sha256(b"a layer");
+    drop(open(directory.path()));
+    let incoming = directory.path().join("incoming");
+    fs::create_dir(incoming.join("quay.io")).unwrap();
+    let made = outside.path().join("made");
+    symlink(&made, directory.path().join("scrubbed")).unwrap();
+    for name in ["prune.lock", "pins.lock", "index.lock", "../offline"] {
+        symlink(&secret, incoming.join(name)).unwrap();
+    }
+    symlink(&secret, incoming.join("quay.io").join(layer.dashed())).unwrap();
+    // Where links to files of others can be made, one of these is as good.
+    fs::hard_link(&secret, incoming.join("usage.lock")).unwrap();
+    if chown(directory.path(), Some(SOMEBODY), Some(SOMEBODY)).is_err() {
+        return;
+    }
+    let store = open(directory.path());
+    assert!(store.begin_sweep().is_err());
+    assert!(store.add_pins(&["quay.io/*".to_owned()]).is_err());
+    assert!(store.write_index().is_err());
+    assert!(store.set_offline(true).is_err());
+    assert!(store.ingest(&quay(), &layer, None).is_err());
+    assert!(store.turn(Chore::Scrub, Duration::ZERO, SystemTime::now()).is_none());
+    let _ = store.walk_usage(&DiskUsage::default(), &SystemTime::now, &mut || true).unwrap();
+    assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
+    assert!(fs::read(&secret).unwrap() == b"root's" && !made.exists());
+
+    fs::remove_file(incoming.join("sweep.lock")).unwrap();
+    symlink(&secret, incoming.join("sweep.lock")).unwrap();
+    let store = open(directory.path());
+    assert!(store.set_offline(true).is_err());
+    assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
 }
