@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -36,6 +36,11 @@ const KEPT_SUFFIX: &str = ".before-larder";
 pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<(), CommandError> {
     let client = typed.client.as_deref().unwrap_or("containerd");
     let client: Client = client.parse().map_err(|error| CommandError::usage("--for", &error))?;
+    if client == Client::Docker && !typed.registry.is_empty() {
+        let text =
+            "hosts-toml: Docker mirrors docker.io and no other registry; leave out --registry";
+        return Err(CommandError::Usage(text.into()));
+    }
     let mirror = mirror(settings, typed)?;
     let documents = mirror.documents(client).map_err(refused)?;
     let Some(place) = &typed.write else {
@@ -181,8 +186,10 @@ impl Placing<'_> {
         let usual = Path::new(self.client.usual_place());
         match &document.path {
             Some(path) => self.place.join(path),
-            // A directory of drop-ins, say.
-            None if self.place.is_dir() => self.place.join(usual.file_name().unwrap_or_default()),
+            // A directory, of drop-ins say, whether it is there already or not.
+            None if self.place.is_dir() || self.place.extension() != usual.extension() => {
+                self.place.join(usual.file_name().unwrap_or_default())
+            }
             None => self.place.to_owned(),
         }
     }
@@ -267,8 +274,10 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
+    // In containers all processes have the same number.
+    let since_epoch = UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
+    temporary.push(format!(".{}-{since_epoch}.new", std::process::id()));
     let temporary = Path::new(&temporary);
     let written = write_as(path, temporary, text).and_then(|()| fs::rename(temporary, path));
     written.inspect_err(|_| {
@@ -279,7 +288,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 /// For those whom the former text was for, which may say passwords: Docker's proxies have some.
 fn write_as(former: &Path, path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::create_new(path)?;
     if let Ok(former) = fs::metadata(former) {
         // Who may not give files away is their owner already.
         let _ = fchown(&file, Some(former.uid()), Some(former.gid()));

@@ -1,7 +1,8 @@
 //! Where log lines go.
 
-use std::fs::File;
-use std::io::{self, LineWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, LineWriter, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
 use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
@@ -17,7 +18,7 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
     let out: Box<dyn Write + Send> = match file {
         None => Box::new(io::stderr()),
         Some(path) => {
-            let opened = File::options().create(true).append(true).open(path);
+            let opened = open(path);
             let doing = "open the log file (logFile)";
             Box::new(opened.map_err(|source| CommandError::System { doing, source })?)
         }
@@ -32,6 +33,25 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
         log::warn!("logging was started before; that logger stays in force");
     }
     Ok(())
+}
+
+/// Opens a log file for appending. One that root's command makes, before a server of another user could, is
+/// given to whom its directory belongs: that server would else not start.
+fn open(path: &Path) -> io::Result<File> {
+    match File::options().create_new(true).append(true).open(path) {
+        Ok(file) => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            if let Ok(owner) = fs::metadata(directory.unwrap_or(Path::new("."))) {
+                // Refused to everybody but root, who made it his own.
+                let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+            }
+            Ok(file)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            File::options().append(true).open(path)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Changes how much is logged.
@@ -58,4 +78,27 @@ fn format() -> Config {
         .add_filter_ignore_str("ureq")
         .add_filter_ignore_str("rustls")
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    #[test]
+    fn a_new_log_is_its_directorys_owners_and_an_old_one_is_gone_on_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("larder.log");
+        // Who may not give files away is not root, and makes only what is his own.
+        let _ = chown(directory.path(), Some(65_532), Some(65_532));
+        let owner = fs::metadata(directory.path()).unwrap();
+        for text in ["one\n", "two\n"] {
+            open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+        let log = fs::metadata(&path).unwrap();
+        assert_eq!((log.uid(), log.gid()), (owner.uid(), owner.gid()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        assert!(open(&directory.path().join("none/larder.log")).is_err());
+    }
 }

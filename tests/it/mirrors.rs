@@ -128,8 +128,7 @@ fn docker_is_told_beside_what_it_is_told_already() {
 
 #[test]
 fn a_directory_of_drop_ins_gets_a_file_of_its_own() {
-    let (directory, path, registries_d) = place("registries.conf.d/");
-    fs::create_dir(&path).expect("a directory");
+    let (directory, _, registries_d) = place("registries.conf.d");
     let (code, _, said) = hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
     assert_eq!(code, Some(0), "{said}");
     let written = directory.path().join("registries.conf.d/50-larder.conf");
@@ -162,6 +161,7 @@ fn what_is_typed_wrong_is_said() {
         (&["--ca", "/ca.crt"], "https://"),
         (&["--client-cert", "/c"], "--client-key"),
         (&["--for", "docker", "--no-fallback"], "fall back"),
+        (&["--for", "docker", "--registry", "quay.io"], "--registry"),
         (&["--stay"], "--write"),
         (&["--for", "podman", "--registry", "a:1"], "alias"),
     ] {
