@@ -168,8 +168,27 @@ fn first_line(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     let line = line.strip_prefix("error: ").unwrap_or(line);
     match line.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
-        Some((_, reason)) => reason.to_owned(),
-        None => line.to_owned(),
+        Some((_, reason)) => for_operators(reason),
+        None => for_operators(line),
+    }
+}
+
+/// What the parser says to programmers, said to whoever wrote the file.
+fn for_operators(reason: &str) -> String {
+    match reason {
+        "expected mapping start" => {
+            "this is a map: `key: value` on lines of their own, or {key: value}".into()
+        }
+        "expected sequence start" => {
+            "this is a list: lines that begin with `- `, or [one, other]".into()
+        }
+        other => {
+            let twice = other.strip_prefix("duplicate mapping key: ");
+            match twice.and_then(|rest| rest.split_once(", set DuplicateKeyPolicy")) {
+                Some((key, _)) => format!("the key {key} stands there twice"),
+                None => other.to_owned(),
+            }
+        }
     }
 }
 
@@ -557,7 +576,7 @@ metrics: 8090
             ("tagTtl: 5", "larder.yaml:1:9:", "unit"),
             ("logLevel: loud", "larder.yaml:1:11:", "debug, info, warn, error"),
             ("host: nowhere", "larder.yaml:1:7:", "IP address"),
-            ("port: 1\nport: 2", "larder.yaml:2:1:", "duplicate"),
+            ("port: 1\nport: 2", "larder.yaml:2:1:", "the key port stands there twice"),
             ("registries:\n  - name: a b", "larder.yaml:2:11:", "host name"),
             ("registries:\n  - scheme: http", "larder.yaml:2:", "name"),
             ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
@@ -573,6 +592,8 @@ metrics: 8090
             ("cacheSize: big", "larder.yaml:1:12:", "10MB"),
             ("freeSpace: 101%", "larder.yaml:1:12:", "10%"),
             ("pin: ['/(/']", "larder.yaml:1:", "not a pattern"),
+            ("pin: quay.io/org/app", "larder.yaml:1:", "this is a list"),
+            ("management: 8090", "larder.yaml:1:13:", "this is a map"),
             ("pruneConfig: {type: age}", "larder.yaml:1:21:", "accessed"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
             (
