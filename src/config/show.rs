@@ -497,12 +497,12 @@ registries:
         let shown = settings(ALL).to_yaml();
         for (level, key) in documented::known() {
             // For people who read the file; what an endpoint's URL says; and secrets in other forms.
-            let is_said_otherwise = match (&*level, &*key) {
-                ("registries", "description" | "scheme") => true,
-                ("auth", "password" | "passwordFromEnv") => true,
-                ("token", "static") => true,
-                _ => false,
-            };
+            let is_said_otherwise = matches!(
+                (&*level, &*key),
+                ("registries", "description" | "scheme")
+                    | ("auth", "password" | "passwordFromEnv")
+                    | ("token", "static")
+            );
             assert!(
                 is_said_otherwise || shown.contains(&format!("{key}:")),
                 "{level}.{key}:\n{shown}"
