@@ -175,6 +175,13 @@ pub enum CommandError {
     },
     /// The server cannot listen.
     Server(ServerError),
+    /// The server cannot listen on a port beside the one that it serves on.
+    Management {
+        /// The keys that name it.
+        keys: &'static str,
+        /// What is wrong.
+        source: ServerError,
+    },
     /// A bundle cannot be read or written, or not all of it.
     Bundle(BundleError),
     /// Nothing, or not all, could be removed.
@@ -223,6 +230,7 @@ impl CommandError {
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
+            | CommandError::Management { .. }
             | CommandError::Bundle(_)
             | CommandError::Prune(_)
             | CommandError::ClientFile { .. }
@@ -306,6 +314,10 @@ impl fmt::Display for CommandError {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
             }
             CommandError::Server(error) => error.fmt(f),
+            CommandError::Management { keys, source: error @ ServerError::Listen { .. } } => {
+                write!(f, "{error}; stop what uses the port, or choose another with {keys}")
+            }
+            CommandError::Management { source, .. } => source.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
             CommandError::Prune(error) => error.fmt(f),
             CommandError::ClientFile { doing, path, source } => {
@@ -333,7 +345,9 @@ impl std::error::Error for CommandError {
             CommandError::ServerTls(error) => Some(error),
             CommandError::Users(error) => Some(error),
             CommandError::Store(error) => Some(error),
-            CommandError::Server(error) => Some(error),
+            CommandError::Server(error) | CommandError::Management { source: error, .. } => {
+                Some(error)
+            }
             CommandError::Bundle(error) => Some(error),
             CommandError::Prune(error) => Some(error),
             CommandError::ClientFile { source, .. }

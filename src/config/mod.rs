@@ -518,7 +518,7 @@ pinLists: [/etc/larder/pins]
 pruneConfig: {enabled: true, duration: 12h, type: created, frequency: 1h, count: 50, dryRun: true}
 management: {port: 8090, tokenFile: /token}
 health: 8091
-metrics: 8090
+metrics: 8092
 ";
         let settings = settings(text).unwrap();
         let cache::Upkeep { room, pins, prune: pruned } = &settings.cache.upkeep;
@@ -542,12 +542,11 @@ metrics: 8090
             .iter()
             .map(|each| (each.address.to_string(), each.scope))
             .collect();
-        // The management port is on loopback unless it is said otherwise, and so it is another than that of
-        // the metrics.
+        // The management port is on loopback unless it is said otherwise.
         let expected = [
             ("127.0.0.1:8090".to_owned(), api::Scope::Everything),
             ("0.0.0.0:8091".to_owned(), api::Scope::Health),
-            ("0.0.0.0:8090".to_owned(), api::Scope::Metrics),
+            ("0.0.0.0:8092".to_owned(), api::Scope::Metrics),
         ];
         assert_eq!(listeners, expected);
     }
@@ -730,6 +729,7 @@ registries:
         for (text, words) in [
             ("port: 8081\nhealth: 8081", "port and health are both 8081"),
             ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
+            ("management: {port: 8081}\nhealth: 8081", "management.port and health are both 8081"),
             ("management: {tokenFile: /t}", "port"),
             ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
             ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),
