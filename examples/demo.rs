@@ -127,7 +127,9 @@ impl Server {
             "--port",
             "0",
         ]);
-        let mut process = command.args(flags).stderr(Stdio::piped()).spawn()?;
+        let started = command.args(flags).stderr(Stdio::piped()).spawn();
+        let mut process =
+            started.map_err(|error| format!("cannot start {}: {error}", larder.display()))?;
         let log = process.stderr.take().ok_or("a pipe for the log")?;
         let mut lines = BufReader::new(log).lines();
         let address = loop {

@@ -108,8 +108,8 @@ pub struct Serve {
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "list")]
 pub struct List {
-    /// images to list: a glob on the full reference such as docker.io/library/*, or a regular
-    /// expression between slashes (default all)
+    /// images to list: references (all tags if there is none), globs such as docker.io/library/*, or /regular
+    /// expressions/ (default all)
     #[argh(positional)]
     pub patterns: Vec<String>,
     /// regular expressions, separated by commas
@@ -235,8 +235,8 @@ pub struct Offline {
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "verify")]
 pub struct Verify {
-    /// images to look at: globs on the full reference, or regular expressions between slashes (default all);
-    /// blobs are hashed whatever images they belong to
+    /// images to look at: references (all tags if there is none), globs such as docker.io/library/*, or /regular
+    /// expressions/ (default all); blobs are hashed whatever images they belong to
     #[argh(positional)]
     pub patterns: Vec<String>,
     /// fetch what is missing or damaged

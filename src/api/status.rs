@@ -160,7 +160,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Reply {
         Refusal::Unauthorized(text) => (401, text.as_str()),
         Refusal::Forbidden(text) => (403, text.as_str()),
         Refusal::NotFound(text) => (404, text.as_str()),
-        Refusal::Method(_) => (405, "this is not done by that method"),
+        Refusal::Method(allowed) => (405, &*format!("this is done by {allowed}")),
         Refusal::Conflict(text) => (409, text.as_str()),
         Refusal::Broken(text) => (500, text.as_str()),
         Refusal::Busy(text) => (503, text.as_str()),

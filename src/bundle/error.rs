@@ -145,8 +145,8 @@ impl fmt::Display for BundleError {
             }
             BundleError::Read { bundle, entry, source } => write!(
                 f,
-                "{bundle}: cannot be read beyond {entry} ({source}); it is damaged or cut off. What \
-                 came before is kept without a name: get a whole copy and import it again"
+                "{bundle}: cannot be read beyond {entry} ({source}); it is damaged, cut off, or no \
+                 tar. What came before is kept without a name: get a whole copy and import it again"
             ),
             BundleError::CutOff { bundle, next } => {
                 write!(f, "{bundle}: its volumes end in the middle; {} is missing", next.display())

@@ -85,24 +85,28 @@ impl Read for VolumeReader {
     }
 }
 
-/// Cuts what is written to it into volumes. Each gets its name when it is finished.
+/// Cuts what is written to it into volumes. Each gets its name when it is finished, and loses it if the last
+/// one never is.
 pub(super) struct VolumeWriter {
     prefix: PathBuf,
     volume_bytes: u64,
     number: u32,
     open: Option<File>,
     room: u64,
+    is_finished: bool,
 }
 
 impl VolumeWriter {
     pub(super) fn new(prefix: &Path, volume_bytes: u64) -> VolumeWriter {
-        VolumeWriter { prefix: prefix.to_owned(), volume_bytes, number: 0, open: None, room: 0 }
+        let prefix = prefix.to_owned();
+        VolumeWriter { prefix, volume_bytes, number: 0, open: None, room: 0, is_finished: false }
     }
 
     /// Ends the last volume, and removes those that a longer export left under the same name: they
     /// would be read as its continuation. Says how many volumes there are.
     pub(super) fn finish(mut self) -> io::Result<u32> {
         self.end_volume()?;
+        self.is_finished = true;
         for stale in (self.number + 1)..=VOLUMES_MAX {
             match fs::remove_file(volume(&self.prefix, stale)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
@@ -151,9 +155,15 @@ impl Write for VolumeWriter {
 
 impl Drop for VolumeWriter {
     fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        // What could not be finished is of no use, and an error was told already.
         if self.open.take().is_some() {
-            // What could not be finished is of no use, and an error was told already.
             let _ = fs::remove_file(with_suffix(&volume(&self.prefix, self.number), UNFINISHED));
+        }
+        for number in 1..=self.number {
+            let _ = fs::remove_file(volume(&self.prefix, number));
         }
     }
 }
@@ -225,7 +235,7 @@ mod tests {
     fn a_writer_that_does_not_finish_leaves_no_volume_that_looks_whole() {
         let directory = tempfile::tempdir().unwrap();
         let mut out = VolumeWriter::new(&directory.path().join("b"), 10);
-        out.write_all(b"abc").unwrap();
+        out.write_all(b"more than one").unwrap();
         drop(out);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{CommandError, logging, note};
+use super::{CommandError, existing_store, logging, note};
 use crate::bundle::{
     self, BundleError, Bytes, Chosen, Compression, Destination, ExportSummary, Form, Have,
     Selection,
@@ -14,7 +14,6 @@ use crate::cli::Export;
 use crate::config::Settings;
 use crate::oci::{Choice, PlatformError};
 use crate::prune::parse_since;
-use crate::store::Store;
 
 /// Exports what was chosen, or says what of it is missing and writes nothing.
 ///
@@ -24,7 +23,7 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     logging::start(settings.log_level, settings.log_file.as_deref())?;
     let (selection, form) = (selection(typed)?, form(typed)?);
     let have = have(typed)?;
-    let store = Store::open(&settings.store)?;
+    let store = existing_store(&settings.store)?;
     let doing = "look through the cache";
     let plan = bundle::select(&store, &selection)
         .map_err(|source| CommandError::System { doing, source })?;

@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use super::export::choices;
 use super::{CommandError, existing_store, units};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
 use crate::config::Settings;
-use crate::oci::{Digest, Pattern, Reference};
+use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
 use crate::prune::{Pins, PruneError};
 use crate::store::{Graph, ImageUsage, Store, StoredImage};
 
@@ -24,12 +25,12 @@ const SHORT_DIGEST: usize = 12;
 /// # Errors
 /// [`CommandError`] for a pattern that is none, an order that is none, or no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let mut patterns = patterns(&command.patterns)?;
-    patterns.extend(expressions(command.pattern.as_deref())?);
+    let mut meant = choices(&command.patterns, &[])?;
+    meant.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
     let pins = Pins::load(&store, &settings.cache.upkeep.pins).map_err(PruneError::Pins)?;
-    let mut rows = rows(&store, &settings.cache.freshness, &pins, &patterns);
+    let mut rows = rows(&store, &settings.cache.freshness, &pins, &meant);
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
@@ -46,28 +47,25 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
     }
 }
 
-/// Patterns as they are typed; none means everything.
-pub(super) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, CommandError> {
-    let parse = |text: &String| text.parse().map_err(|error| CommandError::usage(text, &error));
-    texts.iter().map(parse).collect()
-}
-
 /// Regular expressions separated by commas, as users of the reference server write them.
 pub(super) fn expressions(texts: Option<&str>) -> Result<Vec<Pattern>, CommandError> {
     let texts = texts.into_iter().flat_map(|texts| texts.split(','));
     let parse = |text: &str| {
         let parsed = format!("/{text}/").parse();
-        parsed.map_err(|error| CommandError::usage("--pattern", &error))
+        parsed.map_err(|error: PatternError| {
+            let text = format!("--pattern: {text} is no regular expression ({})", error.reason());
+            CommandError::Usage(text)
+        })
     };
     texts.map(parse).collect()
 }
 
-/// The images in the cache that one of the patterns means; all of them if there is none.
-pub(super) fn images(store: &Store, patterns: &[Pattern]) -> Vec<StoredImage> {
+/// The images in the cache that are meant; all of them if nothing is said.
+pub(super) fn images(store: &Store, meant: &[Choice]) -> Vec<StoredImage> {
     let mut images = Vec::new();
     let mut visit = |image: &StoredImage| {
-        let is_meant = |each: &Pattern| each.matches_image(&image.name, &image.reference);
-        if patterns.is_empty() || patterns.iter().any(is_meant) {
+        let is_meant = |each: &Choice| each.covers(&image.name, &image.reference);
+        if meant.is_empty() || meant.iter().any(is_meant) {
             images.push(image.clone());
         }
         Ok(())
@@ -121,7 +119,7 @@ struct Row {
     is_pinned: bool,
 }
 
-fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, patterns: &[Pattern]) -> Vec<Row> {
+fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, meant: &[Choice]) -> Vec<Row> {
     let now = SystemTime::now();
     let row = |image: StoredImage| {
         let graph = store.graph_of(&image);
@@ -135,7 +133,7 @@ fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, patterns: &[Patter
         let is_pinned = pins.cover_any(&image.name, &image.reference, graph.manifest_digests());
         Row { image, graph, created, is_stale, is_pinned }
     };
-    images(store, patterns).into_iter().map(row).collect()
+    images(store, meant).into_iter().map(row).collect()
 }
 
 impl Row {

@@ -157,15 +157,17 @@ fn matching(path: &Path) -> Result<Vec<PathBuf>, CommandError> {
 fn is_text(path: &Path) -> Result<bool, CommandError> {
     let mut head = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
-    read.map_err(|error| CommandError::Usage(format!("{}: {error}", path.display())))?;
+    read.map_err(|error| CommandError::Usage(format!("cannot read {}: {error}", path.display())))?;
     Ok(!head.iter().any(|byte| *byte == 0 || *byte >= 0xf8) && !head.starts_with(&[0x1f, 0x8b]))
 }
 
 /// Reads an image list.
 pub(super) fn read_list(path: &Path) -> Result<Vec<Wanted>, CommandError> {
-    let refuse = |reason: String| CommandError::Usage(format!("{}: {reason}", path.display()));
-    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    Wanted::parse_list(&text).map_err(|error| refuse(error.to_string()))
+    let text = fs::read_to_string(path).map_err(|error| {
+        CommandError::Usage(format!("cannot read the image list {}: {error}", path.display()))
+    })?;
+    let refuse = |error| CommandError::usage(&path.display().to_string(), &error);
+    Wanted::parse_list(&text).map_err(refuse)
 }
 
 /// Which children of an index: as typed, else as configured, else this machine's.

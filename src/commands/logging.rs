@@ -18,9 +18,8 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
     let out: Box<dyn Write + Send> = match file {
         None => Box::new(io::stderr()),
         Some(path) => {
-            let opened = open(path);
-            let doing = "open the log file (logFile)";
-            Box::new(opened.map_err(|source| CommandError::System { doing, source })?)
+            let failed = |source| CommandError::LogFile { path: path.to_owned(), source };
+            Box::new(open(path).map_err(failed)?)
         }
     };
     // The logger writes a line in pieces; whole lines are one system call each and do not interleave

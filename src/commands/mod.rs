@@ -19,7 +19,7 @@ mod units;
 mod verify;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 use crate::access::HtpasswdError;
@@ -74,9 +74,14 @@ pub fn run(arguments: Arguments) -> Result<(), CommandError> {
 /// The cache directory, which must be there: a command that only looks must not make one where
 /// somebody mistyped its place.
 fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
-    match settings.root.join("oci-layout").exists() {
-        true => Ok(Store::open(settings)?),
-        false => Err(CommandError::NoCache { root: settings.root.clone() }),
+    let root = settings.root.clone();
+    match settings.root.join("oci-layout").try_exists() {
+        Ok(true) => Ok(Store::open(settings)?),
+        Ok(false) => Err(CommandError::NoCache { root }),
+        Err(source) if source.kind() == ErrorKind::PermissionDenied => {
+            Err(CommandError::Closed { root, source })
+        }
+        Err(_) => Err(CommandError::NoCache { root }),
     }
 }
 
@@ -143,6 +148,13 @@ pub enum CommandError {
         /// The directory.
         root: PathBuf,
     },
+    /// The user who typed it may not look into the cache directory.
+    Closed {
+        /// The directory.
+        root: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The cache directory cannot be used.
     Store(StoreError),
     /// Not everything that was asked for could be had; which and why was said.
@@ -163,6 +175,13 @@ pub enum CommandError {
     },
     /// The server cannot listen.
     Server(ServerError),
+    /// The server cannot listen on a port beside the one that it serves on.
+    Management {
+        /// The keys that name it.
+        keys: &'static str,
+        /// What is wrong.
+        source: ServerError,
+    },
     /// A bundle cannot be read or written, or not all of it.
     Bundle(BundleError),
     /// Nothing, or not all, could be removed.
@@ -171,6 +190,13 @@ pub enum CommandError {
     ClientFile {
         /// What was being done.
         doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The log file cannot be opened.
+    LogFile {
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -199,13 +225,16 @@ impl CommandError {
             | CommandError::Tls { .. }
             | CommandError::ServerTls(_)
             | CommandError::Users(_) => 2,
-            CommandError::Store(_)
+            CommandError::Closed { .. }
+            | CommandError::Store(_)
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
+            | CommandError::Management { .. }
             | CommandError::Bundle(_)
             | CommandError::Prune(_)
             | CommandError::ClientFile { .. }
+            | CommandError::LogFile { .. }
             | CommandError::System { .. } => 1,
         }
     }
@@ -262,6 +291,11 @@ impl fmt::Display for CommandError {
                 "there is no cache in {}; say where it is with --image-path or imagePath",
                 root.display()
             ),
+            CommandError::Closed { root, source } => write!(
+                f,
+                "cannot look into the cache directory {}: {source}; ask as root, or as the server's user",
+                root.display()
+            ),
             CommandError::Incomplete { failed, of } => {
                 write!(f, "{failed} of {of} images could not be had; repeat the command to go on")
             }
@@ -280,11 +314,20 @@ impl fmt::Display for CommandError {
                 write!(f, "{error}; stop what uses the port, or choose another with --port")
             }
             CommandError::Server(error) => error.fmt(f),
+            CommandError::Management { keys, source: error @ ServerError::Listen { .. } } => {
+                write!(f, "{error}; stop what uses the port, or choose another with {keys}")
+            }
+            CommandError::Management { source, .. } => source.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
             CommandError::Prune(error) => error.fmt(f),
             CommandError::ClientFile { doing, path, source } => {
                 write!(f, "cannot {doing} {}: {source}", path.display())
             }
+            CommandError::LogFile { path, source } => write!(
+                f,
+                "cannot open the log file {}: {source}; give another one with --log-file or logFile",
+                path.display()
+            ),
             CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
         }
     }
@@ -302,12 +345,15 @@ impl std::error::Error for CommandError {
             CommandError::ServerTls(error) => Some(error),
             CommandError::Users(error) => Some(error),
             CommandError::Store(error) => Some(error),
-            CommandError::Server(error) => Some(error),
+            CommandError::Server(error) | CommandError::Management { source: error, .. } => {
+                Some(error)
+            }
             CommandError::Bundle(error) => Some(error),
             CommandError::Prune(error) => Some(error),
-            CommandError::ClientFile { source, .. } | CommandError::System { source, .. } => {
-                Some(source)
-            }
+            CommandError::ClientFile { source, .. }
+            | CommandError::Closed { source, .. }
+            | CommandError::LogFile { source, .. }
+            | CommandError::System { source, .. } => Some(source),
         }
     }
 }

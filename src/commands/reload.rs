@@ -117,6 +117,15 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
     let lists = settings.cache.upkeep.pins.lists.iter();
     let wrong = lists.filter_map(|path| prune::read_pins(path).err());
     let mut remarks: Vec<Remark> = wrong.map(|is| error(format!("pinLists: {is}"))).collect();
+    for entry in &settings.upstream.registries {
+        let files = entry.endpoints.iter().flat_map(|endpoint| endpoint.credentials.files());
+        remarks.extend(files.filter_map(|(key, path)| {
+            let wrong = fs::File::open(path).err()?;
+            let (registry, path) = (&entry.upstream, path.display());
+            let what = "nobody is logged in there until it can be read";
+            Some(error(format!("registries: {registry}: {key}: {path}: {wrong}; {what}")))
+        }));
+    }
     if let Some(path) = &settings.management.token_file {
         let wrong = match fs::read_to_string(path) {
             Ok(token) if !token.trim().is_empty() => return remarks,

@@ -194,7 +194,14 @@ fn listen(
     edge: http::Settings,
     handler: Management,
 ) -> Result<Controller, CommandError> {
-    let server = Server::bind(&[listener.address], edge, None, Arc::new(handler))?;
+    let keys = match listener.scope {
+        Scope::Health => "health",
+        Scope::Metrics => "metrics",
+        Scope::HealthAndMetrics => "health and metrics",
+        Scope::Everything => "management.port",
+    };
+    let bound = Server::bind(&[listener.address], edge, None, Arc::new(handler));
+    let server = bound.map_err(|source| CommandError::Management { keys, source })?;
     let (controller, address) = (server.controller(), server.address());
     thread::Builder::new()
         .name("management".into())

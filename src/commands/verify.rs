@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::list::{images, patterns};
+use super::export::choices;
+use super::list::images;
 use super::{CommandError, existing_store, load, say, units};
 use crate::bundle;
 use crate::cache::Pace;
@@ -29,12 +30,12 @@ const TEMPLATE: &str =
 /// # Errors
 /// [`CommandError::Unsound`] if something is wrong in the end.
 pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), CommandError> {
-    let patterns = patterns(&command.patterns)?;
+    let meant = choices(&command.patterns, &[])?;
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
     let Found { damaged, unreadable } = check_blobs(&store, rate);
-    let images = images(&store, &patterns);
+    let images = images(&store, &meant);
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
     for image in &images {

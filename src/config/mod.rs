@@ -168,8 +168,27 @@ fn first_line(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     let line = line.strip_prefix("error: ").unwrap_or(line);
     match line.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
-        Some((_, reason)) => reason.to_owned(),
-        None => line.to_owned(),
+        Some((_, reason)) => for_operators(reason),
+        None => for_operators(line),
+    }
+}
+
+/// What the parser says to programmers, said to whoever wrote the file.
+fn for_operators(reason: &str) -> String {
+    match reason {
+        "expected mapping start" => {
+            "this is a map: `key: value` on lines of their own, or {key: value}".into()
+        }
+        "expected sequence start" => {
+            "this is a list: lines that begin with `- `, or [one, other]".into()
+        }
+        other => {
+            let twice = other.strip_prefix("duplicate mapping key: ");
+            match twice.and_then(|rest| rest.split_once(", set DuplicateKeyPolicy")) {
+                Some((key, _)) => format!("the key {key} stands there twice"),
+                None => other.to_owned(),
+            }
+        }
     }
 }
 
@@ -511,7 +530,7 @@ pinLists: [/etc/larder/pins]
 pruneConfig: {enabled: true, duration: 12h, type: created, frequency: 1h, count: 50, dryRun: true}
 management: {port: 8090, tokenFile: /token}
 health: 8091
-metrics: 8090
+metrics: 8092
 ";
         let settings = settings(text).unwrap();
         let cache::Upkeep { room, pins, prune: pruned } = &settings.cache.upkeep;
@@ -535,12 +554,11 @@ metrics: 8090
             .iter()
             .map(|each| (each.address.to_string(), each.scope))
             .collect();
-        // The management port is on loopback unless it is said otherwise, and so it is another than that of
-        // the metrics.
+        // The management port is on loopback unless it is said otherwise.
         let expected = [
             ("127.0.0.1:8090".to_owned(), api::Scope::Everything),
             ("0.0.0.0:8091".to_owned(), api::Scope::Health),
-            ("0.0.0.0:8090".to_owned(), api::Scope::Metrics),
+            ("0.0.0.0:8092".to_owned(), api::Scope::Metrics),
         ];
         assert_eq!(listeners, expected);
     }
@@ -569,7 +587,7 @@ metrics: 8090
             ("tagTtl: 5", "larder.yaml:1:9:", "unit"),
             ("logLevel: loud", "larder.yaml:1:11:", "debug, info, warn, error"),
             ("host: nowhere", "larder.yaml:1:7:", "IP address"),
-            ("port: 1\nport: 2", "larder.yaml:2:1:", "duplicate"),
+            ("port: 1\nport: 2", "larder.yaml:2:1:", "the key port stands there twice"),
             ("registries:\n  - name: a b", "larder.yaml:2:11:", "host name"),
             ("registries:\n  - scheme: http", "larder.yaml:2:", "name"),
             ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
@@ -585,6 +603,8 @@ metrics: 8090
             ("cacheSize: big", "larder.yaml:1:12:", "10MB"),
             ("freeSpace: 101%", "larder.yaml:1:12:", "10%"),
             ("pin: ['/(/']", "larder.yaml:1:", "not a pattern"),
+            ("pin: quay.io/org/app", "larder.yaml:1:", "this is a list"),
+            ("management: 8090", "larder.yaml:1:13:", "this is a map"),
             ("pruneConfig: {type: age}", "larder.yaml:1:21:", "accessed"),
             ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
             (
@@ -721,6 +741,7 @@ registries:
         for (text, words) in [
             ("port: 8081\nhealth: 8081", "port and health are both 8081"),
             ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
+            ("management: {port: 8081}\nhealth: 8081", "management.port and health are both 8081"),
             ("management: {tokenFile: /t}", "port"),
             ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
             ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),

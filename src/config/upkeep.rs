@@ -77,16 +77,16 @@ pub(super) fn management(
 ) -> Result<ManagementSettings, ConfigError> {
     let mut listeners: Vec<ManagementListener> = Vec::new();
     let mut add = |key: &'static str, address: SocketAddr, scope: Scope| {
-        let is_taken = address.port() != 0
-            && address.port() == serving.port()
-            && (address.ip() == serving.ip()
-                || address.ip().is_unspecified()
-                || serving.ip().is_unspecified());
-        if is_taken {
+        if collide(address, serving) {
             return Err(ConfigError::SamePort { keys: ["port", key], port: serving.port() });
         }
-        match listeners.iter_mut().find(|each| each.address == address && address.port() != 0) {
-            Some(same) => same.scope = same.scope.and(scope),
+        match listeners.iter_mut().find(|each| collide(each.address, address)) {
+            Some(same) if same.address == address => same.scope = same.scope.and(scope),
+            // `health` and `metrics` have one address, so it can only be the other one.
+            Some(_) => {
+                let keys = ["management.port", key];
+                return Err(ConfigError::SamePort { keys, port: address.port() });
+            }
             None => listeners.push(ManagementListener { address, scope }),
         }
         Ok(())
@@ -106,4 +106,10 @@ pub(super) fn management(
     }
     let token_file = file.management.as_ref().and_then(|entry| entry.token_file.clone());
     Ok(ManagementSettings { listeners, token_file })
+}
+
+/// Whether no two sockets can listen on these. Port 0 is any that is free.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (is_any || one.ip() == other.ip())
 }

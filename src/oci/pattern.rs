@@ -80,6 +80,13 @@ pub struct PatternError {
     reason: String,
 }
 
+impl PatternError {
+    /// What is wrong, without what is allowed.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
 impl fmt::Display for PatternError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

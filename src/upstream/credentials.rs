@@ -4,7 +4,7 @@
 //! [`logins`](super::logins)'.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +83,25 @@ pub enum Credentials {
         /// For all other repositories.
         otherwise: Box<Credentials>,
     },
+}
+
+impl Credentials {
+    /// The files that are read when a login is needed, with the keys that name them.
+    pub fn files(&self) -> Vec<(&'static str, &Path)> {
+        match self {
+            Credentials::PasswordFile { path, .. } => vec![("passwordFile", path)],
+            Credentials::DockerConfig { path } => vec![("dockerConfig", path)],
+            Credentials::ByRepository { parts, otherwise } => {
+                let all = parts.iter().map(|(_, credentials)| credentials);
+                all.chain([&**otherwise]).flat_map(Credentials::files).collect()
+            }
+            Credentials::Anonymous
+            | Credentials::Password { .. }
+            | Credentials::Bearer(_)
+            | Credentials::Helper(_)
+            | Credentials::Ecr(_) => Vec::new(),
+        }
+    }
 }
 
 /// How a `docker-credential-*` program is asked.

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use rustls::{CertificateError, InvalidMessage};
+use time::OffsetDateTime;
 use ureq::Timeout;
 
 use super::address::AddressRefused;
@@ -219,7 +221,7 @@ fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
         ureq::Error::ConnectionFailed => UpstreamErrorKind::Unreachable {
             source: Arc::new(io::Error::other("no connection could be made")),
         },
-        ureq::Error::Rustls(error) => UpstreamErrorKind::Tls { reason: error.to_string().into() },
+        ureq::Error::Rustls(error) => UpstreamErrorKind::Tls { reason: tls_reason(&error).into() },
         ureq::Error::Tls(reason) => UpstreamErrorKind::Tls { reason: reason.into() },
         ureq::Error::Other(inner) if inner.is::<AddressRefused>() => {
             UpstreamErrorKind::NotAllowed { reason: inner.to_string().into() }
@@ -234,12 +236,37 @@ fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
 /// rustls reports its errors through `io::Error`, as `InvalidData`.
 fn kind_of_io(source: io::Error) -> UpstreamErrorKind {
     match source.kind() {
-        io::ErrorKind::InvalidData => UpstreamErrorKind::Tls { reason: source.to_string().into() },
+        io::ErrorKind::InvalidData => {
+            let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            let reason = inner.map_or_else(|| source.to_string(), tls_reason);
+            UpstreamErrorKind::Tls { reason: reason.into() }
+        }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
             UpstreamErrorKind::TimedOut { phase: "the next bytes" }
         }
         _ => UpstreamErrorKind::Unreachable { source: Arc::new(source) },
     }
+}
+
+/// What rustls says, and for what is often the matter, which setting governs it.
+fn tls_reason(error: &rustls::Error) -> String {
+    let (what, hint) = match error {
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => (
+            "what came is no TLS".to_owned(),
+            "a registry in the clear needs scheme: http in its entry",
+        ),
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after, ..
+        }) => {
+            let date = OffsetDateTime::from(UNIX_EPOCH + Duration::from_secs(not_after.as_secs()));
+            (format!("its certificate has expired on {}", date.date()), "or is the clock wrong?")
+        }
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            (error.to_string(), "tls.ca in its entry names an authority of its own")
+        }
+        other => return other.to_string(),
+    };
+    format!("{what}; {hint}")
 }
 
 fn phase(timeout: Timeout) -> &'static str {
@@ -261,7 +288,10 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the registry has no such content, or none for us (401 to a fresh token)")
             }
             UpstreamErrorKind::Denied { status } => {
-                write!(f, "the registry demands other credentials (status {status})")
+                write!(
+                    f,
+                    "the registry demands other credentials (registries[].auth; status {status})"
+                )
             }
             UpstreamErrorKind::Credentials { reason }
             | UpstreamErrorKind::CredentialsUnavailable { reason } => {
@@ -300,6 +330,32 @@ impl std::error::Error for UpstreamError {
         match &self.kind {
             UpstreamErrorKind::Unreachable { source } => Some(&**source),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn what_is_often_the_matter_with_tls_names_what_mends_it() {
+        let since = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = CertificateError::ExpiredContext {
+            time: since(1_795_826_045),
+            not_after: since(1_609_459_200),
+        };
+        for (error, said) in [
+            (InvalidMessage::InvalidContentType.into(), "scheme: http"),
+            (expired.into(), "its certificate has expired on 2021-01-01"),
+            (CertificateError::UnknownIssuer.into(), "tls.ca"),
+            (rustls::Error::HandshakeNotComplete, "handshake not complete"),
+        ] {
+            let inside = io::Error::new(io::ErrorKind::InvalidData, error);
+            let text = UpstreamError::from_body("GET x", inside).to_string();
+            assert!(text.starts_with("GET x: TLS failed: ") && text.contains(said), "{text}");
         }
     }
 }

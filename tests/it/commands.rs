@@ -33,6 +33,45 @@ fn offline_is_switched_from_beside_a_running_server() {
 }
 
 #[test]
+fn what_is_typed_wrong_is_answered_with_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (none, list, log) = (path("none"), path("list"), path("none/log"));
+    let at = format!("@{list}");
+    for (words, code, said) in [
+        (vec!["list", "--image-path", &none], 2, "--image-path stands before the command".into()),
+        (
+            vec!["--image-path", &none, "--log-file", &log, "serve"],
+            1,
+            format!("cannot open the log file {log}: "),
+        ),
+        (vec!["load", &at], 2, format!("cannot read {list}: ")),
+        (vec!["list", "--pattern", "("], 2, "--pattern: ( is no regular expression".into()),
+        (vec!["list", "A:B"], 2, "A:B: ".into()),
+        (vec!["verify", "/(/"], 2, "/(/: not a pattern".into()),
+    ] {
+        let (status, _, stderr) = run(&words);
+        assert!(status == Some(code) && stderr.contains(&said), "{words:?}: {stderr}");
+    }
+    let (status, _, stderr) =
+        run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
+    assert!(status == Some(2) && stderr.contains("there is no cache in"), "{stderr}");
+    assert!(!Path::new(&none).exists(), "a place that was mistyped is not made a cache");
+}
+
+#[test]
+fn a_login_that_cannot_be_read_is_no_error_yet_and_is_said() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("larder.yaml");
+    let entry = "{name: a.example, auth: {user: u, passwordFile: /nonexistent/password}}";
+    fs::write(&file, format!("registries: [{entry}]")).expect("a file");
+    let (status, _, stderr) =
+        run(&["--config-file", &file.display().to_string(), "config", "check"]);
+    let said = "error: registries: a.example: passwordFile: /nonexistent/password: ";
+    assert!(status == Some(0) && stderr.contains(said), "{stderr}");
+}
+
+#[test]
 fn list_says_what_is_here_and_what_is_missing() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
