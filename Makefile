@@ -1,7 +1,7 @@
 # Larder's commands. `make help` lists them.
 
 CARGO ?= cargo
-LARDER := target/release/larder
+LARDER := $(or $(CARGO_TARGET_DIR),target)/release/larder
 # What `make install` installs, and where; DESTDIR goes before every path.
 BINARY ?= $(LARDER)
 PREFIX ?= /usr/local

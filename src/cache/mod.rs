@@ -205,6 +205,8 @@ struct Inner {
     usage_outdated: AtomicBool,
     /// `larder offline on`, as it was last seen.
     is_switched_off: AtomicBool,
+    /// Held from a look at the switch until it counts; for as long as a file's name is looked up.
+    looking_at_switch: Mutex<()>,
 }
 
 impl Cache {
@@ -242,6 +244,7 @@ impl Cache {
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),
             is_switched_off: AtomicBool::new(is_switched_off),
+            looking_at_switch: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
         };
         Cache { inner: Arc::new(inner) }
@@ -280,6 +283,8 @@ impl Cache {
 
     /// Looks whether `larder offline` was switched since the last look.
     pub fn look_at_offline_switch(&self) {
+        // One at a time: what an earlier look found must not come after what a later one did.
+        let _looking = lock(&self.inner.looking_at_switch);
         let is_off = self.inner.store.is_offline();
         if self.inner.is_switched_off.swap(is_off, Ordering::Relaxed) != is_off {
             match is_off {

@@ -30,6 +30,8 @@ const OUTDATED_INTERVAL: Duration = Duration::from_secs(2);
 const REST: u32 = 4;
 /// How often traffic is noted for the history.
 const STEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often `pinLists` are read for who does not read the configuration.
+const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 /// How often what killed processes have left is looked for.
 const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -70,6 +72,9 @@ struct Work {
     walked: Instant,
     next_step: Instant,
     next_leftovers: Instant,
+    /// What the configuration pinned when that was noted.
+    noted: Option<PinSettings>,
+    next_note: Instant,
 }
 
 impl Work {
@@ -83,12 +88,15 @@ impl Work {
             walked: now,
             next_step: now + STEP_INTERVAL,
             next_leftovers: now,
+            noted: None,
+            next_note: now,
         }
     }
 
     fn run(mut self) {
         loop {
             if self.cache.store().is_writable() {
+                self.note_pins();
                 self.count();
                 self.cache.inner.keep_room();
                 self.prune_by_the_clock();
@@ -103,6 +111,25 @@ impl Work {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    /// Notes what the configuration pins: a command that does not read it must not remove that. Lists that
+    /// cannot be read just now leave the former note.
+    fn note_pins(&mut self) {
+        let settings = self.cache.inner.settings();
+        let pins = &settings.upkeep.pins;
+        if self.noted.as_ref() == Some(pins) && Instant::now() < self.next_note {
+            return;
+        }
+        let noted = pins.all().map_err(|error| error.to_string()).and_then(|all| {
+            let texts: Vec<String> = all.iter().map(Choice::to_string).collect();
+            self.cache.store().note_configured_pins(&texts).map_err(|error| error.to_string())
+        });
+        if let Err(error) = noted {
+            log::debug!("what is pinned is not noted for commands: {error}");
+        }
+        self.noted = Some(pins.clone());
+        self.next_note = Instant::now() + NOTE_INTERVAL;
     }
 
     /// Counts the disk, and lists the images.

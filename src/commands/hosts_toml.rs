@@ -43,6 +43,11 @@ pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<
     }
     let mirror = mirror(settings, typed)?;
     let documents = mirror.documents(client).map_err(refused)?;
+    if client == Client::Docker && (mirror.trust.ca.is_some() || mirror.trust.identity.is_some()) {
+        note(
+            &"Docker finds ca.crt, client.cert and client.key in /etc/docker/certs.d/HOST:PORT: copy them there",
+        );
+    }
     let Some(place) = &typed.write else {
         if typed.stay || typed.force {
             let text = "hosts-toml: --stay and --force go with --write";
@@ -196,7 +201,11 @@ impl Placing<'_> {
 
     fn text(&self, document: &Document, before: Option<&str>) -> Result<String, CommandError> {
         match (self.client, before) {
-            (Client::Docker, Some(before)) => self.mirror.daemon_json(before).map_err(refused),
+            (Client::Docker, Some(before)) => {
+                let path = self.path(document);
+                let refused = |error| format!("hosts-toml: {}: {error}", path.display());
+                self.mirror.daemon_json(before).map_err(|error| CommandError::Usage(refused(error)))
+            }
             (_, Some(before)) if !before.starts_with(MARK) && !self.typed.force => {
                 let path = self.path(document);
                 Err(CommandError::Usage(format!(

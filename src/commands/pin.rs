@@ -20,6 +20,11 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
         for path in &configured.lists {
             say(&format!("what is in {}  (configuration)", path.display()));
         }
+        let here = configured.all().unwrap_or_default();
+        let of_server = of_server(&store)?.into_iter();
+        of_server
+            .filter(|pin| !here.iter().any(|configured| configured.to_string() == *pin))
+            .for_each(|pin| say(&format!("{pin}  (configuration of the server)")));
         kept(&store)?.iter().for_each(|pin| say(pin));
         return Ok(());
     }
@@ -45,7 +50,8 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
     let pins = kept(&store)?;
     if let Some(unknown) = texts.iter().find(|text| !pins.contains(text)) {
         let is_configured =
-            settings.cache.upkeep.pins.pins.iter().any(|pin| pin.to_string() == *unknown);
+            settings.cache.upkeep.pins.pins.iter().any(|pin| pin.to_string() == *unknown)
+                || of_server(&store)?.contains(unknown);
         return Err(CommandError::Usage(match is_configured {
             true => format!("{unknown} is pinned by the configuration (pin); take it off there"),
             false => format!("{unknown} is no pin; larder pin prints them"),
@@ -54,6 +60,12 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
     store.remove_pins(&texts)?;
     texts.iter().for_each(|text| say(&format!("unpinned {text}")));
     Ok(())
+}
+
+/// What the configuration of the last server pins.
+fn of_server(store: &Store) -> Result<Vec<String>, CommandError> {
+    let doing = "read what the server's configuration pins";
+    store.configured_pins().map_err(|source| CommandError::System { doing, source })
 }
 
 /// The pins of the cache directory.

@@ -18,6 +18,20 @@ pub struct PinSettings {
     pub lists: Vec<PathBuf>,
 }
 
+impl PinSettings {
+    /// What they pin now.
+    ///
+    /// # Errors
+    /// [`PinError`] if a list cannot be read.
+    pub fn all(&self) -> Result<Vec<Choice>, PinError> {
+        let mut all = self.pins.clone();
+        for path in &self.lists {
+            all.extend(read_pins(path)?);
+        }
+        Ok(all)
+    }
+}
+
 /// The pins in a list.
 ///
 /// # Errors
@@ -46,15 +60,14 @@ impl Pins {
     /// [`PinError`] if any of them cannot be read: images would be evicted that somebody has pinned.
     pub fn load(store: &Store, settings: &PinSettings) -> Result<Pins, PinError> {
         let mut pins = Pins::default();
-        settings.pins.iter().cloned().for_each(|pin| pins.add(pin));
-        for path in &settings.lists {
-            read_pins(path)?.into_iter().for_each(|pin| pins.add(pin));
-        }
-        let path = || store.root().join("pins");
-        let kept = store.pins().map_err(|source| PinError::Read { path: path(), source })?;
-        for line in kept {
-            let pin = line.parse().map_err(|reason| PinError::Entry { path: path(), reason })?;
-            pins.add(pin);
+        settings.all()?.into_iter().for_each(|pin| pins.add(pin));
+        for (name, kept) in [("pins", store.pins()), ("pins-configured", store.configured_pins())] {
+            let path = || store.root().join(name);
+            for line in kept.map_err(|source| PinError::Read { path: path(), source })? {
+                let pin =
+                    line.parse().map_err(|reason| PinError::Entry { path: path(), reason })?;
+                pins.add(pin);
+            }
         }
         Ok(pins)
     }

@@ -120,6 +120,10 @@ impl Layout {
     }
 
     /// Which images are never evicted: a pattern a line.
+    pub(super) fn configured_pins(&self) -> PathBuf {
+        self.root.join("pins-configured")
+    }
+
     pub(super) fn pins(&self) -> PathBuf {
         self.root.join("pins")
     }

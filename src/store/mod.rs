@@ -13,6 +13,7 @@
 //! <root>/scrubbed, pruned                           their times: when that was last done
 //! <root>/offline                                    there while `larder offline` is on
 //! <root>/pins                                       a pattern a line: what is never evicted
+//! <root>/pins-configured                            the same of a server's configuration, for commands that do not read it
 //! <root>/usage/summary.json, images.jsonl           what the last walk found, for who wants it at once
 //! ```
 //!

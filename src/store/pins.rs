@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use super::Store;
 use super::error::StoreError;
@@ -17,18 +18,29 @@ impl Store {
     /// # Errors
     /// If they cannot be read: that pins nothing, and who removes something must not go by it.
     pub fn pins(&self) -> io::Result<Vec<String>> {
-        let path = self.inner.layout.pins();
-        let text = match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > PINS_BYTES_MAX => {
-                Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")))
-            }
-            _ => fs::read_to_string(&path),
-        };
-        match text {
-            Ok(text) => Ok(lines(&text).map(str::to_owned).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
+        read(&self.inner.layout.pins())
+    }
+
+    /// What the configuration of the last server on this directory pins.
+    ///
+    /// # Errors
+    /// As [`Store::pins`].
+    pub fn configured_pins(&self) -> io::Result<Vec<String>> {
+        read(&self.inner.layout.configured_pins())
+    }
+
+    /// Notes what the configuration pins, for who works on this directory without reading it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn note_configured_pins(&self, patterns: &[String]) -> Result<(), StoreError> {
+        let path = self.inner.layout.configured_pins();
+        if self.configured_pins().is_ok_and(|noted| noted == patterns) {
+            return Ok(());
         }
+        let head = "# Of the configuration of the server; written anew when that changes.\n";
+        let lines: String = patterns.iter().map(|pattern| format!("{pattern}\n")).collect();
+        self.inner.replace(&path, format!("{head}{lines}").as_bytes())
     }
 
     /// Pins what these patterns mean. Returns how many were not there yet.
@@ -98,6 +110,20 @@ impl Store {
             self.inner.replace(&path, changed.as_bytes())?;
         }
         Ok(count)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<String>> {
+    let text = match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > PINS_BYTES_MAX => {
+            Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")))
+        }
+        _ => fs::read_to_string(path),
+    };
+    match text {
+        Ok(text) => Ok(lines(&text).map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 

@@ -53,6 +53,8 @@ mod endpoints;
 mod commands;
 // Images that are removed because somebody says so, or because it is time.
 mod pruning;
+// Images that are not removed, whatever it is for.
+mod pins;
 // Images that are removed so that others fit.
 mod room;
 // Probes, metrics and the page.

@@ -123,6 +123,7 @@ fn docker_is_told_beside_what_it_is_told_already() {
     fs::write(&path, "{").expect("a file");
     let (code, _, said) = write();
     assert!(code == Some(2) && said.contains("cannot be added to"), "{said}");
+    assert!(said.contains("daemon.json: "), "{said}");
     assert_eq!(text(&path), "{");
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, files, manifest, until};
-use crate::support::site::{Named, Site, names, set_back};
-use crate::support::{FakeRegistry, Fault, Gate, Image, Index, On, bytes};
+use crate::support::site::{Named, Site, report, set_back};
+use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const HOURS: Duration = Duration::from_secs(2 * 3600);
 
@@ -18,10 +18,6 @@ const HOURS: Duration = Duration::from_secs(2 * 3600);
 fn sharing() -> [Image; 2] {
     [("one", 8), ("two", 9)]
         .map(|(label, seed)| Image::new(label).layer(bytes(3000, 7)).layer(bytes(4000, seed)))
-}
-
-fn report(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 #[test]
@@ -182,154 +178,6 @@ fn what_is_younger_than_ten_minutes_goes_the_next_time() {
     let second = report(&site.done(&["prune", "*", "--json"]));
     assert_eq!([&second["removed"], &second["blobsRemoved"]], [&json!(0), &json!(1)]);
     assert!(!file.exists());
-}
-
-#[test]
-fn pinned_images_stay_unless_they_are_meant_as_well() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c", "d", "e"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
-    let list = site.path("list");
-    fs::write(&list, "# kept\nbusybox:3, nginx:1\n").expect("a file");
-    site.configure(&format!("pin: ['docker.io/library/deb*']\npinLists: [{}]", list.display()));
-    let all = || {
-        ["alpine", "busybox", "debian", "nginx", "redis"].into_iter().zip(&images).map(
-            |(name, image)| {
-                let tag = if matches!(name, "alpine" | "busybox") { "3" } else { "1" };
-                Named::new(name, tag, image)
-            },
-        )
-    };
-    site.fill(&registry, &all().collect::<Vec<_>>());
-    site.done(&["pin", "alpine:3"]);
-    let said = site.done(&["prune", "*"]);
-    assert!(said.contains("4 images match and are pinned (--include-pinned)"), "{said}");
-    let kept: Vec<String> = all().take(4).map(|each| each.full()).collect();
-    assert_eq!(site.listed(&[]), kept);
-    assert!(all().take(4).all(|each| site.has_all(&each)));
-    let said = report(&site.done(&["prune", "*", "--include-pinned", "--json"]));
-    assert_eq!([&said["removed"], &said["keptPinned"]], [&json!(4), &json!(0)]);
-    assert!(site.listed(&[]).is_empty());
-}
-
-#[test]
-fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_stays() {
-    let registry = FakeRegistry::start();
-    let (pinned, other) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
-    let indexes = ["a", "b"].map(|label| Index::new().image(&pinned).image(&Image::sample(label)));
-    registry.add("library/app", "1", &indexes[0]);
-    registry.add("library/app", "2", &Index::new().image(&other));
-    registry.add("library/copy", "1", &indexes[1]);
-    let site = Site::new(&registry, "");
-    site.done(&["load", "app:1", "app:2", "copy:1"]);
-    site.done(&["pin", &format!("app@{}", pinned.digest())]);
-    let kept = ["docker.io/library/app:1"];
-    assert_eq!(site.listed(&["--pinned"]), kept);
-    let desk = site.serve();
-    let is_pinned = |of: &str| desk.look(&format!("image?image={of}"))["pinned"].clone();
-    assert_eq!([is_pinned("app:1"), is_pinned("app:2"), is_pinned("copy:1")], [true, false, false]);
-    desk.wait_for_images(3);
-    assert_eq!(names(&desk.look("images?pinned=true")), kept);
-    site.done(&["prune", "*"]);
-    assert_eq!(site.listed(&[]), kept);
-}
-
-#[test]
-fn pins_that_cannot_be_read_stop_a_prune() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
-    let list = site.path("list");
-    site.configure(&format!("pinLists: [{}]", list.display()));
-    let refused = |said: &str| {
-        let (code, _, stderr) = site.run(&["prune", "*"]);
-        assert!(code == Some(1) && stderr.contains(said), "{stderr}");
-        assert!(site.has(&image.digest()));
-    };
-    refused("cannot read the pins in");
-    fs::write(&list, "app:1\nA\n").expect("a file");
-    refused("line 2: A: ");
-    fs::write(&list, "other:1").expect("a file");
-    fs::write(site.root().join("pins"), "not a pin\n").expect("a file");
-    refused("pins: not a pin: ");
-    fs::remove_file(site.root().join("pins")).expect("it is there");
-    site.done(&["prune", "*"]);
-    assert!(site.listed(&[]).is_empty());
-}
-
-#[test]
-fn pins_are_set_listed_and_taken_off() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "pin: [nginx]");
-    site.fill(
-        &registry,
-        &[
-            Named::new("alpine", "3", &images[0]),
-            Named::new("alpine", "edge", &images[1]),
-            Named::new("busybox", "1", &images[2]),
-        ],
-    );
-    let list = site.path("more");
-    fs::write(&list, "quay.io/org/*, busybox # both\n/^ghcr/\n").expect("a file");
-    let list = list.display().to_string();
-    assert_eq!(site.done(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
-    let said = site.done(&["pin", "alpine:3", "--list", &list]);
-    assert!(said.ends_with("1 of them were pinned before\n"), "{said}");
-    let shown = site.done(&["pin"]);
-    let mut lines: Vec<&str> = shown.lines().collect();
-    lines.sort_unstable();
-    let expected = [
-        "/^ghcr/",
-        "docker.io/library/alpine:3",
-        "docker.io/library/busybox",
-        "docker.io/library/nginx  (configuration)",
-        "quay.io/org/*",
-    ];
-    assert_eq!(lines, expected);
-    let pinned = ["docker.io/library/alpine:3", "docker.io/library/busybox:1"];
-    assert_eq!(site.listed(&["--pinned"]), pinned);
-    let table = site.done(&["list"]);
-    let shown = |name: &str| {
-        let line = table.lines().find(|line| line.contains(name));
-        line.is_some_and(|line| line.ends_with("complete, pinned"))
-    };
-    assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
-    for (words, said) in [
-        (&["unpin"][..], "which pins?"),
-        (&["unpin", "redis"], "docker.io/library/redis is no pin"),
-        (&["unpin", "alpine"], "docker.io/library/alpine is no pin"),
-        (&["unpin", "alpine:3", "redis"], "redis is no pin"),
-        (&["unpin", "nginx"], "pinned by the configuration"),
-        (&["pin", "a b"], "a b: "),
-        (&["pin", "--list", "/nonexistent"], "--list: cannot read /nonexistent"),
-    ] {
-        let (code, _, stderr) = site.run(words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
-    }
-    assert_eq!(site.listed(&["--pinned"]), pinned, "none of them is taken off if one cannot be");
-    site.done(&["unpin", "alpine:3", "/^ghcr/"]);
-    assert_eq!(site.listed(&["--pinned"]), pinned[1..]);
-}
-
-#[test]
-fn import_pins_what_it_imports_if_that_is_wished() {
-    let registry = FakeRegistry::start();
-    let images = [Image::sample("a"), Image::sample("b")];
-    let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));
-    near.fill(&registry, &[Named::new("app", "1", &images[0])]);
-    let bundle = near.path("one.tar").display().to_string();
-    near.done(&["export", "--all", "--output", &bundle]);
-    far.fill(&registry, &[Named::new("app", "2", &images[1])]);
-    let (code, _, said) = far.run(&["import", "--pin", &bundle]);
-    assert!(code == Some(0) && said.contains("1 images pinned"), "{said}");
-    assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
-    far.make_old();
-    far.done(&["prune", "*"]);
-    assert_eq!(far.listed(&[]), ["docker.io/library/app:1"]);
-    near.done(&["import", &bundle]);
-    assert!(near.listed(&["--pinned"]).is_empty());
 }
 
 #[test]

@@ -33,3 +33,17 @@ fn pins_that_cannot_be_read_are_said() {
     fs::write(&path, b"alpine # f\xfcr immer\n").unwrap();
     assert!(store.pins().is_err(), "it is no UTF-8");
 }
+
+#[test]
+fn what_a_configuration_pins_is_noted_and_forgotten_with_it() {
+    let (_directory, store) = fresh();
+    store.note_configured_pins(&[]).unwrap();
+    let path = store.root().join("pins-configured");
+    assert!(!path.exists(), "nothing is pinned, and nothing is written");
+    let pins = ["alpine".to_owned(), "quay.io/*".to_owned()];
+    store.note_configured_pins(&pins).unwrap();
+    assert_eq!(store.configured_pins().unwrap(), pins);
+    assert!(store.pins().unwrap().is_empty(), "they are nobody's to take off");
+    store.note_configured_pins(&pins[1..]).unwrap();
+    assert_eq!(store.configured_pins().unwrap(), pins[1..]);
+}

@@ -338,3 +338,9 @@ pub fn names(list: &Value) -> Vec<String> {
     let images = list["images"].as_array().expect("images").iter();
     images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
 }
+
+/// What a command has printed as JSON.
+#[track_caller]
+pub fn report(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
