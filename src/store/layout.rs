@@ -119,11 +119,12 @@ impl Layout {
         self.incoming().join("prune.lock")
     }
 
-    /// Which images are never evicted: a pattern a line.
+    /// The same of a server's configuration.
     pub(super) fn configured_pins(&self) -> PathBuf {
         self.root.join("pins-configured")
     }
 
+    /// Which images are never evicted: a pattern a line.
     pub(super) fn pins(&self) -> PathBuf {
         self.root.join("pins")
     }
@@ -225,11 +226,11 @@ impl Layout {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(error),
         };
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let temporary = path.with_file_name(name);
-        // What a kill has left under that name, or somebody has put there.
-        let _ = fs::remove_file(&temporary);
+        // Where what a kill has left is swept. In containers all processes have the same number.
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
+        let name = path.file_name().unwrap_or_default().display();
+        let name = format!("tmp-{}-{since_epoch}-{name}", std::process::id());
+        let temporary = self.incoming().join(name);
         let mut file = File::create_new(&temporary)?;
         self.owner.give(&file);
         file.write_all(content)?;
