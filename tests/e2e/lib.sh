@@ -391,7 +391,12 @@ TOML
 ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
 # By way of the mirror.
 ctr_pull() { # [OPTION…] IMAGE
-  ctr_ images pull --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+  local how=()
+  # Since version 2 the server pulls unless it is told otherwise, and unpacks for snapshotters of its configuration only.
+  [[ $(ctr images pull --help) != *--local* ]] || how=(--local)
+  # Version 2 takes all of an index if nothing is said.
+  [[ " $* " == *" --all-platforms "* ]] || how+=(--platform linux/amd64)
+  ctr_ images pull "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 

@@ -49,7 +49,7 @@ ctr_pull "$IMAGE"
 ctr_pull --all-platforms "$MULTI"
 ctr_ images export ctr.tar "$IMAGE"
 ctr_ images export --all-platforms ctr-multi.tar "$MULTI" "$IMAGE"
-ctr_ images export ctr-one-platform.tar --platform linux/amd64 "$MULTI"
+ctr_ images export --platform linux/amd64 ctr-one-platform.tar "$MULTI"
 docker_ pull --quiet hello:v1
 docker_ save --output docker.tar hello:v1
 gzip -k ctr.tar skopeo-docker.tar
