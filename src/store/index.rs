@@ -43,7 +43,7 @@ impl Store {
         }
         // Before the walk: a tag that changes during it marks the index again.
         self.inner.index_outdated.store(false, Ordering::Release);
-        let temporary = self.inner.temporary();
+        let temporary = self.inner.layout.temporary();
         let written = self.stream_index(&temporary).map_err(|error| {
             let _ = fs::remove_file(&temporary);
             StoreError::write(&path, error)

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::StoreError;
 use super::owner::Owner;
@@ -26,15 +27,26 @@ pub(super) struct Layout {
     root: PathBuf,
     /// Of what is made below the root.
     owner: Owner,
+    /// Distinguishes this process's temporary names from each other.
+    temporary_names: AtomicU64,
 }
 
 impl Layout {
     pub(super) fn new(root: PathBuf) -> Layout {
-        Layout { owner: Owner::of(&root), root }
+        Layout { owner: Owner::of(&root), root, temporary_names: AtomicU64::new(0) }
     }
 
     pub(super) fn owner(&self) -> Owner {
         self.owner
+    }
+
+    /// A name in `incoming/` that no other thread or process uses, and where what a kill has left is swept.
+    pub(super) fn temporary(&self) -> PathBuf {
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        // In containers all processes have the same number.
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
+        let name = format!("tmp-{}-{since_epoch}-{number}", std::process::id());
+        self.incoming().join(name)
     }
 
     /// Makes a directory and its missing parents, and says which were missing, the outermost first.
@@ -226,11 +238,7 @@ impl Layout {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(error),
         };
-        // Where what a kill has left is swept. In containers all processes have the same number.
-        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
-        let name = path.file_name().unwrap_or_default().display();
-        let name = format!("tmp-{}-{since_epoch}-{name}", std::process::id());
-        let temporary = self.incoming().join(name);
+        let temporary = self.temporary();
         let mut file = File::create_new(&temporary)?;
         self.owner.give(&file);
         file.write_all(content)?;

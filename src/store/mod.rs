@@ -100,8 +100,6 @@ struct Inner {
     fsync: bool,
     /// False if the directory refused a write when it was opened: hits are served all the same.
     writable: bool,
-    /// Distinguishes this process's temporary names from each other.
-    temporary_names: AtomicU64,
     /// Files found missing, short, or not what their name says, since the start.
     damaged_files: AtomicU64,
     /// Whether a tag changed since `index.json` was written.
@@ -134,7 +132,6 @@ impl Store {
             layout,
             fsync: settings.fsync,
             writable,
-            temporary_names: AtomicU64::new(0),
             damaged_files: AtomicU64::new(0),
             // Whoever wrote the last tag may have been killed before the index.
             index_outdated: AtomicBool::new(writable),
@@ -253,7 +250,7 @@ impl Inner {
     /// Writes a small file so that readers see the old content or the new, whole.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
         use std::io::Write;
-        let temporary = self.temporary();
+        let temporary = self.layout.temporary();
         let written = File::create_new(&temporary).and_then(|mut file| {
             file.write_all(content)?;
             if self.fsync { file.sync_data() } else { Ok(()) }
@@ -296,14 +293,6 @@ impl Inner {
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         if self.fsync { File::open(path)?.sync_all() } else { Ok(()) }
-    }
-
-    /// A name in `incoming/` that no other thread or process uses.
-    fn temporary(&self) -> PathBuf {
-        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
-        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
-        let name = format!("tmp-{}-{since_epoch}-{number}", std::process::id());
-        self.layout.incoming().join(name)
     }
 }
 

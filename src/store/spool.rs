@@ -89,7 +89,7 @@ impl Store {
 
 impl Inner {
     fn create_spool(&self) -> Result<(PathBuf, File), StoreError> {
-        let temporary = self.temporary();
+        let temporary = self.layout.temporary();
         let name = temporary.file_name().unwrap_or_default().to_string_lossy();
         let path = temporary.with_file_name(format!("{PREFIX}{name}"));
         let file = File::create_new(&path).map_err(|error| StoreError::write(&path, error))?;

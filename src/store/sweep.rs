@@ -125,7 +125,7 @@ impl Store {
         }
         let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
         // Under the lock: whoever gets it next renews what he commits at a later time than this.
-        let clock = self.inner.temporary();
+        let clock = self.inner.layout.temporary();
         let began = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
         let _ = fs::remove_file(&clock);
         let began = began.map_err(|error| StoreError::write(&clock, error))?;

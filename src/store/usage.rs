@@ -244,7 +244,7 @@ impl Store {
             }
             Some(_) => {}
         }
-        let temporary = self.inner.temporary();
+        let temporary = self.inner.layout.temporary();
         let walked = self.stream_usage(&temporary, began, go_on);
         let Some(summary) =
             walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
