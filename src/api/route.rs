@@ -65,6 +65,14 @@ pub struct Naming {
 }
 
 impl Naming {
+    /// The aliases of a registry, sorted.
+    pub fn aliases_of(&self, upstream: &Upstream) -> Vec<&str> {
+        let its = self.aliases.iter().filter(|(_, meant)| *meant == upstream);
+        let mut aliases: Vec<&str> = its.map(|(alias, _)| alias.as_str()).collect();
+        aliases.sort_unstable();
+        aliases
+    }
+
     /// What a request is about.
     ///
     /// # Errors

@@ -59,7 +59,9 @@ pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<
     let placing = Placing { client, mirror: &mirror, documents: &documents, place, typed };
     // Watched before anything is written: who reads that it was may end this at once.
     let end = typed.stay.then(until_signal).transpose()?;
-    placing.put_all()?;
+    if placing.put_all()? == 0 {
+        note(&format!("{}: as it should be", place.display()));
+    }
     note(&client.heeds());
     match end {
         Some(end) => placing.stay(&end),
@@ -128,18 +130,11 @@ fn this_server(settings: &Settings) -> Server {
 
 fn listed(settings: &Settings, entry: &RegistrySettings) -> Registry {
     let name = entry.upstream.clone();
-    let mut aliases: Vec<&String> = settings
-        .naming
-        .aliases
-        .iter()
-        .filter(|(_, meant)| **meant == name)
-        .map(|(alias, _)| alias)
-        .collect();
-    aliases.sort();
+    let alias = settings.naming.aliases_of(&name).first().map(|alias| (*alias).to_owned());
     // Of its endpoints, the one that is the registry itself; the others are Larder's own mirrors.
     let itself = entry.endpoints.iter().find(|each| each.endpoint.authority == name.as_str());
     let is_plain = itself.is_some_and(|each| each.endpoint.scheme == Scheme::Http);
-    Registry { alias: aliases.first().map(|alias| (*alias).clone()), is_plain, name }
+    Registry { alias, is_plain, name }
 }
 
 fn trust(typed: &cli::HostsToml) -> Result<Trust, CommandError> {
@@ -164,9 +159,9 @@ struct Placing<'a> {
 }
 
 impl Placing<'_> {
-    /// Writes every document, after it was looked at all of them whether they may be: half of a
-    /// configuration is none.
-    fn put_all(&self) -> Result<(), CommandError> {
+    /// Writes what is not as it should be, after it was looked at all of it whether it may be: half of a
+    /// configuration is none. Says how many files that were.
+    fn put_all(&self) -> Result<usize, CommandError> {
         let mut wanted = Vec::new();
         for document in self.documents {
             let path = self.path(document);
@@ -174,17 +169,19 @@ impl Placing<'_> {
             let text = self.text(document, before.as_deref())?;
             wanted.extend((before.as_deref() != Some(&*text)).then_some((path, before, text)));
         }
-        if wanted.is_empty() {
-            note(&format!("{}: as it should be", self.place.display()));
-        }
+        let count = wanted.len();
         for (path, before, text) in wanted {
             if before.is_some_and(|before| !before.starts_with(MARK)) {
                 keep(&path)?;
             }
-            replace(&path, &text).map_err(|source| write_error(&path, source))?;
+            replace(&path, &text).map_err(|source| CommandError::ClientFile {
+                doing: "write",
+                path: path.clone(),
+                source,
+            })?;
             note(&format!("{}: written", path.display()));
         }
-        Ok(())
+        Ok(count)
     }
 
     fn path(&self, document: &Document) -> PathBuf {
@@ -225,18 +222,8 @@ impl Placing<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            if !self.is_as_it_should_be() {
-                self.put_all()?;
-            }
+            self.put_all()?;
         }
-    }
-
-    fn is_as_it_should_be(&self) -> bool {
-        self.documents.iter().all(|document| {
-            let before = read(&self.path(document)).ok().flatten();
-            let wanted = self.text(document, before.as_deref()).ok();
-            before.is_some() && before == wanted
-        })
     }
 }
 
@@ -306,8 +293,4 @@ fn write_as(former: &Path, path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     // Else it may be empty after a power cut, and the former one gone.
     file.sync_all()
-}
-
-fn write_error(path: &Path, source: io::Error) -> CommandError {
-    CommandError::ClientFile { doing: "write", path: path.into(), source }
 }

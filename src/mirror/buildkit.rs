@@ -3,24 +3,19 @@
 //! The registry is said by `?ns=` when the image is from another host, so no path is needed. How Larder is
 //! spoken to is in an entry of its own.
 
-use super::{Fallback, MARK, Mirror, MirrorError, list, quoted};
+use super::{Fallback, Mirror, MirrorError, head_of_some, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
     if mirror.fallback == Fallback::None {
         return Err(MirrorError::AlwaysFallsBack);
     }
-    let mut text = format!(
-        "{MARK}, which writes over it. A registry that is not here is not mirrored:\n\
-         # repeat the command with --registry NAME.\n"
-    );
+    let mut text = head_of_some();
     let servers: Vec<String> =
-        mirror.servers.iter().map(|server| server.authority.clone()).collect();
+        mirror.servers.iter().map(|server| quoted(&server.authority)).collect();
+    let servers = servers.join(", ");
     for registry in mirror.one_by_one() {
-        text += &format!(
-            "\n[registry.{}]\n  mirrors = {}\n",
-            quoted(registry.name.as_str()),
-            list(&servers)
-        );
+        text +=
+            &format!("\n[registry.{}]\n  mirrors = [{servers}]\n", quoted(registry.name.as_str()));
         if registry.is_plain {
             text += "  http = true\n";
         }

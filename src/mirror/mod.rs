@@ -166,11 +166,9 @@ impl Registry {
 
     /// Where it is itself.
     fn url(&self) -> String {
-        let scheme = if self.is_plain { "http" } else { "https" };
-        match self.name.is_docker_hub() {
-            true => "https://registry-1.docker.io".into(),
-            false => format!("{scheme}://{}", self.name),
-        }
+        // Docker Hub has no other way.
+        let is_tls = !self.is_plain || self.name.is_docker_hub();
+        Server::new(is_tls, self.name.api_authority().to_owned()).url()
     }
 }
 
@@ -282,10 +280,12 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Some of them as an array of TOML and YAML.
-fn list(texts: &[String]) -> String {
-    let quoted: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
-    format!("[{}]", quoted.join(", "))
+/// How a text begins for a client that is told of registries one by one.
+fn head_of_some() -> String {
+    format!(
+        "{MARK}, which writes over it. A registry that is not here is not mirrored:\n\
+         # repeat the command with --registry NAME.\n"
+    )
 }
 
 /// Why a client cannot be told.

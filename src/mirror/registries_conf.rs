@@ -2,13 +2,10 @@
 //!
 //! They never say the registry by `?ns=`, so it goes into the path, and there is no entry for all registries.
 
-use super::{Fallback, MARK, Mirror, MirrorError, Registry, Server, path_on, quoted};
+use super::{Fallback, Mirror, MirrorError, Registry, Server, head_of_some, path_on, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
-    let mut text = format!(
-        "{MARK}, which writes over it. A registry that is not here is not mirrored:\n\
-         # repeat the command with --registry NAME.\n"
-    );
+    let mut text = head_of_some();
     for registry in mirror.one_by_one() {
         text += "\n[[registry]]\n";
         text += &format!("prefix = {}\n", quoted(registry.name.as_str()));

@@ -51,6 +51,11 @@ impl Upstream {
         &*self.0 == Self::DOCKER_HUB
     }
 
+    /// Host and port of its API: Docker Hub's is at another name than its images.
+    pub fn api_authority(&self) -> &str {
+        if self.is_docker_hub() { "registry-1.docker.io" } else { &self.0 }
+    }
+
     /// Whether a first path component is meant as a registry host rather than as part of a
     /// repository: it contains `.` or `:` or is `localhost`, as every container client decides.
     pub fn looks_like_host(component: &str) -> bool {

@@ -97,11 +97,16 @@ impl Endpoint {
     /// Where a registry is if nothing else is said: at its own name, by https; Docker Hub's API is at
     /// another name than its images.
     pub fn of(upstream: &Upstream, scheme: Scheme) -> Endpoint {
-        let authority = match upstream.is_docker_hub() {
-            true => "registry-1.docker.io",
-            false => upstream.as_str(),
+        Endpoint { scheme, authority: upstream.api_authority().to_owned() }
+    }
+
+    /// Its URL, without a path.
+    pub fn url(&self) -> String {
+        let scheme = match self.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
         };
-        Endpoint { scheme, authority: authority.to_owned() }
+        format!("{scheme}://{}", self.authority)
     }
 
     /// The registry as whose the endpoint is known to files with logins and to helpers: its own host,

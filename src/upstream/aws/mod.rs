@@ -123,11 +123,7 @@ impl Call {
 
 /// The URL of a path at an endpoint.
 fn url(endpoint: &Endpoint, path: &str) -> String {
-    let scheme = match endpoint.scheme {
-        Scheme::Http => "http",
-        Scheme::Https => "https",
-    };
-    format!("{scheme}://{}{path}", endpoint.authority)
+    endpoint.url() + path
 }
 
 /// A whole answer.
