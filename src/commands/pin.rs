@@ -16,7 +16,7 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
     let store = existing_store(&settings.store)?;
     if choices.is_empty() {
         let configured = &settings.cache.upkeep.pins;
-        configured.pins.iter().for_each(|pin| say(&format!("{pin}  (configuration)")));
+        configured.named().for_each(|pin| say(&format!("{pin}  (configuration)")));
         for path in &configured.lists {
             say(&format!("what is in {}  (configuration)", path.display()));
         }
@@ -50,7 +50,7 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
     let pins = kept(&store)?;
     if let Some(unknown) = texts.iter().find(|text| !pins.contains(text)) {
         let is_configured =
-            settings.cache.upkeep.pins.pins.iter().any(|pin| pin.to_string() == *unknown)
+            settings.cache.upkeep.pins.named().any(|pin| pin.to_string() == *unknown)
                 || of_server(&store)?.contains(unknown);
         return Err(CommandError::Usage(match is_configured {
             true => format!("{unknown} is pinned by the configuration (pin); take it off there"),

@@ -2,7 +2,6 @@
 //! server takes, and what waits for its next start. Pure; must not know how anything is put into force.
 
 use super::Settings;
-use crate::oci::Choice;
 use crate::{api, cache, http, store, upstream};
 
 /// Keys whose settings differ.
@@ -140,7 +139,7 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         ("airGapped", *air_gapped != new.air_gapped),
         ("cacheSize", room.cap_bytes != new.upkeep.room.cap_bytes),
         ("freeSpace", room.floor != new.upkeep.room.floor),
-        ("pin", pins_of_file(old) != pins_of_file(new)),
+        ("pin", pins.pins != new.upkeep.pins.pins),
         ("pinLists", pins.lists != new.upkeep.pins.lists),
         ("pruneConfig", *prune != new.upkeep.prune),
     ];
@@ -150,12 +149,6 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         ("helloWorld", *own != new.freshness.own),
     ];
     (at_once, after_restart)
-}
-
-/// Without the last one, which `helloWorld` sets.
-fn pins_of_file(settings: &cache::Settings) -> &[Choice] {
-    let pins = &settings.upkeep.pins.pins;
-    &pins[..pins.len() - usize::from(settings.freshness.own.is_some())]
 }
 
 fn of_upstream(old: &upstream::Settings, new: &upstream::Settings) -> [Compared; 2] {

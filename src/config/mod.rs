@@ -258,12 +258,8 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
 impl Settings {
     /// Leaves `helloWorld` as it was at the start, when its image came into the cache or did not.
     pub fn keep_hello_world_of(&mut self, started: &Settings) {
-        if self.cache.freshness.own.take().is_some() {
-            self.cache.upkeep.pins.pins.pop();
-        }
-        if started.cache.freshness.own.is_some() {
-            has_image_of_its_own(&mut self.cache);
-        }
+        self.cache.freshness.own.clone_from(&started.cache.freshness.own);
+        self.cache.upkeep.pins.own.clone_from(&started.cache.upkeep.pins.own);
     }
 }
 
@@ -271,7 +267,7 @@ impl Settings {
 fn has_image_of_its_own(settings: &mut cache::Settings) {
     let image = hello::reference();
     settings.freshness.own = Some(image.clone());
-    settings.upkeep.pins.pins.push(Choice::Exact(image));
+    settings.upkeep.pins.own = Some(Choice::Exact(image));
 }
 
 /// Which children of an index are loaded: those of `os` and `arch`, else of `platforms`, else this

@@ -16,8 +16,7 @@ use crate::http::ClientAuth;
 use crate::oci::{Platforms, Upstream};
 use crate::prune::{FreeSpace, PruneBy, PrunePolicy};
 use crate::upstream::{
-    Credentials, EndpointSettings, RegistrySettings, Scheme, Timeouts, TlsSettings,
-    UnlistedRegistries,
+    Credentials, EndpointSettings, RegistrySettings, Timeouts, TlsSettings, UnlistedRegistries,
 };
 
 /// What stands for a secret.
@@ -157,9 +156,7 @@ impl Settings {
         let upkeep = &self.cache.upkeep;
         map.put_some("cacheSize", upkeep.room.cap_bytes.map(size));
         map.put_some("freeSpace", upkeep.room.floor.map(free_space));
-        let is_own = self.cache.freshness.own.is_some();
-        let pins = upkeep.pins.pins.len() - usize::from(is_own);
-        let pins = upkeep.pins.pins[..pins].iter().map(|pin| pin.to_string().into());
+        let pins = upkeep.pins.pins.iter().map(|pin| pin.to_string().into());
         map.put_list("pin", pins.collect());
         let lists = upkeep.pins.lists.iter().map(|path| path.display().to_string().into());
         map.put_list("pinLists", lists.collect());
@@ -168,7 +165,7 @@ impl Settings {
         scrub.put("every", duration(self.scrub.as_ref().map_or(Duration::ZERO, |it| it.every)));
         scrub.put_some("rate", self.scrub.as_ref().map(|it| size(it.rate.get())));
         map.put("scrub", scrub);
-        map.put("helloWorld", is_own);
+        map.put("helloWorld", self.cache.freshness.own.is_some());
         map.put("resumeOnStart", self.resume_on_start);
         map.put_path("preloadImages", self.preload_images.as_deref());
         map.put_some("imageFile", self.image_file.clone());
@@ -228,10 +225,8 @@ impl Settings {
         let mut map = Map::default();
         let name = &entry.upstream;
         map.put("name", name.to_string());
-        let meant = self.naming.aliases.iter().filter(|(_, meant)| *meant == name);
-        let mut aliases: Vec<&String> = meant.map(|(alias, _)| alias).collect();
-        aliases.sort();
-        map.put_list("aliases", aliases.into_iter().map(|alias| alias.clone().into()).collect());
+        let aliases = self.naming.aliases_of(name).into_iter();
+        map.put_list("aliases", aliases.map(Node::from).collect());
         map.put_list("endpoints", entry.endpoints.iter().map(|it| endpoint(it).into()).collect());
         let FreshnessPolicy { by_upstream, .. } = &self.cache.freshness;
         if let Some(rules) = by_upstream.get(name) {
@@ -245,11 +240,7 @@ impl Settings {
 
 fn endpoint(settings: &EndpointSettings) -> Map {
     let mut map = Map::default();
-    let scheme = match settings.endpoint.scheme {
-        Scheme::Http => "http",
-        Scheme::Https => "https",
-    };
-    map.put("url", format!("{scheme}://{}", settings.endpoint.authority));
+    map.put("url", settings.endpoint.url());
     match &settings.credentials {
         Credentials::ByRepository { parts, otherwise } => {
             map.put_some("auth", auth(otherwise));

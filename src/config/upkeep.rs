@@ -37,6 +37,7 @@ fn room(file: &File) -> Result<RoomPolicy, ConfigError> {
 fn pins(file: &File) -> PinSettings {
     PinSettings {
         pins: file.pin.iter().flatten().map(|pin| pin.0.clone()).collect(),
+        own: None,
         lists: file.pin_lists.clone().unwrap_or_default(),
     }
 }

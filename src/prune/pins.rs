@@ -14,17 +14,24 @@ use crate::store::Store;
 pub struct PinSettings {
     /// `pin`.
     pub pins: Vec<Choice>,
+    /// The image that is the server's own, if it has one: what it is to serve must not be evicted.
+    pub own: Option<Choice>,
     /// `pinLists`: files with one or more a line, separated by commas, read anew each time.
     pub lists: Vec<PathBuf>,
 }
 
 impl PinSettings {
+    /// What they pin by themselves, without the lists.
+    pub fn named(&self) -> impl Iterator<Item = &Choice> {
+        self.pins.iter().chain(&self.own)
+    }
+
     /// What they pin now.
     ///
     /// # Errors
     /// [`PinError`] if a list cannot be read.
     pub fn all(&self) -> Result<Vec<Choice>, PinError> {
-        let mut all = self.pins.clone();
+        let mut all: Vec<Choice> = self.named().cloned().collect();
         for path in &self.lists {
             all.extend(read_pins(path)?);
         }
@@ -199,7 +206,7 @@ mod tests {
         fs::write(&list, "# base images\nalpine:3, busybox # both\n\nquay.io/a/*\n").unwrap();
         assert_eq!(store.add_pins(&["docker.io/library/redis:7".into()]).unwrap(), 1);
         let pins = vec!["ghcr.io/x/y:1".parse().unwrap()];
-        let settings = PinSettings { pins, lists: vec![list.clone()] };
+        let settings = PinSettings { pins, lists: vec![list.clone()], ..PinSettings::default() };
         let pins = Pins::load(&store, &settings).unwrap();
         for (text, expected) in [
             ("alpine:3", true),

@@ -361,7 +361,7 @@ fn upstreams(cache: &Cache) -> Value {
 
 fn pins(cache: &Cache) -> Value {
     let settings = cache.upkeep().pins;
-    let configured = settings.pins.iter().map(|pin| (pin.to_string(), "configuration"));
+    let configured = settings.named().map(|pin| (pin.to_string(), "configuration"));
     let listed = settings.lists.iter().flat_map(|path| {
         let choices = read_pins(path).unwrap_or_default();
         choices.into_iter().map(|choice| (choice.to_string(), "list"))

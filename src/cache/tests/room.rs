@@ -160,7 +160,7 @@ fn young_blobs_that_nothing_names_are_no_room_and_old_ones_are() {
 
 #[test]
 fn pinned_images_are_counted_in_what_is_said() {
-    let pins = PinSettings { pins: vec!["reg.test/a".parse().unwrap()], lists: Vec::new() };
+    let pins = PinSettings { pins: vec!["reg.test/a".parse().unwrap()], ..PinSettings::default() };
     let (bench, _) = bench(1000, |settings| settings.upkeep.pins = pins);
     make_old(&bench);
     refuses(&bench, 990, "everything else is pinned (1 images)");
@@ -168,7 +168,7 @@ fn pinned_images_are_counted_in_what_is_said() {
 
 #[test]
 fn pins_that_cannot_be_read_are_the_reason_that_is_said() {
-    let missing = PinSettings { pins: Vec::new(), lists: vec!["/nonexistent/pins".into()] };
+    let missing = PinSettings { lists: vec!["/nonexistent/pins".into()], ..PinSettings::default() };
     let (bench, _) = bench(1000, |settings| settings.upkeep.pins = missing);
     make_old(&bench);
     refuses(&bench, 990, "cannot read the pins in /nonexistent/pins");
