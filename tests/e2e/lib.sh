@@ -2,7 +2,8 @@
 # waits, checks with clear texts. `run` says what a case may rely on; a case sources this file first.
 # shellcheck shell=bash
 #
-# Must not know: any client. One file per client stands in cases/.
+# Must not know: what a client is to prove; one file per client stands in cases/. Here is how those are started that several
+# cases use.
 
 set -Eeuo pipefail
 
@@ -503,6 +504,30 @@ stop_nodes() {
   (exit "$status")
   stop_servers
 }
+
+# ---- podman and Docker, each with a store of the case's own ---------------------------------------------------------------
+
+# Podman has no signatures to go by. Pulls and loads take it by `--signature-policy "$PODMAN_POLICY"`.
+readonly PODMAN_POLICY="$CASE_DIR/policy.json"
+printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$PODMAN_POLICY"
+podman_() {
+  client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" \
+    --cgroup-manager cgroupfs --events-backend none "$@"
+}
+
+# Short, as containerd's.
+readonly DOCKER_DIR="$CASE_DIR/d"
+# Starts dockerd with the daemon.json that is in DOCKER_DIR, if there is one. No bridge and no iptables: it only pulls, and the
+# machine's network is to stay as it is.
+docker_start() { # [OPTION…]
+  mkdir -p "$DOCKER_DIR"
+  [[ -f $DOCKER_DIR/daemon.json ]] || printf '{}\n' >"$DOCKER_DIR/daemon.json"
+  start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_DIR/daemon.json" --data-root "$DOCKER_DIR/data" \
+    --exec-root "$DOCKER_DIR/exec" --pidfile "$DOCKER_DIR/pid" --host "unix://$DOCKER_DIR/d.sock" --storage-driver vfs \
+    --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false "$@"
+  wait_for_server dockerd docker_ version
+}
+docker_() { client docker --config "$DOCKER_DIR" --host "unix://$DOCKER_DIR/d.sock" "$@"; }
 
 # ---- skopeo -----------------------------------------------------------------------------------------------------------
 

@@ -16,23 +16,8 @@ larder_() { client "$E2E_LARDER" --image-path "$LARDER_CACHE" "$@"; }
 
 # ---- The tools, each with a store of its own --------------------------------------------------------------------------
 
-printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
-podman_() {
-  client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" \
-    --cgroup-manager cgroupfs --events-backend none "$@"
-}
-
 containerd_start "http://$UPSTREAM"
-
-readonly DOCKER_DIR="$CASE_DIR/d"
-mkdir -p "$DOCKER_DIR"
-printf '{}\n' >"$DOCKER_DIR/daemon.json"
-docker_() { client docker --config "$DOCKER_DIR" --host "unix://$DOCKER_DIR/d.sock" "$@"; }
-start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_DIR/daemon.json" --data-root "$DOCKER_DIR/data" \
-  --exec-root "$DOCKER_DIR/exec" --pidfile "$DOCKER_DIR/pid" --host "unix://$DOCKER_DIR/d.sock" --storage-driver vfs \
-  --bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
-  --registry-mirror "http://$UPSTREAM"
-wait_for_server dockerd docker_ version
+docker_start --bridge none --registry-mirror "http://$UPSTREAM"
 
 # ---- What they write --------------------------------------------------------------------------------------------------
 
@@ -41,7 +26,7 @@ skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "oci-archive:skopeo-tag.tar:v1"
 skopeo_ copy --quiet --src-tls-verify=false --all "docker://$UPSTREAM/demo/multi:v1" "oci:skopeo-dir:$MULTI"
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "docker-archive:skopeo-docker.tar:$IMAGE"
-podman_ pull --quiet --tls-verify=false --signature-policy "$CASE_DIR/policy.json" "$UPSTREAM/library/hello:v1"
+podman_ pull --quiet --tls-verify=false --signature-policy "$PODMAN_POLICY" "$UPSTREAM/library/hello:v1"
 podman_ tag "$UPSTREAM/library/hello:v1" "$IMAGE"
 podman_ save --quiet --format oci-archive --output podman-oci.tar "$IMAGE"
 podman_ save --quiet --format docker-archive --output podman-docker.tar "$IMAGE"
@@ -166,11 +151,11 @@ equal "the digest for skopeo" "$HELLO_DIGEST" "$(skopeo_ inspect --format '{{.Di
 
 step "podman loads it"
 podman_ rmi --all --force
-podman_ load --quiet --signature-policy "$CASE_DIR/policy.json" --input hello.tar
+podman_ load --quiet --signature-policy "$PODMAN_POLICY" --input hello.tar
 equal "the image's id" "${HELLO_CONFIG#sha256:}" "$(podman_ image inspect --format '{{.Id}}' "$IMAGE")"
 equal "the image's digest" "$HELLO_DIGEST" "$(podman_ image inspect --format '{{.Digest}}' "$IMAGE")"
 podman_ rmi --all --force
-podman_ load --quiet --signature-policy "$CASE_DIR/policy.json" --input all.tar
+podman_ load --quiet --signature-policy "$PODMAN_POLICY" --input all.tar
 equal "the image's id" "${HELLO_CONFIG#sha256:}" "$(podman_ image inspect --format '{{.Id}}' "$IMAGE")"
 
 step "docker loads it"

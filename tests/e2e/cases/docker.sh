@@ -6,16 +6,7 @@
 registry_start
 larder_start --default-ns docker.io
 
-readonly HOME_DIR="$CASE_DIR/d"
-readonly SOCKET="unix://$HOME_DIR/d.sock"
-mkdir -p "$HOME_DIR"
-printf '{}\n' >"$HOME_DIR/daemon.json"
-docker_() { client docker --config "$HOME_DIR" --host "$SOCKET" "$@"; }
-# No bridge and no iptables: it only pulls, and the machine's network is to stay as it is.
-start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$HOME_DIR/daemon.json" --data-root "$HOME_DIR/data" \
-  --exec-root "$HOME_DIR/exec" --pidfile "$HOME_DIR/pid" --host "$SOCKET" --storage-driver vfs --bridge none \
-  --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --registry-mirror "$LARDER_URL"
-wait_for_server dockerd docker_ version
+docker_start --bridge none --registry-mirror "$LARDER_URL"
 
 pull() {
   docker_ pull --quiet hello:v1

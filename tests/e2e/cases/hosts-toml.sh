@@ -64,26 +64,19 @@ larder_start
 step "podman: the registry in the path, by its alias if it has a port"
 hosts_toml --for podman --write "$CASE_DIR/registries.conf"
 export CONTAINERS_REGISTRIES_CONF="$CASE_DIR/registries.conf"
-printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
-podman_() { client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" "$@"; }
 for image in "$IMAGE" "$UPSTREAM/demo/hello:v1"; do
-  podman_ pull --quiet --signature-policy "$CASE_DIR/policy.json" "$image"
+  podman_ pull --quiet --signature-policy "$PODMAN_POLICY" "$image"
   podman_ image exists "$image"
 done
 larder_logged "docker.io in the path" 'GET:/v2/docker\.io/library/hello/manifests/'
 larder_logged "the alias in the path" "GET:/v2/${ALIAS//./\\.}/demo/hello/manifests/"
 
 step "docker: beside what it is told already"
-readonly DOCKER_DIR="$CASE_DIR/d"
 mkdir -p "$DOCKER_DIR"
 printf '{"debug": false, "bridge": "none"}\n' >"$DOCKER_DIR/daemon.json"
 hosts_toml --for docker --write "$DOCKER_DIR/daemon.json"
 equal "what it was told before" none "$(jq -r .bridge "$DOCKER_DIR/daemon.json")"
-docker_() { client docker --config "$DOCKER_DIR" --host "unix://$DOCKER_DIR/d.sock" "$@"; }
-start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_DIR/daemon.json" --data-root "$DOCKER_DIR/data" \
-  --exec-root "$DOCKER_DIR/exec" --pidfile "$DOCKER_DIR/pid" --host "unix://$DOCKER_DIR/d.sock" --storage-driver vfs \
-  --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
-wait_for_server dockerd docker_ version
+docker_start
 docker_ pull --quiet hello:v1
 matches "the image's digest" "@$HELLO_DIGEST" "$(docker_ image inspect --format '{{.RepoDigests}}' hello:v1)"
 stop_server dockerd

@@ -69,18 +69,9 @@ wait "${SERVER_PID[container]}" || fail "the container ended with $?"
 matches "its last words" '\] stopped' "$(tail -n 1 "$LOGS/container.log")"
 
 step "podman and docker read the file"
-printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
-podman_() { client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" "$@"; }
-podman_ load --quiet --input "$TAR" --signature-policy "$CASE_DIR/policy.json"
+podman_ load --quiet --input "$TAR" --signature-policy "$PODMAN_POLICY"
 podman_ image exists "$IMAGE"
-readonly DOCKER_HOME="$CASE_DIR/d"
-mkdir -p "$DOCKER_HOME"
-printf '{}\n' >"$DOCKER_HOME/daemon.json"
-docker_() { client docker --config "$DOCKER_HOME" --host "unix://$DOCKER_HOME/d.sock" "$@"; }
-start_server dockerd "${OFFLINE[@]}" dockerd --config-file "$DOCKER_HOME/daemon.json" --data-root "$DOCKER_HOME/data" \
-  --exec-root "$DOCKER_HOME/exec" --pidfile "$DOCKER_HOME/pid" --host "unix://$DOCKER_HOME/d.sock" --storage-driver vfs \
-  --bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
-wait_for_server dockerd docker_ version
+docker_start --bridge none
 docker_ load --input "$TAR"
 equal "the image in docker" "sha256:$(sha256sum <(skopeo_ inspect --raw --config "oci-archive:$TAR") | cut -d ' ' -f 1)" \
   "$(docker_ image inspect --format '{{.Id}}' "$IMAGE")"

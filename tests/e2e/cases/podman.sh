@@ -7,7 +7,6 @@ registry_start
 larder_start
 
 readonly IMAGE=docker.io/library/hello:v1
-printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
 cat >"$CASE_DIR/registries.conf" <<TOML
 [[registry]]
 prefix = "docker.io"
@@ -17,12 +16,8 @@ location = "127.0.0.1:$LARDER_PORT/docker.io"
 insecure = true
 TOML
 export CONTAINERS_REGISTRIES_CONF="$CASE_DIR/registries.conf"
-podman_() {
-  client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" \
-    --cgroup-manager cgroupfs --events-backend none "$@"
-}
 pull() {
-  podman_ pull --quiet --signature-policy "$CASE_DIR/policy.json" "$IMAGE"
+  podman_ pull --quiet --signature-policy "$PODMAN_POLICY" "$IMAGE"
   equal "the image's id" "${HELLO_CONFIG#sha256:}" "$(podman_ image inspect --format '{{.Id}}' "$IMAGE")"
   equal "the image's digest" "$HELLO_DIGEST" "$(podman_ image inspect --format '{{.Digest}}' "$IMAGE")"
 }

@@ -138,15 +138,10 @@ refused "skopeo with a wrong one" skopeo_ copy "${trusting[@]}" --src-creds 'nod
 skopeo_ copy "${trusting[@]}" --src-creds 'nodes:open sesame' "$FROM" "dir:$CASE_DIR/with"
 
 step "podman logs in, and pulls"
-printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$CASE_DIR/policy.json"
-podman_() {
-  client podman --storage-driver vfs --root "$CASE_DIR/root" --runroot "$CASE_DIR/run" --tmpdir "$CASE_DIR/tmp/podman" \
-    --cgroup-manager cgroupfs --events-backend none "$@"
-}
 podman_login() { podman_ login --cert-dir "$CASE_DIR/certs" --authfile "$CASE_DIR/auth.json" --username nodes "$HOST" "$@"; }
 refused "podman login with a wrong password" podman_login --password sesame
 podman_login --password 'open sesame'
-podman_ pull --quiet --signature-policy "$CASE_DIR/policy.json" --cert-dir "$CASE_DIR/certs" --authfile "$CASE_DIR/auth.json" \
+podman_ pull --quiet --signature-policy "$PODMAN_POLICY" --cert-dir "$CASE_DIR/certs" --authfile "$CASE_DIR/auth.json" \
   "$HOST/docker.io/library/hello:v1"
 podman_ rmi "$HOST/docker.io/library/hello:v1"
 
