@@ -187,9 +187,14 @@ loopback), and `flags` for those that the configuration does not name; and `host
 {{- toYaml (dict "http" $http "health" $health "metrics" $metrics "management" $open "flags" $flags "host" (ternary $host "" (eq "yes" (include "larder.isLoopback" $host)))) -}}
 {{- end }}
 
+{{/* What clients speak. */}}
+{{- define "larder.scheme" -}}
+{{- ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
+{{- end }}
+
 {{/* Where nodes reach Larder, as a URL; empty if that cannot be known here. */}}
 {{- define "larder.nodeUrl" -}}
-{{- $scheme := ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
+{{- $scheme := include "larder.scheme" . -}}
 {{- $hostPort := .Values.daemonset.hostPort -}}
 {{- if include "larder.usesHostNetwork" . -}}
 {{- printf "%s://127.0.0.1:%d" $scheme (int (include "larder.ports" . | fromYaml).http) -}}
