@@ -16,6 +16,7 @@ pub mod bundle;
 pub mod cache;
 pub mod certificates;
 pub mod cli;
+pub mod client_address;
 pub mod commands;
 pub mod config;
 pub mod flight;

@@ -3,6 +3,7 @@
 //! It must not know sockets, nor what the path means. `head` fills it.
 
 use super::head::{self, HeadError, Parsed};
+use crate::client_address::ClientAddress;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -146,6 +147,11 @@ impl Request {
     /// The client's address. IPv4 clients of a dual-stack listener are told as IPv4.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The client that this request counts against where something scarce is shared.
+    pub fn client_address(&self) -> ClientAddress {
+        self.peer.ip().into()
     }
 
     /// When the first byte of this request was seen.

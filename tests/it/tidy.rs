@@ -18,11 +18,12 @@ struct Room {
 
 const ROOMS: &[Room] = &[
     Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
+    Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
     Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
     Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
     Room {
         name: "access",
-        may_use: &["oci", "flight", "certificates"],
+        may_use: &["oci", "flight", "certificates", "client_address"],
         must_not_know: "HTTP, routes, upstreams",
     },
     Room { name: "certificates", may_use: &[], must_not_know: "who shows them to whom" },
@@ -33,7 +34,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "cache",
-        may_use: &["oci", "store", "upstream", "flight", "prune", "metrics"],
+        may_use: &["oci", "store", "upstream", "flight", "prune", "metrics", "client_address"],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
     Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
@@ -45,10 +46,14 @@ const ROOMS: &[Room] = &[
         must_not_know: "files, or how Larder itself is configured",
     },
     Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
-    Room { name: "http", may_use: &["certificates"], must_not_know: "registries, digests, store" },
+    Room {
+        name: "http",
+        may_use: &["certificates", "client_address"],
+        must_not_know: "registries, digests, store",
+    },
     Room {
         name: "api",
-        may_use: &["oci", "cache", "prune", "metrics", "http", "access"],
+        may_use: &["oci", "cache", "prune", "metrics", "http", "access", "client_address"],
         must_not_know: "the upstream client, file paths",
     },
     Room {
