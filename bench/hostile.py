@@ -240,7 +240,7 @@ class Attack:
     """Sends what `kind` says until it is stopped; never reads."""
 
     def __init__(self, kind, port, registry, hostile):
-        self.port, self.registry, self.hostile, self.held = port, registry, hostile, []
+        self.port, self.registry, self.hostile, self.held, self.requests = port, registry, hostile, [], 0
         self.is_stopped = threading.Event()
         self.thread = threading.Thread(target=getattr(self, kind))
 
@@ -259,6 +259,10 @@ class Attack:
             client.close()
 
     def request(self, path, registry, is_held):
+        # Two hostile registries: one alone is held back by its own share.
+        if registry == self.hostile:
+            self.requests += 1
+            registry = f"{self.requests // 2 % 2}.{registry}"
         self.send(f"GET {path}?ns={registry} HTTP/1.1\r\nHost: bench\r\n\r\n", is_held)
 
     def at_a_rate(self, send):
@@ -285,7 +289,7 @@ class Attack:
                 self.request(f"/v2/hang/b/manifests/t{number}", self.hostile, False)
 
     def heads(self):
-        while not self.is_stopped.wait(0.01):
+        while not self.is_stopped.wait(0.001):
             if len(self.held) < 4000:
                 self.send("GET /v2/ HTTP/1.1\r\nHost: b", True)
 
