@@ -75,6 +75,8 @@ mod process;
 mod reload;
 // Dashboard, alerts and documentation against what is counted.
 mod observability;
+// What the documents claim.
+mod documents;
 // Users, passwords, tokens of our own.
 mod credentials;
 // Programs that know users and passwords.
