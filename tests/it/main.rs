@@ -49,6 +49,8 @@ mod air_gap;
 mod full_disk;
 // Mirrors, and the registry behind them.
 mod endpoints;
+// What one client, or one registry, can do to the others.
+mod abuse;
 // The commands beside the server.
 mod commands;
 // Images that are removed because somebody says so, or because it is time.
