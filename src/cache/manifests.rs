@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::freshness::{Belief, OnUpstreamDelete};
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, PATIENCE, lock};
-use crate::flight::{Flight, Flights, Pilot};
+use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
@@ -87,7 +87,7 @@ pub enum ManifestLookup {
 pub struct ManifestWait {
     cache: Cache,
     name: ImageName,
-    flight: Arc<Flight<(), Outcome, CacheError>>,
+    flight: Follower<(), Outcome, CacheError>,
     how: How,
     cached: Option<Arc<Content>>,
 }
@@ -123,10 +123,15 @@ impl ManifestWait {
     pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
         self.flight.forget(waker);
         let inner = &self.cache.inner;
-        inner.misses.note_trouble(&self.name.upstream, inner.now());
+        // A request that was never sent for want of a fetcher says nothing about the registry.
+        let was_sent = self.flight.has_begun();
+        if was_sent {
+            inner.misses.note_trouble(&self.name.upstream, inner.now());
+        }
         match &self.cached {
             Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),
-            None => Err(CacheError::TimedOut),
+            None if was_sent => Err(CacheError::TimedOut),
+            None => Err(CacheError::GivenUp),
         }
     }
 
@@ -184,26 +189,49 @@ impl Cache {
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
-            (cached, _) => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
+            (cached, _) => match (self.ask_for_manifest(key, cached.clone()), cached) {
+                (Err(_), Some(content)) => Ok(ready(content, How::Stale)),
+                (asked, _) => Ok(ManifestLookup::Wait(asked?)),
+            },
         }
     }
 
     /// Asks what a tag is, for the next client rather than for this one.
     fn revalidate(&self, key: Key, now: SystemTime) {
         if !self.inner.misses.is_troubled(&key.0.upstream, now) {
-            self.ask_for_manifest(key, None);
+            self.fetch_manifest_in_background(key);
         }
     }
 
-    fn ask_for_manifest(&self, key: Key, cached: Option<Arc<Content>>) -> ManifestWait {
+    /// Fetches a manifest that nobody waits for.
+    pub(super) fn fetch_manifest_in_background(&self, key: Key) {
+        let inner = Arc::clone(&self.inner);
+        let Ok(purpose) = self.purpose(&key.0) else { return };
+        self.inner.metadata_pool.submit_in_background(purpose, move || {
+            let joined = inner.manifests.join(&key, || CacheError::GivenUp);
+            if let Some(leader) = joined.pilot {
+                inner.fetch_manifest(leader);
+            }
+        });
+    }
+
+    fn ask_for_manifest(
+        &self,
+        key: Key,
+        cached: Option<Arc<Content>>,
+    ) -> Result<ManifestWait, CacheError> {
+        let purpose = self.purpose(&key.0)?;
         let joined = self.inner.manifests.join(&key, || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        let name = key.0;
-        if let Some(pilot) = joined.pilot {
+        if let Some(leader) = joined.pilot {
             let inner = Arc::clone(&self.inner);
-            self.inner.metadata_pool.submit(&name.upstream, move || inner.fetch_manifest(pilot));
+            let flight = Arc::clone(joined.flight.flight());
+            let is_wanted = move || flight.has_followers();
+            self.inner
+                .metadata_pool
+                .submit(purpose, is_wanted, move || inner.fetch_manifest(leader));
         }
-        ManifestWait { cache: self.clone(), name, flight: joined.flight, how, cached }
+        Ok(ManifestWait { cache: self.clone(), name: key.0, flight: joined.flight, how, cached })
     }
 }
 
@@ -302,6 +330,7 @@ impl Inner {
 
     /// The work of a manifest flight, on a fetcher.
     pub(super) fn fetch_manifest(&self, pilot: ManifestPilot) {
+        pilot.begin();
         let (name, reference) = pilot.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),

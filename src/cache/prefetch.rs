@@ -54,9 +54,9 @@ impl Cache {
             }
             looked_at.insert(key, now);
         }
+        let Ok(purpose) = self.purpose(name) else { return };
         let (cache, name, digest) = (self.clone(), name.clone(), *digest);
-        let upstream = name.upstream.clone();
-        inner.metadata_pool.submit_behind(&upstream, move || {
+        inner.metadata_pool.submit_in_background(purpose, move || {
             let wanted = cache.inner.settings().prefetch.platforms.clone();
             cache.complete(&name, &digest, &wanted, 0);
             if cache.inner.settings().prefetch.referrers {
@@ -80,7 +80,7 @@ impl Cache {
         match manifest.kind() {
             ManifestKind::Image { .. } => {
                 for blob in manifest.descriptors() {
-                    self.fetch_behind(name, blob);
+                    self.fetch_if_missing(name, blob);
                 }
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
@@ -98,26 +98,11 @@ impl Cache {
         }
     }
 
-    /// Fetches a blob that is not there, when a fetcher has nothing better to do.
-    pub(super) fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
-        let inner = &self.inner;
-        if inner.store.blob(&blob.digest, Some(blob.size)).is_some() {
-            return;
+    /// Fetches a blob in the background unless it is in the store.
+    pub(super) fn fetch_if_missing(&self, name: &ImageName, blob: &Descriptor) {
+        if self.inner.store.blob(&blob.digest, Some(blob.size)).is_none() {
+            self.fetch_in_background(name, &blob.digest, Some(blob.size));
         }
-        let (cache, name, digest, size) = (self.clone(), name.clone(), blob.digest, blob.size);
-        let upstream = name.upstream.clone();
-        inner.blob_pool.submit_behind(&upstream, move || {
-            let inner = &cache.inner;
-            if inner.is_offline() || inner.store.blob(&digest, Some(size)).is_some() {
-                return;
-            }
-            // Whoever is at it already needs no help.
-            let key = (name.upstream.clone(), digest);
-            let joined = inner.blobs.join(&key, || super::blobs::given_up(&name));
-            if let Some(pilot) = joined.pilot {
-                cache.fly(name, pilot, Some(size));
-            }
-        });
     }
 
     /// Fetches the manifests that refer to a manifest, directly or by way of others: by the referrers API,
