@@ -4,21 +4,34 @@
 //! import that is killed at any point leaves blobs that nothing refers to, and repeating it passes over
 //! what is there. The commit lock is held from the first blob to the last name: a sweep must not take
 //! the blobs of an image whose turn has not come yet.
+//!
+//! Work is proportional to the bundle. Documents in it may name one manifest half a million times, or half
+//! a million indexes with one large child: each distinct image is looked up once, and what is read on
+//! the way is charged against a budget that grows with the bundle ([`Budget`]).
 
-use std::collections::HashSet;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
 use super::closure::{is_whole, manifest_by_digest, missing};
-use super::docker;
+use super::docker::{self, Rebuild};
 use super::error::BundleError;
 use super::layout::{EntryName, parse_index};
 use super::source::BundleSource;
 use super::take::{Taken, take};
 use super::told::{Before, Bytes, ImportSummary, Origin, Told};
 use crate::oci::{
-    Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference, Reference, Tag,
+    DESCRIPTORS_MAX, Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference,
+    Reference, Tag,
 };
 use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
+
+/// What an import may read: manifests and their bytes, per entry and byte of the bundle. A bundle that
+/// tools write needs each of its manifests once or twice.
+const PER_ENTRY: u64 = 8;
+/// What even the smallest bundle may read: one that names images of which the cache has everything.
+const MANIFESTS_MIN: u64 = 100_000;
+const BYTES_MIN: u64 = 1 << 30;
 
 /// How a bundle is imported.
 #[derive(Debug, Clone)]
@@ -60,9 +73,12 @@ pub fn import(
         blobs_present: taken.blobs_present,
         images: 0,
     };
-    let mut naming = Naming { store, bundle: &bundle, settings, told, summary, named: Vec::new() };
+    let budget = Budget::of(&taken);
+    let (waiting, recorded) = (HashMap::new(), Recorded::default());
+    let mut naming =
+        Naming { store, bundle: &bundle, settings, told, summary, budget, waiting, recorded };
     let roots = naming.roots(&taken)?;
-    naming.name_all(&roots)?;
+    naming.name_all(roots)?;
     let summary = naming.summary;
     store.settle_index()?;
     Ok(summary)
@@ -74,8 +90,43 @@ struct Naming<'a> {
     settings: &'a ImportSettings,
     told: &'a mut dyn FnMut(&Told<'_>),
     summary: ImportSummary,
-    /// The manifests that were recorded, for what refers to them.
-    named: Vec<(ImageName, HashSet<Digest>)>,
+    budget: Budget,
+    /// Manifests without a name, by what they refer to.
+    waiting: HashMap<Digest, Vec<Root>>,
+    recorded: Recorded,
+}
+
+/// Manifests that were recorded and that others refer to.
+#[derive(Default)]
+struct Recorded {
+    seen: HashSet<(ImageName, Digest)>,
+    left: VecDeque<(ImageName, Digest)>,
+}
+
+/// What may still be read of manifests.
+struct Budget {
+    manifests: Cell<u64>,
+    bytes: Cell<u64>,
+}
+
+impl Budget {
+    fn of(taken: &Taken) -> Budget {
+        let allowed = |min: u64, size: u64| Cell::new(size.saturating_mul(PER_ENTRY).max(min));
+        Budget {
+            manifests: allowed(MANIFESTS_MIN, taken.entries),
+            bytes: allowed(BYTES_MIN, taken.content_bytes),
+        }
+    }
+
+    /// Takes that much out of it, as far as there is.
+    fn charge(&self, manifests: u64, bytes: u64) {
+        self.manifests.set(self.manifests.get().saturating_sub(manifests));
+        self.bytes.set(self.bytes.get().saturating_sub(bytes));
+    }
+
+    fn is_spent(&self) -> bool {
+        self.manifests.get() == 0 || self.bytes.get() == 0
+    }
 }
 
 impl Naming<'_> {
@@ -103,8 +154,9 @@ impl Naming<'_> {
                 let images =
                     docker::parse(docker).map_err(|reason| malformed("manifest.json", reason))?;
                 let mut roots = Vec::new();
-                for image in &images {
-                    match docker::rebuild(self.store, taken, image)? {
+                let rebuilt = Rebuild::new(self.store, taken).all(&images)?;
+                for (image, rebuilt) in images.iter().zip(rebuilt) {
+                    match rebuilt {
                         Ok(of_image) => roots.extend(of_image),
                         Err(reason) => self.refuse(&image.label(), &reason),
                     }
@@ -124,21 +176,46 @@ impl Naming<'_> {
         }
     }
 
-    fn name_all(&mut self, roots: &[Root]) -> Result<(), BundleError> {
-        let (mut images, mut referrers) = (Vec::new(), Vec::new());
+    fn name_all(&mut self, roots: Vec<Root>) -> Result<(), BundleError> {
+        let mut images = Vec::new();
         for root in roots {
-            match self.subject_of(root) {
-                Some(subject) => referrers.push((root, subject)),
+            match self.subject_of(&root) {
+                Some(subject) => self.waiting.entry(subject).or_default().push(root),
                 None => images.push(root),
             }
+            self.check_budget()?;
         }
         let names = self.names_of(&images)?;
-        for (root, name) in images.into_iter().zip(names) {
-            if let Some((name, reference)) = name {
-                self.name(root, &name, &reference)?;
+        let mut named: Vec<(Root, (ImageName, Reference))> =
+            images.into_iter().zip(names).filter_map(|(root, name)| Some((root, name?))).collect();
+        keep_last_of_each_name(&mut named);
+        // Names of one manifest one after the other, so that it is looked up once.
+        let mut places: HashMap<Digest, usize> = HashMap::new();
+        for (at, (root, _)) in named.iter().enumerate() {
+            places.entry(root.descriptor.digest).or_insert(at);
+        }
+        named.sort_by_key(|(root, _)| places[&root.descriptor.digest]);
+        let mut found: Option<(Digest, Option<String>, Graph)> = None;
+        for (root, (name, reference)) in &named {
+            let is_same = found.as_ref().is_some_and(|(digest, media_type, _)| {
+                (digest, media_type) == (&root.descriptor.digest, &root.media_type)
+            });
+            if !is_same {
+                let graph = self.graph(root)?;
+                found = Some((root.descriptor.digest, root.media_type.clone(), graph));
+            }
+            if let Some((_, _, graph)) = &found {
+                self.name(root, graph, name, reference)?;
             }
         }
-        self.attach(referrers)
+        self.attach()
+    }
+
+    fn check_budget(&self) -> Result<(), BundleError> {
+        match self.budget.is_spent() {
+            true => Err(BundleError::Entangled { bundle: self.bundle.to_owned() }),
+            false => Ok(()),
+        }
     }
 
     /// What a manifest without a name refers to.
@@ -153,7 +230,7 @@ impl Naming<'_> {
     /// Under which name each of them goes. A refusal is told here.
     fn names_of(
         &mut self,
-        roots: &[&Root],
+        roots: &[Root],
     ) -> Result<Vec<Option<(ImageName, Reference)>>, BundleError> {
         let given = self.settings.name.as_ref();
         let digests: HashSet<Digest> = roots.iter().map(|root| root.descriptor.digest).collect();
@@ -196,6 +273,7 @@ impl Naming<'_> {
     fn name(
         &mut self,
         root: &Root,
+        graph: &Graph,
         name: &ImageName,
         reference: &Reference,
     ) -> Result<(), BundleError> {
@@ -207,8 +285,12 @@ impl Naming<'_> {
             self.refuse(&full, &format!("what is there under that name is {digest}"));
             return Ok(());
         }
-        let Some(graph) = self.whole(root, &full) else { return Ok(()) };
-        let before = self.record(name, reference, &graph)?;
+        if !self.is_whole(root, graph, &full) {
+            return Ok(());
+        }
+        self.budget.charge(graph.manifests.len() as u64, 0);
+        self.check_budget()?;
+        let before = self.record(name, reference, graph)?;
         self.summary.images += 1;
         (self.told)(&Told::Imported {
             reference: &full,
@@ -220,30 +302,46 @@ impl Naming<'_> {
         Ok(())
     }
 
-    /// Everything that an image needs; if it is not all there, that is told.
-    fn whole(&mut self, root: &Root, label: &str) -> Option<Graph> {
+    /// Everything that an image needs, here or not.
+    fn graph(&self, root: &Root) -> Result<Graph, BundleError> {
         let load = |descriptor: &Descriptor| self.load(root, descriptor);
         let graph = self.store.graph_by(root.descriptor.clone(), &load, &|_| true);
-        if is_whole(&graph) {
-            return Some(graph);
+        // Where the budget was spent, manifests look absent that are not.
+        self.check_budget()?;
+        Ok(graph)
+    }
+
+    /// Whether everything that an image needs is here; if not, that is told.
+    fn is_whole(&mut self, root: &Root, graph: &Graph, label: &str) -> bool {
+        if is_whole(graph) {
+            return true;
         }
-        let Descriptor { digest, size, .. } = &root.descriptor;
-        let is_here = self.store.blob(digest, Some(*size)).is_some();
+        let digest = &root.descriptor.digest;
+        let is_here = self.store.blob(digest, root.descriptor.known_size()).is_some();
         if is_here && graph.manifests.iter().all(|each| each.manifest.is_none()) {
             let limit = Bytes(MANIFEST_BYTES_MAX as u64);
-            let reason = format!("{digest} is no manifest that clients take, or exceeds {limit}");
+            let reason = format!(
+                "{digest} is no manifest that clients take, or exceeds {limit} or \
+                 {DESCRIPTORS_MAX} descriptors"
+            );
             self.refuse(label, &reason);
-            return None;
+            return false;
         }
         self.summary.failures += 1;
-        (self.told)(&Told::Incomplete { reference: label, missing: missing(&graph) });
-        None
+        (self.told)(&Told::Incomplete { reference: label, missing: missing(graph) });
+        false
     }
 
     fn load(&self, root: &Root, descriptor: &Descriptor) -> Option<Manifest> {
+        if self.budget.is_spent() {
+            return None;
+        }
         let is_root = descriptor.digest == root.descriptor.digest;
         let media_type = root.media_type.as_deref().filter(|_| is_root);
-        manifest_by_digest(self.store, descriptor, media_type)
+        let manifest = manifest_by_digest(self.store, descriptor, media_type);
+        let bytes = manifest.as_ref().map_or(0, |manifest| manifest.bytes().len());
+        self.budget.charge(1, bytes as u64);
+        manifest
     }
 
     /// Children before parents, and the tag last.
@@ -257,10 +355,11 @@ impl Naming<'_> {
         let present = graph.manifests.iter().rev();
         let present =
             present.filter_map(|each| Some((each.descriptor.digest, each.manifest.as_ref()?)));
-        let mut recorded = HashSet::new();
         let mut top = None;
         for (digest, manifest) in present {
-            recorded.insert(digest);
+            if self.waiting.contains_key(&digest) {
+                self.recorded.add(name, digest);
+            }
             let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len() as u64);
             top = Some((digest, media_type.clone(), size));
             let known = self.store.manifest(name, &digest, Access::Look);
@@ -269,7 +368,6 @@ impl Naming<'_> {
                 self.store.put_manifest(name, &digest, &record)?;
             }
         }
-        self.named.push((name.clone(), recorded));
         match (reference, top) {
             (Reference::Tag(tag), Some((digest, media_type, size))) => {
                 let record =
@@ -296,36 +394,53 @@ impl Naming<'_> {
         Ok(before)
     }
 
-    /// Signatures and the like that have no name of their own go where their subject is; those of
-    /// signatures come in a later round.
-    fn attach(&mut self, mut referrers: Vec<(&Root, Digest)>) -> Result<(), BundleError> {
-        loop {
-            let before = referrers.len();
-            let mut left = Vec::new();
-            for (root, subject) in referrers {
-                let homes = self.named.iter().filter(|(_, digests)| digests.contains(&subject));
-                let mut homes: Vec<ImageName> = homes.map(|(name, _)| name.clone()).collect();
-                homes.dedup();
-                if homes.is_empty() {
-                    left.push((root, subject));
-                }
-                for name in homes {
-                    self.name(root, &name, &Reference::Digest(root.descriptor.digest))?;
-                }
+    /// Signatures and the like that have no name of their own go where their subject is, and what refers
+    /// to them follows.
+    fn attach(&mut self) -> Result<(), BundleError> {
+        let mut attached: HashSet<Digest> = HashSet::new();
+        while let Some((name, subject)) = self.recorded.left.pop_front() {
+            // Given back below: a subject may be recorded under several names.
+            let Some(roots) = self.waiting.remove(&subject) else { continue };
+            for root in &roots {
+                let graph = self.graph(root)?;
+                self.name(root, &graph, &name, &Reference::Digest(root.descriptor.digest))?;
             }
-            if left.len() == before || left.is_empty() {
-                for (root, subject) in left {
-                    let reason = format!("it refers to {subject}, which was not imported");
-                    self.refuse(&root.descriptor.digest.to_string(), &reason);
-                }
-                return Ok(());
-            }
-            referrers = left;
+            attached.insert(subject);
+            self.waiting.insert(subject, roots);
         }
+        let mut left: Vec<(Digest, Digest)> = Vec::new();
+        for (subject, roots) in &self.waiting {
+            if !attached.contains(subject) {
+                left.extend(roots.iter().map(|root| (root.descriptor.digest, *subject)));
+            }
+        }
+        left.sort();
+        for (digest, subject) in left {
+            let reason = format!("it refers to {subject}, which was not imported");
+            self.refuse(&digest.to_string(), &reason);
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, entry: &str, reason: &str) {
         self.summary.failures += 1;
         (self.told)(&Told::Refused { bundle: self.bundle, entry, reason });
     }
+}
+
+impl Recorded {
+    fn add(&mut self, name: &ImageName, digest: Digest) {
+        let recorded = (name.clone(), digest);
+        if self.seen.insert(recorded.clone()) {
+            self.left.push_back(recorded);
+        }
+    }
+}
+
+/// What was written may say a name twice, and then the last one counts, as with a registry.
+fn keep_last_of_each_name(named: &mut Vec<(Root, (ImageName, Reference))>) {
+    let mut seen = HashSet::new();
+    let mut is_last: Vec<bool> =
+        named.iter().rev().map(|(_, name)| seen.insert(name.clone())).collect();
+    named.retain(|_| is_last.pop().unwrap_or(true));
 }

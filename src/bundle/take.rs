@@ -19,6 +19,11 @@ const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const PIECE_BYTES: usize = 256 * 1024;
 /// How many links may lead to one file: `docker save` writes one.
 const LINKS_MAX: usize = 8;
+/// How many files and links are remembered for `manifest.json`: a thousand images with thirty layers in
+/// files of their own are 30,000.
+const REMEMBERED_MAX: usize = 100_000;
+/// The longest path that is remembered, in bytes: those that tools write have some 80.
+const PATH_BYTES_MAX: usize = 255;
 
 /// What a bundle held.
 #[derive(Debug, Default)]
@@ -29,9 +34,14 @@ pub(super) struct Taken {
     pub(super) docker: Option<Vec<u8>>,
     /// Whether there is a file `repositories`, which only `docker save` and `podman save` write.
     pub(super) has_repositories: bool,
-    /// Digest and size of what `manifest.json` may name by its path.
+    /// Digest and size of what `manifest.json` may name by its path, blobs of a layout aside: their
+    /// paths are their digests.
     files: HashMap<String, (Digest, u64)>,
     links: HashMap<String, String>,
+    /// Entries of the bundle.
+    pub(super) entries: u64,
+    /// Bytes of their content.
+    pub(super) content_bytes: u64,
     /// Blobs that the store did not have.
     pub(super) blobs_written: u64,
     /// Their bytes.
@@ -45,13 +55,19 @@ pub(super) struct Taken {
 impl Taken {
     /// The file at a path of `manifest.json`, through the links that `docker save` and `podman save` use
     /// for layers that occur twice.
-    pub(super) fn file(&self, path: &str) -> Option<(Digest, u64)> {
+    pub(super) fn file(&self, store: &Store, path: &str) -> Option<(Digest, u64)> {
         let mut path = path.strip_prefix("./").unwrap_or(path);
         for _ in 0..LINKS_MAX {
             if let Some(file) = self.files.get(path) {
                 return Some(*file);
             }
-            path = self.links.get(path)?;
+            match self.links.get(path) {
+                Some(target) => path = target,
+                None => {
+                    let Role::Blob(digest) = Role::of(path) else { return None };
+                    return Some((digest, store.blob(&digest, None)?.size));
+                }
+            }
         }
         None
     }
@@ -122,13 +138,21 @@ struct Taker<'a> {
 
 impl Taker<'_> {
     fn entry(&mut self, path: &str, item: Item<'_>) -> Result<(), BundleError> {
+        self.taken.entries += 1;
         let (size, content) = match item {
             Item::File { size, content } => (size, content),
             Item::Link { target } => {
+                let is_short = |path: &str| path.len() <= PATH_BYTES_MAX;
+                let target = target.filter(|target| is_short(target) && is_short(path));
+                self.check_remembered()?;
                 self.taken.links.extend(target.map(|target| (path.to_owned(), target)));
                 return Ok(());
             }
         };
+        self.taken.content_bytes = self.taken.content_bytes.saturating_add(size);
+        if path.len() > PATH_BYTES_MAX {
+            return Ok(());
+        }
         match Role::of(path) {
             Role::Index => {
                 self.taken.index = Some(self.document(path, size, INDEX_BYTES_MAX, content)?);
@@ -139,7 +163,7 @@ impl Taker<'_> {
             Role::Repositories => self.taken.has_repositories = true,
             Role::Blob(digest) => self.blob(path, &digest, size, content)?,
             Role::Layer(Some(digest)) if self.is_present(&digest, size) => {
-                self.taken.files.insert(path.to_owned(), (digest, size));
+                self.remember(path, (digest, size))?;
             }
             Role::Layer(_) => {
                 let stored = self.spool(path, Algorithm::Sha256, size, content)?.commit(None);
@@ -164,7 +188,6 @@ impl Taker<'_> {
         content: &mut dyn Read,
     ) -> Result<(), BundleError> {
         if self.is_present(digest, size) {
-            self.taken.files.insert(path.to_owned(), (*digest, size));
             return Ok(());
         }
         let stored = self.spool(path, digest.algorithm(), size, content)?.commit(Some(digest));
@@ -190,7 +213,9 @@ impl Taker<'_> {
             Ok((digest, size)) => {
                 self.taken.blobs_written += 1;
                 self.taken.bytes_written += size;
-                self.taken.files.insert(path.to_owned(), (digest, size));
+                if !matches!(Role::of(path), Role::Blob(_)) {
+                    self.remember(path, (digest, size))?;
+                }
             }
             Err(IngestError::Store(error)) => return Err(error.into()),
             Err(error) => {
@@ -200,6 +225,22 @@ impl Taker<'_> {
             }
         }
         Ok(())
+    }
+
+    fn remember(&mut self, path: &str, file: (Digest, u64)) -> Result<(), BundleError> {
+        self.check_remembered()?;
+        self.taken.files.insert(path.to_owned(), file);
+        Ok(())
+    }
+
+    fn check_remembered(&self) -> Result<(), BundleError> {
+        match self.taken.files.len() + self.taken.links.len() < REMEMBERED_MAX {
+            true => Ok(()),
+            false => {
+                let limit = REMEMBERED_MAX as u64;
+                Err(BundleError::TooManyEntries { bundle: self.bundle.clone(), limit })
+            }
+        }
     }
 
     /// Copies content into a spool, hashed as it passes.
@@ -283,13 +324,19 @@ mod tests {
 
     #[test]
     fn links_that_lead_in_circles_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&crate::store::Settings {
+            root: directory.path().to_owned(),
+            fsync: false,
+        })
+        .unwrap();
         let mut taken = Taken::default();
         taken.links.insert("a".into(), "b".into());
         taken.links.insert("b".into(), "a".into());
-        assert_eq!(taken.file("a"), None);
+        assert_eq!(taken.file(&store, "a"), None);
         let file = (Digest::of(Algorithm::Sha256, b"x"), 1);
         taken.files.insert("c".into(), file);
         taken.links.insert("d".into(), "c".into());
-        assert_eq!(taken.file("./d"), Some(file));
+        assert_eq!(taken.file(&store, "./d"), Some(file));
     }
 }

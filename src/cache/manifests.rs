@@ -296,7 +296,9 @@ impl Inner {
     fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
         let mut sizes = lock(&self.told_sizes);
         for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
-            sizes.insert((name.clone(), descriptor.digest), descriptor.size);
+            if let Some(size) = descriptor.known_size() {
+                sizes.insert((name.clone(), descriptor.digest), size);
+            }
         }
     }
 

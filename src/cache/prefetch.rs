@@ -79,12 +79,13 @@ impl Cache {
         let Some(manifest) = inner.store.stored_manifest(name, digest) else { return };
         match manifest.kind() {
             ManifestKind::Image { .. } => {
-                for blob in manifest.descriptors() {
+                // Foreign layers are somebody else's to distribute; a client that wants one asks.
+                for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
                     self.fetch_behind(name, blob);
                 }
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
-                for child in manifests.iter().filter(|child| wanted.cover(child)) {
+                for child in wanted.select(manifests) {
                     if inner.is_offline() || inner.metadata_pool.is_closed() {
                         return;
                     }
@@ -101,21 +102,22 @@ impl Cache {
     /// Fetches a blob that is not there, when a fetcher has nothing better to do.
     pub(super) fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
         let inner = &self.inner;
-        if inner.store.blob(&blob.digest, Some(blob.size)).is_some() {
+        if inner.store.blob(&blob.digest, blob.known_size()).is_some() {
             return;
         }
-        let (cache, name, digest, size) = (self.clone(), name.clone(), blob.digest, blob.size);
+        let (cache, name, digest, size) =
+            (self.clone(), name.clone(), blob.digest, blob.known_size());
         let upstream = name.upstream.clone();
         inner.blob_pool.submit_behind(&upstream, move || {
             let inner = &cache.inner;
-            if inner.is_offline() || inner.store.blob(&digest, Some(size)).is_some() {
+            if inner.is_offline() || inner.store.blob(&digest, size).is_some() {
                 return;
             }
             // Whoever is at it already needs no help.
             let key = (name.upstream.clone(), digest);
             let joined = inner.blobs.join(&key, || super::blobs::given_up(&name));
             if let Some(pilot) = joined.pilot {
-                cache.fly(name, pilot, Some(size));
+                cache.fly(name, pilot, size);
             }
         });
     }

@@ -1,9 +1,12 @@
 //! Platforms: which children of an index are meant.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use super::digest::Digest;
 use super::manifest::Descriptor;
+use super::quoted::quoted;
 
 /// A platform as users write it: `os/architecture[/variant]`, e.g. `linux/arm64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +44,26 @@ impl Platforms {
         *self == Platforms::NONE
     }
 
-    /// Whether this child of an index is meant. One that says no platform is meant only with all.
-    pub fn cover(&self, child: &Descriptor) -> bool {
-        match (self, &child.platform) {
-            (Platforms::All, _) => true,
-            (Platforms::Only(platforms), Some(platform)) => {
-                platforms.iter().any(|each| each.is(platform))
-            }
-            (Platforms::Only(_), None) => false,
-        }
+    /// The children of an index that are meant, in their order, as containerd selects them: a child
+    /// without a platform (an artifact, an index within an index) matches every platform. An attestation
+    /// is meant with the manifest that it attests.
+    pub fn select<'a>(&self, children: &'a [Descriptor]) -> Vec<&'a Descriptor> {
+        let platforms = match self {
+            Platforms::All => return children.iter().collect(),
+            Platforms::Only(none) if none.is_empty() => return Vec::new(),
+            Platforms::Only(platforms) => platforms,
+        };
+        let matches = |child: &Descriptor| match &child.platform {
+            Some(told) => platforms.iter().any(|platform| platform.is(told)),
+            None => true,
+        };
+        let matching: HashSet<Digest> =
+            children.iter().filter(|child| matches(child)).map(|child| child.digest).collect();
+        let is_meant = |child: &&Descriptor| {
+            matching.contains(&child.digest)
+                || child.attests.is_some_and(|attested| matching.contains(&attested))
+        };
+        children.iter().filter(is_meant).collect()
     }
 
     /// Reads `all`, or platforms.
@@ -69,7 +83,7 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
-        let refuse = || PlatformError(text.to_owned());
+        let refuse = || PlatformError(quoted(text));
         let parts: Vec<&str> = text.split('/').collect();
         let is_part = |part: &&str| {
             !part.is_empty()
@@ -120,11 +134,11 @@ impl std::error::Error for PlatformError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Digest};
+    use crate::oci::Algorithm;
 
     fn child(platform: Option<&str>) -> Descriptor {
-        let digest = Digest::of(Algorithm::Sha256, b"x");
-        Descriptor { digest, size: 1, platform: platform.map(str::to_owned) }
+        let digest = Digest::of(Algorithm::Sha256, platform.unwrap_or_default().as_bytes());
+        Descriptor { platform: platform.map(str::to_owned), ..Descriptor::new(digest, 1) }
     }
 
     #[test]
@@ -138,16 +152,40 @@ mod tests {
             (&["linux/x86_64"], Some("linux/amd64"), true),
             (&["linux/amd64"], Some("unknown/unknown"), false),
             (&["linux/amd64", "windows/amd64"], Some("windows/amd64"), true),
-            (&["linux/amd64"], None, false),
+            (&["linux/amd64"], None, true),
             (&["all"], None, true),
             (&["linux/amd64", "all"], Some("plan9/386"), true),
             (&[], Some("linux/amd64"), false),
+            (&[], None, false),
         ] {
             let platforms = Platforms::parse(wanted.iter().copied()).unwrap();
-            assert_eq!(platforms.cover(&child(platform)), expected, "{wanted:?} {platform:?}");
+            let children = [child(platform)];
+            assert_eq!(platforms.select(&children).len() == 1, expected, "{wanted:?} {platform:?}");
         }
         for text in ["", "linux", "linux/", "a/b/c/d", "linux/amd 64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_attestation_is_meant_with_its_manifest() {
+        let (amd64, arm64) = (child(Some("linux/amd64")), child(Some("linux/arm64")));
+        let attestation = |of: &Descriptor, number: u8| Descriptor {
+            platform: Some("unknown/unknown".to_owned()),
+            attests: Some(of.digest),
+            ..Descriptor::new(Digest::of(Algorithm::Sha256, &[number]), 1)
+        };
+        let index = [amd64.clone(), attestation(&amd64, 1), attestation(&arm64, 2), arm64.clone()];
+        let select = |wanted: &[&str]| {
+            let platforms = Platforms::parse(wanted.iter().copied()).unwrap();
+            let selected = platforms.select(&index).into_iter();
+            selected
+                .map(|each| index.iter().position(|child| child == each).unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(select(&["linux/amd64"]), [0, 1]);
+        assert_eq!(select(&["linux/arm64"]), [2, 3]);
+        assert_eq!(select(&["linux/s390x"]), [0; 0]);
+        assert_eq!(select(&["all"]), [0, 1, 2, 3]);
     }
 }
