@@ -319,6 +319,27 @@ mod tests {
     }
 
     #[test]
+    fn what_unpacks_out_of_all_proportion_is_an_error() {
+        let mut unpacked = Proportionate {
+            unpacked: Box::new(io::repeat(0)),
+            taken_in: Rc::new(Cell::new(1_000)),
+            given_out: SLACK_BYTES + RATIO_MAX * 1_000 - 100,
+        };
+        let mut buffer = [0; 100];
+        assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
+        let error = unpacked.read(&mut buffer).unwrap_err().to_string();
+        assert!(error.contains("1000 compressed bytes unpack to more than 1100 times"), "{error}");
+        // What is packed is counted as it is read.
+        unpacked.taken_in.set(2_000);
+        assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
+        let packed = packed(Compression::Zstd, &sample());
+        let counted = Rc::new(Cell::new(0));
+        let mut source = Counted { source: packed.as_slice(), read: counted.clone() };
+        io::copy(&mut source, &mut io::sink()).unwrap();
+        assert_eq!(counted.get(), packed.len() as u64);
+    }
+
+    #[test]
     fn what_is_cut_off_is_an_error() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let bytes = packed(compression, &sample());

@@ -62,6 +62,16 @@ pub fn import(
     settings: &ImportSettings,
     told: &mut dyn FnMut(&Told<'_>),
 ) -> Result<ImportSummary, BundleError> {
+    import_within(&Budget::of, store, source, settings, told)
+}
+
+fn import_within(
+    budget_of: &dyn Fn(&Taken) -> Budget,
+    store: &Store,
+    source: &BundleSource,
+    settings: &ImportSettings,
+    told: &mut dyn FnMut(&Told<'_>),
+) -> Result<ImportSummary, BundleError> {
     store.remove_abandoned_spools();
     let _lock = store.commit_lock()?;
     let taken = take(store, source, told)?;
@@ -73,7 +83,7 @@ pub fn import(
         blobs_present: taken.blobs_present,
         images: 0,
     };
-    let budget = Budget::of(&taken);
+    let budget = budget_of(&taken);
     let (waiting, recorded) = (HashMap::new(), Recorded::default());
     let mut naming =
         Naming { store, bundle: &bundle, settings, told, summary, budget, waiting, recorded };
@@ -443,4 +453,219 @@ fn keep_last_of_each_name(named: &mut Vec<(Root, (ImageName, Reference))>) {
     let mut is_last: Vec<bool> =
         named.iter().rev().map(|(_, name)| seen.insert(name.clone())).collect();
     named.retain(|_| is_last.pop().unwrap_or(true));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+    use crate::store::Settings;
+
+    const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+    #[derive(Default)]
+    struct Bundle {
+        files: Vec<(String, Vec<u8>)>,
+    }
+
+    impl Bundle {
+        fn blob(&mut self, media_type: &str, content: &[u8]) -> Value {
+            let digest = Digest::of(Algorithm::Sha256, content);
+            self.files.push((format!("blobs/sha256/{}", digest.hex()), content.to_vec()));
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": content.len()})
+        }
+
+        fn image(&mut self, label: &str) -> Value {
+            let config = self.blob("application/vnd.oci.image.config.v1+json", label.as_bytes());
+            let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
+            self.blob(MediaType::OCI_MANIFEST, manifest.to_string().as_bytes())
+        }
+
+        fn index(&mut self, children: &[&Value], label: usize) -> Value {
+            let index =
+                json!({"schemaVersion": 2, "manifests": children, "annotations": {"n": label}});
+            self.blob(MediaType::OCI_INDEX, index.to_string().as_bytes())
+        }
+
+        fn end(mut self, entries: &[(&Value, String)]) -> BundleSource {
+            let manifests: Vec<Value> = entries
+                .iter()
+                .map(|(descriptor, name)| {
+                    let mut entry = (*descriptor).clone();
+                    entry["annotations"] = json!({ REF_NAME: name });
+                    entry
+                })
+                .collect();
+            let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
+            self.files.push(("index.json".to_owned(), index.into_bytes()));
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, content) in &self.files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, path, content.as_slice()).unwrap();
+            }
+            BundleSource::Memory { name: "test", tar: tar.into_inner().unwrap().into() }
+        }
+    }
+
+    fn import_with(
+        manifests: u64,
+        bytes: u64,
+        source: &BundleSource,
+    ) -> (Result<ImportSummary, BundleError>, Vec<String>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
+        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let budget =
+            |_: &Taken| Budget { manifests: Cell::new(manifests), bytes: Cell::new(bytes) };
+        let imported = import_within(&budget, &store, source, &settings, &mut |_| {});
+        let mut tags = Vec::new();
+        let visited = store.each_image(&mut |image| {
+            tags.push(format!("{} {}", image.full_reference(), image.digest));
+            Ok(())
+        });
+        visited.unwrap();
+        (imported, tags)
+    }
+
+    #[test]
+    fn a_manifest_of_many_names_is_read_once() {
+        let mut bundle = Bundle::default();
+        let (one, two) = (bundle.image("one"), bundle.image("two"));
+        // The names of the two alternate, so that it is not enough to remember the last one.
+        let names: Vec<_> =
+            (0..40).map(|n| ([&one, &two][n % 2], format!("quay.io/a:{n}"))).collect();
+        let source = bundle.end(&names);
+        let manifest_bytes: u64 =
+            [&one, &two].iter().map(|each| each["size"].as_u64().unwrap()).sum();
+        let (imported, tags) = import_with(1_000, manifest_bytes + 1, &source);
+        assert_eq!((imported.unwrap().images, tags.len()), (40, 40));
+    }
+
+    #[test]
+    fn of_a_name_that_occurs_twice_the_last_counts() {
+        let mut bundle = Bundle::default();
+        let (one, two) = (bundle.image("one"), bundle.image("two"));
+        let name = || "quay.io/a:1".to_owned();
+        for (entries, last) in
+            [([(&one, name()), (&two, name())], &two), ([(&two, name()), (&one, name())], &one)]
+        {
+            let source = Bundle { files: bundle.files.clone() }.end(&entries);
+            let (imported, tags) = import_with(1_000, 1_000_000, &source);
+            assert_eq!(imported.unwrap().images, 1);
+            assert_eq!(tags, [format!("quay.io/a:1 {}", last["digest"].as_str().unwrap())]);
+        }
+    }
+
+    #[test]
+    fn indexes_that_share_their_children_over_and_over_are_refused() {
+        let mut bundle = Bundle::default();
+        let child = bundle.image(&"x".repeat(10_000));
+        let indexes: Vec<Value> = (0..50).map(|n| bundle.index(&[&child], n)).collect();
+        let names: Vec<_> =
+            indexes.iter().zip(0..).map(|(index, n)| (index, format!("quay.io/a:{n}"))).collect();
+        let source = bundle.end(&names);
+        let (imported, tags) = import_with(1_000, 1_000_000, &source);
+        assert_eq!((imported.unwrap().images, tags.len()), (50, 50));
+        for (manifests, bytes) in [(20, 1_000_000), (1_000, 2_000)] {
+            let (imported, tags) = import_with(manifests, bytes, &source);
+            assert!(matches!(imported, Err(BundleError::Entangled { .. })), "{imported:?}");
+            assert!(tags.len() < 50, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn the_budget_grows_with_the_bundle() {
+        let budget = |entries, content_bytes| {
+            let mut taken = Taken::default();
+            (taken.entries, taken.content_bytes) = (entries, content_bytes);
+            let Budget { manifests, bytes } = Budget::of(&taken);
+            (manifests.get(), bytes.get())
+        };
+        assert_eq!(budget(0, 0), (MANIFESTS_MIN, BYTES_MIN));
+        assert_eq!(budget(1 << 20, 1 << 40), (PER_ENTRY << 20, PER_ENTRY << 40));
+        assert_eq!(budget(u64::MAX, u64::MAX), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn chains_of_referrers_are_attached_in_any_order() {
+        let mut bundle = Bundle::default();
+        let image = bundle.image("image");
+        let mut chain = vec![image.clone()];
+        for n in 0..5 {
+            let config =
+                bundle.blob("application/vnd.oci.empty.v1+json", format!("{n}").as_bytes());
+            let manifest =
+                json!({"schemaVersion": 2, "config": config, "layers": [], "subject": chain[n]});
+            chain.push(bundle.blob(MediaType::OCI_MANIFEST, manifest.to_string().as_bytes()));
+        }
+        let lone = json!({"schemaVersion": 2, "config": chain[0], "layers": [], "subject": {
+            "digest": Digest::of(Algorithm::Sha256, b"elsewhere").to_string(), "size": 1}});
+        let lone = bundle.blob(MediaType::OCI_MANIFEST, lone.to_string().as_bytes());
+        let mut entries: Vec<_> =
+            chain[1..].iter().rev().map(|each| (each, String::new())).collect();
+        entries.push((&lone, String::new()));
+        entries.push((&image, "quay.io/a:1".to_owned()));
+        entries.push((&image, "ghcr.io/b:1".to_owned()));
+        let (imported, tags) = import_with(1_000, 1_000_000, &bundle.end(&entries));
+        let summary = imported.unwrap();
+        assert_eq!((summary.images, summary.failures, tags.len()), (12, 1, 12), "{tags:?}");
+    }
+
+    #[test]
+    fn a_layer_that_many_images_share_is_unpacked_once() {
+        use crate::bundle::compression::{Compression, Compressor};
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
+        let content = vec![7; 100_000];
+        let mut packed = Compressor::new(Compression::Gzip, Vec::new());
+        packed.write_all(&content).unwrap();
+        let layer = packed.finish().unwrap();
+        let diff_id = Digest::of(Algorithm::Sha256, &content).to_string();
+        let config = |n: usize| json!({"n": n, "rootfs": {"diff_ids": [diff_id]}}).to_string();
+        let mut images = Vec::new();
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |path: &str, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, content).unwrap();
+        };
+        add("a/layer.tar", &layer);
+        for n in 0..3 {
+            let config = config(n);
+            let path = format!("{}.json", Digest::of(Algorithm::Sha256, config.as_bytes()).hex());
+            add(&path, config.as_bytes());
+            for tag in ["x", "y"] {
+                images.push(json!({"Config": path, "RepoTags": [format!("quay.io/a:{n}{tag}")], "Layers": ["a/layer.tar"]}));
+            }
+        }
+        // Not the only images of their configs, and not one after the other.
+        images.sort_by_key(|image| {
+            image["RepoTags"][0].as_str().unwrap().chars().rev().collect::<String>()
+        });
+        let images = docker::parse(json!(images).to_string().as_bytes()).unwrap();
+        let tar: Arc<[u8]> = tar.into_inner().unwrap().into();
+        let taken = take(&store, &BundleSource::Memory { name: "test", tar }, &mut |_| {}).unwrap();
+        let mut rebuild = Rebuild::new(&store, &taken);
+        assert!(rebuild.all(&images[..1]).unwrap()[0].is_ok());
+        // Nobody can unpack it again.
+        let digest = Digest::of(Algorithm::Sha256, &layer);
+        std::fs::remove_file(directory.path().join("blobs/sha256").join(digest.hex())).unwrap();
+        let rebuilt = rebuild.all(&images).unwrap();
+        assert!(rebuilt.iter().all(Result::is_ok) && rebuilt.len() == 6, "{rebuilt:?}");
+        let mut fresh = Rebuild::new(&store, &taken);
+        assert!(fresh.all(&images).unwrap().iter().all(Result::is_err));
+        // Images come out in their own order, whatever order they are rebuilt in.
+        for (image, roots) in images.iter().zip(rebuilt) {
+            let names: Vec<_> = roots.unwrap().into_iter().map(|root| root.name).collect();
+            assert_eq!(names, [EntryName::Full(image.repo_tags.as_ref().unwrap()[0].clone())]);
+        }
+    }
 }

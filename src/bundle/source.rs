@@ -15,6 +15,7 @@ use tar::{Archive, EntryType};
 use super::compression::decompress;
 use super::error::BundleError;
 use super::volumes::{VolumeReader, split_volume, volume, volumes};
+use crate::oci::quoted_up_to;
 
 /// The path by which the command line names standard input.
 pub const STANDARD_INPUT: &str = "/dev/stdin";
@@ -23,6 +24,8 @@ const ENTRIES_MAX: u64 = 1_000_000;
 /// What may stand between the content of two entries: headers, long names, padding. Long names are read
 /// into memory by the tar library, whatever size they announce.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
+/// The most characters of a path in messages: what Linux opens has fewer.
+const PATH_CHARS_MAX: usize = 4096;
 /// How deep a directory is walked: an image layout has three levels.
 const DEPTH_MAX: usize = 8;
 
@@ -116,9 +119,12 @@ impl BundleSource {
     pub fn name(&self) -> String {
         match self {
             BundleSource::StandardInput => "standard input".into(),
+            // A shell's `*` may have named it.
             BundleSource::File(path)
             | BundleSource::Directory(path)
-            | BundleSource::Volumes { prefix: path, .. } => path.display().to_string(),
+            | BundleSource::Volumes { prefix: path, .. } => {
+                quoted_up_to(PATH_CHARS_MAX, path.display())
+            }
             BundleSource::Memory { name, .. } => (*name).to_owned(),
         }
     }

@@ -37,6 +37,10 @@ mod outages;
 mod resuming;
 // Upstreams that are odd and yet work.
 mod quirks;
+// What belongs to an image: platforms, attestations, layers that registries need not have.
+mod completeness;
+// Manifests, configs and archives that are made to do harm.
+mod hostile_documents;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.
