@@ -348,44 +348,48 @@ impl Inner {
             self.point_tag(name, tag, &content, None);
             return Ok(content);
         };
-        let resolved = source.resolve(&name.repository, tag);
-        self.note(name, &reference, &resolved);
-        let resolved = match resolved {
-            Err(error) if error.is_certainly_not_found() => {
-                match self.is_really_gone(name, &*source, &reference)? {
-                    true => return Err(self.deleted_upstream(name, tag, &record)),
-                    false => None,
+        let content = match source.resolve(&name.repository, tag) {
+            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
+            Ok(None) => self.get_manifest(name, &*source, &reference)?,
+            // Many registries and proxies do HEAD badly, so that only GET is a verdict.
+            Err(error) if !error.is_trouble() || error.is_server_error() => {
+                match self.get_manifest(name, &*source, &reference) {
+                    Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
+                        return Err(self.deleted_upstream(name, tag, &record));
+                    }
+                    other => other?,
                 }
             }
-            other => other?,
-        };
-        let content = match resolved {
-            Some(digest) => match self.stored_manifest(name, &digest, Access::Look) {
-                Some(stored) => stored.content,
-                // By digest, so that what is stored is what HEAD named, even if the tag moves now.
-                None => self.get_manifest(name, &*source, &Reference::Digest(digest))?,
-            },
-            None => self.get_manifest(name, &*source, &reference)?,
+            failed => {
+                self.note(name, &reference, &failed);
+                failed?;
+                return Err(CacheError::KnownMissing);
+            }
         };
         self.point_tag(name, tag, &content, Some(&record));
         Ok(content)
     }
 
-    /// Whether GET agrees that there is no such tag: some registries do not do HEAD well, and a name should
-    /// not be lost for that. Where the tag is kept anyway, HEAD is believed.
-    fn is_really_gone(
+    /// The manifest that HEAD has named for a tag. By its digest, so that what is stored is what HEAD named,
+    /// even if the tag moves now. Some proxies name a digest under which they have nothing, or something
+    /// else; what clients of theirs get is what GET of the tag says.
+    fn get_resolved(
         &self,
         name: &ImageName,
         source: &dyn Source,
-        reference: &Reference,
-    ) -> Result<bool, CacheError> {
-        if self.settings().freshness.on_upstream_delete == OnUpstreamDelete::Keep {
-            return Ok(true);
+        tag: &Reference,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+            self.note::<()>(name, tag, &Ok(()));
+            return Ok(stored.content);
         }
-        match source.manifest(&name.repository, reference) {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_certainly_not_found() => Ok(true),
-            Err(error) => Err(error.into()),
+        match self.get_manifest(name, source, &Reference::Digest(*digest)) {
+            Err(CacheError::Upstream(error)) if !error.is_trouble() => {
+                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
+                self.get_manifest(name, source, tag)
+            }
+            other => other,
         }
     }
 

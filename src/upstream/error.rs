@@ -66,7 +66,7 @@ pub enum UpstreamErrorKind {
         /// The failure that decided it.
         last: Option<Arc<UpstreamError>>,
     },
-    /// An answer with a status that promises nothing.
+    /// An answer with a status that promises nothing; with 404, from something other than the registry.
     Status {
         /// The HTTP status.
         status: u16,
@@ -158,6 +158,11 @@ impl UpstreamError {
     /// Method and URL of the request, without query.
     pub(super) fn request(&self) -> &Arc<str> {
         &self.request
+    }
+
+    /// Whether the registry has met an error of its own (500), which may concern one request only.
+    pub fn is_server_error(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
     /// Whether the registry answered that there is no such thing.
@@ -318,6 +323,10 @@ impl fmt::Display for UpstreamError {
                 )?;
                 last.iter().try_for_each(|last| write!(f, "; the last: {last}"))
             }
+            UpstreamErrorKind::Status { status: status @ (404 | 410) } => write!(
+                f,
+                "{status} from something other than the registry: a token service, an ingress, a proxy"
+            ),
             UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),

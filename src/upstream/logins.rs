@@ -4,14 +4,11 @@
 //! is kept in a [`Slot`], one for each entry of the configuration, until it expires or is refused.
 //! Whose origin a login may be shown to is the session's to decide.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
-
-use rustix::fs::OFlags;
 
 use super::aws::Ecr;
 use super::credentials::{
@@ -253,12 +250,10 @@ pub(super) fn read(path: &Path, what: &str) -> Result<String, String> {
     let refused = |reason: String| format!("cannot read {what} {}: {reason}", path.display());
     let failed = |error: io::Error| refused(error.to_string());
     // A pipe without a writer would block the fetcher that opens it.
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
+    if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(refused("it is not a regular file".into()));
     }
-    let mut text = String::new();
+    let (file, mut text) = (File::open(path).map_err(failed)?, String::new());
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
     match text.len() as u64 > FILE_BYTES_MAX {
         true => Err(refused("it is too large".into())),
@@ -268,8 +263,6 @@ pub(super) fn read(path: &Path, what: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn logins(credentials: Credentials) -> Logins {

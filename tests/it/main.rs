@@ -33,6 +33,8 @@ mod redirects;
 mod tags;
 // Upstreams that are down, slow, or have had enough.
 mod outages;
+// Who may say that there is no such tag.
+mod verdicts;
 // Downloads that break off.
 mod resuming;
 // Upstreams that are odd and yet work.
