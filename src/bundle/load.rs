@@ -321,7 +321,8 @@ impl Loading<'_> {
         reference: &Reference,
     ) -> Result<Outcome, Failure> {
         let answer = self.manifest(name, reference)?;
-        let mut below = self.below(image, name, &answer, 0)?;
+        let mut seen = HashSet::new();
+        let mut below = self.below(image, name, &answer, 0, &mut seen)?;
         if let Below { manifests: 0, others, .. } = &below
             && !others.is_empty()
         {
@@ -330,7 +331,7 @@ impl Loading<'_> {
         if self.settings.referrers {
             for referrer in self.cache.fetch_referrers(name, answer.digest()) {
                 let answer = self.manifest(name, &Reference::Digest(referrer))?;
-                below.add(self.below(image, name, &answer, 0)?);
+                below.add(self.below(image, name, &answer, 0, &mut seen)?);
             }
         }
         Ok(match answer.how {
@@ -350,22 +351,28 @@ impl Loading<'_> {
         }
     }
 
-    /// Fetches what hangs below a manifest.
+    /// Fetches what hangs below a manifest. `seen` are the manifests that were visited: an index may name the
+    /// same one any number of times.
     fn below(
         &self,
         image: &str,
         name: &ImageName,
         answer: &ManifestAnswer,
         depth: usize,
+        seen: &mut HashSet<Digest>,
     ) -> Result<Below, Failure> {
+        seen.insert(*answer.digest());
         let media_type = Some(answer.media_type().as_str());
         let manifest = Manifest::parse(answer.bytes().clone(), media_type)
             .map_err(|error| format!("{}: {error}", answer.digest()))?;
         match manifest.kind() {
             ManifestKind::Image { .. } => {
                 // Nobody but their maker may distribute foreign layers, and the registry may not have them.
-                let blobs: Vec<&Descriptor> =
-                    manifest.descriptors().filter(|blob| !blob.is_foreign).collect();
+                let mut named = HashSet::new();
+                let blobs: Vec<&Descriptor> = manifest
+                    .descriptors()
+                    .filter(|blob| !blob.is_foreign && named.insert(blob.digest))
+                    .collect();
                 let fetched_bytes = self.blobs(image, name, &blobs)?;
                 Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() })
             }
@@ -375,8 +382,11 @@ impl Loading<'_> {
             ManifestKind::Index { manifests } => {
                 let mut below = Below::of_index(manifests);
                 for child in self.settings.platforms.select(manifests) {
+                    if seen.contains(&child.digest) {
+                        continue;
+                    }
                     let answer = self.manifest(name, &Reference::Digest(child.digest))?;
-                    below.add(self.below(image, name, &answer, depth + 1)?);
+                    below.add(self.below(image, name, &answer, depth + 1, seen)?);
                 }
                 Ok(below)
             }

@@ -5,6 +5,8 @@ use std::fmt;
 use super::error::REASON_CHARS_MAX;
 use crate::oci::{Descriptor, Digest, quoted_up_to};
 
+/// How many platforms of one image are listed.
+const PLATFORMS_LISTED_MAX: usize = 32;
 /// How many missing blobs of one image are listed.
 const MISSING_LISTED_MAX: usize = 20;
 
@@ -115,7 +117,11 @@ impl fmt::Display for Told<'_> {
                     if reference.contains('@') { String::new() } else { format!(" {digest}") };
                 write!(f, "{reference}{shown}")?;
                 if !platforms.is_empty() {
-                    write!(f, " {}", platforms.join(", "))?;
+                    let listed = &platforms[..platforms.len().min(PLATFORMS_LISTED_MAX)];
+                    write!(f, " {}", listed.join(", "))?;
+                }
+                if let more @ 1.. = platforms.len().saturating_sub(PLATFORMS_LISTED_MAX) {
+                    write!(f, " and {more} more")?;
                 }
                 match before {
                     Before::Absent => {}

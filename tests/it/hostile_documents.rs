@@ -4,7 +4,10 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
+use larder::bundle::{LoadSettings, Wanted, load};
+use larder::oci::Platforms;
 use serde_json::{Value, json};
 
 use crate::support::bundle::{self, REF_NAME, Site, Tar};
@@ -222,4 +225,42 @@ fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
     let far = Site::new();
     let written = cache.path("b.tar").display().to_string();
     far.larder(&["import", &written]).succeeds().says(&["1 image imported"]);
+}
+
+#[test]
+fn index_that_names_one_child_over_and_over_costs_one_visit() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").platform("linux", "amd64");
+    registry.add_untagged(REPOSITORY, &image);
+    let entry = |media_type: &str, digest: &str, size: usize| json!({"mediaType": media_type, "digest": digest, "size": size});
+    let mut child = entry(media_type::OCI_MANIFEST, &image.digest(), image.manifest().len());
+    // 4,096 ways at each of four levels.
+    for level in 0..4 {
+        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX,
+                           "annotations": {"level": level.to_string()},
+                           "manifests": vec![child; 4096]})
+        .to_string();
+        let tag = format!("level-{level}");
+        let digest =
+            registry.add_manifest(REPOSITORY, &tag, media_type::OCI_INDEX, index.as_bytes());
+        child = entry(media_type::OCI_INDEX, &digest, index.len());
+    }
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.prefetch.blobs = true;
+        settings.cache.prefetch.platforms = Platforms::All;
+    });
+    assert_eq!(larder.get(&manifest(REPOSITORY, "level-3")).status, 200);
+    image.layers().iter().for_each(|layer| larder.wait_until_cached(&layer.digest));
+    assert_eq!(registry.count("GET", &manifest(REPOSITORY, &image.digest())), 1);
+    let wanted =
+        Wanted::parse(&format!("{}/{REPOSITORY}:level-3", registry.host())).expect("a name");
+    let settings = LoadSettings {
+        platforms: Platforms::All,
+        parallel: 1,
+        attempts: 1,
+        first_wait: Duration::ZERO,
+        referrers: false,
+    };
+    let summary = load(&larder.cache(), &[wanted], &settings, &|_| {});
+    assert_eq!(summary.failed().count(), 0, "{summary:?}");
 }
