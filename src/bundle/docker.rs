@@ -153,13 +153,15 @@ pub(super) struct Rebuild<'a> {
     taken: &'a Taken,
     /// The config that was parsed last, with its layers.
     config: Option<(Digest, Option<Vec<Digest>>)>,
+    /// The manifest that was stored last: images that differ in their names only come one after the other.
+    stored: Option<Digest>,
     /// Layers that were unpacked, with the digests of their content.
     unpacked: HashMap<(Digest, Algorithm), Result<(Compression, Digest), String>>,
 }
 
 impl<'a> Rebuild<'a> {
     pub(super) fn new(store: &'a Store, taken: &'a Taken) -> Rebuild<'a> {
-        Rebuild { store, taken, config: None, unpacked: HashMap::new() }
+        Rebuild { store, taken, config: None, stored: None, unpacked: HashMap::new() }
     }
 
     /// Builds and stores the manifests of images, each once for each of its names, in the order of the
@@ -190,7 +192,9 @@ impl<'a> Rebuild<'a> {
         };
         let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
         let digest = Digest::of(Algorithm::Sha256, &bytes);
-        match self.store.ingest_bytes(&digest, &bytes) {
+        let is_stored = self.stored.replace(digest) == Some(digest);
+        let ingest = || self.store.ingest_bytes(&digest, &bytes);
+        match if is_stored { Ok(()) } else { ingest() } {
             Ok(()) => {}
             Err(IngestError::Store(error)) => return Err(error.into()),
             Err(error) => return Ok(Err(error.to_string())),

@@ -279,7 +279,7 @@ fn meant_below(
 fn has_platform(graph: &Graph, platform: &Platform) -> bool {
     graph.manifests.iter().skip(1).any(|each| {
         let kind = each.manifest.as_ref().map(Manifest::kind);
-        let fits = |told: &String| platform.is(told);
+        let fits = |told: &String| platform.runs(told);
         matches!(kind, Some(ManifestKind::Image { .. }))
             && each.descriptor.platform.as_ref().is_none_or(fits)
     })

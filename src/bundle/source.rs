@@ -202,7 +202,7 @@ impl BundleSource {
         let mut count = 0;
         let mut directories = vec![(root.to_owned(), String::new(), 0)];
         while let Some((directory, below, depth)) = directories.pop() {
-            for name in names_in(&directory)? {
+            for name in self.names_in(&directory)? {
                 self.count_entry(&mut count)?;
                 let path = directory.join(&name);
                 let failed = |source| BundleError::Open { path: path.clone(), source };
@@ -223,6 +223,19 @@ impl BundleSource {
         Ok(())
     }
 
+    /// The names in a directory, sorted.
+    fn names_in(&self, directory: &Path) -> Result<Vec<String>, BundleError> {
+        let failed = |source| BundleError::Open { path: directory.to_owned(), source };
+        let (mut names, mut count) = (Vec::new(), 0);
+        for entry in fs::read_dir(directory).map_err(failed)? {
+            self.count_entry(&mut count)?;
+            // No tool gives a name that is no UTF-8 to anything that matters here.
+            names.extend(entry.map_err(failed)?.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn count_entry(&self, count: &mut u64) -> Result<(), BundleError> {
         *count += 1;
         match *count > ENTRIES_MAX {
@@ -230,18 +243,6 @@ impl BundleSource {
             false => Ok(()),
         }
     }
-}
-
-/// The names in a directory, sorted.
-fn names_in(directory: &Path) -> Result<Vec<String>, BundleError> {
-    let failed = |source| BundleError::Open { path: directory.to_owned(), source };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        // No tool gives a name that is no UTF-8 to anything that matters here.
-        names.extend(entry.map_err(failed)?.file_name().into_string());
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// A path in a bundle in one spelling; `None` if it leads out of it.

@@ -220,7 +220,8 @@ fn serve_by_docker_config(
     };
     let (directory, path) = (helper.directory.path(), helper.directory.path().join("config.json"));
     let auths = serde_json::json!({ registry.host(): {} });
-    fs::write(&path, serde_json::json!({ "auths": auths, key: value }).to_string()).expect("a file can be written");
+    fs::write(&path, serde_json::json!({ "auths": auths, key: value }).to_string())
+        .expect("a file can be written");
     let host = registry.host();
     let entry =
         format!("{{name: \"{host}\", scheme: http, auth: {{dockerConfig: {}}}}}", path.display());

@@ -304,10 +304,14 @@ impl Session {
 /// one of another scope than the first challenge has demanded.
 const TOKENS_TRIED_MAX: usize = 3;
 
+/// The longest scope that is asked for, in bytes: a repository with its actions has some 300. Tokens are
+/// kept by scope.
+const SCOPE_BYTES_MAX: usize = 2048;
+
 /// The scope that a challenge demands.
 fn scope_of(challenge: &Challenge, repository: &Repository) -> String {
-    let demanded = challenge.parameter("scope").map(str::to_owned);
-    demanded.unwrap_or_else(|| format!("repository:{repository}:pull"))
+    let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
+    demanded.map(str::to_owned).unwrap_or_else(|| format!("repository:{repository}:pull"))
 }
 
 /// What a request needs a token for.
