@@ -209,7 +209,7 @@ impl From<String> for Failure {
 /// What was found below a manifest.
 struct Below {
     fetched_bytes: u64,
-    /// Image manifests of which everything is here now.
+    /// Image manifests, and other content of indexes, of which everything is here now.
     manifests: usize,
     /// Platforms that indexes list, for the message if none of them is wanted.
     others: Vec<String>,
@@ -385,12 +385,35 @@ impl Loading<'_> {
                     if seen.contains(&child.digest) {
                         continue;
                     }
-                    let answer = self.manifest(name, &Reference::Digest(child.digest))?;
-                    below.add(self.below(image, name, &answer, depth + 1, seen)?);
+                    match self.child(image, name, child, depth, seen) {
+                        Ok(of_child) => below.add(of_child),
+                        // Registries that copy platforms leave attestations behind, and no client
+                        // needs them to run the image.
+                        Err(Failure { retry: None, reason }) if child.attests.is_some() => {
+                            log::info!("{image}: the attestation {}: {reason}", child.digest);
+                        }
+                        Err(failure) => return Err(failure),
+                    }
                 }
                 Ok(below)
             }
         }
+    }
+
+    fn child(
+        &self,
+        image: &str,
+        name: &ImageName,
+        child: &Descriptor,
+        depth: usize,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Below, Failure> {
+        if !child.may_be_manifest {
+            let fetched_bytes = self.blobs(image, name, &[child])?;
+            return Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() });
+        }
+        let answer = self.manifest(name, &Reference::Digest(child.digest))?;
+        self.below(image, name, &answer, depth + 1, seen)
     }
 
     /// Fetches blobs, all at the same time as far as there are fetchers.

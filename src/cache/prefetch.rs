@@ -103,6 +103,10 @@ impl Cache {
                     if is_over || seen.len() >= MANIFESTS_MAX {
                         return;
                     }
+                    if !child.may_be_manifest {
+                        self.fetch_behind(name, child);
+                        continue;
+                    }
                     match inner.fetch_by_digest(name, &child.digest) {
                         Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
                         Err(error) => error.log(&format!("{name}@{}", child.digest)),

@@ -62,12 +62,22 @@ pub struct Descriptor {
     /// Whether the registry need not have the content: a layer of a non-distributable media type, or one
     /// with `urls`, as Windows base images have them.
     pub is_foreign: bool,
+    /// Whether this can be the child of an index that is a manifest itself. An index may list any content,
+    /// and registries have what is no manifest among their blobs.
+    pub may_be_manifest: bool,
 }
 
 impl Descriptor {
     /// A descriptor of content of that digest and size, and nothing else.
     pub fn new(digest: Digest, size: u64) -> Descriptor {
-        Descriptor { digest, size, platform: None, attests: None, is_foreign: false }
+        Descriptor {
+            digest,
+            size,
+            platform: None,
+            attests: None,
+            is_foreign: false,
+            may_be_manifest: true,
+        }
     }
 
     /// The size to compare with that of a file. `None` if the descriptor gives none, as in

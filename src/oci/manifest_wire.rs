@@ -13,6 +13,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 
 use super::digest::Digest;
 use super::manifest::{DESCRIPTORS_MAX, Descriptor};
+use super::media_type::MediaType;
 use super::quoted::quoted;
 
 /// What `vnd.docker.reference.type` says of an attestation in an index.
@@ -157,12 +158,15 @@ impl WireDescriptor {
         let has_foreign_type = FOREIGN_TYPES.iter().any(|prefix| {
             media_type.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
         });
+        let says_otherwise =
+            |media_type: MediaType| !media_type.is_manifest() && !media_type.is_schema1();
         let size = self.size.filter(|size| (1..=SIZE_MAX).contains(size)).unwrap_or_default();
         Some(Descriptor {
             digest: self.digest.as_deref()?.parse().ok()?,
             size: size.unsigned_abs(),
             platform: self.platform.as_ref().and_then(WirePlatform::accept),
             attests: self.annotations.as_ref().and_then(WireAnnotations::attests),
+            may_be_manifest: !MediaType::parse(media_type).is_some_and(says_otherwise),
             is_foreign: has_foreign_type || self.urls.as_ref().is_some_and(|urls| !urls.is_empty()),
         })
     }

@@ -403,10 +403,15 @@ impl Walk<'_> {
             matches!(manifest.as_ref().map(Manifest::kind), Some(ManifestKind::Index { .. }));
         self.graph.manifests.push(GraphManifest { descriptor, manifest });
         for descriptor in below {
-            if is_index {
-                if (self.wanted)(&descriptor) {
-                    self.add(descriptor, depth + 1);
-                }
+            if is_index && !(self.wanted)(&descriptor) {
+                continue;
+            }
+            // What an index lists beside manifests is a blob where it is here, and no part of the image
+            // where it is not, like a platform that was never asked for.
+            let is_child =
+                is_index && (descriptor.may_be_manifest || !(self.is_present)(&descriptor));
+            if is_child {
+                self.add(descriptor, depth + 1);
             } else if self.seen.insert(descriptor.digest) {
                 let is_present = (self.is_present)(&descriptor);
                 self.graph.blobs.push(GraphBlob { descriptor, is_present });

@@ -152,7 +152,7 @@ impl Registry {
         match answer.response.status().as_u16() {
             200 => Ok(content_length(answer.response.headers())),
             400 | 405 | 406 | 501 => Ok(None),
-            _ => Err(answer.failure()),
+            _ => Err(answer.blob_failure()),
         }
     }
 

@@ -1,5 +1,8 @@
 //! Bearer tokens: fetched once for all who need the same one, used until shortly before they expire.
 //!
+//! Tokens are kept by the scope that the registry demands: two requests for different scopes of one
+//! repository that are challenged at the same time fetch two tokens and wait for neither's.
+//!
 //! Distribution's "token authentication specification". This room holds the tokens of one registry;
 //! who fetches one holds no lock while doing so, and others who need the same token wait for it.
 

@@ -295,3 +295,59 @@ fn prefetching_leaves_foreign_layers_alone_and_follows_attestations() {
     assert!(!shelf.has_asked_for(digest(&other)));
     assert!(foreign.iter().all(|layer| !shelf.has_asked_for(digest(layer))));
 }
+
+#[test]
+fn index_of_content_that_is_no_manifest_is_loaded_and_prefetched() {
+    let shelf = Shelf::new();
+    let (amd, text) =
+        (shelf.image("amd", &[]), shelf.blob("text/spdx+json", b"a bill of materials"));
+    shelf.tag("v1", &shelf.index(&[&on(amd.clone(), "linux", "amd64"), &text]));
+    let commands = shelf.site();
+    commands.run(&["load", "--platform", "linux/amd64", &shelf.name("v1")]);
+    assert!(commands.has(&amd) && commands.has(&text));
+    assert!(commands.run(&["list"]).contains("complete"));
+    commands.run(&["export", &shelf.name("v1"), "--output", "b.tar"]);
+    assert!(blobs_in(&commands.0.read("b.tar")).contains_key(digest(&text)));
+    let larder = Larder::start_with(&shelf.0, |settings| {
+        settings.cache.prefetch.blobs = true;
+        settings.cache.prefetch.platforms =
+            larder::oci::Platforms::parse(["linux/amd64"]).expect("a platform");
+    });
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    larder.wait_until_cached(digest(&text));
+}
+
+#[test]
+fn attestation_that_the_registry_has_lost_is_no_obstacle() {
+    let shelf = Shelf::new();
+    let amd = shelf.image("amd", &[]);
+    let lost =
+        json!({"mediaType": media_type::OCI_MANIFEST, "digest": absent_digest(3), "size": 400});
+    let top = shelf.index(&[&attestation_of(&amd, lost), &on(amd.clone(), "linux", "amd64")]);
+    shelf.tag("v1", &top);
+    shelf.0.expect_unknown("*");
+    let commands = shelf.site();
+    commands.run(&["load", "--platform", "linux/amd64", &shelf.name("v1")]);
+    assert!(commands.has(&amd) && commands.run(&["list"]).contains("complete"));
+}
+
+#[test]
+fn windows_images_are_loaded_by_their_platform() {
+    let shelf = Shelf::new();
+    let (windows, linux) = (shelf.image("windows", &foreign_layers()), shelf.image("linux", &[]));
+    let windows = with(
+        windows,
+        "platform",
+        json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.20348.2527"}),
+    );
+    shelf.tag("v1", &shelf.index(&[&windows, &on(linux.clone(), "linux", "amd64")]));
+    let commands = shelf.site();
+    let (name, bundle) = (shelf.name("v1"), "b.tar");
+    commands.run(&["load", "--platform", "windows/amd64", &name]);
+    assert!(commands.has(&windows) && !commands.has(&linux));
+    commands.run(&["export", "--platform", "windows/amd64", &name, "--output", bundle]);
+    let far = Site::new();
+    far.import_bytes(&commands.0.read(bundle))
+        .succeeds()
+        .says(&["1 image imported", "windows/amd64"]);
+}

@@ -135,6 +135,11 @@ fn strangers_say_nothing_about_tags() {
             let got = larder.get(target);
             assert!(matches!(got.status, 502 | 503), "{what}: {target}: {got:?}");
         }
+        let head = larder.head(&blob(REPOSITORY, &layer.digest)).status;
+        assert!(
+            what == "other JSON" || matches!(head, 502 | 503),
+            "{what}: HEAD of a blob: {head}"
+        );
         // Nothing was remembered: the registry is back, and is asked at once.
         registry.clear_faults();
         registry.add(REPOSITORY, "other", &Image::sample("other"));
