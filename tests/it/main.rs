@@ -55,6 +55,8 @@ mod air_gap;
 mod full_disk;
 // Mirrors, and the registry behind them.
 mod endpoints;
+// What one client, or one registry, can do to the others.
+mod abuse;
 // The commands beside the server.
 mod commands;
 // Images that are removed because somebody says so, or because it is time.
@@ -81,6 +83,8 @@ mod process;
 mod reload;
 // Dashboard, alerts and documentation against what is counted.
 mod observability;
+// What the documents claim.
+mod documents;
 // Users, passwords, tokens of our own.
 mod credentials;
 // Programs that know users and passwords.
