@@ -360,10 +360,9 @@ impl Inner {
                     other => other?,
                 }
             }
-            failed => {
-                self.note(name, &reference, &failed);
-                failed?;
-                return Err(CacheError::KnownMissing);
+            Err(error) => {
+                self.note(name, &reference, &Err::<(), _>(error.clone()));
+                return Err(error.into());
             }
         };
         self.point_tag(name, tag, &content, Some(&record));

@@ -132,8 +132,7 @@ impl Session {
         let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
         if let Some(challenge) = bearer {
             discard_for(ask, response);
-            let refused = shown.token().cloned();
-            return self.call_with_tokens(challenge, refused, place, location, ask, request);
+            return self.answer_bearer(challenge, shown, place, location, ask, request);
         }
         if !wants_basic {
             return Ok(response);
@@ -154,16 +153,16 @@ impl Session {
     /// A 401 to that is the registry's verdict only if the token was fetched for this very request, with
     /// the scope that the registry demands: so registries hide what does not exist or is private (Docker
     /// Hub since 2023). A token that another request has fetched may be refused for reasons of its own.
-    fn call_with_tokens(
+    fn answer_bearer(
         &self,
         challenge: Challenge,
-        refused: Option<Arc<Token>>,
+        shown: &Shown,
         place: Place,
         location: &Location,
         ask: &Ask<'_>,
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let (mut challenge, mut refused) = (challenge, refused);
+        let (mut challenge, mut refused) = (challenge, shown.token().cloned());
         for _ in 0..TOKENS_TRIED_MAX {
             let scope = scope_of(&challenge, ask.repository);
             let key = TokenKey { place: place.clone(), scope };
