@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
 use super::closure::{is_whole, manifest_by_digest, missing};
-use super::docker::{self, Rebuild};
+use super::docker::{self, Rebuild, SavedImage};
 use super::error::BundleError;
 use super::layout::{EntryName, parse_index};
 use super::source::BundleSource;
@@ -29,6 +29,9 @@ use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
 /// What an import may read: manifests and their bytes, per entry and byte of the bundle. A bundle that
 /// tools write needs each of its manifests once or twice.
 const PER_ENTRY: u64 = 8;
+/// The most names that a bundle gives to images: more than its `index.json` has room for with the
+/// annotations that tools write.
+const NAMES_MAX: usize = 200_000;
 /// What even the smallest bundle may read: one that names images of which the cache has everything.
 const MANIFESTS_MIN: u64 = 100_000;
 const BYTES_MIN: u64 = 1 << 30;
@@ -150,6 +153,7 @@ impl Naming<'_> {
             (Some(index), _) => {
                 let entries =
                     parse_index(index).map_err(|reason| malformed("index.json", reason))?;
+                self.check_names(entries.len())?;
                 let roots = entries.into_iter().map(|entry| {
                     let origin = match taken.has_repositories {
                         true => self.origin(&entry.descriptor),
@@ -163,6 +167,10 @@ impl Naming<'_> {
             (None, Some(docker)) => {
                 let images =
                     docker::parse(docker).map_err(|reason| malformed("manifest.json", reason))?;
+                let names = |image: &SavedImage| {
+                    image.repo_tags.as_ref().map_or(1, |tags| tags.len().max(1))
+                };
+                self.check_names(images.iter().map(names).sum())?;
                 let mut roots = Vec::new();
                 let rebuilt = Rebuild::new(self.store, taken).all(&images)?;
                 for (image, rebuilt) in images.iter().zip(rebuilt) {
@@ -219,6 +227,16 @@ impl Naming<'_> {
             }
         }
         self.attach()
+    }
+
+    fn check_names(&self, names: usize) -> Result<(), BundleError> {
+        match names > NAMES_MAX {
+            true => Err(BundleError::TooManyEntries {
+                bundle: self.bundle.to_owned(),
+                limit: NAMES_MAX as u64,
+            }),
+            false => Ok(()),
+        }
     }
 
     fn check_budget(&self) -> Result<(), BundleError> {
@@ -576,6 +594,46 @@ mod tests {
             let (imported, tags) = import_with(manifests, bytes, &source);
             assert!(matches!(imported, Err(BundleError::Entangled { .. })), "{imported:?}");
             assert!(tags.len() < 50, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn lists_of_countless_names_are_refused_before_they_take_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let digest = Digest::of(Algorithm::Sha256, b"x").to_string();
+        let entry = format!(r#"{{"digest":"{digest}","size":1}},"#);
+        let list = |text: &str, count: usize| text.repeat(count).trim_end_matches(',').to_owned();
+        for (path, text, words) in [
+            (
+                "index.json",
+                format!(r#"{{"manifests":[{}]}}"#, list(&entry, NAMES_MAX + 1)),
+                "more than 200000 entries",
+            ),
+            (
+                "manifest.json",
+                format!(
+                    r#"[{{"Config":"c","Layers":[],"RepoTags":[{}]}}]"#,
+                    list(r#""","#, NAMES_MAX + 1)
+                ),
+                "more than 200000 entries",
+            ),
+            (
+                "manifest.json",
+                format!(r#"[{{"Config":"c","Layers":[{}]}}]"#, list(r#""","#, 4_000_001)),
+                "manifest.json is malformed: it has more than 4000000 strings",
+            ),
+        ] {
+            let mut bundle = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            bundle.append_data(&mut header, path, text.as_bytes()).unwrap();
+            let tar = bundle.into_inner().unwrap().into();
+            let source = BundleSource::Memory { name: "test", tar };
+            let error = import(&store, &source, &settings, &mut |_| {}).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 

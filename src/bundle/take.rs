@@ -15,6 +15,9 @@ use crate::store::{IngestError, Spool, Store};
 
 /// The largest `index.json` or `manifest.json`: some hundred thousand images.
 const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The most strings in one of them. Each costs some tens of bytes of memory, however short it is: without
+/// this, 64 MiB of empty strings would take gigabytes.
+const INDEX_STRINGS_MAX: usize = 4_000_000;
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 * 1024;
 /// How many links may lead to one file: `docker save` writes one.
@@ -155,10 +158,10 @@ impl Taker<'_> {
         }
         match Role::of(path) {
             Role::Index => {
-                self.taken.index = Some(self.document(path, size, INDEX_BYTES_MAX, content)?);
+                self.taken.index = Some(self.list(path, size, content)?);
             }
             Role::Docker => {
-                self.taken.docker = Some(self.document(path, size, INDEX_BYTES_MAX, content)?);
+                self.taken.docker = Some(self.list(path, size, content)?);
             }
             Role::Repositories => self.taken.has_repositories = true,
             Role::Blob(digest) => self.blob(path, &digest, size, content)?,
@@ -264,6 +267,19 @@ impl Taker<'_> {
             left = left.saturating_sub(read as u64);
         }
         Ok(spool)
+    }
+
+    /// A document that lists images.
+    fn list(&self, path: &str, size: u64, content: &mut dyn Read) -> Result<Vec<u8>, BundleError> {
+        let bytes = self.document(path, size, INDEX_BYTES_MAX, content)?;
+        match bytes.iter().filter(|byte| **byte == b'"').count() / 2 > INDEX_STRINGS_MAX {
+            true => Err(BundleError::Document {
+                bundle: self.bundle.clone(),
+                entry: path.to_owned(),
+                reason: format!("it has more than {INDEX_STRINGS_MAX} strings"),
+            }),
+            false => Ok(bytes),
+        }
     }
 
     fn document(
