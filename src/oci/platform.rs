@@ -38,8 +38,8 @@ impl Platform {
         })
     }
 
-    /// Whether an image of that platform runs on this one: of the platform itself, or of one of its
-    /// [`substitutes`](Self::substitutes).
+    /// Whether an image of that platform runs on this one: of the platform itself, or of one that its
+    /// processors run as well.
     pub fn runs(&self, told: &str) -> bool {
         self.is(told) || self.substitutes().iter().any(|each| each.is(told))
     }
