@@ -25,6 +25,7 @@ mod filling;
 mod freshness;
 mod keeper;
 mod lists;
+mod manifest_wait;
 mod manifests;
 mod misses;
 mod passage;
@@ -56,7 +57,8 @@ pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
-pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
+pub use manifest_wait::ManifestWait;
+pub use manifests::{ManifestAnswer, ManifestLookup};
 pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 

@@ -108,7 +108,7 @@ impl Cache {
                 Reference::Digest(digest) => cache.inner.fetch_by_digest(&name, digest),
             };
             match fetched {
-                Ok(content) => cache.complete(&name, content.digest(), &platforms, 0),
+                Ok(content) => cache.complete(&name, content.digest(), &platforms),
                 // Somebody has asked for it by hand, and has no other answer: whatever it is, it is said.
                 Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
             }
