@@ -116,6 +116,11 @@ impl UpstreamError {
         UpstreamError { is_elsewhere: true, ..self }
     }
 
+    /// Whether it happened at a host to which the registry redirects: it says nothing about the registry.
+    pub fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
     /// Whether it says that the endpoint itself is in trouble.
     pub(super) fn is_the_endpoints_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });

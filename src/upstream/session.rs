@@ -15,7 +15,7 @@ use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public, resolve_within};
-use super::answer::{discard, status_error, text};
+use super::answer::{discard, redirect_target, status_error};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::Location;
 use super::logins::Logins;
@@ -47,6 +47,8 @@ pub(super) struct Session {
     logins: Logins,
     /// Whether the endpoint has asked for user and password: then they are sent without being asked.
     wants_basic: AtomicBool,
+    /// Whether it refused a token, offered Basic beside Bearer, and took the password.
+    prefers_basic: AtomicBool,
     refusals: Refusals,
     tokens: Tokens,
     quota: Quota,
@@ -108,6 +110,16 @@ impl Answer {
         let error = status_error(status, self.response.headers(), &self.request);
         if self.is_elsewhere { error.elsewhere() } else { error }
     }
+
+    /// Whether this answer to HEAD says nothing about a GET. Some registries do not support HEAD, and where
+    /// they redirect to is often signed for GET alone.
+    pub(super) fn refuses_head(&self) -> bool {
+        match self.response.status().as_u16() {
+            400 | 405 | 406 | 501 => true,
+            429 => false,
+            status => self.is_elsewhere && (400..500).contains(&status),
+        }
+    }
 }
 
 impl Session {
@@ -158,6 +170,7 @@ impl Session {
             is_private: OnceLock::new(),
             logins: Logins::none(upstream),
             wants_basic: AtomicBool::new(false),
+            prefers_basic: AtomicBool::new(false),
             refusals: Refusals::default(),
             tokens: Tokens::default(),
             quota: Quota::default(),
@@ -299,7 +312,8 @@ fn redirect(
         let kind = UpstreamErrorKind::Redirect { reason: reason.into() };
         Err(UpstreamError::new(Arc::clone(request), kind))
     };
-    let Some(to) = text(response.headers(), header::LOCATION).and_then(|to| from.join(to)) else {
+    let target = redirect_target(response.headers());
+    let Some(to) = target.and_then(|target| from.join(&target)) else {
         return refused("it has no usable Location".into());
     };
     if from.is_https() && !to.is_https() {

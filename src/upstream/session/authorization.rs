@@ -12,7 +12,7 @@ use ureq::http::{Response, header};
 
 use super::{Ask, Session, discard_for};
 use crate::oci::Repository;
-use crate::upstream::answer::{discard, read_body, status_error, texts};
+use crate::upstream::answer::{discard, is_complete, read_body, status_error, texts};
 use crate::upstream::challenge::Challenge;
 use crate::upstream::credentials::{Login, LoginError};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
@@ -73,7 +73,9 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Shown, UpstreamError> {
         let now = Instant::now();
-        if let Some(token) = self.tokens.known(key) {
+        let is_own = location.is_same_origin(&self.base);
+        let prefers_basic = is_own && self.prefers_basic.load(Ordering::Relaxed);
+        if let Some(token) = self.tokens.known(key).filter(|_| !prefers_basic) {
             if !token.is_due(now) {
                 return Ok(Shown::Token(token));
             }
@@ -82,7 +84,7 @@ impl Session {
             });
             return renewed.map(Shown::Token);
         }
-        if !location.is_same_origin(&self.base) {
+        if !is_own {
             return Ok(Shown::Nothing);
         }
         if let Some(login) = self.logins.unasked(repository) {
@@ -92,8 +94,7 @@ impl Session {
         if !self.wants_basic.load(Ordering::Relaxed) {
             return Ok(Shown::Nothing);
         }
-        let login = self.login(location, repository, request)?;
-        let login = login.filter(|login| matches!(**login, Login::Basic { .. }));
+        let login = self.basic_login(location, repository, request)?;
         Ok(login.map_or(Shown::Nothing, Shown::Login))
     }
 
@@ -111,29 +112,91 @@ impl Session {
         let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
         if let Some(challenge) = bearer {
             discard_for(ask, response);
-            let token = self.tokens.obtain(key, shown.token(), Instant::now(), || {
-                self.fetch_token(challenge, location, ask.repository, request)
-            })?;
-            let response = self.call(location, ask, Shown::Token(token).header(), request)?;
-            // A fresh token, and still 401: so registries hide what does not exist or is private
-            // (Docker Hub since 2023). A third try would be a loop.
-            return match response.status().as_u16() {
-                401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden)),
-                _ => Ok(response),
+            let answered = self.answer_bearer(challenge, shown, key, location, ask, request);
+            let is_refused = answered.as_ref().is_err_and(is_refused_bearer);
+            let login = match is_refused && wants_basic {
+                true => self.basic_login(location, ask.repository, request)?,
+                false => None,
+            };
+            return match login {
+                Some(login) => self.answer_basic_instead(&login, answered, location, ask, request),
+                None => answered,
             };
         }
         if !wants_basic {
             return Ok(response);
         }
-        let login = self.login(location, ask.repository, request)?;
-        let Some(login) = login.filter(|login| matches!(**login, Login::Basic { .. })) else {
+        let Some(login) = self.basic_login(location, ask.repository, request)? else {
             return Ok(response);
         };
         discard_for(ask, response);
+        self.answer_basic(&login, location, ask, request)
+    }
+
+    fn answer_bearer(
+        &self,
+        challenge: Challenge,
+        shown: &Shown,
+        key: &TokenKey,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let token = self.tokens.obtain(key, shown.token(), Instant::now(), || {
+            self.fetch_token(challenge, location, ask.repository, request)
+        })?;
+        let response = self.call(location, ask, Shown::Token(token).header(), request)?;
+        // A fresh token, and still 401: so registries hide what does not exist or is private
+        // (Docker Hub since 2023). A third try would be a loop.
+        match response.status().as_u16() {
+            401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden)),
+            _ => Ok(response),
+        }
+    }
+
+    fn answer_basic(
+        &self,
+        login: &Login,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
         let response = self.call(location, ask, login.header(), request)?;
-        let response = self.judge(response, &login, location, ask, request)?;
+        let response = self.judge(response, login, location, ask, request)?;
         self.wants_basic.store(true, Ordering::Relaxed);
         Ok(response)
+    }
+
+    /// Shows user and password to a registry that offers both and refused a token: some servers put a token
+    /// service in front of a registry that does not know its tokens. If the password is refused as
+    /// well, what became of the token counts: that is how content is hidden.
+    fn answer_basic_instead(
+        &self,
+        login: &Login,
+        answered: Result<Response<Body>, UpstreamError>,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let response = self.call(location, ask, login.header(), request)?;
+        if is_refusal(response.status().as_u16()) {
+            return answered;
+        }
+        self.refusals.taken(ask.repository);
+        self.wants_basic.store(true, Ordering::Relaxed);
+        self.prefers_basic.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// User and password, if there are any.
+    fn basic_login(
+        &self,
+        location: &Location,
+        repository: &Repository,
+        request: &Arc<str>,
+    ) -> Result<Option<Arc<Login>>, UpstreamError> {
+        let login = self.login(location, repository, request)?;
+        Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
     }
 
     /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
@@ -156,7 +219,10 @@ impl Session {
             }
         }
         match response.status().as_u16() {
-            status if is_refusal(status) => Err(self.refused(ask.repository, request, status)),
+            status if is_refusal(status) => {
+                self.prefers_basic.store(false, Ordering::Relaxed);
+                Err(self.refused(ask.repository, request, status))
+            }
             _ => {
                 self.refusals.taken(ask.repository);
                 Ok(response)
@@ -221,6 +287,9 @@ impl Session {
                 .map_err(|error| UpstreamError::from_ureq(&named, error))
         };
         let login = self.login(asking, repository, request)?;
+        if login.is_some() {
+            realm::check_owner(&realm, asking)?;
+        }
         let mut response = ask(login.as_deref())?;
         if let Some(login) = login.as_deref().filter(|_| is_refusal(response.status().as_u16())) {
             let renewed = self.logins.renew(repository, login, Moment::now());
@@ -231,7 +300,7 @@ impl Session {
             }
         }
         match response.status().as_u16() {
-            200 => self.refusals.taken(repository),
+            status if is_complete(status) => self.refusals.taken(repository),
             status if is_refusal(status) && login.is_some() => {
                 return Err(self.refused(repository, &named, status));
             }
@@ -241,6 +310,19 @@ impl Session {
         let body = read_body(response, TOKEN_BODY_BYTES_MAX, &request)?;
         Token::parse(&body, challenge, Instant::now())
             .ok_or_else(|| UpstreamError::bad_answer(&request, "it holds no token"))
+    }
+}
+
+/// Whether a token was refused, or could not be had, for a reason that does not count for a password: the
+/// service refuses it, does not exist, or answers what is no token.
+fn is_refused_bearer(error: &UpstreamError) -> bool {
+    match error.kind() {
+        UpstreamErrorKind::Hidden
+        | UpstreamErrorKind::Denied { .. }
+        | UpstreamErrorKind::NotFound
+        | UpstreamErrorKind::BadAnswer { .. } => true,
+        UpstreamErrorKind::Status { status } => *status < 500,
+        _ => false,
     }
 }
 
