@@ -79,9 +79,8 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
         "*" => None,
         size => Some(size.parse::<u64>().ok()?),
     };
-    let is_usable = unit.eq_ignore_ascii_case("bytes")
-        && start <= last
-        && size.is_none_or(|size| size == end);
+    let is_usable =
+        unit.eq_ignore_ascii_case("bytes") && start <= last && size.is_none_or(|size| size == end);
     is_usable.then_some(ContentRange { start, size })
 }
 

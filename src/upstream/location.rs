@@ -34,13 +34,17 @@ impl Location {
             "http" => false,
             _ => return None,
         };
-        let (authority, path_and_query) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (authority, path_and_query) =
+            rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let authority = authority.strip_suffix(':').unwrap_or(authority);
         // What a parser may take for something else: user info, an encoded host, a separator of paths.
         if authority.is_empty() || authority.contains(['@', '%', '\\']) {
             return None;
         }
-        authority.parse::<Authority>().ok()?;
+        let port = authority.parse::<Authority>().ok()?.port().map(|port| port.as_str().to_owned());
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return None;
+        }
         let path_and_query = normalized(path_and_query);
         path_and_query.parse::<PathAndQuery>().ok()?;
         Some(Location::new(https, authority, &path_and_query))

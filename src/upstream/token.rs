@@ -49,9 +49,7 @@ impl Token {
         let mut values = ["token", "access_token"].iter().map(|name| answer.get(*name));
         let value = values.find_map(|value| value?.as_str().filter(|token| !token.is_empty()))?;
         // Goes into a header line: a token with a line break in it would be a header of its own.
-        if value.len() > TOKEN_BYTES_MAX
-            || !value.bytes().all(|byte| byte.is_ascii_graphic())
-        {
+        if value.len() > TOKEN_BYTES_MAX || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
         }
         let lifetime = answer.get("expires_in").and_then(seconds).unwrap_or_default();
