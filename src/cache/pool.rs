@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::oci::Upstream;
+use crate::via;
 
 /// Jobs that may wait for a fetcher. Far more than clients ask for at once, and a few hundred bytes
 /// each.
@@ -137,6 +138,9 @@ impl FetchPool {
     }
 
     fn queue(&self, job: Job) -> bool {
+        // The job is part of the same chain as the request that needs it.
+        let (chain, run) = (via::current(), job.run);
+        let job = Job { run: Box::new(move || chain.enter(run)), ..job };
         let refused = {
             let mut state = self.shared.lock();
             let queue = if job.is_behind { &mut state.behind } else { &mut state.queue };

@@ -153,6 +153,7 @@ pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>)
         401 | 403 => UpstreamErrorKind::Denied { status },
         429 => UpstreamErrorKind::RateLimited { retry_after: retry_after(headers) },
         503 => UpstreamErrorKind::OutOfService,
+        508 => UpstreamErrorKind::Loop,
         status => UpstreamErrorKind::Status { status },
     };
     UpstreamError::new(Arc::clone(request), kind)

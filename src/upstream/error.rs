@@ -54,6 +54,8 @@ pub enum UpstreamErrorKind {
     },
     /// The registry says of itself that it is out of service (503).
     OutOfService,
+    /// The endpoint is a Larder that asks this one for the same (508).
+    Loop,
     /// The endpoint failed again and again and is left alone for a while.
     CircuitOpen {
         /// How much longer.
@@ -269,6 +271,17 @@ fn tls_reason(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             (error.to_string(), "tls.ca in its entry names an authority of its own")
         }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => (error.to_string(), "its subjectAltName must contain the host of the endpoint"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => (
+            error.to_string(),
+            "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
+             more, and SHA-256, SHA-384 or SHA-512",
+        ),
         other => return other.to_string(),
     };
     format!("{what}; {hint}")
@@ -309,6 +322,11 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the registry's rate limit is reached")
             }
             UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
+            UpstreamErrorKind::Loop => write!(
+                f,
+                "the endpoint is a Larder that asks this one for the same (508): remove one of the two \
+                 from the other's configuration (registries[].endpoints)"
+            ),
             UpstreamErrorKind::CircuitOpen { wait, last } => {
                 write!(
                     f,

@@ -41,8 +41,9 @@ impl Location {
         if authority.is_empty() || authority.contains(['@', '%', '\\']) {
             return None;
         }
-        let port = authority.parse::<Authority>().ok()?.port().map(|port| port.as_str().to_owned());
-        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        authority.parse::<Authority>().ok()?;
+        let after_host = &authority[authority.rfind(']').map_or(0, |at| at + 1)..];
+        if after_host.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()) {
             return None;
         }
         let path_and_query = normalized(path_and_query);

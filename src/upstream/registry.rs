@@ -16,7 +16,7 @@ use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
-use super::{BlobBody, List};
+use super::{BlobBody, List, ManifestHead};
 use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
     Upstream,
@@ -104,11 +104,40 @@ impl Registry {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<Digest>, UpstreamError> {
+        let answer = self.head_of_manifest(repository, tag)?;
+        Ok(answer.and_then(|answer| content_digest(answer.response.headers())))
+    }
+
+    pub(super) fn head(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ManifestHead>, UpstreamError> {
+        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
+        let headers = answer.response.headers();
+        let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+        // A manifest has some bytes; 0 is what some servers say to HEAD in any case.
+        let size = content_length(headers).filter(|size| *size > 0);
+        let all = (content_digest(headers), media_type.filter(MediaType::is_manifest), size);
+        Ok(match all {
+            (Some(digest), Some(media_type), Some(size)) => {
+                Some(ManifestHead { digest, media_type, size })
+            }
+            _ => None,
+        })
+    }
+
+    /// The answer to HEAD; `None` from a registry that does not support it, where GET tells.
+    fn head_of_manifest(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Answer>, UpstreamError> {
         let rest = format!("manifests/{tag}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
         match answer.response.status().as_u16() {
-            status if is_complete(status) => Ok(content_digest(answer.response.headers())),
+            status if is_complete(status) => Ok(Some(answer)),
             _ if answer.refuses_head() => Ok(None),
             _ => Err(answer.failure()),
         }

@@ -134,16 +134,9 @@ impl<T: Transport> Transport for StrictHeads<T> {
         self.inner.transmit_output(amount, timeout)
     }
 
-    fn maybe_await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         // Only now is the request complete: its parts are written into the buffers below.
         self.is_head_due |= std::mem::take(&mut self.has_sent);
-        match self.buffers().can_use_input() {
-            true => Ok(true),
-            false => self.await_input(timeout),
-        }
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         if !self.is_head_due {
             return self.inner.await_input(timeout);
         }

@@ -274,7 +274,7 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Token, UpstreamError> {
         let realm = realm::realm(&challenge, asking)?;
-        let default_scope = format!("repository:{repository}:pull");
+        let default_scope = format!("repository:{}{repository}:pull", self.api.repository_prefix());
         let scope = challenge.parameter("scope").unwrap_or(&default_scope);
         let mut parameters = vec![("scope", scope)];
         if let Some(service) = challenge.parameter("service") {
