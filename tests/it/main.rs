@@ -37,6 +37,10 @@ mod outages;
 mod resuming;
 // Upstreams that are odd and yet work.
 mod quirks;
+// HTTP as registries and object stores really speak it.
+mod framing;
+// Larders that ask each other.
+mod loops;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.
