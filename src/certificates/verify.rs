@@ -22,6 +22,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
 };
+use sha2::{Digest, Sha256};
 use x509_cert::der::Decode;
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::ext::pkix::ExtendedKeyUsage;
@@ -32,11 +33,19 @@ const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY_PURPOSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 
-/// Trusted certificates: what they have issued is accepted, and they themselves are.
+/// Trusted certificates, each by the SHA-256 of its bytes: there are some 150, and each agent has them.
 #[derive(Debug)]
-struct Anchors(Vec<CertificateDer<'static>>);
+struct Anchors(Vec<[u8; 32]>);
 
 impl Anchors {
+    /// The anchors, and what WebPKI needs of them.
+    fn new(certificates: Vec<CertificateDer<'static>>) -> (Anchors, Arc<RootCertStore>) {
+        let anchors = certificates.iter().map(|each| Sha256::digest(each).into()).collect();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(certificates);
+        (Anchors(anchors), Arc::new(roots))
+    }
+
     /// What becomes of a certificate that WebPKI refused.
     fn reconsider(
         &self,
@@ -45,16 +54,10 @@ impl Anchors {
         purpose: ObjectIdentifier,
         now: UnixTime,
     ) -> Result<(), Error> {
-        match self.0.iter().any(|anchor| anchor.as_ref() == certificate.as_ref()) {
+        match self.0.contains(&Sha256::digest(certificate).into()) {
             true => check(certificate, purpose, now),
             false => Err(refusal),
         }
-    }
-
-    fn store(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(self.0.iter().cloned());
-        roots
     }
 }
 
@@ -136,9 +139,8 @@ struct ServerVerifier {
 pub fn server_verifier(
     anchors: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<dyn ServerCertVerifier>, Error> {
-    let anchors = Anchors(anchors);
-    let builder =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(anchors.store()), provider());
+    let (anchors, roots) = Anchors::new(anchors);
+    let builder = WebPkiServerVerifier::builder_with_provider(roots, provider());
     let webpki = builder.build().map_err(|error| Error::General(error.to_string()))?;
     Ok(Arc::new(ServerVerifier { webpki, anchors }))
 }
@@ -184,9 +186,8 @@ struct ClientVerifier {
 pub fn client_verifier(
     anchors: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let anchors = Anchors(anchors);
-    let builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(anchors.store()), provider());
+    let (anchors, roots) = Anchors::new(anchors);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
     let webpki = builder.build().map_err(|error| Error::General(error.to_string()))?;
     Ok(Arc::new(ClientVerifier { webpki, anchors }))
 }

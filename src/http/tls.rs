@@ -4,7 +4,7 @@
 
 use crate::certificates::{self, CertificateError, IdentityFiles, Stamp};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -80,7 +80,15 @@ impl ServerTlsSettings {
     fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, ServerTlsError> {
         let ClientAuth::Verify { ca } = &self.clients else { return Ok(None) };
         let authorities = match ca {
-            Some(path) => certificates::load_chain(path)?,
+            Some(path) => {
+                let authorities = certificates::load_chain(path)?;
+                for each in &authorities {
+                    RootCertStore::empty().add(each.clone()).map_err(|error| {
+                        CertificateError::Unusable { path: path.clone(), reason: error.to_string() }
+                    })?;
+                }
+                authorities
+            }
             None => rustls_native_certs::load_native_certs().certs,
         };
         let verifier = certificates::client_verifier(authorities);
