@@ -28,3 +28,4 @@ pub mod oci;
 pub mod prune;
 pub mod store;
 pub mod upstream;
+pub mod via;

@@ -57,6 +57,8 @@ pub enum Reason {
     OutOfService,
     /// Upstream cannot be reached, or its answer cannot be used.
     Broken,
+    /// Upstream is a Larder that asks this one.
+    Loop,
     /// This server cannot do it right now.
     Overloaded,
 }
@@ -114,6 +116,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         }
         UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
         UpstreamErrorKind::OutOfService => Reason::OutOfService,
+        UpstreamErrorKind::Loop => Reason::Loop,
         UpstreamErrorKind::CircuitOpen { last: Some(last), .. } => upstream_reason(last.kind()),
         UpstreamErrorKind::CircuitOpen { last: None, .. } => Reason::Broken,
         UpstreamErrorKind::Status { .. }

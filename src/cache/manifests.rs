@@ -10,7 +10,7 @@ use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flights, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
-use crate::upstream::{Source, UpstreamError};
+use crate::upstream::{ManifestHead, Source, UpstreamError};
 
 /// How long a manifest in memory is believed without a look at the store, where another process may
 /// have changed the tag or removed the image.
@@ -41,6 +41,11 @@ pub(super) struct Content {
 impl Content {
     pub(super) fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    pub(super) fn head(&self) -> ManifestHead {
+        let (digest, media_type) = (self.digest, self.media_type.clone());
+        ManifestHead { digest, media_type, size: self.bytes.len() as u64 }
     }
 }
 
@@ -182,7 +187,7 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
 
 /// A manifest from the store, and whether it is believed.
 pub(super) struct Stored {
-    content: Arc<Content>,
+    pub(super) content: Arc<Content>,
     belief: Belief,
 }
 
@@ -302,7 +307,9 @@ impl Inner {
             return Ok(stored.content);
         }
         let source = self.source(&name.upstream)?;
-        self.get_manifest(name, &*source, &Reference::Digest(*digest))
+        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest))?;
+        self.point_told_tags(name, &content);
+        Ok(content)
     }
 
     /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
@@ -427,7 +434,7 @@ impl Inner {
     }
 
     /// Writes what the tag is now, and that upstream has just confirmed it.
-    fn point_tag(
+    pub(super) fn point_tag(
         &self,
         name: &ImageName,
         tag: &Tag,

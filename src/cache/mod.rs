@@ -23,6 +23,7 @@ mod download;
 mod error;
 mod filling;
 mod freshness;
+mod heads;
 mod keeper;
 mod lists;
 mod manifest_wait;
@@ -47,7 +48,7 @@ use std::time::{Duration, SystemTime};
 use crate::client_address::ClientAddress;
 use crate::flight::Flights;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, ImageName, Reference, Upstream};
+use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
 use crate::store::Store;
 use crate::upstream::{Source, Sources, Standing};
 
@@ -55,6 +56,7 @@ pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
+pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifest_wait::ManifestWait;
@@ -66,13 +68,14 @@ pub use traffic::{FlightStatus, Load};
 pub use upkeep::{Upkeep, Upkeeper};
 
 pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
-pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
+pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 use blobs::{BlobKey, SizeFlights};
 use filling::Blame;
+use heads::{HEADS_REMEMBERED, HeadFlights, Told, ToldTags};
 use lists::ListFlights;
 use manifests::{Content, HotManifest, ManifestFlights};
 use misses::Misses;
@@ -186,6 +189,7 @@ struct Inner {
     clock: Clock,
     blobs: blobs::BlobFlights,
     manifests: ManifestFlights,
+    heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
     blob_pool: Scheduler,
@@ -196,6 +200,10 @@ struct Inner {
     /// Large manifests that are being answered: who asks for one meanwhile shares its bytes, so that
     /// slow readers do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
+    /// What HEAD said of tags that are not cached.
+    told_heads: Mutex<Recent<(ImageName, Tag), Told>>,
+    /// The same by digest, until a manifest with that digest is cached.
+    told_tags: Mutex<Recent<(ImageName, Digest), ToldTags>>,
     /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
     /// Sizes of blobs that this process verified.
@@ -232,6 +240,7 @@ impl Cache {
             clock,
             blobs: Flights::new(),
             manifests: Flights::new(),
+            heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
             blob_pool: Scheduler::start(
@@ -249,6 +258,8 @@ impl Cache {
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             in_use: Mutex::new(HashMap::new()),
+            told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
+            told_tags: Mutex::new(Recent::new(HEADS_REMEMBERED)),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
@@ -304,6 +315,7 @@ impl Cache {
     /// credentials.
     pub fn forget_troubles(&self, upstreams: &[Upstream]) {
         self.inner.misses.forget(upstreams);
+        self.inner.forget_heads(|name| !upstreams.contains(&name.upstream));
         lock(&self.inner.blamed).retain(|(upstream, _)| !upstreams.contains(upstream));
     }
 

@@ -25,7 +25,7 @@ const SHORT_DIGEST: usize = 12;
 /// # Errors
 /// [`CommandError`] for a pattern that is none, an order that is none, or no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let mut meant = choices(&command.patterns, &[])?;
+    let mut meant = choices(settings, &command.patterns, &[])?;
     meant.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
