@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, ManifestAnswer, ManifestLookup};
+use crate::cache::{Cache, CacheError, ManifestAnswer, ManifestLookup};
 use crate::http::{Body, Context, Method, Reply, Request, Step};
-use crate::oci::{ImageName, Reference};
+use crate::oci::{ImageName, MediaType, Reference};
 
 pub(super) fn answer(
     call: Call,
@@ -28,6 +28,27 @@ pub(super) fn answer(
     }
 }
 
+/// Larger manifests are sent from their file, so that slow clients cost no memory.
+const FILE_MIN: usize = 16 * 1024;
+/// The type of a manifest that calls itself something that a browser would show or execute. No client
+/// takes such content for a manifest, and a page of somebody else's must not run with this origin.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+fn content_type(media_type: &MediaType) -> String {
+    let shown = if media_type.is_inert() { media_type.as_str() } else { UNKNOWN_TYPE };
+    shown.to_owned()
+}
+
+fn body(cache: &Cache, answer: &ManifestAnswer) -> Body {
+    let size = answer.bytes().len();
+    // A manifest that passes through, because the disk is full, has no file.
+    let file = if size < FILE_MIN { None } else { cache.store().blob(answer.digest(), None) };
+    match file.filter(|blob| blob.size == size as u64) {
+        Some(blob) => Body::File { file: blob.file, range: 0..blob.size },
+        None => Body::Bytes(Arc::clone(answer.bytes())),
+    }
+}
+
 fn reply(
     call: &Call,
     name: &ImageName,
@@ -44,10 +65,10 @@ fn reply(
     }
     let reply = match is_not_modified(request, answer.digest()) {
         true => Reply::new(304, Body::Empty),
-        false => Reply::new(200, Body::Bytes(Arc::clone(answer.bytes()))),
+        false => Reply::new(200, body(&call.cache, &answer)),
     };
     let reply = reply
-        .header("Content-Type", answer.media_type().as_str().to_owned())
+        .header("Content-Type", content_type(answer.media_type()))
         .header("Docker-Content-Digest", answer.digest().to_string())
         .header("ETag", entity_tag(answer.digest()));
     call.dress(reply, answer.how)

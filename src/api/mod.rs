@@ -8,6 +8,7 @@
 
 mod access_log;
 mod blobs;
+mod bodies;
 mod following;
 mod lists;
 mod login;
@@ -24,6 +25,7 @@ use crate::access::Users;
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
+use bodies::Bodies;
 
 pub use management::{
     Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
@@ -42,6 +44,7 @@ pub struct Api {
 /// Answers those who may ask.
 struct Desk {
     cache: Cache,
+    bodies: Arc<Bodies>,
     /// Locked while a request is parsed by it, or while it is replaced: neither waits for anything.
     naming: RwLock<Naming>,
 }
@@ -49,7 +52,8 @@ struct Desk {
 impl Api {
     /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
     pub fn new(cache: Cache, naming: Naming) -> Api {
-        let desk = Arc::new(Desk { cache, naming: RwLock::new(naming) });
+        let bodies = Arc::new(Bodies::new(cache.clone()));
+        let desk = Arc::new(Desk { cache, bodies, naming: RwLock::new(naming) });
         Api { desk, users: RwLock::new(None) }
     }
 
@@ -104,7 +108,8 @@ impl Desk {
             Route::Blob { .. } => "blob",
             Route::List { .. } => "list",
         };
-        let call = Call { cache: self.cache.clone(), addressing, kind };
+        let bodies = Arc::clone(&self.bodies);
+        let call = Call { cache: self.cache.clone(), bodies, addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -120,6 +125,8 @@ impl Desk {
 /// What every handler needs beside the request.
 struct Call {
     cache: Cache,
+    /// Large bodies are made here, so that slow clients cost no memory.
+    bodies: Arc<Bodies>,
     addressing: Addressing,
     /// What is asked for, in the words of the metrics.
     kind: &'static str,
@@ -177,7 +184,7 @@ fn note(how: How, upstream: &Upstream) -> String {
 
 /// `GET /v2/`: local and instant, since clients take a slow one for a dead registry.
 fn ping() -> Reply {
-    Reply::new(200, crate::http::Body::Bytes(Arc::from(*b"{}")))
+    Reply::new(200, crate::http::Body::Static(b"{}"))
         .header("Content-Type", "application/json")
         .header(API_VERSION.0, API_VERSION.1)
 }

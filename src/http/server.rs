@@ -5,6 +5,7 @@
 use super::handler::Handler;
 use super::limits::Settings;
 use super::listener;
+use super::memory::{RESPONSE_MEMORY, ResponseMemory};
 use super::parking::{Lot, Stage};
 use super::poller;
 use super::pool::{Crew, Shared};
@@ -151,6 +152,7 @@ fn share(
         handler,
         tls,
         lot,
+        memory: ResponseMemory::new(RESPONSE_MEMORY),
         busy: AtomicUsize::new(0),
         cut: AtomicUsize::new(0),
         failed_handshakes: AtomicU64::new(0),
@@ -191,6 +193,11 @@ impl Controller {
     /// How many TLS handshakes came to nothing since the start.
     pub fn failed_handshakes(&self) -> u64 {
         self.shared.failed_handshakes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of responses that are held in memory for their clients.
+    pub fn response_memory(&self) -> u64 {
+        self.shared.memory.used()
     }
 
     /// How many workers are at work.

@@ -19,6 +19,7 @@ struct Room {
 const ROOMS: &[Room] = &[
     Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
     Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
+    Room { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
     Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
     Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
     Room {
@@ -48,12 +49,21 @@ const ROOMS: &[Room] = &[
     Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
     Room {
         name: "http",
-        may_use: &["certificates", "client_address"],
+        may_use: &["certificates", "client_address", "budget"],
         must_not_know: "registries, digests, store",
     },
     Room {
         name: "api",
-        may_use: &["oci", "cache", "prune", "metrics", "http", "access", "client_address"],
+        may_use: &[
+            "oci",
+            "cache",
+            "prune",
+            "metrics",
+            "http",
+            "access",
+            "client_address",
+            "budget",
+        ],
         must_not_know: "the upstream client, file paths",
     },
     Room {

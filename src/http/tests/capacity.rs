@@ -14,7 +14,7 @@ fn stuck_readers_hold_no_worker() {
     let (file, length) = huge_file();
     let server = serve(few_workers(), move |request, _| match request.path() {
         "/huge" => {
-            Step::Reply(Reply::new(200, Body::File { file: Arc::clone(&file), range: 0..length }))
+            Step::Reply(Reply::new(200, Body::File { file: file.clone(), range: 0..length }))
         }
         _ => text("small"),
     });
