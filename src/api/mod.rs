@@ -10,6 +10,7 @@ mod access_log;
 mod blobs;
 mod bodies;
 mod following;
+mod hosts;
 mod lists;
 mod login;
 mod management;
@@ -27,6 +28,7 @@ use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
 use bodies::Bodies;
 
+pub use hosts::{HostName, HostNameError};
 pub use management::{
     Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
     report_document,
@@ -39,6 +41,8 @@ pub struct Api {
     desk: Arc<Desk>,
     /// Who is served; everybody if `None`. Locked while it is copied or replaced.
     users: RwLock<Option<Arc<Users>>>,
+    /// The names of this server that clients may use; any if it is empty. Locked as above.
+    allowed_hosts: RwLock<Arc<[HostName]>>,
 }
 
 /// Answers those who may ask.
@@ -54,7 +58,7 @@ impl Api {
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let bodies = Arc::new(Bodies::new(cache.clone()));
         let desk = Arc::new(Desk { cache, bodies, naming: RwLock::new(naming) });
-        Api { desk, users: RwLock::new(None) }
+        Api { desk, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
     /// Puts other rules into force, for the requests that come from now on.
@@ -66,6 +70,15 @@ impl Api {
     /// Serves these users alone from now on, or everybody.
     pub fn set_users(&self, users: Option<Arc<Users>>) {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
+    }
+
+    /// Answers only requests that use one of these names for this server, or any if there are none.
+    pub fn set_allowed_hosts(&self, hosts: &[HostName]) {
+        *self.allowed_hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts.into();
+    }
+
+    fn allowed_hosts(&self) -> Arc<[HostName]> {
+        Arc::clone(&self.allowed_hosts.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The users who are served, if not everybody is.
@@ -82,6 +95,9 @@ impl Desk {
 
 impl Handler for Api {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
+        if let Some(refusal) = hosts::refusal(&self.allowed_hosts(), request) {
+            return Step::Reply(refusal);
+        }
         match self.users() {
             Some(users) => login::answer(&self.desk, &users, request, context),
             None => self.desk.answer(request, context),

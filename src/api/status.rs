@@ -127,6 +127,13 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
     if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
 }
 
+/// The answer to a request for another server than this one: RFC 9110, section 15.5.20.
+pub(super) fn misdirected() -> Reply {
+    let text = "this server does not answer to the name in the Host header; \
+                names are listed in allowedHosts";
+    error_reply(421, ErrorCode::Denied, text)
+}
+
 /// The answer to who must say who it is, as Docker's clients understand it: distribution-spec, "Error Codes".
 pub(super) fn login(text: &str) -> Reply {
     error_reply(401, ErrorCode::Unauthorized, text)

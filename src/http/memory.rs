@@ -14,10 +14,6 @@ use std::sync::Arc;
 /// error and every probe is among them.
 pub(super) const UNCOUNTED_MAX: usize = 2 * 1024;
 
-/// Memory of one server for the bodies of responses. Two of them, their connections and the rest of the
-/// process stay below 64 MiB.
-pub(super) const RESPONSE_MEMORY: u64 = 16 * 1024 * 1024;
-
 /// Identifies one allocation, which many responses may share. It is held while it is charged, so no
 /// other one has its address.
 type Allocation = (usize, usize);

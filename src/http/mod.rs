@@ -39,6 +39,7 @@ mod parking;
 mod poller;
 mod pool;
 mod server;
+mod shares;
 
 #[cfg(test)]
 mod tests;

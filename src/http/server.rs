@@ -5,7 +5,7 @@
 use super::handler::Handler;
 use super::limits::Settings;
 use super::listener;
-use super::memory::{RESPONSE_MEMORY, ResponseMemory};
+use super::memory::ResponseMemory;
 use super::parking::{Lot, Stage};
 use super::poller;
 use super::pool::{Crew, Shared};
@@ -147,12 +147,13 @@ fn share(
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     poller::watch_kicks(&epoll, &kick)?;
     let lot = Lot::new(settings.max_connections, settings.workers, epoll);
+    let memory = ResponseMemory::new(settings.response_memory);
     Ok(Shared {
         settings,
         handler,
         tls,
         lot,
-        memory: ResponseMemory::new(RESPONSE_MEMORY),
+        memory,
         busy: AtomicUsize::new(0),
         cut: AtomicUsize::new(0),
         failed_handshakes: AtomicU64::new(0),
