@@ -24,7 +24,7 @@ use subtle::ConstantTimeEq;
 
 use crate::certificates::Stamp;
 use crate::client_address::ClientAddress;
-use crate::flight::{Flight, Flights, Pilot};
+use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Algorithm, Digest};
 use turns::{Next, Turns};
 
@@ -121,7 +121,7 @@ pub enum Verdict {
 
 /// Waits for a check.
 pub struct CheckWait {
-    flight: Arc<Flight<(), bool, Unchecked>>,
+    flight: Follower<(), bool, Unchecked>,
 }
 
 impl CheckWait {

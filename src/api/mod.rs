@@ -125,7 +125,8 @@ impl Desk {
             Route::List { .. } => "list",
         };
         let bodies = Arc::clone(&self.bodies);
-        let call = Call { cache: self.cache.clone(), bodies, addressing, kind };
+        let cache = self.cache.for_client(request.client_address());
+        let call = Call { cache, bodies, addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blobs::{BlobKey, BlobPilot, Incoming};
-use super::download::{Download, Sink};
+use super::download::{Download, Sink, Waits};
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
@@ -249,6 +249,10 @@ impl Sink for ToStore<'_> {
         ingest.write(bytes)?;
         self.show(size);
         Ok(())
+    }
+
+    fn waits_for(&self) -> Waits {
+        if self.pilot.has_followers() { Waits::Followers } else { Waits::Nobody }
     }
 }
 

@@ -324,7 +324,6 @@ impl Verified {
         // A note without its partial is passed over, so this may fail.
         let _ = fs::remove_file(&ingest.note);
         inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
-        remove_empty_parent(&ingest.path);
         Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
     }
 }
@@ -337,7 +336,6 @@ impl Drop for Ingest {
             // Under the lock, so the names are ours to remove; the partial last, which ends that.
             let _ = fs::remove_file(&self.note);
             let _ = fs::remove_file(&self.path);
-            remove_empty_parent(&self.path);
         }
         // Readers may keep the file open long after: the lock must not last as long as they do.
         let _ = self.file.unlock();

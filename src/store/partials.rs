@@ -40,6 +40,14 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Removes the directory of an upstream's partials if it is empty. Called after a download has ended for
+    /// those that wait for it: it would keep them waiting.
+    pub fn remove_empty_partials(&self, upstream: &Upstream) {
+        let _ = fs::remove_dir(self.inner.layout.partials(upstream));
+    }
+}
+
 /// Removes the directory of an upstream after its last partial. A directory that is not empty refuses, and
 /// a writer that finds it gone creates it again.
 pub(super) fn remove_empty_parent(partial: &Path) {

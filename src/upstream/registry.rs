@@ -118,7 +118,7 @@ impl Registry {
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
         if answer.response.status().as_u16() != 200 {
-            return Err(answer.failure());
+            return Err(answer.into_failure());
         }
         let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
@@ -152,7 +152,7 @@ impl Registry {
         match answer.response.status().as_u16() {
             200 => Ok(content_length(answer.response.headers())),
             400 | 405 | 406 | 501 => Ok(None),
-            _ => Err(answer.failure()),
+            _ => Err(answer.blob_failure()),
         }
     }
 
@@ -176,7 +176,7 @@ impl Registry {
             },
             // A range that it does not like, or that lies beyond the end: the whole instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
-            _ => return Err(answer.failure()),
+            _ => return Err(answer.blob_failure()),
         };
         check_encoding(headers, request)?;
         // A login page has no place among a blob's bytes, and must not cost what was kept of them.

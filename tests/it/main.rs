@@ -33,10 +33,16 @@ mod redirects;
 mod tags;
 // Upstreams that are down, slow, or have had enough.
 mod outages;
+// Who may say that there is no such tag.
+mod verdicts;
 // Downloads that break off.
 mod resuming;
 // Upstreams that are odd and yet work.
 mod quirks;
+// What belongs to an image: platforms, attestations, layers that registries need not have.
+mod completeness;
+// Manifests, configs and archives that are made to do harm.
+mod hostile_documents;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.

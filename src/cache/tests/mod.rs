@@ -207,6 +207,10 @@ impl Sources for OneSource {
         Ok(Arc::clone(&self.0) as Arc<dyn Source>)
     }
 
+    fn standing(&self, _: &Upstream) -> Result<Standing, UpstreamError> {
+        Ok(Standing::Listed)
+    }
+
     fn statuses(&self) -> Vec<UpstreamStatus> {
         Vec::new()
     }
