@@ -2,31 +2,32 @@
 //!
 //! The file holds bcrypt hashes, which are slow to check by design. So a password is checked once: who has
 //! shown a right one is remembered until the file changes, and so are some wrong ones. What has to be
-//! checked goes through a short queue to one thread, which is all the time that strangers can cost. Nobody
-//! waits in here: a check under way is a [`crate::flight`]. This room must not know HTTP.
+//! checked is checked by one thread, which is all the time that strangers can cost, in an order that
+//! clients share fairly (`turns`). Nobody waits in here: a check under way is a [`crate::flight`]. This room must not know HTTP.
 //!
 //! Passwords are kept nowhere. What is remembered is a digest of user and password under a salt of this
 //! process.
 
-use std::collections::{HashMap, VecDeque};
+mod turns;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread;
+use std::time::Instant;
 
 use subtle::ConstantTimeEq;
 
 use crate::certificates::Stamp;
+use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Algorithm, Digest};
+use turns::{Next, Turns};
 
-/// Checks that wait for the thread. At a twentieth of a second each it is through with them before a
-/// client's patience ends.
-const QUEUE_MAX: usize = 64;
 /// Wrong passwords remembered: some nodes with an old secret are told so without a check each time.
 const REFUSED_MAX: usize = 256;
 /// The highest cost of a hash that is accepted: some seconds for each check, twice as many for each step.
@@ -54,8 +55,17 @@ impl Settings {
 /// The users of an htpasswd file.
 pub struct Users {
     shared: Arc<Shared>,
-    checks: SyncSender<Check>,
     watch: Mutex<Watch>,
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.shared.queue);
+        // The checks that wait are dropped with it, which tells their clients.
+        *queue = Queue { is_closed: true, turns: Turns::new() };
+        drop(queue);
+        self.shared.queue_changed.notify_all();
+    }
 }
 
 /// The file that is looked at.
@@ -71,6 +81,15 @@ struct Shared {
     /// Held for look-ups, never while a password is checked.
     known: Mutex<Known>,
     under_way: Flights<Digest, (), bool, Unchecked>,
+    /// Held to add or take a check. No other lock is taken while it is held, but those of flights.
+    queue: Mutex<Queue>,
+    queue_changed: Condvar,
+}
+
+/// The checks that wait for the thread.
+struct Queue {
+    is_closed: bool,
+    turns: Turns<Check>,
 }
 
 /// What is known of the file's users.
@@ -80,7 +99,9 @@ struct Known {
     generation: u64,
     /// The right password of a user, as a digest.
     accepted: HashMap<String, Digest>,
-    refused: VecDeque<Digest>,
+    refused: HashSet<Digest>,
+    /// The same, the oldest first.
+    refused_in_order: VecDeque<Digest>,
 }
 
 /// One password to be checked.
@@ -96,8 +117,6 @@ pub enum Verdict {
     Known(bool),
     /// That is being found out.
     Wait(CheckWait),
-    /// Too many others are being checked.
-    Busy,
 }
 
 /// Waits for a check.
@@ -130,22 +149,26 @@ impl Users {
         let path = settings.htpasswd.as_path();
         let stamp = Stamp::of([&path.to_owned()]);
         let hashes = Arc::new(read(path)?);
-        let known =
-            Known { hashes, generation: 0, accepted: HashMap::new(), refused: VecDeque::new() };
+        let known = Known::new(hashes, 0);
         let mut salt = [0; 32];
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut salt).map_err(|_| HtpasswdError::System {
             source: Arc::new(io::Error::other("the system gives no random bytes")),
         })?;
-        let shared = Arc::new(Shared { salt, known: Mutex::new(known), under_way: Flights::new() });
-        let (checks, queue) = sync_channel(QUEUE_MAX);
+        let shared = Arc::new(Shared {
+            salt,
+            known: Mutex::new(known),
+            under_way: Flights::new(),
+            queue: Mutex::new(Queue { is_closed: false, turns: Turns::new() }),
+            queue_changed: Condvar::new(),
+        });
         let checker = Arc::clone(&shared);
         thread::Builder::new()
             .name("passwords".into())
-            .spawn(move || checker.check_all(&queue))
+            .spawn(move || checker.check_all())
             .map_err(|source| HtpasswdError::System { source: Arc::new(source) })?;
         let watch = Mutex::new(Watch { path: path.to_owned(), stamp, refused: None });
-        Ok(Users { shared, checks, watch })
+        Ok(Users { shared, watch })
     }
 
     /// Where they were read from.
@@ -153,8 +176,8 @@ impl Users {
         Settings { htpasswd: self.watch().path.clone() }
     }
 
-    /// Whether `user` may pull with `password`. Does not wait.
-    pub fn check(&self, user: &str, password: &str) -> Verdict {
+    /// Whether `user` may pull with `password`, which `client` has shown. Does not wait.
+    pub fn check(&self, client: ClientAddress, user: &str, password: &str) -> Verdict {
         if password.len() > PASSWORD_BYTES_MAX {
             return Verdict::Known(false);
         }
@@ -165,11 +188,10 @@ impl Users {
         let joined = self.shared.under_way.join(&digest, || Unchecked);
         if let Some(pilot) = joined.pilot {
             let check = Check { pilot, user: user.to_owned(), password: password.to_owned() };
-            match self.checks.try_send(check) {
-                Ok(()) => {}
-                // The pilot is dropped, which tells all who have joined meanwhile.
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Verdict::Busy,
-            }
+            let refused = lock(&self.shared.queue).turns.push(client, user, check);
+            self.shared.queue_changed.notify_one();
+            // Dropping its pilot tells all that have joined it: this client, or another one.
+            drop(refused);
         }
         Verdict::Wait(CheckWait { flight: joined.flight })
     }
@@ -207,11 +229,22 @@ impl Users {
 }
 
 impl Known {
+    fn new(hashes: Arc<HashMap<String, String>>, generation: u64) -> Known {
+        Known {
+            hashes,
+            generation,
+            accepted: HashMap::new(),
+            refused: HashSet::new(),
+            refused_in_order: VecDeque::new(),
+        }
+    }
+
     fn recall(&self, user: &str, digest: &Digest) -> Option<bool> {
         if self.accepted.get(user).is_some_and(|accepted| same(accepted, digest)) {
             return Some(true);
         }
-        self.refused.iter().any(|refused| same(refused, digest)).then_some(false)
+        // Found by its hash: the digest has a secret salt, so that nothing can be learned from the time.
+        self.refused.contains(digest).then_some(false)
     }
 
     fn remember(&mut self, user: &str, digest: Digest, verdict: bool) {
@@ -219,19 +252,17 @@ impl Known {
             self.accepted.insert(user.to_owned(), digest);
             return;
         }
-        if self.refused.len() == REFUSED_MAX {
-            self.refused.pop_front();
+        if self.refused_in_order.len() == REFUSED_MAX
+            && let Some(oldest) = self.refused_in_order.pop_front()
+        {
+            self.refused.remove(&oldest);
         }
-        self.refused.push_back(digest);
+        self.refused.insert(digest);
+        self.refused_in_order.push_back(digest);
     }
 
     fn replace(&mut self, hashes: HashMap<String, String>) {
-        *self = Known {
-            hashes: Arc::new(hashes),
-            generation: self.generation + 1,
-            accepted: HashMap::new(),
-            refused: VecDeque::new(),
-        };
+        *self = Known::new(Arc::new(hashes), self.generation + 1);
     }
 }
 
@@ -242,8 +273,29 @@ impl Shared {
         Digest::of(Algorithm::Sha256, &text)
     }
 
-    fn check_all(&self, queue: &Receiver<Check>) {
-        for Check { pilot, user, password } in queue {
+    /// The next check, once there is one; `None` at the end.
+    fn next_check(&self) -> Option<(ClientAddress, Check)> {
+        let mut queue = lock(&self.queue);
+        while !queue.is_closed {
+            let now = Instant::now();
+            queue = match queue.turns.next(now) {
+                Next::Check(client, check) => return Some((client, check)),
+                Next::Pause(until) => {
+                    let pause = until.saturating_duration_since(now);
+                    let waited = self.queue_changed.wait_timeout(queue, pause);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Next::Idle => {
+                    self.queue_changed.wait(queue).unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        }
+        None
+    }
+
+    fn check_all(&self) {
+        while let Some((client, check)) = self.next_check() {
+            let Check { pilot, user, password } = check;
             let digest = *pilot.key();
             let (hashes, generation, known) = {
                 let known = lock(&self.known);
@@ -256,6 +308,7 @@ impl Shared {
                 known.remember(&user, digest, verdict);
             }
             drop(known);
+            lock(&self.queue).turns.checked(client, verdict, Instant::now());
             pilot.land(Ok(verdict));
         }
     }
@@ -373,9 +426,14 @@ impl std::error::Error for HtpasswdError {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::mpsc::{SyncSender, sync_channel};
     use std::task::Wake;
 
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
     /// The lowest cost there is: tests need not be slow.
     fn hash(password: &str) -> String {
@@ -406,10 +464,9 @@ mod tests {
 
     impl Site {
         fn may(&self, user: &str, password: &str) -> bool {
-            let waiting = match self.users.check(user, password) {
+            let waiting = match self.users.check(HERE.into(), user, password) {
                 Verdict::Known(verdict) => return verdict,
                 Verdict::Wait(waiting) => waiting,
-                Verdict::Busy => panic!("nobody else is checked"),
             };
             let (ring, rung) = sync_channel(1);
             let waker = Waker::from(Arc::new(Bell(ring)));
@@ -422,7 +479,7 @@ mod tests {
         }
 
         fn is_known(&self, user: &str, password: &str) -> bool {
-            matches!(self.users.check(user, password), Verdict::Known(_))
+            matches!(self.users.check(HERE.into(), user, password), Verdict::Known(_))
         }
 
         fn put(&self, text: &str) {
@@ -488,37 +545,57 @@ mod tests {
 
     #[test]
     fn wrong_passwords_are_remembered_within_bounds() {
-        let mut known = Known {
-            hashes: Arc::default(),
-            generation: 0,
-            accepted: HashMap::new(),
-            refused: VecDeque::new(),
-        };
+        let mut known = Known::new(Arc::default(), 0);
         let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
         for number in 0..REFUSED_MAX + 5 {
             known.remember("ann", digest(number), false);
         }
-        assert_eq!(known.refused.len(), REFUSED_MAX);
+        assert_eq!((known.refused.len(), known.refused_in_order.len()), (REFUSED_MAX, REFUSED_MAX));
         assert_eq!(known.recall("ann", &digest(4)), None);
         assert_eq!(known.recall("ann", &digest(5)), Some(false));
     }
 
-    #[test]
-    fn who_finds_the_queue_full_is_told_and_nobody_hangs() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("htpasswd");
-        fs::write(&path, format!("ann:{}", hash("a"))).unwrap();
-        let mut users = Users::load(&Settings { htpasswd: path }).unwrap();
-        // A queue that nobody takes from.
-        let (checks, queue) = sync_channel(1);
-        users.checks = checks;
-        let Verdict::Wait(first) = users.check("ann", "1") else { panic!("there is room") };
-        let Verdict::Wait(same) = users.check("ann", "1") else { panic!("it joins the first") };
-        assert!(matches!(users.check("ann", "2"), Verdict::Busy));
-        drop(queue);
-        drop(users);
-        for waiting in [first, same] {
-            assert_eq!(waiting.poll(Waker::noop()), Poll::Ready(Err(Unchecked)));
+    /// Waits for the end of a check.
+    fn outcome(wait: &CheckWait) -> Result<bool, Unchecked> {
+        let (ring, rung) = sync_channel(1);
+        let waker = Waker::from(Arc::new(Bell(ring)));
+        loop {
+            match wait.poll(&waker) {
+                Poll::Ready(verdict) => return verdict,
+                Poll::Pending => rung.recv().unwrap(),
+            }
         }
+    }
+
+    /// Shows wrong passwords of 80 users and gives back what has to be waited for.
+    fn guess(users: &Users, from: IpAddr) -> Vec<CheckWait> {
+        let check = |guess: u32| {
+            users.check(from.into(), &format!("user{}", guess % 80), &guess.to_string())
+        };
+        let waits = (0..500).filter_map(|guess| match check(guess) {
+            Verdict::Wait(wait) => Some(wait),
+            Verdict::Known(_) => None,
+        });
+        waits.collect()
+    }
+
+    #[test]
+    fn every_check_ends_also_those_for_which_there_is_no_place_and_those_at_the_end() {
+        let site = site(&format!("ann:{}", hash("a")));
+        let waits = guess(&site.users, HERE);
+        drop(site);
+        let outcomes: Vec<_> = waits.iter().map(outcome).collect();
+        assert!(outcomes.contains(&Err(Unchecked)) && !outcomes.contains(&Ok(true)));
+    }
+
+    #[test]
+    fn guessers_lock_out_nobody_else() {
+        let site = site(&format!("ann:{}", hash("a")));
+        let waits = guess(&site.users, HERE);
+        let Verdict::Wait(wait) = site.users.check(THERE.into(), "ann", "a") else {
+            panic!("nobody has shown this password yet")
+        };
+        assert_eq!(outcome(&wait), Ok(true));
+        drop(waits);
     }
 }

@@ -1,7 +1,8 @@
 //! One line a request.
 //!
 //! `method:path?query status=… latency=… host=… ip=…` as users of the reference server know it, then
-//! what the cache did. Everything that came from a client is escaped.
+//! what the cache did, and how the response ended if the client did not get all of it. Whatever comes
+//! from outside is escaped: it cannot end a line or a field, nor look like another field.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,11 +13,7 @@ use crate::http::{Ending, Outcome, Request};
 const SHOWN_CHARS_MAX: usize = 512;
 
 pub(super) fn line(request: &Request, ending: &Ending) {
-    match &ending.outcome {
-        // Clients that fetch in parallel leave all the time; it says nothing about this server.
-        Outcome::ClientGone => log::debug!(target: "access", "{}", Line { request, ending }),
-        _ => log::info!(target: "access", "{}", Line { request, ending }),
-    }
+    log::info!(target: "access", "{}", Line { request, ending });
 }
 
 struct Line<'a> {
@@ -36,7 +33,7 @@ impl fmt::Display for Line<'_> {
             " status={} latency={} host={} ip={} bytes={}",
             ending.status,
             Latency(ending.latency),
-            shown(request.header("host").unwrap_or("-")),
+            field(request.header("host").unwrap_or("-")),
             request.peer().ip(),
             ending.bytes_sent
         )?;
@@ -68,13 +65,33 @@ impl fmt::Display for Latency {
     }
 }
 
-/// Client text on one line: a line break in a path must not forge another entry.
+/// Outside text as a part of one field: no space, quote or control character is left, nothing that a
+/// terminal could show in another place, and (but for queries) no `=` that would look like a field.
+fn field(text: &str) -> impl fmt::Display + '_ {
+    struct Field<'a>(&'a str);
+    impl fmt::Display for Field<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for char in self.0.chars().take(SHOWN_CHARS_MAX) {
+                match char {
+                    '"' | '\'' | '\\' | '=' => write!(f, "\\x{:02x}", u32::from(char))?,
+                    _ if char.is_ascii_graphic() => write!(f, "{char}")?,
+                    _ if char.is_ascii() => write!(f, "\\x{:02x}", u32::from(char))?,
+                    _ => write!(f, "{}", char.escape_unicode())?,
+                }
+            }
+            Ok(())
+        }
+    }
+    Field(text)
+}
+
+/// Outside text within quotes, on one line.
 fn shown(text: &str) -> impl fmt::Display + '_ {
     struct Shown<'a>(&'a str);
     impl fmt::Display for Shown<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             for char in self.0.chars().take(SHOWN_CHARS_MAX) {
-                match char.is_control() || char == '"' {
+                match char.is_control() || !char.is_ascii() || matches!(char, '"' | '\\') {
                     true => write!(f, "{}", char.escape_default())?,
                     false => write!(f, "{char}")?,
                 }
@@ -94,6 +111,41 @@ mod tests {
         for (micros, expected) in [(250, "250us"), (2_664, "2.664ms"), (1_500_000, "1.500s")] {
             assert_eq!(Latency(Duration::from_micros(micros)).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn no_header_can_forge_a_field() {
+        let forged = "x status=200 ip=10.0.0.1\" a\\b\u{7f}\u{e9}\u{2028}\u{202e}\t";
+        let peer = (std::net::Ipv4Addr::LOCALHOST, 1).into();
+        let head = format!(
+            "GET /v2/%20a=\"/?ns=x%20y HTTP/1.1\r\nHost: {forged}\r\nUser-Agent: a b=c\r\n\
+             Authorization: Basic YTpi\r\n\r\n"
+        );
+        // The control character is refused at the edge; all else is a header value.
+        assert!(Request::parse(&head, peer, std::time::Instant::now()).is_err());
+        let head = head.replace('\u{7f}', "");
+        let request = Request::parse(&head, peer, std::time::Instant::now()).unwrap();
+        let latency = Duration::from_millis(1);
+        let outcome = Outcome::Cut("a \"b\" status=200\n".into());
+        let ending = Ending { status: 404, bytes_sent: 7, latency, note: None, outcome };
+        let line = Line { request: &request, ending: &ending }.to_string();
+        assert_eq!(
+            line,
+            "GET:/v2/%20a=\\\"/?ns=x%20y status=404 latency=1.000ms host=x\\x20status\\x3d200\\x20ip\\x3d10.0.0.1\\x22\\x20a\\x5cb\\u{e9}\\u{2028}\\u{202e} \
+             ip=127.0.0.1 bytes=7 ended=cut reason=\"a \\\"b\\\" status=200\\n\""
+        );
+    }
+
+    #[test]
+    fn a_client_that_left_is_marked() {
+        let peer = (std::net::Ipv4Addr::LOCALHOST, 1).into();
+        let head = "GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n";
+        let request = Request::parse(head, peer, std::time::Instant::now()).unwrap();
+        let latency = Duration::from_millis(1);
+        let outcome = Outcome::ClientGone;
+        let ending = Ending { status: 200, bytes_sent: 7, latency, note: None, outcome };
+        let line = Line { request: &request, ending: &ending }.to_string();
+        assert!(line.ends_with(" bytes=7 ended=client-gone"), "{line}");
     }
 
     #[test]

@@ -56,7 +56,8 @@ fn reply(
         Kind::Tags => "application/json",
         Kind::Referrers => MediaType::OCI_INDEX,
     };
-    let body = Body::Bytes(Arc::from(answer.list.body.into_bytes()));
+    let bytes = Arc::from(answer.list.body.into_bytes());
+    let body = call.bodies.body(bytes, request.client_address());
     let mut reply = Reply::new(200, body).header("Content-Type", content_type);
     if let Some(next) = answer.list.next {
         reply = reply.header("Link", next_link(request, &next));

@@ -13,7 +13,7 @@ use super::{Desk, status};
 use crate::access::{CheckWait, Users, Verdict};
 use crate::http::{Context, Pending, Request, Step};
 
-/// How long a client waits for its password to be checked: more than a full queue takes.
+/// How long a client waits for its password to be checked: more than all that wait at its address take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers a request if it comes from one of `users`.
@@ -26,9 +26,8 @@ pub(super) fn answer(
     let Some((user, password)) = request.header("authorization").and_then(credentials) else {
         return Step::Reply(status::login("this registry wants a user and a password"));
     };
-    match users.check(&user, &password) {
+    match users.check(request.client_address(), &user, &password) {
         Verdict::Known(verdict) => admit(desk, verdict, request, context),
-        Verdict::Busy => Step::Reply(status::login_busy()),
         Verdict::Wait(check) => {
             let deadline = context.now() + PATIENCE;
             let login = Login { desk: Arc::clone(desk), check, deadline };

@@ -6,7 +6,7 @@ use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
 use crate::cache::{
-    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
+    Cache, CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
 };
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{Digest, ImageName, MediaType, Reference};
@@ -44,6 +44,27 @@ pub(super) fn answer(
     }
 }
 
+/// Larger manifests are sent from their file, so that slow clients cost no memory.
+const FILE_MIN: usize = 16 * 1024;
+/// The type of a manifest that calls itself something that a browser would show or execute. No client
+/// takes such content for a manifest, and a page of somebody else's must not run with this origin.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+fn content_type(media_type: &MediaType) -> String {
+    let shown = if media_type.is_inert() { media_type.as_str() } else { UNKNOWN_TYPE };
+    shown.to_owned()
+}
+
+fn body(cache: &Cache, answer: &ManifestAnswer) -> Body {
+    let size = answer.bytes().len();
+    // A manifest that passes through, because the disk is full, has no file.
+    let file = if size < FILE_MIN { None } else { cache.store().blob(answer.digest(), None) };
+    match file.filter(|blob| blob.size == size as u64) {
+        Some(blob) => Body::File { file: blob.file, range: 0..blob.size },
+        None => Body::Bytes(Arc::clone(answer.bytes())),
+    }
+}
+
 /// The answer to HEAD where there is no manifest to take it from.
 fn head(call: &Call, request: &Request, outcome: Result<HeadAnswer, CacheError>) -> Reply {
     match outcome {
@@ -63,7 +84,7 @@ fn describe(whole: Reply, request: &Request, digest: &Digest, media_type: &Media
         false => whole,
     };
     reply
-        .header("Content-Type", media_type.as_str().to_owned())
+        .header("Content-Type", content_type(media_type))
         .header("Docker-Content-Digest", digest.to_string())
         .header("ETag", entity_tag(digest))
 }
@@ -82,6 +103,6 @@ fn reply(
     if request.method() == Method::Get {
         call.cache.complete_later(name, answer.digest());
     }
-    let whole = Reply::new(200, Body::Bytes(Arc::clone(answer.bytes())));
+    let whole = Reply::new(200, body(&call.cache, &answer));
     call.dress(describe(whole, request, answer.digest(), answer.media_type()), answer.how)
 }

@@ -8,7 +8,9 @@
 
 mod access_log;
 mod blobs;
+mod bodies;
 mod following;
+mod hosts;
 mod lists;
 mod login;
 mod management;
@@ -25,7 +27,9 @@ use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
 use crate::via::{self, Loop, Via};
+use bodies::Bodies;
 
+pub use hosts::{HostName, HostNameError};
 pub use management::{
     Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
     report_document,
@@ -38,6 +42,8 @@ pub struct Api {
     desk: Arc<Desk>,
     /// Who is served; everybody if `None`. Locked while it is copied or replaced.
     users: RwLock<Option<Arc<Users>>>,
+    /// The names of this server that clients may use; any if it is empty. Locked as above.
+    allowed_hosts: RwLock<Arc<[HostName]>>,
 }
 
 /// The rules by which a request names its upstream, shared by all who need them. Locked while something is
@@ -55,14 +61,16 @@ impl NamingInForce {
 struct Desk {
     cache: Cache,
     naming: NamingInForce,
+    bodies: Arc<Bodies>,
 }
 
 impl Api {
     /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
-        let desk = Arc::new(Desk { cache, naming });
-        Api { desk, users: RwLock::new(None) }
+        let bodies = Arc::new(Bodies::new(cache.clone()));
+        let desk = Arc::new(Desk { cache, naming, bodies });
+        Api { desk, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
     /// Puts other rules into force, for the requests that come from now on.
@@ -81,6 +89,15 @@ impl Api {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
     }
 
+    /// Answers only requests that use one of these names for this server, or any if there are none.
+    pub fn set_allowed_hosts(&self, hosts: &[HostName]) {
+        *self.allowed_hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts.into();
+    }
+
+    fn allowed_hosts(&self) -> Arc<[HostName]> {
+        Arc::clone(&self.allowed_hosts.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The users who are served, if not everybody is.
     pub fn users(&self) -> Option<Arc<Users>> {
         self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -95,6 +112,9 @@ impl Desk {
 
 impl Handler for Api {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
+        if let Some(refusal) = hosts::refusal(&self.allowed_hosts(), request) {
+            return Step::Reply(refusal);
+        }
         match self.users() {
             Some(users) => login::answer(&self.desk, &users, request, context),
             None => self.desk.answer(request, context),
@@ -135,8 +155,9 @@ impl Desk {
             Route::Blob { .. } => "blob",
             Route::List { .. } => "list",
         };
+        let bodies = Arc::clone(&self.bodies);
         let cache = self.cache.for_client(request.client_address());
-        let call = Call { cache, addressing, kind };
+        let call = Call { cache, bodies, addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -165,6 +186,8 @@ fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> R
 /// What every handler needs beside the request.
 struct Call {
     cache: Cache,
+    /// Large bodies are made here, so that slow clients cost no memory.
+    bodies: Arc<Bodies>,
     addressing: Addressing,
     /// What is asked for, in the words of the metrics.
     kind: &'static str,
@@ -222,7 +245,7 @@ fn note(how: How, upstream: &Upstream) -> String {
 
 /// `GET /v2/`: local and instant, since clients take a slow one for a dead registry.
 fn ping() -> Reply {
-    Reply::new(200, crate::http::Body::Bytes(Arc::from(*b"{}")))
+    Reply::new(200, crate::http::Body::Static(b"{}"))
         .header("Content-Type", "application/json")
         .header(API_VERSION.0, API_VERSION.1)
 }

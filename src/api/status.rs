@@ -24,6 +24,12 @@ pub enum Failure {
     Referrers(CacheError),
 }
 
+/// The longest wait that a client is asked for, whatever an upstream says: some clients sleep that long.
+const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
+
+/// The longest text of an error: it may quote an upstream.
+const TEXT_BYTES_MAX: usize = 1024;
+
 /// Status, error code, and seconds for `Retry-After`.
 type Verdict = (u16, ErrorCode, Option<u64>);
 
@@ -73,6 +79,7 @@ fn verdict(failure: &Failure, reason: Reason) -> Verdict {
         Reason::Denied => (403, ErrorCode::Denied, None),
         Reason::RateLimited { retry_after } => {
             let seconds = retry_after.map_or(RETRY_AFTER_SECONDS, |wait| wait.as_secs());
+            let seconds = seconds.min(RETRY_AFTER_SECONDS_MAX);
             match is_blob {
                 true => (503, ErrorCode::Unavailable, Some(seconds)),
                 false => (429, ErrorCode::TooManyRequests, Some(seconds)),
@@ -127,6 +134,13 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
     if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
 }
 
+/// The answer to a request for another server than this one: RFC 9110, section 15.5.20.
+pub(super) fn misdirected() -> Reply {
+    let text = "this server does not answer to the name in the Host header; \
+                names are listed in allowedHosts";
+    error_reply(421, ErrorCode::Denied, text)
+}
+
 /// The answer to who must say who it is, as Docker's clients understand it: distribution-spec, "Error Codes".
 pub(super) fn login(text: &str) -> Reply {
     error_reply(401, ErrorCode::Unauthorized, text)
@@ -172,7 +186,7 @@ pub(super) fn refusal(refusal: &Refusal) -> Reply {
         Refusal::Broken(text) => (500, text.as_str()),
         Refusal::Busy(text) => (503, text.as_str()),
     };
-    let body = serde_json::json!({ "error": text });
+    let body = serde_json::json!({ "error": shown(text) });
     let reply = Reply::new(status, Body::Bytes(Arc::from(body.to_string().into_bytes())))
         .header("Content-Type", "application/json");
     match refusal {
@@ -185,12 +199,38 @@ pub(super) fn refusal(refusal: &Refusal) -> Reply {
 
 /// The answer of `/readyz` when clients should go elsewhere.
 pub(super) fn unready(text: &'static str) -> Reply {
-    Reply::new(503, Body::Bytes(text.as_bytes().into())).header("Content-Type", "text/plain")
+    Reply::new(503, Body::Static(text.as_bytes())).header("Content-Type", "text/plain")
+}
+
+/// Text for a client: on one line, without control characters, which clients print to terminals, and of
+/// bounded length.
+fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for char in text.chars() {
+        match is_invisible(char) {
+            true => shown.extend(char.escape_default()),
+            false => shown.push(char),
+        }
+        if shown.len() > TEXT_BYTES_MAX {
+            let end = shown.floor_char_boundary(TEXT_BYTES_MAX - '…'.len_utf8());
+            shown.truncate(end);
+            shown.push('…');
+            break;
+        }
+    }
+    shown
+}
+
+/// Control characters, and those that change the direction of text around them.
+fn is_invisible(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// An error body of the distribution-spec, "Error Codes".
 fn error_reply(status: u16, code: ErrorCode, message: &str) -> Reply {
-    let body = serde_json::json!({ "errors": [{ "code": code.as_str(), "message": message }] });
+    let body =
+        serde_json::json!({ "errors": [{ "code": code.as_str(), "message": shown(message) }] });
     Reply::new(status, Body::Bytes(Arc::from(body.to_string().into_bytes())))
         .header("Content-Type", "application/json")
         .header(API_VERSION.0, API_VERSION.1)
@@ -226,6 +266,36 @@ mod tests {
     fn a_rate_limit_is_passed_on_with_its_wait() {
         let manifest = Failure::Manifest(CacheError::TimedOut);
         assert_eq!(verdict(&manifest, REASONS[4]), (429, ErrorCode::TooManyRequests, Some(77)));
+    }
+
+    #[test]
+    fn no_client_is_asked_to_wait_for_years() {
+        let retry_after = Some(Duration::from_secs(1_000_000_000));
+        for failure in [
+            Failure::Manifest(CacheError::TimedOut),
+            Failure::Blob(CacheError::TimedOut),
+            Failure::Tags(CacheError::TimedOut),
+        ] {
+            let (.., seconds) = verdict(&failure, Reason::RateLimited { retry_after });
+            assert_eq!(seconds, Some(RETRY_AFTER_SECONDS_MAX));
+        }
+    }
+
+    #[test]
+    fn texts_for_clients_are_short_and_have_no_control_characters() {
+        assert_eq!(shown("a b\u{e9}"), "a b\u{e9}");
+        assert_eq!(shown("a\u{1b}[31m\r\n\u{202e}"), "a\\u{1b}[31m\\r\\n\\u{202e}");
+        for text in ["x".repeat(4_000_000), "\u{e9}".repeat(5_000), "\u{1b}".repeat(5_000)] {
+            let text = shown(&text);
+            assert!(text.len() <= TEXT_BYTES_MAX && text.ends_with('…'), "{}", text.len());
+        }
+        let body = |reply: Reply| match reply.body() {
+            Body::Bytes(bytes) => bytes.len(),
+            other => panic!("{other:?}"),
+        };
+        let long = "y".repeat(1_000_000);
+        assert!(body(error_reply(500, ErrorCode::Unknown, &long)) < 2 * TEXT_BYTES_MAX);
+        assert!(body(refusal(&Refusal::NotFound(long))) < 2 * TEXT_BYTES_MAX);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Where log lines go.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, LineWriter, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
+use log::{Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::CommandError;
+use super::log_writer::{Bounded, LineQueue, LineQueueHandle};
 use crate::config::LogLevel;
 
 /// Starts logging, to a file or to standard error.
@@ -22,16 +24,65 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
             Box::new(open(path).map_err(failed)?)
         }
     };
-    // The logger writes a line in pieces; whole lines are one system call each and do not interleave
-    // with those of another process on the same file.
+    // The formatter writes a line in pieces; the queue makes it one system call, so that lines do not
+    // interleave with those of another process on the same file.
+    let queue = LineQueue::start(out)
+        .map_err(|source| CommandError::System { doing: "start logging", source })?;
+    let handle = queue.handle();
     // It would write everything: which lines there are is decided before they come to it, at a level that
     // may change.
-    let started = WriteLogger::init(LevelFilter::Debug, format(), LineWriter::new(out));
+    let formatter = WriteLogger::new(LevelFilter::Debug, format(), queue);
+    let started = log::set_boxed_logger(Box::new(Logger { formatter, queue: handle.clone() }));
     set_level(level);
-    if started.is_err() {
-        log::warn!("logging was started before; that logger stays in force");
+    match started {
+        Ok(()) => flush_before_panics(handle),
+        Err(_) => log::warn!("logging was started before; that logger stays in force"),
     }
     Ok(())
+}
+
+/// Waits until the lines so far were written, for a bounded time: for the end of the program.
+pub(super) fn flush() {
+    log::logger().flush();
+}
+
+/// What led to a panic is in the log before the panic is.
+fn flush_before_panics(queue: LineQueueHandle) {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        queue.flush();
+        report(panic);
+    }));
+}
+
+/// The one place that every log line passes: its text is bounded and printable.
+struct Logger {
+    formatter: Box<WriteLogger<LineQueue>>,
+    queue: LineQueueHandle,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.formatter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = Bounded::of(record.args());
+        self.formatter.log(
+            &Record::builder()
+                .metadata(record.metadata().clone())
+                .args(format_args!("{text}"))
+                .module_path(record.module_path())
+                .build(),
+        );
+    }
+
+    fn flush(&self) {
+        self.queue.flush();
+    }
 }
 
 /// Opens a log file for appending. One that root's command makes, before a server of another user could, is

@@ -7,6 +7,7 @@ mod hosts_toml;
 mod import;
 mod list;
 mod load;
+mod log_writer;
 mod logging;
 mod manual;
 mod offline;
@@ -37,9 +38,16 @@ use crate::store::{self, Store, StoreError};
 /// # Errors
 /// [`CommandError`], whose text is for the operator.
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
-    let settings = || config::load(overrides(&arguments)?).map_err(CommandError::from);
+    let outcome = carry_out(&arguments);
+    // Before the error is printed, which belongs after what led to it.
+    logging::flush();
+    outcome
+}
+
+fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
+    let settings = || config::load(overrides(arguments)?).map_err(CommandError::from);
     match &arguments.command {
-        Command::Serve(_) => serve::serve(overrides(&arguments)?),
+        Command::Serve(_) => serve::serve(overrides(arguments)?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
         Command::Prune(command) => prune::prune(&settings()?, command),

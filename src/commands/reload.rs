@@ -162,6 +162,7 @@ impl Running {
         self.cache.forget_troubles(&changes.all());
         // Last, since an alias is of use when its registry is there.
         self.api.set_naming(settings.naming.clone());
+        self.api.set_allowed_hosts(&settings.allowed_hosts);
         if let (Some(tls), Some(settings)) = (&self.tls, &settings.tls) {
             tls.reconfigure(settings);
         }

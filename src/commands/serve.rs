@@ -39,6 +39,8 @@ const LAST_COMMITS: Duration = Duration::from_secs(5);
 const MANAGEMENT_WORKERS: usize = 4;
 /// And its connections: probes, a few people, and programs that poll.
 const MANAGEMENT_CONNECTIONS: usize = 256;
+/// And its memory for answers: large ones are sent from a file.
+const MANAGEMENT_MEMORY: u64 = 8 * 1024 * 1024;
 
 /// Serves until SIGTERM or SIGINT, then drains. Reads its configuration again on SIGHUP.
 ///
@@ -78,6 +80,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         ..settings.http
     };
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
+    api.set_allowed_hosts(&settings.allowed_hosts);
     let users =
         settings.access.as_ref().map(Users::load).transpose().map_err(CommandError::Users)?;
     api.set_users(users.map(Arc::new));
@@ -186,6 +189,7 @@ fn serve_management(
     let edge = http::Settings {
         workers: MANAGEMENT_WORKERS,
         max_connections: MANAGEMENT_CONNECTIONS,
+        response_memory: MANAGEMENT_MEMORY,
         ..settings.http.clone()
     };
     let handlers = Management::new(setting, &scopes).into_iter().zip(listeners);

@@ -3,6 +3,7 @@
 use super::ConfigError;
 use super::file::{ClientAuthName, File, ServerTlsEntry};
 use crate::access;
+use crate::api::HostName;
 use crate::certificates::IdentityFiles;
 use crate::http::{ClientAuth, ServerTlsSettings};
 
@@ -33,4 +34,9 @@ pub(super) fn tls(file: &File) -> Result<Option<ServerTlsSettings>, ConfigError>
 pub(super) fn access(file: &File) -> Option<access::Settings> {
     let htpasswd = file.server_auth_config.as_ref()?.htpasswd.clone()?;
     Some(access::Settings { htpasswd })
+}
+
+/// `allowedHosts`.
+pub(super) fn allowed_hosts(file: &File) -> Vec<HostName> {
+    file.allowed_hosts.iter().flatten().map(|name| name.0.clone()).collect()
 }

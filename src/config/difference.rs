@@ -29,6 +29,7 @@ impl Settings {
             http: http::Settings { workers, max_connections, drain_timeout, .. },
             tls,
             access,
+            allowed_hosts,
             naming,
             scrub,
             // For commands, each of which reads the file itself.
@@ -47,6 +48,7 @@ impl Settings {
             ("registries", self.has_other_registries(new)),
             ("serverTlsConfig", tls.is_some() && new.tls.is_some() && *tls != new.tls),
             ("serverAuthConfig", *access != new.access),
+            ("allowedHosts", *allowed_hosts != new.allowed_hosts),
         ];
         let after_restart = [
             ("imagePath", *root != new.store.root),
@@ -208,6 +210,7 @@ mod tests {
             ("platforms: [linux/s390x]", &["platforms"], &[]),
             ("prefetchReferrers: true", &["prefetchReferrers"], &[]),
             ("airGapped: true", &["airGapped"], &[]),
+            ("allowedHosts: [larder.test]", &["allowedHosts"], &[]),
             ("imagePath: /x", &[], &["imagePath"]),
             ("fsync: false", &[], &["fsync"]),
             ("logFile: /x", &[], &["logFile"]),

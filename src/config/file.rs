@@ -12,6 +12,7 @@ use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
 use super::value::{
     EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, Text, TtlText, Whole,
 };
+use crate::api::HostName;
 use crate::oci::{Choice, Pattern, Upstream};
 use crate::upstream::{Scheme, UnlistedRegistries};
 
@@ -40,6 +41,7 @@ pub(super) struct File {
     pub(super) prune_config: Option<PruneEntry>,
     pub(super) server_tls_config: Option<ServerTlsEntry>,
     pub(super) server_auth_config: Option<ServerAuthEntry>,
+    pub(super) allowed_hosts: Option<Vec<Text<HostName>>>,
     pub(super) tag_ttl: Option<Text<TtlText>>,
     pub(super) tags: Option<Vec<TagRuleEntry>>,
     pub(super) stale_while_revalidate: Option<Text<Span>>,

@@ -82,6 +82,8 @@ pub struct Settings {
     pub tls: Option<http::ServerTlsSettings>,
     /// Which clients are served, if not all of them.
     pub access: Option<access::Settings>,
+    /// The names of this server that clients may use; any if there are none.
+    pub allowed_hosts: Vec<api::HostName>,
     /// How requests name their upstream.
     pub naming: Naming,
     /// When all blobs are hashed, if that is wished.
@@ -218,6 +220,7 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
         http: http_settings(&file),
         tls: clients::tls(&file)?,
         access: clients::access(&file),
+        allowed_hosts: clients::allowed_hosts(&file),
         naming: Naming {
             default_upstream: over
                 .default_ns

@@ -126,6 +126,8 @@ impl Settings {
             entry.put("htpasswd", access.htpasswd.display().to_string());
             map.put("serverAuthConfig", entry);
         }
+        let hosts = self.allowed_hosts.iter().map(|host| host.to_string().into());
+        map.put_list("allowedHosts", hosts.collect());
         map.put("workers", self.http.workers);
         map.put("maxConnections", self.http.max_connections);
         map.put("drainTimeout", duration(self.http.drain_timeout));
@@ -412,6 +414,7 @@ health: 2
 metrics: 2
 serverTlsConfig: {cert: /c, key: /k, clientAuth: verify, ca: /a}
 serverAuthConfig: {htpasswd: /h}
+allowedHosts: [larder.example.com, larder]
 workers: 5
 maxConnections: 100
 drainTimeout: 90s

@@ -5,6 +5,7 @@
 use super::connection::{Connection, Phase, Turn};
 use super::handler::{Pending, Step};
 use super::limits::RETRY_AFTER_SECONDS;
+use super::memory::{Exhausted, MemoryCharge};
 use super::outgoing::{HeadBytes, Outgoing};
 use super::parking::Interest;
 use super::pool::{Worker, guard};
@@ -106,17 +107,21 @@ impl Connection {
             }
             _ => reply,
         };
+        let silent = bodiless || method == Some(Method::Head);
+        let (reply, charge) = match self.charge(&reply, silent, worker) {
+            Ok(charge) => (reply, charge),
+            Err(Exhausted) => (too_much_memory(reply), None),
+        };
         let length = (!bodiless).then(|| reply.body.length());
         let after = self.after(request.as_deref(), &reply, worker);
         let mut head = std::mem::take(&mut worker.spare_head);
         head.clear();
         let date = worker.dates.at(SystemTime::now());
         render(&mut head, &reply, length, option(after, request.as_deref()), date);
-        let silent = bodiless || method == Some(Method::Head);
         self.phase = Phase::Sending(Sending {
             request,
             head: HeadBytes::new(head),
-            body: if silent { Outgoing::Nothing } else { Outgoing::from(reply.body) },
+            body: if silent { Outgoing::Nothing } else { Outgoing::new(reply.body, charge) },
             status: reply.status,
             note: reply.note,
             after,
@@ -125,6 +130,19 @@ impl Connection {
             progress: worker.now,
         });
         Continue(())
+    }
+
+    /// Counts what the body of `reply` takes of the memory for responses.
+    fn charge(
+        &self,
+        reply: &Reply,
+        is_silent: bool,
+        worker: &Worker,
+    ) -> Result<Option<MemoryCharge>, Exhausted> {
+        match is_silent {
+            true => Ok(None),
+            false => worker.shared.memory.charge(&reply.body, self.peer.ip().into()),
+        }
     }
 
     fn after(&self, request: Option<&Request>, reply: &Reply, worker: &Worker) -> After {
@@ -162,8 +180,22 @@ impl Connection {
     }
 }
 
+/// Replaces an answer for which there is no memory. Its note stays, for the access log.
+fn too_much_memory(reply: Reply) -> Reply {
+    let text = "too many large responses are waiting for their clients to read them";
+    let refusal = plain(503, text).header("Retry-After", RETRY_AFTER_SECONDS);
+    Reply { note: reply.note, close: reply.close, ..refusal }
+}
+
+/// The longest answer for people: it may quote the source of a body.
+const PLAIN_BYTES_MAX: usize = 1024;
+
 /// A short answer for people.
 pub(super) fn plain(status: u16, text: &str) -> Reply {
+    let text: String = text[..text.floor_char_boundary(PLAIN_BYTES_MAX)]
+        .chars()
+        .map(|char| if char.is_control() { '?' } else { char })
+        .collect();
     let body = Body::Bytes(Arc::from(format!("{text}\n").into_bytes()));
     Reply::new(status, body).header("Content-Type", "text/plain; charset=utf-8")
 }

@@ -8,7 +8,7 @@ use super::connection::{Connection, Phase, Turn};
 use super::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
 use super::parking::Interest;
 use super::pool::Worker;
-use super::reading::park;
+use super::reading::park_losable;
 use super::reply::{Ending, Outcome};
 use super::sending::{After, Sending};
 use super::socket::Halt;
@@ -98,7 +98,10 @@ impl Connection {
                 Err(Halt::Blocked) => {
                     self.phase = Phase::Lingering { bytes_left, deadline };
                     return match worker.now < deadline {
-                        true => park(Interest::Bytes, deadline),
+                        true => {
+                            let since = deadline.checked_sub(LINGER_TIMEOUT).unwrap_or(deadline);
+                            park_losable(Interest::Bytes, deadline, since)
+                        }
                         false => Break(Turn::Close),
                     };
                 }

@@ -6,8 +6,8 @@
 
 use super::chunks::ChunkReader;
 use super::handler::{Context, Pending};
-use super::limits::{FRESH_GRACE, HEAD_BYTES_MAX, SURPLUS_TIMEOUT, Settings};
-use super::parking::{Admission, Interest, Parking, Stage, Ticket};
+use super::limits::{HEAD_BYTES_MAX, SURPLUS_TIMEOUT, Settings};
+use super::parking::{Admission, Interest, Losable, Parking, Stage, Ticket};
 use super::pool::Worker;
 use super::request::Request;
 use super::sending::Sending;
@@ -69,7 +69,8 @@ pub(super) struct Connection {
     pub(super) idle_since: Instant,
     /// When the first byte of the unfinished head was seen.
     pub(super) head_began: Option<Instant>,
-    pub(super) admission: Admission,
+    /// How much of the unfinished head was looked at.
+    pub(super) head_scan: HeadScan,
     /// Some of what the client sent will never be read, so no further request can be found.
     pub(super) unread_body: bool,
     pub(super) hung_up: bool,
@@ -84,7 +85,6 @@ impl Connection {
         beginning: Phase,
         peer: SocketAddr,
         ticket: Ticket,
-        admission: Admission,
         now: Instant,
     ) -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Connection {
             peer,
             idle_since: now,
             head_began: None,
-            admission,
+            head_scan: HeadScan::default(),
             unread_body: false,
             hung_up: false,
             armed: None,
@@ -105,11 +105,21 @@ impl Connection {
 
     /// How a new connection waits.
     pub(super) fn parking_for_first_head(&self, settings: &Settings) -> Parking {
-        let (timeout, idle) = match self.admission {
-            Admission::Served => (settings.idle_timeout, Some(self.idle_since + FRESH_GRACE)),
+        let idle = Losable { since: self.idle_since, is_idle: true };
+        let (timeout, losable) = match self.ticket.admission() {
+            Admission::Served => (settings.idle_timeout, Some(idle)),
             Admission::Surplus => (SURPLUS_TIMEOUT, None),
         };
-        Parking { interest: Interest::Bytes, deadline: self.idle_since + timeout, idle }
+        Parking { interest: Interest::Bytes, deadline: self.idle_since + timeout, losable }
+    }
+
+    pub(super) fn admission(&self) -> Admission {
+        self.ticket.admission()
+    }
+
+    /// See [`Ticket::promote`].
+    pub(super) fn promote(&mut self) -> Admission {
+        self.ticket.promote()
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
@@ -180,6 +190,33 @@ impl AsFd for Connection {
     }
 }
 
+/// How far an unfinished head was searched for its end, and how long it was when it was last parsed.
+///
+/// A head that comes byte by byte must not be parsed for each of them: it is parsed when it may be
+/// complete, and otherwise when it is twice as long as last time, since what is wrong with it should be
+/// found early.
+#[derive(Debug, Default)]
+pub(super) struct HeadScan {
+    searched: usize,
+    parsed: usize,
+}
+
+impl HeadScan {
+    /// Whether `head`, all that was received of it, is worth parsing now.
+    pub(super) fn is_due(&mut self, head: &[u8]) -> bool {
+        // The end may have begun before: it has four bytes at most.
+        let new = &head[self.searched.saturating_sub(3).min(head.len())..];
+        let ends = new.windows(2).any(|two| two == b"\n\n")
+            || new.windows(3).any(|three| three == b"\n\r\n");
+        let is_due = ends || head.len() >= 2 * self.parsed || head.len() >= HEAD_BYTES_MAX;
+        self.searched = head.len();
+        if is_due {
+            self.parsed = head.len();
+        }
+        is_due
+    }
+}
+
 /// Bytes that were received and not yet understood. Its room is the worker's, so that a connection
 /// that waits keeps only what it must.
 #[derive(Debug, Default)]
@@ -240,6 +277,25 @@ mod tests {
     #[test]
     fn an_idle_connection_costs_a_few_hundred_bytes() {
         assert!(size_of::<Connection>() <= 512, "{} bytes", size_of::<Connection>());
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_parsed_a_few_times() {
+        let mut head = b"GET / HTTP/1.1\r\nHost: h\r\nX: ".to_vec();
+        head.resize(HEAD_BYTES_MAX - 5, b'x');
+        head.extend(b"\r\n\r\n");
+        let mut scan = HeadScan::default();
+        let due: Vec<usize> =
+            (1..=head.len()).filter(|length| scan.is_due(&head[..*length])).collect();
+        assert!(due.len() <= 16, "{due:?}");
+        assert_eq!(due.last(), Some(&head.len()), "the end is found when it comes");
+        for end in ["\r\n\r\n", "\n\n", "\n\r\n"] {
+            let head = [b"GET / HTTP/1.1\r\nHost: h", end.as_bytes()].concat();
+            let mut scan = HeadScan::default();
+            scan.is_due(&head[..20]);
+            assert!((21..head.len()).all(|length| !scan.is_due(&head[..length])), "{end:?}");
+            assert!(scan.is_due(&head), "{end:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::connection::{Connection, Phase, Turn};
 use super::limits::SURPLUS_TIMEOUT;
 use super::parking::{Admission, Interest};
 use super::pool::Worker;
-use super::reading::park;
+use super::reading::park_losable;
 use super::socket::Halt;
 use super::tls::ServerTls;
 use super::wire::Handshake;
@@ -47,7 +47,7 @@ impl Connection {
 
     /// Whether a client for whom there is no seat has not even begun: it cannot be told.
     fn is_overdue(&self, now: Instant) -> bool {
-        self.admission == Admission::Surplus && now >= self.idle_since + SURPLUS_TIMEOUT
+        self.admission() == Admission::Surplus && now >= self.idle_since + SURPLUS_TIMEOUT
     }
 
     /// Goes on with the handshake; a request follows it.
@@ -80,7 +80,7 @@ impl Connection {
             return Break(Turn::Close);
         }
         self.phase = Phase::Handshake;
-        park(interest, deadline)
+        park_losable(interest, deadline, began)
     }
 }
 

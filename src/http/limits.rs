@@ -28,6 +28,10 @@ const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Orchestrators kill after their own grace period; a minute lets most layers finish.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Memory for the bodies of responses that clients take their time to read. One client address gets half
+/// of it at most; with their connections, 2,000 of them stay below 64 MiB.
+const RESPONSE_MEMORY: u64 = 32 * 1024 * 1024;
+
 /// The longest head. Go's default is 1 MiB, nginx's 32 KiB; registry clients stay under 4 KiB,
 /// tokens included. Offsets into a head are kept as `u16`, so this must stay below 64 KiB.
 pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -91,12 +95,6 @@ pub(super) const ACCEPTS_PER_WAIT: usize = 64;
 /// How long the listener rests when the system is out of file descriptors or memory.
 pub(super) const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How many idle connections are compared to find one that was idle for long.
-pub(super) const EVICTION_SAMPLE: usize = 64;
-
-/// A client that has just connected is about to send its first request, and not closed for others.
-pub(super) const FRESH_GRACE: Duration = Duration::from_secs(1);
-
 /// The worker's buffer for bodies where `sendfile` is not possible.
 pub(super) const COPY_BYTES: usize = 64 * 1024;
 
@@ -118,8 +116,8 @@ const TIMEOUT_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub struct Settings {
     /// How many threads run handlers and copy to sockets.
     pub workers: usize,
-    /// How many clients may be connected; more are told 503 unless an idle connection can be closed
-    /// for them.
+    /// How many clients may be connected; more are told 503 unless a connection without a complete
+    /// request can be closed for them.
     pub max_connections: usize,
     /// How long a request head may take, from its first byte; the same again for a small request
     /// body.
@@ -128,6 +126,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a client may take no bytes of its response.
     pub write_stall_timeout: Duration,
+    /// Bytes of responses that are held in memory for their clients; files do not count.
+    pub response_memory: u64,
     /// How long running responses may take to finish after [`super::Controller::drain`].
     pub drain_timeout: Duration,
 }
@@ -158,6 +158,7 @@ impl Default for Settings {
             head_timeout: HEAD_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
             write_stall_timeout: WRITE_STALL_TIMEOUT,
+            response_memory: RESPONSE_MEMORY,
             drain_timeout: DRAIN_TIMEOUT,
         }
     }

@@ -41,8 +41,8 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
                 Accepted::All => strain.relieve(),
                 Accepted::Some => {}
                 Accepted::Short(errno) => {
-                    // An idle connection holds a descriptor that a new client needs more.
-                    strain.note(errno, shared.lot.evict_idle());
+                    // A connection without a request holds a descriptor that a new client needs more.
+                    strain.note(errno, shared.lot.evict(None));
                 }
             }
         }
@@ -95,13 +95,14 @@ fn accept_some(
 }
 
 fn welcome(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
-    let Some((ticket, admission)) = shared.lot.admit() else {
+    let peer = peer_address(peer);
+    let Some(ticket) = shared.lot.admit(peer.ip().into()) else {
         log::debug!("a client was turned away: every seat is taken");
         return;
     };
     let now = Instant::now();
     let beginning = if shared.tls.is_some() { Phase::Greeting } else { Phase::Head };
-    let connection = Connection::new(fd, beginning, peer_address(peer), ticket, admission, now);
+    let connection = Connection::new(fd, beginning, peer, ticket, now);
     let parking = connection.parking_for_first_head(&shared.settings);
     shared.lot.settle(Box::new(connection), parking);
 }

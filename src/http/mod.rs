@@ -20,6 +20,7 @@ mod request;
 mod tail;
 
 mod head;
+mod memory;
 mod render;
 mod socket;
 mod tls;
@@ -39,6 +40,7 @@ mod parking;
 mod poller;
 mod pool;
 mod server;
+mod shares;
 
 #[cfg(test)]
 mod tests;
@@ -46,7 +48,7 @@ mod tests;
 pub use handler::{Context, Handler, Pending, Step};
 pub use limits::Settings;
 pub use render::SERVER_NAME;
-pub use reply::{Body, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
+pub use reply::{Body, BodyFile, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
 pub use request::{Method, Request, Version};
 pub use server::{Controller, DrainReport, Server, ServerError};
 pub use tail::{Available, Tail};

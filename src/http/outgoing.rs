@@ -6,8 +6,9 @@
 
 use super::connection::Connection;
 use super::limits::COPY_BYTES;
+use super::memory::MemoryCharge;
 use super::pool::{Worker, guard};
-use super::reply::{Body, Outcome};
+use super::reply::{Body, BodyFile, Outcome};
 use super::socket::{FileHalt, Halt, More};
 use super::tail::{Available, Tail};
 use std::fs::File;
@@ -78,16 +79,19 @@ impl HeadBytes {
 /// A body on its way.
 pub(super) enum Outgoing {
     Nothing,
-    Bytes { bytes: Arc<[u8]>, position: usize },
-    File { file: Arc<File>, span: FileSpan },
+    Bytes { bytes: Arc<[u8]>, position: usize, _charge: Option<MemoryCharge> },
+    Static { bytes: &'static [u8], position: usize },
+    File { file: Arc<dyn BodyFile>, span: FileSpan },
     Tail { tail: Box<dyn Tail>, growth: Growth, span: FileSpan },
 }
 
-impl From<Body> for Outgoing {
-    fn from(body: Body) -> Self {
+impl Outgoing {
+    /// `charge` is what the body takes of the memory for responses.
+    pub(super) fn new(body: Body, charge: Option<MemoryCharge>) -> Self {
         match body {
             Body::Empty | Body::Length(_) => Self::Nothing,
-            Body::Bytes(bytes) => Self::Bytes { bytes, position: 0 },
+            Body::Bytes(bytes) => Self::Bytes { bytes, position: 0, _charge: charge },
+            Body::Static(bytes) => Self::Static { bytes, position: 0 },
             Body::File { file, range } => Self::File { file, span: FileSpan::new(range) },
             Body::Tail { tail, range } => {
                 let growth = Growth { available: range.start, piece: None, shortfalls: 0 };
@@ -95,14 +99,12 @@ impl From<Body> for Outgoing {
             }
         }
     }
-}
 
-impl Outgoing {
     /// Body bytes that have left.
     pub(super) fn sent(&self) -> u64 {
         match self {
             Self::Nothing => 0,
-            Self::Bytes { position, .. } => *position as u64,
+            Self::Bytes { position, .. } | Self::Static { position, .. } => *position as u64,
             Self::File { span, .. } | Self::Tail { span, .. } => span.position - span.start,
         }
     }
@@ -117,12 +119,15 @@ impl Outgoing {
         match self {
             Self::Nothing if head.rest().is_empty() => Step::Done,
             Self::Nothing => head.send(More::Nothing, connection),
-            Self::Bytes { bytes, position } => {
+            Self::Bytes { bytes, position, .. } => {
+                send_bytes(bytes, position, head, connection, worker.bytes_left)
+            }
+            Self::Static { bytes, position } => {
                 send_bytes(bytes, position, head, connection, worker.bytes_left)
             }
             Self::File { file, span } => match (head.rest().is_empty(), span.is_empty()) {
                 (true, true) => Step::Done,
-                (true, false) => match span.send(file, span.end, connection, worker) {
+                (true, false) => match span.send(file.file(), span.end, connection, worker) {
                     Step::Moved(0) => cut("the file is shorter than it was"),
                     step => step,
                 },

@@ -10,7 +10,9 @@
 //! found by it.
 
 use super::connection::Connection;
-use super::limits::{EVICTION_SAMPLE, SURPLUS_SEATS};
+use super::limits::SURPLUS_SEATS;
+use super::shares::{Listing, Room, Shares};
+use crate::client_address::ClientAddress;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
@@ -18,6 +20,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::Instant;
+
+/// How often a place is looked for when others take those that become free.
+const ROUNDS_MAX: u32 = 4;
 
 /// What a worker takes from the channel.
 pub(super) enum Job {
@@ -42,8 +47,16 @@ pub(super) enum Interest {
 pub(super) struct Parking {
     pub(super) interest: Interest,
     pub(super) deadline: Instant,
-    /// Nothing is lost when it is closed after this time.
-    pub(super) idle: Option<Instant>,
+    /// Whether it can be closed for another connection.
+    pub(super) losable: Option<Losable>,
+}
+
+/// A connection without a complete request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Losable {
+    pub(super) since: Instant,
+    /// It is between two requests: nothing at all is lost.
+    pub(super) is_idle: bool,
 }
 
 /// How far the end of the server has come. It never goes back.
@@ -64,7 +77,7 @@ pub(super) enum Sweep {
 }
 
 /// A seat as one connection's: seats are used again, generations are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct SeatId {
     index: u32,
     generation: u32,
@@ -87,18 +100,22 @@ struct Seat {
     woken: bool,
     fired: bool,
     parked: Option<(Box<Connection>, Parking)>,
+    /// As how old it is listed in the shares. It may have been used since.
+    listed: Option<Instant>,
 }
 
 /// The seats of all connections, and the way back to the workers.
 pub(super) struct Lot {
-    /// No other lock is taken while one of these is held; system calls are, but none that waits.
+    /// While one of these is held, that of the shares may be taken, and no other; system calls are made,
+    /// but none that waits.
     seats: Box<[Mutex<Seat>]>,
     /// Taken alone. The lowest index is on top, so that sweeps stay short.
     free: Mutex<Vec<u32>>,
     /// One beyond the highest index ever used.
     used: AtomicU32,
-    /// Where the next search for an idle connection begins.
-    hand: AtomicUsize,
+    /// No other lock is taken while this one is held.
+    shares: Mutex<Shares<SeatId>>,
+    surplus: AtomicUsize,
     stage: AtomicU8,
     ended_since_drain: AtomicUsize,
     epoll: OwnedFd,
@@ -111,6 +128,8 @@ pub(super) struct Lot {
 pub(super) struct Ticket {
     lot: Arc<Lot>,
     id: SeatId,
+    client: ClientAddress,
+    admission: Admission,
 }
 
 /// Whether a client is served or only told that it is not.
@@ -130,7 +149,8 @@ impl Lot {
             // `Settings::bounded` keeps the count far below what fits.
             free: Mutex::new((0..count as u32).rev().collect()),
             used: AtomicU32::new(0),
-            hand: AtomicUsize::new(0),
+            shares: Mutex::new(Shares::new(max_connections)),
+            surplus: AtomicUsize::new(0),
             stage: AtomicU8::new(Stage::Serving as u8),
             ended_since_drain: AtomicUsize::new(0),
             epoll,
@@ -171,18 +191,42 @@ impl Lot {
         self.ended_since_drain.load(Ordering::Relaxed)
     }
 
-    /// A seat for a new client. If none is left, the connection that was idle for longest is
-    /// closed; if none is idle, the client is surplus; if even surplus seats are taken, `None`.
-    pub(super) fn admit(self: &Arc<Self>) -> Option<(Ticket, Admission)> {
-        let full = lock(&self.free).len() <= SURPLUS_SEATS;
-        let admission = match full && !self.evict_idle() {
-            false => Admission::Served,
-            true => Admission::Surplus,
+    /// A seat for a new connection. If none is left for this client, a connection without a complete
+    /// request is closed for it; if there is none, the newcomer is surplus; if even surplus seats are
+    /// taken, `None`.
+    pub(super) fn admit(self: &Arc<Self>, client: ClientAddress) -> Option<Ticket> {
+        let admission = match self.make_room(client) {
+            true => Admission::Served,
+            false if self.surplus.fetch_add(1, Ordering::AcqRel) < SURPLUS_SEATS => {
+                Admission::Surplus
+            }
+            false => {
+                self.surplus.fetch_sub(1, Ordering::AcqRel);
+                return None;
+            }
         };
+        // Served and surplus connections together are never more than there are seats.
         let index = lock(&self.free).pop()?;
         self.used.fetch_max(index + 1, Ordering::AcqRel);
-        let generation = self.seat(index).generation;
-        Some((Ticket { lot: Arc::clone(self), id: SeatId { index, generation } }, admission))
+        let id = SeatId { index, generation: self.seat(index).generation };
+        Some(Ticket { lot: Arc::clone(self), id, client, admission })
+    }
+
+    /// Counts one more connection of `client`, for which another one is closed if it must be. Others may
+    /// take the place that became free, so it is tried a few times.
+    fn make_room(&self, client: ClientAddress) -> bool {
+        for _ in 0..ROUNDS_MAX {
+            let room = lock(&self.shares).open(client);
+            let has_closed_one = match room {
+                Room::Free => return true,
+                Room::Full => self.evict(None),
+                Room::ShareExceeded => self.evict(Some(client)),
+            };
+            if !has_closed_one {
+                return false;
+            }
+        }
+        false
     }
 
     /// Parks a new connection, whose socket the poller does not know yet.
@@ -233,6 +277,14 @@ impl Lot {
         parking: Parking,
     ) {
         connection.set_armed(Some(parking.interest));
+        if let Some(Losable { since, .. }) = parking.losable
+            && seat.listed.is_none()
+            && connection.ticket().admission == Admission::Served
+        {
+            seat.listed = Some(since);
+            let ticket = connection.ticket();
+            lock(&self.shares).list(ticket.client, Listing { since, place: ticket.id });
+        }
         seat.parked = Some((connection, parking));
     }
 
@@ -275,7 +327,10 @@ impl Lot {
             let mut seat = self.seat(index);
             let due = seat.parked.as_ref().is_some_and(|(_, parking)| match sweep {
                 Sweep::Expired => parking.deadline <= now,
-                Sweep::Idle => parking.deadline <= now || parking.idle.is_some(),
+                Sweep::Idle => {
+                    parking.deadline <= now
+                        || parking.losable.is_some_and(|losable| losable.is_idle)
+                }
                 Sweep::All => true,
             });
             let parked = if due { seat.parked.take() } else { None };
@@ -286,33 +341,35 @@ impl Lot {
         }
     }
 
-    /// Closes the longest idle of some idle connections.
-    pub(super) fn evict_idle(&self) -> bool {
-        let used = self.used.load(Ordering::Acquire) as usize;
-        let hand = self.hand.load(Ordering::Relaxed);
-        let now = Instant::now();
-        let closable = |parking: &Parking| parking.idle.filter(|idle| *idle <= now);
-        let mut oldest: Option<(Instant, u32)> = None;
-        let mut seen = 0;
-        for step in 0..used {
-            let index = ((hand + step) % used) as u32;
-            let parked =
-                self.seat(index).parked.as_ref().and_then(|(_, parking)| closable(parking));
-            let Some(idle) = parked else { continue };
-            if oldest.is_none_or(|(older, _)| idle < older) {
-                oldest = Some((idle, index));
+    /// Closes the oldest connection without a complete request: of this client, or of the one that has
+    /// most of them. False if there is none.
+    ///
+    /// An entry that was taken from the shares is this thread's alone. If its connection ended meanwhile,
+    /// the generation of the seat or its `listed` differs, and the end of the connection found nothing to
+    /// remove. If it is with a worker, it is listed again when it is parked.
+    pub(super) fn evict(&self, of: Option<ClientAddress>) -> bool {
+        loop {
+            let Some(Listing { since, place }) = lock(&self.shares).take_oldest(of) else {
+                return false;
+            };
+            let mut seat = self.seat(place.index);
+            if seat.generation != place.generation || seat.listed != Some(since) {
+                continue;
             }
-            seen += 1;
-            if seen == EVICTION_SAMPLE {
-                self.hand.store(index as usize + 1, Ordering::Relaxed);
-                break;
+            seat.listed = None;
+            let Some((connection, parking)) = &seat.parked else { continue };
+            let Some(losable) = parking.losable else { continue };
+            if losable.since > since {
+                // It was used since it was listed.
+                let client = connection.ticket().client;
+                seat.listed = Some(losable.since);
+                lock(&self.shares).list(client, Listing { since: losable.since, place });
+                continue;
             }
+            let evicted = seat.parked.take();
+            drop(seat);
+            return evicted.is_some();
         }
-        let Some((_, index)) = oldest else { return false };
-        let mut seat = self.seat(index);
-        let evicted = seat.parked.take_if(|(_, parking)| closable(parking).is_some());
-        drop(seat);
-        evicted.is_some()
     }
 
     /// Sends a connection to the workers, behind all others.
@@ -337,6 +394,20 @@ impl Lot {
 }
 
 impl Ticket {
+    /// Whether the client is served.
+    pub(super) fn admission(&self) -> Admission {
+        self.admission
+    }
+
+    /// Has a surplus client served all the same, if there is a place for it by now.
+    pub(super) fn promote(&mut self) -> Admission {
+        if self.admission == Admission::Surplus && self.lot.make_room(self.client) {
+            self.lot.surplus.fetch_sub(1, Ordering::AcqRel);
+            self.admission = Admission::Served;
+        }
+        self.admission
+    }
+
     /// A waker for the connection in this seat. It outlives the connection without harm.
     pub(super) fn waker(&self) -> Waker {
         Waker::from(Arc::new(SeatWaker { lot: Arc::clone(&self.lot), id: self.id }))
@@ -346,10 +417,20 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut seat = self.lot.seat(self.id.index);
+        let listed = seat.listed.take();
         seat.generation = seat.generation.wrapping_add(1);
         seat.woken = false;
         seat.fired = false;
         drop(seat);
+        match self.admission {
+            Admission::Served => {
+                let listing = listed.map(|since| Listing { since, place: self.id });
+                lock(&self.lot.shares).closed(self.client, listing);
+            }
+            Admission::Surplus => {
+                self.lot.surplus.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
         if self.lot.stage() != Stage::Serving {
             self.lot.ended_since_drain.fetch_add(1, Ordering::Relaxed);
         }

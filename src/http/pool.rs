@@ -6,6 +6,7 @@
 use super::connection::{Connection, Turn};
 use super::handler::Handler;
 use super::limits::{HEAD_BYTES_MAX, Settings, TURN_BYTES_MAX, TURN_REQUESTS_MAX};
+use super::memory::ResponseMemory;
 use super::parking::{Job, Lot, Stage};
 use super::poller;
 use super::render::DateCache;
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     /// `None` where clients are spoken to in the clear.
     pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) lot: Arc<Lot>,
+    pub(super) memory: ResponseMemory,
     pub(super) busy: AtomicUsize,
     /// Connections cut by the drain timeout.
     pub(super) cut: AtomicUsize,

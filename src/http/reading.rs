@@ -3,10 +3,10 @@
 //! It must not know what is answered.
 
 use super::chunks::{ChunkReader, Chunks};
-use super::connection::{Connection, Phase, Turn};
+use super::connection::{Connection, HeadScan, Phase, Turn};
 use super::head::{self, Parsed};
 use super::limits::{BODY_DISCARD_MAX, SURPLUS_TIMEOUT};
-use super::parking::{Admission, Interest, Parking};
+use super::parking::{Admission, Interest, Losable, Parking};
 use super::pool::Worker;
 use super::request::{Framing, Method, Request};
 use super::socket::{Halt, More};
@@ -19,13 +19,15 @@ impl Connection {
         loop {
             if !self.input.is_empty() {
                 self.head_began.get_or_insert(worker.now);
-                if self.admission == Admission::Surplus {
+                if self.admission() == Admission::Surplus && self.promote() == Admission::Surplus {
                     return self.turn_away(worker);
                 }
                 if worker.requests_left == 0 {
                     return Break(Turn::Again);
                 }
-                if let Some(flow) = self.parse_head(worker) {
+                if self.head_scan.is_due(self.input.bytes())
+                    && let Some(flow) = self.parse_head(worker)
+                {
                     return flow;
                 }
             }
@@ -47,6 +49,7 @@ impl Connection {
         match head::parse(self.input.bytes(), &mut request) {
             Ok(Parsed::Complete { consumed }) => {
                 self.input.consume(consumed);
+                self.head_scan = HeadScan::default();
                 request.peer = self.peer;
                 request.began = began;
                 Some(self.take_up(request, worker))
@@ -66,7 +69,7 @@ impl Connection {
     /// Nothing to read: waits for the rest of the head, or for the first byte of one.
     pub(super) fn await_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
         let settings = &worker.shared.settings;
-        if self.admission == Admission::Surplus {
+        if self.admission() == Admission::Surplus {
             let deadline = self.idle_since + SURPLUS_TIMEOUT;
             return match worker.now < deadline {
                 true => park(Interest::Bytes, deadline),
@@ -76,7 +79,7 @@ impl Connection {
         if let Some(began) = self.head_began {
             let deadline = began + settings.head_timeout;
             return match worker.now < deadline {
-                true => park(Interest::Bytes, deadline),
+                true => park_losable(Interest::Bytes, deadline, began),
                 false => self.refuse(None, 408, "the request head took too long", worker),
             };
         }
@@ -84,8 +87,8 @@ impl Connection {
         if worker.now >= deadline || worker.shared.draining() {
             return Break(Turn::Close);
         }
-        let idle = Some(self.idle_since);
-        Break(Turn::Park(Parking { interest: Interest::Bytes, deadline, idle }))
+        let losable = Some(Losable { since: self.idle_since, is_idle: true });
+        Break(Turn::Park(Parking { interest: Interest::Bytes, deadline, losable }))
     }
 
     /// A response has ended and the connection goes on.
@@ -167,8 +170,9 @@ impl Connection {
                 Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
                 Ok(_) => {}
                 Err(Halt::Blocked) if worker.now < deadline => {
+                    let began = request.began;
                     self.phase = Phase::Dropping { request, bytes_left, deadline };
-                    return park(Interest::Bytes, deadline);
+                    return park_losable(Interest::Bytes, deadline, began);
                 }
                 Err(Halt::Blocked) => {
                     let text = "the request body took too long";
@@ -226,5 +230,16 @@ impl Connection {
 
 /// Waits, and something would be lost if the connection were closed meanwhile.
 pub(super) fn park(interest: Interest, deadline: Instant) -> ControlFlow<Turn> {
-    Break(Turn::Park(Parking { interest, deadline, idle: None }))
+    Break(Turn::Park(Parking { interest, deadline, losable: None }))
+}
+
+/// Waits for a client that has sent no complete request, or has had its answer: its connection can be
+/// closed for another one.
+pub(super) fn park_losable(
+    interest: Interest,
+    deadline: Instant,
+    since: Instant,
+) -> ControlFlow<Turn> {
+    let losable = Some(Losable { since, is_idle: false });
+    Break(Turn::Park(Parking { interest, deadline, losable }))
 }

@@ -19,8 +19,20 @@ const IMF_FIXDATE: &[BorrowedFormatItem<'_>] = format_description!(
 );
 
 /// Headers that only the edge may set, because it must keep them true.
-const OWN_HEADERS: [&str; 5] =
-    ["connection", "content-length", "date", "server", "transfer-encoding"];
+const OWN_HEADERS: [&str; 6] = [
+    "connection",
+    "content-length",
+    "date",
+    "server",
+    "transfer-encoding",
+    "x-content-type-options",
+];
+
+/// No answer is a page, whatever a browser makes of its bytes: it is of the type that it says, and can
+/// load, run or submit nothing. Part of every response, since this is where all of them are written.
+const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
+/// The management page has a policy of its own.
+const SANDBOX: (&str, &str) = ("Content-Security-Policy", "default-src 'none'; sandbox");
 
 /// What is said about the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +59,10 @@ pub(super) fn render(
     out.extend_from_slice(reason(reply.status).as_bytes());
     push_line(out, "Server", SERVER_NAME);
     push_line(out, "Date", date);
+    push_line(out, NO_SNIFFING.0, NO_SNIFFING.1);
+    if !reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(SANDBOX.0)) {
+        push_line(out, SANDBOX.0, SANDBOX.1);
+    }
     for (name, value) in &reply.headers {
         if !OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name)) {
             push_line(out, name, value);
@@ -115,6 +131,7 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
@@ -168,7 +185,9 @@ mod tests {
         let reply = Reply::new(206, Body::Empty).header("ETag", "\"x\"");
         assert_eq!(
             rendered(&reply, Some(7), ConnectionOption::Close),
-            "HTTP/1.1 206 Partial Content\r\nServer: larder\r\nDate: D\r\nETag: \"x\"\r\n\
+            "HTTP/1.1 206 Partial Content\r\nServer: larder\r\nDate: D\r\n\
+             X-Content-Type-Options: nosniff\r\n\
+             Content-Security-Policy: default-src 'none'; sandbox\r\nETag: \"x\"\r\n\
              Content-Length: 7\r\nConnection: close\r\n\r\n"
         );
     }
@@ -185,11 +204,14 @@ mod tests {
         let reply = Reply::new(200, Body::Empty)
             .header("content-length", "1")
             .header("Transfer-Encoding", "chunked")
+            .header("X-Content-Type-Options", "none")
+            .header("Content-Security-Policy", "sandbox")
             .header("Connection", "upgrade");
         let head = rendered(&reply, Some(0), ConnectionOption::Unsaid);
         assert_eq!(
             head,
-            "HTTP/1.1 200 OK\r\nServer: larder\r\nDate: D\r\nContent-Length: 0\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nServer: larder\r\nDate: D\r\nX-Content-Type-Options: nosniff\r\n\
+             Content-Security-Policy: sandbox\r\nContent-Length: 0\r\n\r\n"
         );
     }
 

@@ -47,6 +47,13 @@ impl Reply {
         self
     }
 
+    /// Replaces the body.
+    #[must_use]
+    pub fn with_body(mut self, change: impl FnOnce(Body) -> Body) -> Self {
+        self.body = change(self.body);
+        self
+    }
+
     /// Closes the connection after this reply.
     #[must_use]
     pub fn close(mut self) -> Self {
@@ -77,14 +84,17 @@ impl Reply {
 pub enum Body {
     /// No bytes; `Content-Length: 0` except for 204 and 304.
     Empty,
-    /// Bytes in memory.
+    /// Bytes in memory. Those of large bodies count against a budget that clients share, and beyond it
+    /// the answer becomes 503: what can be sent from a file should be.
     Bytes(Arc<[u8]>),
+    /// Bytes that are part of the program.
+    Static(&'static [u8]),
     /// Only the length is told: for answers to HEAD (and ignored for 204 and 304).
     Length(u64),
     /// A range of a file that is complete.
     File {
         /// Shared, because it is read with explicit offsets.
-        file: Arc<File>,
+        file: Arc<dyn BodyFile>,
         /// Offsets in bytes; the file must reach to the end of it.
         range: Range<u64>,
     },
@@ -97,12 +107,25 @@ pub enum Body {
     },
 }
 
+/// A file that a body is sent from, and whatever has to live as long as it is being sent.
+pub trait BodyFile: Send + Sync {
+    /// The file.
+    fn file(&self) -> &File;
+}
+
+impl BodyFile for File {
+    fn file(&self) -> &File {
+        self
+    }
+}
+
 impl Body {
     /// The number of bytes that GET gets.
     pub fn length(&self) -> u64 {
         match self {
             Self::Empty => 0,
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Static(bytes) => bytes.len() as u64,
             Self::Length(length) => *length,
             Self::File { range, .. } | Self::Tail { range, .. } => {
                 range.end.saturating_sub(range.start)
@@ -116,6 +139,7 @@ impl fmt::Debug for Body {
         match self {
             Self::Empty => f.write_str("Empty"),
             Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::Static(bytes) => write!(f, "Static({})", bytes.len()),
             Self::Length(length) => write!(f, "Length({length})"),
             Self::File { range, .. } => write!(f, "File({range:?})"),
             Self::Tail { range, .. } => write!(f, "Tail({range:?})"),

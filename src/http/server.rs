@@ -5,6 +5,7 @@
 use super::handler::Handler;
 use super::limits::Settings;
 use super::listener;
+use super::memory::ResponseMemory;
 use super::parking::{Lot, Stage};
 use super::poller;
 use super::pool::{Crew, Shared};
@@ -146,11 +147,13 @@ fn share(
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     poller::watch_kicks(&epoll, &kick)?;
     let lot = Lot::new(settings.max_connections, settings.workers, epoll);
+    let memory = ResponseMemory::new(settings.response_memory);
     Ok(Shared {
         settings,
         handler,
         tls,
         lot,
+        memory,
         busy: AtomicUsize::new(0),
         cut: AtomicUsize::new(0),
         failed_handshakes: AtomicU64::new(0),
@@ -191,6 +194,11 @@ impl Controller {
     /// How many TLS handshakes came to nothing since the start.
     pub fn failed_handshakes(&self) -> u64 {
         self.shared.failed_handshakes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of responses that are held in memory for their clients.
+    pub fn response_memory(&self) -> u64 {
+        self.shared.memory.used()
     }
 
     /// How many workers are at work.

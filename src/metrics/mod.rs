@@ -218,6 +218,11 @@ impl Metrics {
         Arc::clone(registries.get(registry).unwrap_or(&self.other))
     }
 
+    /// Whether a registry has a label of its own.
+    pub fn has_label(&self, registry: &str) -> bool {
+        self.registries.read().unwrap_or_else(PoisonError::into_inner).contains(registry)
+    }
+
     /// A client got content: `kind` is manifest, blob or list, and `how` one of [`ANSWERS`].
     pub fn answered(&self, kind: &'static str, how: &'static str, registry: &str) {
         let registry = self.label(registry);

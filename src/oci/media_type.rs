@@ -75,6 +75,24 @@ impl MediaType {
         )
     }
 
+    /// Whether a browser takes content of this type for data: the types of containers and artifacts, as
+    /// RFC 6838 names them, and nothing that any browser renders or executes, which are the types of
+    /// text, pictures, scripts, XML (`…+xml` included) and PDF.
+    pub fn is_inert(&self) -> bool {
+        let Some(subtype) = self.as_str().strip_prefix("application/") else { return false };
+        let (name, suffix) = match subtype.rsplit_once('+') {
+            Some((name, suffix)) => (name, Some(suffix)),
+            None => (subtype, None),
+        };
+        let is_plain = matches!(name, "json" | "octet-stream") && suffix.is_none();
+        let is_vendor = name.starts_with("vnd.") || name.starts_with("prs.");
+        match suffix {
+            Some("json") => true,
+            Some("xml" | "xhtml" | "html" | "svg") => false,
+            _ => is_plain || (is_vendor && !name.ends_with("xml") && !name.ends_with("html")),
+        }
+    }
+
     /// Whether a server that says this says nothing about a manifest, so that the body decides: everything
     /// but a vendor's type in JSON, which may be a kind of manifest that is not known here. Object stores and
     /// web servers label files `binary/octet-stream`, `text/json` and much else.
@@ -106,6 +124,52 @@ mod tests {
     fn refused_media_types() {
         for text in ["", "json", "/", "a/", "/b", "a/b/c", "a b/c", "a/b\r\nX: y", "é/x"] {
             assert_eq!(MediaType::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn types_of_containers_and_artifacts_are_inert_and_those_of_pages_are_not() {
+        let is_inert = |text: &str| MediaType::parse(text).unwrap().is_inert();
+        for text in MediaType::ACCEPTED_MANIFESTS.split(", ").chain([
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "application/vnd.docker.plugin.v1+json",
+            "application/vnd.cncf.helm.config.v1+json",
+            "application/vnd.wasm.content.layer.v1+wasm",
+            "application/vnd.example.artifact",
+            "application/spdx+json",
+            "application/json",
+            "application/octet-stream",
+        ]) {
+            assert!(is_inert(text), "{text}");
+        }
+        for text in [
+            "text/html",
+            "TEXT/HTML; charset=utf-8",
+            "text/xml",
+            "text/plain",
+            "text/javascript",
+            "application/xhtml+xml",
+            "application/xml",
+            "application/vnd.example+xml",
+            "application/vnd.wap.xhtml+xml",
+            "application/vnd.mozilla.xul+xml",
+            "application/vnd.example.html",
+            "application/rss+xml",
+            "application/xslt+xml",
+            "application/mathml+xml",
+            "application/javascript",
+            "application/x-javascript",
+            "application/ecmascript",
+            "application/pdf",
+            "application/x-shockwave-flash",
+            "application/wasm",
+            "image/svg+xml",
+            "image/png",
+            "multipart/x-mixed-replace",
+            "message/rfc822",
+            "x/y",
+        ] {
+            assert!(!is_inert(text), "{text}");
         }
     }
 

@@ -87,6 +87,29 @@ impl Store {
     }
 }
 
+impl Store {
+    /// A file of these bytes that has no name: it disappears with its last descriptor, whatever happens
+    /// to the process.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory is read-only or the disk refuses.
+    pub fn unnamed_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let path = self.inner.layout.temporary();
+        let failed = |error| StoreError::write(&path, error);
+        let mut options = File::options();
+        let created = options.read(true).write(true).create_new(true).open(&path);
+        let mut file = created.map_err(failed)?;
+        // At once: a process that is killed here leaves an empty temporary file, which the next start
+        // removes.
+        fs::remove_file(&path).map_err(failed)?;
+        file.write_all(bytes).map_err(failed)?;
+        Ok(file)
+    }
+}
+
 impl Inner {
     fn create_spool(&self) -> Result<(PathBuf, File), StoreError> {
         let temporary = self.layout.temporary();

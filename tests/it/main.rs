@@ -61,6 +61,8 @@ mod full_disk;
 mod endpoints;
 // What one client, or one registry, can do to the others.
 mod abuse;
+// What browsers, terminals and logs get to see.
+mod browsers;
 // The commands beside the server.
 mod commands;
 // Images that are removed because somebody says so, or because it is time.

@@ -20,6 +20,7 @@ const ROOMS: &[Room] = &[
     Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
     Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
     Room { name: "via", may_use: &[], must_not_know: "what a request is about" },
+    Room { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
     Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
     Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
     Room {
@@ -58,12 +59,22 @@ const ROOMS: &[Room] = &[
     Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
     Room {
         name: "http",
-        may_use: &["certificates", "client_address"],
+        may_use: &["certificates", "client_address", "budget"],
         must_not_know: "registries, digests, store",
     },
     Room {
         name: "api",
-        may_use: &["oci", "cache", "prune", "metrics", "http", "access", "client_address", "via"],
+        may_use: &[
+            "oci",
+            "cache",
+            "prune",
+            "metrics",
+            "http",
+            "access",
+            "client_address",
+            "budget",
+            "via",
+        ],
         must_not_know: "the upstream client, file paths",
     },
     Room {

@@ -3,7 +3,9 @@
 use std::time::SystemTime;
 
 use super::Desk;
-use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
+use crate::cache::{
+    BreakerState, Cache, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary,
+};
 use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
 use crate::prune::Disk;
 
@@ -29,7 +31,7 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         worker_queue: desk.edge.queue_depth(),
         flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
         pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
-        endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
+        endpoints: listed(cache).iter().flat_map(endpoints).collect(),
         failed_handshakes: desk.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,
         disk_used_bytes: disk.used_bytes,
@@ -39,6 +41,12 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         free_space_bytes: room.floor_bytes(&disk),
         usage: cache.store().usage().map(usage_gauges),
     }
+}
+
+/// The registries that may appear by name: those of the configuration, and the well-known ones.
+fn listed(cache: &Cache) -> Vec<UpstreamStatus> {
+    let has_label = |status: &UpstreamStatus| cache.metrics().has_label(status.upstream.as_str());
+    cache.upstreams().into_iter().filter(has_label).collect()
 }
 
 fn endpoints(status: &UpstreamStatus) -> Vec<EndpointGauges> {

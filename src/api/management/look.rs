@@ -376,9 +376,16 @@ fn pins(cache: &Cache) -> Value {
 /// `/health?verbose`.
 pub(super) fn verbose_health(desk: &Desk) -> Value {
     let counts = desk.cache.counts();
+    // Anybody may read this, and which other registries clients use is not anybody's business.
+    let (listed, unlisted): (Vec<_>, Vec<_>) = desk
+        .cache
+        .upstreams()
+        .into_iter()
+        .partition(|status| desk.cache.metrics().has_label(status.upstream.as_str()));
     json!({
         "status": "UP",
-        "upstreams": desk.cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>(),
+        "upstreams": listed.iter().map(documents::upstream).collect::<Vec<_>>(),
+        "unlistedUpstreams": unlisted.len(),
         "damagedFiles": counts.damaged_files,
         "servedWithoutCaching": {
             "blobs": counts.blobs_not_cached,

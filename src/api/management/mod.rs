@@ -20,6 +20,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use super::bodies::Bodies;
 use super::status::{Refusal, refusal, unready};
 use super::{NamingInForce, ping};
 use crate::cache::Cache;
@@ -118,6 +119,7 @@ struct Desk {
     platforms: Platforms,
     started: SystemTime,
     version: &'static str,
+    bodies: Bodies,
     /// Requests that look at all images, or remove some.
     heavy: AtomicUsize,
 }
@@ -128,7 +130,8 @@ impl Management {
         let Setting { cache, naming, edge, token, platforms, started, version } = setting;
         let token = Token::new(token);
         let heavy = AtomicUsize::new(0);
-        let desk = Desk { cache, naming, edge, token, platforms, started, version, heavy };
+        let bodies = Bodies::new(cache.clone());
+        let desk = Desk { cache, naming, edge, token, platforms, started, version, bodies, heavy };
         let desk = Arc::new(desk);
         let of = |scope: &Scope| Management { desk: Arc::clone(&desk), scope: *scope };
         scopes.iter().map(of).collect()
@@ -141,11 +144,12 @@ impl Handler for Management {
             Ok(reply) => reply,
             Err(refused) => refusal(&refused),
         };
-        Step::Reply(
-            answered
-                .header("X-Content-Type-Options", "nosniff")
-                .header("Cache-Control", "no-store"),
-        )
+        let client = request.client_address();
+        let answered = answered.with_body(|body| match body {
+            Body::Bytes(bytes) => self.desk.bodies.body(bytes, client),
+            other => other,
+        });
+        Step::Reply(answered.header("Cache-Control", "no-store"))
     }
 }
 
@@ -278,7 +282,7 @@ fn json(status: u16, value: &Value) -> Reply {
 }
 
 fn text(text: &'static str) -> Reply {
-    Reply::new(200, Body::Bytes(text.as_bytes().into())).header("Content-Type", "text/plain")
+    Reply::new(200, Body::Static(text.as_bytes())).header("Content-Type", "text/plain")
 }
 
 #[cfg(test)]

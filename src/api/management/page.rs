@@ -22,7 +22,7 @@ pub(super) fn answer(path: &str) -> Option<Reply> {
         "/openapi.yaml" => ("application/yaml", DESCRIPTION),
         _ => return None,
     };
-    let reply = Reply::new(200, Body::Bytes(text.as_bytes().into()))
+    let reply = Reply::new(200, Body::Static(text.as_bytes()))
         .header("Content-Type", content_type)
         .header("Content-Security-Policy", POLICY)
         .header("Referrer-Policy", "no-referrer");

@@ -69,6 +69,28 @@ impl Client {
         Self { stream: Stream::Plain(stream), unread: Vec::new() }
     }
 
+    /// A client over a connected socket.
+    pub(super) fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream: Stream::Plain(stream), unread: Vec::new() }
+    }
+
+    /// Sends to a server that may have closed the connection.
+    pub(super) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.either().write_all(bytes.as_ref())
+    }
+
+    /// The server has closed the connection, in whatever way.
+    pub(super) fn assert_lost(&mut self) {
+        let read = self.stream.either().read(&mut [0; 1]);
+        let is_lost = match &read {
+            Ok(count) => *count == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        };
+        assert!(is_lost, "{read:?}");
+    }
+
     /// A client that speaks TLS from now on. The handshake is the first read's or write's.
     pub(super) fn secure(self, config: Arc<ClientConfig>) -> Self {
         let Stream::Plain(tcp) = self.stream else { panic!("it does already") };

@@ -22,7 +22,7 @@ fn file_with(bytes: &[u8]) -> Arc<File> {
 }
 
 fn part(file: &Arc<File>, range: Range<u64>) -> Step {
-    Step::Reply(Reply::new(200, Body::File { file: Arc::clone(file), range }))
+    Step::Reply(Reply::new(200, Body::File { file: file.clone(), range }))
 }
 
 #[test]

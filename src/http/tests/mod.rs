@@ -5,6 +5,7 @@ mod capacity;
 mod client;
 mod drain;
 mod files;
+mod memory;
 mod requests;
 mod server;
 mod tails;

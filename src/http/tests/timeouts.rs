@@ -66,7 +66,7 @@ fn a_reader_that_reads_nothing_is_closed() {
     let settings = Settings { write_stall_timeout: SHORT, ..few_workers() };
     let (file, length) = huge_file();
     let server = serve(settings, move |_, _| {
-        Step::Reply(Reply::new(200, Body::File { file: Arc::clone(&file), range: 0..length }))
+        Step::Reply(Reply::new(200, Body::File { file: file.clone(), range: 0..length }))
     });
     let mut client = server.get("/");
     let ending = server.ending();

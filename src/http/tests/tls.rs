@@ -346,7 +346,7 @@ fn a_reader_that_reads_nothing_is_closed_by_tls_as_well() {
     let (file, length) = huge_file();
     let settings = Settings { write_stall_timeout: Duration::from_millis(300), ..few_workers() };
     let server = serve_tls(settings, site.load(ClientAuth::None), site.trust(BOTH), move |_, _| {
-        Step::Reply(Reply::new(200, Body::File { file: Arc::clone(&file), range: 0..length }))
+        Step::Reply(Reply::new(200, Body::File { file: file.clone(), range: 0..length }))
     });
     let mut client = server.get("/");
     client.head();

@@ -1,0 +1,295 @@
+//! In which order passwords are checked: by turns among client addresses, and among the users that each
+//! of them names.
+//!
+//! Checking takes a twentieth of a second of one thread, so whoever guesses passwords keeps it busy. By
+//! turns, guessers only delay others by one check each; an address whose passwords are wrong again and
+//! again has to wait between its turns. Users behind the same address as a guesser are checked in turn
+//! with the names that it guesses, and once checked, a password is remembered. This module must not know
+//! passwords; time is an argument.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::client_address::ClientAddress;
+
+/// Checks that wait, altogether. Beyond it the client with most of them loses its latest.
+const WAITING_MAX: usize = 512;
+/// Checks that wait for one client address: with the longest pause between them they are done within a
+/// client's patience (`api/login.rs`).
+const CLIENT_MAX: usize = 32;
+/// Checks that wait for one user of one client address, with as many different passwords.
+const USER_MAX: usize = 2;
+/// Wrong passwords in a row that one address may show without a pause: a few nodes with an old secret.
+const FAILURES_FREE: u32 = 8;
+/// The first pause, which doubles with each further wrong password up to the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Addresses whose failures are remembered; beyond it those whose pause is over are forgotten, and if
+/// there are none, new ones are not remembered.
+const FAILING_MAX: usize = 4096;
+
+/// Checks that wait for their turn.
+#[derive(Debug)]
+pub(super) struct Turns<T> {
+    waiting: usize,
+    clients: HashMap<ClientAddress, Client<T>>,
+    /// The clients with checks that wait, in the order of their turns.
+    order: VecDeque<ClientAddress>,
+    failing: HashMap<ClientAddress, Failures>,
+}
+
+#[derive(Debug)]
+struct Client<T> {
+    waiting: usize,
+    /// The users with checks that wait, in the order of their turns.
+    users: VecDeque<(String, VecDeque<T>)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    in_a_row: u32,
+    paused_until: Instant,
+}
+
+/// What is to be done now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next<T> {
+    /// This check, of this client.
+    Check(ClientAddress, T),
+    /// Nothing before this time.
+    Pause(Instant),
+    /// Nothing.
+    Idle,
+}
+
+impl<T> Turns<T> {
+    pub(super) fn new() -> Turns<T> {
+        Turns {
+            waiting: 0,
+            clients: HashMap::new(),
+            order: VecDeque::new(),
+            failing: HashMap::new(),
+        }
+    }
+
+    /// Lets a check wait for its turn. What is given back has to be refused: this check, or the latest of
+    /// the client that has most.
+    pub(super) fn push(&mut self, client: ClientAddress, user: &str, check: T) -> Option<T> {
+        let held = self.clients.get(&client).map_or(0, |client| client.waiting);
+        let mut refused = None;
+        if held >= CLIENT_MAX {
+            return Some(check);
+        }
+        if self.waiting >= WAITING_MAX {
+            let largest = self.clients.iter().max_by_key(|(_, client)| client.waiting);
+            let Some((&largest, most)) = largest else { return Some(check) };
+            if most.waiting <= held + 1 {
+                return Some(check);
+            }
+            refused = self.pop_latest(largest);
+        }
+        let order = &mut self.order;
+        let entry = self.clients.entry(client).or_insert_with(|| {
+            order.push_back(client);
+            Client { waiting: 0, users: VecDeque::new() }
+        });
+        match entry.users.iter_mut().find(|(name, _)| name == user) {
+            Some((_, checks)) if checks.len() >= USER_MAX => return Some(check),
+            Some((_, checks)) => checks.push_back(check),
+            None => entry.users.push_back((user.to_owned(), VecDeque::from([check]))),
+        }
+        entry.waiting += 1;
+        self.waiting += 1;
+        refused
+    }
+
+    /// The check whose turn it is.
+    pub(super) fn next(&mut self, now: Instant) -> Next<T> {
+        let mut soonest: Option<Instant> = None;
+        for _ in 0..self.order.len() {
+            let Some(client) = self.order.pop_front() else { break };
+            if let Some(until) = self.paused_until(client).filter(|until| *until > now) {
+                soonest = Some(soonest.map_or(until, |soonest| soonest.min(until)));
+                self.order.push_back(client);
+                continue;
+            }
+            if let Some(check) = self.pop_first(client) {
+                return Next::Check(client, check);
+            }
+        }
+        soonest.map_or(Next::Idle, Next::Pause)
+    }
+
+    /// A password that this client showed was right or wrong.
+    pub(super) fn checked(&mut self, client: ClientAddress, is_right: bool, now: Instant) {
+        if is_right {
+            self.failing.remove(&client);
+            return;
+        }
+        if self.failing.len() >= FAILING_MAX && !self.failing.contains_key(&client) {
+            self.failing.retain(|_, failures| failures.paused_until > now);
+            if self.failing.len() >= FAILING_MAX {
+                return;
+            }
+        }
+        let new = Failures { in_a_row: 0, paused_until: now };
+        let failures = self.failing.entry(client).or_insert(new);
+        failures.in_a_row = failures.in_a_row.saturating_add(1);
+        failures.paused_until = now + pause_after(failures.in_a_row);
+    }
+
+    fn paused_until(&self, client: ClientAddress) -> Option<Instant> {
+        self.failing.get(&client).map(|failures| failures.paused_until)
+    }
+
+    /// Takes the first check of the user whose turn it is, and puts both at the end of their orders.
+    fn pop_first(&mut self, client: ClientAddress) -> Option<T> {
+        let entry = self.clients.get_mut(&client)?;
+        let (user, mut checks) = entry.users.pop_front()?;
+        let check = checks.pop_front();
+        if !checks.is_empty() {
+            entry.users.push_back((user, checks));
+        }
+        if check.is_some() {
+            entry.waiting -= 1;
+            self.waiting -= 1;
+        }
+        match entry.users.is_empty() {
+            true => {
+                self.clients.remove(&client);
+            }
+            false => self.order.push_back(client),
+        }
+        check
+    }
+
+    /// Takes the check of a client that would be the last to have its turn. It has more than one.
+    fn pop_latest(&mut self, client: ClientAddress) -> Option<T> {
+        let entry = self.clients.get_mut(&client)?;
+        let (user, mut checks) = entry.users.pop_back()?;
+        let check = checks.pop_back()?;
+        if !checks.is_empty() {
+            entry.users.push_back((user, checks));
+        }
+        entry.waiting -= 1;
+        self.waiting -= 1;
+        Some(check)
+    }
+}
+
+fn pause_after(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(FAILURES_FREE);
+    match doublings {
+        0 => Duration::ZERO,
+        // More than enough to reach the longest.
+        _ => PAUSE_FIRST.saturating_mul(1 << (doublings - 1).min(8)).min(PAUSE_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn client(number: u16) -> ClientAddress {
+        let [high, low] = number.to_be_bytes();
+        IpAddr::V4(Ipv4Addr::new(10, 0, high, low)).into()
+    }
+
+    fn drain(turns: &mut Turns<String>, now: Instant) -> Vec<String> {
+        let mut order = Vec::new();
+        while let Next::Check(_, check) = turns.next(now) {
+            order.push(check);
+        }
+        order
+    }
+
+    #[test]
+    fn addresses_take_turns_and_so_do_the_users_of_one() {
+        let (mut turns, now) = (Turns::new(), Instant::now());
+        for (of, user, check) in [
+            (1, "ann", "1-ann-1"),
+            (1, "ann", "1-ann-2"),
+            (1, "bob", "1-bob-1"),
+            (2, "ann", "2-ann-1"),
+            (2, "ann", "2-ann-2"),
+        ] {
+            assert_eq!(turns.push(client(of), user, check.to_owned()), None);
+        }
+        let order = drain(&mut turns, now);
+        assert_eq!(order, ["1-ann-1", "2-ann-1", "1-bob-1", "2-ann-2", "1-ann-2"]);
+        assert!(turns.clients.is_empty() && turns.order.is_empty() && turns.waiting == 0);
+    }
+
+    #[test]
+    fn a_guesser_delays_another_address_by_one_check() {
+        let (mut turns, now) = (Turns::new(), Instant::now());
+        let refused = (0..1_000).filter(|guess| {
+            turns.push(client(1), &format!("user{guess}"), String::new()).is_some()
+        });
+        assert_eq!(refused.count(), 1_000 - CLIENT_MAX);
+        assert_eq!(turns.push(client(2), "ann", "right".to_owned()), None);
+        let order = drain(&mut turns, now);
+        assert_eq!(order.iter().position(|check| check == "right"), Some(1));
+    }
+
+    #[test]
+    fn guessing_one_user_leaves_room_for_others_behind_the_same_address() {
+        let (mut turns, now) = (Turns::new(), Instant::now());
+        for _ in 0..1_000 {
+            turns.push(client(1), "root", String::new());
+        }
+        assert_eq!(turns.push(client(1), "ann", "right".to_owned()), None);
+        let order = drain(&mut turns, now);
+        assert_eq!(order.iter().position(|check| check == "right"), Some(1));
+    }
+
+    #[test]
+    fn when_all_places_are_taken_the_largest_client_loses_one() {
+        let (mut turns, now) = (Turns::new(), Instant::now());
+        for number in 0..u16::try_from(WAITING_MAX / CLIENT_MAX).unwrap() {
+            for user in 0..CLIENT_MAX {
+                let check = format!("guess {number} {user}");
+                assert_eq!(turns.push(client(number), &format!("user{user}"), check), None);
+            }
+        }
+        let refused = turns.push(client(999), "ann", "right".to_owned()).unwrap();
+        assert!(refused.starts_with("guess"), "{refused}");
+        assert!(drain(&mut turns, now).contains(&"right".to_owned()));
+    }
+
+    #[test]
+    fn wrong_passwords_in_a_row_pause_an_address_and_a_right_one_ends_that() {
+        let (mut turns, start) = (Turns::new(), Instant::now());
+        for _ in 0..FAILURES_FREE {
+            turns.checked(client(1), false, start);
+        }
+        turns.push(client(1), "ann", "1".to_owned());
+        assert_eq!(turns.next(start), Next::Check(client(1), "1".to_owned()));
+        turns.checked(client(1), false, start);
+        turns.push(client(1), "ann", "2".to_owned());
+        assert_eq!(turns.next(start), Next::Pause(start + PAUSE_FIRST));
+        turns.push(client(2), "bob", "3".to_owned());
+        assert_eq!(turns.next(start), Next::Check(client(2), "3".to_owned()));
+        let later = start + PAUSE_FIRST;
+        assert_eq!(turns.next(later), Next::Check(client(1), "2".to_owned()));
+        for _ in 0..1_000 {
+            turns.checked(client(1), false, later);
+        }
+        turns.push(client(1), "ann", "4".to_owned());
+        assert_eq!(turns.next(later), Next::Pause(later + PAUSE_MAX));
+        turns.checked(client(1), true, later);
+        assert_eq!(turns.next(later), Next::Check(client(1), "4".to_owned()));
+        assert_eq!(turns.next(later), Next::Idle);
+    }
+
+    #[test]
+    fn failures_of_many_addresses_are_bounded() {
+        let (mut turns, now) = (Turns::<String>::new(), Instant::now());
+        for number in 0..=u16::MAX {
+            turns.checked(client(number), false, now);
+        }
+        assert!(turns.failing.len() <= FAILING_MAX);
+    }
+}

@@ -1,0 +1,113 @@
+//! Which names clients may use for this server: `allowedHosts`.
+//!
+//! A web page can have its own name resolve to this server's address ("DNS rebinding"). A browser then
+//! takes this server for the page's own origin, and sends requests with the page's name in `Host`. So
+//! where names are listed, requests with other names are refused. Addresses need not be listed: there is
+//! nothing to rebind. Nor does `localhost`, which no resolver leads elsewhere.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::status::misdirected;
+use crate::http::{Reply, Request};
+
+/// A host name without a port, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(String);
+
+/// Why a name is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNameError(String);
+
+impl fmt::Display for HostNameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not a host name without a port, such as larder.example.com", self.0)
+    }
+}
+
+impl std::error::Error for HostNameError {}
+
+impl FromStr for HostName {
+    type Err = HostNameError;
+
+    fn from_str(text: &str) -> Result<HostName, HostNameError> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let is_label = |label: &str| {
+            let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            (1..=63).contains(&label.len()) && label.bytes().all(is_inner)
+        };
+        match name.len() <= 253 && name.split('.').all(is_label) {
+            true => Ok(HostName(name.to_ascii_lowercase())),
+            false => Err(HostNameError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The refusal of a request that names another server, if names are listed at all.
+pub(super) fn refusal(allowed: &[HostName], request: &Request) -> Option<Reply> {
+    if allowed.is_empty() {
+        return None;
+    }
+    // Without Host, as in HTTP/1.0, it is no browser.
+    let host = request.header("host")?;
+    (!is_allowed(allowed, host)).then(misdirected)
+}
+
+fn is_allowed(allowed: &[HostName], host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok()
+        || allowed.iter().any(|allowed| allowed.0.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_names_addresses_and_this_machine_are_allowed() {
+        let allowed = ["Larder.example.com".parse().unwrap(), "larder".parse().unwrap()];
+        for host in [
+            "larder.example.com",
+            "LARDER.example.com:5000",
+            "larder.example.com.",
+            "larder",
+            "10.0.0.7:30020",
+            "[fe80::1]:443",
+            "127.0.0.1",
+            "localhost:5000",
+        ] {
+            assert!(is_allowed(&allowed, host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "larder.example.com.evil.example",
+            "xlarder",
+            "larder example",
+            "10.0.0.7.evil.example",
+            "larder@evil.example",
+        ] {
+            assert!(!is_allowed(&allowed, host), "{host}");
+        }
+    }
+
+    #[test]
+    fn names_in_the_configuration_have_no_port_and_no_scheme() {
+        for text in ["", ".", "a b", "https://larder", "larder:5000", "*.example.com", "a..b"] {
+            assert!(text.parse::<HostName>().is_err(), "{text:?}");
+        }
+        assert_eq!("Larder.Example.".parse::<HostName>().unwrap().to_string(), "larder.example");
+    }
+}
