@@ -120,9 +120,7 @@ impl Store {
             return Ok(());
         }
         let path = self.inner.layout.blob(digest);
-        self.inner.replace(&path, bytes).map_err(IngestError::Store)?;
-        self.inner.note_bytes_added(bytes.len() as u64);
-        Ok(())
+        self.inner.replace(&path, bytes).map_err(IngestError::Store)
     }
 }
 

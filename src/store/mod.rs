@@ -64,7 +64,7 @@ use crate::oci::Digest;
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
 };
-pub use disk::DiskUsage;
+pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
@@ -158,14 +158,12 @@ impl Store {
 
     /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_bavail.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.free_bytes)
     }
 
     /// How large the disk is, in bytes; `None` if the system does not tell.
     pub fn disk_size(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_blocks.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.size_bytes)
     }
 
     /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.
@@ -260,9 +258,14 @@ impl Inner {
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
+        let size = |path: &Path| fs::metadata(path).map_or(0, |is| disk::allocated(&is));
+        let (before, after) = (size(path), size(&temporary));
         self.publish(&temporary, path).inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
-        })
+        })?;
+        self.note_bytes_added(after);
+        self.note_bytes_removed(before);
+        Ok(())
     }
 
     /// Renames a finished file to its final name, making the directories of that name.

@@ -33,6 +33,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::catalogue::{Content, RepositoryNames};
+use super::disk::allocated;
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
 use super::refs::ManifestRecord;
@@ -269,7 +270,7 @@ impl Sweep {
             return Ok(());
         }
         remove_if_there(&path)?;
-        self.store.inner.note_bytes_removed(metadata.len());
+        self.store.inner.note_bytes_removed(allocated(&metadata));
         swept.blobs += 1;
         swept.bytes += metadata.len();
         Ok(())

@@ -304,7 +304,8 @@ impl Store {
             // The first that differs is enough.
             ask(&mut || is_same)
         });
-        (!was_ended).then(|| compared.is_ok() && old.next.is_none())
+        // A repository that was removed left its lines behind, wherever it was in the order.
+        (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_passed_over)
     }
 
     /// When an image was last pulled, as it is now.
@@ -451,12 +452,15 @@ struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
     /// A repository's line that was read, and is not passed yet.
     next: Option<RepositoryUsage>,
+    /// Whether a repository was passed over that does not exist any more.
+    has_passed_over: bool,
 }
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
         let file = File::open(store.inner.layout.usage_images()).ok();
-        let mut old = OldUsage { lines: file.map(|file| BufReader::new(file).lines()), next: None };
+        let lines = file.map(|file| BufReader::new(file).lines());
+        let mut old = OldUsage { lines, next: None, has_passed_over: false };
         old.images();
         old
     }
@@ -466,7 +470,10 @@ impl OldUsage {
         let wanted = name.to_string();
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {
-                Ordering::Less => drop(self.images()),
+                Ordering::Less => {
+                    self.has_passed_over = true;
+                    drop(self.images());
+                }
                 Ordering::Equal => {
                     let line = self.next.take()?;
                     return Some((line, self.images()));
