@@ -21,6 +21,7 @@ mod blobs;
 mod counts;
 mod download;
 mod error;
+mod evictor;
 mod filling;
 mod freshness;
 mod keeper;
@@ -33,7 +34,6 @@ mod prefetch;
 mod recent;
 mod referrers;
 mod retry;
-mod room;
 mod scrub;
 mod traffic;
 mod upkeep;
@@ -197,8 +197,8 @@ struct Inner {
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
-    /// Locked while room is made, which is done once at a time: who waits finds it made.
-    room: Mutex<room::TriedInVain>,
+    /// Evictions, one at a time.
+    evictions: evictor::Evictions,
     /// Downloads that somebody wants to end.
     cancelled: Mutex<HashSet<BlobKey>>,
     /// Whether the images are to be counted anew without waiting for the next time.
@@ -240,7 +240,7 @@ impl Cache {
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
-            room: Mutex::default(),
+            evictions: evictor::Evictions::default(),
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),
             is_switched_off: AtomicBool::new(is_switched_off),

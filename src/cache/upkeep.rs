@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Cache;
 use super::background::Background;
+use super::evictor::Evictor;
 use crate::metrics::Removal;
 use crate::oci::{Choice, ImageName, Reference};
 use crate::prune::{
@@ -49,6 +50,7 @@ pub struct Upkeep {
 /// The thread that sees to it. Dropping it ends what it is at.
 pub struct Upkeeper {
     _thread: Background,
+    _evictor: Evictor,
 }
 
 impl Upkeeper {
@@ -57,9 +59,10 @@ impl Upkeeper {
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
-        let loss = "nothing is evicted in the background until a restart";
+        let loss = "nothing is counted, listed or pruned in the background until a restart";
+        let evictor = Evictor::start(cache.clone())?;
         let work = move |stopped| Work::new(cache, stopped).run();
-        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)? })
+        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)?, _evictor: evictor })
     }
 }
 
@@ -98,7 +101,6 @@ impl Work {
             if self.cache.store().is_writable() {
                 self.note_pins();
                 self.count();
-                self.cache.inner.keep_room();
                 self.prune_by_the_clock();
                 self.leftovers();
             }
@@ -195,23 +197,30 @@ impl Work {
 }
 
 /// Rests between pieces of work, in proportion to them.
-struct Rests<'a> {
+pub(super) struct Rests<'a> {
     stopped: &'a Receiver<()>,
     since: Instant,
     worked: Duration,
 }
 
 impl Rests<'_> {
-    fn new(stopped: &Receiver<()>) -> Rests<'_> {
+    pub(super) fn new(stopped: &Receiver<()>) -> Rests<'_> {
         Rests { stopped, since: Instant::now(), worked: Duration::ZERO }
     }
 
-    fn go_on(&mut self) -> bool {
+    pub(super) fn go_on(&mut self) -> bool {
         let worked = self.since.elapsed();
         self.worked += worked;
         let told = self.stopped.recv_timeout(worked * REST);
         self.since = Instant::now();
         matches!(told, Err(RecvTimeoutError::Timeout))
+    }
+
+    /// The same without a rest, for work that somebody waits for.
+    pub(super) fn go_on_at_once(&mut self) -> bool {
+        self.worked += self.since.elapsed();
+        self.since = Instant::now();
+        matches!(self.stopped.try_recv(), Err(TryRecvError::Empty))
     }
 
     /// For how long it has worked, rests apart.

@@ -9,6 +9,7 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
@@ -72,6 +73,7 @@ impl Store {
     /// A file whose time is in the future gets the time of now: it would count as young, and as just used,
     /// until that time comes.
     pub fn count_disk(&self, go_on: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
+        let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let changed_before = self.inner.bytes_changed.load(Relaxed);
         let mut count = Count {
             usage: DiskUsage::default(),

@@ -178,22 +178,6 @@ impl Ingest {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
     }
 
-    /// Checks that the disk has room for a blob of `size_bytes`, as far as can be known: others write
-    /// to it as well.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`].
-    pub fn check_room_for(&self, size_bytes: u64) -> Result<(), StoreError> {
-        let missing_bytes = size_bytes.saturating_sub(self.bytes_written);
-        match self.store.free_bytes() {
-            Some(free_bytes) if free_bytes < missing_bytes => {
-                let root = self.store.root().to_owned();
-                Err(StoreError::NoRoom { root, missing_bytes, free_bytes })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Throws the partial away: its bytes are wrong.
     pub fn discard(mut self) {
         self.discard = true;

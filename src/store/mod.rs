@@ -38,6 +38,7 @@
 mod catalogue;
 mod disk;
 mod error;
+mod eviction;
 mod images;
 mod index;
 mod ingest;
@@ -45,6 +46,7 @@ mod layout;
 mod owner;
 mod partials;
 mod pins;
+mod references;
 mod refs;
 mod spool;
 mod sweep;
@@ -56,7 +58,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::oci::Digest;
@@ -66,6 +68,7 @@ pub use catalogue::{
 };
 pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
+pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use partials::PartialFile;
@@ -108,6 +111,8 @@ struct Inner {
     bytes_counted: AtomicI64,
     /// What this process has added and removed since.
     bytes_changed: AtomicI64,
+    /// Held while they are counted: two counts at a time would take what changed off twice.
+    counting: Mutex<()>,
 }
 
 /// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
@@ -137,6 +142,7 @@ impl Store {
             index_outdated: AtomicBool::new(writable),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
+            counting: Mutex::new(()),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

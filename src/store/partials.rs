@@ -40,7 +40,7 @@ impl Store {
 }
 
 /// A download that has not ended, as a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartialFile {
     upstream: Upstream,
     digest: Digest,

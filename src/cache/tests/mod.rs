@@ -5,7 +5,7 @@
 mod blobs;
 mod housekeeping;
 mod manifests;
-mod room;
+mod evictor;
 mod traffic;
 
 use std::collections::{HashMap, VecDeque};

@@ -1,5 +1,6 @@
 //! What any store must do: a conformance suite over one directory on disk.
 
+mod eviction;
 mod images;
 mod owners;
 mod partials;
