@@ -92,16 +92,24 @@ fn run(inner: &Inner, stopped: &Receiver<()>) {
 }
 
 impl Inner {
-    /// Refuses a blob of a size that can never fit. Nothing is evicted for it.
+    /// Refuses a blob of a size that can never fit, or does not while nothing can be evicted. Nothing is evicted
+    /// for it.
     ///
     /// # Errors
     /// [`CacheError::Store`].
     pub(super) fn check_size(&self, size: u64) -> Result<(), CacheError> {
         let (policy, disk) = (self.room_policy(), Disk::of(&self.store));
-        match self.can_never_fit(&policy, &disk, size) {
-            true => Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself")),
-            false => Ok(()),
+        if self.can_never_fit(&policy, &disk, size) {
+            return Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself"));
         }
+        // Who evicts at this moment may well succeed.
+        let failed =
+            self.evictions.work.try_lock().ok().and_then(|work| work.failed.max(work.failed_ahead));
+        if was_within(failed, TRIED_AGAIN_AFTER, self.now()) && !policy.has_room(&disk, size) {
+            let why = "there was nothing to evict a moment ago";
+            return Err(self.refusal(&policy, &disk, size, why));
+        }
+        Ok(())
     }
 
     /// Admits bytes that arrived. At the limit it evicts, on the download's fetcher.
@@ -178,9 +186,7 @@ impl Inner {
         };
         work.failed_ahead = Some(self.now());
         let disk = Disk::of(&self.store);
-        if !policy.has_room(&disk, 0)
-            && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.now())
-        {
+        if !policy.has_room(&disk, 0) && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.now()) {
             work.logged = Some(self.now());
             let refused = self.refusal(&policy, &disk, 0, &why);
             log::error!("{refused}; what does not fit is streamed to clients without being cached");

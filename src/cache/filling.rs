@@ -39,7 +39,8 @@ impl Inner {
             Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
             Begin::Busy => return Err(CacheError::GivenUp),
         };
-        let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false, has_written: false };
+        let sink =
+            ToStore { inner: self, name, pilot, ingest, is_noted: false, has_written: false };
         let mut download = Download::new(self, name, digest, size_hint, sink);
         self.recover(&mut download)?;
         if !download.sink.ingest.is_whole()

@@ -223,11 +223,8 @@ mod tests {
 
     #[test]
     fn inodes_are_watched_like_bytes() {
-        let disk = |free, max| Disk {
-            free_files: Some(free),
-            files_max: Some(max),
-            ..Disk::default()
-        };
+        let disk =
+            |free, max| Disk { free_files: Some(free), files_max: Some(max), ..Disk::default() };
         let policy = RoomPolicy { cap_bytes: Some(1), floor: None };
         for (free, max, has_room, below_high, below_low) in [
             (0, 1000, false, false, false),

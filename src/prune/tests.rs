@@ -118,7 +118,6 @@ fn all(criteria: &Criteria) -> Request<'_> {
     Request::Matching { criteria, choices: &[], is_dry_run: false }
 }
 
-
 #[test]
 fn unused_images_go_and_what_others_need_stays() {
     let shelf = Shelf::new();

@@ -282,9 +282,8 @@ impl Catalogue {
             let is_here = |digest: &Digest| sizes.contains_key(digest);
             // A record is a file as well, even where its manifest was lost.
             let has_record = |digest: &Digest| store.inner.layout.manifest(name, digest).exists();
-            let manifests = manifests.filter(|digest| {
-                *digest == image.digest || is_here(digest) || has_record(digest)
-            });
+            let manifests = manifests
+                .filter(|digest| *digest == image.digest || is_here(digest) || has_record(digest));
             let manifests: Vec<u32> = manifests.map(|digest| self.number(digest, sizes)).collect();
             let blobs = graph.blobs.iter().map(|each| each.descriptor.digest).filter(is_here);
             let count = manifests.len();

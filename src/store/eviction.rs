@@ -49,6 +49,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::Store;
 use super::catalogue::RepositoryTimes;
 use super::error::StoreError;
 use super::images::{ask, modified};
@@ -57,7 +58,6 @@ use super::partials::PartialFile;
 use super::references::{References, Scope};
 use super::refs::Access;
 use super::sweep::{BATCH, GRACE, Sweep, SweepBusy};
-use super::Store;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 
 /// Candidates that an index holds: about a megabyte of names.
@@ -419,7 +419,8 @@ impl Eviction<'_> {
             // It has become a part of another image.
             return Ok(Some(Evicted::Absent));
         }
-        let counting: Vec<Digest> = parts.manifests.iter().chain(&candidate.subject).copied().collect();
+        let counting: Vec<Digest> =
+            parts.manifests.iter().chain(&candidate.subject).copied().collect();
         let used = store.last_use(name, &self.reference, &counting);
         if let Some(used) = used.filter(|used| *used > candidate.used) {
             self.index.put_back(candidate.clone(), used);
@@ -879,10 +880,7 @@ impl Store {
 }
 
 /// Calls `visit` with every name in a directory; with none if it does not exist.
-fn each_entry(
-    directory: &Path,
-    visit: &mut dyn FnMut(&str) -> io::Result<()>,
-) -> io::Result<()> {
+fn each_entry(directory: &Path, visit: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
     };

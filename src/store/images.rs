@@ -119,9 +119,8 @@ impl Graph {
         let blobs: HashMap<Digest, &GraphBlob> =
             self.blobs.iter().map(|blob| (blob.descriptor.digest, blob)).collect();
         self.manifests.iter().map(move |each| {
-            let is_image = |manifest: &&Manifest| {
-                matches!(manifest.kind(), ManifestKind::Image { .. })
-            };
+            let is_image =
+                |manifest: &&Manifest| matches!(manifest.kind(), ManifestKind::Image { .. });
             let manifest = each.manifest.as_ref().filter(is_image);
             let mut seen = HashSet::new();
             let named = manifest.into_iter().flat_map(Manifest::descriptors);

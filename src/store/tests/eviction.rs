@@ -46,7 +46,9 @@ fn has(store: &Store, content: &[u8]) -> bool {
 /// A tag with an image of these layers, all of them in the store.
 fn tagged(store: &Store, of: &str, as_tag: &str, layers: &[&[u8]]) -> Digest {
     put(store, b"config");
-    layers.iter().for_each(|layer| drop(put(store, layer)));
+    for layer in layers {
+        put(store, layer);
+    }
     let (digest, size) = image(store, of, layers);
     store.put_tag(&name(of), &tag(as_tag), &record(digest, size)).unwrap();
     digest
@@ -180,7 +182,9 @@ fn images_of_one_repository_go_one_after_the_other_with_the_children_that_they_a
     let (directory, store) = fresh();
     put(&store, b"config");
     let layers: [&[u8]; 3] = [b"amd64", b"arm64", b"s390x"];
-    layers.iter().for_each(|layer| drop(put(&store, layer)));
+    for layer in layers {
+        put(&store, layer);
+    }
     let [amd64, arm64, s390x] = layers.map(|layer| image(&store, "quay.io/a", &[layer]));
     let children = |of: &[((Digest, u64), &'static str)]| -> Vec<(Digest, u64, &'static str)> {
         of.iter().map(|((digest, size), platform)| (*digest, *size, *platform)).collect()
@@ -201,11 +205,9 @@ fn images_of_one_repository_go_one_after_the_other_with_the_children_that_they_a
     }
     let (sweep, mut index) = build(&store);
     let times = || store.repository_times(&repository).fingerprint();
-    for (as_tag, left) in [
-        ("one", [true, true, true]),
-        ("same", [false, true, true]),
-        ("two", [false, false, false]),
-    ] {
+    for (as_tag, left) in
+        [("one", [true, true, true]), ("same", [false, true, true]), ("two", [false, false, false])]
+    {
         let before = times();
         evicts(&sweep, &mut index, &format!("quay.io/a:{as_tag}"));
         assert_eq!(layers.map(|layer| has(&store, layer)), left, "{as_tag}");
@@ -266,7 +268,8 @@ fn pins_of_a_subject_keep_its_signature_and_pinned_images_are_counted() {
     tagged(&store, "quay.io/b", "v", &[b"other"]);
     grow_old(directory.path(), 2);
     let sweep = store.begin_sweep().unwrap().unwrap();
-    let is_pinned = |_: &ImageName, _: &Reference, manifests: &[Digest]| manifests.contains(&signed);
+    let is_pinned =
+        |_: &ImageName, _: &Reference, manifests: &[Digest]| manifests.contains(&signed);
     let index = sweep.eviction_index(SystemTime::now(), &is_pinned, &mut || true);
     let mut index = index.unwrap().unwrap();
     assert_eq!(index.pinned(), 2);
@@ -342,7 +345,9 @@ fn an_import_or_a_commit_under_way_is_waited_for_or_reported() {
 fn a_time_in_the_future_counts_as_now() {
     let (directory, store) = two();
     let ahead = SystemTime::now() + HOUR * 1000;
-    for path in ["refs/quay.io/a/_tags/v".into(), format!("blobs/sha256/{}", sha256(b"only a").hex())] {
+    for path in
+        ["refs/quay.io/a/_tags/v".into(), format!("blobs/sha256/{}", sha256(b"only a").hex())]
+    {
         File::open(directory.path().join(path)).unwrap().set_modified(ahead).unwrap();
     }
     store.count_disk(&mut || true).unwrap();
