@@ -9,7 +9,7 @@ use super::Cache;
 use super::background::Background;
 use super::evictor::Evictor;
 use crate::metrics::Removal;
-use crate::oci::{Choice, ImageName, Reference};
+use crate::oci::{Choice, ImageName, Reference, Upstream};
 use crate::prune::{
     self, Criteria, PinError, PinSettings, Pins, PruneError, PrunePolicy, Report, Request,
     RoomPolicy,
@@ -33,6 +33,9 @@ const REST: u32 = 4;
 const STEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often `pinLists` are read for who does not read the configuration.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
+/// Partial downloads of registries that are not listed: at most so many are kept, and they are counted this often.
+const UNLISTED_PARTIALS_MAX: usize = 256;
+const PARTIALS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often what killed processes have left is looked for.
 const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -75,6 +78,7 @@ struct Work {
     walked: Instant,
     next_step: Instant,
     next_leftovers: Instant,
+    next_partials: Instant,
     /// What the configuration pinned when that was noted.
     noted: Option<PinSettings>,
     next_note: Instant,
@@ -91,6 +95,7 @@ impl Work {
             walked: now,
             next_step: now + STEP_INTERVAL,
             next_leftovers: now,
+            next_partials: now,
             noted: None,
             next_note: now,
         }
@@ -103,6 +108,7 @@ impl Work {
                 self.count();
                 self.prune_by_the_clock();
                 self.leftovers();
+                self.bound_partials();
             }
             if Instant::now() >= self.next_step {
                 self.cache.inner.metrics.step(self.cache.inner.now());
@@ -185,6 +191,22 @@ impl Work {
                 log::error!("pruneConfig: {error}");
                 turn.finish(cache.inner.now());
             }
+        }
+    }
+
+    fn bound_partials(&mut self) {
+        if Instant::now() < self.next_partials {
+            return;
+        }
+        self.next_partials = Instant::now() + PARTIALS_INTERVAL;
+        let sources = &self.cache.inner.sources;
+        let is_bounded = |upstream: &Upstream| !sources.is_listed(upstream);
+        match self.cache.store().bound_partials(UNLISTED_PARTIALS_MAX, &is_bounded) {
+            Ok(0) => {}
+            Ok(bytes) => {
+                log::info!("removed partial downloads of unlisted registries: {bytes} bytes")
+            }
+            Err(error) => log::warn!("partial downloads of unlisted registries stay: {error}"),
         }
     }
 

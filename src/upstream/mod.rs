@@ -73,6 +73,11 @@ pub trait Sources: Send + Sync {
     /// [`UpstreamErrorKind::NotAllowed`] if this registry may not be dialled.
     fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError>;
 
+    /// Whether the operator has configured this registry: clients choose the names of all others.
+    fn is_listed(&self, _upstream: &Upstream) -> bool {
+        true
+    }
+
     /// What is known of the registries' health, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
 }

@@ -316,6 +316,10 @@ impl Sources for Registries {
         }
     }
 
+    fn is_listed(&self, upstream: &Upstream) -> bool {
+        self.table().listed.contains_key(upstream)
+    }
+
     fn statuses(&self) -> Vec<UpstreamStatus> {
         let all: Vec<Arc<Failover>> = {
             let table = self.table();

@@ -371,3 +371,16 @@ fn the_count_of_the_disk_is_what_evictions_leave() {
     // Directories that became empty were not followed.
     assert!((counted..counted + 20 * 4096).contains(&followed), "{followed} {counted}");
 }
+
+#[test]
+fn lists_of_repositories_without_images_go_at_once_with_their_directories() {
+    let (directory, store) = fresh();
+    let list = ListRecord { checked: 1, body: "[]".into(), next: None, filters_applied: None };
+    store.put_list(&name("quay.io/a/b/c"), "tags", &list).unwrap();
+    let (sweep, mut index) = build(&store);
+    let (shown, evicted) = evict_next(&sweep, &mut index).unwrap();
+    assert!(shown.contains("_lists") && matches!(evicted, Evicted::Removed { .. }));
+    assert!(!directory.path().join("refs/quay.io").exists());
+    store.put_list(&name("quay.io/a/b/c"), "tags", &list).unwrap();
+    assert!(store.list(&name("quay.io/a/b/c"), "tags").is_some());
+}
