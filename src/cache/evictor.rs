@@ -28,6 +28,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// In the background the same error is logged again after this time.
 const LOGGED_AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// The thread lets downloads that wait go on once there is room for so many bytes, and continues afterwards.
+const HANDED_OVER_BYTES: u64 = 64 * 1024 * 1024;
 /// What stays free of a disk without `freeSpace`: a hundredth, and at most so many bytes.
 const LEFT_FREE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The disk is counted anew before something is evicted ahead of demand, since other processes may have removed
@@ -173,7 +175,12 @@ impl Inner {
             return;
         }
         let policy = self.settings().upkeep.room;
-        let is_enough = || policy.below_low_watermark(&Disk::of(&self.store));
+        let is_enough = || {
+            let disk = Disk::of(&self.store);
+            let lets_wait = self.evictions.waiting.load(Ordering::Relaxed) > 0;
+            policy.below_low_watermark(&disk)
+                || (lets_wait && policy.has_room(&disk, HANDED_OVER_BYTES))
+        };
         let why = match self.evict(&mut work.evictor, &is_enough, go_on) {
             _ if is_enough() => {
                 work.failed_ahead = None;

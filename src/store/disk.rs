@@ -74,12 +74,13 @@ impl Store {
     /// until that time comes.
     pub fn count_disk(&self, go_on: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
         let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = if self.is_writable() { self.file_system_time().ok() } else { None };
         let changed_before = self.inner.bytes_changed.load(Relaxed);
         let mut count = Count {
             usage: DiskUsage::default(),
             files: 0,
-            latest: SystemTime::now() + FUTURE_TOLERANCE,
-            is_writable: self.is_writable(),
+            // Of a directory that cannot be written no time can be set.
+            latest: now.map(|now| now + FUTURE_TOLERANCE),
             go_on,
         };
         count.usage.allocated_bytes = fs::metadata(self.root()).map_or(0, |is| allocated(&is));
@@ -97,8 +98,7 @@ impl Store {
 struct Count<'a> {
     usage: DiskUsage,
     files: u64,
-    latest: SystemTime,
-    is_writable: bool,
+    latest: Option<SystemTime>,
     go_on: &'a mut dyn FnMut() -> bool,
 }
 
@@ -123,8 +123,8 @@ impl Count<'_> {
                     self.usage.files += 1;
                     self.usage.bytes += metadata.len();
                 }
-                let is_future = metadata.modified().is_ok_and(|time| time > self.latest);
-                if is_future && self.is_writable {
+                let time = metadata.modified().ok();
+                if time.zip(self.latest).is_some_and(|(time, latest)| time > latest) {
                     // Where that fails the file is tried again at the next count.
                     let _ = renew_to_now(&entry.path());
                 }

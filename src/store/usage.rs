@@ -1,8 +1,8 @@
 //! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
 //!
-//! It is written down as one JSON a line in `usage/images.jsonl`, with totals in `usage/summary.json`: so a
-//! hundred thousand images are listed without being held in memory, are known at once after a restart, and
-//! are found by every process on the directory. It is not the truth; who removes something looks again.
+//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: so 100,000
+//! images are listed without being held in memory, also after a restart and by every process on the directory.
+//! It is a view: code that removes something reads the records again.
 //!
 //! A repository whose directories did not change since the last walk, and which lacked nothing then, is not
 //! read again: only the times of its records are.
@@ -304,7 +304,7 @@ impl Store {
             // The first that differs is enough.
             ask(&mut || is_same)
         });
-        // A repository that was removed left its lines behind, wherever it was in the order.
+        // A repository that was removed left its lines behind.
         (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_passed_over)
     }
 
@@ -452,14 +452,14 @@ struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
     /// A repository's line that was read, and is not passed yet.
     next: Option<RepositoryUsage>,
-    /// Whether a repository was passed over that does not exist any more.
+    /// Whether some repository in it does not exist any more.
     has_passed_over: bool,
 }
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
-        let file = File::open(store.inner.layout.usage_images()).ok();
-        let lines = file.map(|file| BufReader::new(file).lines());
+        let file = File::open(store.inner.layout.usage_images());
+        let lines = file.ok().map(|file| BufReader::new(file).lines());
         let mut old = OldUsage { lines, next: None, has_passed_over: false };
         old.images();
         old
@@ -471,8 +471,8 @@ impl OldUsage {
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {
                 Ordering::Less => {
+                    self.images();
                     self.has_passed_over = true;
-                    drop(self.images());
                 }
                 Ordering::Equal => {
                     let line = self.next.take()?;

@@ -12,6 +12,7 @@ use super::super::catalogue::RepositoryTimes;
 use super::super::images::modified;
 use super::super::layout::digest_of;
 use super::super::refs::Access;
+use super::super::sweep::renew;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 
 /// How deep indexes may be nested; the listing of images looks no deeper.
@@ -180,8 +181,7 @@ impl Store {
             let kept = File::open(&path).and_then(|directory| directory.set_times(times));
             if kept.is_ok() && modified(&path) == Some(time) {
                 // The file system does not keep nanoseconds, and the removal has to show.
-                let now = FileTimes::new().set_modified(SystemTime::now());
-                let _ = File::open(&path).and_then(|directory| directory.set_times(now));
+                let _ = File::open(&path).map(|directory| renew(&directory));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What an eviction costs with 100,000 images. Not a test of anything: `bench/run evict` prints its figures.
+//! What an eviction costs with 100,000 images. It measures, and `bench/README.md` has its figures.
 
 use super::images::image;
 use super::*;
