@@ -4,8 +4,7 @@
 //! images are listed without being held in memory, also after a restart and by every process on the directory.
 //! It is a view: code that removes something reads the records again.
 //!
-//! A repository whose directories did not change since the last walk, and which lacked nothing then, is not
-//! read again: only the times of its records are.
+//! Of a repository that lacked nothing and did not change since, only the times of its records are read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
