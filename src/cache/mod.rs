@@ -21,6 +21,7 @@ mod blobs;
 mod counts;
 mod download;
 mod error;
+mod evictor;
 mod filling;
 mod freshness;
 mod heads;
@@ -34,7 +35,6 @@ mod prefetch;
 mod recent;
 mod referrers;
 mod retry;
-mod room;
 mod scheduler;
 mod scrub;
 mod traffic;
@@ -216,8 +216,8 @@ struct Inner {
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
-    /// Locked while room is made, which is done once at a time: who waits finds it made.
-    room: Mutex<room::TriedInVain>,
+    /// Evictions, one at a time.
+    evictions: evictor::Evictions,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
     /// Downloads that somebody wants to end.
@@ -266,7 +266,7 @@ impl Cache {
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
-            room: Mutex::default(),
+            evictions: evictor::Evictions::default(),
             queued_in_background: Mutex::new(HashSet::new()),
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),

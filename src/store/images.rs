@@ -3,7 +3,7 @@
 //!
 //! Looking at images counts as no use of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -120,15 +120,20 @@ impl Graph {
         images.filter_map(|descriptor| descriptor.platform.as_deref())
     }
 
-    /// The config and layers that one of its manifests names.
-    pub fn blobs_of<'a>(&'a self, of: &GraphManifest) -> impl Iterator<Item = &'a GraphBlob> {
-        let named: Vec<Digest> = match of.manifest.as_ref().map(Manifest::kind) {
-            Some(ManifestKind::Image { .. }) => {
-                of.manifest.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
-            }
-            _ => Vec::new(),
-        };
-        self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
+    /// Its manifests, each with the config and layers that it names.
+    pub fn tree(&self) -> impl Iterator<Item = (&GraphManifest, Vec<&GraphBlob>)> {
+        let blobs: HashMap<Digest, &GraphBlob> =
+            self.blobs.iter().map(|blob| (blob.descriptor.digest, blob)).collect();
+        self.manifests.iter().map(move |each| {
+            let is_image =
+                |manifest: &&Manifest| matches!(manifest.kind(), ManifestKind::Image { .. });
+            let manifest = each.manifest.as_ref().filter(is_image);
+            let mut seen = HashSet::new();
+            let named = manifest.into_iter().flat_map(Manifest::descriptors);
+            let named = named.filter(|descriptor| seen.insert(descriptor.digest));
+            let named = named.filter_map(|descriptor| blobs.get(&descriptor.digest).copied());
+            (each, named.collect())
+        })
     }
 
     /// The digests of its manifests, also of those that are not here.
@@ -250,11 +255,15 @@ impl Store {
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
             ask(go_on)?;
-            if !children.contains(digest) {
-                let mut all = HashSet::new();
-                self.collect_manifests(name, digest, 0, &mut all);
-                all.remove(digest);
-                children.extend(all);
+            if children.contains(digest) {
+                continue;
+            }
+            let Some(manifest) = self.stored_manifest(name, digest) else { continue };
+            if let ManifestKind::Index { manifests } = manifest.kind() {
+                // One set for all of them, so that each child is read once however many name it.
+                for child in manifests {
+                    self.collect_manifests(name, &child.digest, 1, &mut children);
+                }
             }
         }
         untagged.retain(|digest| !children.contains(digest));

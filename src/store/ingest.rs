@@ -179,9 +179,7 @@ impl Store {
             return Ok(());
         }
         let path = self.inner.layout.blob(digest);
-        self.inner.replace(&path, bytes).map_err(IngestError::Store)?;
-        self.inner.note_bytes_added(bytes.len() as u64);
-        Ok(())
+        self.inner.replace(&path, bytes).map_err(IngestError::Store)
     }
 }
 
@@ -237,22 +235,6 @@ impl Ingest {
     /// Whether what is there has the digest already: a process died between the last byte and the name.
     pub fn is_whole(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
-    }
-
-    /// Checks that the disk has room for a blob of `size_bytes`, as far as can be known: others write
-    /// to it as well.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`].
-    pub fn check_room_for(&self, size_bytes: u64) -> Result<(), StoreError> {
-        let missing_bytes = size_bytes.saturating_sub(self.bytes_written);
-        match self.store.free_bytes() {
-            Some(free_bytes) if free_bytes < missing_bytes => {
-                let root = self.store.root().to_owned();
-                Err(StoreError::NoRoom { root, missing_bytes, free_bytes })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Throws the partial away: its bytes are wrong.

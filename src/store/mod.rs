@@ -39,6 +39,7 @@
 mod catalogue;
 mod disk;
 mod error;
+mod eviction;
 mod images;
 mod index;
 mod ingest;
@@ -46,6 +47,7 @@ mod layout;
 mod owner;
 mod partials;
 mod pins;
+mod references;
 mod refs;
 mod spool;
 mod sweep;
@@ -57,16 +59,17 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::oci::Digest;
 
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
 };
-pub use disk::DiskUsage;
+pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
+pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use partials::PartialFile;
@@ -109,6 +112,8 @@ struct Inner {
     bytes_counted: AtomicI64,
     /// What this process has added and removed since.
     bytes_changed: AtomicI64,
+    /// Held while they are counted: two counts at a time would take what changed off twice.
+    counting: Mutex<()>,
 }
 
 /// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
@@ -138,6 +143,7 @@ impl Store {
             index_outdated: AtomicBool::new(writable),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
+            counting: Mutex::new(()),
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -159,14 +165,12 @@ impl Store {
 
     /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_bavail.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.free_bytes)
     }
 
     /// How large the disk is, in bytes; `None` if the system does not tell.
     pub fn disk_size(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_blocks.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.size_bytes)
     }
 
     /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.
@@ -261,9 +265,14 @@ impl Inner {
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
+        let size = |path: &Path| fs::metadata(path).map_or(0, |is| disk::allocated(&is));
+        let (before, after) = (size(path), size(&temporary));
         self.publish(&temporary, path).inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
-        })
+        })?;
+        self.note_bytes_added(after);
+        self.note_bytes_removed(before);
+        Ok(())
     }
 
     /// Renames a finished file to its final name, making the directories of that name.

@@ -57,7 +57,7 @@ pub(super) fn remove_empty_parent(partial: &Path) {
 }
 
 /// A download that has not ended, as a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartialFile {
     upstream: Upstream,
     digest: Digest,
@@ -125,6 +125,33 @@ impl Store {
         remove_empty_parent(&path);
         self.inner.note_bytes_removed(partial.bytes);
         Ok(Some(partial.bytes))
+    }
+
+    /// Keeps so many partial downloads of the registries that are `bounded` and removes the oldest of the others:
+    /// each may be of another registry, whose name a client has chosen. Returns the bytes that are free now.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn bound_partials(
+        &self,
+        keep: usize,
+        bounded: &dyn Fn(&Upstream) -> bool,
+    ) -> Result<u64, StoreError> {
+        let mut files = self.partial_files();
+        files.retain(|file| bounded(&file.upstream));
+        files.sort_by_key(|file| file.written);
+        let (mut excess, mut freed) = (files.len().saturating_sub(keep), 0);
+        for file in &files {
+            if excess == 0 {
+                break;
+            }
+            // One that somebody writes stays, and the next one goes for it.
+            if let Some(bytes) = self.remove_partial(file)? {
+                freed += bytes;
+                excess -= 1;
+            }
+        }
+        Ok(freed)
     }
 
     /// Gives up downloads that did not grow for so long. Returns the bytes that are free now.

@@ -32,7 +32,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::catalogue::{Content, RepositoryNames};
+use super::catalogue::RepositoryNames;
+use super::disk::allocated;
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
 use super::refs::ManifestRecord;
@@ -44,7 +45,7 @@ use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
 pub const GRACE: Duration = Duration::from_secs(600);
 
 /// Blobs removed in a row under the lock that commits of manifests wait for: some milliseconds' worth.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// How often the exclusive lock is tried for, and the wait between: a second. Commits hold it for
 /// milliseconds; an import and an export hold it throughout.
 const LOCK_TRIES: u32 = 100;
@@ -57,9 +58,9 @@ const OLD_DIRECTORIES_MAX: usize = 10_000;
 /// The right to remove names and blobs, which one process has at a time, and when it began.
 #[derive(Debug)]
 pub struct Sweep {
-    store: Store,
+    pub(super) store: Store,
     /// By the file system's clock.
-    began: SystemTime,
+    pub(super) began: SystemTime,
     _turn: File,
 }
 
@@ -127,16 +128,21 @@ impl Store {
         }
         let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
         // Under the lock: whoever gets it next renews what he commits at a later time than this.
-        let clock = self.inner.layout.temporary();
-        let began = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
-        let _ = fs::remove_file(&clock);
-        let began = began.map_err(|error| StoreError::write(&clock, error))?;
+        let began = self.file_system_time()?;
         drop(lock);
         Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
     }
 
+    /// The time of now, by the clock that gives files their times.
+    pub(super) fn file_system_time(&self) -> Result<SystemTime, StoreError> {
+        let clock = self.inner.layout.temporary();
+        let now = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
+        let _ = fs::remove_file(&clock);
+        now.map_err(|error| StoreError::write(&clock, error))
+    }
+
     /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
-    fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
+    pub(super) fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
         let path = self.inner.layout.sweep_lock();
         let lock =
             self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
@@ -241,7 +247,7 @@ impl Sweep {
             }
         }
         for digest in &removal.manifests {
-            remove_if_there(&layout.manifest(removal.name, digest))?;
+            store.inner.remove_counted(&layout.manifest(removal.name, digest))?;
         }
         store.inner.remove_empty_repository(removal.name);
         Ok(true)
@@ -276,16 +282,6 @@ impl Sweep {
         Ok(swept)
     }
 
-    /// How many bytes [`Sweep::sweep`] would free of these, as they are now.
-    pub fn bytes_to_free(&self, of: &[Content], grace: Duration) -> u64 {
-        let layout = &self.store.inner.layout;
-        let is_old = |content: &&Content| {
-            let metadata = fs::metadata(layout.blob(&content.digest));
-            metadata.is_ok_and(|metadata| !self.is_young(&metadata, grace))
-        };
-        of.iter().filter(is_old).map(|content| content.size).sum()
-    }
-
     /// Whether a blob has to stay although nothing names it.
     fn is_young(&self, metadata: &Metadata, grace: Duration) -> bool {
         let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
@@ -305,8 +301,7 @@ impl Sweep {
             swept.young += 1;
             return Ok(());
         }
-        remove_if_there(&path)?;
-        self.store.inner.note_bytes_removed(metadata.len());
+        self.store.inner.remove_counted(&path)?;
         swept.blobs += 1;
         swept.bytes += metadata.len();
         Ok(())
@@ -319,19 +314,21 @@ fn is_older(metadata: &Metadata, age: Duration, now: SystemTime) -> bool {
     modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|is| is >= age)
 }
 
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::write(path, error))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Inner {
+    /// Removes a file, if it exists, and returns the bytes that it took on the disk.
+    pub(super) fn remove_counted(&self, path: &Path) -> Result<u64, StoreError> {
+        let bytes = fs::symlink_metadata(path).map_or(0, |is| allocated(&is));
+        match fs::remove_file(path) {
+            Ok(()) => self.note_bytes_removed(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(StoreError::write(path, error)),
+        }
+        Ok(bytes)
+    }
+
     /// Removes the directories of a repository of which no name is left, and the lists of it: what they
     /// list is gone. Called under the exclusive lock.
-    fn remove_empty_repository(&self, name: &ImageName) {
+    pub(super) fn remove_empty_repository(&self, name: &ImageName) {
         let repository = self.layout.repository(name);
         for algorithm in Algorithm::ALL {
             // A directory that is not empty refuses to go, here and below, which is what is wanted.

@@ -1,11 +1,10 @@
 //! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
 //!
-//! It is written down as one JSON a line in `usage/images.jsonl`, with totals in `usage/summary.json`: so a
-//! hundred thousand images are listed without being held in memory, are known at once after a restart, and
-//! are found by every process on the directory. It is not the truth; who removes something looks again.
+//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: so 100,000
+//! images are listed without being held in memory, also after a restart and by every process on the directory.
+//! It is a view: code that removes something reads the records again.
 //!
-//! A repository whose directories did not change since the last walk, and which lacked nothing then, is not
-//! read again: only the times of its records are.
+//! Of a repository that lacked nothing and did not change since, only the times of its records are read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -306,7 +305,8 @@ impl Store {
             // The first that differs is enough.
             ask(&mut || is_same)
         });
-        (!was_ended).then(|| compared.is_ok() && old.next.is_none())
+        // A repository that was removed left its lines behind.
+        (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_passed_over)
     }
 
     /// When an image was last pulled, as it is now.
@@ -453,12 +453,15 @@ struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
     /// A repository's line that was read, and is not passed yet.
     next: Option<RepositoryUsage>,
+    /// Whether some repository in it does not exist any more.
+    has_passed_over: bool,
 }
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
-        let file = File::open(store.inner.layout.usage_images()).ok();
-        let mut old = OldUsage { lines: file.map(|file| BufReader::new(file).lines()), next: None };
+        let file = File::open(store.inner.layout.usage_images());
+        let lines = file.ok().map(|file| BufReader::new(file).lines());
+        let mut old = OldUsage { lines, next: None, has_passed_over: false };
         old.images();
         old
     }
@@ -468,7 +471,10 @@ impl OldUsage {
         let wanted = name.to_string();
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {
-                Ordering::Less => drop(self.images()),
+                Ordering::Less => {
+                    self.images();
+                    self.has_passed_over = true;
+                }
                 Ordering::Equal => {
                     let line = self.next.take()?;
                     return Some((line, self.images()));

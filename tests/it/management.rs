@@ -146,7 +146,8 @@ fn status_tells_the_whole_in_one_answer() {
     assert_eq!(usage["blobBytes"], blobs);
     assert_eq!(usage["registries"][0]["name"], "docker.io");
     assert_eq!(usage["registries"][0]["bytes"], manifests + blobs);
-    assert_eq!(status["disk"]["usedBytes"], manifests + blobs);
+    let used = status["disk"]["usedBytes"].as_u64();
+    assert!(used > u64::try_from(manifests + blobs).ok(), "records take space as well: {used:?}");
     assert_eq!(status["disk"]["cacheSizeBytes"], 1_000_000_000);
     let connection = Connection::open(desk.serving());
     until("one more connection", || desk.look("status")["connections"] == 1);

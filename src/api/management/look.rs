@@ -276,8 +276,8 @@ fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
     let mut value = documents::image_document(&usage, is_pinned(cache, &pins, &usage), is_stale);
-    let tree = graph.manifests.iter().map(|each| {
-        let blobs = graph.blobs_of(each).map(|blob| {
+    let tree = graph.tree().map(|(each, blobs)| {
+        let blobs = blobs.into_iter().map(|blob| {
             json!({
                 "digest": blob.descriptor.digest.to_string(),
                 "sizeBytes": blob.descriptor.size,

@@ -1,5 +1,7 @@
 //! What any store must do: a conformance suite over one directory on disk.
 
+mod eviction;
+mod eviction_scale;
 mod images;
 mod owners;
 mod partials;
