@@ -186,6 +186,13 @@ impl Inner {
                 work.failed_ahead = None;
                 return;
             }
+            // More may have come meanwhile.
+            Ok(eviction)
+                if eviction.freed_bytes > 0 && policy.has_room(&Disk::of(&self.store), 0) =>
+            {
+                return;
+            }
+            Ok(eviction) if eviction.leftovers > 0 => return,
             Ok(eviction) => nothing_left(&eviction),
             // Soon that is over.
             Err(PruneError::Busy(_) | PruneError::Stopped) => return,

@@ -16,6 +16,8 @@ const INDEX_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
 /// least so long: in between there is nothing to evict.
 const REBUILD_FACTOR: u32 = 20;
 const REBUILD_AFTER: Duration = Duration::from_secs(30);
+/// The same for one that had something to offer.
+const REBUILD_SOON: Duration = Duration::from_secs(1);
 
 /// What one eviction did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +44,7 @@ struct Known {
     pins: Pins,
     built: SystemTime,
     took: Duration,
-    /// Images that were evicted by it.
+    /// What was evicted by it.
     evicted: usize,
     /// Whether it has nothing more to offer.
     is_spent: bool,
@@ -52,7 +54,9 @@ impl Known {
     /// Whether it is used on. One from the future was built before the clock was set.
     fn is_good(&self, pins: &Pins, now: SystemTime) -> bool {
         let Ok(age) = now.duration_since(self.built) else { return false };
-        let pause = REBUILD_AFTER.max(self.took.saturating_mul(REBUILD_FACTOR));
+        // Where something was evicted, more may have come since.
+        let least = if self.evicted > 0 { REBUILD_SOON } else { REBUILD_AFTER };
+        let pause = least.max(self.took.saturating_mul(REBUILD_FACTOR));
         let age_max = match self.is_spent {
             // It had no room for all, and those it had are gone.
             true if self.index.has_more() && self.evicted > 0 => Duration::ZERO,
@@ -145,7 +149,7 @@ impl Known {
             match sweep.evict(&mut self.index, candidate, &is_pinned(&self.pins))? {
                 Evicted::Removed { bytes, is_image } => {
                     eviction.freed_bytes += bytes;
-                    self.evicted += usize::from(is_image);
+                    self.evicted += 1;
                     eviction.images += usize::from(is_image);
                     eviction.leftovers += usize::from(!is_image);
                     log_removal(&item);

@@ -11,7 +11,7 @@
 //! released, no old record names it.**
 //!
 //! * *Every record that names a settled blob is old.* A commit renews the times of all that its manifest names,
-//!   under the shared lock ([`Store::put_manifest`]), so a blob that was named at or after T, by any process,
+//!   under the shared lock ([`super::Store::put_manifest`]), so a blob that was named at or after T, by any process,
 //!   has a time of at least T. A blob that was not there at that commit came later, and has a later time. The
 //!   grace period covers the time between a blob's last byte and its name.
 //! * *Every old record was counted, once.* The commit lock was free at T, so its file existed; the walk is
