@@ -212,8 +212,9 @@ fn shown(text: &str) -> String {
             false => shown.push(char),
         }
         if shown.len() > TEXT_BYTES_MAX {
-            let end = shown.floor_char_boundary(TEXT_BYTES_MAX - '…'.len_utf8());
-            shown.truncate(end);
+            while shown.len() > TEXT_BYTES_MAX - '…'.len_utf8() {
+                shown.pop();
+            }
             shown.push('…');
             break;
         }

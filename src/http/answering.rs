@@ -192,9 +192,10 @@ const PLAIN_BYTES_MAX: usize = 1024;
 
 /// A short answer for people.
 pub(super) fn plain(status: u16, text: &str) -> Reply {
-    let text: String = text[..text.floor_char_boundary(PLAIN_BYTES_MAX)]
-        .chars()
-        .map(|char| if char.is_control() { '?' } else { char })
+    let text: String = text
+        .char_indices()
+        .take_while(|(at, char)| at + char.len_utf8() <= PLAIN_BYTES_MAX)
+        .map(|(_, char)| if char.is_control() { '?' } else { char })
         .collect();
     let body = Body::Bytes(Arc::from(format!("{text}\n").into_bytes()));
     Reply::new(status, body).header("Content-Type", "text/plain; charset=utf-8")

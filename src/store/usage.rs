@@ -1,10 +1,7 @@
 //! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
 //!
-//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: so 100,000
-//! images are listed without being held in memory, also after a restart and by every process on the directory.
-//! It is a view: code that removes something reads the records again.
-//!
-//! Of a repository that lacked nothing and did not change since, only the times of its records are read.
+//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: 100,000 images
+//! are listed without being held in memory, by every process. It is a view: removals read the records again. Of a repository that lacked nothing and did not change since, only the times of its records are read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
