@@ -423,14 +423,14 @@ impl Inner {
         if !self.store.is_writable() {
             return Err(StoreError::ReadOnly { root: self.store.root().to_owned() }.into());
         }
-        let _lock = self.store.commit_lock()?;
+        let lock = self.store.commit_lock()?;
         self.store.ingest_bytes(digest, manifest.bytes())?;
         let record = ManifestRecord {
             media_type: manifest.media_type().clone(),
             size: manifest.bytes().len() as u64,
             fetched: self.now(),
         };
-        Ok(self.store.put_manifest(name, digest, &record)?)
+        Ok(self.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
     /// Writes what the tag is now, and that upstream has just confirmed it.

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::Store;
 use super::error::StoreError;
 use super::layout::names_in;
+use super::lock::FileLock;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
@@ -36,11 +37,11 @@ impl Store {
     pub fn write_index(&self) -> Result<(), StoreError> {
         let path = self.inner.layout.index();
         let lock = self.inner.layout.open_lock(&self.inner.layout.index_lock());
-        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
-        if lock.try_lock().is_err() {
+        let lock = lock.and_then(FileLock::try_exclusive);
+        let Some(_lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
             // The other one may have passed our tag already, so ours stays to be written.
             return Ok(());
-        }
+        };
         // Before the walk: a tag that changes during it marks the index again.
         self.inner.index_outdated.store(false, Ordering::Release);
         let temporary = self.inner.layout.temporary();

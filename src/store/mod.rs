@@ -44,6 +44,7 @@ mod images;
 mod index;
 mod ingest;
 mod layout;
+mod lock;
 mod owner;
 mod partials;
 mod pins;

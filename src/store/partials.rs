@@ -10,6 +10,7 @@ use super::Store;
 use super::error::StoreError;
 use super::ingest::leads_to;
 use super::layout::names_in;
+use super::lock::FileLock;
 use super::refs::Access;
 use crate::oci::{Digest, ImageName, Upstream};
 
@@ -100,7 +101,8 @@ impl Store {
     pub fn idle_partials(&self) -> Vec<PartialFile> {
         let is_idle = |partial: &PartialFile| {
             let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
-            File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())
+            let lock = File::open(path).and_then(FileLock::try_shared);
+            lock.is_ok_and(|lock| lock.is_some())
         };
         self.partial_files().into_iter().filter(is_idle).collect()
     }
@@ -113,7 +115,11 @@ impl Store {
     pub fn remove_partial(&self, partial: &PartialFile) -> Result<Option<u64>, StoreError> {
         let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
         let Ok(file) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
-        let is_ours = file.try_lock().is_ok() && leads_to(&path, &file);
+        let lock = FileLock::try_exclusive(file);
+        let Some(file) = lock.map_err(|error| StoreError::write(&path, error))? else {
+            return Ok(None);
+        };
+        let is_ours = leads_to(&path, &file);
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         if !is_ours || written != partial.written {
             return Ok(None);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::error::StoreError;
 use super::layout::{digests_in, names_in};
+use super::lock::FileLock;
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
@@ -112,11 +113,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the disk refuses.
     pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
-        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let lock = self.commit_lock()?;
         let is_recorded = self.manifest(name, &is.digest, Access::Look).is_some();
         if !is_recorded && self.blob(&is.digest, Some(is.size)).is_some() {
             let TagRecord { media_type, size, fetched, .. } = is.clone();
-            self.put_manifest(name, &is.digest, &ManifestRecord { media_type, size, fetched })?;
+            let record = ManifestRecord { media_type, size, fetched };
+            self.put_manifest_under(&lock, name, &is.digest, &record)?;
         }
         let wire = TagWire {
             digest: is.digest.to_string(),
@@ -173,12 +178,29 @@ impl Store {
         digest: &Digest,
         is: &ManifestRecord,
     ) -> Result<(), StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        self.put_manifest_under(&self.commit_lock()?, name, digest, is)
+    }
+
+    /// [`Store::put_manifest`] for a caller that has the lock: taking it once more would wait at the gate for a
+    /// removal that waits for us.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn put_manifest_under(
+        &self,
+        _lock: &CommitLock,
+        name: &ImageName,
+        digest: &Digest,
+        is: &ManifestRecord,
+    ) -> Result<(), StoreError> {
         let wire = ManifestWire {
             media_type: is.media_type.to_string(),
             size: is.size,
             fetched: to_seconds(is.fetched),
         };
-        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
         self.renew_content(digest, is);
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
@@ -234,18 +256,31 @@ impl Store {
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced
-    /// blobs sees all of them or none. Released by dropping it; held for disk work only. Who has it may
-    /// take it once more: it is shared.
+    /// blobs sees all of them or none. Released by dropping it; held for disk work only, and never twice by
+    /// one thread, except below a [`Store::bundle_lock`].
     ///
     /// # Errors
     /// [`StoreError`] if the lock file cannot be opened.
     pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
-        let path = self.inner.layout.sweep_lock();
-        let lock = self.inner.layout.open_lock(&path).and_then(|file| {
-            file.lock_shared()?;
-            Ok(CommitLock { _file: file })
-        });
-        lock.map_err(|error| StoreError::write(&path, error))
+        let (path, gate) = (self.inner.layout.sweep_lock(), self.inner.layout.sweep_gate());
+        // A removal that waits holds the gate; then it is its turn.
+        let passed = self.inner.layout.open_lock(&gate).and_then(FileLock::shared);
+        drop(passed.map_err(|error| StoreError::write(&gate, error))?);
+        let lock = self.inner.layout.open_lock(&path).and_then(FileLock::shared);
+        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        Ok(CommitLock { _lock: lock })
+    }
+
+    /// The same for as long as an import or an export takes: nothing is removed meanwhile, and a removal is
+    /// told why.
+    ///
+    /// # Errors
+    /// As [`Store::commit_lock`].
+    pub fn bundle_lock(&self) -> Result<BundleLock, StoreError> {
+        let path = self.inner.layout.bundle_lock();
+        let bundle = self.inner.layout.open_lock(&path).and_then(FileLock::shared);
+        let bundle = bundle.map_err(|error| StoreError::write(&path, error))?;
+        Ok(BundleLock { _commit: self.commit_lock()?, _bundle: bundle })
     }
 
     pub(super) fn record<T: DeserializeOwned>(&self, path: &Path, access: Access) -> Option<T> {
@@ -282,7 +317,14 @@ impl Store {
 /// See [`Store::commit_lock`].
 #[derive(Debug)]
 pub struct CommitLock {
-    _file: File,
+    _lock: FileLock,
+}
+
+/// See [`Store::bundle_lock`].
+#[derive(Debug)]
+pub struct BundleLock {
+    _commit: CommitLock,
+    _bundle: FileLock,
 }
 
 impl TagWire {

@@ -24,9 +24,9 @@
 //! Killed between the names and the blobs: blobs without names, which the next sweep takes. Names go
 //! tag first, so that no tag is ever left whose manifest is gone.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -36,6 +36,7 @@ use super::catalogue::RepositoryNames;
 use super::disk::allocated;
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
+use super::lock::FileLock;
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
@@ -61,7 +62,7 @@ pub struct Sweep {
     pub(super) store: Store,
     /// By the file system's clock.
     pub(super) began: SystemTime,
-    _turn: File,
+    _turn: FileLock,
 }
 
 /// Why there is no sweep now.
@@ -71,6 +72,8 @@ pub enum SweepBusy {
     AnotherSweep,
     /// An import or an export is under way, whose blobs must stay.
     Bundle,
+    /// A commit of a manifest takes unusually long: the disk is slow, or a process was stopped in the middle.
+    Commit,
 }
 
 impl SweepBusy {
@@ -79,6 +82,7 @@ impl SweepBusy {
         match self {
             SweepBusy::AnotherSweep => "images are being removed already",
             SweepBusy::Bundle => "an import or export is under way, and needs what is there",
+            SweepBusy::Commit => "an image is being added, which takes unusually long",
         }
     }
 }
@@ -119,14 +123,14 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn =
-            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
-        match turn.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
-            Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-        }
-        let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
+        let turn = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
+        let Some(turn) = turn.map_err(|error| StoreError::write(&path, error))? else {
+            return Ok(Err(SweepBusy::AnotherSweep));
+        };
+        let lock = match self.exclusive_lock()? {
+            Ok(lock) => lock,
+            Err(busy) => return Ok(Err(busy)),
+        };
         // Under the lock: whoever gets it next renews what he commits at a later time than this.
         let began = self.file_system_time()?;
         drop(lock);
@@ -141,19 +145,25 @@ impl Store {
         now.map_err(|error| StoreError::write(&clock, error))
     }
 
-    /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
-    pub(super) fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
-        let path = self.inner.layout.sweep_lock();
-        let lock =
-            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
-        for _ in 0..LOCK_TRIES {
-            match lock.try_lock() {
-                Ok(()) => return Ok(Some(lock)),
-                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_WAIT),
-                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-            }
+    /// The lock that no commit of a manifest may hold meanwhile. Commits that come while we wait for it wait
+    /// behind us.
+    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepBusy>, StoreError> {
+        let layout = &self.inner.layout;
+        let locked = |path: PathBuf, lock: fn(File) -> io::Result<Option<FileLock>>| {
+            layout.open_lock(&path).and_then(lock).map_err(|error| StoreError::write(&path, error))
+        };
+        if locked(layout.bundle_lock(), FileLock::try_exclusive)?.is_none() {
+            return Ok(Err(SweepBusy::Bundle));
         }
-        Ok(None)
+        let wait = |file| FileLock::exclusive(file).map(Some);
+        let _gate = locked(layout.sweep_gate(), wait)?;
+        for _ in 0..LOCK_TRIES {
+            if let Some(lock) = locked(layout.sweep_lock(), FileLock::try_exclusive)? {
+                return Ok(Ok(lock));
+            }
+            thread::sleep(LOCK_WAIT);
+        }
+        Ok(Err(SweepBusy::Commit))
     }
 
     /// How old a blob is, as near as the clocks of this machine and of the file system are; `None` if it is
@@ -200,7 +210,10 @@ impl Store {
         for file in names_in(directory) {
             let old = directory.join(&file);
             let is_file = fs::symlink_metadata(&old).is_ok_and(|is| is.is_file());
-            let is_idle = || File::open(&old).is_ok_and(|file| file.try_lock().is_ok());
+            let is_idle = || {
+                let lock = File::open(&old).and_then(FileLock::try_exclusive);
+                lock.is_ok_and(|lock| lock.is_some())
+            };
             if !is_file || !is_idle() {
                 continue;
             }
@@ -233,7 +246,7 @@ impl Sweep {
     /// [`StoreError`] if the disk refuses.
     pub fn remove(&self, removal: &Removal<'_>) -> Result<bool, StoreError> {
         let (store, layout) = (&self.store, &self.store.inner.layout);
-        let Some(_lock) = store.exclusive_lock()? else { return Ok(false) };
+        let Ok(_lock) = store.exclusive_lock()? else { return Ok(false) };
         let is_unused = |(reference, pulled): &(&Reference, Option<SystemTime>)| {
             store.image(removal.name, reference).is_some_and(|image| image.pulled == *pulled)
         };
@@ -269,7 +282,7 @@ impl Sweep {
             let digests = digests_in(&self.store.inner.layout.blobs(algorithm), algorithm);
             let unreferenced: Vec<Digest> = digests.filter(|each| !referenced(each)).collect();
             for batch in unreferenced.chunks(BATCH) {
-                let lock = if go_on() { self.store.exclusive_lock()? } else { None };
+                let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
                     swept.is_partial = true;
                     return Ok(swept);

@@ -17,6 +17,7 @@ use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
 use super::images::{Graph, StoredImage, ask, modified};
+use super::lock::FileLock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference, is_timestamp};
 
@@ -230,10 +231,8 @@ impl Store {
         let path = self.inner.layout.usage_images();
         let write = |error| StoreError::write(&path, error);
         let lock = self.inner.layout.open_lock(&self.inner.layout.usage_lock());
-        let lock = lock.map_err(write)?;
-        if lock.try_lock().is_err() {
-            return Ok(None);
-        }
+        let lock = lock.and_then(FileLock::try_exclusive).map_err(write)?;
+        let Some(_lock) = lock else { return Ok(None) };
         let began = clock();
         match self.is_usage_as_it_was(began, go_on) {
             None => return Ok(None),

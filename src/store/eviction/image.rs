@@ -6,7 +6,7 @@ use std::fs;
 use super::super::Store;
 use super::super::error::StoreError;
 use super::super::references::Scope;
-use super::super::sweep::{BATCH, Sweep, SweepBusy};
+use super::super::sweep::{BATCH, Sweep};
 use super::read::Names;
 use super::{Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 use crate::oci::{Digest, ImageName, Reference};
@@ -51,8 +51,9 @@ impl<'a> Eviction<'a> {
             return Ok(Some(Evicted::Pinned));
         }
         self.sweep.reread(self.index, name)?;
-        let Some(lock) = store.exclusive_lock()? else {
-            return Ok(Some(Evicted::Busy(SweepBusy::Bundle)));
+        let lock = match store.exclusive_lock()? {
+            Ok(lock) => lock,
+            Err(busy) => return Ok(Some(Evicted::Busy(busy))),
         };
         if !self.is_unchanged() || store.root_of(name, &self.reference) != Some(root) {
             return Ok(None);
@@ -129,7 +130,7 @@ impl<'a> Eviction<'a> {
         let store = self.sweep.store.clone();
         let mut going = HashSet::from([root]);
         for batch in manifests.chunks(BATCH) {
-            let lock = store.exclusive_lock()?;
+            let lock = store.exclusive_lock()?.ok();
             if lock.is_none() || !self.is_unchanged() {
                 self.index.has_more = true;
                 return Ok(());

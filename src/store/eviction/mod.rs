@@ -359,7 +359,7 @@ impl Sweep {
     ) -> Result<Option<u64>, StoreError> {
         let (inner, mut freed) = (&self.store.inner, 0);
         for batch in digests.chunks(BATCH) {
-            let lock = if go_on() { self.store.exclusive_lock()? } else { None };
+            let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
             if lock.is_none() {
                 return Ok(None);
             }

@@ -334,7 +334,7 @@ fn what_was_fetched_within_the_grace_period_is_not_offered() {
 fn an_import_or_a_commit_under_way_is_waited_for_or_reported() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
-    let import = open(directory.path()).commit_lock().unwrap();
+    let import = open(directory.path()).bundle_lock().unwrap();
     let (_, evicted) = evict_next(&sweep, &mut index).unwrap();
     assert_eq!(evicted, Evicted::Busy(SweepBusy::Bundle));
     assert!(has(&store, b"only a"));
