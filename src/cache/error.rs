@@ -89,9 +89,10 @@ impl CacheError {
         }
     }
 
-    /// Whether it is the disk that refused, so that it could be had past it.
+    /// Whether the disk took nothing more, so that the content can be had past it. A disk that cannot be read is
+    /// another matter: the content may be on it, and a download would take descriptors that it lacks as well.
     pub fn is_the_disks(&self) -> bool {
-        matches!(self, CacheError::Store(_))
+        matches!(self, CacheError::Store(error) if !error.is_unreadable())
     }
 
     /// Whether what came was not what was asked for, so that another try may fare better.

@@ -160,7 +160,8 @@ impl Inner {
         let key = (name.clone(), Reference::Tag(tag.clone()));
         !self.is_offline()
             && self.manifests.peek(&key).is_none()
-            && self.store.tag(name, tag, Access::Look).is_none()
+            // A record that cannot be read is for the look-up of the manifest to report.
+            && matches!(self.store.find_tag(name, tag, Access::Look), Ok(None))
     }
 
     fn told_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
@@ -203,7 +204,7 @@ impl Inner {
             tags.insert(key, of_digest);
         }
         lock(&self.told_heads).insert((name.clone(), tag.clone()), told);
-        if let Some(stored) = self.stored_manifest(name, &head.digest, Access::Look) {
+        if let Ok(Some(stored)) = self.stored_manifest(name, &head.digest, Access::Look) {
             self.point_told_tags(name, &stored.content);
         }
     }

@@ -105,8 +105,8 @@ impl Cache {
             return Ok(ready(content, How::Hit));
         }
         let stored = match reference {
-            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now)),
-            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now)),
+            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now))?,
+            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now))?,
         };
         let cached = match stored {
             Some(stored) => match stored.belief {
@@ -222,19 +222,24 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
         access: Access,
-    ) -> Option<Stored> {
-        let record = self.store.manifest(name, digest, access)?;
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.store.find_manifest(name, digest, access)? else { return Ok(None) };
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
-        Some(Stored { content, belief: Belief::Fresh(None) })
+        Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
     }
 
-    fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
-        let record = self.store.tag(name, tag, access)?;
+    fn stored_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.store.find_tag(name, tag, access)? else { return Ok(None) };
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
         let settings = self.settings();
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.now());
-        Some(Stored { content, belief })
+        Ok(content.map(|content| Stored { content, belief }))
     }
 
     fn read_content(
@@ -243,15 +248,16 @@ impl Inner {
         digest: Digest,
         media_type: MediaType,
         size: u64,
-    ) -> Option<Arc<Content>> {
+    ) -> Result<Option<Arc<Content>>, CacheError> {
         let is_large = size > HOT_BYTES_MAX as u64;
         if is_large
             && let Some(content) = lock(&self.in_use).get(&digest).and_then(Weak::upgrade)
             && content.media_type == media_type
         {
-            return Some(content);
+            return Ok(Some(content));
         }
-        let bytes: Arc<[u8]> = self.store.read(&digest, size)?.into();
+        let Some(bytes) = self.store.find_bytes(&digest, size)? else { return Ok(None) };
+        let bytes: Arc<[u8]> = bytes.into();
         // Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
         if let Ok(manifest) = Manifest::parse(Arc::clone(&bytes), Some(media_type.as_str())) {
             self.remember_sizes(name, &manifest);
@@ -264,7 +270,7 @@ impl Inner {
             }
             in_use.insert(digest, Arc::downgrade(&content));
         }
-        Some(content)
+        Ok(Some(content))
     }
 
     fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
@@ -284,8 +290,9 @@ impl Inner {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
             // Who looked before a flight landed and joined after it is the next pilot: that landing is its answer.
             Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
-                Some(stored) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
-                _ => self.fetch_by_tag(&name, tag),
+                Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
+                Ok(_) => self.fetch_by_tag(&name, tag),
+                Err(error) => Err(error),
             },
         };
         match &result {
@@ -303,7 +310,7 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
     ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             return Ok(stored.content);
         }
         let source = self.source(&name.upstream)?;
@@ -320,7 +327,7 @@ impl Inner {
     ) -> Result<Arc<Content>, CacheError> {
         let source = self.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
-        let Some(record) = self.store.tag(name, tag, Access::Look) else {
+        let Some(record) = self.store.find_tag(name, tag, Access::Look)? else {
             let content = self.get_manifest(name, &*source, &reference)?;
             self.point_tag(name, tag, &content, None);
             return Ok(content);
@@ -356,7 +363,7 @@ impl Inner {
         tag: &Reference,
         digest: &Digest,
     ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             self.note::<()>(name, tag, &Ok(()));
             return Ok(stored.content);
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::*;
@@ -417,4 +418,59 @@ fn a_second_pruner_is_sent_away() {
     assert!(busy.to_string().contains("being removed already"), "{busy}");
     drop(sweep);
     assert!(shelf.prune(all(&Criteria::default())).is_ok());
+}
+
+/// Every read of a prune fails in turn, for a moment, as it does when descriptors run out.
+#[test]
+fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
+    for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
+        for spared in 0.. {
+            let shelf = Shelf::new();
+            shelf.image("stays", "v", &["shared", "of what stays"]);
+            shelf.image("goes", "v", &["shared", "of what goes"]);
+            shelf.age(48);
+            let pins = PinSettings {
+                pins: vec!["quay.io/stays:*".parse().unwrap()],
+                ..PinSettings::default()
+            };
+            shelf.store.fail_reads("", spared, 1, errno);
+            let criteria = Criteria::default();
+            let request =
+                Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
+            let pruned = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
+            let is_over = !shelf.store.has_failed_reads();
+            shelf.store.fail_reads("", 0, 0, errno);
+            for text in ["shared", "of what stays", "config of stays:v"] {
+                let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+                let is_there = shelf.store.blob(&digest, None).is_some();
+                assert!(is_there, "{errno:?} at read {spared} lost {text}: {pruned:?}");
+            }
+            let stays = shelf.store.tag(&name("stays"), &"v".parse().unwrap(), Access::Look);
+            assert!(stays.is_some(), "{errno:?} at read {spared}");
+            // The next one does what is left to do.
+            let again = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
+            assert!(again.is_ok(), "{errno:?} at read {spared}: {again:?}");
+            assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_none());
+            if is_over {
+                assert!(spared > 10, "there were reads to fail");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
+    for strange in ["refs/quay.io/goes/Upper Case", "refs/quay.io/_notes", "refs/not a host"] {
+        let shelf = Shelf::new();
+        shelf.image("goes", "v", &["layer"]);
+        shelf.age(48);
+        fs::create_dir_all(shelf.directory.path().join(strange)).unwrap();
+        let criteria = Criteria::default();
+        let request = Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
+        let pruned = prune(&shelf.store, &PinSettings::default(), request, shelf.now, &mut || true);
+        let error = pruned.unwrap_err().to_string();
+        assert!(error.contains(strange), "{error}");
+        assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_some());
+    }
 }

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use super::Store;
 use super::error::StoreError;
-use super::images::{list_for_certain, modified, walk};
+use super::images::{list_for_certain, modified, not_ours, walk};
 use super::layout::{Layout, digest_of};
 use super::refs::Access;
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
@@ -150,6 +150,7 @@ impl Store {
         let sizes: HashMap<Digest, u64> = self.blobs().into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
+        let unreadable = self.unreadable_files();
         let walked = self.each_repository_for_certain(&mut |name| {
             was_ended = !go_on();
             if was_ended {
@@ -162,6 +163,10 @@ impl Store {
         match walked {
             Err(_) if was_ended => return Ok(None),
             other => other.map_err(|source| StoreError::Blind { source })?,
+        }
+        // A name that could not be read for a moment looks like one that does not exist.
+        if self.unreadable_files() != unreadable {
+            return Err(StoreError::unreadable_meanwhile(self.root()));
         }
         let content = sizes.iter().map(|(digest, size)| Content { digest: *digest, size: *size });
         catalogue.unreferenced =
@@ -181,13 +186,17 @@ impl Store {
         let images = catalogue.images_of(catalogue.repositories.len() - 1);
         let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
         for tag in list_for_certain(&layout.tags(name))? {
-            let Ok(tag) = tag.parse() else { continue };
+            let Ok(tag) = tag.parse() else {
+                return Err(not_ours(&layout.tags(name).join(&tag)));
+            };
             let is_there = is_readable(&layout.tag(name, &tag))?;
             unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
         }
         for algorithm in Algorithm::ALL {
             for hex in list_for_certain(&layout.manifests(name, algorithm))? {
-                let Some(digest) = digest_of(algorithm, &hex) else { continue };
+                let Some(digest) = digest_of(algorithm, &hex) else {
+                    return Err(not_ours(&layout.manifests(name, algorithm).join(&hex)));
+                };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
                     let is_there = is_readable(&layout.manifest(name, &digest))?;
                     is_readable(&layout.blob(&digest))?;

@@ -12,7 +12,6 @@ use serde_json::json;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::names_in;
 use super::lock::FileLock;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
@@ -45,9 +44,13 @@ impl Store {
         // Before the walk: a tag that changes during it marks the index again.
         self.inner.index_outdated.store(false, Ordering::Release);
         let temporary = self.inner.layout.temporary();
-        let written = self.stream_index(&temporary).map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            StoreError::write(&path, error)
+        let unreadable = self.unreadable_files();
+        let written =
+            self.stream_index(&temporary).map_err(|error| StoreError::write(&path, error));
+        let written = written.and_then(|()| match self.unreadable_files() == unreadable {
+            true => Ok(()),
+            // An index that lacks images would be believed by other programs.
+            false => Err(StoreError::unreadable_meanwhile(self.root())),
         });
         let published = written.and_then(|()| self.inner.publish(&temporary, &path));
         if published.is_err() {
@@ -103,10 +106,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-pub(super) fn sorted_entries(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> = names_in(directory).collect();
-    names.sort();
-    names
 }

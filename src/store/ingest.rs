@@ -103,7 +103,7 @@ impl Store {
         let path = self.inner.layout.partial(upstream, digest);
         for _ in 0..LOCK_ROUNDS_MAX {
             let Some(file) = self.open_partial_file(&path, if_missing)? else {
-                match (self.blob(digest, expected_bytes), if_missing) {
+                match (self.find_blob(digest, expected_bytes)?, if_missing) {
                     (Some(blob), _) => return Ok(Begin::Present(blob)),
                     (None, IfMissing::Leave) => return Ok(Begin::Absent),
                     // The directory was removed with its last partial between creation and opening.
@@ -118,7 +118,7 @@ impl Store {
             if !leads_to(&path, &file) {
                 continue;
             }
-            if let Some(blob) = self.blob(digest, expected_bytes) {
+            if let Some(blob) = self.find_blob(digest, expected_bytes)? {
                 // Ours by the lock, and of no use: its blob was finished before we got here.
                 self.inner.note_bytes_removed(file.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&path);

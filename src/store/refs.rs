@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::{digests_in, names_in};
+use super::layout::digest_of;
 use super::lock::FileLock;
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
@@ -97,13 +97,25 @@ struct ManifestWire {
 }
 
 impl Store {
-    /// What `tag` is, or `None` if it was never pulled or its record is damaged.
+    /// What `tag` is, or `None` if it was never pulled or its record is damaged. For callers that lose nothing
+    /// by a miss.
     pub fn tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<TagRecord> {
+        self.find_tag(name, tag, access).unwrap_or_default()
+    }
+
+    /// As [`Store::tag`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known what the tag is.
+    pub fn find_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<TagRecord>, StoreError> {
         let path = self.inner.layout.tag(name, tag);
-        self.record(&path, access).and_then(|wire: TagWire| {
-            let record = wire.accept();
-            record.or_else(|| self.damaged(&path, "a field has no valid value"))
-        })
+        let Some(wire) = self.find_record::<TagWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
     }
 
     /// Writes what `tag` is. Its manifest must be in the store, and is recorded for the repository if it
@@ -153,18 +165,30 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this repository has the manifest, and of what type it is.
+    /// Whether this repository has the manifest, and of what type it is. For callers that lose nothing by a
+    /// miss.
     pub fn manifest(
         &self,
         name: &ImageName,
         digest: &Digest,
         access: Access,
     ) -> Option<ManifestRecord> {
+        self.find_manifest(name, digest, access).unwrap_or_default()
+    }
+
+    /// As [`Store::manifest`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known whether it has.
+    pub fn find_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<Option<ManifestRecord>, StoreError> {
         let path = self.inner.layout.manifest(name, digest);
-        self.record(&path, access).and_then(|wire: ManifestWire| {
-            let record = wire.accept();
-            record.or_else(|| self.damaged(&path, "a field has no valid value"))
-        })
+        let Some(wire) = self.find_record::<ManifestWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
     }
 
     /// Writes that this repository has the manifest, which must be in the store. What it names counts as
@@ -208,7 +232,8 @@ impl Store {
     /// The manifests that this repository has.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         let of_algorithm = |algorithm: Algorithm| {
-            digests_in(&self.inner.layout.manifests(name, algorithm), algorithm)
+            let names = self.names_in(&self.inner.layout.manifests(name, algorithm));
+            names.into_iter().filter_map(move |hex| digest_of(algorithm, &hex))
         };
         Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
@@ -249,7 +274,7 @@ impl Store {
 
     /// The tags of a repository that are in the cache, sorted.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
-        let names = names_in(&self.inner.layout.tags(name));
+        let names = self.names_in(&self.inner.layout.tags(name)).into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
         tags
@@ -284,16 +309,20 @@ impl Store {
     }
 
     pub(super) fn record<T: DeserializeOwned>(&self, path: &Path, access: Access) -> Option<T> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => return self.damaged(path, &error.to_string()),
-        };
+        self.find_record(path, access).unwrap_or_default()
+    }
+
+    fn find_record<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        access: Access,
+    ) -> Result<Option<T>, StoreError> {
+        let Some((file, _)) = self.open_file(path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         if let Err(error) = (&file).take(RECORD_BYTES_MAX).read_to_end(&mut bytes) {
-            return self.damaged(path, &error.to_string());
+            return self.failed_to_read(path, error);
         }
-        match serde_json::from_slice(&bytes) {
+        Ok(match serde_json::from_slice(&bytes) {
             Ok(record) => {
                 if let Access::Pull(now) = access {
                     touch(&file, now);
@@ -301,7 +330,7 @@ impl Store {
                 Some(record)
             }
             Err(error) => self.damaged(path, &error.to_string()),
-        }
+        })
     }
 
     fn put_record(&self, path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
