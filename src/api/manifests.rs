@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{Cache, CacheError, ManifestAnswer, ManifestLookup};
+use crate::cache::{CacheError, ManifestAnswer, ManifestLookup};
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, Reference};
 
@@ -28,8 +28,6 @@ pub(super) fn answer(
     }
 }
 
-/// Larger manifests are sent from their file, so that slow clients cost no memory.
-const FILE_MIN: usize = 16 * 1024;
 /// The type of a manifest that calls itself something that a browser would show or execute. No client
 /// takes such content for a manifest, and a page of somebody else's must not run with this origin.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
@@ -39,13 +37,12 @@ fn content_type(media_type: &MediaType) -> String {
     shown.to_owned()
 }
 
-fn body(cache: &Cache, answer: &ManifestAnswer) -> Body {
-    let size = answer.bytes().len();
-    // A manifest that passes through, because the disk is full, has no file.
-    let file = if size < FILE_MIN { None } else { cache.store().blob(answer.digest(), None) };
-    match file.filter(|blob| blob.size == size as u64) {
-        Some(blob) => Body::File { file: blob.file, range: 0..blob.size },
-        None => Body::Bytes(Arc::clone(answer.bytes())),
+/// Large manifests are sent from their file, so that slow clients cost no memory.
+fn body(answer: &ManifestAnswer) -> Body {
+    match (answer.bytes(), answer.file()) {
+        (Some(bytes), _) => Body::Bytes(Arc::clone(bytes)),
+        (None, Some(file)) => Body::File { file: file.clone(), range: 0..answer.size() },
+        (None, None) => Body::Empty,
     }
 }
 
@@ -65,7 +62,7 @@ fn reply(
     }
     let reply = match is_not_modified(request, answer.digest()) {
         true => Reply::new(304, Body::Empty),
-        false => Reply::new(200, body(&call.cache, &answer)),
+        false => Reply::new(200, body(&answer)),
     };
     let reply = reply
         .header("Content-Type", content_type(answer.media_type()))

@@ -60,7 +60,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Verifier};
 
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
@@ -78,6 +78,9 @@ pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
 use layout::Layout;
+
+/// How much of a file is hashed at a time.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// How the directory is treated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,6 +238,29 @@ impl Store {
         }
         match Digest::of(digest.algorithm(), &bytes) == *digest {
             true => Some(bytes),
+            false => self.damaged(&path, "its bytes do not have the digest of its name"),
+        }
+    }
+
+    /// The same without its bytes: a large manifest, checked piece by piece, so that it takes no memory.
+    pub fn verified(&self, digest: &Digest, expected_bytes: u64) -> Option<Blob> {
+        let blob = self.blob(digest, Some(expected_bytes))?;
+        let path = self.inner.layout.blob(digest);
+        let mut verifier = Verifier::new(digest.algorithm());
+        let (mut piece, mut position) = (vec![0; PIECE_BYTES], 0);
+        loop {
+            match blob.file.read_at(&mut piece, position) {
+                Ok(0) => break,
+                Ok(count) => {
+                    verifier.update(&piece[..count]);
+                    position += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.damaged(&path, &error.to_string()),
+            }
+        }
+        match verifier.finish() == *digest {
+            true => Some(blob),
             false => self.damaged(&path, "its bytes do not have the digest of its name"),
         }
     }
