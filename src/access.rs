@@ -21,7 +21,7 @@ use std::thread;
 use subtle::ConstantTimeEq;
 
 use crate::certificates::Stamp;
-use crate::flight::{Flight, Flights, Pilot};
+use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Algorithm, Digest};
 
 /// Checks that wait for the thread. At a twentieth of a second each it is through with them before a
@@ -102,7 +102,7 @@ pub enum Verdict {
 
 /// Waits for a check.
 pub struct CheckWait {
-    flight: Arc<Flight<(), bool, Unchecked>>,
+    flight: Follower<(), bool, Unchecked>,
 }
 
 impl CheckWait {

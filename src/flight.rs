@@ -15,11 +15,15 @@
 //!   the landing and joined after it.
 //! * *Waiting against progress.* Condition and waker list are under one lock, so a change is either
 //!   seen by the poll or wakes the waker that the poll left.
+//! * *The last follower against the end of the work.* Followers are counted up under the table's lock, and
+//!   [`Pilot::abandon`] looks at the count under that lock: a flight is never abandoned under a follower.
 //! * *A pilot that panics or forgets to land* fails the flight when it is dropped: an end without an
 //!   outcome would look like success to a reader that counts bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -33,7 +37,7 @@ type Table<K, H, T, E> = Mutex<HashMap<K, Arc<Flight<H, T, E>>>>;
 /// What [`Flights::join`] found.
 pub struct Joined<K: Eq + Hash, H, T, E: Clone> {
     /// The flight of the key.
-    pub flight: Arc<Flight<H, T, E>>,
+    pub flight: Follower<H, T, E>,
     /// Present exactly if this call started the flight: then the caller must see to the work.
     pub pilot: Option<Pilot<K, H, T, E>>,
 }
@@ -49,9 +53,9 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
     pub fn join(&self, key: &K, abandoned: impl FnOnce() -> E) -> Joined<K, H, T, E> {
         let mut table = lock(&self.table);
         if let Some(flight) = table.get(key).filter(|flight| !flight.has_ended()) {
-            return Joined { flight: Arc::clone(flight), pilot: None };
+            return Joined { flight: Follower::of(flight), pilot: None };
         }
-        let flight = Arc::new(Flight { state: Mutex::new(State::new()) });
+        let flight = Arc::new(Flight::new());
         table.insert(key.clone(), Arc::clone(&flight));
         let pilot = Pilot {
             flight: Arc::clone(&flight),
@@ -59,11 +63,16 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
             table: Arc::clone(&self.table),
             abandoned: Some(abandoned()),
         };
-        Joined { flight, pilot: Some(pilot) }
+        Joined { flight: Follower::of(&flight), pilot: Some(pilot) }
     }
 
-    /// The flight of `key`, if one is under way.
-    pub fn find(&self, key: &K) -> Option<Arc<Flight<H, T, E>>> {
+    /// The flight of `key`, if one is under way. Whoever holds it follows it.
+    pub fn find(&self, key: &K) -> Option<Follower<H, T, E>> {
+        lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Follower::of)
+    }
+
+    /// The flight of `key`, to look at without following it.
+    pub fn peek(&self, key: &K) -> Option<Arc<Flight<H, T, E>>> {
         lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Arc::clone)
     }
 
@@ -98,6 +107,40 @@ impl<K, H, T, E> Clone for Flights<K, H, T, E> {
 /// One piece of work, as those see it who wait for it.
 pub struct Flight<H, T, E> {
     state: Mutex<State<H, T, E>>,
+    /// Counted up under the table's lock, so that a flight that ends for want of followers has none.
+    followers: AtomicUsize,
+    has_begun: AtomicBool,
+}
+
+/// One of those that wait for a flight, as a value: dropping it is leaving.
+pub struct Follower<H, T, E> {
+    flight: Arc<Flight<H, T, E>>,
+}
+
+impl<H, T, E> Follower<H, T, E> {
+    fn of(flight: &Arc<Flight<H, T, E>>) -> Follower<H, T, E> {
+        flight.followers.fetch_add(1, Ordering::Relaxed);
+        Follower { flight: Arc::clone(flight) }
+    }
+
+    /// The flight itself, to be looked at when the follower has left.
+    pub fn flight(&self) -> &Arc<Flight<H, T, E>> {
+        &self.flight
+    }
+}
+
+impl<H, T, E> Deref for Follower<H, T, E> {
+    type Target = Flight<H, T, E>;
+
+    fn deref(&self) -> &Flight<H, T, E> {
+        &self.flight
+    }
+}
+
+impl<H, T, E> Drop for Follower<H, T, E> {
+    fn drop(&mut self) {
+        self.flight.followers.fetch_sub(1, Ordering::Release);
+    }
 }
 
 struct State<H, T, E> {
@@ -105,12 +148,7 @@ struct State<H, T, E> {
     /// How many bytes may be read; never falls.
     available: u64,
     outcome: Option<Result<T, E>>,
-    waiting: Vec<Waiting>,
-}
-
-struct Waiting {
-    until: Until,
-    waker: Waker,
+    waiting: Waiters,
 }
 
 /// The change that a waker waits for. An end wakes everybody.
@@ -121,39 +159,101 @@ enum Until {
     End,
 }
 
+/// The wakers of a flight. A popular blob has thousands of them, so none is looked for among the others.
+#[derive(Default)]
+struct Waiters {
+    /// By the address of what a waker wakes, which tells them apart as long as they are kept here.
+    by_waker: HashMap<usize, (Until, Waker)>,
+    for_header: HashSet<usize>,
+    /// Those that wait for bytes beyond a position, in the order of the positions.
+    for_bytes: BTreeSet<(u64, usize)>,
+}
+
+impl Waiters {
+    /// A connection that was resumed for another reason waits again: its earlier wish is replaced.
+    fn insert(&mut self, until: Until, waker: &Waker) {
+        self.remove(waker);
+        let key = waker.data().addr();
+        match until {
+            Until::Header => drop(self.for_header.insert(key)),
+            Until::Beyond(position) => drop(self.for_bytes.insert((position, key))),
+            Until::End => {}
+        }
+        self.by_waker.insert(key, (until, waker.clone()));
+    }
+
+    fn remove(&mut self, waker: &Waker) {
+        let key = waker.data().addr();
+        match self.by_waker.remove(&key) {
+            Some((Until::Header, _)) => drop(self.for_header.remove(&key)),
+            Some((Until::Beyond(position), _)) => drop(self.for_bytes.remove(&(position, key))),
+            Some((Until::End, _)) | None => {}
+        }
+    }
+
+    fn take_all(&mut self) -> Vec<Waker> {
+        let all = std::mem::take(self).by_waker;
+        all.into_values().map(|(_, waker)| waker).collect()
+    }
+
+    fn take_for_header(&mut self) -> Vec<Waker> {
+        let due = std::mem::take(&mut self.for_header);
+        due.iter().filter_map(|key| self.by_waker.remove(key)).map(|(_, waker)| waker).collect()
+    }
+
+    /// Those whose position lies before `available`.
+    fn take_for_bytes(&mut self, available: u64) -> Vec<Waker> {
+        let later = self.for_bytes.split_off(&(available, 0));
+        let due = std::mem::replace(&mut self.for_bytes, later);
+        let due = due.iter().filter_map(|(_, key)| self.by_waker.remove(key));
+        due.map(|(_, waker)| waker).collect()
+    }
+}
+
 impl<H, T, E> State<H, T, E> {
     fn new() -> Self {
-        State { header: None, available: 0, outcome: None, waiting: Vec::new() }
+        State { header: None, available: 0, outcome: None, waiting: Waiters::default() }
     }
 
     fn wait(&mut self, until: Until, waker: &Waker) {
-        // A connection that was resumed for another reason waits again: replace its earlier wish.
-        match self.waiting.iter_mut().find(|waiting| waiting.waker.will_wake(waker)) {
-            Some(waiting) => waiting.until = until,
-            None => self.waiting.push(Waiting { until, waker: waker.clone() }),
-        }
+        self.waiting.insert(until, waker);
     }
 
     /// Takes out the wakers whose wish has come true.
     fn due(&mut self) -> Vec<Waker> {
-        let (ended, has_header, available) =
-            (self.outcome.is_some(), self.header.is_some(), self.available);
-        let is_due = |waiting: &mut Waiting| {
-            ended
-                || match waiting.until {
-                    Until::Header => has_header,
-                    Until::Beyond(position) => available > position,
-                    Until::End => false,
-                }
-        };
-        self.waiting.extract_if(.., is_due).map(|waiting| waiting.waker).collect()
+        if self.outcome.is_some() {
+            return self.waiting.take_all();
+        }
+        let mut due = self.waiting.take_for_bytes(self.available);
+        if self.header.is_some() {
+            due.extend(self.waiting.take_for_header());
+        }
+        due
     }
 }
 
 impl<H, T, E> Flight<H, T, E> {
+    fn new() -> Self {
+        Flight {
+            state: Mutex::new(State::new()),
+            followers: AtomicUsize::new(0),
+            has_begun: AtomicBool::new(false),
+        }
+    }
+
     /// Called under the table's lock, which is always taken before a flight's own.
     fn has_ended(&self) -> bool {
         lock(&self.state).outcome.is_some()
+    }
+
+    /// Whether anybody waits for it.
+    pub fn has_followers(&self) -> bool {
+        self.followers.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether its work has begun: a flight can wait for its turn for longer than its followers do.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
     }
 }
 
@@ -200,7 +300,7 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
 
     /// Takes back a waker whose owner has stopped waiting; a flight may last for hours.
     pub fn forget(&self, waker: &Waker) {
-        lock(&self.state).waiting.retain(|waiting| !waiting.waker.will_wake(waker));
+        lock(&self.state).waiting.remove(waker);
     }
 
     /// The header, if it is known by now.
@@ -227,6 +327,37 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
     /// The key that this flight is for.
     pub fn key(&self) -> &K {
         &self.key
+    }
+
+    /// The flight, to be looked at without following it.
+    pub fn flight(&self) -> &Arc<Flight<H, T, E>> {
+        &self.flight
+    }
+
+    /// Notes that the work has begun.
+    pub fn begin(&self) {
+        self.flight.has_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anybody waits for this flight.
+    pub fn has_followers(&self) -> bool {
+        self.flight.has_followers()
+    }
+
+    /// Ends the flight unless somebody follows it: then its work has to go on, and the leader comes back.
+    pub fn abandon(mut self, outcome: E) -> Option<Self> {
+        let table = Arc::clone(&self.table);
+        let mut table = lock(&table);
+        // Nobody joins meanwhile: that takes the table's lock.
+        if self.flight.has_followers() {
+            return Some(self);
+        }
+        self.abandoned = None;
+        lock(&self.flight.state).outcome = Some(Err(outcome));
+        if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            table.remove(&self.key);
+        }
+        None
     }
 
     /// Tells the header. The first one stands.

@@ -135,7 +135,8 @@ impl Desk {
             Route::Blob { .. } => "blob",
             Route::List { .. } => "list",
         };
-        let call = Call { cache: self.cache.clone(), addressing, kind };
+        let cache = self.cache.for_client(request.client_address());
+        let call = Call { cache, addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)

@@ -29,12 +29,13 @@ pub(super) fn manifest_by_digest(
     descriptor: &Descriptor,
     media_type: Option<&str>,
 ) -> Option<Manifest> {
-    if descriptor.size > MANIFEST_BYTES_MAX as u64 {
-        return None;
-    }
     // A layout's author may have written anything here; what is no manifest's type tells nothing.
     let media_type = media_type
         .filter(|text| MediaType::parse(text).is_some_and(|media_type| media_type.is_manifest()));
-    let bytes = store.read(&descriptor.digest, descriptor.size)?;
+    let size = store.blob(&descriptor.digest, descriptor.known_size())?.size;
+    if size > MANIFEST_BYTES_MAX as u64 {
+        return None;
+    }
+    let bytes = store.read(&descriptor.digest, size)?;
     Manifest::parse(Arc::from(bytes), media_type).ok()
 }

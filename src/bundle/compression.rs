@@ -3,8 +3,10 @@
 //! Reading goes by what the bytes say and not by the file's name. Zstandard is read and written by
 //! `ruzstd`, since the C library would be the only one in the static binary.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
+use std::rc::Rc;
 use std::str::FromStr;
 
 use flate2::bufread::MultiGzDecoder;
@@ -18,6 +20,10 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// How much is compressed to a Zstandard frame of its own, in bytes. Frames that follow each other are
 /// one stream to every reader, and the memory needed is that of one.
 const ZSTD_FRAME_BYTES: usize = 1024 * 1024;
+/// How much more than was read may come out of it: what no gzip stream exceeds (1,032 to 1), and a
+/// gigabyte for the runs that Zstandard packs better.
+const RATIO_MAX: u64 = 1_100;
+const SLACK_BYTES: u64 = 1 << 30;
 /// Layers in a bundle are compressed already; the rest is small. (At level 1, what cannot be packed grows.)
 const GZIP_LEVEL: u32 = 2;
 
@@ -67,7 +73,8 @@ impl FromStr for Compression {
     }
 }
 
-/// What is inside of `source`, and how it was compressed.
+/// What is inside of `source`, and how it was compressed. It ends with an error where it is out of all
+/// proportion to what was read: a few kilobytes of Zstandard can unpack to terabytes.
 ///
 /// # Errors
 /// Those of `source`.
@@ -78,12 +85,52 @@ pub(super) fn decompress<'a>(
     let (mut source, mut first) = (source, Vec::new());
     source.by_ref().take(4).read_to_end(&mut first)?;
     let compression = Compression::of_magic(&first);
-    let source = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(first).chain(source));
-    Ok(match compression {
-        Compression::None => (compression, Box::new(source)),
-        Compression::Gzip => (compression, Box::new(MultiGzDecoder::new(source))),
-        Compression::Zstd => (compression, Box::new(ZstdFrames::new(source))),
-    })
+    let taken_in = Rc::new(Cell::new(0));
+    let source = Counted { source: io::Cursor::new(first).chain(source), read: taken_in.clone() };
+    let source = BufReader::with_capacity(BUFFER_BYTES, source);
+    let bounded = |unpacked| Box::new(Proportionate { unpacked, taken_in, given_out: 0 });
+    let unpacked: Box<dyn Read + 'a> = match compression {
+        Compression::None => return Ok((compression, Box::new(source))),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(source)),
+        Compression::Zstd => Box::new(ZstdFrames::new(source)),
+    };
+    Ok((compression, bounded(unpacked)))
+}
+
+/// Counts what is read through it.
+struct Counted<R> {
+    source: R,
+    read: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.read.set(self.read.get() + read as u64);
+        Ok(read)
+    }
+}
+
+/// Unpacked bytes, as long as they are in proportion to the packed ones.
+struct Proportionate<'a> {
+    unpacked: Box<dyn Read + 'a>,
+    taken_in: Rc<Cell<u64>>,
+    given_out: u64,
+}
+
+impl Read for Proportionate<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.unpacked.read(buffer)?;
+        self.given_out += read as u64;
+        let taken_in = self.taken_in.get();
+        if self.given_out > taken_in.saturating_mul(RATIO_MAX).saturating_add(SLACK_BYTES) {
+            let reason = format!(
+                "{taken_in} compressed bytes unpack to more than {RATIO_MAX} times as many"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        Ok(read)
+    }
 }
 
 /// Decodes any number of Zstandard frames.
@@ -269,6 +316,27 @@ mod tests {
         let skipped =
             [&[0x51, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &*packed(Compression::Zstd, b"x")];
         assert_eq!(unpacked(&skipped.concat()).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_unpacks_out_of_all_proportion_is_an_error() {
+        let mut unpacked = Proportionate {
+            unpacked: Box::new(io::repeat(0)),
+            taken_in: Rc::new(Cell::new(1_000)),
+            given_out: SLACK_BYTES + RATIO_MAX * 1_000 - 100,
+        };
+        let mut buffer = [0; 100];
+        assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
+        let error = unpacked.read(&mut buffer).unwrap_err().to_string();
+        assert!(error.contains("1000 compressed bytes unpack to more than 1100 times"), "{error}");
+        // What is packed is counted as it is read.
+        unpacked.taken_in.set(2_000);
+        assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
+        let packed = packed(Compression::Zstd, &sample());
+        let counted = Rc::new(Cell::new(0));
+        let mut source = Counted { source: packed.as_slice(), read: counted.clone() };
+        io::copy(&mut source, &mut io::sink()).unwrap();
+        assert_eq!(counted.get(), packed.len() as u64);
     }
 
     #[test]

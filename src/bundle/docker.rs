@@ -3,6 +3,7 @@
 //! <https://github.com/moby/moby/blob/master/image/spec/v1.2.md>. What a registry called the image, and
 //! with what digest, is not in there. A manifest is built from what is, the same one every time.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ use super::layout::{EntryName, blob_name};
 use super::take::Taken;
 use super::told::Origin;
 use crate::oci::{
-    Algorithm, Descriptor, Digest, MANIFEST_BYTES_MAX, Manifest, ManifestKind, MediaType,
-    Reference, Verifier,
+    Algorithm, DESCRIPTORS_MAX, Descriptor, Digest, MANIFEST_BYTES_MAX, Manifest, ManifestKind,
+    MediaType, Reference, Verifier, json_reason, quoted,
 };
 use crate::store::{Blob, Graph, IngestError, Store, StoredImage};
 
@@ -60,8 +61,9 @@ pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     let ManifestKind::Image { config: Some(config), layers } = manifest.kind() else {
         return None;
     };
-    let is_missing = |digest: &Digest| graph.missing_blobs().any(|blob| blob.digest == *digest);
-    if layers.iter().chain([config]).any(|each| is_missing(&each.digest)) {
+    // Foreign layers too: an engine loads no image without them.
+    let present: HashSet<Digest> = graph.present_digests().collect();
+    if !layers.iter().chain([config]).all(|each| present.contains(&each.digest)) {
         return None;
     }
     Some(SavedImage {
@@ -100,7 +102,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<SavedImage>, String> {
         Some(b'{') => "it is the manifest of one image, as skopeo's dir: writes it; copy it to \
                        oci-archive: instead"
             .to_owned(),
-        _ => error.to_string(),
+        _ => json_reason(&error),
     })
 }
 
@@ -144,106 +146,150 @@ impl NewDescriptor {
     }
 }
 
-/// Builds and stores the manifest of an image, once for each of its names. The inner error says what is
-/// wrong with the image.
-///
-/// # Errors
-/// [`BundleError`] if the cache's disk refuses.
-pub(super) fn rebuild(
-    store: &Store,
-    taken: &Taken,
-    image: &SavedImage,
-) -> Result<Result<Vec<Root>, String>, BundleError> {
-    let manifest = match manifest_of(store, taken, image) {
-        Ok(manifest) => manifest,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
-    let digest = Digest::of(Algorithm::Sha256, &bytes);
-    match store.ingest_bytes(&digest, &bytes) {
-        Ok(()) => {}
-        Err(IngestError::Store(error)) => return Err(error.into()),
-        Err(error) => return Ok(Err(error.to_string())),
-    }
-    let root = |name| Root {
-        descriptor: Descriptor { digest, size: bytes.len() as u64, platform: None },
-        media_type: Some(MediaType::DOCKER_MANIFEST.to_owned()),
-        name,
-        origin: Origin::Rebuilt,
-    };
-    Ok(Ok(match image.repo_tags.as_deref() {
-        Some([]) | None => vec![root(EntryName::None)],
-        // `alpine:3` and `alpine` alike are references here, and never tags alone.
-        Some(names) => names.iter().map(|name| root(EntryName::Full(name.clone()))).collect(),
-    }))
+/// Rebuilds the manifests of saved images. Work is proportional to the archive, whatever its
+/// `manifest.json` says: each config is parsed once, and each layer is unpacked once.
+pub(super) struct Rebuild<'a> {
+    store: &'a Store,
+    taken: &'a Taken,
+    /// The config that was parsed last, with its layers.
+    config: Option<(Digest, Option<Vec<Digest>>)>,
+    /// The manifest that was stored last: images that differ in their names only come one after the other.
+    stored: Option<Digest>,
+    /// Layers that were unpacked, with the digests of their content.
+    unpacked: HashMap<(Digest, Algorithm), Result<(Compression, Digest), String>>,
 }
 
-fn manifest_of(store: &Store, taken: &Taken, image: &SavedImage) -> Result<NewManifest, String> {
-    let absent = |path: &str| format!("{path} is not in the bundle");
-    let config = taken.file(&image.config).ok_or_else(|| absent(&image.config))?;
-    let stem = image.config.strip_suffix(".json").unwrap_or(&image.config);
-    let claimed: Option<Digest> = format!("sha256:{stem}").parse().ok();
-    if let Some(claimed) = claimed.filter(|claimed| *claimed != config.0) {
-        return Err(format!(
-            "{}: the bytes have the digest {}, not {claimed}",
-            image.config, config.0
-        ));
+impl<'a> Rebuild<'a> {
+    pub(super) fn new(store: &'a Store, taken: &'a Taken) -> Rebuild<'a> {
+        Rebuild { store, taken, config: None, stored: None, unpacked: HashMap::new() }
     }
-    let diff_ids = diff_ids(store, config).ok_or_else(|| {
-        format!("{} is no image config: it does not list the image's layers", image.config)
-    })?;
-    if diff_ids.len() != image.layers.len() {
-        return Err(format!(
-            "it has {} layers, and {} lists {}",
-            image.layers.len(),
-            image.config,
-            diff_ids.len()
-        ));
+
+    /// Builds and stores the manifests of images, each once for each of its names, in the order of the
+    /// images. The inner error says what is wrong with an image.
+    ///
+    /// # Errors
+    /// [`BundleError`] if the cache's disk refuses.
+    pub(super) fn all(
+        &mut self,
+        images: &[SavedImage],
+    ) -> Result<Vec<Result<Vec<Root>, String>>, BundleError> {
+        // Images that share a config one after the other, so that only one config is kept.
+        let config = |at: &usize| self.taken.file(self.store, &images[*at].config);
+        let mut order: Vec<usize> = (0..images.len()).collect();
+        order.sort_by_cached_key(config);
+        let mut rebuilt: Vec<Result<Vec<Root>, String>> = Vec::new();
+        rebuilt.resize_with(images.len(), || Ok(Vec::new()));
+        for at in order {
+            rebuilt[at] = self.image(&images[at])?;
+        }
+        Ok(rebuilt)
     }
-    let mut layers = Vec::new();
-    for (path, diff_id) in image.layers.iter().zip(diff_ids) {
-        let file = taken.file(path).ok_or_else(|| absent(path))?;
-        let media_type = match verified(store, file, &diff_id) {
-            Ok(Compression::None) => LAYER_TYPE.to_owned(),
-            Ok(Compression::Gzip) => format!("{LAYER_TYPE}.gzip"),
-            Ok(Compression::Zstd) => format!("{LAYER_TYPE}.zstd"),
-            Err(reason) => return Err(format!("{path}: {reason}")),
+
+    fn image(&mut self, image: &SavedImage) -> Result<Result<Vec<Root>, String>, BundleError> {
+        let manifest = match self.manifest(image) {
+            Ok(manifest) => manifest,
+            Err(reason) => return Ok(Err(reason)),
         };
-        layers.push(NewDescriptor::new(media_type, file));
+        let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let is_stored = self.stored.replace(digest) == Some(digest);
+        let ingest = || self.store.ingest_bytes(&digest, &bytes);
+        match if is_stored { Ok(()) } else { ingest() } {
+            Ok(()) => {}
+            Err(IngestError::Store(error)) => return Err(error.into()),
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+        let root = |name| Root {
+            descriptor: Descriptor::new(digest, bytes.len() as u64),
+            media_type: Some(MediaType::DOCKER_MANIFEST.to_owned()),
+            name,
+            origin: Origin::Rebuilt,
+        };
+        Ok(Ok(match image.repo_tags.as_deref() {
+            Some([]) | None => vec![root(EntryName::None)],
+            // `alpine:3` and `alpine` alike are references here, and never tags alone.
+            Some(names) => names.iter().map(|name| root(EntryName::Full(name.clone()))).collect(),
+        }))
     }
-    Ok(NewManifest {
-        schema_version: 2,
-        media_type: MediaType::DOCKER_MANIFEST,
-        config: NewDescriptor::new(CONFIG_TYPE.to_owned(), config),
-        layers,
-    })
+
+    fn manifest(&mut self, image: &SavedImage) -> Result<NewManifest, String> {
+        let path = quoted(&image.config);
+        let config = self.file(&image.config)?;
+        let stem = image.config.strip_suffix(".json").unwrap_or(&image.config);
+        let claimed: Option<Digest> = format!("sha256:{stem}").parse().ok();
+        if let Some(claimed) = claimed.filter(|claimed| *claimed != config.0) {
+            return Err(format!("{path}: the bytes have the digest {}, not {claimed}", config.0));
+        }
+        let diff_ids = self.diff_ids(config).ok_or_else(|| {
+            format!("{path} is no image config: it does not list the image's layers")
+        })?;
+        let (layers, listed) = (image.layers.len(), diff_ids.len());
+        if layers != listed {
+            return Err(format!("it has {layers} layers, and {path} lists {listed}"));
+        }
+        if layers >= DESCRIPTORS_MAX {
+            return Err(format!("it has {layers} layers, the limit is {}", DESCRIPTORS_MAX - 1));
+        }
+        let mut descriptors = Vec::new();
+        for (path, diff_id) in image.layers.iter().zip(diff_ids.clone()) {
+            let file = self.file(path)?;
+            let media_type = match self.verified(file, &diff_id) {
+                Ok(Compression::None) => LAYER_TYPE.to_owned(),
+                Ok(Compression::Gzip) => format!("{LAYER_TYPE}.gzip"),
+                Ok(Compression::Zstd) => format!("{LAYER_TYPE}.zstd"),
+                Err(reason) => return Err(format!("{}: {reason}", quoted(path))),
+            };
+            descriptors.push(NewDescriptor::new(media_type, file));
+        }
+        Ok(NewManifest {
+            schema_version: 2,
+            media_type: MediaType::DOCKER_MANIFEST,
+            config: NewDescriptor::new(CONFIG_TYPE.to_owned(), config),
+            layers: descriptors,
+        })
+    }
+
+    fn file(&self, path: &str) -> Result<(Digest, u64), String> {
+        let file = self.taken.file(self.store, path);
+        file.ok_or_else(|| format!("{} is not in the bundle", quoted(path)))
+    }
+
+    /// The digests that a config gives for its uncompressed layers.
+    fn diff_ids(&mut self, file: (Digest, u64)) -> Option<&Vec<Digest>> {
+        if self.config.as_ref().is_none_or(|(digest, _)| *digest != file.0) {
+            self.config = Some((file.0, diff_ids(self.store, file)));
+        }
+        self.config.as_ref()?.1.as_ref()
+    }
+
+    /// Checks a layer against what the config says about its uncompressed content.
+    fn verified(&mut self, file: (Digest, u64), diff_id: &Digest) -> Result<Compression, String> {
+        if file.0 == *diff_id {
+            return Ok(Compression::None);
+        }
+        let key = (file.0, diff_id.algorithm());
+        let unpacked = self.unpacked.entry(key).or_insert_with(|| {
+            let blob =
+                self.store.blob(&file.0, Some(file.1)).ok_or("it vanished from the cache")?;
+            unpacked_digest(&blob, diff_id.algorithm())
+                .map_err(|error| format!("it cannot be unpacked ({error})"))
+        });
+        let (compression, actual) = unpacked.clone()?;
+        match actual == *diff_id {
+            true => Ok(compression),
+            false => {
+                Err(format!("its content has the digest {actual}, and the config says {diff_id}"))
+            }
+        }
+    }
 }
 
-/// The digests that the config gives for its uncompressed layers.
 fn diff_ids(store: &Store, (digest, size): (Digest, u64)) -> Option<Vec<Digest>> {
     if size > MANIFEST_BYTES_MAX as u64 {
         return None;
     }
     let config: Config = serde_json::from_slice(&store.read(&digest, size)?).ok()?;
     config.rootfs.diff_ids.unwrap_or_default().iter().map(|text| text.parse().ok()).collect()
-}
-
-/// Checks a layer against what the config says about its uncompressed content.
-fn verified(
-    store: &Store,
-    (digest, size): (Digest, u64),
-    diff_id: &Digest,
-) -> Result<Compression, String> {
-    if digest == *diff_id {
-        return Ok(Compression::None);
-    }
-    let blob = store.blob(&digest, Some(size)).ok_or("it vanished from the cache")?;
-    let (compression, actual) = unpacked_digest(&blob, diff_id.algorithm())
-        .map_err(|error| format!("it cannot be unpacked ({error})"))?;
-    match actual == *diff_id {
-        true => Ok(compression),
-        false => Err(format!("its content has the digest {actual}, and the config says {diff_id}")),
-    }
 }
 
 fn unpacked_digest(blob: &Blob, algorithm: Algorithm) -> io::Result<(Compression, Digest)> {

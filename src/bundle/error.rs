@@ -4,8 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, quoted, quoted_up_to};
 use crate::store::StoreError;
+
+/// The most characters of a reason that a document or a library gives.
+pub(super) const REASON_CHARS_MAX: usize = 300;
 
 /// Why a bundle could not be read or written as a whole. What concerns one image only is told as it is
 /// met, and counted in [`BundleError::SomeFailed`].
@@ -47,6 +50,11 @@ pub enum BundleError {
         bundle: String,
         /// The limit.
         limit: u64,
+    },
+    /// Its documents name the same manifests over and over.
+    Entangled {
+        /// The bundle.
+        bundle: String,
     },
     /// A document in it is larger than any that describes images.
     TooLarge {
@@ -145,25 +153,34 @@ impl fmt::Display for BundleError {
             }
             BundleError::Read { bundle, entry, source } => write!(
                 f,
-                "{bundle}: cannot be read beyond {entry} ({source}); it is damaged, cut off, or no \
-                 tar. What came before is kept without a name: get a whole copy and import it again"
+                "{bundle}: cannot be read beyond {} ({}); it is damaged, cut off, or no tar. What came \
+                 before is kept without a name: get a whole copy and import it again",
+                quoted(entry),
+                quoted_up_to(REASON_CHARS_MAX, source)
             ),
             BundleError::CutOff { bundle, next } => {
                 write!(f, "{bundle}: its volumes end in the middle; {} is missing", next.display())
             }
             BundleError::Escapes { bundle, entry } => write!(
                 f,
-                "{bundle}: the entry {entry:?} leads out of the bundle; no image tool writes that, so \
-                 nothing is taken from it"
+                "{bundle}: the entry \"{}\" leads out of the bundle; no image tool writes that, so \
+                 nothing is taken from it",
+                quoted(entry)
             ),
             BundleError::TooManyEntries { bundle, limit } => {
                 write!(f, "{bundle}: it has more than {limit} entries; it is no bundle of images")
             }
+            BundleError::Entangled { bundle } => write!(
+                f,
+                "{bundle}: its documents refer to the same manifests far more often than any tool \
+                 writes; import the images in several bundles"
+            ),
             BundleError::TooLarge { bundle, entry, bytes, limit } => {
-                write!(f, "{bundle}: {entry} has {bytes} bytes, the limit is {limit}")
+                write!(f, "{bundle}: {} has {bytes} bytes, the limit is {limit}", quoted(entry))
             }
             BundleError::Document { bundle, entry, reason } => {
-                write!(f, "{bundle}: {entry} is not as it should be: {reason}")
+                let (entry, reason) = (quoted(entry), quoted_up_to(REASON_CHARS_MAX, reason));
+                write!(f, "{bundle}: {entry} is malformed: {reason}")
             }
             BundleError::NoImages { bundle } => write!(
                 f,

@@ -4,21 +4,37 @@
 //! import that is killed at any point leaves blobs that nothing refers to, and repeating it passes over
 //! what is there. The commit lock is held from the first blob to the last name: a sweep must not take
 //! the blobs of an image whose turn has not come yet.
+//!
+//! Work is proportional to the bundle. Documents in it may name one manifest half a million times, or half
+//! a million indexes with one large child: each distinct image is looked up once, and what is read on
+//! the way is charged against a budget that grows with the bundle ([`Budget`]).
 
-use std::collections::HashSet;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
 use super::closure::{is_whole, manifest_by_digest, missing};
-use super::docker;
+use super::docker::{self, Rebuild, SavedImage};
 use super::error::BundleError;
 use super::layout::{EntryName, parse_index};
 use super::source::BundleSource;
 use super::take::{Taken, take};
 use super::told::{Before, Bytes, ImportSummary, Origin, Told};
 use crate::oci::{
-    Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference, Reference, Tag,
+    DESCRIPTORS_MAX, Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference,
+    Reference, Tag,
 };
 use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
+
+/// What an import may read: manifests and their bytes, per entry and byte of the bundle. A bundle that
+/// tools write needs each of its manifests once or twice.
+const PER_ENTRY: u64 = 8;
+/// The most names that a bundle gives to images: more than its `index.json` has room for with the
+/// annotations that tools write.
+const NAMES_MAX: usize = 200_000;
+/// What even the smallest bundle may read: one that names images of which the cache has everything.
+const MANIFESTS_MIN: u64 = 100_000;
+const BYTES_MIN: u64 = 1 << 30;
 
 /// How a bundle is imported.
 #[derive(Debug, Clone)]
@@ -49,6 +65,16 @@ pub fn import(
     settings: &ImportSettings,
     told: &mut dyn FnMut(&Told<'_>),
 ) -> Result<ImportSummary, BundleError> {
+    import_within(&Budget::of, store, source, settings, told)
+}
+
+fn import_within(
+    budget_of: &dyn Fn(&Taken) -> Budget,
+    store: &Store,
+    source: &BundleSource,
+    settings: &ImportSettings,
+    told: &mut dyn FnMut(&Told<'_>),
+) -> Result<ImportSummary, BundleError> {
     store.remove_abandoned_spools();
     let _lock = store.commit_lock()?;
     let taken = take(store, source, told)?;
@@ -60,9 +86,12 @@ pub fn import(
         blobs_present: taken.blobs_present,
         images: 0,
     };
-    let mut naming = Naming { store, bundle: &bundle, settings, told, summary, named: Vec::new() };
+    let budget = budget_of(&taken);
+    let (waiting, recorded) = (HashMap::new(), Recorded::default());
+    let mut naming =
+        Naming { store, bundle: &bundle, settings, told, summary, budget, waiting, recorded };
     let roots = naming.roots(&taken)?;
-    naming.name_all(&roots)?;
+    naming.name_all(roots)?;
     let summary = naming.summary;
     store.settle_index()?;
     Ok(summary)
@@ -74,8 +103,43 @@ struct Naming<'a> {
     settings: &'a ImportSettings,
     told: &'a mut dyn FnMut(&Told<'_>),
     summary: ImportSummary,
-    /// The manifests that were recorded, for what refers to them.
-    named: Vec<(ImageName, HashSet<Digest>)>,
+    budget: Budget,
+    /// Manifests without a name, by what they refer to.
+    waiting: HashMap<Digest, Vec<Root>>,
+    recorded: Recorded,
+}
+
+/// Manifests that were recorded and that others refer to.
+#[derive(Default)]
+struct Recorded {
+    seen: HashSet<(ImageName, Digest)>,
+    left: VecDeque<(ImageName, Digest)>,
+}
+
+/// What may still be read of manifests.
+struct Budget {
+    manifests: Cell<u64>,
+    bytes: Cell<u64>,
+}
+
+impl Budget {
+    fn of(taken: &Taken) -> Budget {
+        let allowed = |min: u64, size: u64| Cell::new(size.saturating_mul(PER_ENTRY).max(min));
+        Budget {
+            manifests: allowed(MANIFESTS_MIN, taken.entries),
+            bytes: allowed(BYTES_MIN, taken.content_bytes),
+        }
+    }
+
+    /// Takes that much out of it, as far as there is.
+    fn charge(&self, manifests: u64, bytes: u64) {
+        self.manifests.set(self.manifests.get().saturating_sub(manifests));
+        self.bytes.set(self.bytes.get().saturating_sub(bytes));
+    }
+
+    fn is_spent(&self) -> bool {
+        self.manifests.get() == 0 || self.bytes.get() == 0
+    }
 }
 
 impl Naming<'_> {
@@ -89,6 +153,7 @@ impl Naming<'_> {
             (Some(index), _) => {
                 let entries =
                     parse_index(index).map_err(|reason| malformed("index.json", reason))?;
+                self.check_names(entries.len())?;
                 let roots = entries.into_iter().map(|entry| {
                     let origin = match taken.has_repositories {
                         true => self.origin(&entry.descriptor),
@@ -102,9 +167,14 @@ impl Naming<'_> {
             (None, Some(docker)) => {
                 let images =
                     docker::parse(docker).map_err(|reason| malformed("manifest.json", reason))?;
+                let names = |image: &SavedImage| {
+                    image.repo_tags.as_ref().map_or(1, |tags| tags.len().max(1))
+                };
+                self.check_names(images.iter().map(names).sum())?;
                 let mut roots = Vec::new();
-                for image in &images {
-                    match docker::rebuild(self.store, taken, image)? {
+                let rebuilt = Rebuild::new(self.store, taken).all(&images)?;
+                for (image, rebuilt) in images.iter().zip(rebuilt) {
+                    match rebuilt {
                         Ok(of_image) => roots.extend(of_image),
                         Err(reason) => self.refuse(&image.label(), &reason),
                     }
@@ -124,21 +194,56 @@ impl Naming<'_> {
         }
     }
 
-    fn name_all(&mut self, roots: &[Root]) -> Result<(), BundleError> {
-        let (mut images, mut referrers) = (Vec::new(), Vec::new());
+    fn name_all(&mut self, roots: Vec<Root>) -> Result<(), BundleError> {
+        let mut images = Vec::new();
         for root in roots {
-            match self.subject_of(root) {
-                Some(subject) => referrers.push((root, subject)),
+            match self.subject_of(&root) {
+                Some(subject) => self.waiting.entry(subject).or_default().push(root),
                 None => images.push(root),
             }
+            self.check_budget()?;
         }
         let names = self.names_of(&images)?;
-        for (root, name) in images.into_iter().zip(names) {
-            if let Some((name, reference)) = name {
-                self.name(root, &name, &reference)?;
+        let mut named: Vec<(Root, (ImageName, Reference))> =
+            images.into_iter().zip(names).filter_map(|(root, name)| Some((root, name?))).collect();
+        keep_last_of_each_name(&mut named);
+        // Names of one manifest one after the other, so that it is looked up once.
+        let mut places: HashMap<Digest, usize> = HashMap::new();
+        for (at, (root, _)) in named.iter().enumerate() {
+            places.entry(root.descriptor.digest).or_insert(at);
+        }
+        named.sort_by_key(|(root, _)| places[&root.descriptor.digest]);
+        let mut found: Option<(Digest, Option<String>, Graph)> = None;
+        for (root, (name, reference)) in &named {
+            let is_same = found.as_ref().is_some_and(|(digest, media_type, _)| {
+                (digest, media_type) == (&root.descriptor.digest, &root.media_type)
+            });
+            if !is_same {
+                let graph = self.graph(root)?;
+                found = Some((root.descriptor.digest, root.media_type.clone(), graph));
+            }
+            if let Some((_, _, graph)) = &found {
+                self.name(root, graph, name, reference)?;
             }
         }
-        self.attach(referrers)
+        self.attach()
+    }
+
+    fn check_names(&self, names: usize) -> Result<(), BundleError> {
+        match names > NAMES_MAX {
+            true => Err(BundleError::TooManyEntries {
+                bundle: self.bundle.to_owned(),
+                limit: NAMES_MAX as u64,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_budget(&self) -> Result<(), BundleError> {
+        match self.budget.is_spent() {
+            true => Err(BundleError::Entangled { bundle: self.bundle.to_owned() }),
+            false => Ok(()),
+        }
     }
 
     /// What a manifest without a name refers to.
@@ -153,7 +258,7 @@ impl Naming<'_> {
     /// Under which name each of them goes. A refusal is told here.
     fn names_of(
         &mut self,
-        roots: &[&Root],
+        roots: &[Root],
     ) -> Result<Vec<Option<(ImageName, Reference)>>, BundleError> {
         let given = self.settings.name.as_ref();
         let digests: HashSet<Digest> = roots.iter().map(|root| root.descriptor.digest).collect();
@@ -196,6 +301,7 @@ impl Naming<'_> {
     fn name(
         &mut self,
         root: &Root,
+        graph: &Graph,
         name: &ImageName,
         reference: &Reference,
     ) -> Result<(), BundleError> {
@@ -207,8 +313,12 @@ impl Naming<'_> {
             self.refuse(&full, &format!("what is there under that name is {digest}"));
             return Ok(());
         }
-        let Some(graph) = self.whole(root, &full) else { return Ok(()) };
-        let before = self.record(name, reference, &graph)?;
+        if !self.is_whole(root, graph, &full) {
+            return Ok(());
+        }
+        self.budget.charge(graph.manifests.len() as u64, 0);
+        self.check_budget()?;
+        let before = self.record(name, reference, graph)?;
         self.summary.images += 1;
         (self.told)(&Told::Imported {
             reference: &full,
@@ -220,30 +330,46 @@ impl Naming<'_> {
         Ok(())
     }
 
-    /// Everything that an image needs; if it is not all there, that is told.
-    fn whole(&mut self, root: &Root, label: &str) -> Option<Graph> {
+    /// Everything that an image needs, here or not.
+    fn graph(&self, root: &Root) -> Result<Graph, BundleError> {
         let load = |descriptor: &Descriptor| self.load(root, descriptor);
         let graph = self.store.graph_by(root.descriptor.clone(), &load, &|_| true);
-        if is_whole(&graph) {
-            return Some(graph);
+        // Where the budget was spent, manifests look absent that are not.
+        self.check_budget()?;
+        Ok(graph)
+    }
+
+    /// Whether everything that an image needs is here; if not, that is told.
+    fn is_whole(&mut self, root: &Root, graph: &Graph, label: &str) -> bool {
+        if is_whole(graph) {
+            return true;
         }
-        let Descriptor { digest, size, .. } = &root.descriptor;
-        let is_here = self.store.blob(digest, Some(*size)).is_some();
+        let digest = &root.descriptor.digest;
+        let is_here = self.store.blob(digest, root.descriptor.known_size()).is_some();
         if is_here && graph.manifests.iter().all(|each| each.manifest.is_none()) {
             let limit = Bytes(MANIFEST_BYTES_MAX as u64);
-            let reason = format!("{digest} is no manifest that clients take, or exceeds {limit}");
+            let reason = format!(
+                "{digest} is no manifest that clients take, or exceeds {limit} or \
+                 {DESCRIPTORS_MAX} descriptors"
+            );
             self.refuse(label, &reason);
-            return None;
+            return false;
         }
         self.summary.failures += 1;
-        (self.told)(&Told::Incomplete { reference: label, missing: missing(&graph) });
-        None
+        (self.told)(&Told::Incomplete { reference: label, missing: missing(graph) });
+        false
     }
 
     fn load(&self, root: &Root, descriptor: &Descriptor) -> Option<Manifest> {
+        if self.budget.is_spent() {
+            return None;
+        }
         let is_root = descriptor.digest == root.descriptor.digest;
         let media_type = root.media_type.as_deref().filter(|_| is_root);
-        manifest_by_digest(self.store, descriptor, media_type)
+        let manifest = manifest_by_digest(self.store, descriptor, media_type);
+        let bytes = manifest.as_ref().map_or(0, |manifest| manifest.bytes().len());
+        self.budget.charge(1, bytes as u64);
+        manifest
     }
 
     /// Children before parents, and the tag last.
@@ -257,10 +383,11 @@ impl Naming<'_> {
         let present = graph.manifests.iter().rev();
         let present =
             present.filter_map(|each| Some((each.descriptor.digest, each.manifest.as_ref()?)));
-        let mut recorded = HashSet::new();
         let mut top = None;
         for (digest, manifest) in present {
-            recorded.insert(digest);
+            if self.waiting.contains_key(&digest) {
+                self.recorded.add(name, digest);
+            }
             let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len() as u64);
             top = Some((digest, media_type.clone(), size));
             let known = self.store.manifest(name, &digest, Access::Look);
@@ -269,7 +396,6 @@ impl Naming<'_> {
                 self.store.put_manifest(name, &digest, &record)?;
             }
         }
-        self.named.push((name.clone(), recorded));
         match (reference, top) {
             (Reference::Tag(tag), Some((digest, media_type, size))) => {
                 let record =
@@ -296,36 +422,308 @@ impl Naming<'_> {
         Ok(before)
     }
 
-    /// Signatures and the like that have no name of their own go where their subject is; those of
-    /// signatures come in a later round.
-    fn attach(&mut self, mut referrers: Vec<(&Root, Digest)>) -> Result<(), BundleError> {
-        loop {
-            let before = referrers.len();
-            let mut left = Vec::new();
-            for (root, subject) in referrers {
-                let homes = self.named.iter().filter(|(_, digests)| digests.contains(&subject));
-                let mut homes: Vec<ImageName> = homes.map(|(name, _)| name.clone()).collect();
-                homes.dedup();
-                if homes.is_empty() {
-                    left.push((root, subject));
-                }
-                for name in homes {
-                    self.name(root, &name, &Reference::Digest(root.descriptor.digest))?;
-                }
+    /// Signatures and the like that have no name of their own go where their subject is, and what refers
+    /// to them follows.
+    fn attach(&mut self) -> Result<(), BundleError> {
+        let mut attached: HashSet<Digest> = HashSet::new();
+        while let Some((name, subject)) = self.recorded.left.pop_front() {
+            // Given back below: a subject may be recorded under several names.
+            let Some(roots) = self.waiting.remove(&subject) else { continue };
+            for root in &roots {
+                let graph = self.graph(root)?;
+                self.name(root, &graph, &name, &Reference::Digest(root.descriptor.digest))?;
             }
-            if left.len() == before || left.is_empty() {
-                for (root, subject) in left {
-                    let reason = format!("it refers to {subject}, which was not imported");
-                    self.refuse(&root.descriptor.digest.to_string(), &reason);
-                }
-                return Ok(());
-            }
-            referrers = left;
+            attached.insert(subject);
+            self.waiting.insert(subject, roots);
         }
+        let mut left: Vec<(Digest, Digest)> = Vec::new();
+        for (subject, roots) in &self.waiting {
+            if !attached.contains(subject) {
+                left.extend(roots.iter().map(|root| (root.descriptor.digest, *subject)));
+            }
+        }
+        left.sort();
+        for (digest, subject) in left {
+            let reason = format!("it refers to {subject}, which was not imported");
+            self.refuse(&digest.to_string(), &reason);
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, entry: &str, reason: &str) {
         self.summary.failures += 1;
         (self.told)(&Told::Refused { bundle: self.bundle, entry, reason });
+    }
+}
+
+impl Recorded {
+    fn add(&mut self, name: &ImageName, digest: Digest) {
+        let recorded = (name.clone(), digest);
+        if self.seen.insert(recorded.clone()) {
+            self.left.push_back(recorded);
+        }
+    }
+}
+
+/// What was written may say a name twice, and then the last one counts, as with a registry.
+fn keep_last_of_each_name(named: &mut Vec<(Root, (ImageName, Reference))>) {
+    let mut seen = HashSet::new();
+    let mut is_last: Vec<bool> =
+        named.iter().rev().map(|(_, name)| seen.insert(name.clone())).collect();
+    named.retain(|_| is_last.pop().unwrap_or(true));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+    use crate::store::Settings;
+
+    const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+    #[derive(Default)]
+    struct Bundle {
+        files: Vec<(String, Vec<u8>)>,
+    }
+
+    impl Bundle {
+        fn blob(&mut self, media_type: &str, content: &[u8]) -> Value {
+            let digest = Digest::of(Algorithm::Sha256, content);
+            self.files.push((format!("blobs/sha256/{}", digest.hex()), content.to_vec()));
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": content.len()})
+        }
+
+        fn image(&mut self, label: &str) -> Value {
+            let config = self.blob("application/vnd.oci.image.config.v1+json", label.as_bytes());
+            let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
+            self.blob(MediaType::OCI_MANIFEST, manifest.to_string().as_bytes())
+        }
+
+        fn index(&mut self, children: &[&Value], label: usize) -> Value {
+            let index =
+                json!({"schemaVersion": 2, "manifests": children, "annotations": {"n": label}});
+            self.blob(MediaType::OCI_INDEX, index.to_string().as_bytes())
+        }
+
+        fn end(mut self, entries: &[(&Value, String)]) -> BundleSource {
+            let manifests: Vec<Value> = entries
+                .iter()
+                .map(|(descriptor, name)| {
+                    let mut entry = (*descriptor).clone();
+                    entry["annotations"] = json!({ REF_NAME: name });
+                    entry
+                })
+                .collect();
+            let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
+            self.files.push(("index.json".to_owned(), index.into_bytes()));
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, content) in &self.files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, path, content.as_slice()).unwrap();
+            }
+            BundleSource::Memory { name: "test", tar: tar.into_inner().unwrap().into() }
+        }
+    }
+
+    fn import_with(
+        manifests: u64,
+        bytes: u64,
+        source: &BundleSource,
+    ) -> (Result<ImportSummary, BundleError>, Vec<String>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
+        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let budget =
+            |_: &Taken| Budget { manifests: Cell::new(manifests), bytes: Cell::new(bytes) };
+        let imported = import_within(&budget, &store, source, &settings, &mut |_| {});
+        let mut tags = Vec::new();
+        let visited = store.each_image(&mut |image| {
+            tags.push(format!("{} {}", image.full_reference(), image.digest));
+            Ok(())
+        });
+        visited.unwrap();
+        (imported, tags)
+    }
+
+    #[test]
+    fn a_manifest_of_many_names_is_read_once() {
+        let mut bundle = Bundle::default();
+        let (one, two) = (bundle.image("one"), bundle.image("two"));
+        // The names of the two alternate, so that it is not enough to remember the last one.
+        let names: Vec<_> =
+            (0..40).map(|n| ([&one, &two][n % 2], format!("quay.io/a:{n}"))).collect();
+        let source = bundle.end(&names);
+        let manifest_bytes: u64 =
+            [&one, &two].iter().map(|each| each["size"].as_u64().unwrap()).sum();
+        let (imported, tags) = import_with(1_000, manifest_bytes + 1, &source);
+        assert_eq!((imported.unwrap().images, tags.len()), (40, 40));
+    }
+
+    #[test]
+    fn of_a_name_that_occurs_twice_the_last_counts() {
+        let mut bundle = Bundle::default();
+        let (one, two) = (bundle.image("one"), bundle.image("two"));
+        let name = || "quay.io/a:1".to_owned();
+        for (entries, last) in
+            [([(&one, name()), (&two, name())], &two), ([(&two, name()), (&one, name())], &one)]
+        {
+            let source = Bundle { files: bundle.files.clone() }.end(&entries);
+            let (imported, tags) = import_with(1_000, 1_000_000, &source);
+            assert_eq!(imported.unwrap().images, 1);
+            assert_eq!(tags, [format!("quay.io/a:1 {}", last["digest"].as_str().unwrap())]);
+        }
+    }
+
+    #[test]
+    fn indexes_that_share_their_children_over_and_over_are_refused() {
+        let mut bundle = Bundle::default();
+        let child = bundle.image(&"x".repeat(10_000));
+        let indexes: Vec<Value> = (0..50).map(|n| bundle.index(&[&child], n)).collect();
+        let names: Vec<_> =
+            indexes.iter().zip(0..).map(|(index, n)| (index, format!("quay.io/a:{n}"))).collect();
+        let source = bundle.end(&names);
+        let (imported, tags) = import_with(1_000, 1_000_000, &source);
+        assert_eq!((imported.unwrap().images, tags.len()), (50, 50));
+        for (manifests, bytes) in [(20, 1_000_000), (1_000, 2_000)] {
+            let (imported, tags) = import_with(manifests, bytes, &source);
+            assert!(matches!(imported, Err(BundleError::Entangled { .. })), "{imported:?}");
+            assert!(tags.len() < 50, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn lists_of_countless_names_are_refused_before_they_take_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let digest = Digest::of(Algorithm::Sha256, b"x").to_string();
+        let entry = format!(r#"{{"digest":"{digest}","size":1}},"#);
+        let list = |text: &str, count: usize| text.repeat(count).trim_end_matches(',').to_owned();
+        for (path, text, words) in [
+            (
+                "index.json",
+                format!(r#"{{"manifests":[{}]}}"#, list(&entry, NAMES_MAX + 1)),
+                "more than 200000 entries",
+            ),
+            (
+                "manifest.json",
+                format!(
+                    r#"[{{"Config":"c","Layers":[],"RepoTags":[{}]}}]"#,
+                    list(r#""","#, NAMES_MAX + 1)
+                ),
+                "more than 200000 entries",
+            ),
+            (
+                "manifest.json",
+                format!(r#"[{{"Config":"c","Layers":[{}]}}]"#, list(r#""","#, 4_000_001)),
+                "manifest.json is malformed: it has more than 4000000 strings",
+            ),
+        ] {
+            let mut bundle = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            bundle.append_data(&mut header, path, text.as_bytes()).unwrap();
+            let tar = bundle.into_inner().unwrap().into();
+            let source = BundleSource::Memory { name: "test", tar };
+            let error = import(&store, &source, &settings, &mut |_| {}).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_budget_grows_with_the_bundle() {
+        let budget = |entries, content_bytes| {
+            let mut taken = Taken::default();
+            (taken.entries, taken.content_bytes) = (entries, content_bytes);
+            let Budget { manifests, bytes } = Budget::of(&taken);
+            (manifests.get(), bytes.get())
+        };
+        assert_eq!(budget(0, 0), (MANIFESTS_MIN, BYTES_MIN));
+        assert_eq!(budget(1 << 20, 1 << 40), (PER_ENTRY << 20, PER_ENTRY << 40));
+        assert_eq!(budget(u64::MAX, u64::MAX), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn chains_of_referrers_are_attached_in_any_order() {
+        let mut bundle = Bundle::default();
+        let image = bundle.image("image");
+        let mut chain = vec![image.clone()];
+        for n in 0..5 {
+            let config =
+                bundle.blob("application/vnd.oci.empty.v1+json", format!("{n}").as_bytes());
+            let manifest =
+                json!({"schemaVersion": 2, "config": config, "layers": [], "subject": chain[n]});
+            chain.push(bundle.blob(MediaType::OCI_MANIFEST, manifest.to_string().as_bytes()));
+        }
+        let lone = json!({"schemaVersion": 2, "config": chain[0], "layers": [], "subject": {
+            "digest": Digest::of(Algorithm::Sha256, b"elsewhere").to_string(), "size": 1}});
+        let lone = bundle.blob(MediaType::OCI_MANIFEST, lone.to_string().as_bytes());
+        let mut entries: Vec<_> =
+            chain[1..].iter().rev().map(|each| (each, String::new())).collect();
+        entries.push((&lone, String::new()));
+        entries.push((&image, "quay.io/a:1".to_owned()));
+        entries.push((&image, "ghcr.io/b:1".to_owned()));
+        let (imported, tags) = import_with(1_000, 1_000_000, &bundle.end(&entries));
+        let summary = imported.unwrap();
+        assert_eq!((summary.images, summary.failures, tags.len()), (12, 1, 12), "{tags:?}");
+    }
+
+    #[test]
+    fn a_layer_that_many_images_share_is_unpacked_once() {
+        use crate::bundle::compression::{Compression, Compressor};
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
+        let content = vec![7; 100_000];
+        let mut packed = Compressor::new(Compression::Gzip, Vec::new());
+        packed.write_all(&content).unwrap();
+        let layer = packed.finish().unwrap();
+        let diff_id = Digest::of(Algorithm::Sha256, &content).to_string();
+        let config = |n: usize| json!({"n": n, "rootfs": {"diff_ids": [diff_id]}}).to_string();
+        let mut images = Vec::new();
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |path: &str, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, content).unwrap();
+        };
+        add("a/layer.tar", &layer);
+        for n in 0..3 {
+            let config = config(n);
+            let path = format!("{}.json", Digest::of(Algorithm::Sha256, config.as_bytes()).hex());
+            add(&path, config.as_bytes());
+            for tag in ["x", "y"] {
+                images.push(json!({"Config": path, "RepoTags": [format!("quay.io/a:{n}{tag}")], "Layers": ["a/layer.tar"]}));
+            }
+        }
+        // Not the only images of their configs, and not one after the other.
+        images.sort_by_key(|image| {
+            image["RepoTags"][0].as_str().unwrap().chars().rev().collect::<String>()
+        });
+        let images = docker::parse(json!(images).to_string().as_bytes()).unwrap();
+        let tar: Arc<[u8]> = tar.into_inner().unwrap().into();
+        let taken = take(&store, &BundleSource::Memory { name: "test", tar }, &mut |_| {}).unwrap();
+        let mut rebuild = Rebuild::new(&store, &taken);
+        assert!(rebuild.all(&images[..1]).unwrap()[0].is_ok());
+        // Nobody can unpack it again.
+        let digest = Digest::of(Algorithm::Sha256, &layer);
+        std::fs::remove_file(directory.path().join("blobs/sha256").join(digest.hex())).unwrap();
+        let rebuilt = rebuild.all(&images).unwrap();
+        assert!(rebuilt.iter().all(Result::is_ok) && rebuilt.len() == 6, "{rebuilt:?}");
+        let mut fresh = Rebuild::new(&store, &taken);
+        assert!(fresh.all(&images).unwrap().iter().all(Result::is_err));
+        // Images come out in their own order, whatever order they are rebuilt in.
+        for (image, roots) in images.iter().zip(rebuilt) {
+            let names: Vec<_> = roots.unwrap().into_iter().map(|root| root.name).collect();
+            assert_eq!(names, [EntryName::Full(image.repo_tags.as_ref().unwrap()[0].clone())]);
+        }
     }
 }

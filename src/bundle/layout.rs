@@ -7,7 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Descriptor, Digest, ImageName, MediaType, NameError, PartReference, Reference};
+use crate::oci::{
+    Descriptor, Digest, ImageName, MediaType, NameError, PartReference, Reference, json_reason,
+    quoted,
+};
 
 /// The full reference, for containerd.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -50,7 +53,7 @@ pub(super) enum EntryName {
 impl fmt::Display for EntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EntryName::Full(text) | EntryName::Tag(text) => write!(f, "{text:?}"),
+            EntryName::Full(text) | EntryName::Tag(text) => write!(f, "\"{}\"", quoted(text)),
             EntryName::None => f.write_str("(none)"),
         }
     }
@@ -102,7 +105,8 @@ struct IndexWire {
 struct EntryWire {
     media_type: Option<String>,
     digest: String,
-    size: u64,
+    /// Go clients accept one that is negative or absent.
+    size: Option<i64>,
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -111,18 +115,18 @@ struct EntryWire {
 /// # Errors
 /// What is wrong with it, as a text.
 pub(super) fn parse_index(bytes: &[u8]) -> Result<Vec<Entry>, String> {
-    let wire: IndexWire = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let wire: IndexWire = serde_json::from_slice(bytes).map_err(|error| json_reason(&error))?;
     wire.manifests.into_iter().map(accept).collect()
 }
 
 fn accept(wire: EntryWire) -> Result<Entry, String> {
     let digest: Digest =
-        wire.digest.parse().map_err(|error| format!("{}: {error}", wire.digest))?;
+        wire.digest.parse().map_err(|error| format!("{}: {error}", quoted(&wire.digest)))?;
     let annotations = wire.annotations.unwrap_or_default();
     let annotated = [OWN_NAME, CONTAINERD_NAME, REF_NAME].map(|key| annotations.get(key));
     let name = annotated.into_iter().flatten().find(|text| !text.is_empty());
     Ok(Entry {
-        descriptor: Descriptor { digest, size: wire.size, platform: None },
+        descriptor: Descriptor::new(digest, wire.size.unwrap_or_default().max(0).unsigned_abs()),
         media_type: wire.media_type,
         name: name.map_or(EntryName::None, |text| EntryName::of(text)),
     })

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::oci::{ImageName, PartReference, Pattern, Reference, entries};
+use crate::oci::{ImageName, PartReference, Pattern, Reference, entries, quoted};
 
 /// Something to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl fmt::Display for ListError {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        write!(f, "{}: {}", self.text, self.reason)
+        write!(f, "{}: {}", quoted(&self.text), self.reason)
     }
 }
 

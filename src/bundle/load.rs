@@ -3,6 +3,7 @@
 //! What is there already is not fetched again, what was begun is gone on with, and what fails is tried
 //! again: so a list can be loaded over a bad link by repeating the command until nothing is left.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,6 +17,7 @@ use crate::cache::{
 };
 use crate::oci::{
     Descriptor, Digest, ImageName, Manifest, ManifestKind, Pattern, Platforms, Reference, Tag,
+    json_reason,
 };
 
 /// Pages of a tag list that are read for a pattern: at a registry's usual hundred a page, more tags than
@@ -23,6 +25,8 @@ use crate::oci::{
 const TAG_PAGES_MAX: usize = 1000;
 /// How deep manifests are followed: an index of indexes is the most that is seen.
 const DEPTH_MAX: usize = 4;
+/// How many platforms are listed when none of them is wanted.
+const PLATFORMS_TOLD_MAX: usize = 20;
 /// No wait between two tries is longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -134,15 +138,10 @@ pub fn load(
     tell: &(dyn Fn(LoadEvent<'_>) + Sync),
 ) -> LoadSummary {
     let loading = Loading { cache, settings, tell };
-    let mut images: Vec<Image> = Vec::new();
-    for each in wanted {
-        for image in loading.expand(each) {
-            // A list may name an image twice, or by a pattern and by itself.
-            if !images.iter().any(|before| before.reference == image.reference) {
-                images.push(image);
-            }
-        }
-    }
+    let mut images: Vec<Image> = wanted.iter().flat_map(|each| loading.expand(each)).collect();
+    // A list may name an image twice, or by a pattern and by itself.
+    let mut seen = HashSet::new();
+    images.retain(|image| seen.insert(image.reference.clone()));
     let next = AtomicUsize::new(0);
     let outcomes: Vec<Mutex<Option<Outcome>>> = images.iter().map(|_| Mutex::default()).collect();
     let work = || {
@@ -207,6 +206,30 @@ impl From<String> for Failure {
     }
 }
 
+/// What was found below a manifest.
+struct Below {
+    fetched_bytes: u64,
+    /// Image manifests, and other content of indexes, of which everything is here now.
+    manifests: usize,
+    /// Platforms that indexes list, for the message if none of them is wanted.
+    others: Vec<String>,
+}
+
+impl Below {
+    fn of_index(children: &[Descriptor]) -> Below {
+        let platforms = children.iter().filter_map(|child| child.platform.clone());
+        let others = platforms.take(PLATFORMS_TOLD_MAX).collect();
+        Below { fetched_bytes: 0, manifests: 0, others }
+    }
+
+    fn add(&mut self, other: Below) {
+        self.fetched_bytes += other.fetched_bytes;
+        self.manifests += other.manifests;
+        let left = PLATFORMS_TOLD_MAX.saturating_sub(self.others.len());
+        self.others.extend(other.others.into_iter().take(left));
+    }
+}
+
 impl Loading<'_> {
     /// The images that an entry of a list means.
     fn expand(&self, wanted: &Wanted) -> Vec<Image> {
@@ -246,7 +269,7 @@ impl Loading<'_> {
                 ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
             };
             let page: serde_json::Value = serde_json::from_str(&answer.list.body)
-                .map_err(|error| format!("the tag list is no JSON: {error}"))?;
+                .map_err(|error| format!("the tag list is no JSON: {}", json_reason(&error)))?;
             let tags = page["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
             let matching = tags.filter(|tag| pattern.matches(tag));
             found.extend(matching.filter_map(|tag| tag.parse::<Tag>().ok()));
@@ -298,16 +321,22 @@ impl Loading<'_> {
         reference: &Reference,
     ) -> Result<Outcome, Failure> {
         let answer = self.manifest(name, reference)?;
-        let mut fetched_bytes = self.below(image, name, &answer, 0)?;
+        let mut seen = HashSet::new();
+        let mut below = self.below(image, name, &answer, 0, &mut seen)?;
+        if let Below { manifests: 0, others, .. } = &below
+            && !others.is_empty()
+        {
+            return Err(format!("it has no such platform; it has {}", others.join(", ")).into());
+        }
         if self.settings.referrers {
             for referrer in self.cache.fetch_referrers(name, answer.digest()) {
                 let answer = self.manifest(name, &Reference::Digest(referrer))?;
-                fetched_bytes += self.below(image, name, &answer, 0)?;
+                below.add(self.below(image, name, &answer, 0, &mut seen)?);
             }
         }
         Ok(match answer.how {
             How::Stale => Outcome::Unconfirmed,
-            _ => Outcome::Loaded { fetched_bytes },
+            _ => Outcome::Loaded { fetched_bytes: below.fetched_bytes },
         })
     }
 
@@ -322,42 +351,69 @@ impl Loading<'_> {
         }
     }
 
-    /// Fetches what hangs below a manifest, and says how many bytes that were.
+    /// Fetches what hangs below a manifest. `seen` are the manifests that were visited: an index may name the
+    /// same one any number of times.
     fn below(
         &self,
         image: &str,
         name: &ImageName,
         answer: &ManifestAnswer,
         depth: usize,
-    ) -> Result<u64, Failure> {
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Below, Failure> {
+        seen.insert(*answer.digest());
         let media_type = Some(answer.media_type().as_str());
         let manifest = Manifest::parse(answer.bytes().clone(), media_type)
             .map_err(|error| format!("{}: {error}", answer.digest()))?;
         match manifest.kind() {
             ManifestKind::Image { .. } => {
-                let blobs: Vec<&Descriptor> = manifest.descriptors().collect();
-                self.blobs(image, name, &blobs)
+                // Nobody but their maker may distribute foreign layers, and the registry may not have them.
+                let mut named = HashSet::new();
+                let blobs: Vec<&Descriptor> = manifest
+                    .descriptors()
+                    .filter(|blob| !blob.is_foreign && named.insert(blob.digest))
+                    .collect();
+                let fetched_bytes = self.blobs(image, name, &blobs)?;
+                Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() })
             }
             ManifestKind::Index { .. } if depth >= DEPTH_MAX => {
                 Err(format!("its indexes are nested deeper than {DEPTH_MAX}").into())
             }
             ManifestKind::Index { manifests } => {
-                let platforms = &self.settings.platforms;
-                let children: Vec<_> =
-                    manifests.iter().filter(|child| platforms.cover(child)).collect();
-                if children.is_empty() && !manifests.is_empty() {
-                    let there = manifests.iter().filter_map(|child| child.platform.as_deref());
-                    let there = there.collect::<Vec<_>>().join(", ");
-                    return Err(format!("it has no such platform; it has {there}").into());
+                let mut below = Below::of_index(manifests);
+                for child in self.settings.platforms.select(manifests) {
+                    if seen.contains(&child.digest) {
+                        continue;
+                    }
+                    match self.child(image, name, child, depth, seen) {
+                        Ok(of_child) => below.add(of_child),
+                        // Registries that copy platforms leave attestations behind, and no client
+                        // needs them to run the image.
+                        Err(Failure { retry: None, reason }) if child.attests.is_some() => {
+                            log::info!("{image}: the attestation {}: {reason}", child.digest);
+                        }
+                        Err(failure) => return Err(failure),
+                    }
                 }
-                let mut fetched_bytes = 0;
-                for child in children {
-                    let answer = self.manifest(name, &Reference::Digest(child.digest))?;
-                    fetched_bytes += self.below(image, name, &answer, depth + 1)?;
-                }
-                Ok(fetched_bytes)
+                Ok(below)
             }
         }
+    }
+
+    fn child(
+        &self,
+        image: &str,
+        name: &ImageName,
+        child: &Descriptor,
+        depth: usize,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Below, Failure> {
+        if !child.may_be_manifest {
+            let fetched_bytes = self.blobs(image, name, &[child])?;
+            return Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() });
+        }
+        let answer = self.manifest(name, &Reference::Digest(child.digest))?;
+        self.below(image, name, &answer, depth + 1, seen)
     }
 
     /// Fetches blobs, all at the same time as far as there are fetchers.

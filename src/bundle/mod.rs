@@ -24,6 +24,7 @@ mod select;
 mod source;
 mod take;
 mod told;
+mod unfinished;
 mod volumes;
 
 pub use compression::Compression;

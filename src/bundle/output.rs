@@ -12,12 +12,11 @@ use tar::{Builder, Header};
 use super::compression::{Compression, Compressor};
 use super::error::BundleError;
 use super::layout::OCI_LAYOUT;
-use super::volumes::{VolumeWriter, with_suffix};
+use super::unfinished::Unfinished;
+use super::volumes::VolumeWriter;
 
 /// What is written at a time, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// What a file is called while it is written.
-const UNFINISHED: &str = ".part";
 /// Everybody may read, as with any archive.
 const FILE_MODE: u32 = 0o644;
 
@@ -55,36 +54,6 @@ pub(super) enum Sink {
     Opened(File),
     File(Unfinished),
     Volumes(VolumeWriter),
-}
-
-/// A file that gets its name when it is whole, and is removed if that never comes.
-pub(super) struct Unfinished {
-    file: File,
-    finished: PathBuf,
-    is_finished: bool,
-}
-
-impl Unfinished {
-    fn create(finished: &Path) -> io::Result<Unfinished> {
-        let file = File::create(with_suffix(finished, UNFINISHED))?;
-        Ok(Unfinished { file, finished: finished.to_owned(), is_finished: false })
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        self.file.sync_data()?;
-        fs::rename(with_suffix(&self.finished, UNFINISHED), &self.finished)?;
-        self.is_finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            // Whatever went wrong was told; what there is of it is of no use.
-            let _ = fs::remove_file(with_suffix(&self.finished, UNFINISHED));
-        }
-    }
 }
 
 impl Sink {

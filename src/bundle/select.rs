@@ -11,7 +11,8 @@ use super::docker::{self, SavedImage};
 use super::layout::Audience;
 use super::told::Bytes;
 use crate::oci::{
-    Choice, Descriptor, Digest, ImageName, PartReference, Platform, Reference, Tag, uncommented,
+    Choice, Descriptor, Digest, ImageName, Manifest, ManifestKind, PartReference, Platform,
+    Platforms, Reference, Tag, quoted, uncommented,
 };
 use crate::store::{Graph, Store, StoredImage};
 
@@ -22,7 +23,7 @@ use crate::store::{Graph, Store, StoredImage};
 pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
     let lines = text.lines().zip(1..).map(|(line, number)| (uncommented(line), number));
     let digests = lines.filter(|(line, _)| !line.is_empty()).map(|(line, number)| {
-        line.parse().map_err(|error| format!("line {number}: {line}: {error}"))
+        line.parse().map_err(|error| format!("line {number}: {}: {error}", quoted(line)))
     });
     digests.collect()
 }
@@ -56,15 +57,20 @@ pub struct Chosen {
 
 impl Chosen {
     /// Without the manifests themselves: a cache may have more of them than there is memory.
-    fn new(image: &StoredImage, graph: &Graph, audience: Audience) -> Chosen {
-        let manifests = graph.manifests.iter().filter(|each| each.manifest.is_some());
-        let blobs = graph.blobs.iter().filter(|blob| blob.is_present);
-        let named = |descriptor: &Descriptor| (descriptor.digest, descriptor.size);
+    fn new(store: &Store, image: &StoredImage, graph: &Graph, audience: Audience) -> Chosen {
+        let manifests = graph.manifests.iter().filter_map(|each| {
+            Some((each.descriptor.digest, each.manifest.as_ref()?.bytes().len() as u64))
+        });
+        let blobs = graph.blobs.iter().filter(|blob| blob.is_present).map(|blob| &blob.descriptor);
+        let size_of = |blob: &Descriptor| {
+            let found = || store.blob(&blob.digest, None).map(|found| found.size);
+            blob.known_size().or_else(found).unwrap_or_default()
+        };
         Chosen {
             image: image.clone(),
             platforms: graph.platforms().map(str::to_owned).collect(),
-            manifests: manifests.map(|each| named(&each.descriptor)).collect(),
-            blobs: blobs.map(|blob| named(&blob.descriptor)).collect(),
+            manifests: manifests.collect(),
+            blobs: blobs.map(|blob| (blob.digest, size_of(blob))).collect(),
             saved: match audience {
                 Audience::Everybody => docker::saved(image, graph),
                 Audience::Larder => None,
@@ -192,7 +198,7 @@ impl Selecting<'_> {
         let reference = image.full_reference();
         let mut missing: Vec<&Descriptor> = missing(&graph);
         for platform in platforms.iter().filter(|_| image.media_type.is_index()) {
-            if !graph.platforms().any(|told| platform.is(told)) {
+            if !has_platform(&graph, platform) {
                 let (reference, platform) = (reference.clone(), platform.to_string());
                 self.plan.missing.push(Missing::Platform { reference, platform });
                 // A platform that is not here is said by its name, and not by its manifest as well.
@@ -205,19 +211,19 @@ impl Selecting<'_> {
         }
         if graph.manifests.first().is_some_and(|root| root.manifest.is_some()) {
             let audience = audience_of(image, &graph);
-            self.chosen.insert(reference, Chosen::new(image, &graph, audience));
+            self.chosen.insert(reference, Chosen::new(self.store, image, &graph, audience));
         }
     }
 
     fn graph_of(&self, image: &StoredImage, platforms: &[Platform]) -> Graph {
-        let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+        let root = Descriptor::new(image.digest, image.size);
         let load =
             |descriptor: &Descriptor| self.store.stored_manifest(&image.name, &descriptor.digest);
-        let wanted = |child: &Descriptor| {
-            let is_one = |told: &String| platforms.iter().any(|platform| platform.is(told));
-            platforms.is_empty() || child.platform.as_ref().is_some_and(is_one)
-        };
-        self.store.graph_by(root, &load, &wanted)
+        if platforms.is_empty() {
+            return self.store.graph_by(root, &load, &|_| true);
+        }
+        let meant = meant_below(&root, &load, &Platforms::Only(platforms.to_vec()));
+        self.store.graph_by(root, &load, &|child| meant.contains(&child.digest))
     }
 
     /// What refers to a chosen manifest comes along, and what refers to that.
@@ -241,7 +247,7 @@ impl Selecting<'_> {
                         self.plan.left_out.push(Missing::Referrer { reference });
                         continue;
                     }
-                    let along = Chosen::new(&image, &graph, Audience::Larder);
+                    let along = Chosen::new(self.store, &image, &graph, Audience::Larder);
                     self.chosen.insert(reference, along.clone());
                     left.push(along);
                 }
@@ -249,6 +255,34 @@ impl Selecting<'_> {
         }
         self.plan.left_out.dedup();
     }
+}
+
+/// The manifests below an index that those platforms mean.
+fn meant_below(
+    root: &Descriptor,
+    load: &dyn Fn(&Descriptor) -> Option<Manifest>,
+    platforms: &Platforms,
+) -> HashSet<Digest> {
+    let (mut meant, mut left) = (HashSet::new(), vec![root.clone()]);
+    while let Some(descriptor) = left.pop() {
+        let manifest = load(&descriptor);
+        if let Some(ManifestKind::Index { manifests }) = manifest.as_ref().map(Manifest::kind) {
+            let children = platforms.select(manifests).into_iter();
+            left.extend(children.filter(|child| meant.insert(child.digest)).cloned());
+        }
+    }
+    meant
+}
+
+/// Whether an index has an image for that platform here. One that the index gives no platform for fits
+/// every platform.
+fn has_platform(graph: &Graph, platform: &Platform) -> bool {
+    graph.manifests.iter().skip(1).any(|each| {
+        let kind = each.manifest.as_ref().map(Manifest::kind);
+        let fits = |told: &String| platform.runs(told);
+        matches!(kind, Some(ManifestKind::Image { .. }))
+            && each.descriptor.platform.as_ref().is_none_or(fits)
+    })
 }
 
 fn name_of(choice: &Choice) -> Option<&ImageName> {
@@ -316,7 +350,8 @@ impl fmt::Display for Missing {
                 write!(f, "{reference}: there is no {platform} of it in the cache")
             }
             Missing::Content { reference, missing } => {
-                let bytes: u64 = missing.iter().map(|(_, size)| size).sum();
+                let sizes = missing.iter().map(|(_, size)| *size);
+                let bytes = sizes.fold(0, u64::saturating_add);
                 write!(
                     f,
                     "{reference}: incomplete; {} of its blobs ({}) are not in the cache:",

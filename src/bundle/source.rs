@@ -15,6 +15,7 @@ use tar::{Archive, EntryType};
 use super::compression::decompress;
 use super::error::BundleError;
 use super::volumes::{VolumeReader, split_volume, volume, volumes};
+use crate::oci::quoted_up_to;
 
 /// The path by which the command line names standard input.
 pub const STANDARD_INPUT: &str = "/dev/stdin";
@@ -23,6 +24,8 @@ const ENTRIES_MAX: u64 = 1_000_000;
 /// What may stand between the content of two entries: headers, long names, padding. Long names are read
 /// into memory by the tar library, whatever size they announce.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
+/// The most characters of a path in messages: what Linux opens has fewer.
+const PATH_CHARS_MAX: usize = 4096;
 /// How deep a directory is walked: an image layout has three levels.
 const DEPTH_MAX: usize = 8;
 
@@ -116,9 +119,12 @@ impl BundleSource {
     pub fn name(&self) -> String {
         match self {
             BundleSource::StandardInput => "standard input".into(),
+            // A shell's `*` may have named it.
             BundleSource::File(path)
             | BundleSource::Directory(path)
-            | BundleSource::Volumes { prefix: path, .. } => path.display().to_string(),
+            | BundleSource::Volumes { prefix: path, .. } => {
+                quoted_up_to(PATH_CHARS_MAX, path.display())
+            }
             BundleSource::Memory { name, .. } => (*name).to_owned(),
         }
     }
@@ -196,7 +202,7 @@ impl BundleSource {
         let mut count = 0;
         let mut directories = vec![(root.to_owned(), String::new(), 0)];
         while let Some((directory, below, depth)) = directories.pop() {
-            for name in names_in(&directory)? {
+            for name in self.names_in(&directory)? {
                 self.count_entry(&mut count)?;
                 let path = directory.join(&name);
                 let failed = |source| BundleError::Open { path: path.clone(), source };
@@ -217,6 +223,19 @@ impl BundleSource {
         Ok(())
     }
 
+    /// The names in a directory, sorted.
+    fn names_in(&self, directory: &Path) -> Result<Vec<String>, BundleError> {
+        let failed = |source| BundleError::Open { path: directory.to_owned(), source };
+        let (mut names, mut count) = (Vec::new(), 0);
+        for entry in fs::read_dir(directory).map_err(failed)? {
+            self.count_entry(&mut count)?;
+            // No tool gives a name that is no UTF-8 to anything that matters here.
+            names.extend(entry.map_err(failed)?.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn count_entry(&self, count: &mut u64) -> Result<(), BundleError> {
         *count += 1;
         match *count > ENTRIES_MAX {
@@ -224,18 +243,6 @@ impl BundleSource {
             false => Ok(()),
         }
     }
-}
-
-/// The names in a directory, sorted.
-fn names_in(directory: &Path) -> Result<Vec<String>, BundleError> {
-    let failed = |source| BundleError::Open { path: directory.to_owned(), source };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        // No tool gives a name that is no UTF-8 to anything that matters here.
-        names.extend(entry.map_err(failed)?.file_name().into_string());
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// A path in a bundle in one spelling; `None` if it leads out of it.

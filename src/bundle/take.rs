@@ -15,10 +15,18 @@ use crate::store::{IngestError, Spool, Store};
 
 /// The largest `index.json` or `manifest.json`: some hundred thousand images.
 const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The most strings in one of them. Each costs some tens of bytes of memory, however short it is: without
+/// this, 64 MiB of empty strings would take gigabytes.
+const INDEX_STRINGS_MAX: usize = 4_000_000;
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 * 1024;
 /// How many links may lead to one file: `docker save` writes one.
 const LINKS_MAX: usize = 8;
+/// How many files and links are remembered for `manifest.json`: a thousand images with thirty layers in
+/// files of their own are 30,000.
+const REMEMBERED_MAX: usize = 100_000;
+/// The longest path that is remembered, in bytes: those that tools write have some 80.
+const PATH_BYTES_MAX: usize = 255;
 
 /// What a bundle held.
 #[derive(Debug, Default)]
@@ -29,9 +37,14 @@ pub(super) struct Taken {
     pub(super) docker: Option<Vec<u8>>,
     /// Whether there is a file `repositories`, which only `docker save` and `podman save` write.
     pub(super) has_repositories: bool,
-    /// Digest and size of what `manifest.json` may name by its path.
+    /// Digest and size of what `manifest.json` may name by its path, blobs of a layout aside: their
+    /// paths are their digests.
     files: HashMap<String, (Digest, u64)>,
     links: HashMap<String, String>,
+    /// Entries of the bundle.
+    pub(super) entries: u64,
+    /// Bytes of their content.
+    pub(super) content_bytes: u64,
     /// Blobs that the store did not have.
     pub(super) blobs_written: u64,
     /// Their bytes.
@@ -45,13 +58,19 @@ pub(super) struct Taken {
 impl Taken {
     /// The file at a path of `manifest.json`, through the links that `docker save` and `podman save` use
     /// for layers that occur twice.
-    pub(super) fn file(&self, path: &str) -> Option<(Digest, u64)> {
+    pub(super) fn file(&self, store: &Store, path: &str) -> Option<(Digest, u64)> {
         let mut path = path.strip_prefix("./").unwrap_or(path);
         for _ in 0..LINKS_MAX {
             if let Some(file) = self.files.get(path) {
                 return Some(*file);
             }
-            path = self.links.get(path)?;
+            match self.links.get(path) {
+                Some(target) => path = target,
+                None => {
+                    let Role::Blob(digest) = Role::of(path) else { return None };
+                    return Some((digest, store.blob(&digest, None)?.size));
+                }
+            }
         }
         None
     }
@@ -122,24 +141,32 @@ struct Taker<'a> {
 
 impl Taker<'_> {
     fn entry(&mut self, path: &str, item: Item<'_>) -> Result<(), BundleError> {
+        self.taken.entries += 1;
         let (size, content) = match item {
             Item::File { size, content } => (size, content),
             Item::Link { target } => {
+                let is_short = |path: &str| path.len() <= PATH_BYTES_MAX;
+                let target = target.filter(|target| is_short(target) && is_short(path));
+                self.check_remembered()?;
                 self.taken.links.extend(target.map(|target| (path.to_owned(), target)));
                 return Ok(());
             }
         };
+        self.taken.content_bytes = self.taken.content_bytes.saturating_add(size);
+        if path.len() > PATH_BYTES_MAX {
+            return Ok(());
+        }
         match Role::of(path) {
             Role::Index => {
-                self.taken.index = Some(self.document(path, size, INDEX_BYTES_MAX, content)?);
+                self.taken.index = Some(self.list(path, size, content)?);
             }
             Role::Docker => {
-                self.taken.docker = Some(self.document(path, size, INDEX_BYTES_MAX, content)?);
+                self.taken.docker = Some(self.list(path, size, content)?);
             }
             Role::Repositories => self.taken.has_repositories = true,
             Role::Blob(digest) => self.blob(path, &digest, size, content)?,
             Role::Layer(Some(digest)) if self.is_present(&digest, size) => {
-                self.taken.files.insert(path.to_owned(), (digest, size));
+                self.remember(path, (digest, size))?;
             }
             Role::Layer(_) => {
                 let stored = self.spool(path, Algorithm::Sha256, size, content)?.commit(None);
@@ -164,7 +191,6 @@ impl Taker<'_> {
         content: &mut dyn Read,
     ) -> Result<(), BundleError> {
         if self.is_present(digest, size) {
-            self.taken.files.insert(path.to_owned(), (*digest, size));
             return Ok(());
         }
         let stored = self.spool(path, digest.algorithm(), size, content)?.commit(Some(digest));
@@ -190,7 +216,9 @@ impl Taker<'_> {
             Ok((digest, size)) => {
                 self.taken.blobs_written += 1;
                 self.taken.bytes_written += size;
-                self.taken.files.insert(path.to_owned(), (digest, size));
+                if !matches!(Role::of(path), Role::Blob(_)) {
+                    self.remember(path, (digest, size))?;
+                }
             }
             Err(IngestError::Store(error)) => return Err(error.into()),
             Err(error) => {
@@ -200,6 +228,22 @@ impl Taker<'_> {
             }
         }
         Ok(())
+    }
+
+    fn remember(&mut self, path: &str, file: (Digest, u64)) -> Result<(), BundleError> {
+        self.check_remembered()?;
+        self.taken.files.insert(path.to_owned(), file);
+        Ok(())
+    }
+
+    fn check_remembered(&self) -> Result<(), BundleError> {
+        match self.taken.files.len() + self.taken.links.len() < REMEMBERED_MAX {
+            true => Ok(()),
+            false => {
+                let limit = REMEMBERED_MAX as u64;
+                Err(BundleError::TooManyEntries { bundle: self.bundle.clone(), limit })
+            }
+        }
     }
 
     /// Copies content into a spool, hashed as it passes.
@@ -223,6 +267,19 @@ impl Taker<'_> {
             left = left.saturating_sub(read as u64);
         }
         Ok(spool)
+    }
+
+    /// A document that lists images.
+    fn list(&self, path: &str, size: u64, content: &mut dyn Read) -> Result<Vec<u8>, BundleError> {
+        let bytes = self.document(path, size, INDEX_BYTES_MAX, content)?;
+        match bytes.iter().filter(|byte| **byte == b'"').count() / 2 > INDEX_STRINGS_MAX {
+            true => Err(BundleError::Document {
+                bundle: self.bundle.clone(),
+                entry: path.to_owned(),
+                reason: format!("it has more than {INDEX_STRINGS_MAX} strings"),
+            }),
+            false => Ok(bytes),
+        }
     }
 
     fn document(
@@ -283,13 +340,19 @@ mod tests {
 
     #[test]
     fn links_that_lead_in_circles_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&crate::store::Settings {
+            root: directory.path().to_owned(),
+            fsync: false,
+        })
+        .unwrap();
         let mut taken = Taken::default();
         taken.links.insert("a".into(), "b".into());
         taken.links.insert("b".into(), "a".into());
-        assert_eq!(taken.file("a"), None);
+        assert_eq!(taken.file(&store, "a"), None);
         let file = (Digest::of(Algorithm::Sha256, b"x"), 1);
         taken.files.insert("c".into(), file);
         taken.links.insert("d".into(), "c".into());
-        assert_eq!(taken.file("./d"), Some(file));
+        assert_eq!(taken.file(&store, "./d"), Some(file));
     }
 }

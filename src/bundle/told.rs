@@ -2,7 +2,13 @@
 
 use std::fmt;
 
-use crate::oci::{Descriptor, Digest};
+use super::error::REASON_CHARS_MAX;
+use crate::oci::{Descriptor, Digest, quoted_up_to};
+
+/// How many platforms of one image are listed.
+const PLATFORMS_LISTED_MAX: usize = 32;
+/// How many missing blobs of one image are listed.
+const MISSING_LISTED_MAX: usize = 20;
 
 /// Something that happened to one image or blob.
 #[derive(Debug)]
@@ -111,7 +117,11 @@ impl fmt::Display for Told<'_> {
                     if reference.contains('@') { String::new() } else { format!(" {digest}") };
                 write!(f, "{reference}{shown}")?;
                 if !platforms.is_empty() {
-                    write!(f, " {}", platforms.join(", "))?;
+                    let listed = &platforms[..platforms.len().min(PLATFORMS_LISTED_MAX)];
+                    write!(f, " {}", listed.join(", "))?;
+                }
+                if let more @ 1.. = platforms.len().saturating_sub(PLATFORMS_LISTED_MAX) {
+                    write!(f, " and {more} more")?;
                 }
                 match before {
                     Before::Absent => {}
@@ -128,7 +138,7 @@ impl fmt::Display for Told<'_> {
                 }
             }
             Told::Incomplete { reference, missing } => {
-                let bytes = missing.iter().map(|each| each.size).sum();
+                let bytes = missing.iter().map(|each| each.size).fold(0, u64::saturating_add);
                 write!(
                     f,
                     "{reference}: not imported; {} of its blobs ({}) are in neither the bundle nor the \
@@ -136,12 +146,22 @@ impl fmt::Display for Told<'_> {
                     missing.len(),
                     Bytes(bytes)
                 )?;
-                missing
-                    .iter()
-                    .try_for_each(|each| write!(f, "\n    {} ({} bytes)", each.digest, each.size))
+                let listed = missing.iter().take(MISSING_LISTED_MAX);
+                listed.clone().try_for_each(|each| {
+                    write!(f, "\n    {} ({} bytes)", each.digest, each.size)
+                })?;
+                match missing.len().saturating_sub(MISSING_LISTED_MAX) {
+                    0 => Ok(()),
+                    more => write!(f, "\n    and {more} more"),
+                }
             }
             Told::Refused { bundle, entry, reason } => {
-                write!(f, "{bundle}: {entry}: not imported; {reason}")
+                let reason = quoted_up_to(REASON_CHARS_MAX, reason);
+                write!(
+                    f,
+                    "{bundle}: {}: not imported; {reason}",
+                    quoted_up_to(REASON_CHARS_MAX, entry)
+                )
             }
         }
     }

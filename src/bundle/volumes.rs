@@ -7,11 +7,10 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::BundleError;
+use super::unfinished::Unfinished;
 
 /// The most volumes: three digits sort in the order of the numbers, for `cat` too.
 const VOLUMES_MAX: u32 = 999;
-/// What a volume is called while it is written.
-const UNFINISHED: &str = ".part";
 
 /// The path of a volume.
 pub(super) fn volume(prefix: &Path, number: u32) -> PathBuf {
@@ -91,7 +90,7 @@ pub(super) struct VolumeWriter {
     prefix: PathBuf,
     volume_bytes: u64,
     number: u32,
-    open: Option<File>,
+    open: Option<Unfinished>,
     room: u64,
     is_finished: bool,
 }
@@ -117,10 +116,7 @@ impl VolumeWriter {
     }
 
     fn end_volume(&mut self) -> io::Result<()> {
-        let Some(file) = self.open.take() else { return Ok(()) };
-        file.sync_data()?;
-        let path = volume(&self.prefix, self.number);
-        fs::rename(with_suffix(&path, UNFINISHED), path)
+        self.open.take().map_or(Ok(()), Unfinished::finish)
     }
 
     fn next_volume(&mut self) -> io::Result<()> {
@@ -129,8 +125,7 @@ impl VolumeWriter {
             return Err(io::Error::other(BundleError::TooManyVolumes { limit: VOLUMES_MAX }));
         }
         self.number += 1;
-        let path = with_suffix(&volume(&self.prefix, self.number), UNFINISHED);
-        self.open = Some(File::create(path)?);
+        self.open = Some(Unfinished::create(&volume(&self.prefix, self.number))?);
         self.room = self.volume_bytes;
         Ok(())
     }
@@ -141,7 +136,7 @@ impl Write for VolumeWriter {
         if self.room == 0 && !bytes.is_empty() {
             self.next_volume()?;
         }
-        let Some(file) = &mut self.open else { return Ok(0) };
+        let Some(Unfinished { file, .. }) = &mut self.open else { return Ok(0) };
         let taken = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
         let written = file.write(&bytes[..taken])?;
         self.room -= written as u64;
@@ -158,11 +153,10 @@ impl Drop for VolumeWriter {
         if self.is_finished {
             return;
         }
-        // What could not be finished is of no use, and an error was told already.
-        if self.open.take().is_some() {
-            let _ = fs::remove_file(with_suffix(&volume(&self.prefix, self.number), UNFINISHED));
-        }
-        for number in 1..=self.number {
+        // What could not be finished is of no use, and the error was reported already. The last volume has
+        // no name of its own yet; a file that has it is of an earlier export.
+        let written = if self.open.take().is_some() { self.number - 1 } else { self.number };
+        for number in 1..=written {
             let _ = fs::remove_file(volume(&self.prefix, number));
         }
     }

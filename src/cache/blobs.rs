@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, counts, lock};
-use crate::flight::{Flight, Flights, Pilot};
+use super::{Cache, CacheError, How, Inner, JobPurpose, counts, lock};
+use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Access, Blob};
-use crate::upstream::{BlobAsk, UpstreamError};
+use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
 /// How many manifests of a repository are read for the sizes in them, and how large each may be: some
 /// milliseconds' worth.
@@ -20,7 +20,7 @@ const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
 /// one get, not even in how long it takes.
 pub(super) type BlobKey = (Upstream, Digest);
 pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
-type BlobFlight = Flight<Incoming, Blob, BlobFailure>;
+type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
 pub(super) type BlobPilot = Pilot<BlobKey, Incoming, Blob, BlobFailure>;
 pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
@@ -72,8 +72,8 @@ pub struct BlobWait {
 }
 
 enum WaitsFor {
-    Bytes(Arc<BlobFlight>),
-    Size(Arc<Flight<(), u64, BlobFailure>>),
+    Bytes(BlobFollower),
+    Size(Follower<(), u64, BlobFailure>),
 }
 
 impl BlobWait {
@@ -156,30 +156,63 @@ impl Cache {
             return Err(CacheError::HeldBack { wait });
         }
         Ok(BlobLookup::Wait(match purpose {
-            Purpose::Read => self.ask_for_blob(name, digest, size_hint),
-            Purpose::Size => self.ask_for_size(name, digest, size_hint),
+            Purpose::Read => self.ask_for_blob(name, digest, size_hint)?,
+            Purpose::Size => self.ask_for_size(name, digest, size_hint)?,
         }))
     }
 
-    /// Goes on with the downloads that have broken off, or that an earlier process has left. Waits for
-    /// nothing. Returns how many there are.
+    /// Resumes the downloads of listed registries that have broken off, or that an earlier process has left, in
+    /// the background. Waits for nothing. Returns how many there are.
+    ///
+    /// Those of unlisted registries wait for a client: anybody can begin any number of them.
     pub fn resume_downloads(&self) -> usize {
         if self.inner.is_offline() {
             return 0;
         }
         let partials = self.inner.store.partials();
         let idle = partials.iter().filter(|(name, digest)| {
-            self.inner.blobs.find(&(name.upstream.clone(), *digest)).is_none()
+            self.inner.blobs.peek(&(name.upstream.clone(), *digest)).is_none()
+                && matches!(self.inner.sources.standing(&name.upstream), Ok(Standing::Listed))
         });
         let mut resumed = 0;
         for (name, digest) in idle {
             log::info!("{name}@{digest}: an earlier download was not finished");
-            self.ask_for_blob(name, digest, None);
-            // It is not if there was no room in the queue.
-            let is_under_way = self.inner.blobs.find(&(name.upstream.clone(), *digest)).is_some();
-            resumed += usize::from(is_under_way);
+            resumed += usize::from(self.fetch_in_background(name, digest, None));
         }
         resumed
+    }
+
+    /// Fetches a blob when no client needs a fetcher. Returns whether it is queued now and was not before.
+    pub(super) fn fetch_in_background(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> bool {
+        let Ok(purpose) = self.purpose(name) else { return false };
+        let (cache, name, digest) = (self.clone(), name.clone(), *digest);
+        let key = (name.upstream.clone(), digest);
+        if !lock(&self.inner.queued_in_background).insert(key.clone()) {
+            return false;
+        }
+        let is_queued = self.inner.blob_pool.submit_in_background(purpose, move || {
+            let inner = &cache.inner;
+            lock(&inner.queued_in_background).remove(&(name.upstream.clone(), digest));
+            if inner.is_offline() || inner.store.blob(&digest, size_hint).is_some() {
+                return;
+            }
+            let key = (name.upstream.clone(), digest);
+            // A client may have begun it meanwhile. We do not follow: nobody waits for it.
+            let joined = inner.blobs.join(&key, || given_up(&name));
+            drop(joined.flight);
+            if let Some(leader) = joined.pilot {
+                cache.run_flight(name, leader, size_hint);
+            }
+        });
+        if !is_queued {
+            lock(&self.inner.queued_in_background).remove(&key);
+        }
+        is_queued
     }
 
     pub(super) fn ask_for_blob(
@@ -187,51 +220,95 @@ impl Cache {
         name: &ImageName,
         digest: &Digest,
         size_hint: Option<u64>,
-    ) -> BlobWait {
+    ) -> Result<BlobWait, CacheError> {
+        let purpose = self.purpose(name)?;
         let key = (name.upstream.clone(), *digest);
         let joined = self.inner.blobs.join(&key, || given_up(name));
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
-            let (inner, name) = (Arc::clone(&self.inner), name.clone());
-            let upstream = name.upstream.clone();
-            self.inner.blob_pool.submit(&upstream, move || {
-                Cache { inner }.fly(name, pilot, size_hint);
-            });
+        if let Some(leader) = joined.pilot {
+            self.submit_flight(purpose, name.clone(), leader, size_hint);
         }
-        BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint }
+        Ok(BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint })
     }
 
-    /// Flies a flight, on a fetcher. A blob that comes wrong is fetched once more, for those who come
-    /// back: what corrupted it may have been the way, or there is another endpoint.
-    pub(super) fn fly(&self, name: ImageName, pilot: BlobPilot, size_hint: Option<u64>) {
-        let key = pilot.key().clone();
-        let result = self.inner.fetch_blob(&name, &pilot, size_hint);
+    /// Queues the work of a flight that somebody follows.
+    fn submit_flight(
+        &self,
+        purpose: JobPurpose,
+        name: ImageName,
+        leader: BlobPilot,
+        size_hint: Option<u64>,
+    ) {
+        let cache = self.clone();
+        let flight = Arc::clone(leader.flight());
+        self.inner.blob_pool.submit(
+            purpose,
+            move || flight.has_followers(),
+            move || {
+                cache.run_flight(name, leader, size_hint);
+            },
+        );
+    }
+
+    /// Does the work of a flight, on a fetcher. A blob that comes wrong is fetched once more, for clients that
+    /// come back: its way here may have corrupted it, or there is another endpoint.
+    ///
+    /// A download that gave its fetcher up for another job continues later: behind the jobs that wait now if
+    /// somebody follows it, in the background if not.
+    fn run_flight(&self, name: ImageName, leader: BlobPilot, size_hint: Option<u64>) {
+        leader.begin();
+        let key = leader.key().clone();
+        let result = self.inner.fetch_blob(&name, &leader, size_hint);
+        if matches!(&result, Err(CacheError::Suspended)) {
+            match leader.abandon(given_up(&name)) {
+                Some(leader) => {
+                    if let Ok(purpose) = self.purpose(&name) {
+                        self.submit_flight(purpose, name, leader, size_hint);
+                    }
+                }
+                None => drop(self.fetch_in_background(&name, &key.1, size_hint)),
+            }
+            return;
+        }
         if let Err(error) = &result {
             error.log(&format!("{name}@{}", key.1));
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.inner.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
-        pilot.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
-        // After the landing: nobody finds this flight any more to leave a note that would end the next.
+        leader.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        self.inner.store.remove_empty_partials(&name.upstream);
+        // After the end: nobody finds this flight any more to leave a note that would end the next.
         self.inner.uncancel(&key);
         if is_wrong && self.inner.should_try_again(&key) {
-            self.ask_for_blob(&name, &key.1, size_hint);
+            self.fetch_in_background(&name, &key.1, size_hint);
         }
     }
 
-    fn ask_for_size(&self, name: &ImageName, digest: &Digest, size_hint: Option<u64>) -> BlobWait {
+    fn ask_for_size(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> Result<BlobWait, CacheError> {
+        let purpose = self.purpose(name)?;
         let key = (name.clone(), *digest);
         let joined = self.inner.blob_sizes.join(&key, || given_up(name));
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        if let Some(leader) = joined.pilot {
             let inner = Arc::clone(&self.inner);
-            self.inner.metadata_pool.submit(&name.upstream, move || {
-                let (name, digest) = pilot.key().clone();
-                let size = inner.fetch_size(&name, &digest);
-                pilot.land(size.map_err(|error| BlobFailure { origin: name, error }));
-            });
+            let flight = Arc::clone(joined.flight.flight());
+            self.inner.metadata_pool.submit(
+                purpose,
+                move || flight.has_followers(),
+                move || {
+                    leader.begin();
+                    let (name, digest) = leader.key().clone();
+                    let size = inner.fetch_size(&name, &digest);
+                    leader.land(size.map_err(|error| BlobFailure { origin: name, error }));
+                },
+            );
         }
-        BlobWait { waits_for: WaitsFor::Size(joined.flight), how, size_hint }
+        Ok(BlobWait { waits_for: WaitsFor::Size(joined.flight), how, size_hint })
     }
 }
 

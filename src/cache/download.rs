@@ -5,9 +5,10 @@
 //! ([`super::filling`]) or one client ([`super::passage`]).
 
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::retry::Retries;
+use super::scheduler::Class;
 use super::{CacheError, Inner};
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
@@ -28,6 +29,46 @@ pub(super) trait Sink {
 
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
+
+    /// Whether the download can give up its fetcher and continue later.
+    fn waits_for(&self) -> Waits;
+}
+
+/// Who waits for a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Somebody follows it. It can continue later all the same.
+    Followers,
+    /// Nobody: it is finished for the sake of those that come later.
+    Nobody,
+    /// One client whom it is handed to as it comes: it cannot continue later.
+    OneClient,
+}
+
+/// A download that is slower than the minimum rate over this time gives up its fetcher if another job needs it.
+const PROGRESS_WINDOW: Duration = Duration::from_secs(60);
+
+/// How much came in the current [`PROGRESS_WINDOW`].
+struct Progress {
+    since: Instant,
+    bytes: u64,
+    is_slow: bool,
+}
+
+impl Progress {
+    fn new(now: Instant) -> Progress {
+        Progress { since: now, bytes: 0, is_slow: false }
+    }
+
+    fn add(&mut self, bytes: u64, now: Instant, minimum_rate: u64) {
+        self.bytes += bytes;
+        let elapsed = now.duration_since(self.since);
+        if elapsed >= PROGRESS_WINDOW {
+            self.is_slow = self.bytes < minimum_rate.saturating_mul(elapsed.as_secs());
+            self.since = now;
+            self.bytes = 0;
+        }
+    }
 }
 
 /// A download under way.
@@ -42,6 +83,9 @@ pub(super) struct Download<'a, S> {
     demerits: Demerits,
     /// The endpoints that sent bytes.
     senders: Vec<usize>,
+    /// With whom it shares fetchers.
+    class: Class,
+    progress: Progress,
     pub(super) chunk: Vec<u8>,
     pub(super) sink: S,
 }
@@ -62,6 +106,8 @@ impl<'a, S: Sink> Download<'a, S> {
             is_begun: false,
             demerits: inner.demerits(name, &digest),
             senders: Vec::new(),
+            class: inner.class_of(&name.upstream),
+            progress: Progress::new(Instant::now()),
             chunk: vec![0; CHUNK_BYTES],
             sink,
         }
@@ -159,6 +205,7 @@ impl<'a, S: Sink> Download<'a, S> {
             }
             let passed_over = surplus.min(read as u64);
             surplus -= passed_over;
+            self.progress.add(read as u64, Instant::now(), self.inner.settings().minimum_rate);
             // Both are at most `read`, which is a `usize`.
             let fresh = &self.chunk[passed_over as usize..read];
             let written = self.sink.bytes_written() + fresh.len() as u64;
@@ -174,8 +221,20 @@ impl<'a, S: Sink> Download<'a, S> {
         self.inner.stop_if_closed()?;
         match self.inner.is_cancelled(&self.name.upstream, &self.digest) {
             true => Err(CacheError::GivenUp),
+            false if self.should_be_suspended() => Err(CacheError::Suspended),
             false => Ok(()),
         }
+    }
+
+    /// Whether its fetcher is of more use to another job: one that somebody waits for, while nobody waits for
+    /// this download, or nothing comes of it.
+    fn should_be_suspended(&self) -> bool {
+        let is_dispensable = match self.sink.waits_for() {
+            Waits::Nobody => true,
+            Waits::Followers => self.progress.is_slow,
+            Waits::OneClient => false,
+        };
+        is_dispensable && self.inner.blob_pool.is_contended(&self.class)
     }
 
     fn broke_off(&self, error: io::Error) -> CacheError {

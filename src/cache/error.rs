@@ -29,6 +29,8 @@ pub enum CacheError {
     Store(Arc<StoreError>),
     /// Too many fetches wait already, or the server is stopping.
     GivenUp,
+    /// The download gave its fetcher up to a job that somebody waits for, and continues later.
+    Suspended,
     /// Nothing came in the time that clients wait.
     TimedOut,
 }
@@ -71,7 +73,9 @@ impl CacheError {
             CacheError::HeldBack { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
-            CacheError::Store(_) | CacheError::GivenUp => Reason::Overloaded,
+            CacheError::Store(_) | CacheError::GivenUp | CacheError::Suspended => {
+                Reason::Overloaded
+            }
             CacheError::TimedOut => Reason::TimedOut,
         }
     }
@@ -174,6 +178,9 @@ impl fmt::Display for CacheError {
             CacheError::Store(error) => error.fmt(f),
             CacheError::GivenUp => {
                 write!(f, "the fetch was given up: too many are waiting, or the server is stopping")
+            }
+            CacheError::Suspended => {
+                write!(f, "the download was suspended in favour of one that somebody waits for")
             }
             CacheError::TimedOut => {
                 write!(f, "upstream has not answered in the time that clients wait")

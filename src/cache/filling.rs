@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blobs::{BlobKey, BlobPilot, Incoming};
-use super::download::{Download, Sink};
+use super::download::{Download, Sink, Waits};
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
@@ -34,18 +34,43 @@ impl Inner {
         pilot: &BlobPilot,
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
+        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
+            self.stop_if_closed()?;
+            let ingest = match self.store.resume(&name.upstream, &pilot.key().1, size_hint)? {
+                Begin::Writing(ingest) => Some(*ingest),
+                Begin::Absent => None,
+                Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
+                Begin::Locked => {
+                    self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY);
+                    continue;
+                }
+            };
+            match self.download_blob(name, pilot, size_hint, ingest) {
+                // Another process has begun, or finished, the blob since we looked.
+                Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
+                    self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY);
+                }
+                result => return result,
+            }
+        }
+        Err(CacheError::GivenUp)
+    }
+
+    /// Downloads a blob from where an earlier download left it, or from its beginning. Nothing is created
+    /// before its upstream has answered that it has the blob.
+    fn download_blob(
+        &self,
+        name: &ImageName,
+        pilot: &BlobPilot,
+        size_hint: Option<u64>,
+        ingest: Option<Ingest>,
+    ) -> Result<Blob, CacheError> {
         let digest = pilot.key().1;
-        let ingest = match self.begin(name, &digest, size_hint)? {
-            Begin::Writing(ingest) => *ingest,
-            Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
-            Begin::Busy => return Err(CacheError::GivenUp),
-        };
         let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false, has_room_until: 0 };
         let mut download = Download::new(self, name, digest, size_hint, sink);
         self.recover(&mut download)?;
-        if !download.sink.ingest.is_whole()
-            && let Err(error) = download.run()
-        {
+        let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_whole);
+        if !is_complete && let Err(error) = download.run() {
             // What was kept does not fit what upstream sends, or fills the disk: it is given up.
             // Refused before anything was written: what was kept is as good as it was.
             let is_full = matches!(&error, CacheError::Store(store)
@@ -54,13 +79,16 @@ impl Inner {
             if is_wrong {
                 self.note_wrong(pilot.key(), download.blame());
             }
-            if is_full || is_wrong {
-                download.sink.ingest.discard();
+            if let Some(ingest) = download.sink.ingest
+                && (is_full || is_wrong)
+            {
+                ingest.discard();
             }
             return Err(error);
         }
         let blame = download.blame();
-        let ToStore { ingest, .. } = download.sink;
+        // Begun at the latest with the first answer of the upstream.
+        let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
         announce(name, pilot, &ingest, Some(size));
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
@@ -73,30 +101,27 @@ impl Inner {
         Ok(verified.commit()?)
     }
 
-    /// Begins the ingest, waiting for another process that is at it as long as it may take.
-    fn begin(
-        &self,
-        name: &ImageName,
-        digest: &Digest,
-        size_hint: Option<u64>,
-    ) -> Result<Begin, CacheError> {
-        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
-            match self.store.ingest(&name.upstream, digest, size_hint)? {
-                Begin::Busy => self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY),
-                begun => return Ok(begun),
+    /// Begins to write a blob that its upstream was found to have.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another process has begun or finished it meanwhile.
+    fn begin_ingest(&self, key: &BlobKey, size: Option<u64>) -> Result<Ingest, CacheError> {
+        match self.store.ingest(&key.0, &key.1, size)? {
+            Begin::Writing(ingest) => Ok(*ingest),
+            Begin::Present(_) | Begin::Locked | Begin::Absent => {
+                Err(StoreError::Locked { digest: Box::new(key.1) }.into())
             }
-            self.stop_if_closed()?;
         }
-        Ok(Begin::Busy)
     }
 
     /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
     /// only then is it known which byte is the last.
     fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
-        while download.sink.ingest.recover(&mut download.chunk)? {
+        let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
+        while ingest.recover(&mut download.chunk)? {
             self.stop_if_closed()?;
         }
-        match download.sink.ingest.bytes_written() {
+        match ingest.bytes_written() {
             0 => {}
             bytes => {
                 self.metrics.resumed.inc();
@@ -146,7 +171,8 @@ struct ToStore<'a> {
     inner: &'a Inner,
     name: &'a ImageName,
     pilot: &'a BlobPilot,
-    ingest: Ingest,
+    /// Nothing until the upstream has answered that it has the blob.
+    ingest: Option<Ingest>,
     /// Whether it was noted beside the partial whose it is.
     is_noted: bool,
     /// Up to where room was made for a blob of unknown size.
@@ -156,7 +182,7 @@ struct ToStore<'a> {
 impl ToStore<'_> {
     /// Tells the readers how far they may go: never to the last byte.
     fn show(&self, size: Option<u64>) {
-        let written = self.ingest.bytes_written();
+        let written = self.bytes_written();
         let held_back_from = size.unwrap_or(written).saturating_sub(1);
         self.pilot.advance(written.min(held_back_from));
     }
@@ -166,7 +192,7 @@ impl ToStore<'_> {
     /// Makes room for a blob of which nobody tells how large it is, a step at a time, up to a bound: it may
     /// have no end.
     fn make_room_ahead(&mut self, more_bytes: u64) -> Result<(), CacheError> {
-        let end = self.ingest.bytes_written() + more_bytes;
+        let end = self.bytes_written() + more_bytes;
         if end > UNKNOWN_SIZE_MAX {
             let reason = format!(
                 "the registry does not tell the size of this blob, and {UNKNOWN_SIZE_MAX} bytes are \
@@ -186,23 +212,29 @@ impl ToStore<'_> {
 
 impl Sink for ToStore<'_> {
     fn bytes_written(&self) -> u64 {
-        self.ingest.bytes_written()
+        self.ingest.as_ref().map_or(0, Ingest::bytes_written)
     }
 
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
             // Better before the first byte than after the last that fits: now nobody has had any.
-            let missing_bytes = size.saturating_sub(self.ingest.bytes_written());
+            let missing_bytes = size.saturating_sub(self.bytes_written());
             self.inner.make_room_for_blob(self.pilot.key(), missing_bytes)?;
-            self.ingest.check_room_for(size)?;
+        }
+        let ingest = match &mut self.ingest {
+            Some(ingest) => ingest,
+            None => self.ingest.insert(self.inner.begin_ingest(self.pilot.key(), size)?),
+        };
+        if let Some(size) = size {
+            ingest.check_room_for(size)?;
         }
         if !std::mem::replace(&mut self.is_noted, true)
-            && let Err(error) = self.ingest.note_origin(self.name)
+            && let Err(error) = ingest.note_origin(self.name)
         {
             // The download itself will say what is wrong with the disk, if it matters.
             log::debug!("{}: {error}", self.name);
         }
-        announce(self.name, self.pilot, &self.ingest, size);
+        announce(self.name, self.pilot, ingest, size);
         self.show(size);
         Ok(())
     }
@@ -212,9 +244,15 @@ impl Sink for ToStore<'_> {
             self.make_room_ahead(bytes.len() as u64)?;
         }
         self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
-        self.ingest.write(bytes)?;
+        // `begin` comes before the first byte.
+        let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
+        ingest.write(bytes)?;
         self.show(size);
         Ok(())
+    }
+
+    fn waits_for(&self) -> Waits {
+        if self.pilot.has_followers() { Waits::Followers } else { Waits::Nobody }
     }
 }
 

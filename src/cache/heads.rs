@@ -20,7 +20,7 @@ use super::freshness::Belief;
 use super::manifests::Content;
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, ManifestLookup, PATIENCE, lock};
-use crate::flight::{Flight, Flights};
+use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, Reference, Tag};
 use crate::store::Access;
 use crate::upstream::{ManifestHead, UpstreamError};
@@ -73,7 +73,7 @@ pub enum HeadLookup {
 pub struct HeadWait {
     cache: Cache,
     name: ImageName,
-    flight: Arc<Flight<(), ManifestHead, CacheError>>,
+    flight: Follower<(), ManifestHead, CacheError>,
     how: How,
 }
 
@@ -92,10 +92,14 @@ impl HeadWait {
     /// Stops waiting. `waker` is the one that was polled with.
     ///
     /// # Errors
-    /// [`CacheError::TimedOut`], always.
+    /// [`CacheError`], always.
     pub fn give_up(self, waker: &Waker) -> Result<HeadAnswer, CacheError> {
         self.flight.forget(waker);
         let inner = &self.cache.inner;
+        // A request that was never sent for want of a fetcher says nothing about the registry.
+        if !self.flight.has_begun() {
+            return Err(CacheError::GivenUp);
+        }
         inner.misses.note_trouble(&self.name.upstream, inner.now());
         Err(CacheError::TimedOut)
     }
@@ -125,18 +129,25 @@ impl Cache {
         if let Some(head) = inner.told_head(name, tag, now) {
             return Ok(HeadLookup::Ready(HeadAnswer { head, how: How::Hit }));
         }
+        let purpose = self.purpose(name)?;
         let joined = inner.heads.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        if let Some(leader) = joined.pilot {
             let inner = Arc::clone(inner);
-            self.inner.metadata_pool.submit(&name.upstream, move || {
-                let (name, tag) = pilot.key().clone();
-                let result = inner.fetch_head(&name, &tag);
-                if let Err(error) = &result {
-                    error.log(&name.with(&Reference::Tag(tag)));
-                }
-                pilot.land(result);
-            });
+            let flight = Arc::clone(joined.flight.flight());
+            self.inner.metadata_pool.submit(
+                purpose,
+                move || flight.has_followers(),
+                move || {
+                    leader.begin();
+                    let (name, tag) = leader.key().clone();
+                    let result = inner.fetch_head(&name, &tag);
+                    if let Err(error) = &result {
+                        error.log(&name.with(&Reference::Tag(tag)));
+                    }
+                    leader.land(result);
+                },
+            );
         }
         let flight = joined.flight;
         Ok(HeadLookup::Wait(HeadWait { cache: self.clone(), name: name.clone(), flight, how }))

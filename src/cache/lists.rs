@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use super::{Cache, CacheError, How, Inner, PATIENCE};
-use crate::flight::{Flight, Flights};
+use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagQuery};
 use crate::store::ListRecord;
 use crate::upstream::List;
@@ -62,7 +62,7 @@ pub enum ListLookup {
 
 /// Waits for upstream, with the last good answer as the fallback.
 pub struct ListWait {
-    flight: Arc<Flight<(), List, CacheError>>,
+    flight: Follower<(), List, CacheError>,
     patience: Duration,
     fallback: Option<List>,
     how: How,
@@ -127,7 +127,10 @@ impl Cache {
             Some(list) if is_fresh || is_offline => ready(list, How::Hit),
             Some(list) if is_troubled => ready(list, How::Stale),
             None if is_offline => Err(CacheError::NotCached),
-            known => Ok(ListLookup::Wait(self.ask_for_list(name, question, known))),
+            known => match (self.ask_for_list(name, question, known.clone()), known) {
+                (Err(_), Some(list)) => ready(list, How::Stale),
+                (asked, _) => Ok(ListLookup::Wait(asked?)),
+            },
         }
     }
 
@@ -136,21 +139,28 @@ impl Cache {
         name: &ImageName,
         question: ListQuestion,
         fallback: Option<List>,
-    ) -> ListWait {
+    ) -> Result<ListWait, CacheError> {
+        let purpose = self.purpose(name)?;
         let joined = self.inner.lists.join(&(name.clone(), question), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
             let inner = Arc::clone(&self.inner);
-            self.inner.metadata_pool.submit(&name.upstream, move || {
-                let (name, question) = pilot.key().clone();
-                pilot.land(inner.fresh_list(&name, &question));
-            });
+            let flight = Arc::clone(joined.flight.flight());
+            self.inner.metadata_pool.submit(
+                purpose,
+                move || flight.has_followers(),
+                move || {
+                    pilot.begin();
+                    let (name, question) = pilot.key().clone();
+                    pilot.land(inner.fresh_list(&name, &question));
+                },
+            );
         }
         let patience = match fallback {
             Some(_) => self.inner.settings().revalidate_timeout,
             None => PATIENCE,
         };
-        ListWait { flight: joined.flight, patience, fallback, how }
+        Ok(ListWait { flight: joined.flight, patience, fallback, how })
     }
 }
 

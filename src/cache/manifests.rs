@@ -1,13 +1,13 @@
 //! Manifests: by digest for ever, by tag as long as the freshness policy says.
 
 use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use super::freshness::{Belief, OnUpstreamDelete};
+use super::manifest_wait::ManifestWait;
 use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, PATIENCE, lock};
-use crate::flight::{Flight, Flights, Pilot};
+use super::{Cache, CacheError, How, Inner, lock};
+use crate::flight::{Flights, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{ManifestHead, Source, UpstreamError};
@@ -26,7 +26,7 @@ const DESCRIPTORS_REMEMBERED: usize = 512;
 const IN_USE_SWEPT_AT: usize = 1024;
 
 type Key = (ImageName, Reference);
-type Outcome = Arc<Content>;
+pub(super) type Outcome = Arc<Content>;
 pub(super) type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
 type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
 
@@ -52,7 +52,7 @@ impl Content {
 /// A manifest that can be answered.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
-    content: Arc<Content>,
+    pub(super) content: Arc<Content>,
     /// How it came about.
     pub how: How,
 }
@@ -86,60 +86,6 @@ pub enum ManifestLookup {
     Ready(ManifestAnswer),
     /// Upstream is being asked.
     Wait(ManifestWait),
-}
-
-/// Waits for upstream, with what the cache has as the fallback.
-pub struct ManifestWait {
-    cache: Cache,
-    name: ImageName,
-    flight: Arc<Flight<(), Outcome, CacheError>>,
-    how: How,
-    cached: Option<Arc<Content>>,
-}
-
-impl ManifestWait {
-    /// The answer, or the failure, once the flight has ended.
-    pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
-        self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
-            (Ok(content), Some(cached)) if content.digest == cached.digest => {
-                Ok(ManifestAnswer { content, how: How::Hit })
-            }
-            (Ok(content), _) => Ok(ManifestAnswer { content, how: self.how }),
-            (Err(error @ CacheError::DeletedUpstream), _) => Err(error),
-            (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
-            (Err(error), None) => Err(error),
-        })
-    }
-
-    /// How long to wait before [`ManifestWait::give_up`].
-    pub fn patience(&self) -> Duration {
-        match self.cached {
-            Some(_) => self.cache.inner.settings().revalidate_timeout,
-            None => PATIENCE,
-        }
-    }
-
-    /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
-    /// the upstream counts as slow, so that the next client need not wait as long. `waker` is the one
-    /// that was polled with, and is no longer woken.
-    ///
-    /// # Errors
-    /// [`CacheError::TimedOut`] if the cache has nothing.
-    pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
-        self.flight.forget(waker);
-        let inner = &self.cache.inner;
-        inner.misses.note_trouble(&self.name.upstream, inner.now());
-        match &self.cached {
-            Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),
-            None => Err(CacheError::TimedOut),
-        }
-    }
-
-    fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
-        // What went wrong is warned of once a fetch; this is once a client.
-        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest);
-        ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
-    }
 }
 
 impl Cache {
@@ -189,26 +135,49 @@ impl Cache {
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
-            (cached, _) => Ok(ManifestLookup::Wait(self.ask_for_manifest(key, cached))),
+            (cached, _) => match (self.ask_for_manifest(key, cached.clone()), cached) {
+                (Err(_), Some(content)) => Ok(ready(content, How::Stale)),
+                (asked, _) => Ok(ManifestLookup::Wait(asked?)),
+            },
         }
     }
 
     /// Asks what a tag is, for the next client rather than for this one.
     fn revalidate(&self, key: Key, now: SystemTime) {
         if !self.inner.misses.is_troubled(&key.0.upstream, now) {
-            self.ask_for_manifest(key, None);
+            self.fetch_manifest_in_background(key);
         }
     }
 
-    fn ask_for_manifest(&self, key: Key, cached: Option<Arc<Content>>) -> ManifestWait {
+    /// Fetches a manifest that nobody waits for.
+    pub(super) fn fetch_manifest_in_background(&self, key: Key) {
+        let inner = Arc::clone(&self.inner);
+        let Ok(purpose) = self.purpose(&key.0) else { return };
+        self.inner.metadata_pool.submit_in_background(purpose, move || {
+            let joined = inner.manifests.join(&key, || CacheError::GivenUp);
+            if let Some(leader) = joined.pilot {
+                inner.fetch_manifest(leader);
+            }
+        });
+    }
+
+    fn ask_for_manifest(
+        &self,
+        key: Key,
+        cached: Option<Arc<Content>>,
+    ) -> Result<ManifestWait, CacheError> {
+        let purpose = self.purpose(&key.0)?;
         let joined = self.inner.manifests.join(&key, || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        let name = key.0;
-        if let Some(pilot) = joined.pilot {
+        if let Some(leader) = joined.pilot {
             let inner = Arc::clone(&self.inner);
-            self.inner.metadata_pool.submit(&name.upstream, move || inner.fetch_manifest(pilot));
+            let flight = Arc::clone(joined.flight.flight());
+            let is_wanted = move || flight.has_followers();
+            self.inner
+                .metadata_pool
+                .submit(purpose, is_wanted, move || inner.fetch_manifest(leader));
         }
-        ManifestWait { cache: self.clone(), name, flight: joined.flight, how, cached }
+        Ok(ManifestWait { cache: self.clone(), name: key.0, flight: joined.flight, how, cached })
     }
 }
 
@@ -301,12 +270,15 @@ impl Inner {
     fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
         let mut sizes = lock(&self.told_sizes);
         for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
-            sizes.insert((name.clone(), descriptor.digest), descriptor.size);
+            if let Some(size) = descriptor.known_size() {
+                sizes.insert((name.clone(), descriptor.digest), size);
+            }
         }
     }
 
     /// The work of a manifest flight, on a fetcher.
     pub(super) fn fetch_manifest(&self, pilot: ManifestPilot) {
+        pilot.begin();
         let (name, reference) = pilot.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
@@ -353,44 +325,47 @@ impl Inner {
             self.point_tag(name, tag, &content, None);
             return Ok(content);
         };
-        let resolved = source.resolve(&name.repository, tag);
-        self.note(name, &reference, &resolved);
-        let resolved = match resolved {
-            Err(error) if error.is_certainly_not_found() => {
-                match self.is_really_gone(name, &*source, &reference)? {
-                    true => return Err(self.deleted_upstream(name, tag, &record)),
-                    false => None,
+        let content = match source.resolve(&name.repository, tag) {
+            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
+            Ok(None) => self.get_manifest(name, &*source, &reference)?,
+            // Many registries and proxies do HEAD badly, so that only GET is a verdict.
+            Err(error) if !error.is_trouble() || error.is_server_error() => {
+                match self.get_manifest(name, &*source, &reference) {
+                    Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
+                        return Err(self.deleted_upstream(name, tag, &record));
+                    }
+                    other => other?,
                 }
             }
-            other => other?,
-        };
-        let content = match resolved {
-            Some(digest) => match self.stored_manifest(name, &digest, Access::Look) {
-                Some(stored) => stored.content,
-                // By digest, so that what is stored is what HEAD named, even if the tag moves now.
-                None => self.get_manifest(name, &*source, &Reference::Digest(digest))?,
-            },
-            None => self.get_manifest(name, &*source, &reference)?,
+            Err(error) => {
+                self.note(name, &reference, &Err::<(), _>(error.clone()));
+                return Err(error.into());
+            }
         };
         self.point_tag(name, tag, &content, Some(&record));
         Ok(content)
     }
 
-    /// Whether GET agrees that there is no such tag: some registries do not do HEAD well, and a name should
-    /// not be lost for that. Where the tag is kept anyway, HEAD is believed.
-    fn is_really_gone(
+    /// The manifest that HEAD has named for a tag. By its digest, so that what is stored is what HEAD named,
+    /// even if the tag moves now. Some proxies name a digest under which they have nothing, or something
+    /// else; what clients of theirs get is what GET of the tag says.
+    fn get_resolved(
         &self,
         name: &ImageName,
         source: &dyn Source,
-        reference: &Reference,
-    ) -> Result<bool, CacheError> {
-        if self.settings().freshness.on_upstream_delete == OnUpstreamDelete::Keep {
-            return Ok(true);
+        tag: &Reference,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+            self.note::<()>(name, tag, &Ok(()));
+            return Ok(stored.content);
         }
-        match source.manifest(&name.repository, reference) {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_certainly_not_found() => Ok(true),
-            Err(error) => Err(error.into()),
+        match self.get_manifest(name, source, &Reference::Digest(*digest)) {
+            Err(CacheError::Upstream(error)) if !error.is_trouble() => {
+                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
+                self.get_manifest(name, source, tag)
+            }
+            other => other,
         }
     }
 

@@ -26,15 +26,16 @@ mod freshness;
 mod heads;
 mod keeper;
 mod lists;
+mod manifest_wait;
 mod manifests;
 mod misses;
 mod passage;
-mod pool;
 mod prefetch;
 mod recent;
 mod referrers;
 mod retry;
 mod room;
+mod scheduler;
 mod scrub;
 mod traffic;
 mod upkeep;
@@ -44,11 +45,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
+use crate::client_address::ClientAddress;
 use crate::flight::Flights;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
 use crate::store::Store;
-use crate::upstream::{Source, Sources};
+use crate::upstream::{Source, Sources, Standing};
 
 pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
@@ -57,7 +59,8 @@ pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
-pub use manifests::{ManifestAnswer, ManifestLookup, ManifestWait};
+pub use manifest_wait::ManifestWait;
+pub use manifests::{ManifestAnswer, ManifestLookup};
 pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 
@@ -66,8 +69,8 @@ pub use upkeep::{Upkeep, Upkeeper};
 
 pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
-pub use pool::PoolLoad;
 pub use retry::RetryPolicy;
+pub use scheduler::SchedulerLoad;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 use blobs::{BlobKey, SizeFlights};
@@ -76,8 +79,8 @@ use heads::{HEADS_REMEMBERED, HeadFlights, Told, ToldTags};
 use lists::ListFlights;
 use manifests::{Content, HotManifest, ManifestFlights};
 use misses::Misses;
-use pool::FetchPool;
 use recent::Recent;
+use scheduler::{Class, Purpose as JobPurpose, Scheduler};
 
 /// How long a client waits for what is not in the cache: below the 30 s after which containerd gives
 /// up, so that it gets an answer that says why.
@@ -90,6 +93,9 @@ const BLAMED_REMEMBERED: usize = 1024;
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
 
+/// The default of `minimumRate`, in bytes a second: slower than any link that a pull over it would finish on.
+pub const MINIMUM_RATE: u64 = 16 * 1024;
+
 /// How the cache decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -99,8 +105,10 @@ pub struct Settings {
     pub revalidate_timeout: Duration,
     /// How long "there is no such thing" and "this upstream is in trouble" are remembered.
     pub negative_ttl: Duration,
-    /// How downloads that break off are gone on with.
+    /// How downloads that break off are resumed.
     pub retry: RetryPolicy,
+    /// A download that brings fewer bytes a second than this gives up its fetcher to jobs that wait.
+    pub minimum_rate: u64,
     /// What is fetched of an image beyond what is asked for.
     pub prefetch: Prefetch,
     /// How the cache is kept within bounds.
@@ -122,12 +130,13 @@ impl Default for Settings {
             revalidate_timeout: Duration::from_secs(2),
             negative_ttl: Duration::from_secs(10),
             retry: RetryPolicy::default(),
+            minimum_rate: MINIMUM_RATE,
             prefetch: Prefetch::default(),
             upkeep: Upkeep::default(),
             air_gapped: false,
-            blob_fetchers: 16,
+            blob_fetchers: 32,
             downloads_per_upstream: HashMap::new(),
-            manifest_fetchers: 8,
+            manifest_fetchers: 64,
         }
     }
 }
@@ -167,6 +176,8 @@ impl How {
 #[derive(Clone)]
 pub struct Cache {
     inner: Arc<Inner>,
+    /// Whose share of the fetchers its requests count against; none for what Larder does by itself.
+    client: Option<ClientAddress>,
 }
 
 struct Inner {
@@ -181,8 +192,8 @@ struct Inner {
     heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
-    blob_pool: FetchPool,
-    metadata_pool: FetchPool,
+    blob_pool: Scheduler,
+    metadata_pool: Scheduler,
     misses: Misses,
     /// Locked for a table look-up or an insertion only, as are the next two.
     hot: Mutex<Recent<(ImageName, Reference), HotManifest>>,
@@ -207,6 +218,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     /// Locked while room is made, which is done once at a time: who waits finds it made.
     room: Mutex<room::TriedInVain>,
+    /// Downloads that wait for a fetcher in the background, so that each is queued once.
+    queued_in_background: Mutex<HashSet<BlobKey>>,
     /// Downloads that somebody wants to end.
     cancelled: Mutex<HashSet<BlobKey>>,
     /// Whether the images are to be counted anew without waiting for the next time.
@@ -230,15 +243,17 @@ impl Cache {
             heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
-            blob_pool: FetchPool::start(
+            blob_pool: Scheduler::start(
                 "blob-fetcher",
                 settings.blob_fetchers,
                 settings.downloads_per_upstream.clone(),
+                PATIENCE,
             ),
-            metadata_pool: FetchPool::start(
+            metadata_pool: Scheduler::start(
                 "manifest-fetcher",
                 settings.manifest_fetchers,
                 HashMap::new(),
+                PATIENCE,
             ),
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
@@ -252,13 +267,29 @@ impl Cache {
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
             room: Mutex::default(),
+            queued_in_background: Mutex::new(HashSet::new()),
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),
             is_switched_off: AtomicBool::new(is_switched_off),
             looking_at_switch: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
         };
-        Cache { inner: Arc::new(inner) }
+        Cache { inner: Arc::new(inner), client: None }
+    }
+
+    /// The same cache, whose fetches count against this client from now on.
+    pub fn for_client(&self, client: ClientAddress) -> Cache {
+        Cache { inner: Arc::clone(&self.inner), client: Some(client) }
+    }
+
+    /// What a fetch for this repository shares its fetchers with.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the registry may not be asked: then there is no fetch.
+    fn purpose(&self, name: &ImageName) -> Result<JobPurpose, CacheError> {
+        self.inner.stop_if_offline()?;
+        let class = Class::of(&name.upstream, self.inner.sources.standing(&name.upstream)?);
+        Ok(JobPurpose { class, name: name.clone(), client: self.client })
     }
 
     /// Puts other settings into force, for what is asked from now on. What is under way goes on; offline,
@@ -356,6 +387,12 @@ impl Inner {
     fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
         self.stop_if_offline()?;
         Ok(self.sources.source(upstream)?)
+    }
+
+    /// With whom a registry shares its fetchers.
+    fn class_of(&self, upstream: &Upstream) -> Class {
+        let standing = self.sources.standing(upstream);
+        Class::of(upstream, standing.unwrap_or(Standing::Unproven))
     }
 
     /// Whether an upstream has other endpoints than the one that a failure is about.

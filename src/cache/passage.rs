@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::download::{Download, Sink};
+use super::download::{Download, Sink, Waits};
 use super::{Cache, CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName, Verifier};
 use crate::store::IngestError;
@@ -253,6 +253,10 @@ impl Sink for ToClient<'_> {
         };
         if shown.is_empty() { Ok(()) } else { self.inlet.push(self.inner, shown) }
     }
+
+    fn waits_for(&self) -> Waits {
+        Waits::OneClient
+    }
 }
 
 impl Cache {
@@ -267,10 +271,17 @@ impl Cache {
     ) -> Passage {
         let pipe = Arc::new(Pipe::default());
         let inlet = Inlet { pipe: Arc::clone(&pipe) };
+        let purpose = match self.purpose(name) {
+            Ok(purpose) => purpose,
+            Err(error) => {
+                inlet.fail(error);
+                return Passage { pipe };
+            }
+        };
         let (inner, name, digest) = (Arc::clone(&self.inner), name.clone(), *digest);
-        let upstream = name.upstream.clone();
-        // Among those that hold but half of the fetchers: a passage is as slow as its reader.
-        self.inner.blob_pool.submit_behind(&upstream, move || {
+        let client = Arc::clone(&pipe);
+        let is_wanted = move || !client.state().is_abandoned;
+        self.inner.blob_pool.submit(purpose, is_wanted, move || {
             log::warn!("{name}@{digest}: streaming it to a client without caching it");
             inner.metrics.not_cached("blob");
             if let Err(error) = inner.pass_blob(&name, &digest, size_hint, already_sent, &inlet) {

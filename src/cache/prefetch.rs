@@ -6,6 +6,7 @@
 //!
 //! Who asks for a manifest by HEAD does not pull, and nothing is fetched for it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platform
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(60);
 /// Referrers of an image that are fetched; more than signers and scanners attach.
 const REFERRERS_MAX: usize = 64;
+/// Manifests of one image that are fetched; more than the platforms of any index. An index of indexes can
+/// name as many as its author likes.
+const MANIFESTS_MAX: usize = 1024;
 /// How deep manifests are followed: an index of indexes, and what refers to what refers to an image.
 const DEPTH_MAX: usize = 4;
 
@@ -54,42 +58,57 @@ impl Cache {
             }
             looked_at.insert(key, now);
         }
+        let Ok(purpose) = self.purpose(name) else { return };
         let (cache, name, digest) = (self.clone(), name.clone(), *digest);
-        let upstream = name.upstream.clone();
-        inner.metadata_pool.submit_behind(&upstream, move || {
+        inner.metadata_pool.submit_in_background(purpose, move || {
             let wanted = cache.inner.settings().prefetch.platforms.clone();
-            cache.complete(&name, &digest, &wanted, 0);
+            cache.complete(&name, &digest, &wanted);
             if cache.inner.settings().prefetch.referrers {
                 for referrer in cache.fetch_referrers(&name, &digest) {
-                    cache.complete(&name, &referrer, &wanted, 0);
+                    cache.complete(&name, &referrer, &wanted);
                 }
             }
         });
     }
 
     /// Fetches what is missing below a manifest that is in the store, as far as it is wanted.
-    pub(super) fn complete(
+    pub(super) fn complete(&self, name: &ImageName, digest: &Digest, wanted: &Platforms) {
+        self.complete_below(name, digest, wanted, 0, &mut HashSet::new());
+    }
+
+    /// `seen` are the manifests that were visited: an index may name the same one any number of times.
+    fn complete_below(
         &self,
         name: &ImageName,
         digest: &Digest,
         wanted: &Platforms,
         depth: usize,
+        seen: &mut HashSet<Digest>,
     ) {
         let inner = &self.inner;
+        if !seen.insert(*digest) {
+            return;
+        }
         let Some(manifest) = inner.store.stored_manifest(name, digest) else { return };
         match manifest.kind() {
             ManifestKind::Image { .. } => {
-                for blob in manifest.descriptors() {
-                    self.fetch_behind(name, blob);
+                // Foreign layers are somebody else's to distribute; a client that wants one asks.
+                for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
+                    self.fetch_if_missing(name, blob);
                 }
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
-                for child in manifests.iter().filter(|child| wanted.cover(child)) {
-                    if inner.is_offline() || inner.metadata_pool.is_closed() {
+                for child in wanted.select(manifests) {
+                    let is_over = inner.is_offline() || inner.metadata_pool.is_closed();
+                    if is_over || seen.len() >= MANIFESTS_MAX {
                         return;
                     }
+                    if !child.may_be_manifest {
+                        self.fetch_if_missing(name, child);
+                        continue;
+                    }
                     match inner.fetch_by_digest(name, &child.digest) {
-                        Ok(_) => self.complete(name, &child.digest, wanted, depth + 1),
+                        Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
                         Err(error) => error.log(&format!("{name}@{}", child.digest)),
                     }
                 }
@@ -98,26 +117,11 @@ impl Cache {
         }
     }
 
-    /// Fetches a blob that is not there, when a fetcher has nothing better to do.
-    pub(super) fn fetch_behind(&self, name: &ImageName, blob: &Descriptor) {
-        let inner = &self.inner;
-        if inner.store.blob(&blob.digest, Some(blob.size)).is_some() {
-            return;
+    /// Fetches a blob in the background unless it is in the store.
+    pub(super) fn fetch_if_missing(&self, name: &ImageName, blob: &Descriptor) {
+        if self.inner.store.blob(&blob.digest, blob.known_size()).is_none() {
+            self.fetch_in_background(name, &blob.digest, blob.known_size());
         }
-        let (cache, name, digest, size) = (self.clone(), name.clone(), blob.digest, blob.size);
-        let upstream = name.upstream.clone();
-        inner.blob_pool.submit_behind(&upstream, move || {
-            let inner = &cache.inner;
-            if inner.is_offline() || inner.store.blob(&digest, Some(size)).is_some() {
-                return;
-            }
-            // Whoever is at it already needs no help.
-            let key = (name.upstream.clone(), digest);
-            let joined = inner.blobs.join(&key, || super::blobs::given_up(&name));
-            if let Some(pilot) = joined.pilot {
-                cache.fly(name, pilot, Some(size));
-            }
-        });
     }
 
     /// Fetches the manifests that refer to a manifest, directly or by way of others: by the referrers API,

@@ -58,7 +58,7 @@ impl Inner {
     fn pending_bytes(&self, but_for: &BlobKey) -> u64 {
         let others = self.blobs.keys().into_iter().filter(|key| key != but_for);
         let pending = others.filter_map(|key| {
-            let flight = self.blobs.find(&key)?;
+            let flight = self.blobs.peek(&key)?;
             Some(flight.header()?.size?.saturating_sub(flight.available()))
         });
         pending.fold(0, u64::saturating_add)

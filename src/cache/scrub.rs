@@ -165,7 +165,7 @@ impl Cache {
                 }
             }
             for blob in graph.missing_blobs().filter(|blob| damaged.contains(&blob.digest)) {
-                self.fetch_behind(&image.name, blob);
+                self.fetch_if_missing(&image.name, blob);
             }
             Ok(())
         };
@@ -174,9 +174,7 @@ impl Cache {
     }
 
     fn refetch_manifest(&self, name: &ImageName, digest: Digest) {
-        if let Err(error) = self.manifest(name, &Reference::Digest(digest)) {
-            error.log(&format!("{name}@{digest}"));
-        }
+        self.fetch_manifest_in_background((name.clone(), Reference::Digest(digest)));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is going on: downloads under way, queues, and what somebody wants of them.
 
 use super::blobs::BlobKey;
-use super::pool::PoolLoad;
+use super::scheduler::SchedulerLoad;
 use super::{Cache, CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName, Platforms, Reference, Upstream};
 
@@ -30,16 +30,16 @@ pub struct Load {
     /// Questions for lists and sizes.
     pub others: usize,
     /// Those who download blobs.
-    pub blob_pool: PoolLoad,
+    pub blob_pool: SchedulerLoad,
     /// Those who ask for everything else.
-    pub manifest_pool: PoolLoad,
+    pub manifest_pool: SchedulerLoad,
 }
 
 impl Cache {
     /// The downloads under way, in the order of their names.
     pub fn flights(&self) -> Vec<FlightStatus> {
         let status = |key: BlobKey| {
-            let flight = self.inner.blobs.find(&key)?;
+            let flight = self.inner.blobs.peek(&key)?;
             let header = flight.header();
             Some(FlightStatus {
                 upstream: key.0,
@@ -82,7 +82,7 @@ impl Cache {
         let key = (upstream.clone(), *digest);
         // Noted first, so that a landing in between takes the note away again.
         lock(&self.inner.cancelled).insert(key.clone());
-        if self.inner.blobs.find(&key).is_some() {
+        if self.inner.blobs.peek(&key).is_some() {
             return true;
         }
         self.inner.uncancel(&key);
@@ -100,16 +100,15 @@ impl Cache {
         reference: &Reference,
         platforms: Platforms,
     ) -> Result<(), CacheError> {
-        self.inner.source(&name.upstream)?;
+        let purpose = self.purpose(name)?;
         let (cache, name, reference) = (self.clone(), name.clone(), reference.clone());
-        let upstream = name.upstream.clone();
-        let is_queued = self.inner.metadata_pool.submit_behind(&upstream, move || {
+        let is_queued = self.inner.metadata_pool.submit_in_background(purpose, move || {
             let fetched = match &reference {
                 Reference::Tag(tag) => cache.inner.fetch_by_tag(&name, tag),
                 Reference::Digest(digest) => cache.inner.fetch_by_digest(&name, digest),
             };
             match fetched {
-                Ok(content) => cache.complete(&name, content.digest(), &platforms, 0),
+                Ok(content) => cache.complete(&name, content.digest(), &platforms),
                 // Somebody has asked for it by hand, and has no other answer: whatever it is, it is said.
                 Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
             }

@@ -101,7 +101,7 @@ fn keys(compared: &[Compared]) -> impl Iterator<Item = &'static str> {
 }
 
 /// What a running cache takes, and what its number of threads was made of.
-fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [Compared; 2]) {
+fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 17], [Compared; 2]) {
     let cache::Settings {
         freshness,
         revalidate_timeout,
@@ -109,6 +109,7 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         prefetch,
         upkeep: cache::Upkeep { room, pins, prune },
         air_gapped,
+        minimum_rate,
         blob_fetchers,
         // An entry of `registries` says it.
         downloads_per_upstream: _,
@@ -137,6 +138,7 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 16], [C
         ("platforms", prefetch.platforms != new.prefetch.platforms),
         ("prefetchReferrers", prefetch.referrers != new.prefetch.referrers),
         ("airGapped", *air_gapped != new.air_gapped),
+        ("minimumRate", *minimum_rate != new.minimum_rate),
         ("cacheSize", room.cap_bytes != new.upkeep.room.cap_bytes),
         ("freeSpace", room.floor != new.upkeep.room.floor),
         ("pin", pins.pins != new.upkeep.pins.pins),

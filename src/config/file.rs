@@ -59,6 +59,7 @@ pub(super) struct File {
     pub(super) management: Option<ManagementEntry>,
     pub(super) max_connections: Option<Text<Whole<u32>>>,
     pub(super) max_downloads: Option<Text<Whole<u32>>>,
+    pub(super) minimum_rate: Option<Text<Size>>,
     pub(super) resume_on_start: Option<bool>,
     pub(super) drain_timeout: Option<Text<Span>>,
     pub(super) fsync: Option<bool>,

@@ -245,6 +245,7 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
         prefetch: prefetch(file),
         upkeep: upkeep::upkeep(file)?,
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
+        minimum_rate: file.minimum_rate.as_ref().map_or(default.minimum_rate, |rate| rate.0.0),
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
         downloads_per_upstream: downloads_per_upstream(file),
         ..default

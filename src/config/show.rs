@@ -205,6 +205,7 @@ impl Settings {
         map.put("airGapped", self.cache.air_gapped);
         map.put_some("defaultNs", self.naming.default_upstream.as_ref().map(Upstream::to_string));
         map.put("maxDownloads", self.cache.blob_fetchers);
+        map.put("minimumRate", size(self.cache.minimum_rate));
         // Without the key, the two times that it sets differ.
         if self.upstream.timeouts != Timeouts::default() {
             let milliseconds = self.upstream.timeouts.headers.as_millis();
@@ -468,7 +469,7 @@ registries:
     #[test]
     fn defaults_are_shown() {
         let shown = settings("{}").to_yaml();
-        for line in ["port: 8080", "logLevel: info", "prefetch: true", "maxDownloads: 16"] {
+        for line in ["port: 8080", "logLevel: info", "prefetch: true", "maxDownloads: 32"] {
             assert!(shown.lines().any(|each| each == line), "{line}:\n{shown}");
         }
     }

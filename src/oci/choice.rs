@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::name::{ImageName, Reference};
 use super::part_reference::PartReference;
 use super::pattern::Pattern;
+use super::quoted::quoted;
 
 /// Images that are meant: a reference as clients write it, or a pattern over full references.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +22,13 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> Result<Choice, String> {
         match text.contains(['*', '?']) || text.starts_with('/') {
-            true => text.parse().map(Choice::Matching).map_err(|error| format!("{text}: {error}")),
+            true => text
+                .parse()
+                .map(Choice::Matching)
+                .map_err(|error| format!("{}: {error}", quoted(text))),
             false => match PartReference::parse(text) {
                 Ok(reference) => Ok(Choice::Exact(reference)),
-                Err(error) => Err(format!("{text}: {error}")),
+                Err(error) => Err(format!("{}: {error}", quoted(text))),
             },
         }
     }

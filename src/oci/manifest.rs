@@ -7,14 +7,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-
 use super::digest::Digest;
+use super::manifest_wire::Wire;
 use super::media_type::MediaType;
+use super::quoted::json_reason;
 
 /// The largest manifest taken from an upstream, in bytes: what clients accept (containerd stops at
 /// 4,393,216, podman at 4 MiB) and what the distribution-spec asks registries to support.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The most descriptors in a manifest: its config and layers, or the entries of an index. Images have some
+/// tens, the largest artifacts some hundreds; work and memory per manifest are proportional to it.
+pub const DESCRIPTORS_MAX: usize = 4096;
 
 /// A manifest or an index that was accepted: JSON of a known shape, not schema 1.
 #[derive(Debug, Clone)]
@@ -47,17 +51,53 @@ pub enum ManifestKind {
 pub struct Descriptor {
     /// The content's digest.
     pub digest: Digest,
-    /// The content's size in bytes.
+    /// The content's size in bytes; 0 if the descriptor does not give it. To compare it with a file, use
+    /// [`Descriptor::known_size`].
     pub size: u64,
-    /// The platform of an index's child as `os/architecture[/variant]`.
+    /// The platform of an index's child as `os/architecture[/variant]`, without control characters.
     pub platform: Option<String>,
+    /// The manifest in the same index that this one is an attestation of
+    /// (`vnd.docker.reference.digest`).
+    pub attests: Option<Digest>,
+    /// Whether the registry need not have the content: a layer of a non-distributable media type, or one
+    /// with `urls`, as Windows base images have them.
+    pub is_foreign: bool,
+    /// Whether this can be the child of an index that is a manifest itself. An index may list any content,
+    /// and registries have what is no manifest among their blobs.
+    pub may_be_manifest: bool,
+}
+
+impl Descriptor {
+    /// A descriptor of content of that digest and size, and nothing else.
+    pub fn new(digest: Digest, size: u64) -> Descriptor {
+        Descriptor {
+            digest,
+            size,
+            platform: None,
+            attests: None,
+            is_foreign: false,
+            may_be_manifest: true,
+        }
+    }
+
+    /// The size to compare with that of a file. `None` if the descriptor gives none, as in
+    /// `"size": -1`, which Go clients accept; an empty blob needs no comparison either.
+    pub fn known_size(&self) -> Option<u64> {
+        (self.size > 0).then_some(self.size)
+    }
+
+    /// Whether a file of so many bytes may be the content.
+    pub fn is_of_size(&self, bytes: u64) -> bool {
+        self.known_size().is_none_or(|size| size == bytes)
+    }
 }
 
 impl Manifest {
     /// Accepts the body of a manifest answer.
     ///
     /// `content_type` is what the server said; where it says nothing useful (missing, `text/plain`,
-    /// `application/json`, …) the body's `mediaType` decides, and failing that its shape.
+    /// `application/json`, …) the body's `mediaType` decides, and failing that its shape. The same goes for
+    /// a schema 1 type on a body that says `schemaVersion` 2.
     ///
     /// # Errors
     /// [`ManifestError`] for anything that no client could use: too large, not a JSON object (a
@@ -67,18 +107,23 @@ impl Manifest {
             return Err(ManifestError::TooLarge { bytes: bytes.len() });
         }
         let wire: Wire = serde_json::from_slice(&bytes)
-            .map_err(|error| ManifestError::NotJson { reason: error.to_string() })?;
+            .map_err(|error| ManifestError::NotJson { reason: json_reason(&error) })?;
         let said = content_type.and_then(MediaType::parse);
-        if wire.schema_version == Some(1) || said.as_ref().is_some_and(MediaType::is_schema1) {
+        let is_schema1 = match wire.schema_version {
+            Some(version) => version == 1,
+            None => said.as_ref().is_some_and(MediaType::is_schema1),
+        };
+        if is_schema1 {
             return Err(ManifestError::Schema1);
         }
+        let own = wire.media_type.as_deref().and_then(MediaType::parse);
         let media_type = said
-            .filter(|said| !said.is_vague())
-            .or_else(|| wire.media_type.as_deref().and_then(MediaType::parse))
-            .or_else(|| wire.shape().and_then(MediaType::parse))
+            .filter(|said| !said.is_vague() && !said.is_schema1())
+            .or_else(|| own.filter(|own| !own.is_schema1()))
+            .or_else(|| shape(&wire).and_then(MediaType::parse))
             .ok_or(ManifestError::NoShape)?;
-        let subject = wire.subject.as_ref().and_then(WireDescriptor::accept);
-        let kind = wire.into_kind(&media_type)?;
+        let subject = wire.subject.as_ref().and_then(|subject| subject.accept());
+        let kind = kind_of(wire, &media_type)?;
         Ok(Manifest { bytes, media_type, kind, subject })
     }
 
@@ -112,85 +157,34 @@ impl Manifest {
     }
 }
 
-/// The JSON, with everything optional: registries hold documents of many ages and makers.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Wire {
-    schema_version: Option<u32>,
-    media_type: Option<String>,
-    config: Option<WireDescriptor>,
-    layers: Option<Vec<WireDescriptor>>,
-    blobs: Option<Vec<WireDescriptor>>,
-    manifests: Option<Vec<WireDescriptor>>,
-    subject: Option<WireDescriptor>,
-}
-
-#[derive(Deserialize)]
-struct WireDescriptor {
-    digest: Option<String>,
-    size: Option<u64>,
-    platform: Option<WirePlatform>,
-}
-
-#[derive(Deserialize)]
-struct WirePlatform {
-    architecture: Option<String>,
-    os: Option<String>,
-    variant: Option<String>,
-}
-
-impl Wire {
-    fn shape(&self) -> Option<&'static str> {
-        if self.manifests.is_some() {
-            Some(MediaType::OCI_INDEX)
-        } else if self.config.is_some() && self.layers.is_some() {
-            Some(MediaType::OCI_MANIFEST)
-        } else {
-            None
-        }
-    }
-
-    fn into_kind(self, media_type: &MediaType) -> Result<ManifestKind, ManifestError> {
-        if media_type.is_index() || (self.manifests.is_some() && self.layers.is_none()) {
-            let manifests = self.manifests.ok_or(ManifestError::NoShape)?;
-            return Ok(ManifestKind::Index { manifests: accept_all(&manifests) });
-        }
-        if self.config.is_none() && self.layers.is_none() && self.blobs.is_none() {
-            return Err(ManifestError::NoShape);
-        }
-        let layers = self.layers.or(self.blobs).unwrap_or_default();
-        Ok(ManifestKind::Image {
-            config: self.config.as_ref().and_then(WireDescriptor::accept),
-            layers: accept_all(&layers),
-        })
+/// What the members of a manifest say it is, where no media type does.
+fn shape(wire: &Wire) -> Option<&'static str> {
+    if wire.manifests.is_some() {
+        Some(MediaType::OCI_INDEX)
+    } else if wire.config.is_some() && wire.layers.is_some() {
+        Some(MediaType::OCI_MANIFEST)
+    } else {
+        None
     }
 }
 
-/// Descriptors with a digest that Larder cannot verify are left out of the view: the manifest itself
-/// is still served to the client, which may know more.
-fn accept_all(wire: &[WireDescriptor]) -> Vec<Descriptor> {
-    wire.iter().filter_map(WireDescriptor::accept).collect()
-}
-
-impl WireDescriptor {
-    fn accept(&self) -> Option<Descriptor> {
-        Some(Descriptor {
-            digest: self.digest.as_deref()?.parse().ok()?,
-            size: self.size?,
-            platform: self.platform.as_ref().and_then(WirePlatform::accept),
-        })
+fn kind_of(wire: Wire, media_type: &MediaType) -> Result<ManifestKind, ManifestError> {
+    let check = |count: usize| match count > DESCRIPTORS_MAX {
+        true => Err(ManifestError::TooManyDescriptors { count }),
+        false => Ok(()),
+    };
+    if media_type.is_index() || (wire.manifests.is_some() && wire.layers.is_none()) {
+        let manifests = wire.manifests.ok_or(ManifestError::NoShape)?;
+        check(manifests.count)?;
+        return Ok(ManifestKind::Index { manifests: manifests.accepted });
     }
-}
-
-impl WirePlatform {
-    fn accept(&self) -> Option<String> {
-        let mut text = format!("{}/{}", self.os.as_deref()?, self.architecture.as_deref()?);
-        if let Some(variant) = self.variant.as_deref().filter(|variant| !variant.is_empty()) {
-            text.push('/');
-            text.push_str(variant);
-        }
-        Some(text)
+    if wire.config.is_none() && wire.layers.is_none() && wire.blobs.is_none() {
+        return Err(ManifestError::NoShape);
     }
+    let layers = wire.layers.or(wire.blobs).unwrap_or_default();
+    check(layers.count + usize::from(wire.config.is_some()))?;
+    let config = wire.config.as_ref().and_then(|config| config.accept());
+    Ok(ManifestKind::Image { config, layers: layers.accepted })
 }
 
 /// Why a body is not taken as a manifest.
@@ -203,8 +197,13 @@ pub enum ManifestError {
     },
     /// It is not a JSON object: an HTML page, a truncated answer.
     NotJson {
-        /// What the JSON parser said.
+        /// What the JSON parser said, bounded.
         reason: String,
+    },
+    /// It has more descriptors than [`DESCRIPTORS_MAX`].
+    TooManyDescriptors {
+        /// How many.
+        count: usize,
     },
     /// It is Docker's schema 1, which clients dropped and whose digest cannot be checked.
     Schema1,
@@ -220,6 +219,9 @@ impl fmt::Display for ManifestError {
             }
             ManifestError::NotJson { reason } => {
                 write!(f, "the answer is not a JSON manifest ({reason})")
+            }
+            ManifestError::TooManyDescriptors { count } => {
+                write!(f, "the manifest has {count} descriptors, the limit is {DESCRIPTORS_MAX}")
             }
             ManifestError::Schema1 => {
                 write!(f, "the manifest is Docker schema 1, which no current client accepts")
@@ -292,14 +294,15 @@ mod tests {
     fn refused_manifests() {
         let schema1 = "application/vnd.docker.distribution.manifest.v1+prettyjws";
         type Check = fn(&ManifestError) -> bool;
-        let table: [(&str, Option<&str>, Check); 7] = [
+        let table: [(&str, Option<&str>, Check); 8] = [
             ("<html>log in</html>", Some("text/html"), |error| {
                 matches!(error, ManifestError::NotJson { .. })
             }),
             ("", None, |error| matches!(error, ManifestError::NotJson { .. })),
             (r#"{"schemaVersion":2"#, None, |error| matches!(error, ManifestError::NotJson { .. })),
             (r#"{"schemaVersion":1}"#, None, |error| *error == ManifestError::Schema1),
-            (r#"{"schemaVersion":2}"#, Some(schema1), |error| *error == ManifestError::Schema1),
+            (r#"{"fsLayers":[]}"#, Some(schema1), |error| *error == ManifestError::Schema1),
+            (r#"{"schemaVersion":2}"#, Some(schema1), |error| *error == ManifestError::NoShape),
             (r#"{"errors":[]}"#, Some("application/json"), |error| {
                 *error == ManifestError::NoShape
             }),
@@ -313,6 +316,162 @@ mod tests {
         }
         let large: Arc<[u8]> = vec![b' '; MANIFEST_BYTES_MAX + 1].into();
         assert!(matches!(Manifest::parse(large, None), Err(ManifestError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_schema_2_body_labelled_as_schema_1_is_what_the_body_says() {
+        let schema1 = Some("application/vnd.docker.distribution.manifest.v1+prettyjws");
+        let docker = format!(r#","mediaType":"{}""#, MediaType::DOCKER_MANIFEST);
+        for (field, expected) in
+            [("", MediaType::OCI_MANIFEST), (docker.as_str(), MediaType::DOCKER_MANIFEST)]
+        {
+            assert_eq!(parse(&image(field), schema1).unwrap().media_type().as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn members_are_read_as_go_reads_them() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let other = Digest::of(Algorithm::Sha256, b"other");
+        for layers in [
+            format!(
+                r#""layers":[{{"digest":"{other}","size":1}}],"layers":[{{"digest":"{digest}","size":5}}]"#
+            ),
+            format!(r#""Layers":[{{"Digest":"{digest}","SIZE":5}}]"#),
+            format!(
+                r#""layers":[{{"digest":"{other}","digest":"{digest}","size":7,"size":5}},null]"#
+            ),
+        ] {
+            let body = format!(r#"{{"schemaVersion":2,"schemaVersion":2,"config":null,{layers}}}"#);
+            let manifest = parse(&body, Some(MediaType::OCI_MANIFEST)).unwrap();
+            let all: Vec<_> = manifest.descriptors().cloned().collect();
+            assert_eq!(all, [Descriptor::new(digest, 5)], "{body}");
+        }
+    }
+
+    #[test]
+    fn a_size_that_is_none_is_not_compared() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        for size in [r#","size":-1"#, "", r#","size":null"#, r#","size":0"#] {
+            let body = format!(
+                r#"{{"schemaVersion":2,"layers":[{{"digest":"{digest}"{size}}}],"config":{{}}}}"#
+            );
+            let manifest = parse(&body, None).unwrap();
+            let layer = manifest.descriptors().next().unwrap();
+            assert_eq!((layer.size, layer.known_size()), (0, None), "{body}");
+            assert!(layer.is_of_size(7));
+        }
+        assert!(!Descriptor::new(digest, 6).is_of_size(7));
+    }
+
+    #[test]
+    fn foreign_layers_are_recognised_by_urls_and_by_media_type() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        for (members, expected) in [
+            (r#""mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip""#, true),
+            (r#""mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd""#, true),
+            (r#""mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar""#, true),
+            (r#""mediaType":"x","urls":["https://example.com/layer"]"#, true),
+            (r#""mediaType":"application/vnd.oci.image.layer.v1.tar","urls":[]"#, false),
+            (r#""mediaType":"application/vnd.oci.image.layer.v1.tar","urls":null"#, false),
+        ] {
+            let body = format!(
+                r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":1,{members}}}]}}"#
+            );
+            let manifest = parse(&body, None).unwrap();
+            assert_eq!(manifest.descriptors().next().unwrap().is_foreign, expected, "{members}");
+        }
+    }
+
+    #[test]
+    fn an_attestation_names_its_manifest() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        for (kind, expected) in [("attestation-manifest", Some(digest)), ("other", None)] {
+            let body = format!(
+                r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":1,"annotations":{{"x":7,
+                    "vnd.docker.reference.type":"{kind}","vnd.docker.reference.digest":"{digest}"}}}}]}}"#
+            );
+            let manifest = parse(&body, None).unwrap();
+            assert_eq!(manifest.descriptors().next().unwrap().attests, expected);
+        }
+    }
+
+    #[test]
+    fn platforms_never_contain_control_characters() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let long = "x".repeat(100_000);
+        for (platform, expected) in [
+            (r#"{"os":"linux\u001b[2J","architecture":"amd64"}"#, Some(r"linux\u{1b}[2J/amd64")),
+            (
+                r#"{"os":"linux","architecture":"\u202e46dma","variant":"a\nb"}"#,
+                Some(r"linux/\u{202e}46dma/a\nb"),
+            ),
+            (r#"{"os":"linux","architecture":"arm64","variant":""}"#, Some("linux/arm64")),
+            (r#"{"architecture":"amd64"}"#, Some("linux/amd64")),
+            (r#"{"os":"","architecture":""}"#, None),
+            ("{}", None),
+            ("null", None),
+        ] {
+            let body = format!(
+                r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":1,"platform":{platform}}}]}}"#
+            );
+            let manifest = parse(&body, None).unwrap();
+            let child = manifest.descriptors().next().unwrap();
+            assert_eq!(child.platform.as_deref(), expected, "{platform}");
+        }
+        let body = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":1,"platform":{{"os":"{long}","architecture":"a"}}}}]}}"#
+        );
+        let manifest = parse(&body, None).unwrap();
+        let platform = manifest.descriptors().next().unwrap().platform.clone().unwrap();
+        assert!(platform.chars().count() <= 101, "{platform}");
+    }
+
+    #[test]
+    fn a_manifest_has_a_bounded_number_of_descriptors() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let descriptor = format!(r#"{{"digest":"{digest}","size":1}}"#);
+        let list = |count: usize| vec![descriptor.as_str(); count].join(",");
+        let image = |count| {
+            format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[{}]}}"#, list(count))
+        };
+        let index = |count| {
+            format!(r#"{{"schemaVersion":2,"manifests":[{}],"subject":{descriptor}}}"#, list(count))
+        };
+        assert_eq!(
+            parse(&image(DESCRIPTORS_MAX - 1), None).unwrap().descriptors().count(),
+            DESCRIPTORS_MAX
+        );
+        assert_eq!(
+            parse(&index(DESCRIPTORS_MAX), None).unwrap().descriptors().count(),
+            DESCRIPTORS_MAX
+        );
+        for (body, count) in [
+            (image(DESCRIPTORS_MAX), DESCRIPTORS_MAX + 1),
+            (index(DESCRIPTORS_MAX + 1), DESCRIPTORS_MAX + 1),
+            (index(30_000), 30_000),
+        ] {
+            let error = parse(&body, None).unwrap_err();
+            assert_eq!(error, ManifestError::TooManyDescriptors { count });
+            assert!(error.to_string().contains("4096"), "{error}");
+        }
+        // Entries that say nothing count as well: they cost as much to read.
+        let empty = format!(r#"{{"manifests":[{}]}}"#, vec!["{}"; DESCRIPTORS_MAX + 1].join(","));
+        assert!(matches!(parse(&empty, None), Err(ManifestError::TooManyDescriptors { .. })));
+    }
+
+    #[test]
+    fn an_error_never_quotes_a_manifest_in_full() {
+        let long = "x\\u001b".repeat(500_000);
+        for body in [
+            format!(r#"{{"schemaVersion":"{long}"}}"#),
+            format!(r#"{{"schemaVersion":2,"layers":"{long}"}}"#),
+            format!(r#"{{"schemaVersion":2,"config":{{"size":"{long}"}}}}"#),
+            format!(r#""{long}""#),
+        ] {
+            let error = parse(&body, None).unwrap_err().to_string();
+            assert!(error.len() < 500 && !error.contains('\u{1b}'), "{error}");
+        }
     }
 
     proptest::proptest! {

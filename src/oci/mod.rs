@@ -8,20 +8,27 @@ mod choice;
 mod digest;
 mod error_code;
 mod manifest;
+mod manifest_wire;
 mod media_type;
 mod name;
 mod part_reference;
 mod pattern;
 mod platform;
+mod quoted;
 mod tag_list;
+mod timestamp;
 
 pub use choice::{Choice, entries, uncommented};
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
-pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind};
+pub use manifest::{
+    DESCRIPTORS_MAX, Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind,
+};
 pub use media_type::MediaType;
 pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};
 pub use part_reference::PartReference;
 pub use pattern::{Pattern, PatternError};
 pub use platform::{Platform, PlatformError, Platforms};
+pub use quoted::{QUOTED_CHARS_MAX, json_reason, quoted, quoted_up_to};
 pub use tag_list::{TagPage, TagQuery};
+pub use timestamp::is_timestamp;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use regex_lite::Regex;
 
 use super::name::{ImageName, Reference};
+use super::quoted::quoted;
 
 /// A glob (`*` is any text, `?` any character) or, between slashes, a regular expression: `v1.*`,
 /// `docker.io/library/*`, `/^v[0-9]+$/`. A glob has to match the whole text, a regular expression some
@@ -41,7 +42,7 @@ impl FromStr for Pattern {
         match Regex::new(&expression) {
             _ if text.is_empty() => Err(PatternError { reason: "it is empty".into() }),
             Ok(regex) => Ok(Pattern { text: text.to_owned(), regex }),
-            Err(error) => Err(PatternError { reason: error.to_string() }),
+            Err(error) => Err(PatternError { reason: quoted(error) }),
         }
     }
 }

@@ -1,9 +1,16 @@
 //! Platforms: which children of an index are meant.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use super::digest::Digest;
 use super::manifest::Descriptor;
+use super::quoted::quoted;
+
+/// The versions of 32-bit ARM that there are images for.
+const ARM_OLDEST: u8 = 5;
+const ARM_NEWEST: u8 = 8;
 
 /// A platform as users write it: `os/architecture[/variant]`, e.g. `linux/arm64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +37,44 @@ impl Platform {
                 && (self.variant.is_none() || self.variant == told.variant)
         })
     }
+
+    /// Whether an image of that platform runs on this one: of the platform itself, or of one that its
+    /// processors run as well.
+    pub fn runs(&self, told: &str) -> bool {
+        self.is(told) || self.substitutes().iter().any(|each| each.is(told))
+    }
+
+    /// What its processors run as well, the best first, as containerd has it (`platforms.Only`).
+    fn substitutes(&self) -> Vec<Platform> {
+        let arm = |newest: u8| {
+            let older = (ARM_OLDEST..=newest).rev();
+            older.map(|version| ("arm", Some(format!("v{version}")))).collect::<Vec<_>>()
+        };
+        let version =
+            self.variant.as_ref().and_then(|variant| variant.strip_prefix('v')?.parse().ok());
+        let substitutes = match (self.architecture.as_str(), version) {
+            ("amd64", _) => vec![("386", None)],
+            ("arm64", _) => arm(ARM_NEWEST),
+            ("arm", Some(version)) => arm(ARM_NEWEST.min(version).saturating_sub(1)),
+            _ => Vec::new(),
+        };
+        let platform = |(architecture, variant): (&str, Option<String>)| Platform {
+            os: self.os.clone(),
+            architecture: architecture.to_owned(),
+            variant,
+        };
+        substitutes.into_iter().map(platform).collect()
+    }
+
+    /// The platform that is meant by this one in an index: itself if the index has it, else the best
+    /// substitute that it has.
+    fn best_in(&self, index: &[Descriptor]) -> Platform {
+        let has = |platform: &Platform| {
+            index.iter().any(|child| child.platform.as_ref().is_some_and(|told| platform.is(told)))
+        };
+        let substitute = || self.substitutes().into_iter().find(has);
+        if has(self) { self.clone() } else { substitute().unwrap_or_else(|| self.clone()) }
+    }
 }
 
 impl Platforms {
@@ -41,15 +86,29 @@ impl Platforms {
         *self == Platforms::NONE
     }
 
-    /// Whether this child of an index is meant. One that says no platform is meant only with all.
-    pub fn cover(&self, child: &Descriptor) -> bool {
-        match (self, &child.platform) {
-            (Platforms::All, _) => true,
-            (Platforms::Only(platforms), Some(platform)) => {
-                platforms.iter().any(|each| each.is(platform))
-            }
-            (Platforms::Only(_), None) => false,
-        }
+    /// The children of an index that are meant, in their order, as containerd selects them: a child
+    /// without a platform (an artifact, an index within an index) matches every platform, and where a
+    /// platform is not there, the best that its processors run as well is taken (`linux/arm/v6` for
+    /// `linux/arm/v7`). An attestation is meant with the manifest that it attests.
+    pub fn select<'a>(&self, children: &'a [Descriptor]) -> Vec<&'a Descriptor> {
+        let platforms = match self {
+            Platforms::All => return children.iter().collect(),
+            Platforms::Only(none) if none.is_empty() => return Vec::new(),
+            Platforms::Only(platforms) => platforms,
+        };
+        let platforms: Vec<Platform> =
+            platforms.iter().map(|each| each.best_in(children)).collect();
+        let matches = |child: &Descriptor| match &child.platform {
+            Some(told) => platforms.iter().any(|platform| platform.is(told)),
+            None => true,
+        };
+        let matching: HashSet<Digest> =
+            children.iter().filter(|child| matches(child)).map(|child| child.digest).collect();
+        let is_meant = |child: &&Descriptor| {
+            matching.contains(&child.digest)
+                || child.attests.is_some_and(|attested| matching.contains(&attested))
+        };
+        children.iter().filter(is_meant).collect()
     }
 
     /// Reads `all`, or platforms.
@@ -69,7 +128,7 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
-        let refuse = || PlatformError(text.to_owned());
+        let refuse = || PlatformError(quoted(text));
         let parts: Vec<&str> = text.split('/').collect();
         let is_part = |part: &&str| {
             !part.is_empty()
@@ -120,11 +179,11 @@ impl std::error::Error for PlatformError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Digest};
+    use crate::oci::Algorithm;
 
     fn child(platform: Option<&str>) -> Descriptor {
-        let digest = Digest::of(Algorithm::Sha256, b"x");
-        Descriptor { digest, size: 1, platform: platform.map(str::to_owned) }
+        let digest = Digest::of(Algorithm::Sha256, platform.unwrap_or_default().as_bytes());
+        Descriptor { platform: platform.map(str::to_owned), ..Descriptor::new(digest, 1) }
     }
 
     #[test]
@@ -132,22 +191,73 @@ mod tests {
         for (wanted, platform, expected) in [
             (&["linux/amd64"][..], Some("linux/amd64"), true),
             (&["linux/arm64"], Some("linux/arm64/v8"), true),
-            (&["linux/arm/v7"], Some("linux/arm/v6"), false),
+            (&["linux/arm/v7"], Some("linux/arm/v6"), true),
+            (&["linux/arm/v6"], Some("linux/arm/v7"), false),
+            (&["linux/amd64"], Some("linux/386"), true),
+            (&["linux/386"], Some("linux/amd64"), false),
+            (&["linux/arm64"], Some("linux/arm/v7"), true),
+            (&["windows/amd64"], Some("linux/386"), false),
             (&["linux/arm"], Some("linux/arm64"), false),
             (&["linux/arm64/v8"], Some("linux/arm64"), true),
             (&["linux/x86_64"], Some("linux/amd64"), true),
             (&["linux/amd64"], Some("unknown/unknown"), false),
             (&["linux/amd64", "windows/amd64"], Some("windows/amd64"), true),
-            (&["linux/amd64"], None, false),
+            (&["linux/amd64"], None, true),
             (&["all"], None, true),
             (&["linux/amd64", "all"], Some("plan9/386"), true),
             (&[], Some("linux/amd64"), false),
+            (&[], None, false),
         ] {
             let platforms = Platforms::parse(wanted.iter().copied()).unwrap();
-            assert_eq!(platforms.cover(&child(platform)), expected, "{wanted:?} {platform:?}");
+            let children = [child(platform)];
+            assert_eq!(platforms.select(&children).len() == 1, expected, "{wanted:?} {platform:?}");
         }
         for text in ["", "linux", "linux/", "a/b/c/d", "linux/amd 64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_attestation_is_meant_with_its_manifest() {
+        let (amd64, arm64) = (child(Some("linux/amd64")), child(Some("linux/arm64")));
+        let attestation = |of: &Descriptor, number: u8| Descriptor {
+            platform: Some("unknown/unknown".to_owned()),
+            attests: Some(of.digest),
+            ..Descriptor::new(Digest::of(Algorithm::Sha256, &[number]), 1)
+        };
+        let index = [amd64.clone(), attestation(&amd64, 1), attestation(&arm64, 2), arm64.clone()];
+        let select = |wanted: &[&str]| {
+            let platforms = Platforms::parse(wanted.iter().copied()).unwrap();
+            let selected = platforms.select(&index).into_iter();
+            selected
+                .map(|each| index.iter().position(|child| child == each).unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(select(&["linux/amd64"]), [0, 1]);
+        assert_eq!(select(&["linux/arm64"]), [2, 3]);
+        assert_eq!(select(&["linux/s390x"]), [0; 0]);
+        assert_eq!(select(&["all"]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn the_best_platform_of_an_index_is_meant() {
+        let index = ["linux/386", "linux/arm/v5", "linux/arm/v6", "linux/arm/v7", "linux/arm64"];
+        let index: Vec<Descriptor> = index.into_iter().map(|told| child(Some(told))).collect();
+        for (wanted, without, expected) in [
+            ("linux/arm/v7", "", &["linux/arm/v7"][..]),
+            ("linux/arm/v7", "linux/arm/v7", &["linux/arm/v6"]),
+            ("linux/arm64", "", &["linux/arm64"]),
+            ("linux/arm64", "linux/arm64", &["linux/arm/v7"]),
+            ("linux/amd64", "", &["linux/386"]),
+            ("linux/arm/v5", "linux/arm/v5", &[]),
+        ] {
+            let mut there = index.clone();
+            there.retain(|each| each.platform.as_deref() != Some(without));
+            let selected = Platforms::parse([wanted]).unwrap();
+            let selected = selected.select(&there).into_iter();
+            let platforms: Vec<&str> =
+                selected.filter_map(|each| each.platform.as_deref()).collect();
+            assert_eq!(platforms, expected, "{wanted} without {without}");
         }
     }
 }

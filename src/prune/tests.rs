@@ -65,7 +65,7 @@ impl Shelf {
     /// Makes all that is there so many hours old.
     fn age(&self, hours: u64) {
         let then = self.now - Duration::from_secs(hours * 3600);
-        for part in ["blobs", "refs", "incoming"] {
+        for part in ["blobs", "refs", "incoming", "partials"] {
             age(&self.directory.path().join(part), then);
         }
     }

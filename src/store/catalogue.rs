@@ -237,10 +237,11 @@ impl Catalogue {
         let names = store.repository_names(name);
         let repository = self.repositories.len();
         let load = |descriptor: &Descriptor| store.stored_manifest(name, &descriptor.digest);
-        let is_present =
-            |descriptor: &Descriptor| sizes.get(&descriptor.digest) == Some(&descriptor.size);
+        let is_present = |descriptor: &Descriptor| {
+            sizes.get(&descriptor.digest).is_some_and(|bytes| descriptor.is_of_size(*bytes))
+        };
         for image in store.images_of(name) {
-            let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+            let root = Descriptor::new(image.digest, image.size);
             let graph = walk(root, &load, &|_| true, &is_present);
             let manifests = graph.manifests.iter().map(|each| each.descriptor.digest);
             let used = manifests

@@ -54,7 +54,7 @@ impl Store {
             usage.files += files;
             usage.bytes += bytes;
         }
-        for upstream in names_in(&layout.incoming()) {
+        for upstream in names_in(&layout.all_partials()) {
             let Ok(upstream) = upstream.parse::<Upstream>() else { continue };
             let partials = layout.partials(&upstream);
             for name in names_in(&partials).filter(|name| !name.ends_with(".json")) {

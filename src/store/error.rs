@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::oci::Digest;
+
 /// The disk refused. Damage and absence are not errors: they are misses.
 #[derive(Debug)]
 pub enum StoreError {
@@ -23,6 +25,11 @@ pub enum StoreError {
     ReadOnly {
         /// The cache directory.
         root: PathBuf,
+    },
+    /// Another process on the directory is writing the blob, or has just finished it.
+    Locked {
+        /// The blob.
+        digest: Box<Digest>,
     },
     /// There is no room for a blob of known size.
     NoRoom {
@@ -91,6 +98,9 @@ impl fmt::Display for StoreError {
                 "the cache directory {} is read-only: what is in it is served, nothing is added",
                 root.display()
             ),
+            StoreError::Locked { digest } => {
+                write!(f, "another process on this cache directory is writing {digest}")
+            }
             StoreError::NoRoom { root, missing_bytes, free_bytes } => write!(
                 f,
                 "no room for {missing_bytes} bytes on the disk of {}, which has {free_bytes} left; \
@@ -125,6 +135,7 @@ impl std::error::Error for StoreError {
             | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }
+            | StoreError::Locked { .. }
             | StoreError::NoRoom { .. }
             | StoreError::NoLeave { .. } => None,
         }

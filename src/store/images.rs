@@ -82,12 +82,16 @@ pub struct GraphBlob {
 impl Graph {
     /// Bytes of configs and layers that are not here although their manifest is.
     pub fn missing_bytes(&self) -> u64 {
-        self.missing_blobs().map(|blob| blob.size).sum()
+        self.missing_blobs().map(|blob| blob.size).fold(0, u64::saturating_add)
     }
 
-    /// Configs and layers that are not here although their manifest is.
+    /// Configs and layers that are not here although their manifest is. Foreign layers are never missing:
+    /// clients get them from elsewhere.
     pub fn missing_blobs(&self) -> impl Iterator<Item = &Descriptor> {
-        self.blobs.iter().filter(|blob| !blob.is_present).map(|blob| &blob.descriptor)
+        let blobs = self.blobs.iter().map(|blob| (&blob.descriptor, blob.is_present));
+        let missing =
+            blobs.filter(|(descriptor, is_present)| !is_present && !descriptor.is_foreign);
+        missing.map(|(descriptor, _)| descriptor)
     }
 
     /// Bytes of everything that is here.
@@ -105,13 +109,15 @@ impl Graph {
             let kind = each.manifest.as_ref().map(Manifest::kind);
             matches!(kind, Some(ManifestKind::Image { .. }))
         };
-        self.manifests.iter().any(is_image) && self.blobs.iter().all(|blob| blob.is_present)
+        self.manifests.iter().any(is_image) && self.missing_blobs().next().is_none()
     }
 
-    /// The platforms of the image manifests that are here, where an index tells them.
+    /// The platforms of the image manifests that are here, where an index gives them. An attestation has
+    /// none.
     pub fn platforms(&self) -> impl Iterator<Item = &str> {
         let present = self.manifests.iter().filter(|each| each.manifest.is_some());
-        present.filter_map(|each| each.descriptor.platform.as_deref())
+        let images = present.map(|each| &each.descriptor).filter(|each| each.attests.is_none());
+        images.filter_map(|descriptor| descriptor.platform.as_deref())
     }
 
     /// The config and layers that one of its manifests names.
@@ -317,14 +323,14 @@ impl Store {
         wanted: &dyn Fn(&Descriptor) -> bool,
     ) -> Graph {
         let is_present = |descriptor: &Descriptor| {
-            self.blob(&descriptor.digest, Some(descriptor.size)).is_some()
+            self.blob(&descriptor.digest, descriptor.known_size()).is_some()
         };
         walk(root, load, wanted, &is_present)
     }
 
     /// What hangs below an image.
     pub fn graph_of(&self, image: &StoredImage) -> Graph {
-        let root = Descriptor { digest: image.digest, size: image.size, platform: None };
+        let root = Descriptor::new(image.digest, image.size);
         self.graph(&image.name, root)
     }
 
@@ -397,10 +403,15 @@ impl Walk<'_> {
             matches!(manifest.as_ref().map(Manifest::kind), Some(ManifestKind::Index { .. }));
         self.graph.manifests.push(GraphManifest { descriptor, manifest });
         for descriptor in below {
-            if is_index {
-                if (self.wanted)(&descriptor) {
-                    self.add(descriptor, depth + 1);
-                }
+            if is_index && !(self.wanted)(&descriptor) {
+                continue;
+            }
+            // What an index lists beside manifests is a blob where it is here, and no part of the image
+            // where it is not, like a platform that was never asked for.
+            let is_child =
+                is_index && (descriptor.may_be_manifest || !(self.is_present)(&descriptor));
+            if is_child {
+                self.add(descriptor, depth + 1);
             } else if self.seen.insert(descriptor.digest) {
                 let is_present = (self.is_present)(&descriptor);
                 self.graph.blobs.push(GraphBlob { descriptor, is_present });

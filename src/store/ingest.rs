@@ -1,6 +1,7 @@
 //! Ingest: the one way for bytes to become a blob.
 //!
-//! A transaction: [`Store::ingest`] begins it, [`Ingest::write`] adds bytes, [`Ingest::verify`] checks
+//! A transaction: [`Store::resume`] takes up what is left of an earlier one without creating anything,
+//! [`Store::ingest`] begins it once the content was found to exist, [`Ingest::write`] adds bytes, [`Ingest::verify`] checks
 //! size and digest, [`Verified::commit`] publishes. Dropping it at any point before leaves no name,
 //! but the bytes: a partial survives a failure, a kill and a restart, and the next ingest goes on
 //! behind it. Its bytes count for nothing until they were hashed again and the whole agreed.
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::StoreError;
-use super::partials::PartialNote;
+use super::partials::{PartialNote, remove_empty_parent};
 use super::sweep::renew;
 use super::{Blob, Inner, Store};
 use crate::oci::{Digest, ImageName, Upstream, Verifier};
@@ -26,15 +27,24 @@ use crate::oci::{Digest, ImageName, Upstream, Verifier};
 /// locking it. Each round means that somebody finished the blob, so one is the ordinary case.
 const LOCK_ROUNDS_MAX: u32 = 8;
 
-/// What [`Store::ingest`] found.
+/// What [`Store::resume`] found.
 #[derive(Debug)]
 pub enum Begin {
     /// This caller is the writer.
     Writing(Box<Ingest>),
-    /// Somebody else has finished the blob.
+    /// The blob is in the store.
     Present(Blob),
     /// Another process is writing the partial.
-    Busy,
+    Locked,
+    /// There is neither: [`Store::ingest`] begins one.
+    Absent,
+}
+
+/// Whether a partial that does not exist is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfMissing {
+    Create,
+    Leave,
 }
 
 /// A blob that is being written. Dropping it keeps the partial, for the next ingest to go on with.
@@ -52,8 +62,22 @@ pub struct Ingest {
 }
 
 impl Store {
-    /// Begins to write the blob of `digest`, unless it is there (with `expected_bytes`, where known)
-    /// or another process is at it.
+    /// Takes up the partial of `digest` where an earlier download left it, and creates nothing: a client can
+    /// name anything, and what it names may not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory is read-only or the partial cannot be opened.
+    pub fn resume(
+        &self,
+        upstream: &Upstream,
+        digest: &Digest,
+        expected_bytes: Option<u64>,
+    ) -> Result<Begin, StoreError> {
+        self.open_partial(upstream, digest, expected_bytes, IfMissing::Leave)
+    }
+
+    /// Begins to write the blob of `digest`, which its upstream was found to have, unless it is in the store
+    /// (with `expected_bytes`, where known) or another process is writing it.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the partial cannot be created.
@@ -63,23 +87,32 @@ impl Store {
         digest: &Digest,
         expected_bytes: Option<u64>,
     ) -> Result<Begin, StoreError> {
+        self.open_partial(upstream, digest, expected_bytes, IfMissing::Create)
+    }
+
+    fn open_partial(
+        &self,
+        upstream: &Upstream,
+        digest: &Digest,
+        expected_bytes: Option<u64>,
+        if_missing: IfMissing,
+    ) -> Result<Begin, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.partial(upstream, digest);
-        if let Some(parent) = path.parent() {
-            self.inner
-                .create_directories(parent)
-                .map_err(|error| StoreError::write(parent, error))?;
-        }
         for _ in 0..LOCK_ROUNDS_MAX {
-            let mut options = File::options();
-            options.read(true).write(true).create(true).truncate(false);
-            let opened = self.inner.layout.owner().open(&mut options, &path);
-            let file = opened.map_err(|error| StoreError::write(&path, error))?;
+            let Some(file) = self.open_partial_file(&path, if_missing)? else {
+                match (self.blob(digest, expected_bytes), if_missing) {
+                    (Some(blob), _) => return Ok(Begin::Present(blob)),
+                    (None, IfMissing::Leave) => return Ok(Begin::Absent),
+                    // The directory was removed with its last partial between creation and opening.
+                    (None, IfMissing::Create) => continue,
+                }
+            };
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Begin::Busy),
+                Err(TryLockError::WouldBlock) => return Ok(Begin::Locked),
                 Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
             }
             if !leads_to(&path, &file) {
@@ -89,6 +122,7 @@ impl Store {
                 // Ours by the lock, and of no use: its blob was finished before we got here.
                 self.inner.note_bytes_removed(file.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&path);
+                remove_empty_parent(&path);
                 return Ok(Begin::Present(blob));
             }
             return Ok(Begin::Writing(Box::new(Ingest {
@@ -102,7 +136,32 @@ impl Store {
                 discard: false,
             })));
         }
-        Ok(Begin::Busy)
+        Ok(Begin::Locked)
+    }
+
+    /// The open partial; `None` if it, or its directory, does not exist.
+    fn open_partial_file(
+        &self,
+        path: &Path,
+        if_missing: IfMissing,
+    ) -> Result<Option<File>, StoreError> {
+        let mut options = File::options();
+        options.read(true).write(true).truncate(false);
+        if if_missing == IfMissing::Create {
+            if let Some(parent) = path.parent() {
+                match self.inner.create_directories(parent) {
+                    // Another writer has removed it meanwhile, with the last partial in it.
+                    Err(_) if !parent.exists() => return Ok(None),
+                    created => created.map_err(|error| StoreError::write(parent, error))?,
+                }
+            }
+            options.create(true);
+        }
+        match self.inner.layout.owner().open(&mut options, path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::write(path, error)),
+        }
     }
 
     /// Ingests bytes that are at hand (a manifest). Replaces a file of that name whose bytes are wrong.

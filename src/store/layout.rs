@@ -98,13 +98,19 @@ impl Layout {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
+    /// Locks and temporary files. Nothing below it has a name that a client chose.
     pub(super) fn incoming(&self) -> PathBuf {
         self.root.join("incoming")
     }
 
-    /// Partials of one upstream: what another sends for the same digest may be something else.
+    /// Partial downloads, and nothing else: the directories in it have names that clients chose.
+    pub(super) fn all_partials(&self) -> PathBuf {
+        self.root.join("partials")
+    }
+
+    /// Partials of one upstream: another upstream may send something else for the same digest.
     pub(super) fn partials(&self, upstream: &Upstream) -> PathBuf {
-        self.incoming().join(upstream.as_str())
+        self.all_partials().join(upstream.as_str())
     }
 
     pub(super) fn partial(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
@@ -216,9 +222,12 @@ impl Layout {
 
     fn create_and_probe(&self) -> Result<(), (PathBuf, io::Error)> {
         let blobs = Algorithm::ALL.map(|algorithm| self.blobs(algorithm));
-        for directory in blobs.into_iter().chain([self.refs(), self.incoming()]) {
+        for directory in
+            blobs.into_iter().chain([self.refs(), self.incoming(), self.all_partials()])
+        {
             self.create_directories(&directory).map_err(|source| (directory, source))?;
         }
+        self.clear_locks();
         // Also the probe: whoever can create these files and the lock can write the cache.
         for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
             let path = self.root.join(name);
@@ -227,6 +236,33 @@ impl Layout {
         let lock = self.sweep_lock();
         let made = self.owner.open(File::options().create(true).append(true), &lock);
         made.map(drop).map_err(|source| (lock, source))
+    }
+
+    /// Moves directories out of the places of the lock files. Version 0.1 kept partial downloads in
+    /// `incoming/`, where a client could name its registry `prune.lock` and so block every removal for good.
+    fn clear_locks(&self) {
+        let locks = [
+            self.sweep_lock(),
+            self.index_lock(),
+            self.prune_lock(),
+            self.usage_lock(),
+            self.pins_lock(),
+        ];
+        for lock in locks {
+            if !fs::symlink_metadata(&lock).is_ok_and(|is| is.is_dir()) {
+                continue;
+            }
+            // The temporary name is one that the removal of leftovers knows.
+            let moved = fs::rename(&lock, self.temporary());
+            log::warn!(
+                "{} was a directory, which blocked every removal; {}",
+                lock.display(),
+                match moved {
+                    Ok(()) => "it was moved out of the way".to_owned(),
+                    Err(error) => format!("it cannot be moved: {error}"),
+                }
+            );
+        }
     }
 
     /// Creates a file with its content, or leaves the one that is there. One without content is what a kill in

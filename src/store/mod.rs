@@ -6,9 +6,10 @@
 //! <root>/refs/<upstream>/<repo>/_tags/<tag>         JSON: digest, mediaType, size, fetched, checked
 //! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
 //! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
-//! <root>/incoming/<upstream>/<alg>-<hex>            the partial download of that digest
-//! <root>/incoming/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
+//! <root>/partials/<upstream>/<alg>-<hex>            the partial download of that digest
+//! <root>/partials/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
 //! <root>/incoming/spool-…                           content that is being imported
+//! <root>/incoming/*.lock, tmp-…                     locks, and files that are being replaced
 //! <root>/quarantine/<alg>-<hex>                     what was found to be damaged
 //! <root>/scrubbed, pruned                           their times: when that was last done
 //! <root>/offline                                    there while `larder offline` is on
@@ -30,7 +31,7 @@
 //!   systems they hold only where the file system passes them on.
 //!
 //! # Crash points
-//! Killed before the rename: a partial stays in `incoming/`, no name refers to it, and the next ingest
+//! Killed before the rename: a partial stays in `partials/`, no name refers to it, and the next ingest
 //! of that digest hashes it again and goes on behind it. Killed between
 //! a manifest's rename and its tag: an unreferenced blob, which a sweep takes. Killed while a record
 //! is replaced: the old record, whole. There is no fourth state.

@@ -1,6 +1,7 @@
 //! Downloads that have not ended: which there are, and giving them up.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub(super) struct PartialNote {
 impl Store {
     /// The partials that are there, with the repository that each is for.
     pub fn partials(&self) -> Vec<(ImageName, Digest)> {
-        let upstreams = names_in(&self.inner.layout.incoming());
+        let upstreams = names_in(&self.inner.layout.all_partials());
         let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
         upstreams.flat_map(|upstream| self.partials_of(upstream)).collect()
     }
@@ -36,6 +37,22 @@ impl Store {
             Some((ImageName { upstream: upstream.clone(), repository }, digest))
         });
         partials.collect()
+    }
+}
+
+impl Store {
+    /// Removes the directory of an upstream's partials if it is empty. Called after a download has ended for
+    /// those that wait for it: it would keep them waiting.
+    pub fn remove_empty_partials(&self, upstream: &Upstream) {
+        let _ = fs::remove_dir(self.inner.layout.partials(upstream));
+    }
+}
+
+/// Removes the directory of an upstream after its last partial. A directory that is not empty refuses, and
+/// a writer that finds it gone creates it again.
+pub(super) fn remove_empty_parent(partial: &Path) {
+    if let Some(parent) = partial.parent() {
+        let _ = fs::remove_dir(parent);
     }
 }
 
@@ -66,7 +83,7 @@ impl Store {
     /// The files of downloads that have not ended, those under way among them.
     pub fn partial_files(&self) -> Vec<PartialFile> {
         let layout = &self.inner.layout;
-        let upstreams = names_in(&layout.incoming());
+        let upstreams = names_in(&layout.all_partials());
         let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
         let files = upstreams.flat_map(|upstream| {
             names_in(&layout.partials(&upstream)).filter_map(move |name| {
@@ -105,6 +122,7 @@ impl Store {
         // A note without its partial is passed over; the partial last, which ends the right to it.
         let _ = fs::remove_file(note);
         fs::remove_file(&path).map_err(|error| StoreError::write(&path, error))?;
+        remove_empty_parent(&path);
         self.inner.note_bytes_removed(partial.bytes);
         Ok(Some(partial.bytes))
     }

@@ -37,7 +37,7 @@ use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
-use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference};
+use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
 
 /// What no manifest names is kept this long: a pull asks for the layers after the manifest, and comes back
 /// for them after a broken connection.
@@ -51,6 +51,8 @@ const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
 /// Names like `tmp-…` in `incoming/` live for milliseconds. What is as old as this was left by a kill.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+/// Directories of version 0.1 that are emptied in one pass: a client could have any number of them created.
+const OLD_DIRECTORIES_MAX: usize = 10_000;
 
 /// The right to remove names and blobs, which one process has at a time, and when it began.
 #[derive(Debug)]
@@ -166,19 +168,54 @@ impl Store {
         }
     }
 
-    /// Removes what killed processes have left in `incoming/` beside partials.
+    /// Removes what killed processes, and version 0.1, have left in `incoming/`.
     pub fn remove_leftovers(&self, now: SystemTime) {
         self.remove_abandoned_spools();
         let incoming = self.inner.layout.incoming();
-        for name in names_in(&incoming).filter(|name| name.starts_with("tmp-")) {
-            let path = incoming.join(name);
-            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            let age = modified.ok().and_then(|modified| now.duration_since(modified).ok());
-            if age.is_some_and(|age| age >= TEMPORARY_AGE) {
-                // Gone already is as good; anything else costs room, and the next one tries again.
+        let mut directories = 0;
+        for name in names_in(&incoming) {
+            let path = incoming.join(&name);
+            // Not the target of a link: this is the one place that removes what it did not create just now.
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            if metadata.is_dir() && directories < OLD_DIRECTORIES_MAX {
+                directories += 1;
+                self.move_old_partials(&path, &name);
+            } else if name.starts_with("tmp-") && is_older(&metadata, TEMPORARY_AGE, now) {
+                // Gone already is as good; anything else costs room, and the next pass tries again.
                 let _ = fs::remove_file(&path);
             }
         }
+    }
+
+    /// Empties a directory below `incoming/`, where version 0.1 kept the partials of each upstream, and removes
+    /// it. A partial that another process is writing stays, and so does its directory.
+    fn move_old_partials(&self, directory: &Path, name: &str) {
+        let upstream: Option<Upstream> = name.parse().ok();
+        for file in names_in(directory) {
+            let old = directory.join(&file);
+            let is_file = fs::symlink_metadata(&old).is_ok_and(|is| is.is_file());
+            let is_idle = || File::open(&old).is_ok_and(|file| file.try_lock().is_ok());
+            if !is_file || !is_idle() {
+                continue;
+            }
+            let digest = Digest::from_dashed(file.strip_suffix(".json").unwrap_or(&file));
+            let moved = match (&upstream, digest) {
+                (Some(upstream), Some(_)) => {
+                    let new = self.inner.layout.partials(upstream).join(&file);
+                    !new.exists()
+                        && new.parent().is_some_and(|parent| {
+                            self.inner.create_directories(parent).is_ok()
+                                && fs::rename(&old, &new).is_ok()
+                        })
+                }
+                _ => false,
+            };
+            if !moved {
+                let _ = fs::remove_file(&old);
+            }
+        }
+        // Refused unless it is empty.
+        let _ = fs::remove_dir(directory);
     }
 }
 
@@ -274,6 +311,12 @@ impl Sweep {
         swept.bytes += metadata.len();
         Ok(())
     }
+}
+
+/// Whether a file was last changed that long ago. A time in the future is now.
+fn is_older(metadata: &Metadata, age: Duration, now: SystemTime) -> bool {
+    let modified = metadata.modified().ok();
+    modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|is| is >= age)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {

@@ -22,7 +22,7 @@ use super::disk::DiskUsage;
 use super::error::StoreError;
 use super::images::{Graph, StoredImage, ask, modified};
 use super::refs::{from_seconds, to_seconds};
-use crate::oci::{Digest, ImageName, ManifestKind, Reference};
+use crate::oci::{Digest, ImageName, ManifestKind, Reference, is_timestamp};
 
 /// A repository is read again after this long, whatever its directories say: blobs may have been damaged.
 const BELIEVED_FOR: Duration = Duration::from_secs(6 * 3600);
@@ -177,11 +177,13 @@ impl Store {
                 ManifestKind::Image { config, .. } => config.as_ref(),
                 ManifestKind::Index { .. } => None,
             })?;
-        if config.size > CONFIG_BYTES_MAX {
+        let size = self.blob(&config.digest, config.known_size())?.size;
+        if size > CONFIG_BYTES_MAX {
             return None;
         }
-        let bytes = self.read(&config.digest, config.size)?;
-        serde_json::from_slice::<Config>(&bytes).ok()?.created
+        let bytes = self.read(&config.digest, size)?;
+        let created = serde_json::from_slice::<Config>(&bytes).ok()?.created?;
+        is_timestamp(&created).then_some(created)
     }
 
     /// What the last walk found, of whichever process.

@@ -4,6 +4,8 @@ use std::io::{Read, copy, sink};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -13,6 +15,8 @@ use ureq::http::{HeaderMap, Response, header};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use crate::oci::{Digest, MediaType};
 
+/// The most that is read of the body of an error.
+pub(super) const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// How much of an answer that is of no use is read, to keep its connection.
 const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
 
@@ -144,6 +148,31 @@ pub(super) fn discard(response: Response<Body>) {
 /// instead of 200 (RFC 9110, section 15.3.4).
 pub(super) fn is_complete(status: u16) -> bool {
     matches!(status, 200 | 203)
+}
+
+/// Whether an answer that something does not exist comes from a registry, which sends a list of errors
+/// (distribution-spec, "Error Codes") or says that it is one, and not from an ingress without a backend, a
+/// proxy or a captive portal.
+pub(super) fn is_a_registrys(headers: &HeaderMap, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Errors {
+        #[serde(rename = "errors")]
+        _errors: Vec<IgnoredAny>,
+    }
+    headers.contains_key("docker-distribution-api-version")
+        || serde_json::from_slice::<Errors>(body).is_ok()
+}
+
+/// As [`is_a_registrys`], where the body is not read: registries send their errors as JSON.
+pub(super) fn looks_like_a_registrys(headers: &HeaderMap) -> bool {
+    let said = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+    headers.contains_key("docker-distribution-api-version")
+        || said.is_some_and(|said| said.as_str().ends_with("json"))
+}
+
+/// An answer that something does not exist, from something that cannot know.
+pub(super) fn no_verdict(status: u16, request: &Arc<str>) -> UpstreamError {
+    UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })
 }
 
 /// What a status other than 200 means.

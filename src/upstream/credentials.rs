@@ -128,6 +128,20 @@ impl HelperSettings {
 pub struct HelperProgram(String);
 
 impl HelperProgram {
+    /// The helper that a Docker `config.json` names: a name, and nothing else. The file may come from
+    /// somebody who may choose credentials, and not which program of this machine is run.
+    ///
+    /// # Errors
+    /// What a helper's name is.
+    pub(super) fn named(text: &str) -> Result<HelperProgram, &'static str> {
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        match text.bytes().all(is_name) && !text.is_empty() && !text.starts_with('-') {
+            true => Ok(HelperProgram(format!("{HELPER_PREFIX}{text}"))),
+            false => Err("a credential helper is a name of letters, digits, '-', '_' and '.' \
+                          (ecr-login for docker-credential-ecr-login)"),
+        }
+    }
+
     /// What is run.
     pub(super) fn command(&self) -> &str {
         &self.0
@@ -145,15 +159,13 @@ impl FromStr for HelperProgram {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<HelperProgram, &'static str> {
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if text.starts_with('/') && !text.contains('\0') {
-            Ok(HelperProgram(text.to_owned()))
-        } else if !text.is_empty() && text.bytes().all(is_name) {
-            Ok(HelperProgram(format!("{HELPER_PREFIX}{text}")))
-        } else {
-            Err("a credential helper is a name of letters, digits, '-', '_' and '.' \
-                 (ecr-login for docker-credential-ecr-login), or an absolute path")
+            return Ok(HelperProgram(text.to_owned()));
         }
+        HelperProgram::named(text).map_err(|_| {
+            "a credential helper is a name of letters, digits, '-', '_' and '.' \
+             (ecr-login for docker-credential-ecr-login), or an absolute path"
+        })
     }
 }
 
@@ -252,9 +264,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<HelperProgram>().unwrap().command(), command);
         }
-        for text in ["", "a b", "../x", "a/b", "./x", "x;rm", "$(x)", "/x\0y"] {
+        for text in ["", "a b", "../x", "a/b", "./x", "x;rm", "$(x)", "/x\0y", "x\0y", "-x", "x\n"]
+        {
             assert!(text.parse::<HelperProgram>().is_err(), "{text}");
+            assert!(HelperProgram::named(text).is_err(), "{text}");
         }
+        assert!(
+            HelperProgram::named("/opt/bin/my-helper").is_err(),
+            "a path is the operator's to give"
+        );
+        assert_eq!(HelperProgram::named("a.b_c").unwrap().command(), "docker-credential-a.b_c");
     }
 
     #[test]

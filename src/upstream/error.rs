@@ -12,6 +12,11 @@ use ureq::Timeout;
 use super::address::AddressRefused;
 use super::credentials::LoginError;
 use super::tunnel::ProxyFailed;
+use crate::oci::quoted_up_to;
+
+/// The most characters of a URL or a reason in a message: more than the longest repository with a digest. A
+/// registry chooses what is in both.
+const REASON_CHARS_MAX: usize = 600;
 
 /// A request to a registry failed. Cheap to clone: it reaches everybody who waits for the answer.
 #[derive(Debug, Clone)]
@@ -63,7 +68,7 @@ pub enum UpstreamErrorKind {
         /// The failure that decided it.
         last: Option<Arc<UpstreamError>>,
     },
-    /// An answer with a status that promises nothing.
+    /// An answer with a status that promises nothing; with 404, from something other than the registry.
     Status {
         /// The HTTP status.
         status: u16,
@@ -160,6 +165,11 @@ impl UpstreamError {
     /// Method and URL of the request, without query.
     pub(super) fn request(&self) -> &Arc<str> {
         &self.request
+    }
+
+    /// Whether the registry has met an error of its own (500), which may concern one request only.
+    pub fn is_server_error(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
     /// Whether the registry answered that there is no such thing.
@@ -299,7 +309,8 @@ fn phase(timeout: Timeout) -> &'static str {
 
 impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.request)?;
+        let reason = |text: &dyn fmt::Display| quoted_up_to(REASON_CHARS_MAX, text);
+        write!(f, "{}: ", reason(&self.request))?;
         match &self.kind {
             UpstreamErrorKind::NotFound => write!(f, "the registry has no such content"),
             UpstreamErrorKind::Hidden => {
@@ -311,9 +322,9 @@ impl fmt::Display for UpstreamError {
                     "the registry demands other credentials (registries[].auth; status {status})"
                 )
             }
-            UpstreamErrorKind::Credentials { reason }
-            | UpstreamErrorKind::CredentialsUnavailable { reason } => {
-                write!(f, "no credentials: {reason}")
+            UpstreamErrorKind::Credentials { reason: text }
+            | UpstreamErrorKind::CredentialsUnavailable { reason: text } => {
+                write!(f, "no credentials: {}", reason(text))
             }
             UpstreamErrorKind::RateLimited { retry_after: Some(wait) } => {
                 write!(f, "the registry's rate limit is reached, retry after {} s", wait.as_secs())
@@ -335,15 +346,29 @@ impl fmt::Display for UpstreamError {
                 )?;
                 last.iter().try_for_each(|last| write!(f, "; the last: {last}"))
             }
+            UpstreamErrorKind::Status { status: status @ (404 | 410) } => write!(
+                f,
+                "{status} from something other than the registry: a token service, an ingress, a proxy"
+            ),
             UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not offer this"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),
-            UpstreamErrorKind::Unreachable { source } => write!(f, "cannot be reached: {source}"),
-            UpstreamErrorKind::Proxy { reason } => write!(f, "no way to it: {reason}"),
-            UpstreamErrorKind::Tls { reason } => write!(f, "TLS failed: {reason}"),
-            UpstreamErrorKind::BadAnswer { reason } => write!(f, "unusable answer: {reason}"),
-            UpstreamErrorKind::Redirect { reason } => write!(f, "redirect refused: {reason}"),
-            UpstreamErrorKind::NotAllowed { reason } => write!(f, "not allowed: {reason}"),
+            UpstreamErrorKind::Unreachable { source } => {
+                write!(f, "cannot be reached: {}", reason(source))
+            }
+            UpstreamErrorKind::Proxy { reason: text } => {
+                write!(f, "no way to it: {}", reason(text))
+            }
+            UpstreamErrorKind::Tls { reason: text } => write!(f, "TLS failed: {}", reason(text)),
+            UpstreamErrorKind::BadAnswer { reason: text } => {
+                write!(f, "unusable answer: {}", reason(text))
+            }
+            UpstreamErrorKind::Redirect { reason: text } => {
+                write!(f, "redirect refused: {}", reason(text))
+            }
+            UpstreamErrorKind::NotAllowed { reason: text } => {
+                write!(f, "not allowed: {}", reason(text))
+            }
         }
     }
 }
@@ -362,6 +387,17 @@ mod tests {
     use rustls::pki_types::UnixTime;
 
     use super::*;
+
+    #[test]
+    fn what_a_registry_says_is_bounded_and_escaped() {
+        let text = format!("{}\u{1b}[2J{}", "GET https://quay.io/x\n", "y".repeat(100_000));
+        let error = UpstreamError::bad_answer(&text, text.clone()).to_string();
+        assert!(
+            error.contains("x\\n\\u{1b}[2Jyyy") && error.contains("unusable answer"),
+            "{error}"
+        );
+        assert!(error.len() < 2_000 && !error.contains('\u{1b}'), "{} bytes", error.len());
+    }
 
     #[test]
     fn what_is_often_the_matter_with_tls_names_what_mends_it() {

@@ -9,6 +9,7 @@
 //! redirect is not the endpoint's: object stores fail while the registry before them is well.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(super) struct Failover {
     endpoints: Vec<Guarded>,
     /// Slows its blobs down, those of all endpoints together.
     throttle: Option<Arc<Throttle>>,
+    /// Whether it has ever answered a request with content.
+    has_answered: AtomicBool,
 }
 
 /// One endpoint behind its breaker.
@@ -111,13 +114,18 @@ impl Failover {
             watch: Mutex::new(Watch { breaker: Breaker::new(policy), last_failure: None }),
         };
         let endpoints = registries.into_iter().map(guarded).collect();
-        Failover { upstream, endpoints, throttle: None }
+        Failover { upstream, endpoints, throttle: None, has_answered: AtomicBool::new(false) }
     }
 
     /// With so many bytes of blobs a second at most.
     pub(super) fn with_rate_limit(self, rate: Option<NonZeroU64>) -> Failover {
         let throttle = rate.map(|rate| Arc::new(Throttle::new(rate, Box::new(RealTime))));
         Failover { throttle, ..self }
+    }
+
+    /// Whether it has ever answered a request with content: anybody can have a host that answers 404.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
     }
 
     pub(super) fn status(&self) -> UpstreamStatus {
@@ -149,7 +157,10 @@ impl Failover {
         for &index in order {
             let endpoint = &self.endpoints[index];
             match endpoint.ask(&self.upstream, |registry| ask(index, registry)) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
+                    return Ok(answer);
+                }
                 Err(error) => {
                     log::debug!("{}: endpoint {}: {error}", self.upstream, index + 1);
                     failure = Some(match failure {

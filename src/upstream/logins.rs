@@ -4,7 +4,8 @@
 //! is kept in a [`Slot`], one for each entry of the configuration, until it expires or is refused.
 //! Whose origin a login may be shown to is the session's to decide.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -229,8 +230,7 @@ impl AskedHelper {
 }
 
 fn named(name: &str, path: &Path) -> Result<HelperSettings, LoginError> {
-    let program: HelperProgram = name
-        .parse()
+    let program = HelperProgram::named(name)
         .map_err(|reason| unusable(format!("dockerConfig {}: {reason}", path.display())))?;
     Ok(HelperSettings::of(program))
 }
@@ -247,11 +247,17 @@ fn unusable(reason: String) -> LoginError {
 
 /// Reads a small file; `what` names it for the operator.
 pub(super) fn read(path: &Path, what: &str) -> Result<String, String> {
-    let refused = |reason: String| Err(format!("cannot read {what} {}: {reason}", path.display()));
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => refused("it is too large".into()),
-        Err(error) => refused(error.to_string()),
-        Ok(_) => fs::read_to_string(path).or_else(|error| refused(error.to_string())),
+    let refused = |reason: String| format!("cannot read {what} {}: {reason}", path.display());
+    let failed = |error: io::Error| refused(error.to_string());
+    // A pipe without a writer would block the fetcher that opens it.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refused("it is not a regular file".into()));
+    }
+    let (file, mut text) = (File::open(path).map_err(failed)?, String::new());
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    match text.len() as u64 > FILE_BYTES_MAX {
+        true => Err(refused("it is too large".into())),
+        false => Ok(text),
     }
 }
 
@@ -330,9 +336,40 @@ mod tests {
     fn a_helper_in_a_docker_config_must_have_a_helpers_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
-        fs::write(&path, r#"{"credsStore": "../x"}"#).unwrap();
-        let logins = logins(Credentials::DockerConfig { path });
-        let error = logins.login(&"a".parse().unwrap(), Moment::now()).unwrap_err();
-        assert!(error.reason().contains("config.json"), "{error:?}");
+        for json in [
+            r#"{"credsStore": "../x"}"#,
+            r#"{"credsStore": "/bin/true"}"#,
+            r#"{"credsStore": "-x"}"#,
+            r#"{"credsStore": "x\u0000"}"#,
+            r#"{"credHelpers": {"quay.io": "/bin/true"}}"#,
+            r#"{"credHelpers": {"quay.io": "x/../../bin/true"}}"#,
+            r#"{"credHelpers": {"quay.io": ""}}"#,
+        ] {
+            fs::write(&path, json).unwrap();
+            let logins = logins(Credentials::DockerConfig { path: path.clone() });
+            let error = logins.login(&"a".parse().unwrap(), Moment::now()).unwrap_err();
+            let reason = error.reason();
+            assert!(reason.contains("config.json: a credential helper is a name"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_credentials_file_that_is_a_pipe_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for (credentials, name) in [
+            (Credentials::DockerConfig { path: path.clone() }, "dockerConfig"),
+            (Credentials::PasswordFile { user: "u".into(), path: path.clone() }, "passwordFile"),
+        ] {
+            let login = logins(credentials).login(&"a".parse().unwrap(), Moment::now());
+            let reason = login.unwrap_err().reason().to_owned();
+            assert!(reason.contains(name) && reason.contains("not a regular file"), "{reason}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "x".repeat(FILE_BYTES_MAX as usize + 1)).unwrap();
+        let password = Credentials::PasswordFile { user: "u".into(), path };
+        let login = logins(password).login(&"a".parse().unwrap(), Moment::now());
+        assert!(login.unwrap_err().reason().contains("too large"));
     }
 }

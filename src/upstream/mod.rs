@@ -75,8 +75,25 @@ pub trait Sources: Send + Sync {
     /// [`UpstreamErrorKind::NotAllowed`] if this registry may not be dialled.
     fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError>;
 
+    /// Whether a registry may be dialled, and what is known of it. Asks nothing and waits for nothing.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`] if it may not be dialled.
+    fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError>;
+
     /// What is known of the registries' health, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
+}
+
+/// What the operator and experience say about a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is in the configuration.
+    Listed,
+    /// It is not, and it has answered before.
+    Unlisted,
+    /// It is not, and it has never answered.
+    Unproven,
 }
 
 /// One registry, as the cache sees it. All calls block, within the bounds that this room promises.

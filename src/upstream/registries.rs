@@ -13,7 +13,7 @@ use super::proxy::ProxySettings;
 use super::registry::Registry;
 use super::tls::TlsSettings;
 use super::transport::{LazyAgent, Timeouts};
-use super::{Source, Sources, UpstreamError, UpstreamErrorKind};
+use super::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 use crate::oci::Upstream;
 
 /// Unlisted registries remembered (their tokens and no more). Beyond it all are forgotten: clients
@@ -367,6 +367,19 @@ impl Sources for Registries {
                 Err(UpstreamError::new(upstream.as_str(), kind))
             }
         }
+    }
+
+    fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError> {
+        let table = self.table();
+        if table.listed.contains_key(upstream) {
+            return Ok(Standing::Listed);
+        }
+        if let Some(reason) = why_not(upstream, table.unlisted) {
+            let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
+            return Err(UpstreamError::new(upstream.as_str(), kind));
+        }
+        let is_proven = table.others().get(upstream).is_some_and(|other| other.has_answered());
+        Ok(if is_proven { Standing::Unlisted } else { Standing::Unproven })
     }
 
     fn statuses(&self) -> Vec<UpstreamStatus> {

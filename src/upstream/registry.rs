@@ -152,7 +152,7 @@ impl Registry {
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
         if !is_complete(answer.response.status().as_u16()) {
-            return Err(answer.failure());
+            return Err(answer.into_failure());
         }
         let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
@@ -186,7 +186,7 @@ impl Registry {
         match answer.response.status().as_u16() {
             status if is_complete(status) => Ok(content_length(answer.response.headers())),
             _ if answer.refuses_head() => Ok(None),
-            _ => Err(answer.failure()),
+            _ => Err(answer.blob_failure()),
         }
     }
 
@@ -210,7 +210,7 @@ impl Registry {
             },
             // A range that it does not like, or that lies beyond the end: the whole instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
-            _ => return Err(answer.failure()),
+            _ => return Err(answer.blob_failure()),
         };
         check_encoding(headers, request)?;
         let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {

@@ -16,7 +16,10 @@ use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public, resolve_within};
-use super::answer::{discard, redirect_target, status_error};
+use super::answer::{
+    ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
+    redirect_target, status_error,
+};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::Location;
 use super::logins::Logins;
@@ -129,6 +132,34 @@ impl Answer {
             400 | 405 | 406 | 501 => true,
             429 => false,
             status => self.is_elsewhere && (400..500).contains(&status),
+        }
+    }
+}
+
+impl Answer {
+    /// As [`Answer::failure`] for an answer to GET with a small body: that something does not exist is
+    /// believed only of a registry.
+    pub(super) fn into_failure(self) -> UpstreamError {
+        let status = self.response.status().as_u16();
+        let failure = self.failure();
+        if !failure.is_not_found() {
+            return failure;
+        }
+        let headers = self.response.headers().clone();
+        match read_body(self.response, ERROR_BODY_BYTES_MAX, &self.request) {
+            Ok(body) if is_a_registrys(&headers, &body) => failure,
+            _ => no_verdict(status, &self.request),
+        }
+    }
+
+    /// As [`Answer::into_failure`], by the head alone, for a body that may take its time. An object store
+    /// behind a redirect says in its own way what it does not have.
+    pub(super) fn blob_failure(&self) -> UpstreamError {
+        let failure = self.failure();
+        let is_believed = self.is_elsewhere || looks_like_a_registrys(self.response.headers());
+        match failure.is_not_found() && !is_believed {
+            true => no_verdict(self.response.status().as_u16(), &self.request),
+            false => failure,
         }
     }
 }

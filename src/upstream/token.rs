@@ -1,5 +1,8 @@
 //! Bearer tokens: fetched once for all who need the same one, used until shortly before they expire.
 //!
+//! Tokens are kept by the scope that the registry demands: two requests for different scopes of one
+//! repository that are challenged at the same time fetch two tokens and wait for neither's.
+//!
 //! Distribution's "token authentication specification". This room holds the tokens of one registry;
 //! who fetches one holds no lock while doing so, and others who need the same token wait for it.
 
@@ -19,16 +22,32 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
 /// A token is renewed this long before it expires, so that it does not expire on its way.
 const MARGIN: Duration = Duration::from_secs(10);
-/// Tokens kept; one a repository. Beyond it, all are forgotten and fetched again as needed.
+/// Tokens kept; one or two a repository. Beyond it, all are forgotten and fetched again as needed.
 const TOKENS_MAX: usize = 256;
 /// The longest token that is taken, in bytes: header lines of that length are refused elsewhere, too.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
-/// What a token is for: where it is shown, and for which repository.
+/// What a token is for: where it is shown, for which repository, and with which scope.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
+    pub(super) place: Place,
+    /// As the challenge demands it. Most registries demand one scope for everything below a repository;
+    /// Azure's demands another for tag lists than for manifests, and each token is good for its own.
+    pub(super) scope: String,
+}
+
+/// Where a token is shown, and for which repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Place {
     pub(super) origin: String,
     pub(super) repository: String,
+}
+
+/// What is asked for, as far as registries demand different scopes for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Need {
+    Content,
+    TagList,
 }
 
 /// A token, and the challenge that it answers, so that it can be renewed before it is refused.
@@ -74,6 +93,9 @@ fn seconds(value: &Value) -> Option<Duration> {
 #[derive(Default)]
 pub(super) struct Tokens {
     slots: Mutex<HashMap<TokenKey, Slot>>,
+    /// The scopes that worked, so that a token is shown before it is demanded. Locked for a look-up or an
+    /// insertion, and never together with `slots`.
+    scopes: Mutex<HashMap<(Place, Need), String>>,
     /// Signalled whenever a fetch ends.
     fetched: Condvar,
 }
@@ -84,6 +106,29 @@ enum Slot {
 }
 
 impl Tokens {
+    /// The scope that worked for this, or else for something else of the repository.
+    pub(super) fn scope(&self, place: &Place, need: Need) -> Option<String> {
+        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |need| scopes.get(&(place.clone(), need)).cloned();
+        of(need).or_else(|| of(Need::Content)).or_else(|| of(Need::TagList))
+    }
+
+    /// Whether it is known which scope this needs.
+    pub(super) fn has_scope(&self, place: &Place, need: Need) -> bool {
+        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        scopes.contains_key(&(place.clone(), need))
+    }
+
+    /// Notes that the registry has taken a token with this scope.
+    pub(super) fn note_scope(&self, place: &Place, need: Need, scope: &str) {
+        // A panic leaves the table valid: each change is one insertion, or forgets everything.
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if scopes.len() >= TOKENS_MAX {
+            scopes.clear();
+        }
+        scopes.insert((place.clone(), need), scope.to_owned());
+    }
+
     /// The token for `key` as it is known, due or not.
     pub(super) fn known(&self, key: &TokenKey) -> Option<Arc<Token>> {
         match self.lock().get(key) {
@@ -169,7 +214,8 @@ mod tests {
     }
 
     fn key() -> TokenKey {
-        TokenKey { origin: "https://a".into(), repository: "b".into() }
+        let place = Place { origin: "https://a".into(), repository: "b".into() };
+        TokenKey { place, scope: "repository:b:pull".into() }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use larder::upstream::{Credentials, HelperSettings};
 
+use crate::support::client::get;
 use crate::support::larder::{Settings, blob, manifest, seconds};
+use crate::support::process::Process;
 use crate::support::{FakeRegistry, Image, Larder, Response, TokenServer, base64, script};
 
 const REPOSITORY: &str = "team/app";
@@ -205,25 +207,59 @@ fn what_was_pulled_is_served_while_the_helper_is_broken() {
     assert!(got.body == image.manifest() && got.header("warning").is_some(), "{got:?}");
 }
 
+/// A server whose registry has that helper in a `config.json`, and the directory of the helper in `PATH`.
+fn serve_by_docker_config(
+    registry: &FakeRegistry,
+    helper: &Helper,
+    key: &str,
+    name: &str,
+) -> Process {
+    let value = match key {
+        "credHelpers" => serde_json::json!({ registry.host(): name }),
+        _ => serde_json::json!(name),
+    };
+    let (directory, path) = (helper.directory.path(), helper.directory.path().join("config.json"));
+    let auths = serde_json::json!({ registry.host(): {} });
+    fs::write(&path, serde_json::json!({ "auths": auths, key: value }).to_string())
+        .expect("a file can be written");
+    let host = registry.host();
+    let entry =
+        format!("{{name: \"{host}\", scheme: http, auth: {{dockerConfig: {}}}}}", path.display());
+    let search = std::env::var("PATH").unwrap_or_default();
+    let search = format!("{}:{search}", directory.display());
+    Process::serve_with(directory, &host, &entry, &[("PATH", &search)])
+}
+
 #[test]
 fn docker_config_names_helpers_for_one_registry_and_for_all() {
     for key in ["credHelpers", "credsStore"] {
         let (registry, image) = registry_with_image();
         registry.require_basic("u", "pw");
         let helper = Helper::saying(&login("u", "pw"));
-        let name = helper.path();
-        let value = match key {
-            "credHelpers" => serde_json::json!({ registry.host(): name }),
-            _ => serde_json::json!(name),
-        };
-        let path = helper.directory.path().join("config.json");
-        let auths = serde_json::json!({ registry.host(): {} });
-        fs::write(&path, serde_json::json!({ "auths": auths, key: value }).to_string()).unwrap();
-        let larder = Larder::start_with(&registry, set(Credentials::DockerConfig { path }));
-        assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest(), "{key}");
+        let larder = serve_by_docker_config(&registry, &helper, key, "test");
+        let got = get(larder.address, &manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{key}: {got:?}");
         let layer = &image.layers()[0];
-        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{key}");
+        assert!(get(larder.address, &blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{key}");
         assert_eq!(helper.starts(), 1, "{key}");
+    }
+}
+
+#[test]
+fn docker_config_starts_no_program_by_its_path() {
+    for key in ["credHelpers", "credsStore"] {
+        let (registry, _) = registry_with_image();
+        registry.require_basic("u", "pw");
+        let helper = Helper::saying(&login("u", "pw"));
+        let path = helper.path().display().to_string();
+        let elsewhere = format!("x/../../../../../../../..{path}");
+        for name in [&path, &elsewhere, "./docker-credential-test", "-test", "test\0", "te st"] {
+            let larder = serve_by_docker_config(&registry, &helper, key, name);
+            let got = get(larder.address, &manifest(REPOSITORY, "v1"));
+            assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{name}: {got:?}");
+            assert!(got.text().contains("config.json: a credential helper is a name"), "{got:?}");
+        }
+        assert_eq!(helper.starts(), 0, "{key}");
     }
 }
 

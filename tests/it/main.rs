@@ -33,6 +33,8 @@ mod redirects;
 mod tags;
 // Upstreams that are down, slow, or have had enough.
 mod outages;
+// Who may say that there is no such tag.
+mod verdicts;
 // Downloads that break off.
 mod resuming;
 // Upstreams that are odd and yet work.
@@ -41,6 +43,10 @@ mod quirks;
 mod framing;
 // Larders that ask each other.
 mod loops;
+// What belongs to an image: platforms, attestations, layers that registries need not have.
+mod completeness;
+// Manifests, configs and archives that are made to do harm.
+mod hostile_documents;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.
@@ -53,6 +59,8 @@ mod air_gap;
 mod full_disk;
 // Mirrors, and the registry behind them.
 mod endpoints;
+// What one client, or one registry, can do to the others.
+mod abuse;
 // The commands beside the server.
 mod commands;
 // Images that are removed because somebody says so, or because it is time.
@@ -79,6 +87,8 @@ mod process;
 mod reload;
 // Dashboard, alerts and documentation against what is counted.
 mod observability;
+// What the documents claim.
+mod documents;
 // Users, passwords, tokens of our own.
 mod credentials;
 // Programs that know users and passwords.

@@ -147,9 +147,9 @@ fn what_nobody_waits_for_does_not_keep_those_who_wait() {
     let wanted = registry.add_blob(REPOSITORY, &content);
     let larder = start(&registry, Prefetch::default());
     larder.get(&manifest(REPOSITORY, "v1"));
-    gate.wait_until_reached(4);
+    gate.wait_until_reached(8);
     assert!(larder.get(&blob(REPOSITORY, &wanted)).body == content);
-    assert_eq!(gate.reached(), 4, "half of the eight that one upstream may hold");
+    assert_eq!(gate.reached(), 8, "a quarter of the fetchers");
     gate.open();
     wait_until_whole(&larder, &image);
 }

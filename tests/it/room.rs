@@ -134,7 +134,7 @@ fn when_everything_is_pinned_the_pull_succeeds_past_the_cache_and_the_log_says_w
     assert_eq!(desk.metric(EVICTED), 0.0);
     assert_eq!(kept(&site, &images), [true; 3]);
     let layer = &images[3].layers()[0].digest;
-    assert!(!site.has(layer) && files(&site.root().join("incoming/docker.io")).is_empty());
+    assert!(!site.has(layer) && files(&site.root().join("partials/docker.io")).is_empty());
     let log = desk.log();
     assert_eq!(log.matches("[ERROR]").count(), 1, "it is said once in a while: {log}");
 }
@@ -177,7 +177,7 @@ fn broken_off_download_is_evicted_in_its_turn() {
         client.read_body(30_000);
         desk.process.signal("KILL");
         desk.process.wait();
-        let partials = || files(&site.root().join("incoming/docker.io"));
+        let partials = || files(&site.root().join("partials/docker.io"));
         assert_eq!(partials().len(), 2, "its bytes, and whose they are");
         for path in partials() {
             set_back(&path, Duration::from_secs(hours * 3600));

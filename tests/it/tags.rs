@@ -169,7 +169,7 @@ fn tag_deleted_upstream_is_served_and_flagged() {
         assert_eq!((got.status, got.digest()), (200, old.digest()));
         assert_eq!(got.header("warning"), Some(STALE));
     }
-    assert_eq!(asked(&registry), ["HEAD v1"], "the denial is remembered for seconds");
+    assert_eq!(asked(&registry), ["HEAD v1", "GET v1"], "the denial is remembered for seconds");
 }
 
 #[test]

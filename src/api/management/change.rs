@@ -84,7 +84,7 @@ fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
         CacheError::NotCached => {
             Refusal::Conflict("no upstream may be asked: airGapped, or larder offline".into())
         }
-        CacheError::GivenUp => Refusal::Busy(error.to_string()),
+        CacheError::GivenUp | CacheError::Suspended => Refusal::Busy(error.to_string()),
         error => Refusal::Conflict(error.to_string()),
     })?;
     let image = name.with(&reference);

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::Desk;
-use crate::cache::{BreakerState, EndpointStatus, PoolLoad, UpstreamStatus, UsageSummary};
+use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
 use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
 use crate::prune::Disk;
 
@@ -12,12 +12,12 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
     let cache = &desk.cache;
     let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
     let since_epoch = desk.started.duration_since(SystemTime::UNIX_EPOCH);
-    let pool = |name, load: PoolLoad| PoolGauges {
+    let pool = |name, load: SchedulerLoad| PoolGauges {
         name,
         fetchers: load.fetchers,
         busy: load.busy,
         queued: load.queued,
-        queued_behind: load.queued_behind,
+        queued_behind: load.queued_in_background,
     };
     Gauges {
         version: desk.version,

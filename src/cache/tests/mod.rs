@@ -207,6 +207,10 @@ impl Sources for OneSource {
         Ok(Arc::clone(&self.0) as Arc<dyn Source>)
     }
 
+    fn standing(&self, _: &Upstream) -> Result<Standing, UpstreamError> {
+        Ok(Standing::Listed)
+    }
+
     fn statuses(&self) -> Vec<UpstreamStatus> {
         Vec::new()
     }
@@ -349,7 +353,7 @@ impl Bench {
 
     /// Where an earlier download would have left its bytes.
     fn partial(&self, digest: &Digest) -> std::path::PathBuf {
-        let directory = self.directory.path().join("incoming/reg.test");
+        let directory = self.directory.path().join("partials/reg.test");
         fs::create_dir_all(&directory).unwrap();
         directory.join(format!("sha256-{}", digest.hex()))
     }

@@ -72,13 +72,14 @@ fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
     let layer = sha256(b"a layer");
     drop(open(directory.path()));
     let incoming = directory.path().join("incoming");
-    fs::create_dir(incoming.join("quay.io")).unwrap();
+    let partials = directory.path().join("partials/quay.io");
+    fs::create_dir_all(&partials).unwrap();
     let made = outside.path().join("made");
     symlink(&made, directory.path().join("scrubbed")).unwrap();
     for name in ["prune.lock", "pins.lock", "index.lock", "../offline"] {
         symlink(&secret, incoming.join(name)).unwrap();
     }
-    symlink(&secret, incoming.join("quay.io").join(layer.dashed())).unwrap();
+    symlink(&secret, partials.join(layer.dashed())).unwrap();
     // Where links to files of others can be made, one of these is as good.
     fs::hard_link(&secret, incoming.join("usage.lock")).unwrap();
     if chown(directory.path(), Some(SOMEBODY), Some(SOMEBODY)).is_err() {

@@ -53,7 +53,7 @@ fn of_two_writers_one_writes_and_the_other_is_told() {
     let other_process = open(store.root());
     let digest = sha256(b"hello");
     let mut first = begin(&store, &digest);
-    assert!(matches!(other_process.ingest(&quay(), &digest, None).unwrap(), Begin::Busy));
+    assert!(matches!(other_process.ingest(&quay(), &digest, None).unwrap(), Begin::Locked));
     first.write(b"hello").unwrap();
     let blob = first.verify(None).unwrap().commit().unwrap();
     let found = other_process.ingest(&quay(), &digest, None).unwrap();
@@ -212,7 +212,7 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
         said.push(byte[0]);
     }
     assert!(
-        matches!(store.ingest(&quay(), &digest, None).unwrap(), Begin::Busy),
+        matches!(store.ingest(&quay(), &digest, None).unwrap(), Begin::Locked),
         "its lock is held"
     );
     child.kill().unwrap();
@@ -226,4 +226,125 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
     ingest.write(b"lo").unwrap();
     ingest.verify(Some(5)).unwrap().commit().unwrap();
     assert_eq!(content(&store.blob(&digest, Some(5)).unwrap()), b"hello");
+}
+
+#[test]
+fn resuming_what_was_never_begun_creates_nothing() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"nobody has it");
+    assert!(matches!(store.resume(&quay(), &digest, None).unwrap(), Begin::Absent));
+    assert_eq!(entries(&store.inner.layout.all_partials()), Vec::<String>::new());
+    put(&store, b"hello");
+    let found = store.resume(&quay(), &sha256(b"hello"), Some(5)).unwrap();
+    assert!(matches!(found, Begin::Present(_)));
+    assert_eq!(entries(&store.inner.layout.all_partials()), Vec::<String>::new());
+}
+
+#[test]
+fn the_directory_of_an_upstream_goes_with_its_last_partial() {
+    let (_directory, store) = fresh();
+    let partials = store.inner.layout.partials(&quay());
+    let (one, other) = (sha256(b"hello"), sha256(b"other"));
+    let mut first = begin(&store, &one);
+    let mut second = begin(&store, &other);
+    first.write(b"hello").unwrap();
+    second.write(b"o").unwrap();
+    first.verify(None).unwrap().commit().unwrap();
+    store.remove_empty_partials(&quay());
+    assert!(partials.exists(), "the other one is in it");
+    second.discard();
+    store.remove_empty_partials(&quay());
+    assert!(!partials.exists());
+
+    let mut kept = begin(&store, &other);
+    kept.write(b"o").unwrap();
+    drop(kept);
+    assert!(partials.exists(), "a partial that has bytes stays");
+    let [partial] = &store.idle_partials()[..] else { panic!("there is one") };
+    assert_eq!(store.remove_partial(partial).unwrap(), Some(1));
+    assert!(!partials.exists());
+}
+
+/// Two threads begin and discard partials of one upstream, so that each removes the directory that the other
+/// is about to use.
+#[test]
+fn a_directory_that_is_removed_between_creation_and_opening_is_created_again() {
+    let (_directory, store) = fresh();
+    let work = |content: &'static [u8]| {
+        let store = store.clone();
+        move || {
+            for _ in 0..500 {
+                match store.ingest(&quay(), &sha256(content), None).unwrap() {
+                    Begin::Writing(ingest) => {
+                        ingest.discard();
+                        store.remove_empty_partials(&quay());
+                    }
+                    // Only after losing the race in every round.
+                    other => assert!(matches!(other, Begin::Locked)),
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work(b"one"));
+        scope.spawn(work(b"two"));
+    });
+    assert_eq!(entries(&store.inner.layout.all_partials()), Vec::<String>::new());
+}
+
+#[test]
+fn directories_where_locks_belong_are_moved_away_when_the_store_is_opened() {
+    let (directory, store) = fresh();
+    drop(store);
+    let incoming = directory.path().join("incoming");
+    for name in ["prune.lock", "pins.lock", "index.lock", "usage.lock", "sweep.lock"] {
+        let _ = fs::remove_file(incoming.join(name));
+        fs::create_dir(incoming.join(name)).unwrap();
+        fs::write(incoming.join(name).join(sha256(b"x").dashed()), b"x").unwrap();
+    }
+    let store = open(directory.path());
+    assert!(store.is_writable());
+    assert!(store.begin_sweep().unwrap().is_ok());
+    assert_eq!(store.add_pins(&["quay.io/*".to_owned()]).unwrap(), 1);
+    store.write_index().unwrap();
+    drop(store.commit_lock().unwrap());
+    store.remove_leftovers(SystemTime::now());
+    let left = entries(&incoming);
+    assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
+}
+
+#[test]
+fn partials_of_version_0_1_are_moved_and_what_else_clients_had_created_is_removed() {
+    let (directory, store) = fresh();
+    let incoming = directory.path().join("incoming");
+    let (digest, outside) = (sha256(b"hello"), directory.path().join("outside"));
+    for name in ["quay.io", "invented.example", "busy.example"] {
+        fs::create_dir(incoming.join(name)).unwrap();
+    }
+    fs::write(incoming.join("quay.io").join(digest.dashed()), b"hel").unwrap();
+    let note = format!("{}.json", digest.dashed());
+    fs::write(incoming.join("quay.io").join(&note), br#"{"repository":"a"}"#).unwrap();
+    fs::write(incoming.join("busy.example").join(digest.dashed()), b"he").unwrap();
+    fs::write(&outside, b"not ours").unwrap();
+    std::os::unix::fs::symlink(&outside, incoming.join("link.example")).unwrap();
+    let busy = File::open(incoming.join("busy.example").join(digest.dashed())).unwrap();
+    busy.lock().unwrap();
+
+    store.remove_leftovers(SystemTime::now());
+    assert!(!incoming.join("quay.io").exists() && !incoming.join("invented.example").exists());
+    assert!(incoming.join("busy.example").exists(), "an older process is writing it");
+    assert_eq!(fs::read(&outside).unwrap(), b"not ours");
+    assert_eq!(store.partials(), [(name("quay.io/a"), digest)]);
+    let mut ingest = begin(&store, &digest);
+    recover(&mut ingest);
+    assert_eq!(ingest.bytes_written(), 3);
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }

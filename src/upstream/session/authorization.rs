@@ -12,14 +12,14 @@ use ureq::http::{Response, header};
 
 use super::{Ask, Session, discard_for};
 use crate::oci::Repository;
-use crate::upstream::answer::{discard, is_complete, read_body, status_error, texts};
+use crate::upstream::answer::{discard, is_complete, no_verdict, read_body, status_error, texts};
 use crate::upstream::challenge::Challenge;
 use crate::upstream::credentials::{Login, LoginError};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::location::Location;
 use crate::upstream::logins::Moment;
 use crate::upstream::realm;
-use crate::upstream::token::{TOKEN_BODY_BYTES_MAX, Token, TokenKey};
+use crate::upstream::token::{Need, Place, TOKEN_BODY_BYTES_MAX, Token, TokenKey};
 
 /// What a request shows to be let in.
 enum Shown {
@@ -53,13 +53,31 @@ impl Session {
         ask: &Ask<'_>,
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let key =
-            TokenKey { origin: location.origin(), repository: ask.repository.as_str().to_owned() };
-        let shown = self.first_shown(location, ask.repository, &key, request)?;
+        let place =
+            Place { origin: location.origin(), repository: ask.repository.as_str().to_owned() };
+        let shown = self.first_shown(location, ask, &place, request)?;
         let response = self.call(location, ask, shown.header(), request)?;
         match (response.status().as_u16(), &shown) {
             (_, Shown::Login(login)) => self.judge(response, login, location, ask, request),
-            (401, _) => self.answer_challenge(response, &shown, &key, location, ask, request),
+            (401, _) => self.answer_challenge(response, &shown, place, location, ask, request),
+            // With the scope of something else: a registry may say 403, and names the scope to those
+            // without a token.
+            (403, Shown::Token(_)) if !self.tokens.has_scope(&place, need_of(ask)) => {
+                discard_for(ask, response);
+                let response = self.call(location, ask, None, request)?;
+                match response.status().as_u16() {
+                    401 => {
+                        let shown = Shown::Nothing;
+                        self.answer_challenge(response, &shown, place, location, ask, request)
+                    }
+                    _ => Ok(response),
+                }
+            }
+            (_, Shown::Token(token)) => {
+                let scope = self.scope_of(&token.challenge, ask.repository);
+                self.tokens.note_scope(&place, need_of(ask), &scope);
+                Ok(response)
+            }
             _ => Ok(response),
         }
     }
@@ -68,18 +86,21 @@ impl Session {
     fn first_shown(
         &self,
         location: &Location,
-        repository: &Repository,
-        key: &TokenKey,
+        ask: &Ask<'_>,
+        place: &Place,
         request: &Arc<str>,
     ) -> Result<Shown, UpstreamError> {
-        let now = Instant::now();
+        let (now, repository) = (Instant::now(), ask.repository);
         let is_own = location.is_same_origin(&self.base);
         let prefers_basic = is_own && self.prefers_basic.load(Ordering::Relaxed);
-        if let Some(token) = self.tokens.known(key).filter(|_| !prefers_basic) {
+        let scope = self.tokens.scope(place, need_of(ask)).filter(|_| !prefers_basic);
+        let key = scope.map(|scope| TokenKey { place: place.clone(), scope });
+        if let Some((key, token)) = key.and_then(|key| self.tokens.known(&key).map(|it| (key, it)))
+        {
             if !token.is_due(now) {
                 return Ok(Shown::Token(token));
             }
-            let renewed = self.tokens.obtain(key, Some(&token), now, || {
+            let renewed = self.tokens.obtain(&key, Some(&token), now, || {
                 self.fetch_token(token.challenge.clone(), location, repository, request)
             });
             return renewed.map(Shown::Token);
@@ -103,7 +124,7 @@ impl Session {
         &self,
         response: Response<Body>,
         shown: &Shown,
-        key: &TokenKey,
+        place: Place,
         location: &Location,
         ask: &Ask<'_>,
         request: &Arc<str>,
@@ -112,7 +133,7 @@ impl Session {
         let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
         if let Some(challenge) = bearer {
             discard_for(ask, response);
-            let answered = self.answer_bearer(challenge, shown, key, location, ask, request);
+            let answered = self.answer_bearer(challenge, shown, place, location, ask, request);
             let is_refused = answered.as_ref().is_err_and(is_refused_bearer);
             let login = match is_refused && wants_basic {
                 true => self.basic_login(location, ask.repository, request)?,
@@ -131,27 +152,6 @@ impl Session {
         };
         discard_for(ask, response);
         self.answer_basic(&login, location, ask, request)
-    }
-
-    fn answer_bearer(
-        &self,
-        challenge: Challenge,
-        shown: &Shown,
-        key: &TokenKey,
-        location: &Location,
-        ask: &Ask<'_>,
-        request: &Arc<str>,
-    ) -> Result<Response<Body>, UpstreamError> {
-        let token = self.tokens.obtain(key, shown.token(), Instant::now(), || {
-            self.fetch_token(challenge, location, ask.repository, request)
-        })?;
-        let response = self.call(location, ask, Shown::Token(token).header(), request)?;
-        // A fresh token, and still 401: so registries hide what does not exist or is private
-        // (Docker Hub since 2023). A third try would be a loop.
-        match response.status().as_u16() {
-            401 => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden)),
-            _ => Ok(response),
-        }
     }
 
     fn answer_basic(
@@ -197,6 +197,48 @@ impl Session {
     ) -> Result<Option<Arc<Login>>, UpstreamError> {
         let login = self.login(location, repository, request)?;
         Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
+    }
+
+    /// Repeats a request with the token that its challenge demands.
+    ///
+    /// A 401 to that is the registry's verdict only if the token was fetched for this very request, with
+    /// the scope that the registry demands: so registries hide what does not exist or is private (Docker
+    /// Hub since 2023). A token that another request has fetched may be refused for reasons of its own.
+    fn answer_bearer(
+        &self,
+        challenge: Challenge,
+        shown: &Shown,
+        place: Place,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let (mut challenge, mut refused) = (challenge, shown.token().cloned());
+        for _ in 0..TOKENS_TRIED_MAX {
+            let scope = self.scope_of(&challenge, ask.repository);
+            let key = TokenKey { place: place.clone(), scope };
+            let mut is_own = false;
+            let token = self.tokens.obtain(&key, refused.as_ref(), Instant::now(), || {
+                is_own = true;
+                self.fetch_token(challenge.clone(), location, ask.repository, request)
+            })?;
+            let header = Shown::Token(Arc::clone(&token)).header();
+            let response = self.call(location, ask, header, request)?;
+            if response.status().as_u16() != 401 {
+                self.tokens.note_scope(&key.place, need_of(ask), &key.scope);
+                return Ok(response);
+            }
+            let demanded = Challenge::bearer(texts(response.headers(), header::WWW_AUTHENTICATE));
+            let has_scope = demanded
+                .as_ref()
+                .is_none_or(|demanded| self.scope_of(demanded, ask.repository) == key.scope);
+            if is_own && has_scope {
+                break;
+            }
+            discard_for(ask, response);
+            (challenge, refused) = (demanded.unwrap_or(challenge), Some(token));
+        }
+        Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden))
     }
 
     /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
@@ -265,6 +307,15 @@ impl Session {
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
     }
 
+    /// The scope that a challenge demands.
+    fn scope_of(&self, challenge: &Challenge, repository: &Repository) -> String {
+        let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
+        let prefix = || self.api.repository_prefix();
+        demanded
+            .map(str::to_owned)
+            .unwrap_or_else(|| format!("repository:{}{repository}:pull", prefix()))
+    }
+
     /// Asks the realm of a challenge for a token.
     fn fetch_token(
         &self,
@@ -274,9 +325,8 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Token, UpstreamError> {
         let realm = realm::realm(&challenge, asking)?;
-        let default_scope = format!("repository:{}{repository}:pull", self.api.repository_prefix());
-        let scope = challenge.parameter("scope").unwrap_or(&default_scope);
-        let mut parameters = vec![("scope", scope)];
+        let scope = self.scope_of(&challenge, repository);
+        let mut parameters = vec![("scope", scope.as_str())];
         if let Some(service) = challenge.parameter("service") {
             parameters.insert(0, ("service", service));
         }
@@ -304,6 +354,8 @@ impl Session {
             status if is_refusal(status) && login.is_some() => {
                 return Err(self.refused(repository, &named, status));
             }
+            // A token service knows nothing about content.
+            status @ (404 | 410) => return Err(no_verdict(status, &named)),
             status => return Err(status_error(status, response.headers(), &named)),
         }
         let request: Arc<str> = format!("GET {}", realm.for_log()).into();
@@ -311,6 +363,20 @@ impl Session {
         Token::parse(&body, challenge, Instant::now())
             .ok_or_else(|| UpstreamError::bad_answer(&request, "it holds no token"))
     }
+}
+
+/// How many tokens are shown for one request: one that another request was fetching, one of its own, and
+/// one of another scope than the first challenge has demanded.
+const TOKENS_TRIED_MAX: usize = 3;
+
+/// The longest scope that is asked for, in bytes: a repository with its actions has some 300. Tokens are
+/// kept by scope.
+const SCOPE_BYTES_MAX: usize = 2048;
+
+/// What a request needs a token for.
+fn need_of(ask: &Ask<'_>) -> Need {
+    let path = ask.path.split('?').next().unwrap_or_default();
+    if path.ends_with("/tags/list") { Need::TagList } else { Need::Content }
 }
 
 /// Whether a token was refused, or could not be had, for a reason that does not count for a password: the

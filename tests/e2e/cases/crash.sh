@@ -32,6 +32,6 @@ expect_status "the blob" 200
 same_bytes "the blob" "$(registry_blob_file "$BIG_LAYER")" "$BODY_FILE"
 wait_until 5 "the blob in the cache" test -f "$(cached_blob "$BIG_LAYER")"
 cache_is_sound
-no_partial() { [[ -z $(find "$LARDER_CACHE/incoming" -type f -name "*${BIG_LAYER#sha256:}*" 2>/dev/null) ]]; }
+no_partial() { [[ -z $(find "$LARDER_CACHE/partials" -type f -name "*${BIG_LAYER#sha256:}*" 2>/dev/null) ]]; }
 wait_until 5 "the partial download is gone" no_partial
 larder_stop

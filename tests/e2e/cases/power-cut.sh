@@ -29,7 +29,7 @@ run_larder() { # CACHE ARGUMENT…
 readonly HEX='[0-9a-f]{64}'
 readonly KNOWN="^(oci-layout|index\.json|blobs/sha256/$HEX|refs/[^_]+/_tags/[^/]+|refs/[^_]+/_manifests/sha256/$HEX|\
 refs/[^_]+/_lists/$HEX|incoming/(sweep\.lock|index\.lock|(tmp|spool-tmp)-[0-9-]+)|\
-incoming/[^/]+/sha256-$HEX(\.json)?)$"
+partials/[^/]+/sha256-$HEX(\.json)?)$"
 only_known_names() { # CACHE
   local unknown
   unknown=$(cd "$1" && find . ! -type d -printf '%P\n' | grep -vE "$KNOWN") || return 0
@@ -85,7 +85,7 @@ cache_is_complete() { # CACHE
   equal "the images in index.json" "$(printf '%s\n' "${IMAGES[@]}" | LC_ALL=C sort)" \
     "$(jq -r '.manifests[].annotations["org.opencontainers.image.ref.name"]' "$1/index.json" | LC_ALL=C sort)"
   equal "downloads and imports that are unfinished" "" \
-    "$(find "$1/incoming" -name 'spool-*' -o -name "sha256-*")"
+    "$(find "$1/incoming" "$1/partials" -name 'spool-*' -o -name "sha256-*")"
   only_known_names "$1"
 }
 

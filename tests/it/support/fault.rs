@@ -142,6 +142,9 @@ pub enum Fault {
     WrongBytes,
     /// So many bytes too many, and a Content-Length that agrees with them.
     TooLong(usize),
+    /// This status, content type and body from something in front of the registry, which does not say that
+    /// it is one.
+    Stranger(u16, String, String),
     /// 200 with a login page.
     Html200,
     /// Chunked instead of a Content-Length.
@@ -227,6 +230,10 @@ impl Fault {
             Fault::Status(status, headers, body) => {
                 *answer = Answer::new(*status, "", body.clone());
                 headers.iter().for_each(|(name, value)| answer.set(name, value));
+            }
+            Fault::Stranger(status, content_type, body) => {
+                *answer = Answer::new(*status, content_type, body.clone().into_bytes());
+                answer.remove("Docker-Distribution-API-Version");
             }
             Fault::Html200 => {
                 let page = b"<!doctype html><title>Sign in</title>".to_vec();

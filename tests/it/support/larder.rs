@@ -235,7 +235,7 @@ impl Larder {
 
     /// The downloads under way.
     pub fn partials(&self) -> Vec<PathBuf> {
-        let mut files = files(&self.root().join("incoming"));
+        let mut files = files(&self.root().join("partials"));
         files.retain(|path| path.extension().is_none());
         files
     }

@@ -55,6 +55,10 @@ pub struct TokenServer {
     redirect: Option<String>,
     user: Option<(String, String)>,
     refresh_token: Option<String>,
+    /// What a token must allow for tag lists; for everything else it is `pull`.
+    list_action: &'static str,
+    /// The status for a token that is good for something else.
+    other_scope_status: u16,
     book: Arc<Mutex<Book>>,
 }
 
@@ -79,6 +83,8 @@ impl TokenServer {
             redirect: None,
             user: None,
             refresh_token: None,
+            list_action: "pull",
+            other_scope_status: 401,
             book: Arc::new(Mutex::new(book)),
         }
     }
@@ -228,13 +234,36 @@ impl TokenServer {
         Answer::new(200, "application/json", Value::Object(body).to_string().into_bytes())
     }
 
-    /// Whether the request's token is good for pulling from that repository (for any, if `None`).
+    /// Tag lists demand a token with this action, and no `pull` does, as with Azure's registries.
+    pub fn scope_of_lists(mut self, action: &'static str) -> TokenServer {
+        self.list_action = action;
+        self
+    }
+
+    /// A token that is good for something else is refused with this status instead of 401.
+    pub fn refuses_other_scopes_by(mut self, status: u16) -> TokenServer {
+        self.other_scope_status = status;
+        self
+    }
+
+    fn scope(&self, request: &Recorded, repository: &str) -> String {
+        let is_list = request.path.ends_with("/tags/list");
+        format!("repository:{repository}:{}", if is_list { self.list_action } else { "pull" })
+    }
+
+    /// Whether the request shows a token that was issued, for whatever scope.
+    fn knows(&self, request: &Recorded) -> bool {
+        let shown = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        lock(&self.book).valid.iter().any(|(valid, _)| shown == Some(valid))
+    }
+
+    /// Whether the request's token is good for what it asks of that repository (for any, if `None`).
     fn admits(&self, request: &Recorded, repository: Option<&str>) -> bool {
         let Some(token) = request.header("authorization").and_then(|v| v.strip_prefix("Bearer "))
         else {
             return false;
         };
-        let scope = repository.map(|name| format!("repository:{name}:pull"));
+        let scope = repository.map(|name| self.scope(request, name));
         let book = lock(&self.book);
         book.valid.iter().any(|(valid, scopes)| {
             valid == token && scope.as_ref().is_none_or(|scope| scopes.contains(scope))
@@ -251,7 +280,7 @@ impl TokenServer {
             None => "",
         };
         let format = match repository {
-            Some(name) => self.challenge.replace("{scope}", &format!("repository:{name}:pull")),
+            Some(name) => self.challenge.replace("{scope}", &self.scope(request, name)),
             None => self.challenge.replace(",scope=\"{scope}\"", "").replace("{scope}", ""),
         };
         format
@@ -288,6 +317,11 @@ impl Auth {
             }
             Auth::Basic(..) | Auth::Ecr(_) => "Basic realm=\"fake registry\"".to_owned(),
             Auth::Bearer(tokens, _) if tokens.admits(request, repository) => return None,
+            Auth::Bearer(tokens, _)
+                if tokens.other_scope_status == 403 && tokens.knows(request) =>
+            {
+                return Some(Answer::error(403, "DENIED", "the token is good for something else"));
+            }
             Auth::Bearer(tokens, url) => tokens.challenge_lines(request, repository, url),
             Auth::Both(_, _, name, password) if shows_basic(request, name, password) => {
                 return None;

@@ -1,0 +1,69 @@
+//! Waiting for a manifest, with what the cache has as the fallback.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::manifests::{Content, ManifestAnswer, Outcome};
+use super::{Cache, CacheError, How, PATIENCE};
+use crate::flight::Follower;
+use crate::oci::ImageName;
+
+/// Waits for upstream, with what the cache has as the fallback.
+pub struct ManifestWait {
+    pub(super) cache: Cache,
+    pub(super) name: ImageName,
+    pub(super) flight: Follower<(), Outcome, CacheError>,
+    pub(super) how: How,
+    pub(super) cached: Option<Arc<Content>>,
+}
+
+impl ManifestWait {
+    /// The answer, or the failure, once the flight has ended.
+    pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
+        self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
+            (Ok(content), Some(cached)) if content.digest() == cached.digest() => {
+                Ok(ManifestAnswer { content, how: How::Hit })
+            }
+            (Ok(content), _) => Ok(ManifestAnswer { content, how: self.how }),
+            (Err(error @ CacheError::DeletedUpstream), _) => Err(error),
+            (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
+            (Err(error), None) => Err(error),
+        })
+    }
+
+    /// How long to wait before [`ManifestWait::give_up`].
+    pub fn patience(&self) -> Duration {
+        match self.cached {
+            Some(_) => self.cache.inner.settings().revalidate_timeout,
+            None => PATIENCE,
+        }
+    }
+
+    /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
+    /// the upstream counts as slow, so that the next client need not wait as long. `waker` is the one
+    /// that was polled with, and is no longer woken.
+    ///
+    /// # Errors
+    /// [`CacheError::TimedOut`] if the cache has nothing.
+    pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
+        self.flight.forget(waker);
+        let inner = &self.cache.inner;
+        // A request that was never sent for want of a fetcher says nothing about the registry.
+        let was_sent = self.flight.has_begun();
+        if was_sent {
+            inner.misses.note_trouble(&self.name.upstream, inner.now());
+        }
+        match &self.cached {
+            Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),
+            None if was_sent => Err(CacheError::TimedOut),
+            None => Err(CacheError::GivenUp),
+        }
+    }
+
+    fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
+        // What went wrong is warned of once a fetch; this is once a client.
+        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest());
+        ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
+    }
+}

@@ -1,0 +1,181 @@
+//! Jobs in the order of fair shares: classes take turns, in a class its clients, of a client its repositories.
+//!
+//! A plain data structure: it knows neither threads nor locks.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::time::Instant;
+
+use crate::client_address::ClientAddress;
+use crate::oci::{ImageName, Upstream};
+use crate::upstream::Standing;
+
+/// With whom a registry shares its fetchers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::cache) enum Class {
+    /// A listed registry has a share of its own.
+    Listed(Upstream),
+    /// An unlisted registry that has answered before.
+    Unlisted,
+    /// An unlisted registry that has never answered.
+    Unproven,
+}
+
+impl Class {
+    /// The class of a registry.
+    pub(in crate::cache) fn of(upstream: &Upstream, standing: Standing) -> Class {
+        match standing {
+            Standing::Listed => Class::Listed(upstream.clone()),
+            Standing::Unlisted => Class::Unlisted,
+            Standing::Unproven => Class::Unproven,
+        }
+    }
+
+    pub(super) fn is_unlisted(&self) -> bool {
+        matches!(self, Class::Unlisted | Class::Unproven)
+    }
+}
+
+/// What a job is for, which decides when it gets a fetcher.
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct Purpose {
+    /// With whom it shares fetchers.
+    pub(in crate::cache) class: Class,
+    /// The repository.
+    pub(in crate::cache) name: ImageName,
+    /// The client that caused it; none for what Larder does by itself.
+    pub(in crate::cache) client: Option<ClientAddress>,
+}
+
+pub(super) type Run = Box<dyn FnOnce() + Send>;
+pub(super) type IsWanted = Box<dyn Fn() -> bool + Send>;
+
+/// A job that somebody waits for.
+pub(super) struct Job {
+    pub(super) purpose: Purpose,
+    pub(super) queued: Instant,
+    pub(super) is_wanted: IsWanted,
+    pub(super) run: Run,
+}
+
+/// Keys that take turns, each with a queue of its own.
+pub(super) struct Turns<K, Q> {
+    pub(super) order: VecDeque<K>,
+    pub(super) queues: HashMap<K, Q>,
+}
+
+impl<K, Q> Default for Turns<K, Q> {
+    fn default() -> Self {
+        Turns { order: VecDeque::new(), queues: HashMap::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, Q: Default> Turns<K, Q> {
+    /// The queue of a key, which is last in turn if it is new.
+    pub(super) fn queue(&mut self, key: &K) -> &mut Q {
+        if !self.queues.contains_key(key) {
+            self.order.push_back(key.clone());
+        }
+        self.queues.entry(key.clone()).or_default()
+    }
+
+    /// Takes something of the queue whose turn it is. `pop` says what is left of it.
+    pub(super) fn pop<T>(&mut self, pop: impl FnOnce(&mut Q) -> (Option<T>, IsEmpty)) -> Option<T> {
+        let key = self.order.pop_front()?;
+        let (taken, is_empty) = pop(self.queues.get_mut(&key)?);
+        match is_empty {
+            IsEmpty::Yes => drop(self.queues.remove(&key)),
+            IsEmpty::No => self.order.push_back(key),
+        }
+        taken
+    }
+
+    pub(super) fn is_empty(&self) -> IsEmpty {
+        if self.order.is_empty() { IsEmpty::Yes } else { IsEmpty::No }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum IsEmpty {
+    Yes,
+    No,
+}
+
+/// The jobs of one client, whose repositories take turns.
+#[derive(Default)]
+pub(super) struct ClientQueue {
+    pub(super) repositories: Turns<ImageName, VecDeque<Job>>,
+    pub(super) jobs: usize,
+}
+
+/// The jobs of one class, whose clients take turns.
+#[derive(Default)]
+pub(super) struct ClassQueue {
+    pub(super) clients: Turns<Option<ClientAddress>, ClientQueue>,
+    pub(super) jobs: usize,
+}
+
+impl ClassQueue {
+    pub(super) fn push(&mut self, job: Job) {
+        let client = self.clients.queue(&job.purpose.client);
+        client.jobs += 1;
+        let name = job.purpose.name.clone();
+        client.repositories.queue(&name).push_back(job);
+        self.jobs += 1;
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Job> {
+        let job = self.clients.pop(|client| {
+            let job = client.repositories.pop(|jobs| {
+                let job = jobs.pop_front();
+                (job, if jobs.is_empty() { IsEmpty::Yes } else { IsEmpty::No })
+            });
+            client.jobs -= usize::from(job.is_some());
+            (job, client.repositories.is_empty())
+        })?;
+        self.jobs -= 1;
+        Some(job)
+    }
+
+    /// Takes out the jobs that nobody waits for any more.
+    pub(super) fn take_unwanted(&mut self, is_unwanted: &dyn Fn(&Job) -> bool) -> Vec<Job> {
+        let mut all = Vec::with_capacity(self.jobs);
+        while let Some(job) = self.pop() {
+            all.push(job);
+        }
+        let (unwanted, wanted): (Vec<Job>, Vec<Job>) = all.into_iter().partition(is_unwanted);
+        wanted.into_iter().for_each(|job| self.push(job));
+        unwanted
+    }
+
+    /// Takes out the newest job of the client that has the most, if that is more than `client` has.
+    pub(super) fn take_of_the_busiest(&mut self, client: Option<ClientAddress>) -> Option<Job> {
+        let own = self.clients.queues.get(&client).map_or(0, |queue| queue.jobs);
+        let (busiest, queue) =
+            self.clients.queues.iter_mut().max_by_key(|(_, queue)| queue.jobs)?;
+        if queue.jobs <= own + 1 {
+            return None;
+        }
+        let busiest = *busiest;
+        let newest = queue
+            .repositories
+            .queues
+            .iter()
+            .filter_map(|(name, jobs)| Some((name, jobs.back()?.queued)))
+            .max_by_key(|(_, queued)| *queued)?;
+        let name = newest.0.clone();
+        let jobs = queue.repositories.queues.get_mut(&name)?;
+        let job = jobs.pop_back();
+        if jobs.is_empty() {
+            queue.repositories.queues.remove(&name);
+            queue.repositories.order.retain(|each| *each != name);
+        }
+        queue.jobs -= 1;
+        self.jobs -= 1;
+        if queue.jobs == 0 {
+            self.clients.queues.remove(&busiest);
+            self.clients.order.retain(|each| *each != busiest);
+        }
+        job
+    }
+}

@@ -1,0 +1,280 @@
+//! Who may say that there is no such tag, and with what.
+//!
+//! Only the registry itself, by GET, with a token for this very request. HEAD may be wrong, and a token
+//! service, an ingress without a backend and a captive portal know nothing about tags.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use larder::cache::{FreshnessPolicy, OnUpstreamDelete, Ttl};
+use larder::store::StoredImage;
+
+use crate::support::larder::{blob, manifest, seconds};
+use crate::support::{
+    FakeRegistry, Fault, Gate, Image, Larder, On, TokenAnswer, TokenServer, absent_digest,
+};
+
+const REPOSITORY: &str = "team/app";
+const TAG_LIST: &str = "/v2/team/app/tags/list";
+
+/// An answer of something that is no registry.
+fn stranger(status: u16, content_type: &str, body: &str) -> Fault {
+    Fault::Stranger(status, content_type.to_owned(), body.to_owned())
+}
+
+/// What an ingress says that has no backend, a captive portal, and something that sends other JSON.
+fn strangers() -> Vec<(&'static str, Fault)> {
+    vec![
+        ("ingress", stranger(404, "text/plain; charset=utf-8", "default backend - 404")),
+        ("portal", stranger(404, "text/html", "<!doctype html><title>Sign in</title>")),
+        ("gone", stranger(410, "text/html", "<html>")),
+        ("other JSON", stranger(404, "application/json", r#"{"message":"no route","error":404}"#)),
+        ("nothing", stranger(404, "application/octet-stream", "")),
+    ]
+}
+
+fn start(registry: &FakeRegistry, on_upstream_delete: OnUpstreamDelete) -> Larder {
+    Larder::start_with(registry, |settings| {
+        let policy = FreshnessPolicy::of(Ttl::For(seconds(60)));
+        settings.cache.freshness = FreshnessPolicy { on_upstream_delete, ..policy };
+        settings.cache.negative_ttl = seconds(10);
+    })
+}
+
+#[test]
+fn tag_moves_though_head_names_a_digest_that_cannot_be_fetched() {
+    let bogus = absent_digest(1);
+    for (what, on, fault) in [
+        (
+            "no digest of the registry is to be had",
+            On::get_manifest("sha256:*"),
+            Fault::status(404),
+        ),
+        ("by digest it is something else", On::get_manifest("sha256:*"), Fault::WrongBytes),
+        ("by digest it is refused", On::get_manifest("sha256:*"), Fault::status(403)),
+        (
+            "HEAD says another digest",
+            On::head_manifest("v1"),
+            Fault::extra_header("Docker-Content-Digest", &bogus),
+        ),
+    ] {
+        let registry = FakeRegistry::start();
+        registry.add(REPOSITORY, "v1", &Image::sample("old"));
+        let larder = start(&registry, OnUpstreamDelete::Keep);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
+        let new = Image::sample("new");
+        registry.add(REPOSITORY, "v1", &new);
+        registry.fault(on, fault);
+        registry.expect_unknown("*");
+        for _ in 0..2 {
+            larder.advance(seconds(61));
+            let got = larder.get(&manifest(REPOSITORY, "v1"));
+            assert!(got.body == new.manifest(), "{what}: {got:?}");
+            assert_eq!(got.header("warning"), None, "{what}");
+        }
+    }
+}
+
+#[test]
+fn tag_is_kept_and_moves_though_head_says_that_there_is_none() {
+    for on_upstream_delete in [OnUpstreamDelete::Keep, OnUpstreamDelete::Drop] {
+        for (what, fault) in [
+            ("404", Fault::status(404)),
+            ("403", Fault::status(403)),
+            ("401", Fault::status(401)),
+            ("500", Fault::status(500)),
+            ("an ingress", stranger(404, "text/plain", "default backend - 404")),
+        ] {
+            let registry = FakeRegistry::start();
+            registry.add(REPOSITORY, "v1", &Image::sample("old"));
+            registry.fault(On::head_manifest("*"), fault);
+            let larder = start(&registry, on_upstream_delete);
+            assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
+            let new = Image::sample("new");
+            registry.add(REPOSITORY, "v1", &new);
+            for _ in 0..2 {
+                larder.advance(seconds(61));
+                let got = larder.get(&manifest(REPOSITORY, "v1"));
+                assert!(got.body == new.manifest(), "{what}: {got:?}");
+                assert_eq!(got.header("warning"), None, "{what}");
+            }
+            let store = larder.store();
+            let gone = |image: &StoredImage| {
+                assert_eq!(image.gone, None, "{what}");
+                Ok(())
+            };
+            store.each_image(&mut { gone }).expect("the cache can be read");
+        }
+    }
+}
+
+#[test]
+fn strangers_say_nothing_about_tags() {
+    for (what, fault) in strangers() {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let larder = start(&registry, OnUpstreamDelete::Drop);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
+        registry.fault(On::anything(), fault);
+        larder.advance(seconds(61));
+        for _ in 0..2 {
+            let got = larder.get(&manifest(REPOSITORY, "v1"));
+            assert!(got.status == 200 && got.body == image.manifest(), "{what}: {got:?}");
+            assert!(got.header("warning").is_some(), "{what}");
+        }
+        let layer = &image.layers()[0];
+        let targets = [
+            manifest(REPOSITORY, "other"),
+            manifest(REPOSITORY, &absent_digest(1)),
+            blob(REPOSITORY, &layer.digest),
+        ];
+        // The body of a blob's answer is not read for that, and JSON is what registries send.
+        let judged = if what == "other JSON" { &targets[..2] } else { &targets[..] };
+        for target in judged {
+            let got = larder.get(target);
+            assert!(matches!(got.status, 502 | 503), "{what}: {target}: {got:?}");
+        }
+        let head = larder.head(&blob(REPOSITORY, &layer.digest)).status;
+        assert!(
+            what == "other JSON" || matches!(head, 502 | 503),
+            "{what}: HEAD of a blob: {head}"
+        );
+        // Nothing was remembered: the registry is back, and is asked at once.
+        registry.clear_faults();
+        registry.add(REPOSITORY, "other", &Image::sample("other"));
+        assert_eq!(larder.get(&manifest(REPOSITORY, "other")).status, 200, "{what}");
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{what}");
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert_eq!((got.status, got.header("warning")), (200, None), "{what}");
+    }
+}
+
+#[test]
+fn registry_says_what_it_does_not_have_in_each_of_its_ways() {
+    for (what, fault) in [
+        ("a list of errors", Fault::status(404)),
+        ("an empty list", stranger(404, "application/json", r#"{"errors":[]}"#)),
+        ("a list labelled as text", stranger(404, "text/plain", r#"{"errors":[{"code":"X"}]}"#)),
+        ("its name in a header", Fault::Status(404, Vec::new(), Vec::new())),
+    ] {
+        let registry = FakeRegistry::start();
+        registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+        let larder = start(&registry, OnUpstreamDelete::Drop);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
+        registry.fault(On::anything(), fault);
+        larder.advance(seconds(61));
+        for reference in ["v1", "other"] {
+            let got = larder.get(&manifest(REPOSITORY, reference));
+            assert_eq!(
+                (got.status, got.error_code().as_str()),
+                (404, "MANIFEST_UNKNOWN"),
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn token_service_says_nothing_about_tags() {
+    for (what, answer) in [
+        ("404", TokenAnswer::Refuse(404)),
+        ("410", TokenAnswer::Refuse(410)),
+        ("a web page", TokenAnswer::Html),
+    ] {
+        let tokens = TokenServer::new();
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        registry.require_bearer(&tokens);
+        let larder = start(&registry, OnUpstreamDelete::Drop);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
+        tokens.answer_with(answer);
+        registry.expire_tokens();
+        larder.advance(seconds(61));
+        for _ in 0..2 {
+            let got = larder.get(&manifest(REPOSITORY, "v1"));
+            assert!(got.status == 200 && got.header("warning").is_some(), "{what}: {got:?}");
+        }
+        let got = larder.get(&manifest("team/other", "v1"));
+        assert_eq!(got.status, 502, "{what}: {got:?}");
+        tokens.answer_with(TokenAnswer::Issue);
+        registry.add("team/other", "v1", &image);
+        assert_eq!(larder.get(&manifest("team/other", "v1")).status, 200, "{what}");
+    }
+}
+
+#[test]
+fn tag_lists_and_manifests_have_tokens_of_their_own_scope() {
+    for refusal in [401, 403] {
+        let tokens =
+            TokenServer::new().scope_of_lists("metadata_read").refuses_other_scopes_by(refusal);
+        let registry = FakeRegistry::start();
+        registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+        registry.require_bearer(&tokens);
+        let larder = Larder::start_with(&registry, |settings| {
+            settings.cache.freshness = FreshnessPolicy::of(Ttl::For(seconds(0)));
+        });
+        for round in 0..3 {
+            assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{round}");
+            assert_eq!(larder.get(&format!("{TAG_LIST}?n={}", 10 + round)).status, 200, "{round}");
+            larder.advance(seconds(120));
+        }
+        assert_eq!(tokens.issued(), 2, "one of each scope, {refusal}");
+    }
+}
+
+#[test]
+fn requests_at_the_same_time_for_different_scopes_do_not_refuse_each_other() {
+    let tokens = TokenServer::new().scope_of_lists("metadata_read");
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.require_bearer(&tokens);
+    let gate = Gate::new();
+    // Both have been challenged before either gets a token.
+    registry.fault(On::token(), Fault::Gate(gate.clone()));
+    let larder = Arc::new(Larder::start(&registry));
+    let barrier = Arc::new(Barrier::new(3));
+    let get = |target: String| {
+        let (larder, barrier) = (Arc::clone(&larder), Arc::clone(&barrier));
+        thread::spawn(move || {
+            barrier.wait();
+            larder.get(&target).status
+        })
+    };
+    let both = [get(manifest(REPOSITORY, "v1")), get(TAG_LIST.to_owned())];
+    barrier.wait();
+    registry.wait_for("GET", "/token", 2);
+    gate.open();
+    for each in both {
+        assert_eq!(each.join().expect("it does not panic"), 200);
+    }
+}
+
+#[test]
+fn token_that_another_request_has_fetched_is_no_verdict() {
+    // The first token is good for nothing; all others are good.
+    let tokens = TokenServer::new();
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    registry.add(REPOSITORY, "v2", &image);
+    registry.require_bearer(&tokens);
+    let gate = Gate::new();
+    let useless = r#"{"token":"good-for-nothing"}"#.as_bytes().to_vec();
+    let useless = Fault::Status(200, Vec::new(), useless);
+    registry.fault(On::token().times(1), Fault::All(vec![useless, Fault::Gate(gate.clone())]));
+    let larder = Arc::new(Larder::start(&registry));
+    let get = |tag: &str| {
+        let (larder, target) = (Arc::clone(&larder), manifest(REPOSITORY, tag));
+        thread::spawn(move || larder.get(&target).status)
+    };
+    let first = get("v1");
+    registry.wait_for("GET", "/token", 1);
+    let second = get("v2");
+    registry.wait_for("GET", &manifest(REPOSITORY, "v2"), 1);
+    gate.open();
+    // Whether it waits for that token or finds it: another request has fetched it.
+    assert_eq!(second.join().expect("it does not panic"), 200);
+    assert_eq!(first.join().expect("it does not panic"), 404, "its own token was refused");
+}
