@@ -38,6 +38,7 @@ mod room;
 mod scheduler;
 mod scrub;
 mod traffic;
+mod unstored_lists;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
@@ -67,7 +68,7 @@ pub use prefetch::Prefetch;
 pub use traffic::{FlightStatus, Load};
 pub use upkeep::{Upkeep, Upkeeper};
 
-pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
+pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;
@@ -192,6 +193,8 @@ struct Inner {
     heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
+    /// Locked for a look-up or an insertion.
+    unstored_lists: Mutex<unstored_lists::UnstoredLists>,
     blob_pool: Scheduler,
     metadata_pool: Scheduler,
     misses: Misses,
@@ -243,6 +246,7 @@ impl Cache {
             heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
+            unstored_lists: Mutex::default(),
             blob_pool: Scheduler::start(
                 "blob-fetcher",
                 settings.blob_fetchers,

@@ -145,7 +145,7 @@ impl Cache {
         }
         let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
         let listed = match inner.fetch_list(name, &question) {
-            Ok(list) => referrers_in(&list.body),
+            Ok(list) => referrers_in(&list.body.read().unwrap_or_default()),
             Err(error) => {
                 log::debug!("{name}@{digest}: referrers: {error}");
                 Vec::new()
@@ -175,7 +175,7 @@ impl Cache {
 }
 
 /// The manifests in an answer of the referrers API, which is an index.
-fn referrers_in(body: &str) -> Vec<Digest> {
-    let parsed = Manifest::parse(Arc::from(body.as_bytes()), None);
+fn referrers_in(body: &[u8]) -> Vec<Digest> {
+    let parsed = Manifest::parse(Arc::from(body), None);
     parsed.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
 }

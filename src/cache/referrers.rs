@@ -5,9 +5,9 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::Inner;
+use super::{CacheError, Inner};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Tag};
-use crate::store::{Access, TagRecord};
+use crate::store::{Access, ListRecord, TagRecord};
 use crate::upstream::List;
 
 /// Manifests of a repository that are looked through, and how large each may be: some milliseconds' worth,
@@ -25,7 +25,7 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
         query: &str,
-    ) -> Option<List> {
+    ) -> Result<Option<ListRecord>, CacheError> {
         let (mut found, mut seen) = (Vec::new(), HashSet::new());
         let referring = self.store.manifests(name).into_iter().take(MANIFESTS_MAX);
         let referring = referring.filter_map(|each| {
@@ -45,7 +45,7 @@ impl Inner {
             found.retain(|descriptor| descriptor["artifactType"] == **wanted);
         }
         if found.is_empty() {
-            return None;
+            return Ok(None);
         }
         let body = json!({
             "schemaVersion": 2,
@@ -53,7 +53,7 @@ impl Inner {
             "manifests": found,
         });
         let filters_applied = wanted.map(|_| "artifactType".to_owned());
-        Some(List { body: body.to_string(), next: None, filters_applied })
+        self.own_list(&body.to_string(), List { next: None, filters_applied }).map(Some)
     }
 
     /// What the index says that clients keep under the tag `sha256-…` where there is no referrers API.

@@ -24,12 +24,14 @@ pub struct DiskUsage {
     pub quarantined: u64,
     /// Their sizes together.
     pub quarantined_bytes: u64,
+    /// Sizes of the stored lists, together.
+    pub list_bytes: u64,
 }
 
 impl DiskUsage {
     /// All of it.
     pub fn all_bytes(&self) -> u64 {
-        self.bytes + self.partial_bytes + self.quarantined_bytes
+        self.bytes + self.partial_bytes + self.quarantined_bytes + self.list_bytes
     }
 }
 
@@ -63,6 +65,7 @@ impl Store {
             }
         }
         (usage.quarantined, usage.quarantined_bytes) = count_files(&layout.quarantine(), go_on)?;
+        usage.list_bytes = count_files(&layout.lists(), go_on)?.1;
         let counted = i64::try_from(usage.all_bytes()).unwrap_or(i64::MAX);
         self.inner.bytes_counted.store(counted, Relaxed);
         // What came while it was counted may count twice, until the next time.
