@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, CacheError, How, Inner, PATIENCE, lock};
+use super::{Cache, CacheError, How, Inner, PATIENCE, Reason, lock};
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
 use crate::store::{ListBody, ListRecord, ListWriter};
-use crate::upstream::{List, ListSink, TagListWriter, UpstreamErrorKind};
+use crate::upstream::{List, ListSink, TagListWriter};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
@@ -82,6 +82,11 @@ enum Fallback {
     Cached {
         query: String,
     },
+    /// The cached manifests that refer to one, if upstream cannot be reached.
+    CachedReferrers {
+        digest: Digest,
+        query: String,
+    },
     Nothing,
 }
 
@@ -127,6 +132,10 @@ impl ListWait {
                 let list = self.inner.local_tags(&self.name, query)?.ok_or(error)?;
                 Ok(ListAnswer::new(list, How::Stale))
             }
+            Fallback::CachedReferrers { digest, query } if cannot_be_reached(&error) => {
+                let list = self.inner.local_referrers(&self.name, digest, query)?.ok_or(error)?;
+                Ok(ListAnswer::new(list, How::Stale))
+            }
             _ => Err(error),
         }
     }
@@ -136,8 +145,8 @@ impl ListWait {
 fn cannot_be_reached(error: &CacheError) -> bool {
     match error {
         CacheError::TimedOut | CacheError::GivenUp => true,
-        CacheError::Upstream(error) => {
-            error.is_trouble() && !matches!(error.kind(), UpstreamErrorKind::RateLimited { .. })
+        CacheError::Upstream(cause) => {
+            cause.is_trouble() && !matches!(error.reason(), Reason::RateLimited { .. })
         }
         _ => false,
     }
@@ -189,7 +198,10 @@ impl Cache {
                     ListQuestion::Tags { query } if inner.store.has_tags(name) => {
                         Fallback::Cached { query: query.clone() }
                     }
-                    _ => Fallback::Nothing,
+                    ListQuestion::Tags { .. } => Fallback::Nothing,
+                    ListQuestion::Referrers { digest, query } => {
+                        Fallback::CachedReferrers { digest: *digest, query: query.clone() }
+                    }
                 };
                 Ok(ListLookup::Wait(self.ask_for_list(name, question, fallback)?))
             }
@@ -220,8 +232,8 @@ impl Cache {
         }
         let patience = match fallback {
             Fallback::LastGood(_) => self.inner.settings().revalidate_timeout,
-            // Some of the tags are worse than all of them a little later.
-            Fallback::Cached { .. } | Fallback::Nothing => PATIENCE,
+            // Some of it is worse than all of it a little later.
+            _ => PATIENCE,
         };
         let (inner, name) = (Arc::clone(&self.inner), name.clone());
         Ok(ListWait { flight: joined.flight, inner, name, patience, fallback, how })
@@ -229,7 +241,11 @@ impl Cache {
 }
 
 impl Inner {
-    fn known_list(&self, name: &ImageName, question: &ListQuestion) -> Option<ListRecord> {
+    pub(super) fn known_list(
+        &self,
+        name: &ImageName,
+        question: &ListQuestion,
+    ) -> Option<ListRecord> {
         let key = question.key();
         let unstored = lock(&self.unstored_lists).get(name, &key);
         unstored.or_else(|| self.store.list(name, &key))

@@ -39,6 +39,10 @@ pub(super) struct Content {
 }
 
 impl Content {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn digest(&self) -> &Digest {
         &self.digest
     }

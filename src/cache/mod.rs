@@ -217,6 +217,8 @@ struct Inner {
     learned: Mutex<Recent<ImageName, ()>>,
     /// When images were looked at for what they lack.
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
+    /// When the referrers of images were fetched.
+    referrers_fetched: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
     /// Locked while room is made, which is done once at a time: who waits finds it made.
@@ -269,6 +271,7 @@ impl Cache {
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            referrers_fetched: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
             room: Mutex::default(),
             queued_in_background: Mutex::new(HashSet::new()),
@@ -312,6 +315,7 @@ impl Cache {
         }
         if before.prefetch != settings.prefetch {
             lock(&inner.looked_at).clear();
+            lock(&inner.referrers_fetched).clear();
         }
     }
 

@@ -26,7 +26,7 @@ fn pulled(store: &Store, name: &ImageName) {
     store.put_manifest(name, &digest, &is).unwrap();
 }
 
-fn stored(store: &Store) -> Vec<std::path::PathBuf> {
+fn stored(store: &Store) -> Vec<PathBuf> {
     let entries = fs::read_dir(store.inner.layout.lists()).into_iter().flatten();
     entries.map(|entry| entry.unwrap().path()).collect()
 }
