@@ -92,7 +92,7 @@ impl HeadWait {
     /// Stops waiting. `waker` is the one that was polled with.
     ///
     /// # Errors
-    /// [`CacheError`], always.
+    /// [`CacheError::TimedOut`], always.
     pub fn give_up(self, waker: &Waker) -> Result<HeadAnswer, CacheError> {
         self.flight.forget(waker);
         let inner = &self.cache.inner;
@@ -132,20 +132,20 @@ impl Cache {
         let purpose = self.purpose(name)?;
         let joined = inner.heads.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        if let Some(pilot) = joined.pilot {
             let inner = Arc::clone(inner);
             let flight = Arc::clone(joined.flight.flight());
             self.inner.metadata_pool.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
-                    leader.begin();
-                    let (name, tag) = leader.key().clone();
+                    pilot.begin();
+                    let (name, tag) = pilot.key().clone();
                     let result = inner.fetch_head(&name, &tag);
                     if let Err(error) = &result {
                         error.log(&name.with(&Reference::Tag(tag)));
                     }
-                    leader.land(result);
+                    pilot.land(result);
                 },
             );
         }
@@ -159,7 +159,7 @@ impl Inner {
     fn is_unknown(&self, name: &ImageName, tag: &Tag) -> bool {
         let key = (name.clone(), Reference::Tag(tag.clone()));
         !self.is_offline()
-            && self.manifests.find(&key).is_none()
+            && self.manifests.peek(&key).is_none()
             && self.store.tag(name, tag, Access::Look).is_none()
     }
 

@@ -171,13 +171,11 @@ impl Scheduler {
         is_wanted: impl Fn() -> bool + Send + 'static,
         run: impl FnOnce() + Send + 'static,
     ) {
-        // The job is part of the same chain as the request that needs it.
-        let chain = via::current();
         let job = Job {
             purpose,
             queued: Instant::now(),
             is_wanted: Box::new(is_wanted),
-            run: Box::new(move || chain.enter(run)),
+            run: in_this_chain(run),
         };
         let dropped = self.queue(job);
         self.shared.queued.notify_one();
@@ -224,8 +222,7 @@ impl Scheduler {
         purpose: Purpose,
         run: impl FnOnce() + Send + 'static,
     ) -> bool {
-        let chain = via::current();
-        let job = BackgroundJob { purpose, run: Box::new(move || chain.enter(run)) };
+        let job = BackgroundJob { purpose, run: in_this_chain(run) };
         let refused = {
             let mut state = self.shared.lock();
             let is_of_class = |other: &&BackgroundJob| other.purpose.class == job.purpose.class;
@@ -313,6 +310,12 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// A job is part of the same chain of Larders as the request that needs it.
+fn in_this_chain(run: impl FnOnce() + Send + 'static) -> Run {
+    let chain = via::current();
+    Box::new(move || chain.enter(run))
 }
 
 /// What a fetcher does next.

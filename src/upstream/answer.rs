@@ -144,12 +144,6 @@ pub(super) fn discard(response: Response<Body>) {
     let _ = copy(&mut rest, &mut sink());
 }
 
-/// Whether the answer contains the complete content. 203 is what a proxy that has changed a header says
-/// instead of 200 (RFC 9110, section 15.3.4).
-pub(super) fn is_complete(status: u16) -> bool {
-    matches!(status, 200 | 203)
-}
-
 /// Whether an answer that something does not exist comes from a registry, which sends a list of errors
 /// (distribution-spec, "Error Codes") or says that it is one, and not from an ingress without a backend, a
 /// proxy or a captive portal.
@@ -173,6 +167,12 @@ pub(super) fn looks_like_a_registrys(headers: &HeaderMap) -> bool {
 /// An answer that something does not exist, from something that cannot know.
 pub(super) fn no_verdict(status: u16, request: &Arc<str>) -> UpstreamError {
     UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })
+}
+
+/// Whether the answer contains the complete content. 203 is what a proxy that has changed a header says
+/// instead of 200 (RFC 9110, section 15.3.4).
+pub(super) fn is_complete(status: u16) -> bool {
+    matches!(status, 200 | 203)
 }
 
 /// What a status other than 200 means.

@@ -39,14 +39,14 @@ mod verdicts;
 mod resuming;
 // Upstreams that are odd and yet work.
 mod quirks;
-// HTTP as registries and object stores really speak it.
-mod framing;
-// Larders that ask each other.
-mod loops;
 // What belongs to an image: platforms, attestations, layers that registries need not have.
 mod completeness;
 // Manifests, configs and archives that are made to do harm.
 mod hostile_documents;
+// HTTP as registries and object stores really speak it.
+mod framing;
+// Larders that ask each other.
+mod loops;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.

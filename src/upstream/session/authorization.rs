@@ -167,38 +167,6 @@ impl Session {
         Ok(response)
     }
 
-    /// Shows user and password to a registry that offers both and refused a token: some servers put a token
-    /// service in front of a registry that does not know its tokens. If the password is refused as
-    /// well, what became of the token counts: that is how content is hidden.
-    fn answer_basic_instead(
-        &self,
-        login: &Login,
-        answered: Result<Response<Body>, UpstreamError>,
-        location: &Location,
-        ask: &Ask<'_>,
-        request: &Arc<str>,
-    ) -> Result<Response<Body>, UpstreamError> {
-        let response = self.call(location, ask, login.header(), request)?;
-        if is_refusal(response.status().as_u16()) {
-            return answered;
-        }
-        self.refusals.taken(ask.repository);
-        self.wants_basic.store(true, Ordering::Relaxed);
-        self.prefers_basic.store(true, Ordering::Relaxed);
-        Ok(response)
-    }
-
-    /// User and password, if there are any.
-    fn basic_login(
-        &self,
-        location: &Location,
-        repository: &Repository,
-        request: &Arc<str>,
-    ) -> Result<Option<Arc<Login>>, UpstreamError> {
-        let login = self.login(location, repository, request)?;
-        Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
-    }
-
     /// Repeats a request with the token that its challenge demands.
     ///
     /// A 401 to that is the registry's verdict only if the token was fetched for this very request, with
@@ -239,6 +207,46 @@ impl Session {
             (challenge, refused) = (demanded.unwrap_or(challenge), Some(token));
         }
         Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden))
+    }
+
+    /// Shows user and password to a registry that offers both and refused a token: some servers put a token
+    /// service in front of a registry that does not know its tokens. If the password is refused as
+    /// well, what became of the token counts: that is how content is hidden.
+    fn answer_basic_instead(
+        &self,
+        login: &Login,
+        answered: Result<Response<Body>, UpstreamError>,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let response = self.call(location, ask, login.header(), request)?;
+        if is_refusal(response.status().as_u16()) {
+            return answered;
+        }
+        self.refusals.taken(ask.repository);
+        self.wants_basic.store(true, Ordering::Relaxed);
+        self.prefers_basic.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// The scope that a challenge demands.
+    fn scope_of(&self, challenge: &Challenge, repository: &Repository) -> String {
+        let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
+        demanded.map(str::to_owned).unwrap_or_else(|| {
+            format!("repository:{}{repository}:pull", self.api.repository_prefix())
+        })
+    }
+
+    /// User and password, if there are any.
+    fn basic_login(
+        &self,
+        location: &Location,
+        repository: &Repository,
+        request: &Arc<str>,
+    ) -> Result<Option<Arc<Login>>, UpstreamError> {
+        let login = self.login(location, repository, request)?;
+        Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
     }
 
     /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
@@ -305,15 +313,6 @@ impl Session {
             format!("the credentials in registries[].auth are refused ({request}: {status})");
         self.refusals.say(&self.upstream, repository, &what);
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
-    }
-
-    /// The scope that a challenge demands.
-    fn scope_of(&self, challenge: &Challenge, repository: &Repository) -> String {
-        let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
-        let prefix = || self.api.repository_prefix();
-        demanded
-            .map(str::to_owned)
-            .unwrap_or_else(|| format!("repository:{}{repository}:pull", prefix()))
     }
 
     /// Asks the realm of a challenge for a token.
