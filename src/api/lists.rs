@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, How, ListAnswer, ListLookup, ListQuestion};
+use crate::cache::{CacheError, How, ListAnswer, ListBody, ListLookup, ListQuestion};
 use crate::http::{Body, Context, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, TagQuery};
 
@@ -56,13 +56,15 @@ fn reply(
         Kind::Tags => "application/json",
         Kind::Referrers => MediaType::OCI_INDEX,
     };
-    let bytes = Arc::from(answer.list.body.into_bytes());
-    let body = call.bodies.body(bytes, request.client_address());
+    let body = match answer.body {
+        ListBody::Memory(bytes) => Body::Bytes(bytes),
+        ListBody::File { file, range } => Body::File { file, range },
+    };
     let mut reply = Reply::new(200, body).header("Content-Type", content_type);
-    if let Some(next) = answer.list.next {
+    if let Some(next) = answer.next {
         reply = reply.header("Link", next_link(request, &next));
     }
-    if let Some(filters) = answer.list.filters_applied {
+    if let Some(filters) = answer.filters_applied {
         reply = reply.header("OCI-Filters-Applied", filters);
     }
     call.dress(reply, answer.how)

@@ -27,7 +27,6 @@ use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
 use crate::via::{self, Loop, Via};
-use bodies::Bodies;
 
 pub use hosts::{HostName, HostNameError};
 pub use management::{
@@ -61,15 +60,13 @@ impl NamingInForce {
 struct Desk {
     cache: Cache,
     naming: NamingInForce,
-    bodies: Arc<Bodies>,
 }
 
 impl Api {
     /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
-        let bodies = Arc::new(Bodies::new(cache.clone()));
-        let desk = Arc::new(Desk { cache, naming, bodies });
+        let desk = Arc::new(Desk { cache, naming });
         Api { desk, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
@@ -155,9 +152,8 @@ impl Desk {
             Route::Blob { .. } => "blob",
             Route::List { .. } => "list",
         };
-        let bodies = Arc::clone(&self.bodies);
         let cache = self.cache.for_client(request.client_address());
-        let call = Call { cache, bodies, addressing, kind };
+        let call = Call { cache, addressing, kind };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -186,8 +182,6 @@ fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> R
 /// What every handler needs beside the request.
 struct Call {
     cache: Cache,
-    /// Large bodies are made here, so that slow clients cost no memory.
-    bodies: Arc<Bodies>,
     addressing: Addressing,
     /// What is asked for, in the words of the metrics.
     kind: &'static str,

@@ -7,9 +7,6 @@ use crate::cache::ListQuestion;
 use crate::http::{Method, Request};
 use crate::oci::{Digest, DigestError, ImageName, NameError, Reference, Repository, Upstream};
 
-/// The longest query that is passed on to an upstream, in bytes.
-const QUERY_BYTES_MAX: usize = 2048;
-
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -276,12 +273,18 @@ pub(super) fn decode(text: &str) -> Option<String> {
 }
 
 /// The part of a query that an upstream gets: everything but `ns`, as it came. Registries page by
-/// names of their own.
+/// names of their own. Nothing is left out: without its `last`, a page would be the first one again. Bytes that
+/// have no place in a URL are encoded.
 fn passed_on(query: &str) -> String {
     let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
-    let kept = pairs.collect::<Vec<_>>().join("&");
-    let is_clean = kept.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\#".contains(&byte));
-    if is_clean && kept.len() <= QUERY_BYTES_MAX { kept } else { String::new() }
+    let mut kept = String::with_capacity(query.len());
+    for byte in pairs.collect::<Vec<_>>().join("&").bytes() {
+        match byte.is_ascii_graphic() && !b"\"<>\\#".contains(&byte) {
+            true => kept.push(char::from(byte)),
+            false => kept.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    kept
 }
 
 /// Why a request is no route.

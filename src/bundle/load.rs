@@ -268,12 +268,18 @@ impl Loading<'_> {
                 ListLookup::Ready(answer) => answer,
                 ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
             };
-            let page: serde_json::Value = serde_json::from_str(&answer.list.body)
+            if answer.how == How::Stale {
+                return Err(Failure::from(
+                    "the registry does not list its tags just now".to_owned(),
+                ));
+            }
+            let body = answer.body.read().map_err(|error| format!("the tag list: {error}"))?;
+            let page: serde_json::Value = serde_json::from_slice(&body)
                 .map_err(|error| format!("the tag list is no JSON: {}", json_reason(&error)))?;
             let tags = page["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
             let matching = tags.filter(|tag| pattern.matches(tag));
             found.extend(matching.filter_map(|tag| tag.parse::<Tag>().ok()));
-            match answer.list.next {
+            match answer.next {
                 Some(next) => query = next,
                 None => return Ok(found),
             }

@@ -33,6 +33,8 @@ pub enum CacheError {
     Suspended,
     /// Nothing came in the time that clients wait.
     TimedOut,
+    /// Clients are reading as many large lists as there is room for.
+    NoRoomForList,
 }
 
 /// What a failure means to whoever asked, whichever room it came from.
@@ -73,9 +75,10 @@ impl CacheError {
             CacheError::HeldBack { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
-            CacheError::Store(_) | CacheError::GivenUp | CacheError::Suspended => {
-                Reason::Overloaded
-            }
+            CacheError::Store(_)
+            | CacheError::GivenUp
+            | CacheError::Suspended
+            | CacheError::NoRoomForList => Reason::Overloaded,
             CacheError::TimedOut => Reason::TimedOut,
         }
     }
@@ -182,6 +185,9 @@ impl fmt::Display for CacheError {
             }
             CacheError::Suspended => {
                 write!(f, "the download was suspended in favour of one that somebody waits for")
+            }
+            CacheError::NoRoomForList => {
+                write!(f, "clients are reading as many large lists as there is room for")
             }
             CacheError::TimedOut => {
                 write!(f, "upstream has not answered in the time that clients wait")

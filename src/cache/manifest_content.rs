@@ -51,6 +51,14 @@ impl Content {
         ManifestHead { digest, media_type, size: self.size() }
     }
 
+    /// The bytes, wherever they are.
+    pub(super) fn read(&self) -> io::Result<Arc<[u8]>> {
+        match &self.payload {
+            Payload::Memory(bytes) => Ok(Arc::clone(bytes)),
+            Payload::File { file, size } => read_all(file, *size),
+        }
+    }
+
     pub(super) fn size(&self) -> u64 {
         match &self.payload {
             Payload::Memory(bytes) => bytes.len() as u64,
@@ -104,10 +112,7 @@ impl ManifestAnswer {
     /// # Errors
     /// The file cannot be read any more.
     pub fn read(&self) -> io::Result<Arc<[u8]>> {
-        match &self.content.payload {
-            Payload::Memory(bytes) => Ok(Arc::clone(bytes)),
-            Payload::File { file, size } => read_all(file, *size),
-        }
+        self.content.read()
     }
 }
 

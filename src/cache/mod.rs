@@ -39,6 +39,7 @@ mod retry;
 mod scheduler;
 mod scrub;
 mod traffic;
+mod unstored_lists;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
@@ -69,7 +70,7 @@ pub use prefetch::Prefetch;
 pub use traffic::{FlightStatus, Load};
 pub use upkeep::{Upkeep, Upkeeper};
 
-pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
+pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;
@@ -197,6 +198,8 @@ struct Inner {
     heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
+    /// Locked for a look-up or an insertion.
+    unstored_lists: Mutex<unstored_lists::UnstoredLists>,
     blob_pool: Scheduler,
     metadata_pool: Scheduler,
     misses: Misses,
@@ -221,6 +224,8 @@ struct Inner {
     learned: Mutex<Recent<ImageName, ()>>,
     /// When images were looked at for what they lack.
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
+    /// When the referrers of images were fetched.
+    referrers_fetched: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
     /// Evictions, one at a time.
@@ -250,6 +255,7 @@ impl Cache {
             heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
+            unstored_lists: Mutex::default(),
             blob_pool: Scheduler::start(
                 "blob-fetcher",
                 settings.blob_fetchers,
@@ -273,6 +279,7 @@ impl Cache {
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            referrers_fetched: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
             evictions: evictor::Evictions::default(),
             queued_in_background: Mutex::new(HashSet::new()),
@@ -316,6 +323,7 @@ impl Cache {
         }
         if before.prefetch != settings.prefetch {
             lock(&inner.looked_at).clear();
+            lock(&inner.referrers_fetched).clear();
         }
     }
 

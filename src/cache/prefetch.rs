@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lists::ListQuestion;
-use super::{Cache, lock};
+use super::{Cache, Inner, Reason, lock};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Tag};
 
 /// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
@@ -63,10 +63,13 @@ impl Cache {
         inner.metadata_pool.submit_in_background(purpose, move || {
             let wanted = cache.inner.settings().prefetch.platforms.clone();
             cache.complete(&name, &digest, &wanted);
-            if cache.inner.settings().prefetch.referrers {
+            if cache.inner.settings().prefetch.referrers
+                && !cache.inner.knows_referrers(&name, &digest)
+            {
                 for referrer in cache.fetch_referrers(&name, &digest) {
                     cache.complete(&name, &referrer, &wanted);
                 }
+                cache.inner.note_referrers(&name, &digest);
             }
         });
     }
@@ -145,10 +148,17 @@ impl Cache {
         }
         let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
         let listed = match inner.fetch_list(name, &question) {
-            Ok(list) => referrers_in(&list.body),
+            Ok(list) => referrers_in(&list.body.read().unwrap_or_default()),
             Err(error) => {
                 log::debug!("{name}@{digest}: referrers: {error}");
-                Vec::new()
+                // distribution-spec, "Referrers Tag Schema".
+                let tag =
+                    Tag::of_digest(digest, "").filter(|_| error.reason() == Reason::Unsupported);
+                let index = tag.and_then(|tag| inner.fetch_by_tag(name, &tag).ok());
+                index
+                    .and_then(|index| index.read().ok())
+                    .map(|index| referrers_in(&index))
+                    .unwrap_or_default()
             }
         };
         let by_digest =
@@ -174,8 +184,28 @@ impl Cache {
     }
 }
 
+impl Inner {
+    /// Whether the referrers of a manifest were fetched as lately as a tag is believed: they change as tags do.
+    fn knows_referrers(&self, name: &ImageName, digest: &Digest) -> bool {
+        let fetched = lock(&self.referrers_fetched).get(&(name.clone(), *digest)).copied();
+        // Where there is no referrers API, they are listed under this very tag.
+        let tag = Tag::of_digest(digest, "");
+        fetched.zip(tag).is_some_and(|(fetched, tag)| {
+            self.settings().freshness.is_fresh(name, &tag, fetched, self.now())
+        })
+    }
+
+    /// Notes that they were fetched, unless the registry could not be asked for all of them.
+    fn note_referrers(&self, name: &ImageName, digest: &Digest) {
+        let now = self.now();
+        if !self.is_offline() && !self.misses.is_troubled(&name.upstream, now) {
+            lock(&self.referrers_fetched).insert((name.clone(), *digest), now);
+        }
+    }
+}
+
 /// The manifests in an answer of the referrers API, which is an index.
-fn referrers_in(body: &str) -> Vec<Digest> {
-    let parsed = Manifest::parse(Arc::from(body.as_bytes()), None);
+fn referrers_in(body: &[u8]) -> Vec<Digest> {
+    let parsed = Manifest::parse(Arc::from(body), None);
     parsed.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
 }

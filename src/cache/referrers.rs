@@ -5,9 +5,10 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::Inner;
+use super::lists::ListQuestion;
+use super::{CacheError, Inner};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Tag};
-use crate::store::{Access, TagRecord};
+use crate::store::{Access, ListRecord, TagRecord};
 use crate::upstream::List;
 
 /// Manifests of a repository that are looked through, and how large each may be: some milliseconds' worth,
@@ -16,16 +17,19 @@ const MANIFESTS_MAX: usize = 256;
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// How many referrers are told; more than signers and scanners attach.
 const REFERRERS_MAX: usize = 256;
+/// The largest list of the registry's that is filtered here, in bytes.
+const LISTED_BYTES_MAX: u64 = 256 * 1024;
 
 impl Inner {
-    /// The manifests of this repository that refer to `digest`, as the referrers API lists them; `None` if
-    /// there are none. `query` may filter by `artifactType`.
+    /// The manifests of this repository that refer to `digest`, as the referrers API lists them: what the
+    /// registry listed last, if that is here, and what is cached. `None` if there are none and the manifest
+    /// itself is not cached. `query` may filter by `artifactType`.
     pub(super) fn local_referrers(
         &self,
         name: &ImageName,
         digest: &Digest,
         query: &str,
-    ) -> Option<List> {
+    ) -> Result<Option<ListRecord>, CacheError> {
         let (mut found, mut seen) = (Vec::new(), HashSet::new());
         let referring = self.store.manifests(name).into_iter().take(MANIFESTS_MAX);
         let referring = referring.filter_map(|each| {
@@ -35,7 +39,8 @@ impl Inner {
             let refers = manifest.subject().is_some_and(|subject| subject.digest == *digest);
             refers.then(|| (each, descriptor(&each, &manifest)))
         });
-        for (each, descriptor) in referring.chain(self.by_tag_schema(name, digest)) {
+        let listed = self.listed_before(name, digest).into_iter();
+        for (each, descriptor) in listed.chain(referring).chain(self.by_tag_schema(name, digest)) {
             if found.len() < REFERRERS_MAX && seen.insert(each) {
                 found.push(descriptor);
             }
@@ -44,8 +49,8 @@ impl Inner {
         if let Some(wanted) = &wanted {
             found.retain(|descriptor| descriptor["artifactType"] == **wanted);
         }
-        if found.is_empty() {
-            return None;
+        if found.is_empty() && self.store.manifest(name, digest, Access::Look).is_none() {
+            return Ok(None);
         }
         let body = json!({
             "schemaVersion": 2,
@@ -53,7 +58,7 @@ impl Inner {
             "manifests": found,
         });
         let filters_applied = wanted.map(|_| "artifactType".to_owned());
-        Some(List { body: body.to_string(), next: None, filters_applied })
+        self.own_list(&body.to_string(), List { next: None, filters_applied }).map(Some)
     }
 
     /// What the index says that clients keep under the tag `sha256-…` where there is no referrers API.
@@ -65,15 +70,27 @@ impl Inner {
         let bytes = record
             .filter(is_usable)
             .and_then(|record| self.store.read(&record.digest, record.size));
-        let index: Value =
-            bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let listed = index["manifests"].as_array().cloned().unwrap_or_default();
-        // What is no descriptor is nothing to a client either.
-        let parsed = listed
-            .into_iter()
-            .filter_map(|each| Some((each["digest"].as_str()?.parse().ok()?, each)));
-        parsed.collect()
+        bytes.map(|bytes| descriptors(&bytes)).unwrap_or_default()
     }
+
+    /// What the registry listed when it was last asked for all referrers.
+    fn listed_before(&self, name: &ImageName, digest: &Digest) -> Vec<(Digest, Value)> {
+        let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
+        let record = self.known_list(name, &question);
+        let body = record.filter(|record| record.body.length() <= LISTED_BYTES_MAX);
+        let bytes = body.and_then(|record| record.body.read().ok());
+        bytes.map(|bytes| descriptors(&bytes)).unwrap_or_default()
+    }
+}
+
+/// The descriptors in an index.
+fn descriptors(index: &[u8]) -> Vec<(Digest, Value)> {
+    let index: Value = serde_json::from_slice(index).unwrap_or_default();
+    let listed = index["manifests"].as_array().cloned().unwrap_or_default();
+    // What is no descriptor is nothing to a client either.
+    let parsed =
+        listed.into_iter().filter_map(|each| Some((each["digest"].as_str()?.parse().ok()?, each)));
+    parsed.collect()
 }
 
 /// A descriptor as the referrers API has it: with what the manifest says of itself.

@@ -14,7 +14,7 @@ use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
 pub(super) const MANIFESTS: &str = "_manifests";
-pub(super) const LISTS: &str = "_lists";
+pub(super) const FORMER_LISTS: &str = "_lists";
 
 /// The content of `oci-layout`: image-spec, image-layout.md, "oci-layout file".
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -200,13 +200,25 @@ impl Layout {
         self.manifests(name, digest.algorithm()).join(digest.hex())
     }
 
-    pub(super) fn lists(&self, name: &ImageName) -> PathBuf {
-        self.repository(name).join(LISTS)
+    /// Where a version before kept the lists of a repository.
+    pub(super) fn former_lists(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(FORMER_LISTS)
+    }
+
+    /// Stored lists of all repositories, and nothing else.
+    pub(super) fn lists(&self) -> PathBuf {
+        self.root.join("lists")
+    }
+
+    /// What the names of a repository's lists begin with.
+    pub(super) fn list_prefix(&self, name: &ImageName) -> String {
+        let hashed = Digest::of(Algorithm::Sha256, name.to_string().as_bytes());
+        format!("{}-", hashed.hex())
     }
 
     pub(super) fn list(&self, name: &ImageName, key: &str) -> PathBuf {
-        let hashed = Digest::of(Algorithm::Sha256, key.as_bytes()).hex();
-        self.lists(name).join(hashed)
+        let hashed = Digest::of(Algorithm::Sha256, key.as_bytes());
+        self.lists().join(format!("{}{}", self.list_prefix(name), hashed.hex()))
     }
 
     /// Makes the directories and the two files that mark an OCI layout. Says whether the directory

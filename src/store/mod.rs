@@ -5,7 +5,7 @@
 //! <root>/blobs/<alg>/<hex>                          immutable, verified: layers, configs, manifests
 //! <root>/refs/<upstream>/<repo>/_tags/<tag>         JSON: digest, mediaType, size, fetched, checked
 //! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
-//! <root>/refs/<upstream>/<repo>/_lists/<hex>        JSON: the last good tag list or referrers answer
+//! <root>/lists/<hash of repo>-<hash of question>       the last good tag list or referrers answer
 //! <root>/partials/<upstream>/<alg>-<hex>            the partial download of that digest
 //! <root>/partials/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
 //! <root>/incoming/spool-…                           content that is being imported
@@ -45,6 +45,7 @@ mod images;
 mod index;
 mod ingest;
 mod layout;
+mod lists;
 mod lock;
 mod owner;
 mod partials;
@@ -78,8 +79,9 @@ pub use error::StoreError;
 pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
+pub use lists::{ListBody, ListRecord, ListWriter};
 pub use partials::PartialFile;
-pub use refs::{Access, ListRecord, ManifestRecord, TagRecord};
+pub use refs::{Access, ManifestRecord, TagRecord};
 pub use spool::Spool;
 pub use sweep::{GRACE, Removal, Sweep, SweepBusy, Swept};
 pub use turn::{Chore, Turn};
@@ -128,6 +130,8 @@ struct Inner {
     bytes_changed: AtomicI64,
     /// Held while they are counted: two counts at a time would take what changed off twice.
     counting: Mutex<()>,
+    /// What lists that are being sent may use.
+    list_budgets: lists::ListBudgets,
 }
 
 /// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
@@ -160,6 +164,7 @@ impl Store {
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
             counting: Mutex::new(()),
+            list_budgets: lists::ListBudgets::default(),
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -395,10 +400,18 @@ fn is_damage(error: &io::Error) -> bool {
 impl Inner {
     /// Writes a small file so that readers see the old content or the new, whole.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
-        use std::io::Write;
+        self.replace_with(path, |file| io::Write::write_all(file, content))
+    }
+
+    /// The same for content that `write` writes.
+    fn replace_with(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let temporary = self.layout.temporary();
         let written = File::create_new(&temporary).and_then(|mut file| {
-            file.write_all(content)?;
+            write(&mut file)?;
             if self.fsync { file.sync_data() } else { Ok(()) }
         });
         if let Err(error) = written {

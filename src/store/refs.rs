@@ -1,4 +1,4 @@
-//! Records: which tag is which manifest, which repository has which manifest, what a list said.
+//! Records: which tag is which manifest, and which repository has which manifest.
 //!
 //! One small JSON file each, replaced as a whole. A record that cannot be read is a miss.
 
@@ -19,11 +19,8 @@ use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
 /// What is decided by them (eviction, pruning) thinks in hours.
 const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
-/// The largest record read. Lists are the largest: a registry's page of tags.
-const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
-
-/// Lists kept of one repository: clients choose the query, so without a bound they could fill the disk.
-const LISTS_PER_REPOSITORY_MAX: usize = 16;
+/// The largest record read.
+const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Whether looking at a record counts as use of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,20 +57,6 @@ pub struct ManifestRecord {
     pub size: u64,
     /// When it was fetched.
     pub fetched: SystemTime,
-}
-
-/// The last good answer to a question whose answer changes (a tag list, referrers).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ListRecord {
-    /// When upstream gave it, in seconds since 1970.
-    pub checked: u64,
-    /// The JSON body.
-    pub body: String,
-    /// The query of the next page, from upstream's `Link` header.
-    pub next: Option<String>,
-    /// `OCI-Filters-Applied`, where upstream filtered.
-    pub filters_applied: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -238,46 +221,17 @@ impl Store {
         Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
 
-    /// The last good answer to the question `key` about a repository.
-    pub fn list(&self, name: &ImageName, key: &str) -> Option<ListRecord> {
-        self.record(&self.inner.layout.list(name, key), Access::Look)
-    }
-
-    /// Keeps an answer.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the disk refuses.
-    pub fn put_list(&self, name: &ImageName, key: &str, is: &ListRecord) -> Result<(), StoreError> {
-        let path = self.inner.layout.list(name, key);
-        if !path.exists() {
-            self.make_room_for_list(name);
-        }
-        self.put_record(&path, is)
-    }
-
-    /// Removes the oldest list of a repository that has as many as it may.
-    fn make_room_for_list(&self, name: &ImageName) {
-        let Ok(entries) = fs::read_dir(self.inner.layout.lists(name)) else { return };
-        let mut lists: Vec<(SystemTime, std::path::PathBuf)> = entries
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
-            })
-            .collect();
-        lists.sort();
-        let excess = (lists.len() + 1).saturating_sub(LISTS_PER_REPOSITORY_MAX);
-        for (_, path) in &lists[..excess] {
-            // Gone already is as good; anything else leaves one list too many.
-            let _ = fs::remove_file(path);
-        }
-    }
-
     /// The tags of a repository that are in the cache, sorted.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
         let names = self.names_in(&self.inner.layout.tags(name)).into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
         tags
+    }
+
+    /// Whether any tag of a repository is in the cache.
+    pub fn has_tags(&self, name: &ImageName) -> bool {
+        !self.names_in(&self.inner.layout.tags(name)).is_empty()
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced

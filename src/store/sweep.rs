@@ -352,7 +352,8 @@ impl Inner {
         if repository.join(MANIFESTS).exists() || repository.join(TAGS).exists() {
             return;
         }
-        let lists = self.layout.lists(name);
+        self.remove_lists(name);
+        let lists = self.layout.former_lists(name);
         for list in names_in(&lists) {
             // A list too many is asked for again, and costs a file.
             let _ = fs::remove_file(lists.join(list));

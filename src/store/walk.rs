@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::Store;
-use super::layout::{LISTS, MANIFESTS, TAGS};
+use super::layout::{FORMER_LISTS, MANIFESTS, TAGS};
 use crate::oci::{ImageName, Upstream};
 
 impl Store {
@@ -73,7 +73,7 @@ impl Store {
             Err(_) => unknown.refuse(directory)?,
         }
         for entry in &entries {
-            if [TAGS, MANIFESTS, LISTS].contains(&entry.as_str()) {
+            if [TAGS, MANIFESTS, FORMER_LISTS].contains(&entry.as_str()) {
                 continue;
             }
             let path = directory.join(entry);

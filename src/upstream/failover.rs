@@ -8,6 +8,7 @@
 //! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
 //! redirect is not the endpoint's: object stores fail while the registry before them is well.
 
+use std::cell::RefCell;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use super::error::{UpstreamError, UpstreamErrorKind};
 use super::quota::RateLimit;
 use super::registry::Registry;
 use super::throttle::{RealTime, Throttle};
-use super::{BlobAsk, BlobBody, List, ManifestHead, Source};
+use super::{BlobAsk, BlobBody, List, ListSink, ManifestHead, Source};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 
 /// The endpoints of a registry, in the order in which they are asked.
@@ -323,8 +324,15 @@ impl Source for Failover {
         }
     }
 
-    fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
-        self.ask(|registry| registry.tags(repository, query))
+    fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
+        // One request at a time: each endpoint has the sink to itself.
+        let sink = RefCell::new(sink);
+        self.ask(|registry| registry.tags(repository, query, &mut **sink.borrow_mut()))
     }
 
     fn referrers(
@@ -332,8 +340,10 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
         query: &str,
+        sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
-        self.ask(|registry| registry.referrers(repository, digest, query))
+        let sink = RefCell::new(sink);
+        self.ask(|registry| registry.referrers(repository, digest, query, &mut **sink.borrow_mut()))
     }
 }
 

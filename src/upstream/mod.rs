@@ -50,13 +50,14 @@ mod tunnel;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, TagPage, Upstream};
+use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, Upstream};
 
 pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
 pub use breaker::{BreakerPolicy, BreakerState};
 pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
+pub use list::TagListWriter;
 pub use no_proxy::NoProxy;
 pub use proxy::{ParseProxyError, Proxy, ProxySettings};
 pub use quota::RateLimit;
@@ -145,22 +146,28 @@ pub trait Source: Send + Sync {
     /// [`UpstreamError`].
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError>;
 
-    /// A page of the tag list; `query` is `n=…&last=…` or empty.
+    /// A page of the tag list; `query` is `n=…&last=…` or empty. The document goes to `sink`.
     ///
     /// # Errors
-    /// [`UpstreamError`].
-    fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError>;
+    /// [`UpstreamError`]. What was written to `sink` is then worth nothing.
+    fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError>;
 
-    /// The manifests that refer to `digest`; `query` may filter and page.
+    /// The manifests that refer to `digest`; `query` may filter and page. The document goes to `sink`.
     ///
     /// # Errors
     /// [`UpstreamErrorKind::Unsupported`] if the registry does not offer the referrers API, however it
-    /// says so.
+    /// says so. What was written to `sink` is then worth nothing.
     fn referrers(
         &self,
         repository: &Repository,
         digest: &Digest,
         query: &str,
+        sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError>;
 }
 
@@ -201,21 +208,21 @@ pub struct BlobBody {
     pub reader: Box<dyn Read + Send>,
 }
 
-/// An answer that changes with time: a page of tags, the referrers of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Takes the document of a list as it arrives, so that nobody needs memory for all of it.
+pub trait ListSink {
+    /// Drops what was written: another endpoint is asked, or a page is cut out of the list.
+    fn restart(&mut self);
+
+    /// Appends to the document.
+    fn write(&mut self, bytes: &[u8]);
+}
+
+/// An answer that changes with time: a page of tags, the referrers of a manifest. Its document is in a
+/// [`ListSink`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct List {
-    /// The JSON document.
-    pub body: String,
     /// The query of the next page.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters_applied: Option<String>,
-}
-
-impl List {
-    /// A page of tags as the document that clients get: distribution-spec, "Listing Tags".
-    pub fn of_tags(repository: &str, page: TagPage) -> List {
-        let body = serde_json::json!({ "name": repository, "tags": page.tags });
-        List { body: body.to_string(), next: page.next, filters_applied: None }
-    }
 }

@@ -4,26 +4,23 @@ use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use ureq::Body;
-use ureq::http::{Response, header};
+use ureq::http::{HeaderMap, Response, header};
 
 use super::answer::{
     ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
-    is_web_page, read_body, text, texts,
+    is_web_page, read_body, text,
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
-use super::list::{accept_referrers, accept_tags, next_query};
+use super::list::{ListReadError, next_query, read_referrers, read_tags};
 use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
-use super::{BlobBody, List, ManifestHead};
+use super::{BlobBody, List, ListSink, ManifestHead};
 use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
     Upstream,
 };
-
-/// The largest list, in bytes: a page of tags, the referrers of one manifest.
-const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:
 /// more than a login page has.
@@ -89,7 +86,7 @@ impl Registry {
     }
 
     fn list(&self, ask: Ask<'_>) -> Result<Answer, UpstreamError> {
-        let answer = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask })?;
+        let answer = self.session.ask(&ask)?;
         match answer.response.status().as_u16() {
             status if is_complete(status) => Ok(answer),
             _ => Err(answer.failure()),
@@ -220,13 +217,20 @@ impl Registry {
         Ok(BlobBody { endpoint: 0, start, size, reader })
     }
 
-    pub(super) fn tags(&self, repository: &Repository, query: &str) -> Result<List, UpstreamError> {
+    pub(super) fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
-        let answer = self.list(self.metadata(Method::Get, repository, &rest, None))?;
-        let next = next_query(texts(answer.response.headers(), header::LINK));
-        let body = read_body(answer.response, LIST_BYTES_MAX, &answer.request)?;
-        accept_tags(&body, repository.as_str(), query, next)
-            .ok_or_else(|| UpstreamError::bad_answer(&answer.request, "it is no tag list"))
+        let ask = self.metadata(Method::Get, repository, &rest, None);
+        let Answer { response, request, .. } = self.list(ask)?;
+        check_encoding(response.headers(), &request)?;
+        let next = next_page(response.headers(), &request)?;
+        let reader = response.into_body().into_reader();
+        read_tags(reader, repository, query, next, sink)
+            .map_err(|error| error.of_request(&request, "it is no tag list"))
     }
 
     pub(super) fn referrers(
@@ -234,10 +238,13 @@ impl Registry {
         repository: &Repository,
         digest: &Digest,
         query: &str,
+        sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
         let rest = with_query(&format!("referrers/{digest}"), query);
         let accept = Some(MediaType::OCI_INDEX);
-        let asked = self.list(self.metadata(Method::Get, repository, &rest, accept));
+        let ask = self.metadata(Method::Get, repository, &rest, accept);
+        // ghcr.io redirects referrers to a web page.
+        let asked = self.list(Ask { redirects: Redirects::SameOrigin, ..ask });
         let unsupported = |request: &Arc<str>| {
             UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
         };
@@ -245,18 +252,33 @@ impl Registry {
             Err(error) if !error.is_trouble() => return Err(unsupported(error.request())),
             other => other?,
         };
-        let headers = answer.response.headers();
-        let next = next_query(texts(headers, header::LINK));
-        let filters = text(headers, "oci-filters-applied").map(str::to_owned);
+        let (response, request) = (answer.response, answer.request);
+        let headers = response.headers();
+        let filters_applied = text(headers, "oci-filters-applied").map(str::to_owned);
         let is_index = text(headers, header::CONTENT_TYPE)
             .and_then(MediaType::parse)
             .is_some_and(|said| said.as_str() == MediaType::OCI_INDEX);
-        let body = read_body(answer.response, LIST_BYTES_MAX, &answer.request)?;
-        match accept_referrers(body).filter(|_| is_index) {
-            Some(body) => Ok(List { body, next, filters_applied: filters }),
-            None => Err(unsupported(&answer.request)),
+        if !is_index {
+            return Err(unsupported(&request));
+        }
+        let next = next_page(headers, &request)?;
+        match read_referrers(response.into_body().into_reader(), sink) {
+            Ok(()) => Ok(List { next, filters_applied }),
+            Err(ListReadError::NotAList) => Err(unsupported(&request)),
+            Err(error) => Err(error.of_request(&request, "it is no index")),
         }
     }
+}
+
+/// The query of the next page. A page whose next one cannot be asked for is none: without it, a client would
+/// take the page for the end.
+fn next_page(headers: &HeaderMap, request: &Arc<str>) -> Result<Option<String>, UpstreamError> {
+    let lines = headers.get_all(header::LINK).into_iter();
+    let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    next_query(lines.iter().map(|line| &**line)).map_err(|target| {
+        let reason = format!("its link to the next page cannot be passed on: {target}");
+        UpstreamError::bad_answer(request, reason)
+    })
 }
 
 /// The body of a blob that is labelled as a web page. A login page has no place among a blob's bytes, and

@@ -43,13 +43,15 @@ fn air_gapped_server_hits_what_is_cached_and_dials_nobody() {
     }
     let tags = larder.get(&format!("/v2/{REPOSITORY}/tags/list"));
     assert_eq!(tags.json()["tags"], serde_json::json!(["v1"]));
+    let referrers = larder.get(&format!("/v2/{REPOSITORY}/referrers/{}", image.digest()));
+    assert_eq!(referrers.json()["manifests"], serde_json::json!([]));
     for path in [
         manifest(REPOSITORY, "v2"),
         manifest("team/other", "v1"),
         manifest(REPOSITORY, &absent_digest(1)),
         blob(REPOSITORY, &absent_digest(2)),
         "/v2/team/other/tags/list".to_owned(),
-        format!("/v2/{REPOSITORY}/referrers/{}", image.digest()),
+        format!("/v2/{REPOSITORY}/referrers/{}", absent_digest(3)),
         format!("{}?ns=quay.io", manifest(REPOSITORY, "v1")),
     ] {
         for method in ["GET", "HEAD"] {

@@ -144,6 +144,8 @@ fn odd_lists_are_put_right_and_what_is_none_is_refused() {
 fn new_tag_shows_after_a_while_and_the_last_list_stays_while_upstream_is_gone() {
     let registry = registry_with_tags(&["a"]);
     let mut larder = Larder::start(&registry);
+    // Lists are stored of repositories that have an image here.
+    assert_eq!(larder.get(&manifest(REPOSITORY, "a")).status, 200);
     assert_eq!(tags(&larder.get(TAGS)), ["a"]);
     let digest = Image::sample("v1").digest();
     registry.tag(REPOSITORY, "b", &digest);
@@ -175,6 +177,127 @@ fn cached_tags_are_the_list_where_upstream_never_gave_one() {
     assert_eq!(tags(&larder.get(&next(&first).expect("one more"))), ["d"]);
     let nothing = larder.get("/v2/team/other/tags/list");
     assert!(matches!(nothing.status, 502..=504), "{nothing:?}");
+}
+
+/// A list as a registry sends it, with this link to the next page.
+fn page(tags: &[&str], link: &str) -> Fault {
+    let body = json!({ "name": REPOSITORY, "tags": tags }).to_string().into_bytes();
+    let mut headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
+    if !link.is_empty() {
+        headers.push(("Link".to_owned(), link.to_owned()));
+    }
+    Fault::Status(200, headers, body)
+}
+
+#[test]
+fn pages_with_opaque_tokens_and_in_any_order_are_followed_to_the_end() {
+    let long = format!("last={}", "x".repeat(4000));
+    for (name, query) in [
+        ("a token, as of ECR", "last=eyJuIjo1fQ%3D%3D"),
+        ("n=0, as of ghcr.io", "last=111&n=0"),
+        ("a long token", long.as_str()),
+    ] {
+        let registry = FakeRegistry::start();
+        let link = format!("</v2/another/place?{query}> ; title=\"a, b\" ; rel=\"last next\"");
+        registry.fault(On::tags(REPOSITORY).times(1), page(&["18", "161", "111"], &link));
+        registry.fault(On::tags(REPOSITORY), page(&["7", "1021", "3"], ""));
+        let larder = Larder::start(&registry);
+        let first = larder.get(TAGS);
+        assert_eq!(tags(&first), ["18", "161", "111"], "{name}");
+        let last = larder.get(&next(&first).expect("there is one more"));
+        assert_eq!((tags(&last).join(" ").as_str(), next(&last)), ("7 1021 3", None), "{name}");
+        let asked = registry.requests().pop().expect("a request");
+        assert_eq!(asked.query.as_deref(), Some(query));
+    }
+}
+
+#[test]
+fn next_page_that_cannot_be_asked_for_is_an_error_and_not_the_end() {
+    let too_long = format!("</x?{}>; rel=next", "x".repeat(7000));
+    for link in ["</page/2>; rel=next", "</x?last=\u{e9}>; rel=next", &too_long] {
+        let registry = registry_with_tags(&["a"]);
+        let larder = Larder::start(&registry);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "a")).status, 200);
+        registry.fault(On::tags(REPOSITORY), page(&["a"], link));
+        let got = larder.get(TAGS);
+        assert_eq!(got.status, 502, "{got:?}");
+    }
+}
+
+#[test]
+fn tag_list_behind_a_redirect_to_another_host_is_followed_without_credentials() {
+    let (front, back) = (FakeRegistry::start(), registry_with_tags(&["3.9", "3.10"]));
+    front.fault(On::tags(REPOSITORY), Fault::Redirect(307, back.url(TAGS)));
+    let larder = Larder::start(&front);
+    assert_eq!(tags(&larder.get(TAGS)), ["3.10", "3.9"]);
+    let asked = back.requests();
+    assert!(asked.iter().all(|each| each.headers_named("authorization").is_empty()));
+}
+
+#[test]
+fn refused_list_is_not_answered_with_the_tags_that_are_cached() {
+    let headers = || vec![("Content-Type".to_owned(), "application/json".to_owned())];
+    let huge = format!("{{\"tags\":[\"v9\"],\"manifest\":\"{}\"}}", "x".repeat(100_000));
+    for (name, fault) in [
+        ("400", Fault::status(400)),
+        ("401", Fault::status(401)),
+        ("403", Fault::status(403)),
+        ("404", Fault::status(404)),
+        ("405", Fault::status(405)),
+        ("429", Fault::rate_limited(60)),
+        ("a page", Fault::Html200),
+        ("no list", Fault::Status(200, headers(), b"{}".to_vec())),
+        ("a huge string", Fault::Status(200, headers(), huge.into_bytes())),
+    ] {
+        let registry = registry_with_tags(&["v1", "v9"]);
+        let larder = Larder::start(&registry);
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        registry.fault(On::tags(REPOSITORY), fault);
+        for _ in 0..2 {
+            let got = larder.get(TAGS);
+            assert!(got.status >= 400, "{name}: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn list_of_many_megabytes_is_passed_on_where_only_the_tags_are_few() {
+    let registry = FakeRegistry::start();
+    let described: serde_json::Map<String, Value> = (0..60_000)
+        .map(|number| {
+            (format!("sha256:{number:064}"), json!({ "imageSizeBytes": "1", "tag": ["a"] }))
+        })
+        .collect();
+    let body =
+        json!({ "child": [], "manifest": described, "name": REPOSITORY, "tags": ["b", "a"] });
+    let body = body.to_string().into_bytes();
+    assert!(body.len() > 6_000_000, "{}", body.len());
+    let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
+    registry.fault(On::tags(REPOSITORY), Fault::Status(200, headers, body));
+    assert_eq!(tags(&Larder::start(&registry).get(TAGS)), ["b", "a"]);
+}
+
+#[test]
+fn large_list_is_sent_whole_with_and_without_an_image_and_again_from_the_cache() {
+    let all: Vec<String> = (0..6_000).map(|number| format!("{number:0100}")).collect();
+    let names: Vec<&str> = all.iter().map(String::as_str).collect();
+    for has_image in [false, true] {
+        let registry = registry_with_tags(&["v1"]);
+        let mut larder = Larder::start(&registry);
+        if has_image {
+            assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        }
+        registry.fault(On::tags(REPOSITORY), page(&names, ""));
+        for _ in 0..2 {
+            assert_eq!(tags(&larder.get(TAGS)), all);
+        }
+        assert_eq!(registry.count("GET", TAGS), 1);
+        let stored = std::fs::read_dir(larder.root().join("lists")).into_iter().flatten().count();
+        assert_eq!(stored, usize::from(has_image));
+        registry.stop();
+        larder.restart();
+        assert_eq!(larder.get(TAGS).status == 200, has_image);
+    }
 }
 
 fn referrers(digest: &str) -> String {
@@ -270,4 +393,40 @@ fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
     let got = larder.get(&format!("{}?ns=quay.io", referrers(&absent_digest(1))));
     assert_eq!(got.status, 404);
     assert_ne!(got.error_code(), "NAME_UNKNOWN", "oras would give up");
+}
+
+#[test]
+fn cached_referrers_are_found_while_the_registry_is_gone() {
+    for is_restarted in [false, true] {
+        let (registry, digest) = registry_with_referrers();
+        // No referrers API: clients keep an index under a tag.
+        registry.fault(On::referrers(&digest), Fault::status(404));
+        let mut larder = Larder::start(&registry);
+        let image = Image::sample("v1");
+        let signature = Image::new("a/signature").artifact_type("a/signature");
+        let signature = signature.subject(image.descriptor()).digest();
+        for reference in ["v1", signature.as_str()] {
+            assert_eq!(larder.get(&manifest(REPOSITORY, reference)).status, 200);
+        }
+        registry.stop();
+        if is_restarted {
+            larder.restart();
+        }
+        for _ in 0..3 {
+            larder.advance(seconds(60));
+            let got = larder.get(&referrers(&digest));
+            assert_eq!(check_index(&got).len(), 1);
+            assert!(got.header("warning").is_some(), "{got:?}");
+            let filtered = format!("{}?artifactType=a/nothing", referrers(&digest));
+            let got = larder.get(&filtered);
+            assert_eq!(
+                (check_index(&got).len(), got.header("oci-filters-applied")),
+                (0, Some("artifactType"))
+            );
+            // A leaf: nothing refers to it.
+            assert!(check_index(&larder.get(&referrers(&signature))).is_empty());
+        }
+        let got = larder.get(&referrers(&absent_digest(1)));
+        assert_ne!(got.status, 200, "nothing is known of it: {got:?}");
+    }
 }

@@ -20,7 +20,9 @@ use std::task::{Poll, Wake, Waker};
 use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
-use crate::upstream::{BlobAsk, BlobBody, List, Source, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{
+    BlobAsk, BlobBody, List, ListSink, Source, UpstreamError, UpstreamErrorKind,
+};
 
 /// The bodies that a blob's requests get, in order.
 type Bodies = VecDeque<Receiver<io::Result<Vec<u8>>>>;
@@ -189,12 +191,24 @@ impl Source for FakeSource {
         }
     }
 
-    fn tags(&self, _: &Repository, query: &str) -> Result<List, UpstreamError> {
+    fn tags(
+        &self,
+        _: &Repository,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
         self.call(format!("tags {query}"))?;
-        Ok(List { body: r#"{"name":"a","tags":["x"]}"#.into(), next: None, filters_applied: None })
+        sink.write(br#"{"name":"a","tags":["x"]}"#);
+        Ok(List::default())
     }
 
-    fn referrers(&self, _: &Repository, _: &Digest, _: &str) -> Result<List, UpstreamError> {
+    fn referrers(
+        &self,
+        _: &Repository,
+        _: &Digest,
+        _: &str,
+        _: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
         self.call("referrers".into())?;
         Self::not_found("referrers".into())
     }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::super::Store;
 use super::super::images::{ask, modified};
-use super::super::layout::LISTS;
+use super::super::layout::FORMER_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
 use super::read::Parts;
@@ -72,11 +72,13 @@ impl Build<'_> {
     /// Lists of all repositories, also of those that have no image. They protect nothing, so they need no grace
     /// period.
     fn add_lists(&mut self) {
+        self.add_lists_of(&self.store.inner.layout.lists());
+        // Where version 0.1 kept them.
         let mut directories = vec![self.store.inner.layout.refs()];
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 let name = entry.file_name();
-                if name == LISTS {
+                if name == FORMER_LISTS {
                     self.add_lists_of(&entry.path());
                 } else if !name.to_string_lossy().starts_with('_')
                     && entry.file_type().is_ok_and(|is| is.is_dir())

@@ -297,8 +297,7 @@ fn leftovers_go_in_their_turn_and_damaged_blobs_first() {
     let mut ingest = begin(&store, &sha256(b"partial"));
     ingest.write(b"part").unwrap();
     drop(ingest);
-    let list = ListRecord { checked: 1, body: "[]".into(), next: None, filters_applied: None };
-    store.put_list(&name("quay.io/b"), "tags", &list).unwrap();
+    assert!(store.put_list(&name("quay.io/b"), "tags", &empty_list(), u64::MAX).unwrap());
     fs::create_dir_all(directory.path().join("quarantine")).unwrap();
     fs::write(directory.path().join("quarantine/sha256-00"), b"damaged").unwrap();
     for part in ["incoming", "partials"].map(|part| directory.path().join(part)) {
@@ -306,7 +305,7 @@ fn leftovers_go_in_their_turn_and_damaged_blobs_first() {
             grow_old(&part, 5);
         }
     }
-    grow_old(&directory.path().join("refs/quay.io/b/_lists"), 4);
+    grow_old(&directory.path().join("lists"), 4);
     let (sweep, mut index) = build(&store);
     let mut all = Vec::new();
     while let Some((shown, evicted)) = evict_next(&sweep, &mut index) {
@@ -373,14 +372,18 @@ fn the_count_of_the_disk_is_what_evictions_leave() {
 }
 
 #[test]
-fn lists_of_repositories_without_images_go_at_once_with_their_directories() {
+fn lists_of_version_0_1_go_at_once_with_their_directories() {
     let (directory, store) = fresh();
-    let list = ListRecord { checked: 1, body: "[]".into(), next: None, filters_applied: None };
-    store.put_list(&name("quay.io/a/b/c"), "tags", &list).unwrap();
+    let former = directory.path().join("refs/quay.io/a/b/c/_lists");
+    fs::create_dir_all(&former).unwrap();
+    fs::write(former.join("0".repeat(64)), "{}").unwrap();
     let (sweep, mut index) = build(&store);
     let (shown, evicted) = evict_next(&sweep, &mut index).unwrap();
     assert!(shown.contains("_lists") && matches!(evicted, Evicted::Removed { .. }));
     assert!(!directory.path().join("refs/quay.io").exists());
-    store.put_list(&name("quay.io/a/b/c"), "tags", &list).unwrap();
-    assert!(store.list(&name("quay.io/a/b/c"), "tags").is_some());
+}
+
+fn empty_list() -> ListRecord {
+    let body = ListBody::Memory(b"[]".as_slice().into());
+    ListRecord { checked: 1, body, next: None, filters_applied: None }
 }

@@ -3,6 +3,7 @@
 mod eviction;
 mod eviction_scale;
 mod images;
+mod lists;
 mod owners;
 mod partials;
 mod pins;
@@ -179,25 +180,6 @@ fn a_repository_has_only_the_manifests_that_were_pulled_from_it() {
     store.put_manifest(&private, &digest, &record).unwrap();
     assert_eq!(store.manifest(&private, &digest, Access::Look), Some(record));
     assert_eq!(store.manifest(&public, &digest, Access::Look), None);
-}
-
-#[test]
-fn clients_cannot_fill_the_disk_with_lists() {
-    let (_directory, store) = fresh();
-    let name = name("quay.io/a");
-    let list = |body: &str| ListRecord {
-        checked: 1,
-        body: body.to_owned(),
-        next: None,
-        filters_applied: None,
-    };
-    for number in 0..40 {
-        let key = format!("tags?n={number}");
-        store.put_list(&name, &key, &list(&key)).unwrap();
-        assert_eq!(store.list(&name, &key), Some(list(&key)));
-    }
-    let kept = fs::read_dir(store.inner.layout.lists(&name)).unwrap().count();
-    assert_eq!(kept, 16);
 }
 
 #[test]

@@ -223,9 +223,13 @@ fn everything_below_the_directory_counts_with_what_it_takes_on_the_disk() {
     put(&store, b"config");
     let (digest, size) = image(&store, "quay.io/a", &[]);
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, size)).unwrap();
-    let list =
-        ListRecord { checked: 1, body: "x".repeat(100_000), next: None, filters_applied: None };
-    store.put_list(&name("quay.io/a"), "tags", &list).unwrap();
+    let list = ListRecord {
+        checked: 1,
+        body: ListBody::Memory([b'x'; 100_000].as_slice().into()),
+        next: None,
+        filters_applied: None,
+    };
+    store.put_list(&name("quay.io/a"), "tags", &list, u64::MAX).unwrap();
     let mut ingest = begin(&store, &sha256(b"partial"));
     ingest.write(&[1; 50_000]).unwrap();
     drop(ingest);
