@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, ManifestAnswer, ManifestLookup};
+use crate::cache::{CacheError, ManifestAnswer, ManifestLookup, Payload};
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, Reference};
 
@@ -39,10 +39,9 @@ fn content_type(media_type: &MediaType) -> String {
 
 /// Large manifests are sent from their file, so that slow clients cost no memory.
 fn body(answer: &ManifestAnswer) -> Body {
-    match (answer.bytes(), answer.file()) {
-        (Some(bytes), _) => Body::Bytes(Arc::clone(bytes)),
-        (None, Some(file)) => Body::File { file: file.clone(), range: 0..answer.size() },
-        (None, None) => Body::Empty,
+    match answer.payload() {
+        Payload::Memory(bytes) => Body::Bytes(Arc::clone(bytes)),
+        Payload::File { file, size } => Body::File { file: file.clone(), range: 0..*size },
     }
 }
 

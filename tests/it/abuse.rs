@@ -31,7 +31,11 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     let mut all = files(&larder.root());
     let directories = ["partials", "refs", "incoming"].map(|name| larder.root().join(name));
     for directory in directories {
-        all.extend(std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()));
+        all.extend(
+            std::fs::read_dir(directory)
+                .expect("the directory")
+                .map(|entry| entry.expect("an entry").path()),
+        );
     }
     all.sort();
     all.dedup();
