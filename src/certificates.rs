@@ -4,6 +4,12 @@
 //! is and whom it serves. This room must not know either. Each thing that can be wrong with a file has an
 //! error of its own.
 
+mod algorithms;
+mod verify;
+
+pub use algorithms::provider;
+pub use verify::{AnyServer, client_verifier, server_verifier};
+
 use std::fmt;
 use std::fs;
 use std::io;
@@ -33,8 +39,6 @@ pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     /// The private key of the first.
     pub key: PrivateKeyDer<'static>,
-    /// The file of the key as it was read, for libraries that take nothing else.
-    pub key_pem: Vec<u8>,
 }
 
 /// Modification times, sizes and inodes of files; another value means that they changed. Inodes since what is
@@ -62,10 +66,9 @@ impl IdentityFiles {
     pub fn load(&self) -> Result<Identity, CertificateError> {
         let chain = load_chain(&self.cert)?;
         let key_pem = read(&self.key)?;
-        let identity = Identity { chain, key: key_in(&self.key, &key_pem)?, key_pem };
-        let provider = rustls::crypto::ring::default_provider();
+        let identity = Identity { chain, key: key_in(&self.key, &key_pem)? };
         let pair =
-            CertifiedKey::from_der(identity.chain.clone(), identity.key.clone_key(), &provider);
+            CertifiedKey::from_der(identity.chain.clone(), identity.key.clone_key(), &provider());
         match pair {
             Ok(_) => Ok(identity),
             Err(rustls::Error::InconsistentKeys(_)) => {

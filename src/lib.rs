@@ -29,3 +29,4 @@ pub mod oci;
 pub mod prune;
 pub mod store;
 pub mod upstream;
+pub mod via;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
-use crate::cache::{CacheError, ManifestAnswer, ManifestLookup, Payload};
+use crate::cache::{
+    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup, Payload,
+};
 use crate::http::{Body, Context, Method, Reply, Request, Step};
-use crate::oci::{ImageName, MediaType, Reference};
+use crate::oci::{Digest, ImageName, MediaType, Reference};
 
 pub(super) fn answer(
     call: Call,
@@ -16,7 +18,21 @@ pub(super) fn answer(
     request: &Request,
     context: &Context<'_>,
 ) -> Step {
-    match call.cache.manifest(name, reference) {
+    let found = match request.method() {
+        Method::Head => call.cache.manifest_head(name, reference),
+        _ => call.cache.manifest(name, reference).map(HeadLookup::Manifest),
+    };
+    let found = match found {
+        Ok(HeadLookup::Manifest(found)) => Ok(found),
+        Ok(HeadLookup::Ready(answer)) => return Step::Reply(head(&call, request, Ok(answer))),
+        Ok(HeadLookup::Wait(waiting)) => {
+            return wait(waiting, request, context, move |request, outcome| {
+                head(&call, request, outcome)
+            });
+        }
+        Err(error) => Err(error),
+    };
+    match found {
         Ok(ManifestLookup::Ready(answer)) => Step::Reply(reply(&call, name, request, Ok(answer))),
         Ok(ManifestLookup::Wait(waiting)) => {
             let name = name.clone();
@@ -45,6 +61,30 @@ fn body(answer: &ManifestAnswer) -> Body {
     }
 }
 
+/// The answer to HEAD where there is no manifest to take it from.
+fn head(call: &Call, request: &Request, outcome: Result<HeadAnswer, CacheError>) -> Reply {
+    match outcome {
+        Ok(answer) => {
+            let ManifestHead { digest, media_type, size } = answer.head();
+            let whole = Reply::new(200, Body::Length(*size));
+            call.dress(describe(whole, request, digest, media_type), answer.how)
+        }
+        Err(error) => call.fail(&Failure::Manifest(error)),
+    }
+}
+
+/// Adds what describes a manifest; or nothing but that, to a client that has it.
+fn describe(whole: Reply, request: &Request, digest: &Digest, media_type: &MediaType) -> Reply {
+    let reply = match is_not_modified(request, digest) {
+        true => Reply::new(304, Body::Empty),
+        false => whole,
+    };
+    reply
+        .header("Content-Type", content_type(media_type))
+        .header("Docker-Content-Digest", digest.to_string())
+        .header("ETag", entity_tag(digest))
+}
+
 fn reply(
     call: &Call,
     name: &ImageName,
@@ -59,13 +99,6 @@ fn reply(
     if request.method() == Method::Get {
         call.cache.complete_later(name, answer.digest());
     }
-    let reply = match is_not_modified(request, answer.digest()) {
-        true => Reply::new(304, Body::Empty),
-        false => Reply::new(200, body(&answer)),
-    };
-    let reply = reply
-        .header("Content-Type", content_type(answer.media_type()))
-        .header("Docker-Content-Digest", answer.digest().to_string())
-        .header("ETag", entity_tag(answer.digest()));
-    call.dress(reply, answer.how)
+    let whole = Reply::new(200, body(&answer));
+    call.dress(describe(whole, request, answer.digest(), answer.media_type()), answer.how)
 }

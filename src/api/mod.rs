@@ -20,12 +20,13 @@ mod route;
 mod status;
 mod waiting;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::access::Users;
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
+use crate::via::{self, Loop, Via};
 use bodies::Bodies;
 
 pub use hosts::{HostName, HostNameError};
@@ -45,26 +46,42 @@ pub struct Api {
     allowed_hosts: RwLock<Arc<[HostName]>>,
 }
 
+/// The rules by which a request names its upstream, shared by all who need them. Locked while something is
+/// parsed by them, or while they are replaced: neither waits for anything.
+#[derive(Clone)]
+pub struct NamingInForce(Arc<RwLock<Naming>>);
+
+impl NamingInForce {
+    fn read(&self) -> RwLockReadGuard<'_, Naming> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Answers those who may ask.
 struct Desk {
     cache: Cache,
+    naming: NamingInForce,
     bodies: Arc<Bodies>,
-    /// Locked while a request is parsed by it, or while it is replaced: neither waits for anything.
-    naming: RwLock<Naming>,
 }
 
 impl Api {
     /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
     pub fn new(cache: Cache, naming: Naming) -> Api {
+        let naming = NamingInForce(Arc::new(RwLock::new(naming)));
         let bodies = Arc::new(Bodies::new(cache.clone()));
-        let desk = Arc::new(Desk { cache, bodies, naming: RwLock::new(naming) });
+        let desk = Arc::new(Desk { cache, naming, bodies });
         Api { desk, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
     /// Puts other rules into force, for the requests that come from now on.
     pub fn set_naming(&self, naming: Naming) {
         // Replaced at once or not at all, so a panic leaves whole rules.
-        *self.desk.naming.write().unwrap_or_else(PoisonError::into_inner) = naming;
+        *self.desk.naming.0.write().unwrap_or_else(PoisonError::into_inner) = naming;
+    }
+
+    /// The rules in force, now and after they are replaced.
+    pub fn naming(&self) -> NamingInForce {
+        self.desk.naming.clone()
     }
 
     /// Serves these users alone from now on, or everybody.
@@ -89,7 +106,7 @@ impl Api {
 
 impl Desk {
     fn target(&self, request: &Request) -> Result<Target, RouteError> {
-        self.naming.read().unwrap_or_else(PoisonError::into_inner).target(request)
+        self.naming.read().target(request)
     }
 }
 
@@ -119,6 +136,20 @@ impl Desk {
             Ok(Target::Ping) => return Step::Reply(ping()),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
+        let chain = match Via::parse(request.headers("via")) {
+            Ok(chain) => chain,
+            Err(returned) => return Step::Reply(refuse_loop(&returned, &addressing, request)),
+        };
+        chain.enter(|| self.answer_content(route, addressing, request, context))
+    }
+
+    fn answer_content(
+        &self,
+        route: Route,
+        addressing: Addressing,
+        request: &Request,
+        context: &Context<'_>,
+    ) -> Step {
         let kind = match &route {
             Route::Manifest { .. } => "manifest",
             Route::Blob { .. } => "blob",
@@ -137,6 +168,19 @@ impl Desk {
             }
         }
     }
+}
+
+/// Refuses a request that this Larder has sent itself, by way of another one.
+fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> Reply {
+    log::error!(
+        "registries: {} is asked of this Larder ({}) by the Larder {} at {}, which was asked for it by this \
+         one: they are each other's endpoint; remove one of the two from the other's configuration",
+        addressing.upstream,
+        via::instance(),
+        returned.sender,
+        request.peer().ip()
+    );
+    status::loop_detected(&addressing.upstream)
 }
 
 /// What every handler needs beside the request.

@@ -73,6 +73,16 @@ impl Naming {
         aliases
     }
 
+    /// A reference or a pattern as people write it, with the registry's name in place of an alias: where
+    /// `hub` is one, `hub/library/alpine:3` is `docker.io/library/alpine:3`.
+    pub fn expand(&self, text: &str) -> String {
+        let expanded = text.split_once('/').and_then(|(first, rest)| {
+            let upstream = self.aliases.get(&first.to_ascii_lowercase())?;
+            Some(format!("{upstream}/{rest}"))
+        });
+        expanded.unwrap_or_else(|| text.to_owned())
+    }
+
     /// What a request is about.
     ///
     /// # Errors

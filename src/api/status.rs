@@ -6,7 +6,7 @@ use super::API_VERSION;
 use super::route::RouteError;
 use crate::cache::{CacheError, Reason};
 use crate::http::{Body, Reply};
-use crate::oci::{ErrorCode, quoted_up_to};
+use crate::oci::{ErrorCode, Upstream, quoted_up_to};
 
 /// How long a client is asked to wait where no upstream said anything, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 5;
@@ -91,8 +91,15 @@ fn verdict(failure: &Failure, reason: Reason) -> Verdict {
         Reason::OutOfService => (503, ErrorCode::Unavailable, None),
         Reason::Broken if is_blob => (503, ErrorCode::Unavailable, None),
         Reason::Broken => (502, ErrorCode::Unknown, None),
+        Reason::Loop => (508, ErrorCode::Unavailable, None),
         Reason::Overloaded => (503, ErrorCode::Unavailable, Some(RETRY_AFTER_SECONDS)),
     }
+}
+
+/// The answer to a request that has come back to the Larder that sent it (RFC 5842, section 7.2).
+pub(super) fn loop_detected(upstream: &Upstream) -> Reply {
+    let text = format!("Larders ask each other for {upstream}: see the log");
+    error_reply(508, ErrorCode::Unavailable, &text)
 }
 
 /// The answer to a range that lies outside of a blob of `size` bytes: RFC 9110, section 15.5.17.

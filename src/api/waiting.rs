@@ -3,7 +3,9 @@
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::cache::{CacheError, ListAnswer, ListWait, ManifestAnswer, ManifestWait};
+use crate::cache::{
+    CacheError, HeadAnswer, HeadWait, ListAnswer, ListWait, ManifestAnswer, ManifestWait,
+};
 use crate::http::{Context, Pending, Reply, Request, Step};
 
 /// Something that the cache is asking upstream for.
@@ -80,3 +82,4 @@ macro_rules! waits_for {
 
 waits_for!(ManifestWait, ManifestAnswer);
 waits_for!(ListWait, ListAnswer);
+waits_for!(HeadWait, HeadAnswer);

@@ -57,7 +57,7 @@ pub fn export(
     form: &Form,
 ) -> Result<ExportSummary, BundleError> {
     // So that no sweep takes what is to be read later. Who cannot write cannot sweep either.
-    let _lock = if store.is_writable() { Some(store.commit_lock()?) } else { None };
+    let _lock = if store.is_writable() { Some(store.bundle_lock()?) } else { None };
     let contents = Contents::of(images, have);
     let mut output = Output::open(form)?;
     let documents = contents.documents(images, form)?;

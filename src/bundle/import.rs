@@ -76,7 +76,7 @@ fn import_within(
     told: &mut dyn FnMut(&Told<'_>),
 ) -> Result<ImportSummary, BundleError> {
     store.remove_abandoned_spools();
-    let _lock = store.commit_lock()?;
+    let _lock = store.bundle_lock()?;
     let taken = take(store, source, told)?;
     let bundle = source.name();
     let summary = ImportSummary {

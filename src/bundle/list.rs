@@ -64,14 +64,17 @@ impl Wanted {
         }
     }
 
-    /// Parses a list: entries in lines or separated by commas, `#` before a comment.
+    /// Parses a list: entries in lines or separated by commas, `#` before a comment. `expand` replaces aliases.
     ///
     /// # Errors
     /// The first [`ListError`].
-    pub fn parse_list(text: &str) -> Result<Vec<Wanted>, ListError> {
+    pub fn parse_list(
+        text: &str,
+        expand: impl Fn(&str) -> String,
+    ) -> Result<Vec<Wanted>, ListError> {
         let mut all = Vec::new();
         for (number, entry) in entries(text) {
-            let parsed = Wanted::parse(entry);
+            let parsed = Wanted::parse(&expand(entry));
             all.push(parsed.map_err(|error| ListError { line: Some(number), ..error })?);
         }
         Ok(all)
@@ -125,14 +128,15 @@ mod tests {
     #[test]
     fn lists_have_comments_blank_lines_and_commas() {
         let list = "# base images\n\nalpine:3.20, busybox # small ones\n  quay.io/org/app:v1  \n";
-        let all: Vec<String> = Wanted::parse_list(list).unwrap().iter().map(shown).collect();
+        let all: Vec<String> =
+            Wanted::parse_list(list, str::to_owned).unwrap().iter().map(shown).collect();
         let expected = [
             "docker.io/library/alpine:3.20",
             "docker.io/library/busybox:latest",
             "quay.io/org/app:v1",
         ];
         assert_eq!(all, expected);
-        let error = Wanted::parse_list("alpine\n\nA B\n").unwrap_err();
+        let error = Wanted::parse_list("alpine\n\nA B\n", str::to_owned).unwrap_err();
         assert!(error.to_string().starts_with("line 3: A B: "), "{error}");
     }
 }

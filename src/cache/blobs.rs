@@ -13,7 +13,7 @@ use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
 /// How many manifests of a repository are read for the sizes in them, and how large each may be: some
 /// milliseconds' worth.
-const MANIFESTS_LEARNED_MAX: usize = 64;
+const MANIFESTS_LEARNED_MAX: usize = 8;
 const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
 
 /// By upstream as well: a registry that a client chose must have no say in what the clients of another
@@ -138,7 +138,7 @@ impl Cache {
     ) -> Result<BlobLookup, CacheError> {
         let inner = &self.inner;
         let size_hint = inner.size_hint(name, digest);
-        if let Some(blob) = inner.store.blob(digest, size_hint) {
+        if let Some(blob) = inner.store.find_blob(digest, size_hint)? {
             return Ok(BlobLookup::Ready(blob));
         }
         if inner.is_offline() {
@@ -198,7 +198,8 @@ impl Cache {
         let is_queued = self.inner.blob_pool.submit_in_background(purpose, move || {
             let inner = &cache.inner;
             lock(&inner.queued_in_background).remove(&(name.upstream.clone(), digest));
-            if inner.is_offline() || inner.store.blob(&digest, size_hint).is_some() {
+            if inner.is_offline() || !matches!(inner.store.find_blob(&digest, size_hint), Ok(None))
+            {
                 return;
             }
             let key = (name.upstream.clone(), digest);
@@ -338,7 +339,7 @@ impl Inner {
             let record = self.store.manifest(name, &digest, Access::Look);
             if record.is_some_and(|record| record.size <= MANIFEST_LEARNED_BYTES_MAX) {
                 // Reading a manifest remembers the sizes in it.
-                self.stored_manifest(name, &digest, Access::Look);
+                let _ = self.stored_manifest(name, &digest, Access::Look);
             }
         }
     }

@@ -43,6 +43,7 @@ pub(super) fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
         | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
         UpstreamErrorKind::RateLimited { .. } => "429",
         UpstreamErrorKind::OutOfService => "503",
+        UpstreamErrorKind::Loop => "loop",
         UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
         UpstreamErrorKind::Status { status } => match status / 100 {
             5 => "5xx",

@@ -57,6 +57,8 @@ pub enum Reason {
     OutOfService,
     /// Upstream cannot be reached, or its answer cannot be used.
     Broken,
+    /// Upstream is a Larder that asks this one.
+    Loop,
     /// This server cannot do it right now.
     Overloaded,
 }
@@ -87,9 +89,10 @@ impl CacheError {
         }
     }
 
-    /// Whether it is the disk that refused, so that it could be had past it.
+    /// Whether the disk took nothing more, so that the content can be had past it. A disk that cannot be read is
+    /// another matter: the content may be on it, and a download would take descriptors that it lacks as well.
     pub fn is_the_disks(&self) -> bool {
-        matches!(self, CacheError::Store(_))
+        matches!(self, CacheError::Store(error) if !error.is_unreadable())
     }
 
     /// Whether what came was not what was asked for, so that another try may fare better.
@@ -114,6 +117,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         }
         UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
         UpstreamErrorKind::OutOfService => Reason::OutOfService,
+        UpstreamErrorKind::Loop => Reason::Loop,
         UpstreamErrorKind::CircuitOpen { last: Some(last), .. } => upstream_reason(last.kind()),
         UpstreamErrorKind::CircuitOpen { last: None, .. } => Reason::Broken,
         UpstreamErrorKind::Status { .. }

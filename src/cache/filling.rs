@@ -21,9 +21,8 @@ use crate::upstream::{Demerits, UpstreamError};
 /// minute, after which the client may ask again.
 const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
 const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
-/// Room for a blob of unknown size is made in steps of so many bytes.
-const ROOM_STEP: u64 = 64 * 1024 * 1024;
-/// And it may have at most so many: hardly a layer is as large, and whose is tells its size.
+/// A blob of unknown size may have at most so many bytes: hardly a layer is as large, and such a layer has a
+/// size.
 const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
 impl Inner {
@@ -66,15 +65,17 @@ impl Inner {
         ingest: Option<Ingest>,
     ) -> Result<Blob, CacheError> {
         let digest = pilot.key().1;
-        let sink = ToStore { inner: self, name, pilot, ingest, is_noted: false, has_room_until: 0 };
+        let sink =
+            ToStore { inner: self, name, pilot, ingest, is_noted: false, has_written: false };
         let mut download = Download::new(self, name, digest, size_hint, sink);
         self.recover(&mut download)?;
         let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_whole);
         if !is_complete && let Err(error) = download.run() {
             // What was kept does not fit what upstream sends, or fills the disk: it is given up.
             // Refused before anything was written: what was kept is as good as it was.
-            let is_full = matches!(&error, CacheError::Store(store)
-                if store.is_full() && matches!(**store, StoreError::Write { .. }));
+            let has_written = download.sink.has_written;
+            let is_full = matches!(&error, CacheError::Store(store) if store.is_full()
+                && (has_written || matches!(**store, StoreError::Write { .. })));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
                 self.note_wrong(pilot.key(), download.blame());
@@ -175,8 +176,8 @@ struct ToStore<'a> {
     ingest: Option<Ingest>,
     /// Whether it was noted beside the partial whose it is.
     is_noted: bool,
-    /// Up to where room was made for a blob of unknown size.
-    has_room_until: u64,
+    /// Whether this download has written something.
+    has_written: bool,
 }
 
 impl ToStore<'_> {
@@ -189,22 +190,15 @@ impl ToStore<'_> {
 }
 
 impl ToStore<'_> {
-    /// Makes room for a blob of which nobody tells how large it is, a step at a time, up to a bound: it may
-    /// have no end.
-    fn make_room_ahead(&mut self, more_bytes: u64) -> Result<(), CacheError> {
-        let end = self.bytes_written() + more_bytes;
-        if end > UNKNOWN_SIZE_MAX {
+    /// Bounds a blob of which nobody tells how large it is: it may have no end.
+    fn check_unknown_size(&self, more_bytes: u64) -> Result<(), CacheError> {
+        if self.bytes_written() + more_bytes > UNKNOWN_SIZE_MAX {
             let reason = format!(
                 "the registry does not tell the size of this blob, and {UNKNOWN_SIZE_MAX} bytes are \
                  not all of it"
             );
             let what = format!("{}@{}", self.name, self.pilot.key().1);
             return Err(UpstreamError::bad_answer(&what, reason).into());
-        }
-        if end > self.has_room_until {
-            let step = ROOM_STEP.min(self.inner.most_room() / 8).max(more_bytes);
-            self.inner.make_room_for_blob(self.pilot.key(), step)?;
-            self.has_room_until = end + step;
         }
         Ok(())
     }
@@ -217,17 +211,14 @@ impl Sink for ToStore<'_> {
 
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
-            // Better before the first byte than after the last that fits: now nobody has had any.
-            let missing_bytes = size.saturating_sub(self.bytes_written());
-            self.inner.make_room_for_blob(self.pilot.key(), missing_bytes)?;
+            // Better before the first byte than after the last that fits. Nothing is evicted for it yet: a size
+            // is only a promise.
+            self.inner.check_size(size)?;
         }
         let ingest = match &mut self.ingest {
             Some(ingest) => ingest,
             None => self.ingest.insert(self.inner.begin_ingest(self.pilot.key(), size)?),
         };
-        if let Some(size) = size {
-            ingest.check_room_for(size)?;
-        }
         if !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note_origin(self.name)
         {
@@ -241,12 +232,14 @@ impl Sink for ToStore<'_> {
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
         if size.is_none() {
-            self.make_room_ahead(bytes.len() as u64)?;
+            self.check_unknown_size(bytes.len() as u64)?;
         }
+        self.inner.admit(bytes.len() as u64)?;
         self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         // `begin` comes before the first byte.
         let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
         ingest.write(bytes)?;
+        self.has_written = true;
         self.show(size);
         Ok(())
     }

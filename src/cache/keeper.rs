@@ -9,10 +9,10 @@ use super::background::Background;
 /// How often it is looked for something to do. `larder offline` is heeded after this long at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// `index.json` is rewritten at most this often.
-const INDEX_INTERVAL: Duration = Duration::from_secs(2);
-/// And at most this share of the time is spent on it: a rewrite walks all tags, which takes a second or
-/// two where there are a hundred thousand.
-const INDEX_SHARE: u32 = 20;
+const INDEX_INTERVAL: Duration = Duration::from_secs(1);
+/// And after a pause of this many times the duration of the last rewrite, so that at most 1 % of a core is
+/// spent on it: with 100,000 tags a rewrite reads and writes for about a second.
+const INDEX_PAUSE_FACTOR: u32 = 100;
 
 /// The thread that keeps house. Dropping it ends the thread and writes what is outstanding.
 pub struct Keeper {
@@ -45,11 +45,29 @@ fn keep(cache: &Cache, stopped: &Receiver<()>) {
             if let Err(error) = cache.store().write_index() {
                 log::warn!("index.json lacks the newest tags, larder does not mind: {error}");
             }
-            pause = INDEX_INTERVAL.max(began.elapsed() * INDEX_SHARE);
+            pause = pause_after(began.elapsed());
             written = Instant::now();
         }
         if is_last {
             return;
+        }
+    }
+}
+
+/// How long `index.json` is left alone after a rewrite that took so long.
+fn pause_after(duration: Duration) -> Duration {
+    INDEX_INTERVAL.max(duration * INDEX_PAUSE_FACTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewriting_the_index_costs_a_hundredth_of_the_time_at_most() {
+        for (milliseconds, pause_seconds) in [(0, 1), (5, 1), (10, 1), (20, 2), (1_200, 120)] {
+            let pause = pause_after(Duration::from_millis(milliseconds));
+            assert_eq!(pause, Duration::from_secs(pause_seconds), "{milliseconds} ms");
         }
     }
 }

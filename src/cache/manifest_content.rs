@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 
-use super::{How, Inner, lock};
+use super::{CacheError, How, Inner, lock};
 use crate::oci::{Digest, ImageName, Manifest, MediaType};
+use crate::upstream::ManifestHead;
 
 /// Larger manifests are sent from their file, so that memory stays bounded.
 pub(super) const MEMORY_BYTES_MAX: usize = 16 * 1024;
@@ -46,6 +47,11 @@ pub enum Payload {
 impl Content {
     pub(super) fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    pub(super) fn head(&self) -> ManifestHead {
+        let (digest, media_type) = (self.digest, self.media_type.clone());
+        ManifestHead { digest, media_type, size: self.size() }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -105,13 +111,15 @@ impl Inner {
         digest: Digest,
         media_type: MediaType,
         size: u64,
-    ) -> Option<Arc<Content>> {
+    ) -> Result<Option<Arc<Content>>, CacheError> {
         if size > MEMORY_BYTES_MAX as u64 {
             return self.large_content(name, digest, media_type, size);
         }
-        let bytes: Arc<[u8]> = self.store.read(&digest, size)?.into();
+        let Some(bytes) = self.store.find_bytes(&digest, size)? else { return Ok(None) };
+        let bytes: Arc<[u8]> = bytes.into();
         self.parse_sizes(name, &media_type, &bytes);
-        Some(Arc::new(Content { digest, media_type, payload: Payload::Memory(bytes) }))
+        let payload = Payload::Memory(bytes);
+        Ok(Some(Arc::new(Content { digest, media_type, payload })))
     }
 
     /// A manifest that is sent from its file. It is read into memory only once in a while, for the sizes
@@ -122,13 +130,14 @@ impl Inner {
         digest: Digest,
         media_type: MediaType,
         size: u64,
-    ) -> Option<Arc<Content>> {
+    ) -> Result<Option<Arc<Content>>, CacheError> {
         if let Some(content) = lock(&self.in_use).get(&digest).and_then(Weak::upgrade)
             && content.media_type == media_type
         {
-            return Some(content);
+            return Ok(Some(content));
         }
-        let file = self.store.verified(&digest, size)?.file;
+        let Some(blob) = self.store.find_verified(&digest, size)? else { return Ok(None) };
+        let file = blob.file;
         let key = (name.clone(), digest);
         if lock(&self.sizes_read).get(&key).is_none()
             && let Ok(bytes) = read_all(&file, size)
@@ -136,7 +145,8 @@ impl Inner {
             self.parse_sizes(name, &media_type, &bytes);
             lock(&self.sizes_read).insert(key, ());
         }
-        Some(self.share(Content { digest, media_type, payload: Payload::File { file, size } }))
+        let payload = Payload::File { file, size };
+        Ok(Some(self.share(Content { digest, media_type, payload })))
     }
 
     /// Lets all that ask for a large manifest have one file.

@@ -53,8 +53,8 @@ impl Cache {
             return Ok(ready(content, How::Hit));
         }
         let stored = match reference {
-            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now)),
-            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now)),
+            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now))?,
+            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now))?,
         };
         let cached = match stored {
             Some(stored) => match stored.belief {
@@ -135,7 +135,7 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
 
 /// A manifest from the store, and whether it is believed.
 pub(super) struct Stored {
-    content: Arc<Content>,
+    pub(super) content: Arc<Content>,
     belief: Belief,
 }
 
@@ -170,19 +170,24 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
         access: Access,
-    ) -> Option<Stored> {
-        let record = self.store.manifest(name, digest, access)?;
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.store.find_manifest(name, digest, access)? else { return Ok(None) };
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
-        Some(Stored { content, belief: Belief::Fresh(None) })
+        Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
     }
 
-    fn stored_tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<Stored> {
-        let record = self.store.tag(name, tag, access)?;
+    fn stored_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.store.find_tag(name, tag, access)? else { return Ok(None) };
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
         let settings = self.settings();
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.now());
-        Some(Stored { content, belief })
+        Ok(content.map(|content| Stored { content, belief }))
     }
 
     /// The work of a manifest flight, on a fetcher.
@@ -193,8 +198,9 @@ impl Inner {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
             // Who looked before a flight landed and joined after it is the next pilot: that landing is its answer.
             Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
-                Some(stored) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
-                _ => self.fetch_by_tag(&name, tag),
+                Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
+                Ok(_) => self.fetch_by_tag(&name, tag),
+                Err(error) => Err(error),
             },
         };
         match &result {
@@ -212,11 +218,13 @@ impl Inner {
         name: &ImageName,
         digest: &Digest,
     ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             return Ok(stored.content);
         }
         let source = self.source(&name.upstream)?;
-        self.get_manifest(name, &*source, &Reference::Digest(*digest))
+        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest))?;
+        self.point_told_tags(name, &content);
+        Ok(content)
     }
 
     /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
@@ -227,7 +235,7 @@ impl Inner {
     ) -> Result<Arc<Content>, CacheError> {
         let source = self.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
-        let Some(record) = self.store.tag(name, tag, Access::Look) else {
+        let Some(record) = self.store.find_tag(name, tag, Access::Look)? else {
             let content = self.get_manifest(name, &*source, &reference)?;
             self.point_tag(name, tag, &content, None);
             return Ok(content);
@@ -263,7 +271,7 @@ impl Inner {
         tag: &Reference,
         digest: &Digest,
     ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look) {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             self.note::<()>(name, tag, &Ok(()));
             return Ok(stored.content);
         }
@@ -341,18 +349,18 @@ impl Inner {
         if !self.store.is_writable() {
             return Err(StoreError::ReadOnly { root: self.store.root().to_owned() }.into());
         }
-        let _lock = self.store.commit_lock()?;
+        let lock = self.store.commit_lock()?;
         self.store.ingest_bytes(digest, manifest.bytes())?;
         let record = ManifestRecord {
             media_type: manifest.media_type().clone(),
             size: manifest.bytes().len() as u64,
             fetched: self.now(),
         };
-        Ok(self.store.put_manifest(name, digest, &record)?)
+        Ok(self.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
     /// Writes what the tag is now, and that upstream has just confirmed it.
-    fn point_tag(
+    pub(super) fn point_tag(
         &self,
         name: &ImageName,
         tag: &Tag,

@@ -96,7 +96,10 @@ impl Misses {
         now: SystemTime,
     ) {
         match result {
-            Err(error) if error.is_trouble() => self.note_trouble(upstream, now),
+            // An object store that fails or limits us leaves the registry before it as it is.
+            Err(error) if error.is_trouble() && !error.is_elsewhere() => {
+                self.note_trouble(upstream, now);
+            }
             Err(error) if error.is_not_found() => {
                 lock(&self.troubled).remove(upstream);
                 lock(&self.missing).insert(asked, now);
@@ -112,7 +115,8 @@ impl Misses {
         result: &Result<T, UpstreamError>,
         now: SystemTime,
     ) {
-        if let Some(wait) = result.as_ref().err().and_then(UpstreamError::retry_after) {
+        let error = result.as_ref().err().filter(|error| !error.is_elsewhere());
+        if let Some(wait) = error.and_then(UpstreamError::retry_after) {
             lock(&self.limited).insert(upstream.clone(), now + wait.min(HOLD_BACK_MAX));
         }
     }

@@ -21,8 +21,10 @@ mod blobs;
 mod counts;
 mod download;
 mod error;
+mod evictor;
 mod filling;
 mod freshness;
+mod heads;
 mod keeper;
 mod lists;
 mod manifest_content;
@@ -34,7 +36,6 @@ mod prefetch;
 mod recent;
 mod referrers;
 mod retry;
-mod room;
 mod scheduler;
 mod scrub;
 mod traffic;
@@ -48,7 +49,7 @@ use std::time::{Duration, SystemTime};
 use crate::client_address::ClientAddress;
 use crate::flight::Flights;
 use crate::metrics::Metrics;
-use crate::oci::{Digest, ImageName, Reference, Upstream};
+use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
 use crate::store::Store;
 use crate::upstream::{Source, Sources, Standing};
 
@@ -56,6 +57,7 @@ pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
+pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifest_content::{ManifestAnswer, Payload};
@@ -68,13 +70,14 @@ pub use traffic::{FlightStatus, Load};
 pub use upkeep::{Upkeep, Upkeeper};
 
 pub use crate::store::{Blob, ImageUsage, SweepBusy, UsageSummary};
-pub use crate::upstream::{BreakerState, EndpointStatus, UpstreamStatus};
+pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 use blobs::{BlobKey, SizeFlights};
 use filling::Blame;
+use heads::{HEADS_REMEMBERED, HeadFlights, Told, ToldTags};
 use lists::ListFlights;
 use manifest_content::Content;
 use manifests::{HotManifest, ManifestFlights};
@@ -191,6 +194,7 @@ struct Inner {
     clock: Clock,
     blobs: blobs::BlobFlights,
     manifests: ManifestFlights,
+    heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
     blob_pool: Scheduler,
@@ -201,6 +205,10 @@ struct Inner {
     /// Large manifests that are being answered: who asks for one meanwhile shares its bytes, so that
     /// slow readers do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
+    /// What HEAD said of tags that are not cached.
+    told_heads: Mutex<Recent<(ImageName, Tag), Told>>,
+    /// The same by digest, until a manifest with that digest is cached.
+    told_tags: Mutex<Recent<(ImageName, Digest), ToldTags>>,
     /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
     /// Large manifests whose sizes are among them, as far as it is remembered.
@@ -215,8 +223,8 @@ struct Inner {
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
-    /// Locked while room is made, which is done once at a time: who waits finds it made.
-    room: Mutex<room::TriedInVain>,
+    /// Evictions, one at a time.
+    evictions: evictor::Evictions,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
     /// Downloads that somebody wants to end.
@@ -239,6 +247,7 @@ impl Cache {
             clock,
             blobs: Flights::new(),
             manifests: Flights::new(),
+            heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
             blob_pool: Scheduler::start(
@@ -256,6 +265,8 @@ impl Cache {
             misses: Misses::new(settings.negative_ttl),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             in_use: Mutex::new(HashMap::new()),
+            told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
+            told_tags: Mutex::new(Recent::new(HEADS_REMEMBERED)),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             sizes_read: Mutex::new(Recent::new(LARGE_MANIFESTS_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
@@ -263,7 +274,7 @@ impl Cache {
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             metrics: Arc::default(),
-            room: Mutex::default(),
+            evictions: evictor::Evictions::default(),
             queued_in_background: Mutex::new(HashSet::new()),
             cancelled: Mutex::new(HashSet::new()),
             usage_outdated: AtomicBool::new(false),
@@ -312,6 +323,7 @@ impl Cache {
     /// credentials.
     pub fn forget_troubles(&self, upstreams: &[Upstream]) {
         self.inner.misses.forget(upstreams);
+        self.inner.forget_heads(|name| !upstreams.contains(&name.upstream));
         lock(&self.inner.blamed).retain(|(upstream, _)| !upstreams.contains(upstream));
     }
 

@@ -34,6 +34,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::oci::Upstream;
+use crate::via;
 
 use queue::{ClassQueue, IsEmpty, Job, Run, Turns};
 
@@ -174,7 +175,7 @@ impl Scheduler {
             purpose,
             queued: Instant::now(),
             is_wanted: Box::new(is_wanted),
-            run: Box::new(run),
+            run: in_this_chain(run),
         };
         let dropped = self.queue(job);
         self.shared.queued.notify_one();
@@ -221,7 +222,7 @@ impl Scheduler {
         purpose: Purpose,
         run: impl FnOnce() + Send + 'static,
     ) -> bool {
-        let job = BackgroundJob { purpose, run: Box::new(run) };
+        let job = BackgroundJob { purpose, run: in_this_chain(run) };
         let refused = {
             let mut state = self.shared.lock();
             let is_of_class = |other: &&BackgroundJob| other.purpose.class == job.purpose.class;
@@ -309,6 +310,12 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// A job is part of the same chain of Larders as the request that needs it.
+fn in_this_chain(run: impl FnOnce() + Send + 'static) -> Run {
+    let chain = via::current();
+    Box::new(move || chain.enter(run))
 }
 
 /// What a fetcher does next.

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Cache;
 use super::background::Background;
+use super::evictor::Evictor;
 use crate::metrics::Removal;
-use crate::oci::{Choice, ImageName, Reference};
+use crate::oci::{Choice, ImageName, Reference, Upstream};
 use crate::prune::{
     self, Criteria, PinError, PinSettings, Pins, PruneError, PrunePolicy, Report, Request,
     RoomPolicy,
 };
 use crate::store::Chore;
+use crate::upstream::Standing;
 
 /// How often it is looked for something to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -32,6 +34,9 @@ const REST: u32 = 4;
 const STEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often `pinLists` are read for who does not read the configuration.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
+/// Partial downloads of registries that are not listed: at most so many are kept, and they are counted this often.
+const UNLISTED_PARTIALS_MAX: usize = 256;
+const PARTIALS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often what killed processes have left is looked for.
 const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -49,6 +54,7 @@ pub struct Upkeep {
 /// The thread that sees to it. Dropping it ends what it is at.
 pub struct Upkeeper {
     _thread: Background,
+    _evictor: Evictor,
 }
 
 impl Upkeeper {
@@ -57,9 +63,10 @@ impl Upkeeper {
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
-        let loss = "nothing is evicted in the background until a restart";
+        let loss = "nothing is counted, listed or pruned in the background until a restart";
+        let evictor = Evictor::start(cache.clone())?;
         let work = move |stopped| Work::new(cache, stopped).run();
-        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)? })
+        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)?, _evictor: evictor })
     }
 }
 
@@ -72,6 +79,7 @@ struct Work {
     walked: Instant,
     next_step: Instant,
     next_leftovers: Instant,
+    next_partials: Instant,
     /// What the configuration pinned when that was noted.
     noted: Option<PinSettings>,
     next_note: Instant,
@@ -88,6 +96,7 @@ impl Work {
             walked: now,
             next_step: now + STEP_INTERVAL,
             next_leftovers: now,
+            next_partials: now,
             noted: None,
             next_note: now,
         }
@@ -98,9 +107,9 @@ impl Work {
             if self.cache.store().is_writable() {
                 self.note_pins();
                 self.count();
-                self.cache.inner.keep_room();
                 self.prune_by_the_clock();
                 self.leftovers();
+                self.bound_partials();
             }
             if Instant::now() >= self.next_step {
                 self.cache.inner.metrics.step(self.cache.inner.now());
@@ -186,6 +195,23 @@ impl Work {
         }
     }
 
+    fn bound_partials(&mut self) {
+        if Instant::now() < self.next_partials {
+            return;
+        }
+        self.next_partials = Instant::now() + PARTIALS_INTERVAL;
+        let sources = &self.cache.inner.sources;
+        let is_bounded =
+            |upstream: &Upstream| !matches!(sources.standing(upstream), Ok(Standing::Listed));
+        match self.cache.store().bound_partials(UNLISTED_PARTIALS_MAX, &is_bounded) {
+            Ok(0) => {}
+            Ok(bytes) => {
+                log::info!("removed partial downloads of unlisted registries: {bytes} bytes")
+            }
+            Err(error) => log::warn!("partial downloads of unlisted registries stay: {error}"),
+        }
+    }
+
     fn leftovers(&mut self) {
         if Instant::now() >= self.next_leftovers {
             self.cache.store().remove_leftovers(self.cache.inner.now());
@@ -195,23 +221,30 @@ impl Work {
 }
 
 /// Rests between pieces of work, in proportion to them.
-struct Rests<'a> {
+pub(super) struct Rests<'a> {
     stopped: &'a Receiver<()>,
     since: Instant,
     worked: Duration,
 }
 
 impl Rests<'_> {
-    fn new(stopped: &Receiver<()>) -> Rests<'_> {
+    pub(super) fn new(stopped: &Receiver<()>) -> Rests<'_> {
         Rests { stopped, since: Instant::now(), worked: Duration::ZERO }
     }
 
-    fn go_on(&mut self) -> bool {
+    pub(super) fn go_on(&mut self) -> bool {
         let worked = self.since.elapsed();
         self.worked += worked;
         let told = self.stopped.recv_timeout(worked * REST);
         self.since = Instant::now();
         matches!(told, Err(RecvTimeoutError::Timeout))
+    }
+
+    /// The same without a rest, for work that somebody waits for.
+    pub(super) fn go_on_at_once(&mut self) -> bool {
+        self.worked += self.since.elapsed();
+        self.since = Instant::now();
+        matches!(self.stopped.try_recv(), Err(TryRecvError::Empty))
     }
 
     /// For how long it has worked, rests apart.

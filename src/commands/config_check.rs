@@ -11,7 +11,8 @@ use crate::config::Settings;
 /// [`CommandError`] for whatever would keep a server from starting, ports and the cache directory aside.
 pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), CommandError> {
     reload::check(settings)?;
-    settings.preload_images.as_deref().map(load::read_list).transpose()?;
+    let preload = settings.preload_images.as_deref();
+    preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
     for remark in reload::remarks(settings) {
         note(&remark);
     }

@@ -21,7 +21,7 @@ use crate::prune::parse_since;
 /// [`CommandError`] for what was typed wrong, for images that are not whole, and if writing fails.
 pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
-    let (selection, form) = (selection(typed)?, form(typed)?);
+    let (selection, form) = (selection(settings, typed)?, form(typed)?);
     let have = have(typed)?;
     let store = existing_store(&settings.store)?;
     let doing = "look through the cache";
@@ -44,8 +44,8 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     Ok(())
 }
 
-fn selection(typed: &Export) -> Result<Selection, CommandError> {
-    let choices = choices(&typed.images, &typed.list)?;
+fn selection(settings: &Settings, typed: &Export) -> Result<Selection, CommandError> {
+    let choices = choices(settings, &typed.images, &typed.list)?;
     if typed.all != choices.is_empty() {
         let text =
             "export: name images or patterns, or a file of them with --list, or all with --all";
@@ -101,12 +101,18 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
 ///
 /// # Errors
 /// [`CommandError::Usage`] for what is none, and for a list that cannot be read.
-pub(super) fn choices(typed: &[String], lists: &[PathBuf]) -> Result<Vec<Choice>, CommandError> {
-    let parse = |text: &String| text.parse().map_err(CommandError::Usage);
+pub(super) fn choices(
+    settings: &Settings,
+    typed: &[String],
+    lists: &[PathBuf],
+) -> Result<Vec<Choice>, CommandError> {
+    let expand = |text: &str| settings.naming.expand(text);
+    let parse = |text: &String| expand(text).parse().map_err(CommandError::Usage);
     let mut choices = typed.iter().map(parse).collect::<Result<Vec<Choice>, _>>()?;
     for path in lists {
         let text = read("--list", path)?;
-        choices.extend(Choice::parse_list(&text).map_err(|error| wrong(path, &error))?);
+        choices
+            .extend(Choice::parse_list_with(&text, expand).map_err(|error| wrong(path, &error))?);
     }
     Ok(choices)
 }

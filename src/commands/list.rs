@@ -25,7 +25,7 @@ const SHORT_DIGEST: usize = 12;
 /// # Errors
 /// [`CommandError`] for a pattern that is none, an order that is none, or no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let mut meant = choices(&command.patterns, &[])?;
+    let mut meant = choices(settings, &command.patterns, &[])?;
     meant.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
@@ -189,11 +189,11 @@ fn print_table(out: &mut dyn Write, rows: &[Row], now: SystemTime) -> io::Result
 fn print_tree(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     for row in rows {
         writeln!(out, "{}  {}", row.image.full_reference(), row.state())?;
-        for each in &row.graph.manifests {
+        for (each, blobs) in row.graph.tree() {
             let platform = each.descriptor.platform.as_deref().unwrap_or("-");
             let is_here = each.manifest.is_some();
             print_leaf(out, 1, each.descriptor.digest, each.descriptor.size, is_here, platform)?;
-            for blob in row.graph.blobs_of(each) {
+            for blob in blobs {
                 let is_here = blob.is_present;
                 print_leaf(out, 2, blob.descriptor.digest, blob.descriptor.size, is_here, "")?;
             }

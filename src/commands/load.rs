@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{CommandError, import, note, units};
+use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
@@ -99,16 +100,17 @@ impl Typed {
         let mut typed = Typed::default();
         for word in &command.images {
             match word.strip_prefix('@') {
-                Some(path) => typed.add_file(Path::new(path))?,
+                Some(path) => typed.add_file(Path::new(path), &settings.naming)?,
                 None => typed.wanted.push(
-                    Wanted::parse(word).map_err(|error| CommandError::Usage(error.to_string()))?,
+                    Wanted::parse(&settings.naming.expand(word))
+                        .map_err(|error| CommandError::Usage(error.to_string()))?,
                 ),
             }
         }
         let names = files.iter().flat_map(|names| names.split(',')).map(str::trim);
         for name in names.filter(|name| !name.is_empty()) {
             for path in matching(Path::new(name))? {
-                typed.add_file(&path)?;
+                typed.add_file(&path, &settings.naming)?;
             }
         }
         match typed.wanted.is_empty() && typed.bundles.is_empty() {
@@ -120,10 +122,10 @@ impl Typed {
     }
 
     /// A list of images, or a bundle: what is no text is none of the former.
-    fn add_file(&mut self, path: &Path) -> Result<(), CommandError> {
+    fn add_file(&mut self, path: &Path, naming: &Naming) -> Result<(), CommandError> {
         match path.is_dir() || !is_text(path)? {
             true => self.bundles.push(path.to_owned()),
-            false => self.wanted.extend(read_list(path)?),
+            false => self.wanted.extend(read_list(path, naming)?),
         }
         Ok(())
     }
@@ -162,12 +164,12 @@ fn is_text(path: &Path) -> Result<bool, CommandError> {
 }
 
 /// Reads an image list.
-pub(super) fn read_list(path: &Path) -> Result<Vec<Wanted>, CommandError> {
+pub(super) fn read_list(path: &Path, naming: &Naming) -> Result<Vec<Wanted>, CommandError> {
     let text = fs::read_to_string(path).map_err(|error| {
         CommandError::Usage(format!("cannot read the image list {}: {error}", path.display()))
     })?;
     let refuse = |error| CommandError::usage(&path.display().to_string(), &error);
-    Wanted::parse_list(&text).map_err(refuse)
+    Wanted::parse_list(&text, |entry| naming.expand(entry)).map_err(refuse)
 }
 
 /// Which children of an index: as typed, else as configured, else this machine's.

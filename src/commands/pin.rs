@@ -12,7 +12,7 @@ use crate::store::Store;
 /// # Errors
 /// [`CommandError`] for what was typed wrong, and if the disk refuses.
 pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), CommandError> {
-    let choices = choices(&command.images, &command.list)?;
+    let choices = choices(settings, &command.images, &command.list)?;
     let store = existing_store(&settings.store)?;
     if choices.is_empty() {
         let configured = &settings.cache.upkeep.pins;
@@ -42,7 +42,8 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
 /// # Errors
 /// [`CommandError`] for what was typed wrong or is not pinned, and if the disk refuses.
 pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), CommandError> {
-    let texts: Vec<String> = choices(&command.images, &[])?.iter().map(Choice::to_string).collect();
+    let texts: Vec<String> =
+        choices(settings, &command.images, &[])?.iter().map(Choice::to_string).collect();
     if texts.is_empty() {
         return Err(CommandError::Usage("unpin: which pins? larder pin prints them".into()));
     }

@@ -18,7 +18,7 @@ use crate::prune::{self, Criteria, Report, Request, parse_duration, parse_since}
 pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), CommandError> {
     logging::start(settings.log_level.at_least_warn(), settings.log_file.as_deref())?;
     let now = SystemTime::now();
-    let (criteria, choices) = wanted(command, now)?;
+    let (criteria, choices) = wanted(settings, command, now)?;
     let store = existing_store(&settings.store)?;
     let is_dry_run = command.dry_run;
     let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run };
@@ -35,8 +35,12 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
 
 /// What has to hold of the images that go. Something has to be said: a bare `larder prune` is somebody
 /// who wants to see what it does.
-fn wanted(command: &cli::Prune, now: SystemTime) -> Result<(Criteria, Vec<Choice>), CommandError> {
-    let mut choices = choices(&command.images, &[])?;
+fn wanted(
+    settings: &Settings,
+    command: &cli::Prune,
+    now: SystemTime,
+) -> Result<(Criteria, Vec<Choice>), CommandError> {
+    let mut choices = choices(settings, &command.images, &[])?;
     let patterns = list::expressions(command.pattern.as_deref())?;
     choices.extend(patterns.into_iter().map(Choice::Matching));
     let before = [

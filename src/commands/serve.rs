@@ -16,7 +16,7 @@ use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::access::Users;
-use crate::api::{Api, Management, ManagementListener, ReadToken, Scope, Setting};
+use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
 use crate::config::{self, Overrides, Settings};
@@ -54,7 +54,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
     reload::check(&settings)?;
     reload::warn_of(&settings);
-    let preload = settings.preload_images.as_deref().map(load::read_list).transpose()?;
+    let preload = settings.preload_images.as_deref();
+    let preload = preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
     let started = SystemTime::now();
     let store = Store::open(&settings.store)?;
     if settings.cache.freshness.own.is_some() {
@@ -87,7 +88,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
     let server = Server::bind(&[settings.listen], edge, tls.clone(), Arc::clone(&api) as _)?;
     cache.metrics().label_registries(labels(&settings));
-    let management = serve_management(&settings, &cache, &server, started)?;
+    let management = serve_management(&settings, &cache, api.naming(), &server, started)?;
     let running = Running { cache: cache.clone(), registries, api, tls };
     // One that waits stands for all that come before it is heeded.
     let (hangups, hung_up) = sync_channel(1);
@@ -170,12 +171,14 @@ pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
 fn serve_management(
     settings: &Settings,
     cache: &Cache,
+    naming: NamingInForce,
     serving: &Server,
     started: SystemTime,
 ) -> Result<Vec<Controller>, CommandError> {
     let listeners = &settings.management.listeners;
     let setting = Setting {
         cache: cache.clone(),
+        naming,
         edge: serving.controller(),
         token: settings.management.token_file.clone().map(token),
         platforms: settings.load_platforms.clone(),

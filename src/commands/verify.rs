@@ -30,7 +30,7 @@ const TEMPLATE: &str =
 /// # Errors
 /// [`CommandError::Unsound`] if something is wrong in the end.
 pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), CommandError> {
-    let meant = choices(&command.patterns, &[])?;
+    let meant = choices(settings, &command.patterns, &[])?;
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;

@@ -42,7 +42,7 @@ fn endpoints(entry: &RegistryEntry) -> Result<Vec<EndpointSettings>, String> {
         Some(all) => {
             let urls: Vec<&Endpoint> = all.iter().map(|each| &each.url.0).collect();
             if let Some(twice) = (1..urls.len()).find(|at| urls[..*at].contains(&urls[*at])) {
-                return Err(format!("the endpoint {} is listed twice", urls[twice].authority));
+                return Err(format!("the endpoint {} is listed twice", urls[twice].url()));
             }
             all.iter().map(|each| settings(&each.url.0, &Belongings::of(each))).collect()
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 use crate::cache::Ttl;
 use crate::oci::{Platform, PlatformError};
 use crate::prune::{FreeSpace, parse_duration};
-use crate::upstream::{Endpoint, Scheme};
+use crate::upstream::{ApiPath, Endpoint, Scheme};
 
 /// A value that the file holds as text and that is parsed while the file is read, so that an error has
 /// its position.
@@ -259,7 +259,7 @@ impl FromStr for PlatformText {
     }
 }
 
-/// The URL of an endpoint: scheme, host, port, and nothing behind.
+/// The URL of an endpoint: scheme, host, port, and the path of its API where that is not `/v2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EndpointUrl(pub(super) Endpoint);
 
@@ -269,7 +269,9 @@ impl FromStr for EndpointUrl {
     fn from_str(text: &str) -> Result<EndpointUrl, ParseValueError> {
         let refuse = || {
             ParseValueError(
-                "an endpoint is a URL without path, e.g. https://mirror.example.com:5000".into(),
+                "an endpoint is a URL such as https://mirror.example.com:5000 or \
+                 https://harbor.example.com/v2/project, without user, query and fragment"
+                    .into(),
             )
         };
         let (scheme, rest) = text.split_once("://").ok_or_else(refuse)?;
@@ -278,12 +280,13 @@ impl FromStr for EndpointUrl {
             "https" => Scheme::Https,
             _ => return Err(refuse()),
         };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let api = ApiPath::parse(path).ok_or_else(refuse)?;
         // The grammar of a registry's name is that of an authority.
         let upstream: crate::oci::Upstream = authority.parse().map_err(|_| refuse())?;
         Ok(EndpointUrl(match upstream.is_docker_hub() {
-            true => Endpoint::of(&upstream, scheme),
-            false => Endpoint { scheme, authority: authority.to_owned() },
+            true => Endpoint { api, ..Endpoint::of(&upstream, scheme) },
+            false => Endpoint { api, ..Endpoint::new(scheme, authority) },
         }))
     }
 }
@@ -374,12 +377,25 @@ mod tests {
 
     #[test]
     fn endpoints() {
-        for text in ["http://127.0.0.1:5000", "https://mirror.example.com/", "https://[::1]:5000"] {
+        for text in [
+            "http://127.0.0.1:5000",
+            "https://mirror.example.com/",
+            "https://[::1]:5000",
+            "https://harbor.corp/v2/hub-cache",
+            "https://corp/artifactory/api/docker/x/",
+        ] {
             assert!(text.parse::<EndpointUrl>().is_ok(), "{text}");
         }
-        for text in
-            ["127.0.0.1:5000", "ftp://x", "http://", "http://a/b", "http://u:p@a", "https://a?b"]
-        {
+        for text in [
+            "127.0.0.1:5000",
+            "ftp://x",
+            "http://",
+            "http://a/../b",
+            "http://u:p@a",
+            "https://a?b",
+            "https://a/b?c",
+            "https://a/b#c",
+        ] {
             assert!(text.parse::<EndpointUrl>().is_err(), "{text}");
         }
     }

@@ -162,7 +162,7 @@ impl Connection {
             Phase::Head => self.head_began.is_some(),
             Phase::Greeting | Phase::Handshake | Phase::Lingering { .. } => false,
             // The handler has not heard of this request yet.
-            Phase::Dropping { .. } => true,
+            Phase::Dropping { .. } | Phase::DroppingChunks { .. } => true,
             Phase::Waiting { request, .. } => {
                 tell_unanswered(&request, CLIENT_CLOSED_REQUEST, Outcome::Drained, worker);
                 true

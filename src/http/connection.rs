@@ -4,6 +4,7 @@
 //! files of their own: `handshake` (TLS), `reading` (heads, small bodies), `answering` (the handler), `sending`
 //! (responses) and `closing`.
 
+use super::chunks::ChunkReader;
 use super::handler::{Context, Pending};
 use super::limits::{HEAD_BYTES_MAX, SURPLUS_TIMEOUT, Settings};
 use super::parking::{Admission, Interest, Losable, Parking, Stage, Ticket};
@@ -42,6 +43,13 @@ pub(super) enum Phase {
     Head,
     /// Reading the small body of a request that nobody wants.
     Dropping { request: Box<Request>, bytes_left: u64, deadline: Instant },
+    /// As `Dropping`, for a body in chunks.
+    DroppingChunks {
+        request: Box<Request>,
+        reader: ChunkReader,
+        bytes_left: u64,
+        deadline: Instant,
+    },
     /// The handler waits for something.
     Waiting { request: Box<Request>, pending: Box<dyn Pending> },
     /// A response is on its way.
@@ -157,6 +165,9 @@ impl Connection {
                 Phase::Head => self.read_head(worker),
                 Phase::Dropping { request, bytes_left, deadline } => {
                     self.drop_body(request, bytes_left, deadline, worker)
+                }
+                Phase::DroppingChunks { request, reader, bytes_left, deadline } => {
+                    self.drop_chunks(request, reader, bytes_left, deadline, worker)
                 }
                 Phase::Waiting { request, pending } => self.resume(request, pending, worker),
                 Phase::Sending(sending) => self.send(sending, worker),

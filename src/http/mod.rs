@@ -27,6 +27,7 @@ mod tls;
 mod wire;
 
 mod answering;
+mod chunks;
 mod closing;
 mod connection;
 mod handshake;

@@ -2,6 +2,7 @@
 //!
 //! It must not know what is answered.
 
+use super::chunks::{ChunkReader, Chunks};
 use super::connection::{Connection, HeadScan, Phase, Turn};
 use super::head::{self, Parsed};
 use super::limits::{BODY_DISCARD_MAX, SURPLUS_TIMEOUT};
@@ -119,6 +120,16 @@ impl Connection {
                 self.phase = Phase::Dropping { request, bytes_left: bytes, deadline };
                 Continue(())
             }
+            // Proxies and service meshes frame a GET without a body as an empty chunked one.
+            Framing::Chunked if matches!(request.method, Method::Get | Method::Head) => {
+                if request.expects_continue && self.input.is_empty() && !self.invite_body() {
+                    return Break(Turn::Close);
+                }
+                let deadline = worker.now + worker.shared.settings.head_timeout;
+                let (reader, bytes_left) = (ChunkReader::new(), BODY_DISCARD_MAX);
+                self.phase = Phase::DroppingChunks { request, reader, bytes_left, deadline };
+                Continue(())
+            }
             Framing::Length(_) | Framing::Chunked => {
                 self.unread_body = true;
                 if matches!(request.method, Method::Get | Method::Head) {
@@ -162,6 +173,51 @@ impl Connection {
                     let began = request.began;
                     self.phase = Phase::Dropping { request, bytes_left, deadline };
                     return park_losable(Interest::Bytes, deadline, began);
+                }
+                Err(Halt::Blocked) => {
+                    let text = "the request body took too long";
+                    return self.refuse(Some(request), 408, text, worker);
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Reads a small chunked body to its end, then asks the handler.
+    pub(super) fn drop_chunks(
+        &mut self,
+        request: Box<Request>,
+        mut reader: ChunkReader,
+        mut bytes_left: u64,
+        deadline: Instant,
+        worker: &mut Worker,
+    ) -> ControlFlow<Turn> {
+        loop {
+            let received = self.input.bytes().len();
+            match reader.take(self.input.bytes()) {
+                Chunks::Ended { consumed } if consumed as u64 <= bytes_left => {
+                    self.input.consume(consumed);
+                    return self.ask(request, worker);
+                }
+                Chunks::Partial if received as u64 <= bytes_left => {
+                    self.input.consume(received);
+                    bytes_left -= received as u64;
+                }
+                Chunks::Malformed => {
+                    let text = "malformed chunked request body";
+                    return self.refuse(Some(request), 400, text, worker);
+                }
+                Chunks::Ended { .. } | Chunks::Partial => {
+                    return self.refuse(Some(request), 413, "no request body is wanted", worker);
+                }
+            }
+            match self.wire.read(self.input.room()) {
+                Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
+                Ok(_) => {}
+                Err(Halt::Blocked) if worker.now < deadline => {
+                    self.phase = Phase::DroppingChunks { request, reader, bytes_left, deadline };
+                    return park(Interest::Bytes, deadline);
                 }
                 Err(Halt::Blocked) => {
                     let text = "the request body took too long";

@@ -3,8 +3,6 @@
 //! What is in force is replaced as a whole: who is connected goes on with what was in force when it came.
 
 use crate::certificates::{self, CertificateError, IdentityFiles, Stamp};
-use rustls::crypto::CryptoProvider;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use std::fmt;
@@ -65,7 +63,7 @@ impl ServerTlsSettings {
             path: self.identity.cert.clone(),
             reason: error.to_string(),
         };
-        let builder = ServerConfig::builder_with_provider(provider())
+        let builder = ServerConfig::builder_with_provider(certificates::provider())
             .with_safe_default_protocol_versions()
             .map_err(refused)?;
         let builder = match self.verifier()? {
@@ -81,31 +79,21 @@ impl ServerTlsSettings {
 
     fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, ServerTlsError> {
         let ClientAuth::Verify { ca } = &self.clients else { return Ok(None) };
-        let mut roots = RootCertStore::empty();
-        match ca {
+        let authorities = match ca {
             Some(path) => {
-                for certificate in certificates::load_chain(path)? {
-                    roots.add(certificate).map_err(|error| CertificateError::Unusable {
-                        path: path.clone(),
-                        reason: error.to_string(),
+                let authorities = certificates::load_chain(path)?;
+                for each in &authorities {
+                    RootCertStore::empty().add(each.clone()).map_err(|error| {
+                        CertificateError::Unusable { path: path.clone(), reason: error.to_string() }
                     })?;
                 }
+                authorities
             }
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        if roots.is_empty() {
-            return Err(ServerTlsError::NoAuthorities);
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        Ok(Some(verifier.build().map_err(|_| ServerTlsError::NoAuthorities)?))
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        let verifier = certificates::client_verifier(authorities);
+        Ok(Some(verifier.map_err(|_| ServerTlsError::NoAuthorities)?))
     }
-}
-
-/// Named, because with two providers in one program rustls refuses to choose.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// Why TLS cannot be offered.

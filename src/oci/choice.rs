@@ -52,9 +52,20 @@ impl Choice {
     /// # Errors
     /// What is wrong, with the number of its line.
     pub fn parse_list(text: &str) -> Result<Vec<Choice>, String> {
+        Choice::parse_list_with(text, str::to_owned)
+    }
+
+    /// The same with other names: `expand` replaces aliases.
+    ///
+    /// # Errors
+    /// As [`Choice::parse_list`].
+    pub fn parse_list_with(
+        text: &str,
+        expand: impl Fn(&str) -> String,
+    ) -> Result<Vec<Choice>, String> {
         let mut choices = Vec::new();
         for (number, entry) in entries(text) {
-            choices.push(entry.parse().map_err(|error| format!("line {number}: {error}"))?);
+            choices.push(expand(entry).parse().map_err(|error| format!("line {number}: {error}"))?);
         }
         Ok(choices)
     }

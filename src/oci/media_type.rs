@@ -93,12 +93,13 @@ impl MediaType {
         }
     }
 
-    /// Whether a server that says this says nothing about a manifest: then the body tells.
+    /// Whether a server that says this says nothing about a manifest, so that the body decides: everything
+    /// but a vendor's type in JSON, which may be a kind of manifest that is not known here. Object stores and
+    /// web servers label files `binary/octet-stream`, `text/json` and much else.
     pub fn is_vague(&self) -> bool {
-        matches!(
-            self.as_str(),
-            "text/plain" | "text/html" | "application/json" | "application/octet-stream"
-        )
+        let is_specific = self.as_str().starts_with("application/vnd.")
+            && (self.as_str().ends_with("+json") || self.is_schema1());
+        !is_specific
     }
 }
 

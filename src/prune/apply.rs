@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::pins::{PinError, PinSettings, Pins};
-use super::plan::{Candidate, Criteria, Item, Leftover, Plan, plan_matching, plan_room};
+use super::plan::{Candidate, Criteria, Plan, plan_matching};
 use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
-    Catalogue, CatalogueImage, GRACE, PartialFile, Removal, Store, StoreError, Sweep, SweepBusy,
+    Catalogue, CatalogueImage, GRACE, Removal, Store, StoreError, Sweep, SweepBusy,
 };
 
 /// How often it is begun anew for what was used or changed between the look and the removal.
@@ -33,13 +33,6 @@ pub enum Request<'a> {
         choices: &'a [Choice],
         /// Whether only to say what would go.
         is_dry_run: bool,
-    },
-    /// So many bytes more are to be free.
-    Room {
-        /// Bytes.
-        bytes: u64,
-        /// With less nobody is helped, and nothing is to go for it.
-        at_least: u64,
     },
 }
 
@@ -121,10 +114,10 @@ pub fn prune(
     now: SystemTime,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Report, PruneError> {
-    let is_dry_run = matches!(request, Request::Matching { is_dry_run: true, .. });
+    let Request::Matching { is_dry_run, .. } = request;
     if is_dry_run {
         let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
-        let round = Round::plan(store, pins, request, now, &catalogue, None)?;
+        let round = Round::plan(store, pins, request, now, &catalogue)?;
         return Ok(round.would_be(now));
     }
     let mut report = Report::default();
@@ -138,17 +131,13 @@ pub fn prune(
         let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
         let left_of_count;
         let left = match request {
-            Request::Room { bytes, at_least } => Request::Room {
-                bytes: bytes.saturating_sub(report.freed_bytes),
-                at_least: at_least.saturating_sub(report.freed_bytes),
-            },
             Request::Matching { criteria, choices, is_dry_run } => {
                 let count = criteria.count.map(|count| count.saturating_sub(report.removed));
                 left_of_count = Criteria { count, ..*criteria };
                 Request::Matching { criteria: &left_of_count, choices, is_dry_run }
             }
         };
-        let plan = Round::plan(store, pins, left, now, &catalogue, Some(&sweep))?;
+        let plan = Round::plan(store, pins, left, now, &catalogue)?;
         report.kept_in_use = plan.apply(&sweep, now, go_on, &mut report)?;
         if report.kept_in_use == 0 {
             break;
@@ -192,7 +181,6 @@ fn stand_by_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
 struct Round<'a> {
     store: &'a Store,
     catalogue: &'a Catalogue,
-    leftovers: Vec<PartialFile>,
     plan: Plan,
 }
 
@@ -203,7 +191,6 @@ impl<'a> Round<'a> {
         request: Request<'_>,
         now: SystemTime,
         catalogue: &'a Catalogue,
-        sweep: Option<&Sweep>,
     ) -> Result<Round<'a>, PruneError> {
         // After the look: a pin that was set meanwhile counts.
         let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
@@ -237,37 +224,13 @@ impl<'a> Round<'a> {
             .collect();
         stand_by_subjects(catalogue, &mut candidates);
         let sizes: Vec<u64> = catalogue.content.iter().map(|content| content.size).collect();
-        let (leftovers, plan) = match request {
-            Request::Matching { criteria, .. } => {
-                (Vec::new(), plan_matching(&candidates, &sizes, criteria, now))
-            }
-            Request::Room { bytes, at_least } => {
-                let files = store.idle_partials();
-                let leftovers: Vec<Leftover> = files
-                    .iter()
-                    .map(|file| Leftover { used: file.written, bytes: file.bytes })
-                    .collect();
-                // Blobs younger than the grace period would stay whatever becomes of their names.
-                let in_use_since = now.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
-                // Of what nothing needs, that which goes in any case: what is young stays.
-                let goes = |sweep: &Sweep| sweep.bytes_to_free(&catalogue.unreferenced, GRACE);
-                let rubbish = sweep.map_or(0, goes);
-                let wanted = bytes.saturating_sub(rubbish);
-                let plan = plan_room(&candidates, &leftovers, &sizes, wanted, in_use_since);
-                match plan.freed_bytes + rubbish >= at_least {
-                    true => (files, plan),
-                    false => (files, Plan { pinned: plan.pinned, ..Plan::default() }),
-                }
-            }
-        };
-        Ok(Round { store, catalogue, leftovers, plan })
+        let Request::Matching { criteria, .. } = request;
+        let plan = plan_matching(&candidates, &sizes, criteria, now);
+        Ok(Round { store, catalogue, plan })
     }
 
     fn images(&self) -> impl Iterator<Item = usize> {
-        self.plan.remove.iter().filter_map(|item| match item {
-            Item::Image(place) => Some(*place),
-            Item::Leftover(_) => None,
-        })
+        self.plan.remove.iter().copied()
     }
 
     /// The report of a dry run.
@@ -327,14 +290,6 @@ impl<'a> Round<'a> {
         report: &mut Report,
     ) -> Result<usize, PruneError> {
         report.kept_pinned = self.plan.pinned;
-        for item in &self.plan.remove {
-            if let Item::Leftover(place) = item
-                && let Some(bytes) = self.store.remove_partial(&self.leftovers[*place])?
-            {
-                report.partials += 1;
-                report.freed_bytes += bytes;
-            }
-        }
         let gone = self.remove_names(sweep, go_on)?;
         let in_use = self.images().count() - gone.len();
         for place in self.images().filter(|place| gone.contains(place)) {

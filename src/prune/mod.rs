@@ -14,6 +14,7 @@
 //! * **What was used in the last ten minutes is not evicted**: its blobs could not go anyway.
 
 mod apply;
+mod evict;
 mod pins;
 mod plan;
 mod room;
@@ -23,7 +24,8 @@ mod when;
 mod tests;
 
 pub use apply::{PruneError, Report, Request, prune};
+pub use evict::{Eviction, Evictor};
 pub use pins::{PinError, PinSettings, Pins, read_pins};
-pub use plan::{Candidate, Criteria, Item, Plan, plan_matching, plan_room};
+pub use plan::{Candidate, Criteria, Plan, plan_matching};
 pub use room::{Disk, FreeSpace, PruneBy, PrunePolicy, RoomPolicy};
 pub use when::{parse_duration, parse_since, timestamp};

@@ -52,6 +52,8 @@ pub fn read_pins(path: &Path) -> Result<Vec<Choice>, PinError> {
 /// All pins, ready to be asked.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
+    /// All of them as text, by which two are compared.
+    texts: Vec<String>,
     names: HashSet<String>,
     patterns: Vec<Pattern>,
     /// The repositories of which a digest is pinned.
@@ -108,6 +110,7 @@ impl Pins {
 
     fn add(&mut self, pin: Choice) {
         let text = pin.to_string();
+        self.texts.push(text.clone());
         match pin {
             Choice::Matching(pattern) => {
                 self.match_digests |= text.contains('@');
@@ -120,6 +123,12 @@ impl Pins {
                 self.names.insert(text);
             }
         }
+    }
+}
+
+impl PartialEq for Pins {
+    fn eq(&self, other: &Pins) -> bool {
+        self.texts == other.texts
     }
 }
 

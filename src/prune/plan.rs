@@ -17,15 +17,6 @@ pub struct Candidate<'a> {
     pub content: &'a [u32],
 }
 
-/// A download that nobody is at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leftover {
-    /// When it last grew.
-    pub used: Option<SystemTime>,
-    /// How large it is.
-    pub bytes: u64,
-}
-
 /// Which images are to be pruned: those of which all holds that is said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Criteria {
@@ -39,20 +30,11 @@ pub struct Criteria {
     pub include_pinned: bool,
 }
 
-/// What is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Item {
-    /// An image, by its place among the candidates.
-    Image(usize),
-    /// A leftover, by its place.
-    Leftover(usize),
-}
-
 /// What is to be removed, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Images and leftovers.
-    pub remove: Vec<Item>,
+    /// Images, by their places among the candidates.
+    pub remove: Vec<usize>,
     /// Images that would be, were they not pinned.
     pub pinned: usize,
     /// Bytes that this frees: of content that nothing else needs.
@@ -67,7 +49,8 @@ pub fn plan_matching(
     now: SystemTime,
 ) -> Plan {
     let is_unused = |candidate: &Candidate<'_>| match (criteria.unused_for, candidate.used) {
-        (Some(span), Some(used)) => now.duration_since(used).is_ok_and(|age| age >= span),
+        // A time in the future counts as now.
+        (Some(span), Some(used)) => now.duration_since(used).unwrap_or_default() >= span,
         // Of which nobody knows the time: it stays until that is known.
         (Some(_), None) => false,
         (None, _) => true,
@@ -90,42 +73,7 @@ pub fn plan_matching(
             continue;
         }
         plan.freed_bytes += references.release(candidate.content);
-        plan.remove.push(Item::Image(place));
-    }
-    plan
-}
-
-/// The least recently used, images and leftovers, until so many bytes are free. What was used after
-/// `in_use_since` stays, and so do pinned images. May fall short.
-pub fn plan_room(
-    candidates: &[Candidate<'_>],
-    leftovers: &[Leftover],
-    sizes: &[u64],
-    wanted_bytes: u64,
-    in_use_since: SystemTime,
-) -> Plan {
-    let mut plan = Plan::default();
-    let mut references = References::count(candidates, sizes);
-    let images = candidates.iter().enumerate().map(|(at, each)| (each.used, Item::Image(at)));
-    let others = leftovers.iter().enumerate().map(|(at, each)| (each.used, Item::Leftover(at)));
-    let mut items: Vec<(Option<SystemTime>, Item)> = images.chain(others).collect();
-    items.sort_unstable();
-    for (used, item) in items {
-        if plan.freed_bytes >= wanted_bytes {
-            break;
-        }
-        let is_in_use = used.is_some_and(|used| used > in_use_since);
-        match item {
-            // Whether it is in use or not: what is pinned stays for longer than that.
-            Item::Image(at) if candidates[at].is_pinned => {
-                plan.pinned += 1;
-                continue;
-            }
-            _ if is_in_use => continue,
-            Item::Image(at) => plan.freed_bytes += references.release(candidates[at].content),
-            Item::Leftover(at) => plan.freed_bytes += leftovers[at].bytes,
-        }
-        plan.remove.push(item);
+        plan.remove.push(place);
     }
     plan
 }
@@ -181,8 +129,8 @@ mod tests {
         Candidate { used, fetched: at(100), is_pinned: false, is_meant: true, content }
     }
 
-    fn images(places: &[usize]) -> Vec<Item> {
-        places.iter().copied().map(Item::Image).collect()
+    fn images(places: &[usize]) -> Vec<usize> {
+        places.to_vec()
     }
 
     /// Four images: 0 and 1 share content 1, and 3 is the oldest.
@@ -243,32 +191,6 @@ mod tests {
         };
         // 50 of the oldest, then 30 of what image 1 has alone, then 10 and the 20 that both had.
         assert_eq!([plan(1), plan(2), plan(3)], [50, 80, 110]);
-    }
-
-    #[test]
-    fn room_is_made_of_the_least_recently_used_that_are_neither_pinned_nor_in_use() {
-        let all = four();
-        let leftovers = [
-            Leftover { used: Some(at(350)), bytes: 7 },
-            Leftover { used: Some(at(499)), bytes: 1000 },
-        ];
-        let leftover = |place| Item::Leftover(place);
-        for (wanted, in_use_since, remove, pinned, freed_bytes) in [
-            (0, 500, vec![], 0, 0),
-            (1, 500, vec![Item::Image(3)], 0, 50),
-            (50, 500, vec![Item::Image(3)], 0, 50),
-            (51, 500, vec![Item::Image(3), leftover(0)], 1, 57),
-            (58, 500, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
-            (9999, 400, vec![Item::Image(3), leftover(0), Item::Image(1)], 1, 87),
-            (9999, 399, vec![Item::Image(3), leftover(0)], 1, 57),
-            (9999, 100, vec![], 1, 0),
-        ] {
-            let plan = plan_room(&all, &leftovers, &SIZES, wanted, at(in_use_since));
-            assert_eq!(plan, Plan { remove, pinned, freed_bytes }, "{wanted} {in_use_since}");
-        }
-        let unknown = [Candidate { used: None, ..all[0] }];
-        let plan = plan_room(&unknown, &[], &SIZES, 1, at(100));
-        assert_eq!(plan.remove, images(&[0]), "never used is the least recent");
     }
 
     #[test]

@@ -5,9 +5,12 @@ use std::time::{Duration, SystemTime};
 use super::plan::Criteria;
 use crate::store::Store;
 
-/// When room is made, it is made down to this share of the cap, and up to as much more than the floor: so
-/// that it need not be made again for the next blob.
-const LOW_WATER_PERCENT: u64 = 90;
+/// The watermarks, as shares of the limits: at the high one eviction begins, and ends at the low one. Of the cap
+/// so much stays unused, and of the floor so much more stays free.
+const HIGH_WATER_DIVISOR: u64 = 20;
+const LOW_WATER_DIVISOR: u64 = 10;
+/// Inodes that stay free: a hundredth of those of the file system, and at most so many.
+const FREE_FILES_MAX: u64 = 1000;
 
 /// Room that is kept free on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +39,34 @@ pub struct Disk {
     pub free_bytes: Option<u64>,
     /// How large it is.
     pub size_bytes: Option<u64>,
+    /// Files that can still be created; nothing where the file system has no bound.
+    pub free_files: Option<u64>,
+    /// How many files it can have.
+    pub files_max: Option<u64>,
 }
 
 impl Disk {
     /// The disk of a cache, now.
     pub fn of(store: &Store) -> Disk {
+        let space = store.space();
         Disk {
             used_bytes: store.disk_bytes(),
-            free_bytes: store.free_bytes(),
-            size_bytes: store.disk_size(),
+            free_bytes: space.map(|space| space.free_bytes),
+            size_bytes: space.map(|space| space.size_bytes),
+            free_files: space.and_then(|space| space.free_files),
+            files_max: space.and_then(|space| space.files_max),
         }
+    }
+
+    /// Whether the file system has too few inodes left.
+    pub fn lacks_files(&self) -> bool {
+        self.has_fewer_files_than(1)
+    }
+
+    /// Whether it has fewer left than so many times those that stay free.
+    fn has_fewer_files_than(&self, times: u64) -> bool {
+        let spare = |max: u64| (max / 100).min(FREE_FILES_MAX).saturating_mul(times);
+        self.free_files.zip(self.files_max).is_some_and(|(free, max)| free < spare(max))
     }
 }
 
@@ -76,19 +97,29 @@ impl RoomPolicy {
         over_cap.max(below_floor)
     }
 
-    /// How many bytes to free for `more_bytes`, if any are lacking: so many more that it lasts.
-    pub fn to_free(&self, disk: &Disk, more_bytes: u64) -> Option<u64> {
-        if self.lacking(disk, more_bytes) == 0 {
-            return None;
+    /// Whether so many bytes fit, and inodes are left.
+    pub fn has_room(&self, disk: &Disk, more_bytes: u64) -> bool {
+        self.lacking(disk, more_bytes) == 0 && !disk.lacks_files()
+    }
+
+    /// Whether nothing need be evicted ahead of demand.
+    pub fn below_high_watermark(&self, disk: &Disk) -> bool {
+        self.watermark(disk, HIGH_WATER_DIVISOR).lacking(disk, 0) == 0
+            && !disk.has_fewer_files_than(2)
+    }
+
+    /// Whether so much was evicted that it lasts.
+    pub fn below_low_watermark(&self, disk: &Disk) -> bool {
+        self.watermark(disk, LOW_WATER_DIVISOR).lacking(disk, 0) == 0
+            && !disk.has_fewer_files_than(3)
+    }
+
+    fn watermark(&self, disk: &Disk, divisor: u64) -> RoomPolicy {
+        let floor = self.floor_bytes(disk);
+        RoomPolicy {
+            cap_bytes: self.cap_bytes.map(|cap| cap - cap / divisor),
+            floor: floor.map(|floor| FreeSpace::Bytes(floor.saturating_add(floor / divisor))),
         }
-        let margin = 100 - LOW_WATER_PERCENT;
-        let low_water = RoomPolicy {
-            cap_bytes: self.cap_bytes.map(|cap| cap / 100 * LOW_WATER_PERCENT),
-            floor: self
-                .floor_bytes(disk)
-                .map(|floor| FreeSpace::Bytes(floor.saturating_add(floor / 100 * margin))),
-        };
-        Some(low_water.lacking(disk, more_bytes))
     }
 }
 
@@ -138,25 +169,76 @@ mod tests {
 
     #[test]
     fn room_lacks_over_the_cap_and_below_the_floor() {
-        let disk = Disk { used_bytes: Some(800), free_bytes: Some(300), size_bytes: Some(2000) };
+        let disk = Disk {
+            used_bytes: Some(800),
+            free_bytes: Some(300),
+            size_bytes: Some(2000),
+            ..Disk::default()
+        };
         let (cap, bytes, percent) =
             (Some(1000), Some(FreeSpace::Bytes(100)), Some(FreeSpace::Percent(10)));
-        for (cap_bytes, floor, more, lacking, to_free) in [
-            (None, None, 9999, 0, None),
-            (cap, None, 0, 0, None),
-            (cap, None, 200, 0, None),
-            (cap, None, 201, 1, Some(101)),
-            (cap, None, 500, 300, Some(400)),
-            (None, bytes, 200, 0, None),
-            (None, bytes, 250, 50, Some(60)),
-            (None, percent, 100, 0, None),
-            (None, percent, 101, 1, Some(21)),
-            (cap, bytes, 400, 200, Some(300)),
-            (cap, percent, 190, 90, Some(110)),
+        for (cap_bytes, floor, more, lacking) in [
+            (None, None, 9999, 0),
+            (cap, None, 0, 0),
+            (cap, None, 200, 0),
+            (cap, None, 201, 1),
+            (cap, None, 500, 300),
+            (None, bytes, 200, 0),
+            (None, bytes, 250, 50),
+            (None, percent, 100, 0),
+            (None, percent, 101, 1),
+            (cap, bytes, 400, 200),
+            (cap, percent, 190, 90),
         ] {
             let policy = RoomPolicy { cap_bytes, floor };
             assert_eq!(policy.lacking(&disk, more), lacking, "{policy:?} {more}");
-            assert_eq!(policy.to_free(&disk, more), to_free, "{policy:?} {more}");
+            assert_eq!(policy.has_room(&disk, more), lacking == 0, "{policy:?} {more}");
+        }
+    }
+
+    #[test]
+    fn watermarks_are_below_the_cap_and_above_the_floor() {
+        let disk = |used, free| Disk {
+            used_bytes: Some(used),
+            free_bytes: Some(free),
+            size_bytes: Some(9999),
+            ..Disk::default()
+        };
+        let cap = RoomPolicy { cap_bytes: Some(1000), floor: None };
+        let floor = RoomPolicy { cap_bytes: None, floor: Some(FreeSpace::Bytes(1000)) };
+        for (policy, disk, below_high, below_low) in [
+            (cap, disk(900, 0), true, true),
+            (cap, disk(901, 0), true, false),
+            (cap, disk(950, 0), true, false),
+            (cap, disk(951, 0), false, false),
+            (floor, disk(0, 1100), true, true),
+            (floor, disk(0, 1099), true, false),
+            (floor, disk(0, 1050), true, false),
+            (floor, disk(0, 1049), false, false),
+        ] {
+            assert_eq!(policy.below_high_watermark(&disk), below_high, "{policy:?} {disk:?}");
+            assert_eq!(policy.below_low_watermark(&disk), below_low, "{policy:?} {disk:?}");
+        }
+    }
+
+    #[test]
+    fn inodes_are_watched_like_bytes() {
+        let disk =
+            |free, max| Disk { free_files: Some(free), files_max: Some(max), ..Disk::default() };
+        let policy = RoomPolicy { cap_bytes: Some(1), floor: None };
+        for (free, max, has_room, below_high, below_low) in [
+            (0, 1000, false, false, false),
+            (9, 1000, false, false, false),
+            (10, 1000, true, false, false),
+            (20, 1000, true, true, false),
+            (30, 1000, true, true, true),
+            (999, 10_000_000, false, false, false),
+            (3000, 10_000_000, true, true, true),
+        ] {
+            let disk = disk(free, max);
+            assert_eq!(policy.has_room(&disk, 0), has_room, "{disk:?}");
+            assert_eq!(policy.below_high_watermark(&disk), below_high, "{disk:?}");
+            assert_eq!(policy.below_low_watermark(&disk), below_low, "{disk:?}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::*;
@@ -82,6 +83,22 @@ impl Shelf {
         all
     }
 
+    /// Evicts until so many bytes are free.
+    fn evict(&self, bytes: u64) -> Result<Eviction, PruneError> {
+        self.evict_by(&mut Evictor::default(), bytes)
+    }
+
+    fn evict_by(&self, evictor: &mut Evictor, bytes: u64) -> Result<Eviction, PruneError> {
+        self.store.count_disk(&mut || true).unwrap();
+        let before = self.store.disk_bytes().unwrap();
+        let is_enough = || self.store.disk_bytes().unwrap().saturating_add(bytes) <= before;
+        let (pins, mut eviction) = (PinSettings::default(), Eviction::default());
+        let clock = || self.now;
+        let evicted =
+            evictor.evict(&self.store, &pins, &clock, &is_enough, &mut || true, &mut eviction);
+        evicted.map(|()| eviction)
+    }
+
     fn prune(&self, request: Request<'_>) -> Result<Report, PruneError> {
         prune(&self.store, &PinSettings::default(), request, self.now, &mut || true)
     }
@@ -100,10 +117,6 @@ fn name(repository: &str) -> ImageName {
 
 fn all(criteria: &Criteria) -> Request<'_> {
     Request::Matching { criteria, choices: &[], is_dry_run: false }
-}
-
-fn room(bytes: u64) -> Request<'static> {
-    Request::Room { bytes, at_least: 0 }
 }
 
 #[test]
@@ -193,7 +206,8 @@ fn pinned_images_stay_until_it_is_said_that_they_go_too() {
     let criteria = Criteria::default();
     let report = shelf.prune(all(&criteria)).unwrap();
     assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
-    assert_eq!(shelf.prune(room(1 << 40)).unwrap().removed, 0);
+    let eviction = shelf.evict(1 << 40).unwrap();
+    assert_eq!((eviction.images, eviction.pinned), (0, 1));
     assert_eq!(shelf.images(), ["quay.io/a:v1"]);
     let criteria = Criteria { include_pinned: true, ..Criteria::default() };
     assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
@@ -228,8 +242,8 @@ fn a_name_that_cannot_be_read_stops_everything() {
     shelf.age(48);
     let path = shelf.directory.path().join("refs/quay.io/a/_tags/v9");
     std::os::unix::fs::symlink("v9", &path).unwrap();
-    for request in [all(&Criteria::default()), room(1)] {
-        let error = shelf.prune(request).unwrap_err().to_string();
+    let errors = [shelf.prune(all(&Criteria::default())).unwrap_err(), shelf.evict(1).unwrap_err()];
+    for error in errors.map(|error| error.to_string()) {
         assert!(error.contains("_tags/v9") && error.contains("nothing is removed"), "{error}");
     }
     fs::remove_file(path).unwrap();
@@ -270,14 +284,14 @@ fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
 }
 
 #[test]
-fn a_partial_that_somebody_is_at_is_no_room() {
+fn a_partial_that_somebody_writes_is_not_evicted() {
     let shelf = Shelf::new();
     let mut ingest = shelf.ingest(b"being resumed");
     ingest.write(&[0; 5000]).unwrap();
     shelf.image("a", "v", &["layer"]);
     shelf.age(48);
-    let report = shelf.prune(room(10)).unwrap();
-    assert_eq!((report.partials, report.images.as_slice()), (0, &["quay.io/a:v".into()][..]));
+    let eviction = shelf.evict(10).unwrap();
+    assert_eq!((eviction.leftovers, eviction.images), (0, 1));
     assert_eq!(ingest.bytes_written(), 5000);
 }
 
@@ -287,42 +301,38 @@ fn pins_that_cannot_be_read_stop_everything() {
     shelf.image("a", "v1", &["one"]);
     shelf.age(1);
     fs::write(shelf.directory.path().join("pins"), "/(/\n").unwrap();
-    for request in [all(&Criteria::default()), room(1)] {
-        assert!(matches!(shelf.prune(request), Err(PruneError::Pins(_))));
-    }
+    assert!(matches!(shelf.prune(all(&Criteria::default())), Err(PruneError::Pins(_))));
+    assert!(matches!(shelf.evict(1), Err(PruneError::Pins(_))));
     assert_eq!(shelf.images().len(), 1);
 }
 
 #[test]
-fn room_is_made_of_the_least_recently_used() {
+fn no_more_is_evicted_than_is_needed() {
     let shelf = Shelf::new();
-    let big = "x".repeat(1000);
+    let big = "x".repeat(100_000);
     for (hours, tag) in [(4, "a"), (3, "b"), (2, "c")] {
         shelf.image(tag, "v", &[&format!("{tag}{big}")]);
         let tree = shelf.directory.path().join("refs/quay.io").join(tag);
         age(&tree, shelf.now - Duration::from_secs(hours * 3600));
     }
     age(&shelf.directory.path().join("blobs"), shelf.now - Duration::from_secs(7200));
-    let report = shelf.prune(room(1500)).unwrap();
-    assert_eq!(report.images, ["quay.io/a:v", "quay.io/b:v"]);
-    assert!(report.freed_bytes >= 2000);
-    assert_eq!(shelf.images(), ["quay.io/c:v"]);
-    // What would not do is not begun.
-    let too_much = Request::Room { bytes: 9000, at_least: 5000 };
-    assert_eq!(shelf.prune(too_much).unwrap(), Report::default());
+    assert_eq!(shelf.evict(0).unwrap(), Eviction::default());
+    let eviction = shelf.evict(150_000).unwrap();
+    assert_eq!(eviction.images, 2);
+    assert!(eviction.freed_bytes >= 200_000);
     assert_eq!(shelf.images(), ["quay.io/c:v"]);
 }
 
 #[test]
-fn rubbish_goes_before_images_and_what_is_in_use_never() {
+fn what_nothing_names_goes_before_images_and_what_is_in_use_never() {
     let shelf = Shelf::new();
-    shelf.put("rubbish".repeat(100).as_bytes());
+    shelf.put("rubbish".repeat(10_000).as_bytes());
     shelf.image("a", "v", &["layer"]);
     shelf.age(1);
-    assert_eq!(shelf.prune(room(500)).unwrap().freed_bytes, 700);
+    assert!(shelf.evict(50_000).unwrap().freed_bytes >= 70_000);
     assert_eq!(shelf.images(), ["quay.io/a:v"]);
     shelf.store.tag(&name("a"), &"v".parse().unwrap(), Access::Pull(shelf.now)).unwrap();
-    assert_eq!(shelf.prune(room(500)).unwrap(), Report::default());
+    assert_eq!(shelf.evict(500).unwrap(), Eviction::default());
 }
 
 #[test]
@@ -335,8 +345,24 @@ fn an_idle_partial_goes_in_its_turn() {
     shelf.image("a", "v", &["layer"]);
     let tree = shelf.directory.path().join("refs");
     age(&tree, shelf.now - Duration::from_secs(3600));
-    let report = shelf.prune(room(5)).unwrap();
-    assert_eq!((report.partials, report.freed_bytes, report.removed), (1, 5, 0));
+    let eviction = shelf.evict(5).unwrap();
+    assert_eq!((eviction.leftovers, eviction.freed_bytes, eviction.images), (1, 5, 0));
+}
+
+#[test]
+fn pins_that_are_set_between_two_evictions_count() {
+    let shelf = Shelf::new();
+    for tag in ["one", "two"] {
+        shelf.image(tag, "v", &[tag]);
+    }
+    shelf.age(3);
+    age(&shelf.directory.path().join("refs/quay.io/one"), shelf.now - Duration::from_secs(18_000));
+    let mut evictor = Evictor::default();
+    assert_eq!(shelf.evict_by(&mut evictor, 1).unwrap().images, 1);
+    shelf.store.add_pins(&["quay.io/two:v".into()]).unwrap();
+    let eviction = shelf.evict_by(&mut evictor, 1).unwrap();
+    assert_eq!((eviction.images, eviction.pinned), (0, 1));
+    assert_eq!(shelf.images(), ["quay.io/two:v"]);
 }
 
 #[test]
@@ -392,4 +418,59 @@ fn a_second_pruner_is_sent_away() {
     assert!(busy.to_string().contains("being removed already"), "{busy}");
     drop(sweep);
     assert!(shelf.prune(all(&Criteria::default())).is_ok());
+}
+
+/// Every read of a prune fails in turn, for a moment, as it does when descriptors run out.
+#[test]
+fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
+    for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
+        for spared in 0.. {
+            let shelf = Shelf::new();
+            shelf.image("stays", "v", &["shared", "of what stays"]);
+            shelf.image("goes", "v", &["shared", "of what goes"]);
+            shelf.age(48);
+            let pins = PinSettings {
+                pins: vec!["quay.io/stays:*".parse().unwrap()],
+                ..PinSettings::default()
+            };
+            shelf.store.fail_reads("", spared, 1, errno);
+            let criteria = Criteria::default();
+            let request =
+                Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
+            let pruned = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
+            let is_over = !shelf.store.has_failed_reads();
+            shelf.store.fail_reads("", 0, 0, errno);
+            for text in ["shared", "of what stays", "config of stays:v"] {
+                let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+                let is_there = shelf.store.blob(&digest, None).is_some();
+                assert!(is_there, "{errno:?} at read {spared} lost {text}: {pruned:?}");
+            }
+            let stays = shelf.store.tag(&name("stays"), &"v".parse().unwrap(), Access::Look);
+            assert!(stays.is_some(), "{errno:?} at read {spared}");
+            // The next one does what is left to do.
+            let again = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
+            assert!(again.is_ok(), "{errno:?} at read {spared}: {again:?}");
+            assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_none());
+            if is_over {
+                assert!(spared > 10, "there were reads to fail");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
+    for strange in ["refs/quay.io/goes/Upper Case", "refs/quay.io/_notes", "refs/not a host"] {
+        let shelf = Shelf::new();
+        shelf.image("goes", "v", &["layer"]);
+        shelf.age(48);
+        fs::create_dir_all(shelf.directory.path().join(strange)).unwrap();
+        let criteria = Criteria::default();
+        let request = Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
+        let pruned = prune(&shelf.store, &PinSettings::default(), request, shelf.now, &mut || true);
+        let error = pruned.unwrap_err().to_string();
+        assert!(error.contains(strange), "{error}");
+        assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_some());
+    }
 }

@@ -2,19 +2,21 @@
 //! decided about images together (which of them may go, and what that would free) is decided from one.
 //!
 //! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten
-//! layers each are some forty megabytes while it is needed.
+//! layers each are some forty megabytes while it is needed. Only what is here has a number, so that memory
+//! is in proportion to the files that exist, whatever a manifest lists.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Store;
 use super::error::StoreError;
-use super::images::{list_for_certain, modified, walk};
-use super::layout::digest_of;
+use super::images::{modified, walk};
+use super::layout::{Layout, digest_of};
 use super::refs::Access;
+use super::walk::{list_for_certain, not_ours};
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
 /// All images, as they were while it was read.
@@ -24,7 +26,7 @@ pub struct Catalogue {
     pub repositories: Vec<CatalogueRepository>,
     /// Images, those of a repository together.
     pub images: Vec<CatalogueImage>,
-    /// What images need, here or not.
+    /// What images need and is here, and the manifest of each image.
     pub content: Vec<Content>,
     /// Names that lead to nothing, since they or their manifest are damaged, or that came while it was read.
     /// What they need is not known, so a blob that nobody seems to need may be theirs.
@@ -66,9 +68,9 @@ pub struct CatalogueImage {
     pub used: Option<SystemTime>,
     /// What it is a signature of, or an attestation or a bill of materials.
     pub refers_to: Option<Digest>,
-    /// How many of `content` are manifests; they come first.
+    /// How many of `content` are manifests; they come first, and its own is the first of all.
     pub manifests: usize,
-    /// All that it needs: indexes into the catalogue's content.
+    /// All that it needs and that is here: indexes into the catalogue's content.
     pub content: Vec<u32>,
 }
 
@@ -90,6 +92,22 @@ pub struct RepositoryTimes {
 }
 
 impl RepositoryTimes {
+    /// Whether no name came, went or was replaced at or after that time.
+    pub(super) fn are_before(&self, time: SystemTime) -> bool {
+        std::iter::once(&self.tags).chain(&self.manifests).flatten().all(|changed| *changed < time)
+    }
+
+    /// The directories, and their times.
+    pub(super) fn directories(
+        &self,
+        layout: &Layout,
+        name: &ImageName,
+    ) -> Vec<(PathBuf, Option<SystemTime>)> {
+        let manifests = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
+        let manifests = manifests.into_iter().zip(self.manifests);
+        std::iter::once((layout.tags(name), self.tags)).chain(manifests).collect()
+    }
+
     /// As one text, to be compared with that of another time.
     pub fn fingerprint(&self) -> String {
         let all = std::iter::once(&self.tags).chain(&self.manifests);
@@ -133,18 +151,23 @@ impl Store {
         let sizes: HashMap<Digest, u64> = self.blobs().into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
+        let unreadable = self.unreadable_files();
         let walked = self.each_repository_for_certain(&mut |name| {
             was_ended = !go_on();
             if was_ended {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             catalogue.add(self, name, &sizes);
-            catalogue.damaged += self.check_repository(name, &catalogue)?;
+            catalogue.damaged += self.check_repository(name, &catalogue, &sizes)?;
             Ok(())
         });
         match walked {
             Err(_) if was_ended => return Ok(None),
             other => other.map_err(|source| StoreError::Blind { source })?,
+        }
+        // A name that could not be read for a moment looks like one that does not exist.
+        if self.unreadable_files() != unreadable {
+            return Err(StoreError::unreadable_meanwhile(self.root()));
         }
         let content = sizes.iter().map(|(digest, size)| Content { digest: *digest, size: *size });
         catalogue.unreferenced =
@@ -154,25 +177,37 @@ impl Store {
 
     /// Looks whether all names of a repository can be read, and were. Returns how many are damaged, or not
     /// in the catalogue: what they lead to is not known.
-    fn check_repository(&self, name: &ImageName, catalogue: &Catalogue) -> io::Result<usize> {
+    fn check_repository(
+        &self,
+        name: &ImageName,
+        catalogue: &Catalogue,
+        sizes: &HashMap<Digest, u64>,
+    ) -> io::Result<usize> {
         let (layout, mut unknown) = (&self.inner.layout, 0);
         let images = catalogue.images_of(catalogue.repositories.len() - 1);
         let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
         for tag in list_for_certain(&layout.tags(name))? {
-            let Ok(tag) = tag.parse() else { continue };
+            let Ok(tag) = tag.parse() else {
+                return Err(not_ours(&layout.tags(name).join(&tag)));
+            };
             let is_there = is_readable(&layout.tag(name, &tag))?;
             unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
         }
         for algorithm in Algorithm::ALL {
             for hex in list_for_certain(&layout.manifests(name, algorithm))? {
-                let Some(digest) = digest_of(algorithm, &hex) else { continue };
+                let Some(digest) = digest_of(algorithm, &hex) else {
+                    return Err(not_ours(&layout.manifests(name, algorithm).join(&hex)));
+                };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
                     let is_there = is_readable(&layout.manifest(name, &digest))?;
                     is_readable(&layout.blob(&digest))?;
                     unknown += usize::from(is_there);
                     continue;
                 };
-                let is_known = |digest: &Digest| catalogue.numbers.contains_key(digest);
+                // What is not here has no number. What came since is young, and stays for that reason.
+                let is_known = |digest: &Digest| {
+                    catalogue.numbers.contains_key(digest) || !sizes.contains_key(digest)
+                };
                 let knows_all = manifest.descriptors().all(|each| is_known(&each.digest));
                 unknown += usize::from(!(is_known(&digest) && knows_all));
             }
@@ -255,8 +290,13 @@ impl Catalogue {
                 Reference::Digest(_) => None,
             };
             let refers_to = by_field.map(|subject| subject.digest).or(by_tag);
+            let is_here = |digest: &Digest| sizes.contains_key(digest);
+            // A record is a file as well, even where its manifest was lost.
+            let has_record = |digest: &Digest| store.inner.layout.manifest(name, digest).exists();
+            let manifests = manifests
+                .filter(|digest| *digest == image.digest || is_here(digest) || has_record(digest));
             let manifests: Vec<u32> = manifests.map(|digest| self.number(digest, sizes)).collect();
-            let blobs = graph.blobs.iter().map(|each| each.descriptor.digest);
+            let blobs = graph.blobs.iter().map(|each| each.descriptor.digest).filter(is_here);
             let count = manifests.len();
             let mut content = manifests;
             content.extend(blobs.map(|digest| self.number(digest, sizes)));

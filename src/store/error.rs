@@ -52,6 +52,14 @@ pub enum StoreError {
         /// Which, and why.
         source: io::Error,
     },
+    /// A file or directory cannot be read, for a reason that says nothing about its content: there are no
+    /// descriptors or no memory left, or the disk fails.
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file could not be written, synced or renamed.
     Write {
         /// The file that was to be.
@@ -62,8 +70,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Something below `root` could not be read while everything had to be.
+    pub(super) fn unreadable_meanwhile(root: &Path) -> StoreError {
+        let why = format!("everything below {}: some files failed, see the log", root.display());
+        StoreError::Blind { source: io::Error::other(why) }
+    }
+
+    pub(super) fn read(path: &Path, source: io::Error) -> StoreError {
+        StoreError::Read { path: path.to_owned(), source }
+    }
+
     pub(super) fn write(path: &Path, source: io::Error) -> StoreError {
         StoreError::Write { path: path.to_owned(), source }
+    }
+
+    /// Whether the store cannot be read just now, so that it is not known what it holds.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, StoreError::Read { .. })
     }
 
     /// Whether the disk, or a quota on it, has no room left.
@@ -114,6 +137,11 @@ impl fmt::Display for StoreError {
             StoreError::NoLeave { missing_bytes, reason } => {
                 write!(f, "no room for {missing_bytes} bytes: {reason}")
             }
+            StoreError::Read { path, source } => write!(
+                f,
+                "cannot read {}: {source}; if this lasts, check the disk and the limit of open files",
+                path.display()
+            ),
             StoreError::Write { path, source } if self.is_full() => write!(
                 f,
                 "no room left on the cache's disk to write {} ({source}); free some, or move the \
@@ -132,6 +160,7 @@ impl std::error::Error for StoreError {
         match self {
             StoreError::Create { source, .. }
             | StoreError::Blind { source }
+            | StoreError::Read { source, .. }
             | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }

@@ -3,7 +3,7 @@
 //!
 //! Looking at images counts as no use of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -11,12 +11,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Store;
-use super::index::sorted_entries;
-use super::layout::{MANIFESTS, TAGS};
 use super::refs::Access;
-use crate::oci::{
-    Descriptor, Digest, ImageName, Manifest, ManifestKind, MediaType, Reference, Upstream,
-};
+use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, MediaType, Reference};
 
 /// How deep manifests may be nested before the rest is passed over: an index of indexes is the most
 /// that is seen, and a document made to be deep must not exhaust the stack.
@@ -120,15 +116,20 @@ impl Graph {
         images.filter_map(|descriptor| descriptor.platform.as_deref())
     }
 
-    /// The config and layers that one of its manifests names.
-    pub fn blobs_of<'a>(&'a self, of: &GraphManifest) -> impl Iterator<Item = &'a GraphBlob> {
-        let named: Vec<Digest> = match of.manifest.as_ref().map(Manifest::kind) {
-            Some(ManifestKind::Image { .. }) => {
-                of.manifest.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
-            }
-            _ => Vec::new(),
-        };
-        self.blobs.iter().filter(move |blob| named.contains(&blob.descriptor.digest))
+    /// Its manifests, each with the config and layers that it names.
+    pub fn tree(&self) -> impl Iterator<Item = (&GraphManifest, Vec<&GraphBlob>)> {
+        let blobs: HashMap<Digest, &GraphBlob> =
+            self.blobs.iter().map(|blob| (blob.descriptor.digest, blob)).collect();
+        self.manifests.iter().map(move |each| {
+            let is_image =
+                |manifest: &&Manifest| matches!(manifest.kind(), ManifestKind::Image { .. });
+            let manifest = each.manifest.as_ref().filter(is_image);
+            let mut seen = HashSet::new();
+            let named = manifest.into_iter().flat_map(Manifest::descriptors);
+            let named = named.filter(|descriptor| seen.insert(descriptor.digest));
+            let named = named.filter_map(|descriptor| blobs.get(&descriptor.digest).copied());
+            (each, named.collect())
+        })
     }
 
     /// The digests of its manifests, also of those that are not here.
@@ -162,65 +163,6 @@ impl Store {
         self.each_repository(&mut |name| self.images_of(name).iter().try_for_each(&mut *visit))
     }
 
-    /// Calls `visit` with every repository of which there is a tag or a manifest.
-    ///
-    /// # Errors
-    /// The first error of `visit`.
-    pub fn each_repository(
-        &self,
-        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let refs = self.inner.layout.refs();
-        for entry in sorted_entries(&refs) {
-            if let Ok(upstream) = entry.parse() {
-                self.each_repository_below(&refs.join(&entry), &upstream, "", visit)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn each_repository_below(
-        &self,
-        directory: &Path,
-        upstream: &Upstream,
-        repository: &str,
-        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let entries = sorted_entries(directory);
-        let is_repository = entries.iter().any(|entry| entry == TAGS || entry == MANIFESTS);
-        if is_repository && let Ok(repository) = repository.parse() {
-            visit(&ImageName { upstream: upstream.clone(), repository })?;
-        }
-        for entry in entries.iter().filter(|entry| !entry.starts_with('_')) {
-            let below = match repository {
-                "" => entry.clone(),
-                _ => format!("{repository}/{entry}"),
-            };
-            self.each_repository_below(&directory.join(entry), upstream, &below, visit)?;
-        }
-        Ok(())
-    }
-
-    /// Like [`Store::each_repository`], for those who must not miss any.
-    ///
-    /// # Errors
-    /// The first directory that cannot be read, or the first error of `visit`.
-    pub(super) fn each_repository_for_certain(
-        &self,
-        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let refs = self.inner.layout.refs();
-        let mut directories = vec![refs.clone()];
-        while let Some(directory) = directories.pop() {
-            for entry in list_for_certain(&directory)? {
-                if !entry.starts_with('_') {
-                    directories.push(directory.join(entry));
-                }
-            }
-        }
-        self.each_repository(visit)
-    }
-
     /// The images of a repository: its tags, then the manifests that hang below none of them.
     pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
         self.images_of_while(name, &mut || true).unwrap_or_default()
@@ -250,11 +192,15 @@ impl Store {
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
             ask(go_on)?;
-            if !children.contains(digest) {
-                let mut all = HashSet::new();
-                self.collect_manifests(name, digest, 0, &mut all);
-                all.remove(digest);
-                children.extend(all);
+            if children.contains(digest) {
+                continue;
+            }
+            let Some(manifest) = self.stored_manifest(name, digest) else { continue };
+            if let ManifestKind::Index { manifests } = manifest.kind() {
+                // One set for all of them, so that each child is read once however many name it.
+                for child in manifests {
+                    self.collect_manifests(name, &child.digest, 1, &mut children);
+                }
             }
         }
         untagged.retain(|digest| !children.contains(digest));
@@ -418,25 +364,6 @@ impl Walk<'_> {
             }
         }
     }
-}
-
-/// The names in a directory; none if it is gone.
-///
-/// # Errors
-/// If it cannot be read, with its path.
-pub(super) fn list_for_certain(directory: &Path) -> io::Result<Vec<String>> {
-    let said = |error: io::Error| {
-        io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
-    };
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        // A file that somebody has left among the directories names nothing.
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
-        other => other.map_err(said)?,
-    };
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_string()));
-    let names: Result<Vec<_>, io::Error> = names.collect();
-    Ok(names.map_err(said)?.into_iter().filter_map(Result::ok).collect())
 }
 
 /// When a record was last used, which is what its file's time says.

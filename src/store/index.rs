@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::names_in;
+use super::lock::FileLock;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
@@ -36,17 +36,21 @@ impl Store {
     pub fn write_index(&self) -> Result<(), StoreError> {
         let path = self.inner.layout.index();
         let lock = self.inner.layout.open_lock(&self.inner.layout.index_lock());
-        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
-        if lock.try_lock().is_err() {
+        let lock = lock.and_then(FileLock::try_exclusive);
+        let Some(_lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
             // The other one may have passed our tag already, so ours stays to be written.
             return Ok(());
-        }
+        };
         // Before the walk: a tag that changes during it marks the index again.
         self.inner.index_outdated.store(false, Ordering::Release);
         let temporary = self.inner.layout.temporary();
-        let written = self.stream_index(&temporary).map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            StoreError::write(&path, error)
+        let unreadable = self.unreadable_files();
+        let written =
+            self.stream_index(&temporary).map_err(|error| StoreError::write(&path, error));
+        let written = written.and_then(|()| match self.unreadable_files() == unreadable {
+            true => Ok(()),
+            // An index that lacks images would be believed by other programs.
+            false => Err(StoreError::unreadable_meanwhile(self.root())),
         });
         let published = written.and_then(|()| self.inner.publish(&temporary, &path));
         if published.is_err() {
@@ -102,10 +106,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-pub(super) fn sorted_entries(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> = names_in(directory).collect();
-    names.sort();
-    names
 }

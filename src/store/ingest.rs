@@ -103,7 +103,7 @@ impl Store {
         let path = self.inner.layout.partial(upstream, digest);
         for _ in 0..LOCK_ROUNDS_MAX {
             let Some(file) = self.open_partial_file(&path, if_missing)? else {
-                match (self.blob(digest, expected_bytes), if_missing) {
+                match (self.find_blob(digest, expected_bytes)?, if_missing) {
                     (Some(blob), _) => return Ok(Begin::Present(blob)),
                     (None, IfMissing::Leave) => return Ok(Begin::Absent),
                     // The directory was removed with its last partial between creation and opening.
@@ -118,7 +118,7 @@ impl Store {
             if !leads_to(&path, &file) {
                 continue;
             }
-            if let Some(blob) = self.blob(digest, expected_bytes) {
+            if let Some(blob) = self.find_blob(digest, expected_bytes)? {
                 // Ours by the lock, and of no use: its blob was finished before we got here.
                 self.inner.note_bytes_removed(file.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&path);
@@ -179,9 +179,7 @@ impl Store {
             return Ok(());
         }
         let path = self.inner.layout.blob(digest);
-        self.inner.replace(&path, bytes).map_err(IngestError::Store)?;
-        self.inner.note_bytes_added(bytes.len() as u64);
-        Ok(())
+        self.inner.replace(&path, bytes).map_err(IngestError::Store)
     }
 }
 
@@ -237,22 +235,6 @@ impl Ingest {
     /// Whether what is there has the digest already: a process died between the last byte and the name.
     pub fn is_whole(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
-    }
-
-    /// Checks that the disk has room for a blob of `size_bytes`, as far as can be known: others write
-    /// to it as well.
-    ///
-    /// # Errors
-    /// [`StoreError::NoRoom`].
-    pub fn check_room_for(&self, size_bytes: u64) -> Result<(), StoreError> {
-        let missing_bytes = size_bytes.saturating_sub(self.bytes_written);
-        match self.store.free_bytes() {
-            Some(free_bytes) if free_bytes < missing_bytes => {
-                let root = self.store.root().to_owned();
-                Err(StoreError::NoRoom { root, missing_bytes, free_bytes })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Throws the partial away: its bytes are wrong.

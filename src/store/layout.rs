@@ -127,6 +127,16 @@ impl Layout {
         self.incoming().join("sweep.lock")
     }
 
+    /// Passed by commits, and held by a removal that waits for the sweep lock.
+    pub(super) fn sweep_gate(&self) -> PathBuf {
+        self.incoming().join("sweep-gate.lock")
+    }
+
+    /// Held shared by imports and exports.
+    pub(super) fn bundle_lock(&self) -> PathBuf {
+        self.incoming().join("bundle.lock")
+    }
+
     /// Held by the one process that rewrites `index.json`.
     pub(super) fn index_lock(&self) -> PathBuf {
         self.incoming().join("index.lock")
@@ -243,6 +253,8 @@ impl Layout {
     fn clear_locks(&self) {
         let locks = [
             self.sweep_lock(),
+            self.sweep_gate(),
+            self.bundle_lock(),
             self.index_lock(),
             self.prune_lock(),
             self.usage_lock(),

@@ -39,34 +39,43 @@
 mod catalogue;
 mod disk;
 mod error;
+mod eviction;
+mod faults;
 mod images;
 mod index;
 mod ingest;
 mod layout;
+mod lock;
 mod owner;
 mod partials;
 mod pins;
+mod references;
 mod refs;
 mod spool;
 mod sweep;
 mod turn;
 mod usage;
 mod verify;
+mod walk;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::oci::{Digest, Verifier};
 
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
 };
-pub use disk::DiskUsage;
+pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
+pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use partials::PartialFile;
@@ -77,7 +86,9 @@ pub use turn::{Chore, Turn};
 pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
+use faults::Faults;
 use layout::Layout;
+use walk::list_for_certain;
 
 /// How much of a file is hashed at a time.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -106,12 +117,17 @@ struct Inner {
     writable: bool,
     /// Files found missing, short, or not what their name says, since the start.
     damaged_files: AtomicU64,
+    /// How often a file or directory could not be read, since the start.
+    unreadable_files: AtomicU64,
+    faults: Faults,
     /// Whether a tag changed since `index.json` was written.
     index_outdated: AtomicBool,
     /// Bytes on the disk when they were last counted; below nothing before the first time.
     bytes_counted: AtomicI64,
     /// What this process has added and removed since.
     bytes_changed: AtomicI64,
+    /// Held while they are counted: two counts at a time would take what changed off twice.
+    counting: Mutex<()>,
 }
 
 /// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
@@ -137,10 +153,13 @@ impl Store {
             fsync: settings.fsync,
             writable,
             damaged_files: AtomicU64::new(0),
+            unreadable_files: AtomicU64::new(0),
+            faults: Faults::default(),
             // Whoever wrote the last tag may have been killed before the index.
             index_outdated: AtomicBool::new(writable),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
+            counting: Mutex::new(()),
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -162,14 +181,12 @@ impl Store {
 
     /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_bavail.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.free_bytes)
     }
 
     /// How large the disk is, in bytes; `None` if the system does not tell.
     pub fn disk_size(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(self.root()).ok()?;
-        Some(told.f_blocks.saturating_mul(told.f_frsize))
+        self.space().map(|space| space.size_bytes)
     }
 
     /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.
@@ -204,47 +221,133 @@ impl Store {
         self.inner.damaged_files.load(Ordering::Relaxed)
     }
 
-    /// The blob of `digest`, open. `None` is a miss: absent, or not `expected_bytes` long where the
-    /// caller knows a size, or unreadable.
+    /// The blob of `digest`, open. `None` is a miss: absent, or not `expected_bytes` long where the caller
+    /// knows a size, or damaged. For callers that lose nothing by a miss; [`Store::find_blob`] tells a store
+    /// that cannot be read from one that has no such blob.
     pub fn blob(&self, digest: &Digest, expected_bytes: Option<u64>) -> Option<Blob> {
+        self.find_blob(digest, expected_bytes).unwrap_or_default()
+    }
+
+    /// As [`Store::blob`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known whether the blob is there.
+    pub fn find_blob(
+        &self,
+        digest: &Digest,
+        expected_bytes: Option<u64>,
+    ) -> Result<Option<Blob>, StoreError> {
         let path = self.inner.layout.blob(digest);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => return self.damaged(&path, &error.to_string()),
-        };
-        let size = match file.metadata() {
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            Ok(_) => return self.damaged(&path, "not a regular file"),
-            Err(error) => return self.damaged(&path, &error.to_string()),
-        };
-        match expected_bytes {
+        let Some((file, size)) = self.open_file(&path)? else { return Ok(None) };
+        Ok(match expected_bytes {
             Some(expected) if expected != size => {
                 self.damaged(&path, &format!("it has {size} bytes instead of {expected}"))
             }
             // Only one digest an algorithm is that of nothing; any other empty file was truncated.
             None if size == 0 && !digest.is_of_nothing() => self.damaged(&path, "it is empty"),
             _ => Some(Blob { file: Arc::new(file), size }),
-        }
+        })
     }
 
     /// The bytes of a small blob (a manifest), checked against their digest as they are read.
     pub fn read(&self, digest: &Digest, expected_bytes: u64) -> Option<Vec<u8>> {
-        let blob = self.blob(digest, Some(expected_bytes))?;
+        self.find_bytes(digest, expected_bytes).unwrap_or_default()
+    }
+
+    /// As [`Store::read`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if the blob is there and cannot be read, or that is not known.
+    pub fn find_bytes(
+        &self,
+        digest: &Digest,
+        expected_bytes: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(blob) = self.find_blob(digest, Some(expected_bytes))? else { return Ok(None) };
         let path = self.inner.layout.blob(digest);
-        let mut bytes = vec![0; usize::try_from(blob.size).ok()?];
+        let Ok(length) = usize::try_from(blob.size) else { return Ok(None) };
+        let mut bytes = vec![0; length];
         if let Err(error) = blob.file.read_exact_at(&mut bytes, 0) {
-            return self.damaged(&path, &error.to_string());
+            return self.failed_to_read(&path, error);
         }
-        match Digest::of(digest.algorithm(), &bytes) == *digest {
+        Ok(match Digest::of(digest.algorithm(), &bytes) == *digest {
             true => Some(bytes),
             false => self.damaged(&path, "its bytes do not have the digest of its name"),
+        })
+    }
+
+    /// An open regular file and its size in bytes; `None` if there is none. What somebody has put in its place
+    /// (a pipe, a directory) is damage, and opening it does not block.
+    fn open_file(&self, path: &Path) -> Result<Option<(File, u64)>, StoreError> {
+        let mut options = File::options();
+        options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        let opened = self.inner.faults.check(path).and_then(|()| options.open(path));
+        let found = opened.and_then(|file| {
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        });
+        match found {
+            Ok((file, metadata)) if metadata.is_file() => Ok(Some((file, metadata.len()))),
+            Ok(_) => Ok(self.damaged(path, "not a regular file")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => self.failed_to_read(path, error),
         }
     }
 
-    /// The same without its bytes: a large manifest, checked piece by piece, so that it takes no memory.
-    pub fn verified(&self, digest: &Digest, expected_bytes: u64) -> Option<Blob> {
-        let blob = self.blob(digest, Some(expected_bytes))?;
+    /// Tells a file that is damaged, which is a miss, from a store that cannot be read, which is an error: the
+    /// content may well be there.
+    fn failed_to_read<T>(&self, path: &Path, error: io::Error) -> Result<Option<T>, StoreError> {
+        if is_damage(&error) {
+            return Ok(self.damaged(path, &error.to_string()));
+        }
+        let before = self.inner.unreadable_files.fetch_add(1, Ordering::Relaxed);
+        let error = StoreError::read(path, error);
+        // A server without descriptors fails for every request: powers of two are enough of it in the log.
+        if (before + 1).is_power_of_two() {
+            log::error!("{error} ({} such failures since the start)", before + 1);
+        }
+        Err(error)
+    }
+
+    /// Lets `count` reads of paths that end with `suffix` fail, after `spared` that succeed.
+    #[cfg(test)]
+    pub(crate) fn fail_reads(&self, suffix: &str, spared: usize, count: usize, errno: Errno) {
+        self.inner.faults.fail(suffix, spared, count, errno.raw_os_error());
+    }
+
+    /// Whether all failures that were asked for have happened.
+    #[cfg(test)]
+    pub(crate) fn has_failed_reads(&self) -> bool {
+        self.inner.faults.are_spent()
+    }
+
+    /// How often the store could not be read since the start. A caller that must not miss anything compares
+    /// this before and after.
+    pub(super) fn unreadable_files(&self) -> u64 {
+        self.inner.unreadable_files.load(Ordering::Relaxed)
+    }
+
+    /// The names in a directory, none if it does not exist. A directory that cannot be read counts as
+    /// unreadable, and has no names either.
+    fn names_in(&self, directory: &Path) -> Vec<String> {
+        let listed = self.inner.faults.check(directory).and_then(|()| list_for_certain(directory));
+        listed.unwrap_or_else(|error| {
+            let _ = self.failed_to_read::<()>(directory, error);
+            Vec::new()
+        })
+    }
+
+    /// [`Store::find_bytes`] without the bytes: a large manifest, checked piece by piece, so that it takes no
+    /// memory.
+    ///
+    /// # Errors
+    /// As [`Store::find_bytes`].
+    pub fn find_verified(
+        &self,
+        digest: &Digest,
+        expected_bytes: u64,
+    ) -> Result<Option<Blob>, StoreError> {
+        let Some(blob) = self.find_blob(digest, Some(expected_bytes))? else { return Ok(None) };
         let path = self.inner.layout.blob(digest);
         let mut verifier = Verifier::new(digest.algorithm());
         let (mut piece, mut position) = (vec![0; PIECE_BYTES], 0);
@@ -256,13 +359,13 @@ impl Store {
                     position += count as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.damaged(&path, &error.to_string()),
+                Err(error) => return self.failed_to_read(&path, error),
             }
         }
-        match verifier.finish() == *digest {
+        Ok(match verifier.finish() == *digest {
             true => Some(blob),
             false => self.damaged(&path, "its bytes do not have the digest of its name"),
-        }
+        })
     }
 
     /// Damage is a miss: said once here, counted, and then treated as absence.
@@ -271,6 +374,22 @@ impl Store {
         log::warn!("cache file {} is damaged ({reason}); it is treated as absent", path.display());
         None
     }
+}
+
+/// Whether an error is about the file itself, and not about the machine: what is in its place cannot be read
+/// by anybody, or not by us.
+fn is_damage(error: &io::Error) -> bool {
+    let is_odd = [Errno::LOOP, Errno::NXIO].map(Errno::raw_os_error).map(Some);
+    is_odd.contains(&error.raw_os_error())
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::IsADirectory
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::UnexpectedEof
+        )
 }
 
 impl Inner {
@@ -287,9 +406,14 @@ impl Inner {
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
+        let size = |path: &Path| fs::metadata(path).map_or(0, |is| disk::allocated(&is));
+        let (before, after) = (size(path), size(&temporary));
         self.publish(&temporary, path).inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
-        })
+        })?;
+        self.note_bytes_added(after);
+        self.note_bytes_removed(before);
+        Ok(())
     }
 
     /// Renames a finished file to its final name, making the directories of that name.

@@ -10,6 +10,7 @@ use super::Store;
 use super::error::StoreError;
 use super::ingest::leads_to;
 use super::layout::names_in;
+use super::lock::FileLock;
 use super::refs::Access;
 use crate::oci::{Digest, ImageName, Upstream};
 
@@ -57,7 +58,7 @@ pub(super) fn remove_empty_parent(partial: &Path) {
 }
 
 /// A download that has not ended, as a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartialFile {
     upstream: Upstream,
     digest: Digest,
@@ -100,7 +101,8 @@ impl Store {
     pub fn idle_partials(&self) -> Vec<PartialFile> {
         let is_idle = |partial: &PartialFile| {
             let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
-            File::open(path).is_ok_and(|file| file.try_lock_shared().is_ok())
+            let lock = File::open(path).and_then(FileLock::try_shared);
+            lock.is_ok_and(|lock| lock.is_some())
         };
         self.partial_files().into_iter().filter(is_idle).collect()
     }
@@ -113,7 +115,11 @@ impl Store {
     pub fn remove_partial(&self, partial: &PartialFile) -> Result<Option<u64>, StoreError> {
         let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
         let Ok(file) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
-        let is_ours = file.try_lock().is_ok() && leads_to(&path, &file);
+        let lock = FileLock::try_exclusive(file);
+        let Some(file) = lock.map_err(|error| StoreError::write(&path, error))? else {
+            return Ok(None);
+        };
+        let is_ours = leads_to(&path, &file);
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         if !is_ours || written != partial.written {
             return Ok(None);
@@ -125,6 +131,33 @@ impl Store {
         remove_empty_parent(&path);
         self.inner.note_bytes_removed(partial.bytes);
         Ok(Some(partial.bytes))
+    }
+
+    /// Keeps so many partial downloads of the registries that are `bounded` and removes the oldest of the others:
+    /// each may be of another registry, whose name a client has chosen. Returns the bytes that are free now.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn bound_partials(
+        &self,
+        keep: usize,
+        bounded: &dyn Fn(&Upstream) -> bool,
+    ) -> Result<u64, StoreError> {
+        let mut files = self.partial_files();
+        files.retain(|file| bounded(&file.upstream));
+        files.sort_by_key(|file| file.written);
+        let (mut excess, mut freed) = (files.len().saturating_sub(keep), 0);
+        for file in &files {
+            if excess == 0 {
+                break;
+            }
+            // One that somebody writes stays, and the next one goes for it.
+            if let Some(bytes) = self.remove_partial(file)? {
+                freed += bytes;
+                excess -= 1;
+            }
+        }
+        Ok(freed)
     }
 
     /// Gives up downloads that did not grow for so long. Returns the bytes that are free now.

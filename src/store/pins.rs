@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::Store;
 use super::error::StoreError;
+use super::lock::FileLock;
 
 /// What begins a line that says nothing.
 const COMMENT: char = '#';
@@ -95,10 +96,7 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
-        let lock = self.inner.layout.open_lock(&lock).and_then(|file| {
-            file.lock()?;
-            Ok(file)
-        });
+        let lock = self.inner.layout.open_lock(&lock).and_then(FileLock::exclusive);
         let _lock = lock.map_err(|error| StoreError::write(&path, error))?;
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::layout::{digests_in, names_in};
+use super::layout::digest_of;
+use super::lock::FileLock;
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
 /// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
@@ -96,13 +97,25 @@ struct ManifestWire {
 }
 
 impl Store {
-    /// What `tag` is, or `None` if it was never pulled or its record is damaged.
+    /// What `tag` is, or `None` if it was never pulled or its record is damaged. For callers that lose nothing
+    /// by a miss.
     pub fn tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<TagRecord> {
+        self.find_tag(name, tag, access).unwrap_or_default()
+    }
+
+    /// As [`Store::tag`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known what the tag is.
+    pub fn find_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<TagRecord>, StoreError> {
         let path = self.inner.layout.tag(name, tag);
-        self.record(&path, access).and_then(|wire: TagWire| {
-            let record = wire.accept();
-            record.or_else(|| self.damaged(&path, "a field has no valid value"))
-        })
+        let Some(wire) = self.find_record::<TagWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
     }
 
     /// Writes what `tag` is. Its manifest must be in the store, and is recorded for the repository if it
@@ -112,11 +125,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the disk refuses.
     pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
-        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let lock = self.commit_lock()?;
         let is_recorded = self.manifest(name, &is.digest, Access::Look).is_some();
         if !is_recorded && self.blob(&is.digest, Some(is.size)).is_some() {
             let TagRecord { media_type, size, fetched, .. } = is.clone();
-            self.put_manifest(name, &is.digest, &ManifestRecord { media_type, size, fetched })?;
+            let record = ManifestRecord { media_type, size, fetched };
+            self.put_manifest_under(&lock, name, &is.digest, &record)?;
         }
         let wire = TagWire {
             digest: is.digest.to_string(),
@@ -148,18 +165,30 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this repository has the manifest, and of what type it is.
+    /// Whether this repository has the manifest, and of what type it is. For callers that lose nothing by a
+    /// miss.
     pub fn manifest(
         &self,
         name: &ImageName,
         digest: &Digest,
         access: Access,
     ) -> Option<ManifestRecord> {
+        self.find_manifest(name, digest, access).unwrap_or_default()
+    }
+
+    /// As [`Store::manifest`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known whether it has.
+    pub fn find_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<Option<ManifestRecord>, StoreError> {
         let path = self.inner.layout.manifest(name, digest);
-        self.record(&path, access).and_then(|wire: ManifestWire| {
-            let record = wire.accept();
-            record.or_else(|| self.damaged(&path, "a field has no valid value"))
-        })
+        let Some(wire) = self.find_record::<ManifestWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
     }
 
     /// Writes that this repository has the manifest, which must be in the store. What it names counts as
@@ -173,12 +202,29 @@ impl Store {
         digest: &Digest,
         is: &ManifestRecord,
     ) -> Result<(), StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        self.put_manifest_under(&self.commit_lock()?, name, digest, is)
+    }
+
+    /// [`Store::put_manifest`] for a caller that has the lock: taking it once more would wait at the gate for a
+    /// removal that waits for us.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk refuses.
+    pub fn put_manifest_under(
+        &self,
+        _lock: &CommitLock,
+        name: &ImageName,
+        digest: &Digest,
+        is: &ManifestRecord,
+    ) -> Result<(), StoreError> {
         let wire = ManifestWire {
             media_type: is.media_type.to_string(),
             size: is.size,
             fetched: to_seconds(is.fetched),
         };
-        let _lock = self.is_writable().then(|| self.commit_lock()).transpose()?;
         self.renew_content(digest, is);
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
@@ -186,7 +232,8 @@ impl Store {
     /// The manifests that this repository has.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         let of_algorithm = |algorithm: Algorithm| {
-            digests_in(&self.inner.layout.manifests(name, algorithm), algorithm)
+            let names = self.names_in(&self.inner.layout.manifests(name, algorithm));
+            names.into_iter().filter_map(move |hex| digest_of(algorithm, &hex))
         };
         Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
     }
@@ -227,38 +274,55 @@ impl Store {
 
     /// The tags of a repository that are in the cache, sorted.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
-        let names = names_in(&self.inner.layout.tags(name));
+        let names = self.names_in(&self.inner.layout.tags(name)).into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
         tags
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced
-    /// blobs sees all of them or none. Released by dropping it; held for disk work only. Who has it may
-    /// take it once more: it is shared.
+    /// blobs sees all of them or none. Released by dropping it; held for disk work only, and never twice by
+    /// one thread, except below a [`Store::bundle_lock`].
     ///
     /// # Errors
     /// [`StoreError`] if the lock file cannot be opened.
     pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
-        let path = self.inner.layout.sweep_lock();
-        let lock = self.inner.layout.open_lock(&path).and_then(|file| {
-            file.lock_shared()?;
-            Ok(CommitLock { _file: file })
-        });
-        lock.map_err(|error| StoreError::write(&path, error))
+        let (path, gate) = (self.inner.layout.sweep_lock(), self.inner.layout.sweep_gate());
+        // A removal that waits holds the gate; then it is its turn.
+        let passed = self.inner.layout.open_lock(&gate).and_then(FileLock::shared);
+        drop(passed.map_err(|error| StoreError::write(&gate, error))?);
+        let lock = self.inner.layout.open_lock(&path).and_then(FileLock::shared);
+        let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        Ok(CommitLock { _lock: lock })
+    }
+
+    /// The same for as long as an import or an export takes: nothing is removed meanwhile, and a removal is
+    /// told why.
+    ///
+    /// # Errors
+    /// As [`Store::commit_lock`].
+    pub fn bundle_lock(&self) -> Result<BundleLock, StoreError> {
+        let path = self.inner.layout.bundle_lock();
+        let bundle = self.inner.layout.open_lock(&path).and_then(FileLock::shared);
+        let bundle = bundle.map_err(|error| StoreError::write(&path, error))?;
+        Ok(BundleLock { _commit: self.commit_lock()?, _bundle: bundle })
     }
 
     pub(super) fn record<T: DeserializeOwned>(&self, path: &Path, access: Access) -> Option<T> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => return self.damaged(path, &error.to_string()),
-        };
+        self.find_record(path, access).unwrap_or_default()
+    }
+
+    fn find_record<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        access: Access,
+    ) -> Result<Option<T>, StoreError> {
+        let Some((file, _)) = self.open_file(path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         if let Err(error) = (&file).take(RECORD_BYTES_MAX).read_to_end(&mut bytes) {
-            return self.damaged(path, &error.to_string());
+            return self.failed_to_read(path, error);
         }
-        match serde_json::from_slice(&bytes) {
+        Ok(match serde_json::from_slice(&bytes) {
             Ok(record) => {
                 if let Access::Pull(now) = access {
                     touch(&file, now);
@@ -266,7 +330,7 @@ impl Store {
                 Some(record)
             }
             Err(error) => self.damaged(path, &error.to_string()),
-        }
+        })
     }
 
     fn put_record(&self, path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
@@ -282,7 +346,14 @@ impl Store {
 /// See [`Store::commit_lock`].
 #[derive(Debug)]
 pub struct CommitLock {
-    _file: File,
+    _lock: FileLock,
+}
+
+/// See [`Store::bundle_lock`].
+#[derive(Debug)]
+pub struct BundleLock {
+    _commit: CommitLock,
+    _bundle: FileLock,
 }
 
 impl TagWire {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use super::error::StoreError;
 use super::ingest::IngestError;
 use super::layout::names_in;
+use super::lock::FileLock;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
 
@@ -57,8 +58,8 @@ impl Store {
         let incoming = self.inner.layout.incoming();
         for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
             let path = incoming.join(name);
-            let Ok(file) = File::open(&path) else { continue };
-            if file.try_lock().is_ok() {
+            let Ok(lock) = File::open(&path).and_then(FileLock::try_exclusive) else { continue };
+            if lock.is_some() {
                 // Gone already is as good; anything else costs room, and the next one tries again.
                 let _ = fs::remove_file(&path);
             }
@@ -79,7 +80,7 @@ impl Store {
             if self.is_index_outdated() {
                 let path = self.inner.layout.index_lock();
                 let other = File::options().append(true).open(&path);
-                let waited = other.and_then(|file| file.lock());
+                let waited = other.and_then(FileLock::exclusive);
                 waited.map_err(|error| StoreError::write(&path, error))?;
             }
         }

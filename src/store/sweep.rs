@@ -24,17 +24,19 @@
 //! Killed between the names and the blobs: blobs without names, which the next sweep takes. Names go
 //! tag first, so that no tag is ever left whose manifest is gone.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::catalogue::{Content, RepositoryNames};
+use super::catalogue::RepositoryNames;
+use super::disk::allocated;
 use super::error::StoreError;
 use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
+use super::lock::FileLock;
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
@@ -44,7 +46,7 @@ use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
 pub const GRACE: Duration = Duration::from_secs(600);
 
 /// Blobs removed in a row under the lock that commits of manifests wait for: some milliseconds' worth.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// How often the exclusive lock is tried for, and the wait between: a second. Commits hold it for
 /// milliseconds; an import and an export hold it throughout.
 const LOCK_TRIES: u32 = 100;
@@ -57,10 +59,10 @@ const OLD_DIRECTORIES_MAX: usize = 10_000;
 /// The right to remove names and blobs, which one process has at a time, and when it began.
 #[derive(Debug)]
 pub struct Sweep {
-    store: Store,
+    pub(super) store: Store,
     /// By the file system's clock.
-    began: SystemTime,
-    _turn: File,
+    pub(super) began: SystemTime,
+    _turn: FileLock,
 }
 
 /// Why there is no sweep now.
@@ -70,6 +72,8 @@ pub enum SweepBusy {
     AnotherSweep,
     /// An import or an export is under way, whose blobs must stay.
     Bundle,
+    /// A commit of a manifest takes unusually long: the disk is slow, or a process was stopped in the middle.
+    Commit,
 }
 
 impl SweepBusy {
@@ -78,6 +82,7 @@ impl SweepBusy {
         match self {
             SweepBusy::AnotherSweep => "images are being removed already",
             SweepBusy::Bundle => "an import or export is under way, and needs what is there",
+            SweepBusy::Commit => "an image is being added, which takes unusually long",
         }
     }
 }
@@ -118,36 +123,47 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn =
-            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
-        match turn.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Err(SweepBusy::AnotherSweep)),
-            Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-        }
-        let Some(lock) = self.exclusive_lock()? else { return Ok(Err(SweepBusy::Bundle)) };
+        let turn = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
+        let Some(turn) = turn.map_err(|error| StoreError::write(&path, error))? else {
+            return Ok(Err(SweepBusy::AnotherSweep));
+        };
+        let lock = match self.exclusive_lock()? {
+            Ok(lock) => lock,
+            Err(busy) => return Ok(Err(busy)),
+        };
         // Under the lock: whoever gets it next renews what he commits at a later time than this.
-        let clock = self.inner.layout.temporary();
-        let began = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
-        let _ = fs::remove_file(&clock);
-        let began = began.map_err(|error| StoreError::write(&clock, error))?;
+        let began = self.file_system_time()?;
         drop(lock);
         Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
     }
 
-    /// The lock that no commit of a manifest may hold meanwhile; nothing if one holds it for long.
-    fn exclusive_lock(&self) -> Result<Option<File>, StoreError> {
-        let path = self.inner.layout.sweep_lock();
-        let lock =
-            self.inner.layout.open_lock(&path).map_err(|error| StoreError::write(&path, error))?;
-        for _ in 0..LOCK_TRIES {
-            match lock.try_lock() {
-                Ok(()) => return Ok(Some(lock)),
-                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_WAIT),
-                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-            }
+    /// The time of now, by the clock that gives files their times.
+    pub(super) fn file_system_time(&self) -> Result<SystemTime, StoreError> {
+        let clock = self.inner.layout.temporary();
+        let now = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
+        let _ = fs::remove_file(&clock);
+        now.map_err(|error| StoreError::write(&clock, error))
+    }
+
+    /// The lock that no commit of a manifest may hold meanwhile. Commits that come while we wait for it wait
+    /// behind us.
+    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepBusy>, StoreError> {
+        let layout = &self.inner.layout;
+        let locked = |path: PathBuf, lock: fn(File) -> io::Result<Option<FileLock>>| {
+            layout.open_lock(&path).and_then(lock).map_err(|error| StoreError::write(&path, error))
+        };
+        if locked(layout.bundle_lock(), FileLock::try_exclusive)?.is_none() {
+            return Ok(Err(SweepBusy::Bundle));
         }
-        Ok(None)
+        let wait = |file| FileLock::exclusive(file).map(Some);
+        let _gate = locked(layout.sweep_gate(), wait)?;
+        for _ in 0..LOCK_TRIES {
+            if let Some(lock) = locked(layout.sweep_lock(), FileLock::try_exclusive)? {
+                return Ok(Ok(lock));
+            }
+            thread::sleep(LOCK_WAIT);
+        }
+        Ok(Err(SweepBusy::Commit))
     }
 
     /// How old a blob is, as near as the clocks of this machine and of the file system are; `None` if it is
@@ -194,7 +210,10 @@ impl Store {
         for file in names_in(directory) {
             let old = directory.join(&file);
             let is_file = fs::symlink_metadata(&old).is_ok_and(|is| is.is_file());
-            let is_idle = || File::open(&old).is_ok_and(|file| file.try_lock().is_ok());
+            let is_idle = || {
+                let lock = File::open(&old).and_then(FileLock::try_exclusive);
+                lock.is_ok_and(|lock| lock.is_some())
+            };
             if !is_file || !is_idle() {
                 continue;
             }
@@ -227,7 +246,7 @@ impl Sweep {
     /// [`StoreError`] if the disk refuses.
     pub fn remove(&self, removal: &Removal<'_>) -> Result<bool, StoreError> {
         let (store, layout) = (&self.store, &self.store.inner.layout);
-        let Some(_lock) = store.exclusive_lock()? else { return Ok(false) };
+        let Ok(_lock) = store.exclusive_lock()? else { return Ok(false) };
         let is_unused = |(reference, pulled): &(&Reference, Option<SystemTime>)| {
             store.image(removal.name, reference).is_some_and(|image| image.pulled == *pulled)
         };
@@ -241,7 +260,7 @@ impl Sweep {
             }
         }
         for digest in &removal.manifests {
-            remove_if_there(&layout.manifest(removal.name, digest))?;
+            store.inner.remove_counted(&layout.manifest(removal.name, digest))?;
         }
         store.inner.remove_empty_repository(removal.name);
         Ok(true)
@@ -263,7 +282,7 @@ impl Sweep {
             let digests = digests_in(&self.store.inner.layout.blobs(algorithm), algorithm);
             let unreferenced: Vec<Digest> = digests.filter(|each| !referenced(each)).collect();
             for batch in unreferenced.chunks(BATCH) {
-                let lock = if go_on() { self.store.exclusive_lock()? } else { None };
+                let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
                     swept.is_partial = true;
                     return Ok(swept);
@@ -274,16 +293,6 @@ impl Sweep {
             }
         }
         Ok(swept)
-    }
-
-    /// How many bytes [`Sweep::sweep`] would free of these, as they are now.
-    pub fn bytes_to_free(&self, of: &[Content], grace: Duration) -> u64 {
-        let layout = &self.store.inner.layout;
-        let is_old = |content: &&Content| {
-            let metadata = fs::metadata(layout.blob(&content.digest));
-            metadata.is_ok_and(|metadata| !self.is_young(&metadata, grace))
-        };
-        of.iter().filter(is_old).map(|content| content.size).sum()
     }
 
     /// Whether a blob has to stay although nothing names it.
@@ -305,8 +314,7 @@ impl Sweep {
             swept.young += 1;
             return Ok(());
         }
-        remove_if_there(&path)?;
-        self.store.inner.note_bytes_removed(metadata.len());
+        self.store.inner.remove_counted(&path)?;
         swept.blobs += 1;
         swept.bytes += metadata.len();
         Ok(())
@@ -319,19 +327,21 @@ fn is_older(metadata: &Metadata, age: Duration, now: SystemTime) -> bool {
     modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|is| is >= age)
 }
 
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::write(path, error))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Inner {
+    /// Removes a file, if it exists, and returns the bytes that it took on the disk.
+    pub(super) fn remove_counted(&self, path: &Path) -> Result<u64, StoreError> {
+        let bytes = fs::symlink_metadata(path).map_or(0, |is| allocated(&is));
+        match fs::remove_file(path) {
+            Ok(()) => self.note_bytes_removed(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(StoreError::write(path, error)),
+        }
+        Ok(bytes)
+    }
+
     /// Removes the directories of a repository of which no name is left, and the lists of it: what they
     /// list is gone. Called under the exclusive lock.
-    fn remove_empty_repository(&self, name: &ImageName) {
+    pub(super) fn remove_empty_repository(&self, name: &ImageName) {
         let repository = self.layout.repository(name);
         for algorithm in Algorithm::ALL {
             // A directory that is not empty refuses to go, here and below, which is what is wanted.

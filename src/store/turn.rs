@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::Store;
+use super::lock::FileLock;
 
 /// What is done now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Chore {
 /// The right to a chore, which one process has at a time.
 #[derive(Debug)]
 pub struct Turn {
-    mark: File,
+    mark: FileLock,
 }
 
 impl Turn {
@@ -41,7 +42,7 @@ impl Store {
             return created.err().and(None);
         }
         let mark = File::options().append(true).open(&path).ok()?;
-        mark.try_lock().ok()?;
+        let mark = FileLock::try_exclusive(mark).ok()??;
         let last = mark.metadata().and_then(|metadata| metadata.modified()).ok()?;
         let is_due = now.duration_since(last).is_ok_and(|age| age >= every);
         is_due.then_some(Turn { mark })

@@ -1,11 +1,7 @@
 //! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
 //!
-//! It is written down as one JSON a line in `usage/images.jsonl`, with totals in `usage/summary.json`: so a
-//! hundred thousand images are listed without being held in memory, are known at once after a restart, and
-//! are found by every process on the directory. It is not the truth; who removes something looks again.
-//!
-//! A repository whose directories did not change since the last walk, and which lacked nothing then, is not
-//! read again: only the times of its records are.
+//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: 100,000 images
+//! are listed without being held in memory, by every process. It is a view: removals read the records again. Of a repository that lacked nothing and did not change since, only the times of its records are read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -21,6 +17,7 @@ use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
 use super::images::{Graph, StoredImage, ask, modified};
+use super::lock::FileLock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference, is_timestamp};
 
@@ -234,10 +231,8 @@ impl Store {
         let path = self.inner.layout.usage_images();
         let write = |error| StoreError::write(&path, error);
         let lock = self.inner.layout.open_lock(&self.inner.layout.usage_lock());
-        let lock = lock.map_err(write)?;
-        if lock.try_lock().is_err() {
-            return Ok(None);
-        }
+        let lock = lock.and_then(FileLock::try_exclusive).map_err(write)?;
+        let Some(_lock) = lock else { return Ok(None) };
         let began = clock();
         match self.is_usage_as_it_was(began, go_on) {
             None => return Ok(None),
@@ -306,7 +301,8 @@ impl Store {
             // The first that differs is enough.
             ask(&mut || is_same)
         });
-        (!was_ended).then(|| compared.is_ok() && old.next.is_none())
+        // A repository that was removed left its lines behind.
+        (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_passed_over)
     }
 
     /// When an image was last pulled, as it is now.
@@ -453,12 +449,15 @@ struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
     /// A repository's line that was read, and is not passed yet.
     next: Option<RepositoryUsage>,
+    /// Whether some repository in it does not exist any more.
+    has_passed_over: bool,
 }
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
-        let file = File::open(store.inner.layout.usage_images()).ok();
-        let mut old = OldUsage { lines: file.map(|file| BufReader::new(file).lines()), next: None };
+        let file = File::open(store.inner.layout.usage_images());
+        let lines = file.ok().map(|file| BufReader::new(file).lines());
+        let mut old = OldUsage { lines, next: None, has_passed_over: false };
         old.images();
         old
     }
@@ -468,7 +467,10 @@ impl OldUsage {
         let wanted = name.to_string();
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {
-                Ordering::Less => drop(self.images()),
+                Ordering::Less => {
+                    self.images();
+                    self.has_passed_over = true;
+                }
                 Ordering::Equal => {
                     let line = self.next.take()?;
                     return Some((line, self.images()));

@@ -2,10 +2,13 @@
 
 use std::io::{Read, copy, sink};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
@@ -20,6 +23,20 @@ const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// A header's first value, if it is text.
 pub(super) fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What `Location` says. Some servers send a name in UTF-8, or in whatever encoding a file system has, which
+/// belongs into a URL percent-encoded.
+pub(super) fn redirect_target(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::LOCATION)?.as_bytes();
+    let mut target = String::with_capacity(value.len());
+    for &byte in value {
+        match byte.is_ascii() {
+            true => target.push(char::from(byte)),
+            false => target.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Some(target)
 }
 
 pub(super) fn texts(
@@ -44,20 +61,57 @@ pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     said.is_some_and(|said| said.as_str() == "text/html")
 }
 
-/// First offset and whole size out of `Content-Range: bytes 5-9/10`, for a range that reaches the end.
-pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
-    let (range, size) =
-        text(headers, header::CONTENT_RANGE)?.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last, size): (u64, u64, u64) =
-        (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
-    (first <= last && last.checked_add(1)? == size).then_some((first, size))
+/// What a 206 contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ContentRange {
+    /// The offset of its first byte.
+    pub(super) start: u64,
+    /// The size of the complete content, where the answer states it.
+    pub(super) size: Option<u64>,
 }
 
-/// Content that is compressed for the way would be hashed compressed.
+/// What `Content-Range: bytes 5-9/10` says of a range that reaches the end. `bytes 5-9/*` leaves open
+/// whether it does: then the size that a manifest states, or the digest, tells.
+pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+    let value = text(headers, header::CONTENT_RANGE)?.trim();
+    let (unit, value) = value.split_at_checked("bytes".len())?;
+    let (range, size) = value.strip_prefix([' ', '='])?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (start, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let end = last.checked_add(1)?;
+    let size = match size.trim() {
+        "*" => None,
+        size => Some(size.parse::<u64>().ok()?),
+    };
+    let is_usable =
+        unit.eq_ignore_ascii_case("bytes") && start <= last && size.is_none_or(|size| size == end);
+    is_usable.then_some(ContentRange { start, size })
+}
+
+/// Codings that change the bytes (IANA's registry of content codings). Other words that servers put into
+/// `Content-Encoding` say nothing about the bytes: `aws-chunked` is what an upload was framed with,
+/// and `utf-8` or `binary` belong into other headers.
+const CONTENT_CODINGS: [&str; 12] = [
+    "aes128gcm",
+    "br",
+    "compress",
+    "dcb",
+    "dcz",
+    "deflate",
+    "exi",
+    "gzip",
+    "pack200-gzip",
+    "x-compress",
+    "x-gzip",
+    "zstd",
+];
+
+/// Content that is compressed for the transfer would be hashed compressed.
 pub(super) fn check_encoding(headers: &HeaderMap, request: &Arc<str>) -> Result<(), UpstreamError> {
-    match text(headers, header::CONTENT_ENCODING) {
-        None | Some("identity" | "") => Ok(()),
+    let words = texts(headers, header::CONTENT_ENCODING).flat_map(|line| line.split(','));
+    let mut words = words.map(|word| word.trim().to_ascii_lowercase());
+    match words.find(|word| CONTENT_CODINGS.contains(&word.as_str())) {
+        None => Ok(()),
         Some(encoding) => {
             let reason = format!("it is encoded as {encoding} although identity was asked for");
             Err(UpstreamError::bad_answer(request, reason))
@@ -115,17 +169,136 @@ pub(super) fn no_verdict(status: u16, request: &Arc<str>) -> UpstreamError {
     UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })
 }
 
+/// Whether the answer contains the complete content. 203 is what a proxy that has changed a header says
+/// instead of 200 (RFC 9110, section 15.3.4).
+pub(super) fn is_complete(status: u16) -> bool {
+    matches!(status, 200 | 203)
+}
+
 /// What a status other than 200 means.
 pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>) -> UpstreamError {
     let kind = match status {
         404 | 410 => UpstreamErrorKind::NotFound,
         401 | 403 => UpstreamErrorKind::Denied { status },
-        429 => {
-            let seconds = text(headers, header::RETRY_AFTER).and_then(|text| text.parse().ok());
-            UpstreamErrorKind::RateLimited { retry_after: seconds.map(Duration::from_secs) }
-        }
+        429 => UpstreamErrorKind::RateLimited { retry_after: retry_after(headers) },
         503 => UpstreamErrorKind::OutOfService,
+        508 => UpstreamErrorKind::Loop,
         status => UpstreamErrorKind::Status { status },
     };
     UpstreamError::new(Arc::clone(request), kind)
+}
+
+/// The formats of a date in HTTP that are not RFC 850's, which has two digits for the year.
+const HTTP_DATES: [&[BorrowedFormatItem<'_>]; 2] = [
+    format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    ),
+    format_description!(
+        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
+    ),
+];
+
+fn http_date(text: &str) -> Option<SystemTime> {
+    let parsed = HTTP_DATES.iter().find_map(|format| {
+        let date = time::PrimitiveDateTime::parse(text.trim(), format).ok()?;
+        Some(date.assume_utc())
+    });
+    parsed.map(OffsetDateTime::into)
+}
+
+/// How long `Retry-After` asks us to wait: seconds, or a date (RFC 9110, section 10.2.3). A date is compared
+/// with the answer's own `Date`, so that the clocks need not agree.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = text(headers, header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = http_date(value)?;
+    let sent = text(headers, header::DATE).and_then(http_date).unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(sent).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let parsed = |value: &str| HeaderValue::from_bytes(value.as_bytes()).unwrap();
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, parsed(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn encodings_that_change_the_bytes_are_refused_and_other_words_are_ignored() {
+        for (value, accepted) in [
+            ("identity", true),
+            ("Identity", true),
+            ("aws-chunked", true),
+            ("identity, aws-chunked,", true),
+            ("", true),
+            ("utf-8", true),
+            ("gzip", false),
+            ("aws-chunked, gzip", false),
+            ("GZIP", false),
+            ("x-gzip", false),
+            ("br", false),
+            ("zstd", false),
+        ] {
+            let checked = check_encoding(&headers(&[("content-encoding", value)]), &"GET x".into());
+            assert_eq!(checked.is_ok(), accepted, "{value}");
+        }
+        let two_lines = headers(&[("content-encoding", "identity"), ("content-encoding", "gzip")]);
+        assert!(check_encoding(&two_lines, &"GET x".into()).is_err());
+    }
+
+    #[test]
+    fn ranges_that_reach_the_end_or_may() {
+        let range = |start, size| Some(ContentRange { start, size });
+        for (value, expected) in [
+            ("bytes 5-9/10", range(5, Some(10))),
+            ("Bytes 5-9/10", range(5, Some(10))),
+            ("bytes=5-9/10", range(5, Some(10))),
+            ("bytes 5-9/*", range(5, None)),
+            (" bytes 5-9 / * ", range(5, None)),
+            ("bytes 5-8/10", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("items 5-9/10", None),
+            ("bytes 5-18446744073709551615/*", None),
+            ("5-9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(&headers(&[("content-range", value)])), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_date_says_how_long_to_wait() {
+        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+        for (value, seconds) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun Nov  6 08:50:37 1994", Some(60)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let wait = retry_after(&headers(&[("retry-after", value), date]));
+            assert_eq!(wait, seconds.map(Duration::from_secs), "{value}");
+        }
+        let long_ago = headers(&[("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT")]);
+        assert_eq!(retry_after(&long_ago), Some(Duration::ZERO), "by this machine's clock");
+    }
+
+    #[test]
+    fn a_redirect_in_utf_8_is_percent_encoded() {
+        let target = redirect_target(&headers(&[("location", "/blobs/ü")]));
+        assert_eq!(target.as_deref(), Some("/blobs/%C3%BC"));
+    }
 }

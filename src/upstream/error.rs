@@ -59,6 +59,8 @@ pub enum UpstreamErrorKind {
     },
     /// The registry says of itself that it is out of service (503).
     OutOfService,
+    /// The endpoint is a Larder that asks this one for the same (508).
+    Loop,
     /// The endpoint failed again and again and is left alone for a while.
     CircuitOpen {
         /// How much longer.
@@ -119,6 +121,11 @@ impl UpstreamError {
     /// The same error, at somebody to whom the registry sent us.
     pub(super) fn elsewhere(self) -> UpstreamError {
         UpstreamError { is_elsewhere: true, ..self }
+    }
+
+    /// Whether it happened at a host to which the registry redirects: it says nothing about the registry.
+    pub fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
     }
 
     /// Whether it says that the endpoint itself is in trouble.
@@ -274,6 +281,17 @@ fn tls_reason(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             (error.to_string(), "tls.ca in its entry names an authority of its own")
         }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => (error.to_string(), "its subjectAltName must contain the host of the endpoint"),
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => (
+            error.to_string(),
+            "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
+             more, and SHA-256, SHA-384 or SHA-512",
+        ),
         other => return other.to_string(),
     };
     format!("{what}; {hint}")
@@ -315,6 +333,11 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the registry's rate limit is reached")
             }
             UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
+            UpstreamErrorKind::Loop => write!(
+                f,
+                "the endpoint is a Larder that asks this one for the same (508): remove one of the two \
+                 from the other's configuration (registries[].endpoints)"
+            ),
             UpstreamErrorKind::CircuitOpen { wait, last } => {
                 write!(
                     f,

@@ -18,7 +18,7 @@ use super::error::{UpstreamError, UpstreamErrorKind};
 use super::quota::RateLimit;
 use super::registry::Registry;
 use super::throttle::{RealTime, Throttle};
-use super::{BlobAsk, BlobBody, List, Source};
+use super::{BlobAsk, BlobBody, List, ManifestHead, Source};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 
 /// The endpoints of a registry, in the order in which they are asked.
@@ -186,7 +186,7 @@ fn hope(kind: &UpstreamErrorKind) -> u32 {
         | UpstreamErrorKind::Credentials { .. }
         | UpstreamErrorKind::NotAllowed { .. } => 2,
         UpstreamErrorKind::BadAnswer { .. } | UpstreamErrorKind::Redirect { .. } => 3,
-        UpstreamErrorKind::CircuitOpen { .. } => 4,
+        UpstreamErrorKind::Loop | UpstreamErrorKind::CircuitOpen { .. } => 4,
         UpstreamErrorKind::Status { .. }
         | UpstreamErrorKind::RateLimited { .. }
         | UpstreamErrorKind::TimedOut { .. }
@@ -276,6 +276,14 @@ impl Source for Failover {
 
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
         self.ask(|registry| registry.resolve(repository, tag))
+    }
+
+    fn head(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ManifestHead>, UpstreamError> {
+        self.ask(|registry| registry.head(repository, tag))
     }
 
     fn manifest(

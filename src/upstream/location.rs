@@ -1,6 +1,6 @@
 //! URLs: where a redirect leads, and whether two URLs are the same place.
 
-use ureq::http::Uri;
+use ureq::http::uri::{Authority, PathAndQuery};
 
 /// An absolute http or https URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,23 +23,36 @@ impl Location {
         }
     }
 
-    /// Parses an absolute URL. User info is refused: nothing good sends a password that way.
+    /// Parses an absolute URL as browsers and curl do: dot segments are resolved, and characters that a URL
+    /// must not contain are percent-encoded. What is percent-encoded already stays unchanged, since a
+    /// signature may cover it. User info is refused: no registry sends a password that way.
     pub(super) fn parse(text: &str) -> Option<Location> {
-        let uri: Uri = text.split('#').next()?.parse().ok()?;
-        let https = match uri.scheme_str()? {
+        let text = text.split('#').next()?.trim();
+        let (scheme, rest) = text.split_once("://")?;
+        let https = match scheme.to_ascii_lowercase().as_str() {
             "https" => true,
             "http" => false,
             _ => return None,
         };
-        let authority = uri.authority()?.as_str();
-        if authority.is_empty() || authority.contains('@') {
+        let (authority, path_and_query) =
+            rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let authority = authority.strip_suffix(':').unwrap_or(authority);
+        // What a parser may take for something else: user info, an encoded host, a separator of paths.
+        if authority.is_empty() || authority.contains(['@', '%', '\\']) {
             return None;
         }
-        let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str());
-        Some(Location::new(https, authority, path_and_query))
+        authority.parse::<Authority>().ok()?;
+        let after_host = &authority[authority.rfind(']').map_or(0, |at| at + 1)..];
+        if after_host.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()) {
+            return None;
+        }
+        let path_and_query = normalized(path_and_query);
+        path_and_query.parse::<PathAndQuery>().ok()?;
+        Some(Location::new(https, authority, &path_and_query))
     }
 
-    /// Resolves a `Location` header against this URL (RFC 3986, section 5, without dot segments).
+    /// Resolves a `Location` header or the realm of a challenge against this URL (RFC 3986, section 5.2).
+    /// `None` if it leads nowhere: it is empty, or its scheme is neither http nor https.
     pub(super) fn join(&self, reference: &str) -> Option<Location> {
         let reference = reference.split('#').next()?.trim();
         let is_scheme = |text: &str| {
@@ -143,6 +156,55 @@ pub(super) fn encode_into(out: &mut String, value: &str) {
     }
 }
 
+/// A path and query as they go on the wire: without dot segments (RFC 3986, section 5.2.4), and with
+/// the characters encoded that neither may contain.
+fn normalized(path_and_query: &str) -> String {
+    let (path, query) = match path_and_query.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (path_and_query, None),
+    };
+    let mut out = String::new();
+    encode_unsafe(&mut out, &without_dot_segments(path), b"\"<>\\^`{|}");
+    if let Some(query) = query {
+        out.push('?');
+        encode_unsafe(&mut out, query, b"\"<>");
+    }
+    out
+}
+
+/// Resolves `.` and `..`; empty segments stay, since the key of an object may contain `//`.
+fn without_dot_segments(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    for (at, segment) in segments.iter().enumerate() {
+        let is_last = at + 1 == segments.len();
+        match *segment {
+            "." | ".." => {
+                if *segment == ".." {
+                    kept.pop();
+                }
+                // `/a/..` is the directory `/`, not the file before it.
+                if is_last {
+                    kept.push("");
+                }
+            }
+            other => kept.push(other),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+/// Percent-encodes control characters, spaces, bytes beyond ASCII and `unsafe_bytes`.
+fn encode_unsafe(out: &mut String, text: &str, unsafe_bytes: &[u8]) {
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && !unsafe_bytes.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
 /// Whether two hosts belong to the same owner: equal, or under the same registrable domain.
 ///
 /// The registrable domain is approximated without the public suffix list: the last two labels, or
@@ -184,6 +246,23 @@ mod tests {
             ("sha256:00", Some("https://reg.io/v2/a/blobs/sha256:00")),
             ("https://user:pw@x/y", None),
             ("https:///x", None),
+            ("HTTPS://cdn.io:443/b", Some("https://cdn.io/b")),
+            ("https://cdn.io:/b", Some("https://cdn.io/b")),
+            (" /other ", Some("https://reg.io/other")),
+            ("../manifests/./x", Some("https://reg.io/v2/a/manifests/x")),
+            ("/a/b/../../../c/.", Some("https://reg.io/c/")),
+            ("/a/..", Some("https://reg.io/")),
+            (".", Some("https://reg.io/v2/a/blobs/")),
+            ("https://cdn.io/a/../b?x=/../y", Some("https://cdn.io/b?x=/../y")),
+            ("//cdn.io/key//part", Some("https://cdn.io/key//part")),
+            ("/a b\"c'd<e>", Some("https://reg.io/a%20b%22c'd%3Ce%3E")),
+            ("/ü?name=ü x", Some("https://reg.io/%C3%BC?name=%C3%BC%20x")),
+            ("/a%20b%2Fc?s=%2B{|}", Some("https://reg.io/a%20b%2Fc?s=%2B{|}")),
+            ("/{a|b}", Some("https://reg.io/%7Ba%7Cb%7D")),
+            ("?f=a\"b", Some("https://reg.io/v2/a/blobs/x?f=a%22b")),
+            ("https://evil.io\\@reg.io/x", None),
+            ("https://a%40b.io/x", None),
+            ("https://cdn.io:port/x", None),
             ("", None),
         ];
         for (reference, expected) in table {

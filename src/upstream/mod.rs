@@ -37,10 +37,12 @@ mod realm;
 mod refusals;
 mod registries;
 mod registry;
+mod response_head;
 mod session;
 mod slot;
 mod throttle;
 mod tls;
+mod tls_connector;
 mod token;
 mod transport;
 mod tunnel;
@@ -48,7 +50,7 @@ mod tunnel;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::oci::{Digest, Manifest, Reference, Repository, Tag, TagPage, Upstream};
+use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, TagPage, Upstream};
 
 pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
 pub use breaker::{BreakerPolicy, BreakerState};
@@ -59,8 +61,8 @@ pub use no_proxy::NoProxy;
 pub use proxy::{ParseProxyError, Proxy, ProxySettings};
 pub use quota::RateLimit;
 pub use registries::{
-    Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme, Settings,
-    UnlistedRegistries,
+    ApiPath, Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme,
+    Settings, UnlistedRegistries,
 };
 pub use tls::TlsSettings;
 pub use transport::Timeouts;
@@ -105,6 +107,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such tag.
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError>;
+
+    /// What HEAD says of `tag`: all that an answer to a client's HEAD needs. `None` if it does not tell, or
+    /// may not be asked so.
+    ///
+    /// # Errors
+    /// As [`Source::resolve`].
+    fn head(&self, _: &Repository, _: &Tag) -> Result<Option<ManifestHead>, UpstreamError> {
+        Ok(None)
+    }
 
     /// The manifest, verified against the digest asked for, or told by the registry.
     ///
@@ -151,6 +162,17 @@ pub trait Source: Send + Sync {
         digest: &Digest,
         query: &str,
     ) -> Result<List, UpstreamError>;
+}
+
+/// A manifest as the head of an answer describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestHead {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// Which bytes of which blob are wanted.

@@ -1,37 +1,78 @@
 //! A token realm: whether it may be asked, and how it is.
-
-use ureq::http::{Response, header};
-use ureq::{Agent, Body};
+//!
+//! Threats: a registry that sends our credentials to another owner, or in the clear. So a login goes to a
+//! realm of the registry's own owner only, and along redirects within one origin. Without a login
+//! nothing secret is sent, and any realm may be asked that the address guard allows.
 
 use std::time::Duration;
 
+use ureq::http::{Response, StatusCode, header};
+use ureq::{Agent, Body};
+
+use super::answer::{discard, redirect_target};
 use super::challenge::Challenge;
 use super::credentials::Login;
 use super::error::UpstreamError;
 use super::location::{Location, is_same_owner};
 
-/// Where a challenge sends us for a token: only to the registry's own people, and never in the clear
-/// if the registry itself is not.
+/// How many redirects of a token service are followed: one adds a slash or another one a version.
+const REDIRECTS_MAX: usize = 4;
+
+/// Where a challenge sends us for a token; never in the clear if the registry itself is not.
 pub(super) fn realm(challenge: &Challenge, asking: &Location) -> Result<Location, UpstreamError> {
-    let refused = |reason: String| {
-        Err(UpstreamError::bad_answer(&asking.for_log(), format!("its token realm {reason}")))
-    };
-    let Some(realm) = challenge.parameter("realm").and_then(Location::parse) else {
-        return refused("is missing or no URL".into());
+    let Some(realm) = challenge.parameter("realm").and_then(|realm| asking.join(realm)) else {
+        return Err(refused(asking, "is missing or no URL"));
     };
     if asking.is_https() && !realm.is_https() {
-        return refused(format!("{} is not https", realm.for_log()));
-    }
-    if !is_same_owner(asking.host(), realm.host()) {
-        return refused(format!("{} belongs to somebody else", realm.for_log()));
+        return Err(refused(asking, &format!("{} is not https", realm.for_log())));
     }
     Ok(realm)
 }
 
-/// By GET as the token specification has it, or by POST for an identity token (OAuth 2).
+/// Refuses to show a login to a realm that does not belong to the registry's owner.
+pub(super) fn check_owner(realm: &Location, asking: &Location) -> Result<(), UpstreamError> {
+    match is_same_owner(asking.host(), realm.host()) {
+        true => Ok(()),
+        false => {
+            let reason = format!(
+                "{} belongs to another owner, which must not get the credentials of this registry \
+                 (registries[].auth)",
+                realm.for_log()
+            );
+            Err(refused(asking, &reason))
+        }
+    }
+}
+
+fn refused(asking: &Location, reason: &str) -> UpstreamError {
+    UpstreamError::bad_answer(&asking.for_log(), format!("its token realm {reason}"))
+}
+
+/// By GET as the token specification has it, or by POST for an identity token (OAuth 2). Redirects within
+/// the realm's origin are followed, and repeated as what they were. Other answers are returned.
 pub(super) fn ask(
     agent: &Agent,
     realm: &Location,
+    parameters: &[(&str, &str)],
+    login: Option<&Login>,
+    total: Duration,
+) -> Result<Response<Body>, ureq::Error> {
+    let is_post = matches!(login, Some(Login::Identity(_)));
+    let mut location = if is_post { realm.clone() } else { realm.with_query(parameters) };
+    for _ in 0..REDIRECTS_MAX {
+        let response = ask_once(agent, &location, parameters, login, total)?;
+        match redirect(&location, &response).filter(|to| to.is_same_origin(realm)) {
+            Some(to) => location = to,
+            None => return Ok(response),
+        }
+        discard(response);
+    }
+    ask_once(agent, &location, parameters, login, total)
+}
+
+fn ask_once(
+    agent: &Agent,
+    location: &Location,
     parameters: &[(&str, &str)],
     login: Option<&Login>,
     total: Duration,
@@ -43,13 +84,24 @@ pub(super) fn ask(
             ("refresh_token", refresh_token.reveal()),
         ];
         let form = grant.iter().chain(parameters).map(|(name, value)| (*name, *value));
-        let builder = agent.post(realm.url()).config().timeout_global(Some(total)).build();
+        let builder = agent.post(location.url()).config().timeout_global(Some(total)).build();
         return builder.send_form(form);
     }
-    let builder = agent.get(realm.with_query(parameters).url());
+    let builder = agent.get(location.url());
     let builder = match login.and_then(Login::header) {
         Some(value) => builder.header(header::AUTHORIZATION, value),
         None => builder,
     };
     builder.config().timeout_global(Some(total)).build().call()
+}
+
+fn redirect(from: &Location, response: &Response<Body>) -> Option<Location> {
+    match response.status() {
+        StatusCode::MOVED_PERMANENTLY
+        | StatusCode::FOUND
+        | StatusCode::SEE_OTHER
+        | StatusCode::TEMPORARY_REDIRECT
+        | StatusCode::PERMANENT_REDIRECT => from.join(&redirect_target(response.headers())?),
+        _ => None,
+    }
 }

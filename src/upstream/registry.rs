@@ -1,12 +1,14 @@
 //! One endpoint of a registry over HTTP: the distribution-spec's pull and discovery requests.
 
+use std::io::{Cursor, Read};
 use std::sync::Arc;
 
-use ureq::http::header;
+use ureq::Body;
+use ureq::http::{Response, header};
 
 use super::answer::{
-    check_encoding, content_digest, content_length, content_range, is_web_page, read_body, text,
-    texts,
+    ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
+    is_web_page, read_body, text, texts,
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::list::{accept_referrers, accept_tags, next_query};
@@ -14,7 +16,7 @@ use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
-use super::{BlobBody, List};
+use super::{BlobBody, List, ManifestHead};
 use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
     Upstream,
@@ -22,6 +24,10 @@ use crate::oci::{
 
 /// The largest list, in bytes: a page of tags, the referrers of one manifest.
 const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:
+/// more than a login page has.
+const WEB_PAGE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What can be asked of a registry, over one session with one of its endpoints.
 pub(super) struct Registry {
@@ -85,7 +91,7 @@ impl Registry {
     fn list(&self, ask: Ask<'_>) -> Result<Answer, UpstreamError> {
         let answer = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask })?;
         match answer.response.status().as_u16() {
-            200 => Ok(answer),
+            status if is_complete(status) => Ok(answer),
             _ => Err(answer.failure()),
         }
     }
@@ -98,13 +104,41 @@ impl Registry {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<Digest>, UpstreamError> {
+        let answer = self.head_of_manifest(repository, tag)?;
+        Ok(answer.and_then(|answer| content_digest(answer.response.headers())))
+    }
+
+    pub(super) fn head(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ManifestHead>, UpstreamError> {
+        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
+        let headers = answer.response.headers();
+        let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+        // A manifest has some bytes; 0 is what some servers say to HEAD in any case.
+        let size = content_length(headers).filter(|size| *size > 0);
+        let all = (content_digest(headers), media_type.filter(MediaType::is_manifest), size);
+        Ok(match all {
+            (Some(digest), Some(media_type), Some(size)) => {
+                Some(ManifestHead { digest, media_type, size })
+            }
+            _ => None,
+        })
+    }
+
+    /// The answer to HEAD; `None` from a registry that does not support it, where GET tells.
+    fn head_of_manifest(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Answer>, UpstreamError> {
         let rest = format!("manifests/{tag}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
         match answer.response.status().as_u16() {
-            200 => Ok(content_digest(answer.response.headers())),
-            // Some registries do not do HEAD well; GET will tell.
-            400 | 405 | 406 | 501 => Ok(None),
+            status if is_complete(status) => Ok(Some(answer)),
+            _ if answer.refuses_head() => Ok(None),
             _ => Err(answer.failure()),
         }
     }
@@ -117,7 +151,7 @@ impl Registry {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
-        if answer.response.status().as_u16() != 200 {
+        if !is_complete(answer.response.status().as_u16()) {
             return Err(answer.into_failure());
         }
         let (response, request) = (answer.response, answer.request);
@@ -150,8 +184,8 @@ impl Registry {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
-            200 => Ok(content_length(answer.response.headers())),
-            400 | 405 | 406 | 501 => Ok(None),
+            status if is_complete(status) => Ok(content_length(answer.response.headers())),
+            _ if answer.refuses_head() => Ok(None),
             _ => Err(answer.blob_failure()),
         }
     }
@@ -167,9 +201,9 @@ impl Registry {
         let answer = self.session.ask(&Ask { total: None, from, ..metadata })?;
         let (headers, request) = (answer.response.headers(), &answer.request);
         let (start, size) = match answer.response.status().as_u16() {
-            200 => (0, content_length(headers)),
-            206 => match content_range(headers).filter(|(start, _)| *start == from) {
-                Some((start, size)) => (start, Some(size)),
+            status if is_complete(status) => (0, content_length(headers)),
+            206 => match content_range(headers).filter(|range| range.start == from) {
+                Some(ContentRange { start, size }) => (start, size),
                 // Less than was asked for, or elsewhere: this registry does not do ranges well.
                 None if from > 0 => return self.blob(repository, digest, 0),
                 None => return Err(UpstreamError::bad_answer(request, "a part nobody asked for")),
@@ -179,11 +213,10 @@ impl Registry {
             _ => return Err(answer.blob_failure()),
         };
         check_encoding(headers, request)?;
-        // A login page has no place among a blob's bytes, and must not cost what was kept of them.
-        if is_web_page(headers) {
-            return Err(UpstreamError::bad_answer(request, "it is a web page"));
-        }
-        let reader = Box::new(answer.response.into_body().into_reader());
+        let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {
+            true => unless_it_is_a_web_page(answer.response, digest, request)?,
+            false => Box::new(answer.response.into_body().into_reader()),
+        };
         Ok(BlobBody { endpoint: 0, start, size, reader })
     }
 
@@ -224,6 +257,26 @@ impl Registry {
             None => Err(unsupported(&answer.request)),
         }
     }
+}
+
+/// The body of a blob that is labelled as a web page. A login page has no place among a blob's bytes, and
+/// must not replace what was kept of them; but the blob may be a page (artifacts of all kinds are), or
+/// have been labelled wrongly. So what is small enough to be a login page is read and must have
+/// the digest; what is larger is none, and is checked like any other blob.
+fn unless_it_is_a_web_page(
+    response: Response<Body>,
+    digest: &Digest,
+    request: &Arc<str>,
+) -> Result<Box<dyn Read + Send>, UpstreamError> {
+    let mut reader = response.into_body().into_reader();
+    let mut head = Vec::new();
+    let read = reader.by_ref().take(WEB_PAGE_BYTES_MAX).read_to_end(&mut head);
+    read.map_err(|error| UpstreamError::from_body(request, error))?;
+    let is_all = (head.len() as u64) < WEB_PAGE_BYTES_MAX;
+    if is_all && Digest::of(digest.algorithm(), &head) != *digest {
+        return Err(UpstreamError::bad_answer(request, "it is a web page"));
+    }
+    Ok(Box::new(Cursor::new(head).chain(reader)))
 }
 
 fn with_query(path: &str, query: &str) -> String {

@@ -7,8 +7,9 @@
 
 mod authorization;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{Response, header};
@@ -17,26 +18,34 @@ use ureq::{Agent, Body};
 use super::address::{Guard, is_public, resolve_within};
 use super::answer::{
     ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
-    status_error, text,
+    redirect_target, status_error,
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::location::Location;
 use super::logins::Logins;
 use super::quota::{Quota, RateLimit};
 use super::refusals::Refusals;
-use super::registries::{Endpoint, EndpointSettings, ForeignAgents, Scheme};
+use super::registries::{ApiPath, Endpoint, EndpointSettings, ForeignAgents, Scheme};
 use super::tls::TlsSettings;
 use super::token::Tokens;
 use super::transport::{LazyAgent, Reach, Timeouts};
 use crate::oci::{Repository, Upstream};
+use crate::via;
 
 /// How many redirects are followed: more than any registry needs, fewer than a loop would like.
 const REDIRECTS_MAX: usize = 10;
+
+/// The longest that `Retry-After` of a host keeps us from asking it.
+const HOST_LIMIT_MAX: Duration = Duration::from_secs(60);
+/// Hosts remembered for it.
+const LIMITED_HOSTS_MAX: usize = 64;
 
 /// A registry, and what is known of how to speak to it.
 pub(super) struct Session {
     upstream: Upstream,
     base: Location,
+    /// What precedes the repository in a path.
+    api: ApiPath,
     /// For the endpoint itself, with its own TLS; an unlisted registry has none.
     own: Option<LazyAgent>,
     /// For other hosts of a private network that has its own certificate authority: trusts it, and
@@ -50,9 +59,13 @@ pub(super) struct Session {
     logins: Logins,
     /// Whether the endpoint has asked for user and password: then they are sent without being asked.
     wants_basic: AtomicBool,
+    /// Whether it refused a token, offered Basic beside Bearer, and took the password.
+    prefers_basic: AtomicBool,
     refusals: Refusals,
     tokens: Tokens,
     quota: Quota,
+    /// Until when hosts to which the endpoint redirects asked to be left alone. Locked for a look-up or an insertion.
+    limited: Mutex<HashMap<String, Instant>>,
     /// Whether the connections that idle are probably dead: somebody waited on one in vain.
     idle_is_suspect: AtomicBool,
     timeouts: Timeouts,
@@ -70,7 +83,7 @@ enum Idle {
 /// One question to the registry.
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
-    /// Path and query below the endpoint.
+    /// Path and query, with `/v2` for wherever the endpoint's API is.
     pub(super) path: String,
     pub(super) accept: Option<&'a str>,
     pub(super) repository: &'a Repository,
@@ -110,6 +123,16 @@ impl Answer {
         let status = self.response.status().as_u16();
         let error = status_error(status, self.response.headers(), &self.request);
         if self.is_elsewhere { error.elsewhere() } else { error }
+    }
+
+    /// Whether this answer to HEAD says nothing about a GET. Some registries do not support HEAD, and where
+    /// they redirect to is often signed for GET alone.
+    pub(super) fn refuses_head(&self) -> bool {
+        match self.response.status().as_u16() {
+            400 | 405 | 406 | 501 => true,
+            429 => false,
+            status => self.is_elsewhere && (400..500).contains(&status),
+        }
     }
 }
 
@@ -183,23 +206,27 @@ impl Session {
         Session {
             upstream: upstream.clone(),
             base: Location::new(endpoint.scheme == Scheme::Https, &endpoint.authority, "/"),
+            api: endpoint.api.clone(),
             own: None,
             trusting: None,
             foreign,
             is_private: OnceLock::new(),
             logins: Logins::none(upstream),
             wants_basic: AtomicBool::new(false),
+            prefers_basic: AtomicBool::new(false),
             refusals: Refusals::default(),
             tokens: Tokens::default(),
             quota: Quota::default(),
+            limited: Mutex::default(),
             idle_is_suspect: AtomicBool::new(false),
             timeouts,
         }
     }
 
-    /// Scheme, host and port of the endpoint.
+    /// Scheme, host and port of the endpoint, and the path of its API where that is not `/v2`.
     pub(super) fn url(&self) -> String {
-        self.base.origin()
+        let path = if self.api == ApiPath::default() { "" } else { self.api.as_str() };
+        format!("{}{path}", self.base.origin())
     }
 
     /// What the registry said last about its rate limit.
@@ -216,21 +243,59 @@ impl Session {
     /// Asks, follows redirects, and returns whatever answer is not one.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };
-        let mut location = self.base.with_path(&ask.path);
+        let below_api = ask.path.strip_prefix("/v2").unwrap_or(&ask.path);
+        let mut location = self.base.with_path(&format!("{}{below_api}", self.api.as_str()));
         let first: Arc<str> = format!("{method} {}", location.for_log()).into();
         for _ in 0..=REDIRECTS_MAX {
             let request: Arc<str> = format!("{method} {}", location.for_log()).into();
             let is_elsewhere = !location.is_same_origin(&self.base);
             let mark = |error: UpstreamError| if is_elsewhere { error.elsewhere() } else { error };
+            if is_elsewhere {
+                self.check_limit(&location, &request, Instant::now())?;
+            }
             let response = self.call_authorized(&location, ask, &request).map_err(mark)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { response, request, is_elsewhere });
+                let answer = Answer { response, request, is_elsewhere };
+                if is_elsewhere && answer.response.status().as_u16() == 429 {
+                    self.note_limit(&location, &answer.failure(), Instant::now());
+                }
+                return Ok(answer);
             }
             location = redirect(&location, ask, &response, &request)?;
             discard_for(ask, response);
         }
         let reason = format!("more than {REDIRECTS_MAX} redirects").into();
         Err(UpstreamError::new(first, UpstreamErrorKind::Redirect { reason }))
+    }
+
+    /// Refuses a request to a host that limits us: an object store, while the registry that redirects there is
+    /// asked as before.
+    fn check_limit(
+        &self,
+        location: &Location,
+        request: &Arc<str>,
+        now: Instant,
+    ) -> Result<(), UpstreamError> {
+        let limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait =
+            limited.get(&location.origin()).and_then(|until| until.checked_duration_since(now));
+        match wait.filter(|wait| !wait.is_zero()) {
+            None => Ok(()),
+            retry_after => {
+                let kind = UpstreamErrorKind::RateLimited { retry_after };
+                Err(UpstreamError::new(Arc::clone(request), kind).elsewhere())
+            }
+        }
+    }
+
+    fn note_limit(&self, location: &Location, error: &UpstreamError, now: Instant) {
+        let Some(wait) = error.retry_after() else { return };
+        let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        limited.retain(|_, until| *until > now);
+        // Registries choose these hosts, so there is a bound; one that is not noted is asked again.
+        if limited.len() < LIMITED_HOSTS_MAX {
+            limited.insert(location.origin(), now + wait.min(HOST_LIMIT_MAX));
+        }
     }
 
     /// One request on the wire, repeated once on a fresh connection if a pooled one may have been dead.
@@ -243,7 +308,10 @@ impl Session {
     ) -> Result<Response<Body>, UpstreamError> {
         let agent = self.agent(location, request)?;
         let range = (ask.from > 0).then(|| format!("bytes={}-", ask.from));
+        // To the endpoint itself alone: what it redirects to is no Larder.
+        let via = location.is_same_origin(&self.base).then(|| via::current().to_string());
         let headers = [
+            (header::VIA, via.as_deref()),
             (header::ACCEPT, ask.accept),
             (header::AUTHORIZATION, authorization.as_deref()),
             (header::RANGE, range.as_deref()),
@@ -330,7 +398,8 @@ fn redirect(
         let kind = UpstreamErrorKind::Redirect { reason: reason.into() };
         Err(UpstreamError::new(Arc::clone(request), kind))
     };
-    let Some(to) = text(response.headers(), header::LOCATION).and_then(|to| from.join(to)) else {
+    let target = redirect_target(response.headers());
+    let Some(to) = target.and_then(|target| from.join(&target)) else {
         return refused("it has no usable Location".into());
     };
     if from.is_https() && !to.is_https() {

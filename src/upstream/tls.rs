@@ -2,10 +2,13 @@
 //!
 //! The files are read when an agent is built and again when they change.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use ureq::tls::{Certificate, ClientCert, PrivateKey};
+use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::CertificateDer;
 
 use crate::certificates::{self, CertificateError, IdentityFiles, Stamp};
 
@@ -26,8 +29,8 @@ impl TlsSettings {
     /// # Errors
     /// [`CertificateError`].
     pub fn check(&self) -> Result<(), CertificateError> {
-        self.ca.as_deref().map(load_ca).transpose()?;
-        self.identity.as_ref().map(load_client).transpose()?;
+        self.ca.as_deref().map(certificates::load_chain).transpose()?;
+        self.identity.as_ref().map(IdentityFiles::load).transpose()?;
         Ok(())
     }
 
@@ -44,23 +47,46 @@ impl TlsSettings {
         let identity = self.identity.iter().flat_map(|files| [&files.cert, &files.key]);
         Stamp::of(self.ca.iter().chain(identity))
     }
-}
 
-/// The certificates of a `ca` file.
-pub(super) fn load_ca(path: &Path) -> Result<Vec<Certificate<'static>>, CertificateError> {
-    let chain = certificates::load_chain(path)?;
-    Ok(chain.iter().map(|each| Certificate::from_der(each).to_owned()).collect())
-}
+    /// What rustls needs for a connection. `roots` are the authorities that are trusted in any case.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub(super) fn client_config(
+        &self,
+        roots: impl FnOnce() -> &'static [CertificateDer<'static>],
+    ) -> Result<Arc<ClientConfig>, CertificateError> {
+        let unusable = |path: Option<&PathBuf>, error: rustls::Error| CertificateError::Unusable {
+            path: path.cloned().unwrap_or_default(),
+            reason: error.to_string(),
+        };
+        let builder = ClientConfig::builder_with_provider(certificates::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| unusable(None, error))?
+            .dangerous()
+            .with_custom_certificate_verifier(self.verifier(roots)?);
+        let Some(files) = &self.identity else {
+            return Ok(Arc::new(builder.with_no_client_auth()));
+        };
+        let identity = files.load()?;
+        let config = builder.with_client_auth_cert(identity.chain, identity.key);
+        Ok(Arc::new(config.map_err(|error| unusable(Some(&files.key), error))?))
+    }
 
-/// What is shown to a registry that asks who we are.
-pub(super) fn load_client(files: &IdentityFiles) -> Result<ClientCert, CertificateError> {
-    let identity = files.load()?;
-    let chain: Vec<_> =
-        identity.chain.iter().map(|each| Certificate::from_der(each).to_owned()).collect();
-    let key = PrivateKey::from_pem(&identity.key_pem).map_err(|error| {
-        CertificateError::Unusable { path: files.key.clone(), reason: error.to_string() }
-    })?;
-    Ok(ClientCert::new_with_certs(&chain, key))
+    fn verifier(
+        &self,
+        roots: impl FnOnce() -> &'static [CertificateDer<'static>],
+    ) -> Result<Arc<dyn ServerCertVerifier>, CertificateError> {
+        if self.insecure_skip_verify {
+            return Ok(Arc::new(certificates::AnyServer));
+        }
+        let added = self.ca.as_deref().map(certificates::load_chain).transpose()?;
+        let anchors = [roots(), &added.unwrap_or_default()].concat();
+        certificates::server_verifier(anchors).map_err(|error| CertificateError::Unusable {
+            path: self.ca.clone().unwrap_or_default(),
+            reason: error.to_string(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::challenge::Challenge;
 
@@ -18,6 +18,8 @@ use super::challenge::Challenge;
 pub(super) const TOKEN_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// What the specification says of a token without `expires_in`, and the least that is believed.
 const LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// The most that is believed: a token that is refused earlier is renewed then.
+const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
 /// A token is renewed this long before it expires, so that it does not expire on its way.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Tokens kept; one or two a repository. Beyond it, all are forgotten and fetched again as needed.
@@ -56,36 +58,35 @@ pub(super) struct Token {
     renew_at: Instant,
 }
 
-/// The JSON of a token service: both names occur, and mean the same.
-#[derive(Deserialize)]
-struct Wire {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<f64>,
-}
-
 impl Token {
     /// Reads the answer of a token service that came at `now`. The local clock counts the lifetime
     /// down from there: `issued_at` would bring in another machine's clock.
     pub(super) fn parse(body: &[u8], challenge: Challenge, now: Instant) -> Option<Token> {
-        let wire: Wire = serde_json::from_slice(body).ok()?;
-        let value = wire.token.filter(|token| !token.is_empty()).or(wire.access_token)?;
+        // A map and no structure: of a member that occurs twice the last counts, as for Go's clients.
+        let answer: Map<String, Value> = serde_json::from_slice(body).ok()?;
+        // Both names occur, and mean the same.
+        let mut values = ["token", "access_token"].iter().map(|name| answer.get(*name));
+        let value = values.find_map(|value| value?.as_str().filter(|token| !token.is_empty()))?;
         // Goes into a header line: a token with a line break in it would be a header of its own.
-        if value.is_empty()
-            || value.len() > TOKEN_BYTES_MAX
-            || !value.bytes().all(|byte| byte.is_ascii_graphic())
-        {
+        if value.len() > TOKEN_BYTES_MAX || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
         }
-        let seconds = wire.expires_in.unwrap_or(0.0).clamp(0.0, 86_400.0);
-        let lifetime = Duration::from_secs_f64(seconds).max(LIFETIME_MIN);
-        Some(Token { value, challenge, renew_at: now + (lifetime - MARGIN) })
+        let lifetime = answer.get("expires_in").and_then(seconds).unwrap_or_default();
+        let lifetime = lifetime.clamp(LIFETIME_MIN, LIFETIME_MAX);
+        Some(Token { value: value.to_owned(), challenge, renew_at: now + (lifetime - MARGIN) })
     }
 
     /// Whether it should be renewed.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         now >= self.renew_at
     }
+}
+
+/// A number of seconds. Some services write it as a string or as a fraction; what is no number says
+/// nothing, and no token is refused for it.
+fn seconds(value: &Value) -> Option<Duration> {
+    let seconds = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The tokens of one registry.
@@ -224,6 +225,7 @@ mod tests {
             r#"{"token":"abc"}"#,
             r#"{"access_token":"abc","expires_in":300}"#,
             r#"{"token":"","access_token":"abc"}"#,
+            r#"{"token":null,"access_token":"abc"}"#,
             r#"{"token":"abc","access_token":"abc","issued_at":"2030-01-01T00:00:00Z"}"#,
         ] {
             assert_eq!(parse(body, now).unwrap().value, "abc", "{body}");
@@ -240,6 +242,7 @@ mod tests {
             r#"{"token":"a b"}"#,
             r#"{"token":"a\r\nX: y"}"#,
             r#"{"token":7}"#,
+            r#"["token"]"#,
         ] {
             assert!(parse(body, Instant::now()).is_none(), "{body}");
         }
@@ -253,10 +256,21 @@ mod tests {
             (r#"{"token":"a","expires_in":5}"#, 50),
             (r#"{"token":"a","expires_in":-1}"#, 50),
             (r#"{"token":"a","expires_in":300}"#, 290),
+            (r#"{"token":"a","expires_in":"300"}"#, 290),
+            (r#"{"token":"a","expires_in":" 300.5 "}"#, 290),
+            (r#"{"token":"a","expires_in":300.25}"#, 290),
+            (r#"{"token":"a","expires_in":3e2}"#, 290),
+            (r#"{"token":"a","expires_in":"an hour"}"#, 50),
+            (r#"{"token":"a","expires_in":null}"#, 50),
+            (r#"{"token":"a","expires_in":{}}"#, 50),
+            (r#"{"token":"a","expires_in":"inf"}"#, 50),
+            (r#"{"token":"a","expires_in":1e300}"#, 50),
+            (r#"{"token":"b","expires_in":9,"token":"a","expires_in":300}"#, 290),
         ] {
             let token = parse(body, now).unwrap();
+            assert_eq!(token.value, "a", "{body}");
             assert!(!token.is_due(now + Duration::from_secs(seconds - 1)), "{body}");
-            assert!(token.is_due(now + Duration::from_secs(seconds)), "{body}");
+            assert!(token.is_due(now + Duration::from_secs(seconds + 1)), "{body}");
         }
     }
 

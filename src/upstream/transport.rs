@@ -3,17 +3,20 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 use ureq::Agent;
 use ureq::config::Config;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, DefaultConnector, RustlsConnector};
+use ureq::unversioned::transport::{Connector, TcpConnector};
 
 use super::address::{Guard, GuardedResolver};
 use super::location::Location;
 use super::proxy::{Proxy, ProxySettings};
-use super::tls::{TlsSettings, load_ca, load_client};
-use super::tunnel::{TunnelConnector, config_to_proxy};
+use super::response_head::ResponseHeads;
+use super::tls::TlsSettings;
+use super::tls_connector::TlsConnector;
+use super::tunnel::TunnelConnector;
 use crate::certificates::{CertificateError, Stamp};
 
 /// Idle connections kept to one host, so that the layers of an image need no handshake each.
@@ -159,56 +162,35 @@ impl LazyAgent {
     }
 
     fn build(&self) -> Result<Agents, CertificateError> {
-        let tls = self.tls_config()?;
+        let tls = self.tls.as_ref().map(|tls| tls.client_config(roots)).transpose()?;
         let proxied = |proxy: &Option<Proxy>| {
             proxy.as_ref().map(|proxy| self.build_proxied(proxy, tls.clone()))
         };
-        Ok(Agents {
-            http: proxied(&self.proxies.http),
-            https: proxied(&self.proxies.https),
-            direct: Agent::with_parts(
-                self.config(tls.clone(), None),
-                DefaultConnector::default(),
-                GuardedResolver { guard: self.guard },
-            ),
-        })
+        let http = proxied(&self.proxies.http).transpose()?;
+        let https = proxied(&self.proxies.https).transpose()?;
+        let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(tls));
+        let resolver = GuardedResolver { guard: self.guard };
+        let direct = Agent::with_parts(self.config(None), chain.chain(ResponseHeads), resolver);
+        Ok(Agents { direct, http, https })
     }
 
-    fn build_proxied(&self, proxy: &Proxy, tls: TlsConfig) -> Agent {
-        let tls_to_proxy = match proxy.is_https() {
-            true => TlsConfig::builder().root_certs(RootCerts::Specific(roots())).build(),
-            false => TlsConfig::default(),
-        };
-        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, config_to_proxy(tls_to_proxy));
+    fn build_proxied(
+        &self,
+        proxy: &Proxy,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Agent, CertificateError> {
+        let to_proxy = proxy.is_https().then(|| TlsSettings::default().client_config(roots));
+        let to_proxy = to_proxy.transpose()?;
+        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, to_proxy);
         // It resolves the proxy's own name and no other: the operator's word stands for its address, and
         // the tunnel minds the target's.
         let resolver = DefaultResolver::default();
-        let config = self.config(tls, Some(proxy));
-        Agent::with_parts(config, tunnel.chain(RustlsConnector::default()), resolver)
+        let chain = tunnel.chain(TlsConnector::new(tls)).chain(ResponseHeads);
+        Ok(Agent::with_parts(self.config(Some(proxy)), chain, resolver))
     }
 
-    fn tls_config(&self) -> Result<TlsConfig, CertificateError> {
-        let Some(tls) = &self.tls else { return Ok(TlsConfig::default()) };
-        let roots = match (&tls.ca, tls.insecure_skip_verify) {
-            (_, true) => RootCerts::WebPki,
-            (None, false) => RootCerts::Specific(roots()),
-            (Some(ca), false) => {
-                let mut all = roots().to_vec();
-                all.extend(load_ca(ca)?);
-                RootCerts::Specific(Arc::new(all))
-            }
-        };
-        let identity = tls.identity.as_ref().map(load_client).transpose()?;
-        Ok(TlsConfig::builder()
-            .root_certs(roots)
-            .client_cert(identity)
-            .disable_verification(tls.insecure_skip_verify)
-            .build())
-    }
-
-    fn config(&self, tls: TlsConfig, proxy: Option<&Proxy>) -> Config {
+    fn config(&self, proxy: Option<&Proxy>) -> Config {
         Agent::config_builder()
-            .tls_config(tls)
             // A 401 carries the challenge, a redirect its target: both are answers here.
             .http_status_as_error(false)
             .max_redirects(0)
@@ -230,28 +212,21 @@ impl LazyAgent {
 }
 
 /// The operating system's roots, or Mozilla's in an image that has none. Loaded once.
-fn roots() -> Arc<Vec<Certificate<'static>>> {
-    static ROOTS: OnceLock<Arc<Vec<Certificate<'static>>>> = OnceLock::new();
-    Arc::clone(ROOTS.get_or_init(|| Arc::new(load_roots())))
+fn roots() -> &'static [CertificateDer<'static>] {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    ROOTS.get_or_init(load_roots)
 }
 
-fn load_roots() -> Vec<Certificate<'static>> {
+fn load_roots() -> Vec<CertificateDer<'static>> {
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
         log::warn!("a root certificate of the operating system cannot be used: {error}");
     }
     if loaded.certs.is_empty() {
         log::info!("the operating system has no root certificates; Mozilla's are used");
-        return mozilla_roots();
+        return webpki_root_certs::TLS_SERVER_ROOT_CERTS.to_vec();
     }
-    loaded.certs.iter().map(|each| Certificate::from_der(each).to_owned()).collect()
-}
-
-fn mozilla_roots() -> Vec<Certificate<'static>> {
-    webpki_root_certs::TLS_SERVER_ROOT_CERTS
-        .iter()
-        .map(|each| Certificate::from_der(each).to_owned())
-        .collect()
+    loaded.certs
 }
 
 #[cfg(test)]

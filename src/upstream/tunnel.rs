@@ -12,16 +12,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ureq::config::Config;
+use rustls::ClientConfig;
 use ureq::unversioned::resolver::{DefaultResolver, Resolver};
 use ureq::unversioned::transport::{
-    ConnectProxyConnector, ConnectionDetails, Connector, Either, RustlsConnector, TcpConnector,
-    Transport,
+    ConnectProxyConnector, ConnectionDetails, Connector, Either, TcpConnector, Transport,
 };
 use ureq::{Agent, Error};
 
 use super::address::{AddressRefused, Guard};
 use super::proxy::Proxy;
+use super::tls_connector::TlsConnector;
 
 /// How long the name of a target is looked up here before the proxy is left to know it: behind a proxy
 /// names of the world often do not resolve, and sometimes nobody even says so.
@@ -38,12 +38,17 @@ pub(super) struct TunnelConnector {
 }
 
 impl TunnelConnector {
-    /// `to_proxy` is the configuration of connections to the proxy itself.
-    pub(super) fn new(proxy: Proxy, guard: Guard, to_proxy: Config) -> TunnelConnector {
-        let chain = ().chain(TcpConnector::default()).chain(RustlsConnector::default());
+    /// `to_proxy` is the configuration of TLS with the proxy itself.
+    pub(super) fn new(
+        proxy: Proxy,
+        guard: Guard,
+        to_proxy: Option<Arc<ClientConfig>>,
+    ) -> TunnelConnector {
+        let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(to_proxy));
+        let config = Agent::config_builder().proxy(None).build();
         let dial = move |details: &ConnectionDetails<'_>| {
             let details = ConnectionDetails {
-                config: &to_proxy,
+                config: &config,
                 request_level: false,
                 ..copied(details, Arc::clone(&details.run_connector))
             };
@@ -125,11 +130,6 @@ impl fmt::Debug for TunnelConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TunnelConnector({}, {:?})", self.proxy, self.guard)
     }
-}
-
-/// The configuration of connections to a proxy.
-pub(super) fn config_to_proxy(tls: ureq::tls::TlsConfig) -> Config {
-    Agent::config_builder().tls_config(tls).proxy(None).build()
 }
 
 /// The proxy is at fault, and not what is behind it.

@@ -32,9 +32,7 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     let directories = ["partials", "refs", "incoming"].map(|name| larder.root().join(name));
     for directory in directories {
         all.extend(
-            std::fs::read_dir(directory)
-                .expect("the directory")
-                .map(|entry| entry.expect("an entry").path()),
+            std::fs::read_dir(directory).expect("it is there").flatten().map(|entry| entry.path()),
         );
     }
     all.sort();

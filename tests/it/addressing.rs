@@ -2,10 +2,10 @@
 //!
 //! Proves P-15, P-16, P-17, P-33 (private addresses, traversal), P-40, P-61.
 
-use larder::upstream::UnlistedRegistries;
+use larder::upstream::{ApiPath, UnlistedRegistries};
 
 use crate::support::larder::manifest;
-use crate::support::{FakeRegistry, Image, Larder};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, TokenServer, media_type};
 
 const REPOSITORY: &str = "team/app";
 
@@ -235,4 +235,48 @@ fn paths_that_lead_elsewhere_are_refused() {
         assert_eq!(got.header("content-type"), Some("application/json"), "{target}");
     }
     assert_eq!((registry.connection_count(), larder.names()), (0, before));
+}
+
+#[test]
+fn endpoint_with_a_path_has_its_repositories_below_it() {
+    for (path, below) in [
+        ("/v2/hub-cache", "/v2/hub-cache"),
+        ("/artifactory/api/docker/x", "/artifactory/api/docker/x/v2"),
+        ("/artifactory/api/docker/x/v2/", "/artifactory/api/docker/x/v2"),
+    ] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        let target = format!("{below}/{REPOSITORY}/manifests/v1");
+        registry.fault(
+            On::path("*", &target),
+            Fault::Status(
+                200,
+                vec![("Content-Type".into(), media_type::OCI_MANIFEST.into())],
+                image.manifest(),
+            ),
+        );
+        let larder = Larder::start_with(&registry, |settings| {
+            let endpoint = &mut settings.upstream.registries[0].endpoints[0].endpoint;
+            endpoint.api = ApiPath::parse(path).expect("a path");
+        });
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.status == 200 && got.body == image.manifest(), "{path}: {got:?}");
+        assert_eq!(registry.count("GET", &target), 1, "{path}");
+    }
+}
+
+#[test]
+fn endpoint_with_a_path_uses_the_scope_of_the_challenge() {
+    let registry = FakeRegistry::start();
+    let tokens = TokenServer::new();
+    registry.add("hub-cache/team/app", "v1", &Image::sample("v1"));
+    registry.require_bearer(&tokens);
+    let larder = Larder::start_with(&registry, |settings| {
+        let endpoint = &mut settings.upstream.registries[0].endpoints[0].endpoint;
+        endpoint.api = ApiPath::parse("/v2/hub-cache").expect("a path");
+    });
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let [asked] = &registry.requests_for("*", "/token")[..] else { panic!("one token") };
+    let scope = Some("repository:hub-cache/team/app:pull".to_owned());
+    assert_eq!(asked.query_value("scope"), scope);
 }

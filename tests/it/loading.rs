@@ -31,7 +31,7 @@ fn run(
     settings: &LoadSettings,
 ) -> LoadSummary {
     let list = list.replace('$', &registry.host());
-    let wanted = Wanted::parse_list(&list).expect("a list");
+    let wanted = Wanted::parse_list(&list, str::to_owned).expect("a list");
     load(&larder.cache(), &wanted, settings, &|_| {})
 }
 
@@ -124,7 +124,10 @@ fn what_fails_is_tried_again_what_is_not_there_is_not_and_both_are_said() {
     registry.expect_unknown(&manifest(REPOSITORY, "v9"));
     let larder = Larder::start(&registry);
     let retries = Mutex::new(Vec::new());
-    let wanted = Wanted::parse_list(&"$/team/app:v1,$/team/app:v9".replace('$', &registry.host()));
+    let wanted = Wanted::parse_list(
+        &"$/team/app:v1,$/team/app:v9".replace('$', &registry.host()),
+        str::to_owned,
+    );
     let summary = load(&larder.cache(), &wanted.expect("a list"), &settings(&["all"]), &|event| {
         if let LoadEvent::Retry { image, .. } = event {
             retries.lock().expect("no panic").push(image.to_owned());

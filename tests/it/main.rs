@@ -43,6 +43,10 @@ mod quirks;
 mod completeness;
 // Manifests, configs and archives that are made to do harm.
 mod hostile_documents;
+// HTTP as registries and object stores really speak it.
+mod framing;
+// Larders that ask each other.
+mod loops;
 // Tag lists and referrers.
 mod lists;
 // Lists of images.

@@ -19,6 +19,7 @@ struct Room {
 const ROOMS: &[Room] = &[
     Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
     Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
+    Room { name: "via", may_use: &[], must_not_know: "what a request is about" },
     Room { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
     Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
     Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
@@ -30,12 +31,21 @@ const ROOMS: &[Room] = &[
     Room { name: "certificates", may_use: &[], must_not_know: "who shows them to whom" },
     Room {
         name: "upstream",
-        may_use: &["oci", "certificates"],
+        may_use: &["oci", "certificates", "via"],
         must_not_know: "disk, cache, server",
     },
     Room {
         name: "cache",
-        may_use: &["oci", "store", "upstream", "flight", "prune", "metrics", "client_address"],
+        may_use: &[
+            "oci",
+            "store",
+            "upstream",
+            "flight",
+            "prune",
+            "metrics",
+            "client_address",
+            "via",
+        ],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
     Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
@@ -63,6 +73,7 @@ const ROOMS: &[Room] = &[
             "access",
             "client_address",
             "budget",
+            "via",
         ],
         must_not_know: "the upstream client, file paths",
     },
@@ -116,8 +127,8 @@ const RESTRICTED: &[Restricted] = &[
     },
     Restricted {
         path: "sha2",
-        rooms: Rooms::Only(&["oci"]),
-        why: "digests are computed in one place",
+        rooms: Rooms::Only(&["oci", "certificates"]),
+        why: "digests of content are computed in one place, those of signatures in another",
     },
     Restricted {
         path: "serde_saphyr",

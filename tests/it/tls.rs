@@ -9,7 +9,7 @@ use larder::certificates::IdentityFiles;
 use larder::upstream::TlsSettings;
 
 use crate::support::larder::{Settings, blob, manifest};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, self_signed};
 
 const REPOSITORY: &str = "team/app";
 
@@ -100,6 +100,69 @@ fn client_certificate_opens_a_registry_that_demands_one() {
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
         }
+    }
+}
+
+fn trusting(ca_pem: &str) -> (Files, TlsSettings) {
+    let files = Files { directory: tempfile::tempdir().expect("a directory") };
+    files.put("ca.pem", ca_pem);
+    let tls = TlsSettings { ca: files.ca(), ..TlsSettings::default() };
+    (files, tls)
+}
+
+#[test]
+fn self_signed_certificate_that_is_the_given_authority_is_trusted_for_its_names() {
+    let identity = self_signed(&["127.0.0.1", "localhost"]);
+    let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
+    let registry = FakeRegistry::start_with_certificate(&pem);
+    let image = publish(&registry);
+    let (_files, tls) = trusting(&identity.certificate_pem);
+    let larder = Larder::start_with(&registry, set(tls));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == image.manifest(), "{got:?}");
+
+    // Another one of the same names, and one for another name.
+    let (_files, tls) = trusting(&self_signed(&["127.0.0.1"]).certificate_pem);
+    let larder = Larder::start_with(&registry, set(tls));
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
+    let elsewhere = self_signed(&["reg.corp"]);
+    let pem = format!("{}{}", elsewhere.certificate_pem, elsewhere.key_pem);
+    let registry = FakeRegistry::start_with_certificate(&pem);
+    let (_files, tls) = trusting(&elsewhere.certificate_pem);
+    let larder = Larder::start_with(&registry, set(tls));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.status == 502 && got.text().contains("subjectAltName"), "{got:?}");
+}
+
+#[test]
+fn chains_with_p_521_and_sha_512_are_trusted() {
+    let p521 = include_str!("support/certificates/p521-authority.pem");
+    let p384 = include_str!("support/certificates/p384-sha512-authority.pem");
+    for (name, registry, ca) in [
+        (
+            "an authority with P-521",
+            FakeRegistry::start_with_certificate(include_str!(
+                "support/certificates/p521-authority-p256-server.pem"
+            )),
+            p521,
+        ),
+        (
+            "an authority with P-384 and SHA-512",
+            FakeRegistry::start_with_certificate(include_str!(
+                "support/certificates/p384-sha512-server.pem"
+            )),
+            p384,
+        ),
+        ("a server with P-521", FakeRegistry::start_p521(), p521),
+    ] {
+        let image = publish(&registry);
+        let (_files, tls) = trusting(ca);
+        let larder = Larder::start_with(&registry, set(tls));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{name}: {got:?}");
+        let (_files, tls) = trusting(if ca == p521 { p384 } else { p521 });
+        let larder = Larder::start_with(&registry, set(tls));
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502, "{name}");
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Proves P-18, P-19, P-32, P-45.
 
-use crate::support::larder::{blob, manifest, seconds};
+use larder::upstream::{Credentials, Secret};
+
+use crate::support::larder::{Settings, blob, manifest, seconds};
 use crate::support::{FakeRegistry, Image, Larder, TokenAnswer, TokenServer};
 
 const REPOSITORY: &str = "team/app";
@@ -25,6 +27,12 @@ fn every_form_of_challenge_and_token_is_understood() {
         ("a lifetime", new().expires_in(300)),
         ("a lifetime of nothing", new().expires_in(0)),
         ("a negative lifetime", new().expires_in(-1)),
+        ("a lifetime in quotes", new().expires_in_other_words("300".into())),
+        ("a fraction of a lifetime", new().expires_in_other_words(299.5.into())),
+        ("a lifetime in words", new().expires_in_other_words("an hour".into())),
+        ("a lifetime that is null", new().expires_in_other_words(serde_json::Value::Null)),
+        ("a relative realm", new().realm("/token")),
+        ("a relative realm with dots", new().realm("../../../../token")),
         ("a realm with a query", new().realm_query("kept=yes&also=this")),
         ("Basic first, in one line", new().challenge(&format!("Basic realm=\"a, b\", {full}"))),
         ("Basic first, in its own line", new().challenge(&format!("Basic realm=\"x\"\n{full}"))),
@@ -154,8 +162,8 @@ fn what_the_client_is_allowed_is_not_what_larder_is() {
     }
 }
 
-#[test]
-fn realm_of_somebody_else_is_not_asked() {
+/// A registry whose realm is at another host, `localhost`.
+fn registry_with_a_realm_of_another_owner() -> (FakeRegistry, FakeRegistry) {
     let (registry, issuer) = (FakeRegistry::start(), FakeRegistry::start());
     let port = issuer.address().port();
     let realm = format!("http://localhost:{port}/token");
@@ -163,7 +171,77 @@ fn realm_of_somebody_else_is_not_asked() {
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     issuer.serve_tokens(&tokens);
     registry.require_bearer_from(&tokens, &issuer);
+    (registry, issuer)
+}
+
+fn log_in(settings: &mut Settings, user: &str, password: &str) {
+    settings.upstream.registries[0].endpoints[0].credentials =
+        Credentials::Password { user: user.into(), password: Secret::new(password) };
+}
+
+#[test]
+fn realm_of_another_owner_is_asked_where_no_secret_is_at_risk() {
+    let (registry, issuer) = registry_with_a_realm_of_another_owner();
     let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let [asked] = &issuer.requests()[..] else { panic!("one token") };
+    assert_eq!(asked.header("authorization"), None);
+}
+
+#[test]
+fn realm_that_redirects_within_its_origin_is_followed_with_the_login() {
+    for location in
+        ["/token?moved=1&{query}", "token?moved=1&{query}", "/x/../token?moved=1&{query}"]
+    {
+        let tokens = TokenServer::new().user("lea", "secret").redirects_to(location);
+        let (registry, image) = registry_with_image(&tokens);
+        let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{location}: {got:?}");
+        assert_eq!(tokens.issued(), 1, "{location}");
+    }
+}
+
+#[test]
+fn realm_that_redirects_to_another_origin_or_for_ever_gets_no_token() {
+    let other = FakeRegistry::start();
+    for location in [other.url("/token?moved=1&{query}"), "/token?{query}".to_owned()] {
+        let tokens = TokenServer::new().user("lea", "secret").redirects_to(&location);
+        let (registry, _) = registry_with_image(&tokens);
+        let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(matches!(got.status, 403 | 502), "{location}: {got:?}");
+        assert!(registry.count("*", "/token") <= 5, "{location}");
+    }
+    assert_eq!(other.connection_count(), 0);
+}
+
+#[test]
+fn password_is_shown_where_both_are_offered_and_the_token_is_refused() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let tokens = TokenServer::new();
+    registry.require_basic_and_offer_bearer(&tokens, "lea", "secret");
+    let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    let asked = registry.requests().len();
+    for layer in image.layers() {
+        assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
+    }
+    assert_eq!(registry.requests().len(), asked + image.layers().len(), "at once from now on");
+
+    let registry = FakeRegistry::start();
+    registry.require_basic_and_offer_bearer(&tokens, "lea", "another");
+    let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(matches!(got.status, 403 | 404), "{got:?}");
+}
+
+#[test]
+fn realm_of_another_owner_gets_no_login() {
+    let (registry, issuer) = registry_with_a_realm_of_another_owner();
+    let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert_eq!(got.status, 502, "{got:?}");
     assert!(got.text().contains("realm"), "says what is wrong: {got:?}");

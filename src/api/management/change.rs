@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::super::status::Refusal;
-use super::query::Query;
 use super::{Desk, accepted, document, documents, look};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
@@ -21,7 +20,7 @@ pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply
 }
 
 fn pin(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = Query::of(request, &["pattern"])?;
+    let query = desk.query(request, &["pattern"])?;
     query.required("pattern")?;
     let patterns: Vec<Choice> = query.patterns()?;
     let [pattern] = &patterns[..] else {
@@ -45,7 +44,7 @@ fn pin(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
 
 fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     let known = ["unusedFor", "createdBefore", "pattern", "count", "includePinned", "dryRun"];
-    let query = Query::of(request, &known)?;
+    let query = desk.query(request, &known)?;
     let wrong = |key: &str, error: String| Refusal::Parameter(format!("{key}: {error}"));
     let unused_for = query.text("unusedFor").map(parse_duration).transpose();
     let before = query.text("createdBefore").map(|text| parse_since(text, desk.cache.now()));
@@ -78,7 +77,7 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
 }
 
 fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = Query::of(request, &["image"])?;
+    let query = desk.query(request, &["image"])?;
     let (name, reference) = look::reference(&query)?;
     let begun = desk.cache.prefetch(&name, &reference, desk.platforms.clone());
     begun.map_err(|error| match error {
@@ -94,7 +93,7 @@ fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
 }
 
 fn resume(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    Query::of(request, &[])?;
+    desk.query(request, &[])?;
     if desk.cache.is_offline() {
         let text = "no upstream may be asked: airGapped, or larder offline";
         return Err(Refusal::Conflict(text.into()));
@@ -105,7 +104,7 @@ fn resume(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
 }
 
 fn cancel(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = Query::of(request, &["upstream", "digest"])?;
+    let query = desk.query(request, &["upstream", "digest"])?;
     query.required("upstream")?;
     query.required("digest")?;
     let upstream: Option<Upstream> = query.parsed("upstream")?;

@@ -22,15 +22,15 @@ const LIMIT_MAX: u32 = 1000;
 pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply, Refusal> {
     let none: &[&str] = &[];
     let value = match what {
-        "status" => Query::of(request, none).map(|_| status(desk)),
-        "history" => Query::of(request, none).map(|_| history(&desk.cache)),
+        "status" => desk.query(request, none).map(|_| status(desk)),
+        "history" => desk.query(request, none).map(|_| history(&desk.cache)),
         "images" => images(desk, request),
         "image" => image(desk, request),
         "repositories" => repositories(desk, request),
         "blobs" => blobs(desk, request),
-        "flights" => Query::of(request, none).map(|_| flights(&desk.cache)),
-        "upstreams" => Query::of(request, none).map(|_| upstreams(&desk.cache)),
-        _ => Query::of(request, none).map(|_| pins(&desk.cache)),
+        "flights" => desk.query(request, none).map(|_| flights(&desk.cache)),
+        "upstreams" => desk.query(request, none).map(|_| upstreams(&desk.cache)),
+        _ => desk.query(request, none).map(|_| pins(&desk.cache)),
     };
     value.map(|value| document(&value))
 }
@@ -136,7 +136,7 @@ fn needing(desk: &Desk, digest: &Digest) -> Result<HashSet<String>, Refusal> {
 
 fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let known = ["pattern", "registry", "digest", "state", "pinned", "sort", "limit", "offset"];
-    let query = Query::of(request, &known)?;
+    let query = desk.query(request, &known)?;
     let sort = query.word("sort", &["name", "size", "pulled", "fetched", "created"])?;
     let (limit, offset) = page(&query)?;
     let filter = Filter::of(desk, &query)?;
@@ -183,7 +183,7 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
 }
 
 fn repositories(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = Query::of(request, &["registry", "limit", "offset"])?;
+    let query = desk.query(request, &["registry", "limit", "offset"])?;
     let registry = query.parsed::<Upstream>("registry")?.map(|upstream| format!("{upstream}/"));
     let (limit, offset) = page(&query)?;
     let (store, mut total, mut found) = (desk.cache.store(), 0, Vec::new());
@@ -264,7 +264,7 @@ fn is_stale(cache: &Cache, image: &ImageUsage) -> bool {
 }
 
 fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = Query::of(request, &["image"])?;
+    let query = desk.query(request, &["image"])?;
     let (name, reference) = reference(&query)?;
     let (cache, store) = (&desk.cache, desk.cache.store());
     let Some(image) = store.image(&name, &reference) else {
@@ -276,8 +276,8 @@ fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
     let mut value = documents::image_document(&usage, is_pinned(cache, &pins, &usage), is_stale);
-    let tree = graph.manifests.iter().map(|each| {
-        let blobs = graph.blobs_of(each).map(|blob| {
+    let tree = graph.tree().map(|(each, blobs)| {
+        let blobs = blobs.into_iter().map(|blob| {
             json!({
                 "digest": blob.descriptor.digest.to_string(),
                 "sizeBytes": blob.descriptor.size,
@@ -305,7 +305,7 @@ pub(super) fn reference(query: &Query) -> Result<(ImageName, Reference), Refusal
 }
 
 fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = Query::of(request, &["digest", "sort", "limit", "offset"])?;
+    let query = desk.query(request, &["digest", "sort", "limit", "offset"])?;
     let sort = query.word("sort", &["digest", "size", "references"])?.unwrap_or("size");
     let digest: Option<Digest> = query.parsed("digest")?;
     let (limit, offset) = page(&query)?;

@@ -21,12 +21,13 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::bodies::Bodies;
-use super::ping;
 use super::status::{Refusal, refusal, unready};
+use super::{NamingInForce, ping};
 use crate::cache::Cache;
 use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
 use crate::oci::Platforms;
 use access::Token;
+use query::Query;
 
 pub use access::ReadToken;
 pub use documents::{image_document, report_document};
@@ -89,6 +90,8 @@ pub struct ManagementSettings {
 pub struct Setting {
     /// The cache.
     pub cache: Cache,
+    /// How clients may name registries.
+    pub naming: NamingInForce,
     /// The serving edge.
     pub edge: Controller,
     /// What must be shown to change something; nothing can be changed without it.
@@ -110,6 +113,7 @@ pub struct Management {
 /// What all listeners share.
 struct Desk {
     cache: Cache,
+    naming: NamingInForce,
     edge: Controller,
     token: Token,
     platforms: Platforms,
@@ -123,11 +127,11 @@ struct Desk {
 impl Management {
     /// One for each scope.
     pub fn new(setting: Setting, scopes: &[Scope]) -> Vec<Management> {
-        let Setting { cache, edge, token, platforms, started, version } = setting;
+        let Setting { cache, naming, edge, token, platforms, started, version } = setting;
         let token = Token::new(token);
         let heavy = AtomicUsize::new(0);
         let bodies = Bodies::new(cache.clone());
-        let desk = Desk { cache, edge, token, platforms, started, version, bodies, heavy };
+        let desk = Desk { cache, naming, edge, token, platforms, started, version, bodies, heavy };
         let desk = Arc::new(desk);
         let of = |scope: &Scope| Management { desk: Arc::clone(&desk), scope: *scope };
         scopes.iter().map(of).collect()
@@ -213,6 +217,12 @@ impl Desk {
                 change::answer(self, what, request)
             }
         }
+    }
+
+    /// The parameters of a request, with the names of registries in place of their aliases.
+    fn query(&self, request: &Request, known: &[&str]) -> Result<Query, Refusal> {
+        let query = Query::of(request, known)?;
+        Ok(query.expanded(&self.naming.read()))
     }
 
     /// The right to look at all images, which a few requests have at a time.

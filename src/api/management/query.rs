@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::super::route::decode;
+use super::super::route::{Naming, decode};
 use super::super::status::Refusal;
 use crate::http::Request;
 
@@ -40,6 +40,21 @@ impl Query {
             pairs.push((key, value));
         }
         Ok(Query { pairs })
+    }
+
+    /// The same with the names of registries in place of their aliases, where images or registries are named.
+    pub(super) fn expanded(mut self, naming: &Naming) -> Query {
+        for (key, value) in &mut self.pairs {
+            match key.as_str() {
+                "image" | "pattern" | "repository" => *value = naming.expand(value),
+                "upstream" => {
+                    let upstream = naming.aliases.get(&value.to_ascii_lowercase());
+                    upstream.iter().for_each(|upstream| *value = upstream.to_string());
+                }
+                _ => {}
+            }
+        }
+        self
     }
 
     /// The value of a parameter.

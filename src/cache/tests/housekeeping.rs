@@ -1,5 +1,7 @@
 //! Lists, closing, and the keeper.
 
+use rustix::io::Errno;
+
 use super::*;
 
 #[test]
@@ -75,4 +77,30 @@ fn the_keeper_writes_the_index_when_it_ends() {
     drop(keeper);
     let index = fs::read_to_string(bench.directory.path().join("index.json")).unwrap();
     assert!(index.contains("reg.test/a:v1"), "{index}");
+}
+
+/// Without descriptors, or with a disk that fails, it is not known what the cache has: that is no miss.
+#[test]
+fn a_store_that_cannot_be_read_is_an_error_and_neither_a_miss_nor_a_reason_to_download() {
+    for air_gapped in [false, true] {
+        let bench = Bench::new();
+        let layer = bench.deliver(b"layer");
+        bench.wait_for_landing(&layer);
+        bench.source.publish("v1", br#"{"schemaVersion":2,"config":{},"layers":[]}"#);
+        bench.how("v1");
+        let bench = bench.restarted(|settings| settings.air_gapped = air_gapped);
+        let before = bench.source.calls().len();
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::NOMEM] {
+            bench.cache.store().fail_reads("", 0, usize::MAX, errno);
+            let manifest = bench.pull("v1").unwrap_err();
+            let blob = bench.cache.blob(&name(), &layer, Purpose::Read).err().unwrap();
+            for error in [manifest, blob] {
+                assert_eq!(error.reason(), Reason::Overloaded, "{errno:?}: {error}");
+                assert!(!error.is_the_disks(), "it is not passed on from the registry either");
+            }
+        }
+        assert_eq!(bench.source.calls().len(), before, "nobody is asked");
+        bench.cache.store().fail_reads("", 0, 0, Errno::IO);
+        assert!(bench.pull("v1").is_ok());
+    }
 }

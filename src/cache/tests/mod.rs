@@ -3,9 +3,9 @@
 //! This file holds the fake and what drives the cache; the tests are in a file a subject.
 
 mod blobs;
+mod evictor;
 mod housekeeping;
 mod manifests;
-mod room;
 mod traffic;
 
 use std::collections::{HashMap, VecDeque};

@@ -52,11 +52,59 @@ fn chunks_are_not_read_and_not_taken_for_requests() {
 }
 
 #[test]
+fn get_and_head_with_a_small_chunked_body_are_answered_and_the_connection_kept() {
+    let server = echo();
+    let mut client = server.client();
+    for body in [
+        "0\r\n\r\n",
+        "0\r\nTrailer: x\r\n\r\n",
+        "5;a=b\r\nhello\r\n00\r\n\r\n",
+        "1d\r\nGET /evil HTTP/1.1\r\nHost: h\r\n\r\n0\r\n\r\n",
+    ] {
+        // In one piece, and byte by byte.
+        client.send(format!(
+            "GET /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
+        ));
+        assert_eq!(client.response().text(), "GET /1", "{body:?}");
+        client.send("HEAD /2 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for byte in body.as_bytes() {
+            client.send([*byte]);
+        }
+        assert_eq!(client.head().status, 200, "{body:?}");
+    }
+    client.get("/3");
+    assert_eq!(client.response().text(), "GET /3");
+}
+
+#[test]
+fn get_with_a_malformed_chunked_body_is_refused_and_the_connection_closed() {
+    let server = echo();
+    for body in ["0\n\n", "5\r\nhelloX\r\n", "-0\r\n\r\n", "\r\n", "0\r\nA: b\n\r\n"] {
+        let mut client = server.client();
+        client.send("GET /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(format!("{body}GET /evil HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let response = client.response();
+        assert_eq!(
+            (response.status, response.header("connection")),
+            (400, Some("close")),
+            "{body:?}"
+        );
+        client.finish();
+        client.assert_closed();
+    }
+}
+
+#[test]
 fn get_and_head_with_a_large_body_are_refused() {
     let server = echo();
-    for framing in ["Content-Length: 65537", "Transfer-Encoding: chunked"] {
+    let chunks = format!("11000\r\n{}", "x".repeat(0x11000));
+    for (framing, body) in [
+        ("Content-Length: 65537", ""),
+        ("Transfer-Encoding: chunked", &chunks[..]),
+        ("Transfer-Encoding: chunked", &"1\r\nx\r\n".repeat(20_000)),
+    ] {
         let mut client = server.client();
-        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n"));
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}"));
         assert_eq!(client.response().status, 413);
         client.finish();
         client.assert_closed();

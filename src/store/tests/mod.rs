@@ -1,5 +1,7 @@
 //! What any store must do: a conformance suite over one directory on disk.
 
+mod eviction;
+mod eviction_scale;
 mod images;
 mod owners;
 mod partials;
@@ -295,4 +297,22 @@ fn opening_changes_nothing_that_is_there() {
     let before = fs::read(directory.path().join("index.json")).unwrap();
     open(directory.path());
     assert_eq!(fs::read(directory.path().join("index.json")).unwrap(), before);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_damage_and_blocks_nobody() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, b"content");
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 7)).unwrap();
+    let layout = &store.inner.layout;
+    for path in [layout.blob(&digest), layout.tag(&name("quay.io/a"), &tag("v"))] {
+        fs::remove_file(&path).unwrap();
+        let made = Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+    }
+    assert!(store.blob(&digest, None).is_none());
+    assert!(store.tag(&name("quay.io/a"), &tag("v"), Access::Look).is_none());
+    // What takes their place is a file again.
+    assert_eq!(put(&store, b"content"), digest);
+    assert_eq!(store.read(&digest, 7).unwrap(), b"content");
 }

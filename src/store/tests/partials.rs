@@ -348,3 +348,37 @@ fn entries(directory: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+#[test]
+fn the_oldest_idle_partials_go_where_their_number_is_bounded() {
+    let (directory, store) = fresh();
+    let other: Upstream = "other.test".parse().unwrap();
+    let mut idle = Vec::new();
+    for number in 0..5u8 {
+        for upstream in [&quay(), &other] {
+            let digest = sha256(&[number]);
+            let Begin::Writing(mut ingest) = store.ingest(upstream, &digest, None).unwrap() else {
+                panic!("nobody else writes it")
+            };
+            ingest.write(b"part").unwrap();
+            ingest.file().set_modified(at(1_000_000 + u64::from(number))).unwrap();
+            idle.push(ingest);
+        }
+    }
+    // The oldest one of the other registry stays under way.
+    let under_way = idle.remove(1);
+    drop(idle);
+    let freed = store.bound_partials(2, &|upstream| *upstream == other).unwrap();
+    assert_eq!(freed, 3 * 4);
+    let left = |of: &Upstream| {
+        let files = store.partial_files().into_iter().filter(|file| file.upstream() == of);
+        let mut digests: Vec<Digest> = files.map(|file| *file.digest()).collect();
+        digests.sort();
+        digests
+    };
+    let mut expected = [sha256(&[0]), sha256(&[4])];
+    expected.sort();
+    assert_eq!(left(&other), expected);
+    assert_eq!(left(&quay()).len(), 5);
+    drop((under_way, directory));
+}

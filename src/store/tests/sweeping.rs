@@ -70,7 +70,7 @@ fn a_catalogue_numbers_what_images_need() {
         image.content.iter().map(|number| catalogue.content[*number as usize].digest).collect()
     };
     assert_eq!(digests(one), [manifest, sha256(b"config"), layer]);
-    assert_eq!(digests(two), [root, child, sha256(b"config"), layer, sha256(b"missing")]);
+    assert_eq!(digests(two), [root, child, sha256(b"config"), layer], "what is missing has none");
     assert_eq!((one.manifests, two.manifests), (1, 2));
     assert_eq!(one.content[2], two.content[3], "shared content has one number");
     let bytes = |digest: &Digest| store.blob(digest, None).unwrap().size;
@@ -178,12 +178,15 @@ fn a_blob_whose_partial_was_old_is_new() {
 #[test]
 fn an_import_under_way_keeps_everything_and_one_sweep_is_enough() {
     let (_directory, store, _, layer) = one_image();
-    let import = store.commit_lock().unwrap();
+    let import = store.bundle_lock().unwrap();
     assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Bundle);
     drop(import);
+    let commit = store.commit_lock().unwrap();
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Commit);
+    drop(commit);
     let first = sweep(&store);
     assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::AnotherSweep);
-    let import = store.commit_lock().unwrap();
+    let import = store.bundle_lock().unwrap();
     let seen = catalogue(&store);
     assert!(!remove(&store, &first, &seen, &[]));
     assert!(sweep_all_but(&first, &[]).is_partial && has(&store, &layer));
@@ -239,4 +242,28 @@ fn what_the_killed_have_left_goes_when_it_is_old() {
     grow_old(directory.path());
     store.remove_leftovers(SystemTime::now());
     assert!(!left.exists());
+}
+
+/// Commits that overlap hold the shared lock all the time: without the gate no removal would ever get it.
+#[test]
+fn commits_that_overlap_do_not_keep_a_removal_out() {
+    let (directory, store, _, _) = one_image();
+    let is_over = AtomicBool::new(false);
+    let is_running = || !is_over.load(Ordering::Relaxed);
+    let other_process = open(directory.path());
+    std::thread::scope(|scope| {
+        for store in [&store, &store, &other_process, &other_process] {
+            scope.spawn(move || {
+                while is_running() {
+                    let held = store.commit_lock().unwrap();
+                    std::thread::sleep(Duration::from_micros(500));
+                    drop(held);
+                }
+            });
+        }
+        for _ in 0..20 {
+            drop(store.exclusive_lock().unwrap().unwrap());
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
 }

@@ -97,6 +97,11 @@ fn a_walk_writes_no_list_when_nothing_has_changed() {
     put(&store, b"config");
     let (digest, size) = image(&store, "quay.io/a", &[]);
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, size)).unwrap();
+    let used = SystemTime::now() - Duration::from_secs(7_200);
+    let path = store.inner.layout.manifest(&name("quay.io/a"), &digest);
+    File::open(path).unwrap().set_modified(used).unwrap();
+    let path = store.inner.layout.tag(&name("quay.io/a"), &tag("v"));
+    File::open(path).unwrap().set_modified(used).unwrap();
     walk_at(&store, 5_000_000);
     let list = directory.path().join("usage/images.jsonl");
     let long_ago = at(1_000);
@@ -107,7 +112,7 @@ fn a_walk_writes_no_list_when_nothing_has_changed() {
     assert_eq!((summary.as_of, summary.images), (5_000_100, 1));
     assert!(!was_written());
     // A pull does not change any directory.
-    let pulled = SystemTime::now() + Duration::from_secs(7_200);
+    let pulled = SystemTime::now();
     store.manifest(&name("quay.io/a"), &digest, Access::Pull(pulled)).unwrap();
     walk_at(&store, 5_000_200);
     assert!(was_written());
@@ -189,23 +194,64 @@ fn bytes_on_the_disk_are_followed_between_counts() {
     let (_directory, store) = fresh();
     assert_eq!(store.disk_bytes(), None);
     put(&store, b"before");
-    assert_eq!(store.count_disk(&mut || true).unwrap().bytes, 6);
-    assert_eq!(store.disk_bytes(), Some(6));
-    put(&store, b"four");
+    let counted = store.count_disk(&mut || true).unwrap();
+    assert_eq!((counted.files, counted.bytes), (1, 6));
+    let used = || store.disk_bytes().unwrap() - counted.allocated_bytes;
+    assert_eq!(used(), 0);
     let mut ingest = begin(&store, &sha256(b"partial"));
     ingest.write(b"par").unwrap();
     drop(ingest);
-    assert_eq!(store.disk_bytes(), Some(13));
+    assert_eq!(used(), 3);
     let mut ingest = begin(&store, &sha256(b"partial"));
     recover(&mut ingest);
     ingest.write(b"tial").unwrap();
     ingest.verify(None).unwrap().commit().unwrap();
     let mut wrong = begin(&store, &sha256(b"wrong"));
     wrong.write(b"not that").unwrap();
-    assert_eq!(store.disk_bytes(), Some(6 + 4 + 7 + 8));
+    assert_eq!(used(), 7 + 8);
     assert!(wrong.verify(None).is_err());
     drop(store.spool(Algorithm::Sha256).unwrap());
-    assert_eq!(store.disk_bytes(), Some(6 + 4 + 7));
+    assert_eq!(used(), 7);
     let counted = store.count_disk(&mut || true).unwrap();
-    assert_eq!((counted.bytes, counted.files, store.disk_bytes()), (17, 3, Some(17)));
+    assert_eq!((counted.bytes, counted.files), (13, 2));
+    assert_eq!(store.disk_bytes(), Some(counted.allocated_bytes));
+}
+
+#[test]
+fn everything_below_the_directory_counts_with_what_it_takes_on_the_disk() {
+    let (directory, store) = fresh();
+    put(&store, b"config");
+    let (digest, size) = image(&store, "quay.io/a", &[]);
+    store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, size)).unwrap();
+    let list =
+        ListRecord { checked: 1, body: "x".repeat(100_000), next: None, filters_applied: None };
+    store.put_list(&name("quay.io/a"), "tags", &list).unwrap();
+    let mut ingest = begin(&store, &sha256(b"partial"));
+    ingest.write(&[1; 50_000]).unwrap();
+    drop(ingest);
+    fs::create_dir(directory.path().join("quarantine")).unwrap();
+    fs::write(directory.path().join("quarantine/sha256-00"), [2; 70_000]).unwrap();
+    walk(&store);
+    let counted = store.count_disk(&mut || true).unwrap();
+    let du = Command::new("du").arg("-sB1").arg(directory.path()).output().unwrap().stdout;
+    let du = String::from_utf8(du).unwrap();
+    assert_eq!(du.split_whitespace().next(), Some(&*counted.allocated_bytes.to_string()));
+    assert!(counted.allocated_bytes > 220_000);
+}
+
+#[test]
+fn a_repository_that_was_removed_is_listed_no_longer_wherever_it_was_in_the_order() {
+    for removed in ["a.io/first", "a.io/middle", "b.io/last"] {
+        let (directory, store) = fresh();
+        put(&store, b"config");
+        for each in ["a.io/first", "a.io/middle", "b.io/last"] {
+            let (digest, size) = image(&store, each, &[]);
+            store.put_tag(&name(each), &tag("v"), &record(digest, size)).unwrap();
+        }
+        assert_eq!(walk_at(&store, 5_000_000).images, 3);
+        fs::remove_dir_all(directory.path().join("refs").join(removed)).unwrap();
+        let summary = walk_at(&store, 5_000_100);
+        assert_eq!((summary.images, summary.repositories), (2, 2), "{removed}");
+        assert!(!names(&store).contains(&format!("{removed}:v")), "{removed}");
+    }
 }

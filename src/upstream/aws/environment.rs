@@ -158,7 +158,7 @@ impl EcrRegistry {
     fn endpoint(&self, service: &str) -> Endpoint {
         let suffix = if self.region.starts_with("cn-") { ".cn" } else { "" };
         let authority = format!("{service}.{}.amazonaws.com{suffix}", self.region);
-        Endpoint { scheme: Scheme::Https, authority }
+        Endpoint::new(Scheme::Https, &authority)
     }
 }
 

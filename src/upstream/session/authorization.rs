@@ -12,7 +12,7 @@ use ureq::http::{Response, header};
 
 use super::{Ask, Session, discard_for};
 use crate::oci::Repository;
-use crate::upstream::answer::{discard, no_verdict, read_body, status_error, texts};
+use crate::upstream::answer::{discard, is_complete, no_verdict, read_body, status_error, texts};
 use crate::upstream::challenge::Challenge;
 use crate::upstream::credentials::{Login, LoginError};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
@@ -74,7 +74,7 @@ impl Session {
                 }
             }
             (_, Shown::Token(token)) => {
-                let scope = scope_of(&token.challenge, ask.repository);
+                let scope = self.scope_of(&token.challenge, ask.repository);
                 self.tokens.note_scope(&place, need_of(ask), &scope);
                 Ok(response)
             }
@@ -91,7 +91,9 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Shown, UpstreamError> {
         let (now, repository) = (Instant::now(), ask.repository);
-        let scope = self.tokens.scope(place, need_of(ask));
+        let is_own = location.is_same_origin(&self.base);
+        let prefers_basic = is_own && self.prefers_basic.load(Ordering::Relaxed);
+        let scope = self.tokens.scope(place, need_of(ask)).filter(|_| !prefers_basic);
         let key = scope.map(|scope| TokenKey { place: place.clone(), scope });
         if let Some((key, token)) = key.and_then(|key| self.tokens.known(&key).map(|it| (key, it)))
         {
@@ -103,7 +105,7 @@ impl Session {
             });
             return renewed.map(Shown::Token);
         }
-        if !location.is_same_origin(&self.base) {
+        if !is_own {
             return Ok(Shown::Nothing);
         }
         if let Some(login) = self.logins.unasked(repository) {
@@ -113,8 +115,7 @@ impl Session {
         if !self.wants_basic.load(Ordering::Relaxed) {
             return Ok(Shown::Nothing);
         }
-        let login = self.login(location, repository, request)?;
-        let login = login.filter(|login| matches!(**login, Login::Basic { .. }));
+        let login = self.basic_login(location, repository, request)?;
         Ok(login.map_or(Shown::Nothing, Shown::Login))
     }
 
@@ -132,18 +133,36 @@ impl Session {
         let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
         if let Some(challenge) = bearer {
             discard_for(ask, response);
-            return self.answer_bearer(challenge, shown, place, location, ask, request);
+            let answered = self.answer_bearer(challenge, shown, place, location, ask, request);
+            let is_refused = answered.as_ref().is_err_and(is_refused_bearer);
+            let login = match is_refused && wants_basic {
+                true => self.basic_login(location, ask.repository, request)?,
+                false => None,
+            };
+            return match login {
+                Some(login) => self.answer_basic_instead(&login, answered, location, ask, request),
+                None => answered,
+            };
         }
         if !wants_basic {
             return Ok(response);
         }
-        let login = self.login(location, ask.repository, request)?;
-        let Some(login) = login.filter(|login| matches!(**login, Login::Basic { .. })) else {
+        let Some(login) = self.basic_login(location, ask.repository, request)? else {
             return Ok(response);
         };
         discard_for(ask, response);
+        self.answer_basic(&login, location, ask, request)
+    }
+
+    fn answer_basic(
+        &self,
+        login: &Login,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
         let response = self.call(location, ask, login.header(), request)?;
-        let response = self.judge(response, &login, location, ask, request)?;
+        let response = self.judge(response, login, location, ask, request)?;
         self.wants_basic.store(true, Ordering::Relaxed);
         Ok(response)
     }
@@ -164,7 +183,7 @@ impl Session {
     ) -> Result<Response<Body>, UpstreamError> {
         let (mut challenge, mut refused) = (challenge, shown.token().cloned());
         for _ in 0..TOKENS_TRIED_MAX {
-            let scope = scope_of(&challenge, ask.repository);
+            let scope = self.scope_of(&challenge, ask.repository);
             let key = TokenKey { place: place.clone(), scope };
             let mut is_own = false;
             let token = self.tokens.obtain(&key, refused.as_ref(), Instant::now(), || {
@@ -180,7 +199,7 @@ impl Session {
             let demanded = Challenge::bearer(texts(response.headers(), header::WWW_AUTHENTICATE));
             let has_scope = demanded
                 .as_ref()
-                .is_none_or(|demanded| scope_of(demanded, ask.repository) == key.scope);
+                .is_none_or(|demanded| self.scope_of(demanded, ask.repository) == key.scope);
             if is_own && has_scope {
                 break;
             }
@@ -188,6 +207,46 @@ impl Session {
             (challenge, refused) = (demanded.unwrap_or(challenge), Some(token));
         }
         Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden))
+    }
+
+    /// Shows user and password to a registry that offers both and refused a token: some servers put a token
+    /// service in front of a registry that does not know its tokens. If the password is refused as
+    /// well, what became of the token counts: that is how content is hidden.
+    fn answer_basic_instead(
+        &self,
+        login: &Login,
+        answered: Result<Response<Body>, UpstreamError>,
+        location: &Location,
+        ask: &Ask<'_>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let response = self.call(location, ask, login.header(), request)?;
+        if is_refusal(response.status().as_u16()) {
+            return answered;
+        }
+        self.refusals.taken(ask.repository);
+        self.wants_basic.store(true, Ordering::Relaxed);
+        self.prefers_basic.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// The scope that a challenge demands.
+    fn scope_of(&self, challenge: &Challenge, repository: &Repository) -> String {
+        let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
+        demanded.map(str::to_owned).unwrap_or_else(|| {
+            format!("repository:{}{repository}:pull", self.api.repository_prefix())
+        })
+    }
+
+    /// User and password, if there are any.
+    fn basic_login(
+        &self,
+        location: &Location,
+        repository: &Repository,
+        request: &Arc<str>,
+    ) -> Result<Option<Arc<Login>>, UpstreamError> {
+        let login = self.login(location, repository, request)?;
+        Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
     }
 
     /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
@@ -210,7 +269,10 @@ impl Session {
             }
         }
         match response.status().as_u16() {
-            status if is_refusal(status) => Err(self.refused(ask.repository, request, status)),
+            status if is_refusal(status) => {
+                self.prefers_basic.store(false, Ordering::Relaxed);
+                Err(self.refused(ask.repository, request, status))
+            }
             _ => {
                 self.refusals.taken(ask.repository);
                 Ok(response)
@@ -262,7 +324,7 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Token, UpstreamError> {
         let realm = realm::realm(&challenge, asking)?;
-        let scope = scope_of(&challenge, repository);
+        let scope = self.scope_of(&challenge, repository);
         let mut parameters = vec![("scope", scope.as_str())];
         if let Some(service) = challenge.parameter("service") {
             parameters.insert(0, ("service", service));
@@ -274,6 +336,9 @@ impl Session {
                 .map_err(|error| UpstreamError::from_ureq(&named, error))
         };
         let login = self.login(asking, repository, request)?;
+        if login.is_some() {
+            realm::check_owner(&realm, asking)?;
+        }
         let mut response = ask(login.as_deref())?;
         if let Some(login) = login.as_deref().filter(|_| is_refusal(response.status().as_u16())) {
             let renewed = self.logins.renew(repository, login, Moment::now());
@@ -284,7 +349,7 @@ impl Session {
             }
         }
         match response.status().as_u16() {
-            200 => self.refusals.taken(repository),
+            status if is_complete(status) => self.refusals.taken(repository),
             status if is_refusal(status) && login.is_some() => {
                 return Err(self.refused(repository, &named, status));
             }
@@ -307,16 +372,23 @@ const TOKENS_TRIED_MAX: usize = 3;
 /// kept by scope.
 const SCOPE_BYTES_MAX: usize = 2048;
 
-/// The scope that a challenge demands.
-fn scope_of(challenge: &Challenge, repository: &Repository) -> String {
-    let demanded = challenge.parameter("scope").filter(|scope| scope.len() <= SCOPE_BYTES_MAX);
-    demanded.map(str::to_owned).unwrap_or_else(|| format!("repository:{repository}:pull"))
-}
-
 /// What a request needs a token for.
 fn need_of(ask: &Ask<'_>) -> Need {
     let path = ask.path.split('?').next().unwrap_or_default();
     if path.ends_with("/tags/list") { Need::TagList } else { Need::Content }
+}
+
+/// Whether a token was refused, or could not be had, for a reason that does not count for a password: the
+/// service refuses it, does not exist, or answers what is no token.
+fn is_refused_bearer(error: &UpstreamError) -> bool {
+    match error.kind() {
+        UpstreamErrorKind::Hidden
+        | UpstreamErrorKind::Denied { .. }
+        | UpstreamErrorKind::NotFound
+        | UpstreamErrorKind::BadAnswer { .. } => true,
+        UpstreamErrorKind::Status { status } => *status < 500,
+        _ => false,
+    }
 }
 
 /// Whether a status says that what was shown does not do.

@@ -31,7 +31,7 @@ impl FakeAws {
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint { scheme: Scheme::Http, authority: self.0.host() }
+        Endpoint::new(Scheme::Http, &self.0.host())
     }
 
     /// Both services are here, and there is nothing else.

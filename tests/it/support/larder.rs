@@ -364,7 +364,7 @@ impl Settings {
     fn endpoint(registry: &FakeRegistry) -> EndpointSettings {
         let is_tls = registry.url("").starts_with("https");
         let scheme = if is_tls { Scheme::Https } else { Scheme::Http };
-        EndpointSettings::at(Endpoint { scheme, authority: registry.host() })
+        EndpointSettings::at(Endpoint::new(scheme, &registry.host()))
     }
 
     /// Lets a path component or a namespace mean the registry of that name.

@@ -69,7 +69,7 @@ pub use proxy::FakeProxy;
 pub use registry::{FakeRegistry, reserve_port};
 pub use response::{End, Head, Response};
 pub use script::script;
-pub use tls::{Authority, Identity};
+pub use tls::{Authority, Identity, self_signed};
 pub use token::{TokenAnswer, TokenServer};
 pub use wire::Recorded;
 

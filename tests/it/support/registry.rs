@@ -76,6 +76,16 @@ impl FakeRegistry {
         FakeRegistry::launch_tls(ClientCertificate::Demanded)
     }
 
+    /// Over TLS, with the certificate and the key in this PEM text.
+    pub fn start_with_certificate(pem: &str) -> FakeRegistry {
+        FakeRegistry::launch(None, Some(tls::server_config_of(pem)))
+    }
+
+    /// Over TLS, with a certificate and a key on the curve P-521, of `p521-authority.pem`.
+    pub fn start_p521() -> FakeRegistry {
+        FakeRegistry::launch(None, Some(tls::p521_server_config()))
+    }
+
     fn launch_tls(clients: ClientCertificate) -> FakeRegistry {
         let authority = Authority::new("fake registry's authority");
         let config = tls::server_config(&authority, clients);
@@ -277,6 +287,13 @@ impl FakeRegistry {
     /// Demands a user name and a password.
     pub fn require_basic(&self, user: &str, password: &str) {
         lock(&self.shared.state).auth = Auth::Basic(user.to_owned(), password.to_owned());
+    }
+
+    /// Offers tokens and Basic, and accepts Basic alone.
+    pub fn require_basic_and_offer_bearer(&self, tokens: &TokenServer, user: &str, password: &str) {
+        self.serve_tokens(tokens);
+        let (url, user, password) = (self.url("/token"), user.to_owned(), password.to_owned());
+        lock(&self.shared.state).auth = Auth::Both(tokens.clone(), url, user, password);
     }
 
     /// Demands a login as Amazon's registry does: one that does not do is answered 403.

@@ -51,7 +51,8 @@ pub struct TokenServer {
     realm: Option<String>,
     realm_query: Option<String>,
     key: TokenKey,
-    expires_in: Option<i64>,
+    expires_in: Option<Value>,
+    redirect: Option<String>,
     user: Option<(String, String)>,
     refresh_token: Option<String>,
     /// What a token must allow for tag lists; for everything else it is `pull`.
@@ -79,6 +80,7 @@ impl TokenServer {
             realm_query: None,
             key: TokenKey::Token,
             expires_in: None,
+            redirect: None,
             user: None,
             refresh_token: None,
             list_action: "pull",
@@ -95,7 +97,19 @@ impl TokenServer {
 
     /// Claims that tokens live so many seconds. Only [`TokenServer::expire_tokens`] ends them.
     pub fn expires_in(mut self, seconds: i64) -> TokenServer {
-        self.expires_in = Some(seconds);
+        self.expires_in = Some(json!(seconds));
+        self
+    }
+
+    /// Claims a lifetime in another form than a whole number.
+    pub fn expires_in_other_words(mut self, value: Value) -> TokenServer {
+        self.expires_in = Some(value);
+        self
+    }
+
+    /// Redirects to this location until `moved` is in the query.
+    pub fn redirects_to(mut self, location: &str) -> TokenServer {
+        self.redirect = Some(location.to_owned());
         self
     }
 
@@ -153,6 +167,12 @@ impl TokenServer {
 
     /// What `/token` answers.
     pub(super) fn answer(&self, request: &Recorded) -> Answer {
+        let has_moved = request.query_value("moved").is_some();
+        if let Some(location) = self.redirect.as_ref().filter(|_| !has_moved) {
+            let query = request.query.as_deref().unwrap_or("");
+            let location = location.replace("{query}", query);
+            return Answer::new(307, "", Vec::new()).with("Location", &location);
+        }
         let answer = lock(&self.book).answer.clone();
         match answer {
             TokenAnswer::Issue => self.objection(request).unwrap_or_else(|| self.issue(request, 0)),
@@ -208,8 +228,8 @@ impl TokenServer {
         };
         let mut body = Map::new();
         body.insert(key.to_owned(), Value::String(token));
-        if let Some(seconds) = self.expires_in {
-            body.insert("expires_in".to_owned(), json!(seconds));
+        if let Some(lifetime) = &self.expires_in {
+            body.insert("expires_in".to_owned(), lifetime.clone());
         }
         Answer::new(200, "application/json", Value::Object(body).to_string().into_bytes())
     }
@@ -278,6 +298,8 @@ pub(super) enum Auth {
     /// Tokens, and the URL of their endpoint.
     Bearer(TokenServer, String),
     Basic(String, String),
+    /// Offers both; tokens are issued and none is accepted, the password is.
+    Both(TokenServer, String, String, String),
     /// Basic with the user `AWS` and this password; any other is 403, as if it had expired.
     Ecr(String),
 }
@@ -301,6 +323,13 @@ impl Auth {
                 return Some(Answer::error(403, "DENIED", "the token is good for something else"));
             }
             Auth::Bearer(tokens, url) => tokens.challenge_lines(request, repository, url),
+            Auth::Both(_, _, name, password) if shows_basic(request, name, password) => {
+                return None;
+            }
+            Auth::Both(tokens, url, ..) => {
+                let bearer = tokens.challenge_lines(request, repository, url);
+                format!("{bearer}\nBasic realm=\"fake registry\"")
+            }
         };
         let mut answer = Answer::error(401, "UNAUTHORIZED", "authentication required");
         for line in lines.lines() {

@@ -1,0 +1,191 @@
+//! Which signatures of certificates and handshakes are accepted: *ring*'s, and ECDSA with P-521 or SHA-512.
+//!
+//! *ring* verifies neither, and proxies that inspect TLS use both; curl, Docker and containerd accept
+//! them. RustCrypto's curves fill the gap in Rust alone. They verify only, what they are given is public,
+//! and only certificates that *ring* cannot verify reach them.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use p256::ecdsa::signature::hazmat::PrehashVerifier;
+use rustls::SignatureScheme;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::{
+    AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id,
+};
+use sha2::{Digest, Sha256, Sha384, Sha512};
+
+/// The cryptography of all TLS connections, in and out. Named wherever it is used, because with two providers
+/// in one program rustls refuses to choose.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| {
+        let ring = rustls::crypto::ring::default_provider();
+        let algorithms = extended(&ring.signature_verification_algorithms);
+        Arc::new(CryptoProvider { signature_verification_algorithms: algorithms, ..ring })
+    }))
+}
+
+type Algorithm = &'static dyn SignatureVerificationAlgorithm;
+
+/// Adds to *ring*'s algorithms. Leaks two short lists, once in a process: rustls wants them static.
+fn extended(ring: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
+    let all: Vec<Algorithm> = ring.all.iter().copied().chain(ADDED.iter().copied()).collect();
+    // TLS 1.3 names the curve in the scheme and takes the first algorithm, TLS 1.2 names the hash alone.
+    let sha512: Vec<Algorithm> = vec![&P521_SHA512, &P384_SHA512, &P256_SHA512];
+    let mut mapping: Vec<(SignatureScheme, &'static [Algorithm])> = ring.mapping.to_vec();
+    mapping.push((SignatureScheme::ECDSA_NISTP521_SHA512, Vec::leak(sha512)));
+    WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping: Vec::leak(mapping) }
+}
+
+const ADDED: [Algorithm; 5] =
+    [&P256_SHA512, &P384_SHA512, &P521_SHA256, &P521_SHA384, &P521_SHA512];
+
+static P256_SHA512: Ecdsa = Ecdsa { curve: Curve::P256, hash: Hash::Sha512 };
+static P384_SHA512: Ecdsa = Ecdsa { curve: Curve::P384, hash: Hash::Sha512 };
+static P521_SHA256: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha256 };
+static P521_SHA384: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha384 };
+static P521_SHA512: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha512 };
+
+/// ECDSA with one curve and one hash (RFC 5758).
+#[derive(Clone, Copy)]
+struct Ecdsa {
+    curve: Curve,
+    hash: Hash,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Curve {
+    P256,
+    P384,
+    P521,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Hash {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// How many bytes a number of the largest curve has.
+const P521_BYTES: usize = 66;
+
+impl Ecdsa {
+    fn digest(self, message: &[u8]) -> Vec<u8> {
+        let digest = match self.hash {
+            Hash::Sha256 => Sha256::digest(message).to_vec(),
+            Hash::Sha384 => Sha384::digest(message).to_vec(),
+            Hash::Sha512 => Sha512::digest(message).to_vec(),
+        };
+        match self.curve {
+            // ECDSA takes the digest as a number. RustCrypto demands one that is not much shorter
+            // than the curve's, and zeros in front do not change it.
+            Curve::P521 => [vec![0; P521_BYTES - digest.len()], digest].concat(),
+            Curve::P256 | Curve::P384 => digest,
+        }
+    }
+}
+
+/// The same three steps for each curve, whose types differ.
+macro_rules! verify {
+    ($curve:ident, $public_key:expr, $digest:expr, $signature:expr) => {{
+        let key = $curve::ecdsa::VerifyingKey::from_sec1_bytes($public_key);
+        let signature = $curve::ecdsa::Signature::from_der($signature);
+        match (key, signature) {
+            (Ok(key), Ok(signature)) => key.verify_prehash($digest, &signature).is_ok(),
+            _ => false,
+        }
+    }};
+}
+
+impl SignatureVerificationAlgorithm for Ecdsa {
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let digest = self.digest(message);
+        let is_valid = match self.curve {
+            Curve::P256 => verify!(p256, public_key, &digest, signature),
+            Curve::P384 => verify!(p384, public_key, &digest, signature),
+            Curve::P521 => verify!(p521, public_key, &digest, signature),
+        };
+        if is_valid { Ok(()) } else { Err(InvalidSignature) }
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        match self.curve {
+            Curve::P256 => alg_id::ECDSA_P256,
+            Curve::P384 => alg_id::ECDSA_P384,
+            Curve::P521 => alg_id::ECDSA_P521,
+        }
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        match self.hash {
+            Hash::Sha256 => alg_id::ECDSA_SHA256,
+            Hash::Sha384 => alg_id::ECDSA_SHA384,
+            Hash::Sha512 => alg_id::ECDSA_SHA512,
+        }
+    }
+}
+
+impl fmt::Debug for Ecdsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ECDSA {:?} {:?}", self.curve, self.hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use p521::ecdsa::signature::hazmat::PrehashSigner;
+
+    use super::*;
+
+    /// A key, and its signature of the digest that the algorithm makes of a message.
+    macro_rules! signed {
+        ($curve:ident, $algorithm:expr, $message:expr) => {{
+            let mut secret = vec![0; $curve::FieldBytes::default().len()];
+            // Any number below the order of the curve.
+            *secret.last_mut().unwrap() = 7;
+            let key = $curve::ecdsa::SigningKey::from_slice(&secret).unwrap();
+            let digest = $algorithm.digest($message);
+            let signature: $curve::ecdsa::Signature = key.sign_prehash(&digest).unwrap();
+            let public = key.verifying_key().to_sec1_point(false);
+            (public.as_bytes().to_vec(), signature.to_der().as_bytes().to_vec())
+        }};
+    }
+
+    #[test]
+    fn each_added_algorithm_accepts_its_own_signature_and_no_other() {
+        let message = b"to be signed";
+        for algorithm in [P256_SHA512, P384_SHA512, P521_SHA256, P521_SHA384, P521_SHA512] {
+            let (public, signature) = match algorithm.curve {
+                Curve::P256 => signed!(p256, algorithm, message),
+                Curve::P384 => signed!(p384, algorithm, message),
+                Curve::P521 => signed!(p521, algorithm, message),
+            };
+            algorithm.verify_signature(&public, message, &signature).unwrap();
+            for (public, message, signature) in [
+                (&public[..], &b"something else"[..], &signature[..]),
+                (&public[1..], &message[..], &signature[..]),
+                (&public[..], &message[..], &signature[1..]),
+                (&public[..], &message[..], &[]),
+                (&[], &message[..], &signature[..]),
+            ] {
+                let refused = algorithm.verify_signature(public, message, signature);
+                assert!(refused.is_err(), "{algorithm:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn rings_algorithms_come_first_and_p_521_is_offered() {
+        let ring = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        let ours = provider().signature_verification_algorithms;
+        assert_eq!(ours.all.len(), ring.all.len() + ADDED.len());
+        assert!(ours.supported_schemes().contains(&SignatureScheme::ECDSA_NISTP521_SHA512));
+    }
+}

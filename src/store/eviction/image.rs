@@ -1,0 +1,189 @@
+//! Evicting an image: its names first, then what they alone name. [`super`] says why nothing else is lost.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+
+use super::super::Store;
+use super::super::error::StoreError;
+use super::super::references::Scope;
+use super::super::sweep::{BATCH, Sweep};
+use super::read::Names;
+use super::{Evicted, EvictionCandidate, EvictionIndex, IsPinned};
+use crate::oci::{Digest, ImageName, Reference};
+
+/// An image that is being evicted.
+pub(super) struct Eviction<'a> {
+    sweep: &'a Sweep,
+    index: &'a mut EvictionIndex,
+    name: ImageName,
+    reference: Reference,
+    freed: u64,
+}
+
+impl<'a> Eviction<'a> {
+    pub(super) fn new(
+        sweep: &'a Sweep,
+        index: &'a mut EvictionIndex,
+        name: ImageName,
+        reference: Reference,
+    ) -> Eviction<'a> {
+        Eviction { sweep, index, name, reference, freed: 0 }
+    }
+
+    /// Leaves it to another index.
+    pub(super) fn give_up(&mut self) {
+        self.index.has_more = true;
+    }
+
+    /// `None` if names of the repository changed at this moment.
+    pub(super) fn run(
+        &mut self,
+        candidate: &EvictionCandidate,
+        is_pinned: &IsPinned<'_>,
+    ) -> Result<Option<Evicted>, StoreError> {
+        let (store, name) = (self.sweep.store.clone(), &self.name.clone());
+        // Manifests never change, so they are read before the lock is taken.
+        let Some(root) = store.root_of(name, &self.reference) else {
+            return Ok(Some(Evicted::Absent));
+        };
+        let parts = store.parts(name, &root);
+        if is_pinned(name, &self.reference, &parts.manifests) {
+            return Ok(Some(Evicted::Pinned));
+        }
+        self.sweep.reread(self.index, name)?;
+        let lock = match store.exclusive_lock()? {
+            Ok(lock) => lock,
+            Err(busy) => return Ok(Some(Evicted::Busy(busy))),
+        };
+        if !self.is_unchanged() || store.root_of(name, &self.reference) != Some(root) {
+            return Ok(None);
+        }
+        if matches!(self.reference, Reference::Digest(_)) && self.is_referred_to(&root) {
+            // It has become a part of another image.
+            return Ok(Some(Evicted::Absent));
+        }
+        let counting: Vec<Digest> =
+            parts.manifests.iter().chain(&candidate.subject).copied().collect();
+        let used = store.last_use(name, &self.reference, &counting);
+        if let Some(used) = used.filter(|used| *used > candidate.used) {
+            self.index.put_back(candidate.clone(), used);
+            return Ok(Some(Evicted::InUse));
+        }
+        let times = store.repository_times(name);
+        let is_going = match &self.reference {
+            Reference::Tag(tag) => {
+                self.freed += store.inner.remove_counted(&store.inner.layout.tag(name, tag))?;
+                store.mark_index_outdated();
+                self.release(&root)
+            }
+            Reference::Digest(_) => true,
+        };
+        store.keep_times(name, &times);
+        drop(lock);
+        if is_going {
+            self.remove_records(root, &parts.manifests)?;
+        }
+        Ok(Some(Evicted::Removed { bytes: self.freed, is_image: true }))
+    }
+
+    /// Whether no name of the repository came or was replaced since its references were read.
+    fn is_unchanged(&self) -> bool {
+        let known_since = match &self.index.reread {
+            Some(reread) if reread.name == self.name => reread.began,
+            _ => self.index.began,
+        };
+        self.sweep.store.repository_times(&self.name).are_before(known_since)
+    }
+
+    /// The references of the repository, if they were read anew.
+    fn reread(&mut self) -> Option<&mut HashMap<Digest, u32>> {
+        let reread = self.index.reread.as_mut().filter(|reread| reread.name == self.name)?;
+        Some(&mut reread.references)
+    }
+
+    /// Whether a tag or an index of the repository refers to a manifest.
+    fn is_referred_to(&mut self, digest: &Digest) -> bool {
+        let scope = self.index.references.scope_of(&self.name.to_string());
+        match self.reread() {
+            Some(references) => references.get(digest).is_some_and(|count| *count > 0),
+            None => self.index.references.is_named(scope, digest),
+        }
+    }
+
+    /// Takes a reference of a tag or an index of the repository back. Returns whether none is left.
+    fn release(&mut self, digest: &Digest) -> bool {
+        let scope = self.index.references.scope_of(&self.name.to_string());
+        match self.reread().map(|references| references.get_mut(digest)) {
+            Some(Some(count)) => {
+                *count = count.saturating_sub(1);
+                *count == 0
+            }
+            Some(None) => true,
+            None => self.index.references.release(scope, digest),
+        }
+    }
+
+    /// Removes the records that nothing refers to any more, with what they alone name: a few at a time, each
+    /// few under the exclusive lock. What is left when the repository changes meanwhile is an image of its own,
+    /// which the next index finds.
+    fn remove_records(&mut self, root: Digest, manifests: &[Digest]) -> Result<(), StoreError> {
+        let store = self.sweep.store.clone();
+        let mut going = HashSet::from([root]);
+        for batch in manifests.chunks(BATCH) {
+            let lock = store.exclusive_lock()?.ok();
+            if lock.is_none() || !self.is_unchanged() {
+                self.index.has_more = true;
+                return Ok(());
+            }
+            let (times, mut unnamed) = (store.repository_times(&self.name), Vec::new());
+            for digest in batch {
+                if going.contains(digest) {
+                    self.remove_record(&store, *digest, &mut going, &mut unnamed)?;
+                }
+            }
+            store.inner.remove_empty_repository(&self.name);
+            store.keep_times(&self.name, &times);
+            drop(lock);
+            let freed = self.sweep.remove_settled(self.index, &unnamed, &mut || true)?;
+            self.freed += freed.unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn remove_record(
+        &mut self,
+        store: &Store,
+        digest: Digest,
+        going: &mut HashSet<Digest>,
+        unnamed: &mut Vec<Digest>,
+    ) -> Result<(), StoreError> {
+        let path = store.inner.layout.manifest(&self.name, &digest);
+        if !path.exists() {
+            return Ok(());
+        }
+        // Of a manifest that could not be read, nothing was counted but itself. It may have been repaired
+        // since, and is not settled then.
+        let metadata = fs::metadata(store.inner.layout.blob(&digest));
+        let is_known = metadata.is_ok_and(|metadata| self.index.is_settled(&metadata));
+        let manifest = store.stored_manifest(&self.name, &digest).filter(|_| is_known);
+        let names = manifest.as_ref().map(Names::of);
+        self.freed += store.inner.remove_counted(&path)?;
+        if let Some(index) = names.as_ref().filter(|names| names.is_index) {
+            for child in &index.digests {
+                if self.release(child) {
+                    going.insert(*child);
+                }
+            }
+        }
+        let names = names.into_iter().flat_map(|names| names.digests);
+        for each in names.chain([digest]) {
+            let metadata = fs::metadata(store.inner.layout.blob(&each));
+            if metadata.is_ok_and(|metadata| self.index.is_settled(&metadata))
+                && self.index.references.release(Scope::Everywhere, &each)
+            {
+                unnamed.push(each);
+            }
+        }
+        Ok(())
+    }
+}

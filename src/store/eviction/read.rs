@@ -1,0 +1,217 @@
+//! Reading the records of a repository one after the other, strictly: what cannot be read is an error, not
+//! absence.
+
+use std::collections::HashSet;
+use std::fs::{self, File, FileTimes};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::super::Store;
+use super::super::catalogue::RepositoryTimes;
+use super::super::images::modified;
+use super::super::layout::digest_of;
+use super::super::refs::Access;
+use super::super::sweep::renew;
+use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
+
+/// How deep indexes may be nested; the listing of images looks no deeper.
+const DEPTH_MAX: usize = 8;
+/// Manifests of one image that are removed with it; others become images of their own.
+const PARTS_MAX: usize = 65_536;
+
+/// What a manifest names.
+pub(super) struct Names {
+    pub(super) is_index: bool,
+    /// Each once.
+    pub(super) digests: Vec<Digest>,
+}
+
+impl Names {
+    pub(super) fn of(manifest: &Manifest) -> Names {
+        let mut seen = HashSet::new();
+        let digests = manifest.descriptors().map(|each| each.digest);
+        Names {
+            is_index: matches!(manifest.kind(), ManifestKind::Index { .. }),
+            digests: digests.filter(|digest| seen.insert(*digest)).collect(),
+        }
+    }
+}
+
+/// An image in the index's eyes.
+pub(super) struct Parts {
+    /// The manifests at and below its own, parents before children.
+    pub(super) manifests: Vec<Digest>,
+    pub(super) subject: Option<Digest>,
+}
+
+impl Store {
+    /// The manifest that a reference means.
+    pub(super) fn root_of(&self, name: &ImageName, reference: &Reference) -> Option<Digest> {
+        match reference {
+            Reference::Tag(tag) => self.tag(name, tag, Access::Look).map(|record| record.digest),
+            Reference::Digest(digest) => {
+                self.inner.layout.manifest(name, digest).exists().then_some(*digest)
+            }
+        }
+    }
+
+    /// The manifests at and below `root`, as far as this repository has the indexes that name them.
+    pub(super) fn parts(&self, name: &ImageName, root: &Digest) -> Parts {
+        let mut parts = Parts { manifests: vec![*root], subject: None };
+        let mut seen = HashSet::from([*root]);
+        let (mut begin, mut depth) = (0, 0);
+        while begin < parts.manifests.len() && depth <= DEPTH_MAX {
+            let end = parts.manifests.len();
+            for place in begin..end {
+                let digest = parts.manifests[place];
+                let is_root = place == 0;
+                if !is_root && !self.is_index(name, &digest) {
+                    continue;
+                }
+                let Some(manifest) = self.stored_manifest(name, &digest) else { continue };
+                if is_root {
+                    parts.subject = manifest.subject().map(|subject| subject.digest);
+                }
+                if let ManifestKind::Index { manifests } = manifest.kind() {
+                    let children = manifests.iter().map(|child| child.digest);
+                    let room = PARTS_MAX.saturating_sub(parts.manifests.len());
+                    parts.manifests.extend(children.filter(|each| seen.insert(*each)).take(room));
+                }
+            }
+            (begin, depth) = (end, depth + 1);
+        }
+        parts
+    }
+
+    /// Whether a manifest of this repository is an index, as its record says.
+    fn is_index(&self, name: &ImageName, digest: &Digest) -> bool {
+        let record = self.manifest(name, digest, Access::Look);
+        record.is_some_and(|record| record.media_type.is_index())
+    }
+
+    /// When an image, or a manifest below it, was last pulled.
+    pub(super) fn last_use(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        manifests: &[Digest],
+    ) -> Option<SystemTime> {
+        let layout = &self.inner.layout;
+        let by_tag = match reference {
+            Reference::Tag(tag) => modified(&layout.tag(name, tag)),
+            Reference::Digest(_) => None,
+        };
+        let by_digest = manifests.iter().map(|digest| modified(&layout.manifest(name, digest)));
+        by_digest.fold(by_tag, Option::max)
+    }
+
+    /// Calls `visit` with what each tag and each index of a repository refers to.
+    pub(super) fn each_reference(
+        &self,
+        name: &ImageName,
+        visit: &mut dyn FnMut(Digest),
+    ) -> io::Result<()> {
+        self.each_tag_of_repository(name, &mut |_, root| {
+            root.into_iter().for_each(&mut *visit);
+            Ok(())
+        })?;
+        self.each_manifest(name, &mut |_, names| {
+            if let Some(index) = names.filter(|names| names.is_index) {
+                index.digests.into_iter().for_each(&mut *visit);
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `visit` with every tag, and what it is; with nothing if its record is damaged.
+    pub(super) fn each_tag_of_repository(
+        &self,
+        name: &ImageName,
+        visit: &mut dyn FnMut(Tag, Option<Digest>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        each_entry(&self.inner.layout.tags(name), &mut |entry| {
+            let Ok(tag) = entry.parse::<Tag>() else { return Ok(()) };
+            match self.tag(name, &tag, Access::Look) {
+                Some(record) => visit(tag, Some(record.digest)),
+                None if is_readable(&self.inner.layout.tag(name, &tag))? => visit(tag, None),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Calls `visit` with the digest of every record of a manifest.
+    pub(super) fn each_record(
+        &self,
+        name: &ImageName,
+        visit: &mut dyn FnMut(Digest) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for algorithm in Algorithm::ALL {
+            each_entry(&self.inner.layout.manifests(name, algorithm), &mut |hex| {
+                digest_of(algorithm, hex).map_or(Ok(()), &mut *visit)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with every record of a manifest, and what that names; with nothing if it, or its record, is
+    /// damaged or absent.
+    pub(super) fn each_manifest(
+        &self,
+        name: &ImageName,
+        visit: &mut dyn FnMut(Digest, Option<Names>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.each_record(name, &mut |digest| {
+            if let Some(manifest) = self.stored_manifest(name, &digest) {
+                return visit(digest, Some(Names::of(&manifest)));
+            }
+            is_readable(&self.inner.layout.blob(&digest))?;
+            match is_readable(&self.inner.layout.manifest(name, &digest))? {
+                true => visit(digest, None),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// Gives the directories of a repository the times that they had, and a nanosecond: see the module.
+    pub(super) fn keep_times(&self, name: &ImageName, before: &RepositoryTimes) {
+        for (path, time) in before.directories(&self.inner.layout, name) {
+            let Some(time) = time else { continue };
+            let times = FileTimes::new().set_modified(time + Duration::from_nanos(1));
+            let kept = File::open(&path).and_then(|directory| directory.set_times(times));
+            if kept.is_ok() && modified(&path) == Some(time) {
+                // The file system does not keep nanoseconds, and the removal has to show.
+                let _ = File::open(&path).map(|directory| renew(&directory));
+            }
+        }
+    }
+}
+
+/// Calls `visit` with every name in a directory; with none if it does not exist.
+fn each_entry(directory: &Path, visit: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(named)?,
+    };
+    for entry in entries {
+        if let Some(name) = entry.map_err(named)?.file_name().to_str() {
+            visit(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file exists.
+///
+/// # Errors
+/// If it exists and cannot be read, with its path.
+fn is_readable(path: &Path) -> io::Result<bool> {
+    match File::open(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+}

@@ -1,0 +1,145 @@
+//! The marker by which a Larder recognizes its own requests: `Via: 1.1 larder-<instance>` (RFC 9110, section 7.6.3).
+//!
+//! Two Larders that are each other's upstream would wait for each other until one of them loses its patience. So
+//! each request to a registry names the Larders that it passed, and one that finds its own name answers 508.
+//! A name is random, made when the process starts, and says nothing about the machine.
+//!
+//! The chain follows the work, not the call: the edge enters the chain of a client's request, whoever queues a job
+//! for another thread takes the [`current`] one along, and the client of registries sends it. A request
+//! that joins the download of another one is not part of a chain; if two such downloads wait for
+//! each other, patience ends it as before.
+//!
+//! This module must not know what a request is about.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, OnceLock};
+
+/// How many Larders a request may pass: more than anybody chains on purpose.
+const HOPS_MAX: usize = 8;
+/// What the name of an instance begins with.
+const PREFIX: &str = "larder-";
+/// How many hexadecimal digits follow.
+const DIGITS: usize = 16;
+
+/// The Larders that a request passed, the first one first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Via(Option<Arc<[String]>>);
+
+/// A request came back, or passed too many Larders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loop {
+    /// The Larder that sent it.
+    pub sender: String,
+}
+
+thread_local! {
+    /// The chain of the work that this thread does.
+    static CURRENT: RefCell<Via> = RefCell::default();
+}
+
+/// The name of this process.
+pub fn instance() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        // Two states of the hasher, which the operating system's random numbers seed.
+        let random = RandomState::new().hash_one(RandomState::new().hash_one(std::process::id()));
+        format!("{PREFIX}{random:016x}")
+    })
+}
+
+impl Via {
+    /// The Larders in the `Via` header lines of a request. Other intermediaries are left out.
+    ///
+    /// # Errors
+    /// [`Loop`] if this process is among them, or there are too many.
+    pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Via, Loop> {
+        Via::received(lines, instance())
+    }
+
+    fn received<'a>(lines: impl IntoIterator<Item = &'a str>, own: &str) -> Result<Via, Loop> {
+        let entries = lines.into_iter().flat_map(|line| line.split(','));
+        let names = entries.filter_map(|entry| entry.split_whitespace().nth(1));
+        let hops: Vec<String> = names.filter(|name| is_larder(name)).map(str::to_owned).collect();
+        match hops.last() {
+            None => Ok(Via::default()),
+            Some(last) if hops.len() > HOPS_MAX || hops.iter().any(|hop| hop == own) => {
+                Err(Loop { sender: last.clone() })
+            }
+            Some(_) => Ok(Via(Some(hops.into()))),
+        }
+    }
+
+    /// Does some work as part of this chain.
+    pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
+        let before = CURRENT.replace(self);
+        // Restored after a panic as well: the thread goes on to other work.
+        let _restore = Restore(before);
+        work()
+    }
+}
+
+struct Restore(Via);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        CURRENT.set(std::mem::take(&mut self.0));
+    }
+}
+
+/// The chain of the work that this thread does.
+pub fn current() -> Via {
+    CURRENT.with_borrow(Via::clone)
+}
+
+/// The header's value for a request of this process.
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().flat_map(|hops| hops.iter()).try_for_each(|hop| write!(f, "1.1 {hop}, "))?;
+        write!(f, "1.1 {}", instance())
+    }
+}
+
+fn is_larder(name: &str) -> bool {
+    let digits = name.strip_prefix(PREFIX);
+    digits.is_some_and(|digits| {
+        digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "larder-00000000000000aa";
+    const OTHER: &str = "larder-00000000000000bb";
+
+    #[test]
+    fn a_request_that_comes_back_is_recognized_among_other_intermediaries() {
+        let parse = |lines: &[&str]| Via::received(lines.iter().copied(), OWN);
+        for lines in [&[][..], &["1.1 nginx"], &["1.1 larder-x, HTTP/1.1 proxy (larder)", ""]] {
+            assert_eq!(parse(lines), Ok(Via::default()), "{lines:?}");
+        }
+        let passed = parse(&["1.0 proxy", &format!("1.1 {OTHER}")]).unwrap();
+        let told = passed.to_string();
+        assert_eq!(told, format!("1.1 {OTHER}, 1.1 {}", instance()));
+        for lines in [
+            [format!("1.1 {OWN}"), String::new()],
+            [format!("1.1 {OWN}"), format!("1.1 {OTHER}, 1.1 proxy")],
+            [vec![format!("1.1 {OTHER}"); HOPS_MAX + 1].join(","), String::new()],
+        ] {
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            assert!(parse(&lines).is_err(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_is_entered_and_left_even_by_a_panic() {
+        let passed = Via::received([&format!("1.1 {OTHER}")[..]], OWN).unwrap();
+        passed.clone().enter(|| assert_eq!(current(), passed));
+        let panicked = std::panic::catch_unwind(|| passed.enter(|| panic!("at work")));
+        assert!(panicked.is_err());
+        assert_eq!(current(), Via::default());
+    }
+}
