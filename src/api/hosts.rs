@@ -60,11 +60,16 @@ pub(super) fn refusal(allowed: &[HostName], request: &Request) -> Option<Reply> 
     (!is_allowed(allowed, host)).then(misdirected)
 }
 
-fn is_allowed(allowed: &[HostName], host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// The name or address in a `Host` header, without its port.
+pub(super) fn without_port(host: &str) -> &str {
+    match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    }
+}
+
+fn is_allowed(allowed: &[HostName], host: &str) -> bool {
+    let name = without_port(host);
     let name = name.strip_suffix('.').unwrap_or(name);
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok()

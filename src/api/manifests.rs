@@ -6,7 +6,7 @@ use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
 use crate::cache::{
-    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
+    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup, Payload,
 };
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{Digest, ImageName, MediaType, Reference};
@@ -55,10 +55,9 @@ fn content_type(media_type: &MediaType) -> String {
 
 /// Large manifests are sent from their file, so that slow clients cost no memory.
 fn body(answer: &ManifestAnswer) -> Body {
-    match (answer.bytes(), answer.file()) {
-        (Some(bytes), _) => Body::Bytes(Arc::clone(bytes)),
-        (None, Some(file)) => Body::File { file: file.clone(), range: 0..answer.size() },
-        (None, None) => Body::Empty,
+    match answer.payload() {
+        Payload::Memory(bytes) => Body::Bytes(Arc::clone(bytes)),
+        Payload::File { file, size } => Body::File { file: file.clone(), range: 0..*size },
     }
 }
 

@@ -31,12 +31,15 @@ pub(super) struct Content {
 
 /// Where a manifest's bytes are.
 #[derive(Debug)]
-pub(super) enum Payload {
+pub enum Payload {
+    /// In memory.
     Memory(Arc<[u8]>),
     /// In the store, checked against the digest: a large one takes no memory for as long as a client
     /// takes to read it.
     File {
+        /// It has just these bytes.
         file: Arc<File>,
+        /// How many they are.
         size: u64,
     },
 }
@@ -86,25 +89,9 @@ impl ManifestAnswer {
         &self.content.media_type
     }
 
-    /// How many bytes it has.
-    pub fn size(&self) -> u64 {
-        self.content.size()
-    }
-
-    /// The bytes as upstream sent them, if they are in memory; if not, they are in [`Self::file`].
-    pub fn bytes(&self) -> Option<&Arc<[u8]>> {
-        match &self.content.payload {
-            Payload::Memory(bytes) => Some(bytes),
-            Payload::File { .. } => None,
-        }
-    }
-
-    /// The file that has just these bytes, if they are not in memory.
-    pub fn file(&self) -> Option<&Arc<File>> {
-        match &self.content.payload {
-            Payload::Memory(_) => None,
-            Payload::File { file, .. } => Some(file),
-        }
+    /// Where the bytes are, as upstream sent them.
+    pub fn payload(&self) -> &Payload {
+        &self.content.payload
     }
 
     /// The bytes, wherever they are.

@@ -61,7 +61,7 @@ pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
-pub use manifest_content::ManifestAnswer;
+pub use manifest_content::{ManifestAnswer, Payload};
 pub use manifest_wait::ManifestWait;
 pub use manifests::ManifestLookup;
 pub use passage::{AlreadySent, Passage};

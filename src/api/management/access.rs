@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq;
 
+use super::super::hosts::without_port;
 use super::super::status::Refusal;
 use crate::http::Request;
 use crate::oci::{Algorithm, Digest};
@@ -90,10 +91,7 @@ fn is_same(given: &str, expected: &str) -> bool {
 
 /// A web page of somebody else's, whose name leads to this machine, has that name here.
 fn is_loopback_name(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    let name = without_port(host);
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
