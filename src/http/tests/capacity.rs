@@ -98,7 +98,10 @@ fn unfinished_heads_lose_against_a_newcomer_from_the_same_address() {
         assert_eq!(server.get("/").response().status, 200);
     }
     unfinished[0].assert_lost();
-    assert!(server.controller.connections() <= 20);
+    // Surplus clients are counted until they are served or sent away.
+    while server.controller.connections() > 20 {
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -122,7 +125,9 @@ fn the_address_with_most_connections_loses_them_first() {
             client
         })
         .collect();
-    for number in 4..40 {
+    // Fewer than the greedy one has places: it always has most of them, however late the server notices that
+    // these have left.
+    for number in 4..16 {
         let mut client = client_from([127, 0, 0, number], server.address);
         client.get("/");
         assert_eq!(client.response().status, 200, "a newcomer finds a place");

@@ -312,7 +312,7 @@ fn leftovers_go_in_their_turn_and_damaged_blobs_first() {
         assert!(matches!(evicted, Evicted::Removed { .. }), "{shown}: {evicted:?}");
         all.push(shown);
     }
-    assert!(all[0].ends_with("quarantine/sha256-00") && all[2].contains("_lists"), "{all:?}");
+    assert!(all[0].ends_with("quarantine/sha256-00") && all[2].contains("/lists/"), "{all:?}");
     assert_eq!(all[1], sha256(b"partial").to_string());
     assert_eq!(all[3..], ["quay.io/a:v", "quay.io/b:v"]);
 }
