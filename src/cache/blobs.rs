@@ -195,23 +195,30 @@ impl Cache {
         if !lock(&self.inner.queued_in_background).insert(key.clone()) {
             return false;
         }
+        let forget = |inner: &Inner, key: &BlobKey| lock(&inner.queued_in_background).remove(key);
+        // After the note: a job that has begun takes its note away only when its flight can be seen.
+        if self.inner.blobs.peek(&key).is_some() {
+            forget(&self.inner, &key);
+            return false;
+        }
+        let queued = key.clone();
         let is_queued = self.inner.blob_pool.submit_in_background(purpose, move || {
             let inner = &cache.inner;
-            lock(&inner.queued_in_background).remove(&(name.upstream.clone(), digest));
             if inner.is_offline() || !matches!(inner.store.find_blob(&digest, size_hint), Ok(None))
             {
+                forget(inner, &queued);
                 return;
             }
-            let key = (name.upstream.clone(), digest);
             // A client may have begun it meanwhile. We do not follow: nobody waits for it.
-            let joined = inner.blobs.join(&key, || given_up(&name));
+            let joined = inner.blobs.join(&queued, || given_up(&name));
+            forget(inner, &queued);
             drop(joined.flight);
             if let Some(leader) = joined.pilot {
                 cache.run_flight(name, leader, size_hint);
             }
         });
         if !is_queued {
-            lock(&self.inner.queued_in_background).remove(&key);
+            forget(&self.inner, &key);
         }
         is_queued
     }
