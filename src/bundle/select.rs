@@ -132,8 +132,13 @@ pub struct Plan {
 pub fn select(store: &Store, selection: &Selection) -> io::Result<Plan> {
     let mut selecting =
         Selecting { store, selection, chosen: BTreeMap::new(), plan: Plan::default() };
+    let unreadable = store.unreadable_files();
     selecting.choose()?;
     selecting.add_referrers();
+    if store.unreadable_files() != unreadable {
+        // What could not be read would be reported as missing, or left out without a word.
+        return Err(io::Error::other("some files in the cache cannot be read, see the log"));
+    }
     let Selecting { chosen, mut plan, .. } = selecting;
     plan.images = chosen.into_values().collect();
     Ok(plan)

@@ -116,7 +116,14 @@ impl Cache {
     pub fn scrub(&self, pace: &mut dyn FnMut(u64) -> bool) -> Option<ScrubReport> {
         let store = self.store();
         let (mut report, mut buffer) = (ScrubReport::default(), vec![0; CHUNK_BYTES]);
-        for (digest, size) in store.blobs() {
+        let blobs = match store.blobs() {
+            Ok(blobs) => blobs,
+            Err(error) => {
+                log::error!("scrub: {error}");
+                return None;
+            }
+        };
+        for (digest, size) in blobs {
             match store.check_blob(&digest, &mut buffer, pace) {
                 Checked::Sound => {}
                 Checked::Gone => continue,

@@ -213,10 +213,20 @@ impl Work {
     }
 
     fn leftovers(&mut self) {
-        if Instant::now() >= self.next_leftovers {
-            self.cache.store().remove_leftovers(self.cache.inner.now());
-            self.next_leftovers = Instant::now() + LEFTOVERS_INTERVAL;
+        if Instant::now() < self.next_leftovers {
+            return;
         }
+        let (store, now) = (self.cache.store(), self.cache.inner.now());
+        let has_more = store.remove_leftovers(now);
+        let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
+        match store.trim_quarantine(now, &mut go_on) {
+            Ok(0) => {}
+            Ok(bytes) => log::info!("removed old damaged blobs from quarantine/: {bytes} bytes"),
+            Err(error) => log::warn!("damaged blobs stay in quarantine/: {error}"),
+        }
+        // A pass is bounded, and what is left waits for no more than the next look.
+        let interval = if has_more { LOOK_INTERVAL } else { LEFTOVERS_INTERVAL };
+        self.next_leftovers = Instant::now() + interval;
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cli;
 use crate::config::Settings;
 use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
 use crate::prune::{Pins, PruneError};
-use crate::store::{Graph, ImageUsage, Store, StoredImage};
+use crate::store::{Graph, ImageUsage, Store, StoreError, StoredImage};
 
 /// Characters of a digest's hexadecimal form in a table, as other tools have it.
 const SHORT_DIGEST: usize = 12;
@@ -30,7 +30,7 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
     let pins = Pins::load(&store, &settings.cache.upkeep.pins).map_err(PruneError::Pins)?;
-    let mut rows = rows(&store, &settings.cache.freshness, &pins, &meant);
+    let mut rows = rows(&store, &settings.cache.freshness, &pins, &meant)?;
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
@@ -61,7 +61,10 @@ pub(super) fn expressions(texts: Option<&str>) -> Result<Vec<Pattern>, CommandEr
 }
 
 /// The images in the cache that are meant; all of them if nothing is said.
-pub(super) fn images(store: &Store, meant: &[Choice]) -> Vec<StoredImage> {
+///
+/// # Errors
+/// [`StoreError::Read`] if there may be more that cannot be read.
+pub(super) fn images(store: &Store, meant: &[Choice]) -> Result<Vec<StoredImage>, StoreError> {
     let mut images = Vec::new();
     let mut visit = |image: &StoredImage| {
         let is_meant = |each: &Choice| each.covers(&image.name, &image.reference);
@@ -70,9 +73,9 @@ pub(super) fn images(store: &Store, meant: &[Choice]) -> Vec<StoredImage> {
         }
         Ok(())
     };
-    // The visitor never fails, and so the walk does not.
-    let _ = store.each_image(&mut visit);
-    images
+    let walked = store.each_image(&mut visit);
+    walked.map_err(|source| StoreError::Read { path: store.root().to_owned(), source })?;
+    Ok(images)
 }
 
 enum Sort {
@@ -119,7 +122,12 @@ struct Row {
     is_pinned: bool,
 }
 
-fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, meant: &[Choice]) -> Vec<Row> {
+fn rows(
+    store: &Store,
+    policy: &FreshnessPolicy,
+    pins: &Pins,
+    meant: &[Choice],
+) -> Result<Vec<Row>, StoreError> {
     let now = SystemTime::now();
     let row = |image: StoredImage| {
         let graph = store.graph_of(&image);
@@ -133,7 +141,7 @@ fn rows(store: &Store, policy: &FreshnessPolicy, pins: &Pins, meant: &[Choice]) 
         let is_pinned = pins.cover_any(&image.name, &image.reference, graph.manifest_digests());
         Row { image, graph, created, is_stale, is_pinned }
     };
-    images(store, meant).into_iter().map(row).collect()
+    Ok(images(store, meant)?.into_iter().map(row).collect())
 }
 
 impl Row {

@@ -16,7 +16,7 @@ use crate::cache::Pace;
 use crate::cli;
 use crate::config::{Settings, parse_rate};
 use crate::oci::Digest;
-use crate::store::{Checked, Store, StoredImage};
+use crate::store::{Checked, Store, StoreError, StoredImage};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -34,8 +34,8 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
-    let Found { damaged, unreadable } = check_blobs(&store, rate);
-    let images = images(&store, &meant);
+    let Found { damaged, unreadable } = check_blobs(&store, rate)?;
+    let images = images(&store, &meant)?;
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
     for image in &images {
@@ -80,8 +80,8 @@ struct Found {
 }
 
 /// Hashes every blob and says which are damaged; they are out of the way then.
-fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Found {
-    let blobs = store.blobs();
+fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<Found, StoreError> {
+    let blobs = store.blobs()?;
     let bar = match io::stderr().is_terminal() {
         true => ProgressBar::new(blobs.iter().map(|(_, size)| size).sum()),
         false => ProgressBar::hidden(),
@@ -117,7 +117,7 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Found {
         found.damaged.insert(*digest);
     }
     bar.finish_and_clear();
-    found
+    Ok(found)
 }
 
 /// What an image lacks, if anything.

@@ -6,17 +6,16 @@
 //! is in proportion to the files that exist, whatever a manifest lists.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::Store;
 use super::error::StoreError;
-use super::images::{modified, walk};
+use super::images::walk;
 use super::layout::{Layout, digest_of};
 use super::refs::Access;
-use super::walk::{list_for_certain, not_ours};
+use super::walk::not_ours;
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
 /// All images, as they were while it was read.
@@ -124,8 +123,9 @@ impl Store {
     pub fn repository_times(&self, name: &ImageName) -> RepositoryTimes {
         let layout = &self.inner.layout;
         RepositoryTimes {
-            tags: modified(&layout.tags(name)),
-            manifests: Algorithm::ALL.map(|algorithm| modified(&layout.manifests(name, algorithm))),
+            tags: self.modified(&layout.tags(name)),
+            manifests: Algorithm::ALL
+                .map(|algorithm| self.modified(&layout.manifests(name, algorithm))),
         }
     }
 
@@ -148,7 +148,7 @@ impl Store {
         &self,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Catalogue>, StoreError> {
-        let sizes: HashMap<Digest, u64> = self.blobs().into_iter().collect();
+        let sizes: HashMap<Digest, u64> = self.blobs()?.into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
         let unreadable = self.unreadable_files();
@@ -186,21 +186,21 @@ impl Store {
         let (layout, mut unknown) = (&self.inner.layout, 0);
         let images = catalogue.images_of(catalogue.repositories.len() - 1);
         let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
-        for tag in list_for_certain(&layout.tags(name))? {
+        for tag in self.inner.list_for_certain(&layout.tags(name))? {
             let Ok(tag) = tag.parse() else {
                 return Err(not_ours(&layout.tags(name).join(&tag)));
             };
-            let is_there = is_readable(&layout.tag(name, &tag))?;
+            let is_there = self.inner.is_readable(&layout.tag(name, &tag))?;
             unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
         }
         for algorithm in Algorithm::ALL {
-            for hex in list_for_certain(&layout.manifests(name, algorithm))? {
+            for hex in self.inner.list_for_certain(&layout.manifests(name, algorithm))? {
                 let Some(digest) = digest_of(algorithm, &hex) else {
                     return Err(not_ours(&layout.manifests(name, algorithm).join(&hex)));
                 };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
-                    let is_there = is_readable(&layout.manifest(name, &digest))?;
-                    is_readable(&layout.blob(&digest))?;
+                    let is_there = self.inner.is_readable(&layout.manifest(name, &digest))?;
+                    self.inner.is_readable(&layout.blob(&digest))?;
                     unknown += usize::from(is_there);
                     continue;
                 };
@@ -213,18 +213,6 @@ impl Store {
             }
         }
         Ok(unknown)
-    }
-}
-
-/// Whether a file is there, which can be read then.
-///
-/// # Errors
-/// If it is there and cannot be read, with its path.
-fn is_readable(path: &Path) -> io::Result<bool> {
-    match fs::read(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     }
 }
 
@@ -281,7 +269,7 @@ impl Catalogue {
             let manifests = graph.manifests.iter().map(|each| each.descriptor.digest);
             let used = manifests
                 .clone()
-                .map(|digest| modified(&store.inner.layout.manifest(name, &digest)))
+                .map(|digest| store.modified(&store.inner.layout.manifest(name, &digest)))
                 .fold(image.pulled, Option::max);
             let by_field =
                 graph.manifests.first().and_then(|root| root.manifest.as_ref()?.subject());

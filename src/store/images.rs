@@ -4,9 +4,7 @@
 //! Looking at images counts as no use of them.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -155,12 +153,18 @@ impl Store {
     /// repository first.
     ///
     /// # Errors
-    /// The first error of `visit`; what vanishes meanwhile is passed over.
+    /// The first error of `visit`; what vanishes meanwhile is passed over. At the end, if something could not be
+    /// read: there may be more images than were visited.
     pub fn each_image(
         &self,
         visit: &mut dyn FnMut(&StoredImage) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.each_repository(&mut |name| self.images_of(name).iter().try_for_each(&mut *visit))
+        let unreadable = self.unreadable_files();
+        self.each_repository(&mut |name| self.images_of(name).iter().try_for_each(&mut *visit))?;
+        match self.unreadable_files() == unreadable {
+            true => Ok(()),
+            false => Err(io::Error::other("some files in it cannot be read, see the log")),
+        }
     }
 
     /// The images of a repository: its tags, then the manifests that hang below none of them.
@@ -226,8 +230,9 @@ impl Store {
                     checked: Some(record.checked),
                     gone: record.gone,
                     // Clients go on by digest, and some always have.
-                    pulled: modified(&layout.tag(name, tag))
-                        .max(modified(&layout.manifest(name, &record.digest))),
+                    pulled: self
+                        .modified(&layout.tag(name, tag))
+                        .max(self.modified(&layout.manifest(name, &record.digest))),
                 }
             }
             Reference::Digest(digest) => {
@@ -241,7 +246,7 @@ impl Store {
                     fetched: record.fetched,
                     checked: None,
                     gone: None,
-                    pulled: modified(&layout.manifest(name, digest)),
+                    pulled: self.modified(&layout.manifest(name, digest)),
                 }
             }
         };
@@ -364,9 +369,4 @@ impl Walk<'_> {
             }
         }
     }
-}
-
-/// When a record was last used, which is what its file's time says.
-pub(super) fn modified(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }

@@ -11,13 +11,14 @@
 //! would write into a finished blob.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::StoreError;
+use super::lock::FileLock;
 use super::partials::{PartialNote, remove_empty_parent};
 use super::sweep::renew;
 use super::{Blob, Inner, Store};
@@ -54,7 +55,8 @@ pub struct Ingest {
     digest: Digest,
     path: PathBuf,
     note: PathBuf,
-    file: Arc<File>,
+    /// Locked until the ingest ends, however long readers keep it open.
+    file: FileLock,
     verifier: Verifier,
     bytes_written: u64,
     /// Whether the partial is of no use any more: wrong, or empty, or not ours.
@@ -110,17 +112,18 @@ impl Store {
                     (None, IfMissing::Create) => continue,
                 }
             };
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Begin::Locked),
-                Err(TryLockError::Error(error)) => return Err(StoreError::write(&path, error)),
-            }
-            if !leads_to(&path, &file) {
+            let lock = FileLock::try_exclusive(file);
+            let Some(lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
+                return Ok(Begin::Locked);
+            };
+            if !leads_to(&path, &lock) {
                 continue;
             }
+            let note = self.inner.layout.partial_note(upstream, digest);
             if let Some(blob) = self.find_blob(digest, expected_bytes)? {
                 // Ours by the lock, and of no use: its blob was finished before we got here.
-                self.inner.note_bytes_removed(file.metadata().map_or(0, |is| is.len()));
+                self.inner.note_bytes_removed(lock.metadata().map_or(0, |is| is.len()));
+                let _ = fs::remove_file(&note);
                 let _ = fs::remove_file(&path);
                 remove_empty_parent(&path);
                 return Ok(Begin::Present(blob));
@@ -128,9 +131,9 @@ impl Store {
             return Ok(Begin::Writing(Box::new(Ingest {
                 store: self.clone(),
                 digest: *digest,
-                note: self.inner.layout.partial_note(upstream, digest),
+                note,
                 path,
-                file: Arc::new(file),
+                file: lock,
                 verifier: Verifier::new(digest.algorithm()),
                 bytes_written: 0,
                 discard: false,
@@ -158,7 +161,8 @@ impl Store {
             options.create(true);
         }
         match self.inner.layout.owner().open(&mut options, path) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) if file.metadata().is_ok_and(|is| is.is_file()) => Ok(Some(file)),
+            Ok(_) => Err(StoreError::write(path, io::Error::other("it is not a regular file"))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::write(path, error)),
         }
@@ -194,7 +198,7 @@ pub(super) fn leads_to(path: &Path, file: &File) -> bool {
 impl Ingest {
     /// The growing file, for readers that follow it by offset.
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        self.file.shared_file()
     }
 
     /// How many bytes were written.
@@ -302,11 +306,16 @@ impl Verified {
         if inner.fsync {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
+        // Whatever else has got the name of our partial was not verified.
+        if !leads_to(&ingest.path, &ingest.file) {
+            let other = io::Error::other("another file has its name, or none has");
+            return Err(StoreError::write(&ingest.path, other));
+        }
         // The note first: once the partial has its other name, the next one's note could be removed.
         // A note without its partial is passed over, so this may fail.
         let _ = fs::remove_file(&ingest.note);
         inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
-        Ok(Blob { file: Arc::clone(&ingest.file), size: ingest.bytes_written })
+        Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written })
     }
 }
 
@@ -319,8 +328,6 @@ impl Drop for Ingest {
             let _ = fs::remove_file(&self.note);
             let _ = fs::remove_file(&self.path);
         }
-        // Readers may keep the file open long after: the lock must not last as long as they do.
-        let _ = self.file.unlock();
     }
 }
 

@@ -4,12 +4,16 @@
 //! with `_`, so `_tags`, `_manifests` and `_lists` cannot collide with a repository's component.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::OFlags;
+
 use super::error::StoreError;
 use super::owner::Owner;
+use super::sweep::TEMPORARY;
 use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
@@ -45,7 +49,7 @@ impl Layout {
         let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
         // In containers all processes have the same number.
         let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
-        let name = format!("tmp-{}-{since_epoch}-{number}", std::process::id());
+        let name = format!("{TEMPORARY}{}-{since_epoch}-{number}", std::process::id());
         self.incoming().join(name)
     }
 
@@ -59,11 +63,17 @@ impl Layout {
         Ok(missing)
     }
 
-    /// Opens a file that is there to be locked, and makes it if it is not.
+    /// Opens a file that is there to be locked, and creates it if it is not.
     pub(super) fn open_lock(&self, path: &Path) -> io::Result<File> {
-        match self.owner.open(File::options().create(true).append(true), path) {
-            // Another user's command has made it; to be locked it need not be written.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        let open = || self.owner.open(File::options().create(true).append(true), path);
+        match open() {
+            // Another user's command has created it; to be locked it need not be written.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_to_read(path),
+            // A process of version 0.1 on this directory has created it for a client.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                self.clear_lock(path);
+                open()
+            }
             other => other,
         }
     }
@@ -272,20 +282,25 @@ impl Layout {
             self.usage_lock(),
             self.pins_lock(),
         ];
-        for lock in locks {
-            if !fs::symlink_metadata(&lock).is_ok_and(|is| is.is_dir()) {
-                continue;
-            }
-            // The temporary name is one that the removal of leftovers knows.
-            let moved = fs::rename(&lock, self.temporary());
-            log::warn!(
-                "{} was a directory, which blocked every removal; {}",
-                lock.display(),
-                match moved {
-                    Ok(()) => "it was moved out of the way".to_owned(),
-                    Err(error) => format!("it cannot be moved: {error}"),
-                }
-            );
+        locks.iter().for_each(|lock| self.clear_lock(lock));
+    }
+
+    fn clear_lock(&self, lock: &Path) {
+        if !fs::symlink_metadata(lock).is_ok_and(|is| is.is_dir()) {
+            return;
+        }
+        // The temporary name is one that the removal of leftovers knows.
+        match move_directory(lock, &self.temporary()) {
+            Ok(()) => log::warn!(
+                "{} was a directory, which blocked every removal; it was moved out of the way",
+                lock.display()
+            ),
+            // Another process was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) => log::warn!(
+                "{} is a directory, which blocks every removal, and cannot be moved: {error}",
+                lock.display()
+            ),
         }
     }
 
@@ -322,18 +337,35 @@ impl Layout {
     }
 }
 
+/// Renames a directory, and nothing but a directory: where another process has replaced it by a file since it was
+/// seen, that stays, since it may be locked or hold content.
+pub(super) fn move_directory(from: &Path, to: &Path) -> io::Result<()> {
+    // A path that ends with a slash means a directory.
+    fs::rename(from.join(""), to)
+}
+
+/// Opens a file below the cache directory to read it. A link is an error: it may lead anywhere. A pipe that
+/// somebody has put there blocks nobody.
+pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// The content of a small file below the cache directory.
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open_to_read(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
+    let mut content = Vec::new();
+    (&file).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// The names in a directory; none if there is no such directory.
 pub(super) fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-}
-
-/// The digests that a directory has files of, each named by the hex of its own.
-pub(super) fn digests_in(
-    directory: &Path,
-    algorithm: Algorithm,
-) -> impl Iterator<Item = Digest> + use<> {
-    names_in(directory).filter_map(move |hex| digest_of(algorithm, &hex))
 }
 
 /// The digest of that hex, if it is one.

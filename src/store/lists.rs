@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use super::layout::names_in;
+use super::layout::{names_in, open_to_read};
 use super::{Inner, Store};
 use crate::oci::{Algorithm, ImageName};
 
@@ -470,7 +470,7 @@ impl Inner {
 
 fn read_list(path: &Path) -> io::Result<ListRecord> {
     let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
-    let file = File::open(path)?;
+    let file = open_to_read(path)?;
     let mut head = Vec::new();
     (&file).take((HEADER_BYTES_MAX + SMALL_BYTES_MAX) as u64).read_to_end(&mut head)?;
     let end = head.iter().position(|byte| *byte == b'\n').ok_or_else(|| invalid("no header"))?;

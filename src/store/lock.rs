@@ -14,24 +14,25 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Deref;
+use std::sync::Arc;
 
 /// A locked file. Dropping it unlocks.
 #[derive(Debug)]
 pub(super) struct FileLock {
-    file: File,
+    file: Arc<File>,
 }
 
 impl FileLock {
     /// Waits until nobody else has the lock.
     pub(super) fn exclusive(file: File) -> io::Result<FileLock> {
         file.lock()?;
-        Ok(FileLock { file })
+        Ok(FileLock { file: Arc::new(file) })
     }
 
     /// Waits until nobody has the lock exclusively.
     pub(super) fn shared(file: File) -> io::Result<FileLock> {
         file.lock_shared()?;
-        Ok(FileLock { file })
+        Ok(FileLock { file: Arc::new(file) })
     }
 
     /// The lock, unless somebody else has it.
@@ -46,9 +47,14 @@ impl FileLock {
         FileLock::tried(file, tried)
     }
 
+    /// The file, to be kept open for longer than it is locked.
+    pub(super) fn shared_file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     fn tried(file: File, tried: Result<(), TryLockError>) -> io::Result<Option<FileLock>> {
         match tried {
-            Ok(()) => Ok(Some(FileLock { file })),
+            Ok(()) => Ok(Some(FileLock { file: Arc::new(file) })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }

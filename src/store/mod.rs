@@ -61,12 +61,11 @@ mod walk;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::oci::{Digest, Verifier};
@@ -89,8 +88,7 @@ pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
 use faults::Faults;
-use layout::Layout;
-use walk::list_for_certain;
+use layout::{Layout, move_directory, open_to_read, read_file};
 
 /// How much of a file is hashed at a time.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -181,7 +179,7 @@ impl Store {
 
     /// Whether the directory can be read just now: a volume may have gone away.
     pub fn is_readable(&self) -> bool {
-        fs::read(self.root().join("oci-layout")).is_ok()
+        read_file(&self.root().join("oci-layout")).is_ok()
     }
 
     /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
@@ -282,11 +280,9 @@ impl Store {
     }
 
     /// An open regular file and its size in bytes; `None` if there is none. What somebody has put in its place
-    /// (a pipe, a directory) is damage, and opening it does not block.
+    /// (a pipe, a directory, a link) is damage, and opening it does not block.
     fn open_file(&self, path: &Path) -> Result<Option<(File, u64)>, StoreError> {
-        let mut options = File::options();
-        options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-        let opened = self.inner.faults.check(path).and_then(|()| options.open(path));
+        let opened = self.inner.faults.check(path).and_then(|()| open_to_read(path));
         let found = opened.and_then(|file| {
             let metadata = file.metadata()?;
             Ok((file, metadata))
@@ -328,14 +324,14 @@ impl Store {
 
     /// How often the store could not be read since the start. A caller that must not miss anything compares
     /// this before and after.
-    pub(super) fn unreadable_files(&self) -> u64 {
+    pub fn unreadable_files(&self) -> u64 {
         self.inner.unreadable_files.load(Ordering::Relaxed)
     }
 
     /// The names in a directory, none if it does not exist. A directory that cannot be read counts as
     /// unreadable, and has no names either.
     fn names_in(&self, directory: &Path) -> Vec<String> {
-        let listed = self.inner.faults.check(directory).and_then(|()| list_for_certain(directory));
+        let listed = self.inner.list_for_certain(directory);
         listed.unwrap_or_else(|error| {
             let _ = self.failed_to_read::<()>(directory, error);
             Vec::new()
@@ -438,6 +434,12 @@ impl Inner {
         let renamed = match fs::rename(temporary, path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.create_directories(parent).and_then(|()| fs::rename(temporary, path))
+            }
+            // Nothing of ours is a directory there. It may hold something, so it is not removed here.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                log::warn!("{} is a directory; it is moved to incoming/", path.display());
+                move_directory(path, &self.layout.temporary())
+                    .and_then(|()| fs::rename(temporary, path))
             }
             other => other,
         };

@@ -29,10 +29,12 @@ impl Owner {
         Owner(geteuid().is_root().then(of_root).flatten())
     }
 
-    /// Opens a file whose name anybody may know beforehand, and gives it. A link is an error.
+    /// Opens a file whose name anybody may know beforehand, and gives it. A link is an error, and so is a pipe
+    /// that nobody reads, which would block otherwise.
     pub(super) fn open(self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-        // The flag is a small positive number on every system.
-        let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)?;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        // The flags are small positive numbers on every system.
+        let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
         self.give(&file);
         Ok(file)
     }

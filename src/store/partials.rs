@@ -1,6 +1,7 @@
 //! Downloads that have not ended: which there are, and giving them up.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::error::StoreError;
 use super::ingest::leads_to;
-use super::layout::names_in;
+use super::layout::{names_in, open_to_read};
 use super::lock::FileLock;
 use super::refs::Access;
 use crate::oci::{Digest, ImageName, Upstream};
@@ -101,7 +102,7 @@ impl Store {
     pub fn idle_partials(&self) -> Vec<PartialFile> {
         let is_idle = |partial: &PartialFile| {
             let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
-            let lock = File::open(path).and_then(FileLock::try_shared);
+            let lock = open_to_read(&path).and_then(FileLock::try_shared);
             lock.is_ok_and(|lock| lock.is_some())
         };
         self.partial_files().into_iter().filter(is_idle).collect()
@@ -114,7 +115,13 @@ impl Store {
     /// [`StoreError`] if the disk refuses.
     pub fn remove_partial(&self, partial: &PartialFile) -> Result<Option<u64>, StoreError> {
         let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
-        let Ok(file) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
+        // To be written, since a network file system locks nothing exclusively that is not.
+        let opened = self.inner.layout.owner().open(File::options().read(true).write(true), &path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::read(&path, error)),
+        };
         let lock = FileLock::try_exclusive(file);
         let Some(file) = lock.map_err(|error| StoreError::write(&path, error))? else {
             return Ok(None);

@@ -1,8 +1,11 @@
 //! Pins: which images are never evicted, as a file of one pattern a line that people may edit as well.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use super::Store;
 use super::error::StoreError;
@@ -98,7 +101,7 @@ impl Store {
         let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
         let lock = self.inner.layout.open_lock(&lock).and_then(FileLock::exclusive);
         let _lock = lock.map_err(|error| StoreError::write(&path, error))?;
-        let text = match fs::read_to_string(&path) {
+        let text = match read_text(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             other => other,
         };
@@ -112,17 +115,27 @@ impl Store {
 }
 
 fn read(path: &Path) -> io::Result<Vec<String>> {
-    let text = match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > PINS_BYTES_MAX => {
-            Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")))
-        }
-        _ => fs::read_to_string(path),
-    };
-    match text {
+    match read_text(path) {
         Ok(text) => Ok(lines(&text).map(str::to_owned).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// The text of a file of pins. It may be a link, which people set; a pipe blocks nobody.
+fn read_text(path: &Path) -> io::Result<String> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if metadata.len() > PINS_BYTES_MAX {
+        return Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")));
+    }
+    let mut text = String::new();
+    (&file).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// What a file of pins says, without comments and empty lines.

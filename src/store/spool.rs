@@ -5,12 +5,12 @@
 //! on it, so that what a killed process has left can be told from what is being written, and removed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::error::StoreError;
 use super::ingest::IngestError;
-use super::layout::names_in;
+use super::layout::{names_in, open_to_read};
 use super::lock::FileLock;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
@@ -28,7 +28,7 @@ const INDEX_ROUNDS_MAX: u32 = 8;
 pub struct Spool {
     store: Store,
     path: PathBuf,
-    file: File,
+    file: FileLock,
     verifier: Verifier,
     bytes_written: u64,
 }
@@ -46,9 +46,18 @@ impl Store {
         loop {
             round += 1;
             let (path, file) = self.inner.create_spool()?;
-            if (file.try_lock().is_ok() && path.exists()) || round == ROUNDS_MAX {
-                let verifier = Verifier::new(algorithm);
-                return Ok(Spool { store: self.clone(), path, file, verifier, bytes_written: 0 });
+            let lock = FileLock::try_exclusive(file);
+            let lock = lock.map_err(|error| StoreError::write(&path, error))?;
+            match lock.filter(|_| path.exists()) {
+                Some(file) => {
+                    let (store, verifier) = (self.clone(), Verifier::new(algorithm));
+                    return Ok(Spool { store, path, file, verifier, bytes_written: 0 });
+                }
+                None if round < ROUNDS_MAX => {}
+                None => {
+                    let taken = io::Error::other("it is removed again and again");
+                    return Err(StoreError::write(&path, taken));
+                }
             }
         }
     }
@@ -58,7 +67,7 @@ impl Store {
         let incoming = self.inner.layout.incoming();
         for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
             let path = incoming.join(name);
-            let Ok(lock) = File::open(&path).and_then(FileLock::try_exclusive) else { continue };
+            let Ok(lock) = open_to_read(&path).and_then(FileLock::try_exclusive) else { continue };
             if lock.is_some() {
                 // Gone already is as good; anything else costs room, and the next one tries again.
                 let _ = fs::remove_file(&path);
@@ -79,8 +88,7 @@ impl Store {
             self.write_index()?;
             if self.is_index_outdated() {
                 let path = self.inner.layout.index_lock();
-                let other = File::options().append(true).open(&path);
-                let waited = other.and_then(FileLock::exclusive);
+                let waited = self.inner.layout.open_lock(&path).and_then(FileLock::exclusive);
                 waited.map_err(|error| StoreError::write(&path, error))?;
             }
         }
@@ -143,7 +151,7 @@ impl Spool {
     /// # Errors
     /// [`StoreError`] if the disk refuses; [`StoreError::is_full`] tells the common case.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all(bytes).map_err(|error| StoreError::write(&self.path, error))?;
+        (&*self.file).write_all(bytes).map_err(|error| StoreError::write(&self.path, error))?;
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
         self.store.inner.note_bytes_added(bytes.len() as u64);

@@ -35,7 +35,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use super::catalogue::RepositoryNames;
 use super::disk::allocated;
 use super::error::StoreError;
-use super::layout::{MANIFESTS, TAGS, digests_in, names_in};
+use super::layout::{MANIFESTS, TAGS, names_in, open_to_read};
 use super::lock::FileLock;
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
@@ -53,8 +53,13 @@ const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
 /// Names like `tmp-…` in `incoming/` live for milliseconds. What is as old as this was left by a kill.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
-/// Directories of version 0.1 that are emptied in one pass: a client could have any number of them created.
+/// What the names of temporary files in `incoming/` begin with.
+pub(super) const TEMPORARY: &str = "tmp-";
+/// Directories of version 0.1 that are removed in one pass: a client could have any number of them created.
 const OLD_DIRECTORIES_MAX: usize = 10_000;
+/// A blob whose time is further ahead than this got it from a clock that was wrong: commits of other machines on
+/// the volume give times that differ by less.
+pub(super) const FUTURE_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// The right to remove names and blobs, which one process has at a time, and when it began.
 #[derive(Debug)]
@@ -152,11 +157,12 @@ impl Store {
         let locked = |path: PathBuf, lock: fn(File) -> io::Result<Option<FileLock>>| {
             layout.open_lock(&path).and_then(lock).map_err(|error| StoreError::write(&path, error))
         };
+        let wait = |file| FileLock::exclusive(file).map(Some);
+        let _gate = locked(layout.sweep_gate(), wait)?;
+        // Behind the gate, where no other removal tries it at the same time and looks like a bundle.
         if locked(layout.bundle_lock(), FileLock::try_exclusive)?.is_none() {
             return Ok(Err(SweepBusy::Bundle));
         }
-        let wait = |file| FileLock::exclusive(file).map(Some);
-        let _gate = locked(layout.sweep_gate(), wait)?;
         for _ in 0..LOCK_TRIES {
             if let Some(lock) = locked(layout.sweep_lock(), FileLock::try_exclusive)? {
                 return Ok(Ok(lock));
@@ -184,8 +190,9 @@ impl Store {
         }
     }
 
-    /// Removes what killed processes, and version 0.1, have left in `incoming/`.
-    pub fn remove_leftovers(&self, now: SystemTime) {
+    /// Removes what killed processes, and version 0.1, have left in `incoming/` and `partials/`. Returns whether
+    /// there may be more: a pass is bounded.
+    pub fn remove_leftovers(&self, now: SystemTime) -> bool {
         self.remove_abandoned_spools();
         let incoming = self.inner.layout.incoming();
         let mut directories = 0;
@@ -193,48 +200,57 @@ impl Store {
             let path = incoming.join(&name);
             // Not the target of a link: this is the one place that removes what it did not create just now.
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-            if metadata.is_dir() && directories < OLD_DIRECTORIES_MAX {
-                directories += 1;
-                self.move_old_partials(&path, &name);
-            } else if name.starts_with("tmp-") && is_older(&metadata, TEMPORARY_AGE, now) {
+            if metadata.is_dir() {
+                if directories == OLD_DIRECTORIES_MAX {
+                    return true;
+                }
+                directories += usize::from(self.remove_old_directory(&path, &name));
+            } else if name.starts_with(TEMPORARY) && is_older(&metadata, TEMPORARY_AGE, now) {
                 // Gone already is as good; anything else costs room, and the next pass tries again.
                 let _ = fs::remove_file(&path);
             }
         }
+        // A writer that was killed before its first byte leaves one.
+        let partials = self.inner.layout.all_partials();
+        for upstream in names_in(&partials).filter_map(|name| name.parse().ok()) {
+            self.remove_empty_partials(&upstream);
+        }
+        false
     }
 
     /// Empties a directory below `incoming/`, where version 0.1 kept the partials of each upstream, and removes
-    /// it. A partial that another process is writing stays, and so does its directory.
-    fn move_old_partials(&self, directory: &Path, name: &str) {
+    /// it. Returns whether it is gone. A partial that another process is writing stays, and so does its
+    /// directory; and so does what Larder has not created.
+    fn remove_old_directory(&self, directory: &Path, name: &str) -> bool {
         let upstream: Option<Upstream> = name.parse().ok();
-        for file in names_in(directory) {
-            let old = directory.join(&file);
-            let is_file = fs::symlink_metadata(&old).is_ok_and(|is| is.is_file());
-            let is_idle = || {
-                let lock = File::open(&old).and_then(FileLock::try_exclusive);
-                lock.is_ok_and(|lock| lock.is_some())
-            };
-            if !is_file || !is_idle() {
-                continue;
-            }
-            let digest = Digest::from_dashed(file.strip_suffix(".json").unwrap_or(&file));
-            let moved = match (&upstream, digest) {
-                (Some(upstream), Some(_)) => {
-                    let new = self.inner.layout.partials(upstream).join(&file);
-                    !new.exists()
-                        && new.parent().is_some_and(|parent| {
-                            self.inner.create_directories(parent).is_ok()
-                                && fs::rename(&old, &new).is_ok()
-                        })
+        // The others have the place of a lock, and were moved away from it.
+        if upstream.is_some() || name.starts_with(TEMPORARY) {
+            for file in names_in(directory) {
+                let digest = Digest::from_dashed(file.strip_suffix(".json").unwrap_or(&file));
+                if digest.is_some() {
+                    self.move_old_partial(&directory.join(&file), upstream.as_ref(), &file);
                 }
-                _ => false,
-            };
-            if !moved {
-                let _ = fs::remove_file(&old);
             }
         }
         // Refused unless it is empty.
-        let _ = fs::remove_dir(directory);
+        fs::remove_dir(directory).is_ok()
+    }
+
+    /// Moves a partial, or the note beside one, to where they are now, and removes it where that has one already.
+    ///
+    /// Its lock is held meanwhile, and the new name must not replace a file: that may be the partial of a writer,
+    /// whose commit would give the name of a blob to ours. A link fails where the name is taken; a rename does not.
+    fn move_old_partial(&self, old: &Path, upstream: Option<&Upstream>, file: &str) {
+        let is_file = fs::symlink_metadata(old).is_ok_and(|is| is.is_file());
+        let lock = || open_to_read(old).and_then(FileLock::try_exclusive).ok().flatten();
+        let Some(_lock) = is_file.then(lock).flatten() else { return };
+        if let Some(upstream) = upstream {
+            let directory = self.inner.layout.partials(upstream);
+            let created = self.inner.create_directories(&directory);
+            // A file system without links loses it: it is downloaded again from its beginning.
+            let _ = created.and_then(|()| fs::hard_link(old, directory.join(file)));
+        }
+        let _ = fs::remove_file(old);
     }
 }
 
@@ -270,7 +286,7 @@ impl Sweep {
     /// asked in between, may take its time, and ends it by `false`.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
     pub fn sweep(
         &self,
         grace: Duration,
@@ -279,8 +295,13 @@ impl Sweep {
     ) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for algorithm in Algorithm::ALL {
-            let digests = digests_in(&self.store.inner.layout.blobs(algorithm), algorithm);
-            let unreferenced: Vec<Digest> = digests.filter(|each| !referenced(each)).collect();
+            let unreferenced = self.store.digests_for_certain(algorithm).and_then(|digests| {
+                let is_unreferenced = |each: &io::Result<Digest>| {
+                    each.as_ref().map_or(true, |each| !referenced(each))
+                };
+                digests.filter(is_unreferenced).collect::<io::Result<Vec<Digest>>>()
+            });
+            let unreferenced = unreferenced.map_err(|source| StoreError::Blind { source })?;
             for batch in unreferenced.chunks(BATCH) {
                 let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
@@ -309,7 +330,15 @@ impl Sweep {
         swept: &mut Swept,
     ) -> Result<(), StoreError> {
         let path = self.store.inner.layout.blob(digest);
-        let Ok(metadata) = fs::metadata(&path) else { return Ok(()) };
+        let metadata = match self.store.inner.metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StoreError::read(&path, error)),
+        };
+        if metadata.modified().is_ok_and(|time| time > self.began + FUTURE_TOLERANCE) {
+            // It would be young until that time comes; from now on it grows older like any other.
+            renew_path(&path);
+        }
         if self.is_young(&metadata, grace) {
             swept.young += 1;
             return Ok(());
@@ -343,13 +372,17 @@ impl Inner {
     /// list is gone. Called under the exclusive lock.
     pub(super) fn remove_empty_repository(&self, name: &ImageName) {
         let repository = self.layout.repository(name);
+        // A directory that is not empty refuses to go, here and below, which is what is wanted. One of which it is
+        // not known whether it is gone keeps the repository.
+        let is_gone = |directory: &Path| match fs::remove_dir(directory) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
         for algorithm in Algorithm::ALL {
-            // A directory that is not empty refuses to go, here and below, which is what is wanted.
-            let _ = fs::remove_dir(self.layout.manifests(name, algorithm));
+            is_gone(&self.layout.manifests(name, algorithm));
         }
-        let _ = fs::remove_dir(repository.join(MANIFESTS));
-        let _ = fs::remove_dir(repository.join(TAGS));
-        if repository.join(MANIFESTS).exists() || repository.join(TAGS).exists() {
+        let are_gone = [MANIFESTS, TAGS].map(|names| is_gone(&repository.join(names)));
+        if are_gone.contains(&false) {
             return;
         }
         self.remove_lists(name);
@@ -379,6 +412,6 @@ pub(super) fn renew(file: &File) {
     let _ = rustix::fs::futimens(file, &NOW);
 }
 
-fn renew_path(path: &Path) {
+pub(super) fn renew_path(path: &Path) {
     let _ = rustix::fs::utimensat(CWD, path, &NOW, AtFlags::empty());
 }

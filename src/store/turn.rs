@@ -41,7 +41,7 @@ impl Store {
             let created = created.and_then(|mark| mark.set_modified(now));
             return created.err().and(None);
         }
-        let mark = File::options().append(true).open(&path).ok()?;
+        let mark = self.inner.layout.open_lock(&path).ok()?;
         let mark = FileLock::try_exclusive(mark).ok()??;
         let last = mark.metadata().and_then(|metadata| metadata.modified()).ok()?;
         let is_due = now.duration_since(last).is_ok_and(|age| age >= every);

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
-use super::images::{Graph, StoredImage, ask, modified};
+use super::images::{Graph, StoredImage, ask};
+use super::layout::{open_to_read, read_file};
 use super::lock::FileLock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference, is_timestamp};
@@ -185,7 +186,7 @@ impl Store {
 
     /// What the last walk found, of whichever process.
     pub fn usage(&self) -> Option<UsageSummary> {
-        let bytes = fs::read(self.inner.layout.usage_summary()).ok()?;
+        let bytes = read_file(&self.inner.layout.usage_summary()).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -202,7 +203,7 @@ impl Store {
 
     /// Reads the lines of one kind; what a line begins with tells, and spares the parsing of the others.
     fn each_line<T: DeserializeOwned>(&self, kind: &str, visit: &mut dyn FnMut(T) -> bool) {
-        let Ok(file) = File::open(self.inner.layout.usage_images()) else { return };
+        let Ok(file) = open_to_read(&self.inner.layout.usage_images()) else { return };
         let lines = BufReader::new(file).lines().map_while(Result::ok);
         for line in lines.filter(|line| line.starts_with(kind)) {
             if let Ok(found) = serde_json::from_str(&line)
@@ -311,9 +312,9 @@ impl Store {
         let reference = rest.and_then(|rest| rest.strip_prefix([':', '@'])?.parse().ok());
         let layout = &self.inner.layout;
         let digest: Option<Digest> = image.digest.parse().ok();
-        let by_digest = digest.and_then(|digest| modified(&layout.manifest(name, &digest)));
+        let by_digest = digest.and_then(|digest| self.modified(&layout.manifest(name, &digest)));
         let by_tag = match &reference {
-            Some(Reference::Tag(tag)) => modified(&layout.tag(name, tag)),
+            Some(Reference::Tag(tag)) => self.modified(&layout.tag(name, tag)),
             _ => None,
         };
         by_digest.max(by_tag).map(to_seconds)
@@ -455,7 +456,7 @@ struct OldUsage {
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
-        let file = File::open(store.inner.layout.usage_images());
+        let file = open_to_read(&store.inner.layout.usage_images());
         let lines = file.ok().map(|file| BufReader::new(file).lines());
         let mut old = OldUsage { lines, next: None, has_passed_over: false };
         old.images();

@@ -1,17 +1,24 @@
 //! Looking whether blobs are still what their names say. Disks forget; a name alone proves nothing.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
-use super::Store;
 use super::error::StoreError;
 use super::ingest::leads_to;
-use super::layout::{digests_in, names_in};
+use super::layout::{names_in, open_to_read};
+use super::refs::from_seconds;
+use super::sweep::renew_path;
+use super::{PIECE_BYTES, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
 
+/// Damaged blobs are kept this long, for whoever wants to know what became of them: a week.
+const QUARANTINE_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// And at most so many. Their bytes count as the cache's, and go first when it needs them.
+const QUARANTINE_FILES_MAX: usize = 1000;
 /// The error number of a disk that cannot read what it holds.
 const EIO: i32 = 5;
 
@@ -36,21 +43,33 @@ pub enum Checked {
 pub struct Damage {
     digest: Digest,
     file: File,
+    /// Whether the disk cannot read it, so that it is not known what its bytes are.
+    is_unreadable: bool,
     /// What is wrong with it.
     pub reason: String,
 }
 
 impl Store {
     /// The blobs that have a name, in no order, with their sizes in bytes.
-    pub fn blobs(&self) -> Vec<(Digest, u64)> {
-        let of_algorithm = |algorithm: Algorithm| {
-            let digests = digests_in(&self.inner.layout.blobs(algorithm), algorithm);
-            digests.filter_map(|digest| {
-                let metadata = fs::metadata(self.inner.layout.blob(&digest)).ok()?;
-                Some((digest, metadata.len()))
-            })
-        };
-        Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
+    ///
+    /// # Errors
+    /// [`StoreError::Blind`] if they cannot all be listed.
+    pub fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let blind = |source| StoreError::Blind { source };
+        let mut blobs = Vec::new();
+        for algorithm in Algorithm::ALL {
+            for digest in self.digests_for_certain(algorithm).map_err(blind)? {
+                let digest = digest.map_err(blind)?;
+                let path = self.inner.layout.blob(&digest);
+                match self.inner.metadata(&path) {
+                    Ok(metadata) => blobs.push((digest, metadata.len())),
+                    // It was removed since.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(StoreError::read(&path, error)),
+                }
+            }
+        }
+        Ok(blobs)
     }
 
     /// Hashes a blob, a buffer at a time. `pace` is told how many bytes were read, may take its time, and
@@ -61,37 +80,11 @@ impl Store {
         buffer: &mut [u8],
         pace: &mut dyn FnMut(u64) -> bool,
     ) -> Checked {
-        let file = match File::open(self.inner.layout.blob(digest)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Checked::Gone,
-            Err(error) => return Checked::Unreadable(error),
-        };
-        let (mut verifier, mut position) = (Verifier::new(digest.algorithm()), 0);
-        loop {
-            match file.read_at(buffer, position) {
-                Ok(0) => break,
-                Ok(read) => {
-                    verifier.update(&buffer[..read]);
-                    position += read as u64;
-                    if !pace(read as u64) {
-                        return Checked::Stopped;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The disk itself says that it has lost something.
-                Err(error) if error.raw_os_error() == Some(EIO) => {
-                    return damaged(digest, file, error.to_string());
-                }
-                Err(error) => return Checked::Unreadable(error),
-            }
-        }
-        let actual = verifier.finish();
-        match actual == *digest {
-            true => Checked::Sound,
-            false => {
-                let reason = format!("its {position} bytes have the digest {actual}");
-                damaged(digest, file, reason)
-            }
+        let path = self.inner.layout.blob(digest);
+        match self.inner.faults.check(&path).and_then(|()| open_to_read(&path)) {
+            Ok(file) => hash(file, digest, buffer, pace),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Checked::Gone,
+            Err(error) => Checked::Unreadable(error),
         }
     }
 
@@ -124,10 +117,131 @@ impl Store {
             Err(error) => Err(StoreError::write(&to, error)),
         }
     }
+
+    /// Removes what has been in `quarantine/` for [`QUARANTINE_AGE`], and the oldest of what is more than
+    /// [`QUARANTINE_FILES_MAX`]. Each is hashed once more: what has its digest after all (memory that fails, a
+    /// cable) goes back to the blobs. What the disk cannot read stays as long as there are not too many: it may
+    /// be readable tomorrow. `go_on` is asked while it hashes, and ends it by `false`. Returns the bytes that are
+    /// free now.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory cannot be listed, or the disk refuses.
+    pub fn trim_quarantine(
+        &self,
+        now: SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<u64, StoreError> {
+        let directory = self.inner.layout.quarantine();
+        let names = self.inner.list_for_certain(&directory);
+        let names = names.map_err(|source| StoreError::Blind { source })?;
+        let mut kept = Vec::new();
+        for digest in names.iter().filter_map(|name| Digest::from_dashed(name)) {
+            let path = self.inner.layout.quarantined(&digest);
+            match self.inner.metadata(&path) {
+                Ok(metadata) if metadata.is_file() => kept.push((moved(&metadata), digest)),
+                // Not moved here by us, or gone.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::read(&path, error)),
+            }
+        }
+        kept.sort_unstable_by_key(|(moved, digest)| (*moved, digest.to_string()));
+        let (mut excess, mut freed) = (kept.len().saturating_sub(QUARANTINE_FILES_MAX), 0);
+        let mut buffer = vec![0; PIECE_BYTES];
+        for (moved, digest) in kept {
+            let is_old = now.duration_since(moved).is_ok_and(|age| age >= QUARANTINE_AGE);
+            if (!is_old && excess == 0) || !go_on() {
+                break;
+            }
+            let path = self.inner.layout.quarantined(&digest);
+            let checked = match open_to_read(&path) {
+                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| go_on()),
+                Err(error) => Checked::Unreadable(error),
+            };
+            match checked {
+                Checked::Sound => self.put_back(&path, &digest)?,
+                Checked::Damaged(damage) if !damage.is_unreadable => {
+                    freed += self.inner.remove_counted(&path)?;
+                }
+                Checked::Damaged(_) if excess > 0 => freed += self.inner.remove_counted(&path)?,
+                Checked::Stopped => break,
+                Checked::Damaged(_) | Checked::Unreadable(_) | Checked::Gone => continue,
+            }
+            excess = excess.saturating_sub(1);
+        }
+        Ok(freed)
+    }
+
+    /// Gives a blob its name again. One that was fetched since is the same, and is replaced.
+    fn put_back(&self, path: &Path, digest: &Digest) -> Result<(), StoreError> {
+        // As young as a blob that has just come: what names it may have been removed meanwhile.
+        renew_path(path);
+        self.inner.publish(path, &self.inner.layout.blob(digest))?;
+        log::info!("{digest} was moved to quarantine/ and is sound now: it is served again");
+        Ok(())
+    }
+}
+
+/// When a file was moved: a rename leaves the time of its content, and not this one.
+fn moved(metadata: &Metadata) -> SystemTime {
+    let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
+    from_seconds(seconds).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Hashes an open blob.
+fn hash(
+    file: File,
+    digest: &Digest,
+    buffer: &mut [u8],
+    pace: &mut dyn FnMut(u64) -> bool,
+) -> Checked {
+    match file.metadata() {
+        Ok(metadata) if metadata.is_dir() => {
+            return Checked::Unreadable(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(metadata) if !metadata.is_file() => {
+            return damaged(digest, file, "it is not a regular file".to_owned());
+        }
+        Ok(_) => {}
+        Err(error) => return Checked::Unreadable(error),
+    }
+    let (mut verifier, mut position) = (Verifier::new(digest.algorithm()), 0);
+    loop {
+        match file.read_at(buffer, position) {
+            Ok(0) => break,
+            Ok(read) => {
+                verifier.update(&buffer[..read]);
+                position += read as u64;
+                if !pace(read as u64) {
+                    return Checked::Stopped;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The disk itself says that it has lost something.
+            Err(error) if error.raw_os_error() == Some(EIO) => {
+                let reason = error.to_string();
+                return Checked::Damaged(Damage {
+                    digest: *digest,
+                    file,
+                    reason,
+                    is_unreadable: true,
+                });
+            }
+            Err(error) => return Checked::Unreadable(error),
+        }
+    }
+    let actual = verifier.finish();
+    match actual == *digest {
+        true => Checked::Sound,
+        false => {
+            let reason = format!("its {position} bytes have the digest {actual}");
+            damaged(digest, file, reason)
+        }
+    }
 }
 
 fn damaged(digest: &Digest, file: File, reason: String) -> Checked {
-    Checked::Damaged(Damage { digest: *digest, file, reason })
+    Checked::Damaged(Damage { digest: *digest, file, reason, is_unreadable: false })
 }
 
 #[cfg(test)]
@@ -157,7 +271,7 @@ mod tests {
         let (directory, store) = fresh();
         let digest = put(&store, b"hello world");
         let path = directory.path().join("blobs/sha256").join(digest.hex());
-        assert_eq!(store.blobs(), [(digest, 11)]);
+        assert_eq!(store.blobs().unwrap(), [(digest, 11)]);
         assert!(matches!(check(&store, &digest), Checked::Sound));
         for wrong in [&b"hello w0rld"[..], b"hello", b""] {
             fs::write(&path, wrong).unwrap();
@@ -165,7 +279,7 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert!(matches!(check(&store, &digest), Checked::Gone));
-        assert!(store.blobs().is_empty());
+        assert!(store.blobs().unwrap().is_empty());
     }
 
     #[test]
@@ -195,5 +309,53 @@ mod tests {
             read < 6
         });
         assert!(matches!(checked, Checked::Stopped) && read == 6);
+    }
+
+    fn trim(store: &Store, days: u64) -> u64 {
+        let now = SystemTime::now() + Duration::from_secs(days * 86_400);
+        store.trim_quarantine(now, &mut || true).unwrap()
+    }
+
+    #[test]
+    fn quarantine_is_emptied_after_a_week_and_what_is_sound_after_all_goes_back() {
+        let (directory, store) = fresh();
+        assert_eq!(trim(&store, 8), 0, "there is none yet");
+        let (wrong, sound) = (put(&store, b"hello world"), put(&store, b"sound"));
+        for digest in [&wrong, &sound] {
+            let path = store.inner.layout.blob(digest);
+            let content = fs::read(&path).unwrap();
+            fs::write(&path, b"damaged").unwrap();
+            let Checked::Damaged(damage) = check(&store, digest) else { panic!("it is damaged") };
+            let aside = store.quarantine(&damage).unwrap().unwrap();
+            if digest == &sound {
+                fs::write(aside, content).unwrap();
+            }
+        }
+        // What somebody else has put there is not ours to remove.
+        fs::create_dir(store.inner.layout.quarantined(&Digest::of(Algorithm::Sha256, b"x")))
+            .unwrap();
+        fs::write(directory.path().join("quarantine/notes"), b"keep").unwrap();
+        assert_eq!((trim(&store, 6), store.quarantined().len()), (0, 3));
+        assert!(trim(&store, 8) > 0);
+        assert_eq!(store.quarantined().len(), 1);
+        assert!(directory.path().join("quarantine/notes").exists());
+        assert_eq!(store.read(&sound, 5).unwrap(), b"sound");
+        assert!(store.blob(&wrong, None).is_none());
+    }
+
+    #[test]
+    fn quarantine_holds_so_many_files_and_a_listing_that_fails_removes_none() {
+        let (_directory, store) = fresh();
+        let quarantine = store.inner.layout.quarantine();
+        fs::create_dir(&quarantine).unwrap();
+        for number in 0..QUARANTINE_FILES_MAX + 3 {
+            let digest = Digest::of(Algorithm::Sha256, &number.to_be_bytes());
+            fs::write(store.inner.layout.quarantined(&digest), b"damaged").unwrap();
+        }
+        store.fail_reads("quarantine", 0, 1, rustix::io::Errno::MFILE);
+        assert!(store.trim_quarantine(SystemTime::now(), &mut || true).is_err());
+        assert_eq!(store.quarantined().len(), QUARANTINE_FILES_MAX + 3);
+        trim(&store, 0);
+        assert_eq!(store.quarantined().len(), QUARANTINE_FILES_MAX);
     }
 }

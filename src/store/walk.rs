@@ -4,10 +4,11 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
-use super::Store;
-use super::layout::{FORMER_LISTS, MANIFESTS, TAGS};
-use crate::oci::{ImageName, Upstream};
+use super::layout::{FORMER_LISTS, MANIFESTS, TAGS, digest_of, open_to_read};
+use super::{Inner, Store};
+use crate::oci::{Algorithm, Digest, ImageName, Upstream};
 
 impl Store {
     /// Calls `visit` with every repository of which there is a tag or a manifest. For showing: directories that
@@ -94,10 +95,7 @@ impl Store {
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
             Unknown::PassOver => self.names_in(directory),
-            Unknown::Refuse => {
-                self.inner.faults.check(directory).map_err(|error| about(directory, &error))?;
-                list_for_certain(directory)?
-            }
+            Unknown::Refuse => self.inner.list_for_certain(directory)?,
         };
         names.sort();
         Ok(names)
@@ -130,22 +128,93 @@ pub(super) fn not_ours(path: &Path) -> io::Error {
     ))
 }
 
-/// The names in a directory; none if it is gone.
-///
-/// # Errors
-/// If it cannot be read, or one of them is not UTF-8, with its path.
-pub(super) fn list_for_certain(directory: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(|error| about(directory, &error))?,
-    };
-    let name = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry.map_err(|error| about(directory, &error))?;
-        entry.file_name().into_string().map_err(|_| {
-            io::Error::other(format!("{}: a name in it is not UTF-8", directory.display()))
-        })
-    };
-    entries.map(name).collect()
+/// What the name of a file begins with that was removed while a process of this machine had it open, on a
+/// network file system that cannot do without a name: it vanishes with that process, and names nothing.
+const REMOVED_WHILE_OPEN: &str = ".nfs";
+
+impl Inner {
+    /// The names in a directory, one after the other; none if it does not exist.
+    ///
+    /// # Errors
+    /// If it cannot be read, or one of them is not UTF-8, with its path.
+    pub(super) fn names_for_certain(
+        &self,
+        directory: &Path,
+    ) -> io::Result<impl Iterator<Item = io::Result<String>> + use<>> {
+        let read = self.faults.check(directory).and_then(|()| fs::read_dir(directory));
+        let entries = match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|error| about(directory, &error))?),
+        };
+        let directory = directory.to_owned();
+        let names = entries.into_iter().flatten().map(move |entry| {
+            let entry = entry.map_err(|error| about(&directory, &error))?;
+            entry.file_name().into_string().map_err(|_| {
+                io::Error::other(format!("{}: a name in it is not UTF-8", directory.display()))
+            })
+        });
+        let is_left_over = |name: &io::Result<String>| {
+            name.as_ref().is_ok_and(|it| it.starts_with(REMOVED_WHILE_OPEN))
+        };
+        Ok(names.filter(move |name| !is_left_over(name)))
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// As [`Inner::names_for_certain`].
+    pub(super) fn list_for_certain(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.names_for_certain(directory)?.collect()
+    }
+
+    /// Whether a file exists, which can be read then, all of it.
+    ///
+    /// # Errors
+    /// If it exists and cannot be read, or that is not known, with its path.
+    pub(super) fn is_readable(&self, path: &Path) -> io::Result<bool> {
+        let read = self.faults.check(path).and_then(|()| {
+            let file = open_to_read(path)?;
+            // A pipe, or a directory, names nothing that could be read.
+            let is_file = file.metadata()?.is_file();
+            if is_file { io::copy(&mut &file, &mut io::sink()) } else { Ok(0) }
+        });
+        match read {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(about(path, &error)),
+        }
+    }
+
+    /// What a file is, without following a link.
+    pub(super) fn metadata(&self, path: &Path) -> io::Result<fs::Metadata> {
+        self.faults.check(path).and_then(|()| fs::symlink_metadata(path))
+    }
+}
+
+impl Store {
+    /// The digests that there are blobs of, one after the other.
+    ///
+    /// # Errors
+    /// If they cannot all be listed.
+    pub(super) fn digests_for_certain(
+        &self,
+        algorithm: Algorithm,
+    ) -> io::Result<impl Iterator<Item = io::Result<Digest>> + use<>> {
+        let names = self.inner.names_for_certain(&self.inner.layout.blobs(algorithm))?;
+        // What is not named like a digest is no blob, and nothing that is removed.
+        Ok(names.filter_map(move |name| name.map(|hex| digest_of(algorithm, &hex)).transpose()))
+    }
+
+    /// When a record or a directory was last changed. One that cannot be looked at counts as unreadable, for
+    /// callers that must know ([`Store::unreadable_files`]).
+    pub(super) fn modified(&self, path: &Path) -> Option<SystemTime> {
+        let modified = self.inner.metadata(path).and_then(|metadata| metadata.modified());
+        match modified {
+            Ok(time) => Some(time),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => self.failed_to_read(path, error).unwrap_or_default(),
+        }
+    }
 }
 
 /// An error with the path that it is about.

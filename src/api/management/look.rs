@@ -317,6 +317,7 @@ fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let counts = catalogue.references();
     let mut all: Vec<(Digest, u64, u32)> = store
         .blobs()
+        .map_err(|error| Refusal::Broken(error.to_string()))?
         .into_iter()
         .filter(|(each, _)| digest.as_ref().is_none_or(|digest| digest == each))
         .map(|(each, size)| {

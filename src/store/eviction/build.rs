@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::Store;
-use super::super::images::{ask, modified};
+use super::super::images::ask;
 use super::super::layout::FORMER_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
@@ -59,7 +59,8 @@ impl Build<'_> {
     /// What is no image: partial downloads in their turn, damaged blobs before all else.
     pub(super) fn add_leftovers(&mut self) {
         let quarantine = self.store.inner.layout.quarantine();
-        for entry in fs::read_dir(quarantine).into_iter().flatten().flatten() {
+        let entries = fs::read_dir(quarantine).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|is| !is.is_dir())) {
             self.push(SystemTime::UNIX_EPOCH, None, Evictable::Quarantined(entry.path()));
         }
         for partial in self.store.idle_partials() {
@@ -91,7 +92,7 @@ impl Build<'_> {
 
     fn add_lists_of(&mut self, directory: &Path) {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let stored = modified(&entry.path()).map(|stored| stored.min(self.now));
+            let stored = self.store.modified(&entry.path()).map(|stored| stored.min(self.now));
             if let Some(used) = stored.and_then(|stored| stored.checked_sub(GRACE)) {
                 self.push(used, None, Evictable::List(entry.path()));
             }

@@ -42,6 +42,7 @@ impl<'a> Eviction<'a> {
         is_pinned: &IsPinned<'_>,
     ) -> Result<Option<Evicted>, StoreError> {
         let (store, name) = (self.sweep.store.clone(), &self.name.clone());
+        let unreadable = store.unreadable_files();
         // Manifests never change, so they are read before the lock is taken.
         let Some(root) = store.root_of(name, &self.reference) else {
             return Ok(Some(Evicted::Absent));
@@ -68,6 +69,11 @@ impl<'a> Eviction<'a> {
         if let Some(used) = used.filter(|used| *used > candidate.used) {
             self.index.put_back(candidate.clone(), used);
             return Ok(Some(Evicted::InUse));
+        }
+        // A child that cannot be read for a moment may be what is pinned, and a time that cannot be read the last
+        // use.
+        if store.unreadable_files() != unreadable {
+            return Err(StoreError::unreadable_meanwhile(store.root()));
         }
         let times = store.repository_times(name);
         let is_going = match &self.reference {
@@ -131,7 +137,9 @@ impl<'a> Eviction<'a> {
         let mut going = HashSet::from([root]);
         for batch in manifests.chunks(BATCH) {
             let lock = store.exclusive_lock()?.ok();
-            if lock.is_none() || !self.is_unchanged() {
+            let unreadable = store.unreadable_files();
+            let is_unchanged = self.is_unchanged() && store.unreadable_files() == unreadable;
+            if lock.is_none() || !is_unchanged {
                 self.index.has_more = true;
                 return Ok(());
             }

@@ -49,12 +49,11 @@ mod read;
 
 use std::collections::{BinaryHeap, HashMap};
 use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::StoreError;
-use super::images::modified;
-use super::layout::digests_in;
 use super::partials::PartialFile;
 use super::references::{References, Scope};
 use super::sweep::{BATCH, GRACE, Sweep, SweepBusy};
@@ -208,14 +207,20 @@ impl Sweep {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<EvictionIndex>, StoreError> {
         let store = &self.store;
-        let blobs = Algorithm::ALL.map(|algorithm| {
-            digests_in(&store.inner.layout.blobs(algorithm), algorithm).count() as u64
-        });
+        let unreadable = store.unreadable_files();
+        let blind = |source| StoreError::Blind { source };
+        let mut blobs = 0;
+        for algorithm in Algorithm::ALL {
+            for digest in store.digests_for_certain(algorithm).map_err(blind)? {
+                digest.map_err(blind)?;
+                blobs += 1;
+            }
+        }
         let mut build = Build {
             store,
             now,
             is_pinned,
-            references: References::for_keys(blobs.iter().sum()),
+            references: References::for_keys(blobs),
             heap: BinaryHeap::new(),
             has_more: false,
             pinned: 0,
@@ -232,7 +237,11 @@ impl Sweep {
         });
         match walked {
             Err(_) if was_stopped => return Ok(None),
-            other => other.map_err(|source| StoreError::Blind { source })?,
+            other => other.map_err(blind)?,
+        }
+        // What could not be read for a moment looks like what does not exist: a child that is pinned, a use.
+        if store.unreadable_files() != unreadable {
+            return Err(StoreError::unreadable_meanwhile(store.root()));
         }
         let mut candidates = build.heap.into_sorted_vec();
         candidates.reverse();
@@ -250,7 +259,7 @@ impl Sweep {
     /// Removes settled blobs that nothing names. Returns the bytes that are free now.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
     pub fn evict_unnamed(
         &self,
         index: &EvictionIndex,
@@ -261,12 +270,16 @@ impl Sweep {
             return Ok(freed);
         }
         for algorithm in Algorithm::ALL {
-            let digests = digests_in(&self.store.inner.layout.blobs(algorithm), algorithm);
+            let digests = self.store.digests_for_certain(algorithm);
+            let digests = digests.map_err(|source| StoreError::Blind { source })?;
             let references = &index.references;
-            let mut unnamed =
-                digests.filter(|digest| !references.is_named(Scope::Everywhere, digest)).peekable();
+            let is_unnamed = |digest: &io::Result<Digest>| {
+                digest.as_ref().map_or(true, |it| !references.is_named(Scope::Everywhere, it))
+            };
+            let mut unnamed = digests.filter(is_unnamed).peekable();
             while unnamed.peek().is_some() {
-                let batch: Vec<Digest> = unnamed.by_ref().take(BATCH).collect();
+                let batch: io::Result<Vec<Digest>> = unnamed.by_ref().take(BATCH).collect();
+                let batch = batch.map_err(|source| StoreError::Blind { source })?;
                 match self.remove_settled(index, &batch, go_on)? {
                     Some(bytes) => freed += bytes,
                     None => return Ok(freed),
@@ -291,7 +304,7 @@ impl Sweep {
         match &candidate.item {
             Evictable::Quarantined(path) => inner.remove_counted(path).map(removed),
             Evictable::List(path) => {
-                match modified(path).and_then(|time| time.checked_sub(GRACE)) {
+                match self.store.modified(path).and_then(|time| time.checked_sub(GRACE)) {
                     Some(time) if time > candidate.used => Ok(Evicted::InUse),
                     Some(_) => self.evict_list(path).map(removed),
                     None => Ok(Evicted::Absent),

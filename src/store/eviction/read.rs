@@ -2,17 +2,16 @@
 //! absence.
 
 use std::collections::HashSet;
-use std::fs::{self, File, FileTimes};
+use std::fs::{File, FileTimes};
 use std::io;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::super::Store;
 use super::super::catalogue::RepositoryTimes;
-use super::super::images::modified;
 use super::super::layout::digest_of;
 use super::super::refs::Access;
 use super::super::sweep::renew;
+use super::super::walk::not_ours;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 
 /// How deep indexes may be nested; the listing of images looks no deeper.
@@ -99,10 +98,11 @@ impl Store {
     ) -> Option<SystemTime> {
         let layout = &self.inner.layout;
         let by_tag = match reference {
-            Reference::Tag(tag) => modified(&layout.tag(name, tag)),
+            Reference::Tag(tag) => self.modified(&layout.tag(name, tag)),
             Reference::Digest(_) => None,
         };
-        let by_digest = manifests.iter().map(|digest| modified(&layout.manifest(name, digest)));
+        let by_digest =
+            manifests.iter().map(|digest| self.modified(&layout.manifest(name, digest)));
         by_digest.fold(by_tag, Option::max)
     }
 
@@ -130,14 +130,19 @@ impl Store {
         name: &ImageName,
         visit: &mut dyn FnMut(Tag, Option<Digest>) -> io::Result<()>,
     ) -> io::Result<()> {
-        each_entry(&self.inner.layout.tags(name), &mut |entry| {
-            let Ok(tag) = entry.parse::<Tag>() else { return Ok(()) };
+        let tags = self.inner.layout.tags(name);
+        for entry in self.inner.names_for_certain(&tags)? {
+            let entry = entry?;
+            let Ok(tag) = entry.parse::<Tag>() else { return Err(not_ours(&tags.join(entry))) };
             match self.tag(name, &tag, Access::Look) {
-                Some(record) => visit(tag, Some(record.digest)),
-                None if is_readable(&self.inner.layout.tag(name, &tag))? => visit(tag, None),
-                None => Ok(()),
+                Some(record) => visit(tag, Some(record.digest))?,
+                None if self.inner.is_readable(&self.inner.layout.tag(name, &tag))? => {
+                    visit(tag, None)?;
+                }
+                None => {}
             }
-        })
+        }
+        Ok(())
     }
 
     /// Calls `visit` with the digest of every record of a manifest.
@@ -147,9 +152,12 @@ impl Store {
         visit: &mut dyn FnMut(Digest) -> io::Result<()>,
     ) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
-            each_entry(&self.inner.layout.manifests(name, algorithm), &mut |hex| {
-                digest_of(algorithm, hex).map_or(Ok(()), &mut *visit)
-            })?;
+            let manifests = self.inner.layout.manifests(name, algorithm);
+            for hex in self.inner.names_for_certain(&manifests)? {
+                let hex = hex?;
+                let digest = digest_of(algorithm, &hex);
+                visit(digest.ok_or_else(|| not_ours(&manifests.join(hex)))?)?;
+            }
         }
         Ok(())
     }
@@ -165,8 +173,8 @@ impl Store {
             if let Some(manifest) = self.stored_manifest(name, &digest) {
                 return visit(digest, Some(Names::of(&manifest)));
             }
-            is_readable(&self.inner.layout.blob(&digest))?;
-            match is_readable(&self.inner.layout.manifest(name, &digest))? {
+            self.inner.is_readable(&self.inner.layout.blob(&digest))?;
+            match self.inner.is_readable(&self.inner.layout.manifest(name, &digest))? {
                 true => visit(digest, None),
                 false => Ok(()),
             }
@@ -179,39 +187,10 @@ impl Store {
             let Some(time) = time else { continue };
             let times = FileTimes::new().set_modified(time + Duration::from_nanos(1));
             let kept = File::open(&path).and_then(|directory| directory.set_times(times));
-            if kept.is_ok() && modified(&path) == Some(time) {
+            if kept.is_ok() && self.modified(&path) == Some(time) {
                 // The file system does not keep nanoseconds, and the removal has to show.
                 let _ = File::open(&path).map(|directory| renew(&directory));
             }
         }
-    }
-}
-
-/// Calls `visit` with every name in a directory; with none if it does not exist.
-fn each_entry(directory: &Path, visit: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<()> {
-    let named = |error: io::Error| {
-        io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
-    };
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(named)?,
-    };
-    for entry in entries {
-        if let Some(name) = entry.map_err(named)?.file_name().to_str() {
-            visit(name)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a file exists.
-///
-/// # Errors
-/// If it exists and cannot be read, with its path.
-fn is_readable(path: &Path) -> io::Result<bool> {
-    match File::open(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     }
 }

@@ -387,3 +387,51 @@ fn empty_list() -> ListRecord {
     let body = ListBody::Memory(b"[]".as_slice().into());
     ListRecord { checked: 1, body, next: None, filters_applied: None }
 }
+
+/// Every read of an eviction fails in turn, for a moment, as it does when descriptors run out. What is pinned is a
+/// child of the oldest image, which is known only from its index.
+#[test]
+fn a_read_that_fails_for_a_moment_never_evicts_what_is_pinned_or_in_use() {
+    for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
+        for spared in 0.. {
+            let (directory, store) = fresh();
+            for content in [&b"config"[..], b"of the child", b"of the other"] {
+                put(&store, content);
+            }
+            let (child, size) = image(&store, "quay.io/a", &[b"of the child"]);
+            let (root, size) = index(&store, "quay.io/a", &[(child, size, "amd64")]);
+            store.put_tag(&name("quay.io/a"), &tag("v"), &record(root, size)).unwrap();
+            tagged(&store, "quay.io/b", "v", &[b"of the other"]);
+            grow_old(directory.path(), 3);
+            let is_pinned: &IsPinned<'_> = &|_, _, manifests| manifests.contains(&child);
+            let now = SystemTime::now();
+            let sweep = store.begin_sweep().unwrap().unwrap();
+            store.fail_reads("", spared, 1, errno);
+            let built = sweep.eviction_index(now, is_pinned, &mut || true);
+            // Somebody uses the other one meanwhile, and confirms a tag of the first.
+            File::open(store.inner.layout.tag(&name("quay.io/b"), &tag("v")))
+                .unwrap()
+                .set_modified(now)
+                .unwrap();
+            if let Ok(Some(mut index)) = built {
+                while let Some(candidate) = index.next(now) {
+                    let _ = sweep.evict(&mut index, candidate, is_pinned);
+                }
+                let _ = sweep.evict_unnamed(&index, &mut || true);
+            }
+            let is_over = !store.has_failed_reads();
+            store.fail_reads("", 0, 0, errno);
+            for content in [&b"config"[..], b"of the child", b"of the other"] {
+                assert!(has(&store, content), "{errno:?} at read {spared}");
+            }
+            for of in ["quay.io/a", "quay.io/b"] {
+                let is_there = store.tag(&name(of), &tag("v"), Access::Look).is_some();
+                assert!(is_there, "{of}: {errno:?} at read {spared}");
+            }
+            if is_over {
+                assert!(spared > 10, "there were reads to fail");
+                break;
+            }
+        }
+    }
+}

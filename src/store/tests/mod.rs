@@ -7,6 +7,7 @@ mod lists;
 mod owners;
 mod partials;
 mod pins;
+mod planted;
 mod spools;
 mod sweeping;
 mod usage;

@@ -382,3 +382,71 @@ fn the_oldest_idle_partials_go_where_their_number_is_bounded() {
     assert_eq!(left(&quay()).len(), 5);
     drop((under_way, directory));
 }
+
+#[test]
+fn a_partial_whose_name_has_got_another_file_is_never_committed() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let path = store.inner.layout.partial(&quay(), &digest);
+    let mut ingest = begin(&store, &digest);
+    ingest.write(b"hello").unwrap();
+    fs::write(path.with_extension("other"), b"WRONG").unwrap();
+    fs::rename(path.with_extension("other"), &path).unwrap();
+    assert!(ingest.verify(Some(5)).unwrap().commit().is_err());
+    assert!(store.blob(&digest, None).is_none());
+    assert_eq!(fs::read(&path).unwrap(), b"WRONG", "it is not ours to remove");
+}
+
+#[test]
+fn what_version_0_1_left_never_takes_the_place_of_a_partial_that_is_being_written() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    let old = store.inner.layout.incoming().join("quay.io");
+    fs::create_dir(&old).unwrap();
+    fs::write(old.join(digest.dashed()), b"WRO").unwrap();
+    let mut ingest = begin(&store, &digest);
+    ingest.write(b"hel").unwrap();
+    store.remove_leftovers(SystemTime::now());
+    assert!(!old.exists());
+    ingest.write(b"lo").unwrap();
+    ingest.verify(Some(5)).unwrap().commit().unwrap();
+    assert_eq!(store.read(&digest, 5).unwrap(), b"hello");
+}
+
+#[test]
+fn what_larder_has_not_created_stays_in_incoming() {
+    let (_directory, store) = fresh();
+    let incoming = store.inner.layout.incoming();
+    let kept = ["lost+found/file", "quay.io/notes.txt", "tmp-1-2-3/notes.txt", "notes.txt"];
+    for path in kept.map(|path| incoming.join(path)) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, b"somebody's").unwrap();
+    }
+    let empty = store.inner.layout.partials(&quay());
+    fs::create_dir_all(&empty).unwrap();
+    assert!(!store.remove_leftovers(SystemTime::now() + Duration::from_secs(86_400)));
+    for path in kept {
+        assert_eq!(fs::read(incoming.join(path)).unwrap(), b"somebody's", "{path}");
+    }
+    assert!(!empty.exists(), "a writer was killed before its first byte");
+}
+
+#[test]
+fn a_directory_that_takes_the_place_of_a_lock_later_is_moved_away_as_well() {
+    let (_directory, store) = fresh();
+    for lock in [store.inner.layout.prune_lock(), store.inner.layout.sweep_gate()] {
+        let _ = fs::remove_file(&lock);
+        fs::create_dir(&lock).unwrap();
+        drop(store.begin_sweep().unwrap().unwrap());
+        assert!(lock.is_file());
+    }
+}
+
+#[test]
+fn a_lock_file_is_never_moved_in_place_of_a_directory() {
+    let (_directory, store) = fresh();
+    let (lock, to) = (store.inner.layout.sweep_lock(), store.inner.layout.temporary());
+    let error = move_directory(&lock, &to).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+    assert!(lock.is_file() && !to.exists());
+}

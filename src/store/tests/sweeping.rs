@@ -267,3 +267,51 @@ fn commits_that_overlap_do_not_keep_a_removal_out() {
         is_over.store(true, Ordering::Relaxed);
     });
 }
+
+#[test]
+fn removals_that_meet_do_not_take_each_other_for_an_import() {
+    let (directory, store, _, _) = one_image();
+    let other_process = open(directory.path());
+    std::thread::scope(|scope| {
+        for store in [&store, &store, &other_process] {
+            scope.spawn(|| {
+                for _ in 0..300 {
+                    let locked = store.exclusive_lock().unwrap();
+                    assert_ne!(locked.err(), Some(SweepBusy::Bundle));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_blob_from_the_future_becomes_old_like_any_other() {
+    let (directory, store, _, layer) = one_image();
+    let path = store.inner.layout.blob(&layer);
+    let year = Duration::from_secs(365 * 86_400);
+    let set = |time| File::open(&path).unwrap().set_modified(time).unwrap();
+    set(SystemTime::now() + year);
+    assert_eq!(sweep_all_but(&sweep(&store), &[]).young, 1);
+    assert!(has(&store, &layer));
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    assert!(modified < SystemTime::now() + year / 2, "its time is that of the first look");
+    grow_old(directory.path());
+    sweep_all_but(&sweep(&store), &[]);
+    assert!(!has(&store, &layer));
+}
+
+#[test]
+fn a_sweep_that_cannot_list_the_blobs_is_an_error_and_no_empty_cache() {
+    let (_directory, store, _, layer) = one_image();
+    let sweep = sweep(&store);
+    store.fail_reads("blobs/sha256", 0, 1, Errno::MFILE);
+    let swept = sweep.sweep(GRACE, &|_| false, &mut || true);
+    assert!(matches!(swept, Err(StoreError::Blind { .. })), "{swept:?}");
+    store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
+    assert!(matches!(store.blobs(), Err(StoreError::Blind { .. })));
+    store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
+    assert!(store.catalogue(&mut || true).is_err());
+    store.fail_reads(&layer.hex(), 0, 1, Errno::STALE);
+    assert!(sweep.sweep(GRACE, &|_| false, &mut || true).is_err());
+    assert!(has(&store, &layer));
+}

@@ -1,0 +1,109 @@
+//! What somebody else has put into the directory: pipes, links, directories, names that are not ours.
+
+use std::os::unix::fs::symlink;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use super::images::image;
+use super::*;
+
+fn pipe(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+#[test]
+fn what_is_no_file_among_the_blobs_is_a_miss_that_blocks_nobody_and_is_replaced() {
+    let (directory, store) = fresh();
+    let digest = sha256(b"content");
+    let path = store.inner.layout.blob(&digest);
+    let outside = directory.path().join("outside");
+    fs::write(&outside, b"content").unwrap();
+    let plant: [(&str, &dyn Fn()); 4] = [
+        ("a pipe", &|| pipe(&path)),
+        ("a link", &|| symlink(&outside, &path).unwrap()),
+        ("a link to itself", &|| symlink(&path, &path).unwrap()),
+        ("a directory", &|| {
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("somebody's"), b"content").unwrap();
+        }),
+    ];
+    for (what, plant) in plant {
+        let _ = fs::remove_file(&path);
+        plant();
+        assert!(store.find_blob(&digest, Some(7)).unwrap().is_none(), "{what}");
+        assert!(store.find_bytes(&digest, 7).unwrap().is_none(), "{what}");
+        assert!(!matches!(store.check_blob(&digest, &mut [0; 8], &mut |_| true), Checked::Sound));
+        store.ingest_bytes(&digest, b"content").unwrap();
+        assert_eq!(store.read(&digest, 7).unwrap(), b"content", "{what}");
+    }
+    assert_eq!(fs::read(&outside).unwrap(), b"content");
+}
+
+#[test]
+fn pipes_in_place_of_records_partials_and_locks_block_nobody() {
+    let (_directory, store) = fresh();
+    let (layout, of) = (&store.inner.layout, name("quay.io/a"));
+    let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
+    store.put_tag(&of, &tag("v1"), &record(manifest, size)).unwrap();
+    let partial = layout.partial(&quay(), &sha256(b"partial"));
+    fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    let spool = layout.incoming().join("spool-1");
+    let usage = layout.usage_summary();
+    fs::create_dir_all(usage.parent().unwrap()).unwrap();
+    for path in [
+        &layout.tag(&of, &tag("v1")),
+        &layout.manifest(&of, &manifest),
+        &layout.pins(),
+        &layout.usage_images(),
+        &layout.index_lock(),
+        &partial,
+        &spool,
+        &usage,
+    ] {
+        let _ = fs::remove_file(path);
+        pipe(path);
+    }
+    assert!(store.tag(&of, &tag("v1"), Access::Look).is_none());
+    assert!(store.manifest(&of, &manifest, Access::Look).is_none());
+    assert!(store.pins().is_err() && store.usage().is_none() && store.write_index().is_err());
+    store.each_usage(&mut |_| true);
+    assert!(store.ingest(&quay(), &sha256(b"partial"), None).is_err());
+    store.idle_partials();
+    store.remove_leftovers(SystemTime::now());
+    // Names that lead to nothing that is known: what they need stays.
+    assert_eq!(store.catalogue(&mut || true).unwrap().unwrap().damaged, 2);
+    let sweep = store.begin_sweep().unwrap().unwrap();
+    sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true).unwrap().unwrap();
+}
+
+#[test]
+fn what_a_network_file_system_keeps_of_a_removed_file_is_no_name_and_stops_nothing() {
+    let (_directory, store) = fresh();
+    let of = name("quay.io/a");
+    let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
+    store.put_tag(&of, &tag("v1"), &record(manifest, size)).unwrap();
+    let layout = &store.inner.layout;
+    let kept = ".nfs00000000000a1b2c00000001";
+    for directory in [layout.tags(&of), layout.manifests(&of, Algorithm::Sha256), layout.refs()] {
+        fs::write(directory.join(kept), b"removed").unwrap();
+    }
+    let catalogue = store.catalogue(&mut || true).unwrap().unwrap();
+    assert_eq!((catalogue.images.len(), catalogue.damaged), (1, 0));
+}
+
+#[test]
+fn a_record_that_larder_does_not_name_so_stops_pruning_and_evicting() {
+    for strange in ["_tags/not a tag", "_manifests/sha256/abc"] {
+        let (_directory, store) = fresh();
+        let of = name("quay.io/a");
+        let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
+        store.put_tag(&of, &tag("v1"), &record(manifest, size)).unwrap();
+        fs::write(store.inner.layout.repository(&of).join(strange), b"?").unwrap();
+        let error = store.catalogue(&mut || true).unwrap_err().to_string();
+        assert!(error.contains(strange), "{error}");
+        let sweep = store.begin_sweep().unwrap().unwrap();
+        let built = sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true);
+        let error = built.unwrap_err().to_string();
+        assert!(error.contains(strange), "{error}");
+    }
+}
