@@ -1,7 +1,9 @@
 //! What one client, or one registry, can do to the others: nothing.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::support::larder::{blob, files, manifest};
-use crate::support::{FakeRegistry, Larder, absent_digest};
+use crate::support::{FakeRegistry, Image, Larder, Publish, absent_digest};
 
 const REPOSITORY: &str = "team/app";
 
@@ -38,4 +40,54 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     all.sort();
     all.dedup();
     all
+}
+
+/// Run by the next test in a process of its own, whose descriptors it takes away.
+#[test]
+fn helper_without_descriptors() {
+    if std::env::var_os("LARDER_TEST_NO_DESCRIPTORS").is_none() {
+        return;
+    }
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    for is_air_gapped in [false, true] {
+        let mut larder = Larder::start(&registry);
+        let layer = &image.blobs()[0];
+        let targets = [blob(REPOSITORY, &layer.digest), manifest(REPOSITORY, "v1")];
+        for target in targets.iter().rev() {
+            assert_eq!(larder.get(target).status, 200);
+        }
+        larder.wait_until_cached(&layer.digest);
+        // What is in memory was read before: it must be looked for on the disk.
+        larder.restart_with(|settings| settings.cache.air_gapped = is_air_gapped);
+        let mut connection = larder.connect();
+        assert_eq!(connection.get("/v2/").status, 200);
+        let before = registry.requests().len();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: limit.maximum })
+            .expect("it is lower");
+        let answers = targets.each_ref().map(|target| connection.get(target));
+        setrlimit(Resource::Nofile, limit).expect("it is as it was");
+        for (answer, target) in answers.iter().zip(&targets) {
+            assert_eq!(answer.status, 503, "{target}: {answer:?}");
+        }
+        assert_eq!(registry.requests().len(), before, "nothing is downloaded again");
+        for target in &targets {
+            assert_eq!(connection.get(target).status, 200, "{target}");
+        }
+    }
+    println!("it held");
+}
+
+#[test]
+fn cached_content_that_cannot_be_opened_is_unavailable_and_neither_missing_nor_downloaded() {
+    let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "abuse::helper_without_descriptors", "--nocapture"])
+        .env("LARDER_TEST_NO_DESCRIPTORS", "1")
+        .output()
+        .expect("it can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("it held"), "{said}\n{errors}");
 }
