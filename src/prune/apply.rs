@@ -10,7 +10,8 @@ use super::pins::{PinError, PinSettings, Pins};
 use super::plan::{Candidate, Criteria, Plan, plan_matching};
 use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
-    Catalogue, CatalogueImage, GRACE, Removal, Store, StoreError, Sweep, SweepBusy,
+    Catalogue, CatalogueImage, FUTURE_TOLERANCE, GRACE, Removal, Store, StoreError, Sweep,
+    SweepBusy,
 };
 
 /// How often it is begun anew for what was used or changed between the look and the removal.
@@ -129,6 +130,11 @@ pub fn prune(
             Err(busy) => return Err(PruneError::Busy(busy)),
         };
         let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let latest = now + FUTURE_TOLERANCE;
+        if catalogue.images.iter().any(|image| image.used.is_some_and(|used| used > latest)) {
+            // It counts as used now, and would until that time comes: a count gives files the time of now.
+            store.count_disk(go_on);
+        }
         let left_of_count;
         let left = match request {
             Request::Matching { criteria, choices, is_dry_run } => {

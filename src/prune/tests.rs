@@ -474,3 +474,19 @@ fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
         assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_some());
     }
 }
+
+#[test]
+fn an_image_that_was_used_in_the_future_counts_as_used_now_and_grows_older() {
+    let shelf = Shelf::new();
+    shelf.image("goes", "v", &["layer"]);
+    shelf.age(48);
+    let year = Duration::from_secs(365 * 86_400);
+    let path = shelf.directory.path().join("refs/quay.io/goes/_tags/v");
+    age(&path, SystemTime::now() + year);
+    let criteria = Criteria { unused_for: Some(Duration::from_secs(3600)), ..Criteria::default() };
+    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 0);
+    let used = fs::metadata(&path).unwrap().modified().unwrap();
+    assert!(used < SystemTime::now() + year / 2, "its time is that of the first look");
+    shelf.age(48);
+    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
+}

@@ -11,12 +11,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use super::sweep::FUTURE_TOLERANCE;
 use super::{Inner, Store};
 
-/// A file whose time is as far ahead as this got it from a clock that was wrong.
-const FUTURE_TOLERANCE: Duration = Duration::from_secs(60);
 /// Directories below the cache directory are nested as deep as repository names, and no deeper than this.
 const DEPTH_MAX: usize = 300;
 

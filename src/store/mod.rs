@@ -82,7 +82,7 @@ pub use lists::{ListBody, ListRecord, ListWriter};
 pub use partials::PartialFile;
 pub use refs::{Access, ManifestRecord, TagRecord};
 pub use spool::Spool;
-pub use sweep::{GRACE, Removal, Sweep, SweepBusy, Swept};
+pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepBusy, Swept};
 pub use turn::{Chore, Turn};
 pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};

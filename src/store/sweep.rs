@@ -57,9 +57,9 @@ const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
 pub(super) const TEMPORARY: &str = "tmp-";
 /// Directories of version 0.1 that are removed in one pass: a client could have any number of them created.
 const OLD_DIRECTORIES_MAX: usize = 10_000;
-/// A blob whose time is further ahead than this got it from a clock that was wrong: commits of other machines on
-/// the volume give times that differ by less.
-pub(super) const FUTURE_TOLERANCE: Duration = Duration::from_secs(60);
+/// A file whose time is further ahead than this got it from a clock that was wrong: those of machines that share a
+/// volume differ by less.
+pub const FUTURE_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// The right to remove names and blobs, which one process has at a time, and when it began.
 #[derive(Debug)]
