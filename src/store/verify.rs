@@ -118,8 +118,8 @@ impl Store {
         }
     }
 
-    /// Removes what has been in `quarantine/` for [`QUARANTINE_AGE`], and the oldest of what is more than
-    /// [`QUARANTINE_FILES_MAX`]. Each is hashed once more: what has its digest after all (memory that fails, a
+    /// Removes what has been in `quarantine/` for a week, and the oldest of what is more than
+    /// a thousand. Each is hashed once more: what has its digest after all (memory that fails, a
     /// cable) goes back to the blobs. What the disk cannot read stays as long as there are not too many: it may
     /// be readable tomorrow. `go_on` is asked while it hashes, and ends it by `false`. Returns the bytes that are
     /// free now.
