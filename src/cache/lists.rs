@@ -276,7 +276,10 @@ impl Inner {
                 source.referrers(&name.repository, digest, query, &mut writer)
             }
         };
-        if asked.as_ref().is_err_and(|error| error.is_trouble()) {
+        let is_trouble = |error: &crate::upstream::UpstreamError| {
+            error.is_trouble() && !error.may_be_of_one_request()
+        };
+        if asked.as_ref().is_err_and(is_trouble) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
         let list = asked?;

@@ -128,6 +128,12 @@ impl UpstreamError {
         self.is_elsewhere
     }
 
+    /// Whether it is an answer, which may be about the request rather than about the registry: clients choose
+    /// what is requested, and some requests fail everywhere.
+    pub fn may_be_of_one_request(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { .. } | UpstreamErrorKind::OutOfService)
+    }
+
     /// Whether it says that the endpoint itself is in trouble.
     pub(super) fn is_the_endpoints_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });

@@ -1,9 +1,10 @@
 //! What one client, or one registry, can do to the others: nothing.
 
+use larder::cache::BreakerState;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::larder::{blob, files, manifest};
-use crate::support::{FakeRegistry, Image, Larder, Publish, absent_digest};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, Publish, absent_digest};
 
 const REPOSITORY: &str = "team/app";
 
@@ -90,4 +91,24 @@ fn cached_content_that_cannot_be_opened_is_unavailable_and_neither_missing_nor_d
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("it held"), "{said}\n{errors}");
+}
+
+#[test]
+fn a_request_that_always_fails_takes_the_registry_away_from_nobody() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    for kind in ["tags/list", "manifests/bad"] {
+        registry.fault(On::path("GET", &format!("/v2/odd/app/{kind}")), Fault::status(500));
+    }
+    let larder = Larder::start(&registry);
+    for round in 0..20 {
+        for kind in ["tags/list", "manifests/bad"] {
+            assert_eq!(larder.get(&format!("/v2/odd/app/{kind}")).status, 502, "{kind}");
+        }
+        let tag = format!("v{round}");
+        registry.add(REPOSITORY, &tag, &Image::sample(&tag));
+        assert_eq!(larder.get(&manifest(REPOSITORY, &tag)).status, 200, "round {round}");
+    }
+    assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
 }
