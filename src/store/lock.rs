@@ -5,6 +5,10 @@
 //! outlive it for that time, and the next one to try it would find it taken. So every lock ends by unlocking,
 //! which counts for all descriptors.
 //!
+//! A process that is killed cannot unlock. A child that it was starting at that moment keeps its locks until it
+//! executes its program, some milliseconds later: whoever tries one of them meanwhile finds it taken, and tries
+//! again later as it does for a living owner.
+//!
 //! # Fairness
 //! Commits take the sweep lock shared, and a removal takes it exclusively. Commits that overlap could keep a
 //! removal out for ever, so both pass a gate first: a removal holds it while it waits, and commits that come
