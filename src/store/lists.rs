@@ -19,7 +19,6 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use super::layout::names_in;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, ImageName};
 
@@ -380,7 +379,7 @@ impl Store {
         let bytes = line.len() as u64 + is.body.length();
         let may_be = bytes <= total_bytes_max.min(BYTES_PER_REPOSITORY_MAX)
             && line.len() <= HEADER_BYTES_MAX;
-        if !self.is_writable() || !may_be || !self.has_images(name) {
+        if !self.is_writable() || !may_be || !self.has_images(name)? {
             return Ok(false);
         }
         self.inner.make_room_for_list(&path, name, bytes, total_bytes_max);
@@ -393,11 +392,26 @@ impl Store {
     }
 
     /// Whether the repository has a tag or a manifest.
-    fn has_images(&self, name: &ImageName) -> bool {
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if that is not known.
+    pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
         let layout = &self.inner.layout;
         let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
-        let mut directories = of_algorithms.into_iter().chain([layout.tags(name)]);
-        directories.any(|directory| names_in(&directory).next().is_some())
+        for directory in of_algorithms.into_iter().chain([layout.tags(name)]) {
+            let listed =
+                self.inner.faults.check(&directory).and_then(|()| fs::read_dir(&directory));
+            // One entry is enough.
+            match listed.and_then(|mut entries| entries.next().transpose()) {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.failed_to_read::<()>(&directory, error)?;
+                }
+            }
+        }
+        Ok(false)
     }
 }
 

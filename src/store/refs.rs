@@ -212,26 +212,38 @@ impl Store {
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
 
-    /// The manifests that this repository has.
+    /// The manifests that this repository has, as far as they can be read.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
-        let of_algorithm = |algorithm: Algorithm| {
-            let names = self.names_in(&self.inner.layout.manifests(name, algorithm));
-            names.into_iter().filter_map(move |hex| digest_of(algorithm, &hex))
-        };
-        Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
+        self.find_manifests(name).unwrap_or_default()
     }
 
-    /// The tags of a repository that are in the cache, sorted.
-    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
-        let names = self.names_in(&self.inner.layout.tags(name)).into_iter();
+    /// As [`Store::manifests`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known which they are.
+    pub fn find_manifests(&self, name: &ImageName) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let names = self.find_names_in(&self.inner.layout.manifests(name, algorithm))?;
+            found.extend(names.iter().filter_map(|hex| digest_of(algorithm, hex)));
+        }
+        Ok(found)
+    }
+
+    /// As [`Store::tags`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known which they are.
+    pub fn find_tags(&self, name: &ImageName) -> Result<Vec<Tag>, StoreError> {
+        let names = self.find_names_in(&self.inner.layout.tags(name))?.into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
-        tags
+        Ok(tags)
     }
 
-    /// Whether any tag of a repository is in the cache.
-    pub fn has_tags(&self, name: &ImageName) -> bool {
-        !self.names_in(&self.inner.layout.tags(name)).is_empty()
+    /// The tags of a repository that are in the cache, sorted, as far as they can be read.
+    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
+        self.find_tags(name).unwrap_or_default()
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced

@@ -93,7 +93,7 @@ impl Store {
     /// The names in a directory, in order.
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
-            Unknown::PassOver => self.names_in(directory),
+            Unknown::PassOver => self.find_names_in(directory).unwrap_or_default(),
             Unknown::Refuse => {
                 self.inner.faults.check(directory).map_err(|error| about(directory, &error))?;
                 list_for_certain(directory)?

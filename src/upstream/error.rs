@@ -172,6 +172,11 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
+    /// Whether the registry does not know this kind of request (501).
+    pub(super) fn is_not_implemented(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { status: 501 })
+    }
+
     /// Whether the registry answered that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden)
