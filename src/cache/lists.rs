@@ -17,7 +17,7 @@ use super::{Cache, CacheError, How, Inner, PATIENCE, Reason, lock};
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
 use crate::store::{Access, ListBody, ListRecord, ListWriter};
-use crate::upstream::{List, ListSink, TagListWriter, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{List, ListSink, TagListWriter};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
@@ -159,15 +159,11 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     let CacheError::Upstream(cause) = error else {
         return matches!(error, CacheError::TimedOut | CacheError::NotCached);
     };
-    let is_gateways = match (cause.kind(), question) {
-        // Of a gateway that does not reach the registry behind it; 520 and above are Cloudflare's.
-        (UpstreamErrorKind::Status { status }, ListQuestion::Tags { .. }) => {
-            matches!(status, 502..=504 | 520..=527)
-        }
-        _ => true,
-    };
     let is_limited = matches!(error.reason(), Reason::RateLimited { .. });
-    cause.is_trouble() && is_gateways && !is_limited
+    match question {
+        ListQuestion::Tags { .. } => cause.is_unreachable() && !is_limited,
+        ListQuestion::Referrers { .. } => cause.is_trouble() && !is_limited,
+    }
 }
 
 impl Cache {
@@ -349,9 +345,7 @@ impl Inner {
         };
         // A client can ask for a list at which the registry fails, and must not have its other content taken for
         // unreachable by that.
-        let is_of_request =
-            |error: &UpstreamError| matches!(error.kind(), UpstreamErrorKind::Status { .. });
-        if asked.as_ref().is_err_and(|error| error.is_trouble() && !is_of_request(error)) {
+        if asked.as_ref().is_err_and(|error| error.is_trouble() && !error.is_failed_request()) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
         let record = match (asked.map_err(CacheError::from), question) {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::{Inner, Store};
-use crate::oci::{Algorithm, ImageName};
+use crate::oci::ImageName;
 
 /// A list of at most this many bytes is in memory: two thousand slow readers of as many of them are 16 MiB.
 const SMALL_BYTES_MAX: usize = 8 * 1024;
@@ -389,29 +389,6 @@ impl Store {
         })?;
         self.inner.note_bytes_added(bytes);
         Ok(true)
-    }
-
-    /// Whether the repository has a tag or a manifest.
-    ///
-    /// # Errors
-    /// [`StoreError::Read`] if that is not known.
-    pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
-        let layout = &self.inner.layout;
-        let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
-        for directory in of_algorithms.into_iter().chain([layout.tags(name)]) {
-            let listed =
-                self.inner.faults.check(&directory).and_then(|()| fs::read_dir(&directory));
-            // One entry is enough.
-            match listed.and_then(|mut entries| entries.next().transpose()) {
-                Ok(Some(_)) => return Ok(true),
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    self.failed_to_read::<()>(&directory, error)?;
-                }
-            }
-        }
-        Ok(false)
     }
 }
 

@@ -212,6 +212,29 @@ impl Store {
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
 
+    /// Whether the repository has a tag or a manifest.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if that is not known.
+    pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
+        let layout = &self.inner.layout;
+        let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
+        for directory in of_algorithms.into_iter().chain([layout.tags(name)]) {
+            let listed =
+                self.inner.faults.check(&directory).and_then(|()| fs::read_dir(&directory));
+            // One entry is enough.
+            match listed.and_then(|mut entries| entries.next().transpose()) {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.failed_to_read::<()>(&directory, error)?;
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The manifests that this repository has, as far as they can be read.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         self.find_manifests(name).unwrap_or_default()

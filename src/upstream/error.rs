@@ -172,6 +172,20 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
+    /// Whether the answer was a failure (5xx), which may be one of this request only.
+    pub fn is_failed_request(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { status } if status >= 500)
+    }
+
+    /// Whether nothing of the registry itself has answered: the way to it is in trouble, or a gateway before it
+    /// does not reach it (520 and above are Cloudflare's).
+    pub fn is_unreachable(&self) -> bool {
+        match self.kind {
+            UpstreamErrorKind::Status { status } => matches!(status, 502..=504 | 520..=527),
+            _ => self.is_trouble(),
+        }
+    }
+
     /// Whether the registry does not know this kind of request (501).
     pub(super) fn is_not_implemented(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::Status { status: 501 })
