@@ -288,7 +288,19 @@ impl Cache {
         // After the end: nobody finds this flight any more to leave a note that would end the next.
         self.inner.uncancel(&key);
         if is_wrong && self.inner.should_try_again(&key) {
-            self.fetch_in_background(&name, &key.1, size_hint);
+            self.try_again(name, &key, size_hint);
+        }
+    }
+
+    /// Begins another flight at once, so that clients that come back join it.
+    fn try_again(&self, name: ImageName, key: &BlobKey, size_hint: Option<u64>) {
+        let Ok(purpose) = self.purpose(&name) else { return };
+        let joined = self.inner.blobs.join(key, || given_up(&name));
+        drop(joined.flight);
+        if let Some(leader) = joined.pilot {
+            let cache = self.clone();
+            let run = move || cache.run_flight(name, leader, size_hint);
+            self.inner.blob_pool.submit(purpose, || true, run);
         }
     }
 

@@ -345,7 +345,7 @@ impl Inner {
         };
         // A client can ask for a list at which the registry fails, and must not have its other content taken for
         // unreachable by that.
-        if asked.as_ref().is_err_and(|error| error.is_trouble() && !error.is_failed_request()) {
+        if asked.as_ref().is_err_and(|error| error.is_trouble() && !error.may_be_of_one_request()) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
         let record = match (asked.map_err(CacheError::from), question) {

@@ -74,13 +74,14 @@ impl Cache {
         if inner.is_offline() {
             return Err(CacheError::NotCached);
         }
-        let is_missing =
-            inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now);
+        let asked = Asked::Manifest(name.clone(), reference.clone());
+        let is_missing = inner.misses.is_missing(&asked, now);
+        let is_troubled = || {
+            inner.misses.is_troubled(&name.upstream, now) || inner.misses.is_failing(&asked, now)
+        };
         let held_back = inner.misses.held_back(&name.upstream, now);
         match (cached, held_back) {
-            (Some(content), _) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
-                Ok(ready(content, How::Stale))
-            }
+            (Some(content), _) if is_missing || is_troubled() => Ok(ready(content, How::Stale)),
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
             (cached, _) => match (self.ask_for_manifest(key, cached.clone()), cached) {

@@ -39,6 +39,8 @@ pub(super) struct Misses {
     ttl: Mutex<Duration>,
     missing: Mutex<Recent<Asked, SystemTime>>,
     troubled: Mutex<Recent<Upstream, SystemTime>>,
+    /// What was answered with a server error, which may be about the request alone.
+    failing: Mutex<Recent<Asked, SystemTime>>,
     /// Until when upstreams asked to be left alone.
     limited: Mutex<Recent<Upstream, SystemTime>>,
 }
@@ -49,6 +51,7 @@ impl Misses {
             ttl: Mutex::new(ttl),
             missing: Mutex::new(Recent::new(MISSING_MAX)),
             troubled: Mutex::new(Recent::new(TROUBLED_MAX)),
+            failing: Mutex::new(Recent::new(MISSING_MAX)),
             limited: Mutex::new(Recent::new(TROUBLED_MAX)),
         }
     }
@@ -61,6 +64,11 @@ impl Misses {
     /// Whether this upstream failed to answer a moment ago.
     pub(super) fn is_troubled(&self, upstream: &Upstream, now: SystemTime) -> bool {
         is_young(lock(&self.troubled).get(upstream), self.ttl(), now)
+    }
+
+    /// Whether upstream answered this with a server error a moment ago.
+    pub(super) fn is_failing(&self, asked: &Asked, now: SystemTime) -> bool {
+        is_young(lock(&self.failing).get(asked), self.ttl(), now)
     }
 
     fn ttl(&self) -> Duration {
@@ -76,6 +84,7 @@ impl Misses {
     pub(super) fn forget(&self, upstreams: &[Upstream]) {
         let is_other = |upstream: &Upstream| !upstreams.contains(upstream);
         lock(&self.missing).retain(|asked| is_other(asked.upstream()));
+        lock(&self.failing).retain(|asked| is_other(asked.upstream()));
         lock(&self.troubled).retain(is_other);
         lock(&self.limited).retain(is_other);
     }
@@ -97,6 +106,9 @@ impl Misses {
     ) {
         match result {
             // An object store that fails or limits us leaves the registry before it as it is.
+            Err(error) if error.is_trouble() && error.may_be_of_one_request() => {
+                lock(&self.failing).insert(asked, now);
+            }
             Err(error) if error.is_trouble() && !error.is_elsewhere() => {
                 self.note_trouble(upstream, now);
             }

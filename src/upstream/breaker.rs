@@ -101,6 +101,15 @@ impl Breaker {
         Permit::Probe
     }
 
+    /// Whether one more failure opens it.
+    pub(super) fn is_about_to_open(&self) -> bool {
+        match self.state {
+            State::Closed => self.failures.saturating_add(1) >= self.policy.failures,
+            State::HalfOpen { .. } => true,
+            State::Open { .. } => false,
+        }
+    }
+
     /// It answered, whatever it said.
     pub(super) fn succeeded(&mut self) -> Option<Change> {
         self.failures = 0;

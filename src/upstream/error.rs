@@ -128,6 +128,12 @@ impl UpstreamError {
         self.is_elsewhere
     }
 
+    /// Whether it is an answer, which may be about the request rather than about the registry: clients choose
+    /// what is requested, and some requests fail everywhere.
+    pub fn may_be_of_one_request(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { .. } | UpstreamErrorKind::OutOfService)
+    }
+
     /// Whether it says that the endpoint itself is in trouble.
     pub(super) fn is_the_endpoints_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });
@@ -170,11 +176,6 @@ impl UpstreamError {
     /// Whether the registry has met an error of its own (500), which may concern one request only.
     pub fn is_server_error(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
-    }
-
-    /// Whether the answer was a failure (5xx), which may be one of this request only.
-    pub fn is_failed_request(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::Status { status } if status >= 500)
     }
 
     /// Whether nothing of the registry itself has answered: the way to it is in trouble, or a gateway before it

@@ -5,7 +5,8 @@
 //! fails here says nothing about there. What is reported if none answers is what leaves most hope: that
 //! one is down rather than that others have no such content, since "there is none" is remembered.
 //!
-//! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
+//! A breaker counts what says that the endpoint itself, or its token service, is down. Before answers open it, a
+//! probe that depends on no content decides: a server error may be about one request, which a client repeats. Trouble behind a
 //! redirect is not the endpoint's: object stores fail while the registry before them is well.
 
 use std::cell::RefCell;
@@ -222,6 +223,16 @@ impl Guarded {
     ) -> Result<T, UpstreamError> {
         let result = ask(&self.registry);
         let failure = result.as_ref().err().filter(|error| error.is_the_endpoints_trouble());
+        // A client that knows a request which always fails must not take the registry away from the others.
+        let probed = match failure {
+            Some(error)
+                if error.may_be_of_one_request() && self.watch().breaker.is_about_to_open() =>
+            {
+                self.registry.probe().err()
+            }
+            other => other.cloned(),
+        };
+        let failure = probed.as_ref();
         let change = {
             let mut watch = self.watch();
             match failure {

@@ -62,6 +62,14 @@ impl Registry {
         self.session.url()
     }
 
+    /// Finds out whether the registry answers at all.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] if it does not, or answers with a server error.
+    pub(super) fn probe(&self) -> Result<(), UpstreamError> {
+        self.session.probe()
+    }
+
     /// [`Registries::look_again`](super::Registries::look_again), for this endpoint.
     pub(super) fn look_again(&self) {
         self.session.look_again();

@@ -240,6 +240,31 @@ impl Session {
         self.logins.look_again(Instant::now());
     }
 
+    /// Finds out whether the registry answers at all: by `GET /v2/` without a login, which depends on no content.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] if it does not, or answers with a server error.
+    pub(super) fn probe(&self) -> Result<(), UpstreamError> {
+        let location = self.base.with_path(&format!("{}/", self.api.as_str()));
+        let request: Arc<str> = format!("GET {}", location.for_log()).into();
+        // No part of the request: it has neither a login nor a scope.
+        let Ok(repository) = "probe".parse() else { return Ok(()) };
+        let ask = Ask {
+            method: Method::Get,
+            path: String::new(),
+            accept: None,
+            repository: &repository,
+            redirects: Redirects::Anywhere,
+            from: 0,
+            total: Some(self.timeouts.metadata),
+        };
+        let response = self.call(&location, &ask, None, &request)?;
+        let status = response.status().as_u16();
+        let error = status_error(status, response.headers(), &request);
+        discard(response);
+        if status < 500 { Ok(()) } else { Err(error) }
+    }
+
     /// Asks, follows redirects, and returns whatever answer is not one.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };

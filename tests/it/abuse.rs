@@ -1,7 +1,9 @@
 //! What one client, or one registry, can do to the others: nothing.
 
+use larder::cache::BreakerState;
+
 use crate::support::larder::{blob, files, manifest};
-use crate::support::{FakeRegistry, Larder, absent_digest};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, absent_digest};
 
 const REPOSITORY: &str = "team/app";
 
@@ -38,4 +40,24 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     all.sort();
     all.dedup();
     all
+}
+
+#[test]
+fn a_request_that_always_fails_takes_the_registry_away_from_nobody() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    for kind in ["tags/list", "manifests/bad"] {
+        registry.fault(On::path("GET", &format!("/v2/odd/app/{kind}")), Fault::status(500));
+    }
+    let larder = Larder::start(&registry);
+    for round in 0..20 {
+        for kind in ["tags/list", "manifests/bad"] {
+            assert_eq!(larder.get(&format!("/v2/odd/app/{kind}")).status, 502, "{kind}");
+        }
+        let tag = format!("v{round}");
+        registry.add(REPOSITORY, &tag, &Image::sample(&tag));
+        assert_eq!(larder.get(&manifest(REPOSITORY, &tag)).status, 200, "round {round}");
+    }
+    assert_eq!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Closed);
 }

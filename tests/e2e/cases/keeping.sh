@@ -74,7 +74,7 @@ matches "what fits" "$MULTI.*complete" "$(cat "$CASE_DIR/tmp/list")"
 step "what does not fit is pulled all the same, and it is said why it is not kept"
 pull "$BIG"
 absent "the large layer" "$(cached_blob "$BIG_LAYER")"
-larder_logged "that it is not kept" 'cacheSize.*larger than the bound'
+larder_logged "that it is not kept" 'cacheSize.*larger than the limit'
 larder_logged "that it is streamed" 'without caching'
 cache_is_sound
 larder_stop

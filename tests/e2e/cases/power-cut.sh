@@ -28,7 +28,7 @@ run_larder() { # CACHE ARGUMENT…
 # Below the cache directory, what is no directory.
 readonly HEX='[0-9a-f]{64}'
 readonly KNOWN="^(oci-layout|index\.json|blobs/sha256/$HEX|refs/[^_]+/_tags/[^/]+|refs/[^_]+/_manifests/sha256/$HEX|\
-lists/$HEX-$HEX|incoming/(sweep\.lock|index\.lock|(tmp|spool-tmp)-[0-9-]+)|\
+lists/$HEX-$HEX|incoming/((sweep|sweep-gate|bundle|index|prune|usage|pins)\.lock|(tmp|spool-tmp)-[0-9-]+)|\
 partials/[^/]+/sha256-$HEX(\.json)?)$"
 only_known_names() { # CACHE
   local unknown
