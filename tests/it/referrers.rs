@@ -7,7 +7,9 @@ use larder::cache::Prefetch;
 use serde_json::{Value, json};
 
 use crate::support::larder::{manifest, seconds};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On, Response, absent_digest, media_type};
+use crate::support::{
+    FakeRegistry, Fault, Gate, Image, Larder, On, Response, absent_digest, media_type,
+};
 
 const REPOSITORY: &str = "team/app";
 
@@ -260,4 +262,23 @@ fn referrers_on_further_pages_are_prefetched() {
     for (referrer, _) in &pages {
         larder.wait_until_cached(referrer);
     }
+}
+
+#[test]
+fn question_that_hangs_at_the_registry_does_not_keep_later_ones_from_the_cache() {
+    let (registry, digest) = registry_with_referrers();
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let gate = Gate::new();
+    registry.fault(On::referrers(&digest), Fault::Gate(gate.clone()));
+    let mut hanging = larder.begin(&referrers(&digest));
+    gate.wait_until_reached(1);
+    // Meanwhile the registry turns out to be unreachable.
+    larder.advance(seconds(3600));
+    registry.fault(On::any_manifest(), Fault::ResetBeforeHead);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let got = larder.get(&referrers(&digest));
+    assert!(check_index(&got).is_empty() && got.header("warning").is_some(), "{got:?}");
+    gate.open();
+    assert_eq!(check_index(&hanging.read_response()).len(), 2);
 }
