@@ -353,7 +353,8 @@ impl Inner {
             (Err(error), ListQuestion::Referrers { digest, query })
                 if error.reason() == Reason::Unsupported =>
             {
-                self.referrers_by_tag(name, digest, query)?.ok_or(error)?
+                // Not kept: the tag is stored itself, and is believed for as long as any tag.
+                return self.referrers_by_tag(name, digest, query)?.ok_or(error);
             }
             (Err(error), _) => return Err(error),
         };
