@@ -16,7 +16,7 @@ pub(super) fn answer(
     context: &Context<'_>,
 ) -> Step {
     if let ListQuestion::Tags { query } = &question
-        && TagQuery::parse(query).count == Some(0)
+        && TagQuery::parse(query).is_for_none()
     {
         return Step::Reply(call.dress(no_tags(name), How::Hit));
     }

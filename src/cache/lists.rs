@@ -1,14 +1,22 @@
-//! Tag lists and referrers: relayed, kept for a short time, and the last good answer when upstream is
-//! down.
+//! Tag lists and referrers: passed on, kept for a short time, and the last good answer while upstream cannot be
+//! reached.
+//!
+//! # Interleavings
+//! * *A flight ends between a look and a join.* The next flight looks once more before it asks ([`Inner::fresh_list`]).
+//! * *The registry fails while some wait with a last good answer and some without.* The flight looks whether there is
+//!   one when it has failed: if so, all that wait have it, or get the failure. Else it makes a list of what is cached.
+//! * *A list is asked for while the flight of the same question hangs at a registry that has since been found
+//!   unreachable.* Lists of what is cached have flights of their own, so that nobody joins the one that hangs.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
+use super::scheduler::{Class, Purpose as JobPurpose};
 use super::{Cache, CacheError, How, Inner, PATIENCE, Reason, lock};
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
-use crate::store::{ListBody, ListRecord, ListWriter};
+use crate::store::{Access, ListBody, ListRecord, ListWriter};
 use crate::upstream::{List, ListSink, TagListWriter};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
@@ -43,7 +51,23 @@ impl ListQuestion {
     }
 }
 
-pub(super) type ListFlights = Flights<(ImageName, ListQuestion), (), ListRecord, CacheError>;
+/// A list, as a flight ends with it.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    record: ListRecord,
+    origin: Origin,
+}
+
+/// What a list is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The registry's answer.
+    Registry,
+    /// What is cached, which may be only a part of what the registry has.
+    Cache,
+}
+
+pub(super) type ListFlights = Flights<(ImageName, ListQuestion), (), Listed, CacheError>;
 
 /// A list that can be answered.
 #[derive(Debug, Clone)]
@@ -73,40 +97,38 @@ pub enum ListLookup {
     Wait(ListWait),
 }
 
-/// What is answered if upstream does not.
-enum Fallback {
-    /// The last good answer, unless upstream says that there is no such thing.
-    LastGood(ListRecord),
-    /// The tags that are cached. They are but some of the tags: a client that looks for the newest would take
-    /// an old one. So they are answered only if upstream cannot be reached, and not if it refuses the list.
-    Cached {
-        query: String,
-    },
-    /// The cached manifests that refer to one, if upstream cannot be reached.
-    CachedReferrers {
-        digest: Digest,
-        query: String,
-    },
-    Nothing,
-}
-
-/// Waits for upstream, with a fallback.
+/// Waits for upstream, with the last good answer as the fallback.
 pub struct ListWait {
-    flight: Follower<(), ListRecord, CacheError>,
-    inner: Arc<Inner>,
-    name: ImageName,
+    flight: Follower<(), Listed, CacheError>,
     patience: Duration,
-    fallback: Fallback,
+    last_good: Option<ListRecord>,
+    is_about_tags: bool,
     how: How,
 }
 
 impl ListWait {
     /// The answer, or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ListAnswer, CacheError>> {
-        self.flight.poll_outcome(waker).map(|outcome| match outcome {
-            Ok(list) => Ok(ListAnswer::new(list, self.how)),
-            Err(error) => self.fall_back(error),
+        self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.last_good) {
+            (Ok(Listed { record, origin: Origin::Registry }), _) => {
+                Ok(ListAnswer::new(record, self.how))
+            }
+            (Ok(Listed { record, origin: Origin::Cache }), _) => {
+                Ok(ListAnswer::new(record, How::Stale))
+            }
+            (Err(error), Some(list)) if !self.is_final(&error) => {
+                Ok(ListAnswer::new(list.clone(), How::Stale))
+            }
+            (Err(error), _) => Err(error),
         })
+    }
+
+    /// Whether the registry has refused, so that its last good answer is not repeated. Tags are listed by
+    /// programs that look for the newest one, and none of them reads `Warning`. Referrers are looked up by
+    /// digest, and what was signed once stays signed.
+    fn is_final(&self, error: &CacheError) -> bool {
+        let is_refused = matches!(error, CacheError::Upstream(cause) if !cause.is_trouble());
+        error.is_not_found() || (self.is_about_tags && is_refused)
     }
 
     /// How long to wait before [`ListWait::give_up`].
@@ -115,45 +137,37 @@ impl ListWait {
     }
 
     /// The answer when patience is over. `waker` is the one that was polled with, and is no longer woken.
+    /// What is cached is not looked through here, on a worker: the flight does so as soon as it has failed,
+    /// and later requests do so at once.
     ///
     /// # Errors
-    /// [`CacheError::TimedOut`] if there is no last good answer.
+    /// [`CacheError::TimedOut`] if there is no last good answer; [`CacheError::GivenUp`] if upstream was not
+    /// even asked.
     pub fn give_up(self, waker: &Waker) -> Result<ListAnswer, CacheError> {
         self.flight.forget(waker);
-        self.fall_back(CacheError::TimedOut)
-    }
-
-    fn fall_back(&self, error: CacheError) -> Result<ListAnswer, CacheError> {
-        match &self.fallback {
-            Fallback::LastGood(list) if !error.is_not_found() => {
-                Ok(ListAnswer::new(list.clone(), How::Stale))
-            }
-            Fallback::Cached { query } if cannot_be_reached(&error) => {
-                let list = self.inner.local_tags(&self.name, query)?.ok_or(error)?;
-                Ok(ListAnswer::new(list, How::Stale))
-            }
-            Fallback::CachedReferrers { digest, query } if cannot_be_reached(&error) => {
-                let list = self.inner.local_referrers(&self.name, digest, query)?.ok_or(error)?;
-                Ok(ListAnswer::new(list, How::Stale))
-            }
-            _ => Err(error),
+        match self.last_good {
+            Some(list) => Ok(ListAnswer::new(list, How::Stale)),
+            None if self.flight.has_begun() => Err(CacheError::TimedOut),
+            None => Err(CacheError::GivenUp),
         }
     }
 }
 
-/// Whether the failure is that of the way to the registry. One that refuses, or limits the rate, is well.
-fn cannot_be_reached(error: &CacheError) -> bool {
-    match error {
-        CacheError::TimedOut | CacheError::GivenUp => true,
-        CacheError::Upstream(cause) => {
-            cause.is_trouble() && !matches!(error.reason(), Reason::RateLimited { .. })
-        }
-        _ => false,
+/// Whether the registry cannot be reached. One that refuses, limits the rate or fails at this one request can be.
+/// Where it can, cached tags are no answer: a client that looks for the newest would take an old one.
+fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
+    let CacheError::Upstream(cause) = error else {
+        return matches!(error, CacheError::TimedOut | CacheError::NotCached);
+    };
+    let is_limited = matches!(error.reason(), Reason::RateLimited { .. });
+    match question {
+        ListQuestion::Tags { .. } => cause.is_unreachable() && !is_limited,
+        ListQuestion::Referrers { .. } => cause.is_trouble() && !is_limited,
     }
 }
 
 impl Cache {
-    /// A list. Does not wait for anything but the local disk.
+    /// A list. Does not wait for anything but the local disk, of which it reads one small file.
     ///
     /// # Errors
     /// [`CacheError`] if it is known that there is none to be had.
@@ -164,47 +178,21 @@ impl Cache {
         let is_fresh = record.as_ref().is_some_and(|record| is_fresh(record, now));
         let ready = |list, how| Ok(ListLookup::Ready(ListAnswer::new(list, how)));
         let is_troubled = inner.misses.is_troubled(&name.upstream, now);
-        if inner.is_offline() {
-            return match (record, &question) {
-                (Some(list), _) => ready(list, How::Hit),
-                (None, ListQuestion::Tags { query }) => {
-                    ready(inner.local_tags(name, query)?.ok_or(CacheError::NotCached)?, How::Stale)
-                }
-                (None, ListQuestion::Referrers { digest, query }) => {
-                    let local = inner.local_referrers(name, digest, query)?;
-                    ready(local.ok_or(CacheError::NotCached)?, How::Hit)
-                }
-            };
-        }
-        // What is here of referrers may be but some of them, so it is told only where nobody is asked:
-        // a registry that does not list them has clients look elsewhere.
-        let record = match &question {
-            ListQuestion::Referrers { digest, query } if record.is_none() && is_troubled => {
-                inner.local_referrers(name, digest, query)?
-            }
-            _ => record,
-        };
         match record {
-            Some(list) if is_fresh => ready(list, How::Hit),
+            Some(list) if is_fresh || inner.is_offline() => ready(list, How::Hit),
             Some(list) if is_troubled => ready(list, How::Stale),
-            Some(list) => {
-                match self.ask_for_list(name, question, Fallback::LastGood(list.clone())) {
-                    Ok(waiting) => Ok(ListLookup::Wait(waiting)),
-                    Err(_) => ready(list, How::Stale),
-                }
+            Some(list) => match self.ask_for_list(name, question, Some(list.clone())) {
+                Ok(waiting) => Ok(ListLookup::Wait(waiting)),
+                Err(_) => ready(list, How::Stale),
+            },
+            None if inner.is_offline() => match inner.store.has_images(name)? {
+                true => Ok(ListLookup::Wait(self.look_through_cached(name, question))),
+                false => Err(CacheError::NotCached),
+            },
+            None if is_troubled && inner.has_cached_list(name, &question) => {
+                Ok(ListLookup::Wait(self.look_through_cached(name, question)))
             }
-            None => {
-                let fallback = match &question {
-                    ListQuestion::Tags { query } if inner.store.has_tags(name) => {
-                        Fallback::Cached { query: query.clone() }
-                    }
-                    ListQuestion::Tags { .. } => Fallback::Nothing,
-                    ListQuestion::Referrers { digest, query } => {
-                        Fallback::CachedReferrers { digest: *digest, query: query.clone() }
-                    }
-                };
-                Ok(ListLookup::Wait(self.ask_for_list(name, question, fallback)?))
-            }
+            None => Ok(ListLookup::Wait(self.ask_for_list(name, question, None)?)),
         }
     }
 
@@ -212,10 +200,41 @@ impl Cache {
         &self,
         name: &ImageName,
         question: ListQuestion,
-        fallback: Fallback,
+        last_good: Option<ListRecord>,
     ) -> Result<ListWait, CacheError> {
         let purpose = self.purpose(name)?;
-        let joined = self.inner.lists.join(&(name.clone(), question), || CacheError::GivenUp);
+        let patience = match last_good {
+            Some(_) => self.inner.settings().revalidate_timeout,
+            // Some of it is worse than all of it a little later.
+            None => PATIENCE,
+        };
+        let work = Inner::fresh_or_cached_list;
+        let run = self.run_list_flight(&self.inner.lists, purpose, name, question, work);
+        Ok(ListWait { patience, last_good, ..run })
+    }
+
+    /// Makes a list of what is cached. Many files may have to be read, so a fetcher does it. Its class is not that
+    /// of the registry, whose fetchers may all be waiting for it.
+    fn look_through_cached(&self, name: &ImageName, question: ListQuestion) -> ListWait {
+        let purpose = JobPurpose { class: Class::Local, name: name.clone(), client: self.client };
+        let work = |inner: &Inner, name: &ImageName, question: &ListQuestion| {
+            let record = inner.cached_list(name, question)?.ok_or(CacheError::NotCached)?;
+            Ok(Listed { record, origin: Origin::Cache })
+        };
+        self.run_list_flight(&self.inner.cached_lists, purpose, name, question, work)
+    }
+
+    /// Joins the flight of a list, or starts it with `work`.
+    fn run_list_flight(
+        &self,
+        flights: &ListFlights,
+        purpose: JobPurpose,
+        name: &ImageName,
+        question: ListQuestion,
+        work: fn(&Inner, &ImageName, &ListQuestion) -> Result<Listed, CacheError>,
+    ) -> ListWait {
+        let is_about_tags = matches!(question, ListQuestion::Tags { .. });
+        let joined = flights.join(&(name.clone(), question), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
             let inner = Arc::clone(&self.inner);
@@ -226,17 +245,12 @@ impl Cache {
                 move || {
                     pilot.begin();
                     let (name, question) = pilot.key().clone();
-                    pilot.land(inner.fresh_list(&name, &question));
+                    pilot.land(work(&inner, &name, &question));
                 },
             );
         }
-        let patience = match fallback {
-            Fallback::LastGood(_) => self.inner.settings().revalidate_timeout,
-            // Some of it is worse than all of it a little later.
-            _ => PATIENCE,
-        };
-        let (inner, name) = (Arc::clone(&self.inner), name.clone());
-        Ok(ListWait { flight: joined.flight, inner, name, patience, fallback, how })
+        let flight = joined.flight;
+        ListWait { flight, patience: PATIENCE, last_good: None, is_about_tags, how }
     }
 }
 
@@ -263,6 +277,59 @@ impl Inner {
         }
     }
 
+    /// As [`Inner::fresh_list`]; if the registry cannot be reached and has never answered, what is cached.
+    fn fresh_or_cached_list(
+        &self,
+        name: &ImageName,
+        question: &ListQuestion,
+    ) -> Result<Listed, CacheError> {
+        match self.fresh_list(name, question) {
+            Ok(record) => Ok(Listed { record, origin: Origin::Registry }),
+            Err(error) if !cannot_be_reached(&error, question) => Err(error),
+            // It is what those that wait fall back to.
+            Err(error) if self.known_list(name, question).is_some() => Err(error),
+            Err(error) => {
+                let record = self.cached_list(name, question)?.ok_or(error)?;
+                Ok(Listed { record, origin: Origin::Cache })
+            }
+        }
+    }
+
+    /// Whether a list can certainly be made of what is cached.
+    fn has_cached_list(&self, name: &ImageName, question: &ListQuestion) -> bool {
+        match question {
+            // The registry is asked once more: cached tags are only some of its tags.
+            ListQuestion::Tags { .. } => false,
+            ListQuestion::Referrers { digest, .. } => {
+                self.store.manifest(name, digest, Access::Look).is_some()
+            }
+        }
+    }
+
+    /// A list made of what is cached: what can be pulled, at least. Reads many files.
+    fn cached_list(
+        &self,
+        name: &ImageName,
+        question: &ListQuestion,
+    ) -> Result<Option<ListRecord>, CacheError> {
+        let made = match question {
+            ListQuestion::Tags { query } => self.cached_tags(name, query)?,
+            ListQuestion::Referrers { digest, query } => {
+                self.cached_referrers(name, digest, query)?
+            }
+        };
+        if made.is_some() {
+            let what = match question {
+                ListQuestion::Tags { .. } => "tags",
+                ListQuestion::Referrers { .. } => "referrers",
+            };
+            log::info!(
+                "{name}: the registry cannot list its {what}, answering those that are cached"
+            );
+        }
+        Ok(made)
+    }
+
     pub(super) fn fetch_list(
         &self,
         name: &ImageName,
@@ -276,14 +343,21 @@ impl Inner {
                 source.referrers(&name.repository, digest, query, &mut writer)
             }
         };
-        let is_trouble = |error: &crate::upstream::UpstreamError| {
-            error.is_trouble() && !error.may_be_of_one_request()
-        };
-        if asked.as_ref().is_err_and(is_trouble) {
+        // A client can ask for a list at which the registry fails, and must not have its other content taken for
+        // unreachable by that.
+        if asked.as_ref().is_err_and(|error| error.is_trouble() && !error.may_be_of_one_request()) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
-        let list = asked?;
-        let record = self.record_of(writer, list)?;
+        let record = match (asked.map_err(CacheError::from), question) {
+            (Ok(list), _) => self.record_of(writer, list)?,
+            (Err(error), ListQuestion::Referrers { digest, query })
+                if error.reason() == Reason::Unsupported =>
+            {
+                // Not kept: the tag is stored itself, and is believed for as long as any tag.
+                return self.referrers_by_tag(name, digest, query)?.ok_or(error);
+            }
+            (Err(error), _) => return Err(error),
+        };
         self.keep_list(name, &question.key(), &record);
         Ok(record)
     }
@@ -313,17 +387,16 @@ impl Inner {
         }
     }
 
-    /// The tags that are in the cache, where no answer of upstream's is: what can be pulled, at least.
-    fn local_tags(&self, name: &ImageName, query: &str) -> Result<Option<ListRecord>, CacheError> {
-        let tags = self.store.tags(name);
-        if tags.is_empty() {
+    /// The page of the cached tags that a query asks for; `None` if there are none, or if the query continues a
+    /// list of the registry's in a way that only the registry understands.
+    fn cached_tags(&self, name: &ImageName, query: &str) -> Result<Option<ListRecord>, CacheError> {
+        let query = TagQuery::parse(query);
+        let tags = self.store.find_tags(name)?;
+        if tags.is_empty() || !query.is_by_name() {
             return Ok(None);
         }
-        log::info!(
-            "{name}: no list of the registry's is at hand, answering the tags that are cached"
-        );
         let tags = tags.iter().map(|tag| tag.as_str().to_owned()).collect();
-        let TagPage { tags, next } = TagQuery::parse(query).page(tags);
+        let TagPage { tags, next } = query.page(tags);
         let mut writer = self.store.list_writer();
         let mut document = TagListWriter::start(&mut writer, &name.repository);
         tags.iter().for_each(|tag| document.push(tag));

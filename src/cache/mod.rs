@@ -198,6 +198,8 @@ struct Inner {
     heads: HeadFlights,
     blob_sizes: SizeFlights,
     lists: ListFlights,
+    /// Lists of what is cached, for which nobody is asked.
+    cached_lists: ListFlights,
     /// Locked for a look-up or an insertion.
     unstored_lists: Mutex<unstored_lists::UnstoredLists>,
     blob_pool: Scheduler,
@@ -226,6 +228,8 @@ struct Inner {
     looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
     /// When the referrers of images were fetched.
     referrers_fetched: Mutex<Recent<(ImageName, Digest), SystemTime>>,
+    /// To what each cached manifest refers, if to anything. Content does not change, so nor does this.
+    subjects: Mutex<Recent<Digest, Option<Digest>>>,
     /// Counters of this process.
     metrics: Arc<Metrics>,
     /// Evictions, one at a time.
@@ -255,6 +259,8 @@ impl Cache {
             heads: Flights::new(),
             blob_sizes: Flights::new(),
             lists: Flights::new(),
+            cached_lists: Flights::new(),
+            subjects: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             unstored_lists: Mutex::default(),
             blob_pool: Scheduler::start(
                 "blob-fetcher",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lists::ListQuestion;
-use super::{Cache, Inner, Reason, lock};
+use super::{Cache, Inner, lock};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Tag};
 
 /// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
@@ -146,21 +146,7 @@ impl Cache {
         if depth >= DEPTH_MAX || inner.is_offline() || inner.metadata_pool.is_closed() {
             return;
         }
-        let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
-        let listed = match inner.fetch_list(name, &question) {
-            Ok(list) => referrers_in(&list.body.read().unwrap_or_default()),
-            Err(error) => {
-                log::debug!("{name}@{digest}: referrers: {error}");
-                // distribution-spec, "Referrers Tag Schema".
-                let tag =
-                    Tag::of_digest(digest, "").filter(|_| error.reason() == Reason::Unsupported);
-                let index = tag.and_then(|tag| inner.fetch_by_tag(name, &tag).ok());
-                index
-                    .and_then(|index| index.read().ok())
-                    .map(|index| referrers_in(&index))
-                    .unwrap_or_default()
-            }
-        };
+        let listed = inner.listed_referrers(name, digest);
         let by_digest =
             listed.iter().take(REFERRERS_MAX).map(|referrer| inner.fetch_by_digest(name, referrer));
         let companions = Tag::COSIGN_SUFFIXES.into_iter().filter_map(|suffix| {
@@ -185,6 +171,28 @@ impl Cache {
 }
 
 impl Inner {
+    /// The referrers that the registry lists, page by page, as far as they are fetched.
+    fn listed_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
+        let (mut listed, mut query) = (Vec::new(), String::new());
+        // Each page lists something, or there would be no end.
+        for _ in 0..REFERRERS_MAX {
+            let question = ListQuestion::Referrers { digest: *digest, query };
+            let page = match self.fetch_list(name, &question) {
+                Ok(page) => page,
+                Err(error) => {
+                    log::debug!("{name}@{digest}: referrers: {error}");
+                    break;
+                }
+            };
+            listed.extend(referrers_in(&page.body.read().unwrap_or_default()));
+            match page.next {
+                Some(next) if listed.len() < REFERRERS_MAX => query = next,
+                _ => break,
+            }
+        }
+        listed
+    }
+
     /// Whether the referrers of a manifest were fetched as lately as a tag is believed: they change as tags do.
     fn knows_referrers(&self, name: &ImageName, digest: &Digest) -> bool {
         let fetched = lock(&self.referrers_fetched).get(&(name.clone(), *digest)).copied();

@@ -2,7 +2,7 @@
 //! which jobs get one.
 //!
 //! # Sharing
-//! * **A class** is a listed registry, or all unlisted registries together. A class may begin a job as long as
+//! * **A class** is a listed registry, all unlisted registries together, or work on the local disk. A class may begin a job as long as
 //!   it holds fewer fetchers than are free (Choudhury and Hahne, "Dynamic queue length thresholds", 1998): one
 //!   class that hangs gets a half, two get a third each, and some fetchers are always left for the others.
 //!   `maxDownloads` of a registry replaces this share.
@@ -120,7 +120,7 @@ impl State {
     fn queued(&self, class: &Class) -> usize {
         let jobs = |class: &Class| self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
         match class {
-            Class::Listed(_) => jobs(class),
+            Class::Listed(_) | Class::Local => jobs(class),
             Class::Unlisted | Class::Unproven => jobs(&Class::Unlisted) + jobs(&Class::Unproven),
         }
     }
@@ -417,7 +417,7 @@ impl Shared {
             let running = state.running_in_background.get(class).copied().unwrap_or_default();
             let own_max = match class {
                 Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
-                Class::Unlisted | Class::Unproven => None,
+                Class::Unlisted | Class::Unproven | Class::Local => None,
             };
             let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
             running < max && self.has_share(state, class, None)

@@ -61,7 +61,7 @@ impl Cache {
         Load {
             blobs: inner.blobs.len(),
             manifests: inner.manifests.len(),
-            others: inner.lists.len() + inner.blob_sizes.len(),
+            others: inner.lists.len() + inner.cached_lists.len() + inner.blob_sizes.len(),
             blob_pool: inner.blob_pool.load(),
             manifest_pool: inner.metadata_pool.load(),
         }

@@ -1,5 +1,7 @@
 //! Tag lists and their pages: distribution-spec, "Listing Tags".
 
+use super::Tag;
+
 /// The part of a tag list that a query asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagPage {
@@ -12,11 +14,14 @@ pub struct TagPage {
 /// What a tag list's query says; other parameters are a registry's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TagQuery<'a> {
-    /// `n`: at most this many. Behind a `last`, 0 is not a number but the word of ghcr.io for "as many as
-    /// you like": its links to the next page say so.
+    /// `n`: at most this many. Beside any other parameter, 0 is not a number but the word of ghcr.io for "as many
+    /// as you like": its links to the next page say so.
     pub count: Option<usize>,
     /// `last`: only those behind this one.
     pub last: Option<&'a str>,
+    /// There are other parameters. A registry has put them into its link to a next page, and knows what they
+    /// mean, and what `n` and `last` mean beside them.
+    pub has_others: bool,
 }
 
 impl<'a> TagQuery<'a> {
@@ -28,7 +33,22 @@ impl<'a> TagQuery<'a> {
         };
         let last = value("last").filter(|last| !last.is_empty());
         let count = value("n").and_then(|n| n.parse().ok());
-        TagQuery { count: count.filter(|count| *count > 0 || last.is_none()), last }
+        let is_other = |pair: &str| {
+            !matches!(pair.split('=').next(), Some("n" | "last" | "")) && !pair.is_empty()
+        };
+        let has_others = query.split('&').any(is_other);
+        let is_number = |count: &usize| *count > 0 || (last.is_none() && !has_others);
+        TagQuery { count: count.filter(is_number), last, has_others }
+    }
+
+    /// Whether it asks for no tag at all: distribution-spec, "Listing Tags".
+    pub fn is_for_none(&self) -> bool {
+        self.count == Some(0)
+    }
+
+    /// Whether a page of any list of tags can be cut by it. `last` may also be a token of a registry's own (ECR).
+    pub fn is_by_name(&self) -> bool {
+        !self.has_others && self.last.is_none_or(|last| last.parse::<Tag>().is_ok())
     }
 
     /// The page of a whole list.
@@ -71,5 +91,27 @@ mod tests {
         assert_eq!(page(&tags, "n=0&last=b"), ("c d".into(), None));
         assert_eq!(page(&tags, "n=x&last="), ("a b c d".into(), None));
         assert_eq!(page(&[], "n=2&last=b"), (String::new(), None));
+    }
+
+    #[test]
+    fn parameters_of_a_registrys_own_are_noticed() {
+        for (query, is_for_none, is_by_name) in [
+            ("", false, true),
+            ("n=0", true, true),
+            ("n=0&", true, true),
+            ("n=0&last=", true, true),
+            ("n=0&last=a", false, true),
+            ("n=0&next_page=abc", false, false),
+            ("page=2&n=5", false, false),
+            ("n=5&last=eyJuIjo1fQ%3D%3D", false, false),
+            ("n=5&last=v1.0", false, true),
+        ] {
+            let parsed = TagQuery::parse(query);
+            assert_eq!(
+                (parsed.is_for_none(), parsed.is_by_name()),
+                (is_for_none, is_by_name),
+                "{query}"
+            );
+        }
     }
 }

@@ -19,9 +19,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use super::layout::{names_in, open_to_read};
+use super::layout::open_to_read;
 use super::{Inner, Store};
-use crate::oci::{Algorithm, ImageName};
+use crate::oci::ImageName;
 
 /// A list of at most this many bytes is in memory: two thousand slow readers of as many of them are 16 MiB.
 const SMALL_BYTES_MAX: usize = 8 * 1024;
@@ -380,7 +380,7 @@ impl Store {
         let bytes = line.len() as u64 + is.body.length();
         let may_be = bytes <= total_bytes_max.min(BYTES_PER_REPOSITORY_MAX)
             && line.len() <= HEADER_BYTES_MAX;
-        if !self.is_writable() || !may_be || !self.has_images(name) {
+        if !self.is_writable() || !may_be || !self.has_images(name)? {
             return Ok(false);
         }
         self.inner.make_room_for_list(&path, name, bytes, total_bytes_max);
@@ -390,14 +390,6 @@ impl Store {
         })?;
         self.inner.note_bytes_added(bytes);
         Ok(true)
-    }
-
-    /// Whether the repository has a tag or a manifest.
-    fn has_images(&self, name: &ImageName) -> bool {
-        let layout = &self.inner.layout;
-        let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
-        let mut directories = of_algorithms.into_iter().chain([layout.tags(name)]);
-        directories.any(|directory| names_in(&directory).next().is_some())
     }
 }
 

@@ -328,14 +328,16 @@ impl Store {
         self.inner.unreadable_files.load(Ordering::Relaxed)
     }
 
-    /// The names in a directory, none if it does not exist. A directory that cannot be read counts as
-    /// unreadable, and has no names either.
-    fn names_in(&self, directory: &Path) -> Vec<String> {
+    /// The names in a directory, none if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it cannot be read.
+    fn find_names_in(&self, directory: &Path) -> Result<Vec<String>, StoreError> {
         let listed = self.inner.list_for_certain(directory);
-        listed.unwrap_or_else(|error| {
-            let _ = self.failed_to_read::<()>(directory, error);
-            Vec::new()
-        })
+        match listed {
+            Ok(names) => Ok(names),
+            Err(error) => Ok(self.failed_to_read(directory, error)?.unwrap_or_default()),
+        }
     }
 
     /// [`Store::find_bytes`] without the bytes: a large manifest, checked piece by piece, so that it takes no

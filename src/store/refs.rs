@@ -212,26 +212,61 @@ impl Store {
         self.put_record(&self.inner.layout.manifest(name, digest), &wire)
     }
 
-    /// The manifests that this repository has.
-    pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
-        let of_algorithm = |algorithm: Algorithm| {
-            let names = self.names_in(&self.inner.layout.manifests(name, algorithm));
-            names.into_iter().filter_map(move |hex| digest_of(algorithm, &hex))
-        };
-        Algorithm::ALL.into_iter().flat_map(of_algorithm).collect()
+    /// Whether the repository has a tag or a manifest.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if that is not known.
+    pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
+        let layout = &self.inner.layout;
+        let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
+        for directory in of_algorithms.into_iter().chain([layout.tags(name)]) {
+            let listed =
+                self.inner.faults.check(&directory).and_then(|()| fs::read_dir(&directory));
+            // One entry is enough.
+            match listed.and_then(|mut entries| entries.next().transpose()) {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.failed_to_read::<()>(&directory, error)?;
+                }
+            }
+        }
+        Ok(false)
     }
 
-    /// The tags of a repository that are in the cache, sorted.
-    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
-        let names = self.names_in(&self.inner.layout.tags(name)).into_iter();
+    /// The manifests that this repository has, as far as they can be read.
+    pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
+        self.find_manifests(name).unwrap_or_default()
+    }
+
+    /// As [`Store::manifests`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known which they are.
+    pub fn find_manifests(&self, name: &ImageName) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let names = self.find_names_in(&self.inner.layout.manifests(name, algorithm))?;
+            found.extend(names.iter().filter_map(|hex| digest_of(algorithm, hex)));
+        }
+        Ok(found)
+    }
+
+    /// As [`Store::tags`].
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it is not known which they are.
+    pub fn find_tags(&self, name: &ImageName) -> Result<Vec<Tag>, StoreError> {
+        let names = self.find_names_in(&self.inner.layout.tags(name))?.into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
         tags.sort();
-        tags
+        Ok(tags)
     }
 
-    /// Whether any tag of a repository is in the cache.
-    pub fn has_tags(&self, name: &ImageName) -> bool {
-        !self.names_in(&self.inner.layout.tags(name)).is_empty()
+    /// The tags of a repository that are in the cache, sorted, as far as they can be read.
+    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
+        self.find_tags(name).unwrap_or_default()
     }
 
     /// The lock under which a manifest and its names are written, so that a sweep of unreferenced

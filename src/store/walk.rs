@@ -94,7 +94,7 @@ impl Store {
     /// The names in a directory, in order.
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
-            Unknown::PassOver => self.names_in(directory),
+            Unknown::PassOver => self.find_names_in(directory).unwrap_or_default(),
             Unknown::Refuse => self.inner.list_for_certain(directory)?,
         };
         names.sort();

@@ -178,6 +178,20 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
+    /// Whether nothing of the registry itself has answered: the way to it is in trouble, or a gateway before it
+    /// does not reach it (520 and above are Cloudflare's).
+    pub fn is_unreachable(&self) -> bool {
+        match self.kind {
+            UpstreamErrorKind::Status { status } => matches!(status, 502..=504 | 520..=527),
+            _ => self.is_trouble(),
+        }
+    }
+
+    /// Whether the registry does not know this kind of request (501).
+    pub(super) fn is_not_implemented(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Status { status: 501 })
+    }
+
     /// Whether the registry answered that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden)

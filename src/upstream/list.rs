@@ -6,7 +6,8 @@
 //! Registries page in different ways. ECR's `last` is a token that has nothing to do with tags, and its pages are
 //! in no order; ghcr.io lists by the time of the push. So a page is passed on as it is. It is cut only if the
 //! registry has certainly ignored the query, as `docker-registry` 2.8 does: it names no next page, and either has
-//! sent more than `n` tags to a first page, or the tag `last` itself.
+//! sent more than `n` tags to a first page, or the tag `last` itself. A query with other parameters is the registry's
+//! own, and its answer is passed on as it is.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -192,6 +193,9 @@ impl<'a> Cut<'a> {
 
     /// Whether the registry has ignored the query.
     fn is_ignored(&self) -> bool {
+        if self.query.has_others {
+            return false;
+        }
         match self.query.last {
             // A list in another order that begins with it comes from a registry that takes `last` for the first
             // one wanted.
@@ -491,6 +495,10 @@ mod tests {
             (r#""10","9""#, "last=eyJuIjo1fQ%3D%3D", None, r#""10","9""#, None),
             (r#""10","9""#, "n=1&last=zz", None, r#""10","9""#, None),
             (r#""v2","v1""#, "last=v3&n=0", None, r#""v2","v1""#, None),
+            // Parameters of the registry's own (Quay, Harbor).
+            (r#""10","9""#, "n=1&next_page=gAAA", None, r#""10","9""#, None),
+            (r#""10","9""#, "n=0&page=2", None, r#""10","9""#, None),
+            (r#""a","b""#, "page=2&last=a", None, r#""a","b""#, None),
             // Inclusive, in another order.
             (r#""v3","v2","v1""#, "last=v3&n=5", None, r#""v3","v2","v1""#, None),
         ] {

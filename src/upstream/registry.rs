@@ -257,7 +257,9 @@ impl Registry {
             UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
         };
         let answer = match asked {
-            Err(error) if !error.is_trouble() => return Err(unsupported(error.request())),
+            Err(error) if !error.is_trouble() || error.is_not_implemented() => {
+                return Err(unsupported(error.request()));
+            }
             other => other?,
         };
         let (response, request) = (answer.response, answer.request);

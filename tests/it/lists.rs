@@ -1,11 +1,11 @@
-//! Tag lists and referrers: relayed, paged, kept for a while, and never taken for immutable.
+//! Tag lists: relayed, paged, kept for a while, and never taken for immutable.
 //!
-//! Proves P-38, P-39.
+//! Proves P-38.
 
 use serde_json::{Value, json};
 
 use crate::support::larder::{manifest, seconds};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On, Response, absent_digest, media_type};
+use crate::support::{FakeRegistry, Fault, Image, Larder, On, Response};
 
 const REPOSITORY: &str = "team/app";
 const TAGS: &str = "/v2/team/app/tags/list";
@@ -196,6 +196,8 @@ fn pages_with_opaque_tokens_and_in_any_order_are_followed_to_the_end() {
         ("a token, as of ECR", "last=eyJuIjo1fQ%3D%3D"),
         ("n=0, as of ghcr.io", "last=111&n=0"),
         ("a long token", long.as_str()),
+        ("n=0 and a token, as of Quay", "n=0&next_page=gAAAAAB"),
+        ("a page with more than n", "n=1&page=2"),
     ] {
         let registry = FakeRegistry::start();
         let link = format!("</v2/another/place?{query}> ; title=\"a, b\" ; rel=\"last next\"");
@@ -300,133 +302,85 @@ fn large_list_is_sent_whole_with_and_without_an_image_and_again_from_the_cache()
     }
 }
 
-fn referrers(digest: &str) -> String {
-    format!("/v2/{REPOSITORY}/referrers/{digest}")
-}
-
-/// A registry with an image and two referrers of it, of the types `a/signature` and `a/sbom+json`.
-fn registry_with_referrers() -> (FakeRegistry, String) {
-    let registry = FakeRegistry::start();
-    registry.enable_referrers();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
-    for kind in ["a/signature", "a/sbom+json"] {
-        let referrer = Image::new(kind).artifact_type(kind).subject(image.descriptor());
-        registry.add_untagged(REPOSITORY, &referrer);
-    }
-    (registry, digest)
-}
-
-#[track_caller]
-fn check_index(got: &Response) -> Vec<Value> {
-    assert_eq!((got.status, got.header("content-type")), (200, Some(media_type::OCI_INDEX)));
-    let index = got.json();
-    assert_eq!(
-        (&index["schemaVersion"], &index["mediaType"]),
-        (&json!(2), &json!(media_type::OCI_INDEX))
-    );
-    index["manifests"].as_array().cloned().unwrap_or_else(|| panic!("no manifests: {got:?}"))
-}
-
-#[test]
-fn referrers_are_relayed_and_filtered_where_upstream_filters() {
-    let (registry, digest) = registry_with_referrers();
+/// A registry whose list of tags was answered once, and an hour later gets this fault. One of its two tags was
+/// pulled.
+fn listed_once_and_then(fault: Fault) -> (FakeRegistry, Larder) {
+    let registry = registry_with_tags(&["v1", "v9"]);
     let larder = Larder::start(&registry);
-    let all = larder.get(&referrers(&digest));
-    assert_eq!((check_index(&all).len(), all.header("oci-filters-applied")), (2, None));
-    // A plus is a space in a query; who means a plus says %2B.
-    for kind in ["a/sbom%2Bjson", "a%2Fsbom%2Bjson"] {
-        let got = larder.get(&format!("{}?artifactType={kind}", referrers(&digest)));
-        let entries = check_index(&got);
-        assert_eq!(entries.len(), 1, "{kind}");
-        assert_eq!(entries[0]["artifactType"], "a/sbom+json");
-        assert_eq!(got.header("oci-filters-applied"), Some("artifactType"));
-    }
-    assert!(check_index(&larder.get(&referrers(&absent_digest(1)))).is_empty());
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert_eq!(tags(&larder.get(TAGS)), ["v1", "v9"]);
+    larder.advance(seconds(3600));
+    registry.fault(On::tags(REPOSITORY), fault);
+    (registry, larder)
 }
 
 #[test]
-fn new_referrer_shows_after_a_while() {
-    let (registry, digest) = registry_with_referrers();
-    let larder = Larder::start(&registry);
-    assert_eq!(check_index(&larder.get(&referrers(&digest))).len(), 2);
-    let late = Image::new("late").subject(Image::sample("v1").descriptor());
-    registry.add_untagged(REPOSITORY, &late);
-    larder.advance(seconds(3600));
-    assert_eq!(check_index(&larder.get(&referrers(&digest))).len(), 3);
-    registry.stop();
-    larder.advance(seconds(3600));
-    assert_eq!(check_index(&larder.get(&referrers(&digest))).len(), 3, "the last good answer");
-}
-
-#[test]
-fn registry_without_referrers_is_said_to_have_none_such() {
-    let elsewhere = FakeRegistry::start();
+fn refused_list_is_not_answered_with_an_earlier_one() {
     for (name, fault) in [
-        ("404", Fault::status(404)),
         ("400", Fault::status(400)),
-        ("405", Fault::status(405)),
-        ("406", Fault::status(406)),
-        ("a page", Fault::Html200),
-        ("a redirect to a web page", Fault::Redirect(303, elsewhere.url("/page"))),
-        ("another type", Fault::content_type("application/json")),
+        ("401", Fault::status(401)),
         ("403", Fault::status(403)),
+        ("404", Fault::status(404)),
+        ("405", Fault::status(405)),
+        ("a page", Fault::Html200),
+        ("a link that cannot be passed on", page(&["v1"], "</page/2>; rel=next")),
     ] {
-        let (registry, digest) = registry_with_referrers();
-        registry.fault(On::referrers(&digest), fault);
+        let (_registry, larder) = listed_once_and_then(fault);
+        for _ in 0..2 {
+            let got = larder.get(TAGS);
+            assert!(got.status >= 400, "{name}: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn registry_that_fails_for_now_has_its_last_list_repeated() {
+    for fault in [500, 502, 503].map(Fault::status).into_iter().chain([Fault::rate_limited(60)]) {
+        let (_registry, larder) = listed_once_and_then(fault);
+        let got = larder.get(TAGS);
+        assert_eq!(tags(&got), ["v1", "v9"]);
+        assert!(got.header("warning").is_some_and(|text| text.starts_with("110")), "{got:?}");
+    }
+}
+
+#[test]
+fn cached_tags_are_answered_where_the_registry_is_not_reached_and_not_where_it_fails() {
+    for (status, is_reached) in
+        [(500, true), (501, true), (502, false), (503, false), (504, false), (522, false)]
+    {
+        let registry = registry_with_tags(&["v1", "v9"]);
         let larder = Larder::start(&registry);
-        let got = larder.get(&referrers(&digest));
-        assert_eq!(
-            (got.status, got.error_code().as_str()),
-            (404, "UNSUPPORTED"),
-            "{name}: {got:?}"
-        );
-        assert!(larder.get(&manifest(REPOSITORY, "v1")).status == 200, "{name}");
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        registry.fault(On::tags(REPOSITORY), Fault::status(status));
+        let got = larder.get(TAGS);
+        match is_reached {
+            true => assert!(got.status >= 500, "{status}: {got:?}"),
+            false => assert_eq!(tags(&got), ["v1"], "{status}"),
+        }
     }
-    assert_eq!(elsewhere.connection_count(), 0);
 }
 
 #[test]
-fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
-    let registry = FakeRegistry::start();
+fn list_at_which_a_registry_fails_does_not_make_its_tags_stale() {
+    let registry = registry_with_tags(&["v1"]);
     let larder = Larder::start(&registry);
-    let got = larder.get(&format!("{}?ns=quay.io", referrers(&absent_digest(1))));
-    assert_eq!(got.status, 404);
-    assert_ne!(got.error_code(), "NAME_UNKNOWN", "oras would give up");
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let moved = registry.add(REPOSITORY, "v1", &Image::sample("v2"));
+    larder.advance(seconds(3600));
+    registry.fault(On::tags(REPOSITORY), Fault::status(500));
+    assert!(larder.get(TAGS).status >= 500);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).digest(), moved);
 }
 
 #[test]
-fn cached_referrers_are_found_while_the_registry_is_gone() {
-    for is_restarted in [false, true] {
-        let (registry, digest) = registry_with_referrers();
-        // No referrers API: clients keep an index under a tag.
-        registry.fault(On::referrers(&digest), Fault::status(404));
-        let mut larder = Larder::start(&registry);
-        let image = Image::sample("v1");
-        let signature = Image::new("a/signature").artifact_type("a/signature");
-        let signature = signature.subject(image.descriptor()).digest();
-        for reference in ["v1", signature.as_str()] {
-            assert_eq!(larder.get(&manifest(REPOSITORY, reference)).status, 200);
-        }
-        registry.stop();
-        if is_restarted {
-            larder.restart();
-        }
-        for _ in 0..3 {
-            larder.advance(seconds(60));
-            let got = larder.get(&referrers(&digest));
-            assert_eq!(check_index(&got).len(), 1);
-            assert!(got.header("warning").is_some(), "{got:?}");
-            let filtered = format!("{}?artifactType=a/nothing", referrers(&digest));
-            let got = larder.get(&filtered);
-            assert_eq!(
-                (check_index(&got).len(), got.header("oci-filters-applied")),
-                (0, Some("artifactType"))
-            );
-            // A leaf: nothing refers to it.
-            assert!(check_index(&larder.get(&referrers(&signature))).is_empty());
-        }
-        let got = larder.get(&referrers(&absent_digest(1)));
-        assert_ne!(got.status, 200, "nothing is known of it: {got:?}");
+fn page_that_only_the_registry_can_continue_fails_while_it_cannot_be_reached() {
+    let registry = registry_with_tags(&["a", "b"]);
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "b")).status, 200);
+    registry.stop();
+    for query in ["n=1&last=eyJuIjo1fQ%3D%3D", "n=1&next_page=gAAAAAB"] {
+        let got = larder.get(&format!("{TAGS}?{query}"));
+        assert!(got.status >= 500, "{query}: {got:?}");
     }
+    assert_eq!(tags(&larder.get(&format!("{TAGS}?n=1&last=a"))), ["b"]);
 }

@@ -92,6 +92,29 @@ fn pattern_means_the_tags_that_match_over_all_pages() {
 }
 
 #[test]
+fn pattern_fails_where_not_all_pages_of_the_tags_can_be_had() {
+    for fault in [
+        Fault::status(403),
+        Fault::status(500),
+        Fault::Html200,
+        Fault::extra_header("Link", "</page/3>; rel=\"next\""),
+        Fault::CutAfter(10),
+    ] {
+        let registry = FakeRegistry::start();
+        registry.tags_page(2);
+        for tag in ["v1", "v2", "v3"] {
+            registry.add(REPOSITORY, tag, &Image::sample(tag));
+        }
+        let larder = Larder::start(&registry);
+        // The tags that are cached must not be taken for all of them either.
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        registry.fault(On::tags(REPOSITORY).after(1), fault);
+        let summary = run(&larder, &registry, "$/team/app:v*", &settings(&["all"]));
+        assert_eq!((summary.images.len(), summary.failed().count()), (1, 1), "{summary:?}");
+    }
+}
+
+#[test]
 fn of_an_index_the_platforms_that_are_wanted_are_loaded() {
     let registry = FakeRegistry::start();
     let amd = Image::new("amd").platform("linux", "amd64").layer(bytes(1000, 1));

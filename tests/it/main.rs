@@ -47,8 +47,10 @@ mod hostile_documents;
 mod framing;
 // Larders that ask each other.
 mod loops;
-// Tag lists and referrers.
+// Tag lists.
 mod lists;
+// Referrers.
+mod referrers;
 // Lists of images.
 mod loading;
 // What is fetched before somebody asks.

@@ -134,6 +134,42 @@ fn signatures_and_what_else_refers_to_an_image_come_with_it() {
 }
 
 #[test]
+fn referrers_are_asked_for_again_as_often_as_tags_and_not_with_each_pull() {
+    let registry = FakeRegistry::start();
+    registry.enable_referrers();
+    registry.expect_unknown("/v2/*/manifests/sha256-*");
+    let image = Image::sample("v1");
+    let digest = registry.add(REPOSITORY, "v1", &image);
+    let signed = Image::new("signature").artifact_type("a/sig").subject(image.descriptor());
+    registry.add_untagged(REPOSITORY, &signed);
+    let larder = start(&registry, Prefetch { referrers: true, ..Prefetch::default() });
+    let referrers = format!("/v2/{REPOSITORY}/referrers/{digest}");
+    larder.get(&manifest(REPOSITORY, "v1"));
+    larder.wait_until_cached(&signed.digest());
+    let is_idle = || {
+        let pool = larder.cache().load().manifest_pool;
+        pool.busy + pool.queued + pool.queued_in_background == 0
+    };
+    until("the end of the prefetch", is_idle);
+    for number in 0..4 {
+        larder.advance(seconds(61));
+        larder.get(&manifest(REPOSITORY, "v1"));
+        let other = registry.add(REPOSITORY, "other", &Image::sample(&number.to_string()));
+        larder.get(&manifest(REPOSITORY, &other));
+        larder.wait_until_cached(&other);
+        until("the end of the prefetch", is_idle);
+    }
+    assert_eq!(registry.count("GET", &referrers), 1);
+
+    let late = Image::new("late").artifact_type("a/sig").subject(image.descriptor());
+    registry.add_untagged(REPOSITORY, &late);
+    larder.advance(seconds(301));
+    larder.get(&manifest(REPOSITORY, "v1"));
+    larder.wait_until_cached(&late.digest());
+    assert_eq!(registry.count("GET", &referrers), 2);
+}
+
+#[test]
 fn what_nobody_waits_for_does_not_keep_those_who_wait() {
     let registry = FakeRegistry::start();
     let layers = (0..20).map(|seed| bytes(10_000, seed));

@@ -19,6 +19,8 @@ pub(in crate::cache) enum Class {
     Unlisted,
     /// An unlisted registry that has never answered.
     Unproven,
+    /// Work on the local disk, which waits for no registry.
+    Local,
 }
 
 impl Class {

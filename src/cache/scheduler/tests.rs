@@ -112,6 +112,18 @@ fn one_registry_that_hangs_gets_a_half_and_two_get_a_third_each() {
 }
 
 #[test]
+fn work_on_the_disk_for_a_registry_that_hangs_has_a_share_of_its_own() {
+    let bench = Bench::new(12, &[]);
+    for _ in 0..20 {
+        bench.hold("hung", of("hung.io/a"));
+    }
+    assert_eq!(bench.next(6), ["hung"; 6]);
+    let local = Purpose { class: Class::Local, ..of("hung.io/a") };
+    bench.scheduler.submit(local, || true, bench.quick("local"));
+    assert_eq!(bench.next(1), ["local"]);
+}
+
+#[test]
 fn a_registry_holds_as_many_fetchers_as_it_is_given() {
     let mut bench = Bench::new(4, &[("one.io", 1), ("all.io", 3)]);
     for name in ["one.io/a", "one.io/a", "all.io/a", "all.io/a", "all.io/a"] {

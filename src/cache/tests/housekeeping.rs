@@ -60,12 +60,24 @@ fn cached_tags_are_listed_when_upstream_never_was_asked() {
         bench.how(tag);
     }
     let bench = bench.restarted(|settings| settings.air_gapped = true);
-    let question = ListQuestion::Tags { query: "n=1".into() };
-    let Ok(ListLookup::Ready(answer)) = bench.cache.list(&name(), question) else {
-        panic!("a local answer")
+    let ask = || {
+        let question = ListQuestion::Tags { query: "n=1".into() };
+        let Ok(ListLookup::Wait(waiting)) = bench.cache.list(&name(), question) else {
+            panic!("a fetcher reads the disk, not the worker that asks")
+        };
+        wait(|waker| waiting.poll(waker))
     };
-    assert_eq!(answer.body.read().unwrap(), br#"{"name":"a","tags":["v1"]}"#);
+    let answer = ask().unwrap();
+    assert_eq!(
+        (answer.body.read().unwrap(), answer.how),
+        (br#"{"name":"a","tags":["v1"]}"#.into(), How::Stale)
+    );
     assert_eq!(answer.next.as_deref(), Some("n=1&last=v1"));
+    assert_eq!(bench.source.calls(), ["GET v2", "GET v1"]);
+
+    // What cannot be read is not taken for nothing.
+    bench.cache.store().fail_reads("tags", 0, usize::MAX, Errno::MFILE);
+    assert_eq!(ask().unwrap_err().reason(), Reason::Overloaded);
 }
 
 #[test]
