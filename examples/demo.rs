@@ -1,9 +1,9 @@
-//! `make demo`: the promise in one terminal, without any network.
+//! `make demo`: a demonstration in one terminal, without any network.
 //!
-//! An upstream on loopback with a sample image (it is a second Larder, air-gapped, over a directory
-//! that this program fills), a cold pull through Larder, the upstream stopped, a warm pull.
+//! Starts a registry on loopback with a sample image (a second, air-gapped Larder over a directory
+//! that this program fills), pulls through Larder, stops the registry, and pulls again.
 
-#![allow(clippy::print_stdout, reason = "it is what a demonstration is for")]
+#![allow(clippy::print_stdout, reason = "a demonstration prints")]
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,9 +17,9 @@ use larder::store::{self, ManifestRecord, Store, TagRecord};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// Enough to see a rate, little enough for any machine.
+/// Large enough to measure a rate, small enough for any machine.
 const LAYER_BYTES: usize = 32 * 1024 * 1024;
-/// A server on loopback that has not answered by then will not.
+/// How long a server on loopback may take to answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn main() -> Fallible<()> {
@@ -103,7 +103,7 @@ fn publish(root: &Path) -> Fallible<Image> {
     Ok(Image { config, layer })
 }
 
-/// A larder process.
+/// A Larder process.
 struct Server {
     process: Child,
     address: String,
@@ -138,12 +138,12 @@ impl Server {
                 break address.to_owned();
             }
         };
-        // The log is read to its end, so that the server never waits for a full pipe.
+        // Read the log to its end, so that the server never blocks on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Ok(Server { process, address })
     }
 
-    /// SIGTERM, and the wait for a drained end.
+    /// Sends SIGTERM and waits until the server has drained and exited.
     fn stop(&mut self) -> Fallible<()> {
         let pid = self.process.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
@@ -154,13 +154,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Only left over where the demonstration failed half-way; it may have ended by itself.
+        // Runs only if the demonstration failed half-way; the process may have exited by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Pulls the image, checks every digest, and says how it went.
+/// Pulls the image, checks every digest, and describes the result.
 fn pull(address: &str, image: &Image) -> Fallible<String> {
     let began = Instant::now();
     let manifest = get(address, "manifests/v1", None)?;
