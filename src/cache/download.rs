@@ -18,6 +18,9 @@ use crate::upstream::{BlobAsk, Demerits, UpstreamError};
 /// hash, small enough that the first bytes leave at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
+/// How often a download that waits looks whether its fetcher is of more use elsewhere.
+const USE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Takes the bytes of a download.
 pub(super) trait Sink {
     /// How many of the blob's bytes it has.
@@ -137,8 +140,20 @@ impl<'a, S: Sink> Download<'a, S> {
                 self.what(),
                 wait.as_millis()
             );
-            self.inner.blob_pool.pause(wait);
+            self.pause(wait)?;
+        }
+    }
+
+    /// Waits before another try, unless the fetcher is of more use elsewhere.
+    fn pause(&self, wait: Duration) -> Result<(), CacheError> {
+        let end = Instant::now() + wait;
+        loop {
             self.stop_if_unwanted()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.inner.blob_pool.pause(left.min(USE_LOOK_EVERY));
         }
     }
 

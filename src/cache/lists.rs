@@ -9,7 +9,7 @@ use super::{Cache, CacheError, How, Inner, PATIENCE};
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagQuery};
 use crate::store::ListRecord;
-use crate::upstream::List;
+use crate::upstream::{List, UpstreamError};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
@@ -189,7 +189,7 @@ impl Inner {
                 source.referrers(&name.repository, digest, query)
             }
         };
-        if asked.as_ref().is_err_and(|error| error.is_trouble()) {
+        if asked.as_ref().is_err_and(UpstreamError::is_about_the_registry) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
         let list = asked?;

@@ -126,11 +126,11 @@ impl Cache {
         if inner.is_offline() {
             return Err(CacheError::NotCached);
         }
-        let is_missing =
-            inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now);
+        let asked = Asked::Manifest(name.clone(), reference.clone());
+        let is_missing = inner.misses.is_missing(&asked, now);
         let held_back = inner.misses.held_back(&name.upstream, now);
         match (cached, held_back) {
-            (Some(content), _) if is_missing || inner.misses.is_troubled(&name.upstream, now) => {
+            (Some(content), _) if is_missing || inner.misses.has_failed(&asked, now) => {
                 Ok(ready(content, How::Stale))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
@@ -144,7 +144,7 @@ impl Cache {
 
     /// Asks what a tag is, for the next client rather than for this one.
     fn revalidate(&self, key: Key, now: SystemTime) {
-        if !self.inner.misses.is_troubled(&key.0.upstream, now) {
+        if !self.inner.misses.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
             self.fetch_manifest_in_background(key);
         }
     }
@@ -177,7 +177,9 @@ impl Cache {
                 .metadata_pool
                 .submit(purpose, is_wanted, move || inner.fetch_manifest(leader));
         }
-        Ok(ManifestWait { cache: self.clone(), name: key.0, flight: joined.flight, how, cached })
+        let (name, reference) = key;
+        let (cache, flight) = (self.clone(), joined.flight);
+        Ok(ManifestWait { cache, name, reference, flight, how, cached })
     }
 }
 

@@ -236,7 +236,6 @@ impl Cache {
         let is_switched_off = store.is_offline();
         let inner = Inner {
             store,
-            sources,
             clock,
             blobs: Flights::new(),
             manifests: Flights::new(),
@@ -255,7 +254,7 @@ impl Cache {
                 HashMap::new(),
                 PATIENCE,
             ),
-            misses: Misses::new(settings.negative_ttl),
+            misses: Misses::new(settings.negative_ttl, Arc::clone(&sources)),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             in_use: Mutex::new(HashMap::new()),
             told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
@@ -273,6 +272,7 @@ impl Cache {
             is_switched_off: AtomicBool::new(is_switched_off),
             looking_at_switch: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
+            sources,
         };
         Cache { inner: Arc::new(inner), client: None }
     }

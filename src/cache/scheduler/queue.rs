@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::client_address::ClientAddress;
 use crate::oci::{ImageName, Upstream};
@@ -113,7 +113,13 @@ pub(super) struct ClientQueue {
 pub(super) struct ClassQueue {
     pub(super) clients: Turns<Option<ClientAddress>, ClientQueue>,
     pub(super) jobs: usize,
+    /// When unwanted jobs were last looked for.
+    searched: Option<Instant>,
 }
+
+/// A full queue is searched for unwanted jobs at most so often: the search is linear, and a client may fill the
+/// queue as fast as it can send.
+const SEARCHED_EVERY: Duration = Duration::from_millis(50);
 
 impl ClassQueue {
     pub(super) fn push(&mut self, job: Job) {
@@ -124,23 +130,43 @@ impl ClassQueue {
         self.jobs += 1;
     }
 
-    pub(super) fn pop(&mut self) -> Option<Job> {
-        let job = self.clients.pop(|client| {
-            let job = client.repositories.pop(|jobs| {
-                let job = jobs.pop_front();
-                (job, if jobs.is_empty() { IsEmpty::Yes } else { IsEmpty::No })
+    /// The next job of the client whose turn it is among those that may begin one. What Larder does by itself
+    /// always may. Clients that may not hold a fetcher already, so that few are passed over.
+    pub(super) fn pop(&mut self, may_begin: impl Fn(ClientAddress) -> bool) -> Option<Job> {
+        for _ in 0..self.clients.order.len() {
+            if let Some(Some(client)) = self.clients.order.front()
+                && !may_begin(*client)
+            {
+                self.clients.order.rotate_left(1);
+                continue;
+            }
+            let job = self.clients.pop(|client| {
+                let job = client.repositories.pop(|jobs| {
+                    let job = jobs.pop_front();
+                    (job, if jobs.is_empty() { IsEmpty::Yes } else { IsEmpty::No })
+                });
+                client.jobs -= usize::from(job.is_some());
+                (job, client.repositories.is_empty())
             });
-            client.jobs -= usize::from(job.is_some());
-            (job, client.repositories.is_empty())
-        })?;
-        self.jobs -= 1;
-        Some(job)
+            self.jobs -= usize::from(job.is_some());
+            return job;
+        }
+        None
     }
 
-    /// Takes out the jobs that nobody waits for any more.
-    pub(super) fn take_unwanted(&mut self, is_unwanted: &dyn Fn(&Job) -> bool) -> Vec<Job> {
+    /// Takes out the jobs that nobody waits for any more, unless that was done a moment ago.
+    pub(super) fn take_unwanted(
+        &mut self,
+        is_unwanted: &dyn Fn(&Job) -> bool,
+        now: Instant,
+    ) -> Vec<Job> {
+        let is_recent = |searched| now.saturating_duration_since(searched) < SEARCHED_EVERY;
+        if self.searched.is_some_and(is_recent) {
+            return Vec::new();
+        }
+        self.searched = Some(now);
         let mut all = Vec::with_capacity(self.jobs);
-        while let Some(job) = self.pop() {
+        while let Some(job) = self.pop(|_| true) {
             all.push(job);
         }
         let (unwanted, wanted): (Vec<Job>, Vec<Job>) = all.into_iter().partition(is_unwanted);

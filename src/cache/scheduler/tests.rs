@@ -169,6 +169,37 @@ fn clients_take_turns_and_so_do_the_repositories_of_one() {
 }
 
 #[test]
+fn one_client_leaves_a_quarter_of_its_registrys_share_to_the_next() {
+    let mut bench = Bench::new(16, &[]);
+    for _ in 0..20 {
+        bench.hold("greedy", from(1, of("a.io/x")));
+    }
+    // Of the eight that one registry may hold.
+    assert_eq!(bench.next(6), ["greedy"; 6]);
+    bench.nothing_begins();
+    bench.hold("modest", from(2, of("a.io/x")));
+    bench.hold("own", of("a.io/x"));
+    assert_eq!(bench.next(2), ["modest", "own"]);
+    bench.nothing_begins();
+    bench.let_all_go();
+    assert_eq!(bench.next(14), ["greedy"; 14]);
+}
+
+#[test]
+fn background_jobs_of_clients_take_turns() {
+    let mut bench = Bench::new(1, &[]);
+    bench.hold("first", of("a.io/x"));
+    assert_eq!(bench.next(1), ["first"]);
+    for _ in 0..3 {
+        bench.scheduler.submit_in_background(from(1, of("a.io/x")), bench.quick("greedy"));
+    }
+    bench.scheduler.submit_in_background(from(2, of("a.io/x")), bench.quick("modest"));
+    bench.let_all_go();
+    let order: Vec<_> = (0..4).map(|_| bench.starts.recv().unwrap()).collect();
+    assert_eq!(order, ["greedy", "modest", "greedy", "greedy"]);
+}
+
+#[test]
 fn a_job_whose_waiters_have_left_is_dropped_when_its_turn_comes() {
     let mut bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
@@ -223,7 +254,7 @@ fn a_full_queue_refuses_the_client_that_fills_it_and_not_the_others() {
     submit(2);
     let queued = |client| {
         let state = bench.scheduler.shared.lock();
-        let queue = &state.classes.queues[&of("a.io/x").class];
+        let queue = &state.foreground.classes.queues[&of("a.io/x").class];
         queue.clients.queues[&from(client, of("a.io/x")).client].jobs
     };
     assert_eq!((queued(1), queued(2)), (QUEUE_PER_CLASS_MAX - 1, 1));
