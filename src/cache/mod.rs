@@ -52,7 +52,7 @@ use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
 use crate::store::Store;
 use crate::upstream::{Source, Sources, Standing};
 
-pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
+pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose, ToldBy};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};

@@ -39,14 +39,10 @@ use crate::client_address::ClientAddress;
 use crate::oci::Upstream;
 use crate::via;
 
-use queue::{ClassQueue, IsEmpty, Job, Run, Turns};
+use queue::{Job, Queue, Run};
 
 pub(super) use queue::{Class, Purpose};
 
-/// Jobs that may wait for a fetcher: far more than clients ask for at once, and some hundred bytes each.
-const QUEUE_MAX: usize = 4096;
-/// Of them in one class, so that one registry that hangs leaves room for the others.
-const QUEUE_PER_CLASS_MAX: usize = 1024;
 /// The stack of a fetcher. Unoptimised builds need several times what a release needs.
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 * 1024 } else { 512 * 1024 };
 
@@ -94,66 +90,6 @@ struct State {
     running_of_clients: HashMap<(Class, ClientAddress), usize>,
     /// How many fetchers some registries may hold.
     per_upstream_max: HashMap<Upstream, usize>,
-}
-
-/// Jobs of all classes.
-#[derive(Default)]
-struct Queue {
-    classes: Turns<Class, ClassQueue>,
-    jobs: usize,
-}
-
-impl Queue {
-    /// Jobs queued in a class. The two of unlisted registries share one bound.
-    fn of(&self, class: &Class) -> usize {
-        let jobs = |class: &Class| self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
-        match class {
-            Class::Listed(_) => jobs(class),
-            Class::Unlisted | Class::Unproven => jobs(&Class::Unlisted) + jobs(&Class::Unproven),
-        }
-    }
-
-    fn is_full(&self, class: &Class) -> bool {
-        self.of(class) >= QUEUE_PER_CLASS_MAX || self.jobs >= QUEUE_MAX
-    }
-
-    fn push(&mut self, job: Job) {
-        self.classes.queue(&job.purpose.class.clone()).push(job);
-        self.jobs += 1;
-    }
-
-    /// The next job of the class whose turn it is among those that may begin one. Jobs that nobody waits for any
-    /// more are moved to `unwanted`.
-    fn pick(
-        &mut self,
-        may_begin: impl Fn(&Class) -> bool,
-        client_may_begin: impl Fn(&Class, ClientAddress) -> bool,
-        is_unwanted: impl Fn(&Job) -> bool,
-        unwanted: &mut Vec<Job>,
-    ) -> Option<Job> {
-        for _ in 0..self.classes.order.len() {
-            let class = self.classes.order.front()?.clone();
-            if !may_begin(&class) {
-                self.classes.order.rotate_left(1);
-                continue;
-            }
-            let before = unwanted.len();
-            let job = self.classes.pop(|queue| {
-                let job = loop {
-                    match queue.pop(|client| client_may_begin(&class, client)) {
-                        Some(job) if is_unwanted(&job) => unwanted.push(job),
-                        other => break other,
-                    }
-                };
-                (job, if queue.jobs == 0 { IsEmpty::Yes } else { IsEmpty::No })
-            });
-            self.jobs -= unwanted.len() - before + usize::from(job.is_some());
-            if job.is_some() {
-                return job;
-            }
-        }
-        None
-    }
 }
 
 impl State {

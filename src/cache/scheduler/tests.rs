@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use super::queue::QUEUE_PER_CLASS_MAX;
 use super::*;
 use crate::oci::ImageName;
 
