@@ -86,3 +86,61 @@ impl Bodies {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::store::{self, Store};
+    use crate::upstream::{self, Registries};
+
+    fn client(number: u8) -> ClientAddress {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, number)).into()
+    }
+
+    fn cache() -> (Cache, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = store::Settings { root: directory.path().to_owned(), fsync: false };
+        let store = Store::open(&settings).unwrap();
+        let registries = Arc::new(Registries::new(upstream::Settings::default()));
+        let clock = Arc::new(std::time::SystemTime::now);
+        (Cache::new(store, registries, crate::cache::Settings::default(), clock), directory)
+    }
+
+    #[test]
+    fn large_answers_are_files_that_equal_answers_share() {
+        let (cache, directory) = cache();
+        let bodies = Bodies::new(cache);
+        let large: Arc<[u8]> = vec![b'x'; FILE_MIN].into();
+        let sent: Vec<Body> =
+            (0..100).map(|number| bodies.body(Arc::clone(&large), client(number % 2))).collect();
+        for body in &sent {
+            let Body::File { file, range } = body else { panic!("{body:?}") };
+            assert_eq!(*range, 0..FILE_MIN as u64);
+            let mut bytes = vec![0; FILE_MIN];
+            std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, 0).unwrap();
+            assert!(bytes[..] == large[..]);
+        }
+        assert_eq!(bodies.budget.used(), FILE_MIN as u64, "there is one file");
+        let incoming = directory.path().join("incoming");
+        let names = std::fs::read_dir(incoming).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("tmp-")
+        });
+        assert_eq!(names.count(), 0, "and it has no name");
+        drop(sent);
+        assert_eq!(bodies.budget.used(), 0);
+        let small: Arc<[u8]> = vec![b'x'; FILE_MIN - 1].into();
+        assert!(matches!(bodies.body(small, client(1)), Body::Bytes(_)));
+    }
+
+    #[test]
+    fn without_room_for_a_file_the_bytes_stay_in_memory() {
+        let (cache, directory) = cache();
+        let bodies = Bodies::new(cache);
+        std::fs::remove_dir_all(directory.path().join("incoming")).unwrap();
+        let body = bodies.body(vec![b'x'; FILE_MIN].into(), client(1));
+        assert!(matches!(body, Body::Bytes(_)));
+        assert_eq!(bodies.budget.used(), 0);
+    }
+}

@@ -6,7 +6,7 @@ use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure};
 use crate::cache::{
-    Cache, CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
+    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
 };
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{Digest, ImageName, MediaType, Reference};
@@ -44,8 +44,6 @@ pub(super) fn answer(
     }
 }
 
-/// Larger manifests are sent from their file, so that slow clients cost no memory.
-const FILE_MIN: usize = 16 * 1024;
 /// The type of a manifest that calls itself something that a browser would show or execute. No client
 /// takes such content for a manifest, and a page of somebody else's must not run with this origin.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
@@ -55,13 +53,12 @@ fn content_type(media_type: &MediaType) -> String {
     shown.to_owned()
 }
 
-fn body(cache: &Cache, answer: &ManifestAnswer) -> Body {
-    let size = answer.bytes().len();
-    // A manifest that passes through, because the disk is full, has no file.
-    let file = if size < FILE_MIN { None } else { cache.store().blob(answer.digest(), None) };
-    match file.filter(|blob| blob.size == size as u64) {
-        Some(blob) => Body::File { file: blob.file, range: 0..blob.size },
-        None => Body::Bytes(Arc::clone(answer.bytes())),
+/// Large manifests are sent from their file, so that slow clients cost no memory.
+fn body(answer: &ManifestAnswer) -> Body {
+    match (answer.bytes(), answer.file()) {
+        (Some(bytes), _) => Body::Bytes(Arc::clone(bytes)),
+        (None, Some(file)) => Body::File { file: file.clone(), range: 0..answer.size() },
+        (None, None) => Body::Empty,
     }
 }
 
@@ -103,6 +100,6 @@ fn reply(
     if request.method() == Method::Get {
         call.cache.complete_later(name, answer.digest());
     }
-    let whole = Reply::new(200, body(&call.cache, &answer));
+    let whole = Reply::new(200, body(&answer));
     call.dress(describe(whole, request, answer.digest(), answer.media_type()), answer.how)
 }

@@ -17,7 +17,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use super::freshness::Belief;
-use super::manifests::Content;
+use super::manifest_content::Content;
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, ManifestLookup, PATIENCE, lock};
 use crate::flight::{Flights, Follower};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::manifests::{Content, ManifestAnswer, Outcome};
+use super::manifest_content::{Content, ManifestAnswer};
+use super::manifests::Outcome;
 use super::misses::Asked;
 use super::{Cache, CacheError, How, PATIENCE};
 use crate::flight::Follower;

@@ -1,78 +1,26 @@
 //! Manifests: by digest for ever, by tag as long as the freshness policy says.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::freshness::{Belief, OnUpstreamDelete};
+use super::manifest_content::{Content, MEMORY_BYTES_MAX, ManifestAnswer, Payload};
 use super::manifest_wait::ManifestWait;
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, lock};
 use crate::flight::{Flights, Pilot};
-use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
+use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
-use crate::upstream::{ManifestHead, Source, UpstreamError};
+use crate::upstream::{Source, UpstreamError};
 
 /// How long a manifest in memory is believed without a look at the store, where another process may
 /// have changed the tag or removed the image.
 const HOT_AGE_MAX: Duration = Duration::from_secs(1);
-/// Larger manifests are read from the store every time, so that memory stays bounded.
-const HOT_BYTES_MAX: usize = 16 * 1024;
-
-/// Descriptors remembered of one manifest: more than any image has, so that one made to push out
-/// everybody else's does not.
-const DESCRIPTORS_REMEMBERED: usize = 512;
-
-/// The table of large manifests in use is swept of those that no longer are when it has this many.
-const IN_USE_SWEPT_AT: usize = 1024;
 
 type Key = (ImageName, Reference);
 pub(super) type Outcome = Arc<Content>;
 pub(super) type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
 type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
-
-/// A manifest's bytes and what is said about them.
-#[derive(Debug)]
-pub(super) struct Content {
-    digest: Digest,
-    media_type: MediaType,
-    bytes: Arc<[u8]>,
-}
-
-impl Content {
-    pub(super) fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    pub(super) fn head(&self) -> ManifestHead {
-        let (digest, media_type) = (self.digest, self.media_type.clone());
-        ManifestHead { digest, media_type, size: self.bytes.len() as u64 }
-    }
-}
-
-/// A manifest that can be answered.
-#[derive(Debug, Clone)]
-pub struct ManifestAnswer {
-    pub(super) content: Arc<Content>,
-    /// How it came about.
-    pub how: How,
-}
-
-impl ManifestAnswer {
-    /// The manifest's digest.
-    pub fn digest(&self) -> &Digest {
-        &self.content.digest
-    }
-
-    /// The media type to answer with.
-    pub fn media_type(&self) -> &MediaType {
-        &self.content.media_type
-    }
-
-    /// The bytes as upstream sent them.
-    pub fn bytes(&self) -> &Arc<[u8]> {
-        &self.content.bytes
-    }
-}
 
 /// A manifest in memory: the bytes of the store, for a second.
 pub(super) struct HotManifest {
@@ -210,7 +158,7 @@ impl Inner {
         fresh_until: Option<SystemTime>,
         now: SystemTime,
     ) {
-        if content.bytes.len() > HOT_BYTES_MAX {
+        if content.size() > MEMORY_BYTES_MAX as u64 {
             return;
         }
         let soon = now + HOT_AGE_MAX;
@@ -242,46 +190,6 @@ impl Inner {
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.now());
         Ok(content.map(|content| Stored { content, belief }))
-    }
-
-    fn read_content(
-        &self,
-        name: &ImageName,
-        digest: Digest,
-        media_type: MediaType,
-        size: u64,
-    ) -> Result<Option<Arc<Content>>, CacheError> {
-        let is_large = size > HOT_BYTES_MAX as u64;
-        if is_large
-            && let Some(content) = lock(&self.in_use).get(&digest).and_then(Weak::upgrade)
-            && content.media_type == media_type
-        {
-            return Ok(Some(content));
-        }
-        let Some(bytes) = self.store.find_bytes(&digest, size)? else { return Ok(None) };
-        let bytes: Arc<[u8]> = bytes.into();
-        // Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
-        if let Ok(manifest) = Manifest::parse(Arc::clone(&bytes), Some(media_type.as_str())) {
-            self.remember_sizes(name, &manifest);
-        }
-        let content = Arc::new(Content { digest, media_type, bytes });
-        if is_large {
-            let mut in_use = lock(&self.in_use);
-            if in_use.len() >= IN_USE_SWEPT_AT {
-                in_use.retain(|_, content| content.strong_count() > 0);
-            }
-            in_use.insert(digest, Arc::downgrade(&content));
-        }
-        Ok(Some(content))
-    }
-
-    fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
-        let mut sizes = lock(&self.told_sizes);
-        for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
-            if let Some(size) = descriptor.known_size() {
-                sizes.insert((name.clone(), descriptor.digest), size);
-            }
-        }
     }
 
     /// The work of a manifest flight, on a fetcher.
@@ -413,13 +321,24 @@ impl Inner {
         let (digest, manifest) = fetched?;
         self.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
         self.remember_sizes(name, &manifest);
-        if let Err(error) = self.keep_manifest(name, &digest, &manifest) {
+        let kept = self.keep_manifest(name, &digest, &manifest);
+        if let Err(error) = &kept {
             // The client can have it all the same: it is verified and in memory.
             self.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
-        let (media_type, bytes) = (manifest.media_type().clone(), Arc::clone(manifest.bytes()));
-        Ok(Arc::new(Content { digest, media_type, bytes }))
+        let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len());
+        if size > MEMORY_BYTES_MAX && kept.is_ok() {
+            let size = size as u64;
+            // It was verified as it was kept.
+            if let Some(blob) = self.store.blob(&digest, Some(size)) {
+                lock(&self.sizes_read).insert((name.clone(), digest), ());
+                let payload = Payload::File { file: blob.file, size };
+                return Ok(self.share(Content { digest, media_type, payload }));
+            }
+        }
+        let payload = Payload::Memory(Arc::clone(manifest.bytes()));
+        Ok(Arc::new(Content { digest, media_type, payload }))
     }
 
     /// Content before names: blob, then the repository's record of it.
@@ -450,7 +369,7 @@ impl Inner {
         content: &Content,
         before: Option<&TagRecord>,
     ) {
-        let size = content.bytes.len() as u64;
+        let size = content.size();
         if self.store.blob(&content.digest, Some(size)).is_none() {
             // The disk refused the manifest, which was said: a name without content helps nobody.
             return;

@@ -27,6 +27,7 @@ mod freshness;
 mod heads;
 mod keeper;
 mod lists;
+mod manifest_content;
 mod manifest_wait;
 mod manifests;
 mod misses;
@@ -59,8 +60,9 @@ pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
+pub use manifest_content::ManifestAnswer;
 pub use manifest_wait::ManifestWait;
-pub use manifests::{ManifestAnswer, ManifestLookup};
+pub use manifests::ManifestLookup;
 pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 
@@ -77,7 +79,8 @@ use blobs::{BlobKey, SizeFlights};
 use filling::Blame;
 use heads::{HEADS_REMEMBERED, HeadFlights, Told, ToldTags};
 use lists::ListFlights;
-use manifests::{Content, HotManifest, ManifestFlights};
+use manifest_content::Content;
+use manifests::{HotManifest, ManifestFlights};
 use misses::Misses;
 use recent::Recent;
 use scheduler::{Class, Purpose as JobPurpose, Scheduler};
@@ -88,6 +91,8 @@ pub const PATIENCE: Duration = Duration::from_secs(25);
 /// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow
 /// upstream does. Two tables of about a hundred bytes an entry.
 const SIZES_REMEMBERED: usize = 16_384;
+/// Large manifests whose sizes need not be read again.
+const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 /// How many blobs that came wrong are remembered, with who sent them.
 const BLAMED_REMEMBERED: usize = 1024;
 /// How many manifests are kept in memory, for a second each.
@@ -206,6 +211,8 @@ struct Inner {
     told_tags: Mutex<Recent<(ImageName, Digest), ToldTags>>,
     /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
     told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
+    /// Large manifests whose sizes are among them, as far as it is remembered.
+    sizes_read: Mutex<Recent<(ImageName, Digest), ()>>,
     /// Sizes of blobs that this process verified.
     verified_sizes: Mutex<Recent<Digest, u64>>,
     /// Blobs that came wrong, and how each endpoint has fared with them.
@@ -260,6 +267,7 @@ impl Cache {
             told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
             told_tags: Mutex::new(Recent::new(HEADS_REMEMBERED)),
             told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
+            sizes_read: Mutex::new(Recent::new(LARGE_MANIFESTS_REMEMBERED)),
             verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
             blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
             learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),

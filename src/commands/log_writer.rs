@@ -2,7 +2,7 @@
 //!
 //! Lines wait in a bounded queue. When it is full, lines are dropped and counted, and the next line that
 //! is written is preceded by one that says how many were lost. Every text that is logged passes
-//! [`Bounded`] first: whatever it quotes, it is one line, of limited length, without control characters.
+//! [`text`] first: whatever it quotes, it is one line, of limited length, without control characters.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,12 +15,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Lines that wait for the reader: 2 MiB at most, and a burst of requests on a server that works.
+use crate::oci::quoted_up_to;
+
+/// Lines that wait for the reader: some MiB at most, and a burst of requests on a server that works.
 const QUEUE_MAX: usize = 1024;
-/// The longest text of a line. An access log line has two texts of a client of 512 characters each.
-const TEXT_BYTES_MAX: usize = 2048;
-/// What ends a text that was cut.
-const CUT: &str = "…";
+/// The longest text of a line, in characters. An access log line has two texts of a client of 512 characters each.
+const TEXT_CHARS_MAX: usize = 2048;
 /// How long [`LineQueue::flush`] waits for the reader of the log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -120,44 +120,9 @@ fn lost_line(count: u64) -> String {
     format!("{now} [WARN] {count} log {lines} lost because the reader of the log is slow\n")
 }
 
-/// The text of a log line while it is being formatted. Formatting ends when it is full.
-#[derive(Default)]
-pub(super) struct Bounded {
-    text: String,
-}
-
-impl Bounded {
-    /// The text of these arguments.
-    pub(super) fn of(arguments: &fmt::Arguments<'_>) -> String {
-        let mut bounded = Bounded::default();
-        match fmt::write(&mut bounded, *arguments) {
-            Ok(()) => bounded.text,
-            Err(_) => bounded.text + CUT,
-        }
-    }
-}
-
-impl fmt::Write for Bounded {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            let before = self.text.len();
-            match is_unprintable(char) {
-                true => self.text.extend(char.escape_default()),
-                false => self.text.push(char),
-            }
-            if self.text.len() > TEXT_BYTES_MAX - CUT.len() {
-                self.text.truncate(before);
-                return Err(fmt::Error);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Control characters, and those that make a terminal show text in another order than it has.
-fn is_unprintable(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+/// The text of a log line. Formatting ends when the line is full.
+pub(super) fn text(arguments: &fmt::Arguments<'_>) -> String {
+    quoted_up_to(TEXT_CHARS_MAX, arguments)
 }
 
 #[cfg(test)]
@@ -240,15 +205,14 @@ mod tests {
 
     #[test]
     fn texts_are_bounded_and_on_one_line() {
-        assert_eq!(Bounded::of(&format_args!("a {} é", 1)), "a 1 é");
+        assert_eq!(text(&format_args!("a {} é", 1)), "a 1 é");
         assert_eq!(
-            Bounded::of(&format_args!("{}", "a\nb\u{1b}[31m\u{202e}")),
+            text(&format_args!("a\nb{}", "\u{1b}[31m\u{202e}")),
             "a\\nb\\u{1b}[31m\\u{202e}"
         );
-        for text in ["x".repeat(4_000_000), "é".repeat(9_000), "\0".repeat(9_000)] {
-            let line = Bounded::of(&format_args!("{text}{text}"));
-            assert!(line.len() <= TEXT_BYTES_MAX && line.ends_with(CUT), "{}", line.len());
-            assert!(line.len() > TEXT_BYTES_MAX - 32, "{}", line.len());
+        for long in ["x".repeat(4_000_000), "é".repeat(9_000), "\0".repeat(9_000)] {
+            let line = text(&format_args!("{long}{long}"));
+            assert!(line.len() <= 4 * TEXT_CHARS_MAX && line.ends_with('…'), "{}", line.len());
         }
     }
 
@@ -262,6 +226,6 @@ mod tests {
                 }
             }
         }
-        assert!(Bounded::of(&format_args!("{Endless}")).starts_with("again and again"));
+        assert!(text(&format_args!("{Endless}")).starts_with("again and again"));
     }
 }

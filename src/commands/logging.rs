@@ -9,7 +9,7 @@ use log::{Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::CommandError;
-use super::log_writer::{Bounded, LineQueue, LineQueueHandle};
+use super::log_writer::{self, LineQueue, LineQueueHandle};
 use crate::config::LogLevel;
 
 /// Starts logging, to a file or to standard error.
@@ -70,7 +70,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = Bounded::of(record.args());
+        let text = log_writer::text(record.args());
         self.formatter.log(
             &Record::builder()
                 .metadata(record.metadata().clone())

@@ -188,14 +188,14 @@ fn too_much_memory(reply: Reply) -> Reply {
 }
 
 /// The longest answer for people: it may quote the source of a body.
-const PLAIN_BYTES_MAX: usize = 1024;
+const PLAIN_CHARS_MAX: usize = 1024;
 
 /// A short answer for people.
 pub(super) fn plain(status: u16, text: &str) -> Reply {
     let text: String = text
-        .char_indices()
-        .take_while(|(at, char)| at + char.len_utf8() <= PLAIN_BYTES_MAX)
-        .map(|(_, char)| if char.is_control() { '?' } else { char })
+        .chars()
+        .take(PLAIN_CHARS_MAX)
+        .map(|char| if char.is_control() { '?' } else { char })
         .collect();
     let body = Body::Bytes(Arc::from(format!("{text}\n").into_bytes()));
     Reply::new(status, body).header("Content-Type", "text/plain; charset=utf-8")

@@ -4,6 +4,7 @@
 
 use super::connection::{Connection, Phase};
 use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG};
+use super::parking::Eviction;
 use super::pool::Shared;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -42,7 +43,7 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
                 Accepted::Some => {}
                 Accepted::Short(errno) => {
                     // A connection without a request holds a descriptor that a new client needs more.
-                    strain.note(errno, shared.lot.evict(None));
+                    strain.note(errno, shared.lot.evict(None) == Eviction::Done);
                 }
             }
         }

@@ -102,6 +102,19 @@ struct Seat {
     parked: Option<(Box<Connection>, Parking)>,
     /// As how old it is listed in the shares. It may have been used since.
     listed: Option<Instant>,
+    /// It is to be closed if it has no complete request when its worker has done with it.
+    doomed: bool,
+}
+
+/// What became of the attempt to close a connection for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Eviction {
+    /// One was closed.
+    Done,
+    /// One is with a worker and is closed soon, unless it has a complete request.
+    Soon,
+    /// There is none.
+    Nothing,
 }
 
 /// The seats of all connections, and the way back to the workers.
@@ -217,12 +230,12 @@ impl Lot {
     fn make_room(&self, client: ClientAddress) -> bool {
         for _ in 0..ROUNDS_MAX {
             let room = lock(&self.shares).open(client);
-            let has_closed_one = match room {
+            let eviction = match room {
                 Room::Free => return true,
                 Room::Full => self.evict(None),
                 Room::ShareExceeded => self.evict(Some(client)),
             };
-            if !has_closed_one {
+            if eviction != Eviction::Done {
                 return false;
             }
         }
@@ -253,6 +266,11 @@ impl Lot {
         let mut seat = self.seat(id.index);
         if std::mem::take(&mut seat.woken) {
             return Err(connection);
+        }
+        if std::mem::take(&mut seat.doomed) && parking.losable.is_some() {
+            drop(seat);
+            drop(connection);
+            return Ok(());
         }
         // Arming under the lock: once parked, the connection may be closed by another thread and
         // its file descriptor be somebody else's.
@@ -342,22 +360,27 @@ impl Lot {
     }
 
     /// Closes the oldest connection without a complete request: of this client, or of the one that has
-    /// most of them. False if there is none.
+    /// most of them.
     ///
     /// An entry that was taken from the shares is this thread's alone. If its connection ended meanwhile,
     /// the generation of the seat or its `listed` differs, and the end of the connection found nothing to
-    /// remove. If it is with a worker, it is listed again when it is parked.
-    pub(super) fn evict(&self, of: Option<ClientAddress>) -> bool {
+    /// remove. If it is with a worker, or on its way to one, it may have a complete request; it is closed when
+    /// it is parked without one, and no younger one in its place: in a flood most connections are on their
+    /// way, and those that are parked are those of clients that have only just connected.
+    pub(super) fn evict(&self, of: Option<ClientAddress>) -> Eviction {
         loop {
             let Some(Listing { since, place }) = lock(&self.shares).take_oldest(of) else {
-                return false;
+                return Eviction::Nothing;
             };
             let mut seat = self.seat(place.index);
             if seat.generation != place.generation || seat.listed != Some(since) {
                 continue;
             }
             seat.listed = None;
-            let Some((connection, parking)) = &seat.parked else { continue };
+            let Some((connection, parking)) = &seat.parked else {
+                seat.doomed = true;
+                return Eviction::Soon;
+            };
             let Some(losable) = parking.losable else { continue };
             if losable.since > since {
                 // It was used since it was listed.
@@ -368,7 +391,8 @@ impl Lot {
             }
             let evicted = seat.parked.take();
             drop(seat);
-            return evicted.is_some();
+            drop(evicted);
+            return Eviction::Done;
         }
     }
 
@@ -418,6 +442,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut seat = self.lot.seat(self.id.index);
         let listed = seat.listed.take();
+        seat.doomed = false;
         seat.generation = seat.generation.wrapping_add(1);
         seat.woken = false;
         seat.fired = false;

@@ -45,6 +45,8 @@ pub struct Gauges {
     pub is_offline: bool,
     /// Clients that are connected.
     pub connections: usize,
+    /// Bytes of responses in memory that clients have not read yet.
+    pub response_memory_bytes: u64,
     /// Workers that are at work.
     pub busy_workers: usize,
     /// Connections that wait for a worker.
@@ -145,6 +147,11 @@ impl Gauges {
         add("ready", "Whether clients should be sent here", Some(self.is_ready.into()));
         add("offline", "Whether no registry is asked", Some(self.is_offline.into()));
         add("connections", "Clients that are connected", Some(whole(self.connections)));
+        add(
+            "response_memory_bytes",
+            "Responses in memory that clients have not read yet",
+            Some(whole(self.response_memory_bytes)),
+        );
         add("workers_busy", "Workers that are at work", Some(whole(self.busy_workers)));
         add("worker_queue", "Connections that wait for a worker", Some(whole(self.worker_queue)));
         let disk = [

@@ -13,9 +13,10 @@ use std::time::SystemTime;
 
 use super::Store;
 use super::error::StoreError;
-use super::images::{list_for_certain, modified, not_ours, walk};
+use super::images::{modified, walk};
 use super::layout::{Layout, digest_of};
 use super::refs::Access;
+use super::walk::{list_for_certain, not_ours};
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
 /// All images, as they were while it was read.

@@ -56,6 +56,7 @@ mod sweep;
 mod turn;
 mod usage;
 mod verify;
+mod walk;
 
 use std::fs::{self, File};
 use std::io;
@@ -67,7 +68,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Verifier};
 
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
@@ -86,8 +87,11 @@ pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
 use faults::Faults;
-use images::list_for_certain;
 use layout::Layout;
+use walk::list_for_certain;
+
+/// How much of a file is hashed at a time.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// How the directory is treated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -330,6 +334,37 @@ impl Store {
         listed.unwrap_or_else(|error| {
             let _ = self.failed_to_read::<()>(directory, error);
             Vec::new()
+        })
+    }
+
+    /// [`Store::find_bytes`] without the bytes: a large manifest, checked piece by piece, so that it takes no
+    /// memory.
+    ///
+    /// # Errors
+    /// As [`Store::find_bytes`].
+    pub fn find_verified(
+        &self,
+        digest: &Digest,
+        expected_bytes: u64,
+    ) -> Result<Option<Blob>, StoreError> {
+        let Some(blob) = self.find_blob(digest, Some(expected_bytes))? else { return Ok(None) };
+        let path = self.inner.layout.blob(digest);
+        let mut verifier = Verifier::new(digest.algorithm());
+        let (mut piece, mut position) = (vec![0; PIECE_BYTES], 0);
+        loop {
+            match blob.file.read_at(&mut piece, position) {
+                Ok(0) => break,
+                Ok(count) => {
+                    verifier.update(&piece[..count]);
+                    position += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.failed_to_read(&path, error),
+            }
+        }
+        Ok(match verifier.finish() == *digest {
+            true => Some(blob),
+            false => self.damaged(&path, "its bytes do not have the digest of its name"),
         })
     }
 

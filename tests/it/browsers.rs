@@ -121,6 +121,27 @@ fn a_manifest_that_calls_itself_a_page_is_not_served_as_one() {
 }
 
 #[test]
+fn large_manifest_is_sent_from_its_file() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("a").annotation("padding", &"x".repeat(3_000_000));
+    let app = Named::new("app", "1", &image);
+    app.publish(&registry);
+    let site = Site::new(&registry, "");
+    let desk = site.serve();
+    let begin = || {
+        let mut client = desk.begin(&manifest("library/app", "1"));
+        assert_eq!(client.read_head().status, 200);
+        client
+    };
+    // The first is a miss. None of them takes more than the kernel's buffers have room for.
+    let mut clients: Vec<_> = (0..20).map(|_| begin()).collect();
+    assert_eq!(desk.metric("larder_response_memory_bytes"), 0.0);
+    for client in &mut clients {
+        assert!(client.read_body(image.manifest().len()) == image.manifest());
+    }
+}
+
+#[test]
 fn names_that_are_not_listed_are_misdirected_where_names_are_listed() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "allowedHosts: [larder.example.com]\n");

@@ -232,6 +232,7 @@ fn every_gauge() -> Gauges {
         is_ready: true,
         is_offline: false,
         connections: 1,
+        response_memory_bytes: 1,
         busy_workers: 1,
         worker_queue: 1,
         flights: vec![("blob", 1), ("manifest", 1), ("other", 1)],

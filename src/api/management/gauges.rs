@@ -3,9 +3,7 @@
 use std::time::SystemTime;
 
 use super::Desk;
-use crate::cache::{
-    BreakerState, Cache, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary,
-};
+use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
 use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
 use crate::prune::Disk;
 
@@ -27,11 +25,12 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         is_ready: desk.is_ready(),
         is_offline: cache.is_offline(),
         connections: desk.edge.connections(),
+        response_memory_bytes: desk.edge.response_memory(),
         busy_workers: desk.edge.busy_workers(),
         worker_queue: desk.edge.queue_depth(),
         flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
         pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
-        endpoints: listed(cache).iter().flat_map(endpoints).collect(),
+        endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
         failed_handshakes: desk.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,
         disk_used_bytes: disk.used_bytes,
@@ -41,12 +40,6 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         free_space_bytes: room.floor_bytes(&disk),
         usage: cache.store().usage().map(usage_gauges),
     }
-}
-
-/// The registries that may appear by name: those of the configuration, and the well-known ones.
-fn listed(cache: &Cache) -> Vec<UpstreamStatus> {
-    let has_label = |status: &UpstreamStatus| cache.metrics().has_label(status.upstream.as_str());
-    cache.upstreams().into_iter().filter(has_label).collect()
 }
 
 fn endpoints(status: &UpstreamStatus) -> Vec<EndpointGauges> {

@@ -308,7 +308,7 @@ impl Bench {
             ManifestLookup::Ready(answer) => answer,
             ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
         };
-        Ok((answer.bytes().to_vec(), answer.how))
+        Ok((answer.read().unwrap().to_vec(), answer.how))
     }
 
     fn how(&self, reference: &str) -> How {
