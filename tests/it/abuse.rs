@@ -66,7 +66,11 @@ fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
     let clients = begin_many(&larder, burst);
     gate.wait_until_reached(2);
     until("the burst to be queued", || larder.cache().load().manifest_pool.queued == 298);
-    clients.into_iter().for_each(Connection::reset);
+    // Some crash, and some close their connection in order.
+    let (crashed, closed): (Vec<_>, Vec<_>) =
+        clients.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);
+    crashed.into_iter().for_each(|(_, client)| client.reset());
+    drop(closed);
     until("the clients to have left", || larder.connections() == 0);
     gate.open();
     let got = larder.get(&manifest(&format!("hostile/{REPOSITORY}"), "v1"));

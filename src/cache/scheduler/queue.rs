@@ -218,17 +218,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Jobs queued in a class. The two of unlisted registries share one bound.
-    fn of(&self, class: &Class) -> usize {
-        let jobs = |class: &Class| self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
-        match class {
-            Class::Listed(_) => jobs(class),
-            Class::Unlisted | Class::Unproven => jobs(&Class::Unlisted) + jobs(&Class::Unproven),
-        }
-    }
-
     pub(super) fn is_full(&self, class: &Class) -> bool {
-        self.of(class) >= QUEUE_PER_CLASS_MAX || self.jobs >= QUEUE_MAX
+        let queued = self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
+        // The two of unlisted registries share one bound in halves, so that jobs for registries that never answer,
+        // which wait long, leave room for the others.
+        let max = if class.is_unlisted() { QUEUE_PER_CLASS_MAX / 2 } else { QUEUE_PER_CLASS_MAX };
+        queued >= max || self.jobs >= QUEUE_MAX
     }
 
     pub(super) fn push(&mut self, job: Job) {

@@ -263,6 +263,19 @@ fn a_full_queue_refuses_the_client_that_fills_it_and_not_the_others() {
 }
 
 #[test]
+fn jobs_for_registries_that_never_answer_leave_room_in_the_queue_for_other_unlisted_ones() {
+    let bench = Bench::new(4, &[]);
+    bench.hold("unproven", unproven("hole.io/a"));
+    assert_eq!(bench.next(1), ["unproven"]);
+    for _ in 0..QUEUE_PER_CLASS_MAX {
+        bench.hold("unproven", from(1, unproven("hole.io/a")));
+    }
+    assert_eq!(bench.scheduler.load().queued, QUEUE_PER_CLASS_MAX / 2);
+    bench.scheduler.submit(from(1, unlisted("good.io/a")), || true, bench.quick("good"));
+    assert_eq!(bench.next(1), ["good"]);
+}
+
+#[test]
 fn jobs_that_nobody_waits_for_any_more_make_room_in_a_full_queue() {
     let bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
