@@ -11,7 +11,7 @@ use crate::oci::{ImageName, Upstream};
 
 impl Store {
     /// Calls `visit` with every repository of which there is a tag or a manifest. For showing: directories that
-    /// cannot be read are passed over. [`Store::each_repository_for_certain`] is for removing.
+    /// cannot be read are passed over. `each_repository_for_certain` is for removing.
     ///
     /// # Errors
     /// The first error of `visit`.

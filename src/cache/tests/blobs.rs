@@ -265,17 +265,22 @@ fn a_manifest_that_lies_about_a_size_harms_only_its_own_repository() {
     assert_eq!(restarted.stored(&digest).unwrap(), b"layer");
 }
 
+/// Pulls a manifest that states this size for its one layer.
+fn pull_image_of(bench: &Bench, layer: &Digest, size: u64) {
+    let text = format!(
+        r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{layer}","size":{size}}}]}}"#
+    );
+    bench.source.publish("v1", text.as_bytes());
+    bench.how("v1");
+}
+
 #[test]
 fn a_size_that_only_a_manifest_tells_counts_for_its_own_repository() {
     for told in [5, 99] {
         let bench = Bench::new();
         let (digest, sender) = bench.source.stream(b"hello world");
         bench.source.sizes.lock().unwrap().clear();
-        let lie = format!(
-            r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":{told}}}]}}"#
-        );
-        bench.source.publish("v1", lie.as_bytes());
-        bench.how("v1");
+        pull_image_of(&bench, &digest, told);
         let liar = bench.follow(&digest);
         sender.send(Ok(b"hello".to_vec())).unwrap();
         assert_eq!(wait(|waker| liar.poll_size(waker)).unwrap(), told);
@@ -297,11 +302,7 @@ fn a_size_that_only_a_manifest_tells_is_enough_to_stream_where_it_is_right() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     bench.source.sizes.lock().unwrap().clear();
-    let body = format!(
-        r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{digest}","size":11}}]}}"#
-    );
-    bench.source.publish("v1", body.as_bytes());
-    bench.how("v1");
+    pull_image_of(&bench, &digest, 11);
     let waiting = bench.follow(&digest);
     sender.send(Ok(b"hello world".to_vec())).unwrap();
     assert_eq!(wait(|waker| waiting.poll_size(waker)).unwrap(), 11);
