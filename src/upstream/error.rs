@@ -135,7 +135,7 @@ impl UpstreamError {
             return false;
         }
         match &self.kind {
-            UpstreamErrorKind::Unreachable { source } => !may_be_an_answer(source.kind()),
+            UpstreamErrorKind::Unreachable { source } => !is_broken_connection(source.kind()),
             UpstreamErrorKind::TimedOut { phase } => matches!(*phase, NAME | CONNECTION),
             UpstreamErrorKind::Proxy { .. }
             | UpstreamErrorKind::Tls { .. }
@@ -322,8 +322,8 @@ fn tls_reason(error: &rustls::Error) -> String {
     format!("{what}; {hint}")
 }
 
-/// Whether a connection broke in a way that some registries, and firewalls before them, answer a request with.
-fn may_be_an_answer(kind: io::ErrorKind) -> bool {
+/// Whether a connection that was made broke: it may have gone stale, or a firewall does not like the request.
+pub(super) fn is_broken_connection(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }

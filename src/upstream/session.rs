@@ -20,7 +20,7 @@ use super::answer::{
     ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
     redirect_target, status_error,
 };
-use super::error::{UpstreamError, UpstreamErrorKind};
+use super::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use super::location::Location;
 use super::logins::Logins;
 use super::quota::{Quota, RateLimit};
@@ -488,11 +488,73 @@ fn redirect(
 /// Whether a request failed the way it does on a pooled connection that the other side has closed
 /// meanwhile. It was not answered, and it changes nothing, so it may be repeated.
 fn is_stale_connection(error: &ureq::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    match error {
-        ureq::Error::Io(error) => {
-            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    matches!(error, ureq::Error::Io(error) if is_broken_connection(error.kind()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign() -> Arc<ForeignAgents> {
+        let agent = |guard| LazyAgent::new(guard, None, Timeouts::default(), Arc::default());
+        Arc::new(ForeignAgents {
+            public: agent(Guard::PublicOnly),
+            private_too: agent(Guard::PrivateToo),
+            proxies: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn redirects_and_token_services_of_an_unlisted_registry_are_at_allowed_ports() {
+        let upstream: Upstream = "registry.test".parse().unwrap();
+        let ports = UnlistedPorts::default();
+        let unlisted = Session::unlisted(&upstream, Timeouts::default(), foreign(), ports);
+        // At an address, so that nothing is looked up.
+        let entry = EndpointSettings::at(Endpoint::new(Scheme::Https, "127.0.0.1:5000"));
+        let listed = Session::listed(&upstream, &entry, Timeouts::default(), foreign());
+        for (target, allowed) in [
+            ("https://registry.test/", true),
+            ("https://cdn.test/", true),
+            ("https://cdn.test:443/", true),
+            ("https://registry.test:8443/", false),
+            ("https://cdn.test:25/", false),
+            ("http://cdn.test/", false),
+        ] {
+            let location = Location::parse(target).unwrap();
+            let request: Arc<str> = "GET x".into();
+            let found = unlisted.agent(&location, &request);
+            assert_eq!(found.is_ok(), allowed, "{target}");
+            let is_refused = |error: UpstreamError| error.to_string().contains("`unlistedPorts`");
+            assert!(allowed || found.is_err_and(is_refused), "{target}");
+            assert!(listed.agent(&location, &request).is_ok(), "{target}");
         }
-        _ => false,
+    }
+
+    #[test]
+    fn a_request_has_one_deadline_for_all_its_exchanges() {
+        let repository: Repository = "a".parse().unwrap();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let ask = |total, deadline| Ask {
+            method: Method::Get,
+            path: "/v2/a/manifests/b".into(),
+            accept: None,
+            repository: &repository,
+            redirects: Redirects::Anywhere,
+            from: 0,
+            total,
+            deadline,
+        };
+        let request: Arc<str> = "GET x".into();
+        let early = ask(Some(second), now + 3600 * second);
+        assert_eq!(early.time_left(&request).unwrap(), Some(second));
+        let late = ask(Some(3600 * second), now + 60 * second);
+        let left = late.time_left(&request).unwrap().unwrap();
+        assert!(left <= 60 * second && late.time_for_token(3600 * second) <= 60 * second);
+        for total in [None, Some(second)] {
+            let over = ask(total, now).time_left(&request).unwrap_err();
+            let kind = over.kind();
+            assert!(matches!(kind, UpstreamErrorKind::TimedOut { .. }), "{kind:?}");
+        }
+        assert_eq!(ask(None, now + 60 * second).time_left(&request).unwrap(), None);
     }
 }
