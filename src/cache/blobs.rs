@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Poll, Waker, ready};
 
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, JobPurpose, counts, lock};
 use crate::flight::{Flights, Follower, Pilot};
 use crate::oci::{Digest, ImageName, Upstream};
-use crate::store::{Access, Blob};
+use crate::store::{Access, Blob, IngestError};
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
 /// How many manifests of a repository are read for the sizes in them, and how large each may be: some
@@ -33,6 +33,18 @@ pub struct Incoming {
     pub file: Arc<File>,
     /// The size in bytes, if upstream or a manifest told.
     pub size: Option<u64>,
+    /// Who told it.
+    pub told_by: ToldBy,
+}
+
+/// Who told the size of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToldBy {
+    /// The registry, or this process has verified it.
+    Registry,
+    /// A manifest of the repository for which the download began, since the registry told none: anybody can
+    /// publish one, so it counts for that repository alone.
+    Manifest,
 }
 
 /// A download failed, for whom it was begun. Who joined it from another repository has a registry of
@@ -65,6 +77,7 @@ pub enum BlobLookup {
 /// Follows a download, or a question for a size.
 pub struct BlobWait {
     waits_for: WaitsFor,
+    name: ImageName,
     /// How the answer will have come about.
     pub how: How,
     /// The size that a manifest told, in bytes.
@@ -84,7 +97,9 @@ impl BlobWait {
         match &self.waits_for {
             WaitsFor::Size(flight) => flight.poll_outcome(waker),
             WaitsFor::Bytes(flight) => match flight.poll_header(waker) {
-                Poll::Ready(Ok(Incoming { size: Some(size), .. })) => Poll::Ready(Ok(size)),
+                Poll::Ready(Ok(incoming)) if self.believes(&incoming) => {
+                    incoming.size.map_or(Poll::Pending, |size| Poll::Ready(Ok(size)))
+                }
                 Poll::Ready(Ok(_)) => flight.poll_outcome(waker).map_ok(|blob| blob.size),
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                 Poll::Pending => Poll::Pending,
@@ -118,10 +133,29 @@ impl BlobWait {
 
     /// How many bytes may be read, once more than `position`.
     pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
-        match &self.waits_for {
-            WaitsFor::Bytes(flight) => flight.poll_available(position, waker),
-            WaitsFor::Size(_) => Poll::Pending,
+        let WaitsFor::Bytes(flight) = &self.waits_for else { return Poll::Pending };
+        let available = ready!(flight.poll_available(position, waker))?;
+        if available > position {
+            return Poll::Ready(Ok(available));
         }
+        // It has ended well and shows no more: the size that was told was wrong.
+        let blob = ready!(flight.poll_outcome(waker))?;
+        let believed = flight.header().filter(|incoming| self.believes(incoming));
+        Poll::Ready(match believed.map(|incoming| (incoming.size, incoming.origin)) {
+            Some((Some(expected), origin)) if expected != blob.size => {
+                let error = IngestError::WrongSize { expected, actual: blob.size }.into();
+                Err(BlobFailure { origin, error })
+            }
+            _ => Ok(blob.size),
+        })
+    }
+
+    /// Whether the size of a download is one for this client.
+    fn believes(&self, incoming: &Incoming) -> bool {
+        incoming.size.is_some_and(|size| match incoming.told_by {
+            ToldBy::Registry => true,
+            ToldBy::Manifest => incoming.origin == self.name || self.size_hint == Some(size),
+        })
     }
 }
 
@@ -147,7 +181,8 @@ impl Cache {
         // Before the negative cache: another repository's download serves this one as well.
         if let Some(flight) = inner.blobs.find(&(name.upstream.clone(), *digest)) {
             let waits_for = WaitsFor::Bytes(flight);
-            return Ok(BlobLookup::Wait(BlobWait { waits_for, how: How::Join, size_hint }));
+            let (name, how) = (name.clone(), How::Join);
+            return Ok(BlobLookup::Wait(BlobWait { waits_for, name, how, size_hint }));
         }
         if inner.misses.is_missing(&Asked::Blob(name.clone(), *digest), inner.now()) {
             return Err(CacheError::KnownMissing);
@@ -236,7 +271,8 @@ impl Cache {
         if let Some(leader) = joined.pilot {
             self.submit_flight(purpose, name.clone(), leader, size_hint);
         }
-        Ok(BlobWait { waits_for: WaitsFor::Bytes(joined.flight), how, size_hint })
+        let waits_for = WaitsFor::Bytes(joined.flight);
+        Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
     }
 
     /// Queues the work of a flight that somebody follows.
@@ -328,7 +364,8 @@ impl Cache {
                 },
             );
         }
-        Ok(BlobWait { waits_for: WaitsFor::Size(joined.flight), how, size_hint })
+        let waits_for = WaitsFor::Size(joined.flight);
+        Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
     }
 }
 

@@ -18,6 +18,9 @@ use crate::upstream::{BlobAsk, Demerits, UpstreamError};
 /// hash, small enough that the first bytes leave at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
+/// How often a download that waits looks whether its fetcher is of more use elsewhere.
+const USE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Takes the bytes of a download.
 pub(super) trait Sink {
     /// How many of the blob's bytes it has.
@@ -29,6 +32,9 @@ pub(super) trait Sink {
 
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
+
+    /// Whether a body that ended here, of a blob whose size the registry does not tell, is probably not complete.
+    fn is_short(&self) -> bool;
 
     /// Whether the download can give up its fetcher and continue later.
     fn waits_for(&self) -> Waits;
@@ -76,7 +82,7 @@ pub(super) struct Download<'a, S> {
     inner: &'a Inner,
     name: &'a ImageName,
     digest: Digest,
-    /// The size of the blob, as upstream or a manifest told it.
+    /// The size of the blob, once it is known.
     size: Option<u64>,
     /// Whether the sink was told that size.
     is_begun: bool,
@@ -95,14 +101,14 @@ impl<'a, S: Sink> Download<'a, S> {
         inner: &'a Inner,
         name: &'a ImageName,
         digest: Digest,
-        size_hint: Option<u64>,
+        size: Option<u64>,
         sink: S,
     ) -> Download<'a, S> {
         Download {
             inner,
             name,
             digest,
-            size: size_hint,
+            size,
             is_begun: false,
             demerits: inner.demerits(name, &digest),
             senders: Vec::new(),
@@ -137,8 +143,20 @@ impl<'a, S: Sink> Download<'a, S> {
                 self.what(),
                 wait.as_millis()
             );
-            self.inner.blob_pool.pause(wait);
+            self.pause(wait)?;
+        }
+    }
+
+    /// Waits before another try, unless the fetcher is of more use elsewhere.
+    fn pause(&self, wait: Duration) -> Result<(), CacheError> {
+        let end = Instant::now() + wait;
+        loop {
             self.stop_if_unwanted()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.inner.blob_pool.pause(left.min(USE_LOOK_EVERY));
         }
     }
 
@@ -273,6 +291,9 @@ impl<'a, S: Sink> Download<'a, S> {
     fn check_end(&self, surplus: u64) -> Result<(), CacheError> {
         match self.size {
             Some(size) if self.sink.bytes_written() < size || surplus > 0 => {
+                Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
+            }
+            None if self.sink.is_short() => {
                 Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
             }
             _ => Ok(()),

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blobs::{BlobKey, BlobPilot, Incoming};
+use super::blobs::{BlobKey, BlobPilot, Incoming, ToldBy};
 use super::download::{Download, Sink, Waits};
 use super::{CacheError, Inner, lock};
 use crate::oci::{Digest, ImageName};
@@ -65,9 +65,18 @@ impl Inner {
         ingest: Option<Ingest>,
     ) -> Result<Blob, CacheError> {
         let digest = pilot.key().1;
-        let sink =
-            ToStore { inner: self, name, pilot, ingest, is_noted: false, has_written: false };
-        let mut download = Download::new(self, name, digest, size_hint, sink);
+        let known = lock(&self.verified_sizes).get(&digest).copied();
+        let sink = ToStore {
+            inner: self,
+            name,
+            pilot,
+            ingest,
+            claim: size_hint.filter(|_| known.is_none()),
+            promised: None,
+            is_noted: false,
+            has_written: false,
+        };
+        let mut download = Download::new(self, name, digest, known, sink);
         self.recover(&mut download)?;
         let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_whole);
         if !is_complete && let Err(error) = download.run() {
@@ -91,14 +100,19 @@ impl Inner {
         // Begun at the latest with the first answer of the upstream.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
-        announce(name, pilot, &ingest, Some(size));
+        announce(name, pilot, &ingest, Some(size), ToldBy::Registry);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(pilot.key(), blame);
         })?;
         lock(&self.blamed).remove(pilot.key());
         lock(&self.verified_sizes).insert(digest, size);
-        // Verified bytes may be shown before the disk has them: they are right whatever it does.
-        pilot.advance(size);
+        // Verified bytes may be shown before the disk has them: they are right whatever it does. Clients that were
+        // told another size are shown no more, since their last byte would be in the middle of the blob; the
+        // others learn of it from the end of the flight.
+        let promised = pilot.flight().header().and_then(|incoming| incoming.size);
+        if promised.is_none_or(|promised| promised == size) {
+            pilot.advance(size);
+        }
         Ok(verified.commit()?)
     }
 
@@ -174,6 +188,10 @@ struct ToStore<'a> {
     pilot: &'a BlobPilot,
     /// Nothing until the upstream has answered that it has the blob.
     ingest: Option<Ingest>,
+    /// The size that a manifest of this repository told.
+    claim: Option<u64>,
+    /// The size that clients were told, by this download or by one that the flight had before.
+    promised: Option<u64>,
     /// Whether it was noted beside the partial whose it is.
     is_noted: bool,
     /// Whether this download has written something.
@@ -184,8 +202,8 @@ impl ToStore<'_> {
     /// Tells the readers how far they may go: never to the last byte.
     fn show(&self, size: Option<u64>) {
         let written = self.bytes_written();
-        let held_back_from = size.unwrap_or(written).saturating_sub(1);
-        self.pilot.advance(written.min(held_back_from));
+        let end = self.promised.or(size).unwrap_or(written);
+        self.pilot.advance(written.min(end.saturating_sub(1)));
     }
 }
 
@@ -225,7 +243,21 @@ impl Sink for ToStore<'_> {
             // The download itself will say what is wrong with the disk, if it matters.
             log::debug!("{}: {error}", self.name);
         }
-        announce(self.name, self.pilot, ingest, size);
+        match size {
+            Some(_) => announce(self.name, self.pilot, ingest, size, ToldBy::Registry),
+            None => announce(self.name, self.pilot, ingest, self.claim, ToldBy::Manifest),
+        }
+        // The first announcement counts: a flight that gave up its fetcher has made one before.
+        let announced = self.pilot.flight().header();
+        self.promised = announced.as_ref().and_then(|incoming| incoming.size);
+        if let (Some(incoming), Some(now)) = (announced, size)
+            && incoming.told_by == ToldBy::Registry
+            && let Some(before) = incoming.size.filter(|before| *before != now)
+        {
+            let what = format!("GET blob {}@{}", self.name, self.pilot.key().1);
+            let reason = format!("it has {now} bytes now and had {before} before");
+            return Err(UpstreamError::bad_answer(&what, reason).into());
+        }
         self.show(size);
         Ok(())
     }
@@ -244,19 +276,31 @@ impl Sink for ToStore<'_> {
         Ok(())
     }
 
+    fn is_short(&self) -> bool {
+        let is_below = |claim| self.bytes_written() < claim;
+        self.claim.is_some_and(is_below) && !self.ingest.as_ref().is_some_and(Ingest::is_whole)
+    }
+
     fn waits_for(&self) -> Waits {
         if self.pilot.has_followers() { Waits::Followers } else { Waits::Nobody }
     }
 }
 
-fn announce(name: &ImageName, pilot: &BlobPilot, ingest: &Ingest, size: Option<u64>) {
-    pilot.announce(Incoming { origin: name.clone(), file: Arc::clone(ingest.file()), size });
+fn announce(
+    name: &ImageName,
+    pilot: &BlobPilot,
+    ingest: &Ingest,
+    size: Option<u64>,
+    told_by: ToldBy,
+) {
+    let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
+    pilot.announce(Incoming { origin, file, size, told_by });
 }
 
 /// A blob that somebody else has finished: all of it is available at once.
 fn arrived(name: &ImageName, pilot: &BlobPilot, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    pilot.announce(Incoming { origin, file, size });
+    pilot.announce(Incoming { origin, file, size, told_by: ToldBy::Registry });
     pilot.advance(blob.size);
     blob
 }

@@ -73,6 +73,7 @@ pub enum HeadLookup {
 pub struct HeadWait {
     cache: Cache,
     name: ImageName,
+    tag: Tag,
     flight: Follower<(), ManifestHead, CacheError>,
     how: How,
 }
@@ -100,7 +101,8 @@ impl HeadWait {
         if !self.flight.has_begun() {
             return Err(CacheError::GivenUp);
         }
-        inner.misses.note_trouble(&self.name.upstream, inner.now());
+        let asked = Asked::Manifest(self.name.clone(), Reference::Tag(self.tag.clone()));
+        inner.misses.note_slow(asked, inner.now());
         Err(CacheError::TimedOut)
     }
 }
@@ -150,7 +152,8 @@ impl Cache {
             );
         }
         let flight = joined.flight;
-        Ok(HeadLookup::Wait(HeadWait { cache: self.clone(), name: name.clone(), flight, how }))
+        let (cache, name, tag) = (self.clone(), name.clone(), tag.clone());
+        Ok(HeadLookup::Wait(HeadWait { cache, name, tag, flight, how }))
     }
 }
 

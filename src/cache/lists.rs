@@ -17,7 +17,7 @@ use super::{Cache, CacheError, How, Inner, PATIENCE, Reason, lock};
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
 use crate::store::{Access, ListBody, ListRecord, ListWriter};
-use crate::upstream::{List, ListSink, TagListWriter};
+use crate::upstream::{List, ListSink, TagListWriter, UpstreamError};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
@@ -343,9 +343,7 @@ impl Inner {
                 source.referrers(&name.repository, digest, query, &mut writer)
             }
         };
-        // A client can ask for a list at which the registry fails, and must not have its other content taken for
-        // unreachable by that.
-        if asked.as_ref().is_err_and(|error| error.is_trouble() && !error.may_be_of_one_request()) {
+        if asked.as_ref().is_err_and(UpstreamError::is_about_the_registry) {
             self.misses.note_trouble(&name.upstream, self.now());
         }
         let record = match (asked.map_err(CacheError::from), question) {

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use super::manifest_content::{Content, ManifestAnswer};
 use super::manifests::Outcome;
+use super::misses::Asked;
 use super::{Cache, CacheError, How, PATIENCE};
 use crate::flight::Follower;
-use crate::oci::ImageName;
+use crate::oci::{ImageName, Reference};
 
 /// Waits for upstream, with what the cache has as the fallback.
 pub struct ManifestWait {
     pub(super) cache: Cache,
     pub(super) name: ImageName,
+    pub(super) reference: Reference,
     pub(super) flight: Follower<(), Outcome, CacheError>,
     pub(super) how: How,
     pub(super) cached: Option<Arc<Content>>,
@@ -42,7 +44,7 @@ impl ManifestWait {
     }
 
     /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
-    /// the upstream counts as slow, so that the next client need not wait as long. `waker` is the one
+    /// counts as slow, so that the next client need not wait as long. `waker` is the one
     /// that was polled with, and is no longer woken.
     ///
     /// # Errors
@@ -53,7 +55,8 @@ impl ManifestWait {
         // A request that was never sent for want of a fetcher says nothing about the registry.
         let was_sent = self.flight.has_begun();
         if was_sent {
-            inner.misses.note_trouble(&self.name.upstream, inner.now());
+            let asked = Asked::Manifest(self.name.clone(), self.reference.clone());
+            inner.misses.note_slow(asked, inner.now());
         }
         match &self.cached {
             Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),

@@ -76,12 +76,11 @@ impl Cache {
         }
         let asked = Asked::Manifest(name.clone(), reference.clone());
         let is_missing = inner.misses.is_missing(&asked, now);
-        let is_troubled = || {
-            inner.misses.is_troubled(&name.upstream, now) || inner.misses.is_failing(&asked, now)
-        };
         let held_back = inner.misses.held_back(&name.upstream, now);
         match (cached, held_back) {
-            (Some(content), _) if is_missing || is_troubled() => Ok(ready(content, How::Stale)),
+            (Some(content), _) if is_missing || inner.misses.has_failed(&asked, now) => {
+                Ok(ready(content, How::Stale))
+            }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
             (cached, _) => match (self.ask_for_manifest(key, cached.clone()), cached) {
@@ -93,7 +92,7 @@ impl Cache {
 
     /// Asks what a tag is, for the next client rather than for this one.
     fn revalidate(&self, key: Key, now: SystemTime) {
-        if !self.inner.misses.is_troubled(&key.0.upstream, now) {
+        if !self.inner.misses.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
             self.fetch_manifest_in_background(key);
         }
     }
@@ -126,7 +125,9 @@ impl Cache {
                 .metadata_pool
                 .submit(purpose, is_wanted, move || inner.fetch_manifest(leader));
         }
-        Ok(ManifestWait { cache: self.clone(), name: key.0, flight: joined.flight, how, cached })
+        let (name, reference) = key;
+        let (cache, flight) = (self.clone(), joined.flight);
+        Ok(ManifestWait { cache, name, reference, flight, how, cached })
     }
 }
 

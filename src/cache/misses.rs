@@ -2,17 +2,19 @@
 //!
 //! Seconds only: a push must show soon, and an upstream that is back must be used soon.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use super::lock;
-use super::recent::Recent;
+use super::recent::{Part, Partitioned};
 use crate::oci::{Digest, ImageName, Reference, Upstream};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Sources, Standing, UpstreamError};
 
 /// Names remembered as missing. Clients choose them, so there is a bound.
 const MISSING_MAX: usize = 16_384;
-/// Upstreams remembered as being in trouble.
+/// How many requests without an answer in time make an upstream slow as a whole.
+const SLOW_REQUESTS: usize = 3;
+/// Upstreams remembered as being in trouble, and requests that failed.
 const TROUBLED_MAX: usize = 1024;
 
 /// The longest that a `Retry-After` holds us back: a client may be let in again sooner than that, and a
@@ -35,24 +37,41 @@ impl Asked {
 }
 
 /// The tables are locked for a look-up or an insertion only, or to forget some of them.
+///
+/// Threat: clients choose what is asked. So a request that fails counts for itself alone, unless it failed before
+/// the registry could know what is asked for; and names of registries that anybody can invent push out no
+/// others.
 pub(super) struct Misses {
     ttl: Mutex<Duration>,
-    missing: Mutex<Recent<Asked, SystemTime>>,
-    troubled: Mutex<Recent<Upstream, SystemTime>>,
-    /// What was answered with a server error, which may be about the request alone.
-    failing: Mutex<Recent<Asked, SystemTime>>,
+    sources: Arc<dyn Sources>,
+    missing: Mutex<Partitioned<Asked, SystemTime>>,
+    /// Requests that their registry failed.
+    failed: Mutex<Partitioned<Asked, SystemTime>>,
+    /// Registries that cannot be asked just now.
+    troubled: Mutex<Partitioned<Upstream, SystemTime>>,
+    /// Requests that took longer than clients wait, since their registry last answered one.
+    slow: Mutex<Partitioned<Upstream, Vec<Asked>>>,
     /// Until when upstreams asked to be left alone.
-    limited: Mutex<Recent<Upstream, SystemTime>>,
+    limited: Mutex<Partitioned<Upstream, SystemTime>>,
 }
 
 impl Misses {
-    pub(super) fn new(ttl: Duration) -> Misses {
+    pub(super) fn new(ttl: Duration, sources: Arc<dyn Sources>) -> Misses {
         Misses {
             ttl: Mutex::new(ttl),
-            missing: Mutex::new(Recent::new(MISSING_MAX)),
-            troubled: Mutex::new(Recent::new(TROUBLED_MAX)),
-            failing: Mutex::new(Recent::new(MISSING_MAX)),
-            limited: Mutex::new(Recent::new(TROUBLED_MAX)),
+            sources,
+            missing: Mutex::new(Partitioned::new(MISSING_MAX)),
+            failed: Mutex::new(Partitioned::new(TROUBLED_MAX)),
+            troubled: Mutex::new(Partitioned::new(TROUBLED_MAX)),
+            slow: Mutex::new(Partitioned::new(TROUBLED_MAX)),
+            limited: Mutex::new(Partitioned::new(TROUBLED_MAX)),
+        }
+    }
+
+    fn part_of(&self, upstream: &Upstream) -> Part {
+        match self.sources.standing(upstream) {
+            Ok(Standing::Listed | Standing::Unlisted) => Part::Proven,
+            Ok(Standing::Unproven) | Err(_) => Part::Unproven,
         }
     }
 
@@ -61,14 +80,15 @@ impl Misses {
         is_young(lock(&self.missing).get(asked), self.ttl(), now)
     }
 
-    /// Whether this upstream failed to answer a moment ago.
+    /// Whether this upstream could not be asked a moment ago.
     pub(super) fn is_troubled(&self, upstream: &Upstream, now: SystemTime) -> bool {
         is_young(lock(&self.troubled).get(upstream), self.ttl(), now)
     }
 
-    /// Whether upstream answered this with a server error a moment ago.
-    pub(super) fn is_failing(&self, asked: &Asked, now: SystemTime) -> bool {
-        is_young(lock(&self.failing).get(asked), self.ttl(), now)
+    /// Whether this could not be had a moment ago, because the registry could not be asked or failed at it.
+    pub(super) fn has_failed(&self, asked: &Asked, now: SystemTime) -> bool {
+        self.is_troubled(asked.upstream(), now)
+            || is_young(lock(&self.failed).get(asked), self.ttl(), now)
     }
 
     fn ttl(&self) -> Duration {
@@ -84,8 +104,9 @@ impl Misses {
     pub(super) fn forget(&self, upstreams: &[Upstream]) {
         let is_other = |upstream: &Upstream| !upstreams.contains(upstream);
         lock(&self.missing).retain(|asked| is_other(asked.upstream()));
-        lock(&self.failing).retain(|asked| is_other(asked.upstream()));
+        lock(&self.failed).retain(|asked| is_other(asked.upstream()));
         lock(&self.troubled).retain(is_other);
+        lock(&self.slow).retain(is_other);
         lock(&self.limited).retain(is_other);
     }
 
@@ -105,18 +126,28 @@ impl Misses {
         now: SystemTime,
     ) {
         match result {
-            // An object store that fails or limits us leaves the registry before it as it is.
-            Err(error) if error.is_trouble() && error.may_be_of_one_request() => {
-                lock(&self.failing).insert(asked, now);
-            }
-            Err(error) if error.is_trouble() && !error.is_elsewhere() => {
+            Err(error) if error.is_about_the_registry() || error.is_rate_limit() => {
                 self.note_trouble(upstream, now);
             }
+            // An object store that fails or limits us leaves the registry before it as it is.
+            Err(error) if error.is_trouble() => self.note_failure(asked, now),
             Err(error) if error.is_not_found() => {
-                lock(&self.troubled).remove(upstream);
-                lock(&self.missing).insert(asked, now);
+                self.note_answer(upstream);
+                lock(&self.missing).insert(self.part_of(upstream), asked, now);
             }
-            _ => lock(&self.troubled).remove(upstream),
+            _ => self.note_answer(upstream),
+        }
+    }
+
+    fn note_answer(&self, upstream: &Upstream) {
+        lock(&self.troubled).remove(upstream);
+        lock(&self.slow).remove(upstream);
+    }
+
+    fn note_failure(&self, asked: Asked, now: SystemTime) {
+        // Only what is known of a tag or a manifest is asked for.
+        if let Asked::Manifest(name, _) = &asked {
+            lock(&self.failed).insert(self.part_of(&name.upstream), asked, now);
         }
     }
 
@@ -129,17 +160,159 @@ impl Misses {
     ) {
         let error = result.as_ref().err().filter(|error| !error.is_elsewhere());
         if let Some(wait) = error.and_then(UpstreamError::retry_after) {
-            lock(&self.limited).insert(upstream.clone(), now + wait.min(HOLD_BACK_MAX));
+            let until = now + wait.min(HOLD_BACK_MAX);
+            lock(&self.limited).insert(self.part_of(upstream), upstream.clone(), until);
         }
     }
 
-    /// Notes that an upstream did not answer in the time that a client waits.
+    /// Notes that an upstream cannot be asked.
     pub(super) fn note_trouble(&self, upstream: &Upstream, now: SystemTime) {
-        lock(&self.troubled).insert(upstream.clone(), now);
+        lock(&self.troubled).insert(self.part_of(upstream), upstream.clone(), now);
+    }
+
+    /// Notes that an upstream did not answer in the time that a client waits. It counts as one that cannot be
+    /// asked when that happens for several requests in a row: one may be slow for reasons of its own.
+    pub(super) fn note_slow(&self, asked: Asked, now: SystemTime) {
+        let upstream = asked.upstream().clone();
+        let part = self.part_of(&upstream);
+        {
+            let mut slow = lock(&self.slow);
+            let mut requests = slow.get(&upstream).cloned().unwrap_or_default();
+            if !requests.contains(&asked) && requests.len() < SLOW_REQUESTS {
+                requests.push(asked.clone());
+            }
+            let is_slow = requests.len() >= SLOW_REQUESTS;
+            slow.insert(part, upstream.clone(), requests);
+            drop(slow);
+            if is_slow {
+                self.note_trouble(&upstream, now);
+            }
+        }
+        self.note_failure(asked, now);
     }
 }
 
 /// A clock that was set back makes a note old rather than everlasting.
 fn is_young(noted: Option<&SystemTime>, ttl: Duration, now: SystemTime) -> bool {
     noted.is_some_and(|noted| now.duration_since(*noted).is_ok_and(|age| age < ttl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::{Source, UpstreamErrorKind, UpstreamStatus};
+
+    /// `listed.io` is listed, and nothing else is known.
+    struct OneListed;
+
+    impl Sources for OneListed {
+        fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError> {
+            Err(UpstreamError::new(upstream.as_str(), UpstreamErrorKind::NotFound))
+        }
+
+        fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError> {
+            let is_listed = upstream.as_str() == "listed.io";
+            Ok(if is_listed { Standing::Listed } else { Standing::Unproven })
+        }
+
+        fn statuses(&self) -> Vec<UpstreamStatus> {
+            Vec::new()
+        }
+    }
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn misses() -> (Misses, SystemTime) {
+        (Misses::new(TTL, Arc::new(OneListed)), SystemTime::UNIX_EPOCH + 100 * TTL)
+    }
+
+    fn tag(image: &str) -> Asked {
+        let (upstream, tag) = image.split_once('/').unwrap();
+        let name = ImageName::new(upstream.parse().unwrap(), "a".parse().unwrap());
+        Asked::Manifest(name, tag.parse().unwrap())
+    }
+
+    fn listed() -> Upstream {
+        "listed.io".parse().unwrap()
+    }
+
+    fn failure(kind: UpstreamErrorKind) -> Result<(), UpstreamError> {
+        Err(UpstreamError::new("GET x", kind))
+    }
+
+    #[test]
+    fn a_request_that_its_registry_fails_counts_for_itself_alone() {
+        for kind in [
+            UpstreamErrorKind::Status { status: 500 },
+            UpstreamErrorKind::OutOfService,
+            UpstreamErrorKind::TimedOut { phase: "the answer's head" },
+            UpstreamErrorKind::Unreachable {
+                source: Arc::new(std::io::ErrorKind::ConnectionReset.into()),
+            },
+        ] {
+            let (misses, now) = misses();
+            misses.note(&listed(), tag("listed.io/bad"), &failure(kind.clone()), now);
+            assert!(misses.has_failed(&tag("listed.io/bad"), now), "{kind:?}");
+            assert!(!misses.has_failed(&tag("listed.io/good"), now), "{kind:?}");
+            assert!(!misses.has_failed(&tag("listed.io/bad"), now + TTL), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_depend_on_the_request_counts_for_all() {
+        for kind in [
+            UpstreamErrorKind::TimedOut { phase: "a connection" },
+            UpstreamErrorKind::RateLimited { retry_after: None },
+            UpstreamErrorKind::CircuitOpen { wait: TTL, last: None },
+            UpstreamErrorKind::Unreachable {
+                source: Arc::new(std::io::ErrorKind::ConnectionRefused.into()),
+            },
+        ] {
+            let (misses, now) = misses();
+            misses.note(&listed(), tag("listed.io/a"), &failure(kind.clone()), now);
+            assert!(misses.has_failed(&tag("listed.io/b"), now), "{kind:?}");
+            misses.note(&listed(), tag("listed.io/c"), &Ok(()), now);
+            assert!(
+                !misses.has_failed(&tag("listed.io/b"), now),
+                "{kind:?}: it has answered since"
+            );
+        }
+    }
+
+    #[test]
+    fn several_slow_requests_in_a_row_make_a_slow_registry_and_one_does_not() {
+        let (misses, now) = misses();
+        for _ in 0..5 {
+            misses.note_slow(tag("listed.io/a"), now);
+        }
+        misses.note_slow(tag("listed.io/b"), now);
+        assert!(!misses.is_troubled(&listed(), now));
+        assert!(misses.has_failed(&tag("listed.io/a"), now));
+        misses.note(&listed(), tag("listed.io/x"), &Ok(()), now);
+        misses.note_slow(tag("listed.io/c"), now);
+        assert!(!misses.is_troubled(&listed(), now), "it has answered since");
+        misses.note_slow(tag("listed.io/a"), now);
+        misses.note_slow(tag("listed.io/b"), now);
+        assert!(misses.is_troubled(&listed(), now));
+    }
+
+    #[test]
+    fn invented_registries_push_out_nothing_about_a_listed_one() {
+        let (misses, now) = misses();
+        let limit = failure(UpstreamErrorKind::RateLimited { retry_after: Some(TTL) });
+        misses.note_limit(&listed(), &limit, now);
+        misses.note(&listed(), tag("listed.io/a"), &limit, now);
+        misses.note(&listed(), tag("listed.io/gone"), &failure(UpstreamErrorKind::NotFound), now);
+        misses.note_trouble(&listed(), now);
+        for number in 0..2 * MISSING_MAX {
+            let invented: Upstream = format!("r{number}.example.com").parse().unwrap();
+            let asked = tag(&format!("r{number}.example.com/a"));
+            misses.note_limit(&invented, &limit, now);
+            misses.note(&invented, asked.clone(), &failure(UpstreamErrorKind::NotFound), now);
+            misses.note(&invented, asked, &limit, now);
+        }
+        assert_eq!(misses.held_back(&listed(), now), Some(TTL));
+        assert!(misses.is_missing(&tag("listed.io/gone"), now));
+        assert!(misses.is_troubled(&listed(), now));
+    }
 }

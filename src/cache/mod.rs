@@ -54,7 +54,7 @@ use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
 use crate::store::Store;
 use crate::upstream::{Source, Sources, Standing};
 
-pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose};
+pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose, ToldBy};
 pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
@@ -252,7 +252,6 @@ impl Cache {
         let is_switched_off = store.is_offline();
         let inner = Inner {
             store,
-            sources,
             clock,
             blobs: Flights::new(),
             manifests: Flights::new(),
@@ -274,7 +273,7 @@ impl Cache {
                 HashMap::new(),
                 PATIENCE,
             ),
-            misses: Misses::new(settings.negative_ttl),
+            misses: Misses::new(settings.negative_ttl, Arc::clone(&sources)),
             hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
             in_use: Mutex::new(HashMap::new()),
             told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
@@ -294,6 +293,7 @@ impl Cache {
             is_switched_off: AtomicBool::new(is_switched_off),
             looking_at_switch: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
+            sources,
         };
         Cache { inner: Arc::new(inner), client: None }
     }

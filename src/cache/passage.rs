@@ -254,6 +254,11 @@ impl Sink for ToClient<'_> {
         if shown.is_empty() { Ok(()) } else { self.inlet.push(self.inner, shown) }
     }
 
+    fn is_short(&self) -> bool {
+        // Without a size there is no passage.
+        false
+    }
+
     fn waits_for(&self) -> Waits {
         Waits::OneClient
     }

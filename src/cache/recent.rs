@@ -47,6 +47,55 @@ impl<K: Eq + Hash, V> Recent<K, V> {
     }
 }
 
+/// Two tables, so that what is known of registries that anybody can invent pushes out nothing that is known of the
+/// others.
+#[derive(Debug)]
+pub(super) struct Partitioned<K, V> {
+    proven: Recent<K, V>,
+    unproven: Recent<K, V>,
+}
+
+/// In which part something belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// About a registry that is listed, or has answered with content.
+    Proven,
+    /// About any other.
+    Unproven,
+}
+
+impl<K: Eq + Hash, V> Partitioned<K, V> {
+    /// So many entries in each part.
+    pub(super) fn new(capacity: usize) -> Partitioned<K, V> {
+        Partitioned { proven: Recent::new(capacity), unproven: Recent::new(capacity) }
+    }
+
+    /// In whichever part it is: a registry may have answered since it was inserted.
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.proven.get(key).or_else(|| self.unproven.get(key))
+    }
+
+    pub(super) fn insert(&mut self, part: Part, key: K, value: V) {
+        match part {
+            Part::Proven => {
+                self.unproven.remove(&key);
+                self.proven.insert(key, value);
+            }
+            Part::Unproven => self.unproven.insert(key, value),
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        self.proven.remove(key);
+        self.unproven.remove(key);
+    }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.proven.retain(&keep);
+        self.unproven.retain(&keep);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +136,20 @@ mod tests {
         );
         recent.clear();
         assert_eq!(recent.get(&3), None);
+    }
+
+    #[test]
+    fn invented_names_push_out_no_others() {
+        let mut table = Partitioned::new(4);
+        table.insert(Part::Unproven, 0, "before");
+        table.insert(Part::Proven, 0, "known");
+        for number in 1..100 {
+            table.insert(Part::Unproven, number, "invented");
+        }
+        assert_eq!((table.get(&0), table.get(&99)), (Some(&"known"), Some(&"invented")));
+        assert_eq!(table.get(&1), None);
+        table.retain(|number| *number != 99);
+        table.remove(&0);
+        assert_eq!((table.get(&0), table.get(&99)), (None, None));
     }
 }

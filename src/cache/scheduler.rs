@@ -9,7 +9,8 @@
 //! * **Unlisted registries** get at most half of the fetchers together, and those of them that have never
 //!   answered a quarter: a client can invent any number of names that lead to hosts which drop packets.
 //! * **Within a class** clients take turns, and for each client its repositories: a client that queues a
-//!   thousand jobs waits for them by itself.
+//!   thousand jobs waits for them by itself. One client holds at most three quarters of what its class may, so
+//!   that the next one finds a fetcher before the first one's downloads have ended.
 //! * **Background jobs** begin when no job that somebody waits for can, and hold at most half of the fetchers
 //!   and a quarter for each class.
 //! * **A job has a waiter.** One whose last waiter has left, or that is older than clients wait, is dropped
@@ -26,32 +27,24 @@
 
 mod queue;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::client_address::ClientAddress;
 use crate::oci::Upstream;
 use crate::via;
 
-use queue::{ClassQueue, IsEmpty, Job, Run, Turns};
+use queue::{Job, Queue, Run};
 
 pub(super) use queue::{Class, Purpose};
 
-/// Jobs that may wait for a fetcher: far more than clients ask for at once, and some hundred bytes each.
-const QUEUE_MAX: usize = 4096;
-/// Of them in one class, so that one registry that hangs leaves room for the others.
-const QUEUE_PER_CLASS_MAX: usize = 1024;
 /// The stack of a fetcher. Unoptimised builds need several times what a release needs.
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 * 1024 } else { 512 * 1024 };
-
-/// A job that nobody waits for.
-struct BackgroundJob {
-    purpose: Purpose,
-    run: Run,
-}
 
 /// A pool of fetchers and its queue. Dropping it closes it; its threads end when their job does, since what
 /// they wait for is bounded but not ours to interrupt.
@@ -87,12 +80,14 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    classes: Turns<Class, ClassQueue>,
-    /// Jobs in all classes.
-    jobs: usize,
-    background: VecDeque<BackgroundJob>,
+    /// Jobs that somebody waits for.
+    foreground: Queue,
+    /// Jobs that nobody waits for.
+    background: Queue,
     running: HashMap<Class, usize>,
     running_in_background: HashMap<Class, usize>,
+    /// Of the running ones those that each client caused.
+    running_of_clients: HashMap<(Class, ClientAddress), usize>,
     /// How many fetchers some registries may hold.
     per_upstream_max: HashMap<Upstream, usize>,
 }
@@ -102,35 +97,32 @@ impl State {
         self.running.values().sum()
     }
 
-    fn begin(&mut self, class: &Class, is_background: bool) {
-        *self.running.entry(class.clone()).or_default() += 1;
-        if is_background {
-            *self.running_in_background.entry(class.clone()).or_default() += 1;
+    fn begin(&mut self, begun: &Begun) {
+        *self.running.entry(begun.class.clone()).or_default() += 1;
+        if begun.is_background {
+            *self.running_in_background.entry(begun.class.clone()).or_default() += 1;
+        }
+        if let Some(client) = begun.client {
+            *self.running_of_clients.entry((begun.class.clone(), client)).or_default() += 1;
         }
     }
 
-    fn end(&mut self, class: &Class, is_background: bool) {
+    fn end(&mut self, class: &Class, client: Option<ClientAddress>, is_background: bool) {
         count_down(&mut self.running, class);
         if is_background {
             count_down(&mut self.running_in_background, class);
         }
-    }
-
-    /// Jobs queued in a class. The two of unlisted registries share one bound.
-    fn queued(&self, class: &Class) -> usize {
-        let jobs = |class: &Class| self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
-        match class {
-            Class::Listed(_) | Class::Local => jobs(class),
-            Class::Unlisted | Class::Unproven => jobs(&Class::Unlisted) + jobs(&Class::Unproven),
+        if let Some(client) = client {
+            count_down(&mut self.running_of_clients, &(class.clone(), client));
         }
     }
 }
 
-fn count_down(counts: &mut HashMap<Class, usize>, class: &Class) {
-    if let Some(count) = counts.get_mut(class) {
+fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
-            counts.remove(class);
+            counts.remove(key);
         }
     }
 }
@@ -190,20 +182,18 @@ impl Scheduler {
             return vec![job];
         }
         let class = job.purpose.class.clone();
-        let is_full =
-            |state: &State| state.queued(&class) >= QUEUE_PER_CLASS_MAX || state.jobs >= QUEUE_MAX;
+        let queue = &mut state.foreground;
         let mut dropped = Vec::new();
-        if is_full(&state) {
+        if queue.is_full(&class) {
             let is_unwanted = |job: &Job| self.shared.is_unwanted(job);
-            let queue = state.classes.queue(&class);
-            dropped = queue.take_unwanted(&is_unwanted);
-            state.jobs -= dropped.len();
+            dropped = queue.classes.queue(&class).take_unwanted(&is_unwanted, Instant::now());
+            queue.jobs -= dropped.len();
         }
-        if is_full(&state) {
-            match state.classes.queue(&class).take_of_the_busiest(job.purpose.client) {
+        if queue.is_full(&class) {
+            match queue.classes.queue(&class).take_of_the_busiest(job.purpose.client) {
                 Some(other) => {
                     dropped.push(other);
-                    state.jobs -= 1;
+                    queue.jobs -= 1;
                 }
                 None => {
                     dropped.push(job);
@@ -211,8 +201,7 @@ impl Scheduler {
                 }
             }
         }
-        state.classes.queue(&class).push(job);
-        state.jobs += 1;
+        queue.push(job);
         dropped
     }
 
@@ -222,16 +211,14 @@ impl Scheduler {
         purpose: Purpose,
         run: impl FnOnce() + Send + 'static,
     ) -> bool {
-        let job = BackgroundJob { purpose, run: in_this_chain(run) };
+        let is_wanted = Box::new(|| true);
+        let job = Job { purpose, queued: Instant::now(), is_wanted, run: in_this_chain(run) };
         let refused = {
             let mut state = self.shared.lock();
-            let is_of_class = |other: &&BackgroundJob| other.purpose.class == job.purpose.class;
-            let is_full = state.background.len() >= QUEUE_MAX
-                || state.background.iter().filter(is_of_class).count() >= QUEUE_PER_CLASS_MAX;
-            if is_full || self.is_closed() {
+            if state.background.is_full(&job.purpose.class) || self.is_closed() {
                 Some(job)
             } else {
-                state.background.push_back(job);
+                state.background.push(job);
                 None
             }
         };
@@ -247,7 +234,7 @@ impl Scheduler {
     /// should be given up for it.
     pub(super) fn is_contended(&self, class: &Class) -> bool {
         let state = self.shared.lock();
-        let mut waiting = state.classes.order.iter();
+        let mut waiting = state.foreground.classes.order.iter();
         waiting.any(|waiting| {
             !self.shared.has_share(&state, waiting, None)
                 && self.shared.has_share(&state, waiting, Some(class))
@@ -267,8 +254,7 @@ impl Scheduler {
         self.shared.closed.store(true, Ordering::Release);
         let waiting = {
             let mut state = self.shared.lock();
-            state.jobs = 0;
-            (std::mem::take(&mut state.classes), std::mem::take(&mut state.background))
+            (std::mem::take(&mut state.foreground), std::mem::take(&mut state.background))
         };
         self.shared.queued.notify_all();
         self.shared.ended.notify_all();
@@ -295,8 +281,8 @@ impl Scheduler {
         SchedulerLoad {
             fetchers: self.threads,
             busy: state.running_in_all(),
-            queued: state.jobs,
-            queued_in_background: state.background.len(),
+            queued: state.foreground.jobs,
+            queued_in_background: state.background.jobs,
         }
     }
 
@@ -329,8 +315,16 @@ struct Next {
 /// A job that has a fetcher.
 struct Begun {
     class: Class,
+    client: Option<ClientAddress>,
     is_background: bool,
     run: Run,
+}
+
+impl Begun {
+    fn of(job: Job, is_background: bool) -> Begun {
+        let Purpose { class, client, .. } = job.purpose;
+        Begun { class, client, is_background, run: job.run }
+    }
 }
 
 impl Shared {
@@ -342,13 +336,14 @@ impl Shared {
     fn work(&self) {
         while let Some(Next { unwanted, job }) = self.next() {
             drop(unwanted);
-            let Some(Begun { class, is_background, run }) = job else { continue };
+            let Some(Begun { class, client, is_background, run }) = job else { continue };
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 log::error!("a fetch panicked; everyone that waited for it was answered");
             }
-            self.lock().end(&class, is_background);
+            self.lock().end(&class, client, is_background);
             self.ended.notify_all();
-            // Its end may let two begin: one of its class and one of another. This fetcher takes one of them.
+            // Its end may let two begin: one of its class and one of another. This fetcher takes one of them, and
+            // wakes the next one if jobs are left.
             self.queued.notify_one();
         }
     }
@@ -378,42 +373,56 @@ impl Shared {
             && (*class != Class::Unproven || is_below(own, 4))
     }
 
-    /// The next job that may begin, of the class whose turn it is.
+    /// Whether a client may hold one more fetcher for a class that may begin a job.
+    fn client_has_share(&self, state: &State, class: &Class, client: ClientAddress) -> bool {
+        let count = |class: &Class| state.running.get(class).copied().unwrap_or_default();
+        let own = count(class);
+        let free = self.threads.saturating_sub(state.running_in_all());
+        let class_max = match class {
+            Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
+            Class::Unlisted => Some(self.threads / 2),
+            Class::Unproven => Some(self.threads / 4),
+            Class::Local => None,
+        };
+        // As far as the class would get if nothing else changed.
+        let reachable = (own + free).div_ceil(2);
+        let class_max = match class {
+            Class::Listed(_) => class_max.unwrap_or(reachable),
+            Class::Unlisted | Class::Unproven | Class::Local => {
+                reachable.min(class_max.unwrap_or(reachable))
+            }
+        };
+        let of_client = state.running_of_clients.get(&(class.clone(), client));
+        of_client.copied().unwrap_or_default() < (class_max - class_max / 4).max(1)
+    }
+
+    /// The next job that may begin: one that somebody waits for if there is one.
     fn pick(&self, state: &mut State) -> Option<Next> {
         let mut unwanted = Vec::new();
-        for _ in 0..state.classes.order.len() {
-            let Some(class) = state.classes.order.front().cloned() else { break };
-            if !self.has_share(state, &class, None) {
-                state.classes.order.rotate_left(1);
-                continue;
-            }
-            let before = unwanted.len();
-            let job = state.classes.pop(|queue| {
-                let job = loop {
-                    match queue.pop() {
-                        Some(job) if self.is_unwanted(&job) => unwanted.push(job),
-                        other => break other,
-                    }
-                };
-                (job, if queue.jobs == 0 { IsEmpty::Yes } else { IsEmpty::No })
-            });
-            state.jobs -= unwanted.len() - before;
-            let Some(job) = job else { continue };
-            state.jobs -= 1;
-            state.begin(&class, false);
-            let job = Some(Begun { class, is_background: false, run: job.run });
-            return Some(Next { unwanted, job });
+        let mut queue = std::mem::take(&mut state.foreground);
+        let picked = queue.pick(
+            |class| self.has_share(state, class, None),
+            |class, client| self.client_has_share(state, class, client),
+            |job| self.is_unwanted(job),
+            &mut unwanted,
+        );
+        state.foreground = queue;
+        let job = match picked {
+            Some(job) => Some(Begun::of(job, false)),
+            None => self.pick_in_background(state).map(|job| Begun::of(job, true)),
+        };
+        if let Some(begun) = &job {
+            state.begin(begun);
         }
-        let job = self.pick_in_background(state);
         (job.is_some() || !unwanted.is_empty()).then_some(Next { unwanted, job })
     }
 
-    fn pick_in_background(&self, state: &mut State) -> Option<Begun> {
+    fn pick_in_background(&self, state: &mut State) -> Option<Job> {
         if state.running_in_background.values().sum::<usize>() >= self.threads.div_ceil(2) {
             return None;
         }
-        let may_begin = |job: &BackgroundJob| {
-            let class = &job.purpose.class;
+        let mut queue = std::mem::take(&mut state.background);
+        let may_begin = |class: &Class| {
             let running = state.running_in_background.get(class).copied().unwrap_or_default();
             let own_max = match class {
                 Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
@@ -422,10 +431,14 @@ impl Shared {
             let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
             running < max && self.has_share(state, class, None)
         };
-        let at = state.background.iter().position(may_begin)?;
-        let BackgroundJob { purpose, run } = state.background.remove(at)?;
-        state.begin(&purpose.class, true);
-        Some(Begun { class: purpose.class, is_background: true, run })
+        let picked = queue.pick(
+            may_begin,
+            |class, client| self.client_has_share(state, class, client),
+            |_| false,
+            &mut Vec::new(),
+        );
+        state.background = queue;
+        picked
     }
 
     /// Waits for something to do; `None` once the scheduler is closed.
@@ -436,7 +449,7 @@ impl Shared {
                 return None;
             }
             if let Some(next) = self.pick(&mut state) {
-                if state.jobs > 0 || !state.background.is_empty() {
+                if state.foreground.jobs + state.background.jobs > 0 {
                     self.queued.notify_one();
                 }
                 return Some(next);

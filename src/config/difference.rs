@@ -155,16 +155,21 @@ fn of_cache(old: &cache::Settings, new: &cache::Settings) -> ([Compared; 17], [C
     (at_once, after_restart)
 }
 
-fn of_upstream(old: &upstream::Settings, new: &upstream::Settings) -> [Compared; 2] {
+fn of_upstream(old: &upstream::Settings, new: &upstream::Settings) -> [Compared; 3] {
     let upstream::Settings {
         registries: _,
         unlisted,
+        unlisted_ports,
         timeouts,
         // Nobody can set the one, and the other is the environment's, which stays what it is.
         breaker: _,
         proxies: _,
     } = old;
-    [("unlistedRegistries", *unlisted != new.unlisted), ("pullTimeout", *timeouts != new.timeouts)]
+    [
+        ("unlistedRegistries", *unlisted != new.unlisted),
+        ("unlistedPorts", *unlisted_ports != new.unlisted_ports),
+        ("pullTimeout", *timeouts != new.timeouts),
+    ]
 }
 
 #[cfg(test)]
@@ -198,6 +203,8 @@ mod tests {
             ("registries: [{name: a.io, rateLimit: 1M}]", &["registries"], &[]),
             ("registries: [{name: a.io, aliases: [a]}]", &["registries"], &[]),
             ("unlistedRegistries: deny", &["unlistedRegistries"], &[]),
+            ("unlistedPorts: [443, 5000]", &["unlistedPorts"], &[]),
+            ("unlistedPorts: [443]", &[], &[]),
             ("pullTimeout: 1000", &["pullTimeout"], &[]),
             ("tagTtl: 1h", &["tagTtl"], &[]),
             ("tags: [{pattern: a, tagTtl: 1h}]", &["tags"], &[]),

@@ -49,6 +49,7 @@ pub(super) struct File {
     pub(super) revalidate_timeout: Option<Text<Span>>,
     pub(super) negative_ttl: Option<Text<Span>>,
     pub(super) unlisted_registries: Option<Unlisted>,
+    pub(super) unlisted_ports: Option<Vec<Text<Whole<u16>>>>,
     pub(super) prefetch: Option<bool>,
     pub(super) platforms: Option<Vec<Text<PlatformText>>>,
     pub(super) prefetch_referrers: Option<bool>,

@@ -27,7 +27,9 @@ use std::time::Duration;
 
 use crate::api::Naming;
 use crate::oci::{Choice, Platform, Platforms, Upstream};
-use crate::upstream::{ProxySettings, RegistrySettings, Timeouts, UnlistedRegistries};
+use crate::upstream::{
+    ProxySettings, RegistrySettings, Timeouts, UnlistedPorts, UnlistedRegistries,
+};
 use crate::{access, api, cache, hello, http, store, upstream};
 
 pub use difference::Differences;
@@ -343,10 +345,15 @@ fn upstream_settings(file: &File, over: &Overrides) -> Result<upstream::Settings
         timeouts.metadata = timeouts.headers;
     }
     let unlisted = file.unlisted_registries.map(UnlistedRegistries::from).unwrap_or_default();
+    let ports = file.unlisted_ports.as_ref();
+    let unlisted_ports = ports
+        .map(|ports| UnlistedPorts::new(ports.iter().map(|port| port.0.0)))
+        .unwrap_or_default();
     let proxies = ProxySettings::default();
     Ok(upstream::Settings {
         registries,
         unlisted,
+        unlisted_ports,
         timeouts,
         proxies,
         ..upstream::Settings::default()

@@ -220,6 +220,10 @@ impl Settings {
                 UnlistedRegistries::Deny => "deny",
             },
         );
+        let ports = self.upstream.unlisted_ports.iter();
+        // Also if there are none: without the key there is one.
+        let ports = ports.map(|port| u64::from(port).into()).collect();
+        map.put("unlistedPorts", Node::List(ports));
         let entries = self.upstream.registries.iter().map(|entry| self.registry(entry).into());
         map.put_list("registries", entries.collect());
     }
@@ -445,6 +449,7 @@ defaultNs: docker.io
 maxDownloads: 3
 pullTimeout: 1234
 unlistedRegistries: deny
+unlistedPorts: [443, 5000]
 registries:
   - name: docker.io
     description: for people
@@ -461,7 +466,13 @@ registries:
 
     #[test]
     fn what_is_shown_means_the_same() {
-        for text in ["{}", ALL, "freeSpace: 1GiB\nmetrics: 1\nhealth: 2", "platforms: [all]"] {
+        for text in [
+            "{}",
+            ALL,
+            "unlistedPorts: []",
+            "freeSpace: 1GiB\nmetrics: 1\nhealth: 2",
+            "platforms: [all]",
+        ] {
             let (given, shown) = (settings(text), settings(text).to_yaml());
             let again = settings(&shown);
             assert_eq!(given.differences(&again), Differences::default(), "{shown}");

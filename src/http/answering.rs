@@ -56,7 +56,7 @@ impl Connection {
         match waiting {
             Ok(Ok((pending, deadline))) => {
                 self.phase = Phase::Waiting { request, pending };
-                park(Interest::Nothing, deadline)
+                park(Interest::Departure, deadline)
             }
             Ok(Err(reply)) => self.answer(Some(request), reply, Outcome::Complete, worker),
             Err(message) => {

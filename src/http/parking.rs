@@ -38,8 +38,10 @@ pub(super) enum Interest {
     Bytes,
     /// Room for bytes.
     Room,
-    /// Only a waker or the deadline goes on.
-    Nothing,
+    /// Only a waker or the deadline goes on, unless the client leaves. One that has sent all it will send counts as
+    /// gone while it waits: a closed connection looks the same until something is written, and there is
+    /// nothing to write yet.
+    Departure,
 }
 
 /// How a connection is parked.
@@ -319,10 +321,12 @@ impl Lot {
             return;
         };
         drop(seat);
-        connection.set_armed(None);
-        if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+        let awaited_departure = connection.armed() == Some(Interest::Departure);
+        let has_left = awaited_departure && flags.contains(epoll::EventFlags::RDHUP);
+        if has_left || flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
             connection.set_hung_up();
         }
+        connection.set_armed(None);
         self.enqueue(connection);
     }
 
@@ -482,7 +486,7 @@ fn flags(interest: Interest) -> epoll::EventFlags {
     let wanted = match interest {
         Interest::Bytes => epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
         Interest::Room => epoll::EventFlags::OUT,
-        Interest::Nothing => epoll::EventFlags::empty(),
+        Interest::Departure => epoll::EventFlags::RDHUP,
     };
     wanted | epoll::EventFlags::ONESHOT
 }

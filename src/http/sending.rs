@@ -73,7 +73,7 @@ impl Connection {
                     // Time without news from the source is not the client's fault.
                     sending.progress = worker.now;
                     let deadline = worker.now + TAIL_REPOLL_INTERVAL;
-                    return self.keep_parked(sending, Interest::Nothing, deadline, worker);
+                    return self.keep_parked(sending, Interest::Departure, deadline, worker);
                 }
                 Step::Failed(outcome) => return self.fail(sending, outcome, worker),
             }

@@ -5,15 +5,14 @@
 //! that is dialled and not on the name, since a public name can resolve to a private address.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
-use std::sync::mpsc::channel;
-use std::thread;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
+
+use super::names::{Names, NoAddress};
 
 /// Which resolved addresses a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,22 +64,34 @@ fn is_public_looking(name: &str) -> bool {
     is_name && !PRIVATE_DOMAINS.iter().any(|domain| name.ends_with(domain))
 }
 
-/// Resolves as usual, then drops the addresses that the guard does not allow.
+/// Addresses of one name that are tried: what ureq has room for.
+const ADDRESSES_MAX: usize = 16;
+
+/// Resolves names, then drops the addresses that the guard does not allow.
 #[derive(Debug)]
 pub(super) struct GuardedResolver {
     pub(super) guard: Guard,
+    pub(super) names: Names,
 }
 
 impl Resolver for GuardedResolver {
     fn resolve(
         &self,
         uri: &Uri,
-        config: &Config,
+        _: &Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let resolved = DefaultResolver::default().resolve(uri, config, timeout)?;
+        let authority = uri.scheme().zip(uri.authority());
+        let name = authority
+            .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
+            .ok_or(ureq::Error::HostNotFound)?;
+        let resolved = self.names.resolve(&name, *timeout.after).map_err(|error| match error {
+            NoAddress::Failed => ureq::Error::HostNotFound,
+            NoAddress::TimedOut => ureq::Error::Timeout(timeout.reason),
+        })?;
         let mut allowed = self.empty();
-        for address in resolved.iter().filter(|address| self.guard.allows(address.ip())) {
+        let addresses = resolved.iter().filter(|address| self.guard.allows(address.ip()));
+        for address in addresses.take(ADDRESSES_MAX) {
             allowed.push(*address);
         }
         match (allowed.first(), resolved.first()) {
@@ -129,20 +140,6 @@ fn is_private(ip: IpAddr) -> bool {
             ip.is_loopback() || (ip.is_unique_local() && ip.segments()[..2] != [0xfd00, 0xec2])
         }
     }
-}
-
-/// What `host:port` leads to; `None` if it does not resolve, or not in that time: the system's resolver may
-/// take much longer where there is no network, and cannot be interrupted.
-pub(super) fn resolve_within(host_and_port: String, at_most: Duration) -> Option<Vec<IpAddr>> {
-    let (found, answer) = channel();
-    let look_up = move || {
-        let resolved = host_and_port.to_socket_addrs();
-        let addresses = resolved.map(|all| all.map(|address| address.ip()).collect::<Vec<_>>());
-        // Whoever asked may have gone.
-        let _ = found.send(addresses.ok());
-    };
-    thread::Builder::new().name("resolver".into()).spawn(look_up).ok()?;
-    answer.recv_timeout(at_most).ok().flatten()
 }
 
 /// Whether an address belongs to the public internet (IANA special-purpose address registries).

@@ -5,15 +5,23 @@
 //! * **closed**: it is asked.
 //! * **open**: it is not asked until a time. Whoever would have is answered with the failure that
 //!   opened it, at once.
-//! * **half-open**: the time is over, and one request, the probe, is on its way to find out. Others
+//! * **half-open**: the time is over, and one request of ours, the probe, is on its way to find out. Others
 //!   are still refused.
 //!
 //! Any success closes it. A failure of the probe opens it again, for twice as long.
+//!
+//! Threat: clients choose what is asked, and a client may know a request that the registry fails. So a failure
+//! is either **certain** (no connection: every request would fare the same) or **doubtful** (an answer of 5xx,
+//! a connection that broke after the request). Certain ones open the breaker; doubtful ones are a reason to
+//! probe, and the probe decides.
 
 use std::time::{Duration, Instant};
 
 /// A probe that was never heard of again (its thread panicked) does not keep the breaker half-open.
 const PROBE_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// A registry that fails some requests and answers the probe is not probed again for this long.
+const PROBED_EVERY: Duration = Duration::from_secs(5);
 
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +80,10 @@ pub(super) struct Breaker {
     policy: BreakerPolicy,
     /// Failures since the last success.
     failures: u32,
+    /// Of them those that do not depend on what was asked.
+    certain: u32,
+    /// When doubtful failures were last a reason to probe.
+    probed: Option<Instant>,
     state: State,
 }
 
@@ -84,7 +96,7 @@ enum State {
 
 impl Breaker {
     pub(super) fn new(policy: BreakerPolicy) -> Breaker {
-        Breaker { policy, failures: 0, state: State::Closed }
+        Breaker { policy, failures: 0, certain: 0, probed: None, state: State::Closed }
     }
 
     /// Whether to ask at `now`. Whoever gets a [`Permit::Probe`] must report how it went.
@@ -101,36 +113,53 @@ impl Breaker {
         Permit::Probe
     }
 
-    /// Whether one more failure opens it.
-    pub(super) fn is_about_to_open(&self) -> bool {
-        match self.state {
-            State::Closed => self.failures.saturating_add(1) >= self.policy.failures,
-            State::HalfOpen { .. } => true,
-            State::Open { .. } => false,
-        }
-    }
-
     /// It answered, whatever it said.
     pub(super) fn succeeded(&mut self) -> Option<Change> {
-        self.failures = 0;
+        (self.failures, self.certain) = (0, 0);
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Closed => None,
             State::Open { .. } | State::HalfOpen { .. } => Some(Change::Closed),
         }
     }
 
-    /// It did not answer, or in a way that says it cannot. `asked` is what it said to wait, which needs
-    /// no second failure to be believed.
+    /// It failed in a way that may be about the request. Returns whether to probe: then the caller must, and
+    /// report how it went.
+    pub(super) fn doubted(&mut self, now: Instant) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let is_due = |probed| now.saturating_duration_since(probed) >= PROBED_EVERY;
+        let is_needed = matches!(self.state, State::Closed)
+            && self.failures >= self.policy.failures
+            && self.probed.is_none_or(is_due);
+        if is_needed {
+            self.probed = Some(now);
+        }
+        is_needed
+    }
+
+    /// The probe that doubtful failures asked for failed as well.
+    pub(super) fn confirmed(&mut self, now: Instant) -> Option<Change> {
+        match self.state {
+            State::Closed => self.open(now, self.policy.first_wait),
+            State::Open { .. } | State::HalfOpen { .. } => None,
+        }
+    }
+
+    /// It cannot be reached. `asked` is what it said to wait, which needs no second failure to be believed.
     pub(super) fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Option<Change> {
         self.failures = self.failures.saturating_add(1);
+        self.certain = self.certain.saturating_add(1);
         let wait = match (self.state, asked) {
             // It has been given up on already: this request had begun before.
             (State::Open { .. }, _) => return None,
             (_, Some(asked)) => asked.min(self.policy.longest_wait),
             (State::HalfOpen { wait, .. }, None) => (wait * 2).min(self.policy.longest_wait),
-            (State::Closed, None) if self.failures < self.policy.failures => return None,
+            (State::Closed, None) if self.certain < self.policy.failures => return None,
             (State::Closed, None) => self.policy.first_wait,
         };
+        self.open(now, wait)
+    }
+
+    fn open(&mut self, now: Instant, wait: Duration) -> Option<Change> {
         self.state = State::Open { until: now + wait, wait };
         Some(Change::Opened(wait))
     }
@@ -218,6 +247,21 @@ mod tests {
             let change = breaker.failed(now, Some(asked * SECOND));
             assert_eq!(change, Some(Change::Opened(wait * SECOND)));
         }
+    }
+
+    #[test]
+    fn doubtful_failures_ask_for_a_probe_and_never_open_it_by_themselves() {
+        let (mut breaker, now) = breaker();
+        assert_eq!([1, 2, 3, 4].map(|_| breaker.doubted(now)), [false, false, true, false]);
+        assert_eq!((breaker.permit(now), breaker.failures()), (Permit::Ask, 4));
+        assert_eq!(breaker.failed(now, None), None, "one certain failure among doubtful ones");
+        assert_eq!(breaker.succeeded(), None, "the probe was answered");
+        for _ in 0..100 {
+            assert!(!breaker.doubted(now + PROBED_EVERY / 2), "probed a moment ago");
+        }
+        assert!(breaker.doubted(now + PROBED_EVERY));
+        assert_eq!(breaker.confirmed(now + PROBED_EVERY), Some(Change::Opened(SECOND)));
+        assert!(!breaker.doubted(now + PROBED_EVERY), "it is open already");
     }
 
     #[test]

@@ -128,10 +128,26 @@ impl UpstreamError {
         self.is_elsewhere
     }
 
-    /// Whether it is an answer, which may be about the request rather than about the registry: clients choose
-    /// what is requested, and some requests fail everywhere.
-    pub fn may_be_of_one_request(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::Status { .. } | UpstreamErrorKind::OutOfService)
+    /// Whether it happened before the registry could know what is asked for, so that every other request would
+    /// fare the same. A failure after that may be about the request: clients choose which are sent.
+    pub fn is_about_the_registry(&self) -> bool {
+        if self.is_elsewhere {
+            return false;
+        }
+        match &self.kind {
+            UpstreamErrorKind::Unreachable { source } => !is_broken_connection(source.kind()),
+            UpstreamErrorKind::TimedOut { phase } => matches!(*phase, NAME | CONNECTION),
+            UpstreamErrorKind::Proxy { .. }
+            | UpstreamErrorKind::Tls { .. }
+            | UpstreamErrorKind::CredentialsUnavailable { .. }
+            | UpstreamErrorKind::CircuitOpen { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the registry, as a whole or the account with which we ask, has had enough of us.
+    pub fn is_rate_limit(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::RateLimited { .. }) && !self.is_elsewhere
     }
 
     /// Whether it says that the endpoint itself is in trouble.
@@ -253,7 +269,10 @@ fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
         ureq::Error::Timeout(timeout) => UpstreamErrorKind::TimedOut { phase: phase(timeout) },
         ureq::Error::Io(source) => kind_of_io(source),
         ureq::Error::HostNotFound => UpstreamErrorKind::Unreachable {
-            source: Arc::new(io::Error::new(io::ErrorKind::NotFound, "the host name is unknown")),
+            source: Arc::new(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the host name does not resolve",
+            )),
         },
         ureq::Error::ConnectionFailed => UpstreamErrorKind::Unreachable {
             source: Arc::new(io::Error::other("no connection could be made")),
@@ -317,10 +336,20 @@ fn tls_reason(error: &rustls::Error) -> String {
     format!("{what}; {hint}")
 }
 
+/// Whether a connection that was made broke: it may have gone stale, or a firewall does not like the request.
+pub(super) fn is_broken_connection(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// Phases in which nothing has been asked yet.
+const NAME: &str = "the host name";
+const CONNECTION: &str = "a connection";
+
 fn phase(timeout: Timeout) -> &'static str {
     match timeout {
-        Timeout::Resolve => "the host name",
-        Timeout::Connect => "a connection",
+        Timeout::Resolve => NAME,
+        Timeout::Connect => CONNECTION,
         Timeout::RecvResponse => "the answer's head",
         Timeout::PerRead | Timeout::RecvBody => "the next bytes",
         _ => "the request to be taken",

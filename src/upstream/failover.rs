@@ -5,9 +5,10 @@
 //! fails here says nothing about there. What is reported if none answers is what leaves most hope: that
 //! one is down rather than that others have no such content, since "there is none" is remembered.
 //!
-//! A breaker counts what says that the endpoint itself, or its token service, is down. Before answers open it, a
-//! probe that depends on no content decides: a server error may be about one request, which a client repeats. Trouble behind a
-//! redirect is not the endpoint's: object stores fail while the registry before them is well.
+//! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
+//! redirect is not the endpoint's: object stores fail while the registry before them is well. An answer of 5xx
+//! to one request, which a client has chosen, says nothing about the next: then we ask for `/v2/` and see.
+//! And a 429 counts for manifests and blobs, which share a quota; lists often have limits of their own.
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -130,6 +131,11 @@ impl Failover {
         self.has_answered.load(Ordering::Relaxed)
     }
 
+    /// Notes that it answered with content.
+    pub(super) fn note_answer(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn status(&self) -> UpstreamStatus {
         let now = Instant::now();
         let endpoints = self.endpoints.iter().map(|endpoint| endpoint.status(now)).collect();
@@ -144,23 +150,25 @@ impl Failover {
     /// Asks the endpoints one after the other until one answers.
     fn ask<T>(
         &self,
+        about: About,
         ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let order: Vec<usize> = (0..self.endpoints.len()).collect();
-        self.ask_in(&order, |_, registry| ask(registry))
+        self.ask_in(&order, about, |_, registry| ask(registry))
     }
 
     fn ask_in<T>(
         &self,
         order: &[usize],
+        about: About,
         ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let mut failure: Option<UpstreamError> = None;
         for &index in order {
             let endpoint = &self.endpoints[index];
-            match endpoint.ask(&self.upstream, |registry| ask(index, registry)) {
+            match endpoint.ask(&self.upstream, about, |registry| ask(index, registry)) {
                 Ok(answer) => {
-                    self.has_answered.store(true, Ordering::Relaxed);
+                    self.note_answer();
                     return Ok(answer);
                 }
                 Err(error) => {
@@ -176,6 +184,42 @@ impl Failover {
             let reason = "it has no endpoint".into();
             UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
         }))
+    }
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Manifests and blobs.
+    Content,
+    /// Tag lists and referrers.
+    Lists,
+}
+
+/// What the outcome of a request says about its endpoint.
+enum Verdict {
+    /// It answers.
+    Answers,
+    /// Nothing.
+    Nothing,
+    /// Something is wrong with it, or with the request.
+    Doubtful,
+    /// It cannot be used just now.
+    Down,
+}
+
+impl Verdict {
+    fn of<T>(about: About, result: &Result<T, UpstreamError>) -> Verdict {
+        let Err(error) = result else { return Verdict::Answers };
+        match error.is_the_endpoints_trouble() {
+            false => Verdict::Answers,
+            true if error.is_about_the_registry() => Verdict::Down,
+            true if !error.is_rate_limit() => Verdict::Doubtful,
+            true => match about {
+                About::Content => Verdict::Down,
+                About::Lists => Verdict::Nothing,
+            },
+        }
     }
 }
 
@@ -205,44 +249,79 @@ impl Guarded {
     fn ask<T>(
         &self,
         upstream: &Upstream,
+        about: About,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let permit = self.watch().breaker.permit(Instant::now());
         match permit {
-            Permit::Wait(wait) => return Err(self.refusal(wait)),
-            Permit::Probe => log::info!("{upstream}: asking {} again", self.registry.url()),
             Permit::Ask => {}
+            Permit::Wait(wait) => return Err(self.refusal(wait)),
+            Permit::Probe => {
+                log::info!("{upstream}: asking {} again", self.registry.url());
+                // With a request of our own: a client's may be one that fails whatever state the endpoint is in.
+                let probed = self.registry.probe();
+                let change = {
+                    let mut watch = self.watch();
+                    match &probed {
+                        Ok(()) => watch.breaker.succeeded(),
+                        Err(error) => {
+                            watch.last_failure = Some(error.clone());
+                            watch.breaker.failed(Instant::now(), None)
+                        }
+                    }
+                };
+                self.log(upstream, change, probed.as_ref().err());
+                probed?;
+            }
         }
-        self.ask_anyway(upstream, ask)
+        self.ask_anyway(upstream, about, ask)
     }
 
     fn ask_anyway<T>(
         &self,
         upstream: &Upstream,
+        about: About,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let result = ask(&self.registry);
-        let failure = result.as_ref().err().filter(|error| error.is_the_endpoints_trouble());
-        // A client that knows a request which always fails must not take the registry away from the others.
-        let probed = match failure {
-            Some(error)
-                if error.may_be_of_one_request() && self.watch().breaker.is_about_to_open() =>
-            {
-                self.registry.probe().err()
-            }
-            other => other.cloned(),
-        };
-        let failure = probed.as_ref();
+        let (verdict, failure) = (Verdict::of(about, &result), result.as_ref().err());
+        let mut should_probe = false;
         let change = {
             let mut watch = self.watch();
-            match failure {
-                None => watch.breaker.succeeded(),
-                Some(error) => {
+            match (verdict, failure) {
+                (Verdict::Nothing, _) => None,
+                (Verdict::Answers, _) | (_, None) => watch.breaker.succeeded(),
+                (Verdict::Down, Some(error)) => {
                     watch.last_failure = Some(error.clone());
                     watch.breaker.failed(Instant::now(), error.retry_after())
                 }
+                (Verdict::Doubtful, Some(error)) => {
+                    watch.last_failure = Some(error.clone());
+                    should_probe = watch.breaker.doubted(Instant::now());
+                    None
+                }
             }
         };
+        self.log(upstream, change, failure);
+        if should_probe {
+            self.probe(upstream);
+        }
+        result
+    }
+
+    /// Finds out whether failures of single requests are the endpoint's.
+    fn probe(&self, upstream: &Upstream) {
+        let probed = self.registry.probe();
+        let mut watch = self.watch();
+        let change = match &probed {
+            Ok(()) => watch.breaker.succeeded(),
+            Err(_) => watch.breaker.confirmed(Instant::now()),
+        };
+        drop(watch);
+        self.log(upstream, change, probed.as_ref().err());
+    }
+
+    fn log(&self, upstream: &Upstream, change: Option<Change>, failure: Option<&UpstreamError>) {
         match (change, failure) {
             (Some(Change::Closed), _) => {
                 log::info!("{upstream}: {} answers again", self.registry.url());
@@ -254,7 +333,6 @@ impl Guarded {
             ),
             _ => {}
         }
-        result
     }
 
     /// The failure that opened the breaker, once more.
@@ -287,7 +365,7 @@ impl Source for Failover {
     }
 
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
-        self.ask(|registry| registry.resolve(repository, tag))
+        self.ask(About::Content, |registry| registry.resolve(repository, tag))
     }
 
     fn head(
@@ -295,7 +373,7 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<ManifestHead>, UpstreamError> {
-        self.ask(|registry| registry.head(repository, tag))
+        self.ask(About::Content, |registry| registry.head(repository, tag))
     }
 
     fn manifest(
@@ -303,7 +381,7 @@ impl Source for Failover {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(|registry| registry.manifest(repository, reference))
+        self.ask(About::Content, |registry| registry.manifest(repository, reference))
     }
 
     fn blob_size(
@@ -311,7 +389,7 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        self.ask(|registry| registry.blob_size(repository, digest))
+        self.ask(About::Content, |registry| registry.blob_size(repository, digest))
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
@@ -323,12 +401,13 @@ impl Source for Failover {
             }
             None => BlobBody { endpoint, ..body },
         };
-        let asked = self.ask_in(&order, |index, registry| Ok(body(index, open(registry)?)));
+        let asked =
+            self.ask_in(&order, About::Content, |index, registry| Ok(body(index, open(registry)?)));
         match asked {
             // Somebody has begun to receive this blob, and the download has waits of its own.
             Err(error) if ask.from > 0 && error.is_refusal() => {
                 let first = order[0];
-                let asked = self.endpoints[first].ask_anyway(&self.upstream, open);
+                let asked = self.endpoints[first].ask_anyway(&self.upstream, About::Content, open);
                 asked.map(|opened| body(first, opened))
             }
             other => other,
@@ -343,7 +422,9 @@ impl Source for Failover {
     ) -> Result<List, UpstreamError> {
         // One request at a time: each endpoint has the sink to itself.
         let sink = RefCell::new(sink);
-        self.ask(|registry| registry.tags(repository, query, &mut **sink.borrow_mut()))
+        self.ask(About::Lists, |registry| {
+            registry.tags(repository, query, &mut **sink.borrow_mut())
+        })
     }
 
     fn referrers(
@@ -354,7 +435,9 @@ impl Source for Failover {
         sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(|registry| registry.referrers(repository, digest, query, &mut **sink.borrow_mut()))
+        self.ask(About::Lists, |registry| {
+            registry.referrers(repository, digest, query, &mut **sink.borrow_mut())
+        })
     }
 }
 

@@ -30,6 +30,7 @@ mod helper;
 mod list;
 mod location;
 mod logins;
+mod names;
 mod no_proxy;
 mod proxy;
 mod quota;
@@ -46,6 +47,7 @@ mod tls_connector;
 mod token;
 mod transport;
 mod tunnel;
+mod unlisted;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -63,10 +65,11 @@ pub use proxy::{ParseProxyError, Proxy, ProxySettings};
 pub use quota::RateLimit;
 pub use registries::{
     ApiPath, Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme,
-    Settings, UnlistedRegistries,
+    Settings,
 };
 pub use tls::TlsSettings;
 pub use transport::Timeouts;
+pub use unlisted::{UnlistedPorts, UnlistedRegistries};
 
 /// Finds the source of a registry's content. The seam behind which tests put a fake.
 pub trait Sources: Send + Sync {

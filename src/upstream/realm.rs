@@ -4,7 +4,7 @@
 //! realm of the registry's own owner only, and along redirects within one origin. Without a login
 //! nothing secret is sent, and any realm may be asked that the address guard allows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
@@ -49,7 +49,8 @@ fn refused(asking: &Location, reason: &str) -> UpstreamError {
 }
 
 /// By GET as the token specification has it, or by POST for an identity token (OAuth 2). Redirects within
-/// the realm's origin are followed, and repeated as what they were. Other answers are returned.
+/// the realm's origin are followed, and repeated as what they were. Other answers are returned. All of it takes
+/// `total` at most.
 pub(super) fn ask(
     agent: &Agent,
     realm: &Location,
@@ -57,17 +58,20 @@ pub(super) fn ask(
     login: Option<&Login>,
     total: Duration,
 ) -> Result<Response<Body>, ureq::Error> {
+    let end = Instant::now() + total;
+    // Never zero, which would be refused as no time-out at all.
+    let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let is_post = matches!(login, Some(Login::Identity(_)));
     let mut location = if is_post { realm.clone() } else { realm.with_query(parameters) };
     for _ in 0..REDIRECTS_MAX {
-        let response = ask_once(agent, &location, parameters, login, total)?;
+        let response = ask_once(agent, &location, parameters, login, left())?;
         match redirect(&location, &response).filter(|to| to.is_same_origin(realm)) {
             Some(to) => location = to,
             None => return Ok(response),
         }
         discard(response);
     }
-    ask_once(agent, &location, parameters, login, total)
+    ask_once(agent, &location, parameters, login, left())
 }
 
 fn ask_once(

@@ -13,20 +13,19 @@ use super::proxy::ProxySettings;
 use super::registry::Registry;
 use super::tls::TlsSettings;
 use super::transport::{LazyAgent, Timeouts};
+use super::unlisted::{UnlistedPorts, UnlistedRegistries, UnlistedTable, why_not};
 use super::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 use crate::oci::Upstream;
-
-/// Unlisted registries remembered (their tokens and no more). Beyond it all are forgotten: clients
-/// can name any number.
-const UNLISTED_MAX: usize = 1024;
 
 /// How upstreams are reached.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// The listed registries.
     pub registries: Vec<RegistrySettings>,
-    /// What becomes of the others.
+    /// Whether the others may be contacted.
     pub unlisted: UnlistedRegistries,
+    /// The ports at which they may be.
+    pub unlisted_ports: UnlistedPorts,
     /// How long they may take.
     pub timeouts: Timeouts,
     /// When an endpoint that fails is left alone.
@@ -130,16 +129,6 @@ pub enum Scheme {
     Https,
 }
 
-/// Whether registries that are not listed may be dialled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnlistedRegistries {
-    /// Those whose DNS name leads to public addresses.
-    #[default]
-    Allow,
-    /// None: a closed world.
-    Deny,
-}
-
 impl Endpoint {
     /// Where a registry is if nothing else is said: at its own name, by https; Docker Hub's API is at
     /// another name than its images.
@@ -180,8 +169,9 @@ pub struct Registries {
 struct Table {
     listed: HashMap<Upstream, Listed>,
     unlisted: UnlistedRegistries,
+    unlisted_ports: UnlistedPorts,
     /// The unlisted registries met so far.
-    others: Mutex<HashMap<Upstream, Arc<Failover>>>,
+    others: Mutex<UnlistedTable>,
     timeouts: Timeouts,
     breaker: BreakerPolicy,
     foreign: Arc<ForeignAgents>,
@@ -280,7 +270,8 @@ impl Table {
         let mut table = Table {
             listed: HashMap::new(),
             unlisted: settings.unlisted,
-            others: Mutex::new(HashMap::new()),
+            unlisted_ports: settings.unlisted_ports,
+            others: Mutex::default(),
             timeouts: settings.timeouts,
             breaker: settings.breaker,
             foreign,
@@ -327,30 +318,33 @@ impl Table {
         let gone = self.listed.keys().filter(|upstream| !new.listed.contains_key(upstream));
         changes.removed = gone.cloned().collect();
         changes.removed.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        if is_reached_alike && settings.unlisted == UnlistedRegistries::Allow {
+        if is_reached_alike
+            && settings.unlisted == UnlistedRegistries::Allow
+            && settings.unlisted_ports == self.unlisted_ports
+        {
             let mut others = self.others().clone();
-            others.retain(|upstream, _| !new.listed.contains_key(upstream));
+            others.retain(|upstream| !new.listed.contains_key(upstream));
             new.others = Mutex::new(others);
         }
         (new, changes)
     }
 
-    fn others(&self) -> MutexGuard<'_, HashMap<Upstream, Arc<Failover>>> {
-        // A panic cannot leave the map half changed.
+    fn others(&self) -> MutexGuard<'_, UnlistedTable> {
+        // A panic cannot leave the table half changed.
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unlisted(&self, upstream: &Upstream) -> Arc<Failover> {
-        let mut others = self.others();
-        if others.len() >= UNLISTED_MAX && !others.contains_key(upstream) {
-            others.clear();
-        }
-        let registry = others.entry(upstream.clone()).or_insert_with(|| {
+        self.others().get_or_insert(upstream, || {
             let foreign = Arc::clone(&self.foreign);
-            let registry = Registry::unlisted(upstream, self.timeouts, foreign);
-            Arc::new(Failover::new(upstream.clone(), [registry], self.breaker))
-        });
-        Arc::clone(registry)
+            let ports = self.unlisted_ports.clone();
+            let registry = Registry::unlisted(upstream, self.timeouts, foreign, ports);
+            Failover::new(upstream.clone(), [registry], self.breaker)
+        })
+    }
+
+    fn why_not(&self, upstream: &Upstream) -> Option<&'static str> {
+        why_not(upstream, self.unlisted, &self.unlisted_ports)
     }
 }
 
@@ -360,7 +354,7 @@ impl Sources for Registries {
         if let Some(listed) = table.listed.get(upstream) {
             return Ok(Arc::clone(&listed.failover) as Arc<dyn Source>);
         }
-        match why_not(upstream, table.unlisted) {
+        match table.why_not(upstream) {
             None => Ok(table.unlisted(upstream)),
             Some(reason) => {
                 let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
@@ -374,7 +368,7 @@ impl Sources for Registries {
         if table.listed.contains_key(upstream) {
             return Ok(Standing::Listed);
         }
-        if let Some(reason) = why_not(upstream, table.unlisted) {
+        if let Some(reason) = table.why_not(upstream) {
             let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
             return Err(UpstreamError::new(upstream.as_str(), kind));
         }
@@ -386,7 +380,7 @@ impl Sources for Registries {
         let all: Vec<Arc<Failover>> = {
             let table = self.table();
             let listed = table.listed.values().map(|listed| &listed.failover);
-            listed.chain(table.others().values()).cloned().collect()
+            listed.chain(table.others().registries()).cloned().collect()
         };
         let mut statuses: Vec<_> = all.iter().map(|failover| failover.status()).collect();
         statuses.sort_by(|one, other| one.upstream.as_str().cmp(other.upstream.as_str()));
@@ -394,43 +388,9 @@ impl Sources for Registries {
     }
 }
 
-/// Why an unlisted registry may not be dialled; `None` if it may, subject to where its name leads.
-fn why_not(upstream: &Upstream, unlisted: UnlistedRegistries) -> Option<&'static str> {
-    let host = upstream.host();
-    if unlisted == UnlistedRegistries::Deny {
-        Some("it is not listed in `registries`, and `unlistedRegistries` is deny")
-    } else if host.parse::<std::net::IpAddr>().is_ok() {
-        Some("a registry at an address needs an entry in `registries`")
-    } else if !host.contains('.') {
-        Some("a registry whose name has no dot needs an entry in `registries`")
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn unlisted_registries_need_a_public_looking_name() {
-        for (name, allowed) in [
-            ("quay.io", true),
-            ("registry.example.com:5000", true),
-            ("127.0.0.1", false),
-            ("169.254.169.254", false),
-            ("[::1]:5000", false),
-            ("localhost", false),
-            ("localhost:5000", false),
-            ("reg:5000", false),
-        ] {
-            let upstream: Upstream = name.parse().unwrap();
-            let open = Registries::new(Settings::default());
-            assert_eq!(open.source(&upstream).is_ok(), allowed, "{name}");
-            let closed = Settings { unlisted: UnlistedRegistries::Deny, ..Settings::default() };
-            assert!(Registries::new(closed).source(&upstream).is_err(), "{name}");
-        }
-    }
 
     #[test]
     fn a_listed_registry_may_be_anywhere_even_in_a_closed_world() {
@@ -446,16 +406,6 @@ mod tests {
             ..Settings::default()
         };
         assert!(Registries::new(settings).source(&upstream).is_ok());
-    }
-
-    #[test]
-    fn clients_cannot_grow_the_table_without_bound() {
-        let registries = Registries::new(Settings::default());
-        for number in 0..=UNLISTED_MAX {
-            let name = format!("r{number}.example.com");
-            assert!(registries.source(&name.parse().unwrap()).is_ok());
-        }
-        assert!(registries.table().others().len() <= UNLISTED_MAX);
     }
 
     fn entry(name: &str, scheme: Scheme) -> RegistrySettings {

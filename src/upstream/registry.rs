@@ -2,6 +2,7 @@
 
 use std::io::{Cursor, Read};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
@@ -16,6 +17,7 @@ use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
 use super::session::{Answer, Ask, Method, Redirects, Session};
 use super::transport::Timeouts;
+use super::unlisted::UnlistedPorts;
 use super::{BlobBody, List, ListSink, ManifestHead};
 use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
@@ -25,6 +27,9 @@ use crate::oci::{
 /// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:
 /// more than a login page has.
 const WEB_PAGE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A request with its redirects and tokens may take as long as this many exchanges that use up their time.
+const EXCHANGES_OF_FULL_LENGTH: u32 = 2;
 
 /// What can be asked of a registry, over one session with one of its endpoints.
 pub(super) struct Registry {
@@ -48,8 +53,9 @@ impl Registry {
         upstream: &Upstream,
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
+        ports: UnlistedPorts,
     ) -> Registry {
-        Registry { session: Session::unlisted(upstream, timeouts, foreign), timeouts }
+        Registry { session: Session::unlisted(upstream, timeouts, foreign, ports), timeouts }
     }
 
     /// What it said last about its rate limit; `None` if it never did.
@@ -90,6 +96,7 @@ impl Registry {
             redirects: Redirects::Anywhere,
             from: 0,
             total: Some(self.timeouts.metadata),
+            deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
         }
     }
 

@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ureq::http::{Response, header};
+use ureq::http::{HeaderName, Response, header};
 use ureq::{Agent, Body};
 
-use super::address::{Guard, is_public, resolve_within};
+use super::address::{Guard, is_public};
 use super::answer::{
     ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
     redirect_target, status_error,
 };
-use super::error::{UpstreamError, UpstreamErrorKind};
+use super::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use super::location::Location;
 use super::logins::Logins;
 use super::quota::{Quota, RateLimit};
@@ -29,6 +29,7 @@ use super::registries::{ApiPath, Endpoint, EndpointSettings, ForeignAgents, Sche
 use super::tls::TlsSettings;
 use super::token::Tokens;
 use super::transport::{LazyAgent, Reach, Timeouts};
+use super::unlisted::UnlistedPorts;
 use crate::oci::{Repository, Upstream};
 use crate::via;
 
@@ -39,6 +40,9 @@ const REDIRECTS_MAX: usize = 10;
 const HOST_LIMIT_MAX: Duration = Duration::from_secs(60);
 /// Hosts remembered for it.
 const LIMITED_HOSTS_MAX: usize = 64;
+
+/// How long the probe of a circuit breaker waits: somebody waits for what was asked meanwhile.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A registry, and what is known of how to speak to it.
 pub(super) struct Session {
@@ -53,6 +57,8 @@ pub(super) struct Session {
     trusting: Option<LazyAgent>,
     /// For all other hosts that it leads to.
     foreign: Arc<ForeignAgents>,
+    /// The ports at which an unlisted registry, its redirects and its token services may be contacted.
+    ports: Option<UnlistedPorts>,
     /// Whether the endpoint's own address is private; resolved when it first matters.
     is_private: OnceLock<bool>,
     /// Who we are to the endpoint.
@@ -90,8 +96,33 @@ pub(super) struct Ask<'a> {
     pub(super) redirects: Redirects,
     /// The first byte wanted; 0 is the whole.
     pub(super) from: u64,
-    /// Bounds the exchange as a whole; `None` for blobs, which take as long as they take.
+    /// Bounds one exchange, its body included; `None` for blobs, which take as long as they take.
     pub(super) total: Option<Duration>,
+    /// When all of it must be over: redirects, tokens and, where `total` bounds it, the last body. Without it, ten
+    /// redirects that take their time each would hold a fetcher for minutes.
+    pub(super) deadline: Instant,
+}
+
+impl Ask<'_> {
+    /// How long the next exchange may take.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::TimedOut`] if the time is over.
+    fn time_left(&self, request: &Arc<str>) -> Result<Option<Duration>, UpstreamError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let kind = UpstreamErrorKind::TimedOut { phase: "the last of redirects and tokens" };
+            return Err(UpstreamError::new(Arc::clone(request), kind));
+        }
+        Ok(self.total.map(|total| total.min(left)))
+    }
+
+    /// How long a token service may take for it.
+    fn time_for_token(&self, at_most: Duration) -> Duration {
+        // Never zero: it is the request after the token that says that the time is over.
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        at_most.min(left).max(Duration::from_millis(1))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -193,8 +224,10 @@ impl Session {
         upstream: &Upstream,
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
+        ports: UnlistedPorts,
     ) -> Session {
-        Session::new(upstream, &Endpoint::of(upstream, Scheme::Https), timeouts, foreign)
+        let endpoint = Endpoint::of(upstream, Scheme::Https);
+        Session { ports: Some(ports), ..Session::new(upstream, &endpoint, timeouts, foreign) }
     }
 
     fn new(
@@ -210,6 +243,7 @@ impl Session {
             own: None,
             trusting: None,
             foreign,
+            ports: None,
             is_private: OnceLock::new(),
             logins: Logins::none(upstream),
             wants_basic: AtomicBool::new(false),
@@ -238,31 +272,6 @@ impl Session {
     pub(super) fn look_again(&self) {
         self.own.iter().chain(&self.trusting).for_each(LazyAgent::look_again);
         self.logins.look_again(Instant::now());
-    }
-
-    /// Finds out whether the registry answers at all: by `GET /v2/` without a login, which depends on no content.
-    ///
-    /// # Errors
-    /// [`UpstreamError`] if it does not, or answers with a server error.
-    pub(super) fn probe(&self) -> Result<(), UpstreamError> {
-        let location = self.base.with_path(&format!("{}/", self.api.as_str()));
-        let request: Arc<str> = format!("GET {}", location.for_log()).into();
-        // No part of the request: it has neither a login nor a scope.
-        let Ok(repository) = "probe".parse() else { return Ok(()) };
-        let ask = Ask {
-            method: Method::Get,
-            path: String::new(),
-            accept: None,
-            repository: &repository,
-            redirects: Redirects::Anywhere,
-            from: 0,
-            total: Some(self.timeouts.metadata),
-        };
-        let response = self.call(&location, &ask, None, &request)?;
-        let status = response.status().as_u16();
-        let error = status_error(status, response.headers(), &request);
-        discard(response);
-        if status < 500 { Ok(()) } else { Err(error) }
     }
 
     /// Asks, follows redirects, and returns whatever answer is not one.
@@ -331,7 +340,6 @@ impl Session {
         authorization: Option<String>,
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let agent = self.agent(location, request)?;
         let range = (ask.from > 0).then(|| format!("bytes={}-", ask.from));
         // To the endpoint itself alone: what it redirects to is no Larder.
         let via = location.is_same_origin(&self.base).then(|| via::current().to_string());
@@ -341,8 +349,42 @@ impl Session {
             (header::AUTHORIZATION, authorization.as_deref()),
             (header::RANGE, range.as_deref()),
         ];
+        let total = ask.time_left(request)?;
+        let response = self.send(ask.method, location, &headers, total, request)?;
+        if location.is_same_origin(&self.base) {
+            self.quota.note(response.headers(), &self.upstream, Instant::now());
+        }
+        Ok(response)
+    }
+
+    /// Asks for the version of the endpoint's API, without credentials.
+    pub(super) fn probe(&self) -> Result<(), UpstreamError> {
+        let location = self.base.with_path(&format!("{}/", self.api.as_str()));
+        let request: Arc<str> = format!("GET {}", location.for_log()).into();
+        let via = via::current().to_string();
+        let headers = [(header::VIA, Some(via.as_str()))];
+        let total = Some(PROBE_TIMEOUT.min(self.timeouts.headers));
+        let response = self.send(Method::Get, &location, &headers, total, &request)?;
+        match response.status().as_u16() {
+            status if status >= 500 => Err(status_error(status, response.headers(), &request)),
+            _ => {
+                discard(response);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        method: Method,
+        location: &Location,
+        headers: &[(HeaderName, Option<&str>)],
+        total: Option<Duration>,
+        request: &Arc<str>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let agent = self.agent(location, request)?;
         let send = |idle: Idle| {
-            let builder = match ask.method {
+            let builder = match method {
                 Method::Get => agent.get(location.url()),
                 Method::Head => agent.head(location.url()),
             };
@@ -350,7 +392,7 @@ impl Session {
                 Some(value) => builder.header(name, *value),
                 None => builder,
             });
-            let config = builder.config().timeout_global(ask.total);
+            let config = builder.config().timeout_global(total);
             match idle {
                 Idle::Used => config.build().call(),
                 Idle::Dropped => config.max_idle_age(Duration::ZERO).build().call(),
@@ -369,20 +411,25 @@ impl Session {
         if matches!(&answered, Err(ureq::Error::Timeout(_))) {
             self.idle_is_suspect.store(true, Ordering::Relaxed);
         }
-        let response = answered.map_err(|error| UpstreamError::from_ureq(request, error))?;
-        if location.is_same_origin(&self.base) {
-            self.quota.note(response.headers(), &self.upstream, Instant::now());
-        }
-        Ok(response)
+        answered.map_err(|error| UpstreamError::from_ureq(request, error))
     }
 
     /// The agent for a host: the endpoint's own, or one that minds where it connects.
+    ///
+    /// # Errors
+    /// An unlisted registry leads to a port that is not among `unlistedPorts`; files with certificates cannot
+    /// be used.
     fn agent(&self, location: &Location, request: &Arc<str>) -> Result<Agent, UpstreamError> {
+        if self.ports.as_ref().is_some_and(|ports| !ports.allows(location.port())) {
+            let reason = format!("port {} is not among `unlistedPorts`", location.port()).into();
+            let kind = UpstreamErrorKind::NotAllowed { reason };
+            return Err(UpstreamError::new(Arc::clone(request), kind));
+        }
         let agent = match (&self.own, &self.trusting) {
             (Some(own), _) if location.is_same_origin(&self.base) => own,
             // The operator listed it, and so vouches for the network it is in.
-            (Some(_), Some(trusting)) if self.is_private() => trusting,
-            (Some(_), None) if self.is_private() => &self.foreign.private_too,
+            (Some(own), Some(trusting)) if self.is_private(own) => trusting,
+            (Some(own), None) if self.is_private(own) => &self.foreign.private_too,
             _ => &self.foreign.public,
         };
         agent.get(location).map_err(|error| {
@@ -391,14 +438,16 @@ impl Session {
         })
     }
 
-    /// Whether the endpoint is in a private network: then what it redirects to may be as well.
-    fn is_private(&self) -> bool {
+    /// Whether a listed endpoint is in a private network: then what it redirects to may be as well.
+    fn is_private(&self, own: &LazyAgent) -> bool {
         if let Some(known) = self.is_private.get() {
             return *known;
         }
-        // A name that does not resolve right now may do so later: only an answer is remembered.
-        let resolved = resolve_within(self.base.host_and_port(), self.timeouts.connect);
-        let Some(addresses) = resolved else { return false };
+        let addresses = own.addresses(&self.base.host_and_port());
+        if addresses.is_empty() {
+            // A name that does not resolve right now may do so later: only an answer is remembered here.
+            return false;
+        }
         let is_private = addresses.iter().any(|address| !is_public(*address));
         *self.is_private.get_or_init(|| is_private)
     }
@@ -439,11 +488,73 @@ fn redirect(
 /// Whether a request failed the way it does on a pooled connection that the other side has closed
 /// meanwhile. It was not answered, and it changes nothing, so it may be repeated.
 fn is_stale_connection(error: &ureq::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    match error {
-        ureq::Error::Io(error) => {
-            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    matches!(error, ureq::Error::Io(error) if is_broken_connection(error.kind()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign() -> Arc<ForeignAgents> {
+        let agent = |guard| LazyAgent::new(guard, None, Timeouts::default(), Arc::default());
+        Arc::new(ForeignAgents {
+            public: agent(Guard::PublicOnly),
+            private_too: agent(Guard::PrivateToo),
+            proxies: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn redirects_and_token_services_of_an_unlisted_registry_are_at_allowed_ports() {
+        let upstream: Upstream = "registry.test".parse().unwrap();
+        let ports = UnlistedPorts::default();
+        let unlisted = Session::unlisted(&upstream, Timeouts::default(), foreign(), ports);
+        // At an address, so that nothing is looked up.
+        let entry = EndpointSettings::at(Endpoint::new(Scheme::Https, "127.0.0.1:5000"));
+        let listed = Session::listed(&upstream, &entry, Timeouts::default(), foreign());
+        for (target, allowed) in [
+            ("https://registry.test/", true),
+            ("https://cdn.test/", true),
+            ("https://cdn.test:443/", true),
+            ("https://registry.test:8443/", false),
+            ("https://cdn.test:25/", false),
+            ("http://cdn.test/", false),
+        ] {
+            let location = Location::parse(target).unwrap();
+            let request: Arc<str> = "GET x".into();
+            let found = unlisted.agent(&location, &request);
+            assert_eq!(found.is_ok(), allowed, "{target}");
+            let is_refused = |error: UpstreamError| error.to_string().contains("`unlistedPorts`");
+            assert!(allowed || found.is_err_and(is_refused), "{target}");
+            assert!(listed.agent(&location, &request).is_ok(), "{target}");
         }
-        _ => false,
+    }
+
+    #[test]
+    fn a_request_has_one_deadline_for_all_its_exchanges() {
+        let repository: Repository = "a".parse().unwrap();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let ask = |total, deadline| Ask {
+            method: Method::Get,
+            path: "/v2/a/manifests/b".into(),
+            accept: None,
+            repository: &repository,
+            redirects: Redirects::Anywhere,
+            from: 0,
+            total,
+            deadline,
+        };
+        let request: Arc<str> = "GET x".into();
+        let early = ask(Some(second), now + 3600 * second);
+        assert_eq!(early.time_left(&request).unwrap(), Some(second));
+        let late = ask(Some(3600 * second), now + 60 * second);
+        let left = late.time_left(&request).unwrap().unwrap();
+        assert!(left <= 60 * second && late.time_for_token(3600 * second) <= 60 * second);
+        for total in [None, Some(second)] {
+            let over = ask(total, now).time_left(&request).unwrap_err();
+            let kind = over.kind();
+            assert!(matches!(kind, UpstreamErrorKind::TimedOut { .. }), "{kind:?}");
+        }
+        assert_eq!(ask(None, now + 60 * second).time_left(&request).unwrap(), None);
     }
 }

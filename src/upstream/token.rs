@@ -22,7 +22,8 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
 /// A token is renewed this long before it expires, so that it does not expire on its way.
 const MARGIN: Duration = Duration::from_secs(10);
-/// Tokens kept; one or two a repository. Beyond it, all are forgotten and fetched again as needed.
+/// Tokens kept; one or two a repository. Beyond it, the one that is due first makes room: clients can name any
+/// number of repositories, and must not cost the others their tokens at a stroke.
 const TOKENS_MAX: usize = 256;
 /// The longest token that is taken, in bytes: header lines of that length are refused elsewhere, too.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
@@ -121,12 +122,15 @@ impl Tokens {
 
     /// Notes that the registry has taken a token with this scope.
     pub(super) fn note_scope(&self, place: &Place, need: Need, scope: &str) {
-        // A panic leaves the table valid: each change is one insertion, or forgets everything.
+        // A panic leaves the table valid: each change is one insertion or removal.
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        if scopes.len() >= TOKENS_MAX {
-            scopes.clear();
+        let key = (place.clone(), need);
+        if scopes.len() >= TOKENS_MAX && !scopes.contains_key(&key) {
+            // Any of them: what is forgotten costs one challenge.
+            let other = scopes.keys().next().cloned();
+            other.and_then(|other| scopes.remove(&other));
         }
-        scopes.insert((place.clone(), need), scope.to_owned());
+        scopes.insert(key, scope.to_owned());
     }
 
     /// The token for `key` as it is known, due or not.
@@ -159,7 +163,12 @@ impl Tokens {
             }
         }
         if slots.len() >= TOKENS_MAX {
-            slots.retain(|_, slot| matches!(slot, Slot::Fetching));
+            let ready = slots.iter().filter_map(|(key, slot)| match slot {
+                Slot::Ready(token) => Some((token.renew_at, key)),
+                Slot::Fetching => None,
+            });
+            let first_due = ready.min_by_key(|(renew_at, _)| *renew_at).map(|(_, key)| key.clone());
+            first_due.and_then(|key| slots.remove(&key));
         }
         slots.insert(key.clone(), Slot::Fetching);
         drop(slots);

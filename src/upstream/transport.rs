@@ -1,5 +1,6 @@
 //! Agents: pools of connections with their TLS and their bounds on waiting.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,11 +8,11 @@ use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use ureq::Agent;
 use ureq::config::Config;
-use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
 use super::address::{Guard, GuardedResolver};
 use super::location::Location;
+use super::names::Names;
 use super::proxy::{Proxy, ProxySettings};
 use super::response_head::ResponseHeads;
 use super::tls::TlsSettings;
@@ -70,6 +71,8 @@ pub(super) struct LazyAgent {
     tls: Option<TlsSettings>,
     timeouts: Timeouts,
     proxies: Arc<ProxySettings>,
+    /// Its own, so that names which clients choose do not keep it from resolving those of a listed registry.
+    names: Names,
     /// Held while agents are built: who comes then needs the same ones.
     built: Mutex<Option<Built>>,
 }
@@ -105,7 +108,8 @@ impl LazyAgent {
         timeouts: Timeouts,
         proxies: Arc<ProxySettings>,
     ) -> LazyAgent {
-        LazyAgent { guard, tls, timeouts, proxies, built: Mutex::new(None) }
+        let (names, built) = (Names::default(), Mutex::new(None));
+        LazyAgent { guard, tls, timeouts, proxies, names, built }
     }
 
     /// The agent for `location`: by way of a proxy or not.
@@ -133,6 +137,12 @@ impl LazyAgent {
                 Ok(agent)
             }
         }
+    }
+
+    /// The addresses of a host; none if it does not resolve, or not in the time that connecting may take.
+    pub(super) fn addresses(&self, host_and_port: &str) -> Vec<IpAddr> {
+        let resolved = self.names.resolve(host_and_port, self.timeouts.connect);
+        resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
     }
 
     /// Lets the files be looked at when an agent is needed next, however lately that was done.
@@ -169,7 +179,7 @@ impl LazyAgent {
         let http = proxied(&self.proxies.http).transpose()?;
         let https = proxied(&self.proxies.https).transpose()?;
         let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(tls));
-        let resolver = GuardedResolver { guard: self.guard };
+        let resolver = GuardedResolver { guard: self.guard, names: self.names.clone() };
         let direct = Agent::with_parts(self.config(None), chain.chain(ResponseHeads), resolver);
         Ok(Agents { direct, http, https })
     }
@@ -181,10 +191,10 @@ impl LazyAgent {
     ) -> Result<Agent, CertificateError> {
         let to_proxy = proxy.is_https().then(|| TlsSettings::default().client_config(roots));
         let to_proxy = to_proxy.transpose()?;
-        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, to_proxy);
+        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, self.names.clone(), to_proxy);
         // It resolves the proxy's own name and no other: the operator's word stands for its address, and
         // the tunnel minds the target's.
-        let resolver = DefaultResolver::default();
+        let resolver = GuardedResolver { guard: Guard::Any, names: self.names.clone() };
         let chain = tunnel.chain(TlsConnector::new(tls)).chain(ResponseHeads);
         Ok(Agent::with_parts(self.config(Some(proxy)), chain, resolver))
     }

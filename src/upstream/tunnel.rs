@@ -8,18 +8,19 @@
 //! skips no verification.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
     ConnectProxyConnector, ConnectionDetails, Connector, Either, TcpConnector, Transport,
 };
 use ureq::{Agent, Error};
 
 use super::address::{AddressRefused, Guard};
+use super::names::Names;
 use super::proxy::Proxy;
 use super::tls_connector::TlsConnector;
 
@@ -34,6 +35,7 @@ type Dial =
 pub(super) struct TunnelConnector {
     proxy: Proxy,
     guard: Guard,
+    names: Names,
     dial: Arc<Dial>,
 }
 
@@ -42,6 +44,7 @@ impl TunnelConnector {
     pub(super) fn new(
         proxy: Proxy,
         guard: Guard,
+        names: Names,
         to_proxy: Option<Arc<ClientConfig>>,
     ) -> TunnelConnector {
         let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(to_proxy));
@@ -55,7 +58,7 @@ impl TunnelConnector {
             let transport = chain.connect(&details, None)?.ok_or(Error::ConnectionFailed)?;
             Ok(Box::new(transport) as Box<dyn Transport>)
         };
-        TunnelConnector { proxy, guard, dial: Arc::new(dial) }
+        TunnelConnector { proxy, guard, names, dial: Arc::new(dial) }
     }
 
     /// Refuses a target that the guard would refuse without a proxy.
@@ -64,7 +67,7 @@ impl TunnelConnector {
             return Ok(());
         }
         let host = details.uri.host().unwrap_or_default();
-        let addresses = look_up(details);
+        let addresses = self.look_up(details);
         match self.guard.allows_target(host, &addresses) {
             true => Ok(()),
             false => {
@@ -77,14 +80,16 @@ impl TunnelConnector {
             }
         }
     }
-}
 
-/// What the target's name leads to here; nothing if it does not resolve, for whatever reason.
-fn look_up(details: &ConnectionDetails<'_>) -> Vec<IpAddr> {
-    let mut timeout = details.timeout;
-    timeout.after = timeout.after.min(LOOK_UP_TIMEOUT.into());
-    let resolved = DefaultResolver::default().resolve(details.uri, details.config, timeout);
-    resolved.map(|found| found.iter().map(|address| address.ip()).collect()).unwrap_or_default()
+    /// What the target's name leads to here; nothing if it does not resolve, for whatever reason.
+    fn look_up(&self, details: &ConnectionDetails<'_>) -> Vec<IpAddr> {
+        let at_most = (*details.timeout.after).min(LOOK_UP_TIMEOUT);
+        let authority = details.uri.scheme().zip(details.uri.authority());
+        let name = authority
+            .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
+        let resolved = name.and_then(|name| self.names.resolve(&name, at_most).ok());
+        resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
+    }
 }
 
 /// The same connection with another way to dial: ureq's type cannot be cloned.

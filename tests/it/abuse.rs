@@ -1,10 +1,16 @@
 //! What one client, or one registry, can do to the others: nothing.
 
-use larder::cache::BreakerState;
+use std::time::Duration;
+
+use larder::cache::{BreakerState, Prefetch};
+use larder::upstream::{BreakerPolicy, UnlistedRegistries};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::larder::{blob, files, manifest};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On, Publish, absent_digest};
+use crate::support::larder::{Settings, blob, files, manifest, until};
+use crate::support::{
+    Connection, FakeRegistry, Fault, Gate, Image, Larder, On, Publish, absent_digest,
+};
+use crate::support::{bytes, media_type};
 
 const REPOSITORY: &str = "team/app";
 
@@ -27,6 +33,199 @@ fn requests_for_what_does_not_exist_create_nothing_on_disk() {
         assert_eq!(larder.get(&format!("/v2/{repository}/tags/list")).status, 404);
     }
     assert_eq!(entries(&larder), before);
+}
+
+/// Two registries, of which the first is what requests without a name mean and the second is `hostile`.
+fn beside_a_hostile_registry(
+    change: impl FnOnce(&mut Settings),
+) -> (FakeRegistry, FakeRegistry, Larder) {
+    let (good, hostile) = (FakeRegistry::start(), FakeRegistry::start());
+    let larder = Larder::start_with(&good, |settings| {
+        settings.list("hostile.test", &hostile);
+        settings.alias("hostile", "hostile.test");
+        (settings.cache.manifest_fetchers, settings.cache.blob_fetchers) = (4, 4);
+        // Here a registry that holds its answers back does so until the test opens the gate.
+        settings.upstream.timeouts.headers = Duration::from_secs(60);
+        settings.upstream.timeouts.metadata = Duration::from_secs(60);
+        settings.upstream.timeouts.stall = Duration::from_secs(60);
+        change(settings);
+    });
+    (good, hostile, larder)
+}
+
+fn begin_many(larder: &Larder, targets: impl IntoIterator<Item = String>) -> Vec<Connection> {
+    targets.into_iter().map(|target| larder.begin(&target)).collect()
+}
+
+#[test]
+fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
+    let (good, hostile, larder) = beside_a_hostile_registry(|_| {});
+    let image = Image::sample("v1");
+    hostile.add(REPOSITORY, "v1", &image);
+    let gate = Gate::new();
+    hostile.expect_unknown("/v2/burst/*");
+    hostile.fault(On::path("*", "/v2/burst/*"), Fault::Gate(gate.clone()));
+    let burst = (0..300).map(|n| manifest("hostile/burst/a", &format!("v{n}")));
+    let clients = begin_many(&larder, burst);
+    gate.wait_until_reached(2);
+    until("the burst to be queued", || larder.cache().load().manifest_pool.queued == 298);
+    // Some crash, and some close their connection in order.
+    let (crashed, closed): (Vec<_>, Vec<_>) =
+        clients.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);
+    crashed.into_iter().for_each(|(_, client)| client.reset());
+    drop(closed);
+    until("the clients to have left", || larder.connections() == 0);
+    gate.open();
+    let got = larder.get(&manifest(&format!("hostile/{REPOSITORY}"), "v1"));
+    assert!(got.body == image.manifest(), "{got:?}");
+    until("the queue to be empty", || larder.cache().load().manifest_pool.queued == 0);
+    assert_eq!(gate.reached(), 2, "the two that had a fetcher when their clients left");
+    assert!(good.requests().is_empty());
+}
+
+#[test]
+fn registries_that_drip_leave_fetchers_to_the_others() {
+    let (good, hostile, larder) = beside_a_hostile_registry(|settings| {
+        settings.cache.prefetch = Prefetch { blobs: true, ..Prefetch::default() };
+    });
+    let gate = Gate::new();
+    let digests: Vec<String> = (0..10).map(|n| hostile.add_blob("a", &bytes(1000, n))).collect();
+    hostile.fault(On::any_blob(), Fault::GateAfter(1, gate.clone()));
+    hostile.fault(On::any_manifest(), Fault::Gate(gate.clone()));
+    let blobs = digests.iter().map(|digest| blob("hostile/a", digest));
+    let manifests = (0..10).map(|n| manifest("hostile/a", &format!("v{n}")));
+    hostile.expect_unknown("/v2/a/manifests/*");
+    let _clients = begin_many(&larder, blobs.chain(manifests));
+    // Two fetchers of four for manifests, and two of four for blobs.
+    gate.wait_until_reached(4);
+    for n in 0..5 {
+        let image = Image::sample(&n.to_string());
+        good.add(REPOSITORY, &n.to_string(), &image);
+        assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
+        // Layers are fetched in the background, where the registry that drips holds nothing up either.
+        image.layers().iter().for_each(|layer| larder.wait_until_cached(&layer.digest));
+    }
+    assert_eq!(gate.reached(), 4);
+    gate.open();
+}
+
+#[test]
+fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
+    let (_good, hostile, mut larder) = beside_a_hostile_registry(|_| {});
+    let digest = hostile.add_blob("a", &bytes(100_000, 1));
+    hostile.fault(On::get_blob(&digest), Fault::CutAfter(50_000));
+    // It breaks off, before or after its head has reached the client.
+    larder.get(&blob("hostile/a", &digest));
+    until("the download to have ended", || larder.cache().load().blob_pool.busy == 0);
+    assert_eq!(larder.partials().len(), 1);
+    let asked = hostile.requests().len();
+    larder.restart_with(|settings| {
+        settings.upstream.registries.retain(|entry| entry.upstream.as_str() != "hostile.test");
+        settings.upstream.unlisted = UnlistedRegistries::Allow;
+    });
+    assert_eq!(larder.cache().resume_downloads(), 0);
+    let load = larder.cache().load().blob_pool;
+    assert_eq!((load.busy, load.queued, load.queued_in_background), (0, 0, 0));
+    assert_eq!(hostile.requests().len(), asked);
+}
+
+#[test]
+fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("old"));
+    registry.fault(On::path("GET", "/v2/*/tags/list*"), Fault::status(500));
+    registry.fault(On::manifest("bad"), Fault::status(503));
+    registry.fault(On::manifest("limited"), Fault::ResetBeforeHead);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = BreakerPolicy::default();
+    });
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    for n in 0..20 {
+        assert!(larder.get(&format!("/v2/x{n}/y/tags/list?n=-1")).status >= 500);
+        assert!(larder.get(&manifest(&format!("x{n}/y"), "bad")).status >= 500);
+        assert!(larder.get(&manifest(&format!("x{n}/y"), "limited")).status >= 500);
+    }
+    let breaker = larder.upstreams()[0].endpoints[0].breaker;
+    assert_eq!(breaker, BreakerState::Closed);
+    assert_eq!(registry.count("GET", "/v2/"), 1, "one probe in a while");
+    larder.advance(Duration::from_secs(3600));
+    let new = Image::sample("new");
+    registry.add(REPOSITORY, "v1", &new);
+    let got = larder.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.body == new.manifest() && got.header("warning").is_none(), "{got:?}");
+    let cold = Image::sample("cold");
+    registry.add("team/cold", "v1", &cold);
+    assert!(larder.get(&manifest("team/cold", "v1")).body == cold.manifest());
+}
+
+#[test]
+fn a_rate_limit_on_lists_holds_no_pull_back() {
+    let registry = FakeRegistry::start();
+    registry.fault(On::tags("*"), Fault::rate_limited(60));
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.upstream.breaker = BreakerPolicy::default();
+    });
+    for _ in 0..5 {
+        assert_eq!(larder.get(&format!("/v2/{REPOSITORY}/tags/list")).status, 429);
+    }
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+}
+
+#[test]
+fn a_request_that_was_never_sent_marks_no_registry_as_failing() {
+    let (good, _hostile, larder) = beside_a_hostile_registry(|settings| {
+        settings.cache.manifest_fetchers = 1;
+        settings.cache.revalidate_timeout = Duration::from_millis(50);
+    });
+    good.add(REPOSITORY, "v1", &Image::sample("old"));
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let gate = Gate::new();
+    good.expect_unknown(&manifest("team/slow", "v1"));
+    good.fault(On::path("*", "/v2/team/slow/*"), Fault::Gate(gate.clone()));
+    let _slow = larder.begin(&manifest("team/slow", "v1"));
+    gate.wait_until_reached(1);
+    larder.advance(Duration::from_secs(3600));
+    for _ in 0..5 {
+        let stale = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(stale.status == 200 && stale.header("warning").is_some(), "{stale:?}");
+    }
+    gate.open();
+    let new = Image::sample("new");
+    good.add(REPOSITORY, "v1", &new);
+    // The clock stands still: if the registry counted as failing, this would not be asked for.
+    until("the new manifest", || larder.get(&manifest(REPOSITORY, "v1")).body == new.manifest());
+}
+
+#[test]
+fn a_size_that_a_manifest_states_wrongly_cuts_no_pull_of_another_repository() {
+    for stated in [500, 900_000] {
+        let registry = FakeRegistry::start();
+        let content = bytes(300_000, 1);
+        let digest = registry.add_blob(REPOSITORY, &content);
+        registry.add_blob("evil/app", &content);
+        let layer = format!(
+            r#"{{"mediaType":"application/octet-stream","digest":"{digest}","size":{stated}}}"#
+        );
+        let lie = format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[]}}"#);
+        registry.add_manifest("evil/app", "v1", media_type::OCI_MANIFEST, lie.as_bytes());
+        let gate = Gate::new();
+        let fault = Fault::All(vec![Fault::NoContentLength, Fault::GateAfter(400, gate.clone())]);
+        registry.fault(On::get_blob(&digest), fault);
+        let larder = Larder::start(&registry);
+        assert_eq!(larder.get(&manifest("evil/app", "v1")).status, 200);
+        let mut evil = larder.begin(&blob("evil/app", &digest));
+        gate.wait_until_reached(1);
+        assert_eq!(evil.read_head().header("content-length"), Some(&*stated.to_string()));
+        let mut good = larder.begin(&blob(REPOSITORY, &digest));
+        until("the second client to follow", || larder.connections() == 2);
+        gate.open();
+        let got = good.read_response();
+        assert!(got.status == 200 && got.complete && got.body == content, "{stated}: {got:?}");
+        let (body, _) = evil.read_to_end();
+        assert!(body.len() < stated, "{stated}: never a complete answer with other bytes");
+    }
 }
 
 /// Files and directories below the cache directory, at any depth.

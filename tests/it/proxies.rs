@@ -7,7 +7,9 @@
 use std::fs;
 
 use larder::certificates::IdentityFiles;
-use larder::upstream::{Credentials, ProxySettings, Secret, TlsSettings, UnlistedRegistries};
+use larder::upstream::{
+    Credentials, ProxySettings, Secret, TlsSettings, UnlistedPorts, UnlistedRegistries,
+};
 
 use crate::support::larder::{Settings, blob, manifest, seconds};
 use crate::support::{FakeProxy, FakeRegistry, Fault, Image, Larder, On, Publish, base64, bytes};
@@ -296,4 +298,27 @@ fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public()
     assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
     assert_eq!(proxy.targets(), ["unlisted.test:443"]);
     assert!(registry.requests().is_empty());
+}
+
+#[test]
+fn unlisted_registries_and_what_they_lead_to_are_asked_at_allowed_ports_only() {
+    let proxy = FakeProxy::start();
+    let mut larder = Larder::start_alone(|settings| {
+        settings.upstream.unlisted = UnlistedRegistries::Allow;
+        settings.upstream.proxies = by_way_of(&proxy.url());
+    });
+    let target = "/v2/team/app/manifests/v1?ns=unlisted.test%3A";
+    for port in [22, 80, 5000, 8443] {
+        let got = larder.get(&format!("{target}{port}"));
+        assert_eq!((got.status, got.error_code().as_str()), (404, "NAME_UNKNOWN"), "{port}");
+        assert!(got.text().contains("unlistedPorts"), "{got:?}");
+    }
+    assert_eq!(proxy.targets(), [""; 0]);
+    larder.get(&format!("{target}443"));
+    larder.restart_with(|settings| {
+        settings.upstream.unlisted_ports = UnlistedPorts::new([5000]);
+    });
+    larder.get(&format!("{target}5000"));
+    assert_eq!(larder.get(&format!("{target}443")).status, 404);
+    assert_eq!(proxy.targets(), ["unlisted.test:443", "unlisted.test:5000"]);
 }

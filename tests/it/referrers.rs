@@ -4,6 +4,7 @@
 //! Proves P-39.
 
 use larder::cache::Prefetch;
+use larder::upstream::BreakerPolicy;
 use serde_json::{Value, json};
 
 use crate::support::larder::{manifest, seconds};
@@ -267,16 +268,24 @@ fn referrers_on_further_pages_are_prefetched() {
 #[test]
 fn question_that_hangs_at_the_registry_does_not_keep_later_ones_from_the_cache() {
     let (registry, digest) = registry_with_referrers();
-    let larder = Larder::start(&registry);
+    let larder = Larder::start_with(&registry, |settings| {
+        let wait = seconds(3600);
+        settings.upstream.breaker =
+            BreakerPolicy { failures: 1, first_wait: wait, longest_wait: wait };
+    });
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     let gate = Gate::new();
     registry.fault(On::referrers(&digest), Fault::Gate(gate.clone()));
     let mut hanging = larder.begin(&referrers(&digest));
     gate.wait_until_reached(1);
-    // Meanwhile the registry turns out to be unreachable.
-    larder.advance(seconds(3600));
-    registry.fault(On::any_manifest(), Fault::ResetBeforeHead);
-    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    // Meanwhile the registry turns out to be in trouble: the first failure opens its circuit breaker, which the
+    // second request notices.
+    registry.fault(On::ping(), Fault::status(500));
+    registry.fault(On::any_manifest(), Fault::status(500));
+    for _ in 0..2 {
+        larder.advance(seconds(3600));
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    }
     let got = larder.get(&referrers(&digest));
     assert!(check_index(&got).is_empty() && got.header("warning").is_some(), "{got:?}");
     gate.open();

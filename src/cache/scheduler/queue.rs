@@ -4,12 +4,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::client_address::ClientAddress;
 use crate::oci::{ImageName, Upstream};
 use crate::upstream::Standing;
 
+/// Jobs that may wait for a fetcher: far more than clients ask for at once, and some hundred bytes each.
+const QUEUE_MAX: usize = 4096;
+/// Of them in one class, so that one registry that hangs leaves room for the others.
+pub(super) const QUEUE_PER_CLASS_MAX: usize = 1024;
 /// With whom a registry shares its fetchers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::cache) enum Class {
@@ -115,7 +119,13 @@ pub(super) struct ClientQueue {
 pub(super) struct ClassQueue {
     pub(super) clients: Turns<Option<ClientAddress>, ClientQueue>,
     pub(super) jobs: usize,
+    /// When unwanted jobs were last looked for.
+    searched: Option<Instant>,
 }
+
+/// A full queue is searched for unwanted jobs at most so often: the search is linear, and a client may fill the
+/// queue as fast as it can send.
+const SEARCHED_EVERY: Duration = Duration::from_millis(50);
 
 impl ClassQueue {
     pub(super) fn push(&mut self, job: Job) {
@@ -126,23 +136,43 @@ impl ClassQueue {
         self.jobs += 1;
     }
 
-    pub(super) fn pop(&mut self) -> Option<Job> {
-        let job = self.clients.pop(|client| {
-            let job = client.repositories.pop(|jobs| {
-                let job = jobs.pop_front();
-                (job, if jobs.is_empty() { IsEmpty::Yes } else { IsEmpty::No })
+    /// The next job of the client whose turn it is among those that may begin one. What Larder does by itself
+    /// always may. Clients that may not hold a fetcher already, so that few are passed over.
+    pub(super) fn pop(&mut self, may_begin: impl Fn(ClientAddress) -> bool) -> Option<Job> {
+        for _ in 0..self.clients.order.len() {
+            if let Some(Some(client)) = self.clients.order.front()
+                && !may_begin(*client)
+            {
+                self.clients.order.rotate_left(1);
+                continue;
+            }
+            let job = self.clients.pop(|client| {
+                let job = client.repositories.pop(|jobs| {
+                    let job = jobs.pop_front();
+                    (job, if jobs.is_empty() { IsEmpty::Yes } else { IsEmpty::No })
+                });
+                client.jobs -= usize::from(job.is_some());
+                (job, client.repositories.is_empty())
             });
-            client.jobs -= usize::from(job.is_some());
-            (job, client.repositories.is_empty())
-        })?;
-        self.jobs -= 1;
-        Some(job)
+            self.jobs -= usize::from(job.is_some());
+            return job;
+        }
+        None
     }
 
-    /// Takes out the jobs that nobody waits for any more.
-    pub(super) fn take_unwanted(&mut self, is_unwanted: &dyn Fn(&Job) -> bool) -> Vec<Job> {
+    /// Takes out the jobs that nobody waits for any more, unless that was done a moment ago.
+    pub(super) fn take_unwanted(
+        &mut self,
+        is_unwanted: &dyn Fn(&Job) -> bool,
+        now: Instant,
+    ) -> Vec<Job> {
+        let is_recent = |searched| now.saturating_duration_since(searched) < SEARCHED_EVERY;
+        if self.searched.is_some_and(is_recent) {
+            return Vec::new();
+        }
+        self.searched = Some(now);
         let mut all = Vec::with_capacity(self.jobs);
-        while let Some(job) = self.pop() {
+        while let Some(job) = self.pop(|_| true) {
             all.push(job);
         }
         let (unwanted, wanted): (Vec<Job>, Vec<Job>) = all.into_iter().partition(is_unwanted);
@@ -179,5 +209,60 @@ impl ClassQueue {
             self.clients.order.retain(|each| *each != busiest);
         }
         job
+    }
+}
+
+/// Jobs of all classes.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) classes: Turns<Class, ClassQueue>,
+    pub(super) jobs: usize,
+}
+
+impl Queue {
+    pub(super) fn is_full(&self, class: &Class) -> bool {
+        let queued = self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
+        // The two of unlisted registries share one bound in halves, so that jobs for registries that never answer,
+        // which wait long, leave room for the others.
+        let max = if class.is_unlisted() { QUEUE_PER_CLASS_MAX / 2 } else { QUEUE_PER_CLASS_MAX };
+        queued >= max || self.jobs >= QUEUE_MAX
+    }
+
+    pub(super) fn push(&mut self, job: Job) {
+        self.classes.queue(&job.purpose.class.clone()).push(job);
+        self.jobs += 1;
+    }
+
+    /// The next job of the class whose turn it is among those that may begin one. Jobs that nobody waits for any
+    /// more are moved to `unwanted`.
+    pub(super) fn pick(
+        &mut self,
+        may_begin: impl Fn(&Class) -> bool,
+        client_may_begin: impl Fn(&Class, ClientAddress) -> bool,
+        is_unwanted: impl Fn(&Job) -> bool,
+        unwanted: &mut Vec<Job>,
+    ) -> Option<Job> {
+        for _ in 0..self.classes.order.len() {
+            let class = self.classes.order.front()?.clone();
+            if !may_begin(&class) {
+                self.classes.order.rotate_left(1);
+                continue;
+            }
+            let before = unwanted.len();
+            let job = self.classes.pop(|queue| {
+                let job = loop {
+                    match queue.pop(|client| client_may_begin(&class, client)) {
+                        Some(job) if is_unwanted(&job) => unwanted.push(job),
+                        other => break other,
+                    }
+                };
+                (job, if queue.jobs == 0 { IsEmpty::Yes } else { IsEmpty::No })
+            });
+            self.jobs -= unwanted.len() - before + usize::from(job.is_some());
+            if job.is_some() {
+                return job;
+            }
+        }
+        None
     }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use super::queue::QUEUE_PER_CLASS_MAX;
 use super::*;
 use crate::oci::ImageName;
 
@@ -181,6 +182,37 @@ fn clients_take_turns_and_so_do_the_repositories_of_one() {
 }
 
 #[test]
+fn one_client_leaves_a_quarter_of_its_registrys_share_to_the_next() {
+    let mut bench = Bench::new(16, &[]);
+    for _ in 0..20 {
+        bench.hold("greedy", from(1, of("a.io/x")));
+    }
+    // Of the eight that one registry may hold.
+    assert_eq!(bench.next(6), ["greedy"; 6]);
+    bench.nothing_begins();
+    bench.hold("modest", from(2, of("a.io/x")));
+    bench.hold("own", of("a.io/x"));
+    assert_eq!(bench.next(2), ["modest", "own"]);
+    bench.nothing_begins();
+    bench.let_all_go();
+    assert_eq!(bench.next(14), ["greedy"; 14]);
+}
+
+#[test]
+fn background_jobs_of_clients_take_turns() {
+    let mut bench = Bench::new(1, &[]);
+    bench.hold("first", of("a.io/x"));
+    assert_eq!(bench.next(1), ["first"]);
+    for _ in 0..3 {
+        bench.scheduler.submit_in_background(from(1, of("a.io/x")), bench.quick("greedy"));
+    }
+    bench.scheduler.submit_in_background(from(2, of("a.io/x")), bench.quick("modest"));
+    bench.let_all_go();
+    let order: Vec<_> = (0..4).map(|_| bench.starts.recv().unwrap()).collect();
+    assert_eq!(order, ["greedy", "modest", "greedy", "greedy"]);
+}
+
+#[test]
 fn a_job_whose_waiters_have_left_is_dropped_when_its_turn_comes() {
     let mut bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
@@ -235,11 +267,24 @@ fn a_full_queue_refuses_the_client_that_fills_it_and_not_the_others() {
     submit(2);
     let queued = |client| {
         let state = bench.scheduler.shared.lock();
-        let queue = &state.classes.queues[&of("a.io/x").class];
+        let queue = &state.foreground.classes.queues[&of("a.io/x").class];
         queue.clients.queues[&from(client, of("a.io/x")).client].jobs
     };
     assert_eq!((queued(1), queued(2)), (QUEUE_PER_CLASS_MAX - 1, 1));
     assert_eq!(bench.scheduler.load().queued, QUEUE_PER_CLASS_MAX);
+}
+
+#[test]
+fn jobs_for_registries_that_never_answer_leave_room_in_the_queue_for_other_unlisted_ones() {
+    let bench = Bench::new(4, &[]);
+    bench.hold("unproven", unproven("hole.io/a"));
+    assert_eq!(bench.next(1), ["unproven"]);
+    for _ in 0..QUEUE_PER_CLASS_MAX {
+        bench.hold("unproven", from(1, unproven("hole.io/a")));
+    }
+    assert_eq!(bench.scheduler.load().queued, QUEUE_PER_CLASS_MAX / 2);
+    bench.scheduler.submit(from(1, unlisted("good.io/a")), || true, bench.quick("good"));
+    assert_eq!(bench.next(1), ["good"]);
 }
 
 #[test]

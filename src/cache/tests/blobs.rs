@@ -265,6 +265,52 @@ fn a_manifest_that_lies_about_a_size_harms_only_its_own_repository() {
     assert_eq!(restarted.stored(&digest).unwrap(), b"layer");
 }
 
+/// Pulls a manifest that states this size for its one layer.
+fn pull_image_of(bench: &Bench, layer: &Digest, size: u64) {
+    let text = format!(
+        r#"{{"schemaVersion":2,"config":{{}},"layers":[{{"digest":"{layer}","size":{size}}}]}}"#
+    );
+    bench.source.publish("v1", text.as_bytes());
+    bench.how("v1");
+}
+
+#[test]
+fn a_size_that_only_a_manifest_tells_counts_for_its_own_repository() {
+    for told in [5, 99] {
+        let bench = Bench::new();
+        let (digest, sender) = bench.source.stream(b"hello world");
+        bench.source.sizes.lock().unwrap().clear();
+        pull_image_of(&bench, &digest, told);
+        let liar = bench.follow(&digest);
+        sender.send(Ok(b"hello".to_vec())).unwrap();
+        assert_eq!(wait(|waker| liar.poll_size(waker)).unwrap(), told);
+        let other = ImageName::new(name().upstream, "other".parse().unwrap());
+        let found = bench.cache.blob(&other, &digest, Purpose::Read).unwrap();
+        let BlobLookup::Wait(honest) = found else { panic!("it is under way") };
+        assert!(honest.poll_size(Waker::noop()).is_pending(), "nobody it believes has told");
+        send_all(sender, b" world");
+        assert_eq!(read_all(&honest).unwrap(), b"hello world", "{told}");
+        let error = read_all(&liar).unwrap_err();
+        assert!(matches!(error, CacheError::WrongContent(_)), "{told}: {error}");
+        assert_eq!(bench.stored(&digest).unwrap(), b"hello world", "{told}");
+        assert_eq!(bench.source.calls().len(), 2, "{told}: the manifest and the blob, once");
+    }
+}
+
+#[test]
+fn a_size_that_only_a_manifest_tells_is_enough_to_stream_where_it_is_right() {
+    let bench = Bench::new();
+    let (digest, sender) = bench.source.stream(b"hello world");
+    bench.source.sizes.lock().unwrap().clear();
+    pull_image_of(&bench, &digest, 11);
+    let waiting = bench.follow(&digest);
+    sender.send(Ok(b"hello world".to_vec())).unwrap();
+    assert_eq!(wait(|waker| waiting.poll_size(waker)).unwrap(), 11);
+    assert_eq!(wait(|waker| waiting.poll_available(9, waker)).unwrap(), 10);
+    drop(sender);
+    assert_eq!(read_all(&waiting).unwrap(), b"hello world");
+}
+
 #[test]
 fn a_blob_shorter_than_its_manifest_says_is_fetched_again() {
     let bench = Bench::new();

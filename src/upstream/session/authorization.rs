@@ -101,7 +101,7 @@ impl Session {
                 return Ok(Shown::Token(token));
             }
             let renewed = self.tokens.obtain(&key, Some(&token), now, || {
-                self.fetch_token(token.challenge.clone(), location, repository, request)
+                self.fetch_token(token.challenge.clone(), location, ask, request)
             });
             return renewed.map(Shown::Token);
         }
@@ -188,7 +188,7 @@ impl Session {
             let mut is_own = false;
             let token = self.tokens.obtain(&key, refused.as_ref(), Instant::now(), || {
                 is_own = true;
-                self.fetch_token(challenge.clone(), location, ask.repository, request)
+                self.fetch_token(challenge.clone(), location, ask, request)
             })?;
             let header = Shown::Token(Arc::clone(&token)).header();
             let response = self.call(location, ask, header, request)?;
@@ -320,9 +320,10 @@ impl Session {
         &self,
         challenge: Challenge,
         asking: &Location,
-        repository: &Repository,
+        ask: &Ask<'_>,
         request: &Arc<str>,
     ) -> Result<Token, UpstreamError> {
+        let repository = ask.repository;
         let realm = realm::realm(&challenge, asking)?;
         let scope = self.scope_of(&challenge, repository);
         let mut parameters = vec![("scope", scope.as_str())];
@@ -332,7 +333,8 @@ impl Session {
         let named: Arc<str> = format!("token from {}", realm.for_log()).into();
         let agent = self.agent(&realm, &named)?;
         let ask = |login: Option<&Login>| {
-            realm::ask(&agent, &realm, &parameters, login, self.timeouts.metadata)
+            let total = ask.time_for_token(self.timeouts.metadata);
+            realm::ask(&agent, &realm, &parameters, login, total)
                 .map_err(|error| UpstreamError::from_ureq(&named, error))
         };
         let login = self.login(asking, repository, request)?;

@@ -28,7 +28,7 @@ use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request,
 use larder::store::{self, Store};
 use larder::upstream::{
     self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, RateLimit, Registries,
-    RegistrySettings, Scheme, Timeouts, UnlistedRegistries,
+    RegistrySettings, Scheme, Timeouts, UnlistedPorts, UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -330,6 +330,7 @@ impl Settings {
             upstream: upstream::Settings {
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,
+                unlisted_ports: UnlistedPorts::default(),
                 timeouts,
                 // A test that wants a breaker says so; others make a registry fail as often as they like.
                 breaker: BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() },
