@@ -295,6 +295,11 @@ link_start() { # RATE
   }" curl -fsS --max-time 2 "http://127.0.0.1:$LINK_PORT/v2/"
 }
 
+# How many bytes of a path went over the link, in all requests that have ended.
+link_bytes() { # PATH
+  awk -v path="$1" '$7 == path { bytes += $10 } END { print bytes + 0 }' "$LOGS/link-access.log"
+}
+
 # Cuts every connection in the middle of whatever it carries.
 link_cut() { stop_server link KILL; }
 
