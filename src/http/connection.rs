@@ -117,9 +117,9 @@ impl Connection {
         self.ticket.admission()
     }
 
-    /// See [`Ticket::promote`].
-    pub(super) fn promote(&mut self) -> Admission {
-        self.ticket.promote()
+    /// See [`Ticket::claim_place`].
+    pub(super) fn claim_place(&mut self) -> bool {
+        self.ticket.claim_place()
     }
 
     pub(super) fn ticket(&self) -> &Ticket {

@@ -41,6 +41,8 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
             match accept_some(accept, &mut |fd, peer| welcome(fd, peer, shared)) {
                 Accepted::All => strain.relieve(),
                 Accepted::Some => {}
+                // The system looks for a descriptor before it looks for a client.
+                Accepted::Short(_) if !is_ready(listener) => {}
                 Accepted::Short(errno) => {
                     // A connection without a request holds a descriptor that a new client needs more.
                     strain.note(errno, shared.lot.evict(None) == Eviction::Done);
@@ -62,6 +64,12 @@ fn wait(listeners: &[TcpListener], shared: &Shared, timeout: Option<Duration>) {
             std::thread::sleep(ACCEPT_BACKOFF);
         }
     }
+}
+
+/// Whether a client waits to be accepted.
+fn is_ready(listener: &TcpListener) -> bool {
+    let mut watched = [PollFd::new(listener, PollFlags::IN)];
+    poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// How a round of accepting ended.

@@ -119,6 +119,15 @@ pub(super) enum Eviction {
     Nothing,
 }
 
+/// Whether a connection has a place among the `max_connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MadeRoom {
+    Now,
+    /// One is about to be closed for it.
+    Soon,
+    None,
+}
+
 /// The seats of all connections, and the way back to the workers.
 pub(super) struct Lot {
     /// While one of these is held, that of the shares may be taken, and no other; system calls are made,
@@ -211,11 +220,9 @@ impl Lot {
     /// taken, `None`.
     pub(super) fn admit(self: &Arc<Self>, client: ClientAddress) -> Option<Ticket> {
         let admission = match self.make_room(client) {
-            true => Admission::Served,
-            false if self.surplus.fetch_add(1, Ordering::AcqRel) < SURPLUS_SEATS => {
-                Admission::Surplus
-            }
-            false => {
+            MadeRoom::Now => Admission::Served,
+            _ if self.surplus.fetch_add(1, Ordering::AcqRel) < SURPLUS_SEATS => Admission::Surplus,
+            _ => {
                 self.surplus.fetch_sub(1, Ordering::AcqRel);
                 return None;
             }
@@ -229,19 +236,21 @@ impl Lot {
 
     /// Counts one more connection of `client`, for which another one is closed if it must be. Others may
     /// take the place that became free, so it is tried a few times.
-    fn make_room(&self, client: ClientAddress) -> bool {
+    fn make_room(&self, client: ClientAddress) -> MadeRoom {
         for _ in 0..ROUNDS_MAX {
             let room = lock(&self.shares).open(client);
             let eviction = match room {
-                Room::Free => return true,
+                Room::Free => return MadeRoom::Now,
                 Room::Full => self.evict(None),
                 Room::ShareExceeded => self.evict(Some(client)),
             };
-            if eviction != Eviction::Done {
-                return false;
+            match eviction {
+                Eviction::Done => {}
+                Eviction::Soon => return MadeRoom::Soon,
+                Eviction::Nothing => return MadeRoom::None,
             }
         }
-        false
+        MadeRoom::None
     }
 
     /// Parks a new connection, whose socket the poller does not know yet.
@@ -422,18 +431,23 @@ impl Lot {
 }
 
 impl Ticket {
-    /// Whether the client is served.
+    /// Whether the client has a place among the `max_connections`.
     pub(super) fn admission(&self) -> Admission {
         self.admission
     }
 
-    /// Has a surplus client served all the same, if there is a place for it by now.
-    pub(super) fn promote(&mut self) -> Admission {
-        if self.admission == Admission::Surplus && self.lot.make_room(self.client) {
+    /// Whether the client is served now: a surplus one is if there is a place for it by now, or will be in a moment.
+    /// Until then it keeps its surplus seat, so that a busy server never has more connections than seats.
+    pub(super) fn claim_place(&mut self) -> bool {
+        if self.admission == Admission::Served {
+            return true;
+        }
+        let room = self.lot.make_room(self.client);
+        if room == MadeRoom::Now {
             self.lot.surplus.fetch_sub(1, Ordering::AcqRel);
             self.admission = Admission::Served;
         }
-        self.admission
+        room != MadeRoom::None
     }
 
     /// A waker for the connection in this seat. It outlives the connection without harm.

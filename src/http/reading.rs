@@ -19,7 +19,7 @@ impl Connection {
         loop {
             if !self.input.is_empty() {
                 self.head_began.get_or_insert(worker.now);
-                if self.admission() == Admission::Surplus && self.promote() == Admission::Surplus {
+                if !self.claim_place() {
                     return self.turn_away(worker);
                 }
                 if worker.requests_left == 0 {
