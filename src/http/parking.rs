@@ -18,8 +18,11 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Wake, Waker};
 use std::time::Instant;
+
+mod ticket;
+
+pub(super) use ticket::{Admission, Ticket};
 
 /// How often a place is looked for when others take those that become free.
 const ROUNDS_MAX: u32 = 4;
@@ -148,21 +151,6 @@ pub(super) struct Lot {
     queue: Receiver<Job>,
 }
 
-/// The right to a seat. Dropping it frees the seat, so that nothing that goes wrong can leak one.
-pub(super) struct Ticket {
-    lot: Arc<Lot>,
-    id: SeatId,
-    client: ClientAddress,
-    admission: Admission,
-}
-
-/// Whether a client is served or only told that it is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    Served,
-    Surplus,
-}
-
 impl Lot {
     /// A lot for so many connections, whose channel also has room to stop so many workers.
     pub(super) fn new(max_connections: usize, workers: usize, epoll: OwnedFd) -> Arc<Self> {
@@ -231,7 +219,7 @@ impl Lot {
         let index = lock(&self.free).pop()?;
         self.used.fetch_max(index + 1, Ordering::AcqRel);
         let id = SeatId { index, generation: self.seat(index).generation };
-        Some(Ticket { lot: Arc::clone(self), id, client, admission })
+        Some(Ticket::new(self, id, client, admission))
     }
 
     /// Counts one more connection of `client`, for which another one is closed if it must be. Others may
@@ -308,7 +296,7 @@ impl Lot {
         connection.set_armed(Some(parking.interest));
         if let Some(Losable { since, .. }) = parking.losable
             && seat.listed.is_none()
-            && connection.ticket().admission == Admission::Served
+            && connection.ticket().admission() == Admission::Served
         {
             seat.listed = Some(since);
             let ticket = connection.ticket();
@@ -427,72 +415,6 @@ impl Lot {
 
     fn seat(&self, index: u32) -> MutexGuard<'_, Seat> {
         lock(&self.seats[index as usize])
-    }
-}
-
-impl Ticket {
-    /// Whether the client has a place among the `max_connections`.
-    pub(super) fn admission(&self) -> Admission {
-        self.admission
-    }
-
-    /// Whether the client is served now: a surplus one is if there is a place for it by now, or will be in a moment.
-    /// Until then it keeps its surplus seat, so that a busy server never has more connections than seats.
-    pub(super) fn claim_place(&mut self) -> bool {
-        if self.admission == Admission::Served {
-            return true;
-        }
-        let room = self.lot.make_room(self.client);
-        if room == MadeRoom::Now {
-            self.lot.surplus.fetch_sub(1, Ordering::AcqRel);
-            self.admission = Admission::Served;
-        }
-        room != MadeRoom::None
-    }
-
-    /// A waker for the connection in this seat. It outlives the connection without harm.
-    pub(super) fn waker(&self) -> Waker {
-        Waker::from(Arc::new(SeatWaker { lot: Arc::clone(&self.lot), id: self.id }))
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut seat = self.lot.seat(self.id.index);
-        let listed = seat.listed.take();
-        seat.doomed = false;
-        seat.generation = seat.generation.wrapping_add(1);
-        seat.woken = false;
-        seat.fired = false;
-        drop(seat);
-        match self.admission {
-            Admission::Served => {
-                let listing = listed.map(|since| Listing { since, place: self.id });
-                lock(&self.lot.shares).closed(self.client, listing);
-            }
-            Admission::Surplus => {
-                self.lot.surplus.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        if self.lot.stage() != Stage::Serving {
-            self.lot.ended_since_drain.fetch_add(1, Ordering::Relaxed);
-        }
-        lock(&self.lot.free).push(self.id.index);
-    }
-}
-
-struct SeatWaker {
-    lot: Arc<Lot>,
-    id: SeatId,
-}
-
-impl Wake for SeatWaker {
-    fn wake(self: Arc<Self>) {
-        self.lot.wake(self.id);
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.lot.wake(self.id);
     }
 }
 
