@@ -243,6 +243,8 @@ fn every_gauge() -> Gauges {
         disk_used_bytes: Some(1),
         disk_free_bytes: Some(1),
         disk_size_bytes: Some(1),
+        disk_free_inodes: Some(1),
+        disk_inodes: Some(1),
         cache_size_bytes: Some(1),
         free_space_bytes: Some(1),
         usage: Some(usage),
