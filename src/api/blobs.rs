@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::following::{BlobTail, PassageTail, PastTheDisk};
 use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
-use super::{Call, Failure};
+use super::{Call, Failure, Storage};
 use crate::cache::{
     Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, Passage, Purpose,
 };
@@ -90,7 +90,12 @@ impl Asked {
             .header("ETag", entity_tag(&self.digest))
             .header("Accept-Ranges", "bytes")
             .header("Cache-Control", "max-age=31536000");
-        self.call.dress(reply, how)
+        // HEAD fetches no blob.
+        let storage = match request.method() {
+            Method::Head => Storage::NotStored,
+            _ => Storage::Stored,
+        };
+        self.call.dress(reply, how, storage)
     }
 }
 

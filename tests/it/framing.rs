@@ -267,9 +267,10 @@ fn head_of_a_tag_that_is_not_cached_costs_a_head_and_no_pull() {
     let digest = registry.add(REPOSITORY, "v1", &image);
     let larder = Larder::start(&registry);
     let path = manifest(REPOSITORY, "v1");
-    for _ in 0..2 {
+    for cache_status in ["larder; fwd=miss", "larder; hit"] {
         let head = larder.head(&path);
         assert_eq!(head.status, 200, "{head:?}");
+        assert_eq!(head.header("cache-status"), Some(cache_status));
         let length = image.manifest().len().to_string();
         for (name, expected) in [
             ("content-type", media_type::OCI_MANIFEST),
