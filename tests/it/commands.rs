@@ -23,10 +23,10 @@ fn offline_is_switched_from_beside_a_running_server() {
     assert!(said(&[]).starts_with("online"));
     assert!(said(&["on"]).starts_with("offline"));
     let path = manifest(REPOSITORY, "v1");
-    process.wait_until_it_logs("offline: no upstream is asked");
+    process.wait_until_it_logs("offline: no registry is contacted");
     assert_eq!(get(process.address, &path).status, 404);
     assert!(said(&["off"]).starts_with("online"));
-    process.wait_until_it_logs("online again");
+    process.wait_until_it_logs("online: registries are contacted again");
     assert!(get(process.address, &path).body == image.manifest());
     let (code, _, stderr) = offline(&["maybe"]);
     assert!(code == Some(2) && stderr.contains("neither on nor off"), "{stderr}");

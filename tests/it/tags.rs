@@ -310,7 +310,7 @@ fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
     pull(&larder);
     let store = larder.store();
     store.set_offline(true).expect("the switch can be written");
-    larder.look_at_offline_switch();
+    larder.check_offline_switch();
     larder.advance(seconds(3600));
     registry.clear_requests();
     for _ in 0..2 {
@@ -323,7 +323,7 @@ fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
     }
     assert_eq!(registry.requests().len(), 0);
     larder.store().set_offline(false).expect("the switch can be removed");
-    larder.look_at_offline_switch();
+    larder.check_offline_switch();
     pull(&larder);
     assert_eq!(registry.requests().len(), 1);
 }

@@ -251,8 +251,8 @@ impl Larder {
     }
 
     /// What the keeper does twice a second.
-    pub fn look_at_offline_switch(&self) {
-        self.running().cache.look_at_offline_switch();
+    pub fn check_offline_switch(&self) {
+        self.running().cache.check_offline_switch();
     }
 
     /// What `/health?verbose` tells.

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::lists::ListQuestion;
-use super::misses::Asked;
-use super::{CacheError, Inner, lock};
+use super::{ListCache, ListQuestion};
+use crate::cache::negative::Asked;
+use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ListRecord};
 use crate::upstream::List;
@@ -26,7 +26,7 @@ const REFERRERS_MAX: usize = 1024;
 /// Annotations that are copied from referrers into one list, in bytes. Further referrers are listed without.
 const ANNOTATION_BYTES_MAX: usize = 1024 * 1024;
 
-impl Inner {
+impl ListCache {
     /// The manifests of this repository that refer to `digest`, as the referrers API lists them: what the
     /// registry listed last, if that is here, and what is cached. `None` if there are none and the manifest
     /// itself is not cached. `query` may filter by `artifactType`.
@@ -39,7 +39,8 @@ impl Inner {
         let mut found = self.listed_before(name, digest);
         found.extend(self.cached_index_of_tag(name, digest)?);
         self.add_cached_manifests(name, digest, &mut found)?;
-        if found.is_empty() && self.store.find_manifest(name, digest, Access::Look)?.is_none() {
+        if found.is_empty() && self.core.store.find_manifest(name, digest, Access::Look)?.is_none()
+        {
             return Ok(None);
         }
         self.list_of_referrers(found, query).map(Some)
@@ -54,12 +55,12 @@ impl Inner {
         query: &str,
     ) -> Result<Option<ListRecord>, CacheError> {
         let Some(tag) = Tag::of_digest(digest, "") else { return Ok(None) };
-        let index = match self.store.find_tag(name, &tag, Access::Look)? {
+        let index = match self.core.store.find_tag(name, &tag, Access::Look)? {
             Some(record) if self.is_believed(name, &tag, record.checked) => {
                 self.cached_index_of_tag(name, digest)?
             }
             None if self.is_known_missing(name, &tag) => return Ok(None),
-            known => match self.fetch_by_tag(name, &tag) {
+            known => match self.manifests.fetch_by_tag(name, &tag) {
                 Ok(index) if index.size() <= MANIFEST_BYTES_MAX => {
                     index.read().map(|bytes| descriptors(&bytes)).unwrap_or_default()
                 }
@@ -78,12 +79,12 @@ impl Inner {
     }
 
     fn is_believed(&self, name: &ImageName, tag: &Tag, checked: std::time::SystemTime) -> bool {
-        self.settings().freshness.is_fresh(name, tag, checked, self.now())
+        self.core.settings().freshness.is_fresh(name, tag, checked, self.core.now())
     }
 
     fn is_known_missing(&self, name: &ImageName, tag: &Tag) -> bool {
         let asked = Asked::Manifest(name.clone(), Reference::Tag(tag.clone()));
-        self.misses.is_missing(&asked, self.now())
+        self.core.negative.is_missing(&asked, self.core.now())
     }
 
     /// An index of these descriptors, each once, that match the query.
@@ -116,16 +117,17 @@ impl Inner {
         found: &mut Vec<(Digest, Value)>,
     ) -> Result<(), CacheError> {
         let mut annotation_bytes = 0;
-        for each in self.store.find_manifests(name)?.iter().take(MANIFESTS_MAX) {
+        for each in self.core.store.find_manifests(name)?.iter().take(MANIFESTS_MAX) {
             let known = lock(&self.subjects).get(each).copied();
             if known.is_some_and(|subject| subject != Some(*digest)) {
                 continue;
             }
-            let Some(record) = self.store.find_manifest(name, each, Access::Look)? else {
+            let Some(record) = self.core.store.find_manifest(name, each, Access::Look)? else {
                 continue;
             };
             let is_small = record.size <= MANIFEST_BYTES_MAX;
-            let bytes = if is_small { self.store.find_bytes(each, record.size)? } else { None };
+            let bytes =
+                if is_small { self.core.store.find_bytes(each, record.size)? } else { None };
             let manifest = bytes.and_then(|bytes| {
                 Manifest::parse(bytes.into(), Some(record.media_type.as_str())).ok()
             });
@@ -148,10 +150,10 @@ impl Inner {
         digest: &Digest,
     ) -> Result<Vec<(Digest, Value)>, CacheError> {
         let Some(tag) = Tag::of_digest(digest, "") else { return Ok(Vec::new()) };
-        let record = self.store.find_tag(name, &tag, Access::Look)?;
+        let record = self.core.store.find_tag(name, &tag, Access::Look)?;
         match record.filter(|record| record.size <= MANIFEST_BYTES_MAX) {
             Some(record) => {
-                let bytes = self.store.find_bytes(&record.digest, record.size)?;
+                let bytes = self.core.store.find_bytes(&record.digest, record.size)?;
                 Ok(bytes.map(|bytes| descriptors(&bytes)).unwrap_or_default())
             }
             None => Ok(Vec::new()),

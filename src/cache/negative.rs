@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use super::bounded::{Part, PartitionedCache};
 use super::lock;
-use super::recent::{Part, Partitioned};
 use crate::oci::{Digest, ImageName, Reference, Upstream};
 use crate::upstream::{Sources, Standing, UpstreamError};
 
@@ -41,30 +41,30 @@ impl Asked {
 /// Threat: clients choose what is asked. So a request that fails counts for itself alone, unless it failed before
 /// the registry could know what is asked for; and names of registries that anybody can invent push out no
 /// others.
-pub(super) struct Misses {
+pub(super) struct NegativeCache {
     ttl: Mutex<Duration>,
     sources: Arc<dyn Sources>,
-    missing: Mutex<Partitioned<Asked, SystemTime>>,
+    missing: Mutex<PartitionedCache<Asked, SystemTime>>,
     /// Requests that their registry failed.
-    failed: Mutex<Partitioned<Asked, SystemTime>>,
+    failed: Mutex<PartitionedCache<Asked, SystemTime>>,
     /// Registries that cannot be asked just now.
-    troubled: Mutex<Partitioned<Upstream, SystemTime>>,
+    troubled: Mutex<PartitionedCache<Upstream, SystemTime>>,
     /// Requests that took longer than clients wait, since their registry last answered one.
-    slow: Mutex<Partitioned<Upstream, Vec<Asked>>>,
+    slow: Mutex<PartitionedCache<Upstream, Vec<Asked>>>,
     /// Until when upstreams asked to be left alone.
-    limited: Mutex<Partitioned<Upstream, SystemTime>>,
+    limited: Mutex<PartitionedCache<Upstream, SystemTime>>,
 }
 
-impl Misses {
-    pub(super) fn new(ttl: Duration, sources: Arc<dyn Sources>) -> Misses {
-        Misses {
+impl NegativeCache {
+    pub(super) fn new(ttl: Duration, sources: Arc<dyn Sources>) -> NegativeCache {
+        NegativeCache {
             ttl: Mutex::new(ttl),
             sources,
-            missing: Mutex::new(Partitioned::new(MISSING_MAX)),
-            failed: Mutex::new(Partitioned::new(TROUBLED_MAX)),
-            troubled: Mutex::new(Partitioned::new(TROUBLED_MAX)),
-            slow: Mutex::new(Partitioned::new(TROUBLED_MAX)),
-            limited: Mutex::new(Partitioned::new(TROUBLED_MAX)),
+            missing: Mutex::new(PartitionedCache::new(MISSING_MAX)),
+            failed: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            troubled: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            slow: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            limited: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
         }
     }
 
@@ -111,7 +111,7 @@ impl Misses {
     }
 
     /// How much longer this upstream asked to be left alone.
-    pub(super) fn held_back(&self, upstream: &Upstream, now: SystemTime) -> Option<Duration> {
+    pub(super) fn backoff(&self, upstream: &Upstream, now: SystemTime) -> Option<Duration> {
         let until = *lock(&self.limited).get(upstream)?;
         // A clock that was set back must not hold us back for longer than was asked.
         until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
@@ -222,8 +222,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(10);
 
-    fn misses() -> (Misses, SystemTime) {
-        (Misses::new(TTL, Arc::new(OneListed)), SystemTime::UNIX_EPOCH + 100 * TTL)
+    fn misses() -> (NegativeCache, SystemTime) {
+        (NegativeCache::new(TTL, Arc::new(OneListed)), SystemTime::UNIX_EPOCH + 100 * TTL)
     }
 
     fn tag(image: &str) -> Asked {
@@ -311,7 +311,7 @@ mod tests {
             misses.note(&invented, asked.clone(), &failure(UpstreamErrorKind::NotFound), now);
             misses.note(&invented, asked, &limit, now);
         }
-        assert_eq!(misses.held_back(&listed(), now), Some(TTL));
+        assert_eq!(misses.backoff(&listed(), now), Some(TTL));
         assert!(misses.is_missing(&tag("listed.io/gone"), now));
         assert!(misses.is_troubled(&listed(), now));
     }

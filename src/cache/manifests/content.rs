@@ -7,23 +7,20 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 
-use super::{CacheError, How, Inner, lock};
-use crate::oci::{Digest, ImageName, Manifest, MediaType};
+use super::ManifestCache;
+use crate::cache::{CacheError, How, lock};
+use crate::oci::{Digest, ImageName, MediaType};
 use crate::upstream::ManifestHead;
 
 /// Larger manifests are sent from their file, so that memory stays bounded.
 pub(super) const MEMORY_BYTES_MAX: usize = 16 * 1024;
-
-/// Descriptors remembered of one manifest: more than any image has, so that one made to push out
-/// everybody else's does not.
-const DESCRIPTORS_REMEMBERED: usize = 512;
 
 /// The table of large manifests in use is swept of those that no longer are when it has this many.
 const IN_USE_SWEPT_AT: usize = 1024;
 
 /// A manifest's bytes and what is said about them.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(in crate::cache) struct Content {
     pub(super) digest: Digest,
     pub(super) media_type: MediaType,
     pub(super) payload: Payload,
@@ -45,7 +42,7 @@ pub enum Payload {
 }
 
 impl Content {
-    pub(super) fn digest(&self) -> &Digest {
+    pub(in crate::cache) fn digest(&self) -> &Digest {
         &self.digest
     }
 
@@ -55,14 +52,14 @@ impl Content {
     }
 
     /// The bytes, wherever they are.
-    pub(super) fn read(&self) -> io::Result<Arc<[u8]>> {
+    pub(in crate::cache) fn read(&self) -> io::Result<Arc<[u8]>> {
         match &self.payload {
             Payload::Memory(bytes) => Ok(Arc::clone(bytes)),
             Payload::File { file, size } => read_all(file, *size),
         }
     }
 
-    pub(super) fn size(&self) -> u64 {
+    pub(in crate::cache) fn size(&self) -> u64 {
         match &self.payload {
             Payload::Memory(bytes) => bytes.len() as u64,
             Payload::File { size, .. } => *size,
@@ -109,7 +106,7 @@ fn read_all(file: &File, size: u64) -> io::Result<Arc<[u8]>> {
     Ok(bytes.into())
 }
 
-impl Inner {
+impl ManifestCache {
     pub(super) fn read_content(
         &self,
         name: &ImageName,
@@ -120,7 +117,7 @@ impl Inner {
         if size > MEMORY_BYTES_MAX as u64 {
             return self.large_content(name, digest, media_type, size);
         }
-        let Some(bytes) = self.store.find_bytes(&digest, size)? else { return Ok(None) };
+        let Some(bytes) = self.core.store.find_bytes(&digest, size)? else { return Ok(None) };
         let bytes: Arc<[u8]> = bytes.into();
         self.parse_sizes(name, &media_type, &bytes);
         let payload = Payload::Memory(bytes);
@@ -141,7 +138,7 @@ impl Inner {
         {
             return Ok(Some(content));
         }
-        let Some(blob) = self.store.find_verified(&digest, size)? else { return Ok(None) };
+        let Some(blob) = self.core.store.find_verified(&digest, size)? else { return Ok(None) };
         let file = blob.file;
         let key = (name.clone(), digest);
         if lock(&self.sizes_read).get(&key).is_none()
@@ -163,21 +160,5 @@ impl Inner {
         }
         in_use.insert(content.digest, Arc::downgrade(&content));
         content
-    }
-
-    /// Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
-    fn parse_sizes(&self, name: &ImageName, media_type: &MediaType, bytes: &Arc<[u8]>) {
-        if let Ok(manifest) = Manifest::parse(Arc::clone(bytes), Some(media_type.as_str())) {
-            self.remember_sizes(name, &manifest);
-        }
-    }
-
-    pub(super) fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
-        let mut sizes = lock(&self.told_sizes);
-        for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
-            if let Some(size) = descriptor.known_size() {
-                sizes.insert((name.clone(), descriptor.digest), size);
-            }
-        }
     }
 }

@@ -9,15 +9,19 @@ use std::hash::Hash;
 /// one and the former old one is dropped. Coarser than an exact least-recently-used order, and without
 /// its links and its bookkeeping on every read.
 #[derive(Debug)]
-pub(super) struct Recent<K, V> {
+pub(super) struct BoundedCache<K, V> {
     young: HashMap<K, V>,
     old: HashMap<K, V>,
     generation_max: usize,
 }
 
-impl<K: Eq + Hash, V> Recent<K, V> {
-    pub(super) fn new(capacity: usize) -> Recent<K, V> {
-        Recent { young: HashMap::new(), old: HashMap::new(), generation_max: (capacity / 2).max(1) }
+impl<K: Eq + Hash, V> BoundedCache<K, V> {
+    pub(super) fn new(capacity: usize) -> BoundedCache<K, V> {
+        BoundedCache {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            generation_max: (capacity / 2).max(1),
+        }
     }
 
     pub(super) fn get(&self, key: &K) -> Option<&V> {
@@ -50,9 +54,9 @@ impl<K: Eq + Hash, V> Recent<K, V> {
 /// Two tables, so that what is known of registries that anybody can invent pushes out nothing that is known of the
 /// others.
 #[derive(Debug)]
-pub(super) struct Partitioned<K, V> {
-    proven: Recent<K, V>,
-    unproven: Recent<K, V>,
+pub(super) struct PartitionedCache<K, V> {
+    proven: BoundedCache<K, V>,
+    unproven: BoundedCache<K, V>,
 }
 
 /// In which part something belongs.
@@ -64,10 +68,13 @@ pub(super) enum Part {
     Unproven,
 }
 
-impl<K: Eq + Hash, V> Partitioned<K, V> {
+impl<K: Eq + Hash, V> PartitionedCache<K, V> {
     /// So many entries in each part.
-    pub(super) fn new(capacity: usize) -> Partitioned<K, V> {
-        Partitioned { proven: Recent::new(capacity), unproven: Recent::new(capacity) }
+    pub(super) fn new(capacity: usize) -> PartitionedCache<K, V> {
+        PartitionedCache {
+            proven: BoundedCache::new(capacity),
+            unproven: BoundedCache::new(capacity),
+        }
     }
 
     /// In whichever part it is: a registry may have answered since it was inserted.
@@ -102,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten_and_the_bound_holds() {
-        let mut recent = Recent::new(4);
+        let mut recent = BoundedCache::new(4);
         for number in 0..100 {
             recent.insert(number, number);
             assert_eq!(recent.get(&number), Some(&number));
@@ -114,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_newer_value_hides_an_older_one_and_removal_removes_both() {
-        let mut recent = Recent::new(2);
+        let mut recent = BoundedCache::new(2);
         for (key, value) in [('a', 1), ('b', 2), ('a', 3)] {
             recent.insert(key, value);
         }
@@ -125,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_not_retained_is_gone_from_both_generations() {
-        let mut recent = Recent::new(4);
+        let mut recent = BoundedCache::new(4);
         for number in 0..4 {
             recent.insert(number, number);
         }
@@ -140,7 +147,7 @@ mod tests {
 
     #[test]
     fn invented_names_push_out_no_others() {
-        let mut table = Partitioned::new(4);
+        let mut table = PartitionedCache::new(4);
         table.insert(Part::Unproven, 0, "before");
         table.insert(Part::Proven, 0, "known");
         for number in 1..100 {

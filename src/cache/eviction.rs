@@ -2,7 +2,7 @@
 //! itself.
 //!
 //! Nothing is reserved for a size that a registry states: what counts is the bytes that arrive. Each write of a
-//! download is admitted by [`Inner::admit`], which compares a few numbers. Between the high watermark and the
+//! download is admitted by [`EvictionService::admit`], which compares a few numbers. Between the high watermark and the
 //! limit the thread has time to remove the least recently used; a download that reaches the limit all the
 //! same does it on its own fetcher. One of them evicts at a time, and the others find room afterwards. No
 //! worker evicts.
@@ -10,14 +10,15 @@
 //! Where nothing may be removed, the download fails, and what does not fit is passed through to clients. That is
 //! not tried again for a while.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::background::Background;
-use super::upkeep::Rests;
-use super::{Cache, CacheError, Inner, lock};
+use super::core::Core;
+use super::maintenance::{Background, Rests};
+use super::manifests::ManifestCache;
+use super::{CacheError, lock};
 use crate::metrics::Removal;
 use crate::prune::{self, Disk, Eviction, FreeSpace, PruneError, Report, RoomPolicy};
 use crate::store::StoreError;
@@ -37,13 +38,16 @@ const LEFT_FREE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(5);
 const RECOUNT_SHARE: u32 = 20;
 
-/// What evictions share.
-#[derive(Default)]
-pub(super) struct Evictions {
+/// The service. It evicts for one thread at a time.
+pub(super) struct EvictionService {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
     /// Held while something is evicted.
     work: Mutex<Work>,
     /// Downloads that wait for it: the thread does not rest meanwhile.
     waiting: AtomicUsize,
+    /// Whether images were removed since they were last listed.
+    is_usage_outdated: AtomicBool,
 }
 
 #[derive(Default)]
@@ -63,51 +67,65 @@ pub(super) struct Evictor {
 }
 
 impl Evictor {
-    pub(super) fn start(cache: Cache) -> std::io::Result<Evictor> {
+    pub(super) fn start(service: Arc<EvictionService>) -> std::io::Result<Evictor> {
         let loss = "nothing is evicted ahead of demand until a restart";
-        let work = move |stopped: Receiver<()>| run(&cache.inner, &stopped);
+        let work = move |stopped: Receiver<()>| run(&service, &stopped);
         Ok(Evictor { _thread: Background::start("evictor", loss, work)? })
     }
 }
 
-fn run(inner: &Inner, stopped: &Receiver<()>) {
+fn run(service: &EvictionService, stopped: &Receiver<()>) {
     let mut next_count = Instant::now() + RECOUNT_INTERVAL;
     while matches!(stopped.recv_timeout(LOOK_INTERVAL), Err(RecvTimeoutError::Timeout)) {
-        if !inner.is_eviction_due() {
+        if !service.is_eviction_due() {
             continue;
         }
         let mut rests = Rests::new(stopped);
-        let mut go_on = || match inner.evictions.waiting.load(Ordering::Relaxed) {
+        let mut go_on = || match service.waiting.load(Ordering::Relaxed) {
             0 => rests.go_on(),
             _ => rests.go_on_at_once(),
         };
         let began = Instant::now();
         if began >= next_count {
-            if inner.store.count_disk(&mut go_on).is_none() {
+            if service.core.store.count_disk(&mut go_on).is_none() {
                 return;
             }
             let pause = RECOUNT_INTERVAL.max(began.elapsed() * RECOUNT_SHARE);
             next_count = Instant::now() + pause;
         }
-        inner.evict_ahead(&mut go_on);
+        service.evict_ahead(&mut go_on);
     }
 }
 
-impl Inner {
+impl EvictionService {
+    pub(super) fn new(core: Arc<Core>, manifests: Arc<ManifestCache>) -> EvictionService {
+        EvictionService {
+            core,
+            manifests,
+            work: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            is_usage_outdated: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether images were removed since this was last called.
+    pub(super) fn take_usage_outdated(&self) -> bool {
+        self.is_usage_outdated.swap(false, Ordering::Relaxed)
+    }
+
     /// Refuses a blob of a size that can never fit, or does not while nothing can be evicted. Nothing is evicted
     /// for it.
     ///
     /// # Errors
     /// [`CacheError::Store`].
     pub(super) fn check_size(&self, size: u64) -> Result<(), CacheError> {
-        let (policy, disk) = (self.room_policy(), Disk::of(&self.store));
+        let (policy, disk) = (self.room_policy(), Disk::of(&self.core.store));
         if self.can_never_fit(&policy, &disk, size) {
             return Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself"));
         }
         // Who evicts at this moment may well succeed.
-        let failed =
-            self.evictions.work.try_lock().ok().and_then(|work| work.failed.max(work.failed_ahead));
-        if was_within(failed, TRIED_AGAIN_AFTER, self.now()) && !policy.has_room(&disk, size) {
+        let failed = self.work.try_lock().ok().and_then(|work| work.failed.max(work.failed_ahead));
+        if was_within(failed, TRIED_AGAIN_AFTER, self.core.now()) && !policy.has_room(&disk, size) {
             let why = "there was nothing to evict a moment ago";
             return Err(self.refusal(&policy, &disk, size, why));
         }
@@ -120,28 +138,28 @@ impl Inner {
     /// [`CacheError::Store`] if they do not fit and nothing may be removed.
     pub(super) fn admit(&self, more_bytes: u64) -> Result<(), CacheError> {
         let policy = self.room_policy();
-        if policy.has_room(&Disk::of(&self.store), more_bytes) {
+        if policy.has_room(&Disk::of(&self.core.store), more_bytes) {
             return Ok(());
         }
-        self.evictions.waiting.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let admitted = self.evict_for(&policy, more_bytes);
-        self.evictions.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         admitted
     }
 
     fn evict_for(&self, policy: &RoomPolicy, more_bytes: u64) -> Result<(), CacheError> {
-        let mut work = lock(&self.evictions.work);
+        let mut work = lock(&self.work);
         // Another download, or the thread, may have made room meanwhile.
-        let disk = Disk::of(&self.store);
+        let disk = Disk::of(&self.core.store);
         if policy.has_room(&disk, more_bytes) {
             return Ok(());
         }
         let refuse = |why: &str| Err(self.refusal(policy, &disk, more_bytes, why));
-        if was_within(work.failed, TRIED_AGAIN_AFTER, self.now()) {
+        if was_within(work.failed, TRIED_AGAIN_AFTER, self.core.now()) {
             return refuse("there was nothing to evict a moment ago");
         }
-        let is_enough = || policy.has_room(&Disk::of(&self.store), more_bytes);
-        let go_on = &mut || !self.blob_pool.is_closed();
+        let is_enough = || policy.has_room(&Disk::of(&self.core.store), more_bytes);
+        let go_on = &mut || !self.core.blob_fetchers.is_closed();
         let why = match self.evict(&mut work.evictor, &is_enough, go_on) {
             _ if is_enough() => {
                 work.failed = None;
@@ -153,7 +171,7 @@ impl Inner {
             Err(PruneError::Stopped) => return Err(CacheError::GivenUp),
             Err(error) => error.to_string(),
         };
-        work.failed = Some(self.now());
+        work.failed = Some(self.core.now());
         let refused = self.refusal(policy, &disk, more_bytes, &why);
         log::error!("{refused}; what does not fit is streamed to clients without being cached");
         Err(refused)
@@ -162,22 +180,24 @@ impl Inner {
     /// Whether the thread has something to do. Without limits in the configuration a full disk is no concern
     /// before a download needs it: others may be filling it.
     fn is_eviction_due(&self) -> bool {
-        let policy = self.settings().upkeep.room;
+        let policy = self.core.settings().upkeep.room;
         policy.is_bounded()
-            && self.store.is_writable()
-            && !policy.below_high_watermark(&Disk::of(&self.store))
+            && self.core.store.is_writable()
+            && !policy.below_high_watermark(&Disk::of(&self.core.store))
     }
 
     /// Evicts down to the low watermark, if the high one was reached.
     pub(super) fn evict_ahead(&self, go_on: &mut dyn FnMut() -> bool) {
-        let mut work = lock(&self.evictions.work);
-        if !self.is_eviction_due() || was_within(work.failed_ahead, TRIED_AGAIN_AFTER, self.now()) {
+        let mut work = lock(&self.work);
+        if !self.is_eviction_due()
+            || was_within(work.failed_ahead, TRIED_AGAIN_AFTER, self.core.now())
+        {
             return;
         }
-        let policy = self.settings().upkeep.room;
+        let policy = self.core.settings().upkeep.room;
         let is_enough = || {
-            let disk = Disk::of(&self.store);
-            let lets_wait = self.evictions.waiting.load(Ordering::Relaxed) > 0;
+            let disk = Disk::of(&self.core.store);
+            let lets_wait = self.waiting.load(Ordering::Relaxed) > 0;
             policy.below_low_watermark(&disk)
                 || (lets_wait && policy.has_room(&disk, HANDED_OVER_BYTES))
         };
@@ -188,7 +208,7 @@ impl Inner {
             }
             // More may have come meanwhile.
             Ok(eviction)
-                if eviction.freed_bytes > 0 && policy.has_room(&Disk::of(&self.store), 0) =>
+                if eviction.freed_bytes > 0 && policy.has_room(&Disk::of(&self.core.store), 0) =>
             {
                 return;
             }
@@ -198,10 +218,12 @@ impl Inner {
             Err(PruneError::Busy(_) | PruneError::Stopped) => return,
             Err(error) => error.to_string(),
         };
-        work.failed_ahead = Some(self.now());
-        let disk = Disk::of(&self.store);
-        if !policy.has_room(&disk, 0) && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.now()) {
-            work.logged = Some(self.now());
+        work.failed_ahead = Some(self.core.now());
+        let disk = Disk::of(&self.core.store);
+        if !policy.has_room(&disk, 0)
+            && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.core.now())
+        {
+            work.logged = Some(self.core.now());
             let refused = self.refusal(&policy, &disk, 0, &why);
             log::error!("{refused}; what does not fit is streamed to clients without being cached");
         }
@@ -210,9 +232,9 @@ impl Inner {
     /// The limits in force. A disk that is full is one whatever the configuration says; a little of it stays
     /// for manifests, names and lists.
     fn room_policy(&self) -> RoomPolicy {
-        let policy = self.settings().upkeep.room;
+        let policy = self.core.settings().upkeep.room;
         let little = || {
-            let of_disk = self.store.disk_size().unwrap_or_default() / 100;
+            let of_disk = self.core.store.disk_size().unwrap_or_default() / 100;
             FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
         };
         RoomPolicy { floor: policy.floor.or_else(|| Some(little())), ..policy }
@@ -232,7 +254,7 @@ impl Inner {
         missing_bytes: u64,
         why: &str,
     ) -> CacheError {
-        let configured = self.settings().upkeep.room;
+        let configured = self.core.settings().upkeep.room;
         let by_cap = RoomPolicy { floor: None, ..*policy }.lacking(disk, missing_bytes) > 0;
         let limit = match (by_cap, configured.floor) {
             (true, _) => "the cache has reached cacheSize",
@@ -251,10 +273,10 @@ impl Inner {
         is_enough: &dyn Fn() -> bool,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Eviction, PruneError> {
-        let pins = self.settings().upkeep.pins.clone();
+        let pins = self.core.settings().upkeep.pins.clone();
         let mut eviction = Eviction::default();
-        let clock = || self.now();
-        let ended = evictor.evict(&self.store, &pins, &clock, is_enough, go_on, &mut eviction);
+        let clock = || self.core.now();
+        let ended = evictor.evict(&self.core.store, &pins, &clock, is_enough, go_on, &mut eviction);
         self.note_removed(Removal::Evicted, eviction.images, eviction.freed_bytes);
         if eviction.images > 0 || eviction.freed_bytes > 0 {
             log::warn!(
@@ -272,11 +294,11 @@ impl Inner {
     }
 
     fn note_removed(&self, removal: Removal, images: usize, freed_bytes: u64) {
-        self.metrics.removed(removal, images as u64, freed_bytes);
+        self.core.metrics.removed(removal, images as u64, freed_bytes);
         if images > 0 {
-            self.usage_outdated.store(true, Ordering::Relaxed);
+            self.is_usage_outdated.store(true, Ordering::Relaxed);
             // Memory may still have what was removed.
-            lock(&self.hot).clear();
+            self.manifests.forget_hot();
         }
     }
 }

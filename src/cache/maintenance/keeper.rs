@@ -3,8 +3,8 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::Cache;
 use super::background::Background;
+use crate::cache::Cache;
 
 /// How often it is looked for something to do. `larder offline` is heeded after this long at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -34,7 +34,7 @@ impl Keeper {
 fn keep(cache: &Cache, stopped: &Receiver<()>) {
     let (mut pause, mut written) = (INDEX_INTERVAL, Instant::now());
     loop {
-        cache.look_at_offline_switch();
+        cache.check_offline_switch();
         let is_last = match stopped.recv_timeout(LOOK_INTERVAL) {
             Err(RecvTimeoutError::Timeout) => false,
             Ok(()) | Err(RecvTimeoutError::Disconnected) => true,

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::manifest_content::{Content, ManifestAnswer};
-use super::manifests::Outcome;
-use super::misses::Asked;
-use super::{Cache, CacheError, How, PATIENCE};
+use super::Outcome;
+use super::content::{Content, ManifestAnswer};
+use crate::cache::core::Core;
+use crate::cache::negative::Asked;
+use crate::cache::{CacheError, How, PATIENCE};
 use crate::flight::Follower;
 use crate::oci::{ImageName, Reference};
 
 /// Waits for upstream, with what the cache has as the fallback.
 pub struct ManifestWait {
-    pub(super) cache: Cache,
+    pub(super) core: Arc<Core>,
     pub(super) name: ImageName,
     pub(super) reference: Reference,
     pub(super) flight: Follower<(), Outcome, CacheError>,
@@ -38,7 +39,7 @@ impl ManifestWait {
     /// How long to wait before [`ManifestWait::give_up`].
     pub fn patience(&self) -> Duration {
         match self.cached {
-            Some(_) => self.cache.inner.settings().revalidate_timeout,
+            Some(_) => self.core.settings().revalidate_timeout,
             None => PATIENCE,
         }
     }
@@ -51,12 +52,11 @@ impl ManifestWait {
     /// [`CacheError::TimedOut`] if the cache has nothing.
     pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
         self.flight.forget(waker);
-        let inner = &self.cache.inner;
         // A request that was never sent for want of a fetcher says nothing about the registry.
         let was_sent = self.flight.has_begun();
         if was_sent {
             let asked = Asked::Manifest(self.name.clone(), self.reference.clone());
-            inner.misses.note_slow(asked, inner.now());
+            self.core.negative.note_slow(asked, self.core.now());
         }
         match &self.cached {
             Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),

@@ -2,18 +2,25 @@
 //! reached.
 //!
 //! # Interleavings
-//! * *A flight ends between a look and a join.* The next flight looks once more before it asks ([`Inner::fresh_list`]).
+//! * *A flight ends between a look and a join.* The next flight looks once more before it asks ([`ListCache::fresh_list`]).
 //! * *The registry fails while some wait with a last good answer and some without.* The flight looks whether there is
 //!   one when it has failed: if so, all that wait have it, or get the failure. Else it makes a list of what is cached.
 //! * *A list is asked for while the flight of the same question hangs at a registry that has since been found
 //!   unreachable.* Lists of what is cached have flights of their own, so that nobody joins the one that hangs.
 
-use std::sync::Arc;
+mod referrers;
+mod unstored;
+
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
+use super::bounded::BoundedCache;
+use super::core::Core;
+use super::manifests::ManifestCache;
 use super::scheduler::{Class, Purpose as JobPurpose};
-use super::{Cache, CacheError, How, Inner, PATIENCE, Reason, lock};
+use super::{CacheError, How, PATIENCE, Reason, SIZES_REMEMBERED, lock};
+use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
 use crate::store::{Access, ListBody, ListRecord, ListWriter};
@@ -53,7 +60,7 @@ impl ListQuestion {
 
 /// A list, as a flight ends with it.
 #[derive(Debug, Clone)]
-pub(super) struct Listed {
+struct Listed {
     record: ListRecord,
     origin: Origin,
 }
@@ -67,7 +74,7 @@ enum Origin {
     Cache,
 }
 
-pub(super) type ListFlights = Flights<(ImageName, ListQuestion), (), Listed, CacheError>;
+type ListFlights = Flights<(ImageName, ListQuestion), (), Listed, CacheError>;
 
 /// A list that can be answered.
 #[derive(Debug, Clone)]
@@ -166,86 +173,125 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     }
 }
 
-impl Cache {
+/// The service.
+pub(super) struct ListCache {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
+    flights: ListFlights,
+    /// Lists of what is cached, for which no request is made.
+    cached_flights: ListFlights,
+    /// Locked for a look-up or an insertion only, as is the next one.
+    unstored: Mutex<unstored::UnstoredLists>,
+    /// What each cached manifest refers to, if to anything. Content does not change, so this does not either.
+    subjects: Mutex<BoundedCache<Digest, Option<Digest>>>,
+}
+
+impl ListCache {
+    pub(super) fn new(core: Arc<Core>, manifests: Arc<ManifestCache>) -> ListCache {
+        ListCache {
+            core,
+            manifests,
+            flights: Flights::new(),
+            cached_flights: Flights::new(),
+            unstored: Mutex::default(),
+            subjects: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+        }
+    }
+
+    /// How many lists are being requested or made.
+    pub(super) fn flights(&self) -> usize {
+        self.flights.len() + self.cached_flights.len()
+    }
+
     /// A list. Does not wait for anything but the local disk, of which it reads one small file.
     ///
     /// # Errors
     /// [`CacheError`] if it is known that there is none to be had.
-    pub fn list(&self, name: &ImageName, question: ListQuestion) -> Result<ListLookup, CacheError> {
-        let inner = &self.inner;
-        let now = inner.now();
-        let record = inner.known_list(name, &question);
+    pub(super) fn find(
+        self: &Arc<Self>,
+        name: &ImageName,
+        question: ListQuestion,
+        client: Option<ClientAddress>,
+    ) -> Result<ListLookup, CacheError> {
+        let now = self.core.now();
+        let record = self.known_list(name, &question);
         let is_fresh = record.as_ref().is_some_and(|record| is_fresh(record, now));
         let ready = |list, how| Ok(ListLookup::Ready(ListAnswer::new(list, how)));
-        let is_troubled = inner.misses.is_troubled(&name.upstream, now);
+        let is_troubled = self.core.negative.is_troubled(&name.upstream, now);
         match record {
-            Some(list) if is_fresh || inner.is_offline() => ready(list, How::Hit),
+            Some(list) if is_fresh || self.core.is_offline() => ready(list, How::Hit),
             Some(list) if is_troubled => ready(list, How::Stale),
-            Some(list) => match self.ask_for_list(name, question, Some(list.clone())) {
+            Some(list) => match self.ask_for_list(name, question, Some(list.clone()), client) {
                 Ok(waiting) => Ok(ListLookup::Wait(waiting)),
                 Err(_) => ready(list, How::Stale),
             },
-            None if inner.is_offline() => match inner.store.has_images(name)? {
-                true => Ok(ListLookup::Wait(self.look_through_cached(name, question))),
+            None if self.core.is_offline() => match self.core.store.has_images(name)? {
+                true => Ok(ListLookup::Wait(self.find_in_cache(name, question, client))),
                 false => Err(CacheError::NotCached),
             },
-            None if is_troubled && inner.has_cached_list(name, &question) => {
-                Ok(ListLookup::Wait(self.look_through_cached(name, question)))
+            None if is_troubled && self.has_cached_list(name, &question) => {
+                Ok(ListLookup::Wait(self.find_in_cache(name, question, client)))
             }
-            None => Ok(ListLookup::Wait(self.ask_for_list(name, question, None)?)),
+            None => Ok(ListLookup::Wait(self.ask_for_list(name, question, None, client)?)),
         }
     }
 
     fn ask_for_list(
-        &self,
+        self: &Arc<Self>,
         name: &ImageName,
         question: ListQuestion,
         last_good: Option<ListRecord>,
+        client: Option<ClientAddress>,
     ) -> Result<ListWait, CacheError> {
-        let purpose = self.purpose(name)?;
+        let purpose = self.core.purpose(name, client)?;
         let patience = match last_good {
-            Some(_) => self.inner.settings().revalidate_timeout,
+            Some(_) => self.core.settings().revalidate_timeout,
             // Some of it is worse than all of it a little later.
             None => PATIENCE,
         };
-        let work = Inner::fresh_or_cached_list;
-        let run = self.run_list_flight(&self.inner.lists, purpose, name, question, work);
+        let work = ListCache::fresh_or_cached_list;
+        let run = self.run_flight(&self.flights, purpose, name, question, work);
         Ok(ListWait { patience, last_good, ..run })
     }
 
     /// Makes a list of what is cached. Many files may have to be read, so a fetcher does it. Its class is not that
     /// of the registry, whose fetchers may all be waiting for it.
-    fn look_through_cached(&self, name: &ImageName, question: ListQuestion) -> ListWait {
-        let purpose = JobPurpose { class: Class::Local, name: name.clone(), client: self.client };
-        let work = |inner: &Inner, name: &ImageName, question: &ListQuestion| {
-            let record = inner.cached_list(name, question)?.ok_or(CacheError::NotCached)?;
+    fn find_in_cache(
+        self: &Arc<Self>,
+        name: &ImageName,
+        question: ListQuestion,
+        client: Option<ClientAddress>,
+    ) -> ListWait {
+        let purpose = JobPurpose { class: Class::Local, name: name.clone(), client };
+        let work = |service: &ListCache, name: &ImageName, question: &ListQuestion| {
+            let record = service.cached_list(name, question)?.ok_or(CacheError::NotCached)?;
             Ok(Listed { record, origin: Origin::Cache })
         };
-        self.run_list_flight(&self.inner.cached_lists, purpose, name, question, work)
+        self.run_flight(&self.cached_flights, purpose, name, question, work)
     }
 
     /// Joins the flight of a list, or starts it with `work`.
-    fn run_list_flight(
-        &self,
+    fn run_flight(
+        self: &Arc<Self>,
         flights: &ListFlights,
         purpose: JobPurpose,
         name: &ImageName,
         question: ListQuestion,
-        work: fn(&Inner, &ImageName, &ListQuestion) -> Result<Listed, CacheError>,
+        work: fn(&ListCache, &ImageName, &ListQuestion) -> Result<Listed, CacheError>,
     ) -> ListWait {
         let is_about_tags = matches!(question, ListQuestion::Tags { .. });
         let joined = flights.join(&(name.clone(), question), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
-            let inner = Arc::clone(&self.inner);
+            let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
-            self.inner.metadata_pool.submit(
+            self.core.metadata_fetchers.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
                     pilot.begin();
                     let (name, question) = pilot.key().clone();
-                    pilot.land(work(&inner, &name, &question));
+                    pilot.land(work(&service, &name, &question));
                 },
             );
         }
@@ -254,15 +300,11 @@ impl Cache {
     }
 }
 
-impl Inner {
-    pub(super) fn known_list(
-        &self,
-        name: &ImageName,
-        question: &ListQuestion,
-    ) -> Option<ListRecord> {
+impl ListCache {
+    fn known_list(&self, name: &ImageName, question: &ListQuestion) -> Option<ListRecord> {
         let key = question.key();
-        let unstored = lock(&self.unstored_lists).get(name, &key);
-        unstored.or_else(|| self.store.list(name, &key))
+        let unstored = lock(&self.unstored).get(name, &key);
+        unstored.or_else(|| self.core.store.list(name, &key))
     }
 
     /// The work of a list flight: asks upstream, unless a flight that landed just now has done so.
@@ -272,12 +314,12 @@ impl Inner {
         question: &ListQuestion,
     ) -> Result<ListRecord, CacheError> {
         match self.known_list(name, question) {
-            Some(record) if is_fresh(&record, self.now()) => Ok(record),
+            Some(record) if is_fresh(&record, self.core.now()) => Ok(record),
             _ => self.fetch_list(name, question),
         }
     }
 
-    /// As [`Inner::fresh_list`]; if the registry cannot be reached and has never answered, what is cached.
+    /// As [`ListCache::fresh_list`]; if the registry cannot be reached and has never answered, what is cached.
     fn fresh_or_cached_list(
         &self,
         name: &ImageName,
@@ -301,7 +343,7 @@ impl Inner {
             // The registry is asked once more: cached tags are only some of its tags.
             ListQuestion::Tags { .. } => false,
             ListQuestion::Referrers { digest, .. } => {
-                self.store.manifest(name, digest, Access::Look).is_some()
+                self.core.store.manifest(name, digest, Access::Look).is_some()
             }
         }
     }
@@ -335,8 +377,8 @@ impl Inner {
         name: &ImageName,
         question: &ListQuestion,
     ) -> Result<ListRecord, CacheError> {
-        let source = self.source(&name.upstream)?;
-        let mut writer = self.store.list_writer();
+        let source = self.core.source(&name.upstream)?;
+        let mut writer = self.core.store.list_writer();
         let asked = match question {
             ListQuestion::Tags { query } => source.tags(&name.repository, query, &mut writer),
             ListQuestion::Referrers { digest, query } => {
@@ -344,7 +386,7 @@ impl Inner {
             }
         };
         if asked.as_ref().is_err_and(UpstreamError::is_about_the_registry) {
-            self.misses.note_trouble(&name.upstream, self.now());
+            self.core.negative.note_trouble(&name.upstream, self.core.now());
         }
         let record = match (asked.map_err(CacheError::from), question) {
             (Ok(list), _) => self.record_of(writer, list)?,
@@ -361,7 +403,7 @@ impl Inner {
     }
 
     fn record_of(&self, writer: ListWriter, list: List) -> Result<ListRecord, CacheError> {
-        let since_epoch = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        let since_epoch = self.core.now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(ListRecord {
             checked: since_epoch.map_or(0, |since| since.as_secs()),
             body: writer.finish().ok_or(CacheError::NoRoomForList)?,
@@ -372,13 +414,13 @@ impl Inner {
 
     /// Stores a list of a repository that has images, and holds another for a while.
     fn keep_list(&self, name: &ImageName, key: &str, record: &ListRecord) {
-        let of_cache = self.settings().upkeep.room.cap_bytes.map(|bytes| bytes / 100);
+        let of_cache = self.core.settings().upkeep.room.cap_bytes.map(|bytes| bytes / 100);
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
-        let stored = self.store.put_list(name, key, record, total_bytes_max);
+        let stored = self.core.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {
             log::warn!("{name}: a list is answered but not stored: {error}");
         }
-        let mut unstored = lock(&self.unstored_lists);
+        let mut unstored = lock(&self.unstored);
         match stored {
             Ok(true) => unstored.remove(name, key),
             _ => unstored.insert(name, key, record.clone()),
@@ -389,13 +431,13 @@ impl Inner {
     /// list of the registry's in a way that only the registry understands.
     fn cached_tags(&self, name: &ImageName, query: &str) -> Result<Option<ListRecord>, CacheError> {
         let query = TagQuery::parse(query);
-        let tags = self.store.find_tags(name)?;
+        let tags = self.core.store.find_tags(name)?;
         if tags.is_empty() || !query.is_by_name() {
             return Ok(None);
         }
         let tags = tags.iter().map(|tag| tag.as_str().to_owned()).collect();
         let TagPage { tags, next } = query.page(tags);
-        let mut writer = self.store.list_writer();
+        let mut writer = self.core.store.list_writer();
         let mut document = TagListWriter::start(&mut writer, &name.repository);
         tags.iter().for_each(|tag| document.push(tag));
         document.finish();
@@ -403,8 +445,8 @@ impl Inner {
     }
 
     /// A document of ours as a list.
-    pub(super) fn own_list(&self, document: &str, list: List) -> Result<ListRecord, CacheError> {
-        let mut writer = self.store.list_writer();
+    fn own_list(&self, document: &str, list: List) -> Result<ListRecord, CacheError> {
+        let mut writer = self.core.store.list_writer();
         writer.write(document.as_bytes());
         self.record_of(writer, list)
     }

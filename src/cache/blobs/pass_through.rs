@@ -12,8 +12,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::BlobCache;
 use super::download::{Download, Sink, Waits};
-use super::{Cache, CacheError, Inner, lock};
+use crate::cache::{CacheError, lock};
+use crate::client_address::ClientAddress;
 use crate::oci::{Digest, ImageName, Verifier};
 use crate::store::IngestError;
 use crate::upstream::UpstreamError;
@@ -24,7 +26,7 @@ const WINDOW_BYTES: usize = 1024 * 1024;
 const STOPPING_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The client's end of a blob that is not kept. Dropping it ends the download.
-pub struct Passage {
+pub struct PassThrough {
     pipe: Arc<Pipe>,
 }
 
@@ -87,7 +89,7 @@ impl Pipe {
     }
 }
 
-impl Passage {
+impl PassThrough {
     /// The size of the whole blob in bytes, once upstream has told it.
     pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, CacheError>> {
         let mut state = self.pipe.state();
@@ -127,7 +129,7 @@ impl Passage {
     }
 }
 
-impl Drop for Passage {
+impl Drop for PassThrough {
     fn drop(&mut self) {
         let mut state = self.pipe.state();
         state.is_abandoned = true;
@@ -148,11 +150,11 @@ pub struct AlreadySent {
 }
 
 /// The fetcher's end. Dropping it before all came tells the client that no more will.
-struct Inlet {
+struct PassThroughWriter {
     pipe: Arc<Pipe>,
 }
 
-impl Inlet {
+impl PassThroughWriter {
     fn fail(&self, error: CacheError) {
         self.pipe.change(|state| {
             state.failure.get_or_insert(error);
@@ -160,10 +162,10 @@ impl Inlet {
     }
 
     /// Queues bytes that lie at the end of what was queued before, once there is room for them.
-    fn push(&self, inner: &Inner, bytes: &[u8]) -> Result<(), CacheError> {
+    fn push(&self, cache: &BlobCache, bytes: &[u8]) -> Result<(), CacheError> {
         let mut state = self.pipe.state();
         loop {
-            inner.stop_if_closed()?;
+            cache.core.stop_if_closed()?;
             if state.is_abandoned {
                 return Err(CacheError::GivenUp);
             }
@@ -188,7 +190,7 @@ impl Inlet {
     }
 }
 
-impl Drop for Inlet {
+impl Drop for PassThroughWriter {
     fn drop(&mut self) {
         // After a complete passage nobody asks any more.
         self.fail(CacheError::GivenUp);
@@ -197,9 +199,9 @@ impl Drop for Inlet {
 
 /// To one client, all but the last byte.
 struct ToClient<'a> {
-    inner: &'a Inner,
+    cache: &'a BlobCache,
     what: String,
-    inlet: &'a Inlet,
+    writer: &'a PassThroughWriter,
     verifier: Verifier,
     bytes_written: u64,
     /// The blob's last byte, which waits for the digest.
@@ -235,13 +237,13 @@ impl Sink for ToClient<'_> {
             let reason = "the registry does not tell the size of this blob, which cannot be cached";
             return Err(UpstreamError::bad_answer(&self.what, reason).into());
         };
-        self.inlet.pipe.change(|state| state.size = Some(size));
+        self.writer.pipe.change(|state| state.size = Some(size));
         Ok(())
     }
 
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
         self.compare(bytes)?;
-        self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
+        self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         self.verifier.update(bytes);
         self.bytes_written += bytes.len() as u64;
         let shown = match bytes.split_last() {
@@ -251,7 +253,7 @@ impl Sink for ToClient<'_> {
             }
             _ => bytes,
         };
-        if shown.is_empty() { Ok(()) } else { self.inlet.push(self.inner, shown) }
+        if shown.is_empty() { Ok(()) } else { self.writer.push(self.cache, shown) }
     }
 
     fn is_short(&self) -> bool {
@@ -264,56 +266,57 @@ impl Sink for ToClient<'_> {
     }
 }
 
-impl Cache {
+impl BlobCache {
     /// Passes a blob on to one client without keeping it, for a flight that failed for want of a disk, from
     /// which the client may have had something.
-    pub fn pass(
-        &self,
+    pub(in crate::cache) fn pass_through(
+        self: &Arc<Self>,
         name: &ImageName,
         digest: &Digest,
         size_hint: Option<u64>,
         already_sent: Option<AlreadySent>,
-    ) -> Passage {
+        client: Option<ClientAddress>,
+    ) -> PassThrough {
         let pipe = Arc::new(Pipe::default());
-        let inlet = Inlet { pipe: Arc::clone(&pipe) };
-        let purpose = match self.purpose(name) {
+        let writer = PassThroughWriter { pipe: Arc::clone(&pipe) };
+        let purpose = match self.core.purpose(name, client) {
             Ok(purpose) => purpose,
             Err(error) => {
-                inlet.fail(error);
-                return Passage { pipe };
+                writer.fail(error);
+                return PassThrough { pipe };
             }
         };
-        let (inner, name, digest) = (Arc::clone(&self.inner), name.clone(), *digest);
+        let (cache, name, digest) = (Arc::clone(self), name.clone(), *digest);
         let client = Arc::clone(&pipe);
         let is_wanted = move || !client.state().is_abandoned;
-        self.inner.blob_pool.submit(purpose, is_wanted, move || {
+        self.core.blob_fetchers.submit(purpose, is_wanted, move || {
             log::warn!("{name}@{digest}: streaming it to a client without caching it");
-            inner.metrics.not_cached("blob");
-            if let Err(error) = inner.pass_blob(&name, &digest, size_hint, already_sent, &inlet) {
+            cache.core.metrics.not_cached("blob");
+            if let Err(error) = cache.pass_blob(&name, &digest, size_hint, already_sent, &writer) {
                 // A client that leaves is its own affair.
-                if !inlet.pipe.state().is_abandoned {
+                if !writer.pipe.state().is_abandoned {
                     error.log(&format!("{name}@{digest}"));
                 }
-                inlet.fail(error);
+                writer.fail(error);
             }
         });
-        Passage { pipe }
+        PassThrough { pipe }
     }
 }
 
-impl Inner {
+impl BlobCache {
     fn pass_blob(
         &self,
         name: &ImageName,
         digest: &Digest,
         size_hint: Option<u64>,
         already_sent: Option<AlreadySent>,
-        inlet: &Inlet,
+        writer: &PassThroughWriter,
     ) -> Result<(), CacheError> {
         let sink = ToClient {
-            inner: self,
+            cache: self,
             what: format!("{name}@{digest}"),
-            inlet,
+            writer,
             verifier: Verifier::new(digest.algorithm()),
             bytes_written: 0,
             last: None,
@@ -330,6 +333,6 @@ impl Inner {
                 IngestError::WrongDigest { expected: *digest, actual: actual.into() }.into()
             );
         }
-        last.map_or(Ok(()), |last| inlet.push(self, &[last]))
+        last.map_or(Ok(()), |last| writer.push(self, &[last]))
     }
 }

@@ -1,13 +1,16 @@
 //! Upkeep: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
 //! background and slowly.
 
-use std::sync::atomic::Ordering;
+mod background;
+mod keeper;
+mod scrub;
+
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Cache;
-use super::background::Background;
-use super::evictor::Evictor;
+use super::eviction::Evictor;
 use crate::metrics::Removal;
 use crate::oci::{Choice, ImageName, Reference, Upstream};
 use crate::prune::{
@@ -16,6 +19,10 @@ use crate::prune::{
 };
 use crate::store::Chore;
 use crate::upstream::Standing;
+
+pub(super) use background::Background;
+pub use keeper::Keeper;
+pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 /// How often it is looked for something to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -64,7 +71,7 @@ impl Upkeeper {
     /// If no thread can be started.
     pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
         let loss = "nothing is counted, listed or pruned in the background until a restart";
-        let evictor = Evictor::start(cache.clone())?;
+        let evictor = Evictor::start(Arc::clone(&cache.services.eviction))?;
         let work = move |stopped| Work::new(cache, stopped).run();
         Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)?, _evictor: evictor })
     }
@@ -112,7 +119,7 @@ impl Work {
                 self.bound_partials();
             }
             if Instant::now() >= self.next_step {
-                self.cache.inner.metrics.step(self.cache.inner.now());
+                self.cache.core().metrics.step(self.cache.now());
                 self.next_step += STEP_INTERVAL;
             }
             match self.stopped.recv_timeout(LOOK_INTERVAL) {
@@ -125,7 +132,7 @@ impl Work {
     /// Notes what the configuration pins: a command that does not read it must not remove that. Lists that
     /// cannot be read just now leave the former note.
     fn note_pins(&mut self) {
-        let settings = self.cache.inner.settings();
+        let settings = self.cache.core().settings();
         let pins = &settings.upkeep.pins;
         if self.noted.as_ref() == Some(pins) && Instant::now() < self.next_note {
             return;
@@ -143,10 +150,10 @@ impl Work {
 
     /// Counts the disk, and lists the images.
     fn count(&mut self) {
-        let outdated = &self.cache.inner.usage_outdated;
+        let eviction = &self.cache.services.eviction;
         let is_soon = Instant::now() >= self.walked + OUTDATED_INTERVAL;
-        let is_walk_due = Instant::now() >= self.next_walk
-            || (is_soon && outdated.swap(false, Ordering::Relaxed));
+        let is_walk_due =
+            Instant::now() >= self.next_walk || (is_soon && eviction.take_usage_outdated());
         if Instant::now() < self.next_count && !is_walk_due {
             return;
         }
@@ -157,8 +164,8 @@ impl Work {
         if !is_walk_due {
             return;
         }
-        let (inner, mut pace) = (&self.cache.inner, Rests::new(&self.stopped));
-        let walked = store.walk_usage(&disk, &|| inner.now(), &mut || pace.go_on());
+        let (core, mut pace) = (self.cache.core(), Rests::new(&self.stopped));
+        let walked = store.walk_usage(&disk, &|| core.now(), &mut || pace.go_on());
         if let Err(error) = walked {
             log::warn!("what is in the cache cannot be listed for the management port: {error}");
         }
@@ -168,8 +175,8 @@ impl Work {
 
     fn prune_by_the_clock(&mut self) {
         let cache = &self.cache;
-        let Some(policy) = cache.inner.settings().upkeep.prune else { return };
-        let now = cache.inner.now();
+        let Some(policy) = cache.core().settings().upkeep.prune else { return };
+        let now = cache.now();
         let Some(turn) = cache.store().turn(Chore::Prune, policy.every, now) else { return };
         // Without rests: meanwhile nobody else can make room.
         let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
@@ -183,14 +190,14 @@ impl Work {
                     report.freed_bytes,
                     report.kept_pinned
                 );
-                turn.finish(cache.inner.now());
+                turn.finish(cache.now());
             }
             Err(PruneError::Stopped) => {}
             // Somebody is at it: it is tried again at the next look.
             Err(PruneError::Busy(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
             Err(error) => {
                 log::error!("pruneConfig: {error}");
-                turn.finish(cache.inner.now());
+                turn.finish(cache.now());
             }
         }
     }
@@ -200,7 +207,7 @@ impl Work {
             return;
         }
         self.next_partials = Instant::now() + PARTIALS_INTERVAL;
-        let sources = &self.cache.inner.sources;
+        let sources = &self.cache.core().sources;
         let is_bounded =
             |upstream: &Upstream| !matches!(sources.standing(upstream), Ok(Standing::Listed));
         match self.cache.store().bound_partials(UNLISTED_PARTIALS_MAX, &is_bounded) {
@@ -216,7 +223,7 @@ impl Work {
         if Instant::now() < self.next_leftovers {
             return;
         }
-        let (store, now) = (self.cache.store(), self.cache.inner.now());
+        let (store, now) = (self.cache.store(), self.cache.now());
         let has_more = store.remove_leftovers(now);
         let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
         match store.trim_quarantine(now, &mut go_on) {
@@ -276,12 +283,12 @@ impl Cache {
         is_dry_run: bool,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Report, PruneError> {
-        let inner = &self.inner;
+        let core = self.core();
         let request = Request::Matching { criteria, choices, is_dry_run };
-        let pins = inner.settings().upkeep.pins.clone();
-        let report = prune::prune(&inner.store, &pins, request, inner.now(), go_on)?;
+        let pins = core.settings().upkeep.pins.clone();
+        let report = prune::prune(&core.store, &pins, request, core.now(), go_on)?;
         if !is_dry_run {
-            inner.note_removal(Removal::Pruned, &report);
+            self.services.eviction.note_removal(Removal::Pruned, &report);
         }
         Ok(report)
     }
@@ -291,7 +298,7 @@ impl Cache {
     /// # Errors
     /// [`PinError`] if they cannot be known.
     pub fn pins(&self) -> Result<Pins, PinError> {
-        Pins::load(&self.inner.store, &self.inner.settings().upkeep.pins)
+        Pins::load(&self.core().store, &self.core().settings().upkeep.pins)
     }
 
     /// Whether upstream would be asked before an image is served whose tag was confirmed at that time, in
@@ -299,17 +306,12 @@ impl Cache {
     pub fn is_stale(&self, name: &ImageName, reference: &Reference, checked: u64) -> bool {
         let Reference::Tag(tag) = reference else { return false };
         let checked = SystemTime::UNIX_EPOCH + Duration::from_secs(checked);
-        let policy = &self.inner.settings().freshness;
-        !policy.is_fresh(name, tag, checked, self.inner.now())
+        let policy = &self.core().settings().freshness;
+        !policy.is_fresh(name, tag, checked, self.core().now())
     }
 
     /// The bounds and pins of the configuration.
     pub fn upkeep(&self) -> Upkeep {
-        self.inner.settings().upkeep.clone()
-    }
-
-    /// The time, as the cache has it.
-    pub fn now(&self) -> SystemTime {
-        self.inner.now()
+        self.core().settings().upkeep.clone()
     }
 }

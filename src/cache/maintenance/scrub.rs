@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::background::Background;
-use super::{Cache, lock};
+use crate::cache::Cache;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Checked, Chore, StoredImage};
 
@@ -85,7 +85,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
     loop {
         let store = cache.store();
         if store.is_writable()
-            && let Some(turn) = store.turn(Chore::Scrub, policy.every, cache.inner.now())
+            && let Some(turn) = store.turn(Chore::Scrub, policy.every, cache.now())
         {
             let mut pace = Pace::new(policy.rate, Instant::now());
             let report = cache.scrub(&mut |bytes| {
@@ -99,7 +99,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
                     report.bytes,
                     report.damaged.len()
                 );
-                turn.finish(cache.inner.now());
+                turn.finish(cache.now());
                 cache.heal(&report.damaged, &mut go_on);
             }
         }
@@ -143,21 +143,21 @@ impl Cache {
                         Err(error) => log::error!("{digest} is damaged and stays: {error}"),
                     }
                     report.damaged.push(digest);
-                    self.inner.metrics.scrub_damaged.inc();
-                    lock(&self.inner.verified_sizes).remove(&digest);
+                    self.metrics().scrub_damaged.inc();
+                    self.services.blobs.forget_size(&digest);
                 }
             }
             report.blobs += 1;
             report.bytes += size;
-            self.inner.metrics.scrubbed_blobs.inc();
-            self.inner.metrics.scrubbed_bytes.inc_by(size);
+            self.metrics().scrubbed_blobs.inc();
+            self.metrics().scrubbed_bytes.inc_by(size);
         }
         Some(report)
     }
 
     /// Fetches again what is missing of these, for the images that need them, behind clients' requests.
     pub fn heal(&self, damaged: &[Digest], go_on: &mut dyn FnMut() -> bool) {
-        if damaged.is_empty() || self.inner.is_offline() {
+        if damaged.is_empty() || self.is_offline() {
             return;
         }
         let store = self.store().clone();
@@ -172,7 +172,7 @@ impl Cache {
                 }
             }
             for blob in graph.missing_blobs().filter(|blob| damaged.contains(&blob.digest)) {
-                self.fetch_if_missing(&image.name, blob);
+                self.services.prefetcher.fetch_if_missing(&image.name, blob);
             }
             Ok(())
         };
@@ -181,7 +181,8 @@ impl Cache {
     }
 
     fn refetch_manifest(&self, name: &ImageName, digest: Digest) {
-        self.fetch_manifest_in_background((name.clone(), Reference::Digest(digest)));
+        let key = (name.clone(), Reference::Digest(digest));
+        self.services.manifests.fetch_in_background(key, None);
     }
 }
 

@@ -1,29 +1,48 @@
-//! Manifests: by digest for ever, by tag as long as the freshness policy says.
+//! The service for manifests: by digest for ever, by tag for as long as the freshness policy says.
+//!
+//! It must not know blob downloads, lists or prefetching, which are built on it.
 
-use std::sync::Arc;
+mod content;
+mod heads;
+mod sizes;
+mod wait;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
+use super::bounded::BoundedCache;
+use super::core::Core;
 use super::freshness::{Belief, OnUpstreamDelete};
-use super::manifest_content::{Content, MEMORY_BYTES_MAX, ManifestAnswer, Payload};
-use super::manifest_wait::ManifestWait;
-use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, lock};
+use super::negative::Asked;
+use super::{CacheError, How, SIZES_REMEMBERED, lock};
+use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Pilot};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
 
+use content::{Content, MEMORY_BYTES_MAX};
+
+pub use content::{ManifestAnswer, Payload};
+pub use heads::{HeadAnswer, HeadLookup, HeadWait};
+pub use wait::ManifestWait;
+
 /// How long a manifest in memory is believed without a look at the store, where another process may
 /// have changed the tag or removed the image.
 const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// How many manifests are kept in memory, for a second each.
+const HOT_MANIFESTS: usize = 512;
+/// Large manifests whose sizes need not be read again.
+const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
-pub(super) type Outcome = Arc<Content>;
-pub(super) type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
+type Outcome = Arc<Content>;
+type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
 type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
 
 /// A manifest in memory: the bytes of the store, for a second.
-pub(super) struct HotManifest {
+struct HotManifest {
     content: Arc<Content>,
     believed_until: SystemTime,
 }
@@ -36,54 +55,103 @@ pub enum ManifestLookup {
     Wait(ManifestWait),
 }
 
-impl Cache {
+/// The service.
+pub(super) struct ManifestCache {
+    core: Arc<Core>,
+    pub(super) flights: ManifestFlights,
+    head_flights: heads::HeadFlights,
+    /// Manifests in memory. Locked for a look-up or an insertion only, as are the tables below.
+    hot: Mutex<BoundedCache<Key, HotManifest>>,
+    /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
+    /// do not hold a copy each.
+    in_use: Mutex<HashMap<Digest, Weak<Content>>>,
+    /// What HEAD said about tags that are not cached.
+    heads_by_tag: Mutex<BoundedCache<(ImageName, Tag), heads::KnownHead>>,
+    /// The same by digest, until a manifest with that digest is cached.
+    tags_by_digest: Mutex<BoundedCache<(ImageName, Digest), heads::TagsOfDigest>>,
+    /// Sizes of blobs as manifests state them, each for the repository of the manifest.
+    sizes_from_manifests: Mutex<BoundedCache<(ImageName, Digest), u64>>,
+    /// Large manifests whose sizes are in that table, as far as it is remembered.
+    sizes_read: Mutex<BoundedCache<(ImageName, Digest), ()>>,
+    /// Repositories whose cached manifests were read for the sizes of their blobs.
+    learned: Mutex<BoundedCache<ImageName, ()>>,
+}
+
+impl ManifestCache {
+    pub(super) fn new(core: Arc<Core>) -> ManifestCache {
+        ManifestCache {
+            core,
+            flights: Flights::new(),
+            head_flights: Flights::new(),
+            hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
+            in_use: Mutex::default(),
+            heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
+            tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
+            sizes_from_manifests: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            sizes_read: Mutex::new(BoundedCache::new(LARGE_MANIFESTS_REMEMBERED)),
+            learned: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+        }
+    }
+
+    /// How many requests for manifests are under way.
+    pub(super) fn flights(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Forgets the manifests in memory: what is stored, or for how long a tag is believed, has changed.
+    pub(super) fn forget_hot(&self) {
+        lock(&self.hot).clear();
+    }
+}
+
+impl ManifestCache {
     /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
     ///
     /// # Errors
     /// [`CacheError`] if it is known that there is none to be had.
-    pub fn manifest(
-        &self,
+    pub(super) fn find(
+        self: &Arc<Self>,
         name: &ImageName,
         reference: &Reference,
+        client: Option<ClientAddress>,
     ) -> Result<ManifestLookup, CacheError> {
-        let inner = &self.inner;
-        let now = inner.now();
+        let now = self.core.now();
         let key = (name.clone(), reference.clone());
-        if let Some(content) = inner.hot(&key, now) {
+        if let Some(content) = self.hot(&key, now) {
             return Ok(ready(content, How::Hit));
         }
         let stored = match reference {
-            Reference::Digest(digest) => inner.stored_manifest(name, digest, Access::Pull(now))?,
-            Reference::Tag(tag) => inner.stored_tag(name, tag, Access::Pull(now))?,
+            Reference::Digest(digest) => self.stored_manifest(name, digest, Access::Pull(now))?,
+            Reference::Tag(tag) => self.stored_tag(name, tag, Access::Pull(now))?,
         };
         let cached = match stored {
             Some(stored) => match stored.belief {
                 Belief::Fresh(until) => {
-                    inner.keep_hot(key, &stored.content, until, now);
+                    self.keep_hot(key, &stored.content, until, now);
                     return Ok(ready(stored.content, How::Hit));
                 }
-                _ if inner.is_offline() => return Ok(ready(stored.content, How::Hit)),
+                _ if self.core.is_offline() => return Ok(ready(stored.content, How::Hit)),
                 Belief::Revalidate => {
-                    self.revalidate(key, now);
+                    self.revalidate(key, client, now);
                     return Ok(ready(stored.content, How::Stale));
                 }
                 Belief::Stale => Some(stored.content),
             },
             None => None,
         };
-        if inner.is_offline() {
+        if self.core.is_offline() {
             return Err(CacheError::NotCached);
         }
         let asked = Asked::Manifest(name.clone(), reference.clone());
-        let is_missing = inner.misses.is_missing(&asked, now);
-        let held_back = inner.misses.held_back(&name.upstream, now);
-        match (cached, held_back) {
-            (Some(content), _) if is_missing || inner.misses.has_failed(&asked, now) => {
+        let is_missing = self.core.negative.is_missing(&asked, now);
+        let backoff = self.core.negative.backoff(&name.upstream, now);
+        match (cached, backoff) {
+            (Some(content), _) if is_missing || self.core.negative.has_failed(&asked, now) => {
                 Ok(ready(content, How::Stale))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
-            (None, Some(wait)) => Err(CacheError::HeldBack { wait }),
-            (cached, _) => match (self.ask_for_manifest(key, cached.clone()), cached) {
+            (None, Some(wait)) => Err(CacheError::BackingOff { wait }),
+            (cached, _) => match (self.ask_for_manifest(key, client, cached.clone()), cached) {
                 (Err(_), Some(content)) => Ok(ready(content, How::Stale)),
                 (asked, _) => Ok(ManifestLookup::Wait(asked?)),
             },
@@ -91,43 +159,44 @@ impl Cache {
     }
 
     /// Asks what a tag is, for the next client rather than for this one.
-    fn revalidate(&self, key: Key, now: SystemTime) {
-        if !self.inner.misses.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
-            self.fetch_manifest_in_background(key);
+    fn revalidate(self: &Arc<Self>, key: Key, client: Option<ClientAddress>, now: SystemTime) {
+        if !self.core.negative.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
+            self.fetch_in_background(key, client);
         }
     }
 
     /// Fetches a manifest that nobody waits for.
-    pub(super) fn fetch_manifest_in_background(&self, key: Key) {
-        let inner = Arc::clone(&self.inner);
-        let Ok(purpose) = self.purpose(&key.0) else { return };
-        self.inner.metadata_pool.submit_in_background(purpose, move || {
-            let joined = inner.manifests.join(&key, || CacheError::GivenUp);
+    pub(super) fn fetch_in_background(self: &Arc<Self>, key: Key, client: Option<ClientAddress>) {
+        let service = Arc::clone(self);
+        let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
+        self.core.metadata_fetchers.submit_in_background(purpose, move || {
+            let joined = service.flights.join(&key, || CacheError::GivenUp);
             if let Some(leader) = joined.pilot {
-                inner.fetch_manifest(leader);
+                service.fetch_manifest(leader);
             }
         });
     }
 
     fn ask_for_manifest(
-        &self,
+        self: &Arc<Self>,
         key: Key,
+        client: Option<ClientAddress>,
         cached: Option<Arc<Content>>,
     ) -> Result<ManifestWait, CacheError> {
-        let purpose = self.purpose(&key.0)?;
-        let joined = self.inner.manifests.join(&key, || CacheError::GivenUp);
+        let purpose = self.core.purpose(&key.0, client)?;
+        let joined = self.flights.join(&key, || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(leader) = joined.pilot {
-            let inner = Arc::clone(&self.inner);
+            let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
             let is_wanted = move || flight.has_followers();
-            self.inner
-                .metadata_pool
-                .submit(purpose, is_wanted, move || inner.fetch_manifest(leader));
+            self.core
+                .metadata_fetchers
+                .submit(purpose, is_wanted, move || service.fetch_manifest(leader));
         }
         let (name, reference) = key;
-        let (cache, flight) = (self.clone(), joined.flight);
-        Ok(ManifestWait { cache, name, reference, flight, how, cached })
+        let (core, flight) = (Arc::clone(&self.core), joined.flight);
+        Ok(ManifestWait { core, name, reference, flight, how, cached })
     }
 }
 
@@ -136,12 +205,12 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
 }
 
 /// A manifest from the store, and whether it is believed.
-pub(super) struct Stored {
-    pub(super) content: Arc<Content>,
+struct Stored {
+    content: Arc<Content>,
     belief: Belief,
 }
 
-impl Inner {
+impl ManifestCache {
     fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
         let hot = lock(&self.hot);
         let entry = hot.get(key)?;
@@ -167,13 +236,15 @@ impl Inner {
         lock(&self.hot).insert(key, entry);
     }
 
-    pub(super) fn stored_manifest(
+    fn stored_manifest(
         &self,
         name: &ImageName,
         digest: &Digest,
         access: Access,
     ) -> Result<Option<Stored>, CacheError> {
-        let Some(record) = self.store.find_manifest(name, digest, access)? else { return Ok(None) };
+        let Some(record) = self.core.store.find_manifest(name, digest, access)? else {
+            return Ok(None);
+        };
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
         Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
     }
@@ -184,11 +255,11 @@ impl Inner {
         tag: &Tag,
         access: Access,
     ) -> Result<Option<Stored>, CacheError> {
-        let Some(record) = self.store.find_tag(name, tag, access)? else { return Ok(None) };
+        let Some(record) = self.core.store.find_tag(name, tag, access)? else { return Ok(None) };
         let content = self.read_content(name, record.digest, record.media_type, record.size)?;
-        let settings = self.settings();
+        let settings = self.core.settings();
         let policy = &settings.freshness;
-        let belief = policy.belief(name, tag, record.checked, self.now());
+        let belief = policy.belief(name, tag, record.checked, self.core.now());
         Ok(content.map(|content| Stored { content, belief }))
     }
 
@@ -223,9 +294,9 @@ impl Inner {
         if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             return Ok(stored.content);
         }
-        let source = self.source(&name.upstream)?;
+        let source = self.core.source(&name.upstream)?;
         let content = self.get_manifest(name, &*source, &Reference::Digest(*digest))?;
-        self.point_told_tags(name, &content);
+        self.write_tags_known_from_head(name, &content);
         Ok(content)
     }
 
@@ -235,9 +306,9 @@ impl Inner {
         name: &ImageName,
         tag: &Tag,
     ) -> Result<Arc<Content>, CacheError> {
-        let source = self.source(&name.upstream)?;
+        let source = self.core.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
-        let Some(record) = self.store.find_tag(name, tag, Access::Look)? else {
+        let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
             let content = self.get_manifest(name, &*source, &reference)?;
             self.point_tag(name, tag, &content, None);
             return Ok(content);
@@ -289,19 +360,19 @@ impl Inner {
     /// Upstream has a tag no more that is here.
     fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
         // An import, or another process, may have set it anew while upstream was asked.
-        if self.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
+        if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
         }
-        let (noted, error) = match self.settings().freshness.on_upstream_delete {
+        let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
             OnUpstreamDelete::Drop => {
                 log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
-                (self.store.remove_tag(name, tag), CacheError::DeletedUpstream)
+                (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
             }
             OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
             OnUpstreamDelete::Keep => {
                 log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
-                let gone = TagRecord { gone: Some(self.now()), ..record.clone() };
-                (self.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
+                let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
+                (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
             }
         };
         if let Err(error) = noted {
@@ -319,19 +390,19 @@ impl Inner {
         let fetched = source.manifest(&name.repository, reference);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;
-        self.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
+        self.core.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
         self.remember_sizes(name, &manifest);
         let kept = self.keep_manifest(name, &digest, &manifest);
         if let Err(error) = &kept {
             // The client can have it all the same: it is verified and in memory.
-            self.metrics.not_cached("manifest");
+            self.core.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
         let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len());
         if size > MEMORY_BYTES_MAX && kept.is_ok() {
             let size = size as u64;
             // It was verified as it was kept.
-            if let Some(blob) = self.store.blob(&digest, Some(size)) {
+            if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
                 lock(&self.sizes_read).insert((name.clone(), digest), ());
                 let payload = Payload::File { file: blob.file, size };
                 return Ok(self.share(Content { digest, media_type, payload }));
@@ -348,21 +419,21 @@ impl Inner {
         digest: &Digest,
         manifest: &Manifest,
     ) -> Result<(), CacheError> {
-        if !self.store.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.store.root().to_owned() }.into());
+        if !self.core.store.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.core.store.root().to_owned() }.into());
         }
-        let lock = self.store.commit_lock()?;
-        self.store.ingest_bytes(digest, manifest.bytes())?;
+        let lock = self.core.store.commit_lock()?;
+        self.core.store.ingest_bytes(digest, manifest.bytes())?;
         let record = ManifestRecord {
             media_type: manifest.media_type().clone(),
             size: manifest.bytes().len() as u64,
-            fetched: self.now(),
+            fetched: self.core.now(),
         };
-        Ok(self.store.put_manifest_under(&lock, name, digest, &record)?)
+        Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
     /// Writes what the tag is now, and that upstream has just confirmed it.
-    pub(super) fn point_tag(
+    fn point_tag(
         &self,
         name: &ImageName,
         tag: &Tag,
@@ -370,11 +441,11 @@ impl Inner {
         before: Option<&TagRecord>,
     ) {
         let size = content.size();
-        if self.store.blob(&content.digest, Some(size)).is_none() {
+        if self.core.store.blob(&content.digest, Some(size)).is_none() {
             // The disk refused the manifest, which was said: a name without content helps nobody.
             return;
         }
-        let now = self.now();
+        let now = self.core.now();
         let fetched = match before {
             Some(before) if before.digest == content.digest => before.fetched,
             _ => now,
@@ -387,12 +458,12 @@ impl Inner {
             checked: now,
             gone: None,
         };
-        if let Err(error) = self.store.put_tag(name, tag, &record) {
+        if let Err(error) = self.core.store.put_tag(name, tag, &record) {
             log::error!("{name}:{tag} is served but its tag is not cached: {error}");
         }
     }
 
     fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
-        self.note_asked(name, Asked::Manifest(name.clone(), reference.clone()), result);
+        self.core.note_outcome(name, Asked::Manifest(name.clone(), reference.clone()), result);
     }
 }

@@ -10,9 +10,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blobs::{BlobKey, BlobPilot, Incoming, ToldBy};
 use super::download::{Download, Sink, Waits};
-use super::{CacheError, Inner, lock};
+use super::{BlobCache, BlobKey, BlobPilot, Incoming, SizeSource};
+use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
 use crate::upstream::{Demerits, UpstreamError};
@@ -25,29 +25,29 @@ const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
 /// size.
 const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
-impl Inner {
+impl BlobCache {
     /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
-    pub(super) fn fetch_blob(
+    pub(super) fn fetch(
         &self,
         name: &ImageName,
         pilot: &BlobPilot,
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
         for _ in 0..OTHER_PROCESS_LOOKS_MAX {
-            self.stop_if_closed()?;
-            let ingest = match self.store.resume(&name.upstream, &pilot.key().1, size_hint)? {
+            self.core.stop_if_closed()?;
+            let ingest = match self.core.store.resume(&name.upstream, &pilot.key().1, size_hint)? {
                 Begin::Writing(ingest) => Some(*ingest),
                 Begin::Absent => None,
                 Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
                 Begin::Locked => {
-                    self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY);
+                    self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
                     continue;
                 }
             };
             match self.download_blob(name, pilot, size_hint, ingest) {
                 // Another process has begun, or finished, the blob since we looked.
                 Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
-                    self.blob_pool.pause(OTHER_PROCESS_LOOK_EVERY);
+                    self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
                 }
                 result => return result,
             }
@@ -67,7 +67,7 @@ impl Inner {
         let digest = pilot.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
         let sink = ToStore {
-            inner: self,
+            cache: self,
             name,
             pilot,
             ingest,
@@ -100,11 +100,11 @@ impl Inner {
         // Begun at the latest with the first answer of the upstream.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
-        announce(name, pilot, &ingest, Some(size), ToldBy::Registry);
+        announce(name, pilot, &ingest, Some(size), SizeSource::Registry);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(pilot.key(), blame);
         })?;
-        lock(&self.blamed).remove(pilot.key());
+        lock(&self.wrong).remove(pilot.key());
         lock(&self.verified_sizes).insert(digest, size);
         // Verified bytes may be shown before the disk has them: they are right whatever it does. Clients that were
         // told another size are shown no more, since their last byte would be in the middle of the blob; the
@@ -121,7 +121,7 @@ impl Inner {
     /// # Errors
     /// [`StoreError::Locked`] if another process has begun or finished it meanwhile.
     fn begin_ingest(&self, key: &BlobKey, size: Option<u64>) -> Result<Ingest, CacheError> {
-        match self.store.ingest(&key.0, &key.1, size)? {
+        match self.core.store.ingest(&key.0, &key.1, size)? {
             Begin::Writing(ingest) => Ok(*ingest),
             Begin::Present(_) | Begin::Locked | Begin::Absent => {
                 Err(StoreError::Locked { digest: Box::new(key.1) }.into())
@@ -134,12 +134,12 @@ impl Inner {
     fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
         let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
         while ingest.recover(&mut download.chunk)? {
-            self.stop_if_closed()?;
+            self.core.stop_if_closed()?;
         }
         match ingest.bytes_written() {
             0 => {}
             bytes => {
-                self.metrics.resumed.inc();
+                self.core.metrics.resumed.inc();
                 log::info!("{}: going on after {bytes} bytes", download.what());
             }
         }
@@ -149,24 +149,24 @@ impl Inner {
     /// How the endpoints have fared with this blob in earlier downloads.
     pub(super) fn demerits(&self, name: &ImageName, digest: &Digest) -> Demerits {
         let key = (name.upstream.clone(), *digest);
-        lock(&self.blamed).get(&key).map(|blame| blame.demerits.clone()).unwrap_or_default()
+        lock(&self.wrong).get(&key).map(|blob| blob.demerits.clone()).unwrap_or_default()
     }
 
     /// Notes who sent something wrong, to be asked last the next time.
     pub(super) fn note_wrong(&self, key: &BlobKey, demerits: Demerits) {
-        let mut blamed = lock(&self.blamed);
+        let mut wrong = lock(&self.wrong);
         // This was another try already, whoever began it.
-        let is_tried_again = blamed.get(key).is_some();
-        blamed.insert(key.clone(), Blame { demerits, is_tried_again });
+        let is_tried_again = wrong.get(key).is_some();
+        wrong.insert(key.clone(), WrongBlob { demerits, is_tried_again });
     }
 
     /// Whether a blob that came wrong should be fetched once more unasked: says so once.
     pub(super) fn should_try_again(&self, key: &BlobKey) -> bool {
-        let mut blamed = lock(&self.blamed);
-        match blamed.get(key) {
-            Some(blame) if !blame.is_tried_again => {
-                let blame = Blame { demerits: blame.demerits.clone(), is_tried_again: true };
-                blamed.insert(key.clone(), blame);
+        let mut wrong = lock(&self.wrong);
+        match wrong.get(key) {
+            Some(blob) if !blob.is_tried_again => {
+                let blob = WrongBlob { demerits: blob.demerits.clone(), is_tried_again: true };
+                wrong.insert(key.clone(), blob);
                 true
             }
             _ => false,
@@ -175,7 +175,7 @@ impl Inner {
 }
 
 /// What is remembered of a blob that came wrong.
-pub(super) struct Blame {
+pub(super) struct WrongBlob {
     demerits: Demerits,
     /// Whether it was fetched again since it first did.
     is_tried_again: bool,
@@ -183,7 +183,7 @@ pub(super) struct Blame {
 
 /// Into the store, in sight of those who follow the flight.
 struct ToStore<'a> {
-    inner: &'a Inner,
+    cache: &'a BlobCache,
     name: &'a ImageName,
     pilot: &'a BlobPilot,
     /// Nothing until the upstream has answered that it has the blob.
@@ -231,11 +231,11 @@ impl Sink for ToStore<'_> {
         if let Some(size) = size {
             // Better before the first byte than after the last that fits. Nothing is evicted for it yet: a size
             // is only a promise.
-            self.inner.check_size(size)?;
+            self.cache.eviction.check_size(size)?;
         }
         let ingest = match &mut self.ingest {
             Some(ingest) => ingest,
-            None => self.ingest.insert(self.inner.begin_ingest(self.pilot.key(), size)?),
+            None => self.ingest.insert(self.cache.begin_ingest(self.pilot.key(), size)?),
         };
         if !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note_origin(self.name)
@@ -244,14 +244,14 @@ impl Sink for ToStore<'_> {
             log::debug!("{}: {error}", self.name);
         }
         match size {
-            Some(_) => announce(self.name, self.pilot, ingest, size, ToldBy::Registry),
-            None => announce(self.name, self.pilot, ingest, self.claim, ToldBy::Manifest),
+            Some(_) => announce(self.name, self.pilot, ingest, size, SizeSource::Registry),
+            None => announce(self.name, self.pilot, ingest, self.claim, SizeSource::Manifest),
         }
         // The first announcement counts: a flight that gave up its fetcher has made one before.
         let announced = self.pilot.flight().header();
         self.promised = announced.as_ref().and_then(|incoming| incoming.size);
         if let (Some(incoming), Some(now)) = (announced, size)
-            && incoming.told_by == ToldBy::Registry
+            && incoming.size_source == SizeSource::Registry
             && let Some(before) = incoming.size.filter(|before| *before != now)
         {
             let what = format!("GET blob {}@{}", self.name, self.pilot.key().1);
@@ -266,8 +266,8 @@ impl Sink for ToStore<'_> {
         if size.is_none() {
             self.check_unknown_size(bytes.len() as u64)?;
         }
-        self.inner.admit(bytes.len() as u64)?;
-        self.inner.metrics.fetched_bytes.inc_by(bytes.len() as u64);
+        self.cache.eviction.admit(bytes.len() as u64)?;
+        self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         // `begin` comes before the first byte.
         let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
         ingest.write(bytes)?;
@@ -291,16 +291,16 @@ fn announce(
     pilot: &BlobPilot,
     ingest: &Ingest,
     size: Option<u64>,
-    told_by: ToldBy,
+    size_source: SizeSource,
 ) {
     let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
-    pilot.announce(Incoming { origin, file, size, told_by });
+    pilot.announce(Incoming { origin, file, size, size_source });
 }
 
 /// A blob that somebody else has finished: all of it is available at once.
 fn arrived(name: &ImageName, pilot: &BlobPilot, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    pilot.announce(Incoming { origin, file, size, told_by: ToldBy::Registry });
+    pilot.announce(Incoming { origin, file, size, size_source: SizeSource::Registry });
     pilot.advance(blob.size);
     blob
 }

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 /// A thread that ends when this is dropped, and is waited for.
-pub(super) struct Background {
+pub(in crate::cache) struct Background {
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -15,7 +15,7 @@ pub(super) struct Background {
 impl Background {
     /// Starts a thread. Its work ends soon after the other end of what it gets is gone, which is told by
     /// `Disconnected`.
-    pub(super) fn start(
+    pub(in crate::cache) fn start(
         name: &str,
         loss: &'static str,
         work: impl FnOnce(Receiver<()>) + Send + 'static,

@@ -16,10 +16,13 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use super::freshness::Belief;
-use super::manifest_content::Content;
-use super::misses::Asked;
-use super::{Cache, CacheError, How, Inner, ManifestLookup, PATIENCE, lock};
+use super::content::Content;
+use super::{ManifestCache, ManifestLookup};
+use crate::cache::core::Core;
+use crate::cache::freshness::Belief;
+use crate::cache::negative::Asked;
+use crate::cache::{CacheError, How, PATIENCE, lock};
+use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, Reference, Tag};
 use crate::store::Access;
@@ -36,13 +39,13 @@ pub(super) type HeadFlights = Flights<(ImageName, Tag), (), ManifestHead, CacheE
 
 /// What HEAD said of a tag, and when.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct KnownHead {
     head: ManifestHead,
     checked: SystemTime,
 }
 
 /// The tags that HEAD said of a digest, and when.
-pub(super) type ToldTags = Vec<(Tag, SystemTime)>;
+pub(super) type TagsOfDigest = Vec<(Tag, SystemTime)>;
 
 /// A HEAD that can be answered without the manifest.
 #[derive(Debug, Clone)]
@@ -71,7 +74,7 @@ pub enum HeadLookup {
 
 /// Waits for upstream.
 pub struct HeadWait {
-    cache: Cache,
+    core: Arc<Core>,
     name: ImageName,
     tag: Tag,
     flight: Follower<(), ManifestHead, CacheError>,
@@ -96,54 +99,54 @@ impl HeadWait {
     /// [`CacheError::TimedOut`], always.
     pub fn give_up(self, waker: &Waker) -> Result<HeadAnswer, CacheError> {
         self.flight.forget(waker);
-        let inner = &self.cache.inner;
         // A request that was never sent for want of a fetcher says nothing about the registry.
         if !self.flight.has_begun() {
             return Err(CacheError::GivenUp);
         }
         let asked = Asked::Manifest(self.name.clone(), Reference::Tag(self.tag.clone()));
-        inner.misses.note_slow(asked, inner.now());
+        self.core.negative.note_slow(asked, self.core.now());
         Err(CacheError::TimedOut)
     }
 }
 
-impl Cache {
+impl ManifestCache {
     /// What HEAD of a manifest is answered with. Does not wait for anything but the local disk.
     ///
     /// # Errors
     /// [`CacheError`] if it is known that there is none to be had.
-    pub fn manifest_head(
-        &self,
+    pub(in crate::cache) fn head(
+        self: &Arc<Self>,
         name: &ImageName,
         reference: &Reference,
+        client: Option<ClientAddress>,
     ) -> Result<HeadLookup, CacheError> {
-        let (inner, now) = (&self.inner, self.inner.now());
+        let now = self.core.now();
         let tag = match reference {
-            Reference::Tag(tag) if inner.is_unknown(name, tag) => tag,
-            _ => return self.manifest(name, reference).map(HeadLookup::Manifest),
+            Reference::Tag(tag) if self.is_unknown(name, tag) => tag,
+            _ => return self.find(name, reference, client).map(HeadLookup::Manifest),
         };
-        if inner.misses.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now) {
+        if self.core.negative.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now) {
             return Err(CacheError::KnownMissing);
         }
-        if let Some(wait) = inner.misses.held_back(&name.upstream, now) {
-            return Err(CacheError::HeldBack { wait });
+        if let Some(wait) = self.core.negative.backoff(&name.upstream, now) {
+            return Err(CacheError::BackingOff { wait });
         }
-        if let Some(head) = inner.told_head(name, tag, now) {
+        if let Some(head) = self.known_head(name, tag, now) {
             return Ok(HeadLookup::Ready(HeadAnswer { head, how: How::Hit }));
         }
-        let purpose = self.purpose(name)?;
-        let joined = inner.heads.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
+        let purpose = self.core.purpose(name, client)?;
+        let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
         let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
         if let Some(pilot) = joined.pilot {
-            let inner = Arc::clone(inner);
+            let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
-            self.inner.metadata_pool.submit(
+            self.core.metadata_fetchers.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
                     pilot.begin();
                     let (name, tag) = pilot.key().clone();
-                    let result = inner.fetch_head(&name, &tag);
+                    let result = service.fetch_head(&name, &tag);
                     if let Err(error) = &result {
                         error.log(&name.with(&Reference::Tag(tag)));
                     }
@@ -152,34 +155,34 @@ impl Cache {
             );
         }
         let flight = joined.flight;
-        let (cache, name, tag) = (self.clone(), name.clone(), tag.clone());
-        Ok(HeadLookup::Wait(HeadWait { cache, name, tag, flight, how }))
+        let (core, name, tag) = (Arc::clone(&self.core), name.clone(), tag.clone());
+        Ok(HeadLookup::Wait(HeadWait { core, name, tag, flight, how }))
     }
 }
 
-impl Inner {
+impl ManifestCache {
     /// Whether a tag is neither cached nor being fetched, and may be asked for.
     fn is_unknown(&self, name: &ImageName, tag: &Tag) -> bool {
         let key = (name.clone(), Reference::Tag(tag.clone()));
-        !self.is_offline()
-            && self.manifests.peek(&key).is_none()
+        !self.core.is_offline()
+            && self.flights.peek(&key).is_none()
             // A record that cannot be read is for the look-up of the manifest to report.
-            && matches!(self.store.find_tag(name, tag, Access::Look), Ok(None))
+            && matches!(self.core.store.find_tag(name, tag, Access::Look), Ok(None))
     }
 
-    fn told_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
-        let told = lock(&self.told_heads).get(&(name.clone(), tag.clone())).cloned()?;
-        let belief = self.settings().freshness.belief(name, tag, told.checked, now);
+    fn known_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
+        let told = lock(&self.heads_by_tag).get(&(name.clone(), tag.clone())).cloned()?;
+        let belief = self.core.settings().freshness.belief(name, tag, told.checked, now);
         matches!(belief, Belief::Fresh(_)).then_some(told.head)
     }
 
     /// The work of a flight, on a fetcher.
     fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<ManifestHead, CacheError> {
-        let source = self.source(&name.upstream)?;
+        let source = self.core.source(&name.upstream)?;
         let told = source.head(&name.repository, tag);
         // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
         if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
-            self.note_asked(
+            self.core.note_outcome(
                 name,
                 Asked::Manifest(name.clone(), Reference::Tag(tag.clone())),
                 &told,
@@ -196,9 +199,9 @@ impl Inner {
     }
 
     fn remember_head(&self, name: &ImageName, tag: &Tag, head: &ManifestHead) {
-        let told = Told { head: head.clone(), checked: self.now() };
+        let told = KnownHead { head: head.clone(), checked: self.core.now() };
         {
-            let mut tags = lock(&self.told_tags);
+            let mut tags = lock(&self.tags_by_digest);
             let key = (name.clone(), head.digest);
             let mut of_digest = tags.get(&key).cloned().unwrap_or_default();
             of_digest.retain(|(other, _)| other != tag);
@@ -206,33 +209,33 @@ impl Inner {
             of_digest.insert(0, (tag.clone(), told.checked));
             tags.insert(key, of_digest);
         }
-        lock(&self.told_heads).insert((name.clone(), tag.clone()), told);
+        lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), told);
         if let Ok(Some(stored)) = self.stored_manifest(name, &head.digest, Access::Look) {
-            self.point_told_tags(name, &stored.content);
+            self.write_tags_known_from_head(name, &stored.content);
         }
     }
 
     /// A manifest is in the store: writes the tags that HEAD said of it a moment ago.
-    pub(super) fn point_told_tags(&self, name: &ImageName, content: &Content) {
+    pub(super) fn write_tags_known_from_head(&self, name: &ImageName, content: &Content) {
         let key = (name.clone(), *content.digest());
         let tags = {
-            let mut tags = lock(&self.told_tags);
+            let mut tags = lock(&self.tags_by_digest);
             let found = tags.get(&key).cloned().unwrap_or_default();
             tags.remove(&key);
             found
         };
-        let now = self.now();
+        let now = self.core.now();
         for (tag, checked) in tags {
             let is_recent = now.duration_since(checked).is_ok_and(|age| age <= PULL_FOLLOWS_MAX);
-            if is_recent && self.store.tag(name, &tag, Access::Look).is_none() {
+            if is_recent && self.core.store.tag(name, &tag, Access::Look).is_none() {
                 self.point_tag(name, &tag, content, None);
             }
         }
     }
 
     /// Forgets what these upstreams said.
-    pub(super) fn forget_heads(&self, is_other: impl Fn(&ImageName) -> bool) {
-        lock(&self.told_heads).retain(|(name, _)| is_other(name));
-        lock(&self.told_tags).retain(|(name, _): &(ImageName, Digest)| is_other(name));
+    pub(in crate::cache) fn forget_heads(&self, is_other: impl Fn(&ImageName) -> bool) {
+        lock(&self.heads_by_tag).retain(|(name, _)| is_other(name));
+        lock(&self.tags_by_digest).retain(|(name, _): &(ImageName, Digest)| is_other(name));
     }
 }

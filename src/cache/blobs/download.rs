@@ -2,14 +2,15 @@
 //!
 //! Asks for what is missing, takes what comes, and when that breaks off waits and goes on behind it,
 //! at another endpoint if there is one. What becomes of the bytes is its [`Sink`]'s business: the store
-//! ([`super::filling`]) or one client ([`super::passage`]).
+//! (`fetch.rs`) or one client (`pass_through.rs`).
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::BlobCache;
 use super::retry::Retries;
-use super::scheduler::Class;
-use super::{CacheError, Inner};
+use crate::cache::CacheError;
+use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
 use crate::upstream::{BlobAsk, Demerits, UpstreamError};
@@ -79,7 +80,7 @@ impl Progress {
 
 /// A download under way.
 pub(super) struct Download<'a, S> {
-    inner: &'a Inner,
+    cache: &'a BlobCache,
     name: &'a ImageName,
     digest: Digest,
     /// The size of the blob, once it is known.
@@ -98,21 +99,21 @@ pub(super) struct Download<'a, S> {
 
 impl<'a, S: Sink> Download<'a, S> {
     pub(super) fn new(
-        inner: &'a Inner,
+        cache: &'a BlobCache,
         name: &'a ImageName,
         digest: Digest,
         size: Option<u64>,
         sink: S,
     ) -> Download<'a, S> {
         Download {
-            inner,
+            cache,
             name,
             digest,
             size,
             is_begun: false,
-            demerits: inner.demerits(name, &digest),
+            demerits: cache.demerits(name, &digest),
             senders: Vec::new(),
-            class: inner.class_of(&name.upstream),
+            class: cache.core.class_of(&name.upstream),
             progress: Progress::new(Instant::now()),
             chunk: vec![0; CHUNK_BYTES],
             sink,
@@ -126,7 +127,7 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// Downloads what is missing, over as many connections as it takes.
     pub(super) fn run(&mut self) -> Result<(), CacheError> {
-        let mut retries = Retries::new(self.inner.settings().retry.clone());
+        let mut retries = Retries::new(self.cache.core.settings().retry.clone());
         loop {
             let Err(error) = self.receive() else { return Ok(()) };
             let CacheError::Upstream(upstream) = &error else { return Err(error) };
@@ -134,10 +135,10 @@ impl<'a, S: Sink> Download<'a, S> {
                 return Err(error);
             }
             let (reached, asked) = (self.sink.bytes_written(), upstream.retry_after());
-            let Some(wait) = retries.next_wait(reached, asked, self.inner.spread()) else {
+            let Some(wait) = retries.next_wait(reached, asked, self.spread()) else {
                 return Err(error);
             };
-            self.inner.metrics.retries.inc();
+            self.cache.core.metrics.retries.inc();
             log::warn!(
                 "{}: {error}; going on after {reached} bytes in {} ms",
                 self.what(),
@@ -156,7 +157,7 @@ impl<'a, S: Sink> Download<'a, S> {
             if left.is_zero() {
                 return Ok(());
             }
-            self.inner.blob_pool.pause(left.min(USE_LOOK_EVERY));
+            self.cache.core.blob_fetchers.pause(left.min(USE_LOOK_EVERY));
         }
     }
 
@@ -169,9 +170,9 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// One connection: asks for what is missing and takes what comes.
     fn receive(&mut self) -> Result<(), CacheError> {
-        let source = self.inner.source(&self.name.upstream)?;
+        let source = self.cache.core.source(&self.name.upstream)?;
         loop {
-            self.inner.stop_if_offline()?;
+            self.cache.core.stop_if_offline()?;
             self.stop_if_unwanted()?;
             let begun = source.blob(&BlobAsk {
                 repository: &self.name.repository,
@@ -179,7 +180,7 @@ impl<'a, S: Sink> Download<'a, S> {
                 from: self.sink.bytes_written(),
                 demerits: &self.demerits,
             });
-            self.inner.note_blob(self.name, &self.digest, &begun);
+            self.cache.note_outcome(self.name, &self.digest, &begun);
             let mut body = begun?;
             if !self.senders.contains(&body.endpoint) {
                 self.senders.push(body.endpoint);
@@ -223,7 +224,7 @@ impl<'a, S: Sink> Download<'a, S> {
             }
             let passed_over = surplus.min(read as u64);
             surplus -= passed_over;
-            self.progress.add(read as u64, Instant::now(), self.inner.settings().minimum_rate);
+            self.progress.add(read as u64, Instant::now(), self.cache.core.settings().minimum_rate);
             // Both are at most `read`, which is a `usize`.
             let fresh = &self.chunk[passed_over as usize..read];
             let written = self.sink.bytes_written() + fresh.len() as u64;
@@ -236,8 +237,8 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// The server stops, or somebody has cancelled it.
     fn stop_if_unwanted(&self) -> Result<(), CacheError> {
-        self.inner.stop_if_closed()?;
-        match self.inner.is_cancelled(&self.name.upstream, &self.digest) {
+        self.cache.core.stop_if_closed()?;
+        match self.cache.is_cancelled(&self.name.upstream, &self.digest) {
             true => Err(CacheError::GivenUp),
             false if self.should_be_suspended() => Err(CacheError::Suspended),
             false => Ok(()),
@@ -252,7 +253,7 @@ impl<'a, S: Sink> Download<'a, S> {
             Waits::Followers => self.progress.is_slow,
             Waits::OneClient => false,
         };
-        is_dispensable && self.inner.blob_pool.is_contended(&self.class)
+        is_dispensable && self.cache.core.blob_fetchers.is_contended(&self.class)
     }
 
     fn broke_off(&self, error: io::Error) -> CacheError {
@@ -299,16 +300,10 @@ impl<'a, S: Sink> Download<'a, S> {
             _ => Ok(()),
         }
     }
-}
-
-impl Inner {
-    pub(super) fn stop_if_closed(&self) -> Result<(), CacheError> {
-        if self.blob_pool.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
-    }
 
     /// A number from 0 to 1 that differs from download to download; it need not be more random.
     fn spread(&self) -> f64 {
-        let since_epoch = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        let since_epoch = self.cache.core.now().duration_since(SystemTime::UNIX_EPOCH);
         f64::from(since_epoch.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0
     }
 }
