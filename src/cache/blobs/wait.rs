@@ -24,7 +24,7 @@ pub(super) enum WaitsFor {
 }
 
 impl BlobWait {
-    /// The size, as soon as it is known; for [`Purpose::Size`], and for the head of an answer.
+    /// The size, as soon as it is known; for [`Purpose::Size`](super::Purpose::Size), and for the head of an answer.
     ///
     /// A download of unknown size is pending here until it has ended.
     pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
