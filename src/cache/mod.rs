@@ -70,7 +70,7 @@ pub use prefetch::Prefetch;
 pub use traffic::{FlightStatus, Load};
 pub use upkeep::{Upkeep, Upkeeper};
 
-pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
+pub use crate::store::{Blob, ImageUsage, ListBody, SweepLocked, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;

@@ -11,7 +11,7 @@ use super::plan::{Candidate, Criteria, Plan, plan_matching};
 use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
     Catalogue, CatalogueImage, FUTURE_TOLERANCE, GRACE, Removal, Store, StoreError, Sweep,
-    SweepBusy,
+    SweepLocked,
 };
 
 /// How often it is begun anew for what was used or changed between the look and the removal.
@@ -70,7 +70,7 @@ pub enum PruneError {
     /// Pins cannot be read.
     Pins(PinError),
     /// Somebody else is at it, or needs what is there.
-    Busy(SweepBusy),
+    Locked(SweepLocked),
     /// The caller has had enough.
     Stopped,
     /// The disk refused.
@@ -81,7 +81,7 @@ impl fmt::Display for PruneError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PruneError::Pins(error) => error.fmt(f),
-            PruneError::Busy(busy) => write!(f, "{}; try again later", busy.as_str()),
+            PruneError::Locked(locked) => write!(f, "{}; try again later", locked.as_str()),
             PruneError::Stopped => f.write_str("it was ended before it was done"),
             PruneError::Store(error) => error.fmt(f),
         }
@@ -93,7 +93,7 @@ impl std::error::Error for PruneError {
         match self {
             PruneError::Pins(error) => Some(error),
             PruneError::Store(error) => Some(error),
-            PruneError::Busy(_) | PruneError::Stopped => None,
+            PruneError::Locked(_) | PruneError::Stopped => None,
         }
     }
 }
@@ -104,7 +104,7 @@ impl From<StoreError> for PruneError {
     }
 }
 
-/// Removes what is asked for. `go_on` is called all the time, may take its time, and ends it by `false`.
+/// Removes what is asked for. `should_continue` is called all the time, may take its time, and ends it by `false`.
 ///
 /// # Errors
 /// [`PruneError`]. What was removed before stays removed, and blobs without names go the next time.
@@ -113,13 +113,13 @@ pub fn prune(
     pins: &PinSettings,
     request: Request<'_>,
     now: SystemTime,
-    go_on: &mut dyn FnMut() -> bool,
+    should_continue: &mut dyn FnMut() -> bool,
 ) -> Result<Report, PruneError> {
     let Request::Matching { is_dry_run, .. } = request;
     if is_dry_run {
-        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(should_continue)?.ok_or(PruneError::Stopped)?;
         let round = Round::plan(store, pins, request, now, &catalogue)?;
-        return Ok(round.would_be(now));
+        return Ok(round.dry_run_report(now));
     }
     let mut report = Report::default();
     for round in 1..=ROUNDS_MAX {
@@ -127,13 +127,13 @@ pub fn prune(
             Ok(sweep) => sweep,
             // What was removed before is to be told.
             Err(_) if round > 1 => break,
-            Err(busy) => return Err(PruneError::Busy(busy)),
+            Err(locked) => return Err(PruneError::Locked(locked)),
         };
-        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(should_continue)?.ok_or(PruneError::Stopped)?;
         let latest = now + FUTURE_TOLERANCE;
         if catalogue.images.iter().any(|image| image.used.is_some_and(|used| used > latest)) {
             // It counts as used now, and would until that time comes: a count gives files the time of now.
-            store.count_disk(go_on);
+            store.count_disk(should_continue);
         }
         let left_of_count;
         let left = match request {
@@ -144,7 +144,7 @@ pub fn prune(
             }
         };
         let plan = Round::plan(store, pins, left, now, &catalogue)?;
-        report.kept_in_use = plan.apply(&sweep, now, go_on, &mut report)?;
+        report.kept_in_use = plan.apply(&sweep, now, should_continue, &mut report)?;
         if report.kept_in_use == 0 {
             break;
         }
@@ -154,7 +154,7 @@ pub fn prune(
 
 /// A signature is rarely pulled, and without it the image that it signs may be refused: what refers to an
 /// image is in use as long as that is, and pinned as it is.
-fn stand_by_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
+fn inherit_use_from_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
     let images = &catalogue.images;
     let subject_of = |image: &CatalogueImage| {
         let number = catalogue.number_of(&image.refers_to?)?;
@@ -228,7 +228,7 @@ impl<'a> Round<'a> {
                 content: &image.content,
             })
             .collect();
-        stand_by_subjects(catalogue, &mut candidates);
+        inherit_use_from_subjects(catalogue, &mut candidates);
         let sizes: Vec<u64> = catalogue.content.iter().map(|content| content.size).collect();
         let Request::Matching { criteria, .. } = request;
         let plan = plan_matching(&candidates, &sizes, criteria, now);
@@ -240,7 +240,7 @@ impl<'a> Round<'a> {
     }
 
     /// The report of a dry run.
-    fn would_be(&self, now: SystemTime) -> Report {
+    fn dry_run_report(&self, now: SystemTime) -> Report {
         let gone: HashSet<usize> = self.images().collect();
         let needed = self.needed(&gone);
         let content: HashSet<u32> = self.content_of(&gone).collect();
@@ -292,11 +292,11 @@ impl<'a> Round<'a> {
         &self,
         sweep: &Sweep,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
         report: &mut Report,
     ) -> Result<usize, PruneError> {
         report.kept_pinned = self.plan.pinned;
-        let gone = self.remove_names(sweep, go_on)?;
+        let gone = self.remove_names(sweep, should_continue)?;
         let in_use = self.images().count() - gone.len();
         for place in self.images().filter(|place| gone.contains(place)) {
             report.removed += 1;
@@ -320,7 +320,7 @@ impl<'a> Round<'a> {
             is_needed(digest)
                 || (self.catalogue.damaged > 0 && number.is_none_or(|it| !content.contains(&it)))
         };
-        let swept = sweep.sweep(GRACE, &is_kept, go_on)?;
+        let swept = sweep.sweep(GRACE, &is_kept, should_continue)?;
         report.blobs_removed += swept.blobs;
         report.freed_bytes += swept.bytes;
         report.blobs_young = swept.young;
@@ -334,7 +334,7 @@ impl<'a> Round<'a> {
     fn remove_names(
         &self,
         sweep: &Sweep,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<HashSet<usize>, PruneError> {
         let planned: HashSet<usize> = self.images().collect();
         let mut places: Vec<usize> = planned.iter().copied().collect();
@@ -344,7 +344,7 @@ impl<'a> Round<'a> {
         for of_one in
             places.chunk_by(|one, other| images[*one].repository == images[*other].repository)
         {
-            if !go_on() {
+            if !should_continue() {
                 break;
             }
             let repository = images[of_one[0]].repository;

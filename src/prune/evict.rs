@@ -1,6 +1,6 @@
 //! Eviction: the least recently used goes, one at a time, until enough is free.
 //!
-//! What is known for that, a [`EvictionIndex`], is built when it is first needed, and used until it has nothing
+//! What is cached for that, a [`EvictionIndex`], is built when it is first needed, and used until it has nothing
 //! more to offer, other pins are in force, or it is too old.
 
 use std::time::{Duration, SystemTime};
@@ -35,11 +35,11 @@ pub struct Eviction {
 /// What evictions need to know from one to the next.
 #[derive(Debug, Default)]
 pub struct Evictor {
-    known: Option<Known>,
+    cached: Option<CachedIndex>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedIndex {
     index: EvictionIndex,
     pins: Pins,
     built: SystemTime,
@@ -47,17 +47,17 @@ struct Known {
     /// What was evicted by it.
     evicted: usize,
     /// Whether it has nothing more to offer.
-    is_spent: bool,
+    is_exhausted: bool,
 }
 
-impl Known {
+impl CachedIndex {
     /// Whether it is used on. One from the future was built before the clock was set.
-    fn is_good(&self, pins: &Pins, now: SystemTime) -> bool {
+    fn is_usable(&self, pins: &Pins, now: SystemTime) -> bool {
         let Ok(age) = now.duration_since(self.built) else { return false };
         // Where something was evicted, more may have come since.
         let least = if self.evicted > 0 { REBUILD_SOON } else { REBUILD_AFTER };
         let pause = least.max(self.took.saturating_mul(REBUILD_FACTOR));
-        let age_max = match self.is_spent {
+        let age_max = match self.is_exhausted {
             // It had no room for all, and those it had are gone.
             true if self.index.has_more() && self.evicted > 0 => Duration::ZERO,
             true => pause,
@@ -69,7 +69,7 @@ impl Known {
 
 impl Evictor {
     /// Removes the least recently used until `is_enough` returns `true`, or nothing more may go. What was used
-    /// in the last ten minutes stays, and so do pinned images. `go_on` is called all the time, may block, and
+    /// in the last ten minutes stays, and so do pinned images. `should_continue` is called all the time, may block, and
     /// stops it by returning `false`.
     ///
     /// # Errors
@@ -80,26 +80,26 @@ impl Evictor {
         pins: &PinSettings,
         clock: &dyn Fn() -> SystemTime,
         is_enough: &dyn Fn() -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<(), PruneError> {
-        let sweep = store.begin_sweep()?.map_err(PruneError::Busy)?;
+        let sweep = store.begin_sweep()?.map_err(PruneError::Locked)?;
         // Twice: an index that has nothing more to offer may have been built long ago.
         for _ in 0..2 {
             let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
-            if !self.known.as_ref().is_some_and(|known| known.is_good(&pins, clock())) {
-                self.build(&sweep, pins, clock, go_on)?;
-                if let Some(known) = &self.known
+            if !self.cached.as_ref().is_some_and(|cached| cached.is_usable(&pins, clock())) {
+                self.build(&sweep, pins, clock, should_continue)?;
+                if let Some(cached) = &self.cached
                     && !is_enough()
                 {
-                    eviction.freed_bytes += sweep.evict_unnamed(&known.index, go_on)?;
+                    eviction.freed_bytes += sweep.evict_unnamed(&cached.index, should_continue)?;
                 }
             }
-            let Some(known) = &mut self.known else { break };
-            let is_done = known.evict(&sweep, clock(), is_enough, go_on, eviction)?;
-            eviction.pinned = known.index.pinned();
-            known.is_spent = !is_done;
-            if is_done || known.is_good(&known.pins, clock()) {
+            let Some(cached) = &mut self.cached else { break };
+            let is_done = cached.evict(&sweep, clock(), is_enough, should_continue, eviction)?;
+            eviction.pinned = cached.index.pinned();
+            cached.is_exhausted = !is_done;
+            if is_done || cached.is_usable(&cached.pins, clock()) {
                 break;
             }
         }
@@ -111,28 +111,29 @@ impl Evictor {
         sweep: &Sweep,
         pins: Pins,
         clock: &dyn Fn() -> SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<(), PruneError> {
         // First, so that memory never has two.
-        self.known = None;
+        self.cached = None;
         let began = clock();
-        let index = sweep.eviction_index(began, &is_pinned(&pins), go_on)?;
+        let index = sweep.eviction_index(began, &is_pinned(&pins), should_continue)?;
         let index = index.ok_or(PruneError::Stopped)?;
         let built = clock();
         let took = built.duration_since(began).unwrap_or_default();
-        self.known = Some(Known { index, pins, built, took, evicted: 0, is_spent: false });
+        self.cached =
+            Some(CachedIndex { index, pins, built, took, evicted: 0, is_exhausted: false });
         Ok(())
     }
 }
 
-impl Known {
+impl CachedIndex {
     /// Returns whether enough is free.
     fn evict(
         &mut self,
         sweep: &Sweep,
         now: SystemTime,
         is_enough: &dyn Fn() -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<bool, PruneError> {
         // Blobs younger than the grace period would stay whatever became of their names.
@@ -141,7 +142,7 @@ impl Known {
             if is_enough() {
                 return Ok(true);
             }
-            if !go_on() {
+            if !should_continue() {
                 return Err(PruneError::Stopped);
             }
             let Some(candidate) = self.index.next(in_use_since) else { return Ok(false) };
@@ -154,7 +155,7 @@ impl Known {
                     eviction.leftovers += usize::from(!is_image);
                     log_removal(&item);
                 }
-                Evicted::Busy(busy) => return Err(PruneError::Busy(busy)),
+                Evicted::Locked(locked) => return Err(PruneError::Locked(locked)),
                 Evicted::Absent | Evicted::InUse | Evicted::Pinned => {}
             }
         }

@@ -15,9 +15,9 @@
 
 mod apply;
 mod evict;
+mod limits;
 mod pins;
 mod plan;
-mod room;
 mod when;
 
 #[cfg(test)]
@@ -25,7 +25,7 @@ mod tests;
 
 pub use apply::{PruneError, Report, Request, prune};
 pub use evict::{Eviction, Evictor};
+pub use limits::{CacheLimits, Disk, FreeSpace, PruneBy, PrunePolicy};
 pub use pins::{PinError, PinSettings, Pins, read_pins};
 pub use plan::{Candidate, Criteria, Plan, plan_matching};
-pub use room::{Disk, FreeSpace, PruneBy, PrunePolicy, RoomPolicy};
 pub use when::{parse_duration, parse_since, timestamp};

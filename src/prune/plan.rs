@@ -85,7 +85,7 @@ fn by_use(candidates: &[Candidate<'_>]) -> Vec<usize> {
     places
 }
 
-/// How many images need each piece of content.
+/// How many images need each chunk of content.
 struct References<'a> {
     counts: Vec<u32>,
     sizes: &'a [u64],

@@ -12,18 +12,18 @@ use crate::oci::{Algorithm, Choice, Digest, ImageName, MediaType, Upstream};
 use crate::store::{Access, Begin, Ingest, ManifestRecord, Settings, Store, TagRecord};
 
 /// A store with images, all of them old unless it is said otherwise.
-struct Shelf {
+struct Fixture {
     directory: tempfile::TempDir,
     store: Store,
     now: SystemTime,
 }
 
-impl Shelf {
-    fn new() -> Shelf {
+impl Fixture {
+    fn new() -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         let store = Store::open(&Settings { root, fsync: false }).unwrap();
-        Shelf { directory, store, now: SystemTime::now() }
+        Fixture { directory, store, now: SystemTime::now() }
     }
 
     fn put(&self, bytes: &[u8]) -> Digest {
@@ -121,114 +121,114 @@ fn all(criteria: &Criteria) -> Request<'_> {
 
 #[test]
 fn unused_images_go_and_what_others_need_stays() {
-    let shelf = Shelf::new();
-    shelf.image("a", "old", &["base", "only old"]);
-    shelf.image("b", "old", &["base", "only b"]);
-    shelf.age(48);
-    shelf.image("a", "new", &["base", "only new"]);
+    let fixture = Fixture::new();
+    fixture.image("a", "old", &["base", "only old"]);
+    fixture.image("b", "old", &["base", "only b"]);
+    fixture.age(48);
+    fixture.image("a", "new", &["base", "only new"]);
     let day = Duration::from_secs(86_400);
     let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
 
     let dry = Request::Matching { criteria: &criteria, choices: &[], is_dry_run: true };
-    let would_be = shelf.prune(dry).unwrap();
-    assert_eq!(shelf.images(), ["quay.io/a:new", "quay.io/a:old", "quay.io/b:old"]);
+    let planned = fixture.prune(dry).unwrap();
+    assert_eq!(fixture.images(), ["quay.io/a:new", "quay.io/a:old", "quay.io/b:old"]);
 
-    let report = shelf.prune(all(&criteria)).unwrap();
-    assert_eq!(shelf.images(), ["quay.io/a:new"]);
+    let report = fixture.prune(all(&criteria)).unwrap();
+    assert_eq!(fixture.images(), ["quay.io/a:new"]);
     assert_eq!((report.removed, report.blobs_shared, report.kept_in_use), (2, 1, 0));
     // A config, a layer and a manifest of each.
     assert_eq!(report.blobs_removed, 6);
-    assert_eq!(would_be, report, "a dry run says what would be");
-    assert_eq!(shelf.prune(all(&criteria)).unwrap(), Report::default());
+    assert_eq!(planned, report, "a dry run says what would be");
+    assert_eq!(fixture.prune(all(&criteria)).unwrap(), Report::default());
 }
 
 #[test]
 fn a_dry_run_knows_what_is_young_what_nothing_needs_and_what_is_not_here() {
-    let shelf = Shelf::new();
-    shelf.put(b"rubbish");
-    shelf.image("a", "old", &["base", "only old"]);
-    let lost = shelf.put(b"lost");
-    shelf.image("a", "lossy", &["lost"]);
-    shelf.age(48);
-    fs::remove_file(shelf.directory.path().join("blobs/sha256").join(lost.hex())).unwrap();
-    shelf.image("a", "new", &["only new"]);
-    shelf.put(b"young rubbish");
+    let fixture = Fixture::new();
+    fixture.put(b"rubbish");
+    fixture.image("a", "old", &["base", "only old"]);
+    let lost = fixture.put(b"lost");
+    fixture.image("a", "lossy", &["lost"]);
+    fixture.age(48);
+    fs::remove_file(fixture.directory.path().join("blobs/sha256").join(lost.hex())).unwrap();
+    fixture.image("a", "new", &["only new"]);
+    fixture.put(b"young rubbish");
     let run = |is_dry_run| {
         let criteria = Criteria::default();
-        shelf.prune(Request::Matching { criteria: &criteria, choices: &[], is_dry_run }).unwrap()
+        fixture.prune(Request::Matching { criteria: &criteria, choices: &[], is_dry_run }).unwrap()
     };
-    let would_be = run(true);
-    assert_eq!((would_be.removed, would_be.blobs_removed, would_be.blobs_young), (3, 7, 4));
-    assert_eq!(would_be, run(false));
+    let planned = run(true);
+    assert_eq!((planned.removed, planned.blobs_removed, planned.blobs_young), (3, 7, 4));
+    assert_eq!(planned, run(false));
 }
 
 #[test]
 fn patterns_and_counts_choose_among_the_images() {
-    let shelf = Shelf::new();
+    let fixture = Fixture::new();
     for (hours, tag) in [(4, "v1"), (3, "v2"), (2, "w1")] {
-        shelf.image("a", tag, &[tag]);
-        shelf.age(hours);
+        fixture.image("a", tag, &[tag]);
+        fixture.age(hours);
     }
     for tag in ["v1", "v2"] {
         let tag = tag.parse().unwrap();
-        shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
+        fixture.store.tag(&name("a"), &tag, Access::Pull(fixture.now)).unwrap();
     }
     let patterns: Vec<Choice> = vec!["quay.io/a:v*".parse().unwrap()];
     let criteria = Criteria { count: Some(1), ..Criteria::default() };
     let request = Request::Matching { criteria: &criteria, choices: &patterns, is_dry_run: false };
-    assert_eq!(shelf.prune(request).unwrap().images, ["quay.io/a:v1"]);
-    assert_eq!(shelf.images(), ["quay.io/a:v2", "quay.io/a:w1"]);
+    assert_eq!(fixture.prune(request).unwrap().images, ["quay.io/a:v1"]);
+    assert_eq!(fixture.images(), ["quay.io/a:v2", "quay.io/a:w1"]);
 }
 
 #[test]
 fn a_manifest_with_two_tags_stays_for_the_other() {
-    let shelf = Shelf::new();
-    let digest = shelf.image("a", "one", &["layer"]);
-    let record = shelf.store.tag(&name("a"), &"one".parse().unwrap(), Access::Look).unwrap();
-    shelf.store.put_tag(&name("a"), &"two".parse().unwrap(), &record).unwrap();
-    shelf.age(1);
+    let fixture = Fixture::new();
+    let digest = fixture.image("a", "one", &["layer"]);
+    let record = fixture.store.tag(&name("a"), &"one".parse().unwrap(), Access::Look).unwrap();
+    fixture.store.put_tag(&name("a"), &"two".parse().unwrap(), &record).unwrap();
+    fixture.age(1);
     let patterns: Vec<Choice> = vec!["*:one".parse().unwrap()];
     let criteria = Criteria::default();
     let request = Request::Matching { criteria: &criteria, choices: &patterns, is_dry_run: false };
-    let report = shelf.prune(request).unwrap();
+    let report = fixture.prune(request).unwrap();
     assert_eq!((report.blobs_removed, report.blobs_shared), (0, 3));
-    assert_eq!(shelf.images(), ["quay.io/a:two"]);
-    assert!(shelf.store.stored_manifest(&name("a"), &digest).is_some());
+    assert_eq!(fixture.images(), ["quay.io/a:two"]);
+    assert!(fixture.store.stored_manifest(&name("a"), &digest).is_some());
 }
 
 #[test]
 fn pinned_images_stay_until_it_is_said_that_they_go_too() {
-    let shelf = Shelf::new();
-    shelf.image("a", "v1", &["one"]);
-    shelf.image("a", "v2", &["two"]);
-    shelf.age(1);
-    shelf.store.add_pins(&["quay.io/a:v1".into()]).unwrap();
+    let fixture = Fixture::new();
+    fixture.image("a", "v1", &["one"]);
+    fixture.image("a", "v2", &["two"]);
+    fixture.age(1);
+    fixture.store.add_pins(&["quay.io/a:v1".into()]).unwrap();
     let criteria = Criteria::default();
-    let report = shelf.prune(all(&criteria)).unwrap();
+    let report = fixture.prune(all(&criteria)).unwrap();
     assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
-    let eviction = shelf.evict(1 << 40).unwrap();
+    let eviction = fixture.evict(1 << 40).unwrap();
     assert_eq!((eviction.images, eviction.pinned), (0, 1));
-    assert_eq!(shelf.images(), ["quay.io/a:v1"]);
+    assert_eq!(fixture.images(), ["quay.io/a:v1"]);
     let criteria = Criteria { include_pinned: true, ..Criteria::default() };
-    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
-    assert!(shelf.images().is_empty());
+    assert_eq!(fixture.prune(all(&criteria)).unwrap().removed, 1);
+    assert!(fixture.images().is_empty());
 }
 
 #[test]
 fn signatures_stay_as_long_as_what_they_sign() {
-    let shelf = Shelf::new();
-    let [old, kept, pinned] = ["old", "kept", "pinned"].map(|tag| shelf.image("a", tag, &[tag]));
+    let fixture = Fixture::new();
+    let [old, kept, pinned] = ["old", "kept", "pinned"].map(|tag| fixture.image("a", tag, &[tag]));
     for signed in [&old, &kept, &pinned] {
         let signature = format!("{}.sig", signed.dashed());
-        shelf.image("a", &signature, &["signature"]);
+        fixture.image("a", &signature, &["signature"]);
     }
-    shelf.age(48);
+    fixture.age(48);
     let tag = "kept".parse().unwrap();
-    shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
-    shelf.store.add_pins(&["quay.io/a:pinned".into()]).unwrap();
+    fixture.store.tag(&name("a"), &tag, Access::Pull(fixture.now)).unwrap();
+    fixture.store.add_pins(&["quay.io/a:pinned".into()]).unwrap();
     let criteria =
         Criteria { unused_for: Some(Duration::from_secs(86_400)), ..Criteria::default() };
-    let report = shelf.prune(all(&criteria)).unwrap();
+    let report = fixture.prune(all(&criteria)).unwrap();
     let mut removed = report.images;
     removed.sort();
     assert_eq!(removed, ["quay.io/a:old".into(), format!("quay.io/a:{}.sig", old.dashed())]);
@@ -236,141 +236,147 @@ fn signatures_stay_as_long_as_what_they_sign() {
 
 #[test]
 fn a_name_that_cannot_be_read_stops_everything() {
-    let shelf = Shelf::new();
-    shelf.image("a", "v1", &["one"]);
-    shelf.image("b", "v1", &["two"]);
-    shelf.age(48);
-    let path = shelf.directory.path().join("refs/quay.io/a/_tags/v9");
+    let fixture = Fixture::new();
+    fixture.image("a", "v1", &["one"]);
+    fixture.image("b", "v1", &["two"]);
+    fixture.age(48);
+    let path = fixture.directory.path().join("refs/quay.io/a/_tags/v9");
     std::os::unix::fs::symlink("v9", &path).unwrap();
-    let errors = [shelf.prune(all(&Criteria::default())).unwrap_err(), shelf.evict(1).unwrap_err()];
+    let errors =
+        [fixture.prune(all(&Criteria::default())).unwrap_err(), fixture.evict(1).unwrap_err()];
     for error in errors.map(|error| error.to_string()) {
         assert!(error.contains("_tags/v9") && error.contains("nothing is removed"), "{error}");
     }
     fs::remove_file(path).unwrap();
-    assert_eq!(shelf.images().len(), 2);
+    assert_eq!(fixture.images().len(), 2);
 }
 
 #[test]
 fn what_a_damaged_manifest_may_need_stays() {
-    let shelf = Shelf::new();
-    let damaged = shelf.image("a", "v1", &["layer of the damaged one"]);
-    let layer = shelf.put(b"layer of the damaged one");
-    shelf.image("b", "v1", &["another layer"]);
-    let rubbish = shelf.put(b"rubbish");
-    let path = shelf.directory.path().join("blobs/sha256").join(damaged.hex());
+    let fixture = Fixture::new();
+    let damaged = fixture.image("a", "v1", &["layer of the damaged one"]);
+    let layer = fixture.put(b"layer of the damaged one");
+    fixture.image("b", "v1", &["another layer"]);
+    let rubbish = fixture.put(b"rubbish");
+    let path = fixture.directory.path().join("blobs/sha256").join(damaged.hex());
     fs::write(&path, b"not what it was").unwrap();
-    shelf.age(48);
+    fixture.age(48);
     let choices: Vec<Choice> = vec!["quay.io/b:v1".parse().unwrap()];
     let criteria = Criteria::default();
     let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run: false };
     // Its manifest, its config and its layer.
-    assert_eq!(shelf.prune(request).unwrap().blobs_removed, 3);
-    assert!(shelf.store.blob(&layer, None).is_some() && shelf.store.blob(&rubbish, None).is_some());
+    assert_eq!(fixture.prune(request).unwrap().blobs_removed, 3);
+    assert!(
+        fixture.store.blob(&layer, None).is_some() && fixture.store.blob(&rubbish, None).is_some()
+    );
 }
 
 #[test]
 fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
-    let shelf = Shelf::new();
-    let digest = shelf.image("a", "v1", &["one"]);
-    shelf.image("a", "v2", &["two"]);
-    shelf.age(48);
-    shelf.store.add_pins(&[format!("quay.io/a@{digest}")]).unwrap();
-    let report = shelf.prune(all(&Criteria::default())).unwrap();
+    let fixture = Fixture::new();
+    let digest = fixture.image("a", "v1", &["one"]);
+    fixture.image("a", "v2", &["two"]);
+    fixture.age(48);
+    fixture.store.add_pins(&[format!("quay.io/a@{digest}")]).unwrap();
+    let report = fixture.prune(all(&Criteria::default())).unwrap();
     assert_eq!((report.images.as_slice(), report.kept_pinned), (&["quay.io/a:v2".into()][..], 1));
     let choices: Vec<Choice> = vec![format!("quay.io/a@{digest}").parse().unwrap()];
     let criteria = Criteria { include_pinned: true, ..Criteria::default() };
     let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run: false };
-    assert_eq!(shelf.prune(request).unwrap().images, ["quay.io/a:v1"]);
+    assert_eq!(fixture.prune(request).unwrap().images, ["quay.io/a:v1"]);
 }
 
 #[test]
 fn a_partial_that_somebody_writes_is_not_evicted() {
-    let shelf = Shelf::new();
-    let mut ingest = shelf.ingest(b"being resumed");
+    let fixture = Fixture::new();
+    let mut ingest = fixture.ingest(b"being resumed");
     ingest.write(&[0; 5000]).unwrap();
-    shelf.image("a", "v", &["layer"]);
-    shelf.age(48);
-    let eviction = shelf.evict(10).unwrap();
+    fixture.image("a", "v", &["layer"]);
+    fixture.age(48);
+    let eviction = fixture.evict(10).unwrap();
     assert_eq!((eviction.leftovers, eviction.images), (0, 1));
     assert_eq!(ingest.bytes_written(), 5000);
 }
 
 #[test]
 fn pins_that_cannot_be_read_stop_everything() {
-    let shelf = Shelf::new();
-    shelf.image("a", "v1", &["one"]);
-    shelf.age(1);
-    fs::write(shelf.directory.path().join("pins"), "/(/\n").unwrap();
-    assert!(matches!(shelf.prune(all(&Criteria::default())), Err(PruneError::Pins(_))));
-    assert!(matches!(shelf.evict(1), Err(PruneError::Pins(_))));
-    assert_eq!(shelf.images().len(), 1);
+    let fixture = Fixture::new();
+    fixture.image("a", "v1", &["one"]);
+    fixture.age(1);
+    fs::write(fixture.directory.path().join("pins"), "/(/\n").unwrap();
+    assert!(matches!(fixture.prune(all(&Criteria::default())), Err(PruneError::Pins(_))));
+    assert!(matches!(fixture.evict(1), Err(PruneError::Pins(_))));
+    assert_eq!(fixture.images().len(), 1);
 }
 
 #[test]
 fn no_more_is_evicted_than_is_needed() {
-    let shelf = Shelf::new();
+    let fixture = Fixture::new();
     let big = "x".repeat(100_000);
     for (hours, tag) in [(4, "a"), (3, "b"), (2, "c")] {
-        shelf.image(tag, "v", &[&format!("{tag}{big}")]);
-        let tree = shelf.directory.path().join("refs/quay.io").join(tag);
-        age(&tree, shelf.now - Duration::from_secs(hours * 3600));
+        fixture.image(tag, "v", &[&format!("{tag}{big}")]);
+        let tree = fixture.directory.path().join("refs/quay.io").join(tag);
+        age(&tree, fixture.now - Duration::from_secs(hours * 3600));
     }
-    age(&shelf.directory.path().join("blobs"), shelf.now - Duration::from_secs(7200));
-    assert_eq!(shelf.evict(0).unwrap(), Eviction::default());
-    let eviction = shelf.evict(150_000).unwrap();
+    age(&fixture.directory.path().join("blobs"), fixture.now - Duration::from_secs(7200));
+    assert_eq!(fixture.evict(0).unwrap(), Eviction::default());
+    let eviction = fixture.evict(150_000).unwrap();
     assert_eq!(eviction.images, 2);
     assert!(eviction.freed_bytes >= 200_000);
-    assert_eq!(shelf.images(), ["quay.io/c:v"]);
+    assert_eq!(fixture.images(), ["quay.io/c:v"]);
 }
 
 #[test]
 fn what_nothing_names_goes_before_images_and_what_is_in_use_never() {
-    let shelf = Shelf::new();
-    shelf.put("rubbish".repeat(10_000).as_bytes());
-    shelf.image("a", "v", &["layer"]);
-    shelf.age(1);
-    assert!(shelf.evict(50_000).unwrap().freed_bytes >= 70_000);
-    assert_eq!(shelf.images(), ["quay.io/a:v"]);
-    shelf.store.tag(&name("a"), &"v".parse().unwrap(), Access::Pull(shelf.now)).unwrap();
-    assert_eq!(shelf.evict(500).unwrap(), Eviction::default());
+    let fixture = Fixture::new();
+    fixture.put("rubbish".repeat(10_000).as_bytes());
+    fixture.image("a", "v", &["layer"]);
+    fixture.age(1);
+    assert!(fixture.evict(50_000).unwrap().freed_bytes >= 70_000);
+    assert_eq!(fixture.images(), ["quay.io/a:v"]);
+    fixture.store.tag(&name("a"), &"v".parse().unwrap(), Access::Pull(fixture.now)).unwrap();
+    assert_eq!(fixture.evict(500).unwrap(), Eviction::default());
 }
 
 #[test]
 fn an_idle_partial_goes_in_its_turn() {
-    let shelf = Shelf::new();
-    let mut ingest = shelf.ingest(b"never finished");
+    let fixture = Fixture::new();
+    let mut ingest = fixture.ingest(b"never finished");
     ingest.write(b"never").unwrap();
     drop(ingest);
-    shelf.age(2);
-    shelf.image("a", "v", &["layer"]);
-    let tree = shelf.directory.path().join("refs");
-    age(&tree, shelf.now - Duration::from_secs(3600));
-    let eviction = shelf.evict(5).unwrap();
+    fixture.age(2);
+    fixture.image("a", "v", &["layer"]);
+    let tree = fixture.directory.path().join("refs");
+    age(&tree, fixture.now - Duration::from_secs(3600));
+    let eviction = fixture.evict(5).unwrap();
     assert_eq!((eviction.leftovers, eviction.freed_bytes, eviction.images), (1, 5, 0));
 }
 
 #[test]
 fn pins_that_are_set_between_two_evictions_count() {
-    let shelf = Shelf::new();
+    let fixture = Fixture::new();
     for tag in ["one", "two"] {
-        shelf.image(tag, "v", &[tag]);
+        fixture.image(tag, "v", &[tag]);
     }
-    shelf.age(3);
-    age(&shelf.directory.path().join("refs/quay.io/one"), shelf.now - Duration::from_secs(18_000));
+    fixture.age(3);
+    age(
+        &fixture.directory.path().join("refs/quay.io/one"),
+        fixture.now - Duration::from_secs(18_000),
+    );
     let mut evictor = Evictor::default();
-    assert_eq!(shelf.evict_by(&mut evictor, 1).unwrap().images, 1);
-    shelf.store.add_pins(&["quay.io/two:v".into()]).unwrap();
-    let eviction = shelf.evict_by(&mut evictor, 1).unwrap();
+    assert_eq!(fixture.evict_by(&mut evictor, 1).unwrap().images, 1);
+    fixture.store.add_pins(&["quay.io/two:v".into()]).unwrap();
+    let eviction = fixture.evict_by(&mut evictor, 1).unwrap();
     assert_eq!((eviction.images, eviction.pinned), (0, 1));
-    assert_eq!(shelf.images(), ["quay.io/two:v"]);
+    assert_eq!(fixture.images(), ["quay.io/two:v"]);
 }
 
 #[test]
 fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
-    let shelf = Shelf::new();
-    shelf.image("a", "v", &["one"]);
-    shelf.image("b", "v", &["two"]);
-    shelf.age(48);
+    let fixture = Fixture::new();
+    fixture.image("a", "v", &["one"]);
+    fixture.image("b", "v", &["two"]);
+    fixture.age(48);
     let day = Duration::from_secs(86_400);
     let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
     let mut calls = 0;
@@ -379,23 +385,23 @@ fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
         calls += 1;
         if calls == 3 {
             let tag = "v".parse().unwrap();
-            shelf.store.tag(&name("a"), &tag, Access::Pull(shelf.now)).unwrap();
+            fixture.store.tag(&name("a"), &tag, Access::Pull(fixture.now)).unwrap();
         }
         true
     };
     let pins = PinSettings::default();
-    let report = prune(&shelf.store, &pins, all(&criteria), shelf.now, &mut pull_meanwhile);
+    let report = prune(&fixture.store, &pins, all(&criteria), fixture.now, &mut pull_meanwhile);
     let report = report.unwrap();
     assert_eq!((report.removed, report.kept_in_use), (1, 0), "the second look leaves it alone");
-    assert_eq!(shelf.images(), ["quay.io/a:v"]);
+    assert_eq!(fixture.images(), ["quay.io/a:v"]);
 }
 
 #[test]
 fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
-    let shelf = Shelf::new();
-    shelf.image("a", "v", &["one"]);
-    shelf.image("b", "v", &["two"]);
-    shelf.age(48);
+    let fixture = Fixture::new();
+    fixture.image("a", "v", &["one"]);
+    fixture.image("b", "v", &["two"]);
+    fixture.age(48);
     let criteria = Criteria { ..Criteria::default() };
     let mut calls = 0;
     let mut killed = || {
@@ -404,20 +410,20 @@ fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
         calls <= 4
     };
     let pins = PinSettings::default();
-    let report = prune(&shelf.store, &pins, all(&criteria), shelf.now, &mut killed).unwrap();
+    let report = prune(&fixture.store, &pins, all(&criteria), fixture.now, &mut killed).unwrap();
     assert!(report.is_partial && report.removed == 2 && report.blobs_removed == 0);
-    let report = shelf.prune(all(&criteria)).unwrap();
+    let report = fixture.prune(all(&criteria)).unwrap();
     assert_eq!((report.removed, report.blobs_removed), (0, 6));
 }
 
 #[test]
 fn a_second_pruner_is_sent_away() {
-    let shelf = Shelf::new();
-    let sweep = shelf.store.begin_sweep().unwrap().unwrap();
-    let busy = shelf.prune(all(&Criteria::default())).unwrap_err();
-    assert!(busy.to_string().contains("being removed already"), "{busy}");
+    let fixture = Fixture::new();
+    let sweep = fixture.store.begin_sweep().unwrap().unwrap();
+    let locked = fixture.prune(all(&Criteria::default())).unwrap_err();
+    assert!(locked.to_string().contains("being removed already"), "{locked}");
     drop(sweep);
-    assert!(shelf.prune(all(&Criteria::default())).is_ok());
+    assert!(fixture.prune(all(&Criteria::default())).is_ok());
 }
 
 /// Every read of a prune fails in turn, for a moment, as it does when descriptors run out.
@@ -425,32 +431,34 @@ fn a_second_pruner_is_sent_away() {
 fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
     for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
         for spared in 0.. {
-            let shelf = Shelf::new();
-            shelf.image("stays", "v", &["shared", "of what stays"]);
-            shelf.image("goes", "v", &["shared", "of what goes"]);
-            shelf.age(48);
+            let fixture = Fixture::new();
+            fixture.image("stays", "v", &["shared", "of what stays"]);
+            fixture.image("goes", "v", &["shared", "of what goes"]);
+            fixture.age(48);
             let pins = PinSettings {
                 pins: vec!["quay.io/stays:*".parse().unwrap()],
                 ..PinSettings::default()
             };
-            shelf.store.fail_reads("", spared, 1, errno);
+            fixture.store.fail_reads("", spared, 1, errno);
             let criteria = Criteria::default();
             let request =
                 Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
-            let pruned = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
-            let is_over = !shelf.store.has_failed_reads();
-            shelf.store.fail_reads("", 0, 0, errno);
+            let pruned = prune(&fixture.store, &pins, request, fixture.now, &mut || true);
+            let is_over = !fixture.store.has_failed_reads();
+            fixture.store.fail_reads("", 0, 0, errno);
             for text in ["shared", "of what stays", "config of stays:v"] {
                 let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
-                let is_there = shelf.store.blob(&digest, None).is_some();
+                let is_there = fixture.store.blob(&digest, None).is_some();
                 assert!(is_there, "{errno:?} at read {spared} lost {text}: {pruned:?}");
             }
-            let stays = shelf.store.tag(&name("stays"), &"v".parse().unwrap(), Access::Look);
+            let stays = fixture.store.tag(&name("stays"), &"v".parse().unwrap(), Access::Look);
             assert!(stays.is_some(), "{errno:?} at read {spared}");
             // The next one does what is left to do.
-            let again = prune(&shelf.store, &pins, request, shelf.now, &mut || true);
+            let again = prune(&fixture.store, &pins, request, fixture.now, &mut || true);
             assert!(again.is_ok(), "{errno:?} at read {spared}: {again:?}");
-            assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_none());
+            assert!(
+                fixture.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_none()
+            );
             if is_over {
                 assert!(spared > 10, "there were reads to fail");
                 break;
@@ -462,31 +470,32 @@ fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
 #[test]
 fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
     for strange in ["refs/quay.io/goes/Upper Case", "refs/quay.io/_notes", "refs/not a host"] {
-        let shelf = Shelf::new();
-        shelf.image("goes", "v", &["layer"]);
-        shelf.age(48);
-        fs::create_dir_all(shelf.directory.path().join(strange)).unwrap();
+        let fixture = Fixture::new();
+        fixture.image("goes", "v", &["layer"]);
+        fixture.age(48);
+        fs::create_dir_all(fixture.directory.path().join(strange)).unwrap();
         let criteria = Criteria::default();
         let request = Request::Matching { criteria: &criteria, choices: &[], is_dry_run: false };
-        let pruned = prune(&shelf.store, &PinSettings::default(), request, shelf.now, &mut || true);
+        let pruned =
+            prune(&fixture.store, &PinSettings::default(), request, fixture.now, &mut || true);
         let error = pruned.unwrap_err().to_string();
         assert!(error.contains(strange), "{error}");
-        assert!(shelf.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_some());
+        assert!(fixture.store.tag(&name("goes"), &"v".parse().unwrap(), Access::Look).is_some());
     }
 }
 
 #[test]
 fn an_image_that_was_used_in_the_future_counts_as_used_now_and_grows_older() {
-    let shelf = Shelf::new();
-    shelf.image("goes", "v", &["layer"]);
-    shelf.age(48);
+    let fixture = Fixture::new();
+    fixture.image("goes", "v", &["layer"]);
+    fixture.age(48);
     let year = Duration::from_secs(365 * 86_400);
-    let path = shelf.directory.path().join("refs/quay.io/goes/_tags/v");
+    let path = fixture.directory.path().join("refs/quay.io/goes/_tags/v");
     age(&path, SystemTime::now() + year);
     let criteria = Criteria { unused_for: Some(Duration::from_secs(3600)), ..Criteria::default() };
-    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 0);
+    assert_eq!(fixture.prune(all(&criteria)).unwrap().removed, 0);
     let used = fs::metadata(&path).unwrap().modified().unwrap();
     assert!(used < SystemTime::now() + year / 2, "its time is that of the first look");
-    shelf.age(48);
-    assert_eq!(shelf.prune(all(&criteria)).unwrap().removed, 1);
+    fixture.age(48);
+    assert_eq!(fixture.prune(all(&criteria)).unwrap().removed, 1);
 }

@@ -15,7 +15,7 @@ use super::error::StoreError;
 use super::images::walk;
 use super::layout::{Layout, digest_of};
 use super::refs::Access;
-use super::walk::not_ours;
+use super::walk::foreign_entry;
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
 /// All images, as they were while it was read.
@@ -138,22 +138,22 @@ impl Store {
         }
     }
 
-    /// Looks at all images. `go_on` is asked before each repository, may take its time, and ends it by
+    /// Looks at all images. `should_continue` is asked before each repository, may take its time, and ends it by
     /// `false`: then there is no catalogue.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if anything cannot be read that may name something: who goes by what is not
+    /// [`StoreError::IncompleteScan`] if anything cannot be read that may name something: who goes by what is not
     /// named would remove it.
     pub fn catalogue(
         &self,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Catalogue>, StoreError> {
         let sizes: HashMap<Digest, u64> = self.blobs()?.into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
         let unreadable = self.unreadable_files();
-        let walked = self.each_repository_for_certain(&mut |name| {
-            was_ended = !go_on();
+        let walked = self.each_repository_strict(&mut |name| {
+            was_ended = !should_continue();
             if was_ended {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -163,7 +163,7 @@ impl Store {
         });
         match walked {
             Err(_) if was_ended => return Ok(None),
-            other => other.map_err(|source| StoreError::Blind { source })?,
+            other => other.map_err(|source| StoreError::IncompleteScan { source })?,
         }
         // A name that could not be read for a moment looks like one that does not exist.
         if self.unreadable_files() != unreadable {
@@ -186,17 +186,17 @@ impl Store {
         let (layout, mut unknown) = (&self.inner.layout, 0);
         let images = catalogue.images_of(catalogue.repositories.len() - 1);
         let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
-        for tag in self.inner.list_for_certain(&layout.tags(name))? {
+        for tag in self.inner.list_strict(&layout.tags(name))? {
             let Ok(tag) = tag.parse() else {
-                return Err(not_ours(&layout.tags(name).join(&tag)));
+                return Err(foreign_entry(&layout.tags(name).join(&tag)));
             };
             let is_there = self.inner.is_readable(&layout.tag(name, &tag))?;
             unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
         }
         for algorithm in Algorithm::ALL {
-            for hex in self.inner.list_for_certain(&layout.manifests(name, algorithm))? {
+            for hex in self.inner.list_strict(&layout.manifests(name, algorithm))? {
                 let Some(digest) = digest_of(algorithm, &hex) else {
-                    return Err(not_ours(&layout.manifests(name, algorithm).join(&hex)));
+                    return Err(foreign_entry(&layout.manifests(name, algorithm).join(&hex)));
                 };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
                     let is_there = self.inner.is_readable(&layout.manifest(name, &digest))?;
@@ -241,7 +241,7 @@ impl Catalogue {
         images.take_while(move |(_, image)| image.repository == repository)
     }
 
-    /// How many images need each piece of content.
+    /// How many images need each chunk of content.
     pub fn references(&self) -> Vec<u32> {
         let mut counts = vec![0; self.content.len()];
         for number in self.images.iter().flat_map(|image| &image.content) {

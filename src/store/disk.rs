@@ -66,12 +66,12 @@ impl Store {
         })
     }
 
-    /// Counts what is on the disk. `go_on` is called now and then, may block, and stops it by returning
+    /// Counts what is on the disk. `should_continue` is called now and then, may block, and stops it by returning
     /// `false`.
     ///
     /// A file whose time is in the future gets the time of now: it would count as young, and as just used,
     /// until that time comes.
-    pub fn count_disk(&self, go_on: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
+    pub fn count_disk(&self, should_continue: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
         let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = if self.is_writable() { self.file_system_time().ok() } else { None };
         let changed_before = self.inner.bytes_changed.load(Relaxed);
@@ -80,7 +80,7 @@ impl Store {
             files: 0,
             // Of a directory that cannot be written no time can be set.
             latest: now.map(|now| now + FUTURE_TOLERANCE),
-            go_on,
+            should_continue,
         };
         count.usage.allocated_bytes = fs::metadata(self.root()).map_or(0, |is| allocated(&is));
         count.directory(self.root(), false, 0)?;
@@ -98,7 +98,7 @@ struct Count<'a> {
     usage: DiskUsage,
     files: u64,
     latest: Option<SystemTime>,
-    go_on: &'a mut dyn FnMut() -> bool,
+    should_continue: &'a mut dyn FnMut() -> bool,
 }
 
 impl Count<'_> {
@@ -109,7 +109,7 @@ impl Count<'_> {
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             self.files += 1;
-            if self.files.is_multiple_of(1024) && !(self.go_on)() {
+            if self.files.is_multiple_of(1024) && !(self.should_continue)() {
                 return None;
             }
             let Ok(metadata) = entry.metadata() else { continue };

@@ -32,7 +32,7 @@ pub enum StoreError {
         digest: Box<Digest>,
     },
     /// There is no room for a blob of known size.
-    NoRoom {
+    InsufficientSpace {
         /// The cache directory.
         root: PathBuf,
         /// What is to be written, in bytes.
@@ -41,14 +41,14 @@ pub enum StoreError {
         free_bytes: u64,
     },
     /// There may not be more in the cache, and what is in it has to stay.
-    NoLeave {
+    LimitReached {
         /// What is to be written, in bytes.
         missing_bytes: u64,
         /// The bound and its key, and why nothing goes.
         reason: String,
     },
     /// Not all names can be read, and so nothing may be removed.
-    Blind {
+    IncompleteScan {
         /// Which, and why.
         source: io::Error,
     },
@@ -73,7 +73,7 @@ impl StoreError {
     /// Something below `root` could not be read while everything had to be.
     pub(super) fn unreadable_meanwhile(root: &Path) -> StoreError {
         let why = format!("everything below {}: some files failed, see the log", root.display());
-        StoreError::Blind { source: io::Error::other(why) }
+        StoreError::IncompleteScan { source: io::Error::other(why) }
     }
 
     pub(super) fn read(path: &Path, source: io::Error) -> StoreError {
@@ -92,7 +92,7 @@ impl StoreError {
     /// Whether the disk, or a quota on it, has no room left.
     pub fn is_full(&self) -> bool {
         match self {
-            StoreError::NoRoom { .. } | StoreError::NoLeave { .. } => true,
+            StoreError::InsufficientSpace { .. } | StoreError::LimitReached { .. } => true,
             StoreError::Write { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
@@ -124,17 +124,17 @@ impl fmt::Display for StoreError {
             StoreError::Locked { digest } => {
                 write!(f, "another process on this cache directory is writing {digest}")
             }
-            StoreError::NoRoom { root, missing_bytes, free_bytes } => write!(
+            StoreError::InsufficientSpace { root, missing_bytes, free_bytes } => write!(
                 f,
                 "no room for {missing_bytes} bytes on the disk of {}, which has {free_bytes} left; \
                  free some, or move the cache with imagePath",
                 root.display()
             ),
-            StoreError::Blind { source } => {
+            StoreError::IncompleteScan { source } => {
                 write!(f, "cannot read {source}; nothing is removed until it can be read")
             }
-            StoreError::NoLeave { missing_bytes: 0, reason } => f.write_str(reason),
-            StoreError::NoLeave { missing_bytes, reason } => {
+            StoreError::LimitReached { missing_bytes: 0, reason } => f.write_str(reason),
+            StoreError::LimitReached { missing_bytes, reason } => {
                 write!(f, "no room for {missing_bytes} bytes: {reason}")
             }
             StoreError::Read { path, source } => write!(
@@ -159,14 +159,14 @@ impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StoreError::Create { source, .. }
-            | StoreError::Blind { source }
+            | StoreError::IncompleteScan { source }
             | StoreError::Read { source, .. }
             | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }
             | StoreError::Locked { .. }
-            | StoreError::NoRoom { .. }
-            | StoreError::NoLeave { .. } => None,
+            | StoreError::InsufficientSpace { .. }
+            | StoreError::LimitReached { .. } => None,
         }
     }
 }

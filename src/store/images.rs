@@ -172,7 +172,7 @@ impl Store {
         self.images_of_while(name, &mut || true).unwrap_or_default()
     }
 
-    /// The same for who works slowly: `go_on` is asked before each tag and each manifest, may take its
+    /// The same for who works slowly: `should_continue` is asked before each tag and each manifest, may take its
     /// time, and ends it by `false`.
     ///
     /// # Errors
@@ -180,12 +180,12 @@ impl Store {
     pub(super) fn images_of_while(
         &self,
         name: &ImageName,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<Vec<StoredImage>> {
         let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
         for tag in self.tags(name) {
-            ask(go_on)?;
+            ask(should_continue)?;
             let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
             self.collect_manifests(name, &image.digest, 0, &mut below);
             images.push(image);
@@ -195,7 +195,7 @@ impl Store {
         // Children of an index that was pulled by digest are no images of their own.
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
-            ask(go_on)?;
+            ask(should_continue)?;
             if children.contains(digest) {
                 continue;
             }
@@ -316,8 +316,8 @@ impl Store {
 ///
 /// # Errors
 /// If not: as interrupted.
-pub(super) fn ask(go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
-    go_on().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
+pub(super) fn ask(should_continue: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    should_continue().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
 /// All that hangs below `root`.

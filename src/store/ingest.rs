@@ -116,7 +116,7 @@ impl Store {
             let Some(lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
                 return Ok(Begin::Locked);
             };
-            if !leads_to(&path, &lock) {
+            if !is_same_file(&path, &lock) {
                 continue;
             }
             let note = self.inner.layout.partial_note(upstream, digest);
@@ -188,7 +188,7 @@ impl Store {
 }
 
 /// Whether `path` still names the file that is open.
-pub(super) fn leads_to(path: &Path, file: &File) -> bool {
+pub(super) fn is_same_file(path: &Path, file: &File) -> bool {
     match (fs::metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,
@@ -218,10 +218,10 @@ impl Ingest {
         self.store.inner.replace(&self.note, &json)
     }
 
-    /// Reads the next piece of what an earlier ingest has left, as if it had been written now. `false`
+    /// Reads the next chunk of what an earlier ingest has left, as if it had been written now. `false`
     /// once there is no more: then the download goes on from [`Ingest::bytes_written`].
     ///
-    /// A piece at a time, so that readers can follow: hashing the whole of a large partial takes longer
+    /// A chunk at a time, so that readers can follow: hashing the whole of a large partial takes longer
     /// than a client waits.
     ///
     /// # Errors
@@ -237,7 +237,7 @@ impl Ingest {
     }
 
     /// Whether what is there has the digest already: a process died between the last byte and the name.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
     }
 
@@ -307,7 +307,7 @@ impl Verified {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
         // Whatever else has got the name of our partial was not verified.
-        if !leads_to(&ingest.path, &ingest.file) {
+        if !is_same_file(&ingest.path, &ingest.file) {
             let other = io::Error::other("another file has its name, or none has");
             return Err(StoreError::write(&ingest.path, other));
         }
@@ -322,7 +322,7 @@ impl Verified {
 impl Drop for Ingest {
     fn drop(&mut self) {
         let length = self.file.metadata().ok().map(|metadata| metadata.len());
-        if (self.discard || length == Some(0)) && leads_to(&self.path, &self.file) {
+        if (self.discard || length == Some(0)) && is_same_file(&self.path, &self.file) {
             self.store.inner.note_bytes_removed(length.unwrap_or_default());
             // Under the lock, so the names are ours to remove; the partial last, which ends that.
             let _ = fs::remove_file(&self.note);

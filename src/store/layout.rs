@@ -18,7 +18,7 @@ use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
 pub(super) const MANIFESTS: &str = "_manifests";
-pub(super) const FORMER_LISTS: &str = "_lists";
+pub(super) const LEGACY_LISTS: &str = "_lists";
 
 /// The content of `oci-layout`: image-spec, image-layout.md, "oci-layout file".
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -211,8 +211,8 @@ impl Layout {
     }
 
     /// Where a version before kept the lists of a repository.
-    pub(super) fn former_lists(&self, name: &ImageName) -> PathBuf {
-        self.repository(name).join(FORMER_LISTS)
+    pub(super) fn legacy_lists(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(LEGACY_LISTS)
     }
 
     /// Stored lists of all repositories, and nothing else.

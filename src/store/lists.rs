@@ -28,7 +28,7 @@ const SMALL_BYTES_MAX: usize = 8 * 1024;
 /// What is collected before it is written to a file, and the step in which room is reserved.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Files without a name, in bytes: for some dozens of large lists at a time.
-const NAMELESS_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const UNLINKED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Lists in memory because the disk takes none, in bytes.
 const LARGE_IN_MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The first line of a stored list. The query of its next page is the longest of it.
@@ -100,10 +100,10 @@ impl ListBody {
                 let mut at = range.start;
                 while at < range.end {
                     let left = usize::try_from(range.end - at).unwrap_or(CHUNK_BYTES);
-                    let piece = &mut buffer[..left.min(CHUNK_BYTES)];
-                    file.read_exact_at(piece, at)?;
-                    target.write_all(piece)?;
-                    at += piece.len() as u64;
+                    let chunk = &mut buffer[..left.min(CHUNK_BYTES)];
+                    file.read_exact_at(chunk, at)?;
+                    target.write_all(chunk)?;
+                    at += chunk.len() as u64;
                 }
                 Ok(())
             }
@@ -168,7 +168,7 @@ pub(super) struct ListBudgets {
 impl Default for ListBudgets {
     fn default() -> ListBudgets {
         ListBudgets {
-            files: Mutex::new(Budget::new(NAMELESS_BYTES_MAX)),
+            files: Mutex::new(Budget::new(UNLINKED_BYTES_MAX)),
             memory: Mutex::new(Budget::new(LARGE_IN_MEMORY_BYTES_MAX)),
         }
     }
@@ -202,11 +202,11 @@ impl ListWriter {
 
     /// Appends. Where there is no room for it, [`ListWriter::finish`] says so.
     pub fn write(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(CHUNK_BYTES) {
+        for chunk in bytes.chunks(CHUNK_BYTES) {
             if self.is_refused {
                 return;
             }
-            self.buffer.extend_from_slice(piece);
+            self.buffer.extend_from_slice(chunk);
             let limit = if self.file.is_some() { CHUNK_BYTES } else { SMALL_BYTES_MAX };
             if self.is_in_memory {
                 self.reserve_memory(self.buffer.len() as u64);
@@ -228,7 +228,7 @@ impl ListWriter {
             self.reserved_of_files += CHUNK_BYTES as u64;
         }
         if self.file.is_none() {
-            match self.store.nameless_file() {
+            match self.store.create_unlinked_file() {
                 Some(file) => self.file = Some((file, 0)),
                 None => return false,
             }
@@ -334,7 +334,7 @@ impl Store {
     }
 
     /// A file that nobody can find and a crash cannot leave: its name is removed at once.
-    fn nameless_file(&self) -> Option<File> {
+    fn create_unlinked_file(&self) -> Option<File> {
         if !self.is_writable() {
             return None;
         }
@@ -383,7 +383,7 @@ impl Store {
         if !self.is_writable() || !may_be || !self.has_images(name)? {
             return Ok(false);
         }
-        self.inner.make_room_for_list(&path, name, bytes, total_bytes_max);
+        self.inner.evict_lists_for(&path, name, bytes, total_bytes_max);
         self.inner.replace_with(&path, |file| {
             io::Write::write_all(file, &line)?;
             is.body.copy_to(file)
@@ -431,7 +431,7 @@ impl Inner {
 
     /// Removes the oldest lists until there is room for one of `bytes` bytes at `path`, and the one that is
     /// there.
-    fn make_room_for_list(&self, path: &Path, name: &ImageName, bytes: u64, total_max: u64) {
+    fn evict_lists_for(&self, path: &Path, name: &ImageName, bytes: u64, total_max: u64) {
         let mut stored = self.stored_lists(name);
         if let Some(position) = stored.iter().position(|list| list.path == path) {
             // It stays until it is replaced.

@@ -37,6 +37,7 @@
 //! is replaced: the old record, whole. There is no fourth state.
 
 mod catalogue;
+mod digesting_writer;
 mod disk;
 mod error;
 mod eviction;
@@ -45,6 +46,7 @@ mod images;
 mod index;
 mod ingest;
 mod layout;
+mod lease;
 mod lists;
 mod lock;
 mod owner;
@@ -52,9 +54,7 @@ mod partials;
 mod pins;
 mod references;
 mod refs;
-mod spool;
 mod sweep;
-mod turn;
 mod usage;
 mod verify;
 mod walk;
@@ -73,17 +73,17 @@ use crate::oci::{Digest, Verifier};
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
 };
+pub use digesting_writer::DigestingWriter;
 pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
 pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
+pub use lease::{JobLease, PeriodicJob};
 pub use lists::{ListBody, ListRecord, ListWriter};
 pub use partials::PartialFile;
 pub use refs::{Access, ManifestRecord, TagRecord};
-pub use spool::Spool;
-pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepBusy, Swept};
-pub use turn::{Chore, Turn};
+pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepLocked, Swept};
 pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
@@ -91,7 +91,7 @@ use faults::Faults;
 use layout::{Layout, move_directory, open_to_read, read_file};
 
 /// How much of a file is hashed at a time.
-const PIECE_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// How the directory is treated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -333,14 +333,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] if it cannot be read.
     fn find_names_in(&self, directory: &Path) -> Result<Vec<String>, StoreError> {
-        let listed = self.inner.list_for_certain(directory);
+        let listed = self.inner.list_strict(directory);
         match listed {
             Ok(names) => Ok(names),
             Err(error) => Ok(self.failed_to_read(directory, error)?.unwrap_or_default()),
         }
     }
 
-    /// [`Store::find_bytes`] without the bytes: a large manifest, checked piece by piece, so that it takes no
+    /// [`Store::find_bytes`] without the bytes: a large manifest, checked chunk by chunk, so that it takes no
     /// memory.
     ///
     /// # Errors
@@ -353,12 +353,12 @@ impl Store {
         let Some(blob) = self.find_blob(digest, Some(expected_bytes))? else { return Ok(None) };
         let path = self.inner.layout.blob(digest);
         let mut verifier = Verifier::new(digest.algorithm());
-        let (mut piece, mut position) = (vec![0; PIECE_BYTES], 0);
+        let (mut chunk, mut position) = (vec![0; CHUNK_BYTES], 0);
         loop {
-            match blob.file.read_at(&mut piece, position) {
+            match blob.file.read_at(&mut chunk, position) {
                 Ok(0) => break,
                 Ok(count) => {
-                    verifier.update(&piece[..count]);
+                    verifier.update(&chunk[..count]);
                     position += count as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::ingest::leads_to;
+use super::ingest::is_same_file;
 use super::layout::{names_in, open_to_read};
 use super::lock::FileLock;
 use super::refs::Access;
@@ -126,7 +126,7 @@ impl Store {
         let Some(file) = lock.map_err(|error| StoreError::write(&path, error))? else {
             return Ok(None);
         };
-        let is_ours = leads_to(&path, &file);
+        let is_ours = is_same_file(&path, &file);
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         if !is_ours || written != partial.written {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! How many records name a piece of content, approximately and in little memory: a counting Bloom filter.
+//! How many records name a chunk of content, approximately and in little memory: a counting Bloom filter.
 //!
 //! It may report that something is named although nothing names it: then a blob stays until the next index
 //! is built, with another seed. It never reports that something is not named although it was counted and

@@ -72,7 +72,7 @@ pub struct Sweep {
 
 /// Why there is no sweep now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SweepBusy {
+pub enum SweepLocked {
     /// Another process, or another thread of this one, removes images.
     AnotherSweep,
     /// An import or an export is under way, whose blobs must stay.
@@ -81,13 +81,13 @@ pub enum SweepBusy {
     Commit,
 }
 
-impl SweepBusy {
+impl SweepLocked {
     /// What to tell whoever wanted it.
     pub fn as_str(self) -> &'static str {
         match self {
-            SweepBusy::AnotherSweep => "images are being removed already",
-            SweepBusy::Bundle => "an import or export is under way, and needs what is there",
-            SweepBusy::Commit => "an image is being added, which takes unusually long",
+            SweepLocked::AnotherSweep => "images are being removed already",
+            SweepLocked::Bundle => "an import or export is under way, and needs what is there",
+            SweepLocked::Commit => "an image is being added, which takes unusually long",
         }
     }
 }
@@ -123,14 +123,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepBusy>, StoreError> {
+    pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepLocked>, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
         let turn = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
         let Some(turn) = turn.map_err(|error| StoreError::write(&path, error))? else {
-            return Ok(Err(SweepBusy::AnotherSweep));
+            return Ok(Err(SweepLocked::AnotherSweep));
         };
         let lock = match self.exclusive_lock()? {
             Ok(lock) => lock,
@@ -152,7 +152,7 @@ impl Store {
 
     /// The lock that no commit of a manifest may hold meanwhile. Commits that come while we wait for it wait
     /// behind us.
-    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepBusy>, StoreError> {
+    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepLocked>, StoreError> {
         let layout = &self.inner.layout;
         let locked = |path: PathBuf, lock: fn(File) -> io::Result<Option<FileLock>>| {
             layout.open_lock(&path).and_then(lock).map_err(|error| StoreError::write(&path, error))
@@ -161,7 +161,7 @@ impl Store {
         let _gate = locked(layout.sweep_gate(), wait)?;
         // Behind the gate, where no other removal tries it at the same time and looks like a bundle.
         if locked(layout.bundle_lock(), FileLock::try_exclusive)?.is_none() {
-            return Ok(Err(SweepBusy::Bundle));
+            return Ok(Err(SweepLocked::Bundle));
         }
         for _ in 0..LOCK_TRIES {
             if let Some(lock) = locked(layout.sweep_lock(), FileLock::try_exclusive)? {
@@ -169,7 +169,7 @@ impl Store {
             }
             thread::sleep(LOCK_WAIT);
         }
-        Ok(Err(SweepBusy::Commit))
+        Ok(Err(SweepLocked::Commit))
     }
 
     /// How old a blob is, as near as the clocks of this machine and of the file system are; `None` if it is
@@ -193,7 +193,7 @@ impl Store {
     /// Removes what killed processes, and version 0.1, have left in `incoming/` and `partials/`. Returns whether
     /// there may be more: a pass is bounded.
     pub fn remove_leftovers(&self, now: SystemTime) -> bool {
-        self.remove_abandoned_spools();
+        self.remove_abandoned_imports();
         let incoming = self.inner.layout.incoming();
         let mut directories = 0;
         for name in names_in(&incoming) {
@@ -282,28 +282,29 @@ impl Sweep {
         Ok(true)
     }
 
-    /// Removes the blobs that are not `referenced` and older than `grace`, a few at a time. `go_on` is
+    /// Removes the blobs that are not `referenced` and older than `grace`, a few at a time. `should_continue` is
     /// asked in between, may take its time, and ends it by `false`.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
+    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
     pub fn sweep(
         &self,
         grace: Duration,
         referenced: &dyn Fn(&Digest) -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for algorithm in Algorithm::ALL {
-            let unreferenced = self.store.digests_for_certain(algorithm).and_then(|digests| {
+            let unreferenced = self.store.digests_strict(algorithm).and_then(|digests| {
                 let is_unreferenced = |each: &io::Result<Digest>| {
                     each.as_ref().map_or(true, |each| !referenced(each))
                 };
                 digests.filter(is_unreferenced).collect::<io::Result<Vec<Digest>>>()
             });
-            let unreferenced = unreferenced.map_err(|source| StoreError::Blind { source })?;
+            let unreferenced =
+                unreferenced.map_err(|source| StoreError::IncompleteScan { source })?;
             for batch in unreferenced.chunks(BATCH) {
-                let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
+                let lock = if should_continue() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
                     swept.is_partial = true;
                     return Ok(swept);
@@ -386,7 +387,7 @@ impl Inner {
             return;
         }
         self.remove_lists(name);
-        let lists = self.layout.former_lists(name);
+        let lists = self.layout.legacy_lists(name);
         for list in names_in(&lists) {
             // A list too many is asked for again, and costs a file.
             let _ = fs::remove_file(lists.join(list));

@@ -214,7 +214,7 @@ impl Store {
         }
     }
 
-    /// Walks all images and writes down what there is; `disk` is what is on the disk. `go_on` is asked
+    /// Walks all images and writes down what there is; `disk` is what is on the disk. `should_continue` is asked
     /// before each repository and each image, may take its time, and ends the walk by `false`. `None` if
     /// it was ended, or another process is at it.
     ///
@@ -224,7 +224,7 @@ impl Store {
         &self,
         disk: &DiskUsage,
         clock: &dyn Fn() -> SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Option<UsageSummary>, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
@@ -235,7 +235,7 @@ impl Store {
         let lock = lock.and_then(FileLock::try_exclusive).map_err(write)?;
         let Some(_lock) = lock else { return Ok(None) };
         let began = clock();
-        match self.is_usage_as_it_was(began, go_on) {
+        match self.is_usage_as_it_was(began, should_continue) {
             None => return Ok(None),
             Some(true) if let Some(summary) = self.usage() => {
                 return self.finish_usage(summary, disk, began, clock()).map(Some);
@@ -243,7 +243,7 @@ impl Store {
             Some(_) => {}
         }
         let temporary = self.inner.layout.temporary();
-        let walked = self.stream_usage(&temporary, began, go_on);
+        let walked = self.stream_usage(&temporary, began, should_continue);
         let Some(summary) =
             walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
         else {
@@ -276,25 +276,29 @@ impl Store {
 
     /// Whether all is as the last walk found it, pulls included, so that nothing need be written: it is so
     /// most of the time, and disks wear. `None` if it was ended.
-    fn is_usage_as_it_was(&self, now: SystemTime, go_on: &mut dyn FnMut() -> bool) -> Option<bool> {
+    fn is_usage_as_it_was(
+        &self,
+        now: SystemTime,
+        should_continue: &mut dyn FnMut() -> bool,
+    ) -> Option<bool> {
         let (mut old, mut was_ended) = (OldUsage::open(self), false);
         let compared = self.each_repository(&mut |name| {
-            let mut go_on = || {
-                was_ended |= !go_on();
+            let mut should_continue = || {
+                was_ended |= !should_continue();
                 !was_ended
             };
-            ask(&mut go_on)?;
+            ask(&mut should_continue)?;
             let fingerprint = self.repository_times(name).fingerprint();
             let is_same = old.take(name).is_some_and(|(line, images)| {
                 match line.is_as_it_was(&images, &fingerprint, now) {
-                    true => images
-                        .iter()
-                        .all(|image| go_on() && image.pulled == self.last_pull(name, image)),
+                    true => images.iter().all(|image| {
+                        should_continue() && image.pulled == self.last_pull(name, image)
+                    }),
                     // Something is missing of it, perhaps for good.
                     false => {
                         line.fingerprint == fingerprint
                             && self
-                                .read_usage(name, fingerprint, now, &mut go_on)
+                                .read_usage(name, fingerprint, now, &mut should_continue)
                                 .is_ok_and(|(_, found)| found == images)
                     }
                 }
@@ -326,11 +330,11 @@ impl Store {
         name: &ImageName,
         fingerprint: String,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<(RepositoryUsage, Vec<ImageUsage>)> {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
-        for image in self.images_of_while(name, go_on)? {
-            ask(go_on)?;
+        for image in self.images_of_while(name, should_continue)? {
+            ask(should_continue)?;
             let graph = self.graph_of(&image);
             for each in graph.present() {
                 if seen.insert(each.digest) {
@@ -355,7 +359,7 @@ impl Store {
         &self,
         temporary: &std::path::Path,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<Option<UsageSummary>> {
         let out = BufWriter::new(File::create_new(temporary)?);
         let old = OldUsage::open(self);
@@ -367,7 +371,7 @@ impl Store {
             seen: HashSet::new(),
             summary: UsageSummary::default(),
         };
-        let walked = self.each_repository(&mut |name| walk.visit(name, go_on));
+        let walked = self.each_repository(&mut |name| walk.visit(name, should_continue));
         match walked {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other?,
@@ -389,18 +393,22 @@ struct UsageWalk<'a> {
 }
 
 impl UsageWalk<'_> {
-    fn visit(&mut self, name: &ImageName, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
-        ask(go_on)?;
+    fn visit(
+        &mut self,
+        name: &ImageName,
+        should_continue: &mut dyn FnMut() -> bool,
+    ) -> io::Result<()> {
+        ask(should_continue)?;
         let fingerprint = self.store.repository_times(name).fingerprint();
         let (mut line, images) = match self.old.take(name) {
             Some((line, mut images)) if line.is_as_it_was(&images, &fingerprint, self.now) => {
                 for image in &mut images {
-                    ask(go_on)?;
+                    ask(should_continue)?;
                     image.pulled = self.store.last_pull(name, image);
                 }
                 (line, images)
             }
-            _ => self.store.read_usage(name, fingerprint, self.now, go_on)?,
+            _ => self.store.read_usage(name, fingerprint, self.now, should_continue)?,
         };
         line.pulled = images.iter().map(|image| image.pulled).max().flatten();
         self.count(name, &line);

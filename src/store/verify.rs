@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::error::StoreError;
-use super::ingest::leads_to;
+use super::ingest::is_same_file;
 use super::layout::{names_in, open_to_read};
 use super::refs::from_seconds;
 use super::sweep::renew_path;
-use super::{PIECE_BYTES, Store};
+use super::{CHUNK_BYTES, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
 
 /// Damaged blobs are kept this long, for whoever wants to know what became of them: a week.
@@ -53,12 +53,12 @@ impl Store {
     /// The blobs that have a name, in no order, with their sizes in bytes.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if they cannot all be listed.
+    /// [`StoreError::IncompleteScan`] if they cannot all be listed.
     pub fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
-        let blind = |source| StoreError::Blind { source };
+        let blind = |source| StoreError::IncompleteScan { source };
         let mut blobs = Vec::new();
         for algorithm in Algorithm::ALL {
-            for digest in self.digests_for_certain(algorithm).map_err(blind)? {
+            for digest in self.digests_strict(algorithm).map_err(blind)? {
                 let digest = digest.map_err(blind)?;
                 let path = self.inner.layout.blob(&digest);
                 match self.inner.metadata(&path) {
@@ -101,7 +101,7 @@ impl Store {
     /// [`StoreError`] if the disk refuses.
     pub fn quarantine(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
         let path = self.inner.layout.blob(&damage.digest);
-        if !leads_to(&path, &damage.file) {
+        if !is_same_file(&path, &damage.file) {
             return Ok(None);
         }
         let to = self.inner.layout.quarantined(&damage.digest);
@@ -121,7 +121,7 @@ impl Store {
     /// Removes what has been in `quarantine/` for a week, and the oldest of what is more than
     /// a thousand. Each is hashed once more: what has its digest after all (memory that fails, a
     /// cable) goes back to the blobs. What the disk cannot read stays as long as there are not too many: it may
-    /// be readable tomorrow. `go_on` is asked while it hashes, and ends it by `false`. Returns the bytes that are
+    /// be readable tomorrow. `should_continue` is asked while it hashes, and ends it by `false`. Returns the bytes that are
     /// free now.
     ///
     /// # Errors
@@ -129,11 +129,11 @@ impl Store {
     pub fn trim_quarantine(
         &self,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let directory = self.inner.layout.quarantine();
-        let names = self.inner.list_for_certain(&directory);
-        let names = names.map_err(|source| StoreError::Blind { source })?;
+        let names = self.inner.list_strict(&directory);
+        let names = names.map_err(|source| StoreError::IncompleteScan { source })?;
         let mut kept = Vec::new();
         for digest in names.iter().filter_map(|name| Digest::from_dashed(name)) {
             let path = self.inner.layout.quarantined(&digest);
@@ -147,15 +147,15 @@ impl Store {
         }
         kept.sort_unstable_by_key(|(moved, digest)| (*moved, digest.to_string()));
         let (mut excess, mut freed) = (kept.len().saturating_sub(QUARANTINE_FILES_MAX), 0);
-        let mut buffer = vec![0; PIECE_BYTES];
+        let mut buffer = vec![0; CHUNK_BYTES];
         for (moved, digest) in kept {
             let is_old = now.duration_since(moved).is_ok_and(|age| age >= QUARANTINE_AGE);
-            if (!is_old && excess == 0) || !go_on() {
+            if (!is_old && excess == 0) || !should_continue() {
                 break;
             }
             let path = self.inner.layout.quarantined(&digest);
             let checked = match open_to_read(&path) {
-                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| go_on()),
+                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| should_continue()),
                 Err(error) => Checked::Unreadable(error),
             };
             match checked {

@@ -6,13 +6,13 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::layout::{FORMER_LISTS, MANIFESTS, TAGS, digest_of, open_to_read};
+use super::layout::{LEGACY_LISTS, MANIFESTS, TAGS, digest_of, open_to_read};
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Upstream};
 
 impl Store {
     /// Calls `visit` with every repository of which there is a tag or a manifest. For showing: directories that
-    /// cannot be read are passed over. `each_repository_for_certain` is for removing.
+    /// cannot be read are passed over. `each_repository_strict` is for removing.
     ///
     /// # Errors
     /// The first error of `visit`.
@@ -28,7 +28,7 @@ impl Store {
     /// # Errors
     /// The first directory that cannot be read, the first name that is not ours, or the first error of
     /// `visit`.
-    pub(super) fn each_repository_for_certain(
+    pub(super) fn each_repository_strict(
         &self,
         visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
     ) -> io::Result<()> {
@@ -74,7 +74,7 @@ impl Store {
             Err(_) => unknown.refuse(directory)?,
         }
         for entry in &entries {
-            if [TAGS, MANIFESTS, FORMER_LISTS].contains(&entry.as_str()) {
+            if [TAGS, MANIFESTS, LEGACY_LISTS].contains(&entry.as_str()) {
                 continue;
             }
             let path = directory.join(entry);
@@ -95,7 +95,7 @@ impl Store {
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
             Unknown::PassOver => self.find_names_in(directory).unwrap_or_default(),
-            Unknown::Refuse => self.inner.list_for_certain(directory)?,
+            Unknown::Refuse => self.inner.list_strict(directory)?,
         };
         names.sort();
         Ok(names)
@@ -115,13 +115,13 @@ impl Unknown {
     fn refuse(self, path: &Path) -> io::Result<()> {
         match self {
             Unknown::PassOver => Ok(()),
-            Unknown::Refuse => Err(not_ours(path)),
+            Unknown::Refuse => Err(foreign_entry(path)),
         }
     }
 }
 
 /// What something is that Larder has not created: it may name content in a way that is not known here.
-pub(super) fn not_ours(path: &Path) -> io::Error {
+pub(super) fn foreign_entry(path: &Path) -> io::Error {
     let path = path.display();
     io::Error::other(format!(
         "{path}: Larder gives no such name; move it out of the cache directory"
@@ -137,18 +137,18 @@ impl Inner {
     ///
     /// # Errors
     /// If it cannot be read, or one of them is not UTF-8, with its path.
-    pub(super) fn names_for_certain(
+    pub(super) fn names_strict(
         &self,
         directory: &Path,
     ) -> io::Result<impl Iterator<Item = io::Result<String>> + use<>> {
         let read = self.faults.check(directory).and_then(|()| fs::read_dir(directory));
         let entries = match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            other => Some(other.map_err(|error| about(directory, &error))?),
+            other => Some(other.map_err(|error| with_path(directory, &error))?),
         };
         let directory = directory.to_owned();
         let names = entries.into_iter().flatten().map(move |entry| {
-            let entry = entry.map_err(|error| about(&directory, &error))?;
+            let entry = entry.map_err(|error| with_path(&directory, &error))?;
             entry.file_name().into_string().map_err(|_| {
                 io::Error::other(format!("{}: a name in it is not UTF-8", directory.display()))
             })
@@ -162,9 +162,9 @@ impl Inner {
     /// All of them.
     ///
     /// # Errors
-    /// As [`Inner::names_for_certain`].
-    pub(super) fn list_for_certain(&self, directory: &Path) -> io::Result<Vec<String>> {
-        self.names_for_certain(directory)?.collect()
+    /// As [`Inner::names_strict`].
+    pub(super) fn list_strict(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.names_strict(directory)?.collect()
     }
 
     /// Whether a file exists, which can be read then, all of it.
@@ -181,7 +181,7 @@ impl Inner {
         match read {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(about(path, &error)),
+            Err(error) => Err(with_path(path, &error)),
         }
     }
 
@@ -196,11 +196,11 @@ impl Store {
     ///
     /// # Errors
     /// If they cannot all be listed.
-    pub(super) fn digests_for_certain(
+    pub(super) fn digests_strict(
         &self,
         algorithm: Algorithm,
     ) -> io::Result<impl Iterator<Item = io::Result<Digest>> + use<>> {
-        let names = self.inner.names_for_certain(&self.inner.layout.blobs(algorithm))?;
+        let names = self.inner.names_strict(&self.inner.layout.blobs(algorithm))?;
         // What is not named like a digest is no blob, and nothing that is removed.
         Ok(names.filter_map(move |name| name.map(|hex| digest_of(algorithm, &hex)).transpose()))
     }
@@ -218,6 +218,6 @@ impl Store {
 }
 
 /// An error with the path that it is about.
-fn about(path: &Path, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

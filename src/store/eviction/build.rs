@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::super::Store;
 use super::super::images::ask;
-use super::super::layout::FORMER_LISTS;
+use super::super::layout::LEGACY_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
 use super::read::Parts;
@@ -79,7 +79,7 @@ impl Build<'_> {
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 let name = entry.file_name();
-                if name == FORMER_LISTS {
+                if name == LEGACY_LISTS {
                     self.add_lists_of(&entry.path());
                 } else if !name.to_string_lossy().starts_with('_')
                     && entry.file_type().is_ok_and(|is| is.is_dir())
@@ -102,13 +102,13 @@ impl Build<'_> {
     pub(super) fn repository(
         &mut self,
         name: &ImageName,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
-        ask(go_on)?;
+        ask(should_continue)?;
         let store = self.store;
         let scope = self.references.scope_of(&name.to_string());
         store.each_manifest(name, &mut |digest, names| {
-            ask(go_on)?;
+            ask(should_continue)?;
             match names {
                 Some(names) => {
                     for each in names.digests.iter().chain([&digest]) {
@@ -127,7 +127,7 @@ impl Build<'_> {
         let mut referrers = Vec::new();
         let mut damaged = 0;
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(go_on)?;
+            ask(should_continue)?;
             match root {
                 Some(root) => {
                     self.references.count(scope, &root);
@@ -141,12 +141,12 @@ impl Build<'_> {
         // What neither a tag nor an index refers to is an image of its own.
         store.each_record(name, &mut |digest| {
             if !self.references.is_named(scope, &digest) {
-                ask(go_on)?;
+                ask(should_continue)?;
                 self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
             }
             Ok(())
         })?;
-        self.add_referrers(name, referrers, go_on)
+        self.add_referrers(name, referrers, should_continue)
     }
 
     fn add_image(
@@ -184,7 +184,7 @@ impl Build<'_> {
         &mut self,
         name: &ImageName,
         mut referrers: Vec<Referrer>,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
         if referrers.is_empty() {
             return Ok(());
@@ -207,12 +207,12 @@ impl Build<'_> {
             }
         };
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(go_on)?;
+            ask(should_continue)?;
             root.into_iter().for_each(|root| note(Reference::Tag(tag.clone()), root));
             Ok(())
         })?;
         store.each_record(name, &mut |digest| {
-            ask(go_on)?;
+            ask(should_continue)?;
             note(Reference::Digest(digest), digest);
             Ok(())
         })?;

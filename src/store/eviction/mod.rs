@@ -1,6 +1,6 @@
 //! Evicting one image at a time, by an index that is built once and used for many evictions.
 //!
-//! The index knows the least recently used images by name, and how many records name each piece of content
+//! The index knows the least recently used images by name, and how many records name each chunk of content
 //! ([`References`]): so an eviction reads the image's own manifests and nothing else. Only [`Sweep`] builds and
 //! uses one, so one process on the directory evicts or prunes at a time.
 //!
@@ -56,7 +56,7 @@ use std::time::SystemTime;
 use super::error::StoreError;
 use super::partials::PartialFile;
 use super::references::{References, Scope};
-use super::sweep::{BATCH, GRACE, Sweep, SweepBusy};
+use super::sweep::{BATCH, GRACE, Sweep, SweepLocked};
 use crate::oci::{Algorithm, Digest, ImageName, Reference};
 
 use build::Build;
@@ -124,7 +124,7 @@ pub enum Evicted {
     /// It is pinned.
     Pinned,
     /// A bundle is being imported or exported.
-    Busy(SweepBusy),
+    Locked(SweepLocked),
 }
 
 /// Which images are pinned: by repository, reference, and the manifests at and below it.
@@ -195,23 +195,23 @@ impl EvictionIndex {
 }
 
 impl Sweep {
-    /// Builds an index. `go_on` is called before each repository and each image, may block, and stops it by
+    /// Builds an index. `should_continue` is called before each repository and each image, may block, and stops it by
     /// returning `false`: then there is none.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if anything cannot be read that may name something.
+    /// [`StoreError::IncompleteScan`] if anything cannot be read that may name something.
     pub fn eviction_index(
         &self,
         now: SystemTime,
         is_pinned: &IsPinned<'_>,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Option<EvictionIndex>, StoreError> {
         let store = &self.store;
         let unreadable = store.unreadable_files();
-        let blind = |source| StoreError::Blind { source };
+        let blind = |source| StoreError::IncompleteScan { source };
         let mut blobs = 0;
         for algorithm in Algorithm::ALL {
-            for digest in store.digests_for_certain(algorithm).map_err(blind)? {
+            for digest in store.digests_strict(algorithm).map_err(blind)? {
                 digest.map_err(blind)?;
                 blobs += 1;
             }
@@ -228,12 +228,12 @@ impl Sweep {
         };
         build.add_leftovers();
         let mut was_stopped = false;
-        let walked = store.each_repository_for_certain(&mut |name| {
-            let mut go_on = || {
-                was_stopped |= !go_on();
+        let walked = store.each_repository_strict(&mut |name| {
+            let mut should_continue = || {
+                was_stopped |= !should_continue();
                 !was_stopped
             };
-            build.repository(name, &mut go_on)
+            build.repository(name, &mut should_continue)
         });
         match walked {
             Err(_) if was_stopped => return Ok(None),
@@ -259,19 +259,19 @@ impl Sweep {
     /// Removes settled blobs that nothing names. Returns the bytes that are free now.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
+    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
     pub fn evict_unnamed(
         &self,
         index: &EvictionIndex,
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let mut freed = 0;
         if index.damaged > 0 {
             return Ok(freed);
         }
         for algorithm in Algorithm::ALL {
-            let digests = self.store.digests_for_certain(algorithm);
-            let digests = digests.map_err(|source| StoreError::Blind { source })?;
+            let digests = self.store.digests_strict(algorithm);
+            let digests = digests.map_err(|source| StoreError::IncompleteScan { source })?;
             let references = &index.references;
             let is_unnamed = |digest: &io::Result<Digest>| {
                 digest.as_ref().map_or(true, |it| !references.is_named(Scope::Everywhere, it))
@@ -279,8 +279,8 @@ impl Sweep {
             let mut unnamed = digests.filter(is_unnamed).peekable();
             while unnamed.peek().is_some() {
                 let batch: io::Result<Vec<Digest>> = unnamed.by_ref().take(BATCH).collect();
-                let batch = batch.map_err(|source| StoreError::Blind { source })?;
-                match self.remove_settled(index, &batch, go_on)? {
+                let batch = batch.map_err(|source| StoreError::IncompleteScan { source })?;
+                match self.remove_settled(index, &batch, should_continue)? {
                     Some(bytes) => freed += bytes,
                     None => return Ok(freed),
                 }
@@ -357,7 +357,7 @@ impl Sweep {
         let read = self.store.each_reference(name, &mut |digest| {
             *references.entry(digest).or_default() += 1;
         });
-        read.map_err(|source| StoreError::Blind { source })?;
+        read.map_err(|source| StoreError::IncompleteScan { source })?;
         index.reread = Some(Reread { name: name.clone(), began, references });
         Ok(())
     }
@@ -368,11 +368,11 @@ impl Sweep {
         &self,
         index: &EvictionIndex,
         digests: &[Digest],
-        go_on: &mut dyn FnMut() -> bool,
+        should_continue: &mut dyn FnMut() -> bool,
     ) -> Result<Option<u64>, StoreError> {
         let (inner, mut freed) = (&self.store.inner, 0);
         for batch in digests.chunks(BATCH) {
-            let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
+            let lock = if should_continue() { self.store.exclusive_lock()?.ok() } else { None };
             if lock.is_none() {
                 return Ok(None);
             }

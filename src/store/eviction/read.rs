@@ -11,7 +11,7 @@ use super::super::catalogue::RepositoryTimes;
 use super::super::layout::digest_of;
 use super::super::refs::Access;
 use super::super::sweep::renew;
-use super::super::walk::not_ours;
+use super::super::walk::foreign_entry;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 
 /// How deep indexes may be nested; the listing of images looks no deeper.
@@ -131,9 +131,11 @@ impl Store {
         visit: &mut dyn FnMut(Tag, Option<Digest>) -> io::Result<()>,
     ) -> io::Result<()> {
         let tags = self.inner.layout.tags(name);
-        for entry in self.inner.names_for_certain(&tags)? {
+        for entry in self.inner.names_strict(&tags)? {
             let entry = entry?;
-            let Ok(tag) = entry.parse::<Tag>() else { return Err(not_ours(&tags.join(entry))) };
+            let Ok(tag) = entry.parse::<Tag>() else {
+                return Err(foreign_entry(&tags.join(entry)));
+            };
             match self.tag(name, &tag, Access::Look) {
                 Some(record) => visit(tag, Some(record.digest))?,
                 None if self.inner.is_readable(&self.inner.layout.tag(name, &tag))? => {
@@ -153,10 +155,10 @@ impl Store {
     ) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
             let manifests = self.inner.layout.manifests(name, algorithm);
-            for hex in self.inner.names_for_certain(&manifests)? {
+            for hex in self.inner.names_strict(&manifests)? {
                 let hex = hex?;
                 let digest = digest_of(algorithm, &hex);
-                visit(digest.ok_or_else(|| not_ours(&manifests.join(hex)))?)?;
+                visit(digest.ok_or_else(|| foreign_entry(&manifests.join(hex)))?)?;
             }
         }
         Ok(())

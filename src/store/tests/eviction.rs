@@ -335,7 +335,7 @@ fn an_import_or_a_commit_under_way_is_waited_for_or_reported() {
     let (sweep, mut index) = build(&store);
     let import = open(directory.path()).bundle_lock().unwrap();
     let (_, evicted) = evict_next(&sweep, &mut index).unwrap();
-    assert_eq!(evicted, Evicted::Busy(SweepBusy::Bundle));
+    assert_eq!(evicted, Evicted::Locked(SweepLocked::Bundle));
     assert!(has(&store, b"only a"));
     drop(import);
 }

@@ -9,7 +9,7 @@ fn written(store: &Store, bytes: &[u8]) -> ListBody {
     let mut writer = store.list_writer();
     writer.write(b"of another endpoint");
     writer.restart();
-    bytes.chunks(1000).for_each(|piece| writer.write(piece));
+    bytes.chunks(1000).for_each(|chunk| writer.write(chunk));
     writer.finish().expect("there is room")
 }
 

@@ -1,5 +1,6 @@
 //! What any store must do: a conformance suite over one directory on disk.
 
+mod digesting_writer;
 mod eviction;
 mod eviction_scale;
 mod images;
@@ -8,7 +9,6 @@ mod owners;
 mod partials;
 mod pins;
 mod planted;
-mod spools;
 mod sweeping;
 mod usage;
 

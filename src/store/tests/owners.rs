@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{Chore, DiskUsage};
+use crate::store::{DiskUsage, PeriodicJob};
 
 /// Nobody whom a machine has; root may name any.
 const SOMEBODY: u32 = 65_532;
@@ -48,12 +48,12 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     store.add_pins(&["quay.io/*".to_owned()]).unwrap();
     store.set_offline(true).unwrap();
     store.settle_index().unwrap();
-    assert!(store.turn(Chore::Scrub, Duration::ZERO, now).is_none());
+    assert!(store.acquire_lease(PeriodicJob::Scrub, Duration::ZERO, now).is_none());
     drop(store.begin_sweep().unwrap());
-    let mut spool = store.spool(Algorithm::Sha256).unwrap();
+    let mut spool = store.digesting_writer(Algorithm::Sha256).unwrap();
     spool.write(b"imported").unwrap();
     // As a kill would leave it.
-    let _unfinished = store.spool(Algorithm::Sha256).unwrap();
+    let _unfinished = store.digesting_writer(Algorithm::Sha256).unwrap();
     spool.commit(None).unwrap();
 
     let made = below(directory.path());
@@ -91,7 +91,7 @@ fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
     assert!(store.write_index().is_err());
     assert!(store.set_offline(true).is_err());
     assert!(store.ingest(&quay(), &layer, None).is_err());
-    assert!(store.turn(Chore::Scrub, Duration::ZERO, SystemTime::now()).is_none());
+    assert!(store.acquire_lease(PeriodicJob::Scrub, Duration::ZERO, SystemTime::now()).is_none());
     let _ = store.walk_usage(&DiskUsage::default(), &SystemTime::now, &mut || true).unwrap();
     assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
     assert!(fs::read(&secret).unwrap() == b"root's" && !made.exists());

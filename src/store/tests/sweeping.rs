@@ -179,13 +179,13 @@ fn a_blob_whose_partial_was_old_is_new() {
 fn an_import_under_way_keeps_everything_and_one_sweep_is_enough() {
     let (_directory, store, _, layer) = one_image();
     let import = store.bundle_lock().unwrap();
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Bundle);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::Bundle);
     drop(import);
     let commit = store.commit_lock().unwrap();
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Commit);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::Commit);
     drop(commit);
     let first = sweep(&store);
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::AnotherSweep);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::AnotherSweep);
     let import = store.bundle_lock().unwrap();
     let seen = catalogue(&store);
     assert!(!remove(&store, &first, &seen, &[]));
@@ -277,7 +277,7 @@ fn removals_that_meet_do_not_take_each_other_for_an_import() {
             scope.spawn(|| {
                 for _ in 0..300 {
                     let locked = store.exclusive_lock().unwrap();
-                    assert_ne!(locked.err(), Some(SweepBusy::Bundle));
+                    assert_ne!(locked.err(), Some(SweepLocked::Bundle));
                 }
             });
         }
@@ -306,9 +306,9 @@ fn a_sweep_that_cannot_list_the_blobs_is_an_error_and_no_empty_cache() {
     let sweep = sweep(&store);
     store.fail_reads("blobs/sha256", 0, 1, Errno::MFILE);
     let swept = sweep.sweep(GRACE, &|_| false, &mut || true);
-    assert!(matches!(swept, Err(StoreError::Blind { .. })), "{swept:?}");
+    assert!(matches!(swept, Err(StoreError::IncompleteScan { .. })), "{swept:?}");
     store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
-    assert!(matches!(store.blobs(), Err(StoreError::Blind { .. })));
+    assert!(matches!(store.blobs(), Err(StoreError::IncompleteScan { .. })));
     store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
     assert!(store.catalogue(&mut || true).is_err());
     store.fail_reads(&layer.hex(), 0, 1, Errno::STALE);

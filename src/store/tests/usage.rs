@@ -174,11 +174,11 @@ fn a_walk_of_one_large_repository_rests_and_ends_like_any_other() {
     let disk = DiskUsage::default();
     let walk_for = |most: usize| {
         let mut asked = 0;
-        let mut go_on = || {
+        let mut should_continue = || {
             asked += 1;
             asked <= most
         };
-        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut go_on).unwrap();
+        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut should_continue).unwrap();
         (walked.is_some(), asked)
     };
     assert_eq!(walk_for(30), (false, 31), "it is ended in the middle of the repository");
@@ -210,7 +210,7 @@ fn bytes_on_the_disk_are_followed_between_counts() {
     wrong.write(b"not that").unwrap();
     assert_eq!(used(), 7 + 8);
     assert!(wrong.verify(None).is_err());
-    drop(store.spool(Algorithm::Sha256).unwrap());
+    drop(store.digesting_writer(Algorithm::Sha256).unwrap());
     assert_eq!(used(), 7);
     let counted = store.count_disk(&mut || true).unwrap();
     assert_eq!((counted.bytes, counted.files), (13, 2));

@@ -2,10 +2,10 @@
 
 use super::*;
 
-fn spool(store: &Store, bytes: &[u8]) -> Spool {
-    let mut spool = store.spool(Algorithm::Sha256).unwrap();
-    for piece in bytes.chunks(3) {
-        spool.write(piece).unwrap();
+fn spool(store: &Store, bytes: &[u8]) -> DigestingWriter {
+    let mut spool = store.digesting_writer(Algorithm::Sha256).unwrap();
+    for chunk in bytes.chunks(3) {
+        spool.write(chunk).unwrap();
     }
     spool
 }
@@ -53,7 +53,7 @@ fn spools_of_the_dead_are_removed_and_those_of_the_living_stay() {
     let living = spool(&store, b"on its way");
     fs::write(store.inner.layout.incoming().join("spool-of-a-killed-process"), b"half").unwrap();
     assert_eq!(spools(&store), 2);
-    store.remove_abandoned_spools();
+    store.remove_abandoned_imports();
     assert_eq!(spools(&store), 1);
     living.commit(Some(&sha256(b"on its way"))).unwrap();
     let dropped = spool(&store, b"x");

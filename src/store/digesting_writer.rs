@@ -1,7 +1,7 @@
 //! Spools: content that comes from no registry, whose digest is often told only by its last byte.
 //!
 //! A spool is a file under `incoming/` that belongs to one writer and is hashed while it is written.
-//! [`Spool::commit`] gives it the name of its digest; dropping it removes it. Its owner holds `flock`
+//! [`DigestingWriter::commit`] gives it the name of its digest; dropping it removes it. Its owner holds `flock`
 //! on it, so that what a killed process has left can be told from what is being written, and removed.
 
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ const INDEX_ROUNDS_MAX: u32 = 8;
 
 /// Content that is being written, of which nobody else knows.
 #[derive(Debug)]
-pub struct Spool {
+pub struct DigestingWriter {
     store: Store,
     path: PathBuf,
     file: FileLock,
@@ -38,20 +38,20 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn spool(&self, algorithm: Algorithm) -> Result<Spool, StoreError> {
+    pub fn digesting_writer(&self, algorithm: Algorithm) -> Result<DigestingWriter, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let mut round = 0;
         loop {
             round += 1;
-            let (path, file) = self.inner.create_spool()?;
+            let (path, file) = self.inner.create_import_file()?;
             let lock = FileLock::try_exclusive(file);
             let lock = lock.map_err(|error| StoreError::write(&path, error))?;
             match lock.filter(|_| path.exists()) {
                 Some(file) => {
                     let (store, verifier) = (self.clone(), Verifier::new(algorithm));
-                    return Ok(Spool { store, path, file, verifier, bytes_written: 0 });
+                    return Ok(DigestingWriter { store, path, file, verifier, bytes_written: 0 });
                 }
                 None if round < ROUNDS_MAX => {}
                 None => {
@@ -63,7 +63,7 @@ impl Store {
     }
 
     /// Removes the spools of processes that were killed. Those of living ones are locked and stay.
-    pub fn remove_abandoned_spools(&self) {
+    pub fn remove_abandoned_imports(&self) {
         let incoming = self.inner.layout.incoming();
         for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
             let path = incoming.join(name);
@@ -102,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn unnamed_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
+    pub fn unlinked_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
@@ -120,7 +120,7 @@ impl Store {
 }
 
 impl Inner {
-    fn create_spool(&self) -> Result<(PathBuf, File), StoreError> {
+    fn create_import_file(&self) -> Result<(PathBuf, File), StoreError> {
         let temporary = self.layout.temporary();
         let name = temporary.file_name().unwrap_or_default().to_string_lossy();
         let path = temporary.with_file_name(format!("{PREFIX}{name}"));
@@ -131,16 +131,16 @@ impl Inner {
     }
 }
 
-impl Spool {
+impl DigestingWriter {
     /// Checks that the disk has room for `size_bytes` more, as far as can be known.
     ///
     /// # Errors
-    /// [`StoreError::NoRoom`].
-    pub fn check_room_for(&self, size_bytes: u64) -> Result<(), StoreError> {
+    /// [`StoreError::InsufficientSpace`].
+    pub fn check_free_space(&self, size_bytes: u64) -> Result<(), StoreError> {
         match self.store.free_bytes() {
             Some(free_bytes) if free_bytes < size_bytes => {
                 let root = self.store.root().to_owned();
-                Err(StoreError::NoRoom { root, missing_bytes: size_bytes, free_bytes })
+                Err(StoreError::InsufficientSpace { root, missing_bytes: size_bytes, free_bytes })
             }
             _ => Ok(()),
         }
@@ -181,7 +181,7 @@ impl Spool {
     }
 }
 
-impl Drop for Spool {
+impl Drop for DigestingWriter {
     fn drop(&mut self) {
         // After a commit the name leads nowhere any more, which is as it should be.
         if fs::remove_file(&self.path).is_ok() {

@@ -9,20 +9,20 @@ use super::lock::FileLock;
 
 /// What is done now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chore {
+pub enum PeriodicJob {
     /// All blobs are hashed.
     Scrub,
     /// What is old is pruned.
     Prune,
 }
 
-/// The right to a chore, which one process has at a time.
+/// The right to a job, which one process has at a time.
 #[derive(Debug)]
-pub struct Turn {
+pub struct JobLease {
     mark: FileLock,
 }
 
-impl Turn {
+impl JobLease {
     /// Notes that it was done.
     pub fn finish(self, now: SystemTime) {
         // A mark that cannot be set means that it is done again sooner.
@@ -33,8 +33,13 @@ impl Turn {
 impl Store {
     /// A turn, if the last one was so long ago and nobody else is at it. A cache that has never had one
     /// has just begun, and waits as long.
-    pub fn turn(&self, chore: Chore, every: Duration, now: SystemTime) -> Option<Turn> {
-        let path = self.mark(chore);
+    pub fn acquire_lease(
+        &self,
+        job: PeriodicJob,
+        every: Duration,
+        now: SystemTime,
+    ) -> Option<JobLease> {
+        let path = self.mark(job);
         if !path.exists() {
             let owner = self.inner.layout.owner();
             let created = owner.open(File::options().create(true).append(true), &path);
@@ -45,14 +50,14 @@ impl Store {
         let mark = FileLock::try_exclusive(mark).ok()??;
         let last = mark.metadata().and_then(|metadata| metadata.modified()).ok()?;
         let is_due = now.duration_since(last).is_ok_and(|age| age >= every);
-        is_due.then_some(Turn { mark })
+        is_due.then_some(JobLease { mark })
     }
 
-    /// Its time says when the chore was last done; who holds its lock is at it.
-    fn mark(&self, chore: Chore) -> PathBuf {
-        self.root().join(match chore {
-            Chore::Scrub => "scrubbed",
-            Chore::Prune => "pruned",
+    /// Its time says when the job was last done; who holds its lock is at it.
+    fn mark(&self, job: PeriodicJob) -> PathBuf {
+        self.root().join(match job {
+            PeriodicJob::Scrub => "scrubbed",
+            PeriodicJob::Prune => "pruned",
         })
     }
 }
@@ -71,14 +76,23 @@ mod tests {
         let other = other.unwrap();
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let day = Duration::from_secs(86_400);
-        assert!(store.turn(Chore::Scrub, day, at(1_000_000)).is_none(), "it has just begun");
-        assert!(store.turn(Chore::Scrub, day, at(1_086_399)).is_none());
-        let turn = store.turn(Chore::Scrub, day, at(1_086_400)).unwrap();
-        assert!(other.turn(Chore::Scrub, day, at(1_086_400)).is_none(), "somebody is at it");
-        turn.finish(at(1_090_000));
-        assert!(other.turn(Chore::Scrub, day, at(1_100_000)).is_none(), "it was just done");
+        assert!(
+            store.acquire_lease(PeriodicJob::Scrub, day, at(1_000_000)).is_none(),
+            "it has just begun"
+        );
+        assert!(store.acquire_lease(PeriodicJob::Scrub, day, at(1_086_399)).is_none());
+        let lease = store.acquire_lease(PeriodicJob::Scrub, day, at(1_086_400)).unwrap();
+        assert!(
+            other.acquire_lease(PeriodicJob::Scrub, day, at(1_086_400)).is_none(),
+            "somebody is at it"
+        );
+        lease.finish(at(1_090_000));
+        assert!(
+            other.acquire_lease(PeriodicJob::Scrub, day, at(1_100_000)).is_none(),
+            "it was just done"
+        );
         // A pass that did not end is begun again.
-        drop(other.turn(Chore::Scrub, day, at(1_200_000)).unwrap());
-        assert!(store.turn(Chore::Scrub, day, at(1_200_000)).is_some());
+        drop(other.acquire_lease(PeriodicJob::Scrub, day, at(1_200_000)).unwrap());
+        assert!(store.acquire_lease(PeriodicJob::Scrub, day, at(1_200_000)).is_some());
     }
 }

@@ -23,7 +23,7 @@ pub enum FreeSpace {
 
 /// How large the cache may be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RoomPolicy {
+pub struct CacheLimits {
     /// `cacheSize`: all that the cache holds, in bytes.
     pub cap_bytes: Option<u64>,
     /// `freeSpace`: what stays free on its disk, whoever uses the rest.
@@ -70,7 +70,7 @@ impl Disk {
     }
 }
 
-impl RoomPolicy {
+impl CacheLimits {
     /// Whether there is a bound at all.
     pub fn is_bounded(&self) -> bool {
         self.cap_bytes.is_some() || self.floor.is_some()
@@ -85,7 +85,7 @@ impl RoomPolicy {
     }
 
     /// How many bytes are lacking for `more_bytes` to fit.
-    pub fn lacking(&self, disk: &Disk, more_bytes: u64) -> u64 {
+    pub fn shortfall(&self, disk: &Disk, more_bytes: u64) -> u64 {
         let over_cap = match (self.cap_bytes, disk.used_bytes) {
             (Some(cap), Some(used)) => used.saturating_add(more_bytes).saturating_sub(cap),
             _ => 0,
@@ -98,25 +98,25 @@ impl RoomPolicy {
     }
 
     /// Whether so many bytes fit, and inodes are left.
-    pub fn has_room(&self, disk: &Disk, more_bytes: u64) -> bool {
-        self.lacking(disk, more_bytes) == 0 && !disk.lacks_files()
+    pub fn fits(&self, disk: &Disk, more_bytes: u64) -> bool {
+        self.shortfall(disk, more_bytes) == 0 && !disk.lacks_files()
     }
 
     /// Whether nothing need be evicted ahead of demand.
     pub fn below_high_watermark(&self, disk: &Disk) -> bool {
-        self.watermark(disk, HIGH_WATER_DIVISOR).lacking(disk, 0) == 0
+        self.watermark(disk, HIGH_WATER_DIVISOR).shortfall(disk, 0) == 0
             && !disk.has_fewer_files_than(2)
     }
 
     /// Whether so much was evicted that it lasts.
     pub fn below_low_watermark(&self, disk: &Disk) -> bool {
-        self.watermark(disk, LOW_WATER_DIVISOR).lacking(disk, 0) == 0
+        self.watermark(disk, LOW_WATER_DIVISOR).shortfall(disk, 0) == 0
             && !disk.has_fewer_files_than(3)
     }
 
-    fn watermark(&self, disk: &Disk, divisor: u64) -> RoomPolicy {
+    fn watermark(&self, disk: &Disk, divisor: u64) -> CacheLimits {
         let floor = self.floor_bytes(disk);
-        RoomPolicy {
+        CacheLimits {
             cap_bytes: self.cap_bytes.map(|cap| cap - cap / divisor),
             floor: floor.map(|floor| FreeSpace::Bytes(floor.saturating_add(floor / divisor))),
         }
@@ -177,7 +177,7 @@ mod tests {
         };
         let (cap, bytes, percent) =
             (Some(1000), Some(FreeSpace::Bytes(100)), Some(FreeSpace::Percent(10)));
-        for (cap_bytes, floor, more, lacking) in [
+        for (cap_bytes, floor, more, shortfall) in [
             (None, None, 9999, 0),
             (cap, None, 0, 0),
             (cap, None, 200, 0),
@@ -190,9 +190,9 @@ mod tests {
             (cap, bytes, 400, 200),
             (cap, percent, 190, 90),
         ] {
-            let policy = RoomPolicy { cap_bytes, floor };
-            assert_eq!(policy.lacking(&disk, more), lacking, "{policy:?} {more}");
-            assert_eq!(policy.has_room(&disk, more), lacking == 0, "{policy:?} {more}");
+            let policy = CacheLimits { cap_bytes, floor };
+            assert_eq!(policy.shortfall(&disk, more), shortfall, "{policy:?} {more}");
+            assert_eq!(policy.fits(&disk, more), shortfall == 0, "{policy:?} {more}");
         }
     }
 
@@ -204,8 +204,8 @@ mod tests {
             size_bytes: Some(9999),
             ..Disk::default()
         };
-        let cap = RoomPolicy { cap_bytes: Some(1000), floor: None };
-        let floor = RoomPolicy { cap_bytes: None, floor: Some(FreeSpace::Bytes(1000)) };
+        let cap = CacheLimits { cap_bytes: Some(1000), floor: None };
+        let floor = CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(1000)) };
         for (policy, disk, below_high, below_low) in [
             (cap, disk(900, 0), true, true),
             (cap, disk(901, 0), true, false),
@@ -225,8 +225,8 @@ mod tests {
     fn inodes_are_watched_like_bytes() {
         let disk =
             |free, max| Disk { free_files: Some(free), files_max: Some(max), ..Disk::default() };
-        let policy = RoomPolicy { cap_bytes: Some(1), floor: None };
-        for (free, max, has_room, below_high, below_low) in [
+        let policy = CacheLimits { cap_bytes: Some(1), floor: None };
+        for (free, max, fits, below_high, below_low) in [
             (0, 1000, false, false, false),
             (9, 1000, false, false, false),
             (10, 1000, true, false, false),
@@ -236,7 +236,7 @@ mod tests {
             (3000, 10_000_000, true, true, true),
         ] {
             let disk = disk(free, max);
-            assert_eq!(policy.has_room(&disk, 0), has_room, "{disk:?}");
+            assert_eq!(policy.fits(&disk, 0), fits, "{disk:?}");
             assert_eq!(policy.below_high_watermark(&disk), below_high, "{disk:?}");
             assert_eq!(policy.below_low_watermark(&disk), below_low, "{disk:?}");
         }
@@ -244,9 +244,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_bounds_nothing() {
-        let policy = RoomPolicy { cap_bytes: Some(1), floor: Some(FreeSpace::Percent(50)) };
-        assert_eq!(policy.lacking(&Disk::default(), 1000), 0);
-        assert!(policy.is_bounded() && !RoomPolicy::default().is_bounded());
+        let policy = CacheLimits { cap_bytes: Some(1), floor: Some(FreeSpace::Percent(50)) };
+        assert_eq!(policy.shortfall(&Disk::default(), 1000), 0);
+        assert!(policy.is_bounded() && !CacheLimits::default().is_bounded());
     }
 
     #[test]
