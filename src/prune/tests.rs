@@ -421,7 +421,7 @@ fn a_second_pruner_is_sent_away() {
     let fixture = Fixture::new();
     let sweep = fixture.store.begin_sweep().unwrap().unwrap();
     let locked = fixture.prune(all(&Criteria::default())).unwrap_err();
-    assert!(locked.to_string().contains("being removed already"), "{locked}");
+    assert!(locked.to_string().contains("already being removed"), "{locked}");
     drop(sweep);
     assert!(fixture.prune(all(&Criteria::default())).is_ok());
 }
