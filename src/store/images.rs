@@ -185,7 +185,7 @@ impl Store {
         let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
         for tag in self.tags(name) {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
             self.collect_manifests(name, &image.digest, 0, &mut below);
             images.push(image);
@@ -195,7 +195,7 @@ impl Store {
         // Children of an index that was pulled by digest are no images of their own.
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             if children.contains(digest) {
                 continue;
             }
@@ -316,7 +316,7 @@ impl Store {
 ///
 /// # Errors
 /// If not: as interrupted.
-pub(super) fn ask(should_continue: &mut dyn FnMut() -> bool) -> io::Result<()> {
+pub(super) fn check_continue(should_continue: &mut dyn FnMut() -> bool) -> io::Result<()> {
     should_continue().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 

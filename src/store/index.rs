@@ -32,7 +32,7 @@ impl Store {
     /// Rewrites `index.json` from the records, atomically. Does nothing while another process does.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; the index counts as outdated again.
+    /// [`StoreError`] if a write fails; the index counts as outdated again.
     pub fn write_index(&self) -> Result<(), StoreError> {
         let path = self.inner.layout.index();
         let lock = self.inner.layout.open_lock(&self.inner.layout.index_lock());

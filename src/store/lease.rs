@@ -1,4 +1,4 @@
-//! Turns: chores that are done now and then, by one process of all those on a directory.
+//! Job leases: each periodic job runs in one of the processes that share a directory.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -7,32 +7,32 @@ use std::time::{Duration, SystemTime};
 use super::Store;
 use super::lock::FileLock;
 
-/// What is done now and then.
+/// A job that runs periodically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeriodicJob {
-    /// All blobs are hashed.
+    /// Hash all blobs and compare them with their digests.
     Scrub,
-    /// What is old is pruned.
+    /// Remove old images.
     Prune,
 }
 
-/// The right to a job, which one process has at a time.
+/// The right to run a job, which one process holds at a time.
 #[derive(Debug)]
 pub struct JobLease {
     mark: FileLock,
 }
 
 impl JobLease {
-    /// Notes that it was done.
+    /// Records that the job has run.
     pub fn finish(self, now: SystemTime) {
-        // A mark that cannot be set means that it is done again sooner.
+        // If that fails, the job runs again sooner.
         let _ = self.mark.set_modified(now);
     }
 }
 
 impl Store {
-    /// A turn, if the last one was so long ago and nobody else is at it. A cache that has never had one
-    /// has just begun, and waits as long.
+    /// Returns a lease if the job last ran at least `every` ago and no other process is running it. A new cache
+    /// waits for the same time before its first run.
     pub fn acquire_lease(
         &self,
         job: PeriodicJob,
@@ -53,7 +53,7 @@ impl Store {
         is_due.then_some(JobLease { mark })
     }
 
-    /// Its time says when the job was last done; who holds its lock is at it.
+    /// The job's mark file: its mtime is the time of the last run, and the process that runs the job locks it.
     fn mark(&self, job: PeriodicJob) -> PathBuf {
         self.root().join(match job {
             PeriodicJob::Scrub => "scrubbed",
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_process_at_a_time_has_its_turn_when_the_last_pass_is_old_enough() {
+    fn one_process_at_a_time_gets_the_lease_when_the_last_run_is_old_enough() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         let store = Store::open(&Settings { root, fsync: false }).unwrap();
@@ -78,20 +78,20 @@ mod tests {
         let day = Duration::from_secs(86_400);
         assert!(
             store.acquire_lease(PeriodicJob::Scrub, day, at(1_000_000)).is_none(),
-            "it has just begun"
+            "the cache is new"
         );
         assert!(store.acquire_lease(PeriodicJob::Scrub, day, at(1_086_399)).is_none());
         let lease = store.acquire_lease(PeriodicJob::Scrub, day, at(1_086_400)).unwrap();
         assert!(
             other.acquire_lease(PeriodicJob::Scrub, day, at(1_086_400)).is_none(),
-            "somebody is at it"
+            "another process is running it"
         );
         lease.finish(at(1_090_000));
         assert!(
             other.acquire_lease(PeriodicJob::Scrub, day, at(1_100_000)).is_none(),
-            "it was just done"
+            "it has just run"
         );
-        // A pass that did not end is begun again.
+        // An unfinished run is started again.
         drop(other.acquire_lease(PeriodicJob::Scrub, day, at(1_200_000)).unwrap());
         assert!(store.acquire_lease(PeriodicJob::Scrub, day, at(1_200_000)).is_some());
     }

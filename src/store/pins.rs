@@ -36,7 +36,7 @@ impl Store {
     /// Notes what the configuration pins, for who works on this directory without reading it.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn note_configured_pins(&self, patterns: &[String]) -> Result<(), StoreError> {
         let path = self.inner.layout.configured_pins();
         if self.configured_pins().is_ok_and(|noted| noted == patterns) {
@@ -50,7 +50,7 @@ impl Store {
     /// Pins what these patterns mean. Returns how many were not there yet.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn add_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
         self.change_pins(|text| {
             let known: Vec<&str> = lines(&text).collect();
@@ -74,7 +74,7 @@ impl Store {
     /// Takes patterns off the pins. Returns how many were there.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn remove_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
         self.change_pins(|text| {
             let (mut changed, mut count) = (String::new(), 0);

@@ -98,7 +98,7 @@ impl Store {
     /// happens if the name leads to another file by now. Says where it went.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn quarantine(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
         let path = self.inner.layout.blob(&damage.digest);
         if !is_same_file(&path, &damage.file) {
@@ -125,7 +125,7 @@ impl Store {
     /// free now.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory cannot be listed, or the disk refuses.
+    /// [`StoreError`] if the directory cannot be listed, or a write fails.
     pub fn trim_quarantine(
         &self,
         now: SystemTime,

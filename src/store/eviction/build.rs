@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::Store;
-use super::super::images::ask;
+use super::super::images::check_continue;
 use super::super::layout::LEGACY_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
@@ -104,11 +104,11 @@ impl Build<'_> {
         name: &ImageName,
         should_continue: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
-        ask(should_continue)?;
+        check_continue(should_continue)?;
         let store = self.store;
         let scope = self.references.scope_of(&name.to_string());
         store.each_manifest(name, &mut |digest, names| {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             match names {
                 Some(names) => {
                     for each in names.digests.iter().chain([&digest]) {
@@ -127,7 +127,7 @@ impl Build<'_> {
         let mut referrers = Vec::new();
         let mut damaged = 0;
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             match root {
                 Some(root) => {
                     self.references.count(scope, &root);
@@ -141,7 +141,7 @@ impl Build<'_> {
         // What neither a tag nor an index refers to is an image of its own.
         store.each_record(name, &mut |digest| {
             if !self.references.is_named(scope, &digest) {
-                ask(should_continue)?;
+                check_continue(should_continue)?;
                 self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
             }
             Ok(())
@@ -207,12 +207,12 @@ impl Build<'_> {
             }
         };
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             root.into_iter().for_each(|root| note(Reference::Tag(tag.clone()), root));
             Ok(())
         })?;
         store.each_record(name, &mut |digest| {
-            ask(should_continue)?;
+            check_continue(should_continue)?;
             note(Reference::Digest(digest), digest);
             Ok(())
         })?;

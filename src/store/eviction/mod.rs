@@ -259,7 +259,7 @@ impl Sweep {
     /// Removes settled blobs that nothing names. Returns the bytes that are free now.
     ///
     /// # Errors
-    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
+    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if a write fails.
     pub fn evict_unnamed(
         &self,
         index: &EvictionIndex,
@@ -292,7 +292,7 @@ impl Sweep {
     /// Evicts what [`EvictionIndex::next`] returned, if it was not used since.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses, or a record cannot be read.
+    /// [`StoreError`] if a write fails, or a record cannot be read.
     pub fn evict(
         &self,
         index: &mut EvictionIndex,
