@@ -1,4 +1,4 @@
-//! Doing it: a look at all images, a plan, names, blobs, a report.
+//! Runs a prune: scan all images, plan, remove names, remove blobs, report.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -14,66 +14,66 @@ use crate::store::{
     SweepLocked,
 };
 
-/// How often it is begun anew for what was used or changed between the look and the removal.
+/// Attempts to remove images that were used or changed between the scan and the removal.
 const ROUNDS_MAX: usize = 3;
-/// Images that a report names; the others it counts.
+/// The maximum number of images that a report lists; further ones are only counted.
 const NAMED_MAX: usize = 10_000;
-/// How far it is followed what refers to what refers to an image: the signature of a bill of materials.
+/// How many steps of references to an image are followed: the signature of a bill of materials, for example.
 const REFERRERS_DEPTH: usize = 3;
-/// A download that nobody has gone on with for so long is given up.
+/// A partial download that has not grown for this long is removed.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
-/// What is wanted.
+/// What to prune.
 #[derive(Debug, Clone, Copy)]
 pub enum Request<'a> {
-    /// Images are to go of which this holds, and that one of the choices means if there are any.
+    /// Images that match all criteria and, if there are any choices, at least one of them.
     Matching {
-        /// What has to hold.
+        /// The criteria.
         criteria: &'a Criteria,
-        /// Which images are meant.
+        /// The selected images; empty selects all.
         choices: &'a [Choice],
-        /// Whether only to say what would go.
+        /// Whether to only report what would be removed.
         is_dry_run: bool,
     },
 }
 
-/// What was done, or would be.
+/// The result of a prune, or the expected result for a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// The images that were removed, least recently used first; the first of many.
+    /// The removed images, least recently used first; limited to the first ones.
     pub images: Vec<String>,
-    /// How many there were.
+    /// Number of removed images.
     pub removed: usize,
-    /// Bytes that are free now.
+    /// Freed bytes.
     pub freed_bytes: u64,
-    /// Blobs and manifests that are gone.
+    /// Number of removed blobs, including manifests.
     pub blobs_removed: u64,
-    /// Of the removed images' content, what stays because other images need it.
+    /// Blobs of the removed images that stay because other images need them.
     pub blobs_shared: u64,
-    /// What nothing needs, and stays until its grace period is over.
+    /// Unreferenced blobs that stay until their grace period ends.
     pub blobs_young: u64,
-    /// Downloads that were given up.
+    /// Number of removed partial downloads.
     pub partials: usize,
-    /// Images that matched and are pinned.
+    /// Matching images that stay because they are pinned.
     pub kept_pinned: usize,
-    /// Images that matched and were used, or named anew, meanwhile.
+    /// Matching images that stay because they were used, or their tag changed, during the prune.
     pub kept_in_use: usize,
-    /// Whether the sweep of blobs was ended early; the next one goes on.
+    /// Whether the sweep of blobs was stopped early; the next one removes the rest.
     #[serde(rename = "partial")]
     pub is_partial: bool,
 }
 
-/// Why nothing, or not all, was removed.
+/// Why a prune failed or stopped early.
 #[derive(Debug)]
 pub enum PruneError {
-    /// Pins cannot be read.
+    /// The pins cannot be read.
     Pins(PinError),
-    /// Somebody else is at it, or needs what is there.
+    /// Another removal, an import or an export is running, or a commit takes too long.
     Locked(SweepLocked),
-    /// The caller has had enough.
+    /// The caller stopped it.
     Stopped,
-    /// The disk refused.
+    /// A disk operation failed.
     Store(StoreError),
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for PruneError {
         match self {
             PruneError::Pins(error) => error.fmt(f),
             PruneError::Locked(locked) => write!(f, "{}; try again later", locked.as_str()),
-            PruneError::Stopped => f.write_str("it was ended before it was done"),
+            PruneError::Stopped => f.write_str("stopped before it was finished"),
             PruneError::Store(error) => error.fmt(f),
         }
     }
@@ -104,10 +104,11 @@ impl From<StoreError> for PruneError {
     }
 }
 
-/// Removes what is asked for. `should_continue` is called all the time, may take its time, and ends it by `false`.
+/// Removes the requested images. Calls `should_continue` regularly; it may block, and stops the prune by returning
+/// `false`.
 ///
 /// # Errors
-/// [`PruneError`]. What was removed before stays removed, and blobs without names go the next time.
+/// [`PruneError`]. Images that were removed before stay removed; the next sweep removes their blobs.
 pub fn prune(
     store: &Store,
     pins: &PinSettings,
@@ -125,14 +126,14 @@ pub fn prune(
     for round in 1..=ROUNDS_MAX {
         let sweep = match store.begin_sweep()? {
             Ok(sweep) => sweep,
-            // What was removed before is to be told.
+            // The earlier rounds removed images, which must be reported.
             Err(_) if round > 1 => break,
             Err(locked) => return Err(PruneError::Locked(locked)),
         };
         let catalogue = store.catalogue(should_continue)?.ok_or(PruneError::Stopped)?;
         let latest = now + FUTURE_TOLERANCE;
         if catalogue.images.iter().any(|image| image.used.is_some_and(|used| used > latest)) {
-            // It counts as used now, and would until that time comes: a count gives files the time of now.
+            // It counts as used now, and would until that time comes. A disk count sets such times to now.
             store.count_disk(should_continue);
         }
         let left_of_count;
@@ -152,8 +153,8 @@ pub fn prune(
     Ok(report)
 }
 
-/// A signature is rarely pulled, and without it the image that it signs may be refused: what refers to an
-/// image is in use as long as that is, and pinned as it is.
+/// Referrers count as used and pinned when their subject is: a signature is rarely pulled, and without it the image
+/// that it signs may be rejected.
 fn inherit_use_from_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
     let images = &catalogue.images;
     let subject_of = |image: &CatalogueImage| {
@@ -183,7 +184,7 @@ fn inherit_use_from_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<
     }
 }
 
-/// One look and what it leads to.
+/// One scan and its plan.
 struct Round<'a> {
     store: &'a Store,
     catalogue: &'a Catalogue,
@@ -198,7 +199,7 @@ impl<'a> Round<'a> {
         now: SystemTime,
         catalogue: &'a Catalogue,
     ) -> Result<Round<'a>, PruneError> {
-        // After the look: a pin that was set meanwhile counts.
+        // Loaded after the scan, so that pins set during it count.
         let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
         let is_meant = |image: &CatalogueImage| match request {
             Request::Matching { choices, .. } if !choices.is_empty() => {
@@ -256,7 +257,7 @@ impl<'a> Round<'a> {
             ..Report::default()
         };
         let going = going.iter().map(|number| &self.catalogue.content[*number as usize]);
-        // As when it is done: what a damaged name needs is not known.
+        // As in a real run: what a damaged record refers to is unknown.
         let is_known = self.catalogue.damaged == 0;
         let rubbish = self.catalogue.unreferenced.iter().filter(|_| is_known);
         for each in going.chain(rubbish) {
@@ -276,7 +277,7 @@ impl<'a> Round<'a> {
         images.iter().flat_map(|place| self.catalogue.images[*place].content.iter().copied())
     }
 
-    /// Which content the images need that stay.
+    /// For each number of the content, whether a remaining image needs it.
     fn needed(&self, gone: &HashSet<usize>) -> Vec<bool> {
         let mut needed = vec![false; self.catalogue.content.len()];
         for (place, image) in self.catalogue.images.iter().enumerate() {
@@ -287,7 +288,7 @@ impl<'a> Round<'a> {
         needed
     }
 
-    /// Names, then blobs. Returns how many images stay because they were used meanwhile.
+    /// Removes names, then blobs. Returns how many images stay because they were used in the meantime.
     fn apply(
         &self,
         sweep: &Sweep,
@@ -313,8 +314,8 @@ impl<'a> Round<'a> {
         let is_needed = |digest: &Digest| {
             self.catalogue.number_of(digest).is_some_and(|number| needed[number as usize])
         };
-        // What a damaged name needs is not known. It may be mended, so only what images had goes that are
-        // gone; the rest waits.
+        // What a damaged record refers to is unknown, and it may be repaired. So only content of the removed images
+        // is removed; the rest stays.
         let is_kept = |digest: &Digest| {
             let number = self.catalogue.number_of(digest);
             is_needed(digest)
@@ -330,7 +331,7 @@ impl<'a> Round<'a> {
         Ok(in_use)
     }
 
-    /// Removes the names of the images of the plan, a repository at a time. Returns whose are gone.
+    /// Removes the names of the planned images, one repository at a time. Returns the places of the removed images.
     fn remove_names(
         &self,
         sweep: &Sweep,
@@ -371,7 +372,7 @@ impl<'a> Round<'a> {
         Ok(gone)
     }
 
-    /// The manifests that images of a repository need which stay.
+    /// The manifests that the remaining images of a repository need.
     fn staying_manifests(&self, repository: usize, planned: &HashSet<usize>) -> HashSet<u32> {
         let images = self.catalogue.images_of(repository);
         let staying = images.filter(|(place, _)| !planned.contains(place));

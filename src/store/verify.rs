@@ -55,11 +55,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::IncompleteScan`] if they cannot all be listed.
     pub fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
-        let blind = |source| StoreError::IncompleteScan { source };
+        let incomplete = |source| StoreError::IncompleteScan { source };
         let mut blobs = Vec::new();
         for algorithm in Algorithm::ALL {
-            for digest in self.digests_strict(algorithm).map_err(blind)? {
-                let digest = digest.map_err(blind)?;
+            for digest in self.digests_strict(algorithm).map_err(incomplete)? {
+                let digest = digest.map_err(incomplete)?;
                 let path = self.inner.layout.blob(&digest);
                 match self.inner.metadata(&path) {
                     Ok(metadata) => blobs.push((digest, metadata.len())),
