@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn pins_come_from_settings_lists_and_the_cache_and_none_may_be_unreadable() {
+    fn pins_come_from_settings_lists_and_the_cache_and_all_must_be_readable() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("cache");
         let store = Store::open(&Settings { root, fsync: false }).unwrap();

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_meant_or_of_unknown_use_stays() {
+    fn images_that_are_not_selected_or_of_unknown_use_stay() {
         let mut all = four();
         all[3].is_meant = false;
         let plan = plan_matching(&all, &SIZES, &Criteria::default(), at(500));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_content_is_free_when_its_last_image_goes() {
+    fn shared_content_is_freed_with_its_last_image() {
         let all = four();
         let plan = |count| {
             let criteria = Criteria { count: Some(count), ..Criteria::default() };
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_any_content_is_no_trouble() {
+    fn an_image_without_content_is_removed() {
         let plan = plan_matching(&[candidate(1, &[])], &[], &Criteria::default(), at(500));
         assert_eq!((plan.remove, plan.freed_bytes), (images(&[0]), 0));
     }

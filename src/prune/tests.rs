@@ -1,4 +1,4 @@
-//! Pruning a store on disk, from the look to the report.
+//! Pruning a store on disk, from the scan to the report.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::*;
 use crate::oci::{Algorithm, Choice, Digest, ImageName, MediaType, Upstream};
 use crate::store::{Access, Begin, Ingest, ManifestRecord, Settings, Store, TagRecord};
 
-/// A store with images, all of them old unless it is said otherwise.
+/// A store with images.
 struct Fixture {
     directory: tempfile::TempDir,
     store: Store,
@@ -32,7 +32,7 @@ impl Fixture {
         digest
     }
 
-    /// A tag of `quay.io/…` with these layers.
+    /// Stores a tag of `quay.io/…` with these layers.
     fn image(&self, repository: &str, tag: &str, layers: &[&str]) -> Digest {
         let layer = |text: &str| {
             let digest = self.put(text.as_bytes());
@@ -53,17 +53,17 @@ impl Fixture {
         digest
     }
 
-    /// Begins the download of a blob with that content.
+    /// Begins the download of a blob with this content.
     fn ingest(&self, content: &[u8]) -> Box<Ingest> {
         let upstream: Upstream = "quay.io".parse().unwrap();
         let digest = Digest::of(Algorithm::Sha256, content);
         match self.store.ingest(&upstream, &digest, None).unwrap() {
             Begin::Writing(ingest) => ingest,
-            other => panic!("nobody else writes it: {other:?}"),
+            other => panic!("expected to write, found {other:?}"),
         }
     }
 
-    /// Makes all that is there so many hours old.
+    /// Sets the times of everything stored to this many hours ago.
     fn age(&self, hours: u64) {
         let then = self.now - Duration::from_secs(hours * 3600);
         for part in ["blobs", "refs", "incoming", "partials"] {
@@ -75,7 +75,7 @@ impl Fixture {
         let mut all = Vec::new();
         let mut visit = |image: &crate::store::StoredImage| {
             let graph = self.store.graph_of(image);
-            assert!(graph.is_complete(), "{} has lost something", image.full_reference());
+            assert!(graph.is_complete(), "{} has lost content", image.full_reference());
             all.push(image.full_reference());
             Ok(())
         };
@@ -83,7 +83,7 @@ impl Fixture {
         all
     }
 
-    /// Evicts until so many bytes are free.
+    /// Evicts until `bytes` bytes are freed.
     fn evict(&self, bytes: u64) -> Result<Eviction, PruneError> {
         self.evict_by(&mut Evictor::default(), bytes)
     }
@@ -120,7 +120,7 @@ fn all(criteria: &Criteria) -> Request<'_> {
 }
 
 #[test]
-fn unused_images_go_and_what_others_need_stays() {
+fn unused_images_are_removed_and_shared_content_stays() {
     let fixture = Fixture::new();
     fixture.image("a", "old", &["base", "only old"]);
     fixture.image("b", "old", &["base", "only b"]);
@@ -138,12 +138,12 @@ fn unused_images_go_and_what_others_need_stays() {
     assert_eq!((report.removed, report.blobs_shared, report.kept_in_use), (2, 1, 0));
     // A config, a layer and a manifest of each.
     assert_eq!(report.blobs_removed, 6);
-    assert_eq!(planned, report, "a dry run says what would be");
+    assert_eq!(planned, report, "a dry run reports the same");
     assert_eq!(fixture.prune(all(&criteria)).unwrap(), Report::default());
 }
 
 #[test]
-fn a_dry_run_knows_what_is_young_what_nothing_needs_and_what_is_not_here() {
+fn a_dry_run_accounts_for_young_unreferenced_and_missing_blobs() {
     let fixture = Fixture::new();
     fixture.put(b"rubbish");
     fixture.image("a", "old", &["base", "only old"]);
@@ -163,7 +163,7 @@ fn a_dry_run_knows_what_is_young_what_nothing_needs_and_what_is_not_here() {
 }
 
 #[test]
-fn patterns_and_counts_choose_among_the_images() {
+fn patterns_and_counts_select_images() {
     let fixture = Fixture::new();
     for (hours, tag) in [(4, "v1"), (3, "v2"), (2, "w1")] {
         fixture.image("a", tag, &[tag]);
@@ -181,7 +181,7 @@ fn patterns_and_counts_choose_among_the_images() {
 }
 
 #[test]
-fn a_manifest_with_two_tags_stays_for_the_other() {
+fn a_manifest_with_two_tags_stays_for_the_second() {
     let fixture = Fixture::new();
     let digest = fixture.image("a", "one", &["layer"]);
     let record = fixture.store.tag(&name("a"), &"one".parse().unwrap(), Access::Look).unwrap();
@@ -197,7 +197,7 @@ fn a_manifest_with_two_tags_stays_for_the_other() {
 }
 
 #[test]
-fn pinned_images_stay_until_it_is_said_that_they_go_too() {
+fn pinned_images_stay_unless_they_are_included_explicitly() {
     let fixture = Fixture::new();
     fixture.image("a", "v1", &["one"]);
     fixture.image("a", "v2", &["two"]);
@@ -215,7 +215,7 @@ fn pinned_images_stay_until_it_is_said_that_they_go_too() {
 }
 
 #[test]
-fn signatures_stay_as_long_as_what_they_sign() {
+fn signatures_stay_as_long_as_their_subjects() {
     let fixture = Fixture::new();
     let [old, kept, pinned] = ["old", "kept", "pinned"].map(|tag| fixture.image("a", tag, &[tag]));
     for signed in [&old, &kept, &pinned] {
@@ -235,7 +235,7 @@ fn signatures_stay_as_long_as_what_they_sign() {
 }
 
 #[test]
-fn a_name_that_cannot_be_read_stops_everything() {
+fn an_unreadable_record_stops_every_removal() {
     let fixture = Fixture::new();
     fixture.image("a", "v1", &["one"]);
     fixture.image("b", "v1", &["two"]);
@@ -252,7 +252,7 @@ fn a_name_that_cannot_be_read_stops_everything() {
 }
 
 #[test]
-fn what_a_damaged_manifest_may_need_stays() {
+fn content_that_a_damaged_manifest_may_need_stays() {
     let fixture = Fixture::new();
     let damaged = fixture.image("a", "v1", &["layer of the damaged one"]);
     let layer = fixture.put(b"layer of the damaged one");
@@ -272,7 +272,7 @@ fn what_a_damaged_manifest_may_need_stays() {
 }
 
 #[test]
-fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
+fn a_pin_by_digest_also_keeps_a_tagged_image() {
     let fixture = Fixture::new();
     let digest = fixture.image("a", "v1", &["one"]);
     fixture.image("a", "v2", &["two"]);
@@ -287,7 +287,7 @@ fn a_pin_by_digest_keeps_the_image_that_has_a_tag_as_well() {
 }
 
 #[test]
-fn a_partial_that_somebody_writes_is_not_evicted() {
+fn a_partial_that_is_being_written_is_not_evicted() {
     let fixture = Fixture::new();
     let mut ingest = fixture.ingest(b"being resumed");
     ingest.write(&[0; 5000]).unwrap();
@@ -327,7 +327,7 @@ fn no_more_is_evicted_than_is_needed() {
 }
 
 #[test]
-fn what_nothing_names_goes_before_images_and_what_is_in_use_never() {
+fn unreferenced_blobs_are_evicted_before_images_and_used_images_never() {
     let fixture = Fixture::new();
     fixture.put("rubbish".repeat(10_000).as_bytes());
     fixture.image("a", "v", &["layer"]);
@@ -339,7 +339,7 @@ fn what_nothing_names_goes_before_images_and_what_is_in_use_never() {
 }
 
 #[test]
-fn an_idle_partial_goes_in_its_turn() {
+fn an_idle_partial_is_evicted_by_age() {
     let fixture = Fixture::new();
     let mut ingest = fixture.ingest(b"never finished");
     ingest.write(b"never").unwrap();
@@ -372,7 +372,7 @@ fn pins_that_are_set_between_two_evictions_count() {
 }
 
 #[test]
-fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
+fn an_image_that_is_used_during_the_scan_stays_and_the_others_are_removed() {
     let fixture = Fixture::new();
     fixture.image("a", "v", &["one"]);
     fixture.image("b", "v", &["two"]);
@@ -380,7 +380,7 @@ fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
     let day = Duration::from_secs(86_400);
     let criteria = Criteria { unused_for: Some(day), ..Criteria::default() };
     let mut calls = 0;
-    // Asked before each repository is read, and then before each is removed: the third call.
+    // Called before each repository is read and before each is removed: the third call.
     let mut pull_meanwhile = || {
         calls += 1;
         if calls == 3 {
@@ -392,12 +392,12 @@ fn an_image_that_is_used_during_the_look_stays_and_the_others_go() {
     let pins = PinSettings::default();
     let report = prune(&fixture.store, &pins, all(&criteria), fixture.now, &mut pull_meanwhile);
     let report = report.unwrap();
-    assert_eq!((report.removed, report.kept_in_use), (1, 0), "the second look leaves it alone");
+    assert_eq!((report.removed, report.kept_in_use), (1, 0), "the second scan spares it");
     assert_eq!(fixture.images(), ["quay.io/a:v"]);
 }
 
 #[test]
-fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
+fn the_next_prune_removes_blobs_left_by_a_kill() {
     let fixture = Fixture::new();
     fixture.image("a", "v", &["one"]);
     fixture.image("b", "v", &["two"]);
@@ -406,7 +406,7 @@ fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
     let mut calls = 0;
     let mut killed = || {
         calls += 1;
-        // Two looks and two removals; the next question is before the first blobs.
+        // Two repositories scanned and two removed; the next call precedes the first blobs.
         calls <= 4
     };
     let pins = PinSettings::default();
@@ -417,7 +417,7 @@ fn a_kill_between_names_and_blobs_is_made_good_by_the_next_one() {
 }
 
 #[test]
-fn a_second_pruner_is_sent_away() {
+fn a_second_prune_is_locked_out() {
     let fixture = Fixture::new();
     let sweep = fixture.store.begin_sweep().unwrap().unwrap();
     let locked = fixture.prune(all(&Criteria::default())).unwrap_err();
@@ -426,9 +426,9 @@ fn a_second_pruner_is_sent_away() {
     assert!(fixture.prune(all(&Criteria::default())).is_ok());
 }
 
-/// Every read of a prune fails in turn, for a moment, as it does when descriptors run out.
+/// Makes each read of a prune fail once, as when descriptors run out.
 #[test]
-fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
+fn a_temporary_read_error_never_costs_a_remaining_image() {
     for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
         for spared in 0.. {
             let fixture = Fixture::new();
@@ -453,7 +453,7 @@ fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
             }
             let stays = fixture.store.tag(&name("stays"), &"v".parse().unwrap(), Access::Look);
             assert!(stays.is_some(), "{errno:?} at read {spared}");
-            // The next one does what is left to do.
+            // The next prune removes the rest.
             let again = prune(&fixture.store, &pins, request, fixture.now, &mut || true);
             assert!(again.is_ok(), "{errno:?} at read {spared}: {again:?}");
             assert!(
@@ -468,7 +468,7 @@ fn a_read_that_fails_for_a_moment_never_costs_an_image_that_stays() {
 }
 
 #[test]
-fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
+fn a_foreign_name_stops_a_prune_and_is_reported() {
     for strange in ["refs/quay.io/goes/Upper Case", "refs/quay.io/_notes", "refs/not a host"] {
         let fixture = Fixture::new();
         fixture.image("goes", "v", &["layer"]);
@@ -485,7 +485,7 @@ fn a_name_that_is_not_ours_stops_a_prune_and_is_named() {
 }
 
 #[test]
-fn an_image_that_was_used_in_the_future_counts_as_used_now_and_grows_older() {
+fn an_image_with_a_future_time_counts_as_used_now_and_ages() {
     let fixture = Fixture::new();
     fixture.image("goes", "v", &["layer"]);
     fixture.age(48);
@@ -495,7 +495,7 @@ fn an_image_that_was_used_in_the_future_counts_as_used_now_and_grows_older() {
     let criteria = Criteria { unused_for: Some(Duration::from_secs(3600)), ..Criteria::default() };
     assert_eq!(fixture.prune(all(&criteria)).unwrap().removed, 0);
     let used = fs::metadata(&path).unwrap().modified().unwrap();
-    assert!(used < SystemTime::now() + year / 2, "its time is that of the first look");
+    assert!(used < SystemTime::now() + year / 2, "its time is that of the first scan");
     fixture.age(48);
     assert_eq!(fixture.prune(all(&criteria)).unwrap().removed, 1);
 }

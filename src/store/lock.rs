@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_ends_with_its_guard_although_children_are_being_started() {
+    fn a_lock_ends_with_its_guard_even_while_children_start() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
         let open = || File::options().create(true).append(true).open(&path).unwrap();

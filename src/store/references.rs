@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_and_not_released_is_always_named() {
+    fn a_counted_reference_that_was_not_released_is_always_found() {
         // Many times more keys than it is sized for: collisions and saturated counters are certain.
         let mut references = References::for_keys(1);
         let scope = references.scope_of("quay.io/a/b");

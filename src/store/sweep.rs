@@ -66,7 +66,7 @@ pub struct Sweep {
     pub(super) store: Store,
     /// By the clock of the file system.
     pub(super) began: SystemTime,
-    _turn: FileLock,
+    _prune_lock: FileLock,
 }
 
 /// Why a sweep cannot start now.
@@ -127,8 +127,8 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
-        let Some(turn) = turn.map_err(|error| StoreError::write(&path, error))? else {
+        let prune_lock = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
+        let Some(prune_lock) = prune_lock.map_err(|error| StoreError::write(&path, error))? else {
             return Ok(Err(SweepLocked::AnotherSweep));
         };
         let lock = match self.exclusive_lock()? {
@@ -138,7 +138,7 @@ impl Store {
         // Taken under the lock: a later commit renews its blobs at a later time.
         let began = self.file_system_time()?;
         drop(lock);
-        Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
+        Ok(Ok(Sweep { store: self.clone(), began, _prune_lock: prune_lock }))
     }
 
     /// The current time by the clock that sets file times.

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_blob_is_kept_aside_and_a_new_one_is_left_alone() {
+    fn a_damaged_blob_is_quarantined_and_a_new_one_is_left_alone() {
         let (directory, store) = fresh();
         let digest = put(&store, b"hello world");
         let path = directory.path().join("blobs/sha256").join(digest.hex());

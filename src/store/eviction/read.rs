@@ -74,8 +74,10 @@ impl Store {
                 }
                 if let ManifestKind::Index { manifests } = manifest.kind() {
                     let children = manifests.iter().map(|child| child.digest);
-                    let room = PARTS_MAX.saturating_sub(parts.manifests.len());
-                    parts.manifests.extend(children.filter(|each| seen.insert(*each)).take(room));
+                    let capacity = PARTS_MAX.saturating_sub(parts.manifests.len());
+                    parts
+                        .manifests
+                        .extend(children.filter(|each| seen.insert(*each)).take(capacity));
                 }
             }
             (begin, depth) = (end, depth + 1);
