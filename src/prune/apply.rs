@@ -104,7 +104,7 @@ impl From<StoreError> for PruneError {
     }
 }
 
-/// Removes the requested images. Calls `should_continue` regularly; it may block, and stops the prune by returning
+/// Removes the requested images. Calls `keep_going` regularly; it may block, and stops the prune by returning
 /// `false`.
 ///
 /// # Errors
@@ -114,11 +114,11 @@ pub fn prune(
     pins: &PinSettings,
     request: Request<'_>,
     now: SystemTime,
-    should_continue: &mut dyn FnMut() -> bool,
+    keep_going: &mut dyn FnMut() -> bool,
 ) -> Result<Report, PruneError> {
     let Request::Matching { is_dry_run, .. } = request;
     if is_dry_run {
-        let catalogue = store.catalogue(should_continue)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(keep_going)?.ok_or(PruneError::Stopped)?;
         let round = Round::plan(store, pins, request, now, &catalogue)?;
         return Ok(round.dry_run_report(now));
     }
@@ -130,11 +130,11 @@ pub fn prune(
             Err(_) if round > 1 => break,
             Err(locked) => return Err(PruneError::Locked(locked)),
         };
-        let catalogue = store.catalogue(should_continue)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(keep_going)?.ok_or(PruneError::Stopped)?;
         let latest = now + FUTURE_TOLERANCE;
         if catalogue.images.iter().any(|image| image.used.is_some_and(|used| used > latest)) {
             // It counts as used now, and would until that time comes. A disk count sets such times to now.
-            store.count_disk(should_continue);
+            store.count_disk(keep_going);
         }
         let left_of_count;
         let left = match request {
@@ -145,7 +145,7 @@ pub fn prune(
             }
         };
         let plan = Round::plan(store, pins, left, now, &catalogue)?;
-        report.kept_in_use = plan.apply(&sweep, now, should_continue, &mut report)?;
+        report.kept_in_use = plan.apply(&sweep, now, keep_going, &mut report)?;
         if report.kept_in_use == 0 {
             break;
         }
@@ -293,11 +293,11 @@ impl<'a> Round<'a> {
         &self,
         sweep: &Sweep,
         now: SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         report: &mut Report,
     ) -> Result<usize, PruneError> {
         report.kept_pinned = self.plan.pinned;
-        let gone = self.remove_names(sweep, should_continue)?;
+        let gone = self.remove_names(sweep, keep_going)?;
         let in_use = self.images().count() - gone.len();
         for place in self.images().filter(|place| gone.contains(place)) {
             report.removed += 1;
@@ -321,7 +321,7 @@ impl<'a> Round<'a> {
             is_needed(digest)
                 || (self.catalogue.damaged > 0 && number.is_none_or(|it| !content.contains(&it)))
         };
-        let swept = sweep.sweep(GRACE, &is_kept, should_continue)?;
+        let swept = sweep.sweep(GRACE, &is_kept, keep_going)?;
         report.blobs_removed += swept.blobs;
         report.freed_bytes += swept.bytes;
         report.blobs_young = swept.young;
@@ -335,7 +335,7 @@ impl<'a> Round<'a> {
     fn remove_names(
         &self,
         sweep: &Sweep,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<HashSet<usize>, PruneError> {
         let planned: HashSet<usize> = self.images().collect();
         let mut places: Vec<usize> = planned.iter().copied().collect();
@@ -345,7 +345,7 @@ impl<'a> Round<'a> {
         for of_one in
             places.chunk_by(|one, other| images[*one].repository == images[*other].repository)
         {
-            if !should_continue() {
+            if !keep_going() {
                 break;
             }
             let repository = images[of_one[0]].repository;

@@ -69,7 +69,7 @@ impl CachedIndex {
 
 impl Evictor {
     /// Removes the least recently used items until `is_enough` returns `true` or no more may be removed. Items used
-    /// in the last ten minutes and pinned images stay. Calls `should_continue` regularly; it may block, and stops
+    /// in the last ten minutes and pinned images stay. Calls `keep_going` regularly; it may block, and stops
     /// the eviction by returning `false`.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Evictor {
         pins: &PinSettings,
         clock: &dyn Fn() -> SystemTime,
         is_enough: &dyn Fn() -> bool,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<(), PruneError> {
         let sweep = store.begin_sweep()?.map_err(PruneError::Locked)?;
@@ -88,15 +88,15 @@ impl Evictor {
         for _ in 0..2 {
             let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
             if !self.cached.as_ref().is_some_and(|cached| cached.is_usable(&pins, clock())) {
-                self.build(&sweep, pins, clock, should_continue)?;
+                self.build(&sweep, pins, clock, keep_going)?;
                 if let Some(cached) = &self.cached
                     && !is_enough()
                 {
-                    eviction.freed_bytes += sweep.evict_unnamed(&cached.index, should_continue)?;
+                    eviction.freed_bytes += sweep.evict_unnamed(&cached.index, keep_going)?;
                 }
             }
             let Some(cached) = &mut self.cached else { break };
-            let is_done = cached.evict(&sweep, clock(), is_enough, should_continue, eviction)?;
+            let is_done = cached.evict(&sweep, clock(), is_enough, keep_going, eviction)?;
             eviction.pinned = cached.index.pinned();
             cached.is_exhausted = !is_done;
             if is_done || cached.is_usable(&cached.pins, clock()) {
@@ -111,12 +111,12 @@ impl Evictor {
         sweep: &Sweep,
         pins: Pins,
         clock: &dyn Fn() -> SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<(), PruneError> {
         // Dropped first, so that memory never holds two.
         self.cached = None;
         let began = clock();
-        let index = sweep.eviction_index(began, &is_pinned(&pins), should_continue)?;
+        let index = sweep.eviction_index(began, &is_pinned(&pins), keep_going)?;
         let index = index.ok_or(PruneError::Stopped)?;
         let built = clock();
         let took = built.duration_since(began).unwrap_or_default();
@@ -133,7 +133,7 @@ impl CachedIndex {
         sweep: &Sweep,
         now: SystemTime,
         is_enough: &dyn Fn() -> bool,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<bool, PruneError> {
         // Blobs younger than the grace period would stay even without names.
@@ -142,7 +142,7 @@ impl CachedIndex {
             if is_enough() {
                 return Ok(true);
             }
-            if !should_continue() {
+            if !keep_going() {
                 return Err(PruneError::Stopped);
             }
             let Some(candidate) = self.index.next(in_use_since) else { return Ok(false) };

@@ -138,7 +138,7 @@ impl Store {
         }
     }
 
-    /// Scans all images. Calls `should_continue` before each repository; it may block, and stops the scan by
+    /// Scans all images. Calls `keep_going` before each repository; it may block, and stops the scan by
     /// returning `false`, which yields `None`.
     ///
     /// # Errors
@@ -146,14 +146,14 @@ impl Store {
     /// catalogue would remove that content.
     pub fn catalogue(
         &self,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Catalogue>, StoreError> {
         let sizes: HashMap<Digest, u64> = self.blobs()?.into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
         let unreadable = self.unreadable_files();
         let walked = self.each_repository_strict(&mut |name| {
-            was_ended = !should_continue();
+            was_ended = !keep_going();
             if was_ended {
                 return Err(io::ErrorKind::Interrupted.into());
             }

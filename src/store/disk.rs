@@ -65,12 +65,12 @@ impl Store {
         })
     }
 
-    /// Counts the disk usage. Calls `should_continue` regularly; it may block, and stops the count by returning
+    /// Counts the disk usage. Calls `keep_going` regularly; it may block, and stops the count by returning
     /// `false`.
     ///
     /// A file with a time in the future gets the current time; otherwise it would count as young and just used
     /// until that time.
-    pub fn count_disk(&self, should_continue: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
+    pub fn count_disk(&self, keep_going: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
         let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = if self.is_writable() { self.file_system_time().ok() } else { None };
         let changed_before = self.inner.bytes_changed.load(Relaxed);
@@ -79,7 +79,7 @@ impl Store {
             files: 0,
             // Times cannot be set in a read-only directory.
             latest: now.map(|now| now + FUTURE_TOLERANCE),
-            should_continue,
+            keep_going,
         };
         count.usage.allocated_bytes = fs::metadata(self.root()).map_or(0, |is| allocated(&is));
         count.directory(self.root(), false, 0)?;
@@ -97,7 +97,7 @@ struct Count<'a> {
     usage: DiskUsage,
     files: u64,
     latest: Option<SystemTime>,
-    should_continue: &'a mut dyn FnMut() -> bool,
+    keep_going: &'a mut dyn FnMut() -> bool,
 }
 
 impl Count<'_> {
@@ -108,7 +108,7 @@ impl Count<'_> {
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             self.files += 1;
-            if self.files.is_multiple_of(1024) && !(self.should_continue)() {
+            if self.files.is_multiple_of(1024) && !(self.keep_going)() {
                 return None;
             }
             let Ok(metadata) = entry.metadata() else { continue };

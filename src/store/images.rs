@@ -170,7 +170,7 @@ impl Store {
         self.images_of_while(name, &mut || true).unwrap_or_default()
     }
 
-    /// Like [`Store::images_of`], for slow walks: calls `should_continue` before each tag and manifest. It may
+    /// Like [`Store::images_of`], for slow walks: calls `keep_going` before each tag and manifest. It may
     /// block, and stops the walk by returning `false`.
     ///
     /// # Errors
@@ -178,12 +178,12 @@ impl Store {
     pub(super) fn images_of_while(
         &self,
         name: &ImageName,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<Vec<StoredImage>> {
         let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
         for tag in self.tags(name) {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
             self.collect_manifests(name, &image.digest, 0, &mut below);
             images.push(image);
@@ -193,7 +193,7 @@ impl Store {
         // Children of an index that was pulled by digest are not images themselves.
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             if children.contains(digest) {
                 continue;
             }
@@ -313,9 +313,9 @@ impl Store {
 /// Fails if the caller wants to stop.
 ///
 /// # Errors
-/// `Interrupted` if `should_continue` returns `false`.
-pub(super) fn check_continue(should_continue: &mut dyn FnMut() -> bool) -> io::Result<()> {
-    should_continue().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
+/// `Interrupted` if `keep_going` returns `false`.
+pub(super) fn check_stopped(keep_going: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    keep_going().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
 /// `root` and its descendants.

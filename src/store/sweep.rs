@@ -133,7 +133,7 @@ impl Store {
         };
         let lock = match self.exclusive_lock()? {
             Ok(lock) => lock,
-            Err(busy) => return Ok(Err(busy)),
+            Err(reason) => return Ok(Err(reason)),
         };
         // Taken under the lock: a later commit renews its blobs at a later time.
         let began = self.file_system_time()?;
@@ -281,7 +281,7 @@ impl Sweep {
         Ok(true)
     }
 
-    /// Removes the blobs that are not `referenced` and older than `grace`, in batches. Calls `should_continue`
+    /// Removes the blobs that are not `referenced` and older than `grace`, in batches. Calls `keep_going`
     /// between batches; it may block, and stops the sweep by returning `false`.
     ///
     /// # Errors
@@ -290,7 +290,7 @@ impl Sweep {
         &self,
         grace: Duration,
         referenced: &dyn Fn(&Digest) -> bool,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for algorithm in Algorithm::ALL {
@@ -303,7 +303,7 @@ impl Sweep {
             let unreferenced =
                 unreferenced.map_err(|source| StoreError::IncompleteScan { source })?;
             for batch in unreferenced.chunks(BATCH) {
-                let lock = if should_continue() { self.store.exclusive_lock()?.ok() } else { None };
+                let lock = if keep_going() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
                     swept.is_partial = true;
                     return Ok(swept);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
-use super::images::{Graph, StoredImage, check_continue};
+use super::images::{Graph, StoredImage, check_stopped};
 use super::layout::{open_to_read, read_file};
 use super::lock::FileLock;
 use super::refs::{from_seconds, to_seconds};
@@ -215,7 +215,7 @@ impl Store {
         }
     }
 
-    /// Walks all images and writes the results; `disk` is the last disk count. Calls `should_continue` before each
+    /// Walks all images and writes the results; `disk` is the last disk count. Calls `keep_going` before each
     /// repository and image; it may block, and stops the walk by returning `false`. Returns `None` if the walk was
     /// stopped, or if another process is walking.
     ///
@@ -225,7 +225,7 @@ impl Store {
         &self,
         disk: &DiskUsage,
         clock: &dyn Fn() -> SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<UsageSummary>, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
@@ -236,7 +236,7 @@ impl Store {
         let lock = lock.and_then(FileLock::try_exclusive).map_err(write)?;
         let Some(_lock) = lock else { return Ok(None) };
         let began = clock();
-        match self.is_usage_unchanged(began, should_continue) {
+        match self.is_usage_unchanged(began, keep_going) {
             None => return Ok(None),
             Some(true) if let Some(summary) = self.usage() => {
                 return self.finish_usage(summary, disk, began, clock()).map(Some);
@@ -244,7 +244,7 @@ impl Store {
             Some(_) => {}
         }
         let temporary = self.inner.layout.temporary();
-        let walked = self.stream_usage(&temporary, began, should_continue);
+        let walked = self.stream_usage(&temporary, began, keep_going);
         let Some(summary) =
             walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
         else {
@@ -255,7 +255,6 @@ impl Store {
         self.finish_usage(summary, disk, began, clock()).map(Some)
     }
 
-    /// Writes the totals of a finished walk.
     fn finish_usage(
         &self,
         mut summary: UsageSummary,
@@ -280,32 +279,31 @@ impl Store {
     fn is_usage_unchanged(
         &self,
         now: SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Option<bool> {
         let (mut old, mut was_ended) = (OldUsage::open(self), false);
         let compared = self.each_repository(&mut |name| {
-            let mut should_continue = || {
-                was_ended |= !should_continue();
+            let mut keep_going = || {
+                was_ended |= !keep_going();
                 !was_ended
             };
-            check_continue(&mut should_continue)?;
+            check_stopped(&mut keep_going)?;
             let fingerprint = self.repository_times(name).fingerprint();
             let is_same = old.take(name).is_some_and(|(line, images)| {
                 match line.is_unchanged(&images, &fingerprint, now) {
-                    true => images.iter().all(|image| {
-                        should_continue() && image.pulled == self.last_pull(name, image)
-                    }),
+                    true => images
+                        .iter()
+                        .all(|image| keep_going() && image.pulled == self.last_pull(name, image)),
                     // Something is missing from it, perhaps for good.
                     false => {
                         line.fingerprint == fingerprint
                             && self
-                                .read_usage(name, fingerprint, now, &mut should_continue)
+                                .read_usage(name, fingerprint, now, &mut keep_going)
                                 .is_ok_and(|(_, found)| found == images)
                     }
                 }
             });
-            // The first difference ends the comparison.
-            check_continue(&mut || is_same)
+            check_stopped(&mut || is_same)
         });
         // A removed repository shows as leftover lines.
         (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_skipped)
@@ -325,17 +323,16 @@ impl Store {
         by_digest.max(by_tag).map(to_seconds)
     }
 
-    /// Reads a repository. If it is stopped, it fails with `Interrupted`, as do the functions below.
     fn read_usage(
         &self,
         name: &ImageName,
         fingerprint: String,
         now: SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<(RepositoryUsage, Vec<ImageUsage>)> {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
-        for image in self.images_of_while(name, should_continue)? {
-            check_continue(should_continue)?;
+        for image in self.images_of_while(name, keep_going)? {
+            check_stopped(keep_going)?;
             let graph = self.graph_of(&image);
             for each in graph.present() {
                 if seen.insert(each.digest) {
@@ -360,7 +357,7 @@ impl Store {
         &self,
         temporary: &std::path::Path,
         now: SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<Option<UsageSummary>> {
         let out = BufWriter::new(File::create_new(temporary)?);
         let old = OldUsage::open(self);
@@ -372,7 +369,7 @@ impl Store {
             seen: HashSet::new(),
             summary: UsageSummary::default(),
         };
-        let walked = self.each_repository(&mut |name| walk.visit(name, should_continue));
+        let walked = self.each_repository(&mut |name| walk.visit(name, keep_going));
         match walked {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other?,
@@ -382,7 +379,6 @@ impl Store {
     }
 }
 
-/// A running walk.
 struct UsageWalk<'a> {
     store: &'a Store,
     now: SystemTime,
@@ -394,22 +390,18 @@ struct UsageWalk<'a> {
 }
 
 impl UsageWalk<'_> {
-    fn visit(
-        &mut self,
-        name: &ImageName,
-        should_continue: &mut dyn FnMut() -> bool,
-    ) -> io::Result<()> {
-        check_continue(should_continue)?;
+    fn visit(&mut self, name: &ImageName, keep_going: &mut dyn FnMut() -> bool) -> io::Result<()> {
+        check_stopped(keep_going)?;
         let fingerprint = self.store.repository_times(name).fingerprint();
         let (mut line, images) = match self.old.take(name) {
             Some((line, mut images)) if line.is_unchanged(&images, &fingerprint, self.now) => {
                 for image in &mut images {
-                    check_continue(should_continue)?;
+                    check_stopped(keep_going)?;
                     image.pulled = self.store.last_pull(name, image);
                 }
                 (line, images)
             }
-            _ => self.store.read_usage(name, fingerprint, self.now, should_continue)?,
+            _ => self.store.read_usage(name, fingerprint, self.now, keep_going)?,
         };
         line.pulled = images.iter().map(|image| image.pulled).max().flatten();
         self.count(name, &line);

@@ -121,7 +121,7 @@ impl Store {
     /// Removes blobs that have been in `quarantine/` for a week, and the oldest beyond the limit of a thousand.
     /// Each is hashed again first: if it matches its digest after all (faulty memory, a loose cable), it becomes a
     /// normal blob again. A file that the disk cannot read stays, unless there are too many, since it may become
-    /// readable. Calls `should_continue` while hashing; it stops the work by returning `false`. Returns the freed
+    /// readable. Calls `keep_going` while hashing; it stops the work by returning `false`. Returns the freed
     /// bytes.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl Store {
     pub fn trim_quarantine(
         &self,
         now: SystemTime,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let directory = self.inner.layout.quarantine();
         let names = self.inner.list_strict(&directory);
@@ -150,12 +150,12 @@ impl Store {
         let mut buffer = vec![0; CHUNK_BYTES];
         for (moved, digest) in kept {
             let is_old = now.duration_since(moved).is_ok_and(|age| age >= QUARANTINE_AGE);
-            if (!is_old && excess == 0) || !should_continue() {
+            if (!is_old && excess == 0) || !keep_going() {
                 break;
             }
             let path = self.inner.layout.quarantined(&digest);
             let checked = match open_to_read(&path) {
-                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| should_continue()),
+                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| keep_going()),
                 Err(error) => Checked::Unreadable(error),
             };
             match checked {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::Store;
-use super::super::images::check_continue;
+use super::super::images::check_stopped;
 use super::super::layout::LEGACY_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
@@ -102,13 +102,13 @@ impl Build<'_> {
     pub(super) fn repository(
         &mut self,
         name: &ImageName,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
-        check_continue(should_continue)?;
+        check_stopped(keep_going)?;
         let store = self.store;
         let scope = self.references.scope_of(&name.to_string());
         store.each_manifest(name, &mut |digest, names| {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             match names {
                 Some(names) => {
                     for each in names.digests.iter().chain([&digest]) {
@@ -127,7 +127,7 @@ impl Build<'_> {
         let mut referrers = Vec::new();
         let mut damaged = 0;
         store.each_tag_of_repository(name, &mut |tag, root| {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             match root {
                 Some(root) => {
                     self.references.count(scope, &root);
@@ -141,12 +141,12 @@ impl Build<'_> {
         // A manifest that no tag and no index refers to is an image itself.
         store.each_record(name, &mut |digest| {
             if !self.references.is_named(scope, &digest) {
-                check_continue(should_continue)?;
+                check_stopped(keep_going)?;
                 self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
             }
             Ok(())
         })?;
-        self.add_referrers(name, referrers, should_continue)
+        self.add_referrers(name, referrers, keep_going)
     }
 
     fn add_image(
@@ -184,7 +184,7 @@ impl Build<'_> {
         &mut self,
         name: &ImageName,
         mut referrers: Vec<Referrer>,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
         if referrers.is_empty() {
             return Ok(());
@@ -207,12 +207,12 @@ impl Build<'_> {
             }
         };
         store.each_tag_of_repository(name, &mut |tag, root| {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             root.into_iter().for_each(|root| note(Reference::Tag(tag.clone()), root));
             Ok(())
         })?;
         store.each_record(name, &mut |digest| {
-            check_continue(should_continue)?;
+            check_stopped(keep_going)?;
             note(Reference::Digest(digest), digest);
             Ok(())
         })?;

@@ -55,7 +55,7 @@ impl<'a> Eviction<'a> {
         self.sweep.reread(self.index, name)?;
         let lock = match store.exclusive_lock()? {
             Ok(lock) => lock,
-            Err(busy) => return Ok(Some(Evicted::Locked(busy))),
+            Err(reason) => return Ok(Some(Evicted::Locked(reason))),
         };
         if !self.is_unchanged() || store.root_of(name, &self.reference) != Some(root) {
             return Ok(None);

@@ -194,7 +194,7 @@ impl EvictionIndex {
 }
 
 impl Sweep {
-    /// Builds an index. Calls `should_continue` before each repository and image; it may block, and stops the build
+    /// Builds an index. Calls `keep_going` before each repository and image; it may block, and stops the build
     /// by returning `false`, which yields `None`.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Sweep {
         &self,
         now: SystemTime,
         is_pinned: &IsPinned<'_>,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<EvictionIndex>, StoreError> {
         let store = &self.store;
         let unreadable = store.unreadable_files();
@@ -228,11 +228,11 @@ impl Sweep {
         build.add_leftovers();
         let mut was_stopped = false;
         let walked = store.each_repository_strict(&mut |name| {
-            let mut should_continue = || {
-                was_stopped |= !should_continue();
+            let mut keep_going = || {
+                was_stopped |= !keep_going();
                 !was_stopped
             };
-            build.repository(name, &mut should_continue)
+            build.repository(name, &mut keep_going)
         });
         match walked {
             Err(_) if was_stopped => return Ok(None),
@@ -262,7 +262,7 @@ impl Sweep {
     pub fn evict_unnamed(
         &self,
         index: &EvictionIndex,
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let mut freed = 0;
         if index.damaged > 0 {
@@ -279,7 +279,7 @@ impl Sweep {
             while unnamed.peek().is_some() {
                 let batch: io::Result<Vec<Digest>> = unnamed.by_ref().take(BATCH).collect();
                 let batch = batch.map_err(|source| StoreError::IncompleteScan { source })?;
-                match self.remove_settled(index, &batch, should_continue)? {
+                match self.remove_settled(index, &batch, keep_going)? {
                     Some(bytes) => freed += bytes,
                     None => return Ok(freed),
                 }
@@ -367,11 +367,11 @@ impl Sweep {
         &self,
         index: &EvictionIndex,
         digests: &[Digest],
-        should_continue: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<u64>, StoreError> {
         let (inner, mut freed) = (&self.store.inner, 0);
         for batch in digests.chunks(BATCH) {
-            let lock = if should_continue() { self.store.exclusive_lock()?.ok() } else { None };
+            let lock = if keep_going() { self.store.exclusive_lock()?.ok() } else { None };
             if lock.is_none() {
                 return Ok(None);
             }

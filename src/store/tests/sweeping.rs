@@ -62,7 +62,7 @@ fn a_catalogue_numbers_what_images_need() {
     let (_directory, store, manifest, layer) = one_image();
     let (child, size) = image(&store, "quay.io/b", &[b"layer", b"missing"]);
     let (root, _) = index(&store, "quay.io/b", &[(child, size, "amd64")]);
-    put(&store, b"unreferenced");
+    put(&store, b"unneeded");
     let catalogue = catalogue(&store);
     assert_eq!(catalogue.repositories.len(), 2);
     let [one, two] = &catalogue.images[..] else { panic!("{:?}", catalogue.images) };

@@ -174,11 +174,11 @@ fn a_walk_can_pause_and_stop_within_a_large_repository() {
     let disk = DiskUsage::default();
     let walk_for = |most: usize| {
         let mut asked = 0;
-        let mut should_continue = || {
+        let mut keep_going = || {
             asked += 1;
             asked <= most
         };
-        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut should_continue).unwrap();
+        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut keep_going).unwrap();
         (walked.is_some(), asked)
     };
     assert_eq!(walk_for(30), (false, 31), "stopped in the middle of the repository");
