@@ -20,7 +20,7 @@ use super::maintenance::{Background, Rests};
 use super::manifests::ManifestCache;
 use super::{CacheError, lock};
 use crate::metrics::Removal;
-use crate::prune::{self, Disk, Eviction, FreeSpace, PruneError, Report, RoomPolicy};
+use crate::prune::{self, CacheLimits, Disk, Eviction, FreeSpace, PruneError, Report};
 use crate::store::StoreError;
 
 /// How often the thread compares the disk with the watermarks.
@@ -125,7 +125,7 @@ impl EvictionService {
         }
         // Who evicts at this moment may well succeed.
         let failed = self.work.try_lock().ok().and_then(|work| work.failed.max(work.failed_ahead));
-        if was_within(failed, TRIED_AGAIN_AFTER, self.core.now()) && !policy.has_room(&disk, size) {
+        if was_within(failed, TRIED_AGAIN_AFTER, self.core.now()) && !policy.fits(&disk, size) {
             let why = "there was nothing to evict a moment ago";
             return Err(self.refusal(&policy, &disk, size, why));
         }
@@ -138,7 +138,7 @@ impl EvictionService {
     /// [`CacheError::Store`] if they do not fit and nothing may be removed.
     pub(super) fn admit(&self, more_bytes: u64) -> Result<(), CacheError> {
         let policy = self.room_policy();
-        if policy.has_room(&Disk::of(&self.core.store), more_bytes) {
+        if policy.fits(&Disk::of(&self.core.store), more_bytes) {
             return Ok(());
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -147,18 +147,18 @@ impl EvictionService {
         admitted
     }
 
-    fn evict_for(&self, policy: &RoomPolicy, more_bytes: u64) -> Result<(), CacheError> {
+    fn evict_for(&self, policy: &CacheLimits, more_bytes: u64) -> Result<(), CacheError> {
         let mut work = lock(&self.work);
         // Another download, or the thread, may have made room meanwhile.
         let disk = Disk::of(&self.core.store);
-        if policy.has_room(&disk, more_bytes) {
+        if policy.fits(&disk, more_bytes) {
             return Ok(());
         }
         let refuse = |why: &str| Err(self.refusal(policy, &disk, more_bytes, why));
         if was_within(work.failed, TRIED_AGAIN_AFTER, self.core.now()) {
             return refuse("there was nothing to evict a moment ago");
         }
-        let is_enough = || policy.has_room(&Disk::of(&self.core.store), more_bytes);
+        let is_enough = || policy.fits(&Disk::of(&self.core.store), more_bytes);
         let go_on = &mut || !self.core.blob_fetchers.is_closed();
         let why = match self.evict(&mut work.evictor, &is_enough, go_on) {
             _ if is_enough() => {
@@ -167,7 +167,7 @@ impl EvictionService {
             }
             Ok(eviction) => nothing_left(&eviction),
             // Another process makes room, or a bundle is done soon: the next one tries again.
-            Err(PruneError::Busy(busy)) => return refuse(busy.as_str()),
+            Err(PruneError::Locked(busy)) => return refuse(busy.as_str()),
             Err(PruneError::Stopped) => return Err(CacheError::GivenUp),
             Err(error) => error.to_string(),
         };
@@ -199,7 +199,7 @@ impl EvictionService {
             let disk = Disk::of(&self.core.store);
             let lets_wait = self.waiting.load(Ordering::Relaxed) > 0;
             policy.below_low_watermark(&disk)
-                || (lets_wait && policy.has_room(&disk, HANDED_OVER_BYTES))
+                || (lets_wait && policy.fits(&disk, HANDED_OVER_BYTES))
         };
         let why = match self.evict(&mut work.evictor, &is_enough, go_on) {
             _ if is_enough() => {
@@ -208,21 +208,19 @@ impl EvictionService {
             }
             // More may have come meanwhile.
             Ok(eviction)
-                if eviction.freed_bytes > 0 && policy.has_room(&Disk::of(&self.core.store), 0) =>
+                if eviction.freed_bytes > 0 && policy.fits(&Disk::of(&self.core.store), 0) =>
             {
                 return;
             }
             Ok(eviction) if eviction.leftovers > 0 => return,
             Ok(eviction) => nothing_left(&eviction),
             // Soon that is over.
-            Err(PruneError::Busy(_) | PruneError::Stopped) => return,
+            Err(PruneError::Locked(_) | PruneError::Stopped) => return,
             Err(error) => error.to_string(),
         };
         work.failed_ahead = Some(self.core.now());
         let disk = Disk::of(&self.core.store);
-        if !policy.has_room(&disk, 0)
-            && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.core.now())
-        {
+        if !policy.fits(&disk, 0) && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.core.now()) {
             work.logged = Some(self.core.now());
             let refused = self.refusal(&policy, &disk, 0, &why);
             log::error!("{refused}; what does not fit is streamed to clients without being cached");
@@ -231,16 +229,16 @@ impl EvictionService {
 
     /// The limits in force. A disk that is full is one whatever the configuration says; a little of it stays
     /// for manifests, names and lists.
-    fn room_policy(&self) -> RoomPolicy {
+    fn room_policy(&self) -> CacheLimits {
         let policy = self.core.settings().upkeep.room;
         let little = || {
             let of_disk = self.core.store.disk_size().unwrap_or_default() / 100;
             FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
         };
-        RoomPolicy { floor: policy.floor.or_else(|| Some(little())), ..policy }
+        CacheLimits { floor: policy.floor.or_else(|| Some(little())), ..policy }
     }
 
-    fn can_never_fit(&self, policy: &RoomPolicy, disk: &Disk, more_bytes: u64) -> bool {
+    fn can_never_fit(&self, policy: &CacheLimits, disk: &Disk, more_bytes: u64) -> bool {
         let floor = policy.floor_bytes(disk).unwrap_or_default();
         let is_over = |bound: Option<u64>, more| bound.is_some_and(|bound| bound < more);
         is_over(policy.cap_bytes, more_bytes)
@@ -249,13 +247,13 @@ impl EvictionService {
 
     fn refusal(
         &self,
-        policy: &RoomPolicy,
+        policy: &CacheLimits,
         disk: &Disk,
         missing_bytes: u64,
         why: &str,
     ) -> CacheError {
         let configured = self.core.settings().upkeep.room;
-        let by_cap = RoomPolicy { floor: None, ..*policy }.lacking(disk, missing_bytes) > 0;
+        let by_cap = CacheLimits { floor: None, ..*policy }.shortfall(disk, missing_bytes) > 0;
         let limit = match (by_cap, configured.floor) {
             (true, _) => "the cache has reached cacheSize",
             (false, _) if disk.lacks_files() => "the cache's file system has no free inodes left",
@@ -263,7 +261,7 @@ impl EvictionService {
             (false, None) => "the cache's disk is full",
         };
         let reason = format!("{limit}, and {why}; unpin or prune something, or give it more");
-        StoreError::NoLeave { missing_bytes, reason }.into()
+        StoreError::LimitReached { missing_bytes, reason }.into()
     }
 
     /// Evicts, and logs it.

@@ -55,7 +55,7 @@ pub use prefetch::Prefetch;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 
-pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
+pub use crate::store::{Blob, ImageUsage, ListBody, SweepLocked, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 
 use blobs::BlobCache;

@@ -78,7 +78,7 @@ impl BlobCache {
         };
         let mut download = Download::new(self, name, digest, known, sink);
         self.recover(&mut download)?;
-        let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_whole);
+        let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_complete);
         if !is_complete && let Err(error) = download.run() {
             // What was kept does not fit what upstream sends, or fills the disk: it is given up.
             // Refused before anything was written: what was kept is as good as it was.
@@ -278,7 +278,7 @@ impl Sink for ToStore<'_> {
 
     fn is_short(&self) -> bool {
         let is_below = |claim| self.bytes_written() < claim;
-        self.claim.is_some_and(is_below) && !self.ingest.as_ref().is_some_and(Ingest::is_whole)
+        self.claim.is_some_and(is_below) && !self.ingest.as_ref().is_some_and(Ingest::is_complete)
     }
 
     fn waits_for(&self) -> Waits {

@@ -14,10 +14,10 @@ use super::eviction::Evictor;
 use crate::metrics::Removal;
 use crate::oci::{Choice, ImageName, Reference, Upstream};
 use crate::prune::{
-    self, Criteria, PinError, PinSettings, Pins, PruneError, PrunePolicy, Report, Request,
-    RoomPolicy,
+    self, CacheLimits, Criteria, PinError, PinSettings, Pins, PruneError, PrunePolicy, Report,
+    Request,
 };
-use crate::store::Chore;
+use crate::store::PeriodicJob;
 use crate::upstream::Standing;
 
 pub(super) use background::Background;
@@ -51,7 +51,7 @@ const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upkeep {
     /// How large it may be.
-    pub room: RoomPolicy,
+    pub room: CacheLimits,
     /// What is never evicted, beside what `larder pin` was told.
     pub pins: PinSettings,
     /// What is pruned by the clock.
@@ -177,7 +177,9 @@ impl Work {
         let cache = &self.cache;
         let Some(policy) = cache.core().settings().upkeep.prune else { return };
         let now = cache.now();
-        let Some(turn) = cache.store().turn(Chore::Prune, policy.every, now) else { return };
+        let Some(lease) = cache.store().acquire_lease(PeriodicJob::Prune, policy.every, now) else {
+            return;
+        };
         // Without rests: meanwhile nobody else can make room.
         let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
         let criteria = policy.criteria(now);
@@ -190,14 +192,14 @@ impl Work {
                     report.freed_bytes,
                     report.kept_pinned
                 );
-                turn.finish(cache.now());
+                lease.finish(cache.now());
             }
             Err(PruneError::Stopped) => {}
             // Somebody is at it: it is tried again at the next look.
-            Err(PruneError::Busy(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
+            Err(PruneError::Locked(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
             Err(error) => {
                 log::error!("pruneConfig: {error}");
-                turn.finish(cache.now());
+                lease.finish(cache.now());
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::background::Background;
 use crate::cache::Cache;
 use crate::oci::{Digest, ImageName, Reference};
-use crate::store::{Checked, Chore, StoredImage};
+use crate::store::{Checked, PeriodicJob, StoredImage};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -85,7 +85,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
     loop {
         let store = cache.store();
         if store.is_writable()
-            && let Some(turn) = store.turn(Chore::Scrub, policy.every, cache.now())
+            && let Some(lease) = store.acquire_lease(PeriodicJob::Scrub, policy.every, cache.now())
         {
             let mut pace = Pace::new(policy.rate, Instant::now());
             let report = cache.scrub(&mut |bytes| {
@@ -99,7 +99,7 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
                     report.bytes,
                     report.damaged.len()
                 );
-                turn.finish(cache.now());
+                lease.finish(cache.now());
                 cache.heal(&report.damaged, &mut go_on);
             }
         }

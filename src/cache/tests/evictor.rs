@@ -1,7 +1,7 @@
 //! Whether bytes that arrive are admitted, and what is evicted for them.
 
 use super::*;
-use crate::prune::{FreeSpace, PinSettings, RoomPolicy};
+use crate::prune::{CacheLimits, FreeSpace, PinSettings};
 use crate::store::StoreError;
 
 /// How long after a try in vain the next one is made.
@@ -23,7 +23,7 @@ fn limit(bench: &Bench, spare: u64) {
     bench.cache.store().count_disk(&mut || true).unwrap();
     let used = bench.cache.store().disk_bytes().unwrap();
     let mut settings = Settings::clone(&bench.cache.core().settings());
-    settings.upkeep.room = RoomPolicy { cap_bytes: Some(used + spare), floor: None };
+    settings.upkeep.room = CacheLimits { cap_bytes: Some(used + spare), floor: None };
     bench.cache.reconfigure(settings);
 }
 
@@ -57,7 +57,10 @@ fn reason(admitted: Result<(), CacheError>) -> Option<String> {
     match admitted {
         Ok(()) => None,
         Err(CacheError::Store(error)) => {
-            assert!(error.is_full() && matches!(&*error, StoreError::NoLeave { .. }), "{error}");
+            assert!(
+                error.is_full() && matches!(&*error, StoreError::LimitReached { .. }),
+                "{error}"
+            );
             Some(error.to_string())
         }
         Err(error) => panic!("{error}"),
@@ -143,7 +146,7 @@ fn pins_that_cannot_be_read_are_the_reason_for_the_refusal() {
 fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
     let bench = bench(|_| {});
     let mut settings = Settings::clone(&bench.cache.core().settings());
-    settings.upkeep.room = RoomPolicy { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
+    settings.upkeep.room = CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
     bench.cache.reconfigure(settings);
     let why = reason(bench.cache.services.eviction.check_size(1)).unwrap();
     let words = "the disk has no more than freeSpace left, and it is larger than the limit";
@@ -153,7 +156,7 @@ fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
 #[test]
 fn without_a_count_of_the_disk_the_cap_bounds_nothing() {
     let bench = Bench::with(|settings| {
-        settings.upkeep.room = RoomPolicy { cap_bytes: Some(1000), floor: None };
+        settings.upkeep.room = CacheLimits { cap_bytes: Some(1000), floor: None };
     });
     assert_eq!(refusal(&bench, 900), None);
     bench.cache.store().count_disk(&mut || true).unwrap();

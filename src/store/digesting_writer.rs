@@ -1,8 +1,8 @@
-//! Spools: content that comes from no registry, whose digest is often told only by its last byte.
+//! Writing content whose digest is not known in advance, because it comes from a bundle and not from a registry.
 //!
-//! A spool is a file under `incoming/` that belongs to one writer and is hashed while it is written.
-//! [`Spool::commit`] gives it the name of its digest; dropping it removes it. Its owner holds `flock`
-//! on it, so that what a killed process has left can be told from what is being written, and removed.
+//! The content goes to a file under `incoming/` that belongs to one writer and is hashed as it is written.
+//! [`DigestingWriter::commit`] renames it to its digest; dropping the writer removes it. The writer holds `flock`
+//! on the file, so that leftovers of a killed process can be distinguished from active files and removed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,17 +15,17 @@ use super::lock::FileLock;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
 
-/// What the name of a spool begins with.
+/// The prefix of these files.
 const PREFIX: &str = "spool-";
-/// How often a new spool may be taken for an abandoned one between its creation and its lock. Each round
-/// needs another process that looks for abandoned ones just then.
+/// How often another process may remove a new file as abandoned between its creation and its lock. Each round needs
+/// another process that is cleaning up at that moment.
 const ROUNDS_MAX: u32 = 8;
-/// How often another process may be writing `index.json` when ours is to be in it.
+/// How often another process may be writing `index.json` while this one waits to include its tag.
 const INDEX_ROUNDS_MAX: u32 = 8;
 
-/// Content that is being written, of which nobody else knows.
+/// A file that is being written and hashed. No other code knows its name.
 #[derive(Debug)]
-pub struct Spool {
+pub struct DigestingWriter {
     store: Store,
     path: PathBuf,
     file: FileLock,
@@ -34,52 +34,52 @@ pub struct Spool {
 }
 
 impl Store {
-    /// Begins to write content that is named by `algorithm`.
+    /// Starts to write content that is named by its `algorithm` digest.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn spool(&self, algorithm: Algorithm) -> Result<Spool, StoreError> {
+    /// [`StoreError`] if the directory is read-only or a write fails.
+    pub fn digesting_writer(&self, algorithm: Algorithm) -> Result<DigestingWriter, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let mut round = 0;
         loop {
             round += 1;
-            let (path, file) = self.inner.create_spool()?;
+            let (path, file) = self.inner.create_import_file()?;
             let lock = FileLock::try_exclusive(file);
             let lock = lock.map_err(|error| StoreError::write(&path, error))?;
             match lock.filter(|_| path.exists()) {
                 Some(file) => {
                     let (store, verifier) = (self.clone(), Verifier::new(algorithm));
-                    return Ok(Spool { store, path, file, verifier, bytes_written: 0 });
+                    return Ok(DigestingWriter { store, path, file, verifier, bytes_written: 0 });
                 }
                 None if round < ROUNDS_MAX => {}
                 None => {
-                    let taken = io::Error::other("it is removed again and again");
+                    let taken = io::Error::other("other processes keep removing it");
                     return Err(StoreError::write(&path, taken));
                 }
             }
         }
     }
 
-    /// Removes the spools of processes that were killed. Those of living ones are locked and stay.
-    pub fn remove_abandoned_spools(&self) {
+    /// Removes the files of killed processes. Files of running processes are locked and stay.
+    pub fn remove_abandoned_imports(&self) {
         let incoming = self.inner.layout.incoming();
         for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
             let path = incoming.join(name);
             let Ok(lock) = open_to_read(&path).and_then(FileLock::try_exclusive) else { continue };
             if lock.is_some() {
-                // Gone already is as good; anything else costs room, and the next one tries again.
+                // If it is already gone, fine. Any other failure costs space, and the next cleanup retries.
                 let _ = fs::remove_file(&path);
             }
         }
     }
 
-    /// Writes `index.json` if a tag changed, and waits for another process that is writing it and may
-    /// have passed our tag. For those who end afterwards; a server comes back to it.
+    /// Writes `index.json` if a tag changed. Waits for another process that is writing it and may have passed the
+    /// tag. For commands that exit afterwards; a server retries later.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn settle_index(&self) -> Result<(), StoreError> {
         for _ in 0..INDEX_ROUNDS_MAX {
             if !self.is_index_outdated() {
@@ -97,12 +97,12 @@ impl Store {
 }
 
 impl Store {
-    /// A file of these bytes that has no name: it disappears with its last descriptor, whatever happens
-    /// to the process.
+    /// Creates a file of these bytes and unlinks it: it disappears with its last descriptor, even if the process is
+    /// killed.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn unnamed_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
+    /// [`StoreError`] if the directory is read-only or a write fails.
+    pub fn unlinked_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
@@ -111,8 +111,7 @@ impl Store {
         let mut options = File::options();
         let created = options.read(true).write(true).create_new(true).open(&path);
         let mut file = created.map_err(failed)?;
-        // At once: a process that is killed here leaves an empty temporary file, which the next start
-        // removes.
+        // Unlinked at once: a kill before this leaves an empty temporary file, which cleanup removes.
         fs::remove_file(&path).map_err(failed)?;
         file.write_all(bytes).map_err(failed)?;
         Ok(file)
@@ -120,27 +119,27 @@ impl Store {
 }
 
 impl Inner {
-    fn create_spool(&self) -> Result<(PathBuf, File), StoreError> {
+    fn create_import_file(&self) -> Result<(PathBuf, File), StoreError> {
         let temporary = self.layout.temporary();
         let name = temporary.file_name().unwrap_or_default().to_string_lossy();
         let path = temporary.with_file_name(format!("{PREFIX}{name}"));
         let file = File::create_new(&path).map_err(|error| StoreError::write(&path, error))?;
-        // At once: what a kill leaves has to be opened by whoever is to remove it.
+        // Set the owner at once: after a kill, the process that cleans up must be able to open the file.
         self.layout.owner().give(&file);
         Ok((path, file))
     }
 }
 
-impl Spool {
-    /// Checks that the disk has room for `size_bytes` more, as far as can be known.
+impl DigestingWriter {
+    /// Checks that the disk has `size_bytes` of free space, if the system reports it.
     ///
     /// # Errors
-    /// [`StoreError::NoRoom`].
-    pub fn check_room_for(&self, size_bytes: u64) -> Result<(), StoreError> {
+    /// [`StoreError::InsufficientSpace`].
+    pub fn check_free_space(&self, size_bytes: u64) -> Result<(), StoreError> {
         match self.store.free_bytes() {
             Some(free_bytes) if free_bytes < size_bytes => {
                 let root = self.store.root().to_owned();
-                Err(StoreError::NoRoom { root, missing_bytes: size_bytes, free_bytes })
+                Err(StoreError::InsufficientSpace { root, missing_bytes: size_bytes, free_bytes })
             }
             _ => Ok(()),
         }
@@ -149,7 +148,7 @@ impl Spool {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; [`StoreError::is_full`] tells the common case.
+    /// [`StoreError`] if a write fails; [`StoreError::is_full`] covers the common case.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         (&*self.file).write_all(bytes).map_err(|error| StoreError::write(&self.path, error))?;
         self.verifier.update(bytes);
@@ -158,14 +157,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Forces the bytes to the disk and gives them the name of their digest, which is returned with
-    /// their number.
+    /// Syncs the bytes to the disk and renames the file to its digest. Returns the digest and the size.
     ///
     /// # Errors
-    /// [`IngestError::WrongDigest`] if it is not the digest that was `told`, or the disk refuses.
-    pub fn commit(self, told: Option<&Digest>) -> Result<(Digest, u64), IngestError> {
+    /// [`IngestError::WrongDigest`] if the digest is not `expected`, or [`IngestError::Store`] if a write fails.
+    pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), IngestError> {
         let digest = self.verifier.clone().finish();
-        if let Some(expected) = told.filter(|told| **told != digest) {
+        if let Some(expected) = expected.filter(|it| **it != digest) {
             return Err(IngestError::WrongDigest { expected: *expected, actual: digest.into() });
         }
         self.publish(&digest).map_err(IngestError::Store)?;
@@ -181,9 +179,9 @@ impl Spool {
     }
 }
 
-impl Drop for Spool {
+impl Drop for DigestingWriter {
     fn drop(&mut self) {
-        // After a commit the name leads nowhere any more, which is as it should be.
+        // After a commit the path no longer exists and nothing is removed.
         if fs::remove_file(&self.path).is_ok() {
             self.store.inner.note_bytes_removed(self.bytes_written);
         }

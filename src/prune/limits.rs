@@ -1,52 +1,52 @@
-//! How much room there is to be, and what is pruned by the clock.
+//! The configured limits of the cache, and scheduled pruning.
 
 use std::time::{Duration, SystemTime};
 
 use super::plan::Criteria;
 use crate::store::Store;
 
-/// The watermarks, as shares of the limits: at the high one eviction begins, and ends at the low one. Of the cap
-/// so much stays unused, and of the floor so much more stays free.
+/// The watermarks as fractions of the limits. Eviction begins at the high watermark and ends at the low one. This
+/// fraction of the cap stays unused, or is free in addition to the floor.
 const HIGH_WATER_DIVISOR: u64 = 20;
 const LOW_WATER_DIVISOR: u64 = 10;
-/// Inodes that stay free: a hundredth of those of the file system, and at most so many.
+/// Inodes that stay free: one hundredth of the file system's, and at most this many.
 const FREE_FILES_MAX: u64 = 1000;
 
-/// Room that is kept free on the disk.
+/// Space that stays free on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreeSpace {
-    /// So many bytes.
+    /// In bytes.
     Bytes(u64),
-    /// A share of the disk.
+    /// As a percentage of the disk.
     Percent(u8),
 }
 
-/// How large the cache may be.
+/// Limits on the size of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RoomPolicy {
-    /// `cacheSize`: all that the cache holds, in bytes.
+pub struct CacheLimits {
+    /// `cacheSize`: the maximum size of the cache in bytes.
     pub cap_bytes: Option<u64>,
-    /// `freeSpace`: what stays free on its disk, whoever uses the rest.
+    /// `freeSpace`: the space that stays free on the disk, whatever uses the rest.
     pub floor: Option<FreeSpace>,
 }
 
-/// What is known of the disk.
+/// The state of the disk, as far as it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disk {
-    /// What the cache holds; nothing before it was counted.
+    /// Size of the cache in bytes; `None` before the first count.
     pub used_bytes: Option<u64>,
-    /// What is free.
+    /// Free bytes.
     pub free_bytes: Option<u64>,
-    /// How large it is.
+    /// Size of the disk in bytes.
     pub size_bytes: Option<u64>,
-    /// Files that can still be created; nothing where the file system has no bound.
+    /// Number of files that can still be created; `None` if the file system has no limit.
     pub free_files: Option<u64>,
-    /// How many files it can have.
+    /// The maximum number of files.
     pub files_max: Option<u64>,
 }
 
 impl Disk {
-    /// The disk of a cache, now.
+    /// The current state of a cache's disk.
     pub fn of(store: &Store) -> Disk {
         let space = store.space();
         Disk {
@@ -58,20 +58,20 @@ impl Disk {
         }
     }
 
-    /// Whether the file system has too few inodes left.
+    /// Whether the file system has too few free inodes.
     pub fn lacks_files(&self) -> bool {
         self.has_fewer_files_than(1)
     }
 
-    /// Whether it has fewer left than so many times those that stay free.
+    /// Whether fewer inodes are free than `times` the number to keep free.
     fn has_fewer_files_than(&self, times: u64) -> bool {
         let spare = |max: u64| (max / 100).min(FREE_FILES_MAX).saturating_mul(times);
         self.free_files.zip(self.files_max).is_some_and(|(free, max)| free < spare(max))
     }
 }
 
-impl RoomPolicy {
-    /// Whether there is a bound at all.
+impl CacheLimits {
+    /// Whether any limit is set.
     pub fn is_bounded(&self) -> bool {
         self.cap_bytes.is_some() || self.floor.is_some()
     }
@@ -84,8 +84,8 @@ impl RoomPolicy {
         }
     }
 
-    /// How many bytes are lacking for `more_bytes` to fit.
-    pub fn lacking(&self, disk: &Disk, more_bytes: u64) -> u64 {
+    /// How many bytes must be freed for `more_bytes` to fit.
+    pub fn shortfall(&self, disk: &Disk, more_bytes: u64) -> u64 {
         let over_cap = match (self.cap_bytes, disk.used_bytes) {
             (Some(cap), Some(used)) => used.saturating_add(more_bytes).saturating_sub(cap),
             _ => 0,
@@ -97,58 +97,58 @@ impl RoomPolicy {
         over_cap.max(below_floor)
     }
 
-    /// Whether so many bytes fit, and inodes are left.
-    pub fn has_room(&self, disk: &Disk, more_bytes: u64) -> bool {
-        self.lacking(disk, more_bytes) == 0 && !disk.lacks_files()
+    /// Whether `more_bytes` fit and enough inodes are free.
+    pub fn fits(&self, disk: &Disk, more_bytes: u64) -> bool {
+        self.shortfall(disk, more_bytes) == 0 && !disk.lacks_files()
     }
 
-    /// Whether nothing need be evicted ahead of demand.
+    /// Whether no eviction in advance is needed.
     pub fn below_high_watermark(&self, disk: &Disk) -> bool {
-        self.watermark(disk, HIGH_WATER_DIVISOR).lacking(disk, 0) == 0
+        self.watermark(disk, HIGH_WATER_DIVISOR).shortfall(disk, 0) == 0
             && !disk.has_fewer_files_than(2)
     }
 
-    /// Whether so much was evicted that it lasts.
+    /// Whether an eviction in advance can end.
     pub fn below_low_watermark(&self, disk: &Disk) -> bool {
-        self.watermark(disk, LOW_WATER_DIVISOR).lacking(disk, 0) == 0
+        self.watermark(disk, LOW_WATER_DIVISOR).shortfall(disk, 0) == 0
             && !disk.has_fewer_files_than(3)
     }
 
-    fn watermark(&self, disk: &Disk, divisor: u64) -> RoomPolicy {
+    fn watermark(&self, disk: &Disk, divisor: u64) -> CacheLimits {
         let floor = self.floor_bytes(disk);
-        RoomPolicy {
+        CacheLimits {
             cap_bytes: self.cap_bytes.map(|cap| cap - cap / divisor),
             floor: floor.map(|floor| FreeSpace::Bytes(floor.saturating_add(floor / divisor))),
         }
     }
 }
 
-/// `pruneConfig`: what is pruned in the background.
+/// `pruneConfig`: scheduled pruning in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrunePolicy {
-    /// By what.
+    /// The time that counts.
     pub by: PruneBy,
-    /// How long ago that must be.
+    /// The minimum age by that time.
     pub duration: Duration,
-    /// How often.
+    /// The interval between runs.
     pub every: Duration,
-    /// How many images at a time.
+    /// The maximum number of images per run.
     pub count: Option<usize>,
-    /// Whether only to say what would go.
+    /// Whether to only report what would be removed.
     pub is_dry_run: bool,
 }
 
-/// By which time images are pruned.
+/// The time by which images are pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PruneBy {
-    /// When they were last pulled.
+    /// The last pull.
     Accessed,
-    /// When the cache got them.
+    /// The time when the image was fetched.
     Created,
 }
 
 impl PrunePolicy {
-    /// The criteria, now.
+    /// The criteria at the time `now`.
     pub fn criteria(&self, now: SystemTime) -> Criteria {
         let count = self.count;
         match self.by {
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_lacks_over_the_cap_and_below_the_floor() {
+    fn shortfall_is_the_excess_over_the_cap_or_below_the_floor() {
         let disk = Disk {
             used_bytes: Some(800),
             free_bytes: Some(300),
@@ -177,7 +177,7 @@ mod tests {
         };
         let (cap, bytes, percent) =
             (Some(1000), Some(FreeSpace::Bytes(100)), Some(FreeSpace::Percent(10)));
-        for (cap_bytes, floor, more, lacking) in [
+        for (cap_bytes, floor, more, shortfall) in [
             (None, None, 9999, 0),
             (cap, None, 0, 0),
             (cap, None, 200, 0),
@@ -190,9 +190,9 @@ mod tests {
             (cap, bytes, 400, 200),
             (cap, percent, 190, 90),
         ] {
-            let policy = RoomPolicy { cap_bytes, floor };
-            assert_eq!(policy.lacking(&disk, more), lacking, "{policy:?} {more}");
-            assert_eq!(policy.has_room(&disk, more), lacking == 0, "{policy:?} {more}");
+            let policy = CacheLimits { cap_bytes, floor };
+            assert_eq!(policy.shortfall(&disk, more), shortfall, "{policy:?} {more}");
+            assert_eq!(policy.fits(&disk, more), shortfall == 0, "{policy:?} {more}");
         }
     }
 
@@ -204,8 +204,8 @@ mod tests {
             size_bytes: Some(9999),
             ..Disk::default()
         };
-        let cap = RoomPolicy { cap_bytes: Some(1000), floor: None };
-        let floor = RoomPolicy { cap_bytes: None, floor: Some(FreeSpace::Bytes(1000)) };
+        let cap = CacheLimits { cap_bytes: Some(1000), floor: None };
+        let floor = CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(1000)) };
         for (policy, disk, below_high, below_low) in [
             (cap, disk(900, 0), true, true),
             (cap, disk(901, 0), true, false),
@@ -225,8 +225,8 @@ mod tests {
     fn inodes_are_watched_like_bytes() {
         let disk =
             |free, max| Disk { free_files: Some(free), files_max: Some(max), ..Disk::default() };
-        let policy = RoomPolicy { cap_bytes: Some(1), floor: None };
-        for (free, max, has_room, below_high, below_low) in [
+        let policy = CacheLimits { cap_bytes: Some(1), floor: None };
+        for (free, max, fits, below_high, below_low) in [
             (0, 1000, false, false, false),
             (9, 1000, false, false, false),
             (10, 1000, true, false, false),
@@ -236,21 +236,21 @@ mod tests {
             (3000, 10_000_000, true, true, true),
         ] {
             let disk = disk(free, max);
-            assert_eq!(policy.has_room(&disk, 0), has_room, "{disk:?}");
+            assert_eq!(policy.fits(&disk, 0), fits, "{disk:?}");
             assert_eq!(policy.below_high_watermark(&disk), below_high, "{disk:?}");
             assert_eq!(policy.below_low_watermark(&disk), below_low, "{disk:?}");
         }
     }
 
     #[test]
-    fn what_is_not_known_bounds_nothing() {
-        let policy = RoomPolicy { cap_bytes: Some(1), floor: Some(FreeSpace::Percent(50)) };
-        assert_eq!(policy.lacking(&Disk::default(), 1000), 0);
-        assert!(policy.is_bounded() && !RoomPolicy::default().is_bounded());
+    fn unknown_sizes_impose_no_limit() {
+        let policy = CacheLimits { cap_bytes: Some(1), floor: Some(FreeSpace::Percent(50)) };
+        assert_eq!(policy.shortfall(&Disk::default(), 1000), 0);
+        assert!(policy.is_bounded() && !CacheLimits::default().is_bounded());
     }
 
     #[test]
-    fn a_policy_of_the_clock_becomes_criteria() {
+    fn a_prune_policy_becomes_criteria() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let duration = Duration::from_secs(400);
         let policy = PrunePolicy {
