@@ -7,6 +7,8 @@ use super::limits::{HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 use super::request::{Framing, Method, Request, Span, Version};
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 /// What became of some bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +56,21 @@ impl fmt::Display for HeadError {
             }
             Self::Version => f.write_str("only HTTP/1.1 and HTTP/1.0 are spoken here"),
             Self::Expectation => f.write_str("only the expectation 100-continue is known here"),
+        }
+    }
+}
+
+impl Request {
+    /// Parses the text of a head, as a client would send it. For tests of handlers.
+    ///
+    /// # Errors
+    /// The text that the client would get.
+    pub fn parse(head: &str, peer: SocketAddr, began: Instant) -> Result<Self, String> {
+        let mut request = Self::vacant(peer, began);
+        match parse(head.as_bytes(), &mut request) {
+            Ok(Parsed::Complete { .. }) => Ok(request),
+            Ok(Parsed::Partial) => Err("the request head has no end".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 }
@@ -246,8 +263,7 @@ fn expects_continue(request: &Request) -> Result<bool, HeadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, SocketAddr};
-    use std::time::Instant;
+    use std::net::Ipv4Addr;
 
     fn parsed(head: &[u8]) -> (Result<Parsed, HeadError>, Request) {
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));

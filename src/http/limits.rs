@@ -11,7 +11,7 @@ const WORKERS_PER_CORE: usize = 4;
 /// A slow disk must not stop a small machine from answering what is in memory.
 const WORKERS_MIN: usize = 16;
 
-/// Enough for a big cluster's nodes with several connections each; a seat and an idle connection
+/// Enough for a big cluster's nodes with several connections each; a slot and an idle connection
 /// cost well under 1 KiB.
 const MAX_CONNECTIONS: usize = 16_384;
 
@@ -55,13 +55,13 @@ pub(super) const LINGER_BYTES_MAX: usize = 256 * 1024;
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How much a worker sends for one connection before others get their turn.
-pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const SLICE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How many pipelined requests are answered in one turn.
-pub(super) const TURN_REQUESTS_MAX: usize = 32;
+pub(super) const SLICE_REQUESTS_MAX: usize = 32;
 
 /// Seats beyond `max_connections`, only for telling surplus clients 503 in good order.
-pub(super) const SURPLUS_SEATS: usize = 64;
+pub(super) const SURPLUS_SLOTS: usize = 64;
 
 /// A refused client that sends no request is told 503 all the same after this.
 pub(super) const SURPLUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ pub(super) const SEALED_MAX: usize = 16 * 1024;
 /// More workers than this are a mistake: they only ever wait for the disk.
 const THREADS_LIMIT: usize = 4_096;
 
-/// More connections than one address has ports for; seats are allocated at start.
+/// More connections than one address has ports for; slots are allocated at start.
 const CONNECTIONS_LIMIT: usize = 1 << 20;
 
 /// Longer than any process runs; "for ever" as a `Duration` would overflow the clock.

@@ -2,10 +2,10 @@
 //!
 //! It must not know HTTP, nor touch a client's bytes.
 
-use super::connection::{Connection, Phase};
+use super::connection::Connection;
 use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG};
-use super::parking::Eviction;
-use super::pool::Shared;
+use super::shared::Shared;
+use super::table::Eviction;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -27,25 +27,25 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts until the drain begins; then the listeners are closed.
 pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
-    let mut strain = Strain::default();
-    while !shared.draining() {
+    let mut shortage = Shortage::default();
+    while !shared.is_draining() {
         // The end of a shortage is worth a log line even if no client comes.
-        let timeout = strain.logged.then_some(ACCEPT_BACKOFF);
-        wait(if strain.resting { &[] } else { &listeners }, shared, timeout);
-        strain.resting = false;
+        let timeout = shortage.logged.then_some(ACCEPT_BACKOFF);
+        wait(if shortage.resting { &[] } else { &listeners }, shared, timeout);
+        shortage.resting = false;
         for listener in &listeners {
             let accept = || {
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 rustix::net::acceptfrom_with(listener, flags)
             };
-            match accept_some(accept, &mut |fd, peer| welcome(fd, peer, shared)) {
-                Accepted::All => strain.relieve(),
+            match accept_some(accept, &mut |fd, peer| admit(fd, peer, shared)) {
+                Accepted::All => shortage.relieve(),
                 Accepted::Some => {}
                 // The system looks for a descriptor before it looks for a client.
                 Accepted::Short(_) if !is_ready(listener) => {}
                 Accepted::Short(errno) => {
                     // A connection without a request holds a descriptor that a new client needs more.
-                    strain.note(errno, shared.lot.evict(None) == Eviction::Done);
+                    shortage.note(errno, shared.table.evict(None) == Eviction::Done);
                 }
             }
         }
@@ -86,11 +86,11 @@ enum Accepted {
 /// Accepts some of the clients that wait.
 fn accept_some(
     mut accept: impl FnMut() -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)>,
-    welcome: &mut dyn FnMut(OwnedFd, Option<SocketAddrAny>),
+    admit: &mut dyn FnMut(OwnedFd, Option<SocketAddrAny>),
 ) -> Accepted {
     for _ in 0..ACCEPTS_PER_WAIT {
         match accept() {
-            Ok((fd, peer)) => welcome(fd, peer),
+            Ok((fd, peer)) => admit(fd, peer),
             Err(Errno::AGAIN) => return Accepted::All,
             // The trouble of one client who is gone already (accept(2), "Error handling").
             Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::PERM) => {}
@@ -103,17 +103,16 @@ fn accept_some(
     Accepted::Some
 }
 
-fn welcome(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
+fn admit(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
     let peer = peer_address(peer);
-    let Some(ticket) = shared.lot.admit(peer.ip().into()) else {
-        log::debug!("a client was turned away: every seat is taken");
+    let Some(guard) = shared.table.admit(peer.ip().into()) else {
+        log::debug!("a client was turned away: every slot is taken");
         return;
     };
-    let now = Instant::now();
-    let beginning = if shared.tls.is_some() { Phase::Greeting } else { Phase::Head };
-    let connection = Connection::new(fd, beginning, peer, ticket, now);
-    let parking = connection.parking_for_first_head(&shared.settings);
-    shared.lot.settle(Box::new(connection), parking);
+    let by_tls = shared.service.tls.is_some();
+    let connection = Connection::new(fd, by_tls, peer, guard, Instant::now());
+    let parking = connection.initial_parking(&shared.service.settings);
+    shared.table.insert(Box::new(connection), parking);
 }
 
 fn peer_address(peer: Option<SocketAddrAny>) -> SocketAddr {
@@ -124,12 +123,12 @@ fn peer_address(peer: Option<SocketAddrAny>) -> SocketAddr {
 
 /// Remembers a shortage, so that it is logged once however long it lasts.
 #[derive(Debug, Default)]
-struct Strain {
+struct Shortage {
     logged: bool,
     resting: bool,
 }
 
-impl Strain {
+impl Shortage {
     fn note(&mut self, errno: Errno, something_was_freed: bool) {
         self.resting |= !something_was_freed;
         if !self.logged {

@@ -6,7 +6,7 @@
 //!
 //! **A worker never waits.** One thread accepts, one polls, and a fixed pool of workers takes
 //! connections that can go on from one bounded channel. A connection that cannot go on (no request
-//! yet, head unfinished, socket full, handler or tail without news) is *parked* in its seat, and
+//! yet, head unfinished, socket full, handler or tail without news) is *parked* in its slot, and
 //! comes back when its socket is ready, its deadline has passed, or a [`std::task::Waker`] was
 //! woken. So the number of workers bounds what is computed at once, not who may be slow.
 //!
@@ -22,25 +22,18 @@ mod tail;
 mod head;
 mod memory;
 mod render;
-mod socket;
 mod tls;
-mod wire;
+mod worker;
 
-mod answering;
-mod chunks;
-mod closing;
+mod table;
+
 mod connection;
-mod handshake;
-mod outgoing;
-mod reading;
-mod sending;
 
 mod listener;
-mod parking;
 mod poller;
 mod pool;
 mod server;
-mod shares;
+mod shared;
 
 #[cfg(test)]
 mod tests;

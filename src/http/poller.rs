@@ -3,14 +3,14 @@
 //! It must not know what connections are; it only puts them back to work.
 
 use super::limits::{CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
-use super::parking::{Stage, Sweep};
-use super::pool::Shared;
+use super::shared::Shared;
+use super::table::{Stage, Sweep};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// The token of the event that only interrupts the wait; no seat has so high an index.
+/// The token of the event that only interrupts the wait; no slot has so high an index.
 const KICK: u64 = u64::MAX;
 
 /// Makes `kick` interrupt the waits on `epoll`, once for every write to it.
@@ -30,17 +30,17 @@ pub(super) fn run(shared: &Shared) {
             // The fields of a packed structure must be copied out.
             let (flags, data) = (event.flags, event.data);
             if data.u64() != KICK {
-                shared.lot.fire(data.u64(), flags);
+                shared.table.socket_ready(data.u64(), flags);
             }
         }
         let now = Instant::now();
-        if shared.lot.stage() != Stage::Serving {
+        if shared.table.stage() != Stage::Serving {
             if drain.advance(shared, now) {
                 return;
             }
             next_sweep = now + DRAIN_SCAN_INTERVAL;
         } else if now >= next_sweep {
-            shared.lot.sweep(now, Sweep::Expired);
+            shared.table.sweep(now, Sweep::Expired);
             next_sweep = now + SCAN_INTERVAL;
         }
     }
@@ -50,7 +50,7 @@ fn wait(shared: &Shared, events: &mut Vec<epoll::Event>, until: Instant) {
     events.clear();
     let timeout = until.saturating_duration_since(Instant::now());
     let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    match epoll::wait(shared.lot.epoll(), spare_capacity(events), Some(&timeout)) {
+    match epoll::wait(shared.table.epoll(), spare_capacity(events), Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(errno) => {
             // It cannot be, but if it is, a loop without any wait would make it worse.
@@ -71,19 +71,19 @@ impl Drain {
     /// Takes the drain further; true when it is over.
     fn advance(&mut self, shared: &Shared, now: Instant) -> bool {
         let began = *self.began.get_or_insert(now);
-        if passed(began, shared.settings.drain_timeout, now) {
-            shared.lot.advance(Stage::Cutting);
+        if passed(began, shared.service.settings.drain_timeout, now) {
+            shared.table.advance(Stage::Cutting);
         }
-        if shared.lot.stage() == Stage::Cutting {
+        if shared.table.stage() == Stage::Cutting {
             let cut = *self.cut.get_or_insert(now);
-            shared.lot.sweep(now, Sweep::All);
+            shared.table.sweep(now, Sweep::All);
             if passed(cut, CUT_GRACE, now) {
                 return true;
             }
         } else {
-            shared.lot.sweep(now, Sweep::Idle);
+            shared.table.sweep(now, Sweep::Idle);
         }
-        !shared.accepting() && shared.lot.open() == 0
+        !shared.is_accepting() && shared.table.open() == 0
     }
 }
 

@@ -24,6 +24,9 @@ pub struct Reply {
     pub(super) close: bool,
 }
 
+/// The longest plain-text answer: it may quote the error of a body's source.
+const PLAIN_CHARS_MAX: usize = 1024;
+
 impl Reply {
     /// A reply without headers of its own.
     ///
@@ -31,6 +34,17 @@ impl Reply {
     /// these names set by the handler are dropped, and so is `Transfer-Encoding`.
     pub fn new(status: u16, body: Body) -> Self {
         Self { status, headers: Vec::new(), body, note: None, close: false }
+    }
+
+    /// A short plain-text answer for people. Control characters become `?`.
+    pub(super) fn plain(status: u16, text: &str) -> Self {
+        let text: String = text
+            .chars()
+            .take(PLAIN_CHARS_MAX)
+            .map(|char| if char.is_control() { '?' } else { char })
+            .collect();
+        let body = Body::Bytes(Arc::from(format!("{text}\n").into_bytes()));
+        Self::new(status, body).header("Content-Type", "text/plain; charset=utf-8")
     }
 
     /// Adds a header line. Control bytes in `value` are sent as `?`.

@@ -2,7 +2,6 @@
 //!
 //! It must not know sockets, nor what the path means. `head` fills it.
 
-use super::head::{self, HeadError, Parsed};
 use crate::client_address::ClientAddress;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -88,19 +87,6 @@ impl Request {
             expects_continue: false,
             peer,
             began,
-        }
-    }
-
-    /// A request from the text of its head, as a client would send it: for tests of handlers.
-    ///
-    /// # Errors
-    /// What the edge would have told the client.
-    pub fn parse(head: &str, peer: SocketAddr, began: Instant) -> Result<Self, String> {
-        let mut request = Self::vacant(peer, began);
-        match head::parse(head.as_bytes(), &mut request) {
-            Ok(Parsed::Complete { .. }) => Ok(request),
-            Ok(Parsed::Partial) => Err("the request head has no end".to_owned()),
-            Err(error) => Err(HeadError::to_string(&error)),
         }
     }
 

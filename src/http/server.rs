@@ -5,24 +5,25 @@
 use super::handler::Handler;
 use super::limits::Settings;
 use super::listener;
-use super::memory::ResponseMemory;
-use super::parking::{Lot, Stage};
 use super::poller;
-use super::pool::{Crew, Shared};
+use super::pool::Threads;
+use super::shared::Shared;
+use super::table::{ConnectionTable, Stage};
 use super::tls::ServerTls;
+use super::worker::Service;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A server that listens, and serves once [`Server::run`] is called.
 pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
-    crew: Crew,
+    threads: Threads,
 }
 
 /// What a drain came to.
@@ -107,9 +108,11 @@ impl Server {
             listeners.push(listener);
         }
         let shared = Arc::new(share(settings.bounded(), tls, handler).map_err(ServerError::Watch)?);
-        let crew = Crew::start(&shared)
-            .map_err(|source| ServerError::Threads { workers: shared.settings.workers, source })?;
-        Ok(Self { listeners, addresses: bound, shared, crew })
+        let threads = Threads::start(&shared).map_err(|source| ServerError::Threads {
+            workers: shared.service.settings.workers,
+            source,
+        })?;
+        Ok(Self { listeners, addresses: bound, shared, threads })
     }
 
     /// The first address, with the port that the system chose if it was 0.
@@ -131,9 +134,9 @@ impl Server {
     /// Serves until [`Controller::drain`] was called and the last connection has ended.
     pub fn run(mut self) -> DrainReport {
         listener::run(std::mem::take(&mut self.listeners), &self.shared);
-        self.crew.join();
-        let cut = self.shared.cut.load(Ordering::Acquire);
-        DrainReport { finished: self.shared.lot.ended_since_drain().saturating_sub(cut), cut }
+        self.threads.join();
+        let cut = self.shared.service.cut();
+        DrainReport { finished: self.shared.table.ended_since_drain().saturating_sub(cut), cut }
     }
 }
 
@@ -146,17 +149,11 @@ fn share(
     let (stop, kick) = (bell()?, bell()?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     poller::watch_kicks(&epoll, &kick)?;
-    let lot = Lot::new(settings.max_connections, settings.workers, epoll);
-    let memory = ResponseMemory::new(settings.response_memory);
+    let table = ConnectionTable::new(settings.max_connections, settings.workers, epoll);
     Ok(Shared {
-        settings,
-        handler,
-        tls,
-        lot,
-        memory,
-        busy: AtomicUsize::new(0),
-        cut: AtomicUsize::new(0),
-        failed_handshakes: AtomicU64::new(0),
+        service: Arc::new(Service::new(settings, tls, handler)),
+        table,
+        busy_workers: AtomicUsize::new(0),
         accepting: AtomicBool::new(true),
         stop,
         kick,
@@ -183,31 +180,31 @@ impl Controller {
 
     /// Whether the drain has begun.
     pub fn is_draining(&self) -> bool {
-        self.shared.draining()
+        self.shared.is_draining()
     }
 
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        self.shared.lot.open()
+        self.shared.table.open()
     }
 
     /// How many TLS handshakes came to nothing since the start.
     pub fn failed_handshakes(&self) -> u64 {
-        self.shared.failed_handshakes.load(Ordering::Relaxed)
+        self.shared.service.failed_handshakes()
     }
 
     /// Bytes of responses that are held in memory for their clients.
     pub fn response_memory(&self) -> u64 {
-        self.shared.memory.used()
+        self.shared.service.memory.used()
     }
 
     /// How many workers are at work.
     pub fn busy_workers(&self) -> usize {
-        self.shared.busy.load(Ordering::Relaxed)
+        self.shared.busy_workers.load(Ordering::Relaxed)
     }
 
     /// How many connections could go on but wait for a worker.
     pub fn queue_depth(&self) -> usize {
-        self.shared.lot.queue().len()
+        self.shared.table.queue().len()
     }
 }

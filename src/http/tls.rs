@@ -72,7 +72,7 @@ impl ServerTlsSettings {
         };
         let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refused)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A key of its own: no ticket outlives the authorities that its owner was checked against.
+        // A key of its own: no guard outlives the authorities that its owner was checked against.
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(refused)?;
         Ok(Arc::new(config))
     }

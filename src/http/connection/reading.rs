@@ -3,27 +3,28 @@
 //! It must not know what is answered.
 
 use super::chunks::{ChunkReader, Chunks};
-use super::connection::{Connection, HeadScan, Phase, Turn};
-use super::head::{self, Parsed};
-use super::limits::{BODY_DISCARD_MAX, SURPLUS_TIMEOUT};
-use super::parking::{Admission, Interest, Losable, Parking};
-use super::pool::Worker;
-use super::request::{Framing, Method, Request};
-use super::socket::{Halt, More};
-use std::ops::ControlFlow::{self, Break, Continue};
+use super::input::HeadScan;
+use super::socket::{More, SocketError};
+use super::{Connection, Flow, Phase, SliceEnd, park, park_evictable};
+use crate::http::head::{self, Parsed};
+use crate::http::limits::{BODY_DISCARD_MAX, SURPLUS_TIMEOUT};
+use crate::http::request::{Framing, Method, Request};
+use crate::http::table::{Evictable, Interest, Parking};
+use crate::http::worker::Worker;
+use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
     /// Reads until there is a whole head. What was received earlier is looked at first.
-    pub(super) fn read_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
+    pub(super) fn read_head(&mut self, worker: &mut Worker) -> Flow {
         loop {
             if !self.input.is_empty() {
                 self.head_began.get_or_insert(worker.now);
-                if !self.claim_place() {
-                    return self.turn_away(worker);
+                if !self.guard.claim_place() {
+                    return self.refuse_surplus(worker);
                 }
                 if worker.requests_left == 0 {
-                    return Break(Turn::Again);
+                    return Break(SliceEnd::Yield);
                 }
                 if self.head_scan.is_due(self.input.bytes())
                     && let Some(flow) = self.parse_head(worker)
@@ -31,16 +32,16 @@ impl Connection {
                     return flow;
                 }
             }
-            match self.wire.read(self.input.room()) {
-                Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
+            match self.wire.read(self.input.buffer()) {
+                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
                 Ok(_) => {}
-                Err(Halt::Blocked) => return self.await_head(worker),
+                Err(SocketError::WouldBlock) => return self.await_head(worker),
             }
         }
     }
 
     /// `None` if the head is not complete.
-    fn parse_head(&mut self, worker: &mut Worker) -> Option<ControlFlow<Turn>> {
+    fn parse_head(&mut self, worker: &mut Worker) -> Option<Flow> {
         let began = self.head_began.unwrap_or(worker.now);
         let mut request = worker
             .spare_request
@@ -52,7 +53,7 @@ impl Connection {
                 self.head_scan = HeadScan::default();
                 request.peer = self.peer;
                 request.began = began;
-                Some(self.take_up(request, worker))
+                Some(self.accept_request(request, worker))
             }
             Ok(Parsed::Partial) => {
                 worker.spare_request = Some(request);
@@ -67,36 +68,32 @@ impl Connection {
     }
 
     /// Nothing to read: waits for the rest of the head, or for the first byte of one.
-    pub(super) fn await_head(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
-        let settings = &worker.shared.settings;
-        if self.admission() == Admission::Surplus {
+    pub(super) fn await_head(&mut self, worker: &mut Worker) -> Flow {
+        let settings = &worker.service.settings;
+        if self.is_surplus() {
             let deadline = self.idle_since + SURPLUS_TIMEOUT;
             return match worker.now < deadline {
-                true => park(Interest::Bytes, deadline),
-                false => self.turn_away(worker),
+                true => park(Interest::Readable, deadline),
+                false => self.refuse_surplus(worker),
             };
         }
         if let Some(began) = self.head_began {
             let deadline = began + settings.head_timeout;
             return match worker.now < deadline {
-                true => park_losable(Interest::Bytes, deadline, began),
+                true => park_evictable(Interest::Readable, deadline, began),
                 false => self.refuse(None, 408, "the request head took too long", worker),
             };
         }
         let deadline = self.idle_since + settings.idle_timeout;
-        if worker.now >= deadline || worker.shared.draining() {
-            return Break(Turn::Close);
+        if worker.now >= deadline || self.is_draining() {
+            return Break(SliceEnd::Close);
         }
-        let losable = Some(Losable { since: self.idle_since, is_idle: true });
-        Break(Turn::Park(Parking { interest: Interest::Bytes, deadline, losable }))
+        let evictable = Some(Evictable { since: self.idle_since, is_idle: true });
+        Break(SliceEnd::Park(Parking { interest: Interest::Readable, deadline, evictable }))
     }
 
     /// A response has ended and the connection goes on.
-    pub(super) fn expect_next_head(
-        &mut self,
-        now: Instant,
-        worker: &mut Worker,
-    ) -> ControlFlow<Turn> {
+    pub(super) fn await_next_head(&mut self, now: Instant, worker: &mut Worker) -> Flow {
         self.idle_since = now;
         if self.input.is_empty() && !self.wire.has_received() {
             // The next request has most likely not arrived: asking the poller is cheaper than
@@ -107,27 +104,27 @@ impl Connection {
         }
     }
 
-    fn take_up(&mut self, request: Box<Request>, worker: &mut Worker) -> ControlFlow<Turn> {
+    fn accept_request(&mut self, request: Box<Request>, worker: &mut Worker) -> Flow {
         worker.requests_left = worker.requests_left.saturating_sub(1);
         self.head_began = None;
         match request.framing {
-            Framing::Length(0) => self.ask(request, worker),
+            Framing::Length(0) => self.call_handler(request, worker),
             Framing::Length(bytes) if bytes <= BODY_DISCARD_MAX => {
-                if request.expects_continue && self.input.is_empty() && !self.invite_body() {
-                    return Break(Turn::Close);
+                if request.expects_continue && self.input.is_empty() && !self.send_continue() {
+                    return Break(SliceEnd::Close);
                 }
-                let deadline = worker.now + worker.shared.settings.head_timeout;
-                self.phase = Phase::Dropping { request, bytes_left: bytes, deadline };
+                let deadline = worker.now + worker.service.settings.head_timeout;
+                self.phase = Phase::Body { request, bytes_left: bytes, deadline };
                 Continue(())
             }
             // Proxies and service meshes frame a GET without a body as an empty chunked one.
             Framing::Chunked if matches!(request.method, Method::Get | Method::Head) => {
-                if request.expects_continue && self.input.is_empty() && !self.invite_body() {
-                    return Break(Turn::Close);
+                if request.expects_continue && self.input.is_empty() && !self.send_continue() {
+                    return Break(SliceEnd::Close);
                 }
-                let deadline = worker.now + worker.shared.settings.head_timeout;
+                let deadline = worker.now + worker.service.settings.head_timeout;
                 let (reader, bytes_left) = (ChunkReader::new(), BODY_DISCARD_MAX);
-                self.phase = Phase::DroppingChunks { request, reader, bytes_left, deadline };
+                self.phase = Phase::ChunkedBody { request, reader, bytes_left, deadline };
                 Continue(())
             }
             Framing::Length(_) | Framing::Chunked => {
@@ -135,46 +132,46 @@ impl Connection {
                 if matches!(request.method, Method::Get | Method::Head) {
                     return self.refuse(Some(request), 413, "no request body is wanted", worker);
                 }
-                self.ask(request, worker)
+                self.call_handler(request, worker)
             }
         }
     }
 
     /// Sends `100 Continue`; false if the connection is of no use any more.
-    fn invite_body(&mut self) -> bool {
+    fn send_continue(&mut self) -> bool {
         const INVITATION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         match self.wire.send(INVITATION, &[], More::Nothing) {
             // Without an invitation the client sends its body a little later.
-            Err(Halt::Blocked) => true,
-            Err(Halt::Gone) => false,
+            Err(SocketError::WouldBlock) => true,
+            Err(SocketError::Closed) => false,
             Ok(sent) => sent == INVITATION.len(),
         }
     }
 
     /// Reads the rest of a small body, then asks the handler.
-    pub(super) fn drop_body(
+    pub(super) fn discard_body(
         &mut self,
         request: Box<Request>,
         mut bytes_left: u64,
         deadline: Instant,
         worker: &mut Worker,
-    ) -> ControlFlow<Turn> {
+    ) -> Flow {
         loop {
             let count = self.input.bytes().len().min(usize::try_from(bytes_left).unwrap_or(0));
             self.input.consume(count);
             bytes_left -= count as u64;
             if bytes_left == 0 {
-                return self.ask(request, worker);
+                return self.call_handler(request, worker);
             }
-            match self.wire.read(self.input.room()) {
-                Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
+            match self.wire.read(self.input.buffer()) {
+                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
                 Ok(_) => {}
-                Err(Halt::Blocked) if worker.now < deadline => {
+                Err(SocketError::WouldBlock) if worker.now < deadline => {
                     let began = request.began;
-                    self.phase = Phase::Dropping { request, bytes_left, deadline };
-                    return park_losable(Interest::Bytes, deadline, began);
+                    self.phase = Phase::Body { request, bytes_left, deadline };
+                    return park_evictable(Interest::Readable, deadline, began);
                 }
-                Err(Halt::Blocked) => {
+                Err(SocketError::WouldBlock) => {
                     let text = "the request body took too long";
                     return self.refuse(Some(request), 408, text, worker);
                 }
@@ -185,20 +182,20 @@ impl Connection {
 
 impl Connection {
     /// Reads a small chunked body to its end, then asks the handler.
-    pub(super) fn drop_chunks(
+    pub(super) fn discard_chunks(
         &mut self,
         request: Box<Request>,
         mut reader: ChunkReader,
         mut bytes_left: u64,
         deadline: Instant,
         worker: &mut Worker,
-    ) -> ControlFlow<Turn> {
+    ) -> Flow {
         loop {
             let received = self.input.bytes().len();
             match reader.take(self.input.bytes()) {
                 Chunks::Ended { consumed } if consumed as u64 <= bytes_left => {
                     self.input.consume(consumed);
-                    return self.ask(request, worker);
+                    return self.call_handler(request, worker);
                 }
                 Chunks::Partial if received as u64 <= bytes_left => {
                     self.input.consume(received);
@@ -212,34 +209,18 @@ impl Connection {
                     return self.refuse(Some(request), 413, "no request body is wanted", worker);
                 }
             }
-            match self.wire.read(self.input.room()) {
-                Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
+            match self.wire.read(self.input.buffer()) {
+                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
                 Ok(_) => {}
-                Err(Halt::Blocked) if worker.now < deadline => {
-                    self.phase = Phase::DroppingChunks { request, reader, bytes_left, deadline };
-                    return park(Interest::Bytes, deadline);
+                Err(SocketError::WouldBlock) if worker.now < deadline => {
+                    self.phase = Phase::ChunkedBody { request, reader, bytes_left, deadline };
+                    return park(Interest::Readable, deadline);
                 }
-                Err(Halt::Blocked) => {
+                Err(SocketError::WouldBlock) => {
                     let text = "the request body took too long";
                     return self.refuse(Some(request), 408, text, worker);
                 }
             }
         }
     }
-}
-
-/// Waits, and something would be lost if the connection were closed meanwhile.
-pub(super) fn park(interest: Interest, deadline: Instant) -> ControlFlow<Turn> {
-    Break(Turn::Park(Parking { interest, deadline, losable: None }))
-}
-
-/// Waits for a client that has sent no complete request, or has had its answer: its connection can be
-/// closed for another one.
-pub(super) fn park_losable(
-    interest: Interest,
-    deadline: Instant,
-    since: Instant,
-) -> ControlFlow<Turn> {
-    let losable = Some(Losable { since, is_idle: false });
-    Break(Turn::Park(Parking { interest, deadline, losable }))
 }

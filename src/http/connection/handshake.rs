@@ -4,34 +4,33 @@
 //! byte such a connection is as idle as any; then it has the time of a request head, since both are
 //! what a client must do before it gets anything.
 
-use super::connection::{Connection, Phase, Turn};
-use super::limits::SURPLUS_TIMEOUT;
-use super::parking::{Admission, Interest};
-use super::pool::Worker;
-use super::reading::park_losable;
-use super::socket::Halt;
-use super::tls::ServerTls;
+use super::socket::SocketError;
 use super::wire::Handshake;
-use std::ops::ControlFlow::{self, Break, Continue};
+use super::{Connection, Flow, Phase, SliceEnd, park_evictable};
+use crate::http::limits::SURPLUS_TIMEOUT;
+use crate::http::table::Interest;
+use crate::http::tls::ServerTls;
+use crate::http::worker::Worker;
+use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
     /// Waits for the client's first byte, which says whether it speaks TLS.
-    pub(super) fn greet(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
-        self.phase = Phase::Greeting;
-        match self.wire.begins_in_the_clear() {
+    pub(super) fn await_first_byte(&mut self, worker: &mut Worker) -> Flow {
+        self.phase = Phase::FirstByte;
+        match self.wire.begins_without_tls() {
             Ok(true) => {
                 self.phase = Phase::Head;
                 let text = "this port speaks TLS: use https:// (this request came in the clear)";
                 self.refuse(None, 400, text, worker)
             }
             Ok(false) => {
-                let accepted = worker.shared.tls.as_deref().map(ServerTls::accept);
+                let accepted = worker.service.tls.as_deref().map(ServerTls::accept);
                 match accepted {
                     Some(Ok(session)) => self.wire.secure(session),
                     Some(Err(error)) => {
                         log::error!("TLS: no session can be begun: {error}");
-                        return Break(Turn::Close);
+                        return Break(SliceEnd::Close);
                     }
                     None => {}
                 }
@@ -39,48 +38,50 @@ impl Connection {
                 self.phase = Phase::Handshake;
                 Continue(())
             }
-            Err(Halt::Blocked) if self.is_overdue(worker.now) => Break(Turn::Close),
-            Err(Halt::Blocked) => self.await_head(worker),
-            Err(Halt::Gone) => Break(Turn::Close),
+            Err(SocketError::WouldBlock) if self.has_overstayed(worker.now) => {
+                Break(SliceEnd::Close)
+            }
+            Err(SocketError::WouldBlock) => self.await_head(worker),
+            Err(SocketError::Closed) => Break(SliceEnd::Close),
         }
     }
 
-    /// Whether a client for whom there is no seat has not even begun: it cannot be told.
-    fn is_overdue(&self, now: Instant) -> bool {
-        self.admission() == Admission::Surplus && now >= self.idle_since + SURPLUS_TIMEOUT
+    /// Whether a client for whom there is no slot has not even begun: it cannot be told.
+    fn has_overstayed(&self, now: Instant) -> bool {
+        self.is_surplus() && now >= self.idle_since + SURPLUS_TIMEOUT
     }
 
     /// Goes on with the handshake; a request follows it.
-    pub(super) fn shake_hands(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
+    pub(super) fn continue_handshake(&mut self, worker: &mut Worker) -> Flow {
         let began = self.head_began.unwrap_or(worker.now);
-        let deadline = began + worker.shared.settings.head_timeout;
-        let interest = match self.wire.shake_hands() {
+        let deadline = began + worker.service.settings.head_timeout;
+        let interest = match self.wire.continue_handshake() {
             Handshake::Done => {
                 self.phase = Phase::Head;
                 self.head_began = None;
                 self.idle_since = worker.now;
                 return Continue(());
             }
-            Handshake::AwaitsBytes => Interest::Bytes,
-            Handshake::AwaitsRoom => Interest::Room,
+            Handshake::AwaitsBytes => Interest::Readable,
+            Handshake::AwaitsRoom => Interest::Writable,
             Handshake::Gone => {
                 log::debug!("{}: left during the TLS handshake", self.peer);
-                return Break(Turn::Close);
+                return Break(SliceEnd::Close);
             }
             Handshake::Failed(error) => {
-                worker.shared.note_failed_handshake();
+                worker.service.count_failed_handshake();
                 log::info!("{}: no TLS session: {}", self.peer, explain(&error));
                 self.begin_lingering(worker);
                 return Continue(());
             }
         };
         if worker.now >= deadline {
-            worker.shared.note_failed_handshake();
+            worker.service.count_failed_handshake();
             log::info!("{}: no TLS session: the handshake took too long", self.peer);
-            return Break(Turn::Close);
+            return Break(SliceEnd::Close);
         }
         self.phase = Phase::Handshake;
-        park_losable(interest, deadline, began)
+        park_evictable(interest, deadline, began)
     }
 }
 

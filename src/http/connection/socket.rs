@@ -13,31 +13,31 @@ use std::time::Duration;
 
 /// Why no byte moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Halt {
+pub(super) enum SocketError {
     /// The kernel's buffer is empty (reading) or full (writing).
-    Blocked,
+    WouldBlock,
     /// The connection is no more.
-    Gone,
+    Closed,
 }
 
 /// Why no byte of a file moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FileHalt {
-    /// See [`Halt::Blocked`].
-    Blocked,
-    /// See [`Halt::Gone`].
-    Gone,
+pub(super) enum FileError {
+    /// See [`SocketError::WouldBlock`].
+    WouldBlock,
+    /// See [`SocketError::Closed`].
+    Closed,
     /// This file system does not know `sendfile`; its bytes must be copied.
     Unsupported,
     /// The file cannot be read.
     Unreadable(Errno),
 }
 
-impl From<Halt> for FileHalt {
-    fn from(halt: Halt) -> Self {
+impl From<SocketError> for FileError {
+    fn from(halt: SocketError) -> Self {
         match halt {
-            Halt::Blocked => Self::Blocked,
-            Halt::Gone => Self::Gone,
+            SocketError::WouldBlock => Self::WouldBlock,
+            SocketError::Closed => Self::Closed,
         }
     }
 }
@@ -64,23 +64,28 @@ impl Socket {
     }
 
     /// Appends to `buffer` as much as its spare capacity holds; 0 is the end.
-    pub(super) fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, Halt> {
+    pub(super) fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
         retry_on_intr(|| rustix::io::read(&self.fd, spare_capacity(buffer))).map_err(halt)
     }
 
     /// Does the same into `buffer`, from its beginning.
-    pub(super) fn read_into(&self, buffer: &mut [u8]) -> Result<usize, Halt> {
+    pub(super) fn read_into(&self, buffer: &mut [u8]) -> Result<usize, SocketError> {
         retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)).map_err(halt)
     }
 
     /// Does the same and leaves the bytes for the next read.
-    pub(super) fn peek(&self, buffer: &mut [u8]) -> Result<usize, Halt> {
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> Result<usize, SocketError> {
         let peeked = retry_on_intr(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK));
         peeked.map(|(count, _)| count).map_err(halt)
     }
 
     /// Sends the start of `first` followed by `second`, in one packet where it fits.
-    pub(super) fn send(&self, first: &[u8], second: &[u8], more: More) -> Result<usize, Halt> {
+    pub(super) fn send(
+        &self,
+        first: &[u8],
+        second: &[u8],
+        more: More,
+    ) -> Result<usize, SocketError> {
         if second.is_empty() {
             retry_on_intr(|| rustix::net::send(&self.fd, first, flags(more))).map_err(halt)
         } else {
@@ -89,7 +94,11 @@ impl Socket {
     }
 
     /// Sends the start of all slices together.
-    pub(super) fn send_all(&self, slices: &[IoSlice<'_>], more: More) -> Result<usize, Halt> {
+    pub(super) fn send_all(
+        &self,
+        slices: &[IoSlice<'_>],
+        more: More,
+    ) -> Result<usize, SocketError> {
         let mut none = SendAncillaryBuffer::default();
         retry_on_intr(|| rustix::net::sendmsg(&self.fd, slices, &mut none, flags(more)))
             .map_err(halt)
@@ -103,17 +112,17 @@ impl Socket {
         file: &File,
         position: u64,
         count: usize,
-    ) -> Result<usize, FileHalt> {
+    ) -> Result<usize, FileError> {
         let sent = retry_on_intr(|| {
             let mut offset = position;
             rustix::fs::sendfile(&self.fd, file, Some(&mut offset), count)
         });
         sent.map_err(|errno| match errno {
-            Errno::AGAIN | Errno::INTR => FileHalt::Blocked,
-            Errno::INVAL | Errno::NOSYS => FileHalt::Unsupported,
-            Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT | Errno::NOTCONN => FileHalt::Gone,
-            Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN => FileHalt::Gone,
-            other => FileHalt::Unreadable(other),
+            Errno::AGAIN | Errno::INTR => FileError::WouldBlock,
+            Errno::INVAL | Errno::NOSYS => FileError::Unsupported,
+            Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT | Errno::NOTCONN => FileError::Closed,
+            Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN => FileError::Closed,
+            other => FileError::Unreadable(other),
         })
     }
 
@@ -124,7 +133,7 @@ impl Socket {
         position: u64,
         count: usize,
         buffer: &mut [u8],
-    ) -> Result<usize, FileHalt> {
+    ) -> Result<usize, FileError> {
         match read_file(file, position, count, buffer)? {
             0 => Ok(0),
             read => Ok(self.send(&buffer[..read], &[], More::Nothing)?),
@@ -138,7 +147,7 @@ impl Socket {
     }
 
     /// Makes closing discard what the client has not taken, so that the kernel keeps none of it.
-    pub(super) fn forget_unsent(&self) {
+    pub(super) fn discard_unsent(&self) {
         // It fails only if the connection is gone already.
         let _ = rustix::net::sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
@@ -156,10 +165,10 @@ pub(super) fn read_file(
     position: u64,
     count: usize,
     buffer: &mut [u8],
-) -> Result<usize, FileHalt> {
+) -> Result<usize, FileError> {
     let count = count.min(buffer.len());
     file.read_at(&mut buffer[..count], position)
-        .map_err(|error| FileHalt::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+        .map_err(|error| FileError::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 
 fn flags(more: More) -> SendFlags {
@@ -169,9 +178,9 @@ fn flags(more: More) -> SendFlags {
     }
 }
 
-fn halt(errno: Errno) -> Halt {
+fn halt(errno: Errno) -> SocketError {
     match errno {
-        Errno::AGAIN | Errno::INTR => Halt::Blocked,
-        _ => Halt::Gone,
+        Errno::AGAIN | Errno::INTR => SocketError::WouldBlock,
+        _ => SocketError::Closed,
     }
 }

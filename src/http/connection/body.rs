@@ -4,13 +4,13 @@
 //! go from the page cache to the socket, at offsets that only the body knows. The exception is a tail
 //! whose bytes are in no file, one piece of which is held while it is sent.
 
-use super::connection::Connection;
-use super::limits::COPY_BYTES;
-use super::memory::MemoryCharge;
-use super::pool::{Worker, guard};
-use super::reply::{Body, BodyFile, Outcome};
-use super::socket::{FileHalt, Halt, More};
-use super::tail::{Available, Tail};
+use super::Connection;
+use super::socket::{FileError, More, SocketError};
+use crate::http::limits::COPY_BYTES;
+use crate::http::memory::MemoryCharge;
+use crate::http::reply::{Body, BodyFile, Outcome};
+use crate::http::tail::{Available, Tail};
+use crate::http::worker::{Worker, catch_panic};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,11 +30,11 @@ pub(super) enum Step {
     Failed(Outcome),
 }
 
-impl From<Halt> for Step {
-    fn from(halt: Halt) -> Self {
+impl From<SocketError> for Step {
+    fn from(halt: SocketError) -> Self {
         match halt {
-            Halt::Blocked => Self::Blocked,
-            Halt::Gone => Self::Failed(Outcome::ClientGone),
+            SocketError::WouldBlock => Self::Blocked,
+            SocketError::Closed => Self::Failed(Outcome::ClientGone),
         }
     }
 }
@@ -77,7 +77,7 @@ impl HeadBytes {
 }
 
 /// A body on its way.
-pub(super) enum Outgoing {
+pub(super) enum OutgoingBody {
     Nothing,
     Bytes { bytes: Arc<[u8]>, position: usize, _charge: Option<MemoryCharge> },
     Static { bytes: &'static [u8], position: usize },
@@ -85,7 +85,7 @@ pub(super) enum Outgoing {
     Tail { tail: Box<dyn Tail>, growth: Growth, span: FileSpan },
 }
 
-impl Outgoing {
+impl OutgoingBody {
     /// `charge` is what the body takes of the memory for responses.
     pub(super) fn new(body: Body, charge: Option<MemoryCharge>) -> Self {
         match body {
@@ -225,7 +225,7 @@ impl Growth {
 
     /// Asks the tail; `Moved` if there is something to send.
     fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &mut Connection) -> Step {
-        match guard(|| tail.poll_available(position, connection.waker())) {
+        match catch_panic(|| tail.poll_available(position, connection.waker())) {
             Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
                 (self.available, self.piece) = (end, None);
                 Step::Moved(0)
@@ -307,14 +307,14 @@ impl FileSpan {
                 self.position += bytes as u64;
                 Step::Moved(bytes)
             }
-            Err(FileHalt::Blocked) => Step::Blocked,
-            Err(FileHalt::Gone) => Step::Failed(Outcome::ClientGone),
-            Err(FileHalt::Unsupported) if !self.copied => {
+            Err(FileError::WouldBlock) => Step::Blocked,
+            Err(FileError::Closed) => Step::Failed(Outcome::ClientGone),
+            Err(FileError::Unsupported) if !self.copied => {
                 self.copied = true;
                 self.send(file, end, connection, worker)
             }
-            Err(FileHalt::Unsupported) => cut("the file cannot be read"),
-            Err(FileHalt::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),
+            Err(FileError::Unsupported) => cut("the file cannot be read"),
+            Err(FileError::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),
         }
     }
 }

@@ -3,8 +3,8 @@
 //! It must not know HTTP. Nothing here waits: what the socket does not take now stays, encrypted, until
 //! the next call. That is [`SEALED_MAX`] at most, and nothing new is taken before it has left.
 
-use super::limits::SEALED_MAX;
-use super::socket::{FileHalt, Halt, More, Socket};
+use super::socket::{FileError, More, Socket, SocketError};
+use crate::http::limits::SEALED_MAX;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustls::ServerConnection;
 use std::fs::File;
@@ -51,22 +51,22 @@ impl Wire {
     /// Whether the first byte that waits could begin a request in the clear; `None` if none waits.
     ///
     /// TLS begins with a record of type 22 (RFC 8446, section 5.1), a request with a letter.
-    pub(super) fn begins_in_the_clear(&self) -> Result<bool, Halt> {
+    pub(super) fn begins_without_tls(&self) -> Result<bool, SocketError> {
         let mut first = [0];
         match self.socket.peek(&mut first)? {
-            0 => Err(Halt::Gone),
+            0 => Err(SocketError::Closed),
             _ => Ok(first[0].is_ascii_alphabetic()),
         }
     }
 
     /// Goes on with a handshake as far as it comes.
-    pub(super) fn shake_hands(&mut self) -> Handshake {
+    pub(super) fn continue_handshake(&mut self) -> Handshake {
         let Some(session) = &mut self.session else { return Handshake::Done };
         loop {
             match session.flush(&self.socket, More::Nothing) {
                 Ok(()) => {}
-                Err(Halt::Blocked) => return Handshake::AwaitsRoom,
-                Err(Halt::Gone) => return Handshake::Gone,
+                Err(SocketError::WouldBlock) => return Handshake::AwaitsRoom,
+                Err(SocketError::Closed) => return Handshake::Gone,
             }
             if !session.tls.is_handshaking() {
                 return Handshake::Done;
@@ -74,8 +74,10 @@ impl Wire {
             match session.receive(&self.socket) {
                 Ok(received) if received.bytes == 0 => return Handshake::Gone,
                 Ok(_) => {}
-                Err(Refused::Halt(Halt::Blocked)) => return Handshake::AwaitsBytes,
-                Err(Refused::Halt(Halt::Gone)) => return Handshake::Gone,
+                Err(Refused::SocketError(SocketError::WouldBlock)) => {
+                    return Handshake::AwaitsBytes;
+                }
+                Err(Refused::SocketError(SocketError::Closed)) => return Handshake::Gone,
                 Err(Refused::Protocol(error)) => {
                     self.session = None;
                     return Handshake::Failed(error);
@@ -85,7 +87,7 @@ impl Wire {
     }
 
     /// Appends some of what came to `buffer`, not beyond its spare capacity; 0 is the end.
-    pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, Halt> {
+    pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
         match &mut self.session {
             None => self.socket.read(buffer),
             Some(session) => session.read(&self.socket, buffer),
@@ -102,7 +104,12 @@ impl Wire {
 
     /// Sends the start of `first` followed by `second`, in one packet where it fits. What was taken may
     /// still be here afterwards: see [`Wire::flush`].
-    pub(super) fn send(&mut self, first: &[u8], second: &[u8], more: More) -> Result<usize, Halt> {
+    pub(super) fn send(
+        &mut self,
+        first: &[u8],
+        second: &[u8],
+        more: More,
+    ) -> Result<usize, SocketError> {
         match &mut self.session {
             None => self.socket.send(first, second, more),
             Some(session) => session.send(&self.socket, first, second, more),
@@ -110,7 +117,7 @@ impl Wire {
     }
 
     /// Sends what was taken and is still here.
-    pub(super) fn flush(&mut self) -> Result<(), Halt> {
+    pub(super) fn flush(&mut self) -> Result<(), SocketError> {
         match &mut self.session {
             None => Ok(()),
             Some(session) => session.flush(&self.socket, More::Nothing),
@@ -128,10 +135,10 @@ impl Wire {
         file: &File,
         position: u64,
         count: usize,
-    ) -> Result<usize, FileHalt> {
+    ) -> Result<usize, FileError> {
         match self.session {
             None => self.socket.send_file(file, position, count),
-            Some(_) => Err(FileHalt::Unsupported),
+            Some(_) => Err(FileError::Unsupported),
         }
     }
 
@@ -142,7 +149,7 @@ impl Wire {
         position: u64,
         count: usize,
         buffer: &mut [u8],
-    ) -> Result<usize, FileHalt> {
+    ) -> Result<usize, FileError> {
         let Some(session) = &mut self.session else {
             return self.socket.copy_file(file, position, count, buffer);
         };
@@ -158,18 +165,18 @@ impl Wire {
 
     /// Sends FIN after all that was sent; the client may still send.
     pub(super) fn finish_sending(&mut self) {
-        self.say_goodbye();
+        self.send_close_notify_if_open();
         self.socket.finish_sending();
     }
 
     /// Makes closing discard what the client has not taken, so that the kernel keeps none of it.
-    pub(super) fn forget_unsent(&mut self) {
+    pub(super) fn discard_unsent(&mut self) {
         self.session = None;
-        self.socket.forget_unsent();
+        self.socket.discard_unsent();
     }
 
     /// Tells the client that this is the end of what it gets (RFC 8446, section 6.1), if it will hear.
-    fn say_goodbye(&mut self) {
+    fn send_close_notify_if_open(&mut self) {
         if let Some(session) = &mut self.session
             && !session.tls.is_handshaking()
         {
@@ -181,7 +188,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.say_goodbye();
+        self.send_close_notify_if_open();
     }
 }
 
@@ -198,12 +205,12 @@ struct Received {
 
 /// Why nothing came.
 enum Refused {
-    Halt(Halt),
+    SocketError(SocketError),
     Protocol(rustls::Error),
 }
 
 impl Session {
-    fn read(&mut self, socket: &Socket, buffer: &mut Vec<u8>) -> Result<usize, Halt> {
+    fn read(&mut self, socket: &Socket, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
         // rustls bounds how many messages without content may follow each other, and so this loop.
         loop {
             let spare = buffer.capacity() - buffer.len();
@@ -215,14 +222,14 @@ impl Session {
                     return Ok(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(Halt::Gone),
+                Err(_) => return Err(SocketError::Closed),
             }
             match self.receive(socket) {
                 Ok(_) => {}
-                Err(Refused::Halt(halt)) => return Err(halt),
+                Err(Refused::SocketError(halt)) => return Err(halt),
                 Err(Refused::Protocol(error)) => {
                     log::debug!("a client's TLS session broke: {error}");
-                    return Err(Halt::Gone);
+                    return Err(SocketError::Closed);
                 }
             }
         }
@@ -231,7 +238,8 @@ impl Session {
     /// Takes what the socket has; what that asks to be sent is sent as far as there is room.
     fn receive(&mut self, socket: &Socket) -> Result<Received, Refused> {
         let mut stream = Stream { socket, more: More::Nothing };
-        let bytes = self.tls.read_tls(&mut stream).map_err(|error| Refused::Halt(halt(&error)))?;
+        let bytes =
+            self.tls.read_tls(&mut stream).map_err(|error| Refused::SocketError(halt(&error)))?;
         let processed = self.tls.process_new_packets();
         if processed.is_err() || !self.tls.is_handshaking() {
             // Not waited for: it goes before whatever is sent next, and an alert is a courtesy.
@@ -246,19 +254,19 @@ impl Session {
         first: &[u8],
         second: &[u8],
         more: More,
-    ) -> Result<usize, Halt> {
+    ) -> Result<usize, SocketError> {
         self.flush(socket, More::Nothing)?;
         let first = &first[..first.len().min(SEALED_MAX)];
         let second = &second[..second.len().min(SEALED_MAX - first.len())];
         let slices = [IoSlice::new(first), IoSlice::new(second)];
         let taken = self.tls.writer().write_vectored(&slices).map_err(|error| halt(&error))?;
         match self.flush(socket, more) {
-            Ok(()) | Err(Halt::Blocked) => Ok(taken),
-            Err(Halt::Gone) => Err(Halt::Gone),
+            Ok(()) | Err(SocketError::WouldBlock) => Ok(taken),
+            Err(SocketError::Closed) => Err(SocketError::Closed),
         }
     }
 
-    fn flush(&mut self, socket: &Socket, more: More) -> Result<(), Halt> {
+    fn flush(&mut self, socket: &Socket, more: More) -> Result<(), SocketError> {
         while self.tls.wants_write() {
             self.tls.write_tls(&mut Stream { socket, more }).map_err(|error| halt(&error))?;
             self.moved = true;
@@ -293,16 +301,16 @@ impl Write for Stream<'_> {
     }
 }
 
-fn error(halt: Halt) -> io::Error {
+fn error(halt: SocketError) -> io::Error {
     match halt {
-        Halt::Blocked => io::ErrorKind::WouldBlock.into(),
-        Halt::Gone => io::ErrorKind::ConnectionAborted.into(),
+        SocketError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        SocketError::Closed => io::ErrorKind::ConnectionAborted.into(),
     }
 }
 
-fn halt(error: &io::Error) -> Halt {
+fn halt(error: &io::Error) -> SocketError {
     match error.kind() {
-        io::ErrorKind::WouldBlock => Halt::Blocked,
-        _ => Halt::Gone,
+        io::ErrorKind::WouldBlock => SocketError::WouldBlock,
+        _ => SocketError::Closed,
     }
 }

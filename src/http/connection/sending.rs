@@ -1,0 +1,100 @@
+//! The writing half of a connection: a response on its way.
+//!
+//! It must not know why the response is what it is. A response that cannot be completed is cut:
+//! never padded, and the connection never used again.
+
+use super::body::Step;
+use super::response::Response;
+use super::socket::SocketError;
+use super::{Connection, Flow, Phase, SliceEnd, park};
+use crate::http::limits::TAIL_REPOLL_INTERVAL;
+use crate::http::reply::{Outcome, Reply};
+use crate::http::table::Interest;
+use crate::http::worker::Worker;
+use std::ops::ControlFlow::Break;
+use std::time::Instant;
+
+impl Connection {
+    /// Sends until all is sent, something must be waited for, or the turn is over.
+    pub(super) fn send(&mut self, mut response: Response, worker: &mut Worker) -> Flow {
+        loop {
+            if worker.bytes_left == 0 {
+                return self.keep(response, SliceEnd::Yield, worker);
+            }
+            match response.body.advance(&mut response.head, self, worker) {
+                Step::Moved(0) => {}
+                Step::Moved(bytes) => {
+                    response.begun = true;
+                    response.progress = worker.now;
+                    worker.bytes_left = worker.bytes_left.saturating_sub(bytes);
+                }
+                Step::Done if self.wire.flush() == Err(SocketError::WouldBlock) => {
+                    return self.await_room(response, worker);
+                }
+                Step::Done => {
+                    let verdict = response.verdict.clone();
+                    return self.finish_response(response, verdict, worker);
+                }
+                Step::Blocked => return self.await_room(response, worker),
+                Step::Starved if self.guard.has_hung_up() => {
+                    return self.finish_response(response, Outcome::ClientGone, worker);
+                }
+                Step::Starved => {
+                    // Time without news from the source is not the client's fault.
+                    response.progress = worker.now;
+                    let deadline = worker.now + TAIL_REPOLL_INTERVAL;
+                    return self.keep_parked(response, Interest::Hangup, deadline, worker);
+                }
+                Step::Failed(outcome) => return self.fail(response, outcome, worker),
+            }
+        }
+    }
+
+    /// The client must take some first.
+    fn await_room(&mut self, mut response: Response, worker: &mut Worker) -> Flow {
+        if self.wire.has_moved() {
+            response.progress = worker.now;
+        }
+        let deadline = response.progress + worker.service.settings.write_stall_timeout;
+        if worker.now >= deadline {
+            return self.finish_response(response, Outcome::WriteStalled, worker);
+        }
+        self.keep_parked(response, Interest::Writable, deadline, worker)
+    }
+
+    fn keep_parked(
+        &mut self,
+        response: Response,
+        interest: Interest,
+        deadline: Instant,
+        worker: &mut Worker,
+    ) -> Flow {
+        match park(interest, deadline) {
+            Break(turn) => self.keep(response, turn, worker),
+            other => other,
+        }
+    }
+
+    /// Goes on later, with no more memory than it takes.
+    fn keep(&mut self, mut response: Response, turn: SliceEnd, worker: &mut Worker) -> Flow {
+        worker.spare_head = response.head.shrink();
+        self.phase = Phase::Sending(response);
+        Break(turn)
+    }
+
+    /// The body failed: if no byte has left, the client can still be told.
+    fn fail(&mut self, mut response: Response, outcome: Outcome, worker: &mut Worker) -> Flow {
+        let (status, text) = match &outcome {
+            Outcome::Cut(reason) => (502, &**reason),
+            Outcome::Panicked => (500, "this server made a mistake"),
+            _ => return self.finish_response(response, outcome, worker),
+        };
+        if response.begun {
+            return self.finish_response(response, outcome, worker);
+        }
+        let mut reply = Reply::plain(status, text).close();
+        reply.note = response.note.take();
+        worker.spare_head = response.head.into_buffer();
+        self.answer(response.request, reply, outcome, worker)
+    }
+}
