@@ -24,7 +24,7 @@ use subtle::ConstantTimeEq;
 
 use crate::certificates::Stamp;
 use crate::client_address::ClientAddress;
-use crate::flight::{Flights, Follower, Pilot};
+use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
 use turns::{Next, Turns};
 
@@ -106,7 +106,7 @@ struct Known {
 
 /// One password to be checked.
 struct Check {
-    pilot: Pilot<Digest, (), bool, Unchecked>,
+    leader: Leader<Digest, (), bool, Unchecked>,
     user: String,
     password: String,
 }
@@ -186,11 +186,11 @@ impl Users {
             return Verdict::Known(verdict);
         }
         let joined = self.shared.under_way.join(&digest, || Unchecked);
-        if let Some(pilot) = joined.pilot {
-            let check = Check { pilot, user: user.to_owned(), password: password.to_owned() };
+        if let Some(leader) = joined.leader {
+            let check = Check { leader, user: user.to_owned(), password: password.to_owned() };
             let refused = lock(&self.shared.queue).turns.push(client, user, check);
             self.shared.queue_changed.notify_one();
-            // Dropping its pilot tells all that have joined it: this client, or another one.
+            // Dropping its leader tells all that have joined it: this client, or another one.
             drop(refused);
         }
         Verdict::Wait(CheckWait { flight: joined.flight })
@@ -295,8 +295,8 @@ impl Shared {
 
     fn check_all(&self) {
         while let Some((client, check)) = self.next_check() {
-            let Check { pilot, user, password } = check;
-            let digest = *pilot.key();
+            let Check { leader, user, password } = check;
+            let digest = *leader.key();
             let (hashes, generation, known) = {
                 let known = lock(&self.known);
                 (Arc::clone(&known.hashes), known.generation, known.recall(&user, &digest))
@@ -309,7 +309,7 @@ impl Shared {
             }
             drop(known);
             lock(&self.queue).turns.checked(client, verdict, Instant::now());
-            pilot.land(Ok(verdict));
+            leader.finish(Ok(verdict));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Single flight: one piece of work a key, whatever the number of those who wait for it.
 //!
-//! The first to [`Flights::join`] a key gets a [`Pilot`], which does the work and reports on it; all
+//! The first to [`Flights::join`] a key gets a [`Leader`], which does the work and reports on it; all
 //! others get the same [`Flight`] to look at. A flight knows an early header, a count of bytes that
 //! may be read, and how it ended, as values. Nobody blocks on a flight: who cannot go on leaves a
 //! [`Waker`] and is woken once by the change it waits for.
@@ -8,16 +8,16 @@
 //! This room must not know what a key, a header or a byte means, nor that disks or networks exist.
 //!
 //! # Interleavings
-//! * *Join against landing.* The pilot makes its result visible elsewhere first, then lands; landing
+//! * *Join against landing.* The leader makes its result visible elsewhere first, then lands; landing
 //!   sets the outcome and then removes the key. Nobody joins a flight that has an outcome: who comes
-//!   between the two steps becomes the next pilot, and the removal leaves that one's entry alone. A
-//!   new pilot must look for the result once more before it works, since it may have looked before
+//!   between the two steps becomes the next leader, and the removal leaves that one's entry alone. A
+//!   new leader must look for the result once more before it works, since it may have looked before
 //!   the landing and joined after it.
 //! * *Waiting against progress.* Condition and waker list are under one lock, so a change is either
 //!   seen by the poll or wakes the waker that the poll left.
 //! * *The last follower against the end of the work.* Followers are counted up under the table's lock, and
-//!   [`Pilot::abandon`] looks at the count under that lock: a flight is never abandoned under a follower.
-//! * *A pilot that panics or forgets to land* fails the flight when it is dropped: an end without an
+//!   [`Leader::abandon`] looks at the count under that lock: a flight is never abandoned under a follower.
+//! * *A leader that panics or forgets to land* fails the flight when it is dropped: an end without an
 //!   outcome would look like success to a reader that counts bytes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -39,7 +39,7 @@ pub struct Joined<K: Eq + Hash, H, T, E: Clone> {
     /// The flight of the key.
     pub flight: Follower<H, T, E>,
     /// Present exactly if this call started the flight: then the caller must see to the work.
-    pub pilot: Option<Pilot<K, H, T, E>>,
+    pub leader: Option<Leader<K, H, T, E>>,
 }
 
 impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
@@ -48,22 +48,22 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
         Flights { table: Arc::new(Mutex::new(HashMap::new())) }
     }
 
-    /// Joins the flight of `key`, or starts it. `abandoned` is how the flight fails should its pilot
+    /// Joins the flight of `key`, or starts it. `abandoned` is how the flight fails should its leader
     /// be dropped before landing.
     pub fn join(&self, key: &K, abandoned: impl FnOnce() -> E) -> Joined<K, H, T, E> {
         let mut table = lock(&self.table);
         if let Some(flight) = table.get(key).filter(|flight| !flight.has_ended()) {
-            return Joined { flight: Follower::of(flight), pilot: None };
+            return Joined { flight: Follower::of(flight), leader: None };
         }
         let flight = Arc::new(Flight::new());
         table.insert(key.clone(), Arc::clone(&flight));
-        let pilot = Pilot {
+        let leader = Leader {
             flight: Arc::clone(&flight),
             key: key.clone(),
             table: Arc::clone(&self.table),
             abandoned: Some(abandoned()),
         };
-        Joined { flight: Follower::of(&flight), pilot: Some(pilot) }
+        Joined { flight: Follower::of(&flight), leader: Some(leader) }
     }
 
     /// The flight of `key`, if one is under way. Whoever holds it follows it.
@@ -314,8 +314,8 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
     }
 }
 
-/// The one who does a flight's work. Dropping it without [`Pilot::land`] fails the flight.
-pub struct Pilot<K: Eq + Hash, H, T, E: Clone> {
+/// The one who does a flight's work. Dropping it without [`Leader::finish`] fails the flight.
+pub struct Leader<K: Eq + Hash, H, T, E: Clone> {
     flight: Arc<Flight<H, T, E>>,
     key: K,
     table: Arc<Table<K, H, T, E>>,
@@ -323,7 +323,7 @@ pub struct Pilot<K: Eq + Hash, H, T, E: Clone> {
     abandoned: Option<E>,
 }
 
-impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
+impl<K: Eq + Hash, H, T, E: Clone> Leader<K, H, T, E> {
     /// The key that this flight is for.
     pub fn key(&self) -> &K {
         &self.key
@@ -373,7 +373,7 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
     }
 
     /// Ends the flight. The result must already be visible wherever a newcomer looks first.
-    pub fn land(mut self, outcome: Result<T, E>) {
+    pub fn finish(mut self, outcome: Result<T, E>) {
         self.abandoned = None;
         self.end(outcome);
     }
@@ -398,7 +398,7 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
     }
 }
 
-impl<K: Eq + Hash, H, T, E: Clone> Drop for Pilot<K, H, T, E> {
+impl<K: Eq + Hash, H, T, E: Clone> Drop for Leader<K, H, T, E> {
     fn drop(&mut self) {
         if let Some(abandoned) = self.abandoned.take() {
             self.end(Err(abandoned));
@@ -441,45 +441,45 @@ mod tests {
         }
     }
 
-    fn start(flights: &Numbers) -> Pilot<u8, &'static str, u32, &'static str> {
-        flights.join(&1, || "abandoned").pilot.unwrap()
+    fn start(flights: &Numbers) -> Leader<u8, &'static str, u32, &'static str> {
+        flights.join(&1, || "abandoned").leader.unwrap()
     }
 
     #[test]
     fn only_the_first_to_join_is_the_pilot() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
-        assert!(flights.join(&1, || "abandoned").pilot.is_none());
-        assert!(flights.join(&2, || "abandoned").pilot.is_some(), "another key is another flight");
-        pilot.land(Ok(7));
-        assert!(flights.join(&1, || "abandoned").pilot.is_some(), "a landed flight is gone");
+        let leader = start(&flights);
+        assert!(flights.join(&1, || "abandoned").leader.is_none());
+        assert!(flights.join(&2, || "abandoned").leader.is_some(), "another key is another flight");
+        leader.finish(Ok(7));
+        assert!(flights.join(&1, || "abandoned").leader.is_some(), "a landed flight is gone");
     }
 
     /// A waker that joins the flight it waits for, in the moment between outcome and removal.
     struct Rejoin {
         flights: Numbers,
-        became_pilot: AtomicUsize,
+        became_leader: AtomicUsize,
     }
 
     impl Wake for Rejoin {
         fn wake(self: Arc<Self>) {
             let joined = self.flights.join(&1, || "abandoned");
-            self.became_pilot.fetch_add(usize::from(joined.pilot.is_some()), Ordering::SeqCst);
+            self.became_leader.fetch_add(usize::from(joined.leader.is_some()), Ordering::SeqCst);
             // Stays under way, so that the removal by the flight before could be seen.
-            std::mem::forget(joined.pilot);
+            std::mem::forget(joined.leader);
         }
     }
 
     #[test]
     fn nobody_joins_a_flight_that_has_ended() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let rejoin =
-            Arc::new(Rejoin { flights: flights.clone(), became_pilot: AtomicUsize::new(0) });
+            Arc::new(Rejoin { flights: flights.clone(), became_leader: AtomicUsize::new(0) });
         assert!(flight.poll_outcome(&Waker::from(Arc::clone(&rejoin))).is_pending());
-        pilot.land(Ok(1));
-        assert_eq!(rejoin.became_pilot.load(Ordering::SeqCst), 1);
+        leader.finish(Ok(1));
+        assert_eq!(rejoin.became_leader.load(Ordering::SeqCst), 1);
         assert_eq!(flights.len(), 1, "the next flight was not removed by the one before");
     }
 
@@ -487,32 +487,32 @@ mod tests {
     fn hundred_threads_joining_at_once_make_one_pilot() {
         let flights = Numbers::new();
         let barrier = std::sync::Barrier::new(100);
-        let pilots: Vec<_> = std::thread::scope(|scope| {
+        let leaders: Vec<_> = std::thread::scope(|scope| {
             let join = || {
                 barrier.wait();
-                flights.join(&1, || "abandoned").pilot
+                flights.join(&1, || "abandoned").leader
             };
             let threads: Vec<_> = (0..100).map(|_| scope.spawn(join)).collect();
             threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
         });
-        assert_eq!(pilots.len(), 1);
+        assert_eq!(leaders.len(), 1);
     }
 
     #[test]
     fn a_waker_rings_once_for_the_change_it_waits_for() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (header_bell, header) = bell();
         let (byte_bell, bytes) = bell();
         assert!(flight.poll_header(&header).is_pending());
         assert!(flight.poll_available(10, &bytes).is_pending());
-        pilot.advance(10);
+        leader.advance(10);
         assert_eq!((header_bell.rings(), byte_bell.rings()), (0, 0), "10 is not beyond 10");
-        pilot.announce("200");
+        leader.announce("200");
         assert_eq!(flight.poll_header(&header), Poll::Ready(Ok("200")));
-        pilot.advance(11);
-        pilot.advance(12);
+        leader.advance(11);
+        leader.advance(12);
         assert_eq!((header_bell.rings(), byte_bell.rings()), (1, 1));
         assert_eq!(flight.poll_available(10, &bytes), Poll::Ready(Ok(12)));
     }
@@ -520,12 +520,12 @@ mod tests {
     #[test]
     fn polling_twice_leaves_one_waker() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (bell, waker) = bell();
         assert!(flight.poll_outcome(&waker).is_pending());
         assert!(flight.poll_outcome(&waker).is_pending());
-        pilot.land(Ok(3));
+        leader.finish(Ok(3));
         assert_eq!(bell.rings(), 1);
         assert_eq!(flight.poll_outcome(&waker), Poll::Ready(Ok(3)));
     }
@@ -533,27 +533,27 @@ mod tests {
     #[test]
     fn who_has_stopped_waiting_is_not_woken() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let [(gone, gone_waker), (stays, stays_waker)] = [bell(), bell()];
         assert!(flight.poll_outcome(&gone_waker).is_pending());
         assert!(flight.poll_outcome(&stays_waker).is_pending());
         flight.forget(&gone_waker);
-        pilot.land(Ok(1));
+        leader.finish(Ok(1));
         assert_eq!((gone.rings(), stays.rings()), (0, 1));
     }
 
     #[test]
     fn failure_reaches_every_waiter_as_a_value() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let bells: Vec<_> = (0..3).map(|_| bell()).collect();
         assert!(flight.poll_header(&bells[0].1).is_pending());
         assert!(flight.poll_available(0, &bells[1].1).is_pending());
         assert!(flight.poll_outcome(&bells[2].1).is_pending());
-        pilot.advance(5);
-        pilot.land(Err("upstream fell over"));
+        leader.advance(5);
+        leader.finish(Err("upstream fell over"));
         assert!(bells.iter().all(|(bell, _)| bell.rings() == 1));
         let (_, waker) = bell();
         assert_eq!(flight.poll_header(&waker), Poll::Ready(Err("upstream fell over")));
@@ -564,12 +564,12 @@ mod tests {
     #[test]
     fn a_dropped_pilot_is_a_failure_and_not_a_short_success() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (bell, waker) = bell();
         assert!(flight.poll_available(0, &waker).is_pending());
         let panicking = std::thread::spawn(move || {
-            let _pilot = pilot;
+            let _pilot = leader;
             panic!("a fetch that panics");
         });
         assert!(panicking.join().is_err());
@@ -581,9 +581,9 @@ mod tests {
     #[test]
     fn available_bytes_never_fall() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
-        pilot.advance(9);
-        pilot.advance(4);
+        let leader = start(&flights);
+        leader.advance(9);
+        leader.advance(4);
         assert_eq!(flights.find(&1).unwrap().available(), 9);
     }
 }

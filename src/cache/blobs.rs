@@ -6,7 +6,7 @@ use std::task::{Poll, Waker, ready};
 
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, JobPurpose, counts, lock};
-use crate::flight::{Flights, Follower, Pilot};
+use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Access, Blob, IngestError};
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
@@ -21,7 +21,7 @@ const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
 pub(super) type BlobKey = (Upstream, Digest);
 pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
-pub(super) type BlobPilot = Pilot<BlobKey, Incoming, Blob, BlobFailure>;
+pub(super) type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
 pub(super) type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
 /// A blob that is arriving: for whom it was begun, where its bytes go, and how many there will be.
@@ -248,7 +248,7 @@ impl Cache {
             let joined = inner.blobs.join(&queued, || given_up(&name));
             forget(inner, &queued);
             drop(joined.flight);
-            if let Some(leader) = joined.pilot {
+            if let Some(leader) = joined.leader {
                 cache.run_flight(name, leader, size_hint);
             }
         });
@@ -267,8 +267,8 @@ impl Cache {
         let purpose = self.purpose(name)?;
         let key = (name.upstream.clone(), *digest);
         let joined = self.inner.blobs.join(&key, || given_up(name));
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             self.submit_flight(purpose, name.clone(), leader, size_hint);
         }
         let waits_for = WaitsFor::Bytes(joined.flight);
@@ -280,7 +280,7 @@ impl Cache {
         &self,
         purpose: JobPurpose,
         name: ImageName,
-        leader: BlobPilot,
+        leader: BlobLeader,
         size_hint: Option<u64>,
     ) {
         let cache = self.clone();
@@ -299,7 +299,7 @@ impl Cache {
     ///
     /// A download that gave its fetcher up for another job continues later: behind the jobs that wait now if
     /// somebody follows it, in the background if not.
-    fn run_flight(&self, name: ImageName, leader: BlobPilot, size_hint: Option<u64>) {
+    fn run_flight(&self, name: ImageName, leader: BlobLeader, size_hint: Option<u64>) {
         leader.begin();
         let key = leader.key().clone();
         let result = self.inner.fetch_blob(&name, &leader, size_hint);
@@ -319,7 +319,7 @@ impl Cache {
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.inner.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
-        leader.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         self.inner.store.remove_empty_partials(&name.upstream);
         // After the end: nobody finds this flight any more to leave a note that would end the next.
         self.inner.uncancel(&key);
@@ -333,7 +333,7 @@ impl Cache {
         let Ok(purpose) = self.purpose(&name) else { return };
         let joined = self.inner.blobs.join(key, || given_up(&name));
         drop(joined.flight);
-        if let Some(leader) = joined.pilot {
+        if let Some(leader) = joined.leader {
             let cache = self.clone();
             let run = move || cache.run_flight(name, leader, size_hint);
             self.inner.blob_pool.submit(purpose, || true, run);
@@ -349,8 +349,8 @@ impl Cache {
         let purpose = self.purpose(name)?;
         let key = (name.clone(), *digest);
         let joined = self.inner.blob_sizes.join(&key, || given_up(name));
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let inner = Arc::clone(&self.inner);
             let flight = Arc::clone(joined.flight.flight());
             self.inner.metadata_pool.submit(
@@ -360,7 +360,7 @@ impl Cache {
                     leader.begin();
                     let (name, digest) = leader.key().clone();
                     let size = inner.fetch_size(&name, &digest);
-                    leader.land(size.map_err(|error| BlobFailure { origin: name, error }));
+                    leader.finish(size.map_err(|error| BlobFailure { origin: name, error }));
                 },
             );
         }

@@ -133,21 +133,21 @@ impl Cache {
         }
         let purpose = self.purpose(name)?;
         let joined = inner.heads.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let inner = Arc::clone(inner);
             let flight = Arc::clone(joined.flight.flight());
             self.inner.metadata_pool.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
-                    pilot.begin();
-                    let (name, tag) = pilot.key().clone();
+                    leader.begin();
+                    let (name, tag) = leader.key().clone();
                     let result = inner.fetch_head(&name, &tag);
                     if let Err(error) = &result {
                         error.log(&name.with(&Reference::Tag(tag)));
                     }
-                    pilot.land(result);
+                    leader.finish(result);
                 },
             );
         }

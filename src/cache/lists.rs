@@ -235,17 +235,17 @@ impl Cache {
     ) -> ListWait {
         let is_about_tags = matches!(question, ListQuestion::Tags { .. });
         let joined = flights.join(&(name.clone(), question), || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let inner = Arc::clone(&self.inner);
             let flight = Arc::clone(joined.flight.flight());
             self.inner.metadata_pool.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
-                    pilot.begin();
-                    let (name, question) = pilot.key().clone();
-                    pilot.land(work(&inner, &name, &question));
+                    leader.begin();
+                    let (name, question) = leader.key().clone();
+                    leader.finish(work(&inner, &name, &question));
                 },
             );
         }

@@ -8,7 +8,7 @@ use super::manifest_content::{Content, MEMORY_BYTES_MAX, ManifestAnswer, Payload
 use super::manifest_wait::ManifestWait;
 use super::misses::Asked;
 use super::{Cache, CacheError, How, Inner, lock};
-use crate::flight::{Flights, Pilot};
+use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
@@ -20,7 +20,7 @@ const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 type Key = (ImageName, Reference);
 pub(super) type Outcome = Arc<Content>;
 pub(super) type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
-type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
+type ManifestLeader = Leader<Key, (), Outcome, CacheError>;
 
 /// A manifest in memory: the bytes of the store, for a second.
 pub(super) struct HotManifest {
@@ -103,7 +103,7 @@ impl Cache {
         let Ok(purpose) = self.purpose(&key.0) else { return };
         self.inner.metadata_pool.submit_in_background(purpose, move || {
             let joined = inner.manifests.join(&key, || CacheError::GivenUp);
-            if let Some(leader) = joined.pilot {
+            if let Some(leader) = joined.leader {
                 inner.fetch_manifest(leader);
             }
         });
@@ -116,8 +116,8 @@ impl Cache {
     ) -> Result<ManifestWait, CacheError> {
         let purpose = self.purpose(&key.0)?;
         let joined = self.inner.manifests.join(&key, || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let inner = Arc::clone(&self.inner);
             let flight = Arc::clone(joined.flight.flight());
             let is_wanted = move || flight.has_followers();
@@ -193,12 +193,12 @@ impl Inner {
     }
 
     /// The work of a manifest flight, on a fetcher.
-    pub(super) fn fetch_manifest(&self, pilot: ManifestPilot) {
-        pilot.begin();
-        let (name, reference) = pilot.key().clone();
+    pub(super) fn fetch_manifest(&self, leader: ManifestLeader) {
+        leader.begin();
+        let (name, reference) = leader.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
-            // Who looked before a flight landed and joined after it is the next pilot: that landing is its answer.
+            // Who looked before a flight landed and joined after it is the next leader: that landing is its answer.
             Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
                 Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
                 Ok(_) => self.fetch_by_tag(&name, tag),
@@ -207,12 +207,12 @@ impl Inner {
         };
         match &result {
             Ok(content) => {
-                lock(&self.hot).remove(pilot.key());
+                lock(&self.hot).remove(leader.key());
                 log::debug!("{}: {}", name.with(&reference), content.digest);
             }
             Err(error) => error.log(&name.with(&reference)),
         }
-        pilot.land(result);
+        leader.finish(result);
     }
 
     pub(super) fn fetch_by_digest(

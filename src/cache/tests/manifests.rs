@@ -131,7 +131,7 @@ fn who_looked_before_a_landing_and_joined_after_it_does_not_ask_again() {
     bench.how("v1");
     let inner = &bench.cache.inner;
     let joined = inner.manifests.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
-    inner.fetch_manifest(joined.pilot.unwrap());
+    inner.fetch_manifest(joined.leader.unwrap());
     let content = wait(|waker| joined.flight.poll_outcome(waker)).unwrap();
     assert_eq!(*content.digest(), published);
     assert_eq!(bench.source.calls(), ["GET v1"]);
