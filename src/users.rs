@@ -8,7 +8,7 @@
 //! Passwords are kept nowhere. What is remembered is a digest of user and password under a salt of this
 //! process.
 
-mod turns;
+mod fair_queue;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -26,7 +26,7 @@ use crate::certificates::Stamp;
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
-use turns::{Next, Turns};
+use fair_queue::{FairQueue, Next};
 
 /// Wrong passwords remembered: some nodes with an old secret are told so without a check each time.
 const REFUSED_MAX: usize = 256;
@@ -62,7 +62,7 @@ impl Drop for Users {
     fn drop(&mut self) {
         let mut queue = lock(&self.shared.queue);
         // The checks that wait are dropped with it, which tells their clients.
-        *queue = Queue { is_closed: true, turns: Turns::new() };
+        *queue = Queue { is_closed: true, checks: FairQueue::new() };
         drop(queue);
         self.shared.queue_changed.notify_all();
     }
@@ -89,7 +89,7 @@ struct Shared {
 /// The checks that wait for the thread.
 struct Queue {
     is_closed: bool,
-    turns: Turns<Check>,
+    checks: FairQueue<Check>,
 }
 
 /// What is known of the file's users.
@@ -159,7 +159,7 @@ impl Users {
             salt,
             known: Mutex::new(known),
             under_way: Flights::new(),
-            queue: Mutex::new(Queue { is_closed: false, turns: Turns::new() }),
+            queue: Mutex::new(Queue { is_closed: false, checks: FairQueue::new() }),
             queue_changed: Condvar::new(),
         });
         let checker = Arc::clone(&shared);
@@ -188,7 +188,7 @@ impl Users {
         let joined = self.shared.under_way.join(&digest, || Unchecked);
         if let Some(leader) = joined.leader {
             let check = Check { leader, user: user.to_owned(), password: password.to_owned() };
-            let refused = lock(&self.shared.queue).turns.push(client, user, check);
+            let refused = lock(&self.shared.queue).checks.push(client, user, check);
             self.shared.queue_changed.notify_one();
             // Dropping its leader tells all that have joined it: this client, or another one.
             drop(refused);
@@ -278,7 +278,7 @@ impl Shared {
         let mut queue = lock(&self.queue);
         while !queue.is_closed {
             let now = Instant::now();
-            queue = match queue.turns.next(now) {
+            queue = match queue.checks.next(now) {
                 Next::Check(client, check) => return Some((client, check)),
                 Next::Pause(until) => {
                     let pause = until.saturating_duration_since(now);
@@ -308,7 +308,7 @@ impl Shared {
                 known.remember(&user, digest, verdict);
             }
             drop(known);
-            lock(&self.queue).turns.checked(client, verdict, Instant::now());
+            lock(&self.queue).checks.checked(client, verdict, Instant::now());
             leader.finish(Ok(verdict));
         }
     }

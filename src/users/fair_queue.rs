@@ -2,8 +2,8 @@
 //! of them names.
 //!
 //! Checking takes a twentieth of a second of one thread, so whoever guesses passwords keeps it busy. By
-//! turns, guessers only delay others by one check each; an address whose passwords are wrong again and
-//! again has to wait between its turns. Users behind the same address as a guesser are checked in turn
+//! queue, guessers only delay others by one check each; an address whose passwords are wrong again and
+//! again has to wait between its queue. Users behind the same address as a guesser are checked in turn
 //! with the names that it guesses, and once checked, a password is remembered. This module must not know
 //! passwords; time is an argument.
 
@@ -30,10 +30,10 @@ const FAILING_MAX: usize = 4096;
 
 /// Checks that wait for their turn.
 #[derive(Debug)]
-pub(super) struct Turns<T> {
+pub(super) struct FairQueue<T> {
     waiting: usize,
     clients: HashMap<ClientAddress, Client<T>>,
-    /// The clients with checks that wait, in the order of their turns.
+    /// The clients with checks that wait, in the order of their queue.
     order: VecDeque<ClientAddress>,
     failing: HashMap<ClientAddress, Failures>,
 }
@@ -41,7 +41,7 @@ pub(super) struct Turns<T> {
 #[derive(Debug)]
 struct Client<T> {
     waiting: usize,
-    /// The users with checks that wait, in the order of their turns.
+    /// The users with checks that wait, in the order of their queue.
     users: VecDeque<(String, VecDeque<T>)>,
 }
 
@@ -62,9 +62,9 @@ pub(super) enum Next<T> {
     Idle,
 }
 
-impl<T> Turns<T> {
-    pub(super) fn new() -> Turns<T> {
-        Turns {
+impl<T> FairQueue<T> {
+    pub(super) fn new() -> FairQueue<T> {
+        FairQueue {
             waiting: 0,
             clients: HashMap::new(),
             order: VecDeque::new(),
@@ -197,9 +197,9 @@ mod tests {
         IpAddr::V4(Ipv4Addr::new(10, 0, high, low)).into()
     }
 
-    fn drain(turns: &mut Turns<String>, now: Instant) -> Vec<String> {
+    fn drain(queue: &mut FairQueue<String>, now: Instant) -> Vec<String> {
         let mut order = Vec::new();
-        while let Next::Check(_, check) = turns.next(now) {
+        while let Next::Check(_, check) = queue.next(now) {
             order.push(check);
         }
         order
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn addresses_take_turns_and_so_do_the_users_of_one() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for (of, user, check) in [
             (1, "ann", "1-ann-1"),
             (1, "ann", "1-ann-2"),
@@ -215,81 +215,81 @@ mod tests {
             (2, "ann", "2-ann-1"),
             (2, "ann", "2-ann-2"),
         ] {
-            assert_eq!(turns.push(client(of), user, check.to_owned()), None);
+            assert_eq!(queue.push(client(of), user, check.to_owned()), None);
         }
-        let order = drain(&mut turns, now);
+        let order = drain(&mut queue, now);
         assert_eq!(order, ["1-ann-1", "2-ann-1", "1-bob-1", "2-ann-2", "1-ann-2"]);
-        assert!(turns.clients.is_empty() && turns.order.is_empty() && turns.waiting == 0);
+        assert!(queue.clients.is_empty() && queue.order.is_empty() && queue.waiting == 0);
     }
 
     #[test]
     fn a_guesser_delays_another_address_by_one_check() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         let refused = (0..1_000).filter(|guess| {
-            turns.push(client(1), &format!("user{guess}"), String::new()).is_some()
+            queue.push(client(1), &format!("user{guess}"), String::new()).is_some()
         });
         assert_eq!(refused.count(), 1_000 - CLIENT_MAX);
-        assert_eq!(turns.push(client(2), "ann", "right".to_owned()), None);
-        let order = drain(&mut turns, now);
+        assert_eq!(queue.push(client(2), "ann", "right".to_owned()), None);
+        let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
     }
 
     #[test]
     fn guessing_one_user_leaves_room_for_others_behind_the_same_address() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for _ in 0..1_000 {
-            turns.push(client(1), "root", String::new());
+            queue.push(client(1), "root", String::new());
         }
-        assert_eq!(turns.push(client(1), "ann", "right".to_owned()), None);
-        let order = drain(&mut turns, now);
+        assert_eq!(queue.push(client(1), "ann", "right".to_owned()), None);
+        let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
     }
 
     #[test]
     fn when_all_places_are_taken_the_largest_client_loses_one() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for number in 0..u16::try_from(WAITING_MAX / CLIENT_MAX).unwrap() {
             for user in 0..CLIENT_MAX {
                 let check = format!("guess {number} {user}");
-                assert_eq!(turns.push(client(number), &format!("user{user}"), check), None);
+                assert_eq!(queue.push(client(number), &format!("user{user}"), check), None);
             }
         }
-        let refused = turns.push(client(999), "ann", "right".to_owned()).unwrap();
+        let refused = queue.push(client(999), "ann", "right".to_owned()).unwrap();
         assert!(refused.starts_with("guess"), "{refused}");
-        assert!(drain(&mut turns, now).contains(&"right".to_owned()));
+        assert!(drain(&mut queue, now).contains(&"right".to_owned()));
     }
 
     #[test]
     fn wrong_passwords_in_a_row_pause_an_address_and_a_right_one_ends_that() {
-        let (mut turns, start) = (Turns::new(), Instant::now());
+        let (mut queue, start) = (FairQueue::new(), Instant::now());
         for _ in 0..FAILURES_FREE {
-            turns.checked(client(1), false, start);
+            queue.checked(client(1), false, start);
         }
-        turns.push(client(1), "ann", "1".to_owned());
-        assert_eq!(turns.next(start), Next::Check(client(1), "1".to_owned()));
-        turns.checked(client(1), false, start);
-        turns.push(client(1), "ann", "2".to_owned());
-        assert_eq!(turns.next(start), Next::Pause(start + PAUSE_FIRST));
-        turns.push(client(2), "bob", "3".to_owned());
-        assert_eq!(turns.next(start), Next::Check(client(2), "3".to_owned()));
+        queue.push(client(1), "ann", "1".to_owned());
+        assert_eq!(queue.next(start), Next::Check(client(1), "1".to_owned()));
+        queue.checked(client(1), false, start);
+        queue.push(client(1), "ann", "2".to_owned());
+        assert_eq!(queue.next(start), Next::Pause(start + PAUSE_FIRST));
+        queue.push(client(2), "bob", "3".to_owned());
+        assert_eq!(queue.next(start), Next::Check(client(2), "3".to_owned()));
         let later = start + PAUSE_FIRST;
-        assert_eq!(turns.next(later), Next::Check(client(1), "2".to_owned()));
+        assert_eq!(queue.next(later), Next::Check(client(1), "2".to_owned()));
         for _ in 0..1_000 {
-            turns.checked(client(1), false, later);
+            queue.checked(client(1), false, later);
         }
-        turns.push(client(1), "ann", "4".to_owned());
-        assert_eq!(turns.next(later), Next::Pause(later + PAUSE_MAX));
-        turns.checked(client(1), true, later);
-        assert_eq!(turns.next(later), Next::Check(client(1), "4".to_owned()));
-        assert_eq!(turns.next(later), Next::Idle);
+        queue.push(client(1), "ann", "4".to_owned());
+        assert_eq!(queue.next(later), Next::Pause(later + PAUSE_MAX));
+        queue.checked(client(1), true, later);
+        assert_eq!(queue.next(later), Next::Check(client(1), "4".to_owned()));
+        assert_eq!(queue.next(later), Next::Idle);
     }
 
     #[test]
     fn failures_of_many_addresses_are_bounded() {
-        let (mut turns, now) = (Turns::<String>::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::<String>::new(), Instant::now());
         for number in 0..=u16::MAX {
-            turns.checked(client(number), false, now);
+            queue.checked(client(number), false, now);
         }
-        assert!(turns.failing.len() <= FAILING_MAX);
+        assert!(queue.failing.len() <= FAILING_MAX);
     }
 }
