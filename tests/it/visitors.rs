@@ -240,7 +240,7 @@ fn users_change_with_their_file_and_with_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (200, 401));
 
     site.put("htpasswd", OTHER);
-    process.wait_until_it_logs("1 users may pull from now on");
+    process.wait_until_it_logs("(users: 1)");
     assert_eq!((demo(&process), other(&process)), (401, 200));
 
     site.put("both", &format!("{DEMO}{OTHER}"));
@@ -249,7 +249,7 @@ fn users_change_with_their_file_and_with_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (200, 200));
 
     site.put("both", "demo:plain");
-    process.wait_until_it_logs("this is no bcrypt hash");
+    process.wait_until_it_logs("not a bcrypt hash");
     assert_eq!((demo(&process), other(&process)), (200, 200), "the former users stay");
 
     site.reload(&mut process, &site.config(""));
