@@ -1,6 +1,6 @@
-//! The one thread that waits: for sockets, for deadlines, and for the end of a drain.
+//! The thread that waits for sockets, for deadlines, and for the end of a drain.
 //!
-//! It must not know what connections are; it only puts them back to work.
+//! This module must not know what connections are; it only sends them to the workers.
 
 use super::limits::{CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
 use super::shared::Shared;
@@ -10,10 +10,10 @@ use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// The token of the event that only interrupts the wait; no slot has so high an index.
+/// The token of the event that only interrupts the wait. No slot has such a high index.
 const KICK: u64 = u64::MAX;
 
-/// Makes `kick` interrupt the waits on `epoll`, once for every write to it.
+/// Makes every write to `kick` interrupt one wait on `epoll`.
 pub(super) fn watch_kicks(epoll: &OwnedFd, kick: &OwnedFd) -> rustix::io::Result<()> {
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(epoll, kick, epoll::EventData::new_u64(KICK), edge)
@@ -27,7 +27,7 @@ pub(super) fn run(shared: &Shared) {
     loop {
         wait(shared, &mut events, next_sweep);
         for event in &events {
-            // The fields of a packed structure must be copied out.
+            // Fields of a packed struct cannot be borrowed, so they are copied.
             let (flags, data) = (event.flags, event.data);
             if data.u64() != KICK {
                 shared.table.socket_ready(data.u64(), flags);
@@ -53,14 +53,14 @@ fn wait(shared: &Shared, events: &mut Vec<epoll::Event>, until: Instant) {
     match epoll::wait(shared.table.epoll(), spare_capacity(events), Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(errno) => {
-            // It cannot be, but if it is, a loop without any wait would make it worse.
+            // This should be impossible; the pause prevents a busy loop.
             log::error!("cannot wait for sockets: {errno}");
             std::thread::sleep(SCAN_INTERVAL);
         }
     }
 }
 
-/// What the poller remembers of a drain.
+/// The progress of a drain.
 #[derive(Default)]
 struct Drain {
     began: Option<Instant>,
@@ -68,7 +68,7 @@ struct Drain {
 }
 
 impl Drain {
-    /// Takes the drain further; true when it is over.
+    /// Advances the drain. Returns true when it is complete.
     fn advance(&mut self, shared: &Shared, now: Instant) -> bool {
         let began = *self.began.get_or_insert(now);
         if passed(began, shared.service.settings.drain_timeout, now) {
