@@ -194,7 +194,7 @@ fn option(after: After, request: Option<&Request>) -> ConnectionOption {
     match (after, request.map(Request::version)) {
         (After::Close | After::Linger, _) => ConnectionOption::Close,
         (After::NextHead, Some(Version::Http10)) => ConnectionOption::KeepAlive,
-        (After::NextHead, _) => ConnectionOption::Unsaid,
+        (After::NextHead, _) => ConnectionOption::Default,
     }
 }
 
