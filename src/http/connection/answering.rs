@@ -1,6 +1,6 @@
-//! The middle of a connection: asking the handler, and what the edge itself answers.
+//! Answering: calls the handler, and creates the answers of the server itself.
 //!
-//! It must not know how bytes are sent.
+//! This module must not know how bytes are sent.
 
 use super::body::{HeadBytes, OutgoingBody};
 use super::response::{After, Response};
@@ -17,7 +17,7 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::time::{Instant, SystemTime};
 
 impl Connection {
-    /// Asks the handler for an answer.
+    /// Calls the handler.
     pub(super) fn call_handler(&mut self, request: Box<Request>, worker: &mut Worker) -> Flow {
         let handler = &worker.service.handler;
         let step = self
@@ -25,7 +25,7 @@ impl Connection {
         self.apply_step(request, step, worker)
     }
 
-    /// Goes on with an answer that waits for something.
+    /// Resumes an answer that was not ready before.
     pub(super) fn resume(
         &mut self,
         request: Box<Request>,
@@ -63,13 +63,13 @@ impl Connection {
                     request.method_text(),
                     request.path()
                 );
-                let reply = Reply::plain(500, "this server made a mistake").close();
+                let reply = Reply::plain(500, "internal server error").close();
                 self.answer(Some(request), reply, Outcome::Panicked, worker)
             }
         }
     }
 
-    /// Answers on behalf of the edge, and closes.
+    /// Answers with an error of the server itself, and closes the connection.
     pub(super) fn refuse(
         &mut self,
         request: Option<Box<Request>>,
@@ -81,7 +81,7 @@ impl Connection {
         self.answer(request, Reply::plain(status, text), Outcome::Complete, worker)
     }
 
-    /// Tells a client for whom there is no slot to come back later.
+    /// Answers a client for which there is no slot, and asks it to retry later.
     pub(super) fn refuse_surplus(&mut self, worker: &mut Worker) -> Flow {
         self.unread_body = true;
         let reply =
@@ -89,7 +89,7 @@ impl Connection {
         self.answer(None, reply, Outcome::Complete, worker)
     }
 
-    /// Makes a response of `reply` and begins to send it.
+    /// Turns `reply` into a response and starts to send it.
     pub(super) fn answer(
         &mut self,
         request: Option<Box<Request>>,
@@ -101,8 +101,10 @@ impl Connection {
         let bodiless = matches!(reply.status, 100..=199 | 204 | 304);
         let reply = match reply.body {
             Body::Length(1..) if method != Some(Method::Head) && !bodiless => {
-                log::error!("an answer of which only the length is known is for HEAD alone");
-                Reply::plain(500, "this server made a mistake").close()
+                log::error!(
+                    "bug: an answer without a body, of which only the length is known, is only valid for HEAD"
+                );
+                Reply::plain(500, "internal server error").close()
             }
             _ => reply,
         };
@@ -135,7 +137,7 @@ impl Connection {
         Continue(())
     }
 
-    /// Counts what the body of `reply` takes of the memory for responses.
+    /// Counts the body of `reply` against the memory for responses.
     fn charge(
         &self,
         reply: &Reply,
@@ -159,19 +161,19 @@ impl Connection {
         }
     }
 
-    /// The drain timeout has passed.
+    /// Cuts off the connection, because the drain timeout has passed.
     pub(super) fn cut_off(&mut self, worker: &mut Worker) {
         let cut = match std::mem::take(&mut self.phase) {
             Phase::Head => self.head_began.is_some(),
             Phase::FirstByte | Phase::Handshake | Phase::Lingering { .. } => false,
-            // The handler has not heard of this request yet.
+            // The handler has not been called for this request yet.
             Phase::Body { .. } | Phase::ChunkedBody { .. } => true,
             Phase::Waiting { request, .. } => {
                 report_unanswered(&request, CLIENT_CLOSED_REQUEST, Outcome::Drained, worker);
                 true
             }
             Phase::Sending(response) => {
-                // What would follow is of no interest: the connection is closed.
+                // The returned flow does not matter, because the connection is closed.
                 let _ = self.finish_response(response, Outcome::Drained, worker);
                 true
             }
@@ -183,9 +185,9 @@ impl Connection {
     }
 }
 
-/// Replaces an answer for which there is no memory. Its note stays, for the access log.
+/// Replaces an answer for which no memory is left. Keeps its note, for the access log.
 fn too_much_memory(reply: Reply) -> Reply {
-    let text = "too many large responses are waiting for their clients to read them";
+    let text = "too many large responses are waiting to be read by their clients";
     let refusal = Reply::plain(503, text).header("Retry-After", RETRY_AFTER_SECONDS);
     Reply { note: reply.note, close: reply.close, ..refusal }
 }

@@ -1,8 +1,8 @@
-//! Bodies on their way, one step at a time.
+//! Sends bodies, one step at a time.
 //!
-//! It must not know connections' phases or time. No body has a buffer of its own: files and tails
-//! go from the page cache to the socket, at offsets that only the body knows. The exception is a tail
-//! whose bytes are in no file, one piece of which is held while it is sent.
+//! This module must not know the phases of a connection, nor time. Bodies have no buffers: files and tails go from the
+//! page cache to the socket, at offsets that only the body knows. The exception is a tail whose bytes are not in a file:
+//! one piece of it is kept while it is sent.
 
 use super::Connection;
 use super::socket::{FileError, More, SocketError};
@@ -16,30 +16,30 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
 
-/// What one step of sending came to.
+/// The result of one step of sending.
 pub(super) enum Step {
-    /// So many bytes went out; 0 if something else came nearer to it.
+    /// This many bytes were sent; 0 if the step made progress without sending.
     Moved(usize),
-    /// All is sent.
+    /// The response is complete.
     Done,
-    /// The client must take some first.
+    /// The client must read some bytes first.
     Blocked,
     /// The tail must grow first.
-    Starved,
-    /// It will never be complete.
+    NotGrown,
+    /// The response cannot be completed.
     Failed(Outcome),
 }
 
 impl From<SocketError> for Step {
-    fn from(halt: SocketError) -> Self {
-        match halt {
+    fn from(error: SocketError) -> Self {
+        match error {
             SocketError::WouldBlock => Self::Blocked,
             SocketError::Closed => Self::Failed(Outcome::ClientGone),
         }
     }
 }
 
-/// The head of a response, and how much of it has left.
+/// The head of a response, and how much of it was sent.
 pub(super) struct HeadBytes {
     bytes: Vec<u8>,
     sent: usize,
@@ -60,11 +60,11 @@ impl HeadBytes {
                 self.sent += sent;
                 Step::Moved(sent)
             }
-            Err(halt) => halt.into(),
+            Err(error) => error.into(),
         }
     }
 
-    /// Keeps only what has not left, and gives back the buffer.
+    /// Keeps only the bytes that were not sent yet, and returns the buffer.
     pub(super) fn shrink(&mut self) -> Vec<u8> {
         let rest = self.rest().to_vec();
         self.sent = 0;
@@ -76,7 +76,7 @@ impl HeadBytes {
     }
 }
 
-/// A body on its way.
+/// A body that is being sent.
 pub(super) enum OutgoingBody {
     Nothing,
     Bytes { bytes: Arc<[u8]>, position: usize, _charge: Option<MemoryCharge> },
@@ -86,7 +86,7 @@ pub(super) enum OutgoingBody {
 }
 
 impl OutgoingBody {
-    /// `charge` is what the body takes of the memory for responses.
+    /// `charge` counts the body against the memory for responses.
     pub(super) fn new(body: Body, charge: Option<MemoryCharge>) -> Self {
         match body {
             Body::Empty | Body::Length(_) => Self::Nothing,
@@ -100,7 +100,7 @@ impl OutgoingBody {
         }
     }
 
-    /// Body bytes that have left.
+    /// How many bytes of the body were sent.
     pub(super) fn sent(&self) -> u64 {
         match self {
             Self::Nothing => 0,
@@ -109,7 +109,7 @@ impl OutgoingBody {
         }
     }
 
-    /// Sends some of `head` or, after that, of the body.
+    /// Sends some bytes of `head` or, once that is sent, of the body.
     pub(super) fn advance(
         &mut self,
         head: &mut HeadBytes,
@@ -128,7 +128,7 @@ impl OutgoingBody {
             Self::File { file, span } => match (head.rest().is_empty(), span.is_empty()) {
                 (true, true) => Step::Done,
                 (true, false) => match span.send(file.file(), span.end, connection, worker) {
-                    Step::Moved(0) => cut("the file is shorter than it was"),
+                    Step::Moved(0) => cut("the file is shorter than expected"),
                     step => step,
                 },
                 (false, true) => head.send(More::Nothing, connection),
@@ -141,7 +141,7 @@ impl OutgoingBody {
     }
 }
 
-/// Head and body leave in one system call, and for small bodies in one packet.
+/// Sends head and body in one system call; small ones fit into one packet.
 fn send_bytes(
     bytes: &[u8],
     position: &mut usize,
@@ -161,7 +161,7 @@ fn send_bytes(
             *position += sent.saturating_sub(of_head);
             Step::Moved(sent)
         }
-        Err(halt) => halt.into(),
+        Err(error) => error.into(),
     }
 }
 
@@ -179,9 +179,9 @@ fn send_tail(
     }
     if growth.is_spent(span.position) {
         match growth.poll(tail, span.position, connection) {
-            // Clients give up on a response whose head they do not see, so it never waits for the
-            // first bytes of the body.
-            Step::Starved if !headless => return head.send(More::Nothing, connection),
+            // Clients give up if they do not receive the head, so it is sent before the first bytes of the body are
+            // available.
+            Step::NotGrown if !headless => return head.send(More::Nothing, connection),
             Step::Moved(_) => {}
             step => return step,
         }
@@ -203,16 +203,16 @@ fn send_tail(
     }
 }
 
-/// What is known of a growing body.
+/// What is known about a growing body.
 pub(super) struct Growth {
     available: u64,
-    /// What lies before `available`, where that is in no file.
+    /// The bytes before `available`, if they are not in the file.
     piece: Option<Piece>,
-    /// How often the file was shorter than its tail said, in a row.
+    /// How often in a row the file was shorter than its tail reported.
     shortfalls: u8,
 }
 
-/// Bytes of a body that are in no file, and the offset of the first.
+/// Bytes of a body that are not in the file, and the offset of the first.
 struct Piece {
     start: u64,
     bytes: Arc<[u8]>,
@@ -223,7 +223,7 @@ impl Growth {
         self.available <= position
     }
 
-    /// Asks the tail; `Moved` if there is something to send.
+    /// Polls the tail. Returns `Moved` if more bytes are available.
     fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &mut Connection) -> Step {
         match catch_panic(|| tail.poll_available(position, connection.waker())) {
             Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
@@ -235,9 +235,9 @@ impl Growth {
                 self.piece = Some(Piece { start: position, bytes });
                 Step::Moved(0)
             }
-            Ok(Poll::Ready(Ok(_))) => cut("the tail has ended before its file"),
+            Ok(Poll::Ready(Ok(_))) => cut("the tail ended before its file"),
             Ok(Poll::Ready(Err(reason))) => Step::Failed(Outcome::Cut(reason)),
-            Ok(Poll::Pending) => Step::Starved,
+            Ok(Poll::Pending) => Step::NotGrown,
             Err(message) => {
                 log::error!("panic in the source of a response: {message}");
                 Step::Failed(Outcome::Panicked)
@@ -245,20 +245,24 @@ impl Growth {
         }
     }
 
-    /// The file had no byte where the tail said there was one: once may be chance, twice is not.
+    /// The file was shorter than the tail reported. This is tolerated once.
     fn shortfall(&mut self) -> Step {
         self.available = 0;
         self.shortfalls += 1;
-        if self.shortfalls < 2 { Step::Moved(0) } else { cut("the file is shorter than its tail") }
+        if self.shortfalls < 2 {
+            Step::Moved(0)
+        } else {
+            cut("the file is shorter than its tail reported")
+        }
     }
 }
 
-/// What is left to send of a file.
+/// The part of a file that is still to be sent.
 pub(super) struct FileSpan {
     start: u64,
     position: u64,
     end: u64,
-    /// `sendfile` was tried and does not work on this file.
+    /// The file does not support `sendfile`.
     copied: bool,
 }
 
@@ -267,7 +271,7 @@ impl FileSpan {
         Self { start: range.start, position: range.start, end: range.end, copied: false }
     }
 
-    /// Sends some bytes of a piece, whose position is within it.
+    /// Sends some bytes of `piece`, which contains the current position.
     fn send_piece(&mut self, piece: &Piece, connection: &mut Connection, worker: &Worker) -> Step {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let offset = usize::try_from(self.position - piece.start).unwrap_or(usize::MAX);
@@ -278,7 +282,7 @@ impl FileSpan {
                 self.position += sent as u64;
                 Step::Moved(sent)
             }
-            Err(halt) => halt.into(),
+            Err(error) => error.into(),
         }
     }
 
@@ -286,7 +290,7 @@ impl FileSpan {
         self.position >= self.end
     }
 
-    /// Sends some bytes before `end`; none if the file has none.
+    /// Sends some bytes before `end`, or none if the file ends before that.
     fn send(
         &mut self,
         file: &File,

@@ -1,8 +1,8 @@
 //! The end of a response, and of a connection.
 //!
-//! It must not know what the response was. Closing a socket with unread bytes makes the kernel
-//! send RST, and a client that gets RST may lose the response it has not read yet; so FIN is sent
-//! first, and what the client still sends is read for a while.
+//! This module must not know what the response was. If a socket with unread bytes is closed, the kernel sends a RST, and a
+//! client that receives a RST may lose the response that it has not read yet. So the server sends a FIN first, and reads
+//! what the client still sends for a while.
 
 use super::response::{After, Response};
 use super::socket::SocketError;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
-    /// A response has ended: tells the handler, then goes on or closes.
+    /// A response has ended: reports that to the handler, then continues or closes.
     pub(super) fn finish_response(
         &mut self,
         response: Response,
@@ -24,7 +24,7 @@ impl Connection {
     ) -> Flow {
         let Response { request, head, body, status, note, after, .. } = response;
         let bytes_sent = body.sent();
-        // The file or tail is let go of before anybody is told that it is.
+        // Release the file or tail before the end of the response is reported.
         drop(body);
         worker.spare_head = head.into_buffer();
         if outcome != Outcome::Complete {
@@ -48,7 +48,7 @@ impl Connection {
         }
     }
 
-    /// `None` if there is nobody left to talk to.
+    /// Returns `None` if the client cannot be reached any more.
     fn what_follows(&mut self, outcome: &Outcome, after: After) -> Option<After> {
         match outcome {
             Outcome::Complete => Some(after),
@@ -61,8 +61,7 @@ impl Connection {
         }
     }
 
-    /// The client was told that this is the end; only if it sent more all the same is it waited
-    /// for.
+    /// The response had `Connection: close`. Lingers only if the client has sent more bytes in spite of that.
     fn close_or_linger(&mut self, worker: &mut Worker) -> Flow {
         if self.input.is_empty()
             && self.wire.read(self.input.buffer()) == Err(SocketError::WouldBlock)
@@ -79,7 +78,7 @@ impl Connection {
         self.phase = Phase::Lingering { bytes_left: LINGER_BYTES_MAX, deadline };
     }
 
-    /// Reads and drops what the client still sends.
+    /// Reads and discards what the client still sends.
     pub(super) fn linger(
         &mut self,
         mut bytes_left: usize,

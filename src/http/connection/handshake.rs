@@ -1,8 +1,8 @@
-//! The beginning of a connection by TLS.
+//! The start of a TLS connection.
 //!
-//! It must not know HTTP beyond the one answer to a client that speaks it in the clear. Until its first
-//! byte such a connection is as idle as any; then it has the time of a request head, since both are
-//! what a client must do before it gets anything.
+//! This module must not know HTTP, except for the one answer to a client that sends a plaintext request. Until its first
+//! byte, such a connection is idle like any other. From then on, the handshake has as much time as a request head: both
+//! are what a client must do before it gets anything.
 
 use super::socket::SocketError;
 use super::wire::Handshake;
@@ -15,13 +15,13 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
-    /// Waits for the client's first byte, which says whether it speaks TLS.
+    /// Waits for the client's first byte, which shows whether the client uses TLS.
     pub(super) fn await_first_byte(&mut self, worker: &mut Worker) -> Flow {
         self.phase = Phase::FirstByte;
         match self.wire.begins_without_tls() {
             Ok(true) => {
                 self.phase = Phase::Head;
-                let text = "this port speaks TLS: use https:// (this request came in the clear)";
+                let text = "this port requires TLS: use https:// (the request was not encrypted)";
                 self.refuse(None, 400, text, worker)
             }
             Ok(false) => {
@@ -29,7 +29,7 @@ impl Connection {
                 match accepted {
                     Some(Ok(session)) => self.wire.secure(session),
                     Some(Err(error)) => {
-                        log::error!("TLS: no session can be begun: {error}");
+                        log::error!("cannot start a TLS session: {error}");
                         return Break(SliceEnd::Close);
                     }
                     None => {}
@@ -46,12 +46,12 @@ impl Connection {
         }
     }
 
-    /// Whether a client for whom there is no slot has not even begun: it cannot be told.
+    /// Whether a surplus client has sent nothing in time. Without a TLS session it cannot be answered.
     fn has_overstayed(&self, now: Instant) -> bool {
         self.is_surplus() && now >= self.idle_since + SURPLUS_TIMEOUT
     }
 
-    /// Goes on with the handshake; a request follows it.
+    /// Continues the handshake. A request follows it.
     pub(super) fn continue_handshake(&mut self, worker: &mut Worker) -> Flow {
         let began = self.head_began.unwrap_or(worker.now);
         let deadline = began + worker.service.settings.head_timeout;
@@ -62,10 +62,10 @@ impl Connection {
                 self.idle_since = worker.now;
                 return Continue(());
             }
-            Handshake::AwaitsBytes => Interest::Readable,
-            Handshake::AwaitsRoom => Interest::Writable,
-            Handshake::Gone => {
-                log::debug!("{}: left during the TLS handshake", self.peer);
+            Handshake::WantsRead => Interest::Readable,
+            Handshake::WantsWrite => Interest::Writable,
+            Handshake::Closed => {
+                log::debug!("{}: closed the connection during the TLS handshake", self.peer);
                 return Break(SliceEnd::Close);
             }
             Handshake::Failed(error) => {
@@ -85,18 +85,18 @@ impl Connection {
     }
 }
 
-/// What an operator can do something about, in other words than the protocol's.
+/// Explains the errors that an operator can fix.
 fn explain(error: &rustls::Error) -> String {
     use rustls::AlertDescription as Alert;
     let hint = match error {
         rustls::Error::AlertReceived(
             Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown,
-        ) => "the client does not trust our certificate (serverTlsConfig.cert)",
+        ) => "the client does not trust the server's certificate (serverTlsConfig.cert)",
         rustls::Error::AlertReceived(Alert::CertificateExpired) => {
-            "the client says that our certificate has expired (serverTlsConfig.cert)"
+            "the client reports that the server's certificate has expired (serverTlsConfig.cert)"
         }
         rustls::Error::NoCertificatesPresented => {
-            "the client showed no certificate (serverTlsConfig.clientAuth is verify)"
+            "the client presented no certificate (serverTlsConfig.clientAuth is verify)"
         }
         rustls::Error::InvalidCertificate(_) => {
             "the client's certificate is not accepted (serverTlsConfig.ca)"

@@ -1,6 +1,6 @@
-//! The reading half of a connection: request heads, and small bodies that are dropped.
+//! Reading: request heads, and small request bodies, which are discarded.
 //!
-//! It must not know what is answered.
+//! This module must not know the answers.
 
 use super::chunks::{ChunkReader, Chunks};
 use super::input::HeadScan;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
-    /// Reads until there is a whole head. What was received earlier is looked at first.
+    /// Reads until the head is complete, starting with bytes that were received earlier.
     pub(super) fn read_head(&mut self, worker: &mut Worker) -> Flow {
         loop {
             if !self.input.is_empty() {
@@ -40,7 +40,7 @@ impl Connection {
         }
     }
 
-    /// `None` if the head is not complete.
+    /// Returns `None` if the head is not complete.
     fn parse_head(&mut self, worker: &mut Worker) -> Option<Flow> {
         let began = self.head_began.unwrap_or(worker.now);
         let mut request = worker
@@ -67,7 +67,7 @@ impl Connection {
         }
     }
 
-    /// Nothing to read: waits for the rest of the head, or for the first byte of one.
+    /// Waits for the rest of the head, or for its first byte.
     pub(super) fn await_head(&mut self, worker: &mut Worker) -> Flow {
         let settings = &worker.service.settings;
         if self.is_surplus() {
@@ -92,12 +92,11 @@ impl Connection {
         Break(SliceEnd::Park(Parking { interest: Interest::Readable, deadline, evictable }))
     }
 
-    /// A response has ended and the connection goes on.
+    /// A response has ended, and the connection stays open.
     pub(super) fn await_next_head(&mut self, now: Instant, worker: &mut Worker) -> Flow {
         self.idle_since = now;
         if self.input.is_empty() && !self.wire.has_received() {
-            // The next request has most likely not arrived: asking the poller is cheaper than
-            // asking the socket first.
+            // The next request has most likely not arrived yet. Parking right away is cheaper than trying to read first.
             self.await_head(worker)
         } else {
             Continue(())
@@ -117,7 +116,7 @@ impl Connection {
                 self.phase = Phase::Body { request, bytes_left: bytes, deadline };
                 Continue(())
             }
-            // Proxies and service meshes frame a GET without a body as an empty chunked one.
+            // Proxies and service meshes may send a GET without a body as an empty chunked one.
             Framing::Chunked if matches!(request.method, Method::Get | Method::Head) => {
                 if request.expects_continue && self.input.is_empty() && !self.send_continue() {
                     return Break(SliceEnd::Close);
@@ -130,25 +129,30 @@ impl Connection {
             Framing::Length(_) | Framing::Chunked => {
                 self.unread_body = true;
                 if matches!(request.method, Method::Get | Method::Head) {
-                    return self.refuse(Some(request), 413, "no request body is wanted", worker);
+                    return self.refuse(
+                        Some(request),
+                        413,
+                        "a request body is not allowed",
+                        worker,
+                    );
                 }
                 self.call_handler(request, worker)
             }
         }
     }
 
-    /// Sends `100 Continue`; false if the connection is of no use any more.
+    /// Sends `100 Continue`. Returns false if the connection cannot be used any more.
     fn send_continue(&mut self) -> bool {
-        const INVITATION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-        match self.wire.send(INVITATION, &[], More::Nothing) {
-            // Without an invitation the client sends its body a little later.
+        const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        match self.wire.send(CONTINUE, &[], More::Nothing) {
+            // Without the interim response, the client sends its body a little later.
             Err(SocketError::WouldBlock) => true,
             Err(SocketError::Closed) => false,
-            Ok(sent) => sent == INVITATION.len(),
+            Ok(sent) => sent == CONTINUE.len(),
         }
     }
 
-    /// Reads the rest of a small body, then asks the handler.
+    /// Discards the rest of a small body, then calls the handler.
     pub(super) fn discard_body(
         &mut self,
         request: Box<Request>,
@@ -178,10 +182,8 @@ impl Connection {
             }
         }
     }
-}
 
-impl Connection {
-    /// Reads a small chunked body to its end, then asks the handler.
+    /// Discards the rest of a small chunked body, then calls the handler.
     pub(super) fn discard_chunks(
         &mut self,
         request: Box<Request>,
@@ -206,7 +208,12 @@ impl Connection {
                     return self.refuse(Some(request), 400, text, worker);
                 }
                 Chunks::Ended { .. } | Chunks::Partial => {
-                    return self.refuse(Some(request), 413, "no request body is wanted", worker);
+                    return self.refuse(
+                        Some(request),
+                        413,
+                        "a request body is not allowed",
+                        worker,
+                    );
                 }
             }
             match self.wire.read(self.input.buffer()) {

@@ -1,7 +1,7 @@
-//! The writing half of a connection: a response on its way.
+//! Sending a response.
 //!
-//! It must not know why the response is what it is. A response that cannot be completed is cut:
-//! never padded, and the connection never used again.
+//! This module must not know what the response is about. A response that cannot be completed is cut off. It is never
+//! padded, and its connection is never reused.
 
 use super::body::Step;
 use super::response::Response;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow::Break;
 use std::time::Instant;
 
 impl Connection {
-    /// Sends until all is sent, something must be waited for, or the turn is over.
+    /// Sends until the response is complete, sending would block, or the time slice is over.
     pub(super) fn send(&mut self, mut response: Response, worker: &mut Worker) -> Flow {
         loop {
             if worker.bytes_left == 0 {
@@ -29,18 +29,18 @@ impl Connection {
                     worker.bytes_left = worker.bytes_left.saturating_sub(bytes);
                 }
                 Step::Done if self.wire.flush() == Err(SocketError::WouldBlock) => {
-                    return self.await_room(response, worker);
+                    return self.await_writable(response, worker);
                 }
                 Step::Done => {
                     let verdict = response.verdict.clone();
                     return self.finish_response(response, verdict, worker);
                 }
-                Step::Blocked => return self.await_room(response, worker),
-                Step::Starved if self.guard.has_hung_up() => {
+                Step::Blocked => return self.await_writable(response, worker),
+                Step::NotGrown if self.guard.has_hung_up() => {
                     return self.finish_response(response, Outcome::ClientGone, worker);
                 }
-                Step::Starved => {
-                    // Time without news from the source is not the client's fault.
+                Step::NotGrown => {
+                    // While the source makes no progress, the client is not stalled.
                     response.progress = worker.now;
                     let deadline = worker.now + TAIL_REPOLL_INTERVAL;
                     return self.keep_parked(response, Interest::Hangup, deadline, worker);
@@ -50,8 +50,8 @@ impl Connection {
         }
     }
 
-    /// The client must take some first.
-    fn await_room(&mut self, mut response: Response, worker: &mut Worker) -> Flow {
+    /// Waits until the client has read some bytes.
+    fn await_writable(&mut self, mut response: Response, worker: &mut Worker) -> Flow {
         if self.wire.has_moved() {
             response.progress = worker.now;
         }
@@ -70,23 +70,23 @@ impl Connection {
         worker: &mut Worker,
     ) -> Flow {
         match park(interest, deadline) {
-            Break(turn) => self.keep(response, turn, worker),
+            Break(end) => self.keep(response, end, worker),
             other => other,
         }
     }
 
-    /// Goes on later, with no more memory than it takes.
-    fn keep(&mut self, mut response: Response, turn: SliceEnd, worker: &mut Worker) -> Flow {
+    /// Keeps the response for the next time slice, with as little memory as possible.
+    fn keep(&mut self, mut response: Response, end: SliceEnd, worker: &mut Worker) -> Flow {
         worker.spare_head = response.head.shrink();
         self.phase = Phase::Sending(response);
-        Break(turn)
+        Break(end)
     }
 
-    /// The body failed: if no byte has left, the client can still be told.
+    /// The source of the body failed. If no byte was sent, the client gets an error response instead.
     fn fail(&mut self, mut response: Response, outcome: Outcome, worker: &mut Worker) -> Flow {
         let (status, text) = match &outcome {
             Outcome::Cut(reason) => (502, &**reason),
-            Outcome::Panicked => (500, "this server made a mistake"),
+            Outcome::Panicked => (500, "internal server error"),
             _ => return self.finish_response(response, outcome, worker),
         };
         if response.begun {

@@ -1,6 +1,6 @@
 //! One client's socket: every system call that moves bytes, and what its errors mean.
 //!
-//! It must not know HTTP. The socket is non-blocking: nothing here waits.
+//! This module must not know HTTP. The socket is non-blocking.
 
 use rustix::buffer::spare_capacity;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,31 +11,31 @@ use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// Why no byte moved.
+/// Why a socket moved no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SocketError {
     /// The kernel's buffer is empty (reading) or full (writing).
     WouldBlock,
-    /// The connection is no more.
+    /// The connection is closed or broken.
     Closed,
 }
 
-/// Why no byte of a file moved.
+/// Why no bytes of a file were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileError {
     /// See [`SocketError::WouldBlock`].
     WouldBlock,
     /// See [`SocketError::Closed`].
     Closed,
-    /// This file system does not know `sendfile`; its bytes must be copied.
+    /// The file does not support `sendfile`; its bytes must be copied.
     Unsupported,
     /// The file cannot be read.
     Unreadable(Errno),
 }
 
 impl From<SocketError> for FileError {
-    fn from(halt: SocketError) -> Self {
-        match halt {
+    fn from(error: SocketError) -> Self {
+        match error {
             SocketError::WouldBlock => Self::WouldBlock,
             SocketError::Closed => Self::Closed,
         }
@@ -45,9 +45,9 @@ impl From<SocketError> for FileError {
 /// Whether the kernel may wait for more bytes before it sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum More {
-    /// More bytes follow at once.
+    /// More bytes follow immediately.
     Follows,
-    /// These are all for now.
+    /// No more bytes follow for now.
     Nothing,
 }
 
@@ -58,28 +58,28 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Takes over a connected non-blocking TCP socket.
+    /// Takes ownership of a connected, non-blocking TCP socket.
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self { fd }
     }
 
-    /// Appends to `buffer` as much as its spare capacity holds; 0 is the end.
+    /// Appends to `buffer` up to its spare capacity. Returns 0 at the end of the stream.
     pub(super) fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
-        retry_on_intr(|| rustix::io::read(&self.fd, spare_capacity(buffer))).map_err(halt)
+        retry_on_intr(|| rustix::io::read(&self.fd, spare_capacity(buffer))).map_err(socket_error)
     }
 
-    /// Does the same into `buffer`, from its beginning.
+    /// Reads into `buffer`. Returns 0 at the end of the stream.
     pub(super) fn read_into(&self, buffer: &mut [u8]) -> Result<usize, SocketError> {
-        retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)).map_err(halt)
+        retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)).map_err(socket_error)
     }
 
-    /// Does the same and leaves the bytes for the next read.
+    /// Reads into `buffer`, but leaves the bytes for the next read.
     pub(super) fn peek(&self, buffer: &mut [u8]) -> Result<usize, SocketError> {
         let peeked = retry_on_intr(|| rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::PEEK));
-        peeked.map(|(count, _)| count).map_err(halt)
+        peeked.map(|(count, _)| count).map_err(socket_error)
     }
 
-    /// Sends the start of `first` followed by `second`, in one packet where it fits.
+    /// Sends as much as possible of `first` followed by `second`, in one packet if it fits.
     pub(super) fn send(
         &self,
         first: &[u8],
@@ -87,13 +87,13 @@ impl Socket {
         more: More,
     ) -> Result<usize, SocketError> {
         if second.is_empty() {
-            retry_on_intr(|| rustix::net::send(&self.fd, first, flags(more))).map_err(halt)
+            retry_on_intr(|| rustix::net::send(&self.fd, first, flags(more))).map_err(socket_error)
         } else {
             self.send_all(&[IoSlice::new(first), IoSlice::new(second)], more)
         }
     }
 
-    /// Sends the start of all slices together.
+    /// Sends as much as possible of the slices, in order.
     pub(super) fn send_all(
         &self,
         slices: &[IoSlice<'_>],
@@ -101,12 +101,12 @@ impl Socket {
     ) -> Result<usize, SocketError> {
         let mut none = SendAncillaryBuffer::default();
         retry_on_intr(|| rustix::net::sendmsg(&self.fd, slices, &mut none, flags(more)))
-            .map_err(halt)
+            .map_err(socket_error)
     }
 
-    /// Sends up to `count` bytes of `file` from `position`, without copying; 0 is the file's end.
+    /// Sends up to `count` bytes of `file` from `position` without copying. Returns 0 at the end of the file.
     ///
-    /// Like every Rust program, this one ignores SIGPIPE, which `sendfile` cannot suppress itself.
+    /// `sendfile` cannot suppress SIGPIPE, but Rust programs ignore that signal.
     pub(super) fn send_file(
         &self,
         file: &File,
@@ -126,7 +126,7 @@ impl Socket {
         })
     }
 
-    /// Does the same by copying through `buffer`.
+    /// Like [`Socket::send_file`], but copies through `buffer`.
     pub(super) fn copy_file(
         &self,
         file: &File,
@@ -140,15 +140,15 @@ impl Socket {
         }
     }
 
-    /// Sends FIN after all that was sent; the client may still send.
+    /// Sends FIN after all sent bytes. The client may still send.
     pub(super) fn finish_sending(&self) {
-        // It fails only if the connection is gone already.
+        // This fails only if the connection is closed already.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
     }
 
-    /// Makes closing discard what the client has not taken, so that the kernel keeps none of it.
+    /// Makes the close discard what the client has not received, so that the kernel does not keep it.
     pub(super) fn discard_unsent(&self) {
-        // It fails only if the connection is gone already.
+        // This fails only if the connection is closed already.
         let _ = rustix::net::sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
 }
@@ -159,7 +159,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Up to `count` bytes of `file` from `position`, as far as `buffer` has room; 0 is the file's end.
+/// Reads up to `count` bytes of `file` from `position` into `buffer`. Returns 0 at the end of the file.
 pub(super) fn read_file(
     file: &File,
     position: u64,
@@ -178,7 +178,7 @@ fn flags(more: More) -> SendFlags {
     }
 }
 
-fn halt(errno: Errno) -> SocketError {
+fn socket_error(errno: Errno) -> SocketError {
     match errno {
         Errno::AGAIN | Errno::INTR => SocketError::WouldBlock,
         _ => SocketError::Closed,

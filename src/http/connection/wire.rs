@@ -1,7 +1,7 @@
-//! The way to one client: its socket, in the clear or by TLS.
+//! The transport to one client: its socket, with or without TLS.
 //!
-//! It must not know HTTP. Nothing here waits: what the socket does not take now stays, encrypted, until
-//! the next call. That is [`SEALED_MAX`] at most, and nothing new is taken before it has left.
+//! This module must not know HTTP. No call blocks: encrypted bytes that the socket does not accept stay here until the
+//! next call. These are at most [`SEALED_MAX`] bytes, and no further bytes are encrypted before they are sent.
 
 use super::socket::{FileError, More, Socket, SocketError};
 use crate::http::limits::SEALED_MAX;
@@ -19,38 +19,38 @@ pub(super) struct Wire {
 
 struct Session {
     tls: ServerConnection,
-    /// The kernel took something since this was last asked for.
+    /// The kernel accepted bytes since the last call of [`Wire::has_moved`].
     moved: bool,
 }
 
-/// How far a handshake came.
+/// The state of a TLS handshake.
 #[derive(Debug)]
 pub(super) enum Handshake {
     Done,
-    /// The client must send more.
-    AwaitsBytes,
-    /// The client must take some first.
-    AwaitsRoom,
-    /// The client left.
-    Gone,
-    /// It will come to nothing; the client was told why, and the rest of what it sends is of no use.
+    /// The socket must become readable.
+    WantsRead,
+    /// The socket must become writable.
+    WantsWrite,
+    /// The client has closed the connection.
+    Closed,
+    /// The handshake failed. The client got an alert, and whatever else it sends is useless.
     Failed(rustls::Error),
 }
 
 impl Wire {
-    /// A way in the clear.
+    /// A transport without TLS.
     pub(super) fn new(socket: Socket) -> Self {
         Self { socket, session: None }
     }
 
-    /// What is sent and received from now on is TLS, beginning with the client's hello.
+    /// Switches to TLS. The next bytes from the client are its ClientHello.
     pub(super) fn secure(&mut self, tls: ServerConnection) {
         self.session = Some(Box::new(Session { tls, moved: false }));
     }
 
-    /// Whether the first byte that waits could begin a request in the clear; `None` if none waits.
+    /// Whether the first received byte could begin a plaintext request. The byte stays in the socket.
     ///
-    /// TLS begins with a record of type 22 (RFC 8446, section 5.1), a request with a letter.
+    /// TLS begins with a record of type 22 (RFC 8446, section 5.1), a request begins with a letter.
     pub(super) fn begins_without_tls(&self) -> Result<bool, SocketError> {
         let mut first = [0];
         match self.socket.peek(&mut first)? {
@@ -59,26 +59,26 @@ impl Wire {
         }
     }
 
-    /// Goes on with a handshake as far as it comes.
+    /// Continues the handshake until it would block, ends or fails.
     pub(super) fn continue_handshake(&mut self) -> Handshake {
         let Some(session) = &mut self.session else { return Handshake::Done };
         loop {
             match session.flush(&self.socket, More::Nothing) {
                 Ok(()) => {}
-                Err(SocketError::WouldBlock) => return Handshake::AwaitsRoom,
-                Err(SocketError::Closed) => return Handshake::Gone,
+                Err(SocketError::WouldBlock) => return Handshake::WantsWrite,
+                Err(SocketError::Closed) => return Handshake::Closed,
             }
             if !session.tls.is_handshaking() {
                 return Handshake::Done;
             }
             match session.receive(&self.socket) {
-                Ok(received) if received.bytes == 0 => return Handshake::Gone,
+                Ok(0) => return Handshake::Closed,
                 Ok(_) => {}
-                Err(Refused::SocketError(SocketError::WouldBlock)) => {
-                    return Handshake::AwaitsBytes;
+                Err(ReceiveError::Socket(SocketError::WouldBlock)) => {
+                    return Handshake::WantsRead;
                 }
-                Err(Refused::SocketError(SocketError::Closed)) => return Handshake::Gone,
-                Err(Refused::Protocol(error)) => {
+                Err(ReceiveError::Socket(SocketError::Closed)) => return Handshake::Closed,
+                Err(ReceiveError::Protocol(error)) => {
                     self.session = None;
                     return Handshake::Failed(error);
                 }
@@ -86,7 +86,7 @@ impl Wire {
         }
     }
 
-    /// Appends some of what came to `buffer`, not beyond its spare capacity; 0 is the end.
+    /// Appends received bytes to `buffer`, up to its spare capacity. Returns 0 at the end of the stream.
     pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
         match &mut self.session {
             None => self.socket.read(buffer),
@@ -94,7 +94,7 @@ impl Wire {
         }
     }
 
-    /// Whether something was received that [`Wire::read`] has not given out: no poller tells of that.
+    /// Whether decrypted bytes are waiting for [`Wire::read`]. The poller does not report these.
     pub(super) fn has_received(&mut self) -> bool {
         let session = self.session.as_mut();
         session.is_some_and(|session| {
@@ -102,8 +102,8 @@ impl Wire {
         })
     }
 
-    /// Sends the start of `first` followed by `second`, in one packet where it fits. What was taken may
-    /// still be here afterwards: see [`Wire::flush`].
+    /// Sends as much as possible of `first` followed by `second`, in one packet if it fits. With TLS, accepted bytes may
+    /// still be buffered afterwards: see [`Wire::flush`].
     pub(super) fn send(
         &mut self,
         first: &[u8],
@@ -116,7 +116,7 @@ impl Wire {
         }
     }
 
-    /// Sends what was taken and is still here.
+    /// Sends what [`Wire::send`] has buffered.
     pub(super) fn flush(&mut self) -> Result<(), SocketError> {
         match &mut self.session {
             None => Ok(()),
@@ -124,12 +124,12 @@ impl Wire {
         }
     }
 
-    /// Whether the client took something that no earlier call has told of.
+    /// Whether the kernel accepted bytes since the last call.
     pub(super) fn has_moved(&mut self) -> bool {
         self.session.as_mut().is_some_and(|session| std::mem::take(&mut session.moved))
     }
 
-    /// See [`Socket::send_file`]; what is encrypted must be copied.
+    /// See [`Socket::send_file`]. With TLS this is unsupported, because the bytes must be copied to be encrypted.
     pub(super) fn send_file(
         &mut self,
         file: &File,
@@ -142,7 +142,7 @@ impl Wire {
         }
     }
 
-    /// The same by copying through `buffer`.
+    /// Like [`Wire::send_file`], but copies through `buffer`.
     pub(super) fn copy_file(
         &mut self,
         file: &File,
@@ -153,7 +153,7 @@ impl Wire {
         let Some(session) = &mut self.session else {
             return self.socket.copy_file(file, position, count, buffer);
         };
-        // First, since what is read while nothing can be sent is read in vain.
+        // Flush first: if the socket accepts nothing, reading the file would be useless.
         session.flush(&self.socket, More::Nothing)?;
         let count = count.min(SEALED_MAX);
         let read = super::socket::read_file(file, position, count, buffer)?;
@@ -163,20 +163,20 @@ impl Wire {
         Ok(session.send(&self.socket, &buffer[..read], &[], More::Nothing)?)
     }
 
-    /// Sends FIN after all that was sent; the client may still send.
+    /// Sends FIN after all sent bytes. The client may still send.
     pub(super) fn finish_sending(&mut self) {
-        self.send_close_notify_if_open();
+        self.close_session();
         self.socket.finish_sending();
     }
 
-    /// Makes closing discard what the client has not taken, so that the kernel keeps none of it.
+    /// Makes the close discard what the client has not received, so that the kernel does not keep it.
     pub(super) fn discard_unsent(&mut self) {
         self.session = None;
         self.socket.discard_unsent();
     }
 
-    /// Tells the client that this is the end of what it gets (RFC 8446, section 6.1), if it will hear.
-    fn send_close_notify_if_open(&mut self) {
+    /// Sends the TLS close alert (RFC 8446, section 6.1), if there is a session and the socket accepts it.
+    fn close_session(&mut self) {
         if let Some(session) = &mut self.session
             && !session.tls.is_handshaking()
         {
@@ -188,7 +188,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.send_close_notify_if_open();
+        self.close_session();
     }
 }
 
@@ -198,20 +198,15 @@ impl AsFd for Wire {
     }
 }
 
-/// What came from the client: how many bytes of its own, 0 if it has ended.
-struct Received {
-    bytes: usize,
-}
-
-/// Why nothing came.
-enum Refused {
-    SocketError(SocketError),
+/// Why no TLS records were received.
+enum ReceiveError {
+    Socket(SocketError),
     Protocol(rustls::Error),
 }
 
 impl Session {
     fn read(&mut self, socket: &Socket, buffer: &mut Vec<u8>) -> Result<usize, SocketError> {
-        // rustls bounds how many messages without content may follow each other, and so this loop.
+        // This loop ends, because rustls limits how many messages without content may follow each other.
         loop {
             let spare = buffer.capacity() - buffer.len();
             match self.tls.reader().fill_buf() {
@@ -226,8 +221,8 @@ impl Session {
             }
             match self.receive(socket) {
                 Ok(_) => {}
-                Err(Refused::SocketError(halt)) => return Err(halt),
-                Err(Refused::Protocol(error)) => {
+                Err(ReceiveError::Socket(error)) => return Err(error),
+                Err(ReceiveError::Protocol(error)) => {
                     log::debug!("a client's TLS session broke: {error}");
                     return Err(SocketError::Closed);
                 }
@@ -235,17 +230,20 @@ impl Session {
         }
     }
 
-    /// Takes what the socket has; what that asks to be sent is sent as far as there is room.
-    fn receive(&mut self, socket: &Socket) -> Result<Received, Refused> {
+    /// Processes what the socket has received, and sends replies of the protocol as far as the socket accepts them.
+    /// Returns the number of received bytes, 0 at the end of the stream.
+    fn receive(&mut self, socket: &Socket) -> Result<usize, ReceiveError> {
         let mut stream = Stream { socket, more: More::Nothing };
-        let bytes =
-            self.tls.read_tls(&mut stream).map_err(|error| Refused::SocketError(halt(&error)))?;
+        let bytes = self
+            .tls
+            .read_tls(&mut stream)
+            .map_err(|error| ReceiveError::Socket(socket_error(&error)))?;
         let processed = self.tls.process_new_packets();
         if processed.is_err() || !self.tls.is_handshaking() {
-            // Not waited for: it goes before whatever is sent next, and an alert is a courtesy.
+            // A reply that cannot be sent now is sent before the next data, and an alert is optional.
             let _ = self.flush(socket, More::Nothing);
         }
-        processed.map(|_| Received { bytes }).map_err(Refused::Protocol)
+        processed.map(|_| bytes).map_err(ReceiveError::Protocol)
     }
 
     fn send(
@@ -259,7 +257,8 @@ impl Session {
         let first = &first[..first.len().min(SEALED_MAX)];
         let second = &second[..second.len().min(SEALED_MAX - first.len())];
         let slices = [IoSlice::new(first), IoSlice::new(second)];
-        let taken = self.tls.writer().write_vectored(&slices).map_err(|error| halt(&error))?;
+        let taken =
+            self.tls.writer().write_vectored(&slices).map_err(|error| socket_error(&error))?;
         match self.flush(socket, more) {
             Ok(()) | Err(SocketError::WouldBlock) => Ok(taken),
             Err(SocketError::Closed) => Err(SocketError::Closed),
@@ -268,14 +267,16 @@ impl Session {
 
     fn flush(&mut self, socket: &Socket, more: More) -> Result<(), SocketError> {
         while self.tls.wants_write() {
-            self.tls.write_tls(&mut Stream { socket, more }).map_err(|error| halt(&error))?;
+            self.tls
+                .write_tls(&mut Stream { socket, more })
+                .map_err(|error| socket_error(&error))?;
             self.moved = true;
         }
         Ok(())
     }
 }
 
-/// A socket as rustls wants it.
+/// Adapts a socket to the traits that rustls uses.
 struct Stream<'a> {
     socket: &'a Socket,
     more: More,
@@ -283,17 +284,17 @@ struct Stream<'a> {
 
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.read_into(buffer).map_err(error)
+        self.socket.read_into(buffer).map_err(io_error)
     }
 }
 
 impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.send(bytes, &[], self.more).map_err(error)
+        self.socket.send(bytes, &[], self.more).map_err(io_error)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.socket.send_all(slices, self.more).map_err(error)
+        self.socket.send_all(slices, self.more).map_err(io_error)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -301,14 +302,14 @@ impl Write for Stream<'_> {
     }
 }
 
-fn error(halt: SocketError) -> io::Error {
-    match halt {
+fn io_error(error: SocketError) -> io::Error {
+    match error {
         SocketError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         SocketError::Closed => io::ErrorKind::ConnectionAborted.into(),
     }
 }
 
-fn halt(error: &io::Error) -> SocketError {
+fn socket_error(error: &io::Error) -> SocketError {
     match error.kind() {
         io::ErrorKind::WouldBlock => SocketError::WouldBlock,
         _ => SocketError::Closed,
