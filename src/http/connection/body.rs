@@ -1,11 +1,11 @@
 //! Sends bodies, one step at a time.
 //!
-//! This module must not know the phases of a connection, nor time. Bodies have no buffers: files and tails go from the
-//! page cache to the socket, at offsets that only the body knows. The exception is a tail whose bytes are not in a file:
-//! one piece of it is kept while it is sent.
+//! This module must not know connections, nor time. Bodies have no buffers: files and tails go from the page cache to the
+//! socket, at offsets that only the body knows. The exception is a tail whose bytes are not in a file: one piece of it is
+//! kept while it is sent.
 
-use super::Connection;
 use super::socket::{FileError, More, SocketError};
+use super::wire::Wire;
 use crate::http::limits::COPY_BYTES;
 use crate::http::memory::MemoryCharge;
 use crate::http::reply::{Body, BodyFile, Outcome};
@@ -14,7 +14,10 @@ use crate::http::worker::{Worker, catch_panic};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
+
+/// Returns the waker of the connection, and creates it on first use.
+pub(super) type GetWaker<'a> = dyn Fn() -> &'a Waker + 'a;
 
 /// The result of one step of sending.
 pub(super) enum Step {
@@ -54,8 +57,8 @@ impl HeadBytes {
         &self.bytes[self.sent..]
     }
 
-    fn send(&mut self, more: More, connection: &mut Connection) -> Step {
-        match connection.wire.send(self.rest(), &[], more) {
+    fn send(&mut self, more: More, wire: &mut Wire) -> Step {
+        match wire.send(self.rest(), &[], more) {
             Ok(sent) => {
                 self.sent += sent;
                 Step::Moved(sent)
@@ -113,29 +116,30 @@ impl OutgoingBody {
     pub(super) fn advance(
         &mut self,
         head: &mut HeadBytes,
-        connection: &mut Connection,
+        wire: &mut Wire,
+        waker: &GetWaker<'_>,
         worker: &mut Worker,
     ) -> Step {
         match self {
             Self::Nothing if head.rest().is_empty() => Step::Done,
-            Self::Nothing => head.send(More::Nothing, connection),
+            Self::Nothing => head.send(More::Nothing, wire),
             Self::Bytes { bytes, position, .. } => {
-                send_bytes(bytes, position, head, connection, worker.bytes_left)
+                send_bytes(bytes, position, head, wire, worker.bytes_left)
             }
             Self::Static { bytes, position } => {
-                send_bytes(bytes, position, head, connection, worker.bytes_left)
+                send_bytes(bytes, position, head, wire, worker.bytes_left)
             }
             Self::File { file, span } => match (head.rest().is_empty(), span.is_empty()) {
                 (true, true) => Step::Done,
-                (true, false) => match span.send(file.file(), span.end, connection, worker) {
+                (true, false) => match span.send(file.file(), span.end, wire, worker) {
                     Step::Moved(0) => cut("the file is shorter than expected"),
                     step => step,
                 },
-                (false, true) => head.send(More::Nothing, connection),
-                (false, false) => head.send(More::Follows, connection),
+                (false, true) => head.send(More::Nothing, wire),
+                (false, false) => head.send(More::Follows, wire),
             },
             Self::Tail { tail, growth, span } => {
-                send_tail(&mut **tail, growth, span, head, connection, worker)
+                send_tail(&mut **tail, growth, span, head, wire, waker, worker)
             }
         }
     }
@@ -146,7 +150,7 @@ fn send_bytes(
     bytes: &[u8],
     position: &mut usize,
     head: &mut HeadBytes,
-    connection: &mut Connection,
+    wire: &mut Wire,
     limit: usize,
 ) -> Step {
     let body = &bytes[*position..];
@@ -155,7 +159,7 @@ fn send_bytes(
     if of_head == 0 && body.is_empty() {
         return Step::Done;
     }
-    match connection.wire.send(head.rest(), body, More::Nothing) {
+    match wire.send(head.rest(), body, More::Nothing) {
         Ok(sent) => {
             head.sent += sent.min(of_head);
             *position += sent.saturating_sub(of_head);
@@ -170,30 +174,31 @@ fn send_tail(
     growth: &mut Growth,
     span: &mut FileSpan,
     head: &mut HeadBytes,
-    connection: &mut Connection,
+    wire: &mut Wire,
+    waker: &GetWaker<'_>,
     worker: &mut Worker,
 ) -> Step {
     let headless = head.rest().is_empty();
     if span.is_empty() {
-        return if headless { Step::Done } else { head.send(More::Nothing, connection) };
+        return if headless { Step::Done } else { head.send(More::Nothing, wire) };
     }
     if growth.is_spent(span.position) {
-        match growth.poll(tail, span.position, connection) {
+        match growth.poll(tail, span.position, waker) {
             // Clients give up if they do not receive the head, so it is sent before the first bytes of the body are
             // available.
-            Step::NotGrown if !headless => return head.send(More::Nothing, connection),
+            Step::NotGrown if !headless => return head.send(More::Nothing, wire),
             Step::Moved(_) => {}
             step => return step,
         }
     }
     if !headless {
-        return head.send(More::Follows, connection);
+        return head.send(More::Follows, wire);
     }
     if let Some(piece) = &growth.piece {
-        return span.send_piece(piece, connection, worker);
+        return span.send_piece(piece, wire, worker);
     }
     let available = growth.available.min(span.end);
-    match span.send(tail.file(), available, connection, worker) {
+    match span.send(tail.file(), available, wire, worker) {
         Step::Moved(0) => growth.shortfall(),
         Step::Moved(bytes) => {
             growth.shortfalls = 0;
@@ -224,8 +229,8 @@ impl Growth {
     }
 
     /// Polls the tail. Returns `Moved` if more bytes are available.
-    fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &mut Connection) -> Step {
-        match catch_panic(|| tail.poll_available(position, connection.waker())) {
+    fn poll(&mut self, tail: &mut dyn Tail, position: u64, waker: &GetWaker<'_>) -> Step {
+        match catch_panic(|| tail.poll_available(position, waker())) {
             Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
                 (self.available, self.piece) = (end, None);
                 Step::Moved(0)
@@ -272,12 +277,12 @@ impl FileSpan {
     }
 
     /// Sends some bytes of `piece`, which contains the current position.
-    fn send_piece(&mut self, piece: &Piece, connection: &mut Connection, worker: &Worker) -> Step {
+    fn send_piece(&mut self, piece: &Piece, wire: &mut Wire, worker: &Worker) -> Step {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let offset = usize::try_from(self.position - piece.start).unwrap_or(usize::MAX);
         let rest = &piece.bytes[offset.min(piece.bytes.len())..];
         let rest = &rest[..rest.len().min(left).min(worker.bytes_left)];
-        match connection.wire.send(rest, &[], More::Nothing) {
+        match wire.send(rest, &[], More::Nothing) {
             Ok(sent) => {
                 self.position += sent as u64;
                 Step::Moved(sent)
@@ -291,20 +296,14 @@ impl FileSpan {
     }
 
     /// Sends some bytes before `end`, or none if the file ends before that.
-    fn send(
-        &mut self,
-        file: &File,
-        end: u64,
-        connection: &mut Connection,
-        worker: &mut Worker,
-    ) -> Step {
+    fn send(&mut self, file: &File, end: u64, wire: &mut Wire, worker: &mut Worker) -> Step {
         let left = end.saturating_sub(self.position);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(worker.bytes_left);
         let sent = if self.copied {
             worker.copy_buffer.resize(COPY_BYTES, 0);
-            connection.wire.copy_file(file, self.position, count, &mut worker.copy_buffer)
+            wire.copy_file(file, self.position, count, &mut worker.copy_buffer)
         } else {
-            connection.wire.send_file(file, self.position, count)
+            wire.send_file(file, self.position, count)
         };
         match sent {
             Ok(bytes) => {
@@ -315,7 +314,7 @@ impl FileSpan {
             Err(FileError::Closed) => Step::Failed(Outcome::ClientGone),
             Err(FileError::Unsupported) if !self.copied => {
                 self.copied = true;
-                self.send(file, end, connection, worker)
+                self.send(file, end, wire, worker)
             }
             Err(FileError::Unsupported) => cut("the file cannot be read"),
             Err(FileError::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),

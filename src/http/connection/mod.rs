@@ -162,11 +162,6 @@ impl Connection {
         code(&Context::new(now, &self.waker, &create))
     }
 
-    /// The waker of this connection.
-    fn waker(&self) -> &Waker {
-        self.waker.get_or_init(|| self.guard.waker())
-    }
-
     fn is_surplus(&self) -> bool {
         self.guard.admission() == Admission::Surplus
     }

@@ -21,7 +21,9 @@ impl Connection {
             if worker.bytes_left == 0 {
                 return self.keep(response, SliceEnd::Yield, worker);
             }
-            match response.body.advance(&mut response.head, self, worker) {
+            let Self { wire, waker, guard, .. } = &mut *self;
+            let waker = || waker.get_or_init(|| guard.waker());
+            match response.body.advance(&mut response.head, wire, &waker, worker) {
                 Step::Moved(0) => {}
                 Step::Moved(bytes) => {
                     response.begun = true;

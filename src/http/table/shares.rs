@@ -6,8 +6,8 @@
 //! closes its own connections. This holds even if it shares an address with others: its unfinished heads get older,
 //! while the connections of the others answer requests and become young again.
 //!
-//! Connections in the middle of a response are never closed for another one. How many of those one client address may
-//! hold depends on how many places are free, so new connections from other addresses always find a place.
+//! Connections in the middle of a response are never closed for another one. How many connections one client address may
+//! hold in total depends on how many places are free, so new connections from other addresses always find a place.
 //!
 //! **Entries are corrected when they are needed.** The start and the end of a request cost nothing here: a connection is
 //! listed when it parks for the first time, and keeps that time. The code that takes the oldest entry compares it with

@@ -1,4 +1,4 @@
-//! A client that says exactly what it is told to, and reads exactly what comes.
+//! A raw HTTP client: it sends exactly the given bytes, and reads exactly what the server sends.
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -7,8 +7,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A test that would hang fails after this instead.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits before it fails.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Client {
     stream: Stream,
@@ -63,16 +63,16 @@ impl Response {
 impl Client {
     pub(super) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream: Stream::Plain(stream), unread: Vec::new() }
     }
 
     /// A client over a connected socket.
     pub(super) fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: Stream::Plain(stream), unread: Vec::new() }
     }
 

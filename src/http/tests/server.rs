@@ -1,6 +1,6 @@
 //! A server for one test, and building blocks for its handlers.
 
-use super::client::{Client, PATIENCE};
+use super::client::{Client, TIMEOUT};
 use crate::http::{
     Available, Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request,
     Server, ServerTls, Settings, Step, Tail,
@@ -136,13 +136,13 @@ impl Running {
 
     /// Waits for the end of the next response.
     pub(super) fn ending(&self) -> Ending {
-        self.endings.recv_timeout(PATIENCE).unwrap().1
+        self.endings.recv_timeout(TIMEOUT).unwrap().1
     }
 
     /// Waits for the end of the next response for `path`.
     pub(super) fn ending_of(&self, path: &str) -> Ending {
         loop {
-            let (of, ending) = self.endings.recv_timeout(PATIENCE).unwrap();
+            let (of, ending) = self.endings.recv_timeout(TIMEOUT).unwrap();
             if of == path {
                 return ending;
             }
@@ -172,7 +172,7 @@ impl Drop for Running {
 
 /// Waits for a condition that no channel reports.
 pub(super) fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "the condition did not become true");
         std::thread::yield_now();

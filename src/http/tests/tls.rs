@@ -120,8 +120,8 @@ fn replace(path: &Path, content: &str) {
 
 /// Whether the server presented the certificate with this mark.
 fn was_presented(client: &Client, mark: &str) -> bool {
-    let shown = &client.session().peer_certificates().unwrap()[0];
-    shown.windows(mark.len()).any(|part| part == mark.as_bytes())
+    let presented = &client.session().peer_certificates().unwrap()[0];
+    presented.windows(mark.len()).any(|part| part == mark.as_bytes())
 }
 
 #[test]
