@@ -2,10 +2,10 @@
 //!
 //! The file contains bcrypt hashes, which are slow to check by design. So each password is checked once: correct ones
 //! are remembered until the file changes, and so are some wrong ones. One thread does all checks, which bounds the CPU
-//! time that strangers can use, and clients share it fairly (`fair_queue`). No call in this module blocks: a running
+//! time that strangers can use, and clients share it fairly (`fair_queue`). No call waits for a check: a running
 //! check is a [`crate::flight`]. This module must not know HTTP.
 //!
-//! Passwords are never stored. What is remembered is a digest of user and password, with a salt of this process.
+//! Passwords are not kept once they are checked. What is remembered is a digest of user and password, with a salt of this process.
 
 mod fair_queue;
 
