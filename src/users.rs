@@ -5,7 +5,8 @@
 //! time that strangers can use, and clients share it fairly (`fair_queue`). No call waits for a check: a running
 //! check is a [`crate::flight`]. This module must not know HTTP.
 //!
-//! Passwords are not kept once they are checked. What is remembered is a digest of user and password, with a salt of this process.
+//! Passwords are not kept once they are checked. What is remembered is a digest of user and password, with a salt of this
+//! process.
 
 mod fair_queue;
 
