@@ -22,10 +22,10 @@ mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::access::Users;
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
+use crate::users::Users;
 use crate::via::{self, Loop, Via};
 
 pub use hosts::{HostName, HostNameError};

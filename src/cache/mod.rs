@@ -13,7 +13,7 @@
 //! * **A hit asks nobody** and takes no lock for longer than a table look-up.
 //! * **The last byte of a blob is shown only after its digest agreed**, so nobody gets a complete copy
 //!   of wrong bytes.
-//! * **Store first, flight second, store again**: a pilot looks once more before it works, since the
+//! * **Store first, flight second, store again**: a leader looks once more before it works, since the
 //!   flight before may have landed between its look and its joining (see [`crate::flight`]).
 
 mod blobs;

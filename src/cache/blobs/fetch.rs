@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::download::{Download, Sink, Waits};
-use super::{BlobCache, BlobKey, BlobPilot, Incoming, SizeSource};
+use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
@@ -30,21 +30,21 @@ impl BlobCache {
     pub(super) fn fetch(
         &self,
         name: &ImageName,
-        pilot: &BlobPilot,
+        leader: &BlobLeader,
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
         for _ in 0..OTHER_PROCESS_LOOKS_MAX {
             self.core.stop_if_closed()?;
-            let ingest = match self.core.store.resume(&name.upstream, &pilot.key().1, size_hint)? {
+            let ingest = match self.core.store.resume(&name.upstream, &leader.key().1, size_hint)? {
                 Begin::Writing(ingest) => Some(*ingest),
                 Begin::Absent => None,
-                Begin::Present(blob) => return Ok(arrived(name, pilot, blob)),
+                Begin::Present(blob) => return Ok(arrived(name, leader, blob)),
                 Begin::Locked => {
                     self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
                     continue;
                 }
             };
-            match self.download_blob(name, pilot, size_hint, ingest) {
+            match self.download_blob(name, leader, size_hint, ingest) {
                 // Another process has begun, or finished, the blob since we looked.
                 Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
                     self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
@@ -60,16 +60,16 @@ impl BlobCache {
     fn download_blob(
         &self,
         name: &ImageName,
-        pilot: &BlobPilot,
+        leader: &BlobLeader,
         size_hint: Option<u64>,
         ingest: Option<Ingest>,
     ) -> Result<Blob, CacheError> {
-        let digest = pilot.key().1;
+        let digest = leader.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
         let sink = ToStore {
             cache: self,
             name,
-            pilot,
+            leader,
             ingest,
             claim: size_hint.filter(|_| known.is_none()),
             promised: None,
@@ -87,7 +87,7 @@ impl BlobCache {
                 && (has_written || matches!(**store, StoreError::Write { .. })));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
-                self.note_wrong(pilot.key(), download.blame());
+                self.note_wrong(leader.key(), download.blame());
             }
             if let Some(ingest) = download.sink.ingest
                 && (is_full || is_wrong)
@@ -100,18 +100,18 @@ impl BlobCache {
         // Begun at the latest with the first answer of the upstream.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
-        announce(name, pilot, &ingest, Some(size), SizeSource::Registry);
+        announce(name, leader, &ingest, Some(size), SizeSource::Registry);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
-            self.note_wrong(pilot.key(), blame);
+            self.note_wrong(leader.key(), blame);
         })?;
-        lock(&self.wrong).remove(pilot.key());
+        lock(&self.wrong).remove(leader.key());
         lock(&self.verified_sizes).insert(digest, size);
         // Verified bytes may be shown before the disk has them: they are right whatever it does. Clients that were
         // told another size are shown no more, since their last byte would be in the middle of the blob; the
         // others learn of it from the end of the flight.
-        let promised = pilot.flight().header().and_then(|incoming| incoming.size);
+        let promised = leader.flight().header().and_then(|incoming| incoming.size);
         if promised.is_none_or(|promised| promised == size) {
-            pilot.advance(size);
+            leader.advance(size);
         }
         Ok(verified.commit()?)
     }
@@ -185,7 +185,7 @@ pub(super) struct WrongBlob {
 struct ToStore<'a> {
     cache: &'a BlobCache,
     name: &'a ImageName,
-    pilot: &'a BlobPilot,
+    leader: &'a BlobLeader,
     /// Nothing until the upstream has answered that it has the blob.
     ingest: Option<Ingest>,
     /// The size that a manifest of this repository told.
@@ -203,7 +203,7 @@ impl ToStore<'_> {
     fn show(&self, size: Option<u64>) {
         let written = self.bytes_written();
         let end = self.promised.or(size).unwrap_or(written);
-        self.pilot.advance(written.min(end.saturating_sub(1)));
+        self.leader.advance(written.min(end.saturating_sub(1)));
     }
 }
 
@@ -215,7 +215,7 @@ impl ToStore<'_> {
                 "the registry does not tell the size of this blob, and {UNKNOWN_SIZE_MAX} bytes are \
                  not all of it"
             );
-            let what = format!("{}@{}", self.name, self.pilot.key().1);
+            let what = format!("{}@{}", self.name, self.leader.key().1);
             return Err(UpstreamError::bad_answer(&what, reason).into());
         }
         Ok(())
@@ -235,7 +235,7 @@ impl Sink for ToStore<'_> {
         }
         let ingest = match &mut self.ingest {
             Some(ingest) => ingest,
-            None => self.ingest.insert(self.cache.begin_ingest(self.pilot.key(), size)?),
+            None => self.ingest.insert(self.cache.begin_ingest(self.leader.key(), size)?),
         };
         if !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note_origin(self.name)
@@ -244,17 +244,17 @@ impl Sink for ToStore<'_> {
             log::debug!("{}: {error}", self.name);
         }
         match size {
-            Some(_) => announce(self.name, self.pilot, ingest, size, SizeSource::Registry),
-            None => announce(self.name, self.pilot, ingest, self.claim, SizeSource::Manifest),
+            Some(_) => announce(self.name, self.leader, ingest, size, SizeSource::Registry),
+            None => announce(self.name, self.leader, ingest, self.claim, SizeSource::Manifest),
         }
         // The first announcement counts: a flight that gave up its fetcher has made one before.
-        let announced = self.pilot.flight().header();
+        let announced = self.leader.flight().header();
         self.promised = announced.as_ref().and_then(|incoming| incoming.size);
         if let (Some(incoming), Some(now)) = (announced, size)
             && incoming.size_source == SizeSource::Registry
             && let Some(before) = incoming.size.filter(|before| *before != now)
         {
-            let what = format!("GET blob {}@{}", self.name, self.pilot.key().1);
+            let what = format!("GET blob {}@{}", self.name, self.leader.key().1);
             let reason = format!("it has {now} bytes now and had {before} before");
             return Err(UpstreamError::bad_answer(&what, reason).into());
         }
@@ -282,25 +282,25 @@ impl Sink for ToStore<'_> {
     }
 
     fn waits_for(&self) -> Waits {
-        if self.pilot.has_followers() { Waits::Followers } else { Waits::Nobody }
+        if self.leader.has_followers() { Waits::Followers } else { Waits::Nobody }
     }
 }
 
 fn announce(
     name: &ImageName,
-    pilot: &BlobPilot,
+    leader: &BlobLeader,
     ingest: &Ingest,
     size: Option<u64>,
     size_source: SizeSource,
 ) {
     let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
-    pilot.announce(Incoming { origin, file, size, size_source });
+    leader.announce(Incoming { origin, file, size, size_source });
 }
 
 /// A blob that somebody else has finished: all of it is available at once.
-fn arrived(name: &ImageName, pilot: &BlobPilot, blob: Blob) -> Blob {
+fn arrived(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    pilot.announce(Incoming { origin, file, size, size_source: SizeSource::Registry });
-    pilot.advance(blob.size);
+    leader.announce(Incoming { origin, file, size, size_source: SizeSource::Registry });
+    leader.advance(blob.size);
     blob
 }

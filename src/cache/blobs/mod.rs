@@ -21,7 +21,7 @@ use super::negative::Asked;
 use super::scheduler::Purpose as JobPurpose;
 use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
-use crate::flight::{Flights, Follower, Pilot};
+use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::Blob;
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
@@ -40,7 +40,7 @@ const WRONG_REMEMBERED: usize = 1024;
 type BlobKey = (Upstream, Digest);
 pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
-type BlobPilot = Pilot<BlobKey, Incoming, Blob, BlobFailure>;
+type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
 type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
 /// A blob that is arriving: for whom it was begun, where its bytes go, and how many there will be.
@@ -280,7 +280,7 @@ impl BlobCache {
             let joined = cache.flights.join(&queued, || given_up(&name));
             forget(&cache, &queued);
             drop(joined.flight);
-            if let Some(leader) = joined.pilot {
+            if let Some(leader) = joined.leader {
                 cache.run_flight(name, leader, size_hint, client);
             }
         });
@@ -300,8 +300,8 @@ impl BlobCache {
         let purpose = self.core.purpose(name, client)?;
         let key = (name.upstream.clone(), *digest);
         let joined = self.flights.join(&key, || given_up(name));
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             self.submit_flight(purpose, name.clone(), leader, size_hint);
         }
         let waits_for = WaitsFor::Bytes(joined.flight);
@@ -313,7 +313,7 @@ impl BlobCache {
         self: &Arc<Self>,
         purpose: JobPurpose,
         name: ImageName,
-        leader: BlobPilot,
+        leader: BlobLeader,
         size_hint: Option<u64>,
     ) {
         let (cache, client) = (Arc::clone(self), purpose.client);
@@ -335,7 +335,7 @@ impl BlobCache {
     fn run_flight(
         self: &Arc<Self>,
         name: ImageName,
-        leader: BlobPilot,
+        leader: BlobLeader,
         size_hint: Option<u64>,
         client: Option<ClientAddress>,
     ) {
@@ -358,7 +358,7 @@ impl BlobCache {
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
-        leader.land(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         self.core.store.remove_empty_partials(&name.upstream);
         // After the end: nobody finds this flight any more to leave a note that would end the next.
         self.uncancel(&key);
@@ -378,7 +378,7 @@ impl BlobCache {
         let Ok(purpose) = self.core.purpose(&name, client) else { return };
         let joined = self.flights.join(key, || given_up(&name));
         drop(joined.flight);
-        if let Some(leader) = joined.pilot {
+        if let Some(leader) = joined.leader {
             let cache = Arc::clone(self);
             let run = move || cache.run_flight(name, leader, size_hint, client);
             self.core.blob_fetchers.submit(purpose, || true, run);
@@ -395,8 +395,8 @@ impl BlobCache {
         let purpose = self.core.purpose(name, client)?;
         let key = (name.clone(), *digest);
         let joined = self.size_flights.join(&key, || given_up(name));
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let cache = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
             self.core.metadata_fetchers.submit(
@@ -406,7 +406,7 @@ impl BlobCache {
                     leader.begin();
                     let (name, digest) = leader.key().clone();
                     let size = cache.fetch_size(&name, &digest);
-                    leader.land(size.map_err(|error| BlobFailure { origin: name, error }));
+                    leader.finish(size.map_err(|error| BlobFailure { origin: name, error }));
                 },
             );
         }

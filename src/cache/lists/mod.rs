@@ -281,17 +281,17 @@ impl ListCache {
     ) -> ListWait {
         let is_about_tags = matches!(question, ListQuestion::Tags { .. });
         let joined = flights.join(&(name.clone(), question), || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
             self.core.metadata_fetchers.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
-                    pilot.begin();
-                    let (name, question) = pilot.key().clone();
-                    pilot.land(work(&service, &name, &question));
+                    leader.begin();
+                    let (name, question) = leader.key().clone();
+                    leader.finish(work(&service, &name, &question));
                 },
             );
         }

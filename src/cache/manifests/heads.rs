@@ -136,21 +136,21 @@ impl ManifestCache {
         }
         let purpose = self.core.purpose(name, client)?;
         let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(pilot) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
             self.core.metadata_fetchers.submit(
                 purpose,
                 move || flight.has_followers(),
                 move || {
-                    pilot.begin();
-                    let (name, tag) = pilot.key().clone();
+                    leader.begin();
+                    let (name, tag) = leader.key().clone();
                     let result = service.fetch_head(&name, &tag);
                     if let Err(error) = &result {
                         error.log(&name.with(&Reference::Tag(tag)));
                     }
-                    pilot.land(result);
+                    leader.finish(result);
                 },
             );
         }

@@ -17,7 +17,7 @@ use super::freshness::{Belief, OnUpstreamDelete};
 use super::negative::Asked;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
-use crate::flight::{Flights, Pilot};
+use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
@@ -39,7 +39,7 @@ const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
 type Outcome = Arc<Content>;
 type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
-type ManifestPilot = Pilot<Key, (), Outcome, CacheError>;
+type ManifestLeader = Leader<Key, (), Outcome, CacheError>;
 
 /// A manifest in memory: the bytes of the store, for a second.
 struct HotManifest {
@@ -171,7 +171,7 @@ impl ManifestCache {
         let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
         self.core.metadata_fetchers.submit_in_background(purpose, move || {
             let joined = service.flights.join(&key, || CacheError::GivenUp);
-            if let Some(leader) = joined.pilot {
+            if let Some(leader) = joined.leader {
                 service.fetch_manifest(leader);
             }
         });
@@ -185,8 +185,8 @@ impl ManifestCache {
     ) -> Result<ManifestWait, CacheError> {
         let purpose = self.core.purpose(&key.0, client)?;
         let joined = self.flights.join(&key, || CacheError::GivenUp);
-        let how = if joined.pilot.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.pilot {
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
             let service = Arc::clone(self);
             let flight = Arc::clone(joined.flight.flight());
             let is_wanted = move || flight.has_followers();
@@ -264,12 +264,12 @@ impl ManifestCache {
     }
 
     /// The work of a manifest flight, on a fetcher.
-    pub(super) fn fetch_manifest(&self, pilot: ManifestPilot) {
-        pilot.begin();
-        let (name, reference) = pilot.key().clone();
+    pub(super) fn fetch_manifest(&self, leader: ManifestLeader) {
+        leader.begin();
+        let (name, reference) = leader.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
-            // Who looked before a flight landed and joined after it is the next pilot: that landing is its answer.
+            // Who looked before a flight landed and joined after it is the next leader: that landing is its answer.
             Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
                 Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
                 Ok(_) => self.fetch_by_tag(&name, tag),
@@ -278,12 +278,12 @@ impl ManifestCache {
         };
         match &result {
             Ok(content) => {
-                lock(&self.hot).remove(pilot.key());
+                lock(&self.hot).remove(leader.key());
                 log::debug!("{}: {}", name.with(&reference), content.digest);
             }
             Err(error) => error.log(&name.with(&reference)),
         }
-        pilot.land(result);
+        leader.finish(result);
     }
 
     pub(super) fn fetch_by_digest(

@@ -132,7 +132,7 @@ fn who_looked_before_a_landing_and_joined_after_it_does_not_ask_again() {
     let services = &bench.cache.services;
     let joined =
         services.manifests.flights.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
-    services.manifests.fetch_manifest(joined.pilot.unwrap());
+    services.manifests.fetch_manifest(joined.leader.unwrap());
     let content = wait(|waker| joined.flight.poll_outcome(waker)).unwrap();
     assert_eq!(*content.digest(), published);
     assert_eq!(bench.source.calls(), ["GET v1"]);

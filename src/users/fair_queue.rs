@@ -1,39 +1,38 @@
-//! In which order passwords are checked: by turns among client addresses, and among the users that each
-//! of them names.
+//! The queue of password checks: client addresses take turns, and so do the users of one address.
 //!
-//! Checking takes a twentieth of a second of one thread, so whoever guesses passwords keeps it busy. By
-//! turns, guessers only delay others by one check each; an address whose passwords are wrong again and
-//! again has to wait between its turns. Users behind the same address as a guesser are checked in turn
-//! with the names that it guesses, and once checked, a password is remembered. This module must not know
-//! passwords; time is an argument.
+//! A check takes about 50 ms of one thread, so anyone who guesses passwords keeps that thread busy. Because addresses
+//! take turns, a guesser delays every other address by only one check. An address with several wrong passwords in a row
+//! has to pause between its checks. Users who share an address with a guesser take turns with the user names that it
+//! guesses, and a password that was checked once is remembered. This module must not know passwords; time is an
+//! argument.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::client_address::ClientAddress;
 
-/// Checks that wait, altogether. Beyond it the client with most of them loses its latest.
+/// How many checks may wait in total. Beyond that, the client with the most of them loses its newest one.
 const WAITING_MAX: usize = 512;
-/// Checks that wait for one client address: with the longest pause between them they are done within a
-/// client's patience (`api/login.rs`).
+/// How many checks of one client address may wait. Even with the longest pause between them, they are done before
+/// clients time out (`api/login.rs`).
 const CLIENT_MAX: usize = 32;
-/// Checks that wait for one user of one client address, with as many different passwords.
+/// How many checks, with different passwords, may wait for one user of one client address.
 const USER_MAX: usize = 2;
-/// Wrong passwords in a row that one address may show without a pause: a few nodes with an old secret.
+/// How many wrong passwords in a row an address may present without a pause. This covers a few nodes with an old secret.
 const FAILURES_FREE: u32 = 8;
-/// The first pause, which doubles with each further wrong password up to the longest.
+/// The first pause. It doubles with each further wrong password, up to `PAUSE_MAX`.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// Addresses whose failures are remembered; beyond it those whose pause is over are forgotten, and if
-/// there are none, new ones are not remembered.
+/// How many addresses have their failures remembered. Beyond that, addresses whose pause is over are forgotten; if there
+/// are none, new addresses are not remembered.
 const FAILING_MAX: usize = 4096;
 
-/// Checks that wait for their turn.
+/// The waiting checks.
 #[derive(Debug)]
-pub(super) struct Turns<T> {
+pub(super) struct FairQueue<T> {
     waiting: usize,
     clients: HashMap<ClientAddress, Client<T>>,
-    /// The clients with checks that wait, in the order of their turns.
+    /// The clients with waiting checks, next one first.
     order: VecDeque<ClientAddress>,
     failing: HashMap<ClientAddress, Failures>,
 }
@@ -41,7 +40,7 @@ pub(super) struct Turns<T> {
 #[derive(Debug)]
 struct Client<T> {
     waiting: usize,
-    /// The users with checks that wait, in the order of their turns.
+    /// The users with waiting checks, next one first.
     users: VecDeque<(String, VecDeque<T>)>,
 }
 
@@ -51,20 +50,20 @@ struct Failures {
     paused_until: Instant,
 }
 
-/// What is to be done now.
+/// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<T> {
-    /// This check, of this client.
+    /// Run this client's check.
     Check(ClientAddress, T),
-    /// Nothing before this time.
+    /// Wait until this time: all clients with checks have to pause.
     Pause(Instant),
-    /// Nothing.
+    /// Wait for a check to arrive.
     Idle,
 }
 
-impl<T> Turns<T> {
-    pub(super) fn new() -> Turns<T> {
-        Turns {
+impl<T> FairQueue<T> {
+    pub(super) fn new() -> FairQueue<T> {
+        FairQueue {
             waiting: 0,
             clients: HashMap::new(),
             order: VecDeque::new(),
@@ -72,8 +71,8 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Lets a check wait for its turn. What is given back has to be refused: this check, or the latest of
-    /// the client that has most.
+    /// Adds a check. If there is no space, returns the check to refuse: this one, or the newest check of the client with
+    /// the most of them.
     pub(super) fn push(&mut self, client: ClientAddress, user: &str, check: T) -> Option<T> {
         let held = self.clients.get(&client).map_or(0, |client| client.waiting);
         let mut refused = None;
@@ -103,7 +102,7 @@ impl<T> Turns<T> {
         refused
     }
 
-    /// The check whose turn it is.
+    /// Removes and returns the next check.
     pub(super) fn next(&mut self, now: Instant) -> Next<T> {
         let mut soonest: Option<Instant> = None;
         for _ in 0..self.order.len() {
@@ -120,9 +119,9 @@ impl<T> Turns<T> {
         soonest.map_or(Next::Idle, Next::Pause)
     }
 
-    /// A password that this client showed was right or wrong.
-    pub(super) fn checked(&mut self, client: ClientAddress, is_right: bool, now: Instant) {
-        if is_right {
+    /// Records whether a password of this client was correct.
+    pub(super) fn checked(&mut self, client: ClientAddress, is_correct: bool, now: Instant) {
+        if is_correct {
             self.failing.remove(&client);
             return;
         }
@@ -142,7 +141,7 @@ impl<T> Turns<T> {
         self.failing.get(&client).map(|failures| failures.paused_until)
     }
 
-    /// Takes the first check of the user whose turn it is, and puts both at the end of their orders.
+    /// Removes the first check of the client's next user, and moves both the user and the client to the end.
     fn pop_first(&mut self, client: ClientAddress) -> Option<T> {
         let entry = self.clients.get_mut(&client)?;
         let (user, mut checks) = entry.users.pop_front()?;
@@ -163,7 +162,7 @@ impl<T> Turns<T> {
         check
     }
 
-    /// Takes the check of a client that would be the last to have its turn. It has more than one.
+    /// Removes the check of this client that would run last. The client has more than one.
     fn pop_latest(&mut self, client: ClientAddress) -> Option<T> {
         let entry = self.clients.get_mut(&client)?;
         let (user, mut checks) = entry.users.pop_back()?;
@@ -181,7 +180,7 @@ fn pause_after(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(FAILURES_FREE);
     match doublings {
         0 => Duration::ZERO,
-        // More than enough to reach the longest.
+        // Eight doublings exceed `PAUSE_MAX`.
         _ => PAUSE_FIRST.saturating_mul(1 << (doublings - 1).min(8)).min(PAUSE_MAX),
     }
 }
@@ -197,17 +196,17 @@ mod tests {
         IpAddr::V4(Ipv4Addr::new(10, 0, high, low)).into()
     }
 
-    fn drain(turns: &mut Turns<String>, now: Instant) -> Vec<String> {
+    fn drain(queue: &mut FairQueue<String>, now: Instant) -> Vec<String> {
         let mut order = Vec::new();
-        while let Next::Check(_, check) = turns.next(now) {
+        while let Next::Check(_, check) = queue.next(now) {
             order.push(check);
         }
         order
     }
 
     #[test]
-    fn addresses_take_turns_and_so_do_the_users_of_one() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+    fn addresses_take_turns_and_so_do_their_users() {
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for (of, user, check) in [
             (1, "ann", "1-ann-1"),
             (1, "ann", "1-ann-2"),
@@ -215,81 +214,81 @@ mod tests {
             (2, "ann", "2-ann-1"),
             (2, "ann", "2-ann-2"),
         ] {
-            assert_eq!(turns.push(client(of), user, check.to_owned()), None);
+            assert_eq!(queue.push(client(of), user, check.to_owned()), None);
         }
-        let order = drain(&mut turns, now);
+        let order = drain(&mut queue, now);
         assert_eq!(order, ["1-ann-1", "2-ann-1", "1-bob-1", "2-ann-2", "1-ann-2"]);
-        assert!(turns.clients.is_empty() && turns.order.is_empty() && turns.waiting == 0);
+        assert!(queue.clients.is_empty() && queue.order.is_empty() && queue.waiting == 0);
     }
 
     #[test]
     fn a_guesser_delays_another_address_by_one_check() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         let refused = (0..1_000).filter(|guess| {
-            turns.push(client(1), &format!("user{guess}"), String::new()).is_some()
+            queue.push(client(1), &format!("user{guess}"), String::new()).is_some()
         });
         assert_eq!(refused.count(), 1_000 - CLIENT_MAX);
-        assert_eq!(turns.push(client(2), "ann", "right".to_owned()), None);
-        let order = drain(&mut turns, now);
+        assert_eq!(queue.push(client(2), "ann", "right".to_owned()), None);
+        let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
     }
 
     #[test]
-    fn guessing_one_user_leaves_room_for_others_behind_the_same_address() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+    fn guessing_one_user_leaves_space_for_others_at_the_same_address() {
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for _ in 0..1_000 {
-            turns.push(client(1), "root", String::new());
+            queue.push(client(1), "root", String::new());
         }
-        assert_eq!(turns.push(client(1), "ann", "right".to_owned()), None);
-        let order = drain(&mut turns, now);
+        assert_eq!(queue.push(client(1), "ann", "right".to_owned()), None);
+        let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
     }
 
     #[test]
-    fn when_all_places_are_taken_the_largest_client_loses_one() {
-        let (mut turns, now) = (Turns::new(), Instant::now());
+    fn the_client_with_most_checks_loses_one_when_the_queue_is_full() {
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
         for number in 0..u16::try_from(WAITING_MAX / CLIENT_MAX).unwrap() {
             for user in 0..CLIENT_MAX {
                 let check = format!("guess {number} {user}");
-                assert_eq!(turns.push(client(number), &format!("user{user}"), check), None);
+                assert_eq!(queue.push(client(number), &format!("user{user}"), check), None);
             }
         }
-        let refused = turns.push(client(999), "ann", "right".to_owned()).unwrap();
+        let refused = queue.push(client(999), "ann", "right".to_owned()).unwrap();
         assert!(refused.starts_with("guess"), "{refused}");
-        assert!(drain(&mut turns, now).contains(&"right".to_owned()));
+        assert!(drain(&mut queue, now).contains(&"right".to_owned()));
     }
 
     #[test]
-    fn wrong_passwords_in_a_row_pause_an_address_and_a_right_one_ends_that() {
-        let (mut turns, start) = (Turns::new(), Instant::now());
+    fn wrong_passwords_in_a_row_pause_an_address_until_a_correct_one() {
+        let (mut queue, start) = (FairQueue::new(), Instant::now());
         for _ in 0..FAILURES_FREE {
-            turns.checked(client(1), false, start);
+            queue.checked(client(1), false, start);
         }
-        turns.push(client(1), "ann", "1".to_owned());
-        assert_eq!(turns.next(start), Next::Check(client(1), "1".to_owned()));
-        turns.checked(client(1), false, start);
-        turns.push(client(1), "ann", "2".to_owned());
-        assert_eq!(turns.next(start), Next::Pause(start + PAUSE_FIRST));
-        turns.push(client(2), "bob", "3".to_owned());
-        assert_eq!(turns.next(start), Next::Check(client(2), "3".to_owned()));
+        queue.push(client(1), "ann", "1".to_owned());
+        assert_eq!(queue.next(start), Next::Check(client(1), "1".to_owned()));
+        queue.checked(client(1), false, start);
+        queue.push(client(1), "ann", "2".to_owned());
+        assert_eq!(queue.next(start), Next::Pause(start + PAUSE_FIRST));
+        queue.push(client(2), "bob", "3".to_owned());
+        assert_eq!(queue.next(start), Next::Check(client(2), "3".to_owned()));
         let later = start + PAUSE_FIRST;
-        assert_eq!(turns.next(later), Next::Check(client(1), "2".to_owned()));
+        assert_eq!(queue.next(later), Next::Check(client(1), "2".to_owned()));
         for _ in 0..1_000 {
-            turns.checked(client(1), false, later);
+            queue.checked(client(1), false, later);
         }
-        turns.push(client(1), "ann", "4".to_owned());
-        assert_eq!(turns.next(later), Next::Pause(later + PAUSE_MAX));
-        turns.checked(client(1), true, later);
-        assert_eq!(turns.next(later), Next::Check(client(1), "4".to_owned()));
-        assert_eq!(turns.next(later), Next::Idle);
+        queue.push(client(1), "ann", "4".to_owned());
+        assert_eq!(queue.next(later), Next::Pause(later + PAUSE_MAX));
+        queue.checked(client(1), true, later);
+        assert_eq!(queue.next(later), Next::Check(client(1), "4".to_owned()));
+        assert_eq!(queue.next(later), Next::Idle);
     }
 
     #[test]
-    fn failures_of_many_addresses_are_bounded() {
-        let (mut turns, now) = (Turns::<String>::new(), Instant::now());
+    fn the_number_of_remembered_failures_is_bounded() {
+        let (mut queue, now) = (FairQueue::<String>::new(), Instant::now());
         for number in 0..=u16::MAX {
-            turns.checked(client(number), false, now);
+            queue.checked(client(number), false, now);
         }
-        assert!(turns.failing.len() <= FAILING_MAX);
+        assert!(queue.failing.len() <= FAILING_MAX);
     }
 }

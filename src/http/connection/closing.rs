@@ -1,31 +1,30 @@
 //! The end of a response, and of a connection.
 //!
-//! It must not know what the response was. Closing a socket with unread bytes makes the kernel
-//! send RST, and a client that gets RST may lose the response it has not read yet; so FIN is sent
-//! first, and what the client still sends is read for a while.
+//! This module must not know what the response was. If a socket with unread bytes is closed, the kernel sends a RST, and a
+//! client that receives a RST may lose the response that it has not read yet. So the server sends a FIN first, and reads
+//! what the client still sends for a while.
 
-use super::connection::{Connection, Phase, Turn};
-use super::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
-use super::parking::Interest;
-use super::pool::Worker;
-use super::reading::park_losable;
-use super::reply::{Ending, Outcome};
-use super::sending::{After, Sending};
-use super::socket::Halt;
-use std::ops::ControlFlow::{self, Break, Continue};
+use super::response::{After, Response};
+use super::socket::SocketError;
+use super::{Connection, Flow, Phase, SliceEnd, park_evictable};
+use crate::http::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
+use crate::http::reply::{Ending, Outcome};
+use crate::http::table::Interest;
+use crate::http::worker::Worker;
+use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
 impl Connection {
-    /// A response has ended: tells the handler, then goes on or closes.
-    pub(super) fn conclude(
+    /// A response has ended: reports that to the handler, then continues or closes.
+    pub(super) fn finish_response(
         &mut self,
-        sending: Sending,
+        response: Response,
         outcome: Outcome,
         worker: &mut Worker,
-    ) -> ControlFlow<Turn> {
-        let Sending { request, head, body, status, note, after, .. } = sending;
+    ) -> Flow {
+        let Response { request, head, body, status, note, after, .. } = response;
         let bytes_sent = body.sent();
-        // The file or tail is let go of before anybody is told that it is.
+        // Release the file or tail before the end of the response is reported.
         drop(body);
         worker.spare_head = head.into_buffer();
         if outcome != Outcome::Complete {
@@ -35,38 +34,39 @@ impl Connection {
         let now = Instant::now();
         if let Some(request) = request {
             let latency = now.saturating_duration_since(request.began);
-            worker.tell(&request, &Ending { status, bytes_sent, latency, note, outcome });
+            worker.report_ending(&request, &Ending { status, bytes_sent, latency, note, outcome });
             worker.spare_request = Some(request);
         }
         match next {
-            Some(After::NextHead) => self.expect_next_head(now, worker),
+            Some(After::NextHead) => self.await_next_head(now, worker),
             Some(After::Close) => self.close_or_linger(worker),
             Some(After::Linger) => {
                 self.begin_lingering(worker);
                 Continue(())
             }
-            None => Break(Turn::Close),
+            None => Break(SliceEnd::Close),
         }
     }
 
-    /// `None` if there is nobody left to talk to.
+    /// Returns `None` if the client cannot be reached any more.
     fn what_follows(&mut self, outcome: &Outcome, after: After) -> Option<After> {
         match outcome {
             Outcome::Complete => Some(after),
             Outcome::Cut(_) | Outcome::Panicked => Some(After::Linger),
             Outcome::WriteStalled => {
-                self.wire.forget_unsent();
+                self.wire.discard_unsent();
                 None
             }
             Outcome::ClientGone | Outcome::Drained => None,
         }
     }
 
-    /// The client was told that this is the end; only if it sent more all the same is it waited
-    /// for.
-    fn close_or_linger(&mut self, worker: &mut Worker) -> ControlFlow<Turn> {
-        if self.input.is_empty() && self.wire.read(self.input.room()) == Err(Halt::Blocked) {
-            return Break(Turn::Close);
+    /// The response had `Connection: close`. Lingers only if the client has sent more bytes in spite of that.
+    fn close_or_linger(&mut self, worker: &mut Worker) -> Flow {
+        if self.input.is_empty()
+            && self.wire.read(self.input.buffer()) == Err(SocketError::WouldBlock)
+        {
+            return Break(SliceEnd::Close);
         }
         self.begin_lingering(worker);
         Continue(())
@@ -78,31 +78,31 @@ impl Connection {
         self.phase = Phase::Lingering { bytes_left: LINGER_BYTES_MAX, deadline };
     }
 
-    /// Reads and drops what the client still sends.
+    /// Reads and discards what the client still sends.
     pub(super) fn linger(
         &mut self,
         mut bytes_left: usize,
         deadline: Instant,
         worker: &mut Worker,
-    ) -> ControlFlow<Turn> {
+    ) -> Flow {
         loop {
             self.input.clear();
-            match self.wire.read(self.input.room()) {
-                Ok(0) | Err(Halt::Gone) => return Break(Turn::Close),
+            match self.wire.read(self.input.buffer()) {
+                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
                 Ok(bytes) => {
                     bytes_left = bytes_left.saturating_sub(bytes);
                     if bytes_left == 0 {
-                        return Break(Turn::Close);
+                        return Break(SliceEnd::Close);
                     }
                 }
-                Err(Halt::Blocked) => {
+                Err(SocketError::WouldBlock) => {
                     self.phase = Phase::Lingering { bytes_left, deadline };
                     return match worker.now < deadline {
                         true => {
                             let since = deadline.checked_sub(LINGER_TIMEOUT).unwrap_or(deadline);
-                            park_losable(Interest::Bytes, deadline, since)
+                            park_evictable(Interest::Readable, deadline, since)
                         }
-                        false => Break(Turn::Close),
+                        false => Break(SliceEnd::Close),
                     };
                 }
             }

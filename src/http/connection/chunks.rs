@@ -1,24 +1,24 @@
-//! A chunked body that is read to its end and dropped (RFC 9112, section 7.1).
+//! Finds the end of a chunked request body that is read and discarded (RFC 9112, section 7.1).
 //!
-//! Proxies and service meshes frame a GET without a body as an empty chunked one. Where such a body ends decides where
-//! the next request begins, so it is parsed strictly: what another parser may read differently is
-//! refused, and the connection is closed.
+//! Proxies and service meshes may send a GET without a body as an empty chunked one. The end of the body is the start of
+//! the next request, so the parser is strict: it refuses anything that another parser may read differently, and the
+//! connection is closed.
 //!
-//! It must not know sockets or requests.
+//! This module must not know sockets or requests.
 
-/// The longest line of a chunk's size, in bytes: a size, and extensions that nobody uses.
+/// The longest chunk-size line in bytes: the size, and extensions, which clients do not use in practice.
 const SIZE_LINE_MAX: u64 = 256;
-/// The most bytes of trailers.
+/// The most bytes of trailer lines.
 const TRAILERS_MAX: u64 = 4096;
 
-/// What became of some bytes.
+/// The result of reading some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Chunks {
-    /// The body ended after so many of them.
+    /// The body ended after this many bytes.
     Ended { consumed: usize },
-    /// All of them belong to the body, and it goes on.
+    /// All bytes belong to the body, and it continues.
     Partial,
-    /// There is no telling where the body ends.
+    /// The body is invalid, so its end is unknown.
     Malformed,
 }
 
@@ -26,28 +26,28 @@ pub(super) enum Chunks {
 #[derive(Debug)]
 pub(super) struct ChunkReader {
     state: State,
-    /// The bytes of the current line, or of all trailers.
+    /// The bytes of the current line, or of all trailer lines.
     line_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// In the digits of a size; `None` before the first.
+    /// In the digits of a size. `None` before the first digit.
     Size(Option<u64>),
-    /// In what follows the digits.
+    /// After the digits, in the extensions.
     Extension(u64),
-    /// A CR was read behind a size.
+    /// After the CR of a size line.
     SizeEnd(u64),
     Data(u64),
-    /// A CR, then a LF, are due behind data.
+    /// After the data; a CR and then a LF must follow.
     DataEnd,
     DataLineFeed,
-    /// At the beginning of a line of the trailers.
+    /// At the start of a trailer line.
     Trailer,
     TrailerLine,
-    /// A CR was read in a line of the trailers.
+    /// After the CR of a trailer line.
     TrailerLineFeed,
-    /// A CR was read at the beginning of a line.
+    /// After a CR at the start of a line.
     LastLineFeed,
 }
 
@@ -56,7 +56,7 @@ impl ChunkReader {
         ChunkReader { state: State::Size(None), line_bytes: 0 }
     }
 
-    /// Takes the next bytes.
+    /// Reads the next bytes.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Chunks {
         for (at, &byte) in bytes.iter().enumerate() {
             if matches!(self.state, State::LastLineFeed) && byte == b'\n' {
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_end_where_they_end_however_they_are_cut() {
+    fn the_end_is_found_wherever_the_bytes_are_split() {
         for body in [
             "0\r\n\r\n",
             "000\r\n\r\n",
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_whose_end_is_in_doubt_are_refused() {
+    fn ambiguous_bodies_are_refused() {
         let long_line = format!("0;{}", "x".repeat(300));
         let long_trailers = format!("0\r\n{}", "A: b\r\n".repeat(1000));
         for body in [

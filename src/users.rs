@@ -1,14 +1,14 @@
-//! Who may pull: the users of an htpasswd file, and their passwords.
+//! The users of an htpasswd file and their passwords: they decide which clients may pull.
 //!
-//! The file holds bcrypt hashes, which are slow to check by design. So a password is checked once: who has
-//! shown a right one is remembered until the file changes, and so are some wrong ones. What has to be
-//! checked is checked by one thread, which is all the time that strangers can cost, in an order that
-//! clients share fairly (`turns`). Nobody waits in here: a check under way is a [`crate::flight`]. This room must not know HTTP.
+//! The file contains bcrypt hashes, which are slow to check by design. So each password is checked once: correct ones
+//! are remembered until the file changes, and so are some wrong ones. One thread does all checks, which bounds the CPU
+//! time that strangers can use, and clients share it fairly (`fair_queue`). No call waits for a check: a running
+//! check is a [`crate::flight`]. This module must not know HTTP.
 //!
-//! Passwords are kept nowhere. What is remembered is a digest of user and password under a salt of this
+//! Passwords are not kept once they are checked. What is remembered is a digest of user and password, with a salt of this
 //! process.
 
-mod turns;
+mod fair_queue;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -24,26 +24,26 @@ use subtle::ConstantTimeEq;
 
 use crate::certificates::Stamp;
 use crate::client_address::ClientAddress;
-use crate::flight::{Flights, Follower, Pilot};
+use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
-use turns::{Next, Turns};
+use fair_queue::{FairQueue, Next};
 
-/// Wrong passwords remembered: some nodes with an old secret are told so without a check each time.
+/// How many wrong passwords are remembered, so that a few nodes with an old secret do not cost a check each time.
 const REFUSED_MAX: usize = 256;
-/// The highest cost of a hash that is accepted: some seconds for each check, twice as many for each step.
+/// The highest accepted cost of a hash: a check takes a few seconds, and each step doubles that.
 const COST_MAX: u32 = 15;
-/// The longest password that is checked: bcrypt itself looks at 72 bytes.
+/// The longest password that is checked. bcrypt itself uses only 72 bytes.
 const PASSWORD_BYTES_MAX: usize = 1024;
 
 /// `serverAuthConfig`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// A file of users and bcrypt hashes, as `htpasswd -B` writes it.
+    /// A file of users and bcrypt hashes, as written by `htpasswd -B`.
     pub htpasswd: PathBuf,
 }
 
 impl Settings {
-    /// Reads the file once, to say what is wrong with it.
+    /// Reads the file once and reports what is wrong with it.
     ///
     /// # Errors
     /// [`HtpasswdError`].
@@ -61,61 +61,61 @@ pub struct Users {
 impl Drop for Users {
     fn drop(&mut self) {
         let mut queue = lock(&self.shared.queue);
-        // The checks that wait are dropped with it, which tells their clients.
-        *queue = Queue { is_closed: true, turns: Turns::new() };
+        // This drops the waiting checks, which ends their flights.
+        *queue = Queue { is_closed: true, checks: FairQueue::new() };
         drop(queue);
         self.shared.queue_changed.notify_all();
     }
 }
 
-/// The file that is looked at.
+/// The state of the file when it was last checked.
 struct Watch {
     path: PathBuf,
     stamp: Stamp,
-    /// Why the file as it is now is not in force, once that was said.
+    /// Why the current file cannot be used, once that was logged.
     refused: Option<String>,
 }
 
 struct Shared {
     salt: [u8; 32],
-    /// Held for look-ups, never while a password is checked.
+    /// Held for lookups, never while a password is checked.
     known: Mutex<Known>,
-    under_way: Flights<Digest, (), bool, Unchecked>,
-    /// Held to add or take a check. No other lock is taken while it is held, but those of flights.
+    running: Flights<Digest, (), bool, Unchecked>,
+    /// Held to add or take a check. While it is held, only locks of flights are taken.
     queue: Mutex<Queue>,
     queue_changed: Condvar,
 }
 
-/// The checks that wait for the thread.
+/// The checks that wait for the checking thread.
 struct Queue {
     is_closed: bool,
-    turns: Turns<Check>,
+    checks: FairQueue<Check>,
 }
 
 /// What is known of the file's users.
 struct Known {
     hashes: Arc<HashMap<String, String>>,
-    /// Counts the files that were in force: what was found out by another is not remembered.
+    /// Counts how often the file was loaded. A result that was found with an earlier file is not remembered.
     generation: u64,
-    /// The right password of a user, as a digest.
+    /// The digest of each user's correct password.
     accepted: HashMap<String, Digest>,
     refused: HashSet<Digest>,
-    /// The same, the oldest first.
+    /// The same digests, oldest first.
     refused_in_order: VecDeque<Digest>,
 }
 
-/// One password to be checked.
+/// One password to check.
 struct Check {
-    pilot: Pilot<Digest, (), bool, Unchecked>,
+    leader: Leader<Digest, (), bool, Unchecked>,
     user: String,
     password: String,
 }
 
-/// What is known of a user and a password.
+/// Whether a user and a password are accepted.
 pub enum Verdict {
-    /// Whether they may pull.
+    /// `true` if the user may pull.
     Known(bool),
-    /// That is being found out.
+    /// The password is being checked.
     Wait(CheckWait),
 }
 
@@ -125,23 +125,23 @@ pub struct CheckWait {
 }
 
 impl CheckWait {
-    /// Whether they may pull, once that is known.
+    /// Whether the user may pull, once that is known.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<bool, Unchecked>> {
         self.flight.poll_outcome(waker)
     }
 
-    /// Waits no longer. `waker` is the one that was polled with.
+    /// Stops waiting. `waker` is the one that was passed to `poll`.
     pub fn give_up(self, waker: &Waker) {
         self.flight.forget(waker);
     }
 }
 
-/// The password was not checked: too many others were to be.
+/// The password was not checked because too many checks were waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unchecked;
 
 impl Users {
-    /// Reads the file, and starts the thread that checks.
+    /// Reads the file and starts the checking thread.
     ///
     /// # Errors
     /// [`HtpasswdError`].
@@ -153,13 +153,13 @@ impl Users {
         let mut salt = [0; 32];
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut salt).map_err(|_| HtpasswdError::System {
-            source: Arc::new(io::Error::other("the system gives no random bytes")),
+            source: Arc::new(io::Error::other("the system provides no random bytes")),
         })?;
         let shared = Arc::new(Shared {
             salt,
             known: Mutex::new(known),
-            under_way: Flights::new(),
-            queue: Mutex::new(Queue { is_closed: false, turns: Turns::new() }),
+            running: Flights::new(),
+            queue: Mutex::new(Queue { is_closed: false, checks: FairQueue::new() }),
             queue_changed: Condvar::new(),
         });
         let checker = Arc::clone(&shared);
@@ -171,12 +171,12 @@ impl Users {
         Ok(Users { shared, watch })
     }
 
-    /// Where they were read from.
+    /// The settings these users were loaded with.
     pub fn settings(&self) -> Settings {
         Settings { htpasswd: self.watch().path.clone() }
     }
 
-    /// Whether `user` may pull with `password`, which `client` has shown. Does not wait.
+    /// Whether `user` may pull with `password`, as presented by `client`. Does not block.
     pub fn check(&self, client: ClientAddress, user: &str, password: &str) -> Verdict {
         if password.len() > PASSWORD_BYTES_MAX {
             return Verdict::Known(false);
@@ -185,22 +185,21 @@ impl Users {
         if let Some(verdict) = lock(&self.shared.known).recall(user, &digest) {
             return Verdict::Known(verdict);
         }
-        let joined = self.shared.under_way.join(&digest, || Unchecked);
-        if let Some(pilot) = joined.pilot {
-            let check = Check { pilot, user: user.to_owned(), password: password.to_owned() };
-            let refused = lock(&self.shared.queue).turns.push(client, user, check);
+        let joined = self.shared.running.join(&digest, || Unchecked);
+        if let Some(leader) = joined.leader {
+            let check = Check { leader, user: user.to_owned(), password: password.to_owned() };
+            let refused = lock(&self.shared.queue).checks.push(client, user, check);
             self.shared.queue_changed.notify_one();
-            // Dropping its pilot tells all that have joined it: this client, or another one.
+            // Dropping its leader fails the flight for all clients that joined it.
             drop(refused);
         }
         Verdict::Wait(CheckWait { flight: joined.flight })
     }
 
-    /// Reads the file again if it has changed. One that cannot be used leaves the former users in force,
-    /// which is said once.
+    /// Reloads the file if it has changed. If it cannot be used, the current users stay, and that is logged once.
     pub fn look(&self) {
         let mut watch = self.watch();
-        // Before the file is read: a change meanwhile is found by the next look.
+        // Taken before the file is read, so that the next call finds a change that happens meanwhile.
         let stamp = Stamp::of([&watch.path]);
         if stamp == watch.stamp && watch.refused.is_none() {
             return;
@@ -208,15 +207,15 @@ impl Users {
         match read(&watch.path) {
             Ok(hashes) => {
                 let count = hashes.len();
-                // First: who reads the line may rely on it.
+                // The new users count before the line is logged, so whoever reads the line can rely on it.
                 lock(&self.shared.known).replace(hashes);
-                log::info!("{}: {count} users may pull from now on", watch.path.display());
+                log::info!("serverAuthConfig: reloaded {} (users: {count})", watch.path.display());
                 (watch.stamp, watch.refused) = (stamp, None);
             }
             Err(error) => {
                 let text = error.to_string();
                 if watch.refused.as_ref() != Some(&text) {
-                    log::error!("serverAuthConfig: {text}; the users that were in force stay so");
+                    log::error!("serverAuthConfig: {text}; keeping the current users");
                     watch.refused = Some(text);
                 }
             }
@@ -243,7 +242,7 @@ impl Known {
         if self.accepted.get(user).is_some_and(|accepted| same(accepted, digest)) {
             return Some(true);
         }
-        // Found by its hash: the digest has a secret salt, so that nothing can be learned from the time.
+        // A hash lookup is not constant-time, but the digest has a secret salt, so its timing reveals nothing.
         self.refused.contains(digest).then_some(false)
     }
 
@@ -268,17 +267,17 @@ impl Known {
 
 impl Shared {
     fn digest(&self, user: &str, password: &str) -> Digest {
-        // A user has no colon, so no two pairs are one text.
+        // A user name has no colon, so no two pairs give the same text.
         let text = [&self.salt, user.as_bytes(), b":", password.as_bytes()].concat();
         Digest::of(Algorithm::Sha256, &text)
     }
 
-    /// The next check, once there is one; `None` at the end.
+    /// Waits for the next check. Returns `None` once the queue is closed.
     fn next_check(&self) -> Option<(ClientAddress, Check)> {
         let mut queue = lock(&self.queue);
         while !queue.is_closed {
             let now = Instant::now();
-            queue = match queue.turns.next(now) {
+            queue = match queue.checks.next(now) {
                 Next::Check(client, check) => return Some((client, check)),
                 Next::Pause(until) => {
                     let pause = until.saturating_duration_since(now);
@@ -295,32 +294,32 @@ impl Shared {
 
     fn check_all(&self) {
         while let Some((client, check)) = self.next_check() {
-            let Check { pilot, user, password } = check;
-            let digest = *pilot.key();
+            let Check { leader, user, password } = check;
+            let digest = *leader.key();
             let (hashes, generation, known) = {
                 let known = lock(&self.known);
                 (Arc::clone(&known.hashes), known.generation, known.recall(&user, &digest))
             };
-            // Who looked before a check had ended and joined after it comes here a second time.
+            // A client that missed the result of a check and joined after its end starts the same check again.
             let verdict = known.unwrap_or_else(|| verify(&hashes, &user, &password));
             let mut known = lock(&self.known);
             if known.generation == generation && known.recall(&user, &digest).is_none() {
                 known.remember(&user, digest, verdict);
             }
             drop(known);
-            lock(&self.queue).turns.checked(client, verdict, Instant::now());
-            pilot.land(Ok(verdict));
+            lock(&self.queue).checks.checked(client, verdict, Instant::now());
+            leader.finish(Ok(verdict));
         }
     }
 }
 
-/// Whether the password is the user's. A name that nobody has takes as long as one that somebody has.
+/// Whether the password is the user's. Unknown user names take as long as known ones.
 fn verify(hashes: &HashMap<String, String>, user: &str, password: &str) -> bool {
     let hash = hashes.get(user);
     let Some(compared) = hash.or_else(|| hashes.values().next()) else { return false };
-    // Its form was looked at when the file was read.
-    let is_right = bcrypt::verify(password, compared).unwrap_or(false);
-    is_right && hash.is_some()
+    // The file was refused if a hash in it was malformed, so this fails only for wrong passwords.
+    let is_correct = bcrypt::verify(password, compared).unwrap_or(false);
+    is_correct && hash.is_some()
 }
 
 fn same(one: &Digest, other: &Digest) -> bool {
@@ -340,8 +339,8 @@ fn read(path: &Path) -> Result<HashMap<String, String>, HtpasswdError> {
     })
 }
 
-/// Lines `user:hash`, empty ones and comments. A file without users is refused: it is what a full disk or a
-/// broken copy leaves.
+/// Parses lines of the form `user:hash`, and skips empty lines and comments. A file without users is refused, because
+/// that is what a full disk or an interrupted copy leaves.
 fn parse(text: &str) -> Result<HashMap<String, String>, (usize, &'static str)> {
     let mut users = HashMap::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -350,25 +349,25 @@ fn parse(text: &str) -> Result<HashMap<String, String>, (usize, &'static str)> {
             continue;
         }
         let Some((user, hash)) = line.split_once(':').filter(|(user, _)| !user.is_empty()) else {
-            return Err((number, "a line is user:hash, as `htpasswd -B` writes it"));
+            return Err((number, "expected user:hash, as written by `htpasswd -B`"));
         };
         let Ok(parts) = hash.parse::<bcrypt::HashParts>() else {
-            return Err((number, "this is no bcrypt hash; `htpasswd -B` makes one"));
+            return Err((number, "not a bcrypt hash; create one with `htpasswd -B`"));
         };
         if parts.get_cost() > COST_MAX {
             return Err((
                 number,
-                "the cost of this hash is above 15, which takes many seconds each time",
+                "the cost of this hash is above 15; each check would take many seconds",
             ));
         }
         if users.insert(user.to_owned(), hash.to_owned()).is_some() {
-            return Err((number, "this user is listed twice"));
+            return Err((number, "duplicate user"));
         }
     }
-    if users.is_empty() { Err((1, "there are no users in it")) } else { Ok(users) }
+    if users.is_empty() { Err((1, "the file has no users")) } else { Ok(users) }
 }
 
-/// Nothing that can panic runs under these locks, so a poisoned one is as good as any.
+/// Nothing that can panic runs under these locks, so the data of a poisoned lock is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -376,25 +375,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Why an htpasswd file cannot be used.
 #[derive(Debug, Clone)]
 pub enum HtpasswdError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
-    /// A line of it means nothing. The line is not quoted: it may hold a password.
+    /// A line is invalid. The error does not quote it, because it may contain a password.
     Line {
         /// The file.
         path: PathBuf,
-        /// Which, from 1.
+        /// The line number, starting at 1.
         line: usize,
-        /// What is wrong, and what is wanted.
+        /// What is wrong, and what is expected.
         reason: &'static str,
     },
-    /// The system has no thread or no random bytes.
+    /// The system cannot provide a thread or random bytes.
     System {
-        /// What it said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
 }
@@ -435,7 +434,7 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
-    /// The lowest cost there is: tests need not be slow.
+    /// Hashes with the lowest cost, to keep the tests fast.
     fn hash(password: &str) -> String {
         bcrypt::hash(password, 4).unwrap()
     }
@@ -491,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn right_passwords_are_let_in_and_checked_once() {
+    fn correct_passwords_are_accepted_and_checked_once() {
         let site = site(&format!("# nodes\n\nann:{}\nbob:{}\n", hash("a"), hash("b")));
         assert!(site.may("ann", "a") && site.may("bob", "b"));
         assert!(site.is_known("ann", "a") && site.is_known("bob", "b"));
@@ -500,33 +499,33 @@ mod tests {
             assert!(site.is_known(user, password), "{user}");
             assert!(!site.may(user, password), "{user}");
         }
-        assert!(site.may("ann", "a"), "others' mistakes change nothing");
+        assert!(site.may("ann", "a"), "wrong passwords of others change nothing");
         assert!(!site.may("ann", &"a".repeat(PASSWORD_BYTES_MAX + 1)));
     }
 
     #[test]
-    fn what_apache_writes_is_understood() {
-        // htpasswd -nbB -C 4 demo secret, by Apache's tool.
+    fn hashes_from_apache_htpasswd_are_accepted() {
+        // The output of `htpasswd -nbB -C 4 demo secret` by Apache.
         let site = site("demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n");
         assert!(site.may("demo", "secret") && !site.may("demo", "Secret"));
     }
 
     #[test]
-    fn a_changed_file_forgets_who_was_let_in() {
+    fn a_changed_file_forgets_accepted_passwords() {
         let site = site(&format!("ann:{}", hash("old")));
         assert!(site.may("ann", "old") && !site.may("ann", "new"));
         site.put(&format!("ann:{}", hash("new")));
         assert!(site.may("ann", "new") && !site.may("ann", "old"));
         for broken in ["", "ann", "ann:plain"] {
             site.put(broken);
-            assert!(site.may("ann", "new"), "{broken:?} is no reason to lock everybody out");
+            assert!(site.may("ann", "new"), "{broken:?} must not lock everyone out");
         }
         site.put(&format!("bob:{}", hash("b")));
         assert!(site.may("bob", "b") && !site.may("ann", "new"));
     }
 
     #[test]
-    fn a_file_is_refused_with_its_line() {
+    fn an_invalid_file_is_refused_with_the_line_number() {
         let good = hash("x");
         for (text, line, words) in [
             ("".to_owned(), 1, "no users"),
@@ -536,7 +535,7 @@ mod tests {
             ("a:$apr1$x$y".to_owned(), 1, "bcrypt"),
             ("a:{SHA}x".to_owned(), 1, "bcrypt"),
             (format!("a:{}", good.replacen("$04$", "$16$", 1)), 1, "cost"),
-            (format!("a:{good}\na:{good}"), 2, "twice"),
+            (format!("a:{good}\na:{good}"), 2, "duplicate"),
         ] {
             let (found, reason) = parse(&text).unwrap_err();
             assert!(found == line && reason.contains(words), "{text}: {found} {reason}");
@@ -544,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_passwords_are_remembered_within_bounds() {
+    fn the_number_of_remembered_wrong_passwords_is_bounded() {
         let mut known = Known::new(Arc::default(), 0);
         let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
         for number in 0..REFUSED_MAX + 5 {
@@ -567,7 +566,7 @@ mod tests {
         }
     }
 
-    /// Shows wrong passwords of 80 users and gives back what has to be waited for.
+    /// Tries 500 wrong passwords of 80 users and returns the running checks.
     fn guess(users: &Users, from: IpAddr) -> Vec<CheckWait> {
         let check = |guess: u32| {
             users.check(from.into(), &format!("user{}", guess % 80), &guess.to_string())
@@ -580,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn every_check_ends_also_those_for_which_there_is_no_place_and_those_at_the_end() {
+    fn every_check_ends_even_when_the_queue_is_full_or_closed() {
         let site = site(&format!("ann:{}", hash("a")));
         let waits = guess(&site.users, HERE);
         drop(site);
@@ -589,11 +588,11 @@ mod tests {
     }
 
     #[test]
-    fn guessers_lock_out_nobody_else() {
+    fn guessers_do_not_lock_out_others() {
         let site = site(&format!("ann:{}", hash("a")));
         let waits = guess(&site.users, HERE);
         let Verdict::Wait(wait) = site.users.check(THERE.into(), "ann", "a") else {
-            panic!("nobody has shown this password yet")
+            panic!("this password was not checked before")
         };
         assert_eq!(outcome(&wait), Ok(true));
         drop(waits);

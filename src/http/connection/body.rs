@@ -1,45 +1,48 @@
-//! Bodies on their way, one step at a time.
+//! Sends bodies, one step at a time.
 //!
-//! It must not know connections' phases or time. No body has a buffer of its own: files and tails
-//! go from the page cache to the socket, at offsets that only the body knows. The exception is a tail
-//! whose bytes are in no file, one piece of which is held while it is sent.
+//! This module must not know connections, nor time. Bodies have no buffers: files and tails go from the page cache to the
+//! socket, at offsets that only the body knows. The exception is a tail whose bytes are not in a file: one piece of it is
+//! kept while it is sent.
 
-use super::connection::Connection;
-use super::limits::COPY_BYTES;
-use super::memory::MemoryCharge;
-use super::pool::{Worker, guard};
-use super::reply::{Body, BodyFile, Outcome};
-use super::socket::{FileHalt, Halt, More};
-use super::tail::{Available, Tail};
+use super::socket::{FileError, More, SocketError};
+use super::wire::Wire;
+use crate::http::limits::COPY_BYTES;
+use crate::http::memory::MemoryCharge;
+use crate::http::reply::{Body, BodyFile, Outcome};
+use crate::http::tail::{Available, Tail};
+use crate::http::worker::{Worker, catch_panic};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
-/// What one step of sending came to.
+/// Returns the waker of the connection, and creates it on first use.
+pub(super) type GetWaker<'a> = dyn Fn() -> &'a Waker + 'a;
+
+/// The result of one step of sending.
 pub(super) enum Step {
-    /// So many bytes went out; 0 if something else came nearer to it.
+    /// This many bytes were sent; 0 if the step made progress without sending.
     Moved(usize),
-    /// All is sent.
+    /// The response is complete.
     Done,
-    /// The client must take some first.
+    /// The client must read some bytes first.
     Blocked,
     /// The tail must grow first.
-    Starved,
-    /// It will never be complete.
+    NotGrown,
+    /// The response cannot be completed.
     Failed(Outcome),
 }
 
-impl From<Halt> for Step {
-    fn from(halt: Halt) -> Self {
-        match halt {
-            Halt::Blocked => Self::Blocked,
-            Halt::Gone => Self::Failed(Outcome::ClientGone),
+impl From<SocketError> for Step {
+    fn from(error: SocketError) -> Self {
+        match error {
+            SocketError::WouldBlock => Self::Blocked,
+            SocketError::Closed => Self::Failed(Outcome::ClientGone),
         }
     }
 }
 
-/// The head of a response, and how much of it has left.
+/// The head of a response, and how much of it was sent.
 pub(super) struct HeadBytes {
     bytes: Vec<u8>,
     sent: usize,
@@ -54,17 +57,17 @@ impl HeadBytes {
         &self.bytes[self.sent..]
     }
 
-    fn send(&mut self, more: More, connection: &mut Connection) -> Step {
-        match connection.wire.send(self.rest(), &[], more) {
+    fn send(&mut self, more: More, wire: &mut Wire) -> Step {
+        match wire.send(self.rest(), &[], more) {
             Ok(sent) => {
                 self.sent += sent;
                 Step::Moved(sent)
             }
-            Err(halt) => halt.into(),
+            Err(error) => error.into(),
         }
     }
 
-    /// Keeps only what has not left, and gives back the buffer.
+    /// Keeps only the bytes that were not sent yet, and returns the buffer.
     pub(super) fn shrink(&mut self) -> Vec<u8> {
         let rest = self.rest().to_vec();
         self.sent = 0;
@@ -76,8 +79,8 @@ impl HeadBytes {
     }
 }
 
-/// A body on its way.
-pub(super) enum Outgoing {
+/// A body that is being sent.
+pub(super) enum OutgoingBody {
     Nothing,
     Bytes { bytes: Arc<[u8]>, position: usize, _charge: Option<MemoryCharge> },
     Static { bytes: &'static [u8], position: usize },
@@ -85,8 +88,8 @@ pub(super) enum Outgoing {
     Tail { tail: Box<dyn Tail>, growth: Growth, span: FileSpan },
 }
 
-impl Outgoing {
-    /// `charge` is what the body takes of the memory for responses.
+impl OutgoingBody {
+    /// `charge` counts the body against the memory for responses.
     pub(super) fn new(body: Body, charge: Option<MemoryCharge>) -> Self {
         match body {
             Body::Empty | Body::Length(_) => Self::Nothing,
@@ -100,7 +103,7 @@ impl Outgoing {
         }
     }
 
-    /// Body bytes that have left.
+    /// How many bytes of the body were sent.
     pub(super) fn sent(&self) -> u64 {
         match self {
             Self::Nothing => 0,
@@ -109,44 +112,45 @@ impl Outgoing {
         }
     }
 
-    /// Sends some of `head` or, after that, of the body.
+    /// Sends some bytes of `head` or, once that is sent, of the body.
     pub(super) fn advance(
         &mut self,
         head: &mut HeadBytes,
-        connection: &mut Connection,
+        wire: &mut Wire,
+        waker: &GetWaker<'_>,
         worker: &mut Worker,
     ) -> Step {
         match self {
             Self::Nothing if head.rest().is_empty() => Step::Done,
-            Self::Nothing => head.send(More::Nothing, connection),
+            Self::Nothing => head.send(More::Nothing, wire),
             Self::Bytes { bytes, position, .. } => {
-                send_bytes(bytes, position, head, connection, worker.bytes_left)
+                send_bytes(bytes, position, head, wire, worker.bytes_left)
             }
             Self::Static { bytes, position } => {
-                send_bytes(bytes, position, head, connection, worker.bytes_left)
+                send_bytes(bytes, position, head, wire, worker.bytes_left)
             }
             Self::File { file, span } => match (head.rest().is_empty(), span.is_empty()) {
                 (true, true) => Step::Done,
-                (true, false) => match span.send(file.file(), span.end, connection, worker) {
-                    Step::Moved(0) => cut("the file is shorter than it was"),
+                (true, false) => match span.send(file.file(), span.end, wire, worker) {
+                    Step::Moved(0) => cut("the file is shorter than expected"),
                     step => step,
                 },
-                (false, true) => head.send(More::Nothing, connection),
-                (false, false) => head.send(More::Follows, connection),
+                (false, true) => head.send(More::Nothing, wire),
+                (false, false) => head.send(More::Follows, wire),
             },
             Self::Tail { tail, growth, span } => {
-                send_tail(&mut **tail, growth, span, head, connection, worker)
+                send_tail(&mut **tail, growth, span, head, wire, waker, worker)
             }
         }
     }
 }
 
-/// Head and body leave in one system call, and for small bodies in one packet.
+/// Sends head and body in one system call; small ones fit into one packet.
 fn send_bytes(
     bytes: &[u8],
     position: &mut usize,
     head: &mut HeadBytes,
-    connection: &mut Connection,
+    wire: &mut Wire,
     limit: usize,
 ) -> Step {
     let body = &bytes[*position..];
@@ -155,13 +159,13 @@ fn send_bytes(
     if of_head == 0 && body.is_empty() {
         return Step::Done;
     }
-    match connection.wire.send(head.rest(), body, More::Nothing) {
+    match wire.send(head.rest(), body, More::Nothing) {
         Ok(sent) => {
             head.sent += sent.min(of_head);
             *position += sent.saturating_sub(of_head);
             Step::Moved(sent)
         }
-        Err(halt) => halt.into(),
+        Err(error) => error.into(),
     }
 }
 
@@ -170,30 +174,31 @@ fn send_tail(
     growth: &mut Growth,
     span: &mut FileSpan,
     head: &mut HeadBytes,
-    connection: &mut Connection,
+    wire: &mut Wire,
+    waker: &GetWaker<'_>,
     worker: &mut Worker,
 ) -> Step {
     let headless = head.rest().is_empty();
     if span.is_empty() {
-        return if headless { Step::Done } else { head.send(More::Nothing, connection) };
+        return if headless { Step::Done } else { head.send(More::Nothing, wire) };
     }
     if growth.is_spent(span.position) {
-        match growth.poll(tail, span.position, connection) {
-            // Clients give up on a response whose head they do not see, so it never waits for the
-            // first bytes of the body.
-            Step::Starved if !headless => return head.send(More::Nothing, connection),
+        match growth.poll(tail, span.position, waker) {
+            // Clients give up if they do not receive the head, so it is sent before the first bytes of the body are
+            // available.
+            Step::NotGrown if !headless => return head.send(More::Nothing, wire),
             Step::Moved(_) => {}
             step => return step,
         }
     }
     if !headless {
-        return head.send(More::Follows, connection);
+        return head.send(More::Follows, wire);
     }
     if let Some(piece) = &growth.piece {
-        return span.send_piece(piece, connection, worker);
+        return span.send_piece(piece, wire, worker);
     }
     let available = growth.available.min(span.end);
-    match span.send(tail.file(), available, connection, worker) {
+    match span.send(tail.file(), available, wire, worker) {
         Step::Moved(0) => growth.shortfall(),
         Step::Moved(bytes) => {
             growth.shortfalls = 0;
@@ -203,16 +208,16 @@ fn send_tail(
     }
 }
 
-/// What is known of a growing body.
+/// What is known about a growing body.
 pub(super) struct Growth {
     available: u64,
-    /// What lies before `available`, where that is in no file.
+    /// The bytes before `available`, if they are not in the file.
     piece: Option<Piece>,
-    /// How often the file was shorter than its tail said, in a row.
+    /// How often in a row the file was shorter than its tail reported.
     shortfalls: u8,
 }
 
-/// Bytes of a body that are in no file, and the offset of the first.
+/// Bytes of a body that are not in the file, and the offset of the first.
 struct Piece {
     start: u64,
     bytes: Arc<[u8]>,
@@ -223,9 +228,9 @@ impl Growth {
         self.available <= position
     }
 
-    /// Asks the tail; `Moved` if there is something to send.
-    fn poll(&mut self, tail: &mut dyn Tail, position: u64, connection: &mut Connection) -> Step {
-        match guard(|| tail.poll_available(position, connection.waker())) {
+    /// Polls the tail. Returns `Moved` if more bytes are available.
+    fn poll(&mut self, tail: &mut dyn Tail, position: u64, waker: &GetWaker<'_>) -> Step {
+        match catch_panic(|| tail.poll_available(position, waker())) {
             Ok(Poll::Ready(Ok(Available::InFile { end }))) if end > position => {
                 (self.available, self.piece) = (end, None);
                 Step::Moved(0)
@@ -235,9 +240,9 @@ impl Growth {
                 self.piece = Some(Piece { start: position, bytes });
                 Step::Moved(0)
             }
-            Ok(Poll::Ready(Ok(_))) => cut("the tail has ended before its file"),
+            Ok(Poll::Ready(Ok(_))) => cut("the tail ended before its file"),
             Ok(Poll::Ready(Err(reason))) => Step::Failed(Outcome::Cut(reason)),
-            Ok(Poll::Pending) => Step::Starved,
+            Ok(Poll::Pending) => Step::NotGrown,
             Err(message) => {
                 log::error!("panic in the source of a response: {message}");
                 Step::Failed(Outcome::Panicked)
@@ -245,20 +250,24 @@ impl Growth {
         }
     }
 
-    /// The file had no byte where the tail said there was one: once may be chance, twice is not.
+    /// The file was shorter than the tail reported. This is tolerated once.
     fn shortfall(&mut self) -> Step {
         self.available = 0;
         self.shortfalls += 1;
-        if self.shortfalls < 2 { Step::Moved(0) } else { cut("the file is shorter than its tail") }
+        if self.shortfalls < 2 {
+            Step::Moved(0)
+        } else {
+            cut("the file is shorter than its tail reported")
+        }
     }
 }
 
-/// What is left to send of a file.
+/// The part of a file that is still to be sent.
 pub(super) struct FileSpan {
     start: u64,
     position: u64,
     end: u64,
-    /// `sendfile` was tried and does not work on this file.
+    /// The file does not support `sendfile`.
     copied: bool,
 }
 
@@ -267,18 +276,18 @@ impl FileSpan {
         Self { start: range.start, position: range.start, end: range.end, copied: false }
     }
 
-    /// Sends some bytes of a piece, whose position is within it.
-    fn send_piece(&mut self, piece: &Piece, connection: &mut Connection, worker: &Worker) -> Step {
+    /// Sends some bytes of `piece`, which contains the current position.
+    fn send_piece(&mut self, piece: &Piece, wire: &mut Wire, worker: &Worker) -> Step {
         let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
         let offset = usize::try_from(self.position - piece.start).unwrap_or(usize::MAX);
         let rest = &piece.bytes[offset.min(piece.bytes.len())..];
         let rest = &rest[..rest.len().min(left).min(worker.bytes_left)];
-        match connection.wire.send(rest, &[], More::Nothing) {
+        match wire.send(rest, &[], More::Nothing) {
             Ok(sent) => {
                 self.position += sent as u64;
                 Step::Moved(sent)
             }
-            Err(halt) => halt.into(),
+            Err(error) => error.into(),
         }
     }
 
@@ -286,35 +295,29 @@ impl FileSpan {
         self.position >= self.end
     }
 
-    /// Sends some bytes before `end`; none if the file has none.
-    fn send(
-        &mut self,
-        file: &File,
-        end: u64,
-        connection: &mut Connection,
-        worker: &mut Worker,
-    ) -> Step {
+    /// Sends some bytes before `end`, or none if the file ends before that.
+    fn send(&mut self, file: &File, end: u64, wire: &mut Wire, worker: &mut Worker) -> Step {
         let left = end.saturating_sub(self.position);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(worker.bytes_left);
         let sent = if self.copied {
             worker.copy_buffer.resize(COPY_BYTES, 0);
-            connection.wire.copy_file(file, self.position, count, &mut worker.copy_buffer)
+            wire.copy_file(file, self.position, count, &mut worker.copy_buffer)
         } else {
-            connection.wire.send_file(file, self.position, count)
+            wire.send_file(file, self.position, count)
         };
         match sent {
             Ok(bytes) => {
                 self.position += bytes as u64;
                 Step::Moved(bytes)
             }
-            Err(FileHalt::Blocked) => Step::Blocked,
-            Err(FileHalt::Gone) => Step::Failed(Outcome::ClientGone),
-            Err(FileHalt::Unsupported) if !self.copied => {
+            Err(FileError::WouldBlock) => Step::Blocked,
+            Err(FileError::Closed) => Step::Failed(Outcome::ClientGone),
+            Err(FileError::Unsupported) if !self.copied => {
                 self.copied = true;
-                self.send(file, end, connection, worker)
+                self.send(file, end, wire, worker)
             }
-            Err(FileHalt::Unsupported) => cut("the file cannot be read"),
-            Err(FileHalt::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),
+            Err(FileError::Unsupported) => cut("the file cannot be read"),
+            Err(FileError::Unreadable(errno)) => cut(&format!("the file cannot be read: {errno}")),
         }
     }
 }
