@@ -15,7 +15,7 @@ use crate::support::{bytes, media_type};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn requests_for_what_does_not_exist_create_nothing_on_disk() {
+fn requests_for_missing_content_create_no_files() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start(&registry);
@@ -58,7 +58,7 @@ fn begin_many(larder: &Larder, targets: impl IntoIterator<Item = String>) -> Vec
 }
 
 #[test]
-fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
+fn requests_of_disconnected_clients_are_not_sent_to_the_registry() {
     let (good, hostile, larder) = beside_a_hostile_registry(|_| {});
     let image = Image::sample("v1");
     hostile.add(REPOSITORY, "v1", &image);
@@ -84,7 +84,7 @@ fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
 }
 
 #[test]
-fn registries_that_drip_leave_fetchers_to_the_others() {
+fn slow_registries_leave_fetchers_for_the_others() {
     let (good, hostile, larder) = beside_a_hostile_registry(|settings| {
         settings.cache.prefetch = Prefetch { blobs: true, ..Prefetch::default() };
     });
@@ -130,7 +130,7 @@ fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
 }
 
 #[test]
-fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
+fn one_failing_request_opens_no_circuit_breaker_and_freezes_no_other_tag() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("old"));
     registry.fault(On::path("GET", "/v2/*/tags/list*"), Fault::status(500));
@@ -159,7 +159,7 @@ fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
 }
 
 #[test]
-fn a_rate_limit_on_lists_holds_no_pull_back() {
+fn rate_limit_on_lists_does_not_delay_pulls() {
     let registry = FakeRegistry::start();
     registry.fault(On::tags("*"), Fault::rate_limited(60));
     let larder = Larder::start_with(&registry, |settings| {
@@ -174,7 +174,7 @@ fn a_rate_limit_on_lists_holds_no_pull_back() {
 }
 
 #[test]
-fn a_request_that_was_never_sent_marks_no_registry_as_failing() {
+fn request_that_was_never_sent_does_not_mark_its_registry_as_failing() {
     let (good, _hostile, larder) = beside_a_hostile_registry(|settings| {
         settings.cache.manifest_fetchers = 1;
         settings.cache.revalidate_timeout = Duration::from_millis(50);
@@ -199,7 +199,7 @@ fn a_request_that_was_never_sent_marks_no_registry_as_failing() {
 }
 
 #[test]
-fn a_size_that_a_manifest_states_wrongly_cuts_no_pull_of_another_repository() {
+fn wrong_size_in_a_manifest_does_not_affect_other_repositories() {
     for stated in [500, 900_000] {
         let registry = FakeRegistry::start();
         let content = bytes(300_000, 1);
@@ -244,7 +244,7 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
 
 /// Run by the next test in a process of its own, whose descriptors it takes away.
 #[test]
-fn helper_without_descriptors() {
+fn child_process_without_file_descriptors() {
     if std::env::var_os("LARDER_TEST_NO_DESCRIPTORS").is_none() {
         return;
     }
@@ -281,9 +281,9 @@ fn helper_without_descriptors() {
 }
 
 #[test]
-fn cached_content_that_cannot_be_opened_is_unavailable_and_neither_missing_nor_downloaded() {
+fn cached_content_that_cannot_be_opened_is_answered_with_503_and_not_downloaded_again() {
     let output = std::process::Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "abuse::helper_without_descriptors", "--nocapture"])
+        .args(["--exact", "abuse::child_process_without_file_descriptors", "--nocapture"])
         .env("LARDER_TEST_NO_DESCRIPTORS", "1")
         .output()
         .expect("it can be started");
@@ -293,7 +293,7 @@ fn cached_content_that_cannot_be_opened_is_unavailable_and_neither_missing_nor_d
 }
 
 #[test]
-fn a_request_that_always_fails_takes_the_registry_away_from_nobody() {
+fn request_that_always_fails_does_not_block_other_pulls() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

@@ -25,7 +25,7 @@ fn pulled() -> (FakeRegistry, Larder, Image) {
 }
 
 #[test]
-fn air_gapped_server_hits_what_is_cached_and_dials_nobody() {
+fn air_gapped_server_serves_cached_content_and_makes_no_requests() {
     let (registry, mut larder, image) = pulled();
     let connections = registry.connection_count();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
@@ -63,7 +63,7 @@ fn air_gapped_server_hits_what_is_cached_and_dials_nobody() {
 }
 
 #[test]
-fn air_gapped_index_offers_the_children_that_were_pulled() {
+fn air_gapped_index_serves_the_children_that_were_pulled() {
     let registry = FakeRegistry::start();
     let (amd64, arm64) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let index = Index::new().image(&amd64).image(&arm64);
@@ -78,7 +78,7 @@ fn air_gapped_index_offers_the_children_that_were_pulled() {
 }
 
 #[test]
-fn manifest_of_one_repository_is_not_another_repositorys() {
+fn manifest_is_served_only_in_the_repository_it_was_pulled_from() {
     // Who may pull `team/app` upstream need not be allowed to pull `team/secret`.
     let (_registry, mut larder, image) = pulled();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
@@ -86,7 +86,7 @@ fn manifest_of_one_repository_is_not_another_repositorys() {
 }
 
 #[test]
-fn read_only_directory_still_serves_hits_and_passes_manifests_on() {
+fn read_only_cache_serves_hits_and_passes_manifests_through() {
     let (registry, mut larder, image) = pulled();
     let new = Image::sample("new");
     registry.add(REPOSITORY, "v2", &new);

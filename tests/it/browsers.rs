@@ -20,7 +20,7 @@ fn raw(address: SocketAddr, bytes: &str) -> Response {
 }
 
 #[test]
-fn every_answer_forbids_sniffing_and_is_in_a_sandbox() {
+fn every_response_forbids_sniffing_and_is_sandboxed() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
     let app = Named::new("app", "1", &image);
@@ -94,7 +94,7 @@ fn every_answer_forbids_sniffing_and_is_in_a_sandbox() {
 }
 
 #[test]
-fn a_manifest_that_calls_itself_a_page_is_not_served_as_one() {
+fn manifest_labelled_as_html_is_not_served_as_html() {
     let digest = "a".repeat(64);
     for media_type in ["text/html", "application/xhtml+xml", "image/svg+xml", "text/javascript"] {
         let body = format!(
@@ -142,7 +142,7 @@ fn large_manifest_is_sent_from_its_file() {
 }
 
 #[test]
-fn names_that_are_not_listed_are_misdirected_where_names_are_listed() {
+fn hosts_outside_allowed_hosts_get_421() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "allowedHosts: [larder.example.com]\n");
     let mut desk = site.serve();
@@ -165,7 +165,7 @@ fn names_that_are_not_listed_are_misdirected_where_names_are_listed() {
 }
 
 #[test]
-fn access_log_shows_who_left_and_cannot_be_forged() {
+fn access_log_records_aborted_requests_and_cannot_be_forged() {
     let (_registry, site, _content, digest, gate) = Site::gated(500_000);
     let mut desk = site.serve();
     let mut client = desk.begin(&blob("library/big", &digest));
@@ -187,7 +187,7 @@ fn access_log_shows_who_left_and_cannot_be_forged() {
 }
 
 #[test]
-fn registries_that_other_clients_named_are_nobodys_business() {
+fn registries_requested_by_other_clients_are_not_disclosed() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let text = format!(

@@ -11,7 +11,7 @@ use crate::support::{FakeRegistry, Image, Publish};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn offline_is_switched_from_beside_a_running_server() {
+fn offline_command_switches_a_running_server() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -33,7 +33,7 @@ fn offline_is_switched_from_beside_a_running_server() {
 }
 
 #[test]
-fn what_is_typed_wrong_is_answered_with_what_to_do() {
+fn usage_errors_are_answered_with_advice() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
@@ -60,7 +60,7 @@ fn what_is_typed_wrong_is_answered_with_what_to_do() {
 }
 
 #[test]
-fn a_login_that_cannot_be_read_is_no_error_yet_and_is_said() {
+fn unreadable_credentials_file_is_a_warning() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("larder.yaml");
     let entry = "{name: a.example, auth: {user: u, passwordFile: /nonexistent/password}}";
@@ -72,7 +72,7 @@ fn a_login_that_cannot_be_read_is_no_error_yet_and_is_said() {
 }
 
 #[test]
-fn list_says_what_is_here_and_what_is_missing() {
+fn list_shows_cached_and_missing_content() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let (whole, partial) = (Image::sample("whole"), Image::sample("partial"));
@@ -145,7 +145,7 @@ fn on(site: &(String, String), words: &[&str]) -> (Option<i32>, String, String) 
 }
 
 #[test]
-fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
+fn load_accepts_lists_and_bundles_and_reports_failures() {
     let registry = FakeRegistry::start();
     let (one, two) = (Image::sample("one"), Image::sample("two"));
     registry.add(REPOSITORY, "v1", &one);
@@ -186,7 +186,7 @@ fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
 }
 
 #[test]
-fn preloaded_images_are_there_without_a_client() {
+fn preloaded_images_are_cached_without_a_client() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -203,7 +203,7 @@ fn preloaded_images_are_there_without_a_client() {
 }
 
 #[test]
-fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
+fn verify_reports_damage_and_repairs_it_on_request() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

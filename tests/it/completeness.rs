@@ -123,7 +123,7 @@ fn foreign_layers() -> Vec<Value> {
 }
 
 #[test]
-fn foreign_layers_are_no_obstacle_to_load_export_import_and_complete() {
+fn foreign_layers_do_not_keep_images_from_loading_exporting_importing_or_being_complete() {
     let shelf = Shelf::new();
     let foreign = foreign_layers();
     shelf.tag("v1", &shelf.image("windows", &foreign));
@@ -145,7 +145,7 @@ fn foreign_layers_are_no_obstacle_to_load_export_import_and_complete() {
 }
 
 #[test]
-fn foreign_layer_is_fetched_for_a_client_and_kept_from_then_on() {
+fn foreign_layer_is_fetched_for_a_client_and_then_cached() {
     let shelf = Shelf::new();
     let content = bytes(3000, 5);
     let layer = shelf.blob("application/vnd.oci.image.layer.nondistributable.v1.tar", &content);
@@ -198,7 +198,7 @@ fn children_without_a_platform_are_loaded_for_every_platform() {
 }
 
 #[test]
-fn platform_that_no_index_on_the_way_has_is_an_error_that_names_those_it_has() {
+fn missing_platform_is_an_error_that_lists_the_available_ones() {
     let shelf = Shelf::new();
     let inner = shelf.index(&[&on(shelf.image("arm", &[]), "linux", "arm64")]);
     shelf.tag("v1", &shelf.index(&[&inner]));
@@ -208,7 +208,7 @@ fn platform_that_no_index_on_the_way_has_is_an_error_that_names_those_it_has() {
 }
 
 #[test]
-fn attestations_travel_with_the_platform_that_they_attest() {
+fn attestations_are_loaded_with_their_platform() {
     let shelf = Shelf::new();
     let (amd, arm) = (shelf.image("amd", &[]), shelf.image("arm", &[]));
     let of_amd = attestation_of(&amd, shelf.image("attestation of amd", &[]));
@@ -232,7 +232,7 @@ fn attestations_travel_with_the_platform_that_they_attest() {
 }
 
 #[test]
-fn documents_that_go_clients_accept_are_served_and_complete() {
+fn manifests_that_go_clients_accept_are_served_and_complete() {
     let shelf = Shelf::new();
     let (config, layer) = (shelf.blob(media_type::OCI_CONFIG, b"{}"), shelf.blob(LAYER, b"layer"));
     let sizeless = with(layer.clone(), "size", json!(-1));
@@ -276,7 +276,7 @@ fn documents_that_go_clients_accept_are_served_and_complete() {
 }
 
 #[test]
-fn prefetching_leaves_foreign_layers_alone_and_follows_attestations() {
+fn prefetch_skips_foreign_layers_and_follows_attestations() {
     let shelf = Shelf::new();
     let foreign = foreign_layers();
     let amd = shelf.image("windows", &foreign);
@@ -297,7 +297,7 @@ fn prefetching_leaves_foreign_layers_alone_and_follows_attestations() {
 }
 
 #[test]
-fn index_of_content_that_is_no_manifest_is_loaded_and_prefetched() {
+fn index_with_blobs_among_its_children_is_loaded_and_prefetched() {
     let shelf = Shelf::new();
     let (amd, text) =
         (shelf.image("amd", &[]), shelf.blob("text/spdx+json", b"a bill of materials"));
@@ -318,7 +318,7 @@ fn index_of_content_that_is_no_manifest_is_loaded_and_prefetched() {
 }
 
 #[test]
-fn attestation_that_the_registry_has_lost_is_no_obstacle() {
+fn missing_attestation_does_not_fail_a_load() {
     let shelf = Shelf::new();
     let amd = shelf.image("amd", &[]);
     let lost =
@@ -332,7 +332,7 @@ fn attestation_that_the_registry_has_lost_is_no_obstacle() {
 }
 
 #[test]
-fn windows_images_are_loaded_by_their_platform() {
+fn windows_images_are_selected_by_platform() {
     let shelf = Shelf::new();
     let (windows, linux) = (shelf.image("windows", &foreign_layers()), shelf.image("linux", &[]));
     let windows = with(

@@ -70,7 +70,7 @@ fn login(user: &str, secret: &str) -> String {
 }
 
 #[test]
-fn helper_is_asked_once_for_a_whole_image() {
+fn credential_helper_runs_once_per_image() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "pw");
     let helper = Helper::saying(&login("u", "pw"));
@@ -85,7 +85,7 @@ fn helper_is_asked_once_for_a_whole_image() {
 }
 
 #[test]
-fn helper_is_not_started_for_a_registry_that_asks_for_nothing() {
+fn credential_helper_does_not_run_for_a_registry_without_authentication() {
     let (registry, image) = registry_with_image();
     let helper = Helper::saying("");
     let larder = Larder::start_with(&registry, helper.set());
@@ -94,7 +94,7 @@ fn helper_is_not_started_for_a_registry_that_asks_for_nothing() {
 }
 
 #[test]
-fn refused_login_is_asked_for_once_more() {
+fn refused_login_is_requested_from_the_helper_once_more() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
@@ -109,7 +109,7 @@ fn refused_login_is_asked_for_once_more() {
 }
 
 #[test]
-fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
+fn login_that_stays_refused_fails_fast_without_a_loop() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "right");
     let helper = Helper::saying(&login("u", "wrong"));
@@ -123,7 +123,7 @@ fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
 }
 
 #[test]
-fn token_service_that_refuses_gets_the_new_login() {
+fn refused_token_request_is_repeated_with_a_new_login() {
     let (registry, image) = registry_with_image();
     let tokens = TokenServer::new().user("u", "new");
     registry.require_bearer(&tokens);
@@ -147,7 +147,7 @@ fn identity_token_of_a_helper_is_exchanged_by_post() {
 }
 
 #[test]
-fn helper_that_knows_nothing_means_anonymous() {
+fn helper_without_a_login_means_anonymous_access() {
     let (registry, image) = registry_with_image();
     registry.require_bearer(&TokenServer::new());
     let helper = Helper::doing("echo credentials not found in native keychain; exit 1");
@@ -159,7 +159,7 @@ fn helper_that_knows_nothing_means_anonymous() {
 }
 
 #[test]
-fn broken_helpers_are_named_and_their_words_are_not_passed_on() {
+fn errors_name_the_failing_helper_and_omit_its_output() {
     let hang = r#"mkfifo "$0.gate"; cat "$0.gate""#;
     for (text, words) in [
         (r#"echo '{"Username":"u","Secret":"hunter2"}'; exit 1"#, "failed"),
@@ -182,7 +182,7 @@ fn broken_helpers_are_named_and_their_words_are_not_passed_on() {
 }
 
 #[test]
-fn helper_that_is_not_there_is_named() {
+fn errors_name_a_missing_helper() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "pw");
     let program = "/nonexistent/docker-credential-x".parse().unwrap();
@@ -194,7 +194,7 @@ fn helper_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_was_pulled_is_served_while_the_helper_is_broken() {
+fn cached_images_are_served_while_the_helper_fails() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
@@ -231,7 +231,7 @@ fn serve_by_docker_config(
 }
 
 #[test]
-fn docker_config_names_helpers_for_one_registry_and_for_all() {
+fn docker_config_helpers_apply_to_one_registry_or_to_all() {
     for key in ["credHelpers", "credsStore"] {
         let (registry, image) = registry_with_image();
         registry.require_basic("u", "pw");
@@ -246,7 +246,7 @@ fn docker_config_names_helpers_for_one_registry_and_for_all() {
 }
 
 #[test]
-fn docker_config_starts_no_program_by_its_path() {
+fn docker_config_cannot_start_a_program_by_path() {
     for key in ["credHelpers", "credsStore"] {
         let (registry, _) = registry_with_image();
         registry.require_basic("u", "pw");
@@ -264,7 +264,7 @@ fn docker_config_starts_no_program_by_its_path() {
 }
 
 #[test]
-fn parts_of_a_registry_have_logins_of_their_own() {
+fn logins_may_differ_by_repository_path() {
     let registry = FakeRegistry::start();
     let repositories = ["team-a", "team-a/base/x", "team-ab", "team-b/x"];
     for repository in repositories {

@@ -32,7 +32,7 @@ fn damage(larder: &Larder, digest: &str) {
 }
 
 #[test]
-fn scrub_finds_damage_takes_it_out_of_the_way_and_has_it_fetched_again() {
+fn scrub_quarantines_damaged_content_which_is_then_fetched_again() {
     let (registry, larder, image) = pulled();
     let sound = larder.cache().scrub(&mut |_| true).expect("nobody stops it");
     assert_eq!((sound.blobs, sound.damaged.len()), (image.blobs().len() as u64 + 1, 0));
@@ -53,7 +53,7 @@ fn scrub_finds_damage_takes_it_out_of_the_way_and_has_it_fetched_again() {
 }
 
 #[test]
-fn scrub_that_is_stopped_reports_nothing() {
+fn interrupted_scrub_reports_nothing() {
     let (_registry, larder, _image) = pulled();
     assert_eq!(larder.cache().scrub(&mut |_| false), None);
 }

@@ -29,7 +29,7 @@ fn cases(cell: &str) -> Vec<&str> {
 }
 
 #[test]
-fn every_threat_names_a_test_or_a_case_that_exists() {
+fn every_threat_names_an_existing_test_or_case() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut functions = HashSet::new();
     for source in sources(root) {
@@ -64,7 +64,7 @@ fn every_threat_names_a_test_or_a_case_that_exists() {
 }
 
 #[test]
-fn the_threat_table_is_found_and_taken_apart() {
+fn threat_table_is_parsed() {
     let text = "| threat | defence | shown by |\n| --- | --- | --- |\n\
                 | A | b | `some_test`, `other_test`; cases `one`, `two` |\n\nafter";
     let rows = threats(text);

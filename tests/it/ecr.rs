@@ -65,7 +65,7 @@ fn assert_says(got: &Response, words: &[&str]) {
 }
 
 #[test]
-fn one_signed_request_gives_the_login_for_a_whole_image() {
+fn one_signed_request_provides_the_login_for_an_image() {
     let (aws, registry, image) = amazon();
     aws.hand_out("pw");
     let larder = start(&registry, keys(aws.environment()));
@@ -88,7 +88,7 @@ fn one_signed_request_gives_the_login_for_a_whole_image() {
 }
 
 #[test]
-fn login_that_expired_in_mid_life_is_renewed_once() {
+fn login_that_expires_early_is_renewed_once() {
     let (aws, registry, image) = amazon();
     aws.hand_out_once("pw");
     aws.hand_out("second");
@@ -105,7 +105,7 @@ fn login_that_expired_in_mid_life_is_renewed_once() {
 }
 
 #[test]
-fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
+fn login_that_stays_refused_fails_fast_without_a_loop() {
     let (aws, registry, _) = amazon();
     aws.hand_out("wrong");
     let larder = start(&registry, keys(aws.environment()));
@@ -117,7 +117,7 @@ fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
 }
 
 #[test]
-fn keys_of_the_environment_stand_before_all_others() {
+fn keys_in_the_environment_take_precedence() {
     let (aws, registry, _) = amazon();
     aws.hand_out("pw");
     let environment = AwsEnvironment {
@@ -133,7 +133,7 @@ fn keys_of_the_environment_stand_before_all_others() {
 }
 
 #[test]
-fn web_identity_is_exchanged_for_keys_of_its_role() {
+fn web_identity_is_exchanged_for_the_keys_of_its_role() {
     let (aws, registry, _) = amazon();
     aws.assume("AKIDOFROLE");
     aws.hand_out("pw");
@@ -162,7 +162,7 @@ fn web_identity_is_exchanged_for_keys_of_its_role() {
 }
 
 #[test]
-fn role_that_may_not_be_assumed_is_said_and_nobody_else_is_asked() {
+fn role_that_cannot_be_assumed_is_an_error_and_no_other_source_is_tried() {
     let (aws, registry, _) = amazon();
     aws.refuse_sts(403, "AccessDenied");
     let directory = tempfile::tempdir().unwrap();
@@ -180,7 +180,7 @@ fn role_that_may_not_be_assumed_is_said_and_nobody_else_is_asked() {
 }
 
 #[test]
-fn profiles_come_from_the_shared_credentials_file() {
+fn profiles_are_read_from_the_shared_credentials_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("credentials");
     let text = "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = hunter2\n\
@@ -212,7 +212,7 @@ fn profiles_come_from_the_shared_credentials_file() {
 }
 
 #[test]
-fn containers_have_a_service_and_a_token_that_changes() {
+fn container_credentials_use_the_current_authorization_token() {
     let (aws, registry, _) = amazon();
     aws.lend("AKIDOFPOD");
     aws.hand_out_once("pw");
@@ -239,7 +239,7 @@ fn containers_have_a_service_and_a_token_that_changes() {
 }
 
 #[test]
-fn instances_are_asked_by_version_two_of_their_service() {
+fn instance_metadata_is_queried_with_imdsv2() {
     let (aws, registry, _) = amazon();
     aws.lend("AKIDOFINSTANCE");
     aws.hand_out("pw");
@@ -255,7 +255,7 @@ fn instances_are_asked_by_version_two_of_their_service() {
 }
 
 #[test]
-fn machine_without_any_keys_is_told_where_they_could_be() {
+fn missing_keys_error_lists_the_places_searched() {
     let (aws, registry, _) = amazon();
     let absent = FakeAws::start();
     absent.0.stop();
@@ -269,7 +269,7 @@ fn machine_without_any_keys_is_told_where_they_could_be() {
 }
 
 #[test]
-fn refusals_of_the_login_service_are_told_by_their_code() {
+fn refused_ecr_logins_are_reported_with_their_error_code() {
     for (status, code, temporary) in [
         (400, "AccessDeniedException", false),
         (400, "UnrecognizedClientException", false),

@@ -39,7 +39,7 @@ fn start_resuming(mirror: &FakeRegistry, registry: &FakeRegistry) -> Larder {
 }
 
 #[test]
-fn first_endpoint_that_has_it_is_asked_and_no_other() {
+fn only_the_first_endpoint_with_the_content_is_asked() {
     let (mirror, registry) = two();
     let image = Image::sample("v1");
     for each in [&mirror, &registry] {
@@ -54,7 +54,7 @@ fn first_endpoint_that_has_it_is_asked_and_no_other() {
 }
 
 #[test]
-fn whatever_goes_wrong_at_the_mirror_the_registry_is_asked() {
+fn every_failure_of_the_mirror_falls_back_to_the_registry() {
     for (name, fault) in [
         ("not there", Fault::status(404)),
         ("credentials", Fault::status(401)),
@@ -81,7 +81,7 @@ fn whatever_goes_wrong_at_the_mirror_the_registry_is_asked() {
 }
 
 #[test]
-fn mirror_that_is_down_outweighs_a_registry_that_has_nothing() {
+fn failing_mirror_outweighs_a_404_from_the_registry() {
     let (mirror, registry) = two();
     for each in [&mirror, &registry] {
         each.expect_unknown(&format!("/v2/{REPOSITORY}/manifests/v1"));
@@ -95,7 +95,7 @@ fn mirror_that_is_down_outweighs_a_registry_that_has_nothing() {
 }
 
 #[test]
-fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
+fn download_interrupted_at_the_mirror_continues_at_the_registry() {
     let (mirror, registry) = two();
     let content = bytes(300_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -115,7 +115,7 @@ fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
 }
 
 #[test]
-fn blob_that_breaks_off_everywhere_goes_round_until_it_is_whole() {
+fn download_alternates_between_failing_endpoints_until_it_is_complete() {
     let (mirror, registry) = two();
     let content = bytes(500_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -130,7 +130,7 @@ fn blob_that_breaks_off_everywhere_goes_round_until_it_is_whole() {
 }
 
 #[test]
-fn wrong_bytes_of_the_mirror_are_followed_by_right_ones_of_the_registry() {
+fn wrong_bytes_from_the_mirror_are_replaced_from_the_registry() {
     let (mirror, registry) = two();
     let content = bytes(100_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -148,7 +148,7 @@ fn wrong_bytes_of_the_mirror_are_followed_by_right_ones_of_the_registry() {
 }
 
 #[test]
-fn client_that_has_had_no_byte_of_wrong_content_gets_the_right_one() {
+fn client_that_received_no_wrong_byte_gets_the_right_content() {
     let (mirror, registry) = two();
     let content = bytes(100_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -166,7 +166,7 @@ fn breaker(first_wait: Duration) -> BreakerPolicy {
 }
 
 #[test]
-fn endpoint_that_fails_in_a_row_is_left_alone() {
+fn endpoint_with_consecutive_failures_is_skipped() {
     let (mirror, registry) = two();
     let images: Vec<Image> = (0..10).map(|n| Image::sample(&n.to_string())).collect();
     for (n, image) in images.iter().enumerate() {
@@ -190,7 +190,7 @@ fn endpoint_that_fails_in_a_row_is_left_alone() {
 }
 
 #[test]
-fn only_endpoint_that_is_left_alone_is_answered_for_at_once_and_as_before() {
+fn open_breaker_of_the_only_endpoint_answers_at_once_with_the_same_status() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::status(503));
     let larder = Larder::start_with(&registry, |settings| {
@@ -204,7 +204,7 @@ fn only_endpoint_that_is_left_alone_is_answered_for_at_once_and_as_before() {
 }
 
 #[test]
-fn when_the_time_is_over_one_probe_finds_out() {
+fn half_open_breaker_sends_one_probe() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -221,7 +221,7 @@ fn when_the_time_is_over_one_probe_finds_out() {
 }
 
 #[test]
-fn trouble_behind_a_redirect_is_not_the_endpoints() {
+fn failure_of_a_redirect_target_does_not_count_against_the_endpoint() {
     let (registry, store) = two();
     let content = bytes(1000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -238,7 +238,7 @@ fn trouble_behind_a_redirect_is_not_the_endpoints() {
 }
 
 #[test]
-fn download_that_has_begun_asks_in_spite_of_the_breaker() {
+fn download_in_progress_ignores_the_breaker() {
     let registry = FakeRegistry::start();
     let content = bytes(300_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -255,7 +255,7 @@ fn download_that_has_begun_asks_in_spite_of_the_breaker() {
 }
 
 #[test]
-fn endpoint_that_accepts_and_never_answers_counts_as_down() {
+fn endpoint_that_never_responds_counts_as_down() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -282,7 +282,7 @@ fn endpoint_that_accepts_and_never_answers_counts_as_down() {
 }
 
 #[test]
-fn endpoint_that_breaks_off_for_ever_is_given_up_although_another_never_sent_anything() {
+fn endpoint_that_always_breaks_off_is_given_up_although_another_sent_nothing() {
     let (mirror, registry) = two();
     let digest = registry.add_blob(REPOSITORY, &bytes(300_000, 1));
     mirror.expect_unknown(&blob(REPOSITORY, &digest));
@@ -296,7 +296,7 @@ fn endpoint_that_breaks_off_for_ever_is_given_up_although_another_never_sent_any
 }
 
 #[test]
-fn rate_limit_of_one_endpoint_holds_back_that_one() {
+fn rate_limit_applies_to_its_endpoint_only() {
     let (hub, mirror) = two();
     let image = Image::sample("v1");
     mirror.add(REPOSITORY, "v1", &image);

@@ -29,7 +29,7 @@ fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
 }
 
 #[test]
-fn whole_image_is_pulled_and_nothing_is_kept() {
+fn image_is_pulled_without_being_stored() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -54,7 +54,7 @@ fn whole_image_is_pulled_and_nothing_is_kept() {
 }
 
 #[test]
-fn every_kind_of_range_is_cut_out_of_what_passes() {
+fn ranges_are_served_from_a_pass_through_stream() {
     let registry = FakeRegistry::start();
     let content = bytes(3_000_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -76,7 +76,7 @@ fn every_kind_of_range_is_cut_out_of_what_passes() {
 }
 
 #[test]
-fn wrong_bytes_are_not_seen_as_complete_here_either() {
+fn wrong_bytes_never_look_complete_without_the_cache() {
     for fault in [Fault::WrongBytes, Fault::TooLong(10), Fault::CutAfter(50_000)] {
         let registry = FakeRegistry::start();
         let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
@@ -88,7 +88,7 @@ fn wrong_bytes_are_not_seen_as_complete_here_either() {
 }
 
 #[test]
-fn what_breaks_off_is_gone_on_with_and_no_byte_comes_twice() {
+fn interrupted_pass_through_resumes_without_repeating_bytes() {
     let registry = FakeRegistry::start();
     let content = bytes(400_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -101,7 +101,7 @@ fn what_breaks_off_is_gone_on_with_and_no_byte_comes_twice() {
 }
 
 #[test]
-fn client_that_leaves_ends_its_download() {
+fn disconnecting_client_ends_its_pass_through_download() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(64_000_000, 1));
     let larder = read_only(&registry);
@@ -117,7 +117,7 @@ fn client_that_leaves_ends_its_download() {
 }
 
 #[test]
-fn blob_of_unknown_size_is_refused_with_the_reason() {
+fn blob_of_unknown_size_is_refused_with_a_reason() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(1000, 1));
     registry.fault(On::get_blob(&digest), Fault::NoContentLength);
@@ -128,7 +128,7 @@ fn blob_of_unknown_size_is_refused_with_the_reason() {
 }
 
 #[test]
-fn bytes_flow_before_the_blob_is_whole() {
+fn pass_through_streams_before_the_blob_is_complete() {
     let registry = FakeRegistry::start();
     let content = bytes(500_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);

@@ -43,7 +43,7 @@ fn is_harmless(text: &str) {
 }
 
 #[test]
-fn manifest_of_too_many_descriptors_is_refused_wherever_it_comes_from() {
+fn manifest_with_too_many_descriptors_is_refused_from_every_source() {
     let registry = FakeRegistry::start();
     let (most, more) = (image(&layers(4095)), image(&layers(4096)));
     registry.add_manifest(REPOSITORY, "most", media_type::OCI_MANIFEST, most.as_bytes());
@@ -64,7 +64,7 @@ fn manifest_of_too_many_descriptors_is_refused_wherever_it_comes_from() {
 }
 
 #[test]
-fn text_of_megabytes_in_the_wrong_place_reaches_neither_client_nor_log() {
+fn oversized_upstream_texts_reach_neither_client_nor_log() {
     let registry = FakeRegistry::start();
     let long = "x".repeat(3_000_000);
     let cache = Cache::new(&registry, "logLevel: debug");
@@ -87,7 +87,7 @@ fn text_of_megabytes_in_the_wrong_place_reaches_neither_client_nor_log() {
 }
 
 #[test]
-fn control_characters_of_documents_reach_neither_terminals_nor_the_management_port() {
+fn control_characters_in_manifests_reach_neither_terminals_nor_the_management_port() {
     let registry = FakeRegistry::start();
     let config = json!({"architecture": "amd64", "os": "linux", "created": HOSTILE}).to_string();
     let layer = registry.add_blob("library/a", b"layer");
@@ -195,7 +195,7 @@ fn archive_of_many_images_that_share_a_layer_is_imported() {
 }
 
 #[test]
-fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
+fn export_follows_no_planted_symbolic_link() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let named = Named::new("a", "v1", &image);
@@ -228,7 +228,7 @@ fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
 }
 
 #[test]
-fn index_that_names_one_child_over_and_over_costs_one_visit() {
+fn repeated_index_child_is_visited_once() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").platform("linux", "amd64");
     registry.add_untagged(REPOSITORY, &image);

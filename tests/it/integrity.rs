@@ -14,7 +14,7 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn nothing_has_a_name_before_it_is_complete_and_verified() {
+fn content_is_published_only_when_complete_and_verified() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
     let gate = Gate::new();
@@ -33,7 +33,7 @@ fn nothing_has_a_name_before_it_is_complete_and_verified() {
 }
 
 #[test]
-fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
+fn wrong_blob_never_looks_complete_and_the_retry_starts_over() {
     let chunked = |fault| Fault::All(vec![fault, Fault::NoContentLength]);
     let to_the_end = |fault| Fault::All(vec![fault, Fault::CloseDelimited]);
     for (name, fault) in [
@@ -80,7 +80,7 @@ fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
 }
 
 #[test]
-fn followers_of_a_wrong_blob_do_not_get_its_last_byte_either() {
+fn followers_do_not_get_the_last_byte_of_a_wrong_blob() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
     let gate = Gate::new();
@@ -102,7 +102,7 @@ fn followers_of_a_wrong_blob_do_not_get_its_last_byte_either() {
 }
 
 #[test]
-fn size_that_a_manifest_tells_does_not_make_a_right_blob_wrong() {
+fn wrong_size_in_a_manifest_does_not_invalidate_the_blob() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -118,7 +118,7 @@ fn size_that_a_manifest_tells_does_not_make_a_right_blob_wrong() {
 }
 
 #[test]
-fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
+fn wrong_manifest_is_refused_and_the_retry_succeeds() {
     for (name, by_digest, fault) in [
         ("a flipped bit, by tag", false, Fault::WrongBytes),
         ("a flipped bit, by digest", true, Fault::WrongBytes),
@@ -145,7 +145,7 @@ fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
 }
 
 #[test]
-fn page_that_is_no_manifest_is_never_cached_whatever_it_claims_to_be() {
+fn page_in_place_of_a_manifest_is_never_cached() {
     for (claimed, body) in [
         ("text/html", "<!doctype html>"),
         (media_type::OCI_MANIFEST, "<!doctype html>"),
@@ -170,7 +170,7 @@ fn page_that_is_no_manifest_is_never_cached_whatever_it_claims_to_be() {
 }
 
 #[test]
-fn manifest_over_four_mebibytes_is_refused_and_one_below_is_not() {
+fn manifests_above_four_mebibytes_are_refused() {
     for (padding, status) in [(4 * 1024 * 1024 - 4096, 200), (4 * 1024 * 1024 + 1, 502)] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1").annotation("padding", &"x".repeat(padding));
@@ -183,7 +183,7 @@ fn manifest_over_four_mebibytes_is_refused_and_one_below_is_not() {
 }
 
 #[test]
-fn compressed_blob_is_refused_and_identity_is_asked_for() {
+fn compressed_blob_is_refused_and_identity_encoding_requested() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -206,7 +206,7 @@ fn compressed_blob_is_refused_and_identity_is_asked_for() {
 }
 
 #[test]
-fn blob_is_an_octet_stream_whatever_upstream_calls_it() {
+fn blob_is_an_octet_stream_whatever_type_upstream_sends() {
     for called in ["application/gzip", "text/plain", "nonsense"] {
         let registry = FakeRegistry::start();
         let content = bytes(5000, 1);
@@ -294,7 +294,7 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
 }
 
 #[test]
-fn truncated_blob_file_is_fetched_again_though_no_manifest_was_asked_for_since_the_start() {
+fn truncated_blob_file_is_fetched_again_without_its_manifest() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -336,12 +336,12 @@ fn damaged_manifest_file_is_fetched_again() {
 }
 
 #[test]
-fn manifest_file_with_a_flipped_bit_is_fetched_again_and_healed() {
+fn manifest_file_with_a_flipped_bit_is_fetched_again_and_repaired() {
     damage_manifest(Damage::FlippedBit);
 }
 
 #[test]
-fn damaged_record_of_a_tag_or_manifest_is_written_again() {
+fn damaged_tag_or_manifest_record_is_rewritten() {
     for damage in ["", "{", "null", r#"{"digest":"sha256:00"}"#] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");

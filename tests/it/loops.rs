@@ -15,7 +15,7 @@ fn config(url: &str) -> String {
 }
 
 #[test]
-fn two_larders_that_ask_each_other_fail_at_once_and_name_each_other() {
+fn two_larders_in_a_loop_fail_at_once_and_name_each_other() {
     let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
     let mut first = Process::serve_file(directories[0].path(), &config("http://127.0.0.1:1"));
     let to = |address: std::net::SocketAddr| config(&format!("http://{address}/v2/reg.test"));
@@ -36,7 +36,7 @@ fn two_larders_that_ask_each_other_fail_at_once_and_name_each_other() {
 }
 
 #[test]
-fn larders_in_a_row_serve_what_the_last_one_has() {
+fn chained_larders_serve_content_of_the_last_one() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -58,7 +58,7 @@ fn larders_in_a_row_serve_what_the_last_one_has() {
 }
 
 #[test]
-fn via_of_other_intermediaries_is_ignored_and_not_passed_on() {
+fn via_of_other_intermediaries_is_ignored_and_not_forwarded() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start(&registry);

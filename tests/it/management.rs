@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[test]
-fn every_operation_is_answered_as_the_document_says() {
+fn every_operation_matches_the_openapi_document() {
     let description = Description::read();
     let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
@@ -90,7 +90,7 @@ fn every_operation_is_answered_as_the_document_says() {
 }
 
 #[test]
-fn repositories_tell_what_they_hold_page_by_page() {
+fn repositories_are_listed_with_their_contents_in_pages() {
     let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
     let site = Site::new(&registry, "");
@@ -115,7 +115,7 @@ fn repositories_tell_what_they_hold_page_by_page() {
 }
 
 #[test]
-fn status_tells_the_whole_in_one_answer() {
+fn status_reports_everything_in_one_response() {
     let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
     let site = Site::new(&registry, "cacheSize: 1GB");
@@ -237,7 +237,7 @@ fn images_are_filtered_sorted_and_paged() {
 }
 
 #[test]
-fn image_is_shown_with_its_tree_and_blobs_with_their_references() {
+fn image_shows_its_tree_and_blobs_their_references() {
     let registry = FakeRegistry::start();
     let (amd64, arm64) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let index = Index::new().image(&amd64).image(&arm64);
@@ -307,7 +307,7 @@ fn image_is_shown_with_its_tree_and_blobs_with_their_references() {
 }
 
 #[test]
-fn upstreams_are_told_with_a_breaker_that_is_open() {
+fn upstreams_show_an_open_breaker() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
     let site = Site::new(&registry, "");

@@ -12,7 +12,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn limited_registry_sends_whole_blobs_all_the_same() {
+fn rate_limited_registry_still_delivers_complete_blobs() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -31,7 +31,7 @@ fn limited_registry_sends_whole_blobs_all_the_same() {
 }
 
 #[test]
-fn registry_gets_as_many_downloads_at_a_time_as_it_was_given() {
+fn registry_gets_at_most_its_configured_concurrent_downloads() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -59,7 +59,7 @@ fn registry_gets_as_many_downloads_at_a_time_as_it_was_given() {
 }
 
 #[test]
-fn manifests_never_queue_behind_blobs() {
+fn manifests_do_not_wait_for_blobs() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -75,7 +75,7 @@ fn manifests_never_queue_behind_blobs() {
 }
 
 #[test]
-fn what_is_left_of_a_rate_limit_is_known() {
+fn remaining_rate_limit_is_reported() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

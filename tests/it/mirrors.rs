@@ -23,7 +23,7 @@ fn text(path: &Path) -> String {
 }
 
 #[test]
-fn one_file_is_printed_as_it_is_and_several_with_their_names() {
+fn one_file_is_printed_alone_and_several_with_headings() {
     let (code, one, _) = hosts_toml(&["http://localhost:31080"]);
     assert_eq!(code, Some(0));
     assert!(one.starts_with("# Written by larder hosts-toml"), "{one}");
@@ -37,7 +37,7 @@ fn one_file_is_printed_as_it_is_and_several_with_their_names() {
 }
 
 #[test]
-fn a_configuration_says_where_larder_is_and_which_registries_there_are() {
+fn configuration_file_supplies_the_server_and_registries() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = directory.path().join("larder.yaml");
     let entry = "{name: 'registry.corp:5000', scheme: http, aliases: [corp]}";
@@ -56,13 +56,13 @@ fn a_configuration_says_where_larder_is_and_which_registries_there_are() {
 }
 
 #[test]
-fn a_server_that_is_typed_twice_is_told_once() {
+fn duplicate_servers_are_written_once() {
     let (_, printed, _) = hosts_toml(&["larder:8080", "http://b:1", "http://larder:8080/"]);
     assert_eq!(printed.matches("[host.\"http://larder:8080\"]").count(), 1, "{printed}");
 }
 
 #[test]
-fn what_is_written_is_written_once_and_over_what_larder_wrote() {
+fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
     let (_directory, path, certs_d) = place("certs.d");
     let write = |server: &str| {
         let (code, printed, said) = hosts_toml(&[server, "--registry", "a:1", "--write", &certs_d]);
@@ -80,7 +80,7 @@ fn what_is_written_is_written_once_and_over_what_larder_wrote() {
 }
 
 #[test]
-fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
+fn foreign_files_are_replaced_only_with_force_and_backed_up() {
     let (_directory, path, certs_d) = place("certs.d");
     let theirs = path.join("quay.io/hosts.toml");
     fs::create_dir_all(theirs.parent().expect("it has one")).expect("a directory");
@@ -104,7 +104,7 @@ fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
 }
 
 #[test]
-fn docker_is_told_beside_what_it_is_told_already() {
+fn mirror_is_merged_into_the_docker_configuration() {
     let (_directory, path, daemon_json) = place("daemon.json");
     fs::write(&path, "{\"debug\": true}").expect("a file");
     fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
@@ -128,7 +128,7 @@ fn docker_is_told_beside_what_it_is_told_already() {
 }
 
 #[test]
-fn a_directory_of_drop_ins_gets_a_file_of_its_own() {
+fn drop_in_directory_gets_a_separate_file() {
     let (directory, _, registries_d) = place("registries.conf.d");
     let (code, _, said) = hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
     assert_eq!(code, Some(0), "{said}");
@@ -137,7 +137,7 @@ fn a_directory_of_drop_ins_gets_a_file_of_its_own() {
 }
 
 #[test]
-fn who_stays_ends_in_order_when_it_is_told_to() {
+fn stay_exits_cleanly_on_sigterm() {
     let (_directory, path, certs_d) = place("certs.d");
     let mut command = larder(&["hosts-toml", "larder:8080", "--write", &certs_d, "--stay"]);
     let mut process = Process::begin(&mut command);
@@ -153,7 +153,7 @@ fn who_stays_ends_in_order_when_it_is_told_to() {
 }
 
 #[test]
-fn what_is_typed_wrong_is_said() {
+fn usage_errors_are_reported() {
     for (words, said) in [
         (&["ftp://larder"][..], "http://HOST:PORT"),
         (&["--for", "cri"], "containerd, crio"),

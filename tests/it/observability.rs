@@ -22,7 +22,7 @@ const ADDED_LABELS: [&str; 2] = ["job", "instance"];
 const CLOSED_LABELS: [&str; 4] = ["how", "kind", "why", "route"];
 
 #[test]
-fn every_metric_of_the_dashboard_is_rendered_with_its_labels() {
+fn every_dashboard_metric_is_exported_with_its_labels() {
     let text = read(DASHBOARD);
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let mut expressions = Vec::new();
@@ -34,7 +34,7 @@ fn every_metric_of_the_dashboard_is_rendered_with_its_labels() {
 }
 
 #[test]
-fn every_legend_of_the_dashboard_names_labels_of_its_expression() {
+fn every_dashboard_legend_uses_labels_of_its_expression() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
     let series = rendered();
     let label = regex(r"\{\{(\w+)\}\}");
@@ -58,7 +58,7 @@ fn every_legend_of_the_dashboard_names_labels_of_its_expression() {
 }
 
 #[test]
-fn every_metric_of_the_rules_is_rendered_with_its_labels() {
+fn every_rule_metric_is_exported_with_its_labels() {
     let rules = rules();
     let expressions: Vec<String> = rules.iter().map(|rule| text(rule, "expr").to_owned()).collect();
     let records = records(&rules, &rendered());
@@ -66,7 +66,7 @@ fn every_metric_of_the_rules_is_rendered_with_its_labels() {
 }
 
 #[test]
-fn recorded_names_have_a_colon_and_are_all_that_rules_refer_to() {
+fn recorded_names_have_a_colon_and_rules_use_only_defined_ones() {
     let rules = rules();
     let records = records(&rules, &rendered());
     assert!(!records.is_empty() && records.keys().all(|name| name.starts_with("larder:")));
@@ -79,7 +79,7 @@ fn recorded_names_have_a_colon_and_are_all_that_rules_refer_to() {
 }
 
 #[test]
-fn every_alert_waits_has_a_severity_and_says_what_to_do() {
+fn every_alert_has_a_delay_a_severity_and_advice() {
     let rules = rules();
     let alerts: Vec<&Value> = rules.iter().filter(|rule| rule["alert"].is_string()).collect();
     assert!(alerts.len() > 10, "the alerts are not found");

@@ -10,7 +10,7 @@ use crate::support::site::{Named, Site, escaped, names};
 use crate::support::{FakeRegistry, Image, Index};
 
 #[test]
-fn cancelled_download_cuts_its_client_leaves_what_came_and_is_resumed() {
+fn cancelled_download_disconnects_its_client_and_is_resumed_from_the_partial() {
     let (registry, site, content, digest, gate) = Site::gated(300_000);
     let desk = site.serve();
     let path = blob("library/big", &digest);
@@ -56,7 +56,7 @@ fn cancelled_download_cuts_its_client_leaves_what_came_and_is_resumed() {
 }
 
 #[test]
-fn cancelled_download_is_begun_anew_by_the_next_client() {
+fn next_client_restarts_a_cancelled_download() {
     let (_registry, site, content, digest, gate) = Site::gated(300_000);
     let desk = site.serve();
     let path = blob("library/big", &digest);
@@ -72,7 +72,7 @@ fn cancelled_download_is_begun_anew_by_the_next_client() {
 }
 
 #[test]
-fn pins_are_set_and_taken_off_and_all_of_them_shown() {
+fn pins_are_added_removed_and_listed_by_the_api() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
     let site = Site::new(&registry, "");
@@ -128,7 +128,7 @@ fn pins_are_set_and_taken_off_and_all_of_them_shown() {
 }
 
 #[test]
-fn prune_of_the_api_removes_what_is_said_and_the_list_follows() {
+fn prune_by_the_api_removes_selected_images_and_updates_the_list() {
     let registry = FakeRegistry::start();
     let all: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
     let site = Site::new(&registry, "pin: ['app:3']");
@@ -169,7 +169,7 @@ fn prune_of_the_api_removes_what_is_said_and_the_list_follows() {
 }
 
 #[test]
-fn prefetched_image_becomes_complete() {
+fn prefetch_completes_an_image() {
     let registry = FakeRegistry::start();
     let (amd64, arm64) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let index = Index::new().image(&amd64).image(&arm64);
@@ -190,7 +190,7 @@ fn prefetched_image_becomes_complete() {
 }
 
 #[test]
-fn prefetch_that_fails_is_said_whatever_the_reason() {
+fn failed_prefetch_is_reported_with_its_reason() {
     let registry = FakeRegistry::start();
     registry.add("library/app", "1", &Image::sample("a"));
     let site = Site::new(&registry, "");

@@ -11,7 +11,7 @@ use crate::support::site::{Site, TOKEN, address_in};
 use crate::support::{FakeRegistry, Response, absent_digest};
 
 #[test]
-fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
+fn changes_require_the_token_and_local_reads_do_not() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
     let desk = site.serve();
@@ -83,7 +83,7 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
 }
 
 #[test]
-fn without_a_token_file_nothing_can_be_changed() {
+fn changes_are_forbidden_without_a_token_file() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let text = format!(
@@ -100,7 +100,7 @@ fn without_a_token_file_nothing_can_be_changed() {
 }
 
 #[test]
-fn wrong_parameters_are_refused_with_what_would_be_right() {
+fn invalid_parameters_are_refused_with_the_valid_ones() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
     let desk = site.serve();
@@ -150,7 +150,7 @@ fn wrong_parameters_are_refused_with_what_would_be_right() {
 }
 
 #[test]
-fn unknown_paths_are_404_and_other_methods_405_with_what_is_allowed() {
+fn unknown_paths_get_404_and_other_methods_405_with_allow() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
     let desk = site.serve();
@@ -194,7 +194,7 @@ fn unknown_paths_are_404_and_other_methods_405_with_what_is_allowed() {
 }
 
 #[test]
-fn nothing_of_it_is_on_the_serving_port() {
+fn management_api_is_not_on_the_serving_port() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
     let desk = site.serve();
@@ -212,7 +212,7 @@ fn nothing_of_it_is_on_the_serving_port() {
 }
 
 #[test]
-fn answer_says_what_is_wrong_as_json_whatever_it_is() {
+fn errors_are_reported_as_json() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "airGapped: true");
     let desk = site.serve();

@@ -10,7 +10,7 @@ use crate::support::site::{Named, Site, names, report};
 use crate::support::{FakeRegistry, Image, Index};
 
 #[test]
-fn pinned_images_stay_unless_they_are_meant_as_well() {
+fn pinned_images_are_kept_unless_pins_are_included() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c", "d", "e"].map(Image::sample).into();
     let site = Site::new(&registry, "");
@@ -38,7 +38,7 @@ fn pinned_images_stay_unless_they_are_meant_as_well() {
 }
 
 #[test]
-fn what_a_servers_configuration_pins_stays_also_for_commands_that_do_not_read_it() {
+fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
     let site = Site::new(&registry, "");
@@ -74,7 +74,7 @@ fn what_a_servers_configuration_pins_stays_also_for_commands_that_do_not_read_it
 }
 
 #[test]
-fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_stays() {
+fn image_with_one_platform_pinned_by_digest_is_pinned_and_kept() {
     let registry = FakeRegistry::start();
     let (pinned, other) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let indexes = ["a", "b"].map(|label| Index::new().image(&pinned).image(&Image::sample(label)));
@@ -96,7 +96,7 @@ fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_st
 }
 
 #[test]
-fn pins_that_cannot_be_read_stop_a_prune() {
+fn unreadable_pins_stop_a_prune() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
@@ -120,7 +120,7 @@ fn pins_that_cannot_be_read_stop_a_prune() {
 }
 
 #[test]
-fn pins_are_set_listed_and_taken_off() {
+fn pins_are_added_listed_and_removed() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
     let site = Site::new(&registry, "pin: [nginx]");
@@ -175,7 +175,7 @@ fn pins_are_set_listed_and_taken_off() {
 }
 
 #[test]
-fn import_pins_what_it_imports_if_that_is_wished() {
+fn import_pins_images_on_request() {
     let registry = FakeRegistry::start();
     let images = [Image::sample("a"), Image::sample("b")];
     let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));

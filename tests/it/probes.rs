@@ -9,7 +9,7 @@ use crate::support::site::{Named, Site, address_in};
 use crate::support::{FakeRegistry, Image, reserve_port};
 
 #[test]
-fn probes_say_that_it_lives_and_that_it_is_drained() {
+fn probes_report_liveness_and_draining() {
     let (_registry, site, content, digest, gate) = Site::gated(500_000);
     let desk = site.serve();
     for (path, body) in
@@ -35,7 +35,7 @@ fn probes_say_that_it_lives_and_that_it_is_drained() {
 }
 
 #[test]
-fn counters_move_with_what_happens() {
+fn counters_follow_events() {
     let (registry, site, content, digest, gate) = Site::gated(500_000);
     let image = Image::sample("a");
     let app = Named::new("app", "1", &image);
@@ -99,7 +99,7 @@ fn counters_move_with_what_happens() {
 }
 
 #[test]
-fn page_and_its_files_may_load_nothing_from_elsewhere() {
+fn page_may_load_nothing_from_other_origins() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
     let desk = site.serve();
@@ -135,7 +135,7 @@ fn with_ports(registry: &FakeRegistry, keys: &str) -> (Process, tempfile::TempDi
 }
 
 #[test]
-fn health_and_metrics_have_ports_of_their_own_as_the_reference_server_has_them() {
+fn health_and_metrics_have_separate_ports_like_the_reference_server() {
     let registry = FakeRegistry::start();
     let (process, _directory) = with_ports(&registry, "health: 0\nmetrics: 0");
     let health = address_in(&process.banner, "health on http://");
@@ -159,7 +159,7 @@ fn health_and_metrics_have_ports_of_their_own_as_the_reference_server_has_them()
 }
 
 #[test]
-fn health_and_metrics_may_be_on_one_port_and_all_of_it_on_that_of_the_management() {
+fn health_and_metrics_may_share_a_port_with_each_other_and_with_management() {
     let registry = FakeRegistry::start();
     let (_held, one) = reserve_port();
     let port = one.port();

@@ -61,7 +61,7 @@ fn assert_pulls(larder: &Larder, image: &Image) {
 }
 
 #[test]
-fn https_registry_is_reached_through_a_tunnel_with_all_that_tls_promises() {
+fn https_registry_is_reached_through_a_tunnel_with_verified_tls() {
     let (registry, other) = (FakeRegistry::start_mtls(), FakeRegistry::start_tls());
     let image = publish(&registry);
     let files = tempfile::tempdir().expect("a directory");
@@ -120,7 +120,7 @@ fn layers_share_tunnels() {
 }
 
 #[test]
-fn this_machine_and_exceptions_are_reached_without_it() {
+fn localhost_and_no_proxy_hosts_bypass_the_proxy() {
     let registry = FakeRegistry::start();
     let image = publish(&registry);
     let proxy = FakeProxy::start();
@@ -140,7 +140,7 @@ fn this_machine_and_exceptions_are_reached_without_it() {
 }
 
 #[test]
-fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
+fn proxy_credentials_go_to_the_proxy_only() {
     let registry = FakeRegistry::start();
     let image = publish(&registry);
     registry.require_basic("robot", "letmein");
@@ -163,7 +163,7 @@ fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
 }
 
 #[test]
-fn proxy_that_wants_other_credentials_is_named_and_they_are_not() {
+fn refused_proxy_credentials_name_the_proxy_and_not_the_credentials() {
     let registry = FakeRegistry::start();
     publish(&registry);
     let proxy = FakeProxy::start();
@@ -181,7 +181,7 @@ fn proxy_that_wants_other_credentials_is_named_and_they_are_not() {
 }
 
 #[test]
-fn proxy_that_makes_no_connection_is_named() {
+fn errors_name_a_proxy_that_cannot_connect() {
     let registry = FakeRegistry::start();
     publish(&registry);
     let proxy = FakeProxy::start();
@@ -196,7 +196,7 @@ fn proxy_that_makes_no_connection_is_named() {
 }
 
 #[test]
-fn no_setting_of_a_registry_counts_for_an_https_proxy() {
+fn registry_settings_do_not_apply_to_an_https_proxy() {
     let registry = FakeRegistry::start_tls();
     publish(&registry);
     // Nobody vouches for its certificate.
@@ -231,7 +231,7 @@ fn cached_images_do_not_need_the_proxy() {
 }
 
 #[test]
-fn redirect_is_followed_by_way_of_the_proxy() {
+fn redirects_are_followed_through_the_proxy() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -246,7 +246,7 @@ fn redirect_is_followed_by_way_of_the_proxy() {
 }
 
 #[test]
-fn proxy_is_no_way_around_the_address_guard() {
+fn proxy_does_not_bypass_the_address_guard() {
     let storage = FakeRegistry::start();
     storage.add_file("/x", "binary/octet-stream", b"a secret of the network's");
     for target in [
@@ -279,7 +279,7 @@ fn proxy_is_no_way_around_the_address_guard() {
 }
 
 #[test]
-fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public() {
+fn unlisted_registries_with_public_names_are_reached_through_the_proxy() {
     let registry = FakeRegistry::start_tls();
     let proxy = FakeProxy::start();
     proxy.route("unlisted.test:443", registry.address());
@@ -301,7 +301,7 @@ fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public()
 }
 
 #[test]
-fn unlisted_registries_and_what_they_lead_to_are_asked_at_allowed_ports_only() {
+fn unlisted_registries_and_their_redirects_are_limited_to_allowed_ports() {
     let proxy = FakeProxy::start();
     let mut larder = Larder::start_alone(|settings| {
         settings.upstream.unlisted = UnlistedRegistries::Allow;

@@ -21,7 +21,7 @@ fn sharing() -> [Image; 2] {
 }
 
 #[test]
-fn pruned_image_is_pulled_cold_again_and_shared_layers_stay_and_are_served() {
+fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
     let registry = FakeRegistry::start();
     let images = sharing();
     let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
@@ -56,7 +56,7 @@ fn pruned_image_is_pulled_cold_again_and_shared_layers_stay_and_are_served() {
 }
 
 #[test]
-fn dry_run_changes_nothing_and_says_what_the_real_one_will() {
+fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
     let registry = FakeRegistry::start();
     let images = sharing();
     let site = Site::new(&registry, "");
@@ -89,7 +89,7 @@ fn dry_run_changes_nothing_and_says_what_the_real_one_will() {
 }
 
 #[test]
-fn what_is_said_has_to_hold_altogether() {
+fn prune_conditions_must_all_match() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c", "d"].map(Image::sample).into();
     let site = Site::new(&registry, "");
@@ -138,7 +138,7 @@ fn what_is_said_has_to_hold_altogether() {
 }
 
 #[test]
-fn nothing_said_is_a_usage_error_and_so_is_nonsense() {
+fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
@@ -163,7 +163,7 @@ fn nothing_said_is_a_usage_error_and_so_is_nonsense() {
 }
 
 #[test]
-fn what_is_younger_than_ten_minutes_goes_the_next_time() {
+fn content_younger_than_ten_minutes_is_removed_by_a_later_prune() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
@@ -181,7 +181,7 @@ fn what_is_younger_than_ten_minutes_goes_the_next_time() {
 }
 
 #[test]
-fn clients_in_the_middle_of_a_download_and_of_a_cached_blob_get_all_of_it() {
+fn prune_does_not_interrupt_downloads_and_cached_blobs() {
     let registry = FakeRegistry::start();
     // Larger than what the sockets between server and client hold.
     let cached = Image::new("cached").layer(bytes(12_000_000, 1));
@@ -215,7 +215,7 @@ fn clients_in_the_middle_of_a_download_and_of_a_cached_blob_get_all_of_it() {
 }
 
 #[test]
-fn pulls_at_the_same_time_as_prunes_get_the_right_bytes() {
+fn pulls_during_prunes_get_the_right_bytes() {
     let registry = FakeRegistry::start();
     let images = sharing();
     let all = || [Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])];
@@ -245,7 +245,7 @@ fn pulls_at_the_same_time_as_prunes_get_the_right_bytes() {
 }
 
 #[test]
-fn what_is_old_is_pruned_by_the_clock_and_only_said_in_a_dry_run() {
+fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
     for is_dry_run in [false, true] {
         let registry = FakeRegistry::start();
         let images = [Image::sample("old"), Image::sample("new"), Image::sample("kept")];
@@ -283,7 +283,7 @@ fn is_new(mark: &Path) -> bool {
 }
 
 #[test]
-fn what_came_long_ago_is_pruned_by_the_clock_as_many_at_a_time_as_is_said() {
+fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
     let site = Site::new(&registry, "");
@@ -312,7 +312,7 @@ fn what_came_long_ago_is_pruned_by_the_clock_as_many_at_a_time_as_is_said() {
 }
 
 #[test]
-fn image_that_was_just_pulled_is_not_unused() {
+fn just_pulled_image_is_not_unused() {
     let registry = FakeRegistry::start();
     let images = [Image::sample("a"), Image::sample("b")];
     let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));

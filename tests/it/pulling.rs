@@ -18,7 +18,7 @@ fn told(response: &Response) -> [Option<String>; 5] {
 }
 
 #[test]
-fn manifests_say_the_same_to_head_and_get_by_tag_and_by_digest() {
+fn head_and_get_agree_by_tag_and_by_digest() {
     fn check(content: &impl Publish, media_type: &str) {
         let registry = FakeRegistry::start();
         let digest = registry.add(REPOSITORY, "v1", content);
@@ -48,7 +48,7 @@ fn manifests_say_the_same_to_head_and_get_by_tag_and_by_digest() {
 }
 
 #[test]
-fn manifest_by_digest_is_asked_for_once() {
+fn manifest_by_digest_is_fetched_once() {
     let registry = FakeRegistry::start();
     let digest = registry.add_untagged(REPOSITORY, &Image::sample("v1"));
     let mut larder = Larder::start(&registry);
@@ -63,7 +63,7 @@ fn manifest_by_digest_is_asked_for_once() {
 }
 
 #[test]
-fn large_manifest_and_every_blob_have_a_length_and_no_transfer_encoding() {
+fn large_manifests_and_blobs_have_a_length_and_no_transfer_encoding() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").annotation("padding", &"x".repeat(40 * 1024));
     registry.add(REPOSITORY, "v1", &image);
@@ -81,7 +81,7 @@ fn large_manifest_and_every_blob_have_a_length_and_no_transfer_encoding() {
 }
 
 #[test]
-fn whole_image_is_byte_exact_and_needs_no_upstream_ever_after() {
+fn pulled_image_is_byte_exact_and_needs_no_upstream_afterwards() {
     for image in [Image::sample("v1"), Image::sample("v1").sha512(), Image::sample("v1").docker()] {
         let registry = FakeRegistry::start();
         let digest = registry.add(REPOSITORY, "v1", &image);
@@ -107,7 +107,7 @@ fn whole_image_is_byte_exact_and_needs_no_upstream_ever_after() {
 }
 
 #[test]
-fn head_of_a_blob_tells_its_length_and_leaves_the_connection_usable() {
+fn head_of_a_blob_returns_its_length_and_keeps_the_connection_usable() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -164,7 +164,7 @@ fn zero_byte_body_under_any_other_digest_is_not_served() {
 }
 
 #[test]
-fn condition_that_names_the_digest_gets_304_and_no_other() {
+fn only_a_matching_if_none_match_gets_304() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let digest = registry.add(REPOSITORY, "v1", &image);
@@ -200,7 +200,7 @@ fn condition_that_names_the_digest_gets_304_and_no_other() {
 }
 
 #[test]
-fn every_answer_says_which_protocol_it_speaks() {
+fn every_response_states_the_api_version() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

@@ -83,7 +83,7 @@ fn ranges_of_a_warm_blob() {
 }
 
 #[test]
-fn parallel_chunks_get_206_and_right_bytes_while_the_blob_is_being_filled() {
+fn parallel_ranges_get_206_and_right_bytes_during_the_download() {
     let registry = FakeRegistry::start();
     let content = bytes(300_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -122,7 +122,7 @@ fn parallel_chunks_get_206_and_right_bytes_while_the_blob_is_being_filled() {
 }
 
 #[test]
-fn range_counts_only_if_it_continues_the_same_content() {
+fn range_is_honoured_only_if_if_range_matches() {
     let registry = FakeRegistry::start();
     let content = bytes(2048, 1);
     let digest = registry.add_blob(REPOSITORY, &content);

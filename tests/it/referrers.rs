@@ -43,7 +43,7 @@ fn check_index(got: &Response) -> Vec<Value> {
 }
 
 #[test]
-fn referrers_are_relayed_and_filtered_where_upstream_filters() {
+fn referrers_are_relayed_and_filtered_if_upstream_filters() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start(&registry);
     let all = larder.get(&referrers(&digest));
@@ -60,7 +60,7 @@ fn referrers_are_relayed_and_filtered_where_upstream_filters() {
 }
 
 #[test]
-fn new_referrer_shows_after_a_while() {
+fn new_referrer_is_listed_after_the_ttl() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start(&registry);
     assert_eq!(check_index(&larder.get(&referrers(&digest))).len(), 2);
@@ -74,7 +74,7 @@ fn new_referrer_shows_after_a_while() {
 }
 
 #[test]
-fn registry_without_referrers_is_said_to_have_none_such() {
+fn registry_without_referrers_api_gets_404_unsupported() {
     let elsewhere = FakeRegistry::start();
     for (name, fault) in [
         ("404", Fault::status(404)),
@@ -103,7 +103,7 @@ fn registry_without_referrers_is_said_to_have_none_such() {
 }
 
 #[test]
-fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
+fn referrers_of_an_unlisted_registry_are_not_answered_with_name_unknown() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let got = larder.get(&format!("{}?ns=quay.io", referrers(&absent_digest(1))));
@@ -112,7 +112,7 @@ fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
 }
 
 #[test]
-fn cached_referrers_are_found_while_the_registry_is_gone() {
+fn cached_referrers_are_listed_during_an_outage() {
     for is_restarted in [false, true] {
         let (registry, digest) = registry_with_referrers();
         // No referrers API: clients keep an index under a tag.
@@ -166,7 +166,7 @@ fn entry(image: &Image, artifact_type: &str) -> Value {
 }
 
 #[test]
-fn registry_without_the_api_has_its_index_under_the_tag_listed() {
+fn referrers_tag_is_listed_for_a_registry_without_the_api() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let entries = [entry(&Image::new("sig"), "a/sig"), entry(&Image::new("sbom"), "a/sbom")];
@@ -196,7 +196,7 @@ fn registry_without_the_api_has_its_index_under_the_tag_listed() {
 }
 
 #[test]
-fn index_under_the_tag_is_listed_while_only_that_tag_cannot_be_confirmed() {
+fn referrers_tag_is_listed_while_it_cannot_be_confirmed() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let entries = [entry(&Image::new("sig"), "a/sig")];
@@ -266,7 +266,7 @@ fn referrers_on_further_pages_are_prefetched() {
 }
 
 #[test]
-fn question_that_hangs_at_the_registry_does_not_keep_later_ones_from_the_cache() {
+fn hanging_referrers_request_does_not_block_later_cached_answers() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start_with(&registry, |settings| {
         let wait = seconds(3600);

@@ -66,7 +66,7 @@ fn refused_upload_does_not_desynchronise_its_connection() {
 }
 
 #[test]
-fn malformed_requests_get_the_specifications_errors() {
+fn malformed_requests_get_the_errors_of_the_specification() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let upper = digest_of(b"x").to_uppercase().replace("SHA256", "sha256");
@@ -94,7 +94,7 @@ fn malformed_requests_get_the_specifications_errors() {
 }
 
 #[test]
-fn paths_of_other_protocols_are_404_in_json() {
+fn other_paths_get_404_in_json() {
     let larder = Larder::start_alone(|_| {});
     for path in ["/v2/_catalog", "/v1/_ping", "/v1/repositories/x/tags", "/", "/healthz", "/v3/"] {
         let got = larder.get(path);
@@ -104,7 +104,7 @@ fn paths_of_other_protocols_are_404_in_json() {
 }
 
 #[test]
-fn what_upstream_lacks_is_404_with_its_own_code() {
+fn missing_upstream_content_gets_404_with_the_right_code() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start(&registry);
@@ -140,7 +140,7 @@ fn failures() -> Vec<(&'static str, Fault, &'static [u16])> {
 }
 
 #[test]
-fn upstreams_failures_reach_a_manifests_client_as_statuses_it_knows_what_to_do_with() {
+fn upstream_failures_of_a_manifest_become_statuses_that_clients_handle() {
     for (name, fault, statuses) in failures() {
         let registry = FakeRegistry::start();
         registry.add(REPOSITORY, "v1", &Image::sample("v1"));
@@ -172,7 +172,7 @@ fn blob_failures_let_clients_fall_back() {
 }
 
 #[test]
-fn rate_limit_of_a_manifest_is_passed_on_with_its_wait() {
+fn rate_limit_of_a_manifest_is_passed_on_with_retry_after() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::rate_limited(77));
     let larder = Larder::start(&registry);
@@ -183,7 +183,7 @@ fn rate_limit_of_a_manifest_is_passed_on_with_its_wait() {
 }
 
 #[test]
-fn upstream_that_is_gone_or_silent_is_a_bad_gateway() {
+fn unreachable_or_silent_upstream_is_a_bad_gateway() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::StallForever);
     let larder = Larder::start(&registry);
@@ -211,7 +211,7 @@ fn upstream_whose_name_does_not_resolve_is_a_bad_gateway() {
 }
 
 #[test]
-fn error_texts_never_hold_the_query_of_a_signed_url() {
+fn error_texts_never_contain_the_query_of_a_signed_url() {
     for fault in [
         Fault::status(500),
         Fault::status(403),

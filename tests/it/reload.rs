@@ -59,7 +59,7 @@ fn log_of(process: Process) -> String {
 }
 
 #[test]
-fn registry_that_a_reload_adds_is_pulled_from_and_one_that_it_removes_is_not() {
+fn reload_adds_and_removes_registries() {
     let ((first, image), (second, _)) = (registry_with_image(), registry_with_image());
     let directory = directory();
     let closed = "unlistedRegistries: deny";
@@ -102,7 +102,7 @@ fn changed_credentials_are_used_for_the_next_request() {
 }
 
 #[test]
-fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
+fn sighup_rereads_helper_logins_and_certificate_files() {
     let registry = FakeRegistry::start_tls();
     let other = FakeRegistry::start_tls();
     let image = Image::sample("v1");
@@ -148,7 +148,7 @@ fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
 }
 
 #[test]
-fn download_and_connection_live_through_a_reload_of_their_registry() {
+fn downloads_and_connections_survive_a_reload_of_their_registry() {
     let (registry, content, digest, gate) = gated();
     let directory = directory();
     let mut process = Process::serve_file(directory.path(), &config(&one(&registry, ""), ""));
@@ -179,7 +179,7 @@ fn download_and_connection_live_through_a_reload_of_their_registry() {
 }
 
 #[test]
-fn download_that_breaks_off_is_gone_on_with_where_the_registry_is_now() {
+fn interrupted_download_resumes_at_the_reloaded_endpoint() {
     let (old, new) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(100_000, 1);
     let digest = old.add_blob(REPOSITORY, &content);
@@ -202,7 +202,7 @@ fn download_that_breaks_off_is_gone_on_with_where_the_registry_is_now() {
 }
 
 #[test]
-fn registry_whose_entry_is_the_same_keeps_its_tokens() {
+fn registry_with_an_unchanged_entry_keeps_its_tokens() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let tokens = TokenServer::new();
@@ -219,7 +219,7 @@ fn registry_whose_entry_is_the_same_keeps_its_tokens() {
 }
 
 #[test]
-fn file_that_is_wrong_changes_nothing_and_says_where() {
+fn invalid_file_changes_nothing_and_the_error_names_the_place() {
     let (registry, image) = registry_with_image();
     let directory = directory();
     let good = config(&one(&registry, ""), "");
@@ -245,7 +245,7 @@ fn file_that_is_wrong_changes_nothing_and_says_where() {
 }
 
 #[test]
-fn changed_file_is_noticed_without_a_signal_also_behind_links() {
+fn changed_file_is_noticed_without_a_signal_even_through_symlinks() {
     let (registry, image) = registry_with_image();
     let directory = directory();
     let path = |name: &str| directory.path().join(name);
@@ -267,7 +267,7 @@ fn changed_file_is_noticed_without_a_signal_also_behind_links() {
 }
 
 #[test]
-fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_there() {
+fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -287,7 +287,7 @@ fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_the
 }
 
 #[test]
-fn log_level_changes() {
+fn reload_changes_the_log_level() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
@@ -315,7 +315,7 @@ fn log_level_changes() {
 }
 
 #[test]
-fn air_gap_closes_and_opens() {
+fn reload_turns_air_gapped_mode_on_and_off() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
@@ -333,7 +333,7 @@ fn air_gap_closes_and_opens() {
 }
 
 #[test]
-fn how_long_a_tag_is_believed_changes_at_once() {
+fn reloaded_tag_ttl_applies_at_once() {
     let (registry, old) = registry_with_image();
     let directory = directory();
     let mut process =
@@ -349,7 +349,7 @@ fn how_long_a_tag_is_believed_changes_at_once() {
 }
 
 #[test]
-fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
+fn settings_that_need_a_restart_are_reported_until_the_restart() {
     let directory = directory();
     let mut process = Process::serve_file(directory.path(), &config(&[], "workers: 17"));
     let changed = config(&[], "workers: 18\nmaxDownloads: 3\nport: 4000");
@@ -366,7 +366,7 @@ fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
 }
 
 #[test]
-fn hangup_without_a_file_is_said_and_ends_nothing() {
+fn sighup_without_a_configuration_file_is_reported_and_harmless() {
     let directory = directory();
     let mut process = Process::serve_without_file(directory.path());
     let mut client = Connection::open(process.address);
@@ -378,7 +378,7 @@ fn hangup_without_a_file_is_said_and_ends_nothing() {
 }
 
 #[test]
-fn hangup_while_it_starts_is_heeded_once_it_runs() {
+fn sighup_during_the_start_is_handled_afterwards() {
     let directory = directory();
     let list = directory.path().join("list");
     let made = Command::new("mkfifo").arg(&list).status().expect("there is a mkfifo");
@@ -397,7 +397,7 @@ fn hangup_while_it_starts_is_heeded_once_it_runs() {
 }
 
 #[test]
-fn hangup_in_a_drain_cuts_nobody() {
+fn sighup_during_a_drain_disconnects_no_client() {
     let (registry, content, digest, gate) = gated();
     let directory = directory();
     let text = config(&one(&registry, ""), "");

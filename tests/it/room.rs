@@ -70,7 +70,7 @@ fn passes(desk: &Desk, new: &Named<'_>) {
 }
 
 #[test]
-fn least_recently_used_goes_for_a_pull_that_does_not_fit() {
+fn least_recently_used_image_is_evicted_for_a_pull_that_does_not_fit() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -96,7 +96,7 @@ fn least_recently_used_goes_for_a_pull_that_does_not_fit() {
 }
 
 #[test]
-fn pinned_images_and_those_that_were_just_used_are_not_evicted() {
+fn pinned_and_just_used_images_are_not_evicted() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -111,7 +111,7 @@ fn pinned_images_and_those_that_were_just_used_are_not_evicted() {
 }
 
 #[test]
-fn when_everything_is_pinned_the_pull_succeeds_past_the_cache_and_the_log_says_why() {
+fn pull_succeeds_without_caching_and_logs_why_when_everything_is_pinned() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -142,7 +142,7 @@ fn when_everything_is_pinned_the_pull_succeeds_past_the_cache_and_the_log_says_w
 }
 
 #[test]
-fn blob_larger_than_the_whole_cap_evicts_nothing() {
+fn blob_larger_than_the_limit_evicts_nothing() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -162,7 +162,7 @@ fn blob_larger_than_the_whole_cap_evicts_nothing() {
 }
 
 #[test]
-fn broken_off_download_is_evicted_in_its_turn() {
+fn partial_download_is_evicted_in_its_turn() {
     for (hours, stays) in [(5, false), (1, true)] {
         let registry = FakeRegistry::start();
         let images = images();
@@ -200,7 +200,7 @@ fn broken_off_download_is_evicted_in_its_turn() {
 }
 
 #[test]
-fn pins_that_cannot_be_read_stop_the_evicting_and_are_said() {
+fn unreadable_pins_stop_eviction_and_are_reported() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -221,7 +221,7 @@ fn pins_that_cannot_be_read_stop_the_evicting_and_are_said() {
 }
 
 #[test]
-fn free_space_that_cannot_be_had_costs_what_is_old_and_lets_pulls_pass() {
+fn unattainable_free_space_evicts_old_images_and_pulls_pass_through() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -236,7 +236,7 @@ fn free_space_that_cannot_be_had_costs_what_is_old_and_lets_pulls_pass() {
 }
 
 #[test]
-fn cap_that_a_reload_lowers_is_kept_in_the_background() {
+fn limit_lowered_by_a_reload_is_enforced_in_the_background() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -255,7 +255,7 @@ fn cap_that_a_reload_lowers_is_kept_in_the_background() {
 }
 
 #[test]
-fn what_nothing_needs_goes_before_any_image() {
+fn unreferenced_content_is_evicted_before_any_image() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -277,7 +277,7 @@ fn what_nothing_needs_goes_before_any_image() {
 }
 
 #[test]
-fn promised_size_evicts_nothing_until_the_bytes_arrive() {
+fn announced_size_evicts_nothing_until_the_bytes_arrive() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -317,7 +317,7 @@ fn eviction_begins_in_the_background_before_the_limit() {
 }
 
 #[test]
-fn tag_lists_count_and_go_before_images_that_were_used_later() {
+fn tag_lists_count_and_are_evicted_before_images_used_later() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
@@ -335,7 +335,7 @@ fn tag_lists_count_and_go_before_images_that_were_used_later() {
 }
 
 #[test]
-fn two_servers_on_one_directory_keep_one_limit() {
+fn two_servers_on_one_directory_share_one_limit() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);

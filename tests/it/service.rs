@@ -37,7 +37,7 @@ impl Manager {
 }
 
 #[test]
-fn manager_is_told_when_clients_are_served_and_when_no_more() {
+fn service_manager_is_notified_of_readiness_and_stop() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let manager = Manager::new();
@@ -64,7 +64,7 @@ fn manager_is_told_when_clients_are_served_and_when_no_more() {
 }
 
 #[test]
-fn manager_that_cannot_be_told_changes_nothing() {
+fn unreachable_service_manager_has_no_effect() {
     let registry = FakeRegistry::start();
     let entry = format!("{{name: \"{}\", scheme: http}}", registry.host());
     for socket in ["/nonexistent/notify", "@nobody-listens-here", "relative", ""] {
@@ -76,7 +76,7 @@ fn manager_that_cannot_be_told_changes_nothing() {
 }
 
 #[test]
-fn configuration_that_is_installed_is_good_as_it_is_and_with_every_comment_taken_off() {
+fn installed_configuration_is_valid_with_and_without_its_comments() {
     let installed = include_str!("../../contrib/larder.yaml");
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");
@@ -103,7 +103,7 @@ fn configuration_that_is_installed_is_good_as_it_is_and_with_every_comment_taken
 }
 
 #[test]
-fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_nothing() {
+fn unreadable_files_needed_later_are_reported_at_once_and_do_not_prevent_the_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let (path, list) = (directory.path().join("larder.yaml"), directory.path().join("pins"));
     let token = directory.path().join("token");
@@ -134,7 +134,7 @@ fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_no
 }
 
 #[test]
-fn unit_gives_the_drain_its_time_and_starts_what_install_puts_there() {
+fn unit_allows_the_drain_timeout_and_starts_the_installed_program() {
     let unit = include_str!("../../contrib/systemd/larder.service");
     let value = |key: &str| {
         let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));

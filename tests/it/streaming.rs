@@ -22,7 +22,7 @@ fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) 
 }
 
 #[test]
-fn head_leaves_as_soon_as_upstreams_head_has_come() {
+fn head_is_sent_as_soon_as_the_upstream_head_arrives() {
     let (registry, content, digest, path) = registry_with_blob(100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(0, gate.clone()));
@@ -37,7 +37,7 @@ fn head_leaves_as_soon_as_upstreams_head_has_come() {
 }
 
 #[test]
-fn bytes_flow_while_upstream_still_sends() {
+fn bytes_are_streamed_while_upstream_still_sends() {
     let (registry, content, digest, path) = registry_with_blob(100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(60_000, gate.clone()));
@@ -137,7 +137,7 @@ fn client_leaving_before_the_head_does_not_stop_the_fetch() {
 }
 
 #[test]
-fn slow_client_holds_up_neither_the_fetch_nor_fast_clients() {
+fn slow_client_delays_neither_the_fetch_nor_fast_clients() {
     // More than sockets buffer on both sides, so that a client that reads nothing is a slow one.
     let (registry, content, digest, path) = registry_with_blob(12 << 20);
     let larder = Larder::start(&registry);
@@ -181,7 +181,7 @@ fn ping_and_hits_are_answered_while_every_fetcher_hangs() {
 }
 
 #[test]
-fn hung_upstream_leaves_fetchers_to_the_others() {
+fn hung_upstream_leaves_fetchers_for_the_others() {
     let (hung, good) = (FakeRegistry::start(), FakeRegistry::start());
     let gate = Gate::new();
     hung.fault(On::anything(), Fault::Gate(gate.clone()));
@@ -208,7 +208,7 @@ fn hung_upstream_leaves_fetchers_to_the_others() {
 }
 
 #[test]
-fn upstream_dying_for_good_in_the_middle_of_a_blob_ends_the_clients_connection_in_order() {
+fn upstream_that_fails_for_good_during_a_blob_ends_the_client_connection_cleanly() {
     for death in [Fault::CutAfter(50_000), Fault::ResetAfter(50_000)] {
         let (registry, content, digest, path) = registry_with_blob(100_000);
         let gate = Gate::new();
@@ -275,7 +275,7 @@ fn blob_that_the_first_repository_lacks_is_fetched_for_the_second() {
 }
 
 #[test]
-fn trouble_of_one_registry_is_not_that_of_another_with_the_same_blob() {
+fn failure_of_one_registry_does_not_affect_another_with_the_same_blob() {
     for (name, failure) in [
         ("403", Fault::status(403)),
         ("429", Fault::rate_limited(30)),

@@ -38,7 +38,7 @@ fn asked(registry: &FakeRegistry) -> Vec<String> {
 }
 
 #[test]
-fn tag_is_not_asked_for_within_its_time() {
+fn tag_is_not_revalidated_within_its_ttl() {
     let (registry, mut larder, old) = minute();
     assert_eq!(pull(&larder).digest(), old.digest());
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -52,7 +52,7 @@ fn tag_is_not_asked_for_within_its_time() {
 }
 
 #[test]
-fn unchanged_tag_costs_one_head_after_its_time() {
+fn unchanged_tag_costs_one_head_after_its_ttl() {
     let (registry, larder, old) = minute();
     pull(&larder);
     for _ in 0..3 {
@@ -67,7 +67,7 @@ fn unchanged_tag_costs_one_head_after_its_time() {
 }
 
 #[test]
-fn moved_tag_is_fetched_by_the_digest_that_head_told() {
+fn moved_tag_is_fetched_by_the_digest_from_head() {
     let (registry, larder, _) = minute();
     pull(&larder);
     let new = Image::sample("new");
@@ -81,7 +81,7 @@ fn moved_tag_is_fetched_by_the_digest_that_head_told() {
 }
 
 #[test]
-fn tag_that_moves_back_to_a_known_manifest_costs_no_get() {
+fn tag_that_moves_back_to_a_cached_manifest_costs_no_get() {
     let (registry, larder, old) = minute();
     pull(&larder);
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -95,7 +95,7 @@ fn tag_that_moves_back_to_a_known_manifest_costs_no_get() {
 }
 
 #[test]
-fn tag_that_moves_between_head_and_get_is_what_head_said() {
+fn tag_that_moves_between_head_and_get_is_the_one_from_head() {
     let (registry, larder, _) = minute();
     pull(&larder);
     let (new, newer) = (Image::sample("new"), Image::sample("newer"));
@@ -113,7 +113,7 @@ fn tag_that_moves_between_head_and_get_is_what_head_said() {
 }
 
 #[test]
-fn time_of_nothing_asks_every_time() {
+fn ttl_of_zero_revalidates_every_time() {
     let (registry, larder, old) = with_ttl(Ttl::Always);
     assert_eq!(pull(&larder).digest(), old.digest());
     assert_eq!(pull(&larder).digest(), old.digest());
@@ -125,7 +125,7 @@ fn time_of_nothing_asks_every_time() {
 }
 
 #[test]
-fn time_without_end_never_asks_again() {
+fn infinite_ttl_never_revalidates() {
     let (registry, mut larder, old) = with_ttl(Ttl::Forever);
     pull(&larder);
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -137,7 +137,7 @@ fn time_without_end_never_asks_again() {
 }
 
 #[test]
-fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
+fn latest_is_always_revalidated_if_configured_and_other_tags_are_not() {
     let registry = FakeRegistry::start();
     let larder = Larder::start_with(&registry, |settings| {
         let always = FreshnessPolicy::of(Ttl::Forever);
@@ -157,7 +157,7 @@ fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
 }
 
 #[test]
-fn tag_deleted_upstream_is_served_and_flagged() {
+fn tag_deleted_upstream_is_served_with_a_warning() {
     let (registry, larder, old) = minute();
     assert_eq!(pull(&larder).header("warning"), None);
     registry.remove_tag(REPOSITORY, "v1");
@@ -173,7 +173,7 @@ fn tag_deleted_upstream_is_served_and_flagged() {
 }
 
 #[test]
-fn head_of_a_stale_tag_is_flagged_as_well() {
+fn head_of_a_stale_tag_carries_a_warning() {
     let (registry, larder, old) = minute();
     pull(&larder);
     registry.stop();
@@ -184,7 +184,7 @@ fn head_of_a_stale_tag_is_flagged_as_well() {
 }
 
 #[test]
-fn denial_hides_a_push_for_seconds_only() {
+fn cached_404_hides_a_push_for_seconds_only() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start_with(&registry, |settings| {
@@ -213,7 +213,7 @@ fn denial_hides_a_push_for_seconds_only() {
 }
 
 #[test]
-fn denial_of_one_repository_is_none_of_another() {
+fn cached_404_applies_to_its_repository_only() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("/v2/team/other/*");
     let image = Image::sample("v1");
@@ -227,7 +227,7 @@ fn denial_of_one_repository_is_none_of_another() {
 }
 
 #[test]
-fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
+fn stale_tag_is_served_at_once_and_revalidated_in_the_background() {
     let registry = FakeRegistry::start();
     let (old, new) = (Image::sample("old"), Image::sample("new"));
     registry.add(REPOSITORY, "v1", &old);
@@ -259,7 +259,7 @@ fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
 }
 
 #[test]
-fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
+fn tag_deleted_upstream_is_kept_or_dropped_as_configured() {
     for (on_upstream_delete, statuses) in
         [(OnUpstreamDelete::Keep, [200, 200]), (OnUpstreamDelete::Drop, [404, 404])]
     {
@@ -288,7 +288,7 @@ fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
 }
 
 #[test]
-fn refused_token_is_no_reason_to_drop_a_tag() {
+fn refused_token_does_not_drop_a_tag() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start_with(&registry, |settings| {
@@ -305,7 +305,7 @@ fn refused_token_is_no_reason_to_drop_a_tag() {
 }
 
 #[test]
-fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
+fn offline_switch_applies_to_the_running_server_and_the_next_process() {
     let (registry, mut larder, image) = minute();
     pull(&larder);
     let store = larder.store();

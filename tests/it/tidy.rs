@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_arrows_are_accepted() {
+    fn allowed_dependencies_are_accepted() {
         accepts("src/store/ingest.rs", "use crate::oci::Digest;");
         accepts("src/store/ingest.rs", "use crate::store::layout::Layout;");
         accepts("src/store/ingest.rs", "use super::layout::Layout;");
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn forbidden_arrows_are_refused_with_the_reason() {
+    fn forbidden_dependencies_are_refused_with_a_reason() {
         refuses("src/store/ingest.rs", "use crate::upstream::Client;", "that upstreams exist");
         refuses("src/oci/mod.rs", "use crate::store::Store;", "it may use: nothing");
         refuses("src/http/mod.rs", "fn f(d: &crate::oci::Digest) {}", "must not use `oci`");
@@ -493,14 +493,14 @@ mod tests {
     }
 
     #[test]
-    fn arrows_in_use_groups_are_found_in_their_lines() {
+    fn dependencies_in_use_groups_are_found_in_their_lines() {
         let group = "use crate::{\n    oci::{Digest, Tag},\n    http::Reply,\n};";
         refuses_line("src/cache/mod.rs", group, 3, "must not use `http`");
         refuses("src/api/route.rs", "use crate::{oci, store};", "must not use `store`");
     }
 
     #[test]
-    fn arrows_in_comments_strings_and_tests_are_no_arrows() {
+    fn dependencies_in_comments_strings_and_tests_are_ignored() {
         accepts("src/oci/mod.rs", "// crate::store\n/* crate::store\n crate::store */");
         accepts("src/oci/mod.rs", "/// See [`crate::store`].\nfn f() {}");
         accepts("src/oci/mod.rs", r##"const A: &str = "\"crate::store"; const B: char = '"';"##);
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn code_after_a_test_item_is_code_again() {
+    fn code_after_a_test_item_is_checked() {
         let code = "#[cfg(test)]\nmod tests {\n    fn f() {}\n}\nuse crate::store::Store;";
         refuses_line("src/oci/mod.rs", code, 5, "must not use `store`");
         let code = "#[cfg(test)]\nmod tests;\nuse crate::store::Store;";
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_rooms_are_refused() {
+    fn names_outside_the_code_map_are_refused() {
         refuses_line("src/pantry/mod.rs", "", 0, "not a room of DESIGN.md");
         refuses_line("src/misc.rs", "", 0, "not a room of DESIGN.md");
         refuses("src/oci/mod.rs", "use crate::Error;", "is not a room");
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn crates_and_the_world_belong_to_their_rooms() {
+    fn crates_and_system_interfaces_belong_to_their_modules() {
         for (path, code) in [
             ("src/upstream/agent.rs", "use ureq::Agent;"),
             ("src/store/locks.rs", "use rustix::fs::flock;"),
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_hold_for_their_file_and_only_while_needed() {
+    fn exceptions_apply_to_their_file_only_while_needed() {
         let source = |path: &str, code: &str| Source {
             path: path.to_owned(),
             text: format!("//! Header.\n{code}\n"),
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn header_is_demanded_in_sources_and_tests() {
+    fn header_is_required_in_sources_and_tests() {
         let headless = "a file begins with a //! header";
         for path in ["src/oci/mod.rs", "src/oci/tests.rs", "tests/it/pulls.rs"] {
             let findings = check_one(path, "use std::io;\n//! Late.\n");
@@ -623,14 +623,14 @@ mod tests {
     }
 
     #[test]
-    fn empty_names_are_refused() {
+    fn vague_file_names_are_refused() {
         refuses_line("src/store/utils.rs", "", 0, "`utils` does not say");
         refuses_line("tests/it/helpers/mod.rs", "", 0, "`helpers` does not say");
         accepts("src/oci/media_types.rs", "");
     }
 
     #[test]
-    fn long_files_are_refused_unless_listed_while_they_are_long() {
+    fn long_files_are_refused_unless_listed() {
         let source = |code: &str| Source {
             path: "src/oci/mod.rs".to_owned(),
             text: format!("//! Header.\n{code}"),

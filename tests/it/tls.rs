@@ -54,7 +54,7 @@ fn publish(registry: &FakeRegistry) -> Image {
 }
 
 #[test]
-fn registry_of_a_given_authority_is_trusted() {
+fn registry_of_the_configured_authority_is_trusted() {
     let registry = FakeRegistry::start_tls();
     let image = publish(&registry);
     let files = Files::of(&registry);
@@ -81,7 +81,7 @@ fn registry_of_another_authority_is_not_trusted() {
 }
 
 #[test]
-fn client_certificate_opens_a_registry_that_demands_one() {
+fn client_certificate_is_accepted_by_a_registry_that_requires_one() {
     for insecure_skip_verify in [false, true] {
         let registry = FakeRegistry::start_mtls();
         let image = publish(&registry);
@@ -111,7 +111,7 @@ fn trusting(ca_pem: &str) -> (Files, TlsSettings) {
 }
 
 #[test]
-fn self_signed_certificate_that_is_the_given_authority_is_trusted_for_its_names() {
+fn self_signed_certificate_given_as_authority_is_trusted_for_its_names() {
     let identity = self_signed(&["127.0.0.1", "localhost"]);
     let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
     let registry = FakeRegistry::start_with_certificate(&pem);
@@ -167,7 +167,7 @@ fn chains_with_p_521_and_sha_512_are_trusted() {
 }
 
 #[test]
-fn authority_counts_for_redirects_and_the_client_certificate_does_not() {
+fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let registry = FakeRegistry::start_mtls();
     let image = publish(&registry);
     let layer = &image.layers()[0];

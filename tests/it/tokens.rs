@@ -75,7 +75,7 @@ fn revoked_token_is_replaced_once() {
 }
 
 #[test]
-fn second_401_is_a_404_and_no_loop() {
+fn second_401_becomes_404_without_a_loop() {
     // As Docker Hub treats repositories that do not exist.
     let tokens = TokenServer::new();
     tokens.answer_with(TokenAnswer::Json(r#"{"token":"good-for-nothing"}"#.into()));
@@ -89,7 +89,7 @@ fn second_401_is_a_404_and_no_loop() {
 }
 
 #[test]
-fn token_endpoint_that_fails_is_not_the_clients_authentication() {
+fn failing_token_endpoint_is_not_reported_as_401() {
     for answer in [
         TokenAnswer::Refuse(401),
         TokenAnswer::Refuse(403),
@@ -118,7 +118,7 @@ fn token_endpoint_that_fails_is_not_the_clients_authentication() {
 }
 
 #[test]
-fn no_401_is_ever_passed_on() {
+fn upstream_401_is_never_passed_on() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     registry.require_basic("lea", "secret");
@@ -139,7 +139,7 @@ fn no_401_is_ever_passed_on() {
 }
 
 #[test]
-fn what_the_client_is_allowed_is_not_what_larder_is() {
+fn client_credentials_and_headers_are_not_forwarded() {
     let tokens = TokenServer::new();
     let (registry, image) = registry_with_image(&tokens);
     let larder = Larder::start(&registry);
@@ -180,7 +180,7 @@ fn log_in(settings: &mut Settings, user: &str, password: &str) {
 }
 
 #[test]
-fn realm_of_another_owner_is_asked_where_no_secret_is_at_risk() {
+fn realm_of_another_owner_is_used_for_anonymous_tokens() {
     let (registry, issuer) = registry_with_a_realm_of_another_owner();
     let larder = Larder::start(&registry);
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
@@ -189,7 +189,7 @@ fn realm_of_another_owner_is_asked_where_no_secret_is_at_risk() {
 }
 
 #[test]
-fn realm_that_redirects_within_its_origin_is_followed_with_the_login() {
+fn realm_redirect_within_its_origin_keeps_the_login() {
     for location in
         ["/token?moved=1&{query}", "token?moved=1&{query}", "/x/../token?moved=1&{query}"]
     {
@@ -203,7 +203,7 @@ fn realm_that_redirects_within_its_origin_is_followed_with_the_login() {
 }
 
 #[test]
-fn realm_that_redirects_to_another_origin_or_for_ever_gets_no_token() {
+fn realm_redirect_to_another_origin_or_in_a_loop_yields_no_token() {
     let other = FakeRegistry::start();
     for location in [other.url("/token?moved=1&{query}"), "/token?{query}".to_owned()] {
         let tokens = TokenServer::new().user("lea", "secret").redirects_to(&location);
@@ -217,7 +217,7 @@ fn realm_that_redirects_to_another_origin_or_for_ever_gets_no_token() {
 }
 
 #[test]
-fn password_is_shown_where_both_are_offered_and_the_token_is_refused() {
+fn basic_is_used_if_both_schemes_are_offered_and_the_token_is_refused() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

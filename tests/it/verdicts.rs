@@ -42,7 +42,7 @@ fn start(registry: &FakeRegistry, on_upstream_delete: OnUpstreamDelete) -> Larde
 }
 
 #[test]
-fn tag_moves_though_head_names_a_digest_that_cannot_be_fetched() {
+fn tag_moves_although_head_names_a_digest_that_cannot_be_fetched() {
     let bogus = absent_digest(1);
     for (what, on, fault) in [
         (
@@ -76,7 +76,7 @@ fn tag_moves_though_head_names_a_digest_that_cannot_be_fetched() {
 }
 
 #[test]
-fn tag_is_kept_and_moves_though_head_says_that_there_is_none() {
+fn tag_is_kept_and_moves_although_head_answers_404() {
     for on_upstream_delete in [OnUpstreamDelete::Keep, OnUpstreamDelete::Drop] {
         for (what, fault) in [
             ("404", Fault::status(404)),
@@ -109,7 +109,7 @@ fn tag_is_kept_and_moves_though_head_says_that_there_is_none() {
 }
 
 #[test]
-fn strangers_say_nothing_about_tags() {
+fn responses_of_other_servers_say_nothing_about_tags() {
     for (what, fault) in strangers() {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
@@ -151,7 +151,7 @@ fn strangers_say_nothing_about_tags() {
 }
 
 #[test]
-fn registry_says_what_it_does_not_have_in_each_of_its_ways() {
+fn every_registry_404_is_recognized() {
     for (what, fault) in [
         ("a list of errors", Fault::status(404)),
         ("an empty list", stranger(404, "application/json", r#"{"errors":[]}"#)),
@@ -176,7 +176,7 @@ fn registry_says_what_it_does_not_have_in_each_of_its_ways() {
 }
 
 #[test]
-fn token_service_says_nothing_about_tags() {
+fn token_service_404_says_nothing_about_tags() {
     for (what, answer) in [
         ("404", TokenAnswer::Refuse(404)),
         ("410", TokenAnswer::Refuse(410)),
@@ -205,7 +205,7 @@ fn token_service_says_nothing_about_tags() {
 }
 
 #[test]
-fn tag_lists_and_manifests_have_tokens_of_their_own_scope() {
+fn tag_lists_and_manifests_use_tokens_of_separate_scopes() {
     for refusal in [401, 403] {
         let tokens =
             TokenServer::new().scope_of_lists("metadata_read").refuses_other_scopes_by(refusal);
@@ -225,7 +225,7 @@ fn tag_lists_and_manifests_have_tokens_of_their_own_scope() {
 }
 
 #[test]
-fn requests_at_the_same_time_for_different_scopes_do_not_refuse_each_other() {
+fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
     let tokens = TokenServer::new().scope_of_lists("metadata_read");
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
@@ -252,7 +252,7 @@ fn requests_at_the_same_time_for_different_scopes_do_not_refuse_each_other() {
 }
 
 #[test]
-fn token_that_another_request_has_fetched_is_no_verdict() {
+fn token_fetched_by_another_request_proves_nothing() {
     // The first token is good for nothing; all others are good.
     let tokens = TokenServer::new();
     let registry = FakeRegistry::start();

@@ -92,7 +92,7 @@ fn by(process: &Process, user: &str, password: &str, method: &str, target: &str)
 }
 
 #[test]
-fn image_is_pulled_by_tls_and_the_certificate_may_change_meanwhile() {
+fn image_is_pulled_over_tls_while_the_certificate_changes() {
     let site = Site::new();
     let mut process = site.serve(&site.tls(""));
     assert!(process.banner.contains(" tls=server"), "{}", process.banner);
@@ -118,7 +118,7 @@ fn changed_certificate_is_noticed_without_a_signal() {
 }
 
 #[test]
-fn request_in_the_clear_to_a_port_with_tls_is_told_so() {
+fn plaintext_request_to_a_tls_port_gets_an_explanation() {
     let site = Site::new();
     let process = site.serve(&site.tls(""));
     let answer = get(process.address, "/v2/");
@@ -126,7 +126,7 @@ fn request_in_the_clear_to_a_port_with_tls_is_told_so() {
 }
 
 #[test]
-fn clients_are_verified_once_the_configuration_says_so() {
+fn client_certificates_are_verified_after_a_reload_requires_them() {
     let site = Site::new();
     let mut process = site.serve(&site.tls(""));
     assert_eq!(site.open(&process).request("GET", "/v2/", &[]).status, 200);
@@ -148,7 +148,7 @@ fn clients_are_verified_once_the_configuration_says_so() {
 }
 
 #[test]
-fn tls_that_cannot_be_offered_keeps_it_from_starting_and_from_changing() {
+fn invalid_tls_settings_prevent_the_start_and_are_refused_by_a_reload() {
     let site = Site::new();
     let start = |text: &str| {
         Process::put_config(site.directory.path(), text);
@@ -178,7 +178,7 @@ fn tls_that_cannot_be_offered_keeps_it_from_starting_and_from_changing() {
 }
 
 #[test]
-fn who_shows_no_password_gets_a_challenge_and_nothing_else() {
+fn request_without_a_password_gets_a_challenge_only() {
     let site = Site::new();
     let process = site.serve(&site.users("htpasswd"));
     let layer = &site.image.layers()[0].digest;
@@ -213,7 +213,7 @@ fn who_shows_no_password_gets_a_challenge_and_nothing_else() {
 }
 
 #[test]
-fn who_shows_a_password_is_served_and_it_goes_no_further() {
+fn valid_password_is_accepted_and_not_forwarded() {
     let site = Site::new();
     let process = site.serve(&site.users("htpasswd"));
     let ask = |method, target: &str| by(&process, "demo", "secret", method, target);
@@ -232,7 +232,7 @@ fn who_shows_a_password_is_served_and_it_goes_no_further() {
 }
 
 #[test]
-fn users_change_with_their_file_and_with_the_configuration() {
+fn users_follow_changes_of_their_file_and_of_the_configuration() {
     let site = Site::new();
     let mut process = site.serve(&site.users("htpasswd"));
     let demo = |process: &Process| by(process, "demo", "secret", "GET", "/v2/").status;
