@@ -287,9 +287,9 @@ fn cached_content_that_cannot_be_opened_is_answered_with_503_and_not_downloaded_
         .env("LARDER_TEST_NO_DESCRIPTORS", "1")
         .output()
         .expect("it can be started");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let message = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("it held"), "{said}\n{errors}");
+    assert!(output.status.success() && message.contains("it held"), "{message}\n{errors}");
 }
 
 #[test]

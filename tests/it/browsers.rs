@@ -27,8 +27,8 @@ fn every_response_forbids_sniffing_and_is_sandboxed() {
     app.publish(&registry);
     registry.expect_unknown("/v2/library/none/manifests/1");
     let site = Site::new(&registry, "");
-    let desk = site.serve();
-    let (serving, management) = (desk.serving(), desk.management);
+    let server = site.serve();
+    let (serving, management) = (server.address(), server.management);
     let layer = blob("library/app", &image.layers()[0].digest);
     let tag = format!("\"{}\"", image.digest());
     let long = "x".repeat(20_000);
@@ -106,9 +106,9 @@ fn manifest_labelled_as_html_is_not_served_as_html() {
             let registry = FakeRegistry::start();
             registry.add_manifest("library/app", "1", claimed, body.as_bytes());
             let site = Site::new(&registry, "");
-            let desk = site.serve();
+            let server = site.serve();
             for _ in 0..2 {
-                let got = request(desk.serving(), "GET", &manifest("library/app", "1"), &[]);
+                let got = request(server.address(), "GET", &manifest("library/app", "1"), &[]);
                 let kind = got.header("content-type").unwrap_or_default();
                 assert!(
                     kind.starts_with("application/") && !kind.contains("xml"),
@@ -127,15 +127,15 @@ fn large_manifest_is_sent_from_its_file() {
     let app = Named::new("app", "1", &image);
     app.publish(&registry);
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     let begin = || {
-        let mut client = desk.begin(&manifest("library/app", "1"));
+        let mut client = server.begin(&manifest("library/app", "1"));
         assert_eq!(client.read_head().status, 200);
         client
     };
     // The first is a miss. None of them takes more than the kernel's buffers have room for.
     let mut clients: Vec<_> = (0..20).map(|_| begin()).collect();
-    assert_eq!(desk.metric("larder_response_memory_bytes"), 0.0);
+    assert_eq!(server.metric("larder_response_memory_bytes"), 0.0);
     for client in &mut clients {
         assert!(client.read_body(image.manifest().len()) == image.manifest());
     }
@@ -145,42 +145,42 @@ fn large_manifest_is_sent_from_its_file() {
 fn hosts_outside_allowed_hosts_get_421() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "allowedHosts: [larder.example.com]\n");
-    let mut desk = site.serve();
+    let mut server = site.serve();
     let status = |at: SocketAddr, host: &str| request(at, "GET", "/v2/", &[("Host", host)]).status;
     for host in ["larder.example.com", "Larder.Example.com:5000", "10.0.0.7:5000", "localhost"] {
-        assert_eq!(status(desk.serving(), host), 200, "{host}");
+        assert_eq!(status(server.address(), host), 200, "{host}");
     }
     for host in ["evil.example", "larder.example.com.evil.example", ""] {
-        assert_eq!(status(desk.serving(), host), 421, "{host}");
+        assert_eq!(status(server.address(), host), 421, "{host}");
     }
-    let refused = request(desk.serving(), "GET", "/v2/", &[("Host", "evil.example")]);
+    let refused = request(server.address(), "GET", "/v2/", &[("Host", "evil.example")]);
     assert!(refused.text().contains("allowedHosts"), "{refused:?}");
     // Probes have a port of their own.
-    assert_eq!(request(desk.management, "GET", "/livez", &[("Host", "a.b")]).status, 200);
+    assert_eq!(request(server.management, "GET", "/livez", &[("Host", "a.b")]).status, 200);
     site.configure("allowedHosts: [evil.example]\n");
-    desk.process.signal("HUP");
-    desk.process.wait_until_it_logs("allowedHosts");
-    assert_eq!(status(desk.serving(), "evil.example"), 200);
-    assert_eq!(status(desk.serving(), "larder.example.com"), 421);
+    server.process.signal("HUP");
+    server.process.wait_until_it_logs("allowedHosts");
+    assert_eq!(status(server.address(), "evil.example"), 200);
+    assert_eq!(status(server.address(), "larder.example.com"), 421);
 }
 
 #[test]
 fn access_log_records_aborted_requests_and_cannot_be_forged() {
     let (_registry, site, _content, digest, gate) = Site::gated(500_000);
-    let mut desk = site.serve();
-    let mut client = desk.begin(&blob("library/big", &digest));
+    let mut server = site.serve();
+    let mut client = server.begin(&blob("library/big", &digest));
     client.read_head();
     client.read_body(100_000);
     client.reset();
     gate.open();
-    let line = desk.process.wait_until_it_logs("ended=client-gone");
+    let line = server.process.wait_until_it_logs("ended=client-gone");
     assert!(line.contains("[INFO]") && line.contains(&digest), "{line}");
     let bytes = line.split(" bytes=").nth(1).and_then(|rest| rest.split(' ').next());
     assert!(bytes.is_some_and(|bytes| bytes.parse::<u64>().unwrap() >= 100_000), "{line}");
 
     let forged = "h status=200 ip=10.9.9.9\" \u{202e}x";
-    request(desk.serving(), "GET", "/v2/none", &[("Host", forged)]);
-    let line = desk.process.wait_until_it_logs("GET:/v2/none");
+    request(server.address(), "GET", "/v2/none", &[("Host", forged)]);
+    let line = server.process.wait_until_it_logs("GET:/v2/none");
     assert_eq!(line.matches(" status=").count(), 1, "{line}");
     assert_eq!(line.matches(" ip=").count(), 1, "{line}");
     assert!(line.is_ascii(), "{line}");

@@ -19,13 +19,13 @@ fn offline_command_switches_a_running_server() {
     let mut process = Process::serve(directory.path(), &registry);
     let cache = directory.path().join("cache").display().to_string();
     let offline = |words: &[&str]| run(&[&["--image-path", &cache, "offline"], words].concat());
-    let said = |words: &[&str]| offline(words).1;
-    assert!(said(&[]).starts_with("online"));
-    assert!(said(&["on"]).starts_with("offline"));
+    let message = |words: &[&str]| offline(words).1;
+    assert!(message(&[]).starts_with("online"));
+    assert!(message(&["on"]).starts_with("offline"));
     let path = manifest(REPOSITORY, "v1");
     process.wait_until_it_logs("offline: no upstream is asked");
     assert_eq!(get(process.address, &path).status, 404);
-    assert!(said(&["off"]).starts_with("online"));
+    assert!(message(&["off"]).starts_with("online"));
     process.wait_until_it_logs("online again");
     assert!(get(process.address, &path).body == image.manifest());
     let (code, _, stderr) = offline(&["maybe"]);
@@ -38,7 +38,7 @@ fn usage_errors_are_answered_with_advice() {
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
     let at = format!("@{list}");
-    for (words, code, said) in [
+    for (words, code, message) in [
         (vec!["list", "--image-path", &none], 2, "--image-path stands before the command".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
@@ -51,7 +51,7 @@ fn usage_errors_are_answered_with_advice() {
         (vec!["verify", "/(/"], 2, "/(/: not a pattern".into()),
     ] {
         let (status, _, stderr) = run(&words);
-        assert!(status == Some(code) && stderr.contains(&said), "{words:?}: {stderr}");
+        assert!(status == Some(code) && stderr.contains(&message), "{words:?}: {stderr}");
     }
     let (status, _, stderr) =
         run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
@@ -67,8 +67,8 @@ fn unreadable_credentials_file_is_a_warning() {
     fs::write(&file, format!("registries: [{entry}]")).expect("a file");
     let (status, _, stderr) =
         run(&["--config-file", &file.display().to_string(), "config", "check"]);
-    let said = "error: registries: a.example: passwordFile: /nonexistent/password: ";
-    assert!(status == Some(0) && stderr.contains(said), "{stderr}");
+    let message = "error: registries: a.example: passwordFile: /nonexistent/password: ";
+    assert!(status == Some(0) && stderr.contains(message), "{stderr}");
 }
 
 #[test]
@@ -117,9 +117,10 @@ fn list_shows_cached_and_missing_content() {
     let (_, tree, _) = list(&["/v2$/", "--tree"]);
     let lost = tree.lines().find(|line| line.contains(&missing.digest)).expect("it is in the tree");
     assert!(lost.ends_with("missing") && !tree.contains(":v1"), "{tree}");
-    for (words, said) in [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "none of name")] {
+    for (words, message) in [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "none of name")]
+    {
         let (code, _, stderr) = list(words);
-        assert!(code == Some(2) && stderr.contains(said), "{stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{stderr}");
     }
     let nowhere = directory.path().join("nowhere");
     let nowhere = nowhere.display().to_string();
@@ -156,32 +157,32 @@ fn load_accepts_lists_and_bundles_and_reports_failures() {
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
     let (here, there) = (site(near.path(), &registry), site(far.path(), &registry));
     let name = |tag: &str| format!("{host}/{REPOSITORY}:{tag}");
-    let (code, _, said) = on(&here, &["load", &name("v1")]);
-    assert!(code == Some(0) && said.contains("1 of 1 images are in the cache"), "{said}");
+    let (code, _, message) = on(&here, &["load", &name("v1")]);
+    assert!(code == Some(0) && message.contains("1 of 1 images are in the cache"), "{message}");
     let bundle = far.path().join("one.tar").display().to_string();
-    let (code, _, said) = on(&here, &["export", "--all", "--output", &bundle]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, message) = on(&here, &["export", "--all", "--output", &bundle]);
+    assert_eq!(code, Some(0), "{message}");
 
     let list = far.path().join("list.txt");
     fs::write(&list, format!("# the rest\n{}, {}\n", name("v2"), name("v9"))).expect("a file");
     let files = format!("{}/*.tar,{}", far.path().display(), list.display());
-    let (code, _, said) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains(&format!("failed: {}: ", name("v9"))), "{said}");
-    assert!(said.contains("1 of 2 images are in the cache"), "{said}");
+    let (code, _, message) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains(&format!("failed: {}: ", name("v9"))), "{message}");
+    assert!(message.contains("1 of 2 images are in the cache"), "{message}");
     let (_, table, _) = on(&there, &["list"]);
     for tag in ["v1", "v2"] {
         let line = table.lines().find(|line| line.starts_with(&name(tag)));
         assert!(line.is_some_and(|line| line.ends_with("complete")), "{table}");
     }
-    for (words, said) in [
+    for (words, message) in [
         (&["load"][..], "name images"),
         (&["load", "a b"], "a b: "),
         (&["load", "@/nonexistent"], "/nonexistent"),
         (&["load", "x", "--platform", "linux"], "linux/amd64"),
     ] {
         let (code, _, stderr) = on(&there, words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
 }
 
@@ -211,9 +212,9 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     let site = site(directory.path(), &registry);
     let name = format!("{}/{REPOSITORY}:v1", registry.host());
     assert_eq!(on(&site, &["load", &name]).0, Some(0));
-    let (code, said, _) = on(&site, &["verify", "--rate", "1GB"]);
+    let (code, message, _) = on(&site, &["verify", "--rate", "1GB"]);
     assert_eq!(
-        (code, said.as_str()),
+        (code, message.as_str()),
         (Some(0), "1 images, 0 of them not whole; 0 damaged blobs\n")
     );
 
@@ -223,24 +224,27 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     fs::write(file(&flipped.digest), vec![0; flipped.bytes.len()]).expect("it can be written");
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
     fs::write(file(&image.digest()), b"{}").expect("it can be written");
-    let (code, said, stderr) = on(&site, &["verify"]);
-    assert_eq!(code, Some(1), "{said}{stderr}");
+    let (code, message, stderr) = on(&site, &["verify"]);
+    assert_eq!(code, Some(1), "{message}{stderr}");
     for digest in [&flipped.digest, &image.digest()] {
-        let line = said.lines().find(|line| line.starts_with(digest));
+        let line = message.lines().find(|line| line.starts_with(digest));
         assert!(line.is_some_and(|line| line.contains("damaged") && line.contains("quarantine")));
     }
-    assert!(said.contains(&format!("{name}: its manifest {}", image.digest())), "{said}");
-    let (code, said, _) = on(&site, &["verify"]);
-    assert!(code == Some(1) && said.ends_with("1 of them not whole; 0 damaged blobs\n"), "{said}");
+    assert!(message.contains(&format!("{name}: its manifest {}", image.digest())), "{message}");
+    let (code, message, _) = on(&site, &["verify"]);
+    assert!(
+        code == Some(1) && message.ends_with("1 of them not whole; 0 damaged blobs\n"),
+        "{message}"
+    );
 
-    let (code, said, stderr) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(0) && said.contains("; mended"), "{said}{stderr}");
+    let (code, message, stderr) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(0) && message.contains("; mended"), "{message}{stderr}");
     for each in [flipped, removed] {
         assert!(fs::read(file(&each.digest)).expect("it is there") == each.bytes);
     }
     assert_eq!(on(&site, &["verify"]).0, Some(0));
     registry.stop();
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
-    let (code, said, _) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(1) && said.contains("not mended: "), "{said}");
+    let (code, message, _) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(1) && message.contains("not mended: "), "{message}");
 }

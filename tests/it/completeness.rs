@@ -26,11 +26,11 @@ impl Shelf {
     }
 
     /// An image with a layer of its own and those further ones.
-    fn image(&self, label: &str, further: &[Value]) -> Value {
+    fn image(&self, label: &str, extra: &[Value]) -> Value {
         let config = json!({"architecture": "amd64", "os": "linux", "label": label}).to_string();
         let config = self.blob(media_type::OCI_CONFIG, config.as_bytes());
         let mut layers = vec![self.blob(LAYER, format!("layer of {label}").as_bytes())];
-        layers.extend_from_slice(further);
+        layers.extend_from_slice(extra);
         let image = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
                            "config": config, "layers": layers});
         self.manifest(media_type::OCI_MANIFEST, &image.to_string())
@@ -77,7 +77,7 @@ impl Commands {
     #[track_caller]
     fn run(&self, words: &[&str]) -> String {
         let done = self.0.larder(words).succeeds();
-        String::from_utf8(done.stdout).expect("it speaks UTF-8") + &done.said
+        String::from_utf8(done.stdout).expect("it speaks UTF-8") + &done.message
     }
 
     fn has(&self, descriptor: &Value) -> bool {

@@ -165,5 +165,5 @@ fn images_pulled_with_credentials_are_served_after_they_expire() {
     larder.advance(seconds(301));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
-    assert!(got.header("warning").is_some(), "and is said to be stale");
+    assert!(got.header("warning").is_some(), "and carries a warning");
 }

@@ -76,13 +76,13 @@ fn oversized_upstream_texts_reach_neither_client_nor_log() {
     ] {
         registry.add_manifest("library/a", tag, media_type::OCI_MANIFEST, text.as_bytes());
     }
-    let desk = cache.serve();
+    let server = cache.serve();
     for tag in ["layers", "size", "version", "nothing"] {
         let target = manifest("library/a", tag);
-        let got = crate::support::client::get(desk.serving(), &target);
+        let got = crate::support::client::get(server.address(), &target);
         assert!(got.status == 502 && got.body.len() < 2_000, "{tag}: {} bytes", got.body.len());
     }
-    let log = desk.log();
+    let log = server.log();
     assert!(log.len() < 50_000 && log.contains("xxx"), "{} bytes", log.len());
 }
 
@@ -122,14 +122,14 @@ fn control_characters_in_manifests_reach_neither_terminals_nor_the_management_po
         let is_listed = words == ["list"] && stdout.contains("a:v1");
         assert!(is_listed || words != ["list"], "{stdout}");
     }
-    let desk = cache.serve();
-    desk.wait_for_images(1);
+    let server = cache.serve();
+    server.wait_for_images(1);
     for target in ["/api/v1/images", "/api/v1/image?image=a:v1", "/api/v1/blobs"] {
-        let text = desk.ask(target).text();
+        let text = server.get(target).text();
         is_harmless(&text);
         assert!(text.contains("digest") && !text.contains(r"\u001b"), "{target}: {text}");
     }
-    is_harmless(&desk.log());
+    is_harmless(&server.log());
 }
 
 #[test]
@@ -160,9 +160,9 @@ fn names_and_paths_in_archives_are_escaped() {
     ] {
         let site = Site::new();
         let done = site.import_bytes(&tar);
-        let said = String::from_utf8_lossy(&done.stdout) + &*done.said;
-        assert!(done.code == Some(1) && said.len() < 3_000, "{what}: {said}");
-        is_harmless(&said);
+        let message = String::from_utf8_lossy(&done.stdout) + &*done.message;
+        assert!(done.code == Some(1) && message.len() < 3_000, "{what}: {message}");
+        is_harmless(&message);
     }
 }
 
@@ -201,9 +201,9 @@ fn export_follows_no_planted_symbolic_link() {
     let named = Named::new("a", "v1", &image);
     named.publish(&registry);
     let cache = Cache::new(&registry, "");
-    cache.done(&["load", "a:v1"]);
+    cache.run_ok(&["load", "a:v1"]);
     let victim = cache.path("victim");
-    for (output, planted, further) in [
+    for (output, planted, extra) in [
         ("b.tar", "b.tar.part", &[][..]),
         ("c.tar", "c.tar.001.part", &["--volume-size", "4kB"]),
         ("d/", "d/oci-layout.part", &[]),
@@ -218,7 +218,7 @@ fn export_follows_no_planted_symbolic_link() {
             cache.path(output).display(),
             if output.ends_with('/') { "/" } else { "" }
         );
-        cache.done(&[&["export", "a:v1", "--output", &path], further].concat());
+        cache.run_ok(&[&["export", "a:v1", "--output", &path], extra].concat());
         assert_eq!(fs::read_to_string(&victim).expect("it is there"), "untouched", "{output}");
         assert!(fs::symlink_metadata(&planted).is_err(), "{output}: nothing unfinished is left");
     }

@@ -374,9 +374,9 @@ fn import_to_a_full_disk_fails_and_tags_nothing() {
         .args(["import", "b.tar"])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("cannot write") && said.contains("cache"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot write") && message.contains("cache"), "{message}");
     assert!(site.tags().is_empty() && site.manifests().is_empty());
     assert_eq!(site.leftovers(), Vec::<String>::new());
     site.larder(&["import", "b.tar"]).succeeds();

@@ -44,8 +44,9 @@ fn configuration_file_supplies_the_server_and_registries() {
     fs::write(&config, format!("port: 9999\nregistries: [{entry}]\n")).expect("a file");
     let config = config.display().to_string();
     let printed = |client| {
-        let (code, printed, said) = run(&["--config-file", &config, "hosts-toml", "--for", client]);
-        assert_eq!(code, Some(0), "{said}");
+        let (code, printed, message) =
+            run(&["--config-file", &config, "hosts-toml", "--for", client]);
+        assert_eq!(code, Some(0), "{message}");
         printed
     };
     let containerd = printed("containerd");
@@ -65,9 +66,10 @@ fn duplicate_servers_are_written_once() {
 fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
     let (_directory, path, certs_d) = place("certs.d");
     let write = |server: &str| {
-        let (code, printed, said) = hosts_toml(&[server, "--registry", "a:1", "--write", &certs_d]);
-        assert_eq!((code, &*printed), (Some(0), ""), "{said}");
-        said
+        let (code, printed, message) =
+            hosts_toml(&[server, "--registry", "a:1", "--write", &certs_d]);
+        assert_eq!((code, &*printed), (Some(0), ""), "{message}");
+        message
     };
     assert!(write("http://one:1").contains("hosts.toml: written"));
     assert!(write("http://one:1").contains("as it should be"));
@@ -86,16 +88,16 @@ fn foreign_files_are_replaced_only_with_force_and_backed_up() {
     fs::create_dir_all(theirs.parent().expect("it has one")).expect("a directory");
     fs::write(&theirs, "server = \"https://quay.io\"\n").expect("a file");
     let words = ["larder:8080", "--registry", "quay.io", "--write", &certs_d];
-    let (code, _, said) = hosts_toml(&words);
+    let (code, _, message) = hosts_toml(&words);
     assert!(
-        code == Some(2) && said.contains("is not Larder's") && said.contains("--force"),
-        "{said}"
+        code == Some(2) && message.contains("is not Larder's") && message.contains("--force"),
+        "{message}"
     );
     assert!(!path.join("_default").exists(), "half of a configuration is none");
     assert_eq!(text(&theirs), "server = \"https://quay.io\"\n");
 
-    let (code, _, said) = hosts_toml(&[&words[..], &["--force"]].concat());
-    assert!(code == Some(0) && said.contains("is kept"), "{said}");
+    let (code, _, message) = hosts_toml(&[&words[..], &["--force"]].concat());
+    assert!(code == Some(0) && message.contains("is kept"), "{message}");
     assert_eq!(
         text(&path.join("quay.io/hosts.toml.before-larder")),
         "server = \"https://quay.io\"\n"
@@ -110,8 +112,8 @@ fn mirror_is_merged_into_the_docker_configuration() {
     fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
     let write = || hosts_toml(&["larder:8080", "--for", "docker", "--write", &daemon_json]);
     for _ in 0..2 {
-        let (code, _, said) = write();
-        assert_eq!(code, Some(0), "{said}");
+        let (code, _, message) = write();
+        assert_eq!(code, Some(0), "{message}");
         let told: serde_json::Value = serde_json::from_str(&text(&path)).expect("JSON");
         let expected =
             serde_json::json!({"debug": true, "registry-mirrors": ["http://larder:8080"]});
@@ -121,17 +123,18 @@ fn mirror_is_merged_into_the_docker_configuration() {
     }
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");
-    let (code, _, said) = write();
-    assert!(code == Some(2) && said.contains("cannot be added to"), "{said}");
-    assert!(said.contains("daemon.json: "), "{said}");
+    let (code, _, message) = write();
+    assert!(code == Some(2) && message.contains("cannot be added to"), "{message}");
+    assert!(message.contains("daemon.json: "), "{message}");
     assert_eq!(text(&path), "{");
 }
 
 #[test]
 fn drop_in_directory_gets_a_separate_file() {
     let (directory, _, registries_d) = place("registries.conf.d");
-    let (code, _, said) = hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, message) =
+        hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
+    assert_eq!(code, Some(0), "{message}");
     let written = directory.path().join("registries.conf.d/50-larder.conf");
     assert!(text(&written).contains("location = \"larder:8080/quay.io\""));
 }
@@ -144,8 +147,8 @@ fn stay_exits_cleanly_on_sigterm() {
     process.wait_until_it_logs("heeds it at the next pull");
     assert!(path.join("_default/hosts.toml").exists());
     process.signal("TERM");
-    let (status, said) = process.wait();
-    assert!(status.success(), "{said}");
+    let (status, message) = process.wait();
+    assert!(status.success(), "{message}");
     assert!(
         path.join("_default/hosts.toml").exists(),
         "a node without Larder's pod still has its mirror"
@@ -154,7 +157,7 @@ fn stay_exits_cleanly_on_sigterm() {
 
 #[test]
 fn usage_errors_are_reported() {
-    for (words, said) in [
+    for (words, message) in [
         (&["ftp://larder"][..], "http://HOST:PORT"),
         (&["--for", "cri"], "containerd, crio"),
         (&["--registry", "a b"], "--registry"),
@@ -167,7 +170,7 @@ fn usage_errors_are_reported() {
         (&["--for", "podman", "--registry", "a:1"], "alias"),
     ] {
         let (code, _, stderr) = hosts_toml(words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
     let (code, _, stderr) = hosts_toml(&["larder:1", "--write", "/proc/nowhere"]);
     assert!(code == Some(1) && stderr.contains("cannot write /proc/nowhere"), "{stderr}");

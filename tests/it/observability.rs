@@ -90,8 +90,11 @@ fn every_alert_has_a_delay_a_severity_and_advice() {
         let severity = text(&alert["labels"], "severity");
         assert!(["critical", "warning", "info"].contains(&severity), "{name}: {severity}");
         for (annotation, least) in [("summary", 20), ("description", 100)] {
-            let said = text(&alert["annotations"], annotation);
-            assert!(said.len() >= least, "{name} says too little in its {annotation}: {said}");
+            let message = text(&alert["annotations"], annotation);
+            assert!(
+                message.len() >= least,
+                "{name} says too little in its {annotation}: {message}"
+            );
         }
     }
 }

@@ -26,14 +26,14 @@ fn pinned_images_are_kept_unless_pins_are_included() {
         )
     };
     site.fill(&registry, &all().collect::<Vec<_>>());
-    site.done(&["pin", "alpine:3"]);
-    let said = site.done(&["prune", "*"]);
-    assert!(said.contains("4 images match and are pinned (--include-pinned)"), "{said}");
+    site.run_ok(&["pin", "alpine:3"]);
+    let message = site.run_ok(&["prune", "*"]);
+    assert!(message.contains("4 images match and are pinned (--include-pinned)"), "{message}");
     let kept: Vec<String> = all().take(4).map(|each| each.full()).collect();
     assert_eq!(site.listed(&[]), kept);
     assert!(all().take(4).all(|each| site.has_all(&each)));
-    let said = report(&site.done(&["prune", "*", "--include-pinned", "--json"]));
-    assert_eq!([&said["removed"], &said["keptPinned"]], [&json!(4), &json!(0)]);
+    let message = report(&site.run_ok(&["prune", "*", "--include-pinned", "--json"]));
+    assert_eq!([&message["removed"], &message["keptPinned"]], [&json!(4), &json!(0)]);
     assert!(site.listed(&[]).is_empty());
 }
 
@@ -49,13 +49,13 @@ fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
     let all: Vec<Named> =
         names.iter().zip(&images).map(|(name, image)| Named::new(name, "1", image)).collect();
     site.fill(&registry, &all);
-    let desk = site.serve();
+    let server = site.serve();
     until("a note of what is pinned", || site.root().join("pins-configured").exists());
     let root = site.root().display().to_string();
     let without = |words: &[&str]| run(&[&["--image-path", &root], words].concat());
-    let (code, said, stderr) = without(&["prune", "*"]);
+    let (code, message, stderr) = without(&["prune", "*"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(said.contains("2 images match and are pinned"), "{said}");
+    assert!(message.contains("2 images match and are pinned"), "{message}");
     let kept: Vec<String> = all[..2].iter().map(Named::full).collect();
     assert_eq!(site.listed(&[]), kept);
     let (_, pins, _) = without(&["pin"]);
@@ -64,13 +64,13 @@ fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
     assert!(code == Some(2) && stderr.contains("pinned by the configuration"), "{stderr}");
 
     site.configure("pin: [debian]");
-    drop(desk);
-    let desk = site.serve();
+    drop(server);
+    let server = site.serve();
     let noted = || fs::read_to_string(site.root().join("pins-configured")).unwrap_or_default();
     until("a note of what is pinned now", || !noted().contains("busybox"));
     assert_eq!(without(&["prune", "*"]).0, Some(0));
     assert_eq!(site.listed(&[]), [all[1].full()]);
-    drop(desk);
+    drop(server);
 }
 
 #[test]
@@ -82,16 +82,16 @@ fn image_with_one_platform_pinned_by_digest_is_pinned_and_kept() {
     registry.add("library/app", "2", &Index::new().image(&other));
     registry.add("library/copy", "1", &indexes[1]);
     let site = Site::new(&registry, "");
-    site.done(&["load", "app:1", "app:2", "copy:1"]);
-    site.done(&["pin", &format!("app@{}", pinned.digest())]);
+    site.run_ok(&["load", "app:1", "app:2", "copy:1"]);
+    site.run_ok(&["pin", &format!("app@{}", pinned.digest())]);
     let kept = ["docker.io/library/app:1"];
     assert_eq!(site.listed(&["--pinned"]), kept);
-    let desk = site.serve();
-    let is_pinned = |of: &str| desk.look(&format!("image?image={of}"))["pinned"].clone();
+    let server = site.serve();
+    let is_pinned = |of: &str| server.api(&format!("image?image={of}"))["pinned"].clone();
     assert_eq!([is_pinned("app:1"), is_pinned("app:2"), is_pinned("copy:1")], [true, false, false]);
-    desk.wait_for_images(3);
-    assert_eq!(names(&desk.look("images?pinned=true")), kept);
-    site.done(&["prune", "*"]);
+    server.wait_for_images(3);
+    assert_eq!(names(&server.api("images?pinned=true")), kept);
+    site.run_ok(&["prune", "*"]);
     assert_eq!(site.listed(&[]), kept);
 }
 
@@ -103,9 +103,9 @@ fn unreadable_pins_stop_a_prune() {
     site.fill(&registry, &[Named::new("app", "1", &image)]);
     let list = site.path("list");
     site.configure(&format!("pinLists: [{}]", list.display()));
-    let refused = |said: &str| {
+    let refused = |message: &str| {
         let (code, _, stderr) = site.run(&["prune", "*"]);
-        assert!(code == Some(1) && stderr.contains(said), "{stderr}");
+        assert!(code == Some(1) && stderr.contains(message), "{stderr}");
         assert!(site.has(&image.digest()));
     };
     refused("cannot read the pins in");
@@ -115,7 +115,7 @@ fn unreadable_pins_stop_a_prune() {
     fs::write(site.root().join("pins"), "not a pin\n").expect("a file");
     refused("pins: not a pin: ");
     fs::remove_file(site.root().join("pins")).expect("it is there");
-    site.done(&["prune", "*"]);
+    site.run_ok(&["prune", "*"]);
     assert!(site.listed(&[]).is_empty());
 }
 
@@ -135,10 +135,10 @@ fn pins_are_added_listed_and_removed() {
     let list = site.path("more");
     fs::write(&list, "quay.io/org/*, busybox # both\n/^ghcr/\n").expect("a file");
     let list = list.display().to_string();
-    assert_eq!(site.done(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
-    let said = site.done(&["pin", "alpine:3", "--list", &list]);
-    assert!(said.ends_with("1 of them were pinned before\n"), "{said}");
-    let shown = site.done(&["pin"]);
+    assert_eq!(site.run_ok(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
+    let message = site.run_ok(&["pin", "alpine:3", "--list", &list]);
+    assert!(message.ends_with("1 of them were pinned before\n"), "{message}");
+    let shown = site.run_ok(&["pin"]);
     let mut lines: Vec<&str> = shown.lines().collect();
     lines.sort_unstable();
     let expected = [
@@ -151,13 +151,13 @@ fn pins_are_added_listed_and_removed() {
     assert_eq!(lines, expected);
     let pinned = ["docker.io/library/alpine:3", "docker.io/library/busybox:1"];
     assert_eq!(site.listed(&["--pinned"]), pinned);
-    let table = site.done(&["list"]);
+    let table = site.run_ok(&["list"]);
     let shown = |name: &str| {
         let line = table.lines().find(|line| line.contains(name));
         line.is_some_and(|line| line.ends_with("complete, pinned"))
     };
     assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
-    for (words, said) in [
+    for (words, message) in [
         (&["unpin"][..], "which pins?"),
         (&["unpin", "redis"], "docker.io/library/redis is no pin"),
         (&["unpin", "alpine"], "docker.io/library/alpine is no pin"),
@@ -167,10 +167,10 @@ fn pins_are_added_listed_and_removed() {
         (&["pin", "--list", "/nonexistent"], "--list: cannot read /nonexistent"),
     ] {
         let (code, _, stderr) = site.run(words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
     assert_eq!(site.listed(&["--pinned"]), pinned, "none of them is taken off if one cannot be");
-    site.done(&["unpin", "alpine:3", "/^ghcr/"]);
+    site.run_ok(&["unpin", "alpine:3", "/^ghcr/"]);
     assert_eq!(site.listed(&["--pinned"]), pinned[1..]);
 }
 
@@ -181,14 +181,14 @@ fn import_pins_images_on_request() {
     let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));
     near.fill(&registry, &[Named::new("app", "1", &images[0])]);
     let bundle = near.path("one.tar").display().to_string();
-    near.done(&["export", "--all", "--output", &bundle]);
+    near.run_ok(&["export", "--all", "--output", &bundle]);
     far.fill(&registry, &[Named::new("app", "2", &images[1])]);
-    let (code, _, said) = far.run(&["import", "--pin", &bundle]);
-    assert!(code == Some(0) && said.contains("1 images pinned"), "{said}");
+    let (code, _, message) = far.run(&["import", "--pin", &bundle]);
+    assert!(code == Some(0) && message.contains("1 images pinned"), "{message}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
     far.make_old();
-    far.done(&["prune", "*"]);
+    far.run_ok(&["prune", "*"]);
     assert_eq!(far.listed(&[]), ["docker.io/library/app:1"]);
-    near.done(&["import", &bundle]);
+    near.run_ok(&["import", &bundle]);
     assert!(near.listed(&["--pinned"]).is_empty());
 }

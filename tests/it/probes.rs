@@ -11,26 +11,26 @@ use crate::support::{FakeRegistry, Image, reserve_port};
 #[test]
 fn probes_report_liveness_and_draining() {
     let (_registry, site, content, digest, gate) = Site::gated(500_000);
-    let desk = site.serve();
+    let server = site.serve();
     for (path, body) in
         [("/livez", "ok\n"), ("/readyz", "ok\n"), ("/health", "{\"status\":\"UP\"}")]
     {
-        let got = desk.ask(path);
+        let got = server.get(path);
         assert_eq!((got.status, got.text().as_str()), (200, body), "{path}");
     }
-    let mut client = desk.begin(&blob("library/big", &digest));
+    let mut client = server.begin(&blob("library/big", &digest));
     client.read_head();
     client.read_body(400_000);
-    desk.process.signal("TERM");
-    until("the drain", || desk.ask("/readyz").status == 503);
-    assert_eq!(desk.ask("/readyz").text(), "draining\n");
-    assert_eq!((desk.ask("/livez").status, desk.ask("/health").status), (200, 200));
-    assert_eq!(desk.look("status")["ready"], false);
-    assert_eq!(desk.metric("larder_ready"), 0.0);
+    server.process.signal("TERM");
+    until("the drain", || server.get("/readyz").status == 503);
+    assert_eq!(server.get("/readyz").text(), "draining\n");
+    assert_eq!((server.get("/livez").status, server.get("/health").status), (200, 200));
+    assert_eq!(server.api("status")["ready"], false);
+    assert_eq!(server.metric("larder_ready"), 0.0);
     gate.open();
     let (rest, complete) = client.read_to_end();
     assert!(complete && rest == content[400_000..]);
-    let (status, log) = desk.process.wait();
+    let (status, log) = server.process.wait();
     assert!(status.success(), "{log}");
 }
 
@@ -41,28 +41,28 @@ fn counters_follow_events() {
     let app = Named::new("app", "1", &image);
     app.publish(&registry);
     registry.expect_unknown("/v2/library/app/manifests/9");
-    let desk = site.serve();
+    let server = site.serve();
     let answers = |kind: &str, how: &str| {
         let labels = format!("kind=\"{kind}\",how=\"{how}\",registry=\"docker.io\"");
-        desk.metric(&format!("larder_answers_total{{{labels}}}"))
+        server.metric(&format!("larder_answers_total{{{labels}}}"))
     };
-    app.pull(desk.serving());
+    app.pull(server.address());
     site.wait_for(&app);
     assert_eq!([answers("manifest", "miss"), answers("manifest", "hit")], [1.0, 0.0]);
     assert_eq!([answers("blob", "miss"), answers("blob", "hit")], [3.0, 0.0]);
-    app.pull(desk.serving());
+    app.pull(server.address());
     assert_eq!([answers("manifest", "miss"), answers("manifest", "hit")], [1.0, 1.0]);
     assert_eq!([answers("blob", "miss"), answers("blob", "hit")], [3.0, 3.0]);
-    assert_eq!(get(desk.serving(), &manifest("library/app", "9")).status, 404);
+    assert_eq!(get(server.address(), &manifest("library/app", "9")).status, 404);
 
     let path = blob("library/big", &digest);
-    let mut clients = [desk.begin(&path), desk.begin(&path)];
+    let mut clients = [server.begin(&path), server.begin(&path)];
     for client in &mut clients {
         assert_eq!(client.read_head().status, 200);
         client.read_body(400_000);
     }
     assert_eq!([answers("blob", "miss"), answers("blob", "join")], [4.0, 1.0]);
-    assert_eq!(desk.metric("larder_flights{kind=\"blob\"}"), 1.0);
+    assert_eq!(server.metric("larder_flights{kind=\"blob\"}"), 1.0);
     gate.open();
     for client in &mut clients {
         assert!(client.read_to_end().1);
@@ -72,44 +72,44 @@ fn counters_follow_events() {
         + image.manifest().len();
     let fetched = (blobs + content.len()) as f64;
     until("the end of the download", || {
-        desk.metric("larder_downloads_total{outcome=\"done\"}") == 4.0
+        server.metric("larder_downloads_total{outcome=\"done\"}") == 4.0
     });
-    assert_eq!(desk.metric("larder_fetched_bytes_total"), fetched);
+    assert_eq!(server.metric("larder_fetched_bytes_total"), fetched);
     // What was sent is counted when a response has ended, which its client knows first.
     let requests = |route: &str, status: u16| {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
-        desk.metric(&format!("larder_requests_total{{{labels}}}"))
+        server.metric(&format!("larder_requests_total{{{labels}}}"))
     };
     until("the end of all responses", || requests("blob", 200) == 8.0);
     assert_eq!([requests("manifest", 200), requests("manifest", 404)], [2.0, 1.0]);
-    let served = desk.metric("larder_served_bytes_total");
+    let served = server.metric("larder_served_bytes_total");
     assert!(served >= (2 * blobs + 2 * content.len()) as f64, "{served}");
     let asked = |outcome: &str| {
         let labels = format!("registry=\"docker.io\",outcome=\"{outcome}\"");
-        desk.metric(&format!("larder_upstream_requests_total{{{labels}}}"))
+        server.metric(&format!("larder_upstream_requests_total{{{labels}}}"))
     };
     let all = registry.requests().len() as f64;
     assert_eq!(asked("ok") + asked("404"), all);
     assert_eq!(asked("404"), registry.count("*", "/v2/library/app/manifests/9") as f64);
-    let traffic = &desk.look("status")["traffic"];
+    let traffic = &server.api("status")["traffic"];
     let told = ["miss", "hit", "join", "stale", "bypass"].map(|how| traffic[how].as_u64());
     assert_eq!(told, [Some(5), Some(4), Some(1), Some(0), Some(0)], "{traffic}");
     assert_eq!(traffic["bytesFetched"].as_f64(), Some(fetched));
-    assert!(desk.ask("/metrics").text().ends_with("# EOF\n"));
+    assert!(server.get("/metrics").text().ends_with("# EOF\n"));
 }
 
 #[test]
 fn page_may_load_nothing_from_other_origins() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
         ("/openapi.yaml", "application/yaml"),
     ] {
-        let got = desk.ask(path);
+        let got = server.get(path);
         assert_eq!((got.status, got.header("content-type")), (200, Some(kind)), "{path}");
         let policy = got.header("content-security-policy").unwrap_or_default();
         for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
@@ -119,7 +119,7 @@ fn page_may_load_nothing_from_other_origins() {
         assert_eq!(got.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(got.header("referrer-policy"), Some("no-referrer"), "{path}");
     }
-    let page = desk.ask("/").text();
+    let page = server.get("/").text();
     assert!(page.contains("src=\"/page.js\"") && page.contains("href=\"/page.css\""), "{page}");
     for inline in ["src=\"http", "href=\"http", " style=", " onclick=", "<script>", "<style>"] {
         assert!(!page.contains(inline), "{inline} in {page}");

@@ -303,8 +303,8 @@ fn environment_proxies_are_used_and_logged_without_credentials() {
             ("SSL_CERT_FILE", &roots),
         ],
     );
-    let said = format!("https registries are reached by way of the proxy {}\n", proxy.url());
-    assert!(process.banner.contains(&said), "{}", process.banner);
+    let message = format!("https registries are reached by way of the proxy {}\n", proxy.url());
+    assert!(process.banner.contains(&message), "{}", process.banner);
     assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     for layer in image.layers() {

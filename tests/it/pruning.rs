@@ -27,31 +27,31 @@ fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
     let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
     let site = Site::new(&registry, "");
     site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
-    let desk = site.serve();
-    two.pull(desk.serving());
+    let server = site.serve();
+    two.pull(server.address());
     let shared = images[0].layers()[0].digest.clone();
 
-    let said = site.done(&["prune", "app:1"]);
-    assert!(said.starts_with("docker.io/library/app:1\n1 images removed, "), "{said}");
-    assert!(said.contains("3 blobs removed, 1 are needed by other images"), "{said}");
+    let message = site.run_ok(&["prune", "app:1"]);
+    assert!(message.starts_with("docker.io/library/app:1\n1 images removed, "), "{message}");
+    assert!(message.contains("3 blobs removed, 1 are needed by other images"), "{message}");
     assert_eq!(site.listed(&[]), [two.full()]);
     for digest in one.digests() {
         assert_eq!(site.has(&digest), digest == shared, "{digest}");
     }
     registry.clear_requests();
-    two.pull(desk.serving());
+    two.pull(server.address());
     assert_eq!(registry.requests().len(), 0, "all of the other one is here");
 
     // The server may have the manifest in memory for a moment.
     until("a cold pull", || {
-        get(desk.serving(), &manifest("library/app", "1"));
+        get(server.address(), &manifest("library/app", "1"));
         registry.count("GET", &manifest("library/app", "1")) == 1
     });
-    one.pull(desk.serving());
+    one.pull(server.address());
     assert_eq!(registry.count("GET", &blob("library/app", &shared)), 0);
     assert_eq!(registry.count("GET", "/v2/library/app/blobs/*"), 2, "its config and its layer");
     site.wait_for(&one);
-    let log = desk.log();
+    let log = server.log();
     assert!(!log.contains("[ERROR]") && !log.contains("[WARN]"), "{log}");
 }
 
@@ -62,15 +62,15 @@ fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
     let site = Site::new(&registry, "");
     site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
     let before = site.listed(&[]);
-    let dry = report(&site.done(&["prune", "app:1", "--dry-run", "--json"]));
-    let said = site.done(&["prune", "app:1", "--dry-run"]);
+    let dry = report(&site.run_ok(&["prune", "app:1", "--dry-run", "--json"]));
+    let message = site.run_ok(&["prune", "app:1", "--dry-run"]);
     assert!(
-        said.contains("1 images would be removed, ") && said.contains("would be freed"),
-        "{said}"
+        message.contains("1 images would be removed, ") && message.contains("would be freed"),
+        "{message}"
     );
     assert_eq!(site.listed(&[]), before);
     assert!(images.iter().all(|image| site.has(&image.digest())));
-    let mut real = report(&site.done(&["prune", "app:1", "--json"]));
+    let mut real = report(&site.run_ok(&["prune", "app:1", "--json"]));
     assert_eq!((&dry["dryRun"], &real["dryRun"]), (&json!(true), &json!(false)));
     real["dryRun"] = json!(true);
     assert_eq!(dry, real);
@@ -127,13 +127,13 @@ fn prune_conditions_must_all_match() {
         (&["*:3", "--unused-for", "35h", "--created-before", "30d"], &[]),
         (&["quay.io/*", "nginx"], &[]),
     ] {
-        let said = site.done(&[&["prune", "--dry-run", "--json"], words].concat());
-        let said = report(&said);
-        let names: Vec<String> = said["images"].as_array().unwrap().iter().map(short).collect();
+        let message = site.run_ok(&[&["prune", "--dry-run", "--json"], words].concat());
+        let message = report(&message);
+        let names: Vec<String> = message["images"].as_array().unwrap().iter().map(short).collect();
         assert_eq!(names, gone, "{words:?}");
-        assert_eq!(said["removed"], json!(gone.len()), "{words:?}");
+        assert_eq!(message["removed"], json!(gone.len()), "{words:?}");
     }
-    site.done(&["prune", "*", "--unused-for", "25h"]);
+    site.run_ok(&["prune", "*", "--unused-for", "25h"]);
     assert_eq!(site.listed(&[]), [all()[3].full()]);
 }
 
@@ -143,7 +143,7 @@ fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
     let image = Image::sample("v1");
     let site = Site::new(&registry, "");
     site.fill(&registry, &[Named::new("app", "1", &image)]);
-    for (words, said) in [
+    for (words, message) in [
         (&[][..], "which images?"),
         (&["--dry-run"], "which images?"),
         (&["--count", "3"], "which images?"),
@@ -156,7 +156,7 @@ fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
         (&["--pattern", "("], "--pattern"),
     ] {
         let (code, stdout, stderr) = site.run(&[&["prune"], words].concat());
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
         assert_eq!(stdout, "", "{words:?}");
     }
     assert_eq!(site.listed(&[]).len(), 1);
@@ -171,11 +171,11 @@ fn content_younger_than_ten_minutes_is_removed_by_a_later_prune() {
     let young = &image.layers()[0].digest;
     let file = site.root().join("blobs").join(young.replace(':', "/"));
     set_back(&file, Duration::ZERO);
-    let first = report(&site.done(&["prune", "*", "--json"]));
+    let first = report(&site.run_ok(&["prune", "*", "--json"]));
     assert_eq!([&first["blobsRemoved"], &first["blobsYoung"]], [&json!(3), &json!(1)]);
     assert!(site.listed(&[]).is_empty() && file.exists());
     set_back(&file, HOURS);
-    let second = report(&site.done(&["prune", "*", "--json"]));
+    let second = report(&site.run_ok(&["prune", "*", "--json"]));
     assert_eq!([&second["removed"], &second["blobsRemoved"]], [&json!(0), &json!(1)]);
     assert!(!file.exists());
 }
@@ -192,19 +192,19 @@ fn prune_does_not_interrupt_downloads_and_cached_blobs() {
     let gate = Gate::new();
     let layer = &arriving.layers()[0];
     registry.fault(On::get_blob(&layer.digest), Fault::GateAfter(200_000, gate.clone()));
-    let desk = site.serve();
+    let server = site.serve();
     let path = "library/arriving";
-    assert_eq!(get(desk.serving(), &manifest(path, "1")).status, 200);
-    let mut downloading = desk.begin(&blob(path, &layer.digest));
+    assert_eq!(get(server.address(), &manifest(path, "1")).status, 200);
+    let mut downloading = server.begin(&blob(path, &layer.digest));
     assert_eq!(downloading.read_head().status, 200);
     assert!(downloading.read_body(100_000) == layer.bytes[..100_000]);
     let slow_layer = &cached.layers()[0];
-    let mut slow = desk.begin(&blob("library/cached", &slow_layer.digest));
+    let mut slow = server.begin(&blob("library/cached", &slow_layer.digest));
     assert_eq!(slow.read_head().status, 200);
     assert!(slow.read_body(1000) == slow_layer.bytes[..1000]);
 
     site.make_old();
-    site.done(&["prune", "*", "--include-pinned"]);
+    site.run_ok(&["prune", "*", "--include-pinned"]);
     assert!(site.listed(&[]).is_empty() && !site.has(&slow_layer.digest));
     let (rest, complete) = slow.read_to_end();
     assert!(complete && rest == slow_layer.bytes[1000..]);
@@ -221,11 +221,11 @@ fn pulls_during_prunes_get_the_right_bytes() {
     let all = || [Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])];
     let site = Site::new(&registry, "");
     site.fill(&registry, &all());
-    let desk = site.serve();
+    let server = site.serve();
     for round in 0..5 {
         let (code, stdout, stderr) = thread::scope(|scope| {
             for each in all() {
-                let serving = desk.serving();
+                let serving = server.address();
                 // As many as its log, which nobody reads, has room for.
                 scope.spawn(move || (0..3).for_each(|_| each.pull(serving)));
             }
@@ -240,7 +240,7 @@ fn pulls_during_prunes_get_the_right_bytes() {
         assert_eq!(code, Some(0), "{round}: {stdout}{stderr}");
     }
     for each in all() {
-        each.pull(desk.serving());
+        each.pull(server.address());
     }
 }
 
@@ -265,11 +265,11 @@ fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
         let mark = site.root().join("pruned");
         fs::write(&mark, "").expect("a file");
         set_back(&mark, HOURS);
-        let mut desk = site.serve();
+        let mut server = site.serve();
         let words =
             if is_dry_run { "pruneConfig (dryRun): 1 images" } else { "pruneConfig: 1 images" };
-        let said = desk.hear(words);
-        assert!(said.contains("1 images are pinned"), "{said}");
+        let message = server.wait_for_log(words);
+        assert!(message.contains("1 images are pinned"), "{message}");
         assert_eq!(site.listed(&[]).len(), if is_dry_run { 3 } else { 2 });
         assert_eq!(site.has_all(&all[0]), is_dry_run);
         assert!(site.has_all(&all[1]) && site.has_all(&all[2]));
@@ -301,14 +301,14 @@ fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
     let mark = site.root().join("pruned");
     fs::write(&mark, "").expect("a file");
     set_back(&mark, HOURS);
-    let mut desk = site.serve();
-    desk.hear("pruneConfig: 1 images");
+    let mut server = site.serve();
+    server.wait_for_log("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:1", "docker.io/library/app:3"]);
     until("the mark's renewal", || is_new(&mark));
     set_back(&mark, HOURS);
-    desk.process.wait_until_it_logs("pruneConfig: 1 images");
+    server.process.wait_until_it_logs("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:3"]);
-    assert_eq!(desk.metric("larder_removed_images_total{why=\"pruned\"}"), 2.0);
+    assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 2.0);
 }
 
 #[test]
@@ -318,9 +318,9 @@ fn just_pulled_image_is_not_unused() {
     let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
     let site = Site::new(&registry, "");
     site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
-    let desk = site.serve();
-    one.pull(desk.serving());
-    site.done(&["prune", "--unused-for", "30m"]);
+    let server = site.serve();
+    one.pull(server.address());
+    site.run_ok(&["prune", "--unused-for", "30m"]);
     assert_eq!(site.listed(&[]), [one.full()]);
     assert!(!site.has(&two.image.digest()));
 }

@@ -17,19 +17,19 @@ const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
 
 /// A configuration file. What is fetched behind clients would make the number of requests uncertain.
-fn config(entries: &[String], further: &str) -> String {
+fn config(entries: &[String], extra: &str) -> String {
     let entries: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
-    format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{further}\nregistries:\n{entries}\n")
+    format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{extra}\nregistries:\n{entries}\n")
 }
 
 /// An entry of `registries`, with further keys.
-fn entry(name: &str, at: &FakeRegistry, further: &str) -> String {
-    format!("{{name: {name}, endpoints: [\"{}\"]{further}}}", at.url(""))
+fn entry(name: &str, at: &FakeRegistry, extra: &str) -> String {
+    format!("{{name: {name}, endpoints: [\"{}\"]{extra}}}", at.url(""))
 }
 
 /// The one entry of a test that has but one.
-fn one(at: &FakeRegistry, further: &str) -> [String; 1] {
-    [entry(NAME, at, further)]
+fn one(at: &FakeRegistry, extra: &str) -> [String; 1] {
+    [entry(NAME, at, extra)]
 }
 
 fn registry_with_image() -> (FakeRegistry, Image) {
@@ -72,14 +72,14 @@ fn reload_adds_and_removes_registries() {
     assert_eq!(ask(&process, "first.test", "v1").status, 200);
     assert_eq!(ask(&process, "second.test", "v1").status, 404);
 
-    let said = reload(&mut process, directory.path(), &config(&entries, closed));
-    assert!(said.contains("registries changed (registries: added second.test)"), "{said}");
+    let message = reload(&mut process, directory.path(), &config(&entries, closed));
+    assert!(message.contains("registries changed (registries: added second.test)"), "{message}");
     assert!(ask(&process, "second.test", "v1").body == image.manifest());
     let by_alias = manifest(&format!("b/{REPOSITORY}"), "v1");
     assert!(get(process.address, &by_alias).body == image.manifest());
 
-    let said = reload(&mut process, directory.path(), &config(&entries[1..], closed));
-    assert!(said.contains("removed first.test"), "{said}");
+    let message = reload(&mut process, directory.path(), &config(&entries[1..], closed));
+    assert!(message.contains("removed first.test"), "{message}");
     assert_eq!(ask(&process, "first.test", "v1").status, 200, "what is cached is served");
     assert_eq!(ask(&process, "first.test", "v2").status, 404);
     assert_eq!(first.count("*", "*"), 1, "and it is not asked any more");
@@ -114,12 +114,12 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
     let say = |secret: &str| put("says", &format!(r#"{{"Username":"u","Secret":"{secret}"}}"#));
     let helper = path("docker-credential-test");
     script(&helper, &format!("cat {}", path("says").display()));
-    let further = format!(
+    let extra = format!(
         ", tls: {{ca: {}}}, auth: {{credentialHelper: {}}}",
         path("ca.pem").display(),
         helper.display()
     );
-    let text = config(&one(&registry, &further), "");
+    let text = config(&one(&registry, &extra), "");
     put("ca.pem", &other.ca_pem());
     say("old");
     let mut process = Process::serve_file(directory.path(), &text);
@@ -128,8 +128,8 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
     assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
 
     put("ca.pem", &format!("{}\n", registry.ca_pem()));
-    let said = reload(&mut process, directory.path(), &text);
-    assert!(said.contains("nothing differs"), "{said}");
+    let message = reload(&mut process, directory.path(), &text);
+    assert!(message.contains("nothing differs"), "{message}");
     assert_eq!(ask(&process).status, 403, "the authority is believed, the password is old");
 
     say("new");
@@ -160,10 +160,10 @@ fn downloads_and_connections_survive_a_reload_of_their_registry() {
     assert!(busy.read_body(50_000) == content[..50_000]);
 
     let changed = one(&registry, ", rateLimit: 100M, auth: {user: u, password: p}");
-    let said = reload(&mut process, directory.path(), &config(&changed, ""));
-    assert!(said.contains(&format!("changed {NAME}")), "{said}");
-    let said = reload(&mut process, directory.path(), &config(&[], "unlistedRegistries: deny"));
-    assert!(said.contains(&format!("removed {NAME}")), "{said}");
+    let message = reload(&mut process, directory.path(), &config(&changed, ""));
+    assert!(message.contains(&format!("changed {NAME}")), "{message}");
+    let message = reload(&mut process, directory.path(), &config(&[], "unlistedRegistries: deny"));
+    assert!(message.contains(&format!("removed {NAME}")), "{message}");
     let mut late = Connection::open(process.address);
     late.send("GET", &blob(REPOSITORY, &digest), &[]);
     late.read_head();
@@ -236,12 +236,13 @@ fn invalid_file_changes_nothing_and_the_error_names_the_place() {
     ] {
         Process::put_config(directory.path(), &text);
         process.signal("HUP");
-        let said = process.wait_until_it_logs("the configuration that was in force stays in force");
-        assert!(said.contains("[ERROR]") && said.contains(words), "{said}");
+        let message =
+            process.wait_until_it_logs("the configuration that was in force stays in force");
+        assert!(message.contains("[ERROR]") && message.contains(words), "{message}");
     }
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
-    let said = reload(&mut process, directory.path(), &good);
-    assert!(said.contains("nothing differs"), "{said}");
+    let message = reload(&mut process, directory.path(), &good);
+    assert!(message.contains("nothing differs"), "{message}");
 }
 
 #[test]
@@ -261,8 +262,11 @@ fn changed_file_is_noticed_without_a_signal_even_through_symlinks() {
     assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 404);
     symlink("v2", path("new")).expect("a link can be made");
     fs::rename(path("new"), path("..data")).expect("a link can be moved");
-    let said = process.wait_until_it_logs("configuration reloaded (the file has changed)");
-    assert!(said.contains(&format!("added {NAME}")) && said.contains("airGapped"), "{said}");
+    let message = process.wait_until_it_logs("configuration reloaded (the file has changed)");
+    assert!(
+        message.contains(&format!("added {NAME}")) && message.contains("airGapped"),
+        "{message}"
+    );
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
 }
 
@@ -274,8 +278,8 @@ fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
     let directory = directory();
     let ca = directory.path().join("ca.pem");
     let mut process = Process::serve_file(directory.path(), &config(&[], ""));
-    let further = format!(", tls: {{ca: {}}}", ca.display());
-    Process::put_config(directory.path(), &config(&one(&registry, &further), ""));
+    let extra = format!(", tls: {{ca: {}}}", ca.display());
+    Process::put_config(directory.path(), &config(&one(&registry, &extra), ""));
     process.wait_until_it_logs("the configuration that was in force stays in force");
     // One that has something in it from the beginning.
     fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
@@ -295,8 +299,8 @@ fn reload_changes_the_log_level() {
     let mut process = Process::serve_file(directory.path(), &text("info"));
     let debug = |tag: &str| format!("{NAME}/{REPOSITORY}:{tag}: sha256:");
     get(process.address, &manifest(REPOSITORY, "v1"));
-    let said = reload(&mut process, directory.path(), &text("debug"));
-    assert!(said.contains("logLevel changed"), "{said}");
+    let message = reload(&mut process, directory.path(), &text("debug"));
+    assert!(message.contains("logLevel changed"), "{message}");
     get(process.address, &manifest(REPOSITORY, "v2"));
     process.wait_until_it_logs(&debug("v2"));
     process.wait_until_it_logs("status=200");
@@ -319,7 +323,7 @@ fn reload_turns_air_gapped_mode_on_and_off() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
-    let text = |further: &str| config(&one(&registry, ""), further);
+    let text = |extra: &str| config(&one(&registry, ""), extra);
     let mut process = Process::serve_file(directory.path(), &text("tagTtl: always"));
     assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 200);
     reload(&mut process, directory.path(), &text("airGapped: true"));
@@ -343,8 +347,8 @@ fn reloaded_tag_ttl_applies_at_once() {
     registry.add(REPOSITORY, "v1", &new);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == old.manifest());
     let text = config(&one(&registry, ", tagTtl: always"), "");
-    let said = reload(&mut process, directory.path(), &text);
-    assert!(said.ends_with("registries changed\n"), "it keeps its connections: {said}");
+    let message = reload(&mut process, directory.path(), &text);
+    assert!(message.ends_with("registries changed\n"), "it keeps its connections: {message}");
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == new.manifest());
 }
 
@@ -355,10 +359,10 @@ fn settings_that_need_a_restart_are_reported_until_the_restart() {
     let changed = config(&[], "workers: 18\nmaxDownloads: 3\nport: 4000");
     for _ in 0..2 {
         reload(&mut process, directory.path(), &changed);
-        let said = process.wait_until_it_logs("take effect after a restart");
-        assert!(said.contains("[WARN]"), "{said}");
+        let message = process.wait_until_it_logs("take effect after a restart");
+        assert!(message.contains("[WARN]"), "{message}");
         // The port is a flag's.
-        assert!(said.contains(": workers, maxDownloads changed;"), "{said}");
+        assert!(message.contains(": workers, maxDownloads changed;"), "{message}");
     }
     reload(&mut process, directory.path(), &config(&[], "workers: 17"));
     let log = log_of(process);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::client::{get, head};
 use crate::support::larder::{blob, files, manifest, until};
-use crate::support::site::{Desk, Named, Site, set_back};
+use crate::support::site::{Named, RunningServer, Site, set_back};
 use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 /// What one layer has. With its config, its manifest, records and directories, an image takes less than
@@ -47,11 +47,11 @@ fn site(registry: &FakeRegistry, images: &[Image]) -> Site {
     site
 }
 
-fn serve(site: &Site, further: &str) -> Desk {
-    site.configure(further);
-    let desk = site.serve();
-    desk.wait_until_counted();
-    desk
+fn serve(site: &Site, extra: &str) -> RunningServer {
+    site.configure(extra);
+    let server = site.serve();
+    server.wait_until_counted();
+    server
 }
 
 /// Which of the three are whole.
@@ -61,10 +61,10 @@ fn kept(site: &Site, images: &[Image]) -> [bool; 3] {
 
 /// A pull that does not fit and comes all the same.
 #[track_caller]
-fn passes(desk: &Desk, new: &Named<'_>) {
-    assert_eq!(get(desk.serving(), &manifest(&new.path(), new.tag)).status, 200);
+fn passes(server: &RunningServer, new: &Named<'_>) {
+    assert_eq!(get(server.address(), &manifest(&new.path(), new.tag)).status, 200);
     let layer = &new.image.layers()[0];
-    let got = get(desk.serving(), &blob(&new.path(), &layer.digest));
+    let got = get(server.address(), &blob(&new.path(), &layer.digest));
     assert!(got.status == 200 && got.complete && got.body == layer.bytes, "{got:?}");
     assert_eq!(got.header("cache-status"), NOT_CACHED);
 }
@@ -74,24 +74,24 @@ fn least_recently_used_image_is_evicted_for_a_pull_that_does_not_fit() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    let mut desk = serve(&site, CAP);
+    let mut server = serve(&site, CAP);
     let new = named("d", &images[3]);
-    new.pull(desk.serving());
+    new.pull(server.address());
     site.wait_for(&new);
     assert_eq!(kept(&site, &images), [true, false, true]);
     assert!(!site.has(&images[1].layers()[0].digest));
-    desk.process.wait_until_it_logs("evicted 1 images and 0 other files");
-    assert_eq!((desk.metric(EVICTED), desk.metric(PASSED)), (1.0, 0.0));
-    let status = desk.look("status");
+    server.process.wait_until_it_logs("evicted 1 images and 0 other files");
+    assert_eq!((server.metric(EVICTED), server.metric(PASSED)), (1.0, 0.0));
+    let status = server.api("status");
     assert_eq!(status["counts"]["imagesEvicted"], 1);
     assert_eq!(status["disk"]["cacheSizeBytes"], 3_900_000);
     assert!(status["disk"]["usedBytes"].as_u64().is_some_and(|used| used < 3_900_000), "{status}");
     registry.clear_requests();
     for each in [&three(&images)[0], &three(&images)[2], &new] {
-        each.pull(desk.serving());
+        each.pull(server.address());
     }
     assert_eq!(registry.requests().len(), 0);
-    three(&images)[1].pull(desk.serving());
+    three(&images)[1].pull(server.address());
     assert_eq!(registry.count("GET", &manifest("library/b", "1")), 1, "what has gone comes again");
 }
 
@@ -101,13 +101,13 @@ fn pinned_and_just_used_images_are_not_evicted() {
     let images = images();
     let site = site(&registry, &images);
     // The least recently used is pinned, the second least was just pulled.
-    let desk = serve(&site, &format!("{CAP}\npin: [b]"));
-    three(&images)[2].pull(desk.serving());
+    let server = serve(&site, &format!("{CAP}\npin: [b]"));
+    three(&images)[2].pull(server.address());
     let new = named("d", &images[3]);
-    new.pull(desk.serving());
+    new.pull(server.address());
     site.wait_for(&new);
     assert_eq!(kept(&site, &images), [false, true, true]);
-    assert_eq!(desk.metric(EVICTED), 1.0);
+    assert_eq!(server.metric(EVICTED), 1.0);
 }
 
 #[test]
@@ -115,30 +115,30 @@ fn pull_succeeds_without_caching_and_logs_why_when_everything_is_pinned() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    let mut desk = serve(&site, &format!("{CAP}\npin: ['*/b*', '*/c*']"));
-    site.done(&["pin", "a:1"]);
+    let mut server = serve(&site, &format!("{CAP}\npin: ['*/b*', '*/c*']"));
+    site.run_ok(&["pin", "a:1"]);
     let new = named("d", &images[3]);
     // Its first bytes fit, and nothing may go for the next ones.
-    new.pull(desk.serving());
-    let said = desk.hear("[ERROR]");
+    new.pull(server.address());
+    let message = server.wait_for_log("[ERROR]");
     for words in [
         "the cache has reached cacheSize",
         "everything else is pinned (3 images)",
         "unpin or prune something",
         "streamed to clients without being cached",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(message.contains(words), "{words}: {message}");
     }
-    until("its count", || desk.metric(PASSED) == 1.0);
-    assert_eq!(desk.look("status")["counts"]["blobsNotCached"], 1);
-    passes(&desk, &new);
-    until("its count", || desk.metric(PASSED) == 2.0);
-    assert_eq!(desk.metric(EVICTED), 0.0);
+    until("its count", || server.metric(PASSED) == 1.0);
+    assert_eq!(server.api("status")["counts"]["blobsNotCached"], 1);
+    passes(&server, &new);
+    until("its count", || server.metric(PASSED) == 2.0);
+    assert_eq!(server.metric(EVICTED), 0.0);
     assert_eq!(kept(&site, &images), [true; 3]);
     let layer = &images[3].layers()[0].digest;
     assert!(!site.has(layer) && files(&site.root().join("partials/docker.io")).is_empty());
-    let log = desk.log();
-    assert_eq!(log.matches("[ERROR]").count(), 1, "it is said once in a while: {log}");
+    let log = server.log();
+    assert_eq!(log.matches("[ERROR]").count(), 1, "it is logged once in a while: {log}");
 }
 
 #[test]
@@ -149,15 +149,15 @@ fn blob_larger_than_the_limit_evicts_nothing() {
     let huge = image("huge", 4_000_000);
     let new = named("huge", &huge);
     new.publish(&registry);
-    let desk = serve(&site, CAP);
-    passes(&desk, &new);
+    let server = serve(&site, CAP);
+    passes(&server, &new);
     assert_eq!(kept(&site, &images), [true; 3]);
-    assert_eq!(desk.metric(EVICTED), 0.0);
+    assert_eq!(server.metric(EVICTED), 0.0);
     // And it keeps nobody from making room for what does fit.
     let fits = named("d", &images[3]);
-    fits.pull(desk.serving());
+    fits.pull(server.address());
     site.wait_for(&fits);
-    let log = desk.log();
+    let log = server.log();
     assert!(log.contains("larger than the limit itself"), "{log}");
 }
 
@@ -173,12 +173,12 @@ fn partial_download_is_evicted_in_its_turn() {
         let digest = registry.add_blob("library/broken", &bytes(3_000_000, 99));
         let gate = Gate::new();
         registry.fault(On::get_blob(&digest), Fault::GateAfter(1_500_000, gate.clone()));
-        let desk = site.serve();
-        let mut client = desk.begin(&blob("library/broken", &digest));
+        let server = site.serve();
+        let mut client = server.begin(&blob("library/broken", &digest));
         client.read_head();
         client.read_body(1_500_000);
-        desk.process.signal("KILL");
-        desk.process.wait();
+        server.process.signal("KILL");
+        server.process.wait();
         let partials = || files(&site.root().join("partials/docker.io"));
         assert_eq!(partials().len(), 2, "its bytes, and whose they are");
         for path in partials() {
@@ -187,14 +187,14 @@ fn partial_download_is_evicted_in_its_turn() {
         let large = image("large", 1_500_000);
         let new = named("large", &large);
         new.publish(&registry);
-        let mut desk = serve(&site, &format!("{CAP}\nresumeOnStart: false"));
-        assert_eq!(desk.look("flights")["partials"][0]["bytes"], 1_500_000);
-        new.pull(desk.serving());
+        let mut server = serve(&site, &format!("{CAP}\nresumeOnStart: false"));
+        assert_eq!(server.api("flights")["partials"][0]["bytes"], 1_500_000);
+        new.pull(server.address());
         site.wait_for(&new);
-        let said = desk.process.wait_until_it_logs("bytes in all");
+        let message = server.process.wait_until_it_logs("bytes in all");
         let expected =
             if stays { "evicted 1 images and 0 other" } else { "evicted 0 images and 1 other" };
-        assert!(said.contains(expected), "{said}");
+        assert!(message.contains(expected), "{message}");
         assert_eq!((!partials().is_empty(), site.has_all(&old)), (stays, !stays));
     }
 }
@@ -205,19 +205,22 @@ fn unreadable_pins_stop_eviction_and_are_reported() {
     let images = images();
     let site = site(&registry, &images);
     let list = site.path("pins.txt");
-    let mut desk = serve(&site, &format!("{CAP}\npinLists: [{}]", list.display()));
+    let mut server = serve(&site, &format!("{CAP}\npinLists: [{}]", list.display()));
     let new = named("d", &images[3]);
-    new.pull(desk.serving());
-    let said = desk.hear("[ERROR]");
-    assert!(said.contains("cannot read the pins in") && said.contains("pins.txt"), "{said}");
+    new.pull(server.address());
+    let message = server.wait_for_log("[ERROR]");
+    assert!(
+        message.contains("cannot read the pins in") && message.contains("pins.txt"),
+        "{message}"
+    );
     assert_eq!(kept(&site, &images), [true; 3]);
-    let problem = desk.look("pins")["problem"].as_str().map(str::to_owned).unwrap_or_default();
+    let problem = server.api("pins")["problem"].as_str().map(str::to_owned).unwrap_or_default();
     assert!(problem.contains("nothing is evicted until they can be read"), "{problem}");
-    let got = desk.change("POST", "prune?pattern=*");
+    let got = server.call("POST", "prune?pattern=*");
     assert!(got.status == 500 && got.text().contains("cannot read the pins"), "{got:?}");
     fs::write(&list, "nothing:of-these\n").expect("a file");
-    assert!(desk.look("pins")["problem"].is_null());
-    assert_eq!(desk.change("POST", "prune?pattern=*/b:1").json()["removed"], 1);
+    assert!(server.api("pins")["problem"].is_null());
+    assert_eq!(server.call("POST", "prune?pattern=*/b:1").json()["removed"], 1);
 }
 
 #[test]
@@ -225,12 +228,12 @@ fn unattainable_free_space_evicts_old_images_and_pulls_pass_through() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    let mut desk = serve(&site, "freeSpace: 99%");
-    let said = desk.hear("[ERROR]");
-    assert!(said.contains("the disk has no more than freeSpace left"), "{said}");
-    passes(&desk, &named("d", &images[3]));
+    let mut server = serve(&site, "freeSpace: 99%");
+    let message = server.wait_for_log("[ERROR]");
+    assert!(message.contains("the disk has no more than freeSpace left"), "{message}");
+    passes(&server, &named("d", &images[3]));
     assert_eq!(kept(&site, &images), [false; 3]);
-    let disk = &desk.look("status")["disk"];
+    let disk = &server.api("status")["disk"];
     assert!(disk["freeSpaceBytes"].as_u64() > disk["freeBytes"].as_u64(), "{disk}");
     assert!(disk["cacheSizeBytes"].is_null());
 }
@@ -240,18 +243,18 @@ fn limit_lowered_by_a_reload_is_enforced_in_the_background() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    let mut desk = serve(&site, "cacheSize: 1GB");
+    let mut server = serve(&site, "cacheSize: 1GB");
     for (cap, kept_now) in [("2600kB", [true, false, true]), ("1500kB", [true, false, false])] {
         site.configure(&format!("cacheSize: {cap}"));
-        desk.process.signal("HUP");
-        let said = desk.process.wait_until_it_logs("configuration reloaded (SIGHUP)");
-        assert!(said.contains("cacheSize"), "{said}");
-        desk.process.wait_until_it_logs("evicted 1 images");
+        server.process.signal("HUP");
+        let message = server.process.wait_until_it_logs("configuration reloaded (SIGHUP)");
+        assert!(message.contains("cacheSize"), "{message}");
+        server.process.wait_until_it_logs("evicted 1 images");
         assert_eq!(kept(&site, &images), kept_now);
     }
     // What is gone is not listed any more, soon.
-    until("the list of images", || desk.look("images")["total"] == 1);
-    assert_eq!(head(desk.serving(), &manifest("library/a", "1")).status, 200);
+    until("the list of images", || server.api("images")["total"] == 1);
+    assert_eq!(head(server.address(), &manifest("library/a", "1")).status, 200);
 }
 
 #[test]
@@ -259,21 +262,21 @@ fn unreferenced_content_is_evicted_before_any_image() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    site.done(&["prune", "b"]);
+    site.run_ok(&["prune", "b"]);
     let stray = bytes(LAYER, 1234);
     let digest = registry.add_blob("library/stray", &stray);
-    let desk = site.serve();
-    assert!(get(desk.serving(), &blob("library/stray", &digest)).body == stray);
+    let server = site.serve();
+    assert!(get(server.address(), &blob("library/stray", &digest)).body == stray);
     until("the blob's name", || site.has(&digest));
-    desk.log();
+    server.log();
     set_back(&site.root().join("blobs").join(digest.replace(':', "/")), Duration::from_secs(3600));
-    let desk = serve(&site, CAP);
+    let server = serve(&site, CAP);
     let new = named("d", &images[3]);
-    new.pull(desk.serving());
+    new.pull(server.address());
     site.wait_for(&new);
     assert!(!site.has(&digest));
     assert_eq!(kept(&site, &images), [true, false, true]);
-    assert_eq!(desk.metric(EVICTED), 0.0);
+    assert_eq!(server.metric(EVICTED), 0.0);
 }
 
 #[test]
@@ -284,18 +287,18 @@ fn announced_size_evicts_nothing_until_the_bytes_arrive() {
     let promised = registry.add_blob("library/promised", &bytes(3_500_000, 7));
     let gate = Gate::new();
     registry.fault(On::get_blob(&promised), Fault::GateAfter(1000, gate.clone()));
-    let desk = serve(&site, CAP);
-    let mut client = desk.begin(&blob("library/promised", &promised));
+    let server = serve(&site, CAP);
+    let mut client = server.begin(&blob("library/promised", &promised));
     client.read_head();
     client.read_body(999);
     // A pull that fits comes and goes: the thread has compared the disk with the watermarks meanwhile.
     let small = image("small", 100_000);
     let fits = named("small", &small);
     fits.publish(&registry);
-    fits.pull(desk.serving());
+    fits.pull(server.address());
     site.wait_for(&fits);
     assert_eq!(kept(&site, &images), [true; 3]);
-    assert_eq!(desk.metric(EVICTED), 0.0);
+    assert_eq!(server.metric(EVICTED), 0.0);
     gate.open();
     until("the blob's name", || site.has(&promised));
     assert_eq!(kept(&site, &images), [false; 3], "now they arrived");
@@ -306,14 +309,14 @@ fn eviction_begins_in_the_background_before_the_limit() {
     let registry = FakeRegistry::start();
     let images = images();
     let site = site(&registry, &images);
-    let mut desk = serve(&site, "cacheSize: 4300kB");
+    let mut server = serve(&site, "cacheSize: 4300kB");
     // All four fit, above the high watermark.
     let new = named("d", &images[3]);
-    new.pull(desk.serving());
+    new.pull(server.address());
     site.wait_for(&new);
-    desk.process.wait_until_it_logs("evicted 1 images");
+    server.process.wait_until_it_logs("evicted 1 images");
     assert_eq!(kept(&site, &images), [true, false, true]);
-    assert_eq!(desk.metric(PASSED), 0.0);
+    assert_eq!(server.metric(PASSED), 0.0);
 }
 
 #[test]
@@ -328,8 +331,8 @@ fn tag_lists_count_and_are_evicted_before_images_used_later() {
         fs::write(&path, bytes(100_000, number)).expect("a file");
         set_back(&path, Duration::from_secs(5 * 3600));
     }
-    let mut desk = serve(&site, CAP);
-    desk.process.wait_until_it_logs("evicted 0 images and");
+    let mut server = serve(&site, CAP);
+    server.process.wait_until_it_logs("evicted 0 images and");
     until("the low watermark", || files(&lists).len() <= 4);
     assert_eq!(kept(&site, &images), [true; 3]);
 }
@@ -345,7 +348,7 @@ fn two_servers_on_one_directory_share_one_limit() {
     for (place, image) in more.iter().enumerate() {
         let new = named(["e", "f", "g"][place], image);
         new.publish(&registry);
-        new.pull([&one, &other][place % 2].serving());
+        new.pull([&one, &other][place % 2].address());
         site.wait_for(&new);
         site.unused_for(&new, 1);
         site.make_old();

@@ -97,8 +97,8 @@ fn installed_configuration_is_valid_with_and_without_its_comments() {
         (bare.as_str(), 2, "registries: harbor.corp: tls: cannot read /etc/larder/"),
     ] {
         fs::write(&path, text).expect("a file can be written");
-        let (found, _, said) = run(&["--config-file", &name, "config", "check"]);
-        assert!(found == Some(code) && said.contains(words), "{found:?} {said}\n{text}");
+        let (found, _, message) = run(&["--config-file", &name, "config", "check"]);
+        assert!(found == Some(code) && message.contains(words), "{found:?} {message}\n{text}");
     }
 }
 
@@ -115,18 +115,18 @@ fn unreadable_files_needed_later_are_reported_at_once_and_do_not_prevent_the_sta
     fs::write(&path, &text).expect("a file can be written");
     let check = || run(&["--config-file", &path.display().to_string(), "config", "check"]);
     let missing = ["pinLists: cannot read the pins in", "management.tokenFile: "];
-    let (code, _, said) = check();
-    assert!(code == Some(0) && missing.iter().all(|words| said.contains(words)), "{said}");
+    let (code, _, message) = check();
+    assert!(code == Some(0) && missing.iter().all(|words| message.contains(words)), "{message}");
     let process = Process::serve_file(directory.path(), &text);
     assert!(missing.iter().all(|words| process.banner.contains(words)), "{}", process.banner);
     drop(process);
 
     fs::write(&list, "alpine\nA\n").expect("a file can be written");
     fs::write(&token, "\n").expect("a file can be written");
-    let (code, _, said) = check();
+    let (code, _, message) = check();
     assert!(
-        code == Some(0) && said.contains("line 2: A: ") && said.contains("it is empty"),
-        "{said}"
+        code == Some(0) && message.contains("line 2: A: ") && message.contains("it is empty"),
+        "{message}"
     );
     fs::write(&list, "alpine\n").expect("a file can be written");
     fs::write(&token, "t\n").expect("a file can be written");

@@ -52,18 +52,18 @@ impl Site {
         self.put("key.pem", &identity.key_pem);
     }
 
-    fn config(&self, further: &str) -> String {
+    fn config(&self, extra: &str) -> String {
         let url = self.registry.url("");
         format!(
-            "fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{further}\n\
+            "fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{extra}\n\
              registries: [{{name: {NAME}, endpoints: ['{url}']}}]\n"
         )
     }
 
-    fn tls(&self, further: &str) -> String {
+    fn tls(&self, extra: &str) -> String {
         let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
         let (cert, key) = (cert.display(), key.display());
-        self.config(&format!("serverTlsConfig: {{cert: {cert}, key: {key}{further}}}"))
+        self.config(&format!("serverTlsConfig: {{cert: {cert}, key: {key}{extra}}}"))
     }
 
     fn users(&self, file: &str) -> String {
@@ -131,8 +131,8 @@ fn client_certificates_are_verified_after_a_reload_requires_them() {
     let mut process = site.serve(&site.tls(""));
     assert_eq!(site.open(&process).request("GET", "/v2/", &[]).status, 200);
     let ca = format!(", clientAuth: verify, ca: {}", site.path("ca.pem").display());
-    let said = site.reload(&mut process, &site.tls(&ca));
-    assert!(said.contains("serverTlsConfig changed"), "{said}");
+    let message = site.reload(&mut process, &site.tls(&ca));
+    assert!(message.contains("serverTlsConfig changed"), "{message}");
     let identity = site.authority.issue(&["node.test"]);
     let pem = site.authority.pem();
     let mut known = Connection::open_tls(process.address, "localhost", &pem, Some(&identity));
@@ -140,10 +140,10 @@ fn client_certificates_are_verified_after_a_reload_requires_them() {
     let mut stranger = site.open(&process);
     // The client finds out when it reads, TLS 1.3 being as it is, or when it writes.
     let _ = stranger.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n");
-    let said = process.wait_until_it_logs("no TLS session");
-    assert!(said.contains("showed no certificate"), "{said}");
-    let said = site.reload(&mut process, &site.config(""));
-    assert!(said.contains("nothing differs"), "{said}");
+    let message = process.wait_until_it_logs("no TLS session");
+    assert!(message.contains("showed no certificate"), "{message}");
+    let message = site.reload(&mut process, &site.config(""));
+    assert!(message.contains("nothing differs"), "{message}");
     process.wait_until_it_logs("serverTlsConfig changed; they take effect after a restart");
 }
 
@@ -154,14 +154,14 @@ fn invalid_tls_settings_prevent_the_start_and_are_refused_by_a_reload() {
         Process::put_config(site.directory.path(), text);
         let config = site.path("larder.yaml").display().to_string();
         let cache = site.path("cache").display().to_string();
-        let said = [&["serve"][..], &["config", "check"]].map(|command| {
+        let message = [&["serve"][..], &["config", "check"]].map(|command| {
             let options = ["--config-file", &config, "--image-path", &cache];
-            let (code, _, said) = run(&[&options[..], command].concat());
-            assert_eq!(code, Some(2), "{said}");
-            said
+            let (code, _, message) = run(&[&options[..], command].concat());
+            assert_eq!(code, Some(2), "{message}");
+            message
         });
-        assert_eq!(said[0], said[1]);
-        said[0].clone()
+        assert_eq!(message[0], message[1]);
+        message[0].clone()
     };
     let key = site.path("key.pem").display().to_string();
     let cert = site.path("cert.pem").display().to_string();
@@ -244,8 +244,8 @@ fn users_follow_changes_of_their_file_and_of_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (401, 200));
 
     site.put("both", &format!("{DEMO}{OTHER}"));
-    let said = site.reload(&mut process, &site.users("both"));
-    assert!(said.contains("serverAuthConfig changed"), "{said}");
+    let message = site.reload(&mut process, &site.users("both"));
+    assert!(message.contains("serverAuthConfig changed"), "{message}");
     assert_eq!((demo(&process), other(&process)), (200, 200));
 
     site.put("both", "demo:plain");

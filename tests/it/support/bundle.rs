@@ -138,27 +138,27 @@ pub struct Site {
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
-    pub said: String,
+    pub message: String,
 }
 
 impl Done {
     #[track_caller]
     pub fn succeeds(self) -> Done {
-        assert_eq!(self.code, Some(0), "{}", self.said);
+        assert_eq!(self.code, Some(0), "{}", self.message);
         self
     }
 
     /// Ended with that code and said all of these.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Done {
-        assert_eq!(self.code, Some(code), "{}", self.said);
+        assert_eq!(self.code, Some(code), "{}", self.message);
         self.says(words)
     }
 
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Done {
         for word in words {
-            assert!(self.said.contains(word), "{word:?} is not in:\n{}", self.said);
+            assert!(self.message.contains(word), "{word:?} is not in:\n{}", self.message);
         }
         self
     }
@@ -166,8 +166,8 @@ impl Done {
 
 impl From<Output> for Done {
     fn from(output: Output) -> Done {
-        let said = String::from_utf8(output.stderr).expect("it speaks UTF-8");
-        Done { code: output.status.code(), stdout: output.stdout, said }
+        let message = String::from_utf8(output.stderr).expect("it speaks UTF-8");
+        Done { code: output.status.code(), stdout: output.stdout, message }
     }
 }
 

@@ -4,8 +4,8 @@
 //! let site = Site::new(&registry, "cacheSize: 100kB");       // docker.io is the fake registry
 //! site.load(&["alpine:3"]);
 //! site.make_old();                                           // everything, by an hour
-//! let desk = site.serve();                                   // a process with its management port
-//! assert_eq!(desk.ask("/api/v1/status").status, 200);
+//! let server = site.serve();                                   // a process with its management port
+//! assert_eq!(server.get("/api/v1/status").status, 200);
 //! let (code, stdout, stderr) = site.run(&["prune", "*"]);    // a command beside it
 //! ```
 
@@ -32,7 +32,7 @@ pub struct Site {
 }
 
 /// A server and its management port.
-pub struct Desk {
+pub struct RunningServer {
     pub process: Process,
     pub management: SocketAddr,
 }
@@ -87,7 +87,7 @@ impl Named<'_> {
 
 impl Site {
     /// Nothing is in the cache. `docker.io` is that registry, and nothing is fetched that nobody asks for.
-    pub fn new(registry: &FakeRegistry, further: &str) -> Site {
+    pub fn new(registry: &FakeRegistry, extra: &str) -> Site {
         let directory = tempfile::tempdir().expect("a directory");
         let base = format!(
             "fsync: false\nprefetch: false\nplatforms: [all]\nunlistedRegistries: deny\n\
@@ -98,7 +98,7 @@ impl Site {
         );
         let site = Site { directory, base };
         fs::write(site.path("token"), format!("{TOKEN}\n")).expect("a file can be written");
-        site.configure(further);
+        site.configure(extra);
         site
     }
 
@@ -115,8 +115,8 @@ impl Site {
     }
 
     /// Replaces what was configured beside the registry.
-    pub fn configure(&self, further: &str) {
-        Process::put_config(self.directory.path(), &format!("{}{further}\n", self.base));
+    pub fn configure(&self, extra: &str) {
+        Process::put_config(self.directory.path(), &format!("{}{extra}\n", self.base));
     }
 
     /// A file beside the cache directory.
@@ -152,7 +152,7 @@ impl Site {
 
     /// Runs a command that must succeed. Returns what it prints.
     #[track_caller]
-    pub fn done(&self, words: &[&str]) -> String {
+    pub fn run_ok(&self, words: &[&str]) -> String {
         let (code, stdout, stderr) = self.run(words);
         assert_eq!(code, Some(0), "{words:?}: {stdout}{stderr}");
         stdout
@@ -164,25 +164,25 @@ impl Site {
         images.iter().for_each(|each| each.publish(registry));
         let names: Vec<String> = images.iter().map(Named::full).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        self.done(&[&["load", "--attempts", "1"], &names[..]].concat());
+        self.run_ok(&[&["load", "--attempts", "1"], &names[..]].concat());
         self.make_old();
     }
 
     /// The full references that `larder list` shows.
     #[track_caller]
     pub fn listed(&self, words: &[&str]) -> Vec<String> {
-        let text = self.done(&[&["list", "--json"], words].concat());
+        let text = self.run_ok(&[&["list", "--json"], words].concat());
         let all: Value = serde_json::from_str(&text).expect("JSON");
         let names = all.as_array().expect("a list").iter();
         names.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
     }
 
     /// Starts a server.
-    pub fn serve(&self) -> Desk {
+    pub fn serve(&self) -> RunningServer {
         let text = fs::read_to_string(self.path("larder.yaml")).expect("it was configured");
         let process = Process::serve_file(self.directory.path(), &text);
         let management = address_in(&process.banner, "management on http://");
-        Desk { process, management }
+        RunningServer { process, management }
     }
 }
 
@@ -228,35 +228,35 @@ impl Site {
 }
 
 /// Asking the management port.
-impl Desk {
+impl RunningServer {
     /// Where clients pull from.
-    pub fn serving(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.process.address
     }
 
     /// GET without a token.
     #[track_caller]
-    pub fn ask(&self, target: &str) -> Response {
+    pub fn get(&self, target: &str) -> Response {
         client::get(self.management, target)
     }
 
     /// The document at a path below `/api/v1/`.
     #[track_caller]
-    pub fn look(&self, what: &str) -> Value {
-        let got = self.ask(&format!("/api/v1/{what}"));
+    pub fn api(&self, what: &str) -> Value {
+        let got = self.get(&format!("/api/v1/{what}"));
         assert_eq!(got.status, 200, "{what}: {got:?}");
         got.json()
     }
 
     /// A request with the token, at a path below `/api/v1/`.
     #[track_caller]
-    pub fn change(&self, method: &str, what: &str) -> Response {
-        self.change_by(TOKEN, method, what)
+    pub fn call(&self, method: &str, what: &str) -> Response {
+        self.call_with_token(TOKEN, method, what)
     }
 
     /// A request with some token.
     #[track_caller]
-    pub fn change_by(&self, token: &str, method: &str, what: &str) -> Response {
+    pub fn call_with_token(&self, token: &str, method: &str, what: &str) -> Response {
         let bearer = format!("Bearer {token}");
         let headers = [("Authorization", bearer.as_str())];
         client::request(self.management, method, &format!("/api/v1/{what}"), &headers)
@@ -265,7 +265,7 @@ impl Desk {
     /// The value of a line of the metrics; nothing if there is no such line.
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.ask("/metrics").text();
+        let text = self.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
     }
@@ -273,29 +273,30 @@ impl Desk {
     /// Blocks until the disk was counted: before that there is no bound that anybody could reach.
     #[track_caller]
     pub fn wait_until_counted(&self) {
-        until("a count of the disk", || self.look("status")["disk"]["usedBytes"].is_u64());
+        until("a count of the disk", || self.api("status")["disk"]["usedBytes"].is_u64());
     }
 
     /// Waits until the list of images has that many, and returns it: it comes from a walk in the background,
     /// which writes the totals last.
     #[track_caller]
     pub fn wait_for_images(&self, many: u64) -> Value {
-        until("the list of images", || self.look("status")["usage"]["images"] == many);
-        self.look("images")
+        until("the list of images", || self.api("status")["usage"]["images"] == many);
+        self.api("images")
     }
 
     /// A GET on the serving port whose answer is read by nobody yet.
     #[track_caller]
     pub fn begin(&self, target: &str) -> Connection {
-        let mut connection = Connection::open(self.serving());
+        let mut connection = Connection::open(self.address());
         connection.send("GET", target, &[]);
         connection
     }
 
     /// The first line of its log with these words, whether it comes yet or came before it listened.
-    pub fn hear(&mut self, words: &str) -> String {
-        let said = self.process.banner.lines().find(|line| line.contains(words)).map(str::to_owned);
-        said.unwrap_or_else(|| self.process.wait_until_it_logs(words))
+    pub fn wait_for_log(&mut self, words: &str) -> String {
+        let message =
+            self.process.banner.lines().find(|line| line.contains(words)).map(str::to_owned);
+        message.unwrap_or_else(|| self.process.wait_until_it_logs(words))
     }
 
     /// Ends the server, which must end well, and returns all that it has logged.
