@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::support::client::{Connection, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::Process;
-use crate::support::site::{Named, Site, address_in};
+use crate::support::site::{NamedImage, Site, address_in};
 use crate::support::{FakeRegistry, Image, Response};
 
 const NO_SNIFFING: &str = "x-content-type-options";
@@ -23,7 +23,7 @@ fn raw(address: SocketAddr, bytes: &str) -> Response {
 fn every_response_forbids_sniffing_and_is_sandboxed() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     registry.expect_unknown("/v2/library/none/manifests/1");
     let site = Site::new(&registry, "");
@@ -124,7 +124,7 @@ fn manifest_labelled_as_html_is_not_served_as_html() {
 fn large_manifest_is_sent_from_its_file() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a").annotation("padding", &"x".repeat(3_000_000));
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     let site = Site::new(&registry, "");
     let server = site.serve();

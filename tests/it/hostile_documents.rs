@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::bundle::{self, REF_NAME, Site, Tar};
 use crate::support::larder::manifest;
-use crate::support::site::{Named, Site as Cache};
+use crate::support::site::{NamedImage, Site as Cache};
 use crate::support::{FakeRegistry, Image, Larder, digest_of, media_type};
 
 const REPOSITORY: &str = "team/app";
@@ -198,7 +198,7 @@ fn archive_of_many_images_that_share_a_layer_is_imported() {
 fn export_follows_no_planted_symbolic_link() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
-    let named = Named::new("a", "v1", &image);
+    let named = NamedImage::new("a", "v1", &image);
     named.publish(&registry);
     let cache = Cache::new(&registry, "");
     cache.run_ok(&["load", "a:v1"]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest, until};
 use crate::support::openapi::Description;
-use crate::support::site::{Named, RunningServer, Site, TOKEN, escaped, names};
+use crate::support::site::{NamedImage, RunningServer, Site, TOKEN, escaped, names};
 use crate::support::{
     Connection, FakeRegistry, Fault, Gate, Image, Index, On, absent_digest, bytes,
 };
@@ -19,7 +19,10 @@ fn every_operation_matches_the_openapi_document() {
     let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
     let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image), Named::new("app", "2", &other)]);
+    site.fill(
+        &registry,
+        &[NamedImage::new("app", "1", &image), NamedImage::new("app", "2", &other)],
+    );
     site.configure("pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB");
     let digest = registry.add_blob("library/big", &bytes(100_000, 1));
     let gate = Gate::new();
@@ -95,9 +98,9 @@ fn repositories_are_listed_with_their_contents_in_pages() {
     let (image, other) = (Image::sample("a"), Image::sample("b"));
     let site = Site::new(&registry, "");
     let all = [
-        Named::new("app", "1", &image),
-        Named::new("app", "2", &other),
-        Named::new("base", "1", &image),
+        NamedImage::new("app", "1", &image),
+        NamedImage::new("app", "2", &other),
+        NamedImage::new("base", "1", &image),
     ];
     site.fill(&registry, &all);
     let server = site.serve();
@@ -119,7 +122,10 @@ fn status_reports_everything_in_one_response() {
     let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
     let site = Site::new(&registry, "cacheSize: 1GB");
-    site.fill(&registry, &[Named::new("app", "1", &image), Named::new("db", "1", &other)]);
+    site.fill(
+        &registry,
+        &[NamedImage::new("app", "1", &image), NamedImage::new("db", "1", &other)],
+    );
     let server = site.serve();
     server.wait_for_images(2);
     server.wait_until_counted();
@@ -168,9 +174,9 @@ fn images_are_filtered_sorted_and_paged() {
     let (large, partial) = (Image::sample("c").layer(bytes(90_000, 4)), Image::sample("d"));
     let site = Site::new(&registry, "pin: [beta]\ntags: [{pattern: '2', tagTtl: always}]");
     let whole = [
-        Named::new("alpha", "1", &small),
-        Named::new("alpha", "2", &large),
-        Named::new("beta", "1", &middle),
+        NamedImage::new("alpha", "1", &small),
+        NamedImage::new("alpha", "2", &large),
+        NamedImage::new("beta", "1", &middle),
     ];
     site.fill(&registry, &whole);
     for (each, hours) in whole.iter().zip([3, 9, 6]) {
@@ -178,7 +184,7 @@ fn images_are_filtered_sorted_and_paged() {
         site.unused_for(each, 10 - hours);
     }
     // Its manifest alone, and after all of the others.
-    Named::new("gamma", "1", &partial).publish(&registry);
+    NamedImage::new("gamma", "1", &partial).publish(&registry);
     let server = site.serve();
     assert_eq!(get(server.address(), &manifest("library/gamma", "1")).status, 200);
     server.log();
@@ -311,7 +317,7 @@ fn upstreams_show_an_open_breaker() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
     let site = Site::new(&registry, "");
-    Named::new("app", "1", &image).publish(&registry);
+    NamedImage::new("app", "1", &image).publish(&registry);
     let server = site.serve();
     assert_eq!(get(server.address(), &manifest("library/app", "1")).status, 200);
     let endpoint =

@@ -1,4 +1,4 @@
-//! What is pinned: by the configuration, by lists, by hand; and that it stays.
+//! Pins from the configuration, from lists and from commands, and that pinned images are kept.
 
 use std::fs;
 
@@ -6,32 +6,22 @@ use serde_json::json;
 
 use crate::support::larder::until;
 use crate::support::process::run;
-use crate::support::site::{Named, Site, names, report};
+use crate::support::site::{NamedImage, Site, names, report};
 use crate::support::{FakeRegistry, Image, Index};
 
 #[test]
 fn pinned_images_are_kept_unless_pins_are_included() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c", "d", "e"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
+    let (_registry, site, images) =
+        Site::with_samples(&["alpine:3", "busybox:3", "debian:1", "nginx:1", "redis:1"]);
     let list = site.path("list");
     fs::write(&list, "# kept\nbusybox:3, nginx:1\n").expect("a file");
     site.configure(&format!("pin: ['docker.io/library/deb*']\npinLists: [{}]", list.display()));
-    let all = || {
-        ["alpine", "busybox", "debian", "nginx", "redis"].into_iter().zip(&images).map(
-            |(name, image)| {
-                let tag = if matches!(name, "alpine" | "busybox") { "3" } else { "1" };
-                Named::new(name, tag, image)
-            },
-        )
-    };
-    site.fill(&registry, &all().collect::<Vec<_>>());
     site.run_ok(&["pin", "alpine:3"]);
     let message = site.run_ok(&["prune", "*"]);
     assert!(message.contains("4 images match and are pinned (--include-pinned)"), "{message}");
-    let kept: Vec<String> = all().take(4).map(|each| each.full()).collect();
+    let kept: Vec<String> = images[..4].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
-    assert!(all().take(4).all(|each| site.has_all(&each)));
+    assert!(images[..4].iter().all(|each| site.has_all(each)));
     let message = report(&site.run_ok(&["prune", "*", "--include-pinned", "--json"]));
     assert_eq!([&message["removed"], &message["keptPinned"]], [&json!(4), &json!(0)]);
     assert!(site.listed(&[]).is_empty());
@@ -39,24 +29,18 @@ fn pinned_images_are_kept_unless_pins_are_included() {
 
 #[test]
 fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
+    let (_registry, site, images) = Site::with_samples(&["busybox:1", "debian:1", "redis:1"]);
     let list = site.path("list");
     fs::write(&list, "busybox:1").expect("a file");
     site.configure(&format!("pin: [debian]\npinLists: [{}]", list.display()));
-    let names = ["busybox", "debian", "redis"];
-    let all: Vec<Named> =
-        names.iter().zip(&images).map(|(name, image)| Named::new(name, "1", image)).collect();
-    site.fill(&registry, &all);
     let server = site.serve();
-    until("a note of what is pinned", || site.root().join("pins-configured").exists());
+    until("the configured pins to be recorded", || site.root().join("pins-configured").exists());
     let root = site.root().display().to_string();
     let without = |words: &[&str]| run(&[&["--image-path", &root], words].concat());
     let (code, message, stderr) = without(&["prune", "*"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(message.contains("2 images match and are pinned"), "{message}");
-    let kept: Vec<String> = all[..2].iter().map(Named::full).collect();
+    let kept: Vec<String> = images[..2].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
     let (_, pins, _) = without(&["pin"]);
     assert!(pins.contains("docker.io/library/debian  (configuration of the server)"), "{pins}");
@@ -66,10 +50,10 @@ fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
     site.configure("pin: [debian]");
     drop(server);
     let server = site.serve();
-    let noted = || fs::read_to_string(site.root().join("pins-configured")).unwrap_or_default();
-    until("a note of what is pinned now", || !noted().contains("busybox"));
+    let recorded = || fs::read_to_string(site.root().join("pins-configured")).unwrap_or_default();
+    until("the new pins to be recorded", || !recorded().contains("busybox"));
     assert_eq!(without(&["prune", "*"]).0, Some(0));
-    assert_eq!(site.listed(&[]), [all[1].full()]);
+    assert_eq!(site.listed(&[]), [images[1].full()]);
     drop(server);
 }
 
@@ -87,7 +71,7 @@ fn image_with_one_platform_pinned_by_digest_is_pinned_and_kept() {
     let kept = ["docker.io/library/app:1"];
     assert_eq!(site.listed(&["--pinned"]), kept);
     let server = site.serve();
-    let is_pinned = |of: &str| server.api(&format!("image?image={of}"))["pinned"].clone();
+    let is_pinned = |name: &str| server.api(&format!("image?image={name}"))["pinned"].clone();
     assert_eq!([is_pinned("app:1"), is_pinned("app:2"), is_pinned("copy:1")], [true, false, false]);
     server.wait_for_images(3);
     assert_eq!(names(&server.api("images?pinned=true")), kept);
@@ -97,16 +81,13 @@ fn image_with_one_platform_pinned_by_digest_is_pinned_and_kept() {
 
 #[test]
 fn unreadable_pins_stop_a_prune() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
+    let (_registry, site, images) = Site::with_samples(&["app:1"]);
     let list = site.path("list");
     site.configure(&format!("pinLists: [{}]", list.display()));
     let refused = |message: &str| {
         let (code, _, stderr) = site.run(&["prune", "*"]);
         assert!(code == Some(1) && stderr.contains(message), "{stderr}");
-        assert!(site.has(&image.digest()));
+        assert!(site.has_all(&images[0]));
     };
     refused("cannot read the pins in");
     fs::write(&list, "app:1\nA\n").expect("a file");
@@ -121,17 +102,8 @@ fn unreadable_pins_stop_a_prune() {
 
 #[test]
 fn pins_are_added_listed_and_removed() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "pin: [nginx]");
-    site.fill(
-        &registry,
-        &[
-            Named::new("alpine", "3", &images[0]),
-            Named::new("alpine", "edge", &images[1]),
-            Named::new("busybox", "1", &images[2]),
-        ],
-    );
+    let (_registry, site, _) = Site::with_samples(&["alpine:3", "alpine:edge", "busybox:1"]);
+    site.configure("pin: [nginx]");
     let list = site.path("more");
     fs::write(&list, "quay.io/org/*, busybox # both\n/^ghcr/\n").expect("a file");
     let list = list.display().to_string();
@@ -169,20 +141,17 @@ fn pins_are_added_listed_and_removed() {
         let (code, _, stderr) = site.run(words);
         assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
-    assert_eq!(site.listed(&["--pinned"]), pinned, "none of them is taken off if one cannot be");
+    assert_eq!(site.listed(&["--pinned"]), pinned, "no pin is removed if one of them cannot be");
     site.run_ok(&["unpin", "alpine:3", "/^ghcr/"]);
     assert_eq!(site.listed(&["--pinned"]), pinned[1..]);
 }
 
 #[test]
 fn import_pins_images_on_request() {
-    let registry = FakeRegistry::start();
-    let images = [Image::sample("a"), Image::sample("b")];
-    let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));
-    near.fill(&registry, &[Named::new("app", "1", &images[0])]);
+    let (_near_registry, near, _) = Site::with_samples(&["app:1"]);
+    let (_far_registry, far, _) = Site::with_samples(&["app:2"]);
     let bundle = near.path("one.tar").display().to_string();
     near.run_ok(&["export", "--all", "--output", &bundle]);
-    far.fill(&registry, &[Named::new("app", "2", &images[1])]);
     let (code, _, message) = far.run(&["import", "--pin", &bundle]);
     assert!(code == Some(0) && message.contains("1 images pinned"), "{message}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest, until};
 use crate::support::process::Process;
-use crate::support::site::{Named, Site, address_in};
+use crate::support::site::{NamedImage, Site, address_in};
 use crate::support::{FakeRegistry, Image, reserve_port};
 
 #[test]
@@ -38,7 +38,7 @@ fn probes_report_liveness_and_draining() {
 fn counters_follow_events() {
     let (registry, site, content, digest, gate) = Site::gated(500_000);
     let image = Image::sample("a");
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     registry.expect_unknown("/v2/library/app/manifests/9");
     let server = site.serve();

@@ -1,4 +1,4 @@
-//! Images that are removed because somebody says so, or because it is time; and what stays.
+//! Images that are removed by a command or by a schedule, and what is kept.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,27 +9,25 @@ use serde_json::{Value, json};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, files, manifest, until};
-use crate::support::site::{Named, Site, report, set_back};
+use crate::support::site::{NamedImage, Site, report, set_back};
 use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const HOURS: Duration = Duration::from_secs(2 * 3600);
 
-/// Two images that share their first layer.
-fn sharing() -> [Image; 2] {
-    [("one", 8), ("two", 9)]
-        .map(|(label, seed)| Image::new(label).layer(bytes(3000, 7)).layer(bytes(4000, seed)))
+/// A cache with `app:1` and `app:2`, which share their first layer.
+fn sharing_a_layer() -> (FakeRegistry, Site, Vec<NamedImage>) {
+    let [one, two] = [("one", 8), ("two", 9)]
+        .map(|(label, seed)| Image::new(label).layer(bytes(3000, 7)).layer(bytes(4000, seed)));
+    Site::filled(&[("app:1", &one), ("app:2", &two)])
 }
 
 #[test]
 fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
-    let registry = FakeRegistry::start();
-    let images = sharing();
-    let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
+    let (registry, site, images) = sharing_a_layer();
+    let [one, two] = &images[..] else { panic!("two images") };
     let server = site.serve();
     two.pull(server.address());
-    let shared = images[0].layers()[0].digest.clone();
+    let shared = one.image.layers()[0].digest.clone();
 
     let message = site.run_ok(&["prune", "app:1"]);
     assert!(message.starts_with("docker.io/library/app:1\n1 images removed, "), "{message}");
@@ -40,27 +38,24 @@ fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
     }
     registry.clear_requests();
     two.pull(server.address());
-    assert_eq!(registry.requests().len(), 0, "all of the other one is here");
+    assert_eq!(registry.requests().len(), 0, "the other image is still complete");
 
-    // The server may have the manifest in memory for a moment.
+    // The server may still have the manifest in memory for a moment.
     until("a cold pull", || {
-        get(server.address(), &manifest("library/app", "1"));
-        registry.count("GET", &manifest("library/app", "1")) == 1
+        get(server.address(), &one.target());
+        registry.count("GET", &one.target()) == 1
     });
     one.pull(server.address());
     assert_eq!(registry.count("GET", &blob("library/app", &shared)), 0);
-    assert_eq!(registry.count("GET", "/v2/library/app/blobs/*"), 2, "its config and its layer");
-    site.wait_for(&one);
+    assert_eq!(registry.count("GET", "/v2/library/app/blobs/*"), 2, "its config and its own layer");
+    site.wait_for(one);
     let log = server.log();
     assert!(!log.contains("[ERROR]") && !log.contains("[WARN]"), "{log}");
 }
 
 #[test]
 fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
-    let registry = FakeRegistry::start();
-    let images = sharing();
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
+    let (_registry, site, images) = sharing_a_layer();
     let before = site.listed(&[]);
     let dry = report(&site.run_ok(&["prune", "app:1", "--dry-run", "--json"]));
     let message = site.run_ok(&["prune", "app:1", "--dry-run"]);
@@ -69,15 +64,14 @@ fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
         "{message}"
     );
     assert_eq!(site.listed(&[]), before);
-    assert!(images.iter().all(|image| site.has(&image.digest())));
+    assert!(images.iter().all(|each| site.has_all(each)));
     let mut real = report(&site.run_ok(&["prune", "app:1", "--json"]));
     assert_eq!((&dry["dryRun"], &real["dryRun"]), (&json!(true), &json!(false)));
     real["dryRun"] = json!(true);
     assert_eq!(dry, real);
     assert_eq!(dry["images"], json!(["docker.io/library/app:1"]));
-    let freed = images[0].layers()[1].bytes.len()
-        + images[0].config().bytes.len()
-        + images[0].manifest().len();
+    let one = &images[0].image;
+    let freed = one.layers()[1].bytes.len() + one.config().bytes.len() + one.manifest().len();
     assert_eq!(
         [&dry["removed"], &dry["freedBytes"], &dry["blobsRemoved"], &dry["blobsShared"]],
         [&json!(1), &json!(freed), &json!(3), &json!(1)]
@@ -90,23 +84,12 @@ fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
 
 #[test]
 fn prune_conditions_must_all_match() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c", "d"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
-    let all = || {
-        [
-            Named::new("alpine", "3", &images[0]),
-            Named::new("alpine", "edge", &images[1]),
-            Named::new("busybox", "3", &images[2]),
-            Named::new("debian", "12", &images[3]),
-        ]
-    };
-    site.fill(&registry, &all());
-    for (each, hours) in all().iter().zip([50, 40, 30, 20]) {
+    let (_registry, site, images) =
+        Site::with_samples(&["alpine:3", "alpine:edge", "busybox:3", "debian:12"]);
+    site.fetched_ago(&images[3], 24 * 60);
+    for (each, hours) in images.iter().zip([50, 40, 30, 20]) {
         site.unused_for(each, hours);
     }
-    site.fetched_ago(&all()[3], 24 * 60);
-    site.unused_for(&all()[3], 20);
     let short = |name: &Value| name.as_str().unwrap().replace("docker.io/library/", "");
     for (words, gone) in [
         (&["alpine:3"][..], &["alpine:3"][..]),
@@ -134,15 +117,12 @@ fn prune_conditions_must_all_match() {
         assert_eq!(message["removed"], json!(gone.len()), "{words:?}");
     }
     site.run_ok(&["prune", "*", "--unused-for", "25h"]);
-    assert_eq!(site.listed(&[]), [all()[3].full()]);
+    assert_eq!(site.listed(&[]), [images[3].full()]);
 }
 
 #[test]
 fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
+    let (_registry, site, _) = Site::with_samples(&["app:1"]);
     for (words, message) in [
         (&[][..], "which images?"),
         (&["--dry-run"], "which images?"),
@@ -164,11 +144,8 @@ fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
 
 #[test]
 fn content_younger_than_ten_minutes_is_removed_by_a_later_prune() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
-    let young = &image.layers()[0].digest;
+    let (_registry, site, images) = Site::with_samples(&["app:1"]);
+    let young = &images[0].image.layers()[0].digest;
     let file = site.root().join("blobs").join(young.replace(':', "/"));
     set_back(&file, Duration::ZERO);
     let first = report(&site.run_ok(&["prune", "*", "--json"]));
@@ -182,13 +159,11 @@ fn content_younger_than_ten_minutes_is_removed_by_a_later_prune() {
 
 #[test]
 fn prune_does_not_interrupt_downloads_and_cached_blobs() {
-    let registry = FakeRegistry::start();
-    // Larger than what the sockets between server and client hold.
+    // Larger than the socket buffers between server and client.
     let cached = Image::new("cached").layer(bytes(12_000_000, 1));
     let arriving = Image::new("arriving").layer(bytes(400_000, 2));
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("cached", "1", &cached)]);
-    Named::new("arriving", "1", &arriving).publish(&registry);
+    let (registry, site, _) = Site::filled(&[("cached:1", &cached)]);
+    NamedImage::new("arriving", "1", &arriving).publish(&registry);
     let gate = Gate::new();
     let layer = &arriving.layers()[0];
     registry.fault(On::get_blob(&layer.digest), Fault::GateAfter(200_000, gate.clone()));
@@ -211,25 +186,21 @@ fn prune_does_not_interrupt_downloads_and_cached_blobs() {
     gate.open();
     let (rest, complete) = downloading.read_to_end();
     assert!(complete && rest == layer.bytes[100_000..]);
-    until("the layer's name", || site.has(&layer.digest));
+    until("the layer to be published", || site.has(&layer.digest));
 }
 
 #[test]
 fn pulls_during_prunes_get_the_right_bytes() {
-    let registry = FakeRegistry::start();
-    let images = sharing();
-    let all = || [Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])];
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &all());
+    let (_registry, site, images) = sharing_a_layer();
     let server = site.serve();
     for round in 0..5 {
         let (code, stdout, stderr) = thread::scope(|scope| {
-            for each in all() {
-                let serving = server.address();
-                // As many as its log, which nobody reads, has room for.
-                scope.spawn(move || (0..3).for_each(|_| each.pull(serving)));
+            for each in &images {
+                let address = server.address();
+                // No more pulls than the unread pipe of its log can take.
+                scope.spawn(move || (0..3).for_each(|_| each.pull(address)));
             }
-            // Files go and come meanwhile; those that are there are made old.
+            // Files come and go meanwhile; those that exist are aged.
             for path in files(&site.root().join("blobs")) {
                 if let Ok(file) = File::options().append(true).open(path) {
                     let _ = file.set_modified(SystemTime::now() - HOURS);
@@ -239,7 +210,7 @@ fn pulls_during_prunes_get_the_right_bytes() {
         });
         assert_eq!(code, Some(0), "{round}: {stdout}{stderr}");
     }
-    for each in all() {
+    for each in &images {
         each.pull(server.address());
     }
 }
@@ -247,17 +218,9 @@ fn pulls_during_prunes_get_the_right_bytes() {
 #[test]
 fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
     for is_dry_run in [false, true] {
-        let registry = FakeRegistry::start();
-        let images = [Image::sample("old"), Image::sample("new"), Image::sample("kept")];
-        let site = Site::new(&registry, "");
-        let all = [
-            Named::new("app", "old", &images[0]),
-            Named::new("app", "new", &images[1]),
-            Named::new("app", "kept", &images[2]),
-        ];
-        site.fill(&registry, &all);
-        site.unused_for(&all[0], 30);
-        site.unused_for(&all[2], 40);
+        let (_registry, site, images) = Site::with_samples(&["app:old", "app:new", "app:kept"]);
+        site.unused_for(&images[0], 30);
+        site.unused_for(&images[2], 40);
         site.configure(&format!(
             "pin: ['app:kept']\n\
              pruneConfig: {{enabled: true, duration: 1d, frequency: 1h, dryRun: {is_dry_run}}}"
@@ -271,29 +234,23 @@ fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
         let message = server.wait_for_log(words);
         assert!(message.contains("1 images are pinned"), "{message}");
         assert_eq!(site.listed(&[]).len(), if is_dry_run { 3 } else { 2 });
-        assert_eq!(site.has_all(&all[0]), is_dry_run);
-        assert!(site.has_all(&all[1]) && site.has_all(&all[2]));
-        until("the mark's renewal", || is_new(&mark));
+        assert_eq!(site.has_all(&images[0]), is_dry_run);
+        assert!(site.has_all(&images[1]) && site.has_all(&images[2]));
+        until("the mark to be renewed", || is_new(&mark));
     }
 }
 
 fn is_new(mark: &Path) -> bool {
-    let modified = fs::metadata(mark).and_then(|is| is.modified()).expect("it has a time");
+    let modified = fs::metadata(mark).and_then(|is| is.modified()).expect("a modification time");
     modified.elapsed().is_ok_and(|age| age < HOURS / 2)
 }
 
 #[test]
 fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
-    let all = || {
-        ["1", "2", "3"].into_iter().zip(&images).map(|(tag, image)| Named::new("app", tag, image))
-    };
-    site.fill(&registry, &all().collect::<Vec<_>>());
-    for (each, unused) in all().take(2).zip([2, 3]) {
-        site.fetched_ago(&each, 48);
-        site.unused_for(&each, unused);
+    let (_registry, site, images) = Site::with_samples(&["app:1", "app:2", "app:3"]);
+    for (each, unused) in images[..2].iter().zip([2, 3]) {
+        site.fetched_ago(each, 48);
+        site.unused_for(each, unused);
     }
     site.configure(
         "pruneConfig: {enabled: true, type: created, duration: 1d, frequency: 1h, count: 1}",
@@ -304,7 +261,7 @@ fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
     let mut server = site.serve();
     server.wait_for_log("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:1", "docker.io/library/app:3"]);
-    until("the mark's renewal", || is_new(&mark));
+    until("the mark to be renewed", || is_new(&mark));
     set_back(&mark, HOURS);
     server.process.wait_until_it_logs("pruneConfig: 1 images");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:3"]);
@@ -313,14 +270,10 @@ fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
 
 #[test]
 fn just_pulled_image_is_not_unused() {
-    let registry = FakeRegistry::start();
-    let images = [Image::sample("a"), Image::sample("b")];
-    let (one, two) = (Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1]));
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &images[0]), Named::new("app", "2", &images[1])]);
+    let (_registry, site, images) = Site::with_samples(&["app:1", "app:2"]);
     let server = site.serve();
-    one.pull(server.address());
+    images[0].pull(server.address());
     site.run_ok(&["prune", "--unused-for", "30m"]);
-    assert_eq!(site.listed(&[]), [one.full()]);
-    assert!(!site.has(&two.image.digest()));
+    assert_eq!(site.listed(&[]), [images[0].full()]);
+    assert!(!site.has(&images[1].image.digest()));
 }

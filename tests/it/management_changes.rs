@@ -1,4 +1,4 @@
-//! Changing something by the management API: downloads, pins, images.
+//! Changes through the management API: downloads, pins, images.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
-use crate::support::site::{Named, Site, escaped, names};
+use crate::support::site::{NamedImage, Site, escaped, names};
 use crate::support::{FakeRegistry, Image, Index};
 
 #[test]
@@ -17,7 +17,7 @@ fn cancelled_download_disconnects_its_client_and_is_resumed_from_the_partial() {
     let mut client = server.begin(&path);
     client.read_head();
     client.read_body(299_000);
-    until("all that has come", || server.api("flights")["flights"][0]["bytes"] == 300_000);
+    until("the bytes that were sent", || server.api("flights")["flights"][0]["bytes"] == 300_000);
     let expected = json!([{
         "upstream": "docker.io",
         "repository": "docker.io/library/big",
@@ -33,21 +33,21 @@ fn cancelled_download_disconnects_its_client_and_is_resumed_from_the_partial() {
     assert_eq!((got.status, &got.json()["cancelled"]), (202, &json!(digest)));
     gate.open();
     let (_, complete) = client.read_to_end();
-    assert!(!complete, "its client is cut");
-    until("the end of the flight", || server.api("flights")["flights"] == json!([]));
-    let left = &server.api("flights")["partials"][0];
-    let bytes = left["bytes"].as_u64().expect("a number");
-    assert!((300_000..1_000_000).contains(&bytes) && left["written"].is_string(), "{left}");
+    assert!(!complete, "its client is disconnected");
+    until("the download to end", || server.api("flights")["flights"] == json!([]));
+    let partial = &server.api("flights")["partials"][0];
+    let bytes = partial["bytes"].as_u64().expect("a number");
+    assert!((300_000..1_000_000).contains(&bytes) && partial["written"].is_string(), "{partial}");
     assert_eq!(server.call("DELETE", &what).status, 404);
     assert!(!site.has(&digest));
 
     let resumed = server.call("POST", "flights/resume");
     assert_eq!((resumed.status, &resumed.json()["resumed"]), (202, &json!(1)));
-    until("the blob's name", || site.has(&digest));
+    until("the blob to be published", || site.has(&digest));
     let asked = registry.requests_for("GET", &path);
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[1].header("range"), Some(&*format!("bytes={bytes}-")));
-    until("nothing to be left", || server.api("flights")["partials"] == json!([]));
+    until("the partial download to be gone", || server.api("flights")["partials"] == json!([]));
     assert_eq!(server.call("POST", "flights/resume").json()["resumed"], 0);
     assert!(get(server.address(), &path).body == content);
     assert_eq!(server.metric("larder_download_resumes_total"), 1.0);
@@ -73,10 +73,7 @@ fn next_client_restarts_a_cancelled_download() {
 
 #[test]
 fn pins_are_added_removed_and_listed_by_the_api() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("a");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
+    let (_registry, site, _) = Site::with_samples(&["app:1"]);
     let list = site.path("list");
     fs::write(&list, "quay.io/org/app\n").expect("a file");
     site.configure(&format!("pin: ['*/base:*']\npinLists: [{}]", list.display()));
@@ -85,11 +82,11 @@ fn pins_are_added_removed_and_listed_by_the_api() {
         let got = server.call(method, &format!("pins?pattern={}", escaped(pattern)));
         (got.status, got.json())
     };
-    let told =
+    let answer =
         |pattern: &str, changed: bool| (200, json!({"pattern": pattern, "changed": changed}));
-    assert_eq!(pin("POST", "app:1"), told("docker.io/library/app:1", true));
-    assert_eq!(pin("POST", "app:1"), told("docker.io/library/app:1", false));
-    assert_eq!(pin("POST", "/^ghcr/"), told("/^ghcr/", true));
+    assert_eq!(pin("POST", "app:1"), answer("docker.io/library/app:1", true));
+    assert_eq!(pin("POST", "app:1"), answer("docker.io/library/app:1", false));
+    assert_eq!(pin("POST", "/^ghcr/"), answer("/^ghcr/", true));
     let pins = server.api("pins");
     let expected = json!([
         {"pattern": "*/base:*", "source": "configuration"},
@@ -111,9 +108,9 @@ fn pins_are_added_removed_and_listed_by_the_api() {
     assert_eq!(
         server.api("pins")["pins"].as_array().map(Vec::len),
         Some(3),
-        "a command's work shows"
+        "the API shows what a command has changed"
     );
-    assert_eq!(pin("DELETE", "app:1"), told("docker.io/library/app:1", true));
+    assert_eq!(pin("DELETE", "app:1"), answer("docker.io/library/app:1", true));
     for pattern in ["app:1", "*/base:*", "quay.io/org/app"] {
         let (status, message) = pin("DELETE", pattern);
         assert!(
@@ -129,13 +126,9 @@ fn pins_are_added_removed_and_listed_by_the_api() {
 
 #[test]
 fn prune_by_the_api_removes_selected_images_and_updates_the_list() {
-    let registry = FakeRegistry::start();
-    let all: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "pin: ['app:3']");
-    let named_all =
-        || ["1", "2", "3"].into_iter().zip(&all).map(|(tag, image)| Named::new("app", tag, image));
-    site.fill(&registry, &named_all().collect::<Vec<_>>());
-    named_all().zip([5, 3, 7]).for_each(|(each, hours)| site.unused_for(&each, hours));
+    let (registry, site, images) = Site::with_samples(&["app:1", "app:2", "app:3"]);
+    site.configure("pin: ['app:3']");
+    images.iter().zip([5, 3, 7]).for_each(|(each, hours)| site.unused_for(each, hours));
     let server = site.serve();
     server.wait_for_images(3);
     let prune = |query: &str| {
@@ -159,7 +152,7 @@ fn prune_by_the_api_removes_selected_images_and_updates_the_list() {
     assert_eq!(
         registry.count("GET", "/v2/library/app/manifests/1"),
         1,
-        "it is a cold pull at once"
+        "the next pull is a miss at once"
     );
     assert_eq!(prune("pattern=*&pattern=app:2&includePinned=true")["removed"], 3);
     assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 4.0);
@@ -178,15 +171,15 @@ fn prefetch_completes_an_image() {
     let server = site.serve();
     let got = server.call("POST", "prefetch?image=app");
     assert_eq!((got.status, &got.json()["image"]), (202, &json!("docker.io/library/app:latest")));
-    // All platforms are configured.
+    // The configuration selects all platforms.
     for image in [&amd64, &arm64] {
-        site.wait_for(&Named::new("app", "latest", image));
+        site.wait_for(&NamedImage::new("app", "latest", image));
     }
     let shown = server.api("image?image=app");
     assert_eq!((&shown["complete"], &shown["missingBytes"]), (&json!(true), &json!(0)));
     assert_eq!(shown["platforms"].as_array().map(Vec::len), Some(2));
     registry.stop();
-    Named::new("app", &amd64.digest(), &amd64).pull(server.address());
+    NamedImage::new("app", &amd64.digest(), &amd64).pull(server.address());
 }
 
 #[test]
