@@ -1,4 +1,4 @@
-//! What one client, or one registry, can do to the others: nothing.
+//! Isolation: no client and no registry can harm the others.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn requests_for_missing_content_create_no_files() {
     assert_eq!(entries(&larder), before);
 }
 
-/// Two registries, of which the first is what requests without a name mean and the second is `hostile`.
+/// Two registries. Requests without a registry name address the first; the second is `hostile`.
 fn beside_a_hostile_registry(
     change: impl FnOnce(&mut Settings),
 ) -> (FakeRegistry, FakeRegistry, Larder) {
@@ -44,7 +44,7 @@ fn beside_a_hostile_registry(
         settings.list("hostile.test", &hostile);
         settings.alias("hostile", "hostile.test");
         (settings.cache.manifest_fetchers, settings.cache.blob_fetchers) = (4, 4);
-        // Here a registry that holds its answers back does so until the test opens the gate.
+        // In these tests a registry stalls until the test opens the gate.
         settings.upstream.timeouts.headers = Duration::from_secs(60);
         settings.upstream.timeouts.metadata = Duration::from_secs(60);
         settings.upstream.timeouts.stall = Duration::from_secs(60);
@@ -69,7 +69,7 @@ fn requests_of_disconnected_clients_are_not_sent_to_the_registry() {
     let clients = begin_many(&larder, burst);
     gate.wait_until_reached(2);
     until("the burst to be queued", || larder.cache().load().manifest_pool.queued == 298);
-    // Some crash, and some close their connection in order.
+    // Some clients reset their connections, the others close them cleanly.
     let (crashed, closed): (Vec<_>, Vec<_>) =
         clients.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);
     crashed.into_iter().for_each(|(_, client)| client.reset());
@@ -96,13 +96,13 @@ fn slow_registries_leave_fetchers_for_the_others() {
     let manifests = (0..10).map(|n| manifest("hostile/a", &format!("v{n}")));
     hostile.expect_unknown("/v2/a/manifests/*");
     let _clients = begin_many(&larder, blobs.chain(manifests));
-    // Two fetchers of four for manifests, and two of four for blobs.
+    // Two of four manifest fetchers, and two of four blob fetchers.
     gate.wait_until_reached(4);
     for n in 0..5 {
         let image = Image::sample(&n.to_string());
         good.add(REPOSITORY, &n.to_string(), &image);
         assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
-        // Layers are fetched in the background, where the registry that drips holds nothing up either.
+        // Layers are fetched in the background, and the slow registry does not delay them either.
         image.layers().iter().for_each(|layer| larder.wait_until_cached(&layer.digest));
     }
     assert_eq!(gate.reached(), 4);
@@ -114,7 +114,7 @@ fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
     let (_good, hostile, mut larder) = beside_a_hostile_registry(|_| {});
     let digest = hostile.add_blob("a", &bytes(100_000, 1));
     hostile.fault(On::get_blob(&digest), Fault::CutAfter(50_000));
-    // It breaks off, before or after its head has reached the client.
+    // The download breaks off, before or after its head has reached the client.
     larder.get(&blob("hostile/a", &digest));
     until("the download to have ended", || larder.cache().load().blob_pool.busy == 0);
     assert_eq!(larder.partials().len(), 1);
@@ -194,7 +194,7 @@ fn request_that_was_never_sent_does_not_mark_its_registry_as_failing() {
     gate.open();
     let new = Image::sample("new");
     good.add(REPOSITORY, "v1", &new);
-    // The clock stands still: if the registry counted as failing, this would not be asked for.
+    // Time does not advance: if the registry counted as failing, it would not be asked.
     until("the new manifest", || larder.get(&manifest(REPOSITORY, "v1")).body == new.manifest());
 }
 
@@ -228,7 +228,7 @@ fn wrong_size_in_a_manifest_does_not_affect_other_repositories() {
     }
 }
 
-/// Files and directories below the cache directory, at any depth.
+/// All files and directories below the cache directory.
 fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     let mut all = files(&larder.root());
     let directories = ["partials", "refs", "incoming"].map(|name| larder.root().join(name));
@@ -242,7 +242,7 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     all
 }
 
-/// Run by the next test in a process of its own, whose descriptors it takes away.
+/// The next test runs this one in a separate process, which takes its own file descriptors away.
 #[test]
 fn child_process_without_file_descriptors() {
     if std::env::var_os("LARDER_TEST_NO_DESCRIPTORS").is_none() {
@@ -259,7 +259,7 @@ fn child_process_without_file_descriptors() {
             assert_eq!(larder.get(target).status, 200);
         }
         larder.wait_until_cached(&layer.digest);
-        // What is in memory was read before: it must be looked for on the disk.
+        // Clear the memory caches, so that the next requests have to read the disk.
         larder.restart_with(|settings| settings.cache.air_gapped = is_air_gapped);
         let mut connection = larder.connect();
         assert_eq!(connection.get("/v2/").status, 200);

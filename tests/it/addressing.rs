@@ -1,6 +1,6 @@
-//! Which upstream a request means, and which may be dialled at all.
+//! Which upstream a request addresses, and which upstreams may be contacted.
 //!
-//! Proves P-15, P-16, P-17, P-33 (private addresses, traversal), P-40, P-61.
+//! Proves protocol 1.1, 1.2, 1.3, 1.4, 1.5, 1.6 and 2.4 (docs/protocol.md).
 
 use larder::upstream::{ApiPath, UnlistedRegistries};
 
@@ -24,7 +24,7 @@ fn namespace_path_or_header_selects_the_upstream() {
         settings.alias("mirror", "reg:5000");
     });
     let path = manifest(REPOSITORY, "v1");
-    // Target, header, the upstream that is meant, and whether it is told back.
+    // Target, header, the expected upstream, and whether the response names it.
     let table = [
         (format!("{path}?ns=reg.example.com"), None, names[0], true),
         (format!("{path}?ns=REG.Example.COM"), None, names[0], true),

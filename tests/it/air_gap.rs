@@ -1,6 +1,6 @@
-//! No upstream at all, and no room to write: what was pulled is served, nobody is asked.
+//! Air-gapped mode and read-only caches: cached content is served, and no upstream is contacted.
 //!
-//! Proves P-28 and P-31 (read-only, for manifests), and DESIGN.md section 6, `airGapped`.
+//! Proves protocol 14.1 and 14.5 (docs/protocol.md), and `airGapped` (docs/configuration.md).
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Image, Index, Larder, absent_digest};
 
 const REPOSITORY: &str = "team/app";
 
-/// An image that was pulled, tag, config and layers, and a server that is stopped.
+/// A pulled image (tag, config and layers) and a stopped server.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -79,7 +79,7 @@ fn air_gapped_index_serves_the_children_that_were_pulled() {
 
 #[test]
 fn manifest_is_served_only_in_the_repository_it_was_pulled_from() {
-    // Who may pull `team/app` upstream need not be allowed to pull `team/secret`.
+    // A client that may pull `team/app` upstream may lack access to `team/secret`.
     let (_registry, mut larder, image) = pulled();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
     assert_eq!(larder.get(&manifest("team/other", &image.digest())).status, 404);
@@ -90,7 +90,7 @@ fn read_only_cache_serves_hits_and_passes_manifests_through() {
     let (registry, mut larder, image) = pulled();
     let new = Image::sample("new");
     registry.add(REPOSITORY, "v2", &new);
-    // Permissions do not stop root; a file in the way stops everybody.
+    // Root ignores permissions, so a file in place of the directory blocks writing.
     let incoming = larder.root().join("incoming");
     fs::remove_dir_all(&incoming).unwrap();
     fs::write(&incoming, b"in the way").unwrap();

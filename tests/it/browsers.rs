@@ -1,4 +1,4 @@
-//! What browsers, terminals and logs get to see, whoever made it up.
+//! Protection of browsers, terminals and logs from untrusted content.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ const SANDBOX: &str = "default-src 'none'; sandbox";
 
 fn raw(address: SocketAddr, bytes: &str) -> Response {
     let mut connection = Connection::open(address);
-    // It may be refused before its end.
+    // The server may refuse the request before it ends.
     let _ = connection.try_send_raw(bytes.as_bytes());
     connection.read_response()
 }
@@ -84,7 +84,7 @@ fn every_response_forbids_sniffing_and_is_sandboxed() {
         assert_eq!(got.headers_named(NO_SNIFFING), ["nosniff"], "{what}: {got:?}");
         assert_eq!(got.headers_named(POLICY), [SANDBOX], "{what}: {got:?}");
     }
-    // The page has a policy of its own, by which it works, and one only.
+    // The status page has one policy only, its own.
     for target in ["/", "/page.js", "/page.css"] {
         let got = request(management, "GET", target, &[]);
         assert_eq!(got.headers_named(NO_SNIFFING), ["nosniff"], "{target}");
@@ -133,7 +133,7 @@ fn large_manifest_is_sent_from_its_file() {
         assert_eq!(client.read_head().status, 200);
         client
     };
-    // The first is a miss. None of them takes more than the kernel's buffers have room for.
+    // The first is a miss. Each response exceeds what the kernel buffers.
     let mut clients: Vec<_> = (0..20).map(|_| begin()).collect();
     assert_eq!(server.metric("larder_response_memory_bytes"), 0.0);
     for client in &mut clients {
@@ -155,7 +155,7 @@ fn hosts_outside_allowed_hosts_get_421() {
     }
     let refused = request(server.address(), "GET", "/v2/", &[("Host", "evil.example")]);
     assert!(refused.text().contains("allowedHosts"), "{refused:?}");
-    // Probes have a port of their own.
+    // The management port is exempt.
     assert_eq!(request(server.management, "GET", "/livez", &[("Host", "a.b")]).status, 200);
     site.configure("allowedHosts: [evil.example]\n");
     server.process.signal("HUP");

@@ -1,7 +1,7 @@
-//! `larder export`, and `larder import` of what it wrote.
+//! `larder export`, and `larder import` of its bundles.
 //!
-//! Proves that what goes out comes back byte for byte, in every form; what a delta leaves out; what is
-//! refused before anything is written.
+//! Proves that content survives the round trip byte for byte in every format, what a delta omits, and what is refused
+//! before anything is written.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn two_platforms() -> Index {
     Index::new().image(&Image::sample("amd")).image(&arm)
 }
 
-/// What a bundle says it holds: name by annotation, digest.
+/// The images that a bundle lists: name from an annotation, digest.
 fn listed(tar: &[u8], annotation: &str) -> Vec<(String, String)> {
     let index =
         entries(tar).into_iter().find(|(path, _)| path == "index.json").expect("there is one");
@@ -118,7 +118,7 @@ fn delta_contains_only_what_the_target_lacks() {
     let missing = digest_of(&base);
     empty.larder(&["import", &delta]).fails(1, &[HELLO, &missing, "5000 bytes", "not imported"]);
     assert!(empty.tags().is_empty() && empty.manifests().is_empty());
-    // What came is kept, and the rest makes it whole.
+    // The imported part is kept, and the rest completes it.
     far.larder(&["export", HELLO, "--output", "all.tar"]).succeeds();
     empty.larder(&["import", &far.path("all.tar").display().to_string()]).succeeds();
     assert!(empty.tags().contains_key(HELLO));

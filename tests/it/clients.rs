@@ -1,6 +1,6 @@
-//! HTTP as clients really speak it: old versions, odd forms, several requests at once.
+//! HTTP as clients use it: old versions, unusual forms, several requests at once.
 //!
-//! Proves P-33 (over-long headers), P-62, and that answers to pipelined requests keep their order.
+//! Proves protocol 2.4 and 9.1 (docs/protocol.md), and that responses to pipelined requests keep their order.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{End, FakeRegistry, Image, Larder, bytes};

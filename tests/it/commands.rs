@@ -1,4 +1,4 @@
-//! The commands beside the server: what they print, and that it heeds them.
+//! Commands next to a running server: their output and their effect on the server.
 
 use std::fs;
 use std::path::Path;
@@ -78,7 +78,7 @@ fn list_shows_cached_and_missing_content() {
     let (whole, partial) = (Image::sample("whole"), Image::sample("partial"));
     registry.add(REPOSITORY, "v1", &whole);
     registry.add(REPOSITORY, "v2", &partial);
-    // What cannot be had keeps an image from being completed.
+    // Missing content keeps an image from being complete.
     let missing = &partial.layers()[0];
     registry.remove_blob(REPOSITORY, &missing.digest);
     registry.expect_unknown(&blob(REPOSITORY, &missing.digest));
@@ -140,7 +140,7 @@ fn site(directory: &Path, registry: &FakeRegistry) -> (String, String) {
     (config.display().to_string(), directory.join("cache").display().to_string())
 }
 
-/// Runs a command on that site.
+/// Runs a command on this cache.
 fn on(site: &(String, String), words: &[&str]) -> (Option<i32>, String, String) {
     run(&[&["--config-file", &site.0, "--image-path", &site.1], words].concat())
 }

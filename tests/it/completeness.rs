@@ -1,7 +1,7 @@
-//! What belongs to an image, for every kind of image that registries have.
+//! What a complete image consists of, for every kind of image that registries serve.
 //!
-//! Windows base images have layers that the registry may not distribute; indexes have children without a
-//! platform, indexes and attestations; and documents that Go clients accept are accepted here.
+//! Windows base images have layers that registries may not distribute. Children of an index may have no platform, or
+//! be indexes or attestations themselves. Manifests that Go clients accept are accepted.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::support::{FakeRegistry, Larder, absent_digest, bytes, digest_of, medi
 const REPOSITORY: &str = "team/app";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// A registry, and the documents that are put into it.
+/// A registry and the manifests that a test adds to it.
 struct Shelf(FakeRegistry);
 
 impl Shelf {
@@ -25,7 +25,7 @@ impl Shelf {
         json!({"mediaType": media_type, "digest": digest, "size": content.len()})
     }
 
-    /// An image with a layer of its own and those further ones.
+    /// An image with a layer of its own and the given additional layers.
     fn image(&self, label: &str, extra: &[Value]) -> Value {
         let config = json!({"architecture": "amd64", "os": "linux", "label": label}).to_string();
         let config = self.blob(media_type::OCI_CONFIG, config.as_bytes());
@@ -57,7 +57,7 @@ impl Shelf {
         self.0.requests().iter().any(|request| request.path.contains(digest))
     }
 
-    /// A cache with commands, of which this is the only registry.
+    /// A cache for commands, with this registry only.
     fn site(&self) -> Commands {
         let site = Site::new();
         let registry = format!("{{name: \"{}\", scheme: http}}", self.0.host());
@@ -70,7 +70,7 @@ impl Shelf {
     }
 }
 
-/// The commands of one cache.
+/// Commands on one cache.
 struct Commands(Site);
 
 impl Commands {
@@ -104,7 +104,7 @@ fn attestation_of(image: &Value, descriptor: Value) -> Value {
     with(on(descriptor, "unknown", "unknown"), "annotations", annotations)
 }
 
-/// Layers that the registry does not have, in each of their forms.
+/// Layers that the registry does not serve, in every form.
 fn foreign_layers() -> Vec<Value> {
     let urls = json!(["http://127.0.0.1:1/never-asked"]);
     [

@@ -1,6 +1,6 @@
-//! Credential helpers: asked once for many requests, asked again when refused, and never trusted to work.
+//! Credential helpers: run once for many requests, run again after a refusal, and never trusted to work.
 //!
-//! Proves P-44.
+//! Proves protocol 10.6 (docs/protocol.md).
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::support::{FakeRegistry, Image, Larder, Response, TokenServer, base64,
 
 const REPOSITORY: &str = "team/app";
 
-/// A helper that notes each start and prints what a file says.
+/// A helper that records each start and prints the content of a file.
 struct Helper {
     directory: tempfile::TempDir,
 }
@@ -170,7 +170,7 @@ fn errors_name_the_failing_helper_and_omit_its_output() {
         let (registry, _) = registry_with_image();
         registry.require_basic("u", "pw");
         let helper = Helper::doing(text);
-        // Only the one that hangs needs its time to pass.
+        // Only the hanging helper needs time to pass.
         let timeout = if text == hang { seconds(1) / 5 } else { seconds(10) };
         let settings = HelperSettings { timeout, ..helper.settings() };
         let larder = Larder::start_with(&registry, set(Credentials::Helper(settings)));
@@ -207,7 +207,7 @@ fn cached_images_are_served_while_the_helper_fails() {
     assert!(got.body == image.manifest() && got.header("warning").is_some(), "{got:?}");
 }
 
-/// A server whose registry has that helper in a `config.json`, and the directory of the helper in `PATH`.
+/// A server with a `config.json` that names the helper for its registry. The directory of the helper is in `PATH`.
 fn serve_by_docker_config(
     registry: &FakeRegistry,
     helper: &Helper,
@@ -293,7 +293,7 @@ fn logins_may_differ_by_repository_path() {
     }
 }
 
-/// A failure that says these words, and no secret.
+/// Asserts that the response is an error with these words and without a secret.
 #[track_caller]
 fn assert_names(got: &Response, words: &str) {
     assert!(got.status >= 400 && got.text().contains(words), "{got:?}");

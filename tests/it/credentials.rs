@@ -1,6 +1,6 @@
-//! Credentials: shown to the registry they are for and to its token service, and to nobody else.
+//! Credentials go to their registry and to its token service only.
 //!
-//! Proves P-18, P-20 and P-45 with credentials.
+//! Proves protocol 10.1, 10.2, 10.4, 11.2 and 11.3 (docs/protocol.md).
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What the documents claim, compared with what is there.
+//! Claims of the documents, compared with the code.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::support::source::sources;
 
 const SECURITY: &str = "docs/security.md";
 
-/// The rows of the threat table: the threat, and the column that says what shows the defence.
+/// The rows of the threat table: the threat, and the column that lists its tests.
 fn threats(text: &str) -> Vec<(String, String)> {
     let table = text.lines().skip_while(|line| !line.starts_with("| threat |")).skip(2);
     let rows = table.take_while(|line| line.starts_with('|')).map(|line| {
@@ -18,12 +18,12 @@ fn threats(text: &str) -> Vec<(String, String)> {
     rows.collect()
 }
 
-/// What stands between backquotes.
+/// The texts in backquotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The end-to-end cases that a cell names: quoted, in the part that begins with "case" or "cases".
+/// The end-to-end cases that a cell names: quoted names in the part that starts with "case" or "cases".
 fn cases(cell: &str) -> Vec<&str> {
     cell.split(';').filter(|part| part.trim_start().starts_with("case")).flat_map(quoted).collect()
 }

@@ -1,6 +1,6 @@
-//! Logins that Amazon hands out: had with keys from wherever its SDKs find them, renewed when they expire.
+//! Logins for Amazon ECR: obtained with keys from every source that Amazon's SDKs search, and renewed when they expire.
 //!
-//! Proves P-44 for ECR.
+//! Proves protocol 10.6 (docs/protocol.md).
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::{FakeAws, FakeRegistry, Image, Larder, Response};
 
 const REPOSITORY: &str = "team/app";
 
-/// A registry of Amazon's with an image, whose password is `pw`, and the services beside it.
+/// An ECR registry with an image and the password `pw`, and the AWS services.
 fn amazon() -> (FakeAws, FakeRegistry, Image) {
     let (aws, registry, image) = (FakeAws::start(), FakeRegistry::start(), Image::sample("v1"));
     registry.add(REPOSITORY, "v1", &image);
@@ -41,7 +41,7 @@ fn start_as(registry: &FakeRegistry, environment: AwsEnvironment, profile: Optio
     })
 }
 
-/// Pulls, and returns who signed the one request for a login, and with which session.
+/// Pulls, and returns the key and the session that signed the only login request.
 #[track_caller]
 fn signer(larder: &Larder, aws: &FakeAws) -> (String, Option<String>) {
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
@@ -54,7 +54,7 @@ fn signer(larder: &Larder, aws: &FakeAws) -> (String, Option<String>) {
     (id.to_owned(), session)
 }
 
-/// A failure that says these words, and no secret.
+/// Asserts that the response is an error with these words and without a secret.
 #[track_caller]
 fn assert_says(got: &Response, words: &[&str]) {
     assert!(got.status >= 400, "{got:?}");

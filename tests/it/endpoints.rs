@@ -1,6 +1,6 @@
-//! Several endpoints of one registry: asked in order, the next one when one fails, and none too often.
+//! Several endpoints of one registry: tried in order, and skipped while they fail.
 //!
-//! Proves P-48, and P-8 over more than one endpoint.
+//! Proves protocol 6.4, 14.3 and 14.4 (docs/protocol.md).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
 
-/// One registry name, a mirror and then the registry itself behind it.
+/// A mirror and a registry, which become the endpoints of one name.
 fn two() -> (FakeRegistry, FakeRegistry) {
     (FakeRegistry::start(), FakeRegistry::start())
 }
@@ -30,7 +30,7 @@ fn start(
     })
 }
 
-/// As [`start`], with downloads that go on without waiting.
+/// As [`start`], with downloads that resume without a delay.
 fn start_resuming(mirror: &FakeRegistry, registry: &FakeRegistry) -> Larder {
     start(mirror, registry, |settings| {
         settings.cache.retry =
@@ -88,7 +88,7 @@ fn failing_mirror_outweighs_a_404_from_the_registry() {
     }
     mirror.fault(On::anything(), Fault::status(500));
     let larder = start(&mirror, &registry, |_| {});
-    // 404 would be remembered, and would say that there is no such tag.
+    // A 404 would be cached, and would claim that there is no such tag.
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
     mirror.clear_faults();
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 404);
@@ -106,7 +106,7 @@ fn download_interrupted_at_the_mirror_continues_at_the_registry() {
     assert!(got.complete && got.body == content, "{got:?}");
     let asked = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
     assert_eq!(asked.len(), 1);
-    // How much of what was sent arrives before a reset is the network's affair.
+    // How many bytes arrive before a reset depends on the network.
     let range = asked[0].header("range").unwrap_or_default();
     let from: u64 = range["bytes=".len()..range.len() - 1].parse().unwrap();
     assert!(from <= 100_000, "{range}");
@@ -137,10 +137,11 @@ fn wrong_bytes_from_the_mirror_are_replaced_from_the_registry() {
     registry.add_blob(REPOSITORY, &content);
     mirror.fault(On::get_blob(&digest), Fault::WrongBytes);
     let larder = start(&mirror, &registry, |_| {});
-    // Cut, unless the verdict came before the head had left: then the second try is waited for.
+    // The response is cut, unless the digest was checked before its head was sent. In that case the client waits for the
+    // second attempt.
     let first = larder.get(&blob(REPOSITORY, &digest));
     assert!(!(first.complete && first.status == 200) || first.body == content, "{first:?}");
-    // Nobody asks again, and it comes all the same.
+    // The second attempt needs no further request.
     larder.wait_until_cached(&digest);
     assert!(larder.get(&blob(REPOSITORY, &digest)).body == content);
     let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
@@ -153,7 +154,7 @@ fn client_that_received_no_wrong_byte_gets_the_right_content() {
     let content = bytes(100_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
     registry.add_blob(REPOSITORY, &content);
-    // Without a length, the head waits for the digest.
+    // Without a Content-Length, the head waits for the digest.
     let fault = Fault::All(vec![Fault::WrongBytes, Fault::NoContentLength]);
     mirror.fault(On::get_blob(&digest), fault);
     let larder = start(&mirror, &registry, |_| {});
@@ -179,7 +180,7 @@ fn endpoint_with_consecutive_failures_is_skipped() {
     for (n, image) in images.iter().enumerate() {
         assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
     }
-    // Three that clients caused, and the probe.
+    // Three requests for clients, and the probe.
     assert_eq!((mirror.requests().len(), mirror.count("GET", "/v2/")), (4, 1));
     let statuses = larder.upstreams();
     let [first, second] = &statuses[0].endpoints[..] else { panic!("two endpoints") };
@@ -212,7 +213,7 @@ fn half_open_breaker_sends_one_probe() {
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.breaker = breaker(Duration::ZERO);
     });
-    // Each request that is closed on is sent once more, as on a connection that had gone stale.
+    // Each request whose connection is closed is retried once, as if the connection had been stale.
     for _ in 0..2 {
         larder.get(&manifest(REPOSITORY, "v1"));
     }

@@ -1,4 +1,4 @@
-//! HTTP as registries, object stores and what is in front of them really speak it.
+//! HTTP as registries, object stores and their proxies use it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes, digest_of, m
 
 const REPOSITORY: &str = "team/app";
 
-/// An answer in raw bytes: these lines before the usual ones, and the body.
+/// A raw response: these header lines before the usual ones, and the body.
 fn raw(before: &str, lines: &str, body: &[u8]) -> Fault {
     let head = format!("{before}HTTP/1.1 200 OK\r\n{lines}\r\n\r\n");
     Fault::Raw([head.as_bytes(), body].concat())
@@ -243,7 +243,7 @@ fn rate_limit_of_an_object_store_does_not_apply_to_the_registry() {
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
         }
-        // A cached tag is confirmed, and not served as stale.
+        // A cached tag is revalidated, not served stale.
         larder.advance(seconds(3600));
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).header("warning"), None);
     }
@@ -293,10 +293,10 @@ fn pull_that_starts_with_head_is_cached_under_its_tag() {
     let digest = registry.add(REPOSITORY, "v1", &image);
     registry.add(REPOSITORY, "other", &image);
     let larder = Larder::start(&registry);
-    // As containerd does it.
+    // containerd starts a pull like this.
     assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
     assert!(larder.get(&manifest(REPOSITORY, &digest)).body == image.manifest());
-    // The manifest is cached under another tag already.
+    // The manifest is already cached under another tag.
     assert_eq!(larder.head(&manifest(REPOSITORY, "other")).status, 200);
     assert_eq!(registry.count("GET", "/v2/*"), 1);
     registry.stop();

@@ -1,6 +1,6 @@
-//! A disk that takes nothing more: pulls succeed all the same, past the cache, and say so.
+//! Caches that cannot be written: pulls pass through, and the log reports it.
 //!
-//! Proves P-31, and P-10 for what is not kept.
+//! Proves protocol 13.2 and 14.5 (docs/protocol.md).
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 const NOT_CACHED: Option<&str> = Some("larder; fwd=miss; detail=not-cached");
 
-/// A server whose cache directory cannot be written, whoever runs the test.
+/// A server whose cache directory is not writable, even for root.
 fn read_only(registry: &FakeRegistry) -> Larder {
     read_only_with(registry, RetryPolicy { fruitless_max: 0, ..RetryPolicy::default() })
 }
@@ -20,7 +20,7 @@ fn read_only(registry: &FakeRegistry) -> Larder {
 fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
     let mut larder = Larder::start_with(registry, |settings| settings.cache.retry = retry);
     larder.stop();
-    // Permissions do not stop root; a file in the way stops everybody.
+    // Root ignores permissions, so a file in place of the directory blocks writing.
     let incoming = larder.root().join("incoming");
     fs::remove_dir_all(&incoming).expect("it is a directory");
     fs::write(&incoming, b"in the way").expect("a file can be written");
@@ -111,7 +111,7 @@ fn disconnecting_client_ends_its_pass_through_download() {
         client.read_head();
         client.read_body(1000);
     }
-    // Twenty that leave hold no fetcher from who comes after them: there are sixteen.
+    // Twenty clients that leave must release their fetchers: there are only sixteen.
     let got = larder.request("GET", &path, &[("Range", "bytes=0-9")]);
     assert_eq!((got.status, got.body.len()), (206, 10));
 }

@@ -1,11 +1,11 @@
-//! `helloWorld`: an image of Larder's own, where no registry can be reached.
+//! `helloWorld`: a built-in image for sites that cannot reach a registry.
 
 use crate::support::client::get;
 use crate::support::process::{Process, run};
 
 const PATH: &str = "/v2/library/hello-world";
 
-/// Such a server asks a registry every time if it asks at all, and may not ask this one.
+/// This server revalidates tags on every request, and may not contact the registry.
 const CLOSED: &str = "fsync: false\ntagTtl: 0\nalwaysPullLatest: true\nunlistedRegistries: deny\n";
 
 fn serve(directory: &std::path::Path) -> Process {

@@ -1,5 +1,5 @@
-//! Manifests, configs and archives that are made to do harm: too many descriptors, texts of megabytes,
-//! control characters, archives that ask for the same work over and over.
+//! Malicious manifests, configs and archives: too many descriptors, texts of megabytes, control characters, archives
+//! that demand the same work many times.
 
 use std::fs;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::support::site::{NamedImage, Site as Cache};
 use crate::support::{FakeRegistry, Image, Larder, digest_of, media_type};
 
 const REPOSITORY: &str = "team/app";
-/// Clears a screen, reverses what follows, forges a line.
+/// Clears the screen, reverses the following text, forges a line.
 const HOSTILE: &str = "\u{1b}[2J\u{202e}\u{2066}\nforged: line\r\u{7}";
 
 fn layers(count: usize) -> Value {
@@ -32,7 +32,7 @@ fn image(layers: &Value) -> String {
         .to_string()
 }
 
-/// Nothing that a terminal or a reader takes for more than text.
+/// Asserts that a text has no characters that terminals or readers interpret.
 #[track_caller]
 fn is_harmless(text: &str) {
     let is_harmful = |char: char| {
@@ -166,7 +166,7 @@ fn names_and_paths_in_archives_are_escaped() {
     }
 }
 
-/// A layer of megabytes in some kilobytes, which thousands of images share.
+/// A layer of megabytes compressed to kilobytes, shared by thousands of images.
 fn shared_layer_archive(images: usize) -> Vec<u8> {
     let content = vec![0; 2_000_000];
     let layer = {
@@ -234,7 +234,7 @@ fn repeated_index_child_is_visited_once() {
     registry.add_untagged(REPOSITORY, &image);
     let entry = |media_type: &str, digest: &str, size: usize| json!({"mediaType": media_type, "digest": digest, "size": size});
     let mut child = entry(media_type::OCI_MANIFEST, &image.digest(), image.manifest().len());
-    // 4,096 ways at each of four levels.
+    // 4,096 paths at each of four levels.
     for level in 0..4 {
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX,
                            "annotations": {"level": level.to_string()},

@@ -1,4 +1,4 @@
-//! `larder hosts-toml`: what is printed, what is written, and what is left as it is.
+//! `larder hosts-toml`: printed output, written files, and files that are left unchanged.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ fn hosts_toml(words: &[&str]) -> (Option<i32>, String, String) {
     run(&[&["hosts-toml"], words].concat())
 }
 
-/// A directory for a client, and a path in it.
+/// A client's directory and a path in it.
 fn place(name: &str) -> (tempfile::TempDir, PathBuf, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join(name);

@@ -1,7 +1,7 @@
-//! `larder import` of what others wrote, of what is damaged, and what a kill leaves.
+//! `larder import` of foreign and damaged bundles, and interrupted imports.
 //!
-//! Proves that nothing is named that is not whole, that nothing is taken whose bytes are not those of its
-//! name, and that a running server sees an image as soon as it has its name.
+//! Proves that tags point to complete images only, that content must match its digest, and that a running server
+//! serves an image as soon as it is imported.
 
 use std::io::Write;
 
@@ -98,7 +98,7 @@ fn docker_save_archive_is_rebuilt_and_reported() {
         .map(|layer| layer["digest"].as_str().unwrap())
         .collect();
     assert_eq!(layers, [digest_of(&twice), digest_of(&bytes(100, 2)), digest_of(&twice)]);
-    // The same content gives the same manifest, wherever and however often.
+    // The same content always yields the same manifest.
     let other = Site::new();
     other.import_bytes(&gzip(&bundle)).succeeds();
     assert_eq!(other.tags(), tags);
@@ -241,7 +241,7 @@ fn archive_entries_outside_the_archive_are_refused() {
         site.import_bytes(&bundle).fails(1, &["leads out", path]);
         assert!(!site.path("escaped").exists());
     }
-    // A link is a name in the bundle, and never a file of this machine.
+    // A link refers to an entry of the bundle, never to a local file.
     let secret = Site::new();
     let target = secret.write("secret.tar", &image.layers()[0].bytes);
     let (config, layers) = (image.config(), image.layers());
@@ -335,7 +335,7 @@ fn killed_import_leaves_no_partial_image_and_can_be_repeated() {
     let bundle = layout(REF_NAME, &content);
     let site = Site::new();
     for round in 1..=12 {
-        // It is stopped by how much it has been given, which is where it waits: no clock is needed.
+        // The import blocks on its input at this point, so no clock is needed.
         let mut child = site
             .command(LARDER, &[])
             .args(["import", "-"])
@@ -367,7 +367,7 @@ fn import_to_a_full_disk_fails_and_tags_nothing() {
     let image = Image::new("big").layer(bytes(1_000_000, 1));
     let site = Site::new();
     site.write("b.tar", &layout(REF_NAME, &[(HELLO, &image)]));
-    // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
+    // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, depending on the shell.
     let limited = "trap '' XFSZ; ulimit -f 150; exec \"$@\"";
     let output = site
         .command("sh", &["-c", limited, "sh", LARDER])

@@ -1,7 +1,6 @@
-//! Never wrong bytes: what does not match its digest is neither kept nor ever seen as complete, and
-//! what the disk has lost is fetched again.
+//! Content that does not match its digest is neither kept nor ever looks complete, and damaged files are fetched again.
 //!
-//! Proves P-9 (not the kill), P-10, P-11, P-23, P-35, P-53, P-54.
+//! Proves protocol 4.6, 5.1, 9.2, 12.2, 12.4, 13.1 (without the kill), 13.2 and 13.3 (docs/protocol.md).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,7 +59,7 @@ fn wrong_blob_never_looks_complete_and_the_retry_starts_over() {
             let looks_right = got.complete && matches!(got.status, 200 | 206 | 304);
             assert!(!looks_right, "{name}: {got:?}");
             assert_eq!(larder.names(), Vec::<PathBuf>::new(), "{name}");
-            // What broke off is gone on with; what was whole and wrong is begun anew, once unasked.
+            // An interrupted download is resumed. A complete but wrong one is restarted once without a client.
             let is_broken_off = name == "cut off" || name == "chunks that end in the middle";
             if !is_broken_off && name != "a login page" {
                 registry.wait_for("GET", &path, 2);
@@ -221,7 +220,7 @@ fn blob_is_an_octet_stream_whatever_type_upstream_sends() {
     }
 }
 
-/// Damage done to a file in the cache behind the server's back.
+/// Damage to a file in the cache that the server does not notice.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Removed,
@@ -231,7 +230,7 @@ enum Damage {
     FlippedBit,
 }
 
-/// Those that a look at the file's length tells.
+/// The kinds of damage that change the length.
 const DAMAGES: [Damage; 4] = [Damage::Removed, Damage::Emptied, Damage::Truncated, Damage::Grown];
 
 impl Damage {
@@ -285,7 +284,7 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
         larder.stop();
         damage.to(&larder.blob_file(&layer.digest));
         larder.run();
-        // As every client does, and as all of them did before the power cut as well.
+        // As every client does, and as they all did before the power failure.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         let got = larder.get(&path);
         assert!(got.complete && got.body == layer.bytes, "{damage:?}: {got:?}");
@@ -311,7 +310,7 @@ fn truncated_blob_file_is_fetched_again_without_its_manifest() {
     assert!(got.complete && got.body == layer.bytes, "{got:?}");
 }
 
-/// Pulls by tag and by digest, each after that damage to the manifest's file.
+/// Pulls by tag and by digest, each time after damaging the manifest file.
 fn damage_manifest(damage: Damage) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -321,7 +320,7 @@ fn damage_manifest(damage: Damage) {
         let path = manifest(REPOSITORY, reference);
         assert_eq!(larder.get(&path).digest(), digest);
         damage.to(&larder.blob_file(&digest));
-        // What is in memory is believed for a moment.
+        // The server trusts its memory for a moment.
         larder.advance(seconds(2));
         let got = larder.get(&path);
         assert_eq!((got.status, got.digest()), (200, digest.clone()), "{damage:?} {reference}");

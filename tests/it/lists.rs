@@ -1,6 +1,6 @@
-//! Tag lists: relayed, paged, kept for a while, and never taken for immutable.
+//! Tag lists: relayed, paginated, cached for a while, and never treated as immutable.
 //!
-//! Proves P-38.
+//! Proves protocol 7.1, 7.2, 7.3 and 7.4 (docs/protocol.md).
 
 use serde_json::{Value, json};
 
@@ -144,7 +144,7 @@ fn unusual_lists_are_normalized_and_invalid_ones_refused() {
 fn list_is_refreshed_after_its_ttl_and_kept_during_an_outage() {
     let registry = registry_with_tags(&["a"]);
     let mut larder = Larder::start(&registry);
-    // Lists are stored of repositories that have an image here.
+    // Lists are stored for repositories that have a cached image.
     assert_eq!(larder.get(&manifest(REPOSITORY, "a")).status, 200);
     assert_eq!(tags(&larder.get(TAGS)), ["a"]);
     let digest = Image::sample("v1").digest();
@@ -179,7 +179,7 @@ fn cached_tags_are_listed_if_upstream_never_sent_a_list() {
     assert!(matches!(nothing.status, 502..=504), "{nothing:?}");
 }
 
-/// A list as a registry sends it, with this link to the next page.
+/// A tag list from a registry, with this link to the next page.
 fn page(tags: &[&str], link: &str) -> Fault {
     let body = json!({ "name": REPOSITORY, "tags": tags }).to_string().into_bytes();
     let mut headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
@@ -302,8 +302,7 @@ fn large_list_is_served_completely_and_again_from_the_cache() {
     }
 }
 
-/// A registry whose list of tags was answered once, and an hour later gets this fault. One of its two tags was
-/// pulled.
+/// A registry with two tags, one of them pulled. Its list was requested once; an hour later requests for it get `fault`.
 fn listed_once_and_then(fault: Fault) -> (FakeRegistry, Larder) {
     let registry = registry_with_tags(&["v1", "v9"]);
     let larder = Larder::start(&registry);

@@ -1,6 +1,6 @@
-//! Image lists: pulled through the cache, tried again, gone on with.
+//! `larder load`: image lists are pulled through the cache, with retries and resumption.
 //!
-//! Proves DESIGN.md section 8's exit codes for `load`, and that a list ends complete over a bad link.
+//! Proves the exit codes in docs/air-gap.md, "Filling the connected side", and that a list completes over a bad link.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn settings(platforms: &[&str]) -> LoadSettings {
     }
 }
 
-/// Loads a list, in which `$` stands for the registry.
+/// Loads a list in which `$` is replaced by the registry.
 fn run(
     larder: &Larder,
     registry: &FakeRegistry,
@@ -63,7 +63,7 @@ fn list_is_loaded_completely_and_the_second_run_fetches_nothing() {
     }
     for image in [&one, &two] {
         for each in image.blobs() {
-            // It has its name when the command ends, and not a moment later.
+            // The image must be tagged when the command exits, not a moment later.
             assert!(larder.has(&each.digest));
             assert_eq!(registry.count("GET", &blob(REPOSITORY, &each.digest)), 1);
         }
@@ -106,7 +106,7 @@ fn pattern_fails_if_a_page_of_tags_is_unavailable() {
             registry.add(REPOSITORY, tag, &Image::sample(tag));
         }
         let larder = Larder::start(&registry);
-        // The tags that are cached must not be taken for all of them either.
+        // The cached tags must not pass for the complete list either.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         registry.fault(On::tags(REPOSITORY).after(1), fault);
         let summary = run(&larder, &registry, "$/team/app:v*", &settings(&["all"]));
@@ -162,7 +162,7 @@ fn failures_are_retried_missing_images_are_not_and_both_are_reported() {
     assert!(failed[0].0 == missing && failed[0].1.contains("no such content"), "{failed:?}");
     assert_eq!(registry.count("GET", &manifest(REPOSITORY, "v9")), 1);
     assert_eq!(retries.into_inner().expect("no panic").len(), 4);
-    // Each try goes on behind the one before.
+    // Each attempt resumes where the previous one stopped.
     assert_eq!(registry.count("GET", &blob(REPOSITORY, &layer)), 3);
     assert!(larder.has(&layer));
 }

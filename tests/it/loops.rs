@@ -1,4 +1,4 @@
-//! Larders that ask each other: in a row, which is useful, and in a circle, which ends at once.
+//! Larders that use each other as registries: chains work, loops fail at once.
 
 use crate::support::client::get;
 use crate::support::larder::manifest;
@@ -7,7 +7,7 @@ use crate::support::{FakeRegistry, Image, Larder};
 
 const REPOSITORY: &str = "team/app";
 
-/// A configuration in which the registry `reg.test` is at `url`.
+/// A configuration with the registry `reg.test` at `url`.
 fn config(url: &str) -> String {
     format!(
         "fsync: false\nunlistedRegistries: deny\nregistries:\n  - {{name: reg.test, endpoints: [\"{url}\"]}}\n"

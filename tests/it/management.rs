@@ -1,4 +1,4 @@
-//! The management API: every operation as `docs/openapi.yaml` says, and what there is to see.
+//! The management API: every operation as documented in `docs/openapi.yaml`, and what can be read.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -183,7 +183,7 @@ fn images_are_filtered_sorted_and_paged() {
         site.fetched_ago(each, hours);
         site.unused_for(each, 10 - hours);
     }
-    // Its manifest alone, and after all of the others.
+    // Only its manifest, and after all the others.
     NamedImage::new("gamma", "1", &partial).publish(&registry);
     let server = site.serve();
     assert_eq!(get(server.address(), &manifest("library/gamma", "1")).status, 200);
@@ -238,7 +238,7 @@ fn images_are_filtered_sorted_and_paged() {
         + partial.config().bytes.len();
     let gamma = &all["images"][3];
     assert_eq!([&gamma["complete"], &gamma["missingBytes"]], [&json!(false), &json!(missing)]);
-    // Upstream would be asked before this one is served.
+    // This tag would be revalidated before it is served.
     assert_eq!(all["images"][1]["stale"], true);
 }
 

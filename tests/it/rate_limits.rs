@@ -1,5 +1,4 @@
-//! Being a good guest of registries: at a given rate, so many blobs at a time, and with an eye on how
-//! many pulls are left.
+//! Consideration for registries: bandwidth limits, concurrent downloads, and remaining pulls.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -18,7 +17,7 @@ fn rate_limited_registry_still_delivers_complete_blobs() {
     registry.add(REPOSITORY, "v1", &image);
     let content = bytes(500_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
-    // The second connection goes on where the first one broke off.
+    // The second connection continues where the first one broke off.
     registry.fault(On::get_blob(&digest).times(1), Fault::CutAfter(100_000));
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.registries[0].rate_limit = NonZeroU64::new(50_000_000);
@@ -48,7 +47,7 @@ fn registry_gets_at_most_its_configured_concurrent_downloads() {
     let clients: Vec<_> =
         blobs.iter().map(|(digest, _)| larder.begin(&blob(REPOSITORY, digest))).collect();
     gate.wait_until_reached(2);
-    // Manifests have fetchers of their own, so this one is not behind the two that wait.
+    // Manifests have their own fetchers, so this request does not queue after the two waiting ones.
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     assert_eq!(gate.reached(), 2);
     gate.open();
@@ -92,7 +91,7 @@ fn remaining_rate_limit_is_reported() {
     registry.fault(On::any_manifest(), told);
     registry.fault(On::any_blob(), Fault::redirect_to(&storage.url("/layer")));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-    // Where a redirect leads is not the registry, and has no say.
+    // A redirect target is not the registry, so its headers do not count.
     assert_eq!(larder.get(&blob(REPOSITORY, &layer.digest)).status, 200);
     let expected = RateLimit {
         limit: Some(100),

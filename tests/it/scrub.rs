@@ -1,6 +1,6 @@
-//! A disk that forgets: damage is found, kept aside, and fetched again.
+//! Scrubbing: damaged content is found, quarantined, and fetched again.
 //!
-//! Proves P-60.
+//! Proves protocol 13.4 (docs/protocol.md).
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Image, Larder, Publish};
 
 const REPOSITORY: &str = "team/app";
 
-/// An image that was pulled whole.
+/// A completely pulled image.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -23,7 +23,7 @@ fn pulled() -> (FakeRegistry, Larder, Image) {
     (registry, larder, image)
 }
 
-/// Flips a bit and leaves the length.
+/// Flips a bit and keeps the length.
 fn damage(larder: &Larder, digest: &str) {
     let path = larder.blob_file(digest);
     let mut bytes = fs::read(&path).expect("it is there");
