@@ -1,4 +1,4 @@
-//! TLS to clients and their passwords, from the configuration file on and while it changes.
+//! TLS to clients and passwords of clients, from the configuration and through its changes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::support::{Authority, Connection, FakeRegistry, Image, Response, base6
 
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
-/// What `htpasswd -nbB -C 4` makes of demo:secret and of other:password.
+/// Output of `htpasswd -nbB -C 4` for demo:secret and for other:password.
 const DEMO: &str = "demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n";
 const OTHER: &str = "other:$2y$04$OyNSuvihB58NTnDjQCILHOTlu4bkEMBpUPJLl40qbbIdvjP7z6l6O\n";
 
@@ -38,14 +38,14 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Another file of that name, so that it differs whatever the clock of the file system.
+    /// Replaces a file, so that it differs even if the clock of the file system is coarse.
     fn put(&self, name: &str, text: &str) {
         let new = self.path("new");
         fs::write(&new, text).expect("a file can be written");
         fs::rename(new, self.path(name)).expect("a file can be replaced");
     }
 
-    /// Gives the server a certificate and its key.
+    /// Writes the certificate and key of the server.
     fn issue(&self) {
         let identity = self.authority.issue(&["localhost", "127.0.0.1"]);
         self.put("cert.pem", &identity.certificate_pem);
@@ -138,7 +138,7 @@ fn client_certificates_are_verified_after_a_reload_requires_them() {
     let mut known = Connection::open_tls(process.address, "localhost", &pem, Some(&identity));
     assert_eq!(known.request("GET", "/v2/", &[]).status, 200);
     let mut stranger = site.open(&process);
-    // The client finds out when it reads, TLS 1.3 being as it is, or when it writes.
+    // The client notices at its next read or write, because of TLS 1.3.
     let _ = stranger.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n");
     let message = process.wait_until_it_logs("no TLS session");
     assert!(message.contains("showed no certificate"), "{message}");

@@ -1,4 +1,4 @@
-//! Who may ask the management port, for what, and what is said to who may not or asks wrongly.
+//! Authorization on the management port, and errors for refused and invalid requests.
 
 use std::fs;
 
@@ -50,7 +50,7 @@ fn changes_require_the_token_and_local_reads_do_not() {
     assert_eq!(server.api("pins")["pins"], json!([]));
     assert_eq!(server.call("POST", "pins?pattern=a").status, 200);
 
-    // A page of somebody else's whose name leads here has that name in its requests.
+    // DNS rebinding: requests from a foreign page carry its own host name.
     for what in ["status", "images", "pins"] {
         assert_eq!(plain("GET", what, &[("Host", "evil.test")]).status, 401, "{what}");
         assert_eq!(plain("GET", what, &[("Host", "localhost")]).status, 200, "{what}");

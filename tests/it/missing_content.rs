@@ -1,7 +1,7 @@
-//! Who may say that there is no such tag, and with what.
+//! Which responses prove that a tag does not exist.
 //!
-//! Only the registry itself, by GET, with a token for this very request. HEAD may be wrong, and a token
-//! service, an ingress without a backend and a captive portal know nothing about tags.
+//! Only a response of the registry itself does, to a GET, with a token for this request. HEAD may be wrong, and token
+//! services, ingresses without a backend and captive portals know nothing about tags.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -17,12 +17,12 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 const TAG_LIST: &str = "/v2/team/app/tags/list";
 
-/// An answer of something that is no registry.
+/// A response of a server that is not a registry.
 fn stranger(status: u16, content_type: &str, body: &str) -> Fault {
     Fault::Stranger(status, content_type.to_owned(), body.to_owned())
 }
 
-/// What an ingress says that has no backend, a captive portal, and something that sends other JSON.
+/// Responses of an ingress without a backend, of a captive portal, and of a server that sends other JSON.
 fn strangers() -> Vec<(&'static str, Fault)> {
     vec![
         ("ingress", stranger(404, "text/plain; charset=utf-8", "default backend - 404")),
@@ -129,7 +129,7 @@ fn responses_of_other_servers_say_nothing_about_tags() {
             manifest(REPOSITORY, &absent_digest(1)),
             blob(REPOSITORY, &layer.digest),
         ];
-        // The body of a blob's answer is not read for that, and JSON is what registries send.
+        // The body of a blob response is not read for this, and JSON is what registries send.
         let judged = if what == "other JSON" { &targets[..2] } else { &targets[..] };
         for target in judged {
             let got = larder.get(target);
@@ -140,7 +140,7 @@ fn responses_of_other_servers_say_nothing_about_tags() {
             what == "other JSON" || matches!(head, 502 | 503),
             "{what}: HEAD of a blob: {head}"
         );
-        // Nothing was remembered: the registry is back, and is asked at once.
+        // Nothing was cached: once the registry is back, it is asked at once.
         registry.clear_faults();
         registry.add(REPOSITORY, "other", &Image::sample("other"));
         assert_eq!(larder.get(&manifest(REPOSITORY, "other")).status, 200, "{what}");
@@ -231,7 +231,7 @@ fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     registry.require_bearer(&tokens);
     let gate = Gate::new();
-    // Both have been challenged before either gets a token.
+    // Both requests are challenged before either gets a token.
     registry.fault(On::token(), Fault::Gate(gate.clone()));
     let larder = Arc::new(Larder::start(&registry));
     let barrier = Arc::new(Barrier::new(3));
@@ -253,7 +253,7 @@ fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
 
 #[test]
 fn token_fetched_by_another_request_proves_nothing() {
-    // The first token is good for nothing; all others are good.
+    // The first token is invalid; all others are valid.
     let tokens = TokenServer::new();
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -274,7 +274,7 @@ fn token_fetched_by_another_request_proves_nothing() {
     let second = get("v2");
     registry.wait_for("GET", &manifest(REPOSITORY, "v2"), 1);
     gate.open();
-    // Whether it waits for that token or finds it: another request has fetched it.
+    // Whether the second request waits for that token or finds it, the token was fetched by another request.
     assert_eq!(second.join().expect("it does not panic"), 200);
     assert_eq!(first.join().expect("it does not panic"), 404, "its own token was refused");
 }

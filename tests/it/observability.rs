@@ -1,7 +1,7 @@
-//! Dashboard, rules and documentation name metrics; here they are held against what is rendered.
+//! The metrics that dashboard, rules and documentation name, compared with the metrics that Larder exports.
 //!
-//! What is rendered is what [`everything`] has touched. PromQL is not parsed but looked through for names, selectors and
-//! groupings; `promtool` parses it, in `.ci/run`.
+//! [`everything`] touches each exported metric. PromQL is not parsed; it is searched for names, selectors and groupings.
+//! `promtool` parses it in `.ci/run`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,9 +16,9 @@ const DASHBOARD: &str = "charts/larder/dashboards/larder.json";
 const RULES: &str = "charts/larder/rules/larder.yaml";
 const DOCUMENTATION: &str = "docs/metrics.md";
 
-/// What Prometheus adds to every series.
+/// Labels that Prometheus adds to every series.
 const ADDED_LABELS: [&str; 2] = ["job", "instance"];
-/// Labels whose values are words of Larder's.
+/// Labels with a fixed set of values.
 const CLOSED_LABELS: [&str; 4] = ["how", "kind", "why", "route"];
 
 #[test]
@@ -26,7 +26,7 @@ fn every_dashboard_metric_is_exported_with_its_labels() {
     let text = read(DASHBOARD);
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let mut expressions = Vec::new();
-    // Variables ask in a language around PromQL, in which names and selectors look the same.
+    // Variables use a language around PromQL with the same names and selectors.
     strings(&dashboard, &["expr", "definition"], &mut expressions);
     assert!(expressions.len() > 40, "the dashboard's expressions are not found");
     let series = rendered();
@@ -131,18 +131,18 @@ fn every_metric_is_documented_with_its_type_and_its_labels() {
     assert_eq!(documented, rendered.collect());
 }
 
-// ---- What is rendered ------------------------------------------------------------------------------------------
+// ---- Exported metrics ------------------------------------------------------------------------------------------
 
-/// All series of a name.
+/// All series with one name.
 #[derive(Debug, Default)]
 struct Series {
     /// Counter, gauge or histogram.
     kind: String,
-    /// Labels with the values that were rendered.
+    /// Labels and their exported values.
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// By name, as Prometheus shows them; histograms without what is put behind their names.
+/// The families by name. Histograms are listed without the suffixes of their series.
 type AllSeries = BTreeMap<String, Series>;
 
 fn rendered() -> AllSeries {
@@ -167,18 +167,18 @@ fn rendered() -> AllSeries {
             series.labels.entry(pair[1].to_owned()).or_default().insert(pair[2].to_owned());
         }
     }
-    // Each family that is registered has been touched, or nobody would miss it here.
+    // Every registered family must have been touched; otherwise a missing one would go unnoticed.
     assert_eq!(kinds.len(), all.len(), "{kinds:?} {:?}", all.keys());
     all
 }
 
-/// A name without what a histogram puts behind it.
+/// A name without the suffix of a histogram series.
 fn family(name: &str) -> &str {
     let of_histogram = ["_bucket", "_sum", "_count"];
     of_histogram.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
 }
 
-/// Every counter touched, and every gauge set. A new field of [`Gauges`] has to be set here to compile.
+/// Touches every counter and sets every gauge. A new field of [`Gauges`] must be set here to compile.
 fn everything() -> (Metrics, Gauges) {
     let metrics = Metrics::default();
     for (kind, how) in
@@ -252,9 +252,9 @@ fn every_gauge() -> Gauges {
     }
 }
 
-// ---- What is named ---------------------------------------------------------------------------------------------
+// ---- Named metrics ---------------------------------------------------------------------------------------------
 
-/// What a file says of metrics that are not there, or not so.
+/// References of a file to metrics or labels that do not exist.
 fn unknown(
     text: &str,
     expressions: &[String],
@@ -262,7 +262,7 @@ fn unknown(
     records: &BTreeMap<String, BTreeSet<String>>,
 ) -> Vec<String> {
     let mut findings = Vec::new();
-    // The file as a whole, so that nothing escapes by standing where no expression is looked for.
+    // Search the complete file, so that no expression is missed.
     for name in regex(r"\blarder_[a-z_]+").find_iter(text) {
         if !series.contains_key(family(name.as_str())) {
             findings.push(format!("{} is not rendered", name.as_str()));
@@ -293,7 +293,7 @@ fn unknown(
     findings
 }
 
-/// The labels that some metric of an expression has.
+/// The labels of the metrics in an expression.
 fn labels_of(
     expression: &str,
     series: &AllSeries,
@@ -309,7 +309,7 @@ fn labels_of(
     labels
 }
 
-/// The labels that an expression groups by, or joins on.
+/// The labels that an expression groups by or joins on.
 fn groupings(expression: &str) -> BTreeSet<String> {
     let grouping = regex(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)");
     let lists = grouping.captures_iter(expression).map(|found| found[1].to_owned());
@@ -318,7 +318,7 @@ fn groupings(expression: &str) -> BTreeSet<String> {
     labels.filter(|label| !label.is_empty()).collect()
 }
 
-/// What is recorded, with the labels that it can have.
+/// The recorded metrics with their possible labels.
 fn records(rules: &[Value], series: &AllSeries) -> BTreeMap<String, BTreeSet<String>> {
     let records = rules.iter().filter(|rule| rule["record"].is_string());
     let labels = |expression: &str| match groupings(expression) {
@@ -351,7 +351,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("there is no {key} in {value}"))
 }
 
-/// All texts below these keys, wherever they are.
+/// All texts below these keys, at any depth.
 fn strings(value: &Value, keys: &[&str], found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {

@@ -1,7 +1,7 @@
-//! Upstreams that are down, slow, broken or have had enough: what is cached is served, at once and
-//! flagged; what is not, fails fast; and who is in trouble is left alone for a while.
+//! Upstreams that are down, slow, broken or rate limited. Cached content is served at once, with a warning; other
+//! requests fail fast; and a failing upstream is skipped for a while.
 //!
-//! Proves P-27 (TLS), P-28, P-29, P-48, P-58.
+//! Proves protocol 8.2, 14.1, 14.2 and 14.3 (docs/protocol.md).
 
 use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
 const REPOSITORY: &str = "team/app";
 const STALE: &str = "110 - \"Response is Stale\"";
 
-/// A registry whose tag `v1` was pulled, blobs and all, and must be confirmed now.
+/// A registry whose tag `v1` was pulled with all blobs, and is due for revalidation.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -122,13 +122,13 @@ fn slow_upstream_does_not_slow_down_a_cached_tag() {
     registry.clear_requests();
     let gate = Gate::new();
     registry.fault(On::anything(), Fault::Gate(gate.clone()));
-    // The gate is shut the whole time: nobody who waited for upstream would ever be answered.
+    // The gate stays closed, so a client that waited for upstream would never be answered.
     for _ in 0..5 {
         assert_stale(&pull(&larder), &image);
     }
     assert_eq!(registry.requests().len(), 1);
     gate.open();
-    // The confirmation came late, and counts.
+    // The late confirmation still counts.
     until("the late confirmation", || pull(&larder).header("warning").is_none());
     assert_eq!(registry.requests().len(), 1);
 }

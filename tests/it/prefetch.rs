@@ -1,6 +1,6 @@
-//! Completeness: an image that was pulled in part becomes whole by itself, behind those who wait.
+//! Prefetching: a partially pulled image is completed in the background.
 //!
-//! Proves DESIGN.md section 6, "Completeness".
+//! Proves promise 2 (README.md) and `prefetch` (docs/configuration.md).
 
 use larder::cache::Prefetch;
 use larder::oci::Platforms;
@@ -37,7 +37,7 @@ fn pulled_manifest_prefetches_each_blob_once() {
     for _ in 0..3 {
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     }
-    // A client that pulls meanwhile changes nothing about that.
+    // A concurrent pull by a client does not change that.
     let layer = &image.layers()[0];
     assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
     wait_until_whole(&larder, &image);
@@ -52,7 +52,7 @@ fn head_of_a_manifest_does_not_prefetch() {
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = start(&registry, Prefetch::default());
     assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
-    // What the next request makes fetch would come behind what this one had.
+    // If HEAD had started a prefetch, it would run before that of the next request.
     let other = Image::sample("v2");
     registry.add(REPOSITORY, "v2", &other);
     larder.get(&manifest(REPOSITORY, "v2"));
@@ -82,7 +82,7 @@ fn children_of_an_index_are_prefetched_for_selected_platforms() {
             registry_of_this.add_untagged(REPOSITORY, image);
         });
         registry_of_this.add(REPOSITORY, "v1", &index);
-        // To know when all that comes has come.
+        // Marks the end of the prefetch.
         let last = Image::sample("last");
         registry_of_this.add(REPOSITORY, "last", &last);
         let larder = start(registry_of_this, platforms(wanted));
@@ -126,7 +126,7 @@ fn referrers_are_prefetched_with_their_image() {
     }
     registry.stop();
     larder.advance(seconds(3600));
-    // The day the network is gone, a verifier finds what it needs.
+    // During an outage, a verifier finds what it needs.
     let referrers = larder.get(&format!("/v2/{REPOSITORY}/referrers/{digest}"));
     assert!(referrers.status == 200 && referrers.text().contains(&sbom.digest()), "{referrers:?}");
     let tag = format!("{}.sig", digest.replace(':', "-"));
@@ -201,7 +201,7 @@ fn image_left_partial_by_an_outage_is_completed_later() {
     larder.get(&manifest(REPOSITORY, "v1"));
     registry.wait_for("GET", &blob(REPOSITORY, &broken), 1);
     registry.clear_faults();
-    // The broken download may not have ended yet: somebody else will ask a minute later.
+    // The interrupted download may not have ended yet, so pull again a minute later.
     until("a whole image", || {
         larder.advance(seconds(61));
         larder.get(&manifest(REPOSITORY, &image.digest()));

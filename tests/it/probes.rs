@@ -1,4 +1,4 @@
-//! Probes, metrics, and the page: what is read without a token, and where it is to be had.
+//! Probes, metrics and the status page: available without a token, on configurable ports.
 
 use serde_json::json;
 
@@ -75,7 +75,7 @@ fn counters_follow_events() {
         server.metric("larder_downloads_total{outcome=\"done\"}") == 4.0
     });
     assert_eq!(server.metric("larder_fetched_bytes_total"), fetched);
-    // What was sent is counted when a response has ended, which its client knows first.
+    // Bytes are counted when the response ends, which the client may notice first.
     let requests = |route: &str, status: u16| {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
         server.metric(&format!("larder_requests_total{{{labels}}}"))
@@ -126,7 +126,7 @@ fn page_may_load_nothing_from_other_origins() {
     }
 }
 
-/// A server with these keys beside its registry.
+/// A server with these additional keys in its configuration.
 fn with_ports(registry: &FakeRegistry, keys: &str) -> (Process, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let host = registry.host();
@@ -147,7 +147,7 @@ fn health_and_metrics_have_separate_ports_like_the_reference_server() {
     assert_eq!(answers(health, &paths), [200, 200, 200, 200, 404, 404, 404]);
     assert_eq!(answers(metrics, &paths), [404, 404, 404, 404, 200, 404, 404]);
     assert_eq!(get(health, "/health").json(), json!({"status": "UP"}));
-    // Who was given this port may know, by whatever name it is asked.
+    // The metrics port answers under every host name.
     let told = request(health, "GET", "/health?verbose", &[("Host", "larder.test")]).json();
     assert_eq!(told["upstreams"][0]["name"], registry.host());
     assert_eq!(told["upstreams"][0]["endpoints"][0]["breaker"], "closed");

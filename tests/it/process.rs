@@ -1,7 +1,6 @@
-//! The program as a process: what it prints, how it ends, what it logs.
+//! The program as a process: output, exit codes, logs.
 //!
-//! Proves the exit codes of DESIGN.md section 8, the drain of section 6, and that no secret of an
-//! upstream reaches the log.
+//! Proves "Exit status" and "Restarts and draining" (docs/operations.md), and that no upstream secret is logged.
 
 use std::fs;
 use std::net::TcpListener;
@@ -262,12 +261,12 @@ fn disk_that_fills_up_during_a_download_does_not_disconnect_its_clients() {
     let mut client = Connection::open(process.address);
     client.send("GET", &blob(REPOSITORY, &digest), &[]);
     client.read_head();
-    // From the file, before it is full.
+    // Served from the file, before the disk is full.
     assert!(client.read_body(50_000) == content[..50_000]);
     gate.open();
     let (rest, complete) = client.read_to_end();
     assert!(complete && rest == content[50_000..], "{} bytes came", rest.len());
-    // From now on it is known before a byte has come.
+    // From now on the server knows this before the first byte.
     let again = get(process.address, &blob(REPOSITORY, &digest));
     assert!(again.complete && again.body == content);
     process.signal("TERM");
@@ -281,7 +280,7 @@ fn environment_proxies_are_used_and_logged_without_credentials() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
-    // One that is spoken to by TLS, so that there is TLS within TLS.
+    // A proxy with TLS, so that there is TLS inside TLS.
     let proxy = FakeProxy::start_tls();
     proxy.route("registry.test:443", registry.address());
     proxy.demand("user", "hunter2");
@@ -299,7 +298,7 @@ fn environment_proxies_are_used_and_logged_without_credentials() {
         &[
             ("HTTPS_PROXY", &proxy.url_with("user", "hunter2")),
             ("NO_PROXY", "10.0.0.0/8,10.*"),
-            // The operating system's roots, which must know the proxy.
+            // The operating system's roots, which must include the proxy's authority.
             ("SSL_CERT_FILE", &roots),
         ],
     );
@@ -335,7 +334,7 @@ fn bytes_sent_before_the_disk_filled_must_match_the_pass_through() {
     let registry = FakeRegistry::start();
     let content = bytes(1_000_000, 1);
     let digest = crate::support::digest_of(&content);
-    // The first answer begins wrongly; what is sent past the disk afterwards is right.
+    // The first response starts with wrong bytes. The pass-through response has the right ones.
     registry.add_blob_as(REPOSITORY, &digest, &bytes(1_000_000, 2));
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));

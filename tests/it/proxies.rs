@@ -1,8 +1,8 @@
-//! Proxies between Larder and registries: what goes by way of them, what they get to see, and that they
-//! are no way around the address guard.
+//! Proxies between Larder and registries: what is sent through them, what they can see, and that they do not bypass the
+//! address guard.
 //!
-//! The registries have names that only the proxy knows, since this machine is never reached by way of a
-//! proxy. `.test` resolves nowhere.
+//! Only the proxy knows the names of these registries, because Larder never uses a proxy for the local machine. Names in
+//! `.test` do not resolve.
 
 use std::fs;
 
@@ -16,20 +16,20 @@ use crate::support::{FakeProxy, FakeRegistry, Fault, Image, Larder, On, Publish,
 
 const REPOSITORY: &str = "team/app";
 
-/// Everything by way of that proxy.
+/// Settings that send everything through this proxy.
 fn by_way_of(url: &str) -> ProxySettings {
     let proxy = url.parse().ok();
     assert!(proxy.is_some(), "{url} is a proxy's URL");
     ProxySettings { http: proxy.clone(), https: proxy, ..ProxySettings::default() }
 }
 
-/// Lists the registry under `name`, where the proxy knows it, and lets requests without a name mean it.
+/// Lists the registry under `name` and makes it the default. Only the proxy can resolve the name.
 fn list(settings: &mut Settings, name: &str, registry: &FakeRegistry) {
     settings.list(name, registry).endpoint.authority = name.to_owned();
     settings.naming.default_upstream = name.parse().ok();
 }
 
-/// A server that has `registry` as `registry.test` behind the proxy.
+/// A server that reaches `registry` as `registry.test` through the proxy.
 fn larder_behind(
     proxy: &FakeProxy,
     registry: &FakeRegistry,
@@ -129,7 +129,7 @@ fn localhost_and_no_proxy_hosts_bypass_the_proxy() {
     });
     assert_pulls(&larder, &image);
     drop(larder);
-    // Without the proxy nobody knows the name.
+    // Without the proxy the name does not resolve.
     let larder = larder_behind(&proxy, &registry, |settings| {
         settings.upstream.proxies.no_proxy = "other.io, .test".parse().unwrap();
     });
@@ -199,7 +199,7 @@ fn errors_name_a_proxy_that_cannot_connect() {
 fn registry_settings_do_not_apply_to_an_https_proxy() {
     let registry = FakeRegistry::start_tls();
     publish(&registry);
-    // Nobody vouches for its certificate.
+    // No trusted authority has signed its certificate.
     let proxy = FakeProxy::start_tls();
     let larder = larder_behind(&proxy, &registry, |settings| {
         settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
@@ -293,7 +293,7 @@ fn unlisted_registries_with_public_names_are_reached_through_the_proxy() {
         assert!(matches!(got.status, 404 | 502..=504), "{name}: {got:?}");
     }
     assert_eq!(proxy.targets(), [""; 0]);
-    // Nobody vouches for this one: its TLS is that of a stranger, through the tunnel as well.
+    // No trusted authority has signed this certificate, and the tunnel does not change that.
     let got = ask("unlisted.test");
     assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
     assert_eq!(proxy.targets(), ["unlisted.test:443"]);

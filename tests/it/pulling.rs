@@ -1,7 +1,7 @@
-//! What a client gets: manifests and blobs with the headers it needs, cold and warm, GET and HEAD.
+//! Manifests and blobs with the headers that clients need, cold and warm, by GET and HEAD.
 //!
-//! Proves P-1, P-2, P-3, P-4, P-36 (ETag, If-None-Match), P-41, and promise 2: what was pulled once
-//! needs no upstream.
+//! Proves protocol 3.2, 4.1, 4.2, 4.3, 4.4 and 5.1 (docs/protocol.md), and promise 2 (README.md): content that was
+//! pulled once needs no upstream.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -11,7 +11,7 @@ use crate::support::{
 
 const REPOSITORY: &str = "team/app";
 
-/// The headers that must not depend on the method.
+/// Headers that must not depend on the method.
 fn told(response: &Response) -> [Option<String>; 5] {
     ["content-type", "content-length", "docker-content-digest", "etag", "accept-ranges"]
         .map(|name| response.header(name).map(str::to_owned))
@@ -153,7 +153,7 @@ fn zero_byte_blob_is_served_cold_and_warm() {
 fn zero_byte_body_under_any_other_digest_is_not_served() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
-    // Many times, since what is wrong here shows only if the client is faster than the verdict.
+    // Repeated, because a failure shows only if the client is faster than the digest check.
     for seed in 0..50 {
         let digest = absent_digest(seed);
         registry.add_blob_as(REPOSITORY, &digest, b"");

@@ -1,6 +1,6 @@
-//! Upstreams that are odd and yet work, and clients whose oddity must not reach the cache.
+//! Upstreams with harmless oddities, and client oddities that must not reach the cache.
 //!
-//! Proves P-22, P-24, P-42, and media types as registries really send them.
+//! Proves protocol 4.5, 12.1, 12.3 and 12.5 (docs/protocol.md), and media types as registries send them.
 
 use crate::support::larder::{blob, manifest, seconds};
 use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes, media_type};
@@ -185,7 +185,7 @@ fn head_of_a_blob_works_if_upstream_head_fails() {
 
 #[test]
 fn head_of_a_blob_ignores_an_upstream_length_of_zero() {
-    // Docker 29 refuses "Target.Size must be greater than zero"; ggcr and oras compare sizes.
+    // Docker 29 fails with "Target.Size must be greater than zero"; ggcr and oras compare sizes.
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
     registry.fault(On::head_blob(&digest), Fault::ContentLength(0));

@@ -1,6 +1,6 @@
-//! Where redirects may lead, and what goes along.
+//! Redirect targets, and the headers that follow.
 //!
-//! Proves P-20, P-21, P-45 (https stays https), and that content is found where redirects lead.
+//! Proves protocol 10.4, 11.1, 11.2 and 11.3 (docs/protocol.md), and that content is found through redirects.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -33,7 +33,7 @@ fn authorization_is_sent_to_its_host_only() {
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
     registry.add_blob("storage/app", &content);
-    // Its tokens are good for one repository: the second hop must bring the first one's along.
+    // Tokens apply to one repository, so the second hop must carry the first one's.
     registry.require_bearer(&TokenServer::new());
     let location = format!("/files/{digest}");
     registry.add_file(&location, "application/octet-stream", &content);
@@ -70,7 +70,7 @@ fn blobs_and_manifests_are_fetched_through_every_kind_of_redirect() {
         for _ in 0..2 {
             let got = larder.get(&manifest(REPOSITORY, "v1"));
             assert!(got.body == image.manifest(), "{status}: {got:?}");
-            // The second time it is confirmed by HEAD, which must stay HEAD.
+            // The second time the tag is revalidated by HEAD, and a redirected HEAD must stay HEAD.
             larder.advance(crate::support::larder::seconds(3600));
         }
         assert_eq!(other.count("HEAD", "/v2/*/manifests/*"), 1, "{status}");

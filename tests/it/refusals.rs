@@ -1,7 +1,6 @@
-//! What is refused, and how it is said: statuses that send clients to their next host, and bodies in
-//! the specification's form.
+//! Refused requests: statuses that make clients try their next host, with bodies in the form of the specification.
 //!
-//! Proves P-25, P-26, P-27, P-47, P-59, and that no error text holds a signed URL's query.
+//! Proves protocol 8.1, 8.2, 8.3 and 8.5 (docs/protocol.md), and that no error text contains the query of a signed URL.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -55,7 +54,7 @@ fn refused_upload_does_not_desynchronise_its_connection() {
             manifest(REPOSITORY, "v1")
         );
         connection.send_raw(head.as_bytes());
-        // The server may have closed by then, which is its right.
+        // The server may have closed the connection by then.
         let _ = connection.try_send_raw(&vec![b'x'; length]);
         let _ = connection.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
         check_error(&connection.read_response(), 405, "UNSUPPORTED");
@@ -116,7 +115,7 @@ fn missing_upstream_content_gets_404_with_the_right_code() {
     assert_eq!((head.status, head.body.len(), head.end), (404, 0, End::Open));
 }
 
-/// Every way for an upstream to fail, with what a manifest's client is told.
+/// Every kind of upstream failure, and the expected response to a manifest request.
 fn failures() -> Vec<(&'static str, Fault, &'static [u16])> {
     vec![
         ("400", Fault::status(400), &[404, 502]),
@@ -155,7 +154,7 @@ fn upstream_failures_of_a_manifest_become_statuses_that_clients_handle() {
 
 #[test]
 fn blob_failures_let_clients_fall_back() {
-    // podman and CRI-O take any other 4xx on a blob for final.
+    // podman and CRI-O treat any other 4xx for a blob as final.
     for (name, fault, _) in failures() {
         let registry = FakeRegistry::start();
         let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));

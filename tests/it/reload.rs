@@ -1,4 +1,4 @@
-//! The configuration, read again while Larder runs: on SIGHUP, and when its file has changed.
+//! Reloading the configuration, on SIGHUP and when the file changes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,21 +13,21 @@ use crate::support::{
 };
 
 const REPOSITORY: &str = "team/app";
-/// The registry of a test that has but one, wherever it really is.
+/// The name of the registry in tests with a single one.
 const NAME: &str = "registry.test";
 
-/// A configuration file. What is fetched behind clients would make the number of requests uncertain.
+/// A configuration file. Prefetching would make the number of requests unpredictable, so it is off.
 fn config(entries: &[String], extra: &str) -> String {
     let entries: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
     format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{extra}\nregistries:\n{entries}\n")
 }
 
-/// An entry of `registries`, with further keys.
+/// An entry of `registries` with extra keys.
 fn entry(name: &str, at: &FakeRegistry, extra: &str) -> String {
     format!("{{name: {name}, endpoints: [\"{}\"]{extra}}}", at.url(""))
 }
 
-/// The one entry of a test that has but one.
+/// The entry of a single registry.
 fn one(at: &FakeRegistry, extra: &str) -> [String; 1] {
     [entry(NAME, at, extra)]
 }
@@ -43,14 +43,14 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// Writes another configuration and lets it be read. Returns what was said of it.
+/// Writes a configuration, sends SIGHUP, and returns the log message about the reload.
 fn reload(process: &mut Process, directory: &Path, text: &str) -> String {
     Process::put_config(directory, text);
     process.signal("HUP");
     process.wait_until_it_logs("configuration reloaded (SIGHUP)")
 }
 
-/// Ends the server, which must end well, and returns all that it has logged.
+/// Stops the server, which must exit successfully, and returns its complete log.
 fn log_of(process: Process) -> String {
     process.signal("TERM");
     let (status, log) = process.wait();
@@ -137,7 +137,7 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
     assert!(ask(&process).body == image.manifest());
 }
 
-/// A registry that sends half of a blob until the gate is opened: its content and digest.
+/// A registry that sends half of a blob and stops at a gate, with content, digest and gate.
 fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
     let registry = FakeRegistry::start();
     let content = bytes(100_000, 1);
@@ -231,7 +231,7 @@ fn invalid_file_changes_nothing_and_the_error_names_the_place() {
         (config(&[NAME, NAME].map(|name| format!("{{name: {name}}}")), ""), "listed twice"),
         (config(&nowhere, ""), "cannot read /nonexistent/ca.pem"),
         (config(&one(&registry, ", auth: {user: u}"), ""), NAME),
-        // What a full disk leaves of a file that is saved.
+        // The remains of a file that was saved on a full disk.
         ("\n".to_owned(), "larder.yaml: it is empty"),
     ] {
         Process::put_config(directory.path(), &text);
@@ -250,7 +250,7 @@ fn changed_file_is_noticed_without_a_signal_even_through_symlinks() {
     let (registry, image) = registry_with_image();
     let directory = directory();
     let path = |name: &str| directory.path().join(name);
-    // As Kubernetes mounts a ConfigMap.
+    // The layout of a ConfigMap mounted by Kubernetes.
     let versions = [config(&[], "airGapped: true"), config(&one(&registry, ""), "")];
     for (version, text) in ["v1", "v2"].iter().zip(&versions) {
         fs::create_dir(path(version)).expect("a directory can be made");
@@ -281,7 +281,7 @@ fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
     let extra = format!(", tls: {{ca: {}}}", ca.display());
     Process::put_config(directory.path(), &config(&one(&registry, &extra), ""));
     process.wait_until_it_logs("the configuration that was in force stays in force");
-    // One that has something in it from the beginning.
+    // A file that has content from the start.
     fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
     fs::rename(directory.path().join("new"), &ca).expect("a file can be moved");
     process.wait_until_it_logs("configuration reloaded (the file has changed)");
@@ -305,7 +305,7 @@ fn reload_changes_the_log_level() {
     process.wait_until_it_logs(&debug("v2"));
     process.wait_until_it_logs("status=200");
     assert!(!process.banner.contains(&debug("v1")), "{}", process.banner);
-    // It says nothing of that but what is a warning.
+    // Only warnings are logged at this level.
     Process::put_config(directory.path(), &text("warn\nworkers: 18"));
     process.signal("HUP");
     process.wait_until_it_logs("take effect after a restart");
@@ -361,7 +361,7 @@ fn settings_that_need_a_restart_are_reported_until_the_restart() {
         reload(&mut process, directory.path(), &changed);
         let message = process.wait_until_it_logs("take effect after a restart");
         assert!(message.contains("[WARN]"), "{message}");
-        // The port is a flag's.
+        // A flag sets the port.
         assert!(message.contains(": workers, maxDownloads changed;"), "{message}");
     }
     reload(&mut process, directory.path(), &config(&[], "workers: 17"));
@@ -389,7 +389,7 @@ fn sighup_during_the_start_is_handled_afterwards() {
     assert!(made.success());
     let text = config(&[], &format!("preloadImages: {}", list.display()));
     let mut process = Process::begin_file(directory.path(), &text);
-    // Opened when it is opened for reading: the start has come to the list, and waits for it.
+    // Opening this for writing blocks until the server opens it for reading, so the start has reached the list.
     let writer = fs::File::options().write(true).open(&list).expect("it reads the list");
     process.signal("HUP");
     drop(writer);

@@ -1,6 +1,6 @@
-//! Downloads that break off: gone on with behind what came, whatever it was that broke.
+//! Interrupted downloads, which resume after the last byte regardless of the cause.
 //!
-//! Proves P-8 and P-43, and that upstream sends each byte once.
+//! Proves protocol 6.4, 11.4 and 14.4 (docs/protocol.md), and that upstream sends each byte once.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::support::{FakeRegistry, Fault, Gate, Larder, On, TokenServer, bytes};
 
 const REPOSITORY: &str = "team/app";
 
-/// Goes on at once, as often as a test breaks it off.
+/// Resumes without a delay, as often as a test interrupts the download.
 fn resuming(settings: &mut Settings) {
     settings.cache.retry =
         RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 4, ..RetryPolicy::default() };
 }
 
-/// A registry with one blob, its bytes, its digest and the path to it.
+/// A registry with one blob, its content, its digest and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
     let registry = FakeRegistry::start();
     let content = bytes(length, 3);

@@ -1,4 +1,4 @@
-//! Larder as a service: what systemd is told by sd_notify(3), and the files that install it.
+//! Larder as a service: notifications to systemd by sd_notify(3), and the installed files.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -8,7 +8,7 @@ use crate::support::client::get;
 use crate::support::process::{Process, run};
 use crate::support::{FakeRegistry, PATIENCE};
 
-/// Stands for the service manager.
+/// A fake service manager.
 struct Manager {
     directory: tempfile::TempDir,
     socket: UnixDatagram,
@@ -22,7 +22,7 @@ impl Manager {
         Manager { directory, socket }
     }
 
-    /// What it is told next.
+    /// The next notification.
     fn told(&self) -> String {
         let mut buffer = [0; 4096];
         let count = self.socket.recv(&mut buffer).expect("to be told something");
@@ -81,7 +81,7 @@ fn installed_configuration_is_valid_with_and_without_its_comments() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");
     let name = path.display().to_string();
-    // What is commented out names files that are not there: only those are missed.
+    // The commented-out lines name files that do not exist; only those may be reported.
     let bare: String = installed
         .lines()
         .map(|line| {

@@ -1,7 +1,7 @@
-//! One download, many readers: who comes early, late, reads slowly or leaves changes nothing for the
-//! others, and nobody waits for somebody else's blob.
+//! One download with many readers. Readers that are early, late or slow, or that leave, do not affect the others, and
+//! downloads do not wait for each other.
 //!
-//! Proves P-7, P-8 (the client's side: FIN), P-12, P-13, P-14, P-30 (a silent upstream is cut), P-50.
+//! Proves protocol 3.1, 5.4, 6.1, 6.2, 6.3, 6.4, 6.5 and 14.4 (docs/protocol.md).
 
 use larder::http::Outcome;
 
@@ -12,7 +12,7 @@ use crate::support::{
 
 const REPOSITORY: &str = "team/app";
 
-/// A registry with one blob, its bytes, and the path to it.
+/// A registry with one blob, its content and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
     let registry = FakeRegistry::start();
     let content = bytes(length, 7);
@@ -138,7 +138,7 @@ fn client_leaving_before_the_head_does_not_stop_the_fetch() {
 
 #[test]
 fn slow_client_delays_neither_the_fetch_nor_fast_clients() {
-    // More than sockets buffer on both sides, so that a client that reads nothing is a slow one.
+    // More than the socket buffers of both sides, so that a client that does not read blocks the server.
     let (registry, content, digest, path) = registry_with_blob(12 << 20);
     let larder = Larder::start(&registry);
     let mut slow = larder.begin(&path);
@@ -241,8 +241,8 @@ fn silent_upstream_is_cut_by_the_stall_timeout() {
     assert_eq!(client.eof(), End::Closed);
 }
 
-/// A client of one registry's repository begins a download that fails in that way; clients of another
-/// registry's, who joined it, want the same blob. Returns the first answer and theirs.
+/// A client starts a download from one registry, which fails as given. Clients of another registry join, wanting the
+/// same blob. Returns the first response and theirs.
 fn joined_another_registrys_failure(failure: Fault) -> (Response, Vec<Response>) {
     let registries = [FakeRegistry::start(), FakeRegistry::start()];
     let content = bytes(10_000, 7);

@@ -1,6 +1,6 @@
-//! How long a tag is believed: the freshness policy, moved tags, deleted tags, pushed tags.
+//! Freshness of tags: moved, deleted and newly pushed tags.
 //!
-//! Proves P-46 (HEAD), P-48 (the negative cache), P-58, and DESIGN.md section 6, "Manifests".
+//! Proves protocol 12.3, 14.1 and 14.3 (docs/protocol.md), and docs/configuration.md, "How long a tag is believed".
 
 use larder::cache::{FreshnessPolicy, OnUpstreamDelete, Ttl};
 
@@ -10,7 +10,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
 const REPOSITORY: &str = "team/app";
 const STALE: &str = "110 - \"Response is Stale\"";
 
-/// A registry with the tag `v1`, and a server whose tags are believed for a minute.
+/// A registry with the tag `v1`, and a server with a `tagTtl` of one minute.
 fn minute() -> (FakeRegistry, Larder, Image) {
     with_ttl(Ttl::For(seconds(60)))
 }
@@ -29,7 +29,7 @@ fn pull(larder: &Larder) -> Response {
     larder.get(&manifest(REPOSITORY, "v1"))
 }
 
-/// The upstream requests since the last call, methods and last path components.
+/// The upstream requests since the last call: method and last path component.
 fn asked(registry: &FakeRegistry) -> Vec<String> {
     let requests = registry.requests();
     registry.clear_requests();
@@ -246,12 +246,12 @@ fn stale_tag_is_served_at_once_and_revalidated_in_the_background() {
         let got = pull(&larder);
         assert_eq!((got.digest(), got.header("warning")), (old.digest(), Some(STALE)));
     }
-    // It is asked while nobody waits, and once.
+    // It is revalidated once, in the background.
     gate.wait_until_reached(1);
     gate.open();
     crate::support::larder::until("the new one", || pull(&larder).digest() == new.digest());
     assert_eq!(registry.count("HEAD", &manifest(REPOSITORY, "v1")), 1);
-    // Beyond that while, it is asked first.
+    // Later than that, the tag is revalidated before it is served.
     registry.add(REPOSITORY, "v1", &old);
     larder.advance(seconds(700));
     let got = pull(&larder);
@@ -278,9 +278,9 @@ fn tag_deleted_upstream_is_kept_or_dropped_as_configured() {
             assert_eq!(pull(&larder).status, status, "{on_upstream_delete:?}");
             larder.advance(seconds(120));
         }
-        // Whoever knows the digest is not concerned.
+        // Pulls by digest are not affected.
         assert_eq!(larder.get(&manifest(REPOSITORY, &image.digest())).status, 200);
-        // When it is back, it is as if it had never been away.
+        // After the tag returns, it is served as before.
         registry.add(REPOSITORY, "v1", &image);
         let got = pull(&larder);
         assert_eq!((got.status, got.header("warning")), (200, None), "{got:?}");

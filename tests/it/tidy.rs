@@ -1,7 +1,7 @@
-//! The house rules that a program can check, checked over `src/` and `tests/`.
+//! House rules for `src/` and `tests/` that a program can check.
 //!
-//! Rooms and arrows are DESIGN.md's section 3: a change here is a change of the design. Every rule
-//! is a pure function over a file's path and text (as `support/source.rs` takes it apart) that gives
+//! Modules and their dependencies are those of ARCHITECTURE.md, "Code map"; a change here is a change of the design.
+//! Every rule is a pure function over the path and text of a file (parsed by `support/source.rs`) that returns
 //! [`Finding`]s.
 
 use std::fmt;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::support::source::{Kind, Line, Source, Tests, Token, lines, paths, sources, tokens};
 
-/// A room: what it may use of ours, and what it must not know. `*` is everything.
+/// A module: the modules that it may use, and those that it must not know. `*` is everything.
 struct Room {
     name: &'static str,
     may_use: &'static [&'static str],
@@ -97,7 +97,7 @@ const ROOMS: &[Room] = &[
     Room { name: "commands", may_use: &["*"], must_not_know: "protocol details" },
 ];
 
-/// Paths that belong to some rooms only. `main` stands for `main.rs` and `lib.rs`.
+/// Paths that only some modules may use. `main` is `main.rs` and `lib.rs`.
 struct Restricted {
     path: &'static str,
     rooms: Rooms,
@@ -109,7 +109,7 @@ enum Rooms {
     Not(&'static [&'static str]),
 }
 
-/// The rooms that are values and decisions: the world reaches them through other rooms.
+/// Modules of values and decisions. They have no access to files, network or clock.
 const WORLDLESS: Rooms = Rooms::Not(&["oci", "flight", "cache", "api"]);
 const SOCKETS: &str = "sockets out are upstream's, sockets in are http's";
 const CLOCKLESS: &str = "time is an argument";
@@ -148,8 +148,7 @@ const RESTRICTED: &[Restricted] = &[
     Restricted { path: "Instant::now", rooms: Rooms::Not(&["oci", "store"]), why: CLOCKLESS },
 ];
 
-/// Places that may do what their room may not: file, path, reason. One that is not used any more is
-/// an error too.
+/// Exceptions: file, path, reason. An exception that is no longer used is an error.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "src/upstream/aws/sigv4.rs",
@@ -163,13 +162,13 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// The most lines of a file, its test modules not counted.
+/// The maximum number of lines of a file, without its test modules.
 const LONGEST_FILE: usize = 500;
 
 /// Files that may be longer, each with the reason.
 const LONG_FILES: &[(&str, &str)] = &[];
 
-/// File names that say nothing about what is inside.
+/// File names that do not describe their content.
 const EMPTY_NAMES: &[&str] = &["utils", "util", "helpers", "common", "types", "manager"];
 
 #[test]
@@ -194,7 +193,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// All rules over all files.
+/// Applies all rules to all files.
 fn check(
     sources: &[Source],
     exceptions: &[(&str, &str, &str)],
@@ -265,7 +264,7 @@ fn unknown_room(path: &str) -> Option<Finding> {
 }
 
 fn arrows(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
-    // An unknown room is reported by itself; what belongs to everything may use everything.
+    // An unknown module is reported separately. The files above all modules may use everything.
     let Some(room) = ROOMS.iter().find(|room| room.name == room_of(path)) else {
         return Vec::new();
     };
@@ -325,17 +324,17 @@ fn restricted(
     findings
 }
 
-/// Open files are handed through these rooms; opening them is not theirs.
+/// These modules may pass open files along, but not open them.
 fn is_file_as_a_type(room: &str, used: &str) -> bool {
     used == "std::fs::File" && matches!(room, "cache" | "api")
 }
 
-/// Whether the path `used` is, or leads into, `restricted`; a restricted `Type::function` is found
-/// behind any prefix, since types are imported.
+/// Whether the path `used` equals or is below `restricted`. A restricted `Type::function` is found after any prefix,
+/// because types are imported.
 fn uses(used: &str, restricted: &str) -> bool {
     let behind = format!("::{restricted}");
     let imported = restricted.starts_with(char::is_uppercase) && used.ends_with(&behind);
-    // A bare `ureq` is a variable; the crate is always followed by something.
+    // A bare `ureq` is a variable; the crate is always followed by a path.
     let whole = used == restricted && restricted.contains("::");
     whole || imported || used.starts_with(&format!("{restricted}::"))
 }
@@ -350,8 +349,7 @@ fn unexplained_unwraps(path: &str, lines: &[Line]) -> Vec<Finding> {
         .collect()
 }
 
-/// Looks for 4xx and 5xx shortly after a word of replying. Upstream is left alone: it reads statuses
-/// that others have decided.
+/// Finds 4xx and 5xx shortly after a word for a response. Upstream is exempt, since it reads statuses that others chose.
 fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
     if matches!(room_of(path), "http" | "upstream") || path.starts_with("src/api/status") {
         return Vec::new();
@@ -368,7 +366,7 @@ fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
     let replies = |token: &Token| {
         ["reply", "status", "response"].iter().any(|replying| word(token).contains(replying))
     };
-    // `Reply::new(404`, `status: 503`, `status == 429`: never more than four tokens back.
+    // `Reply::new(404`, `status: 503`, `status == 429`: at most four tokens back.
     (0..tokens.len())
         .filter(|at| is_status(&tokens[*at]))
         .filter(|at| tokens[at.saturating_sub(4)..*at].iter().any(replies))
@@ -379,7 +377,7 @@ fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
         .collect()
 }
 
-/// Exceptions that nothing needs any more: whoever removed the need removes the entry.
+/// Exceptions that are no longer needed, so that their entries are removed.
 fn idle_exceptions(
     sources: &[Source],
     exceptions: &[(&str, &str, &str)],
@@ -409,7 +407,7 @@ fn finding(path: &str, line: usize, why: impl Into<String>) -> Finding {
 
 // ---- Paths in the tree ----
 
-/// The room of a file below `src/`; `main` for the two files that are above all rooms.
+/// The module of a file below `src/`; `main` for the two files above all modules.
 fn room_of(path: &str) -> &str {
     let inside = path.strip_prefix("src/").unwrap_or(path);
     let room = inside.split('/').next().unwrap_or("").trim_end_matches(".rs");
@@ -420,13 +418,13 @@ fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.split('/').rev().skip(1).any(|folder| folder == "tests")
 }
 
-/// How many `super` lead from a file's own module to the crate's root.
+/// The number of `super` that lead from the module of a file to the crate root.
 fn depth_of(path: &str) -> usize {
     let parts = path.split('/').count() - 1;
     if path.ends_with("/mod.rs") { parts - 1 } else { parts }
 }
 
-/// The top-level module that a path in the code leads to, if it leads to one.
+/// The top-level module that a path in the code leads to, if any.
 fn target_of<'a>(path: &str, used: &'a str) -> Option<&'a str> {
     if let Some(rest) = used.strip_prefix("crate::") {
         return rest.split("::").next();
@@ -434,7 +432,7 @@ fn target_of<'a>(path: &str, used: &'a str) -> Option<&'a str> {
     let used = used.strip_prefix("self::").unwrap_or(used);
     let supers = used.split("::").take_while(|part| *part == "super").count();
     let target = used.split("::").nth(supers).filter(|_| supers >= depth_of(path).max(1))?;
-    // In a module within the file, `super` leads less far than it seems; only rooms are believed.
+    // In an inline module, `super` leads less far than it seems; only known modules count.
     ROOMS.iter().any(|room| room.name == target).then_some(target)
 }
 
@@ -454,7 +452,7 @@ mod tests {
         assert!(findings.is_empty(), "{path}: {code}\n{findings:#?}");
     }
 
-    /// One finding, in the code's first line, whose text contains `why`.
+    /// Expects one finding, in the first line of the code, with a text that contains `why`.
     #[track_caller]
     fn refuses(path: &str, code: &str, why: &str) {
         refuses_line(path, code, 1, why);

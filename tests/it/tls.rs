@@ -1,6 +1,6 @@
-//! TLS towards registries: a given authority, a client certificate, and neither for anybody else.
+//! TLS to registries: configured authorities and client certificates, which apply to their registry only.
 //!
-//! The permutations of the reference server: HTTPS by a given CA, mTLS by a given CA, mTLS unverified.
+//! Covers the permutations of the reference server: HTTPS with a given CA, mTLS with a given CA, mTLS unverified.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, self_signed};
 
 const REPOSITORY: &str = "team/app";
 
-/// A directory with the registry's authority and a client certificate in it.
+/// A directory with the authority of the registry and a client certificate.
 struct Files {
     directory: tempfile::TempDir,
 }
@@ -121,7 +121,7 @@ fn self_signed_certificate_given_as_authority_is_trusted_for_its_names() {
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
 
-    // Another one of the same names, and one for another name.
+    // Another certificate for the same names, and one for another name.
     let (_files, tls) = trusting(&self_signed(&["127.0.0.1"]).certificate_pem);
     let larder = Larder::start_with(&registry, set(tls));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
@@ -172,7 +172,7 @@ fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let image = publish(&registry);
     let layer = &image.layers()[0];
     let files = Files::of(&registry);
-    // Another server that demands a certificate: ours must not be shown to it.
+    // Another server that requires a certificate. Larder's must not be sent to it.
     let other = FakeRegistry::start_mtls();
     other.add_file("/store/layer", "application/octet-stream", &layer.bytes);
     let both = format!("{}{}", registry.ca_pem(), other.ca_pem());

@@ -1,6 +1,6 @@
-//! Tokens: had from the realm that belongs to the registry, shown to nobody else, never the client's.
+//! Bearer tokens: obtained from the realm of the registry, sent to that registry only, never taken from a client.
 //!
-//! Proves P-18, P-19, P-32, P-45.
+//! Proves protocol 3.3, 8.4, 10.1, 10.2, 10.3, 10.4, 10.5 and 11.3 (docs/protocol.md).
 
 use larder::upstream::{Credentials, Secret};
 
@@ -76,7 +76,7 @@ fn revoked_token_is_replaced_once() {
 
 #[test]
 fn second_401_becomes_404_without_a_loop() {
-    // As Docker Hub treats repositories that do not exist.
+    // Docker Hub does this for repositories that do not exist.
     let tokens = TokenServer::new();
     tokens.answer_with(TokenAnswer::Json(r#"{"token":"good-for-nothing"}"#.into()));
     let (registry, image) = registry_with_image(&tokens);
@@ -162,7 +162,7 @@ fn client_credentials_and_headers_are_not_forwarded() {
     }
 }
 
-/// A registry whose realm is at another host, `localhost`.
+/// A registry whose realm is on another host, `localhost`.
 fn registry_with_a_realm_of_another_owner() -> (FakeRegistry, FakeRegistry) {
     let (registry, issuer) = (FakeRegistry::start(), FakeRegistry::start());
     let port = issuer.address().port();

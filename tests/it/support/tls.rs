@@ -166,7 +166,7 @@ pub(super) fn client_config(ca_pem: &str, identity: Option<&Identity>) -> Arc<Cl
     })
 }
 
-/// NamedImage, because with two providers in one program rustls refuses to choose.
+/// Explicit, because with two providers in one program rustls refuses to choose.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
