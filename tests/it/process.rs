@@ -1,6 +1,6 @@
 //! The program as a process: output, exit codes, logs.
 //!
-//! Proves "Exit status" and "Restarts and draining" (docs/operations.md), and that no upstream secret is logged.
+//! Proves the exit statuses and the drain of docs/operations.md, and that no upstream secret is logged.
 
 use std::fs;
 use std::net::TcpListener;

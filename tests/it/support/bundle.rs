@@ -1,4 +1,4 @@
-//! Bundles as tools write them, and a cache to import them into with the real program.
+//! Bundles in the formats of various tools, and a cache to import them into with the real program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// A tar that is being written, without any of the checks that a library makes.
+/// A tar writer without the checks of a library.
 #[derive(Default)]
 pub struct Tar(Vec<u8>);
 
@@ -61,7 +61,7 @@ impl Tar {
     }
 }
 
-/// An image layout with its `index.json` at the end, as most tools write it. Names go into `annotation`.
+/// An image layout with `index.json` at the end, as most tools write it. Names go into `annotation`.
 pub fn layout(annotation: &str, images: &[(&str, &dyn Publish)]) -> Vec<u8> {
     let mut tar = Tar::default();
     let mut blobs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
@@ -97,8 +97,8 @@ pub fn index_json(entries: &[Value]) -> Vec<u8> {
     json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes()
 }
 
-/// What `docker save` wrote before it knew image layouts: layers in directories of their own, one of
-/// them a link to another's, and the manifest last.
+/// The format of `docker save` before image layouts: layers in separate directories, one of them a link to another, and
+/// the manifest last.
 pub fn docker_save(image: &Image, tags: &[&str]) -> Vec<u8> {
     let (config, layers) = (image.config(), image.layers());
     let config_path = format!("{}.json", hex(&config));
@@ -128,12 +128,12 @@ pub fn hex(blob: &Blob) -> &str {
     blob.digest.strip_prefix("sha256:").expect("it is a sha256")
 }
 
-/// A cache, and room for files beside it.
+/// A cache, and a directory for files next to it.
 pub struct Site {
     directory: tempfile::TempDir,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
     pub code: Option<i32>,
@@ -148,7 +148,7 @@ impl Done {
         self
     }
 
-    /// Ended with that code and said all of these.
+    /// Asserts the exit code, and that the output contains all of `words`.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Done {
         assert_eq!(self.code, Some(code), "{}", self.message);
@@ -178,7 +178,7 @@ impl Site {
         Site { directory }
     }
 
-    /// A site whose cache has these.
+    /// A site with these images in its cache.
     pub fn with(images: &[(&str, &dyn Publish)]) -> Site {
         let site = Site::new();
         site.import_bytes(&layout(REF_NAME, images)).succeeds();
@@ -204,7 +204,7 @@ impl Site {
         self.path("cache")
     }
 
-    /// The program, to be given a command.
+    /// The program, ready for its arguments.
     pub fn command(&self, program: &str, before: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(before).current_dir(self.directory.path());
@@ -213,13 +213,13 @@ impl Site {
         command
     }
 
-    /// Runs the program beside the cache, so that paths are those of [`Site::path`].
+    /// Runs the program next to the cache, so that relative paths match [`Site::path`].
     pub fn larder(&self, arguments: &[&str]) -> Done {
         let output = self.command(LARDER, &[]).args(arguments).output();
         output.expect("it can be started").into()
     }
 
-    /// As [`Site::larder`], with something on standard input.
+    /// As [`Site::larder`], with standard input.
     pub fn larder_with(&self, arguments: &[&str], input: &[u8]) -> Done {
         let mut child = self
             .command(LARDER, &[])
@@ -230,7 +230,7 @@ impl Site {
             .spawn()
             .expect("it can be started");
         let mut stdin = child.stdin.take().expect("it was piped");
-        // It may have enough before the end.
+        // It may stop reading before the end.
         let _ = stdin.write_all(input);
         drop(stdin);
         child.wait_with_output().expect("it was started").into()
@@ -241,7 +241,7 @@ impl Site {
         self.larder(&["import", &path.display().to_string()])
     }
 
-    /// Every tag: its reference, and the digest it leads to.
+    /// Every tag with the digest that it points to.
     pub fn tags(&self) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::new();
         for (path, bytes) in files(&self.cache().join("refs")) {
@@ -254,7 +254,7 @@ impl Site {
         tags
     }
 
-    /// Which repository has which manifests, as far as records say.
+    /// The manifests of every repository, according to the records.
     pub fn manifests(&self) -> Vec<String> {
         let records = files(&self.cache().join("refs")).into_keys();
         records.filter(|path| path.contains("/_manifests/")).collect()
@@ -274,13 +274,13 @@ impl Site {
         fs::remove_file(path).expect("it was there");
     }
 
-    /// Files in `incoming/` that are no locks.
+    /// Files in `incoming/` other than locks.
     pub fn leftovers(&self) -> Vec<String> {
         let all = files(&self.cache().join("incoming")).into_keys();
         all.filter(|name| !name.ends_with(".lock")).collect()
     }
 
-    /// No blob under a name that its bytes do not have.
+    /// Asserts that every blob matches its digest.
     #[track_caller]
     pub fn is_sound(&self) {
         for (path, bytes) in self.blobs() {
@@ -291,7 +291,7 @@ impl Site {
     }
 }
 
-/// The files below a directory, by their paths in it.
+/// The files below a directory, by relative path.
 pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut directories = vec![root.to_owned()];
@@ -322,7 +322,7 @@ pub fn entries(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     entries.collect()
 }
 
-/// The blobs of a tar by their digests.
+/// The blobs of a tar, by digest.
 pub fn blobs_in(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let blobs = entries(bytes).into_iter().filter_map(|(path, content)| {
         Some((path.strip_prefix("blobs/")?.replace('/', ":"), content))

@@ -1,6 +1,6 @@
-//! What `docs/openapi.yaml` says of an answer, compared with the answer.
+//! Compares responses with `docs/openapi.yaml`.
 //!
-//! As much of JSON Schema as the document uses. A field that is not in the document is wrong, too.
+//! Supports the part of JSON Schema that the document uses. Undocumented fields are errors.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ impl Description {
         Description { document: serde_saphyr::from_str(text).expect("the document is YAML") }
     }
 
-    /// Every operation: `GET /livez`.
+    /// Every operation, such as `GET /livez`.
     pub fn operations(&self) -> BTreeSet<String> {
         let paths = self.document["paths"].as_object().expect("paths");
         let of_path = |(path, methods): (&String, &Value)| {
@@ -28,7 +28,7 @@ impl Description {
         paths.iter().flat_map(|each| -> Vec<String> { of_path(each) }).collect()
     }
 
-    /// The answer of an operation with that status must be as it says.
+    /// Asserts that the response of an operation with this status matches the document.
     #[track_caller]
     pub fn check(&self, operation: &str, status: u16, content_type: &str, body: &str) {
         let (method, path) = operation.split_once(' ').expect("a method and a path");
@@ -46,7 +46,7 @@ impl Description {
         }
     }
 
-    /// What a reference leads to.
+    /// The target of a reference.
     fn followed<'a>(&'a self, schema: &'a Value) -> &'a Value {
         match schema["$ref"].as_str().and_then(|path| path.strip_prefix('#')) {
             Some(pointer) => self.document.pointer(pointer).expect("what is referred to is there"),
@@ -54,7 +54,7 @@ impl Description {
         }
     }
 
-    /// The fields that an object may have.
+    /// The possible fields of an object.
     fn properties(&self, schema: &Value) -> BTreeSet<String> {
         let schema = self.followed(schema);
         let own =

@@ -1,5 +1,5 @@
-//! The fake registry and the raw client, tested against each other: a harness that lies would make
-//! every other test worthless.
+//! Tests of the fake registry and the raw client against each other: with a wrong harness, all other tests would be
+//! worthless.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -28,7 +28,7 @@ pub(super) fn registry_with_blob() -> (FakeRegistry, Vec<u8>, String) {
     (registry, blob, digest)
 }
 
-/// The text that a panic came with.
+/// The message of a panic.
 pub(super) fn panic_of(action: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(action)).expect_err("a panic was expected");
     match panic.downcast::<String>() {
@@ -251,7 +251,7 @@ fn every_framing_carries_the_complete_body() {
         assert_eq!((got.header("content-length"), got.complete), (None, true));
         assert!(got.body == blob);
     }
-    // After chunks the connection is good for another request.
+    // After a chunked response the connection is usable for another request.
     registry.fault(On::get_blob(&digest).times(1), Fault::NoContentLength);
     let mut connection = Connection::open(registry.address());
     assert!(connection.get(&path).body == blob);

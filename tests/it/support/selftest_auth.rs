@@ -1,4 +1,4 @@
-//! The fake registry's authentication, redirects and TLS, tested; continues `selftest.rs`.
+//! Tests of the fake registry's authentication, redirects and TLS; continues `selftest.rs`.
 
 use super::client::{get, request};
 use super::selftest::{REPOSITORY, blob_path, panic_of, registry_with_blob};
