@@ -1,8 +1,7 @@
-//! **FakeAws: Amazon's services, as far as a login to its registry needs them.**
+//! **FakeAws: the AWS services that a login to ECR needs.**
 //!
-//! ECR and STS are told apart as the real ones are: by `X-Amz-Target`. The metadata services are paths
-//! of their own. All are one [`FakeRegistry`], so every request is recorded, and one that was not
-//! scripted fails the test.
+//! Like the real services, ECR and STS are distinguished by `X-Amz-Target`, and the metadata services by their paths. All
+//! of them are one [`FakeRegistry`], so every request is recorded, and an unscripted one fails the test.
 //!
 //! ```ignore
 //! let aws = FakeAws::start();

@@ -1,4 +1,4 @@
-//! **FakeProxy: an HTTP proxy that tunnels to where the test says, and keeps a book.**
+//! **FakeProxy: an HTTP proxy with scripted targets that records its requests.**
 //!
 //! ```ignore
 //! let proxy = FakeProxy::start();

@@ -1,7 +1,7 @@
-//! **FakeRegistry: an upstream that does what the test says.**
+//! **FakeRegistry: a scripted upstream registry.**
 //!
-//! A registry on `127.0.0.1` with a port of its own, a thread per connection, HTTP/1.1 with
-//! keep-alive. It serves what was put into it, records every request, and fails in scripted ways.
+//! A registry on its own port of `127.0.0.1`, with one thread per connection and HTTP/1.1 keep-alive. It serves the
+//! content that a test adds, records every request, and fails as scripted.
 //!
 //! ```ignore
 //! let registry = FakeRegistry::start();
@@ -14,18 +14,17 @@
 //! assert_eq!(registry.count("GET", &format!("/v2/library/alpine/blobs/{layer}")), 2);
 //! ```
 //!
-//! **An unscripted request fails the test.** Who asks for something that is not there gets the 404
-//! that a real registry gives, and the registry panics when it is dropped. A test in which this
-//! shall happen says so first: [`FakeRegistry::expect_unknown`]. A request that a fault took is
-//! scripted.
+//! **An unscripted request fails the test.** A request for missing content gets the 404 of a real registry, and the
+//! registry panics when it is dropped. A test that needs such requests allows them with
+//! [`FakeRegistry::expect_unknown`]. A request to which a fault applies counts as scripted.
 //!
-//! **Order.** A request is recorded; then authentication answers 401 or lets it pass; then the
-//! first fault that matches and is not used up takes it.
+//! **Order.** A request is recorded, then authenticated (or answered with 401), then handled by the first fault that
+//! matches and is not used up.
 //!
 //! **Waiting for events.** [`Gate`]s hold requests; [`FakeRegistry::wait_for`] waits for requests.
 //!
-//! **Dropping** opens every gate of the script, cuts all connections and joins all threads. Let the
-//! registry outlive the program under test: it is declared first.
+//! **Dropping** opens all gates of the script, closes all connections and joins all threads. The registry must outlive
+//! the program under test, so declare it first.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
