@@ -68,18 +68,18 @@ fn requests_of_disconnected_clients_are_not_sent_to_the_registry() {
     let burst = (0..300).map(|n| manifest("hostile/burst/a", &format!("v{n}")));
     let clients = begin_many(&larder, burst);
     gate.wait_until_reached(2);
-    until("the burst to be queued", || larder.cache().load().manifest_pool.queued == 298);
+    until("the burst in the queue", || larder.cache().load().manifest_pool.queued == 298);
     // Some clients reset their connections, the others close them cleanly.
     let (crashed, closed): (Vec<_>, Vec<_>) =
         clients.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);
     crashed.into_iter().for_each(|(_, client)| client.reset());
     drop(closed);
-    until("the clients to have left", || larder.connections() == 0);
+    until("all clients to disconnect", || larder.connections() == 0);
     gate.open();
     let got = larder.get(&manifest(&format!("hostile/{REPOSITORY}"), "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
-    until("the queue to be empty", || larder.cache().load().manifest_pool.queued == 0);
-    assert_eq!(gate.reached(), 2, "the two that had a fetcher when their clients left");
+    until("an empty queue", || larder.cache().load().manifest_pool.queued == 0);
+    assert_eq!(gate.reached(), 2, "the two requests that had a fetcher when their clients left");
     assert!(good.requests().is_empty());
 }
 
@@ -116,7 +116,7 @@ fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
     hostile.fault(On::get_blob(&digest), Fault::CutAfter(50_000));
     // The download breaks off, before or after its head has reached the client.
     larder.get(&blob("hostile/a", &digest));
-    until("the download to have ended", || larder.cache().load().blob_pool.busy == 0);
+    until("the end of the download", || larder.cache().load().blob_pool.busy == 0);
     assert_eq!(larder.partials().len(), 1);
     let asked = hostile.requests().len();
     larder.restart_with(|settings| {
@@ -147,7 +147,7 @@ fn one_failing_request_opens_no_circuit_breaker_and_freezes_no_other_tag() {
     }
     let breaker = larder.upstreams()[0].endpoints[0].breaker;
     assert_eq!(breaker, BreakerState::Closed);
-    assert_eq!(registry.count("GET", "/v2/"), 1, "one probe in a while");
+    assert_eq!(registry.count("GET", "/v2/"), 1, "at most one probe per interval");
     larder.advance(Duration::from_secs(3600));
     let new = Image::sample("new");
     registry.add(REPOSITORY, "v1", &new);
@@ -219,12 +219,12 @@ fn wrong_size_in_a_manifest_does_not_affect_other_repositories() {
         gate.wait_until_reached(1);
         assert_eq!(evil.read_head().header("content-length"), Some(&*stated.to_string()));
         let mut good = larder.begin(&blob(REPOSITORY, &digest));
-        until("the second client to follow", || larder.connections() == 2);
+        until("the second client to connect", || larder.connections() == 2);
         gate.open();
         let got = good.read_response();
         assert!(got.status == 200 && got.complete && got.body == content, "{stated}: {got:?}");
         let (body, _) = evil.read_to_end();
-        assert!(body.len() < stated, "{stated}: never a complete answer with other bytes");
+        assert!(body.len() < stated, "{stated}: wrong bytes never look complete");
     }
 }
 
@@ -234,7 +234,10 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     let directories = ["partials", "refs", "incoming"].map(|name| larder.root().join(name));
     for directory in directories {
         all.extend(
-            std::fs::read_dir(directory).expect("it is there").flatten().map(|entry| entry.path()),
+            std::fs::read_dir(directory)
+                .expect("an existing directory")
+                .flatten()
+                .map(|entry| entry.path()),
         );
     }
     all.sort();
@@ -266,9 +269,9 @@ fn child_process_without_file_descriptors() {
         let before = registry.requests().len();
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: limit.maximum })
-            .expect("it is lower");
+            .expect("a lower limit is allowed");
         let answers = targets.each_ref().map(|target| connection.get(target));
-        setrlimit(Resource::Nofile, limit).expect("it is as it was");
+        setrlimit(Resource::Nofile, limit).expect("the original limit is allowed");
         for (answer, target) in answers.iter().zip(&targets) {
             assert_eq!(answer.status, 503, "{target}: {answer:?}");
         }
@@ -277,7 +280,7 @@ fn child_process_without_file_descriptors() {
             assert_eq!(connection.get(target).status, 200, "{target}");
         }
     }
-    println!("it held");
+    println!("passed");
 }
 
 #[test]
@@ -289,7 +292,7 @@ fn cached_content_that_cannot_be_opened_is_answered_with_503_and_not_downloaded_
         .expect("it can be started");
     let message = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && message.contains("it held"), "{message}\n{errors}");
+    assert!(output.status.success() && message.contains("passed"), "{message}\n{errors}");
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn namespace_path_or_header_selects_the_upstream() {
         assert_eq!(got.header("oci-namespace"), is_told.then_some(name), "{target} {header:?}");
     }
     for registry in &registries {
-        assert_eq!(registry.requests().len(), 1, "one cache entry however it is spelled");
+        assert_eq!(registry.requests().len(), 1, "all spellings share one cache entry");
     }
 }
 

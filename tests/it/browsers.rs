@@ -205,6 +205,6 @@ fn registries_requested_by_other_clients_are_not_disclosed() {
         assert!(!text.contains("secret-project"), "{target}: {text}");
         assert!(text.contains(&registry.host()), "{target}: {text}");
     }
-    let told = request(health, "GET", "/health?verbose", &[]).json();
-    assert_eq!(told["unlistedUpstreams"], 1, "{told}");
+    let report = request(health, "GET", "/health?verbose", &[]).json();
+    assert_eq!(report["unlistedUpstreams"], 1, "{report}");
 }

@@ -21,9 +21,9 @@ fn two_platforms() -> Index {
 /// The images that a bundle lists: name from an annotation, digest.
 fn listed(tar: &[u8], annotation: &str) -> Vec<(String, String)> {
     let index =
-        entries(tar).into_iter().find(|(path, _)| path == "index.json").expect("there is one");
-    let index: Value = serde_json::from_slice(&index.1).expect("it is JSON");
-    let entries = index["manifests"].as_array().expect("it is a list").iter();
+        entries(tar).into_iter().find(|(path, _)| path == "index.json").expect("an index.json");
+    let index: Value = serde_json::from_slice(&index.1).expect("JSON");
+    let entries = index["manifests"].as_array().expect("a list").iter();
     let entries = entries.filter_map(|entry| {
         let name = entry["annotations"][annotation].as_str()?;
         Some((name.to_owned(), entry["digest"].as_str()?.to_owned()))
@@ -133,7 +133,7 @@ fn missing_volume_is_named() {
     assert!(volumes.len() > 2, "{volumes:?}");
     let joined: Vec<u8> = volumes.iter().flat_map(|name| site.read(name)).collect();
     site.larder(&["export", "--all", "--output", "whole.tar"]).succeeds();
-    assert!(joined == site.read("whole.tar"), "cat puts it together");
+    assert!(joined == site.read("whole.tar"), "the concatenated volumes equal the bundle");
 
     let all: Vec<&str> = ["import"].into_iter().chain(volumes.iter().map(String::as_str)).collect();
     site.larder(&all).succeeds().says(&["1 image imported"]);

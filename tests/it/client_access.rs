@@ -209,7 +209,7 @@ fn request_without_a_password_gets_a_challenge_only() {
             }
         }
     }
-    assert_eq!(site.registry.count("*", "*"), 0, "nobody was asked for strangers");
+    assert_eq!(site.registry.count("*", "*"), 0, "no upstream request without a valid password");
 }
 
 #[test]
@@ -253,5 +253,5 @@ fn users_follow_changes_of_their_file_and_of_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (200, 200), "the former users stay");
 
     site.reload(&mut process, &site.config(""));
-    assert_eq!(get(process.address, "/v2/").status, 200, "everybody is served again");
+    assert_eq!(get(process.address, "/v2/").status, 200, "all clients are served again");
 }

@@ -56,7 +56,7 @@ fn usage_errors_are_answered_with_advice() {
     let (status, _, stderr) =
         run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
     assert!(status == Some(2) && stderr.contains("there is no cache in"), "{stderr}");
-    assert!(!Path::new(&none).exists(), "a place that was mistyped is not made a cache");
+    assert!(!Path::new(&none).exists(), "a mistyped directory is not created");
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn list_shows_cached_and_missing_content() {
     };
     let mut expected = [here(&whole), here(&partial)].concat();
     expected.retain(|digest| *digest != missing.digest);
-    until("all that can be had", || expected.iter().all(|digest| has(digest)));
+    until("everything available to be cached", || expected.iter().all(|digest| has(digest)));
     expected.sort();
     expected.dedup();
 
@@ -240,7 +240,7 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     let (code, message, stderr) = on(&site, &["verify", "--repair"]);
     assert!(code == Some(0) && message.contains("; mended"), "{message}{stderr}");
     for each in [flipped, removed] {
-        assert!(fs::read(file(&each.digest)).expect("it is there") == each.bytes);
+        assert!(fs::read(file(&each.digest)).expect("an existing file") == each.bytes);
     }
     assert_eq!(on(&site, &["verify"]).0, Some(0));
     registry.stop();

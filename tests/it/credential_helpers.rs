@@ -81,7 +81,7 @@ fn credential_helper_runs_once_per_image() {
     }
     assert_eq!(helper.starts(), 1);
     let asked = fs::read_to_string(helper.path().with_extension("server")).unwrap();
-    assert_eq!(asked, registry.host(), "it is told the registry on standard input");
+    assert_eq!(asked, registry.host(), "the helper reads the registry from standard input");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn login_that_stays_refused_fails_fast_without_a_loop() {
         let got = larder.get(&manifest(REPOSITORY, tag));
         assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{got:?}");
     }
-    assert_eq!(helper.starts(), 2, "once, once more, and then not for a while");
+    assert_eq!(helper.starts(), 2, "once, once more, and then not again for a while");
     assert_eq!(registry.requests().len(), 6, "without and with, and no third time");
 }
 
@@ -177,7 +177,7 @@ fn errors_name_the_failing_helper_and_omit_its_output() {
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         assert_names(&got, words);
         assert!(got.text().contains("docker-credential-test"), "{got:?}");
-        assert!(matches!(got.status, 502..=504), "it may work in a minute: {got:?}");
+        assert!(matches!(got.status, 502..=504), "a temporary failure: {got:?}");
     }
 }
 
@@ -190,7 +190,7 @@ fn errors_name_a_missing_helper() {
     let larder = Larder::start_with(&registry, set(credentials));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert_names(&got, "/nonexistent/docker-credential-x");
-    assert_eq!(got.status, 403, "somebody has to install it: {got:?}");
+    assert_eq!(got.status, 403, "a permanent failure: {got:?}");
 }
 
 #[test]

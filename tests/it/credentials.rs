@@ -37,7 +37,7 @@ fn password_is_sent_after_the_first_challenge_and_then_with_every_request() {
     let larder = Larder::start_with(&registry, set(password("robot$x", "p:w ü")));
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
     let asked = registry.requests();
-    assert_eq!(asked[0].header("authorization"), None, "nobody has asked yet");
+    assert_eq!(asked[0].header("authorization"), None, "no challenge yet");
     registry.clear_requests();
     for layer in image.layers() {
         assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
@@ -165,5 +165,5 @@ fn images_pulled_with_credentials_are_served_after_they_expire() {
     larder.advance(seconds(301));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
-    assert!(got.header("warning").is_some(), "and carries a warning");
+    assert!(got.header("warning").is_some(), "a stale response has a warning");
 }

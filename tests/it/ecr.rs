@@ -47,8 +47,9 @@ fn signer(larder: &Larder, aws: &FakeAws) -> (String, Option<String>) {
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     let logins = aws.logins();
     assert_eq!(logins.len(), 1);
-    let signature = logins[0].header("authorization").expect("it is signed");
-    let (_, credential) = signature.split_once("Credential=").expect("by somebody");
+    let signature = logins[0].header("authorization").expect("a signed request");
+    let (_, credential) =
+        signature.split_once("Credential=").expect("a credential in the signature");
     let id = credential.split('/').next().unwrap_or_default();
     let session = logins[0].header("x-amz-security-token").map(str::to_owned);
     (id.to_owned(), session)
@@ -78,7 +79,7 @@ fn one_signed_request_provides_the_login_for_an_image() {
     let target = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
     assert_eq!(asked.header("x-amz-target"), Some(target));
     assert_eq!(asked.header("content-type"), Some("application/x-amz-json-1.1"));
-    assert_eq!(asked.headers_named("host"), [aws.0.host()], "what is signed is what is sent");
+    assert_eq!(asked.headers_named("host"), [aws.0.host()], "the signed host is the requested one");
     assert_eq!(asked.body, b"{}");
     let signature = asked.header("authorization").unwrap();
     assert!(signature.starts_with("AWS4-HMAC-SHA256 Credential=AKIDOFENV/"), "{signature}");
@@ -101,7 +102,7 @@ fn login_that_expires_early_is_renewed_once() {
     }
     assert_eq!(aws.logins().len(), 2);
     let blobs = registry.count("GET", "/v2/*/blobs/*");
-    assert_eq!(blobs, image.layers().len() + 1, "one was refused, and asked for again");
+    assert_eq!(blobs, image.layers().len() + 1, "one request was refused and repeated");
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn login_that_stays_refused_fails_fast_without_a_loop() {
         let got = larder.get(&manifest(REPOSITORY, tag));
         assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{got:?}");
     }
-    assert_eq!(aws.logins().len(), 2, "once, once more, and then not for a while");
+    assert_eq!(aws.logins().len(), 2, "once, once more, and then not again for a while");
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn web_identity_is_exchanged_for_the_keys_of_its_role() {
     ] {
         assert!(form.split('&').any(|each| each == part), "{part}: {form}");
     }
-    assert_eq!(aws.0.requests()[0].header("authorization"), None, "the token is the proof");
+    assert_eq!(aws.0.requests()[0].header("authorization"), None, "the token is the only proof");
 }
 
 #[test]

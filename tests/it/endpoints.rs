@@ -272,12 +272,12 @@ fn endpoint_that_never_responds_counts_as_down() {
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         got.header("warning").is_some() && got.body == image.manifest()
     };
-    assert!(stale(&larder), "within the time that a client waits for a confirmation");
+    assert!(stale(&larder), "served stale after revalidateTimeout");
     let is_open = || matches!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Open(_));
     until("the breaker to open", is_open);
     let asked = registry.requests().len();
     for _ in 0..5 {
-        assert!(stale(&larder), "at once");
+        assert!(stale(&larder), "served stale at once");
     }
     assert_eq!(registry.requests().len(), asked);
 }

@@ -35,7 +35,7 @@ fn response_heads_that_go_and_curl_accept_are_accepted() {
             raw("", "Content-Length: 7\r\nTransfer-Encoding: chunked", &chunked),
         ),
         (
-            "chunks beside a length",
+            "chunks and a length",
             raw("", "Transfer-Encoding: chunked\r\nContent-Length: 7", &chunked),
         ),
         (
@@ -238,7 +238,11 @@ fn rate_limit_of_an_object_store_does_not_apply_to_the_registry() {
             let got = larder.get(&blob(REPOSITORY, &limited));
             assert!(matches!(got.status, 429 | 503), "{got:?}");
         }
-        assert_eq!(storage.requests().len(), expected, "the store is left alone for Retry-After");
+        assert_eq!(
+            storage.requests().len(),
+            expected,
+            "the store is not contacted until Retry-After"
+        );
         assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
@@ -279,7 +283,7 @@ fn head_of_an_uncached_tag_costs_one_head_and_no_pull() {
             assert_eq!(head.header(name), Some(expected), "{name}");
         }
     }
-    assert_eq!(registry.count("HEAD", "/v2/*"), 1, "and once in tagTtl");
+    assert_eq!(registry.count("HEAD", "/v2/*"), 1, "one HEAD per tagTtl");
     assert_eq!(registry.count("GET", "/v2/*"), 0);
     assert!(larder.names().is_empty(), "nothing is cached");
     registry.expect_unknown("/v2/*/manifests/absent");

@@ -22,7 +22,7 @@ fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
     larder.stop();
     // Root ignores permissions, so a file in place of the directory blocks writing.
     let incoming = larder.root().join("incoming");
-    fs::remove_dir_all(&incoming).expect("it is a directory");
+    fs::remove_dir_all(&incoming).expect("an existing directory");
     fs::write(&incoming, b"in the way").expect("a file can be written");
     larder.run();
     larder

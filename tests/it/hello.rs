@@ -76,7 +76,7 @@ fn reload_does_not_change_the_hello_setting() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut process = serve(directory.path());
     reload(&mut process, directory.path(), "pin: [alpine]\n");
-    assert_eq!(ask(&process), (200, false), "nobody is asked");
+    assert_eq!(ask(&process), (200, false), "no registry is contacted");
 
     let directory = tempfile::tempdir().expect("a directory");
     let mut process = Process::serve_file(directory.path(), CLOSED);

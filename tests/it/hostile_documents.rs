@@ -219,7 +219,7 @@ fn export_follows_no_planted_symbolic_link() {
             if output.ends_with('/') { "/" } else { "" }
         );
         cache.run_ok(&[&["export", "a:v1", "--output", &path], extra].concat());
-        assert_eq!(fs::read_to_string(&victim).expect("it is there"), "untouched", "{output}");
+        assert_eq!(fs::read_to_string(&victim).expect("an existing file"), "untouched", "{output}");
         assert!(fs::symlink_metadata(&planted).is_err(), "{output}: nothing unfinished is left");
     }
     let far = Site::new();

@@ -19,7 +19,7 @@ fn place(name: &str) -> (tempfile::TempDir, PathBuf, String) {
 }
 
 fn text(path: &Path) -> String {
-    fs::read_to_string(path).expect("it is there")
+    fs::read_to_string(path).expect("an existing path")
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
     for name in ["_default", "a:1"] {
         let directory = path.join(name);
         assert!(text(&directory.join("hosts.toml")).contains("http://two:2"));
-        assert_eq!(fs::read_dir(directory).expect("it is there").count(), 1, "no leftovers");
+        assert_eq!(fs::read_dir(directory).expect("an existing path").count(), 1, "no leftovers");
     }
 }
 
@@ -85,7 +85,7 @@ fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
 fn foreign_files_are_replaced_only_with_force_and_backed_up() {
     let (_directory, path, certs_d) = place("certs.d");
     let theirs = path.join("quay.io/hosts.toml");
-    fs::create_dir_all(theirs.parent().expect("it has one")).expect("a directory");
+    fs::create_dir_all(theirs.parent().expect("a parent directory")).expect("a directory");
     fs::write(&theirs, "server = \"https://quay.io\"\n").expect("a file");
     let words = ["larder:8080", "--registry", "quay.io", "--write", &certs_d];
     let (code, _, message) = hosts_toml(&words);
@@ -93,7 +93,7 @@ fn foreign_files_are_replaced_only_with_force_and_backed_up() {
         code == Some(2) && message.contains("is not Larder's") && message.contains("--force"),
         "{message}"
     );
-    assert!(!path.join("_default").exists(), "half of a configuration is none");
+    assert!(!path.join("_default").exists(), "nothing is written if one file is refused");
     assert_eq!(text(&theirs), "server = \"https://quay.io\"\n");
 
     let (code, _, message) = hosts_toml(&[&words[..], &["--force"]].concat());
@@ -109,17 +109,17 @@ fn foreign_files_are_replaced_only_with_force_and_backed_up() {
 fn mirror_is_merged_into_the_docker_configuration() {
     let (_directory, path, daemon_json) = place("daemon.json");
     fs::write(&path, "{\"debug\": true}").expect("a file");
-    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("an own file");
     let write = || hosts_toml(&["larder:8080", "--for", "docker", "--write", &daemon_json]);
     for _ in 0..2 {
         let (code, _, message) = write();
         assert_eq!(code, Some(0), "{message}");
-        let told: serde_json::Value = serde_json::from_str(&text(&path)).expect("JSON");
+        let written: serde_json::Value = serde_json::from_str(&text(&path)).expect("JSON");
         let expected =
             serde_json::json!({"debug": true, "registry-mirrors": ["http://larder:8080"]});
-        assert_eq!(told, expected);
-        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "Docker is told passwords there");
+        assert_eq!(written, expected);
+        let mode = fs::metadata(&path).expect("an existing path").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "the file may contain passwords");
     }
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");

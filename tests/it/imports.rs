@@ -358,7 +358,7 @@ fn killed_import_leaves_no_partial_image_and_can_be_repeated() {
     }
     site.import_bytes(&bundle).succeeds().says(&["4 images imported"]);
     assert_eq!(site.tags().into_keys().collect::<Vec<_>>(), names);
-    assert_eq!(site.leftovers(), Vec::<String>::new(), "what killed ones left is removed");
+    assert_eq!(site.leftovers(), Vec::<String>::new(), "leftovers of killed imports are removed");
     site.import_bytes(&bundle).succeeds().says(&["0 blobs"]);
 }
 

@@ -64,7 +64,7 @@ fn wrong_blob_never_looks_complete_and_the_retry_starts_over() {
             if !is_broken_off && name != "a login page" {
                 registry.wait_for("GET", &path, 2);
                 let has_ended = || larder.cache().load().blobs == 0 && larder.partials().is_empty();
-                until("the end of the second try", has_ended);
+                until("the end of the second attempt", has_ended);
             }
             registry.clear_faults();
             registry.clear_requests();
@@ -126,7 +126,7 @@ fn wrong_manifest_is_refused_and_the_retry_succeeds() {
         ("the digest of something else, by tag", false, Fault::WrongDigestHeader),
         ("a login page, by tag", false, Fault::Html200),
         ("a login page, by digest", true, Fault::Html200),
-        ("an encoding that nobody asked for", false, Fault::ContentEncoding("gzip".into())),
+        ("an unrequested encoding", false, Fault::ContentEncoding("gzip".into())),
     ] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
@@ -235,7 +235,7 @@ const DAMAGES: [Damage; 4] = [Damage::Removed, Damage::Emptied, Damage::Truncate
 
 impl Damage {
     fn to(self, path: &Path) {
-        let mut bytes = fs::read(path).expect("the file to be damaged");
+        let mut bytes = fs::read(path).expect("an existing file");
         match self {
             Damage::Removed => return fs::remove_file(path).expect("it can be removed"),
             Damage::Emptied => bytes.clear(),
@@ -325,7 +325,7 @@ fn damage_manifest(damage: Damage) {
         let got = larder.get(&path);
         assert_eq!((got.status, got.digest()), (200, digest.clone()), "{damage:?} {reference}");
         let file = fs::read(larder.blob_file(&digest)).unwrap_or_default();
-        assert!(file == image.manifest(), "{damage:?} {reference}: the file is not healed");
+        assert!(file == image.manifest(), "{damage:?} {reference}: the file is not repaired");
     }
 }
 

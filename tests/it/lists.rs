@@ -111,7 +111,7 @@ fn larder_paginates_for_a_registry_that_ignores_n_and_last() {
     let larder = Larder::start(&registry);
     let first = larder.get(&format!("{TAGS}?n=3"));
     assert_eq!(tags(&first), ["a", "b", "c"]);
-    let second = larder.get(&next(&first).expect("there is one more"));
+    let second = larder.get(&next(&first).expect("another page"));
     assert_eq!((tags(&second), next(&second)), (vec!["d".to_owned()], None));
 }
 
@@ -174,7 +174,7 @@ fn cached_tags_are_listed_if_upstream_never_sent_a_list() {
     assert!(got.header("warning").is_some(), "{got:?}");
     let first = larder.get(&format!("{TAGS}?n=2"));
     assert_eq!(tags(&first), ["a", "b"]);
-    assert_eq!(tags(&larder.get(&next(&first).expect("one more"))), ["d"]);
+    assert_eq!(tags(&larder.get(&next(&first).expect("another page"))), ["d"]);
     let nothing = larder.get("/v2/team/other/tags/list");
     assert!(matches!(nothing.status, 502..=504), "{nothing:?}");
 }
@@ -206,7 +206,7 @@ fn pages_with_opaque_tokens_in_any_order_are_followed_to_the_end() {
         let larder = Larder::start(&registry);
         let first = larder.get(TAGS);
         assert_eq!(tags(&first), ["18", "161", "111"], "{name}");
-        let last = larder.get(&next(&first).expect("there is one more"));
+        let last = larder.get(&next(&first).expect("another page"));
         assert_eq!((tags(&last).join(" ").as_str(), next(&last)), ("7 1021 3", None), "{name}");
         let asked = registry.requests().pop().expect("a request");
         assert_eq!(asked.query.as_deref(), Some(query));

@@ -53,7 +53,7 @@ fn chained_larders_serve_content_of_the_last_one() {
         assert!(get(child.address, &path).body == layer.bytes);
     }
     let asked = &registry.requests()[0];
-    let via = asked.header("via").expect("it says which Larders it has passed");
+    let via = asked.header("via").expect("a Via header");
     assert_eq!(via.matches("1.1 larder-").count(), 3, "{via}");
 }
 

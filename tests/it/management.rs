@@ -156,10 +156,10 @@ fn status_reports_everything_in_one_response() {
     assert!(used > u64::try_from(manifests + blobs).ok(), "records take space as well: {used:?}");
     assert_eq!(status["disk"]["cacheSizeBytes"], 1_000_000_000);
     let connection = Connection::open(server.address());
-    until("one more connection", || server.api("status")["connections"] == 1);
+    until("the new connection", || server.api("status")["connections"] == 1);
     drop(connection);
     site.run_ok(&["offline", "on"]);
-    until("the switch", || server.api("status")["offline"] == true);
+    until("offline mode", || server.api("status")["offline"] == true);
     assert_eq!(server.metric("larder_offline"), 1.0);
     for what in ["flights/resume", "prefetch?image=app:1"] {
         let got = server.call("POST", what);
@@ -173,13 +173,13 @@ fn images_are_filtered_sorted_and_paged() {
     let (small, middle) = (Image::sample("a"), Image::sample("b").layer(bytes(9000, 3)));
     let (large, partial) = (Image::sample("c").layer(bytes(90_000, 4)), Image::sample("d"));
     let site = Site::new(&registry, "pin: [beta]\ntags: [{pattern: '2', tagTtl: always}]");
-    let whole = [
+    let complete = [
         NamedImage::new("alpha", "1", &small),
         NamedImage::new("alpha", "2", &large),
         NamedImage::new("beta", "1", &middle),
     ];
-    site.fill(&registry, &whole);
-    for (each, hours) in whole.iter().zip([3, 9, 6]) {
+    site.fill(&registry, &complete);
+    for (each, hours) in complete.iter().zip([3, 9, 6]) {
         site.fetched_ago(each, hours);
         site.unused_for(each, 10 - hours);
     }
@@ -276,7 +276,10 @@ fn image_shows_its_tree_and_blobs_their_references() {
         let blobs = tree[1]["blobs"].as_array().expect("blobs");
         assert_eq!(blobs.len(), 3);
         let layer = &amd64.layers()[1];
-        let shown = blobs.iter().find(|each| each["digest"] == layer.digest).expect("it is there");
+        let shown = blobs
+            .iter()
+            .find(|each| each["digest"] == layer.digest)
+            .expect("the layer among the blobs");
         assert_eq!(
             (&shown["sizeBytes"], &shown["present"]),
             (&json!(layer.bytes.len()), &json!(true))
@@ -287,7 +290,7 @@ fn image_shows_its_tree_and_blobs_their_references() {
 
     let stray = registry.add_blob("library/stray", &bytes(10, 5));
     assert_eq!(get(server.address(), &blob("library/stray", &stray)).status, 200);
-    until("the blob's name", || site.has(&stray));
+    until("the blob to be published", || site.has(&stray));
     let layer = &amd64.layers()[1];
     for (digest, references) in
         [(&layer.digest, 2), (&amd64.digest(), 2), (&index.digest(), 1), (&stray, 0)]
@@ -355,7 +358,7 @@ fn commands_and_the_api_understand_aliases() {
     registry.add("library/app", "1", &image);
     registry.add("library/base", "1", &Image::sample("b"));
     let site = Site::new(&registry, "");
-    let config = fs::read_to_string(site.path("larder.yaml")).expect("it was written");
+    let config = fs::read_to_string(site.path("larder.yaml")).expect("a configuration");
     let config = config.replace("{name: docker.io,", "{name: docker.io, aliases: [Corp],");
     fs::write(site.path("larder.yaml"), config).expect("a file can be written");
     let (code, stdout, stderr) = site.run(&["load", "corp/library/app:1"]);

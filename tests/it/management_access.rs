@@ -65,13 +65,13 @@ fn changes_require_the_token_and_local_reads_do_not() {
     }
 
     fs::write(site.path("token"), "another").expect("a file");
-    assert_eq!(server.call("POST", "pins?pattern=b").status, 401, "the former one counts no more");
+    assert_eq!(server.call("POST", "pins?pattern=b").status, 401, "the previous token is invalid");
     assert_eq!(server.call_with_token("another", "POST", "pins?pattern=b").status, 200);
     for broken in ["", "\n"] {
         fs::write(site.path("token"), broken).expect("a file");
         assert_eq!(server.call_with_token("", "POST", "pins?pattern=c").status, 403);
     }
-    fs::remove_file(site.path("token")).expect("it is there");
+    fs::remove_file(site.path("token")).expect("an existing file");
     let got = server.call_with_token("another", "POST", "pins?pattern=c");
     assert!(got.status == 403 && got.text().contains("the log says why"), "{got:?}");
     assert_eq!(server.api("pins")["pins"].as_array().map(Vec::len), Some(2));

@@ -46,7 +46,7 @@ fn tag_moves_although_head_names_a_digest_that_cannot_be_fetched() {
     let bogus = absent_digest(1);
     for (what, on, fault) in [
         (
-            "no digest of the registry is to be had",
+            "no digest is available from the registry",
             On::get_manifest("sha256:*"),
             Fault::status(404),
         ),

@@ -28,7 +28,7 @@ fn every_dashboard_metric_is_exported_with_its_labels() {
     let mut expressions = Vec::new();
     // Variables use a language around PromQL with the same names and selectors.
     strings(&dashboard, &["expr", "definition"], &mut expressions);
-    assert!(expressions.len() > 40, "the dashboard's expressions are not found");
+    assert!(expressions.len() > 40, "no expressions found in the dashboard");
     let series = rendered();
     assert_eq!(unknown(&text, &expressions, &series, &BTreeMap::new()), [""; 0]);
 }
@@ -54,7 +54,7 @@ fn every_dashboard_legend_uses_labels_of_its_expression() {
             }
         }
     }
-    assert!(legends > 20, "the legends are not found");
+    assert!(legends > 20, "no legends found in the dashboard");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn recorded_names_have_a_colon_and_rules_use_only_defined_ones() {
 fn every_alert_has_a_delay_a_severity_and_advice() {
     let rules = rules();
     let alerts: Vec<&Value> = rules.iter().filter(|rule| rule["alert"].is_string()).collect();
-    assert!(alerts.len() > 10, "the alerts are not found");
+    assert!(alerts.len() > 10, "no alerts found");
     for alert in alerts {
         let name = text(alert, "alert");
         assert!(name.starts_with("Larder"), "{name}");
@@ -91,10 +91,7 @@ fn every_alert_has_a_delay_a_severity_and_advice() {
         assert!(["critical", "warning", "info"].contains(&severity), "{name}: {severity}");
         for (annotation, least) in [("summary", 20), ("description", 100)] {
             let message = text(&alert["annotations"], annotation);
-            assert!(
-                message.len() >= least,
-                "{name} says too little in its {annotation}: {message}"
-            );
+            assert!(message.len() >= least, "the {annotation} of {name} is too short: {message}");
         }
     }
 }
@@ -122,7 +119,7 @@ fn every_metric_is_documented_with_its_type_and_its_labels() {
         let labels = row[3].split([',', '`', ' ']).filter(|label| !label.is_empty());
         let labels: BTreeSet<String> = labels.map(str::to_owned).collect();
         let before = documented.insert(row[1].to_owned(), (row[2].to_owned(), labels));
-        assert!(before.is_none(), "{} is there twice", &row[1]);
+        assert!(before.is_none(), "{} is listed twice", &row[1]);
     }
     let rendered = rendered().into_iter().map(|(name, series)| {
         let labels = series.labels.into_keys().filter(|label| label != "le").collect();
@@ -157,7 +154,7 @@ fn rendered() -> AllSeries {
             kinds.insert(found[1].to_owned(), found[2].to_owned());
         }
         let Some(found) = sample.captures(line) else {
-            assert!(line.starts_with('#'), "this is no sample: {line}");
+            assert!(line.starts_with('#'), "not a sample: {line}");
             continue;
         };
         let name = family(&found[1]);

@@ -91,7 +91,7 @@ fn failing_upstream_is_skipped_for_a_while_and_then_used_again() {
     for _ in 0..10 {
         assert_stale(&pull(&larder), &image);
     }
-    assert_eq!(registry.requests().len(), 1, "one client found out for all");
+    assert_eq!(registry.requests().len(), 1, "one request is enough for all clients");
     registry.clear_faults();
     larder.advance(seconds(10));
     let got = pull(&larder);

@@ -95,7 +95,7 @@ fn unreadable_pins_stop_a_prune() {
     fs::write(&list, "other:1").expect("a file");
     fs::write(site.root().join("pins"), "not a pin\n").expect("a file");
     refused("pins: not a pin: ");
-    fs::remove_file(site.root().join("pins")).expect("it is there");
+    fs::remove_file(site.root().join("pins")).expect("an existing file");
     site.run_ok(&["prune", "*"]);
     assert!(site.listed(&[]).is_empty());
 }

@@ -202,7 +202,7 @@ fn image_left_partial_by_an_outage_is_completed_later() {
     registry.wait_for("GET", &blob(REPOSITORY, &broken), 1);
     registry.clear_faults();
     // The interrupted download may not have ended yet, so pull again a minute later.
-    until("a whole image", || {
+    until("a complete image", || {
         larder.advance(seconds(61));
         larder.get(&manifest(REPOSITORY, &image.digest()));
         image.blobs().iter().all(|each| larder.has(&each.digest))

@@ -92,8 +92,8 @@ fn counters_follow_events() {
     assert_eq!(asked("ok") + asked("404"), all);
     assert_eq!(asked("404"), registry.count("*", "/v2/library/app/manifests/9") as f64);
     let traffic = &server.api("status")["traffic"];
-    let told = ["miss", "hit", "join", "stale", "bypass"].map(|how| traffic[how].as_u64());
-    assert_eq!(told, [Some(5), Some(4), Some(1), Some(0), Some(0)], "{traffic}");
+    let counts = ["miss", "hit", "join", "stale", "bypass"].map(|how| traffic[how].as_u64());
+    assert_eq!(counts, [Some(5), Some(4), Some(1), Some(0), Some(0)], "{traffic}");
     assert_eq!(traffic["bytesFetched"].as_f64(), Some(fetched));
     assert!(server.get("/metrics").text().ends_with("# EOF\n"));
 }
@@ -148,11 +148,11 @@ fn health_and_metrics_have_separate_ports_like_the_reference_server() {
     assert_eq!(answers(metrics, &paths), [404, 404, 404, 404, 200, 404, 404]);
     assert_eq!(get(health, "/health").json(), json!({"status": "UP"}));
     // The metrics port answers under every host name.
-    let told = request(health, "GET", "/health?verbose", &[("Host", "larder.test")]).json();
-    assert_eq!(told["upstreams"][0]["name"], registry.host());
-    assert_eq!(told["upstreams"][0]["endpoints"][0]["breaker"], "closed");
-    assert_eq!(told["servedWithoutCaching"], json!({"blobs": 0, "manifests": 0}));
-    assert_eq!(told["damagedFiles"], 0);
+    let verbose = request(health, "GET", "/health?verbose", &[("Host", "larder.test")]).json();
+    assert_eq!(verbose["upstreams"][0]["name"], registry.host());
+    assert_eq!(verbose["upstreams"][0]["endpoints"][0]["breaker"], "closed");
+    assert_eq!(verbose["servedWithoutCaching"], json!({"blobs": 0, "manifests": 0}));
+    assert_eq!(verbose["damagedFiles"], 0);
     assert_eq!(request(health, "POST", "/health", &[("Content-Length", "0")]).status, 405);
     let version = format!("larder_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     assert!(get(metrics, "/metrics").text().contains(&version));

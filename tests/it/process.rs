@@ -101,7 +101,7 @@ fn configuration_error_exits_with_2_and_a_location() {
 #[test]
 fn port_in_use_exits_with_1_and_advice() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let port = taken.local_addr().expect("a bound socket").port().to_string();
     let directory = tempfile::tempdir().expect("a directory");
     let cache = directory.path().join("cache").display().to_string();
     let (code, _, stderr) =

@@ -19,7 +19,7 @@ const REPOSITORY: &str = "team/app";
 /// Settings that send everything through this proxy.
 fn by_way_of(url: &str) -> ProxySettings {
     let proxy = url.parse().ok();
-    assert!(proxy.is_some(), "{url} is a proxy's URL");
+    assert!(proxy.is_some(), "{url} is not the URL of a proxy");
     ProxySettings { http: proxy.clone(), https: proxy, ..ProxySettings::default() }
 }
 

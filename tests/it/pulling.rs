@@ -12,7 +12,7 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 
 /// Headers that must not depend on the method.
-fn told(response: &Response) -> [Option<String>; 5] {
+fn headers_of(response: &Response) -> [Option<String>; 5] {
     ["content-type", "content-length", "docker-content-digest", "etag", "accept-ranges"]
         .map(|name| response.header(name).map(str::to_owned))
 }
@@ -29,9 +29,9 @@ fn head_and_get_agree_by_tag_and_by_digest() {
             for temperature in ["cold", "warm"] {
                 let (head, got) = (larder.head(&path), larder.get(&path));
                 assert_eq!((head.status, got.status), (200, 200), "{temperature} {path}");
-                assert_eq!(told(&head), told(&got), "{temperature} {path}");
+                assert_eq!(headers_of(&head), headers_of(&got), "{temperature} {path}");
                 assert_eq!((head.body.len(), got.body == bytes), (0, true), "{temperature} {path}");
-                let [kind, length, named, etag, _] = told(&got);
+                let [kind, length, named, etag, _] = headers_of(&got);
                 assert_eq!(kind.as_deref(), Some(media_type));
                 assert_eq!(length, Some(bytes.len().to_string()));
                 assert_eq!((named, etag), (Some(digest.clone()), Some(format!("\"{digest}\""))));
@@ -120,7 +120,7 @@ fn head_of_a_blob_returns_its_length_and_keeps_the_connection_usable() {
     assert!(got.body == content && got.end == End::Open);
     for head in [cold, warm] {
         assert_eq!((head.status, head.body.len(), head.end), (200, 0, End::Open));
-        assert_eq!(told(&head), told(&got));
+        assert_eq!(headers_of(&head), headers_of(&got));
     }
     assert_eq!(registry.count("GET", "*"), 1, "HEAD downloads nothing");
 }
@@ -183,7 +183,7 @@ fn only_a_matching_if_none_match_gets_304() {
             assert_eq!(got.end, End::Open, "{condition}");
             (got.status, got.body.is_empty())
         };
-        assert_eq!(larder.get(&path).status, 200, "nobody asked for a 304");
+        assert_eq!(larder.get(&path).status, 200, "no condition, no 304");
         for condition in [
             format!("\"{digest}\""),
             digest.clone(),

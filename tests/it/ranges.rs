@@ -61,7 +61,7 @@ fn ranges_of_a_cold_blob() {
         larder.wait_until_cached(&digest);
         let fetched = registry.requests_for("GET", &blob("*", &digest));
         assert_eq!(fetched.len(), 1, "{range}");
-        assert_eq!(fetched[0].header("range"), None, "the whole blob is fetched, once");
+        assert_eq!(fetched[0].header("range"), None, "the complete blob is fetched once");
     }
 }
 

@@ -83,12 +83,12 @@ fn remaining_rate_limit_is_reported() {
     storage.fault(On::anything(), Fault::extra_header("ratelimit-remaining", "1;w=1"));
     let larder = Larder::start(&registry);
     assert_eq!(larder.quotas(), []);
-    let told = Fault::All(vec![
+    let limits = Fault::All(vec![
         Fault::extra_header("ratelimit-limit", "100;w=21600"),
         Fault::extra_header("ratelimit-remaining", "76;w=21600"),
         Fault::extra_header("docker-ratelimit-source", "192.0.2.1"),
     ]);
-    registry.fault(On::any_manifest(), told);
+    registry.fault(On::any_manifest(), limits);
     registry.fault(On::any_blob(), Fault::redirect_to(&storage.url("/layer")));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     // A redirect target is not the registry, so its headers do not count.
@@ -103,5 +103,5 @@ fn remaining_rate_limit_is_reported() {
     registry.clear_faults();
     registry.fault(On::any_manifest(), Fault::rate_limited(60));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v2")).status, 429);
-    assert_eq!(larder.quotas().len(), 1, "an answer that tells nothing changes nothing");
+    assert_eq!(larder.quotas().len(), 1, "a response without the headers changes nothing");
 }

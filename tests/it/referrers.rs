@@ -143,7 +143,7 @@ fn cached_referrers_are_listed_during_an_outage() {
             assert!(check_index(&larder.get(&referrers(&signature))).is_empty());
         }
         let got = larder.get(&referrers(&absent_digest(1)));
-        assert_ne!(got.status, 200, "nothing is known of it: {got:?}");
+        assert_ne!(got.status, 200, "this image has no cached referrers: {got:?}");
     }
 }
 

@@ -59,7 +59,7 @@ fn refused_upload_does_not_desynchronise_its_connection() {
         let _ = connection.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
         check_error(&connection.read_response(), 405, "UNSUPPORTED");
         if let Some(head) = connection.try_read_head() {
-            assert_eq!(head.status, 200, "the body of {length} was taken for a request");
+            assert_eq!(head.status, 200, "the body of {length} was parsed as a request");
         }
     }
 }
@@ -178,7 +178,7 @@ fn rate_limit_of_a_manifest_is_passed_on_with_retry_after() {
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     check_error(&got, 429, "TOOMANYREQUESTS");
     assert_eq!(got.header("retry-after"), Some("77"));
-    assert_eq!(registry.requests().len(), 1, "who has had enough is not asked again at once");
+    assert_eq!(registry.requests().len(), 1, "no new request before Retry-After");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn unreachable_or_silent_upstream_is_a_bad_gateway() {
     registry.stop();
     let gone = larder.get(&manifest(REPOSITORY, "v2"));
     assert!(matches!(gone.status, 502..=504), "{gone:?}");
-    assert!(gone.text().contains(&registry.host()), "says who: {gone:?}");
+    assert!(gone.text().contains(&registry.host()), "the error names the registry: {gone:?}");
 }
 
 #[test]

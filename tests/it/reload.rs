@@ -80,9 +80,9 @@ fn reload_adds_and_removes_registries() {
 
     let message = reload(&mut process, directory.path(), &config(&entries[1..], closed));
     assert!(message.contains("removed first.test"), "{message}");
-    assert_eq!(ask(&process, "first.test", "v1").status, 200, "what is cached is served");
+    assert_eq!(ask(&process, "first.test", "v1").status, 200, "cached content is served");
     assert_eq!(ask(&process, "first.test", "v2").status, 404);
-    assert_eq!(first.count("*", "*"), 1, "and it is not asked any more");
+    assert_eq!(first.count("*", "*"), 1, "no further request");
 }
 
 #[test]
@@ -130,7 +130,11 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
     put("ca.pem", &format!("{}\n", registry.ca_pem()));
     let message = reload(&mut process, directory.path(), &text);
     assert!(message.contains("nothing differs"), "{message}");
-    assert_eq!(ask(&process).status, 403, "the authority is believed, the password is old");
+    assert_eq!(
+        ask(&process).status,
+        403,
+        "the new authority is trusted, the password is still old"
+    );
 
     say("new");
     reload(&mut process, directory.path(), &text);
@@ -167,7 +171,7 @@ fn downloads_and_connections_survive_a_reload_of_their_registry() {
     let mut late = Connection::open(process.address);
     late.send("GET", &blob(REPOSITORY, &digest), &[]);
     late.read_head();
-    assert!(late.read_body(50_000) == content[..50_000], "it is still to be joined");
+    assert!(late.read_body(50_000) == content[..50_000], "new clients still join the download");
     gate.open();
     for client in [&mut busy, &mut late] {
         let (rest, complete) = client.read_to_end();
@@ -385,12 +389,12 @@ fn sighup_without_a_configuration_file_is_reported_and_harmless() {
 fn sighup_during_the_start_is_handled_afterwards() {
     let directory = directory();
     let list = directory.path().join("list");
-    let made = Command::new("mkfifo").arg(&list).status().expect("there is a mkfifo");
+    let made = Command::new("mkfifo").arg(&list).status().expect("the program mkfifo");
     assert!(made.success());
     let text = config(&[], &format!("preloadImages: {}", list.display()));
     let mut process = Process::begin_file(directory.path(), &text);
     // Opening this for writing blocks until the server opens it for reading, so the start has reached the list.
-    let writer = fs::File::options().write(true).open(&list).expect("it reads the list");
+    let writer = fs::File::options().write(true).open(&list).expect("the server opens the list");
     process.signal("HUP");
     drop(writer);
     process.wait_until_it_listens();

@@ -26,7 +26,7 @@ fn pulled() -> (FakeRegistry, Larder, Image) {
 /// Flips a bit and keeps the length.
 fn damage(larder: &Larder, digest: &str) {
     let path = larder.blob_file(digest);
-    let mut bytes = fs::read(&path).expect("it is there");
+    let mut bytes = fs::read(&path).expect("an existing file");
     bytes[0] ^= 1;
     fs::write(&path, bytes).expect("it can be written");
 }
@@ -34,13 +34,13 @@ fn damage(larder: &Larder, digest: &str) {
 #[test]
 fn scrub_quarantines_damaged_content_which_is_then_fetched_again() {
     let (registry, larder, image) = pulled();
-    let sound = larder.cache().scrub(&mut |_| true).expect("nobody stops it");
+    let sound = larder.cache().scrub(&mut |_| true).expect("an uninterrupted scrub");
     assert_eq!((sound.blobs, sound.damaged.len()), (image.blobs().len() as u64 + 1, 0));
     let layer = &image.layers()[0];
     for damaged in [layer.digest.clone(), image.digest()] {
         damage(&larder, &damaged);
         registry.clear_requests();
-        let report = larder.cache().scrub(&mut |_| true).expect("nobody stops it");
+        let report = larder.cache().scrub(&mut |_| true).expect("an uninterrupted scrub");
         assert_eq!(report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), [&*damaged]);
         let aside = larder.root().join("quarantine").join(damaged.replace(':', "-"));
         assert!(aside.exists() && !larder.has(&damaged));

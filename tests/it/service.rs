@@ -18,14 +18,14 @@ impl Manager {
     fn new() -> Manager {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = UnixDatagram::bind(directory.path().join("notify")).expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a socket with patience");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a socket with a timeout");
         Manager { directory, socket }
     }
 
     /// The next notification.
-    fn told(&self) -> String {
+    fn notification(&self) -> String {
         let mut buffer = [0; 4096];
-        let count = self.socket.recv(&mut buffer).expect("to be told something");
+        let count = self.socket.recv(&mut buffer).expect("a notification");
         String::from_utf8(buffer[..count].to_vec()).expect("text")
     }
 
@@ -42,24 +42,33 @@ fn service_manager_is_notified_of_readiness_and_stop() {
     let directory = tempfile::tempdir().expect("a directory");
     let manager = Manager::new();
     let mut process = manager.serve(directory.path(), &registry);
-    let told = manager.told();
-    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
-    assert!(told.contains(&format!("STATUS=serving on {}", process.address)), "{told}");
+    let notification = manager.notification();
+    assert!(notification.lines().any(|line| line == "READY=1"), "{notification}");
+    assert!(
+        notification.contains(&format!("STATUS=serving on {}", process.address)),
+        "{notification}"
+    );
     assert_eq!(get(process.address, "/v2/").status, 200);
 
     process.signal("HUP");
-    let told = manager.told();
-    assert!(told.contains("RELOADING=1\n") && told.contains("MONOTONIC_USEC="), "{told}");
-    assert!(manager.told().contains("READY=1\n"));
+    let notification = manager.notification();
+    assert!(
+        notification.contains("RELOADING=1\n") && notification.contains("MONOTONIC_USEC="),
+        "{notification}"
+    );
+    assert!(manager.notification().contains("READY=1\n"));
     Process::put_config(directory.path(), "prt: 1");
     process.signal("HUP");
-    assert!(manager.told().contains("RELOADING=1\n"));
-    let told = manager.told();
-    assert!(told.contains("READY=1\n") && told.contains("not in force"), "{told}");
+    assert!(manager.notification().contains("RELOADING=1\n"));
+    let notification = manager.notification();
+    assert!(
+        notification.contains("READY=1\n") && notification.contains("not in force"),
+        "{notification}"
+    );
     process.wait_until_it_logs("stays in force");
 
     process.signal("TERM");
-    assert!(manager.told().contains("STOPPING=1\n"));
+    assert!(manager.notification().contains("STOPPING=1\n"));
     assert!(process.wait().0.success());
 }
 
@@ -138,14 +147,14 @@ fn unit_allows_the_drain_timeout_and_starts_the_installed_program() {
     let unit = include_str!("../../contrib/systemd/larder.service");
     let value = |key: &str| {
         let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_else(|| panic!("{key} is not in the unit"))
+        line.unwrap_or_else(|| panic!("the unit has no {key}"))
     };
     let seconds: u64 = value("TimeoutStopSec").parse().expect("seconds");
-    assert!(seconds >= 60 + 5, "drainTimeout, and the last commits");
+    assert!(seconds >= 60 + 5, "drainTimeout plus the last commits");
     assert!(
         value("ExecStart")
             .starts_with("/usr/local/bin/larder --config-file /etc/larder/larder.yaml ")
     );
     let files: u64 = value("LimitNOFILE").parse().expect("a number");
-    assert!(files >= 2 * 16_384 + 256, "as many connections as the default has");
+    assert!(files >= 2 * 16_384 + 256, "enough for the default maximum of connections");
 }

@@ -66,7 +66,7 @@ fn hundred_clients_of_a_cold_blob_cost_one_upstream_get() {
     }
     let mut late = larder.begin(&path);
     late.read_head();
-    assert!(late.read_body(100_000) == content[..100_000], "who comes late begins at once");
+    assert!(late.read_body(100_000) == content[..100_000], "a late client starts at once");
     within.open();
     for client in clients.iter_mut().chain([&mut late]) {
         let (rest, complete) = client.read_to_end();
@@ -225,7 +225,7 @@ fn upstream_that_fails_for_good_during_a_blob_ends_the_client_connection_cleanly
         assert!(!larder.has(&digest));
         registry.clear_faults();
         larder.restart();
-        assert!(larder.get(&path).body == content, "the next try gets it all");
+        assert!(larder.get(&path).body == content, "the next request gets the complete blob");
     }
 }
 

@@ -62,7 +62,7 @@ fn unchanged_tag_costs_one_head_after_its_ttl() {
         assert_eq!((got.digest(), got.header("warning")), (old.digest(), None));
         assert_eq!(asked(&registry), ["HEAD v1"]);
         pull(&larder);
-        assert!(asked(&registry).is_empty(), "confirmed for another minute");
+        assert!(asked(&registry).is_empty(), "fresh for another minute");
     }
 }
 
@@ -152,7 +152,11 @@ fn latest_is_always_revalidated_if_configured_and_other_tags_are_not() {
     }
     registry.stop();
     let got = larder.get(&manifest(REPOSITORY, "latest"));
-    assert_eq!(got.digest(), Image::sample("new").digest(), "always is no reason to have nothing");
+    assert_eq!(
+        got.digest(),
+        Image::sample("new").digest(),
+        "cached tags are served although they are always revalidated"
+    );
     assert_eq!(got.header("warning"), Some(STALE));
 }
 
@@ -169,7 +173,7 @@ fn tag_deleted_upstream_is_served_with_a_warning() {
         assert_eq!((got.status, got.digest()), (200, old.digest()));
         assert_eq!(got.header("warning"), Some(STALE));
     }
-    assert_eq!(asked(&registry), ["HEAD v1", "GET v1"], "the denial is remembered for seconds");
+    assert_eq!(asked(&registry), ["HEAD v1", "GET v1"], "the 404 is cached for seconds");
 }
 
 #[test]

@@ -10,31 +10,35 @@ use std::path::Path;
 use crate::support::source::{Kind, Line, Source, Tests, Token, lines, paths, sources, tokens};
 
 /// A module: the modules that it may use, and those that it must not know. `*` is everything.
-struct Room {
+struct Module {
     name: &'static str,
     may_use: &'static [&'static str],
     must_not_know: &'static str,
 }
 
-const ROOMS: &[Room] = &[
-    Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
-    Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
-    Room { name: "via", may_use: &[], must_not_know: "what a request is about" },
-    Room { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
-    Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
-    Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
-    Room {
+const MODULES: &[Module] = &[
+    Module { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
+    Module { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
+    Module { name: "via", may_use: &[], must_not_know: "what a request is about" },
+    Module { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
+    Module { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
+    Module {
+        name: "store",
+        may_use: &["oci"],
+        must_not_know: "that upstreams exist, HTTP, policy",
+    },
+    Module {
         name: "access",
         may_use: &["oci", "flight", "certificates", "client_address"],
         must_not_know: "HTTP, routes, upstreams",
     },
-    Room { name: "certificates", may_use: &[], must_not_know: "who shows them to whom" },
-    Room {
+    Module { name: "certificates", may_use: &[], must_not_know: "which connections use them" },
+    Module {
         name: "upstream",
         may_use: &["oci", "certificates", "via"],
         must_not_know: "disk, cache, server",
     },
-    Room {
+    Module {
         name: "cache",
         may_use: &[
             "oci",
@@ -48,21 +52,25 @@ const ROOMS: &[Room] = &[
         ],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
-    Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
-    Room { name: "bundle", may_use: &["oci", "store", "cache"], must_not_know: "HTTP to clients" },
-    Room { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
-    Room {
+    Module { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
+    Module {
+        name: "bundle",
+        may_use: &["oci", "store", "cache"],
+        must_not_know: "HTTP to clients",
+    },
+    Module { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
+    Module {
         name: "mirror",
         may_use: &["oci"],
         must_not_know: "files, or how Larder itself is configured",
     },
-    Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
-    Room {
+    Module { name: "metrics", may_use: &[], must_not_know: "what is counted, and why" },
+    Module {
         name: "http",
         may_use: &["certificates", "client_address", "budget"],
         must_not_know: "registries, digests, store",
     },
-    Room {
+    Module {
         name: "api",
         may_use: &[
             "oci",
@@ -77,7 +85,7 @@ const ROOMS: &[Room] = &[
         ],
         must_not_know: "the upstream client, file paths",
     },
-    Room {
+    Module {
         name: "config",
         may_use: &[
             "oci",
@@ -91,61 +99,65 @@ const ROOMS: &[Room] = &[
             "api",
             "prune",
         ],
-        must_not_know: "behaviour: of other rooms it knows their Settings",
+        must_not_know: "behaviour: of other modules it knows their Settings",
     },
-    Room { name: "cli", may_use: &[], must_not_know: "behaviour: it is argh structs" },
-    Room { name: "commands", may_use: &["*"], must_not_know: "protocol details" },
+    Module { name: "cli", may_use: &[], must_not_know: "behaviour: it is argh structs" },
+    Module { name: "commands", may_use: &["*"], must_not_know: "protocol details" },
 ];
 
 /// Paths that only some modules may use. `main` is `main.rs` and `lib.rs`.
 struct Restricted {
     path: &'static str,
-    rooms: Rooms,
+    modules: Modules,
     why: &'static str,
 }
 
-enum Rooms {
+enum Modules {
     Only(&'static [&'static str]),
     Not(&'static [&'static str]),
 }
 
 /// Modules of values and decisions. They have no access to files, network or clock.
-const WORLDLESS: Rooms = Rooms::Not(&["oci", "flight", "cache", "api"]);
+const WORLDLESS: Modules = Modules::Not(&["oci", "flight", "cache", "api"]);
 const SOCKETS: &str = "sockets out are upstream's, sockets in are http's";
 const CLOCKLESS: &str = "time is an argument";
 
 const RESTRICTED: &[Restricted] = &[
     Restricted {
         path: "ureq",
-        rooms: Rooms::Only(&["upstream"]),
+        modules: Modules::Only(&["upstream"]),
         why: "only upstream talks to registries",
     },
     Restricted {
         path: "rustix",
-        rooms: Rooms::Only(&["store", "http", "commands"]),
-        why: "system calls are for the rooms that touch disk, sockets and the process",
+        modules: Modules::Only(&["store", "http", "commands"]),
+        why: "system calls are for the modules that touch disk, sockets and the process",
     },
     Restricted {
         path: "sha2",
-        rooms: Rooms::Only(&["oci", "certificates"]),
+        modules: Modules::Only(&["oci", "certificates"]),
         why: "digests of content are computed in one place, those of signatures in another",
     },
     Restricted {
         path: "serde_saphyr",
-        rooms: Rooms::Only(&["config"]),
+        modules: Modules::Only(&["config"]),
         why: "configuration files are read in one place",
     },
     Restricted {
         path: "std::env",
-        rooms: Rooms::Only(&["config", "commands", "main"]),
+        modules: Modules::Only(&["config", "commands", "main"]),
         why: "the environment is read in one place, and handed on",
     },
-    Restricted { path: "std::fs", rooms: WORLDLESS, why: "files are store's" },
-    Restricted { path: "std::net::TcpStream", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "std::net::TcpListener", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "std::net::UdpSocket", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "SystemTime::now", rooms: Rooms::Not(&["oci", "store"]), why: CLOCKLESS },
-    Restricted { path: "Instant::now", rooms: Rooms::Not(&["oci", "store"]), why: CLOCKLESS },
+    Restricted { path: "std::fs", modules: WORLDLESS, why: "files are store's" },
+    Restricted { path: "std::net::TcpStream", modules: WORLDLESS, why: SOCKETS },
+    Restricted { path: "std::net::TcpListener", modules: WORLDLESS, why: SOCKETS },
+    Restricted { path: "std::net::UdpSocket", modules: WORLDLESS, why: SOCKETS },
+    Restricted {
+        path: "SystemTime::now",
+        modules: Modules::Not(&["oci", "store"]),
+        why: CLOCKLESS,
+    },
+    Restricted { path: "Instant::now", modules: Modules::Not(&["oci", "store"]), why: CLOCKLESS },
 ];
 
 /// Exceptions: file, path, reason. An exception that is no longer used is an error.
@@ -174,10 +186,10 @@ const EMPTY_NAMES: &[&str] = &["utils", "util", "helpers", "common", "types", "m
 #[test]
 fn source_tree_follows_the_house_rules() {
     let sources = sources(Path::new(env!("CARGO_MANIFEST_DIR")));
-    assert!(sources.iter().any(|s| s.path == "src/lib.rs"), "the walker does not find the sources");
+    assert!(sources.iter().any(|s| s.path == "src/lib.rs"), "no sources found");
     let findings = check(&sources, EXCEPTIONS, LONG_FILES);
     let report: Vec<String> = findings.iter().map(Finding::to_string).collect();
-    assert!(report.is_empty(), "the house rules are broken:\n{}\n", report.join("\n"));
+    assert!(report.is_empty(), "violations of the house rules:\n{}\n", report.join("\n"));
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -208,7 +220,7 @@ fn check(
         findings.extend(forbidden_words(path, &lines));
         if path.starts_with("src/") && !is_test_file(path) {
             let paths = paths(&lines);
-            findings.extend(unknown_room(path));
+            findings.extend(unknown_module(path));
             findings.extend(arrows(path, &paths));
             findings.extend(restricted(path, &paths, exceptions));
             findings.extend(unexplained_unwraps(path, &lines));
@@ -257,35 +269,37 @@ fn forbidden_words(path: &str, lines: &[Line]) -> Vec<Finding> {
     findings
 }
 
-fn unknown_room(path: &str) -> Option<Finding> {
-    let room = room_of(path);
-    let known = room == "main" || ROOMS.iter().any(|known| known.name == room);
-    (!known).then(|| finding(path, 1, format!("`{room}` is not a room of DESIGN.md, section 3")))
+fn unknown_module(path: &str) -> Option<Finding> {
+    let module = module_of(path);
+    let known = module == "main" || MODULES.iter().any(|known| known.name == module);
+    (!known).then(|| {
+        finding(path, 1, format!("`{module}` is not a module of ARCHITECTURE.md, \"Code map\""))
+    })
 }
 
 fn arrows(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
     // An unknown module is reported separately. The files above all modules may use everything.
-    let Some(room) = ROOMS.iter().find(|room| room.name == room_of(path)) else {
+    let Some(module) = MODULES.iter().find(|module| module.name == module_of(path)) else {
         return Vec::new();
     };
     let mut findings = Vec::new();
     for (line, used) in paths {
         let Some(target) = target_of(path, used) else { continue };
-        if target == room.name || room.may_use.contains(&target) || room.may_use == ["*"] {
+        if target == module.name || module.may_use.contains(&target) || module.may_use == ["*"] {
             continue;
         }
-        let why = match ROOMS.iter().any(|known| known.name == target) {
+        let why = match MODULES.iter().any(|known| known.name == target) {
             true => format!(
                 "`{}` must not use `{target}`: it must not know {} (it may use: {})",
-                room.name,
-                room.must_not_know,
-                if room.may_use.is_empty() {
+                module.name,
+                module.must_not_know,
+                if module.may_use.is_empty() {
                     "nothing".to_owned()
                 } else {
-                    room.may_use.join(", ")
+                    module.may_use.join(", ")
                 },
             ),
-            false => format!("`crate::{target}` is not a room: name things by their rooms"),
+            false => format!("`crate::{target}` is not a module: name items by their modules"),
         };
         findings.push(finding(path, *line, why));
     }
@@ -297,27 +311,28 @@ fn restricted(
     paths: &[(usize, String)],
     exceptions: &[(&str, &str, &str)],
 ) -> Vec<Finding> {
-    let room = room_of(path);
+    let module = module_of(path);
     let mut findings = Vec::new();
     for (line, used) in paths {
         for rule in RESTRICTED.iter().filter(|rule| uses(used, rule.path)) {
-            let allowed = match rule.rooms {
-                Rooms::Only(rooms) => rooms.contains(&room),
-                Rooms::Not(rooms) => !rooms.contains(&room),
+            let allowed = match rule.modules {
+                Modules::Only(modules) => modules.contains(&module),
+                Modules::Not(modules) => !modules.contains(&module),
             };
             let excepted = exceptions
                 .iter()
                 .any(|(file, excepted, _)| *file == path && *excepted == rule.path);
-            if !allowed && !excepted && !is_file_as_a_type(room, used) {
-                let why = format!("no `{}` in `{room}`: {}", rule.path, rule.why);
+            if !allowed && !excepted && !is_file_as_a_type(module, used) {
+                let why = format!("no `{}` in `{module}`: {}", rule.path, rule.why);
                 findings.push(finding(path, *line, why));
             }
         }
         let opens = ["open", "create", "create_new", "options"];
-        if matches!(room, "cache" | "api")
+        if matches!(module, "cache" | "api")
             && used.rsplit_once("File::").is_some_and(|(_, call)| opens.contains(&call))
         {
-            let why = format!("`{room}` may hold a File, but not `{used}` one: files are store's");
+            let why =
+                format!("`{module}` may hold a File, but not `{used}` one: files are store's");
             findings.push(finding(path, *line, why));
         }
     }
@@ -325,18 +340,18 @@ fn restricted(
 }
 
 /// These modules may pass open files along, but not open them.
-fn is_file_as_a_type(room: &str, used: &str) -> bool {
-    used == "std::fs::File" && matches!(room, "cache" | "api")
+fn is_file_as_a_type(module: &str, used: &str) -> bool {
+    used == "std::fs::File" && matches!(module, "cache" | "api")
 }
 
 /// Whether the path `used` equals or is below `restricted`. A restricted `Type::function` is found after any prefix,
 /// because types are imported.
 fn uses(used: &str, restricted: &str) -> bool {
-    let behind = format!("::{restricted}");
-    let imported = restricted.starts_with(char::is_uppercase) && used.ends_with(&behind);
+    let suffix = format!("::{restricted}");
+    let imported = restricted.starts_with(char::is_uppercase) && used.ends_with(&suffix);
     // A bare `ureq` is a variable; the crate is always followed by a path.
-    let whole = used == restricted && restricted.contains("::");
-    whole || imported || used.starts_with(&format!("{restricted}::"))
+    let is_same = used == restricted && restricted.contains("::");
+    is_same || imported || used.starts_with(&format!("{restricted}::"))
 }
 
 fn unexplained_unwraps(path: &str, lines: &[Line]) -> Vec<Finding> {
@@ -351,7 +366,7 @@ fn unexplained_unwraps(path: &str, lines: &[Line]) -> Vec<Finding> {
 
 /// Finds 4xx and 5xx shortly after a word for a response. Upstream is exempt, since it reads statuses that others chose.
 fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
-    if matches!(room_of(path), "http" | "upstream") || path.starts_with("src/api/status") {
+    if matches!(module_of(path), "http" | "upstream") || path.starts_with("src/api/status") {
         return Vec::new();
     }
     let tokens = tokens(lines, Tests::LeftOut);
@@ -408,10 +423,10 @@ fn finding(path: &str, line: usize, why: impl Into<String>) -> Finding {
 // ---- Paths in the tree ----
 
 /// The module of a file below `src/`; `main` for the two files above all modules.
-fn room_of(path: &str) -> &str {
+fn module_of(path: &str) -> &str {
     let inside = path.strip_prefix("src/").unwrap_or(path);
-    let room = inside.split('/').next().unwrap_or("").trim_end_matches(".rs");
-    if room == "lib" { "main" } else { room }
+    let module = inside.split('/').next().unwrap_or("").trim_end_matches(".rs");
+    if module == "lib" { "main" } else { module }
 }
 
 fn is_test_file(path: &str) -> bool {
@@ -433,7 +448,7 @@ fn target_of<'a>(path: &str, used: &'a str) -> Option<&'a str> {
     let supers = used.split("::").take_while(|part| *part == "super").count();
     let target = used.split("::").nth(supers).filter(|_| supers >= depth_of(path).max(1))?;
     // In an inline module, `super` leads less far than it seems; only known modules count.
-    ROOMS.iter().any(|room| room.name == target).then_some(target)
+    MODULES.iter().any(|module| module.name == target).then_some(target)
 }
 
 #[cfg(test)]
@@ -527,10 +542,10 @@ mod tests {
 
     #[test]
     fn names_outside_the_code_map_are_refused() {
-        refuses_line("src/pantry/mod.rs", "", 0, "not a room of DESIGN.md");
-        refuses_line("src/misc.rs", "", 0, "not a room of DESIGN.md");
-        refuses("src/oci/mod.rs", "use crate::Error;", "is not a room");
-        refuses("src/oci/mod.rs", "use crate::*;", "is not a room");
+        refuses_line("src/pantry/mod.rs", "", 0, "not a module of ARCHITECTURE.md");
+        refuses_line("src/misc.rs", "", 0, "not a module of ARCHITECTURE.md");
+        refuses("src/oci/mod.rs", "use crate::Error;", "is not a module");
+        refuses("src/oci/mod.rs", "use crate::*;", "is not a module");
     }
 
     #[test]

@@ -199,5 +199,5 @@ fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
         set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
     );
     let got = larder.get(&blob(REPOSITORY, &layer.digest));
-    assert!(got.body == layer.bytes, "the private authority counts for its redirects: {got:?}");
+    assert!(got.body == layer.bytes, "the private authority applies to redirects: {got:?}");
 }

@@ -52,9 +52,13 @@ fn every_form_of_challenge_and_token_is_understood() {
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{name}");
         }
-        assert_eq!(tokens.issued(), 1, "{name}: one token for all of a repository");
+        assert_eq!(tokens.issued(), 1, "{name}: one token per repository");
         for asked in registry.requests_for("*", "/token") {
-            assert_eq!(asked.header("authorization"), None, "{name}: anonymous is no empty Basic");
+            assert_eq!(
+                asked.header("authorization"),
+                None,
+                "{name}: anonymous requests have no empty Basic header"
+            );
             let scope = format!("repository:{REPOSITORY}:pull");
             assert_eq!(asked.query_value("scope"), Some(scope), "{name}");
         }
@@ -229,7 +233,7 @@ fn basic_is_used_if_both_schemes_are_offered_and_the_token_is_refused() {
     for layer in image.layers() {
         assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
     }
-    assert_eq!(registry.requests().len(), asked + image.layers().len(), "at once from now on");
+    assert_eq!(registry.requests().len(), asked + image.layers().len(), "no further challenges");
 
     let registry = FakeRegistry::start();
     registry.require_basic_and_offer_bearer(&tokens, "lea", "another");

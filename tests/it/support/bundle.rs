@@ -125,7 +125,7 @@ pub fn docker_save(image: &Image, tags: &[&str]) -> Vec<u8> {
 }
 
 pub fn hex(blob: &Blob) -> &str {
-    blob.digest.strip_prefix("sha256:").expect("it is a sha256")
+    blob.digest.strip_prefix("sha256:").expect("a sha256 digest")
 }
 
 /// A cache, and a directory for files next to it.
@@ -174,7 +174,7 @@ impl From<Output> for Done {
 impl Site {
     pub fn new() -> Site {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("larder.yaml"), "fsync: false\n").expect("it is writable");
+        fs::write(directory.path().join("larder.yaml"), "fsync: false\n").expect("a writable file");
         Site { directory }
     }
 
@@ -191,8 +191,8 @@ impl Site {
 
     pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(path.parent().expect("it is below")).expect("it is writable");
-        fs::write(&path, content).expect("it is writable");
+        fs::create_dir_all(path.parent().expect("a path below the root")).expect("a writable file");
+        fs::write(&path, content).expect("a writable file");
         path
     }
 
@@ -247,7 +247,7 @@ impl Site {
         for (path, bytes) in files(&self.cache().join("refs")) {
             if let Some((name, tag)) = path.split_once("/_tags/") {
                 let record: Value = serde_json::from_slice(&bytes).expect("a record is JSON");
-                let digest = record["digest"].as_str().expect("it has a digest");
+                let digest = record["digest"].as_str().expect("a digest");
                 tags.insert(format!("{name}:{tag}"), digest.to_owned());
             }
         }
@@ -301,7 +301,8 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 directories.push(path);
             } else {
-                let name = path.strip_prefix(root).expect("it is below").display().to_string();
+                let name =
+                    path.strip_prefix(root).expect("a path below the root").display().to_string();
                 found.insert(name, fs::read(&path).expect("it can be read"));
             }
         }
@@ -312,11 +313,11 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
 /// The entries of a tar, in order.
 pub fn entries(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = tar::Archive::new(bytes);
-    let entries = archive.entries().expect("it is a tar").map(|entry| {
-        let mut entry = entry.expect("it is whole");
-        let path = entry.path().expect("it has a name").display().to_string();
+    let entries = archive.entries().expect("a tar archive").map(|entry| {
+        let mut entry = entry.expect("a complete archive");
+        let path = entry.path().expect("a path").display().to_string();
         let mut content = Vec::new();
-        entry.read_to_end(&mut content).expect("it is whole");
+        entry.read_to_end(&mut content).expect("a complete archive");
         (path, content)
     });
     entries.collect()

@@ -99,7 +99,7 @@ impl Connection {
         let name = server_name.to_owned().try_into().expect("a DNS name or an IP address");
         let config = tls::client_config(ca_pem, identity);
         let session = ClientConnection::new(config, name).expect("the configuration is valid");
-        let socket = connect(address).expect("somebody listens there");
+        let socket = connect(address).expect("an open port");
         Connection::over(Wire::Tls(Box::new(StreamOwned::new(session, socket))), address)
     }
 
@@ -184,7 +184,7 @@ impl Connection {
         match self.try_read_head() {
             Some(head) => head,
             None => {
-                panic!("{} ended the connection ({:?}) before an answer", self.address, self.end)
+                panic!("{} ended the connection ({:?}) before a response", self.address, self.end)
             }
         }
     }

@@ -55,7 +55,10 @@ impl Gate {
         let reached = state.reached;
         // Release the lock before the panic, so that unwinding can open the gate.
         drop(state);
-        assert!(reached >= n, "{reached} of {n} reached the gate within {PATIENCE:?}");
+        assert!(
+            reached >= n,
+            "only {reached} of {n} requests reached the gate within {PATIENCE:?}"
+        );
     }
 
     /// Waits until the gate is open, without a limit: the registry opens its gates when it is dropped.

@@ -106,7 +106,7 @@ impl Larder {
             clock: Arc::new(Mutex::new(clock)),
             ended: Arc::default(),
             running: None,
-            directory: tempfile::tempdir().expect("a temporary directory can be made"),
+            directory: tempfile::tempdir().expect("a temporary directory"),
         };
         larder.run();
         larder
@@ -153,7 +153,7 @@ impl Larder {
         let thread = thread::spawn(move || {
             server.run();
         });
-        let keeper = Keeper::start(cache.clone()).expect("one more thread");
+        let keeper = Keeper::start(cache.clone()).expect("a new thread");
         let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
         self.running = Some(running);
     }
@@ -267,11 +267,11 @@ impl Larder {
 
     /// The rate limits that registries have reported, by name.
     pub fn quotas(&self) -> Vec<(String, RateLimit)> {
-        let told = |status: UpstreamStatus| {
+        let quota_of = |status: UpstreamStatus| {
             let quota = status.endpoints.first()?.quota.clone()?;
             Some((status.upstream.to_string(), quota))
         };
-        self.upstreams().into_iter().filter_map(told).collect()
+        self.upstreams().into_iter().filter_map(quota_of).collect()
     }
 
     /// The number of connected clients.
@@ -288,7 +288,11 @@ impl Larder {
         let (list, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         let found: Vec<Ended> = list.iter().filter(|e| e.target == target).cloned().collect();
         drop(list);
-        assert!(!timeout.timed_out(), "{} of {n} responses to {target} have ended", found.len());
+        assert!(
+            !timeout.timed_out(),
+            "only {} of {n} responses to {target} have ended",
+            found.len()
+        );
         found
     }
 }

@@ -35,7 +35,7 @@ impl Description {
         let responses = &self.document["paths"][path][method.to_lowercase()]["responses"];
         let response = self.followed(&responses[status.to_string()]);
         assert!(response.is_object(), "{operation} does not answer {status}");
-        let content = response["content"].as_object().expect("what is answered");
+        let content = response["content"].as_object().expect("the content of a response");
         let kind = content_type.split(';').next().unwrap_or_default();
         let described = content.get(kind);
         let schema = &described.unwrap_or_else(|| panic!("{operation}: {content_type}"))["schema"];
@@ -49,7 +49,7 @@ impl Description {
     /// The target of a reference.
     fn followed<'a>(&'a self, schema: &'a Value) -> &'a Value {
         match schema["$ref"].as_str().and_then(|path| path.strip_prefix('#')) {
-            Some(pointer) => self.document.pointer(pointer).expect("what is referred to is there"),
+            Some(pointer) => self.document.pointer(pointer).expect("the target of the reference"),
             None => schema,
         }
     }
@@ -94,7 +94,7 @@ impl Description {
                 assert!(fields.contains_key(name), "{place} lacks {name}: {value}");
             }
             for (name, field) in fields {
-                assert!(allowed.contains(name), "{place} has {name}, which nobody has heard of");
+                assert!(allowed.contains(name), "{place} has the undocumented field {name}");
                 if let Some(of_field) = schema["properties"].get(name) {
                     let place = format!("{place}.{name}");
                     self.compare(of_field, field, &self.properties(of_field), &place);

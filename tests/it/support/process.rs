@@ -23,7 +23,7 @@ pub fn larder(arguments: &[&str]) -> Command {
 
 /// Runs a command that must exit by itself.
 pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = larder(arguments).output().expect("it can be started");
+    let Output { status, stdout, stderr } = larder(arguments).output().expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     (status.code(), text(stdout), text(stderr))
 }
@@ -138,7 +138,7 @@ impl Process {
     /// Starts a command whose standard error is its log.
     pub fn begin(command: &mut Command) -> Process {
         let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("it can be started");
+        let mut child = command.spawn().expect("the program starts");
         let log = BufReader::new(child.stderr.take().expect("it was piped"));
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Process { child, address, log, banner: String::new() }
@@ -149,9 +149,9 @@ impl Process {
             let mut line = String::new();
             self.log.read_line(&mut line).expect("its log can be read");
             self.banner.push_str(&line);
-            assert!(!line.is_empty(), "it ended instead of listening:\n{}", self.banner);
+            assert!(!line.is_empty(), "the server exited before it was ready:\n{}", self.banner);
             if let Some((_, address)) = line.trim_end().split_once("listening on ") {
-                self.address = address.parse().expect("it says where it listens");
+                self.address = address.parse().expect("the address of the server");
                 return;
             }
         }
@@ -172,7 +172,7 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
-        assert!(sent.expect("there is a kill").success());
+        assert!(sent.expect("the program kill").success());
     }
 
     /// The exit status and the complete log.

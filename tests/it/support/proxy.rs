@@ -67,7 +67,7 @@ impl FakeProxy {
     }
 
     fn launch(authority: Option<Authority>, tls: Option<Arc<ServerConfig>>) -> FakeProxy {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (closing, state) = (AtomicBool::new(false), Mutex::default());
         let shared = Arc::new(Shared { address, tls, closing, state });
@@ -172,7 +172,7 @@ impl Shared {
 
     fn keep(&self, socket: &TcpStream) {
         let _ = socket.set_nodelay(true);
-        let socket = socket.try_clone().expect("there are descriptors left");
+        let socket = socket.try_clone().expect("a free file descriptor");
         lock(&self.state).sockets.push(socket);
     }
 

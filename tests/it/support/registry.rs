@@ -116,8 +116,8 @@ impl FakeRegistry {
     /// Listens again, on the same port, after [`FakeRegistry::stop`].
     pub fn start_again(&self) {
         let mut listening = lock(&self.listening);
-        assert!(listening.is_none(), "the fake registry is running");
-        let listener = TcpListener::bind(self.shared.address).expect("the port is kept for us");
+        assert!(listening.is_none(), "the fake registry is already running");
+        let listener = TcpListener::bind(self.shared.address).expect("the reserved port");
         let closing = Arc::new(AtomicBool::new(false));
         let (shared, flag) = (Arc::clone(&self.shared), Arc::clone(&closing));
         let thread = thread::spawn(move || shared.accept(&listener, &flag));
@@ -344,7 +344,10 @@ impl FakeRegistry {
         // Release the lock before the panic, so that unwinding does not wait for it.
         drop(state);
         let came = found.len();
-        assert!(!timeout.timed_out(), "{came} of {n} {method} {path} came; all: {all:#?}");
+        assert!(
+            !timeout.timed_out(),
+            "only {came} of {n} {method} {path} arrived; all requests: {all:#?}"
+        );
         found
     }
 

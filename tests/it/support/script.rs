@@ -14,7 +14,7 @@ pub fn script(path: &Path, text: &str) {
         .arg(path)
         .stdin(Stdio::piped())
         .spawn()
-        .expect("there is a shell");
+        .expect("a shell");
     let mut stdin = writer.stdin.take().expect("standard input is a pipe");
     stdin.write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).expect("the shell reads");
     drop(stdin);

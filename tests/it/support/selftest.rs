@@ -33,7 +33,7 @@ pub(super) fn panic_of(action: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(action)).expect_err("a panic was expected");
     match panic.downcast::<String>() {
         Ok(text) => *text,
-        Err(other) => (*other.downcast::<&str>().expect("a panic with a text")).to_owned(),
+        Err(other) => (*other.downcast::<&str>().expect("a panic with a message")).to_owned(),
     }
 }
 
@@ -364,7 +364,7 @@ fn wait_for_sees_later_requests() {
     thread::scope(|scope| {
         let waiter = scope.spawn(|| registry.wait_for("GET", "/v2/", 1).len());
         get(address, "/v2/");
-        assert_eq!(waiter.join().expect("the waiter is content"), 1);
+        assert_eq!(waiter.join().expect("a successful wait"), 1);
     });
 }
 

@@ -26,7 +26,11 @@ fn bearer_token_is_required_issued_and_revoked() {
     let ask = |path: &str| request(registry.address(), "GET", path, &shown);
     assert_eq!(ask(&path).status, 200);
     assert_eq!(ask("/v2/").status, 200);
-    assert_eq!(ask("/v2/other/tags/list").status, 401, "the scope is another repository's");
+    assert_eq!(
+        ask("/v2/other/tags/list").status,
+        401,
+        "the token has the scope of another repository"
+    );
     registry.expire_tokens();
     let refused = ask(&path);
     assert_eq!(refused.status, 401);

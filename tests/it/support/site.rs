@@ -312,7 +312,7 @@ impl RunningServer {
     /// totals last.
     #[track_caller]
     pub fn wait_for_images(&self, many: u64) -> Value {
-        until("the list of images", || self.api("status")["usage"]["images"] == many);
+        until("the expected number of images", || self.api("status")["usage"]["images"] == many);
         self.api("images")
     }
 

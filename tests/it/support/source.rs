@@ -21,7 +21,7 @@ pub fn sources(root: &Path) -> Vec<Source> {
             if entry.path().is_dir() {
                 folders.push(path);
             } else if path.ends_with(".rs") {
-                let text = fs::read_to_string(entry.path()).expect("sources are UTF-8");
+                let text = fs::read_to_string(entry.path()).expect("UTF-8 sources");
                 sources.push(Source { path, text });
             }
         }
