@@ -367,7 +367,7 @@ fn import_to_a_full_disk_fails_and_tags_nothing() {
     let image = Image::new("big").layer(bytes(1_000_000, 1));
     let site = Site::new();
     site.write("b.tar", &layout(REF_NAME, &[(HELLO, &image)]));
-    // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, depending on the shell.
+    // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, by shell.
     let limited = "trap '' XFSZ; ulimit -f 150; exec \"$@\"";
     let output = site
         .command("sh", &["-c", limited, "sh", LARDER])

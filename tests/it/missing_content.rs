@@ -18,18 +18,21 @@ const REPOSITORY: &str = "team/app";
 const TAG_LIST: &str = "/v2/team/app/tags/list";
 
 /// A response of a server that is not a registry.
-fn stranger(status: u16, content_type: &str, body: &str) -> Fault {
+fn other_server(status: u16, content_type: &str, body: &str) -> Fault {
     Fault::Stranger(status, content_type.to_owned(), body.to_owned())
 }
 
 /// Responses of an ingress without a backend, of a captive portal, and of a server that sends other JSON.
-fn strangers() -> Vec<(&'static str, Fault)> {
+fn other_servers() -> Vec<(&'static str, Fault)> {
     vec![
-        ("ingress", stranger(404, "text/plain; charset=utf-8", "default backend - 404")),
-        ("portal", stranger(404, "text/html", "<!doctype html><title>Sign in</title>")),
-        ("gone", stranger(410, "text/html", "<html>")),
-        ("other JSON", stranger(404, "application/json", r#"{"message":"no route","error":404}"#)),
-        ("nothing", stranger(404, "application/octet-stream", "")),
+        ("ingress", other_server(404, "text/plain; charset=utf-8", "default backend - 404")),
+        ("portal", other_server(404, "text/html", "<!doctype html><title>Sign in</title>")),
+        ("gone", other_server(410, "text/html", "<html>")),
+        (
+            "other JSON",
+            other_server(404, "application/json", r#"{"message":"no route","error":404}"#),
+        ),
+        ("nothing", other_server(404, "application/octet-stream", "")),
     ]
 }
 
@@ -83,7 +86,7 @@ fn tag_is_kept_and_moves_although_head_answers_404() {
             ("403", Fault::status(403)),
             ("401", Fault::status(401)),
             ("500", Fault::status(500)),
-            ("an ingress", stranger(404, "text/plain", "default backend - 404")),
+            ("an ingress", other_server(404, "text/plain", "default backend - 404")),
         ] {
             let registry = FakeRegistry::start();
             registry.add(REPOSITORY, "v1", &Image::sample("old"));
@@ -110,7 +113,7 @@ fn tag_is_kept_and_moves_although_head_answers_404() {
 
 #[test]
 fn responses_of_other_servers_say_nothing_about_tags() {
-    for (what, fault) in strangers() {
+    for (what, fault) in other_servers() {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
         registry.add(REPOSITORY, "v1", &image);
@@ -154,8 +157,11 @@ fn responses_of_other_servers_say_nothing_about_tags() {
 fn every_registry_404_is_recognized() {
     for (what, fault) in [
         ("a list of errors", Fault::status(404)),
-        ("an empty list", stranger(404, "application/json", r#"{"errors":[]}"#)),
-        ("a list labelled as text", stranger(404, "text/plain", r#"{"errors":[{"code":"X"}]}"#)),
+        ("an empty list", other_server(404, "application/json", r#"{"errors":[]}"#)),
+        (
+            "a list labelled as text",
+            other_server(404, "text/plain", r#"{"errors":[{"code":"X"}]}"#),
+        ),
         ("its name in a header", Fault::Status(404, Vec::new(), Vec::new())),
     ] {
         let registry = FakeRegistry::start();

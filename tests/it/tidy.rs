@@ -221,7 +221,7 @@ fn check(
         if path.starts_with("src/") && !is_test_file(path) {
             let paths = paths(&lines);
             findings.extend(unknown_module(path));
-            findings.extend(arrows(path, &paths));
+            findings.extend(dependencies(path, &paths));
             findings.extend(restricted(path, &paths, exceptions));
             findings.extend(unexplained_unwraps(path, &lines));
             findings.extend(scattered_statuses(path, &lines));
@@ -277,7 +277,7 @@ fn unknown_module(path: &str) -> Option<Finding> {
     })
 }
 
-fn arrows(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
+fn dependencies(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
     // An unknown module is reported separately. The files above all modules may use everything.
     let Some(module) = MODULES.iter().find(|module| module.name == module_of(path)) else {
         return Vec::new();

@@ -1,6 +1,6 @@
 //! **FakeAws: the AWS services that a login to ECR needs.**
 //!
-//! Like the real services, ECR and STS are distinguished by `X-Amz-Target`, and the metadata services by their paths. All
+//! As with the real services, `X-Amz-Target` distinguishes ECR and STS, and paths the metadata services. All
 //! of them are one [`FakeRegistry`], so every request is recorded, and an unscripted one fails the test.
 //!
 //! ```ignore

@@ -49,10 +49,10 @@ impl Process {
         Process::serve_by(Command::new(LARDER), directory, registry, flags)
     }
 
-    /// As [`Process::serve`], but no file can exceed about 150 kB, even for root.
+    /// As [`Process::serve`], with files limited to about 150 kB, even for root.
     pub fn serve_small_files(directory: &Path, registry: &FakeRegistry) -> Process {
         let mut shell = Command::new("sh");
-        // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, depending on the shell.
+        // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, by shell.
         shell.args(["-c", "trap '' XFSZ; ulimit -f 150; exec \"$@\"", "sh", LARDER]);
         Process::serve_by(shell, directory, registry, &[])
     }
