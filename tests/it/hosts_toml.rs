@@ -1,4 +1,4 @@
-//! `larder hosts-toml`: what is printed, what is written, and what is left as it is.
+//! `larder hosts-toml`: printed output, written files, and files that are left unchanged.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ fn hosts_toml(words: &[&str]) -> (Option<i32>, String, String) {
     run(&[&["hosts-toml"], words].concat())
 }
 
-/// A directory for a client, and a path in it.
+/// A client's directory and a path in it.
 fn place(name: &str) -> (tempfile::TempDir, PathBuf, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join(name);
@@ -19,11 +19,11 @@ fn place(name: &str) -> (tempfile::TempDir, PathBuf, String) {
 }
 
 fn text(path: &Path) -> String {
-    fs::read_to_string(path).expect("it is there")
+    fs::read_to_string(path).expect("an existing path")
 }
 
 #[test]
-fn one_file_is_printed_as_it_is_and_several_with_their_names() {
+fn one_file_is_printed_alone_and_several_with_headings() {
     let (code, one, _) = hosts_toml(&["http://localhost:31080"]);
     assert_eq!(code, Some(0));
     assert!(one.starts_with("# Written by larder hosts-toml"), "{one}");
@@ -37,15 +37,16 @@ fn one_file_is_printed_as_it_is_and_several_with_their_names() {
 }
 
 #[test]
-fn a_configuration_says_where_larder_is_and_which_registries_there_are() {
+fn configuration_file_supplies_the_server_and_registries() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = directory.path().join("larder.yaml");
     let entry = "{name: 'registry.corp:5000', scheme: http, aliases: [corp]}";
     fs::write(&config, format!("port: 9999\nregistries: [{entry}]\n")).expect("a file");
     let config = config.display().to_string();
     let printed = |client| {
-        let (code, printed, said) = run(&["--config-file", &config, "hosts-toml", "--for", client]);
-        assert_eq!(code, Some(0), "{said}");
+        let (code, printed, message) =
+            run(&["--config-file", &config, "hosts-toml", "--for", client]);
+        assert_eq!(code, Some(0), "{message}");
         printed
     };
     let containerd = printed("containerd");
@@ -56,18 +57,19 @@ fn a_configuration_says_where_larder_is_and_which_registries_there_are() {
 }
 
 #[test]
-fn a_server_that_is_typed_twice_is_told_once() {
+fn duplicate_servers_are_written_once() {
     let (_, printed, _) = hosts_toml(&["larder:8080", "http://b:1", "http://larder:8080/"]);
     assert_eq!(printed.matches("[host.\"http://larder:8080\"]").count(), 1, "{printed}");
 }
 
 #[test]
-fn what_is_written_is_written_once_and_over_what_larder_wrote() {
+fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
     let (_directory, path, certs_d) = place("certs.d");
     let write = |server: &str| {
-        let (code, printed, said) = hosts_toml(&[server, "--registry", "a:1", "--write", &certs_d]);
-        assert_eq!((code, &*printed), (Some(0), ""), "{said}");
-        said
+        let (code, printed, message) =
+            hosts_toml(&[server, "--registry", "a:1", "--write", &certs_d]);
+        assert_eq!((code, &*printed), (Some(0), ""), "{message}");
+        message
     };
     assert!(write("http://one:1").contains("hosts.toml: written"));
     assert!(write("http://one:1").contains("as it should be"));
@@ -75,27 +77,27 @@ fn what_is_written_is_written_once_and_over_what_larder_wrote() {
     for name in ["_default", "a:1"] {
         let directory = path.join(name);
         assert!(text(&directory.join("hosts.toml")).contains("http://two:2"));
-        assert_eq!(fs::read_dir(directory).expect("it is there").count(), 1, "no leftovers");
+        assert_eq!(fs::read_dir(directory).expect("an existing path").count(), 1, "no leftovers");
     }
 }
 
 #[test]
-fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
+fn foreign_files_are_replaced_only_with_force_and_backed_up() {
     let (_directory, path, certs_d) = place("certs.d");
     let theirs = path.join("quay.io/hosts.toml");
-    fs::create_dir_all(theirs.parent().expect("it has one")).expect("a directory");
+    fs::create_dir_all(theirs.parent().expect("a parent directory")).expect("a directory");
     fs::write(&theirs, "server = \"https://quay.io\"\n").expect("a file");
     let words = ["larder:8080", "--registry", "quay.io", "--write", &certs_d];
-    let (code, _, said) = hosts_toml(&words);
+    let (code, _, message) = hosts_toml(&words);
     assert!(
-        code == Some(2) && said.contains("is not Larder's") && said.contains("--force"),
-        "{said}"
+        code == Some(2) && message.contains("is not Larder's") && message.contains("--force"),
+        "{message}"
     );
-    assert!(!path.join("_default").exists(), "half of a configuration is none");
+    assert!(!path.join("_default").exists(), "nothing is written if one file is refused");
     assert_eq!(text(&theirs), "server = \"https://quay.io\"\n");
 
-    let (code, _, said) = hosts_toml(&[&words[..], &["--force"]].concat());
-    assert!(code == Some(0) && said.contains("is kept"), "{said}");
+    let (code, _, message) = hosts_toml(&[&words[..], &["--force"]].concat());
+    assert!(code == Some(0) && message.contains("is kept"), "{message}");
     assert_eq!(
         text(&path.join("quay.io/hosts.toml.before-larder")),
         "server = \"https://quay.io\"\n"
@@ -104,48 +106,49 @@ fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
 }
 
 #[test]
-fn docker_is_told_beside_what_it_is_told_already() {
+fn mirror_is_merged_into_the_docker_configuration() {
     let (_directory, path, daemon_json) = place("daemon.json");
     fs::write(&path, "{\"debug\": true}").expect("a file");
-    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("an own file");
     let write = || hosts_toml(&["larder:8080", "--for", "docker", "--write", &daemon_json]);
     for _ in 0..2 {
-        let (code, _, said) = write();
-        assert_eq!(code, Some(0), "{said}");
-        let told: serde_json::Value = serde_json::from_str(&text(&path)).expect("JSON");
+        let (code, _, message) = write();
+        assert_eq!(code, Some(0), "{message}");
+        let written: serde_json::Value = serde_json::from_str(&text(&path)).expect("JSON");
         let expected =
             serde_json::json!({"debug": true, "registry-mirrors": ["http://larder:8080"]});
-        assert_eq!(told, expected);
-        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "Docker is told passwords there");
+        assert_eq!(written, expected);
+        let mode = fs::metadata(&path).expect("an existing path").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "the file may contain passwords");
     }
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");
-    let (code, _, said) = write();
-    assert!(code == Some(2) && said.contains("cannot be added to"), "{said}");
-    assert!(said.contains("daemon.json: "), "{said}");
+    let (code, _, message) = write();
+    assert!(code == Some(2) && message.contains("cannot be added to"), "{message}");
+    assert!(message.contains("daemon.json: "), "{message}");
     assert_eq!(text(&path), "{");
 }
 
 #[test]
-fn a_directory_of_drop_ins_gets_a_file_of_its_own() {
+fn drop_in_directory_gets_a_separate_file() {
     let (directory, _, registries_d) = place("registries.conf.d");
-    let (code, _, said) = hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, message) =
+        hosts_toml(&["larder:8080", "--for", "crio", "--write", &registries_d]);
+    assert_eq!(code, Some(0), "{message}");
     let written = directory.path().join("registries.conf.d/50-larder.conf");
     assert!(text(&written).contains("location = \"larder:8080/quay.io\""));
 }
 
 #[test]
-fn who_stays_ends_in_order_when_it_is_told_to() {
+fn stay_exits_cleanly_on_sigterm() {
     let (_directory, path, certs_d) = place("certs.d");
     let mut command = larder(&["hosts-toml", "larder:8080", "--write", &certs_d, "--stay"]);
     let mut process = Process::begin(&mut command);
     process.wait_until_it_logs("heeds it at the next pull");
     assert!(path.join("_default/hosts.toml").exists());
     process.signal("TERM");
-    let (status, said) = process.wait();
-    assert!(status.success(), "{said}");
+    let (status, message) = process.wait();
+    assert!(status.success(), "{message}");
     assert!(
         path.join("_default/hosts.toml").exists(),
         "a node without Larder's pod still has its mirror"
@@ -153,8 +156,8 @@ fn who_stays_ends_in_order_when_it_is_told_to() {
 }
 
 #[test]
-fn what_is_typed_wrong_is_said() {
-    for (words, said) in [
+fn usage_errors_are_reported() {
+    for (words, message) in [
         (&["ftp://larder"][..], "http://HOST:PORT"),
         (&["--for", "cri"], "containerd, crio"),
         (&["--registry", "a b"], "--registry"),
@@ -167,7 +170,7 @@ fn what_is_typed_wrong_is_said() {
         (&["--for", "podman", "--registry", "a:1"], "alias"),
     ] {
         let (code, _, stderr) = hosts_toml(words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
     let (code, _, stderr) = hosts_toml(&["larder:1", "--write", "/proc/nowhere"]);
     assert!(code == Some(1) && stderr.contains("cannot write /proc/nowhere"), "{stderr}");

@@ -1,6 +1,6 @@
-//! A disk that forgets: damage is found, kept aside, and fetched again.
+//! Scrubbing: damaged content is found, quarantined, and fetched again.
 //!
-//! Proves P-60.
+//! Proves protocol 13.4 (docs/protocol.md).
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Image, Larder, Publish};
 
 const REPOSITORY: &str = "team/app";
 
-/// An image that was pulled whole.
+/// A completely pulled image.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -23,24 +23,24 @@ fn pulled() -> (FakeRegistry, Larder, Image) {
     (registry, larder, image)
 }
 
-/// Flips a bit and leaves the length.
+/// Flips a bit and keeps the length.
 fn damage(larder: &Larder, digest: &str) {
     let path = larder.blob_file(digest);
-    let mut bytes = fs::read(&path).expect("it is there");
+    let mut bytes = fs::read(&path).expect("an existing file");
     bytes[0] ^= 1;
     fs::write(&path, bytes).expect("it can be written");
 }
 
 #[test]
-fn scrub_finds_damage_takes_it_out_of_the_way_and_has_it_fetched_again() {
+fn scrub_quarantines_damaged_content_which_is_then_fetched_again() {
     let (registry, larder, image) = pulled();
-    let sound = larder.cache().scrub(&mut |_| true).expect("nobody stops it");
+    let sound = larder.cache().scrub(&mut |_| true).expect("an uninterrupted scrub");
     assert_eq!((sound.blobs, sound.damaged.len()), (image.blobs().len() as u64 + 1, 0));
     let layer = &image.layers()[0];
     for damaged in [layer.digest.clone(), image.digest()] {
         damage(&larder, &damaged);
         registry.clear_requests();
-        let report = larder.cache().scrub(&mut |_| true).expect("nobody stops it");
+        let report = larder.cache().scrub(&mut |_| true).expect("an uninterrupted scrub");
         assert_eq!(report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), [&*damaged]);
         let aside = larder.root().join("quarantine").join(damaged.replace(':', "-"));
         assert!(aside.exists() && !larder.has(&damaged));
@@ -53,7 +53,7 @@ fn scrub_finds_damage_takes_it_out_of_the_way_and_has_it_fetched_again() {
 }
 
 #[test]
-fn scrub_that_is_stopped_reports_nothing() {
+fn interrupted_scrub_reports_nothing() {
     let (_registry, larder, _image) = pulled();
     assert_eq!(larder.cache().scrub(&mut |_| false), None);
 }

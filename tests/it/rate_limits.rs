@@ -1,5 +1,4 @@
-//! Being a good guest of registries: at a given rate, so many blobs at a time, and with an eye on how
-//! many pulls are left.
+//! Consideration for registries: bandwidth limits, concurrent downloads, and remaining pulls.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -12,13 +11,13 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn limited_registry_sends_whole_blobs_all_the_same() {
+fn rate_limited_registry_still_delivers_complete_blobs() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
     let content = bytes(500_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
-    // The second connection goes on where the first one broke off.
+    // The second connection continues where the first one broke off.
     registry.fault(On::get_blob(&digest).times(1), Fault::CutAfter(100_000));
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.registries[0].rate_limit = NonZeroU64::new(50_000_000);
@@ -31,7 +30,7 @@ fn limited_registry_sends_whole_blobs_all_the_same() {
 }
 
 #[test]
-fn registry_gets_as_many_downloads_at_a_time_as_it_was_given() {
+fn registry_gets_at_most_its_configured_concurrent_downloads() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -48,7 +47,7 @@ fn registry_gets_as_many_downloads_at_a_time_as_it_was_given() {
     let clients: Vec<_> =
         blobs.iter().map(|(digest, _)| larder.begin(&blob(REPOSITORY, digest))).collect();
     gate.wait_until_reached(2);
-    // Manifests have fetchers of their own, so this one is not behind the two that wait.
+    // Manifests have their own fetchers, so this request does not queue after the two waiting ones.
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     assert_eq!(gate.reached(), 2);
     gate.open();
@@ -59,7 +58,7 @@ fn registry_gets_as_many_downloads_at_a_time_as_it_was_given() {
 }
 
 #[test]
-fn manifests_never_queue_behind_blobs() {
+fn manifests_do_not_wait_for_blobs() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -75,7 +74,7 @@ fn manifests_never_queue_behind_blobs() {
 }
 
 #[test]
-fn what_is_left_of_a_rate_limit_is_known() {
+fn remaining_rate_limit_is_reported() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -84,15 +83,15 @@ fn what_is_left_of_a_rate_limit_is_known() {
     storage.fault(On::anything(), Fault::extra_header("ratelimit-remaining", "1;w=1"));
     let larder = Larder::start(&registry);
     assert_eq!(larder.quotas(), []);
-    let told = Fault::All(vec![
+    let limits = Fault::All(vec![
         Fault::extra_header("ratelimit-limit", "100;w=21600"),
         Fault::extra_header("ratelimit-remaining", "76;w=21600"),
         Fault::extra_header("docker-ratelimit-source", "192.0.2.1"),
     ]);
-    registry.fault(On::any_manifest(), told);
+    registry.fault(On::any_manifest(), limits);
     registry.fault(On::any_blob(), Fault::redirect_to(&storage.url("/layer")));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-    // Where a redirect leads is not the registry, and has no say.
+    // A redirect target is not the registry, so its headers do not count.
     assert_eq!(larder.get(&blob(REPOSITORY, &layer.digest)).status, 200);
     let expected = RateLimit {
         limit: Some(100),
@@ -104,5 +103,5 @@ fn what_is_left_of_a_rate_limit_is_known() {
     registry.clear_faults();
     registry.fault(On::any_manifest(), Fault::rate_limited(60));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v2")).status, 429);
-    assert_eq!(larder.quotas().len(), 1, "an answer that tells nothing changes nothing");
+    assert_eq!(larder.quotas().len(), 1, "a response without the headers changes nothing");
 }

@@ -1,4 +1,4 @@
-//! TLS to clients and their passwords, from the configuration file on and while it changes.
+//! TLS to clients and passwords of clients, from the configuration and through its changes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::support::{Authority, Connection, FakeRegistry, Image, Response, base6
 
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
-/// What `htpasswd -nbB -C 4` makes of demo:secret and of other:password.
+/// Output of `htpasswd -nbB -C 4` for demo:secret and for other:password.
 const DEMO: &str = "demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n";
 const OTHER: &str = "other:$2y$04$OyNSuvihB58NTnDjQCILHOTlu4bkEMBpUPJLl40qbbIdvjP7z6l6O\n";
 
@@ -38,32 +38,32 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Another file of that name, so that it differs whatever the clock of the file system.
+    /// Replaces a file, so that it differs even if the clock of the file system is coarse.
     fn put(&self, name: &str, text: &str) {
         let new = self.path("new");
         fs::write(&new, text).expect("a file can be written");
         fs::rename(new, self.path(name)).expect("a file can be replaced");
     }
 
-    /// Gives the server a certificate and its key.
+    /// Writes the certificate and key of the server.
     fn issue(&self) {
         let identity = self.authority.issue(&["localhost", "127.0.0.1"]);
         self.put("cert.pem", &identity.certificate_pem);
         self.put("key.pem", &identity.key_pem);
     }
 
-    fn config(&self, further: &str) -> String {
+    fn config(&self, extra: &str) -> String {
         let url = self.registry.url("");
         format!(
-            "fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{further}\n\
+            "fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{extra}\n\
              registries: [{{name: {NAME}, endpoints: ['{url}']}}]\n"
         )
     }
 
-    fn tls(&self, further: &str) -> String {
+    fn tls(&self, extra: &str) -> String {
         let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
         let (cert, key) = (cert.display(), key.display());
-        self.config(&format!("serverTlsConfig: {{cert: {cert}, key: {key}{further}}}"))
+        self.config(&format!("serverTlsConfig: {{cert: {cert}, key: {key}{extra}}}"))
     }
 
     fn users(&self, file: &str) -> String {
@@ -92,7 +92,7 @@ fn by(process: &Process, user: &str, password: &str, method: &str, target: &str)
 }
 
 #[test]
-fn image_is_pulled_by_tls_and_the_certificate_may_change_meanwhile() {
+fn image_is_pulled_over_tls_while_the_certificate_changes() {
     let site = Site::new();
     let mut process = site.serve(&site.tls(""));
     assert!(process.banner.contains(" tls=server"), "{}", process.banner);
@@ -118,7 +118,7 @@ fn changed_certificate_is_noticed_without_a_signal() {
 }
 
 #[test]
-fn request_in_the_clear_to_a_port_with_tls_is_told_so() {
+fn plaintext_request_to_a_tls_port_gets_an_explanation() {
     let site = Site::new();
     let process = site.serve(&site.tls(""));
     let answer = get(process.address, "/v2/");
@@ -126,42 +126,42 @@ fn request_in_the_clear_to_a_port_with_tls_is_told_so() {
 }
 
 #[test]
-fn clients_are_verified_once_the_configuration_says_so() {
+fn client_certificates_are_verified_after_a_reload_requires_them() {
     let site = Site::new();
     let mut process = site.serve(&site.tls(""));
     assert_eq!(site.open(&process).request("GET", "/v2/", &[]).status, 200);
     let ca = format!(", clientAuth: verify, ca: {}", site.path("ca.pem").display());
-    let said = site.reload(&mut process, &site.tls(&ca));
-    assert!(said.contains("serverTlsConfig changed"), "{said}");
+    let message = site.reload(&mut process, &site.tls(&ca));
+    assert!(message.contains("serverTlsConfig changed"), "{message}");
     let identity = site.authority.issue(&["node.test"]);
     let pem = site.authority.pem();
     let mut known = Connection::open_tls(process.address, "localhost", &pem, Some(&identity));
     assert_eq!(known.request("GET", "/v2/", &[]).status, 200);
     let mut stranger = site.open(&process);
-    // The client finds out when it reads, TLS 1.3 being as it is, or when it writes.
+    // The client notices at its next read or write, because of TLS 1.3.
     let _ = stranger.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n");
-    let said = process.wait_until_it_logs("no TLS session");
-    assert!(said.contains("presented no certificate"), "{said}");
-    let said = site.reload(&mut process, &site.config(""));
-    assert!(said.contains("nothing differs"), "{said}");
+    let message = process.wait_until_it_logs("no TLS session");
+    assert!(message.contains("presented no certificate"), "{message}");
+    let message = site.reload(&mut process, &site.config(""));
+    assert!(message.contains("nothing differs"), "{message}");
     process.wait_until_it_logs("serverTlsConfig changed; they take effect after a restart");
 }
 
 #[test]
-fn tls_that_cannot_be_offered_keeps_it_from_starting_and_from_changing() {
+fn invalid_tls_settings_prevent_the_start_and_are_refused_by_a_reload() {
     let site = Site::new();
     let start = |text: &str| {
         Process::put_config(site.directory.path(), text);
         let config = site.path("larder.yaml").display().to_string();
         let cache = site.path("cache").display().to_string();
-        let said = [&["serve"][..], &["config", "check"]].map(|command| {
+        let message = [&["serve"][..], &["config", "check"]].map(|command| {
             let options = ["--config-file", &config, "--image-path", &cache];
-            let (code, _, said) = run(&[&options[..], command].concat());
-            assert_eq!(code, Some(2), "{said}");
-            said
+            let (code, _, message) = run(&[&options[..], command].concat());
+            assert_eq!(code, Some(2), "{message}");
+            message
         });
-        assert_eq!(said[0], said[1]);
-        said[0].clone()
+        assert_eq!(message[0], message[1]);
+        message[0].clone()
     };
     let key = site.path("key.pem").display().to_string();
     let cert = site.path("cert.pem").display().to_string();
@@ -178,7 +178,7 @@ fn tls_that_cannot_be_offered_keeps_it_from_starting_and_from_changing() {
 }
 
 #[test]
-fn who_shows_no_password_gets_a_challenge_and_nothing_else() {
+fn request_without_a_password_gets_a_challenge_only() {
     let site = Site::new();
     let process = site.serve(&site.users("htpasswd"));
     let layer = &site.image.layers()[0].digest;
@@ -209,11 +209,11 @@ fn who_shows_no_password_gets_a_challenge_and_nothing_else() {
             }
         }
     }
-    assert_eq!(site.registry.count("*", "*"), 0, "nobody was asked for strangers");
+    assert_eq!(site.registry.count("*", "*"), 0, "no upstream request without a valid password");
 }
 
 #[test]
-fn who_shows_a_password_is_served_and_it_goes_no_further() {
+fn valid_password_is_accepted_and_not_forwarded() {
     let site = Site::new();
     let process = site.serve(&site.users("htpasswd"));
     let ask = |method, target: &str| by(&process, "demo", "secret", method, target);
@@ -232,7 +232,7 @@ fn who_shows_a_password_is_served_and_it_goes_no_further() {
 }
 
 #[test]
-fn users_change_with_their_file_and_with_the_configuration() {
+fn users_follow_changes_of_their_file_and_of_the_configuration() {
     let site = Site::new();
     let mut process = site.serve(&site.users("htpasswd"));
     let demo = |process: &Process| by(process, "demo", "secret", "GET", "/v2/").status;
@@ -244,8 +244,8 @@ fn users_change_with_their_file_and_with_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (401, 200));
 
     site.put("both", &format!("{DEMO}{OTHER}"));
-    let said = site.reload(&mut process, &site.users("both"));
-    assert!(said.contains("serverAuthConfig changed"), "{said}");
+    let message = site.reload(&mut process, &site.users("both"));
+    assert!(message.contains("serverAuthConfig changed"), "{message}");
     assert_eq!((demo(&process), other(&process)), (200, 200));
 
     site.put("both", "demo:plain");
@@ -253,5 +253,5 @@ fn users_change_with_their_file_and_with_the_configuration() {
     assert_eq!((demo(&process), other(&process)), (200, 200), "the former users stay");
 
     site.reload(&mut process, &site.config(""));
-    assert_eq!(get(process.address, "/v2/").status, 200, "everybody is served again");
+    assert_eq!(get(process.address, "/v2/").status, 200, "all clients are served again");
 }

@@ -1,7 +1,7 @@
-//! Who may say that there is no such tag, and with what.
+//! Which responses prove that a tag does not exist.
 //!
-//! Only the registry itself, by GET, with a token for this very request. HEAD may be wrong, and a token
-//! service, an ingress without a backend and a captive portal know nothing about tags.
+//! Only a response of the registry itself does, to a GET, with a token for this request. HEAD may be wrong, and token
+//! services, ingresses without a backend and captive portals know nothing about tags.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -17,19 +17,22 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 const TAG_LIST: &str = "/v2/team/app/tags/list";
 
-/// An answer of something that is no registry.
-fn stranger(status: u16, content_type: &str, body: &str) -> Fault {
+/// A response of a server that is not a registry.
+fn other_server(status: u16, content_type: &str, body: &str) -> Fault {
     Fault::Stranger(status, content_type.to_owned(), body.to_owned())
 }
 
-/// What an ingress says that has no backend, a captive portal, and something that sends other JSON.
-fn strangers() -> Vec<(&'static str, Fault)> {
+/// Responses of an ingress without a backend, of a captive portal, and of a server that sends other JSON.
+fn other_servers() -> Vec<(&'static str, Fault)> {
     vec![
-        ("ingress", stranger(404, "text/plain; charset=utf-8", "default backend - 404")),
-        ("portal", stranger(404, "text/html", "<!doctype html><title>Sign in</title>")),
-        ("gone", stranger(410, "text/html", "<html>")),
-        ("other JSON", stranger(404, "application/json", r#"{"message":"no route","error":404}"#)),
-        ("nothing", stranger(404, "application/octet-stream", "")),
+        ("ingress", other_server(404, "text/plain; charset=utf-8", "default backend - 404")),
+        ("portal", other_server(404, "text/html", "<!doctype html><title>Sign in</title>")),
+        ("gone", other_server(410, "text/html", "<html>")),
+        (
+            "other JSON",
+            other_server(404, "application/json", r#"{"message":"no route","error":404}"#),
+        ),
+        ("nothing", other_server(404, "application/octet-stream", "")),
     ]
 }
 
@@ -42,11 +45,11 @@ fn start(registry: &FakeRegistry, on_upstream_delete: OnUpstreamDelete) -> Larde
 }
 
 #[test]
-fn tag_moves_though_head_names_a_digest_that_cannot_be_fetched() {
+fn tag_moves_although_head_names_a_digest_that_cannot_be_fetched() {
     let bogus = absent_digest(1);
     for (what, on, fault) in [
         (
-            "no digest of the registry is to be had",
+            "no digest is available from the registry",
             On::get_manifest("sha256:*"),
             Fault::status(404),
         ),
@@ -76,14 +79,14 @@ fn tag_moves_though_head_names_a_digest_that_cannot_be_fetched() {
 }
 
 #[test]
-fn tag_is_kept_and_moves_though_head_says_that_there_is_none() {
+fn tag_is_kept_and_moves_although_head_answers_404() {
     for on_upstream_delete in [OnUpstreamDelete::Keep, OnUpstreamDelete::Drop] {
         for (what, fault) in [
             ("404", Fault::status(404)),
             ("403", Fault::status(403)),
             ("401", Fault::status(401)),
             ("500", Fault::status(500)),
-            ("an ingress", stranger(404, "text/plain", "default backend - 404")),
+            ("an ingress", other_server(404, "text/plain", "default backend - 404")),
         ] {
             let registry = FakeRegistry::start();
             registry.add(REPOSITORY, "v1", &Image::sample("old"));
@@ -109,8 +112,8 @@ fn tag_is_kept_and_moves_though_head_says_that_there_is_none() {
 }
 
 #[test]
-fn strangers_say_nothing_about_tags() {
-    for (what, fault) in strangers() {
+fn responses_of_other_servers_say_nothing_about_tags() {
+    for (what, fault) in other_servers() {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
         registry.add(REPOSITORY, "v1", &image);
@@ -129,7 +132,7 @@ fn strangers_say_nothing_about_tags() {
             manifest(REPOSITORY, &absent_digest(1)),
             blob(REPOSITORY, &layer.digest),
         ];
-        // The body of a blob's answer is not read for that, and JSON is what registries send.
+        // The body of a blob response is not read for this, and JSON is what registries send.
         let judged = if what == "other JSON" { &targets[..2] } else { &targets[..] };
         for target in judged {
             let got = larder.get(target);
@@ -140,7 +143,7 @@ fn strangers_say_nothing_about_tags() {
             what == "other JSON" || matches!(head, 502 | 503),
             "{what}: HEAD of a blob: {head}"
         );
-        // Nothing was remembered: the registry is back, and is asked at once.
+        // Nothing was cached: once the registry is back, it is asked at once.
         registry.clear_faults();
         registry.add(REPOSITORY, "other", &Image::sample("other"));
         assert_eq!(larder.get(&manifest(REPOSITORY, "other")).status, 200, "{what}");
@@ -151,11 +154,14 @@ fn strangers_say_nothing_about_tags() {
 }
 
 #[test]
-fn registry_says_what_it_does_not_have_in_each_of_its_ways() {
+fn every_registry_404_is_recognized() {
     for (what, fault) in [
         ("a list of errors", Fault::status(404)),
-        ("an empty list", stranger(404, "application/json", r#"{"errors":[]}"#)),
-        ("a list labelled as text", stranger(404, "text/plain", r#"{"errors":[{"code":"X"}]}"#)),
+        ("an empty list", other_server(404, "application/json", r#"{"errors":[]}"#)),
+        (
+            "a list labelled as text",
+            other_server(404, "text/plain", r#"{"errors":[{"code":"X"}]}"#),
+        ),
         ("its name in a header", Fault::Status(404, Vec::new(), Vec::new())),
     ] {
         let registry = FakeRegistry::start();
@@ -176,7 +182,7 @@ fn registry_says_what_it_does_not_have_in_each_of_its_ways() {
 }
 
 #[test]
-fn token_service_says_nothing_about_tags() {
+fn token_service_404_says_nothing_about_tags() {
     for (what, answer) in [
         ("404", TokenAnswer::Refuse(404)),
         ("410", TokenAnswer::Refuse(410)),
@@ -205,7 +211,7 @@ fn token_service_says_nothing_about_tags() {
 }
 
 #[test]
-fn tag_lists_and_manifests_have_tokens_of_their_own_scope() {
+fn tag_lists_and_manifests_use_tokens_of_separate_scopes() {
     for refusal in [401, 403] {
         let tokens =
             TokenServer::new().scope_of_lists("metadata_read").refuses_other_scopes_by(refusal);
@@ -225,13 +231,13 @@ fn tag_lists_and_manifests_have_tokens_of_their_own_scope() {
 }
 
 #[test]
-fn requests_at_the_same_time_for_different_scopes_do_not_refuse_each_other() {
+fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
     let tokens = TokenServer::new().scope_of_lists("metadata_read");
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     registry.require_bearer(&tokens);
     let gate = Gate::new();
-    // Both have been challenged before either gets a token.
+    // Both requests are challenged before either gets a token.
     registry.fault(On::token(), Fault::Gate(gate.clone()));
     let larder = Arc::new(Larder::start(&registry));
     let barrier = Arc::new(Barrier::new(3));
@@ -252,8 +258,8 @@ fn requests_at_the_same_time_for_different_scopes_do_not_refuse_each_other() {
 }
 
 #[test]
-fn token_that_another_request_has_fetched_is_no_verdict() {
-    // The first token is good for nothing; all others are good.
+fn token_fetched_by_another_request_proves_nothing() {
+    // The first token is invalid; all others are valid.
     let tokens = TokenServer::new();
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -274,7 +280,7 @@ fn token_that_another_request_has_fetched_is_no_verdict() {
     let second = get("v2");
     registry.wait_for("GET", &manifest(REPOSITORY, "v2"), 1);
     gate.open();
-    // Whether it waits for that token or finds it: another request has fetched it.
+    // Whether the second request waits for that token or finds it, the token was fetched by another request.
     assert_eq!(second.join().expect("it does not panic"), 200);
     assert_eq!(first.join().expect("it does not panic"), 404, "its own token was refused");
 }

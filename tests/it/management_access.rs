@@ -1,4 +1,4 @@
-//! Who may ask the management port, for what, and what is said to who may not or asks wrongly.
+//! Authorization on the management port, and errors for refused and invalid requests.
 
 use std::fs;
 
@@ -11,12 +11,12 @@ use crate::support::site::{Site, TOKEN, address_in};
 use crate::support::{FakeRegistry, Response, absent_digest};
 
 #[test]
-fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
+fn changes_require_the_token_and_local_reads_do_not() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     let plain = |method: &str, what: &str, headers: &[(&str, &str)]| {
-        request(desk.management, method, &format!("/api/v1/{what}"), headers)
+        request(server.management, method, &format!("/api/v1/{what}"), headers)
     };
     let digest = absent_digest(1);
     let cancel = format!("flights?upstream=docker.io&digest={digest}");
@@ -35,7 +35,7 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
             "{what}: {got:?}"
         );
         assert_eq!(got.header("www-authenticate"), Some("Bearer realm=\"larder\""), "{what}");
-        let got = desk.change_by("gu3ssed", method, what);
+        let got = server.call_with_token("gu3ssed", method, what);
         assert!(
             got.status == 401 && got.text().contains("this is not the token"),
             "{what}: {got:?}"
@@ -47,35 +47,35 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
         );
     }
     assert_eq!(registry.requests().len(), 0);
-    assert_eq!(desk.look("pins")["pins"], json!([]));
-    assert_eq!(desk.change("POST", "pins?pattern=a").status, 200);
+    assert_eq!(server.api("pins")["pins"], json!([]));
+    assert_eq!(server.call("POST", "pins?pattern=a").status, 200);
 
-    // A page of somebody else's whose name leads here has that name in its requests.
+    // DNS rebinding: requests from a foreign page carry its own host name.
     for what in ["status", "images", "pins"] {
         assert_eq!(plain("GET", what, &[("Host", "evil.test")]).status, 401, "{what}");
         assert_eq!(plain("GET", what, &[("Host", "localhost")]).status, 200, "{what}");
-        assert_eq!(desk.change("GET", what).status, 200, "{what}");
-        assert_eq!(desk.change_by("gu3ssed", "GET", what).status, 401, "{what}");
+        assert_eq!(server.call("GET", what).status, 200, "{what}");
+        assert_eq!(server.call_with_token("gu3ssed", "GET", what).status, 401, "{what}");
     }
     let foreign =
-        |path: &str| request(desk.management, "GET", path, &[("Host", "evil.test")]).status;
+        |path: &str| request(server.management, "GET", path, &[("Host", "evil.test")]).status;
     assert_eq!(foreign("/health?verbose"), 401);
     for path in ["/livez", "/readyz", "/health", "/metrics", "/", "/page.js", "/openapi.yaml"] {
         assert_eq!(foreign(path), 200, "{path}");
     }
 
     fs::write(site.path("token"), "another").expect("a file");
-    assert_eq!(desk.change("POST", "pins?pattern=b").status, 401, "the former one counts no more");
-    assert_eq!(desk.change_by("another", "POST", "pins?pattern=b").status, 200);
+    assert_eq!(server.call("POST", "pins?pattern=b").status, 401, "the previous token is invalid");
+    assert_eq!(server.call_with_token("another", "POST", "pins?pattern=b").status, 200);
     for broken in ["", "\n"] {
         fs::write(site.path("token"), broken).expect("a file");
-        assert_eq!(desk.change_by("", "POST", "pins?pattern=c").status, 403);
+        assert_eq!(server.call_with_token("", "POST", "pins?pattern=c").status, 403);
     }
-    fs::remove_file(site.path("token")).expect("it is there");
-    let got = desk.change_by("another", "POST", "pins?pattern=c");
+    fs::remove_file(site.path("token")).expect("an existing file");
+    let got = server.call_with_token("another", "POST", "pins?pattern=c");
     assert!(got.status == 403 && got.text().contains("the log says why"), "{got:?}");
-    assert_eq!(desk.look("pins")["pins"].as_array().map(Vec::len), Some(2));
-    let log = desk.log();
+    assert_eq!(server.api("pins")["pins"].as_array().map(Vec::len), Some(2));
+    let log = server.log();
     assert!(log.contains("management: a wrong token from 127.0.0.1"), "{log}");
     for secret in [TOKEN, "another", "gu3ssed"] {
         assert!(!log.contains(secret), "{log}");
@@ -83,7 +83,7 @@ fn what_changes_something_wants_the_token_and_reading_from_here_does_not() {
 }
 
 #[test]
-fn without_a_token_file_nothing_can_be_changed() {
+fn changes_are_forbidden_without_a_token_file() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let text = format!(
@@ -100,11 +100,11 @@ fn without_a_token_file_nothing_can_be_changed() {
 }
 
 #[test]
-fn wrong_parameters_are_refused_with_what_would_be_right() {
+fn invalid_parameters_are_refused_with_the_valid_ones() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
-    for (method, what, said) in [
+    let server = site.serve();
+    for (method, what, message) in [
         ("GET", "status?x=1", "no such parameter: x; there are none"),
         ("GET", "flights?x", "no such parameter: x"),
         ("GET", "images?limt=1", "no such parameter: limt; there are pattern, registry"),
@@ -143,17 +143,17 @@ fn wrong_parameters_are_refused_with_what_would_be_right() {
         ("DELETE", "flights?digest=sha256:1", "upstream is missing"),
         ("DELETE", "flights?upstream=docker.io&digest=1", "digest: "),
     ] {
-        let got = desk.change(method, what);
+        let got = server.call(method, what);
         let text = got.json()["error"].as_str().map(str::to_owned).unwrap_or_default();
-        assert!(got.status == 400 && text.contains(said), "{method} {what}: {got:?}");
+        assert!(got.status == 400 && text.contains(message), "{method} {what}: {got:?}");
     }
 }
 
 #[test]
-fn unknown_paths_are_404_and_other_methods_405_with_what_is_allowed() {
+fn unknown_paths_get_404_and_other_methods_405_with_allow() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     for path in [
         "/x",
         "/v2/",
@@ -166,7 +166,7 @@ fn unknown_paths_are_404_and_other_methods_405_with_what_is_allowed() {
         "/page.css/..",
         "/index.html",
     ] {
-        let got = desk.ask(path);
+        let got = server.get(path);
         assert!(got.status == 404 && got.json()["error"].is_string(), "{path}: {got:?}");
     }
     let read = "GET, HEAD";
@@ -188,16 +188,16 @@ fn unknown_paths_are_404_and_other_methods_405_with_what_is_allowed() {
         ("DELETE", "/api/v1/prune", "POST"),
     ] {
         let headers = [("Authorization", &*format!("Bearer {TOKEN}")), ("Content-Length", "0")];
-        let got = request(desk.management, method, path, &headers);
+        let got = request(server.management, method, path, &headers);
         assert_eq!((got.status, got.header("allow")), (405, Some(allowed)), "{method} {path}");
     }
 }
 
 #[test]
-fn nothing_of_it_is_on_the_serving_port() {
+fn management_api_is_not_on_the_serving_port() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     let operations = Description::read().operations();
     let bearer = format!("Bearer {TOKEN}");
     let headers = [("Authorization", bearer.as_str())];
@@ -205,25 +205,25 @@ fn nothing_of_it_is_on_the_serving_port() {
         ["GET /", "GET /page.js", "GET /page.css", "GET /health?verbose"].map(str::to_owned);
     for operation in operations.into_iter().chain(others) {
         let (method, path) = operation.split_once(' ').expect("a method and a path");
-        let got = request(desk.serving(), method, path, &headers);
+        let got = request(server.address(), method, path, &headers);
         assert!(matches!(got.status, 404 | 405), "{operation}: {got:?}");
     }
     assert_eq!(registry.requests().len(), 0);
 }
 
 #[test]
-fn answer_says_what_is_wrong_as_json_whatever_it_is() {
+fn errors_are_reported_as_json() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "airGapped: true");
-    let desk = site.serve();
+    let server = site.serve();
     let refused = |got: Response, status: u16| {
         assert_eq!((got.status, got.header("content-type")), (status, Some("application/json")));
         assert!(got.json()["error"].as_str().is_some_and(|text| text.len() > 10), "{got:?}");
     };
-    refused(desk.ask("/nothing"), 404);
-    refused(desk.change("POST", "prefetch?image=app"), 409);
-    refused(desk.change("POST", "flights/resume"), 409);
-    refused(desk.change_by("gu3ssed", "POST", "flights/resume"), 401);
-    refused(desk.change("POST", "status"), 405);
-    assert_eq!(desk.look("status")["airGapped"], true);
+    refused(server.get("/nothing"), 404);
+    refused(server.call("POST", "prefetch?image=app"), 409);
+    refused(server.call("POST", "flights/resume"), 409);
+    refused(server.call_with_token("gu3ssed", "POST", "flights/resume"), 401);
+    refused(server.call("POST", "status"), 405);
+    assert_eq!(server.api("status")["airGapped"], true);
 }
