@@ -154,13 +154,6 @@ pub(super) fn is_a_registrys(headers: &HeaderMap, body: &[u8]) -> bool {
         || serde_json::from_slice::<Errors>(body).is_ok()
 }
 
-/// As [`is_a_registrys`], where the body is not read: registries send their errors as JSON.
-pub(super) fn looks_like_a_registrys(headers: &HeaderMap) -> bool {
-    let said = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
-    headers.contains_key("docker-distribution-api-version")
-        || said.is_some_and(|said| said.as_str().ends_with("json"))
-}
-
 /// An answer that something does not exist, from something that cannot know.
 pub(super) fn no_verdict(status: u16, request: &Arc<str>) -> UpstreamError {
     UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustls::{CertificateError, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 use time::OffsetDateTime;
 use ureq::Timeout;
 
@@ -150,6 +150,12 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::RateLimited { .. }) && !self.is_elsewhere
     }
 
+    /// Whether GET may succeed where HEAD failed with this: many registries and proxies support HEAD badly.
+    pub fn may_be_about_head(&self) -> bool {
+        let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
+        !(self.is_about_the_registry() || self.is_rate_limit() || is_slow)
+    }
+
     /// Whether it says that the endpoint itself is in trouble.
     pub(super) fn is_the_endpoints_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });
@@ -187,11 +193,6 @@ impl UpstreamError {
     /// Method and URL of the request, without query.
     pub(super) fn request(&self) -> &Arc<str> {
         &self.request
-    }
-
-    /// Whether the registry has met an error of its own (500), which may concern one request only.
-    pub fn is_server_error(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
     /// Whether nothing of the registry itself has answered: the way to it is in trouble, or a gateway before it
@@ -327,9 +328,23 @@ fn tls_reason(error: &rustls::Error) -> String {
             CertificateError::UnsupportedSignatureAlgorithmContext { .. }
             | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
         ) => (
-            error.to_string(),
+            "its certificate, or one of its authorities, has an unsupported signature".to_owned(),
             "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
              more, and SHA-256, SHA-384 or SHA-512",
+        ),
+        // webpki's error has no variant of its own in rustls.
+        rustls::Error::InvalidCertificate(other)
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            (
+                "its certificate is self-signed, and is an authority's".to_owned(),
+                "tls.ca in its entry may name this very certificate",
+            )
+        }
+        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => (
+            error.to_string(),
+            "the two have no cipher suite or curve in common: with TLS 1.2 the certificate must not \
+             be P-521, and it may demand a client certificate",
         ),
         other => return other.to_string(),
     };
@@ -460,6 +475,7 @@ mod tests {
             (expired.into(), "its certificate has expired on 2021-01-01"),
             (CertificateError::UnknownIssuer.into(), "tls.ca"),
             (rustls::Error::HandshakeNotComplete, "handshake not complete"),
+            (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "must not be P-521"),
         ] {
             let inside = io::Error::new(io::ErrorKind::InvalidData, error);
             let text = UpstreamError::from_body("GET x", inside).to_string();

@@ -99,14 +99,6 @@ impl Registry {
             deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
         }
     }
-
-    fn list(&self, ask: Ask<'_>) -> Result<Answer, UpstreamError> {
-        let answer = self.session.ask(&ask)?;
-        match answer.response.status().as_u16() {
-            status if is_complete(status) => Ok(answer),
-            _ => Err(answer.failure()),
-        }
-    }
 }
 
 impl Registry {
@@ -196,9 +188,13 @@ impl Registry {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
+            // The page of a captive portal; GET compares the content.
+            status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
             status if is_complete(status) => Ok(content_length(answer.response.headers())),
+            // Servers before the storage, and storage itself, refuse HEAD in many ways.
+            401 | 403 | 404 | 410 => Ok(None),
             _ if answer.refuses_head() => Ok(None),
-            _ => Err(answer.blob_failure()),
+            _ => Err(answer.failure()),
         }
     }
 
@@ -222,7 +218,7 @@ impl Registry {
             },
             // A range that it does not like, or that lies beyond the end: the whole instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
-            _ => return Err(answer.blob_failure()),
+            _ => return Err(answer.into_blob_failure()),
         };
         check_encoding(headers, request)?;
         let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {
@@ -240,7 +236,11 @@ impl Registry {
     ) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
         let ask = self.metadata(Method::Get, repository, &rest, None);
-        let Answer { response, request, .. } = self.list(ask)?;
+        let answer = self.session.ask(&ask)?;
+        if !is_complete(answer.response.status().as_u16()) {
+            return Err(answer.into_failure());
+        }
+        let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
         let next = next_page(response.headers(), &request)?;
         let reader = response.into_body().into_reader();
@@ -259,10 +259,14 @@ impl Registry {
         let accept = Some(MediaType::OCI_INDEX);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
         // ghcr.io redirects referrers to a web page.
-        let asked = self.list(Ask { redirects: Redirects::SameOrigin, ..ask });
+        let asked = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask });
         let unsupported = |request: &Arc<str>| {
             UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
         };
+        let asked = asked.and_then(|answer| match answer.response.status().as_u16() {
+            status if is_complete(status) => Ok(answer),
+            _ => Err(answer.failure()),
+        });
         let answer = match asked {
             Err(error) if !error.is_trouble() || error.is_not_implemented() => {
                 return Err(unsupported(error.request()));

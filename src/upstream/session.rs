@@ -17,8 +17,8 @@ use ureq::{Agent, Body};
 
 use super::address::{Guard, is_public};
 use super::answer::{
-    ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
-    redirect_target, status_error,
+    ERROR_BODY_BYTES_MAX, discard, is_a_registrys, no_verdict, read_body, redirect_target,
+    status_error,
 };
 use super::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use super::location::Location;
@@ -146,6 +146,8 @@ pub(super) struct Answer {
     pub(super) request: Arc<str>,
     /// Whether it is another host's, to which the endpoint has redirected.
     is_elsewhere: bool,
+    /// Whether the endpoint has redirected, be it to itself.
+    is_redirected: bool,
 }
 
 impl Answer {
@@ -162,7 +164,7 @@ impl Answer {
         match self.response.status().as_u16() {
             400 | 405 | 406 | 501 => true,
             429 => false,
-            status => self.is_elsewhere && (400..500).contains(&status),
+            status => self.is_redirected && (400..500).contains(&status),
         }
     }
 }
@@ -183,15 +185,10 @@ impl Answer {
         }
     }
 
-    /// As [`Answer::into_failure`], by the head alone, for a body that may take its time. An object store
-    /// behind a redirect says in its own way what it does not have.
-    pub(super) fn blob_failure(&self) -> UpstreamError {
-        let failure = self.failure();
-        let is_believed = self.is_elsewhere || looks_like_a_registrys(self.response.headers());
-        match failure.is_not_found() && !is_believed {
-            true => no_verdict(self.response.status().as_u16(), &self.request),
-            false => failure,
-        }
+    /// The same for a blob. An object store to which the registry redirects reports in its own format that it does not
+    /// have the blob.
+    pub(super) fn into_blob_failure(self) -> UpstreamError {
+        if self.is_elsewhere { self.failure() } else { self.into_failure() }
     }
 }
 
@@ -280,7 +277,7 @@ impl Session {
         let below_api = ask.path.strip_prefix("/v2").unwrap_or(&ask.path);
         let mut location = self.base.with_path(&format!("{}{below_api}", self.api.as_str()));
         let first: Arc<str> = format!("{method} {}", location.for_log()).into();
-        for _ in 0..=REDIRECTS_MAX {
+        for redirects in 0..=REDIRECTS_MAX {
             let request: Arc<str> = format!("{method} {}", location.for_log()).into();
             let is_elsewhere = !location.is_same_origin(&self.base);
             let mark = |error: UpstreamError| if is_elsewhere { error.elsewhere() } else { error };
@@ -289,7 +286,8 @@ impl Session {
             }
             let response = self.call_authorized(&location, ask, &request).map_err(mark)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let answer = Answer { response, request, is_elsewhere };
+                let is_redirected = redirects > 0;
+                let answer = Answer { response, request, is_elsewhere, is_redirected };
                 if is_elsewhere && answer.response.status().as_u16() == 429 {
                     self.note_limit(&location, &answer.failure(), Instant::now());
                 }

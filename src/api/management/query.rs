@@ -46,8 +46,16 @@ impl Query {
     pub(super) fn expanded(mut self, naming: &Naming) -> Query {
         for (key, value) in &mut self.pairs {
             match key.as_str() {
-                "image" | "pattern" | "repository" => *value = naming.expand(value),
-                "upstream" => {
+                "image" | "repository" => *value = naming.expand(value),
+                // The search of the page looks for a part of a name, which may begin with an alias.
+                "pattern" => {
+                    let part = value.strip_prefix('*').unwrap_or(value);
+                    let expanded = naming.expand(part);
+                    if expanded != part {
+                        *value = expanded;
+                    }
+                }
+                "upstream" | "registry" => {
                     let upstream = naming.aliases.get(&value.to_ascii_lowercase());
                     upstream.iter().for_each(|upstream| *value = upstream.to_string());
                 }

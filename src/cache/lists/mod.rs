@@ -169,7 +169,11 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     let is_limited = matches!(error.reason(), Reason::RateLimited { .. });
     match question {
         ListQuestion::Tags { .. } => cause.is_unreachable() && !is_limited,
-        ListQuestion::Referrers { .. } => cause.is_trouble() && !is_limited,
+        // Content that refers to a cached manifest stays right, so anything but the registry's own answer will do.
+        ListQuestion::Referrers { .. } => {
+            let is_final = matches!(error.reason(), Reason::Unsupported | Reason::NotAllowed);
+            !(is_limited || is_final || cause.is_certainly_not_found())
+        }
     }
 }
 

@@ -317,7 +317,7 @@ impl ManifestCache {
             Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
             Ok(None) => self.get_manifest(name, &*source, &reference)?,
             // Many registries and proxies do HEAD badly, so that only GET is a verdict.
-            Err(error) if !error.is_trouble() || error.is_server_error() => {
+            Err(error) if error.may_be_about_head() => {
                 match self.get_manifest(name, &*source, &reference) {
                     Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
                         return Err(self.deleted_upstream(name, tag, &record));
@@ -349,7 +349,7 @@ impl ManifestCache {
             return Ok(stored.content);
         }
         match self.get_manifest(name, source, &Reference::Digest(*digest)) {
-            Err(CacheError::Upstream(error)) if !error.is_trouble() => {
+            Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
                 log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
                 self.get_manifest(name, source, tag)
             }

@@ -380,17 +380,20 @@ fn need_of(ask: &Ask<'_>) -> Need {
     if path.ends_with("/tags/list") { Need::TagList } else { Need::Content }
 }
 
-/// Whether a token was refused, or could not be had, for a reason that does not count for a password: the
-/// service refuses it, does not exist, or answers what is no token.
+/// Whether a token was refused or could not be fetched, so that the password is sent instead: the token service may be
+/// down while the registry is not.
 fn is_refused_bearer(error: &UpstreamError) -> bool {
-    match error.kind() {
+    matches!(
+        error.kind(),
         UpstreamErrorKind::Hidden
-        | UpstreamErrorKind::Denied { .. }
-        | UpstreamErrorKind::NotFound
-        | UpstreamErrorKind::BadAnswer { .. } => true,
-        UpstreamErrorKind::Status { status } => *status < 500,
-        _ => false,
-    }
+            | UpstreamErrorKind::Denied { .. }
+            | UpstreamErrorKind::NotFound
+            | UpstreamErrorKind::BadAnswer { .. }
+            | UpstreamErrorKind::Status { .. }
+            | UpstreamErrorKind::OutOfService
+            | UpstreamErrorKind::Unreachable { .. }
+            | UpstreamErrorKind::Tls { .. }
+    )
 }
 
 /// Whether a status says that what was shown does not do.
