@@ -10,6 +10,7 @@ use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::large_bodies::SMALL_BODY_BYTES;
 use crate::oci::{Digest, MediaType};
 
 /// The most that is read of the body of an error.
@@ -125,6 +126,38 @@ pub(super) fn read_body(
     let mut bytes = Vec::new();
     let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
     reader.read_to_end(&mut bytes).map_err(|error| UpstreamError::from_body(request, error))?;
+    match bytes.len() as u64 > limit_bytes {
+        true => {
+            let reason = format!("it is larger than {limit_bytes} bytes");
+            Err(UpstreamError::bad_answer(request, reason))
+        }
+        false => Ok(bytes),
+    }
+}
+
+/// As [`read_body`]. A body that turns out to be large is read on once `may_continue` returns `true`; it may block.
+pub(super) fn read_large_body(
+    response: Response<Body>,
+    limit_bytes: u64,
+    request: &Arc<str>,
+    may_continue: impl FnOnce() -> bool,
+) -> Result<Vec<u8>, UpstreamError> {
+    let failed = |error| UpstreamError::from_body(request, error);
+    let size = content_length(response.headers()).unwrap_or_default().min(limit_bytes);
+    let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
+    let mut bytes = Vec::new();
+    let beginning = SMALL_BODY_BYTES as u64;
+    reader.by_ref().take(beginning).read_to_end(&mut bytes).map_err(failed)?;
+    if (bytes.len() as u64) < beginning {
+        return Ok(bytes);
+    }
+    if !may_continue() {
+        let kind = UpstreamErrorKind::TimedOut { phase: "its turn among large manifests" };
+        return Err(UpstreamError::new(Arc::clone(request), kind));
+    }
+    // Once, where the registry states the size: growing step by step takes up to twice the memory.
+    bytes.reserve_exact(usize::try_from(size).unwrap_or_default().saturating_sub(bytes.len()) + 1);
+    reader.read_to_end(&mut bytes).map_err(failed)?;
     match bytes.len() as u64 > limit_bytes {
         true => {
             let reason = format!("it is larger than {limit_bytes} bytes");

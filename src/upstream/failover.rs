@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::large_bodies::LargeBody;
 use super::quota::RateLimit;
 use super::registry::Registry;
 use super::throttle::{RealTime, Throttle};
@@ -380,8 +381,9 @@ impl Source for Failover {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(About::Content, |registry| registry.manifest(repository, reference))
+        self.ask(About::Content, |registry| registry.manifest(repository, reference, body))
     }
 
     fn blob_size(

@@ -27,6 +27,8 @@ const NEXT_QUERY_BYTES_MAX: usize = 6 * 1024;
 const TAGS_ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The largest list of referrers, in bytes.
 const REFERRERS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// The longest string in a list of referrers, in bytes: annotations may contain a signature with its certificates.
+const REFERRER_STRING_BYTES_MAX: u64 = 128 * 1024;
 /// The longest string in a list of tags, which is in memory while it is read, in bytes.
 const STRING_BYTES_MAX: u64 = 64 * 1024;
 /// The tags that are held to cut a page, in bytes. A page that needs more is passed on uncut: it has more than was
@@ -331,10 +333,12 @@ impl<'de> Visitor<'de> for IndexVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
         let mut index = Index::default();
         while let Some(key) = map.next_key::<String>()? {
-            match key.to_ascii_lowercase().as_str() {
-                "mediatype" => index.media_type = map.next_value()?,
-                "manifests" => index.manifests = map.next_value()?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
+            if key.eq_ignore_ascii_case("mediaType") {
+                index.media_type = map.next_value()?;
+            } else if key.eq_ignore_ascii_case("manifests") {
+                index.manifests = map.next_value()?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
         Ok(index)
@@ -384,7 +388,7 @@ pub(super) fn read_referrers(
     sink: &mut dyn ListSink,
 ) -> Result<(), ListReadError> {
     sink.restart();
-    let bounded = Bounded::new(reader, REFERRERS_BYTES_MAX, REFERRERS_BYTES_MAX);
+    let bounded = Bounded::new(reader, REFERRERS_BYTES_MAX, REFERRER_STRING_BYTES_MAX);
     let copying = Copying { inner: bounded, sink: &mut *sink };
     let index: Index = serde_json::from_reader(BufReader::new(copying))?;
     let media_type = index.media_type.filter(|media_type| !media_type.is_empty());

@@ -27,6 +27,7 @@ mod docker_config;
 mod error;
 mod failover;
 mod helper;
+mod large_bodies;
 mod list;
 mod location;
 mod logins;
@@ -59,6 +60,7 @@ pub use breaker::{BreakerPolicy, BreakerState};
 pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
+pub use large_bodies::{LargeBodies, LargeBody};
 pub use list::TagListWriter;
 pub use no_proxy::NoProxy;
 pub use proxy::{ParseProxyError, Proxy, ProxySettings};
@@ -129,6 +131,7 @@ pub trait Source: Send + Sync {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError>;
 
     /// The blob's size by HEAD; `None` if the registry does not tell.

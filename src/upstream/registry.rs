@@ -9,9 +9,10 @@ use ureq::http::{HeaderMap, Response, header};
 
 use super::answer::{
     ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
-    is_web_page, read_body, text,
+    is_web_page, read_large_body, text,
 };
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::large_bodies::LargeBody;
 use super::list::{ListReadError, next_query, read_referrers, read_tags};
 use super::quota::RateLimit;
 use super::registries::{EndpointSettings, ForeignAgents};
@@ -151,10 +152,13 @@ impl Registry {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
-        let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
+        let ask = self.metadata(Method::Get, repository, &rest, accept);
+        let deadline = ask.deadline;
+        let answer = self.session.ask(&ask)?;
         if !is_complete(answer.response.status().as_u16()) {
             return Err(answer.into_failure());
         }
@@ -162,7 +166,8 @@ impl Registry {
         check_encoding(response.headers(), &request)?;
         let told = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
-        let bytes = read_body(response, MANIFEST_BYTES_MAX as u64, &request)?;
+        let may_continue = || body.wait_for_turn(deadline);
+        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => told,
