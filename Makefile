@@ -37,7 +37,7 @@ test: ## run every test that needs nothing but a Rust toolchain
 
 .PHONY: generate
 generate: ## write what is generated from src/config/file.rs: tables in docs/configuration.md, the chart's schema
-	LARDER_BLESS=1 $(CARGO) test --locked --lib config::generated
+	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
 
 .PHONY: e2e
 e2e: build ## pull with the real clients through Larder (root and Debian packages; says what is missing)

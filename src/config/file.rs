@@ -1,6 +1,6 @@
 //! The keys of the configuration file: those of the reference server, and Larder's own. All of them are
 //! declared here, once; [`super::keys`] explains the notation and lists what follows from a declaration.
-//! `LARDER_BLESS=1 cargo test --lib config::generated` writes `docs/configuration.md` and the chart's schema.
+//! `make generate` then writes `docs/configuration.md` and the schema of the chart.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};

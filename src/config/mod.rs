@@ -24,8 +24,6 @@ mod environment;
 mod error;
 mod file;
 mod freshness;
-#[cfg(test)]
-mod generated;
 mod keys;
 mod overrides;
 mod parse;

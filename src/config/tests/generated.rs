@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::file::File;
-use super::keys::{Applies, Key, Map, Shape, Value};
+use super::super::file::File;
+use super::super::keys::{Applies, Key, Map, Shape, Value};
 
 const COMMAND: &str = "make generate";
 /// The lines before and after a generated table.
