@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_region_comes_from() {
+    fn region_comes_from_name_options_or_environment() {
         let ours: Upstream = "123456789012.dkr.ecr.eu-central-1.amazonaws.com".parse().unwrap();
         let other: Upstream = "registry.example.com".parse().unwrap();
         for (upstream, option, default, expected) in [

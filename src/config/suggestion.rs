@@ -1,4 +1,4 @@
-//! "Did you mean": the closest of the allowed words.
+//! "Did you mean": finds the allowed word that is closest to a misspelled one.
 
 /// How similar two words must be, from 0 to 1 (Jaro-Winkler), for one to be suggested instead of the other.
 /// `prt` and `port` have 0.93, `imagepath` and `imagePath` 0.96, `insecure` and `user` 0.75.
