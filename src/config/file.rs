@@ -15,8 +15,8 @@ use super::keys::{Applies, Comparison, Section, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::value::{
-    EndpointUrl, FreeSpaceText, Hidden, LogLevel, PlatformText, Rate, Size, Span, Text, TtlText,
-    Whole,
+    EndpointUrl, FreeSpaceText, Hidden, Integer, LogLevel, PlatformText, Rate, Size, Span, Text,
+    TtlText,
 };
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};
@@ -44,16 +44,16 @@ section! {
         /// Append the log to this file.
         Restart "logFile" log_file: Option<PathBuf> = None, flag "--log-file", default "standard error";
         /// The port to listen on; 0 picks a free port and prints it.
-        Restart "port" port: Whole<u16> = Whole(8080), flag "--port";
+        Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
         /// The address to listen on.
         Restart "host" host: Text<IpAddr> = Text(Ipv4Addr::UNSPECIFIED.into()), flag "--host";
         /// A port for probes, metrics, the management API and a web page: [docs/management.md](management.md).
         Restart "management" management: Option<ManagementEntry> = None;
         /// A port for `GET /health`, `/livez` and `/readyz`, and for `GET /health?verbose`, which shows the state of
         /// each endpoint of the listed registries and the number of unlisted registries in use. On `host`.
-        Restart "health" health: Option<Whole<u16>> = None, flag "--health";
+        Restart "health" health: Option<Integer<u16>> = None, flag "--health";
         /// A port for `GET /metrics`. On `host`; may be the port of `health`.
-        Restart "metrics" metrics: Option<Whole<u16>> = None, flag "--metrics";
+        Restart "metrics" metrics: Option<Integer<u16>> = None, flag "--metrics";
         /// The maximum size of the cache, such as `200GB`. See [Disk space](#disk-space).
         AtOnce "cacheSize" cache_size: Option<Text<Size>> = None;
         /// The space to keep free on the cache's disk: a size, or a percentage such as `10%`.
@@ -82,7 +82,7 @@ section! {
         AtOnce "alwaysPullLatest" always_pull_latest: bool = false, flag "--always-pull-latest";
         /// How many milliseconds a registry may take to start a response. Without the key, a complete manifest, token or
         /// list may take 30000; with it, also this long.
-        AtOnce "pullTimeout" pull_timeout: Option<Whole<u32>> = None, flag "--pull-timeout", default "20000";
+        AtOnce "pullTimeout" pull_timeout: Option<Integer<u32>> = None, flag "--pull-timeout", default "20000";
         /// How long a tag is fresh after the registry confirmed it: a duration, `0` or `always` to check on every pull,
         /// `forever` to never check again.
         AtOnce "tagTtl" tag_ttl: Text<TtlText> = Text(TtlText(TAG_TTL));
@@ -127,21 +127,21 @@ section! {
         AtOnce "unlistedRegistries" unlisted_registries: Unlisted = Unlisted::Allow;
         /// The ports on which registries without an entry may be contacted, as well as the hosts that they redirect to or
         /// that issue their tokens. Entries of `registries` may use any port.
-        AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Whole<u16>>> =
-            Some(UnlistedPorts::default().iter().map(Whole).collect());
+        AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Integer<u16>>> =
+            Some(UnlistedPorts::default().iter().map(Integer).collect());
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
-        Restart "workers" workers: Whole<u32> = whole(http::Settings::default().workers), default "4 × cores, at least 16";
+        Restart "workers" workers: Integer<u32> = integer(http::Settings::default().workers), default "4 × cores, at least 16";
         /// Maximum concurrent connections. When all are in use, a new connection replaces one that has not sent a complete
         /// request, first from the client address that has the most. One address gets at most eight ninths. The limit
         /// is also capped at half of the open file limit, which Larder raises to the hard limit at start.
-        Restart "maxConnections" max_connections: Whole<u32> = whole(http::Settings::default().max_connections);
+        Restart "maxConnections" max_connections: Integer<u32> = integer(http::Settings::default().max_connections);
         /// Maximum concurrent blob downloads. A registry gets another download only while it has fewer than are free,
         /// so one registry that hangs uses at most half, and two use at most a third each; `maxDownloads` of a registry
         /// replaces that share. Unlisted registries together get at most half. One client address gets at most three
         /// quarters of a registry's share.
-        Restart "maxDownloads" max_downloads: Whole<u32> = whole(cache::Settings::default().blob_fetchers);
+        Restart "maxDownloads" max_downloads: Integer<u32> = integer(cache::Settings::default().blob_fetchers);
         /// Bytes per second, averaged over a minute: a slower download is suspended while another one waits, and resumes
         /// later. `0` disables this.
         AtOnce "minimumRate" minimum_rate: Text<Size> = Text(Size(cache::Settings::default().minimum_rate));
@@ -198,7 +198,7 @@ section! {
     /// `management`.
     ManagementEntry {
         /// The port.
-        "port" port: Whole<u16>;
+        "port" port: Integer<u16>;
         // The port shows the cache's contents, so other machines have access only if the operator says so.
         /// Its address.
         "host" host: Text<IpAddr> = Text(Ipv4Addr::LOCALHOST.into());
@@ -258,7 +258,7 @@ section! {
         "rateLimit" rate_limit: Option<Text<Rate>> = None;
         /// Maximum concurrent blob downloads from this registry, within the global limit. Manifests never wait for a
         /// slot. With 1, a client may have to wait until the prefetch of another blob has finished.
-        "maxDownloads" max_downloads: Option<Whole<u32>> = None, default "a fair share of the global `maxDownloads`";
+        "maxDownloads" max_downloads: Option<Integer<u32>> = None, default "a fair share of the global `maxDownloads`";
     }
 }
 
@@ -420,6 +420,6 @@ fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))
 }
 
-fn whole(number: usize) -> Whole<u32> {
-    Whole(u32::try_from(number).unwrap_or(u32::MAX))
+fn integer(number: usize) -> Integer<u32> {
+    Integer(u32::try_from(number).unwrap_or(u32::MAX))
 }

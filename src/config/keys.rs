@@ -4,8 +4,8 @@
 //! field and its type, the default, the flag that overrides it, and, as a doc comment, its documentation:
 //!
 //! ```text
-//! /// How long running responses may take to finish after SIGTERM.
-//! Restart "drainTimeout" drain_timeout: Text<Span> = duration(60), flag "--drain-timeout";
+//! /// The port to listen on; 0 picks a free port and prints it.
+//! Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
 //! ```
 //!
 //! An entry without a default is required. Everything else follows from the entry:

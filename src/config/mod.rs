@@ -52,7 +52,7 @@ pub use value::{LogLevel, ParseValueError};
 
 use file::{File, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
-use value::{Rate, Whole};
+use value::{Integer, Rate};
 
 /// Parses a rate such as `50MB`, in bytes per second.
 ///
@@ -265,7 +265,7 @@ fn prefetch(file: &File) -> cache::Prefetch {
 
 fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
     let mut timeouts = Timeouts::default();
-    if let Some(Whole(milliseconds)) = file.pull_timeout {
+    if let Some(Integer(milliseconds)) = file.pull_timeout {
         timeouts.headers = Duration::from_millis(milliseconds.into());
         timeouts.metadata = timeouts.headers;
     }
@@ -283,7 +283,7 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
 }
 
 /// A count, never zero: a server without workers would not serve.
-fn count(number: Whole<u32>) -> usize {
+fn count(number: Integer<u32>) -> usize {
     usize::try_from(number.0).unwrap_or(usize::MAX).max(1)
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::file::File;
-use super::value::{LogLevel, Text, Whole};
+use super::value::{Integer, LogLevel, Text};
 use crate::oci::Upstream;
 
 /// The flags that were given.
@@ -48,14 +48,14 @@ impl Overrides {
     /// Sets the keys for which a flag was given.
     pub(super) fn apply(self, file: &mut File) {
         // 49 days and forever are the same here.
-        let milliseconds = |number| Whole(u32::try_from(number).unwrap_or(u32::MAX));
+        let milliseconds = |number| Integer(u32::try_from(number).unwrap_or(u32::MAX));
         set(&mut file.image_path, self.image_path);
         set(&mut file.log_level, self.log_level.map(Text));
         set(&mut file.log_file, self.log_file.map(Some));
-        set(&mut file.port, self.port.map(Whole));
+        set(&mut file.port, self.port.map(Integer));
         set(&mut file.host, self.host.map(Text));
-        set(&mut file.health, self.health.map(Whole).map(Some));
-        set(&mut file.metrics, self.metrics.map(Whole).map(Some));
+        set(&mut file.health, self.health.map(Integer).map(Some));
+        set(&mut file.metrics, self.metrics.map(Integer).map(Some));
         set(&mut file.default_ns, self.default_ns.map(Text).map(Some));
         set(&mut file.pull_timeout, self.pull_timeout_ms.map(milliseconds).map(Some));
         set(&mut file.preload_images, self.preload_images.map(Some));

@@ -1,7 +1,7 @@
 //! "Did you mean": finds the allowed word that is closest to a misspelled one.
 
 /// How similar two words must be, from 0 to 1 (Jaro-Winkler), for one to be suggested instead of the other.
-/// `prt` and `port` have 0.93, `imagepath` and `imagePath` 0.96, `insecure` and `user` 0.75.
+/// `prt` and `port` have 0.93, `warning` and `warn` 0.91, `auth` and `arch` 0.70.
 const SIMILARITY_MIN: f64 = 0.8;
 
 /// The allowed word that is most similar to `word`, if one is similar enough.

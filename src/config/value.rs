@@ -55,7 +55,7 @@ impl<T: fmt::Display> Serialize for Text<T> {
 
 /// An integer that fits its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Whole<T>(pub(super) T);
+pub(super) struct Integer<T>(pub(super) T);
 
 /// The integer types of the configuration, and the largest value of each for error texts.
 pub(super) trait Number: TryFrom<u64> + Into<u64> + Copy {
@@ -70,26 +70,26 @@ impl Number for u32 {
     const MAX: u64 = u32::MAX as u64;
 }
 
-impl<T> Value for Whole<T> {}
+impl<T> Value for Integer<T> {}
 
-impl<T: Number> FromStr for Whole<T> {
+impl<T: Number> FromStr for Integer<T> {
     type Err = ParseValueError;
 
-    fn from_str(text: &str) -> Result<Whole<T>, ParseValueError> {
+    fn from_str(text: &str) -> Result<Integer<T>, ParseValueError> {
         let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
-        number.map(Whole).ok_or_else(|| {
+        number.map(Integer).ok_or_else(|| {
             ParseValueError(format!("{text} is not a whole number from 0 to {}", T::MAX))
         })
     }
 }
 
-impl<'de, T: Number> Deserialize<'de> for Whole<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Whole<T>, D::Error> {
+impl<'de, T: Number> Deserialize<'de> for Integer<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Integer<T>, D::Error> {
         Text::deserialize(deserializer).map(|text| text.0)
     }
 }
 
-impl<T: Number> Serialize for Whole<T> {
+impl<T: Number> Serialize for Integer<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0.into())
     }

@@ -1,7 +1,9 @@
 //! The effective settings: how they are shown, and how two of them differ.
 
 use super::super::Differences;
+use super::generated::{keys, map_of};
 use super::settings;
+use crate::config::keys::Key;
 
 /// Every key, without secrets.
 const ALL: &str = "
@@ -76,6 +78,25 @@ fn shown_settings_parse_to_the_same_settings() {
         assert_eq!(given.differences(&again), Differences::default(), "{shown}");
         assert_eq!(again.to_yaml(), shown);
     }
+}
+
+/// A key without a value here has a text form that no test parses again.
+#[test]
+fn every_key_is_shown() {
+    let shown = settings(ALL).unwrap().to_yaml();
+    let mut names = Vec::new();
+    keys().iter().for_each(|key| collect(key, &mut names));
+    for name in &names {
+        // A registry's scheme is shown in the URL of its endpoint, and its secrets are in another test.
+        let is_elsewhere = ["scheme", "password", "passwordFromEnv", "static"].contains(name);
+        assert!(is_elsewhere || shown.contains(&format!("{name}:")), "{name}:\n{shown}");
+    }
+    assert!(names.len() > 80, "{} keys", names.len());
+}
+
+fn collect(key: &Key, names: &mut Vec<&'static str>) {
+    names.push(key.name);
+    map_of(&key.shape).iter().flat_map(|(_, map)| &map.keys).for_each(|key| collect(key, names));
 }
 
 #[test]

@@ -55,13 +55,13 @@ fn keys_of_the_charts_schema_are_those_of_the_parser() {
     });
 }
 
-fn keys() -> Vec<Key> {
+pub(super) fn keys() -> Vec<Key> {
     let Shape::Map(map) = File::shape() else { panic!("a file is a map") };
     map.keys
 }
 
 /// The map that a value is or contains, after `.`, or after `[].` for a list.
-fn map_of(shape: &Shape) -> Option<(&'static str, &Map)> {
+pub(super) fn map_of(shape: &Shape) -> Option<(&'static str, &Map)> {
     match shape {
         Shape::Scalar => None,
         Shape::Map(map) | Shape::ScalarOrMap(map) => Some((".", map)),

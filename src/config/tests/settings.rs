@@ -157,7 +157,7 @@ metrics: 8092
         .iter()
         .map(|each| (each.address.to_string(), each.scope))
         .collect();
-    // The management port is on loopback unless it is said otherwise.
+    // The management port is on loopback by default.
     let expected = [
         ("127.0.0.1:8090".to_owned(), api::Scope::Everything),
         ("0.0.0.0:8091".to_owned(), api::Scope::Health),
