@@ -13,7 +13,7 @@
 //! - parsing: `deny_unknown_fields` refuses unknown keys, and `null` is the default;
 //! - `larder config show`: [`Serialize`](serde::Serialize), unset keys left out;
 //! - the difference between two configurations: [`Section::changed`];
-//! - the tables in `docs/configuration.md` and the schema of the chart: [`Value::shape`], in tests only.
+//! - the tables in `docs/configuration.md` and the schema of the chart: `Value::shape`, in tests only.
 //!
 //! A doc comment is printed in `docs/configuration.md`, so it is written for users. `, default "…"` replaces
 //! what that page shows as the default, where the value itself says too little.

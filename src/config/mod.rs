@@ -11,8 +11,8 @@
 //!    keys, the output of `config show`, the comparison of two configurations, and the generated parts of
 //!    `docs/configuration.md` and of the chart's schema, which a test compares with the declarations.
 //! 2. [`load`] parses the file, sets the keys for which a flag was given, and moves what a registry's entry
-//!    says about its only endpoint to that endpoint. The result is the [`File`] with every default filled in.
-//! 3. [`build`] turns this file into the [`Settings`] of the modules, and refuses contradictions. The file
+//!    says about its only endpoint to that endpoint. The result is the `File` with every default filled in.
+//! 3. `build` turns this file into the [`Settings`] of the modules, and refuses contradictions. The file
 //!    stays part of the settings, so `config show` prints it and a reload compares it key by key.
 //!
 //! So a new key needs its declaration, the line that passes it on in step 3, and a test of what it does.
