@@ -1,23 +1,14 @@
-//! Room, pins, pruning, and the management port.
+//! Limits of disk space, pins, scheduled pruning, and the management port.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use super::file::{File, PruneByName};
-use super::value::{Span, Text};
-use super::{ConfigError, Overrides};
+use super::ConfigError;
+use super::file::{File, NO_LIMIT, PruneByName};
 use crate::api::{ManagementListener, ManagementSettings, Scope};
 use crate::cache::Upkeep;
 use crate::prune::{CacheLimits, PinSettings, PruneBy, PrunePolicy};
 
-/// After how long images are pruned if nobody says, as in the reference server.
-const PRUNE_AFTER: Duration = Duration::from_secs(30 * 86_400);
-/// How often that is looked for if nobody says.
-const PRUNE_EVERY: Duration = Duration::from_secs(86_400);
-/// What `pruneConfig.count` is for no limit.
-const NO_LIMIT: i64 = -1;
-
-/// How the cache is kept within bounds.
+/// How the cache is kept within its limits.
 pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
     Ok(Upkeep { room: room(file)?, pins: pins(file), prune: prune(file)? })
 }
@@ -26,8 +17,8 @@ pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
 fn room(file: &File) -> Result<CacheLimits, ConfigError> {
     let cap_bytes = file.cache_size.as_ref().map(|size| size.0.0);
     if cap_bytes == Some(0) {
-        // Elsewhere it means no bound; here it would cost the whole cache.
-        let reason = "0 would keep nothing; without the key there is no bound".into();
+        // For other keys 0 means no limit; here it would evict the entire cache.
+        let reason = "0 would keep nothing; for no limit, leave the key out".into();
         return Err(ConfigError::Value { key: "cacheSize", reason });
     }
     Ok(CacheLimits { cap_bytes, floor: file.free_space.as_ref().map(|free_space| free_space.0.0) })
@@ -36,44 +27,46 @@ fn room(file: &File) -> Result<CacheLimits, ConfigError> {
 /// `pin` and `pinLists`.
 fn pins(file: &File) -> PinSettings {
     PinSettings {
-        pins: file.pin.iter().flatten().map(|pin| pin.0.clone()).collect(),
+        pins: file.pin.iter().map(|pin| pin.0.clone()).collect(),
         own: None,
-        lists: file.pin_lists.clone().unwrap_or_default(),
+        lists: file.pin_lists.clone(),
     }
 }
 
 /// `pruneConfig`, if it is enabled.
 fn prune(file: &File) -> Result<Option<PrunePolicy>, ConfigError> {
-    let Some(entry) = file.prune_config.as_ref().filter(|entry| entry.enabled == Some(true)) else {
+    let entry = &file.prune_config;
+    if !entry.enabled {
         return Ok(None);
-    };
-    let span =
-        |given: &Option<Text<Span>>, default| given.as_ref().map_or(default, |span| span.0.0);
-    let every = span(&entry.frequency, PRUNE_EVERY);
+    }
+    let every = entry.frequency.0.0;
     if every.is_zero() {
-        let reason = "0 would prune all the time; 1d is once a day".into();
+        let reason = "0 would prune continuously; use a duration such as 1d".into();
         return Err(ConfigError::Value { key: "pruneConfig.frequency", reason });
     }
-    let count = match entry.count.unwrap_or(NO_LIMIT) {
+    let count = match entry.count {
         NO_LIMIT => None,
         count => Some(usize::try_from(count).map_err(|_| ConfigError::Value {
             key: "pruneConfig.count",
-            reason: format!("{count} is neither a number of images nor -1, which is no limit"),
+            reason: format!("{count} is neither a number of images nor -1 (no limit)"),
         })?),
     };
-    let by = match entry.by.unwrap_or(PruneByName::Accessed) {
+    let by = match entry.by {
         PruneByName::Accessed => PruneBy::Accessed,
         PruneByName::Created => PruneBy::Created,
     };
-    let duration = span(&entry.duration, PRUNE_AFTER);
-    let is_dry_run = entry.dry_run.unwrap_or(false);
-    Ok(Some(PrunePolicy { by, duration, every, count, is_dry_run }))
+    Ok(Some(PrunePolicy {
+        by,
+        duration: entry.duration.0.0,
+        every,
+        count,
+        is_dry_run: entry.dry_run,
+    }))
 }
 
-/// `management`, `health` and `metrics`: one listener for each address.
+/// `management`, `health` and `metrics`: one listener per address.
 pub(super) fn management(
     file: &File,
-    over: &Overrides,
     serving: SocketAddr,
 ) -> Result<ManagementSettings, ConfigError> {
     let mut listeners: Vec<ManagementListener> = Vec::new();
@@ -83,7 +76,7 @@ pub(super) fn management(
         }
         match listeners.iter_mut().find(|each| collide(each.address, address)) {
             Some(same) if same.address == address => same.scope = same.scope.and(scope),
-            // `health` and `metrics` have one address, so it can only be the other one.
+            // `health` and `metrics` share an address, so the other key is `management`.
             Some(_) => {
                 let keys = ["management.port", key];
                 return Err(ConfigError::SamePort { keys, port: address.port() });
@@ -93,23 +86,21 @@ pub(super) fn management(
         Ok(())
     };
     if let Some(entry) = &file.management {
-        // What can be read there is for who is on the machine, unless somebody says otherwise.
-        let host = entry.host.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |host| host.0);
-        add("management.port", SocketAddr::new(host, entry.port.0.0), Scope::Everything)?;
+        let address = SocketAddr::new(entry.host.0, entry.port.0);
+        add("management.port", address, Scope::Everything)?;
     }
-    let health = over.health.or(file.health.as_ref().map(|port| port.0.0));
-    let metrics = over.metrics.or(file.metrics.as_ref().map(|port| port.0.0));
-    let others = [("health", health, Scope::Health), ("metrics", metrics, Scope::Metrics)];
+    let others =
+        [("health", file.health, Scope::Health), ("metrics", file.metrics, Scope::Metrics)];
     for (key, port, scope) in others {
         if let Some(port) = port {
-            add(key, SocketAddr::new(serving.ip(), port), scope)?;
+            add(key, SocketAddr::new(serving.ip(), port.0), scope)?;
         }
     }
     let token_file = file.management.as_ref().and_then(|entry| entry.token_file.clone());
     Ok(ManagementSettings { listeners, token_file })
 }
 
-/// Whether no two sockets can listen on these. Port 0 is any that is free.
+/// Whether two sockets cannot listen on these addresses. Port 0 is any free port.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (is_any || one.ip() == other.ip())
