@@ -18,13 +18,14 @@ pub mod cache;
 pub mod certificates;
 pub mod cli;
 pub mod client_address;
+pub mod client_config;
 pub mod commands;
 pub mod config;
 pub mod flight;
 pub mod hello;
 pub mod http;
 pub mod metrics;
-pub mod mirror;
+
 pub mod oci;
 pub mod prune;
 pub mod store;

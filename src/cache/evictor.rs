@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::background::Background;
-use super::upkeep::Rests;
+use super::maintenance::Rests;
 use super::{Cache, CacheError, Inner, lock};
 use crate::metrics::Removal;
 use crate::prune::{self, Disk, Eviction, FreeSpace, PruneError, Report, RoomPolicy};
@@ -162,7 +162,7 @@ impl Inner {
     /// Whether the thread has something to do. Without limits in the configuration a full disk is no concern
     /// before a download needs it: others may be filling it.
     fn is_eviction_due(&self) -> bool {
-        let policy = self.settings().upkeep.room;
+        let policy = self.settings().maintenance.room;
         policy.is_bounded()
             && self.store.is_writable()
             && !policy.below_high_watermark(&Disk::of(&self.store))
@@ -174,7 +174,7 @@ impl Inner {
         if !self.is_eviction_due() || was_within(work.failed_ahead, TRIED_AGAIN_AFTER, self.now()) {
             return;
         }
-        let policy = self.settings().upkeep.room;
+        let policy = self.settings().maintenance.room;
         let is_enough = || {
             let disk = Disk::of(&self.store);
             let lets_wait = self.evictions.waiting.load(Ordering::Relaxed) > 0;
@@ -210,7 +210,7 @@ impl Inner {
     /// The limits in force. A disk that is full is one whatever the configuration says; a little of it stays
     /// for manifests, names and lists.
     fn room_policy(&self) -> RoomPolicy {
-        let policy = self.settings().upkeep.room;
+        let policy = self.settings().maintenance.room;
         let little = || {
             let of_disk = self.store.disk_size().unwrap_or_default() / 100;
             FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
@@ -232,7 +232,7 @@ impl Inner {
         missing_bytes: u64,
         why: &str,
     ) -> CacheError {
-        let configured = self.settings().upkeep.room;
+        let configured = self.settings().maintenance.room;
         let by_cap = RoomPolicy { floor: None, ..*policy }.lacking(disk, missing_bytes) > 0;
         let limit = match (by_cap, configured.floor) {
             (true, _) => "the cache has reached cacheSize",
@@ -251,7 +251,7 @@ impl Inner {
         is_enough: &dyn Fn() -> bool,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Eviction, PruneError> {
-        let pins = self.settings().upkeep.pins.clone();
+        let pins = self.settings().maintenance.pins.clone();
         let mut eviction = Eviction::default();
         let clock = || self.now();
         let ended = evictor.evict(&self.store, &pins, &clock, is_enough, go_on, &mut eviction);

@@ -372,7 +372,7 @@ impl Inner {
 
     /// Stores a list of a repository that has images, and holds another for a while.
     fn keep_list(&self, name: &ImageName, key: &str, record: &ListRecord) {
-        let of_cache = self.settings().upkeep.room.cap_bytes.map(|bytes| bytes / 100);
+        let of_cache = self.settings().maintenance.room.cap_bytes.map(|bytes| bytes / 100);
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
         let stored = self.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {

@@ -25,8 +25,9 @@ mod evictor;
 mod filling;
 mod freshness;
 mod heads;
-mod keeper;
+mod index_writer;
 mod lists;
+mod maintenance;
 mod manifest_content;
 mod manifest_wait;
 mod manifests;
@@ -40,7 +41,6 @@ mod scheduler;
 mod scrub;
 mod traffic;
 mod unstored_lists;
-mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +59,7 @@ pub use counts::Counts;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
-pub use keeper::Keeper;
+pub use index_writer::IndexWriter;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use manifest_content::{ManifestAnswer, Payload};
 pub use manifest_wait::ManifestWait;
@@ -67,8 +67,8 @@ pub use manifests::ManifestLookup;
 pub use passage::{AlreadySent, Passage};
 pub use prefetch::Prefetch;
 
+pub use maintenance::{Maintenance, MaintenanceThread};
 pub use traffic::{FlightStatus, Load};
-pub use upkeep::{Upkeep, Upkeeper};
 
 pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
@@ -118,7 +118,7 @@ pub struct Settings {
     /// What is fetched of an image beyond what is asked for.
     pub prefetch: Prefetch,
     /// How the cache is kept within bounds.
-    pub upkeep: Upkeep,
+    pub maintenance: Maintenance,
     /// Never ask any upstream.
     pub air_gapped: bool,
     /// Fetchers for blobs.
@@ -138,7 +138,7 @@ impl Default for Settings {
             retry: RetryPolicy::default(),
             minimum_rate: MINIMUM_RATE,
             prefetch: Prefetch::default(),
-            upkeep: Upkeep::default(),
+            maintenance: Maintenance::default(),
             air_gapped: false,
             blob_fetchers: 32,
             downloads_per_upstream: HashMap::new(),

@@ -53,7 +53,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     };
     let store = Store::open(&settings.store)?;
     if !typed.bundles.is_empty() {
-        import::take(&store, &typed.bundles, name)?;
+        import::import_bundles(&store, &typed.bundles, name)?;
     }
     if typed.wanted.is_empty() {
         return Ok(());
@@ -77,7 +77,7 @@ pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
         prefetch: Prefetch { blobs: false, ..settings.cache.prefetch.clone() },
         ..settings.cache.clone()
     };
-    if settings.cache.upkeep.room.cap_bytes.is_some() {
+    if settings.cache.maintenance.room.cap_bytes.is_some() {
         // A server counts in the background, and this one has none.
         let _ = store.count_disk(&mut || true);
     }

@@ -32,6 +32,7 @@ use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
+use units::plural;
 
 /// Runs the command.
 ///
@@ -325,11 +326,17 @@ impl fmt::Display for CommandError {
             }
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
-                write!(f, "{error}; stop the program that uses the port, or choose another port with --port")
+                write!(
+                    f,
+                    "{error}; stop the program that uses the port, or choose another port with --port"
+                )
             }
             CommandError::Server(error) => error.fmt(f),
             CommandError::Management { keys, source: error @ ServerError::Listen { .. } } => {
-                write!(f, "{error}; stop the program that uses the port, or choose another port with {keys}")
+                write!(
+                    f,
+                    "{error}; stop the program that uses the port, or choose another port with {keys}"
+                )
             }
             CommandError::Management { source, .. } => source.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),

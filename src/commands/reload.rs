@@ -114,7 +114,7 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
 /// Files that are read when they are needed, and that cannot be read now: perhaps they come later.
 fn unreadable(settings: &Settings) -> Vec<Remark> {
     let error = |text: String| Remark { level: log::Level::Error, text };
-    let lists = settings.cache.upkeep.pins.lists.iter();
+    let lists = settings.cache.maintenance.pins.lists.iter();
     let wrong = lists.filter_map(|path| prune::read_pins(path).err());
     let mut remarks: Vec<Remark> = wrong.map(|is| error(format!("pinLists: {is}"))).collect();
     for entry in &settings.upstream.registries {

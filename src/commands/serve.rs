@@ -18,7 +18,7 @@ use super::{CommandError, load, logging, service};
 use crate::access::Users;
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
+use crate::cache::{Cache, IndexWriter, MaintenanceThread, Scrubber};
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
@@ -65,15 +65,15 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let clock = Arc::new(SystemTime::now);
     let cache =
         Cache::new(store.clone(), Arc::clone(&registries) as _, settings.cache.clone(), clock);
-    let keeper = Keeper::start(cache.clone())
+    let index_writer = IndexWriter::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
 
     let scrubber = settings.scrub.clone().map(|policy| Scrubber::start(cache.clone(), policy));
     let scrubber = scrubber
         .transpose()
         .map_err(|source| CommandError::System { doing: "start scrubbing", source })?;
-    let upkeeper = Upkeeper::start(cache.clone())
-        .map_err(|source| CommandError::System { doing: "start upkeep", source })?;
+    let maintenance = MaintenanceThread::start(cache.clone())
+        .map_err(|source| CommandError::System { doing: "start maintenance", source })?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -108,9 +108,9 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     management.iter().for_each(Controller::drain);
     // First, so that an eviction ends that a fetch was waiting for.
     cache.close();
-    drop((scrubber, upkeeper));
+    drop((scrubber, maintenance));
     cache.wait_for_fetches(LAST_COMMITS);
-    drop(keeper);
+    drop(index_writer);
     log::info!("stopped");
     Ok(())
 }

@@ -14,9 +14,9 @@ mod environment;
 mod error;
 mod file;
 mod freshness;
+mod maintenance;
 mod registry;
 mod show;
-mod upkeep;
 mod value;
 
 use std::collections::HashMap;
@@ -211,7 +211,7 @@ fn build(file: File, over: Overrides) -> Result<Settings, ConfigError> {
             .unwrap_or(LogLevel::Info),
         log_file: over.log_file.clone().or(file.log_file.clone()),
         listen,
-        management: upkeep::management(&file, &over, listen)?,
+        management: maintenance::management(&file, &over, listen)?,
         store: store::Settings {
             root: root.unwrap_or_else(|| DEFAULT_IMAGE_PATH.into()),
             fsync: file.fsync.unwrap_or(true),
@@ -248,7 +248,7 @@ fn cache_settings(file: &File, over: &Overrides) -> Result<cache::Settings, Conf
         revalidate_timeout: span(&file.revalidate_timeout, default.revalidate_timeout),
         negative_ttl: span(&file.negative_ttl, default.negative_ttl),
         prefetch: prefetch(file),
-        upkeep: upkeep::upkeep(file)?,
+        maintenance: maintenance::maintenance(file)?,
         air_gapped: over.air_gapped || file.air_gapped == Some(true),
         minimum_rate: file.minimum_rate.as_ref().map_or(default.minimum_rate, |rate| rate.0.0),
         blob_fetchers: count(&file.max_downloads, default.blob_fetchers),
@@ -265,7 +265,7 @@ impl Settings {
     /// Leaves `helloWorld` as it was at the start, when its image came into the cache or did not.
     pub fn keep_hello_world_of(&mut self, started: &Settings) {
         self.cache.freshness.own.clone_from(&started.cache.freshness.own);
-        self.cache.upkeep.pins.own.clone_from(&started.cache.upkeep.pins.own);
+        self.cache.maintenance.pins.own.clone_from(&started.cache.maintenance.pins.own);
     }
 }
 
@@ -273,7 +273,7 @@ impl Settings {
 fn has_image_of_its_own(settings: &mut cache::Settings) {
     let image = hello::reference();
     settings.freshness.own = Some(image.clone());
-    settings.upkeep.pins.own = Some(Choice::Exact(image));
+    settings.maintenance.pins.own = Some(Choice::Exact(image));
 }
 
 /// Which children of an index are loaded: those of `os` and `arch`, else of `platforms`, else this
@@ -462,7 +462,7 @@ serverTlsConfig: {}
         let listeners = &settings.management.listeners;
         let ports: Vec<u16> = listeners.iter().map(|each| each.address.port()).collect();
         assert_eq!(ports, [8081, 9091]);
-        assert_eq!(settings.cache.upkeep, cache::Upkeep::default());
+        assert_eq!(settings.cache.maintenance, cache::Maintenance::default());
         assert_eq!(settings.log_level, LogLevel::Warn);
         assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
         let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
@@ -540,7 +540,7 @@ health: 8091
 metrics: 8092
 ";
         let settings = settings(text).unwrap();
-        let cache::Upkeep { room, pins, prune: pruned } = &settings.cache.upkeep;
+        let cache::Maintenance { room, pins, prune: pruned } = &settings.cache.maintenance;
         assert_eq!(room.cap_bytes, Some(200_000_000_000));
         assert_eq!(room.floor, Some(prune::FreeSpace::Percent(10)));
         let named: Vec<String> = pins.pins.iter().map(ToString::to_string).collect();

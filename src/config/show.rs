@@ -155,14 +155,14 @@ impl Settings {
     }
 
     fn put_keeping(&self, map: &mut Map) {
-        let upkeep = &self.cache.upkeep;
-        map.put_some("cacheSize", upkeep.room.cap_bytes.map(size));
-        map.put_some("freeSpace", upkeep.room.floor.map(free_space));
-        let pins = upkeep.pins.pins.iter().map(|pin| pin.to_string().into());
+        let maintenance = &self.cache.maintenance;
+        map.put_some("cacheSize", maintenance.room.cap_bytes.map(size));
+        map.put_some("freeSpace", maintenance.room.floor.map(free_space));
+        let pins = maintenance.pins.pins.iter().map(|pin| pin.to_string().into());
         map.put_list("pin", pins.collect());
-        let lists = upkeep.pins.lists.iter().map(|path| path.display().to_string().into());
+        let lists = maintenance.pins.lists.iter().map(|path| path.display().to_string().into());
         map.put_list("pinLists", lists.collect());
-        map.put("pruneConfig", prune(upkeep.prune.as_ref()));
+        map.put("pruneConfig", prune(maintenance.prune.as_ref()));
         let mut scrub = Map::default();
         scrub.put("every", duration(self.scrub.as_ref().map_or(Duration::ZERO, |it| it.every)));
         scrub.put_some("rate", self.scrub.as_ref().map(|it| size(it.rate.get())));

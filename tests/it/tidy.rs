@@ -52,7 +52,7 @@ const ROOMS: &[Room] = &[
     Room { name: "bundle", may_use: &["oci", "store", "cache"], must_not_know: "HTTP to clients" },
     Room { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
     Room {
-        name: "mirror",
+        name: "client_config",
         may_use: &["oci"],
         must_not_know: "files, or how Larder itself is configured",
     },

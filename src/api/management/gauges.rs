@@ -10,7 +10,7 @@ use crate::prune::Disk;
 /// What metrics tell beside counters.
 pub(super) fn gauges(desk: &Desk) -> Gauges {
     let cache = &desk.cache;
-    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
+    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.maintenance().room);
     let since_epoch = desk.started.duration_since(SystemTime::UNIX_EPOCH);
     let pool = |name, load: SchedulerLoad| PoolGauges {
         name,

@@ -46,7 +46,7 @@ fn status(desk: &Desk) -> Value {
     for (word, count) in ANSWERS.iter().zip(traffic.answers) {
         told[*word] = count.into();
     }
-    let (room, disk) = (cache.upkeep().room, Disk::of(cache.store()));
+    let (room, disk) = (cache.maintenance().room, Disk::of(cache.store()));
     json!({
         "version": desk.version,
         "started": timestamp(desk.started),
@@ -361,7 +361,7 @@ fn upstreams(cache: &Cache) -> Value {
 }
 
 fn pins(cache: &Cache) -> Value {
-    let settings = cache.upkeep().pins;
+    let settings = cache.maintenance().pins;
     let configured = settings.named().map(|pin| (pin.to_string(), "configuration"));
     let listed = settings.lists.iter().flat_map(|path| {
         let choices = read_pins(path).unwrap_or_default();

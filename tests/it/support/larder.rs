@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder::api::{Api, Naming};
-use larder::cache::{self, Cache, Counts, Keeper, UpstreamStatus};
+use larder::cache::{self, Cache, Counts, IndexWriter, UpstreamStatus};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
@@ -77,7 +77,7 @@ struct Running {
     thread: JoinHandle<()>,
     cache: Cache,
     registries: Arc<Registries>,
-    _keeper: Keeper,
+    _index_writer: IndexWriter,
 }
 
 /// Starting, stopping, time.
@@ -153,8 +153,9 @@ impl Larder {
         let thread = thread::spawn(move || {
             server.run();
         });
-        let keeper = Keeper::start(cache.clone()).expect("one more thread");
-        let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
+        let index_writer = IndexWriter::start(cache.clone()).expect("one more thread");
+        let running =
+            Running { address, controller, thread, cache, registries, _index_writer: index_writer };
         self.running = Some(running);
     }
 
@@ -250,7 +251,7 @@ impl Larder {
         self.running().cache.store().clone()
     }
 
-    /// What the keeper does twice a second.
+    /// What the index writer does twice a second.
     pub fn look_at_offline_switch(&self) {
         self.running().cache.look_at_offline_switch();
     }

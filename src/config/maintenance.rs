@@ -7,7 +7,7 @@ use super::file::{File, PruneByName};
 use super::value::{Span, Text};
 use super::{ConfigError, Overrides};
 use crate::api::{ManagementListener, ManagementSettings, Scope};
-use crate::cache::Upkeep;
+use crate::cache::Maintenance;
 use crate::prune::{PinSettings, PruneBy, PrunePolicy, RoomPolicy};
 
 /// After how long images are pruned if nobody says, as in the reference server.
@@ -18,8 +18,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(86_400);
 const NO_LIMIT: i64 = -1;
 
 /// How the cache is kept within bounds.
-pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
-    Ok(Upkeep { room: room(file)?, pins: pins(file), prune: prune(file)? })
+pub(super) fn maintenance(file: &File) -> Result<Maintenance, ConfigError> {
+    Ok(Maintenance { room: room(file)?, pins: pins(file), prune: prune(file)? })
 }
 
 /// `cacheSize` and `freeSpace`.

@@ -1,4 +1,4 @@
-//! Upkeep: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
+//! Maintenance: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
 //! background and slowly.
 
 use std::sync::atomic::Ordering;
@@ -42,7 +42,7 @@ const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// How the cache is kept within bounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Upkeep {
+pub struct Maintenance {
     /// How large it may be.
     pub room: RoomPolicy,
     /// What is never evicted, beside what `larder pin` was told.
@@ -52,21 +52,24 @@ pub struct Upkeep {
 }
 
 /// The thread that sees to it. Dropping it ends what it is at.
-pub struct Upkeeper {
+pub struct MaintenanceThread {
     _thread: Background,
     _evictor: Evictor,
 }
 
-impl Upkeeper {
+impl MaintenanceThread {
     /// Starts to keep up `cache`.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
+    pub fn start(cache: Cache) -> std::io::Result<MaintenanceThread> {
         let loss = "nothing is counted, listed or pruned in the background until a restart";
         let evictor = Evictor::start(cache.clone())?;
         let work = move |stopped| Work::new(cache, stopped).run();
-        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)?, _evictor: evictor })
+        Ok(MaintenanceThread {
+            _thread: Background::start("maintenance", loss, work)?,
+            _evictor: evictor,
+        })
     }
 }
 
@@ -126,7 +129,7 @@ impl Work {
     /// cannot be read just now leave the former note.
     fn note_pins(&mut self) {
         let settings = self.cache.inner.settings();
-        let pins = &settings.upkeep.pins;
+        let pins = &settings.maintenance.pins;
         if self.noted.as_ref() == Some(pins) && Instant::now() < self.next_note {
             return;
         }
@@ -168,7 +171,7 @@ impl Work {
 
     fn prune_by_the_clock(&mut self) {
         let cache = &self.cache;
-        let Some(policy) = cache.inner.settings().upkeep.prune else { return };
+        let Some(policy) = cache.inner.settings().maintenance.prune else { return };
         let now = cache.inner.now();
         let Some(turn) = cache.store().turn(Chore::Prune, policy.every, now) else { return };
         // Without rests: meanwhile nobody else can make room.
@@ -278,7 +281,7 @@ impl Cache {
     ) -> Result<Report, PruneError> {
         let inner = &self.inner;
         let request = Request::Matching { criteria, choices, is_dry_run };
-        let pins = inner.settings().upkeep.pins.clone();
+        let pins = inner.settings().maintenance.pins.clone();
         let report = prune::prune(&inner.store, &pins, request, inner.now(), go_on)?;
         if !is_dry_run {
             inner.note_removal(Removal::Pruned, &report);
@@ -291,7 +294,7 @@ impl Cache {
     /// # Errors
     /// [`PinError`] if they cannot be known.
     pub fn pins(&self) -> Result<Pins, PinError> {
-        Pins::load(&self.inner.store, &self.inner.settings().upkeep.pins)
+        Pins::load(&self.inner.store, &self.inner.settings().maintenance.pins)
     }
 
     /// Whether upstream would be asked before an image is served whose tag was confirmed at that time, in
@@ -304,8 +307,8 @@ impl Cache {
     }
 
     /// The bounds and pins of the configuration.
-    pub fn upkeep(&self) -> Upkeep {
-        self.inner.settings().upkeep.clone()
+    pub fn maintenance(&self) -> Maintenance {
+        self.inner.settings().maintenance.clone()
     }
 
     /// The time, as the cache has it.
