@@ -412,7 +412,7 @@ mod tests {
     const TWO: &str = "registries: [{name: 'two:5000'}]";
 
     #[test]
-    fn changed_file_is_in_effect_at_the_second_look() {
+    fn a_changed_file_takes_effect_at_the_second_check() {
         let mut site = Site::new(ONE);
         put(&site.path, TWO);
         site.reloader.check_for_changes();

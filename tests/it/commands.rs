@@ -39,14 +39,14 @@ fn what_is_typed_wrong_is_answered_with_what_to_do() {
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
     let at = format!("@{list}");
     for (words, code, said) in [
-        (vec!["list", "--image-path", &none], 2, "--image-path stands before the command".into()),
+        (vec!["list", "--image-path", &none], 2, "--image-path must precede the command".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
             1,
             format!("cannot open the log file {log}: "),
         ),
         (vec!["load", &at], 2, format!("cannot read {list}: ")),
-        (vec!["list", "--pattern", "("], 2, "--pattern: ( is no regular expression".into()),
+        (vec!["list", "--pattern", "("], 2, "--pattern: ( is not a regular expression".into()),
         (vec!["list", "A:B"], 2, "A:B: ".into()),
         (vec!["verify", "/(/"], 2, "/(/: not a pattern".into()),
     ] {
@@ -157,7 +157,7 @@ fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
     let (here, there) = (site(near.path(), &registry), site(far.path(), &registry));
     let name = |tag: &str| format!("{host}/{REPOSITORY}:{tag}");
     let (code, _, said) = on(&here, &["load", &name("v1")]);
-    assert!(code == Some(0) && said.contains("1 of 1 images are in the cache"), "{said}");
+    assert!(code == Some(0) && said.contains("1 of 1 image in the cache"), "{said}");
     let bundle = far.path().join("one.tar").display().to_string();
     let (code, _, said) = on(&here, &["export", "--all", "--output", &bundle]);
     assert_eq!(code, Some(0), "{said}");
@@ -168,7 +168,7 @@ fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
     let (code, _, said) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&format!("failed: {}: ", name("v9"))), "{said}");
-    assert!(said.contains("1 of 2 images are in the cache"), "{said}");
+    assert!(said.contains("1 of 2 images in the cache"), "{said}");
     let (_, table, _) = on(&there, &["list"]);
     for tag in ["v1", "v2"] {
         let line = table.lines().find(|line| line.starts_with(&name(tag)));
@@ -195,7 +195,7 @@ fn preloaded_images_are_there_without_a_client() {
     fs::write(&list, format!("{}/{REPOSITORY}:v1\n", registry.host())).expect("a file");
     let list = list.display().to_string();
     let mut process = Process::serve_and(directory.path(), &registry, &["--preload-images", &list]);
-    process.wait_until_it_logs("preload: 1 of 1 images are here");
+    process.wait_until_it_logs("preload: 1 of 1 image in the cache");
     registry.stop();
     for each in image.blobs() {
         assert!(get(process.address, &blob(REPOSITORY, &each.digest)).body == each.bytes);
@@ -214,7 +214,7 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     let (code, said, _) = on(&site, &["verify", "--rate", "1GB"]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(0), "1 images, 0 of them not whole; 0 damaged blobs\n")
+        (Some(0), "1 image, 0 incomplete; 0 damaged blobs\n")
     );
 
     let file = |digest: &str| Path::new(&site.1).join("blobs").join(digest.replace(':', "/"));
@@ -231,10 +231,10 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     }
     assert!(said.contains(&format!("{name}: its manifest {}", image.digest())), "{said}");
     let (code, said, _) = on(&site, &["verify"]);
-    assert!(code == Some(1) && said.ends_with("1 of them not whole; 0 damaged blobs\n"), "{said}");
+    assert!(code == Some(1) && said.ends_with("1 incomplete; 0 damaged blobs\n"), "{said}");
 
     let (code, said, stderr) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(0) && said.contains("; mended"), "{said}{stderr}");
+    assert!(code == Some(0) && said.contains("; repaired"), "{said}{stderr}");
     for each in [flipped, removed] {
         assert!(fs::read(file(&each.digest)).expect("it is there") == each.bytes);
     }
@@ -242,5 +242,5 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     registry.stop();
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
     let (code, said, _) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(1) && said.contains("not mended: "), "{said}");
+    assert!(code == Some(1) && said.contains("not repaired: "), "{said}");
 }

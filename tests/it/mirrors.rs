@@ -70,7 +70,7 @@ fn what_is_written_is_written_once_and_over_what_larder_wrote() {
         said
     };
     assert!(write("http://one:1").contains("hosts.toml: written"));
-    assert!(write("http://one:1").contains("as it should be"));
+    assert!(write("http://one:1").contains("up to date"));
     assert!(write("http://two:2").contains("hosts.toml: written"));
     for name in ["_default", "a:1"] {
         let directory = path.join(name);
@@ -88,14 +88,14 @@ fn what_somebody_else_wrote_stays_unless_it_is_forced_and_then_it_is_kept() {
     let words = ["larder:8080", "--registry", "quay.io", "--write", &certs_d];
     let (code, _, said) = hosts_toml(&words);
     assert!(
-        code == Some(2) && said.contains("is not Larder's") && said.contains("--force"),
+        code == Some(2) && said.contains("was not written by Larder") && said.contains("--force"),
         "{said}"
     );
     assert!(!path.join("_default").exists(), "half of a configuration is none");
     assert_eq!(text(&theirs), "server = \"https://quay.io\"\n");
 
     let (code, _, said) = hosts_toml(&[&words[..], &["--force"]].concat());
-    assert!(code == Some(0) && said.contains("is kept"), "{said}");
+    assert!(code == Some(0) && said.contains("copy of the previous file"), "{said}");
     assert_eq!(
         text(&path.join("quay.io/hosts.toml.before-larder")),
         "server = \"https://quay.io\"\n"
@@ -122,7 +122,7 @@ fn docker_is_told_beside_what_it_is_told_already() {
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");
     let (code, _, said) = write();
-    assert!(code == Some(2) && said.contains("cannot be added to"), "{said}");
+    assert!(code == Some(2) && said.contains("cannot add to Docker"), "{said}");
     assert!(said.contains("daemon.json: "), "{said}");
     assert_eq!(text(&path), "{");
 }
@@ -141,7 +141,7 @@ fn who_stays_ends_in_order_when_it_is_told_to() {
     let (_directory, path, certs_d) = place("certs.d");
     let mut command = larder(&["hosts-toml", "larder:8080", "--write", &certs_d, "--stay"]);
     let mut process = Process::begin(&mut command);
-    process.wait_until_it_logs("heeds it at the next pull");
+    process.wait_until_it_logs("uses it from the next pull on");
     assert!(path.join("_default/hosts.toml").exists());
     process.signal("TERM");
     let (status, said) = process.wait();

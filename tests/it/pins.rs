@@ -28,7 +28,7 @@ fn pinned_images_stay_unless_they_are_meant_as_well() {
     site.fill(&registry, &all().collect::<Vec<_>>());
     site.done(&["pin", "alpine:3"]);
     let said = site.done(&["prune", "*"]);
-    assert!(said.contains("4 images match and are pinned (--include-pinned)"), "{said}");
+    assert!(said.contains("4 images kept: pinned; --include-pinned"), "{said}");
     let kept: Vec<String> = all().take(4).map(|each| each.full()).collect();
     assert_eq!(site.listed(&[]), kept);
     assert!(all().take(4).all(|each| site.has_all(&each)));
@@ -55,7 +55,7 @@ fn what_a_servers_configuration_pins_stays_also_for_commands_that_do_not_read_it
     let without = |words: &[&str]| run(&[&["--image-path", &root], words].concat());
     let (code, said, stderr) = without(&["prune", "*"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(said.contains("2 images match and are pinned"), "{said}");
+    assert!(said.contains("2 images kept: pinned"), "{said}");
     let kept: Vec<String> = all[..2].iter().map(Named::full).collect();
     assert_eq!(site.listed(&[]), kept);
     let (_, pins, _) = without(&["pin"]);
@@ -137,7 +137,7 @@ fn pins_are_set_listed_and_taken_off() {
     let list = list.display().to_string();
     assert_eq!(site.done(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
     let said = site.done(&["pin", "alpine:3", "--list", &list]);
-    assert!(said.ends_with("1 of them were pinned before\n"), "{said}");
+    assert!(said.ends_with("1 of them already pinned\n"), "{said}");
     let shown = site.done(&["pin"]);
     let mut lines: Vec<&str> = shown.lines().collect();
     lines.sort_unstable();
@@ -159,9 +159,9 @@ fn pins_are_set_listed_and_taken_off() {
     assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
     for (words, said) in [
         (&["unpin"][..], "which pins?"),
-        (&["unpin", "redis"], "docker.io/library/redis is no pin"),
-        (&["unpin", "alpine"], "docker.io/library/alpine is no pin"),
-        (&["unpin", "alpine:3", "redis"], "redis is no pin"),
+        (&["unpin", "redis"], "docker.io/library/redis is not pinned"),
+        (&["unpin", "alpine"], "docker.io/library/alpine is not pinned"),
+        (&["unpin", "alpine:3", "redis"], "redis is not pinned"),
         (&["unpin", "nginx"], "pinned by the configuration"),
         (&["pin", "a b"], "a b: "),
         (&["pin", "--list", "/nonexistent"], "--list: cannot read /nonexistent"),
@@ -184,7 +184,7 @@ fn import_pins_what_it_imports_if_that_is_wished() {
     near.done(&["export", "--all", "--output", &bundle]);
     far.fill(&registry, &[Named::new("app", "2", &images[1])]);
     let (code, _, said) = far.run(&["import", "--pin", &bundle]);
-    assert!(code == Some(0) && said.contains("1 images pinned"), "{said}");
+    assert!(code == Some(0) && said.contains("1 image pinned"), "{said}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
     far.make_old();
     far.done(&["prune", "*"]);

@@ -57,7 +57,7 @@ fn configuration_is_looked_at_without_a_server() {
     };
     let (code, stdout, stderr) = check("registries: [{name: a.io}, {name: b.io}]");
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert_eq!(stdout, format!("{name}: good; 2 registries have an entry\n"));
+    assert_eq!(stdout, format!("{name}: valid, 2 registry entries\n"));
     fs::write(
         directory.path().join("users"),
         "u:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m",
@@ -303,7 +303,7 @@ fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
             ("SSL_CERT_FILE", &roots),
         ],
     );
-    let said = format!("https registries are reached by way of the proxy {}\n", proxy.url());
+    let said = format!("proxy for https registries: {}\n", proxy.url());
     assert!(process.banner.contains(&said), "{}", process.banner);
     assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());

@@ -32,8 +32,8 @@ fn pruned_image_is_pulled_cold_again_and_shared_layers_stay_and_are_served() {
     let shared = images[0].layers()[0].digest.clone();
 
     let said = site.done(&["prune", "app:1"]);
-    assert!(said.starts_with("docker.io/library/app:1\n1 images removed, "), "{said}");
-    assert!(said.contains("3 blobs removed, 1 are needed by other images"), "{said}");
+    assert!(said.starts_with("docker.io/library/app:1\n1 image removed, "), "{said}");
+    assert!(said.contains("3 blobs removed, 1 kept for other images"), "{said}");
     assert_eq!(site.listed(&[]), [two.full()]);
     for digest in one.digests() {
         assert_eq!(site.has(&digest), digest == shared, "{digest}");
@@ -65,7 +65,7 @@ fn dry_run_changes_nothing_and_says_what_the_real_one_will() {
     let dry = report(&site.done(&["prune", "app:1", "--dry-run", "--json"]));
     let said = site.done(&["prune", "app:1", "--dry-run"]);
     assert!(
-        said.contains("1 images would be removed, ") && said.contains("would be freed"),
+        said.contains("1 image would be removed, ") && said.contains("would be freed"),
         "{said}"
     );
     assert_eq!(site.listed(&[]), before);
@@ -144,10 +144,10 @@ fn nothing_said_is_a_usage_error_and_so_is_nonsense() {
     let site = Site::new(&registry, "");
     site.fill(&registry, &[Named::new("app", "1", &image)]);
     for (words, said) in [
-        (&[][..], "which images?"),
-        (&["--dry-run"], "which images?"),
-        (&["--count", "3"], "which images?"),
-        (&["--include-pinned"], "which images?"),
+        (&[][..], "select images by name"),
+        (&["--dry-run"], "select images by name"),
+        (&["--count", "3"], "select images by name"),
+        (&["--include-pinned"], "select images by name"),
         (&["--unused-for", "30"], "--unused-for: a duration"),
         (&["--created-before", "yesterday"], "--created-before: \"yesterday\""),
         (&["--date", "7d", "--prune-before", "7d"], "give one of them"),

@@ -129,7 +129,7 @@ fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
 
     put("ca.pem", &format!("{}\n", registry.ca_pem()));
     let said = reload(&mut process, directory.path(), &text);
-    assert!(said.contains("nothing differs"), "{said}");
+    assert!(said.contains("no changes"), "{said}");
     assert_eq!(ask(&process).status, 403, "the authority is believed, the password is old");
 
     say("new");
@@ -232,16 +232,16 @@ fn file_that_is_wrong_changes_nothing_and_says_where() {
         (config(&nowhere, ""), "cannot read /nonexistent/ca.pem"),
         (config(&one(&registry, ", auth: {user: u}"), ""), NAME),
         // What a full disk leaves of a file that is saved.
-        ("\n".to_owned(), "larder.yaml: it is empty"),
+        ("\n".to_owned(), "larder.yaml: the file is empty"),
     ] {
         Process::put_config(directory.path(), &text);
         process.signal("HUP");
-        let said = process.wait_until_it_logs("the configuration that was in force stays in force");
+        let said = process.wait_until_it_logs("the previous configuration stays in effect");
         assert!(said.contains("[ERROR]") && said.contains(words), "{said}");
     }
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     let said = reload(&mut process, directory.path(), &good);
-    assert!(said.contains("nothing differs"), "{said}");
+    assert!(said.contains("no changes"), "{said}");
 }
 
 #[test]
@@ -276,14 +276,14 @@ fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_the
     let mut process = Process::serve_file(directory.path(), &config(&[], ""));
     let further = format!(", tls: {{ca: {}}}", ca.display());
     Process::put_config(directory.path(), &config(&one(&registry, &further), ""));
-    process.wait_until_it_logs("the configuration that was in force stays in force");
+    process.wait_until_it_logs("the previous configuration stays in effect");
     // One that has something in it from the beginning.
     fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
     fs::rename(directory.path().join("new"), &ca).expect("a file can be moved");
     process.wait_until_it_logs("configuration reloaded (the file has changed)");
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     let log = log_of(process);
-    assert_eq!(log.matches("stays in force").count(), 1, "{log}");
+    assert_eq!(log.matches("stays in effect").count(), 1, "{log}");
 }
 
 #[test]

@@ -55,8 +55,8 @@ fn manager_is_told_when_clients_are_served_and_when_no_more() {
     process.signal("HUP");
     assert!(manager.told().contains("RELOADING=1\n"));
     let told = manager.told();
-    assert!(told.contains("READY=1\n") && told.contains("not in force"), "{told}");
-    process.wait_until_it_logs("stays in force");
+    assert!(told.contains("READY=1\n") && told.contains("not in effect"), "{told}");
+    process.wait_until_it_logs("stays in effect");
 
     process.signal("TERM");
     assert!(manager.told().contains("STOPPING=1\n"));
