@@ -212,10 +212,7 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     let name = format!("{}/{REPOSITORY}:v1", registry.host());
     assert_eq!(on(&site, &["load", &name]).0, Some(0));
     let (code, said, _) = on(&site, &["verify", "--rate", "1GB"]);
-    assert_eq!(
-        (code, said.as_str()),
-        (Some(0), "1 image, 0 incomplete; 0 damaged blobs\n")
-    );
+    assert_eq!((code, said.as_str()), (Some(0), "1 image, 0 incomplete; 0 damaged blobs\n"));
 
     let file = |digest: &str| Path::new(&site.1).join("blobs").join(digest.replace(':', "/"));
     let layers = image.layers();

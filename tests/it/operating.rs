@@ -120,7 +120,7 @@ fn pins_are_set_and_taken_off_and_all_of_them_shown() {
             status == 404
                 && said["error"]
                     .as_str()
-                    .is_some_and(|text| text.contains("is no pin of the cache directory")),
+                    .is_some_and(|text| text.contains("is not a pin of the cache directory")),
             "{said}"
         );
     }
