@@ -17,7 +17,7 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
         fetchers: load.fetchers,
         busy: load.busy,
         queued: load.queued,
-        queued_behind: load.queued_in_background,
+        queued_in_background: load.queued_in_background,
     };
     Gauges {
         version: handlers.version,
