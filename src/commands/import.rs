@@ -58,11 +58,11 @@ fn import_with(
     let import_settings = ImportSettings { name, now: SystemTime::now() };
     let mut summary = ImportSummary::default();
     for source in &sources {
-        match bundle::import(store, source, &import_settings, &mut |told| {
-            if let Told::Imported { reference, .. } = told {
+        match bundle::import(store, source, &import_settings, &mut |event| {
+            if let Told::Imported { reference, .. } = event {
                 named(reference);
             }
-            note(told);
+            note(event);
         }) {
             Ok(of_one) => summary.add(of_one),
             Err(error @ BundleError::Store(_)) => return Err(error.into()),
