@@ -34,6 +34,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// The reference of the image.
 pub fn reference() -> PartReference {
+    // The constant is a valid reference, which a test checks.
     PartReference::parse(NAME).expect("the constant is a full reference")
 }
 

@@ -158,7 +158,7 @@ fn pins_are_set_listed_and_taken_off() {
     };
     assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
     for (words, said) in [
-        (&["unpin"][..], "which pins?"),
+        (&["unpin"][..], "name the pins to remove"),
         (&["unpin", "redis"], "docker.io/library/redis is not pinned"),
         (&["unpin", "alpine"], "docker.io/library/alpine is not pinned"),
         (&["unpin", "alpine:3", "redis"], "redis is not pinned"),

@@ -305,7 +305,7 @@ fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
     );
     let said = format!("proxy for https registries: {}\n", proxy.url());
     assert!(process.banner.contains(&said), "{}", process.banner);
-    assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
+    assert!(process.banner.contains("NO_PROXY: 10.* is not a name"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     for layer in image.layers() {
         assert!(get(process.address, &blob(REPOSITORY, &layer.digest)).body == layer.bytes);

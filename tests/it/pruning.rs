@@ -150,7 +150,7 @@ fn nothing_said_is_a_usage_error_and_so_is_nonsense() {
         (&["--include-pinned"], "select images by name"),
         (&["--unused-for", "30"], "--unused-for: a duration"),
         (&["--created-before", "yesterday"], "--created-before: \"yesterday\""),
-        (&["--date", "7d", "--prune-before", "7d"], "give one of them"),
+        (&["--date", "7d", "--prune-before", "7d"], "use one of them"),
         (&["a b"], "a b: "),
         (&["/(/"], "not a pattern"),
         (&["--pattern", "("], "--pattern"),

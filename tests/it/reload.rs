@@ -372,7 +372,7 @@ fn hangup_without_a_file_is_said_and_ends_nothing() {
     let mut client = Connection::open(process.address);
     for _ in 0..2 {
         process.signal("HUP");
-        process.wait_until_it_logs("SIGHUP: there is no configuration file");
+        process.wait_until_it_logs("SIGHUP: nothing to reload");
         assert_eq!(client.get("/v2/").status, 200);
     }
 }
