@@ -1,4 +1,4 @@
-//! What metrics tell beside counters: how it is at the moment they are asked for.
+//! Collects the gauges of the server when metrics are requested.
 
 use std::time::SystemTime;
 
