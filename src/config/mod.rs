@@ -25,13 +25,13 @@ mod error;
 mod file;
 mod freshness;
 mod keys;
+mod maintenance;
 mod overrides;
 mod parse;
 mod registry;
 mod suggestion;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 mod value;
 
 use std::collections::HashMap;
@@ -142,7 +142,7 @@ impl Settings {
     /// Keeps the effect of `helloWorld` as it was at start, when its image was added to the cache or not.
     pub fn keep_hello_world_of(&mut self, started: &Settings) {
         self.cache.freshness.own.clone_from(&started.cache.freshness.own);
-        self.cache.upkeep.pins.own.clone_from(&started.cache.upkeep.pins.own);
+        self.cache.maintenance.pins.own.clone_from(&started.cache.maintenance.pins.own);
     }
 }
 
@@ -174,7 +174,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         log_level: file.log_level.0,
         log_file: file.log_file.clone(),
         listen,
-        management: upkeep::management(&file, listen)?,
+        management: maintenance::management(&file, listen)?,
         store: store::Settings { root: file.image_path.clone(), fsync: file.fsync },
         cache: cache_settings(&file)?,
         resume_on_start: file.resume_on_start,
@@ -211,7 +211,7 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         revalidate_timeout: file.revalidate_timeout.0.0,
         negative_ttl: file.negative_ttl.0.0,
         prefetch: prefetch(file),
-        upkeep: upkeep::upkeep(file)?,
+        maintenance: maintenance::maintenance(file)?,
         air_gapped: file.air_gapped,
         minimum_rate: file.minimum_rate.0.0,
         blob_fetchers: count(file.max_downloads),
@@ -224,7 +224,7 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         // No registry is contacted for the image, and eviction must not remove it.
         let image = hello::reference();
         settings.freshness.own = Some(image.clone());
-        settings.upkeep.pins.own = Some(Choice::Exact(image));
+        settings.maintenance.pins.own = Some(Choice::Exact(image));
     }
     Ok(settings)
 }

@@ -418,7 +418,7 @@ impl ListCache {
 
     /// Stores a list of a repository that has images, and holds another for a while.
     fn keep_list(&self, name: &ImageName, key: &str, record: &ListRecord) {
-        let of_cache = self.core.settings().upkeep.room.cap_bytes.map(|bytes| bytes / 100);
+        let of_cache = self.core.settings().maintenance.room.cap_bytes.map(|bytes| bytes / 100);
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
         let stored = self.core.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {

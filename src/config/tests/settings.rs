@@ -58,7 +58,7 @@ serverTlsConfig: {}
     let listeners = &settings.management.listeners;
     let ports: Vec<u16> = listeners.iter().map(|each| each.address.port()).collect();
     assert_eq!(ports, [8081, 9091]);
-    assert_eq!(settings.cache.upkeep, cache::Upkeep::default());
+    assert_eq!(settings.cache.maintenance, cache::Maintenance::default());
     assert_eq!(settings.log_level, LogLevel::Warn);
     assert_eq!(settings.upstream.timeouts.headers, Duration::from_secs(10));
     let [local, quay] = &settings.upstream.registries[..] else { panic!("two registries") };
@@ -136,7 +136,7 @@ health: 8091
 metrics: 8092
 ";
     let settings = settings(text).unwrap();
-    let cache::Upkeep { room, pins, prune: pruned } = &settings.cache.upkeep;
+    let cache::Maintenance { room, pins, prune: pruned } = &settings.cache.maintenance;
     assert_eq!(room.cap_bytes, Some(200_000_000_000));
     assert_eq!(room.floor, Some(prune::FreeSpace::Percent(10)));
     let named: Vec<String> = pins.pins.iter().map(ToString::to_string).collect();

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use super::ConfigError;
 use super::file::{File, NO_LIMIT, PruneByName};
 use crate::api::{ManagementListener, ManagementSettings, Scope};
-use crate::cache::Upkeep;
+use crate::cache::Maintenance;
 use crate::prune::{CacheLimits, PinSettings, PruneBy, PrunePolicy};
 
 /// How the cache is kept within its limits.
-pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
-    Ok(Upkeep { room: room(file)?, pins: pins(file), prune: prune(file)? })
+pub(super) fn maintenance(file: &File) -> Result<Maintenance, ConfigError> {
+    Ok(Maintenance { room: room(file)?, pins: pins(file), prune: prune(file)? })
 }
 
 /// `cacheSize` and `freeSpace`.
