@@ -9,9 +9,8 @@ use rustls::{CertificateError, InvalidMessage};
 use time::OffsetDateTime;
 use ureq::Timeout;
 
-use super::address::AddressRefused;
-use super::credentials::LoginError;
-use super::tunnel::ProxyFailed;
+use super::auth::LoginError;
+use super::network::{AddressRefused, ProxyFailed};
 use crate::oci::quoted_up_to;
 
 /// The most characters of a URL or a reason in a message: more than the longest repository with a digest. A

@@ -17,59 +17,32 @@
 //! * A token realm is asked only if it belongs to the registry that names it.
 //! * Metadata services of clouds are asked by `aws` alone, at addresses that no registry can choose.
 
-mod address;
 mod answer;
-mod aws;
-mod breaker;
-mod challenge;
-mod credentials;
-mod docker_config;
+mod auth;
+mod client;
+mod endpoints;
 mod error;
-mod failover;
-mod helper;
-mod list;
-mod location;
-mod logins;
-mod names;
-mod no_proxy;
-mod proxy;
-mod quota;
-mod realm;
-mod refusals;
-mod registries;
-mod registry;
-mod response_head;
-mod session;
-mod slot;
-mod throttle;
-mod tls;
-mod tls_connector;
-mod token;
-mod transport;
-mod tunnel;
-mod unlisted;
+mod network;
 
 use std::io::Read;
 use std::sync::Arc;
 
 use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, Upstream};
 
-pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
-pub use breaker::{BreakerPolicy, BreakerState};
-pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
-pub use error::{UpstreamError, UpstreamErrorKind};
-pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
-pub use list::TagListWriter;
-pub use no_proxy::NoProxy;
-pub use proxy::{ParseProxyError, Proxy, ProxySettings};
-pub use quota::RateLimit;
-pub use registries::{
-    ApiPath, Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme,
-    Settings,
+pub use auth::{
+    AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, HelperProgram,
+    HelperSettings, RepositoryPrefix, Secret,
 };
-pub use tls::TlsSettings;
-pub use transport::Timeouts;
-pub use unlisted::{UnlistedPorts, UnlistedRegistries};
+pub use client::{EndpointSettings, RateLimit, TagListWriter};
+pub use endpoints::{
+    BreakerPolicy, BreakerState, Demerits, EndpointStatus, Registries, RegistryChanges,
+    RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
+};
+pub use error::{UpstreamError, UpstreamErrorKind};
+pub use network::{
+    ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
+    TlsSettings, UnlistedPorts,
+};
 
 /// Finds the source of a registry's content. The seam behind which tests put a fake.
 pub trait Sources: Send + Sync {

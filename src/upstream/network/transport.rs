@@ -1,0 +1,298 @@
+//! Agents: pools of connections with their TLS and their bounds on waiting.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use ureq::Agent;
+use ureq::config::Config;
+use ureq::unversioned::transport::{Connector, TcpConnector};
+
+use super::address::{Guard, GuardedResolver};
+use super::location::Location;
+use super::names::Names;
+use super::proxy::{Proxy, ProxySettings};
+use super::response_head::ResponseHeads;
+use super::tls::TlsSettings;
+use super::tls_connector::TlsConnector;
+use super::tunnel::TunnelConnector;
+use crate::certificates::{CertificateError, Stamp};
+
+/// Idle connections kept to one host, so that the layers of an image need no handshake each.
+const IDLE_CONNECTIONS_PER_HOST: usize = 8;
+/// Idle connections kept by one agent.
+const IDLE_CONNECTIONS: usize = 64;
+/// How long an idle connection is kept: below what registries and load balancers do (60 s and more).
+const IDLE_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// How long an upstream may take. There is no limit for a body as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To resolve the name, and again to connect, TLS included.
+    pub connect: Duration,
+    /// From the request to the end of the answer's head.
+    pub headers: Duration,
+    /// Between two reads of a body.
+    pub stall: Duration,
+    /// For a whole exchange about a manifest, a token or a list, body included.
+    pub metadata: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_secs(5),
+            headers: Duration::from_secs(20),
+            stall: Duration::from_secs(30),
+            metadata: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How whoever is not a registry is reached: as registries are.
+#[derive(Debug, Clone, Default)]
+pub(in crate::upstream) struct Reach {
+    pub(in crate::upstream) timeouts: Timeouts,
+    pub(in crate::upstream) proxies: Arc<ProxySettings>,
+}
+
+/// How often it is looked whether certificate files have changed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first
+/// used (loading the root certificates takes longer than all the rest of Larder's start) and again when
+/// its certificate files change.
+#[derive(Debug)]
+pub(in crate::upstream) struct LazyAgent {
+    guard: Guard,
+    /// `None` for a host that is spoken to in the clear: then no roots are loaded.
+    tls: Option<TlsSettings>,
+    timeouts: Timeouts,
+    proxies: Arc<ProxySettings>,
+    /// Its own, so that names which clients choose do not keep it from resolving those of a listed registry.
+    names: Names,
+    /// Held while agents are built: who comes then needs the same ones.
+    built: Mutex<Option<Built>>,
+}
+
+#[derive(Debug)]
+struct Built {
+    agents: Agents,
+    stamp: Stamp,
+    /// When it was looked whether the files have changed; `None` if that is to be done now.
+    looked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Agents {
+    direct: Agent,
+    /// By way of the proxies for http and for https.
+    http: Option<Agent>,
+    https: Option<Agent>,
+}
+
+impl Agents {
+    fn towards(&self, proxies: &ProxySettings, location: &Location) -> Agent {
+        let tunnelled = if location.is_https() { &self.https } else { &self.http };
+        let proxied = proxies.towards(location).and(tunnelled.as_ref());
+        proxied.unwrap_or(&self.direct).clone()
+    }
+}
+
+impl LazyAgent {
+    pub(in crate::upstream) fn new(
+        guard: Guard,
+        tls: Option<TlsSettings>,
+        timeouts: Timeouts,
+        proxies: Arc<ProxySettings>,
+    ) -> LazyAgent {
+        let (names, built) = (Names::default(), Mutex::new(None));
+        LazyAgent { guard, tls, timeouts, proxies, names, built }
+    }
+
+    /// The agent for `location`: by way of a proxy or not.
+    ///
+    /// # Errors
+    /// [`CertificateError`] if it was never built and a file cannot be used. Files that are changed for the
+    /// worse leave the former agents in force, with a log line: a rotation may be half-way.
+    pub(in crate::upstream) fn get(&self, location: &Location) -> Result<Agent, CertificateError> {
+        self.get_at(location, Instant::now())
+    }
+
+    fn get_at(&self, location: &Location, now: Instant) -> Result<Agent, CertificateError> {
+        // A panic while building leaves nothing or the former agents.
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *built {
+            Some(built) => {
+                self.refresh(built, now);
+                Ok(built.agents.towards(&self.proxies, location))
+            }
+            None => {
+                let stamp = self.stamp();
+                let agents = self.build()?;
+                let agent = agents.towards(&self.proxies, location);
+                *built = Some(Built { agents, stamp, looked: Some(now) });
+                Ok(agent)
+            }
+        }
+    }
+
+    /// The addresses of a host; none if it does not resolve, or not in the time that connecting may take.
+    pub(in crate::upstream) fn addresses(&self, host_and_port: &str) -> Vec<IpAddr> {
+        let resolved = self.names.resolve(host_and_port, self.timeouts.connect);
+        resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
+    }
+
+    /// Lets the files be looked at when an agent is needed next, however lately that was done.
+    pub(in crate::upstream) fn look_again(&self) {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        built.iter_mut().for_each(|built| built.looked = None);
+    }
+
+    fn refresh(&self, built: &mut Built, now: Instant) {
+        let is_due = |looked| now.duration_since(looked) >= LOOK_INTERVAL;
+        if built.looked.is_none_or(is_due) {
+            built.looked = Some(now);
+            let stamp = self.stamp();
+            if stamp != built.stamp {
+                let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
+                expired.for_each(|expired| log::error!("registries[].tls: {expired}"));
+                match self.build() {
+                    Ok(agents) => (built.agents, built.stamp) = (agents, stamp),
+                    Err(error) => log::warn!("changed TLS files are not used yet: {error}"),
+                }
+            }
+        }
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.tls.as_ref().map(TlsSettings::stamp).unwrap_or_default()
+    }
+
+    fn build(&self) -> Result<Agents, CertificateError> {
+        let tls = self.tls.as_ref().map(|tls| tls.client_config(roots)).transpose()?;
+        let proxied = |proxy: &Option<Proxy>| {
+            proxy.as_ref().map(|proxy| self.build_proxied(proxy, tls.clone()))
+        };
+        let http = proxied(&self.proxies.http).transpose()?;
+        let https = proxied(&self.proxies.https).transpose()?;
+        let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(tls));
+        let resolver = GuardedResolver { guard: self.guard, names: self.names.clone() };
+        let direct = Agent::with_parts(self.config(None), chain.chain(ResponseHeads), resolver);
+        Ok(Agents { direct, http, https })
+    }
+
+    fn build_proxied(
+        &self,
+        proxy: &Proxy,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Agent, CertificateError> {
+        let to_proxy = proxy.is_https().then(|| TlsSettings::default().client_config(roots));
+        let to_proxy = to_proxy.transpose()?;
+        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, self.names.clone(), to_proxy);
+        // It resolves the proxy's own name and no other: the operator's word stands for its address, and
+        // the tunnel minds the target's.
+        let resolver = GuardedResolver { guard: Guard::Any, names: self.names.clone() };
+        let chain = tunnel.chain(TlsConnector::new(tls)).chain(ResponseHeads);
+        Ok(Agent::with_parts(self.config(Some(proxy)), chain, resolver))
+    }
+
+    fn config(&self, proxy: Option<&Proxy>) -> Config {
+        Agent::config_builder()
+            // A 401 carries the challenge, a redirect its target: both are answers here.
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // Never from the environment, which ureq reads by itself if nothing is said.
+            .proxy(proxy.map(Proxy::for_ureq))
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            // Bytes are hashed as they come, so they must come as they are stored.
+            .accept_encoding("identity")
+            .timeout_resolve(Some(self.timeouts.connect))
+            .timeout_connect(Some(self.timeouts.connect))
+            .timeout_recv_response(Some(self.timeouts.headers))
+            .timeout_per_read(Some(self.timeouts.stall))
+            .timeout_per_write(Some(self.timeouts.stall))
+            .max_idle_connections(IDLE_CONNECTIONS)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS_PER_HOST)
+            .max_idle_age(IDLE_AGE_MAX)
+            .build()
+    }
+}
+
+/// The operating system's roots, or Mozilla's in an image that has none. Loaded once.
+fn roots() -> &'static [CertificateDer<'static>] {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    ROOTS.get_or_init(load_roots)
+}
+
+fn load_roots() -> Vec<CertificateDer<'static>> {
+    let loaded = rustls_native_certs::load_native_certs();
+    for error in &loaded.errors {
+        log::warn!("a root certificate of the operating system cannot be used: {error}");
+    }
+    if loaded.certs.is_empty() {
+        log::info!("the operating system has no root certificates; Mozilla's are used");
+        return webpki_root_certs::TLS_SERVER_ROOT_CERTS.to_vec();
+    }
+    loaded.certs
+}
+
+/// Agents for hosts that the operator did not list: unlisted registries, and what redirects and
+/// token realms lead to. Shared by all registries, since TLS roots weigh more than the rest.
+pub(in crate::upstream) struct ForeignAgents {
+    pub(in crate::upstream) public: LazyAgent,
+    pub(in crate::upstream) private_too: LazyAgent,
+    /// For the agents of listed registries as well.
+    pub(in crate::upstream) proxies: Arc<ProxySettings>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let parameters = CertificateParams::new(vec!["x".into()]).unwrap();
+        (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_rotation_that_is_half_way_leaves_the_former_certificate_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let put = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+        let ((old_cert, old_key), (new_cert, new_key)) = (pair(), pair());
+        put("cert", &old_cert);
+        put("key", &old_key);
+        let identity =
+            Some(crate::certificates::IdentityFiles { cert: path("cert"), key: path("key") });
+        let tls = TlsSettings { identity, ..TlsSettings::default() };
+        let agent = LazyAgent::new(Guard::Any, Some(tls), Timeouts::default(), Arc::default());
+        let to = Location::new(true, "registry.test", "/");
+        let stamp = || agent.built.lock().unwrap().as_ref().unwrap().stamp.clone();
+        let start = Instant::now();
+        agent.get_at(&to, start).unwrap();
+        let first = stamp();
+
+        // The lengths differ, so that the stamps do whatever the file system's clock.
+        put("cert", &format!("{new_cert}\n"));
+        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
+        assert_eq!(stamp(), first, "the new certificate has no key yet");
+        put("key", &format!("{new_key}\n"));
+        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
+        assert_eq!(stamp(), first, "it is not looked all the time");
+        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
+        let second = stamp();
+        assert_ne!(second, first);
+        put("key", &format!("{new_key}\n\n"));
+        agent.look_again();
+        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
+        assert_ne!(stamp(), second, "who is told that they changed looks at once");
+    }
+}
