@@ -1,8 +1,8 @@
-//! A bounded amount of something, shared among clients.
+//! A bounded amount of a resource, shared among clients.
 //!
-//! One client may hold as much as is still free. A single client therefore gets at most half of the
-//! total, two get a third each, and a newcomer always finds some left. What several answers share is
-//! counted once for the total and once for each client.
+//! A client may hold as much as is still free. So a single client gets at most half of the total, two clients get a
+//! third each, and some is always left for a new client. An item that several responses share is counted once in the
+//! total and once for each client.
 //!
 //! This module must not know what is counted.
 
@@ -17,7 +17,7 @@ use crate::client_address::ClientAddress;
 #[derive(Debug)]
 pub struct Budget<K> {
     total: u64,
-    /// Held for look-ups only.
+    /// Held for lookups only.
     state: Mutex<State<K>>,
 }
 
@@ -36,14 +36,14 @@ struct Item {
 }
 
 impl<K: Hash + Eq + Clone> Budget<K> {
-    /// A budget of this total.
+    /// Creates a budget of `total`.
     pub fn new(total: u64) -> Arc<Budget<K>> {
         let state = State { used: 0, items: HashMap::new(), clients: HashMap::new() };
         Arc::new(Budget { total, state: Mutex::new(state) })
     }
 
-    /// Counts `item` against the total and against `client`, until the charge is dropped. `None` if
-    /// that would exceed the client's share.
+    /// Counts `item` against the total and against `client` until the charge is dropped. Returns `None` if that would
+    /// exceed the client's share.
     pub fn charge(
         self: &Arc<Self>,
         item: K,
@@ -57,7 +57,7 @@ impl<K: Hash + Eq + Clone> Budget<K> {
         let is_held = known.is_some_and(|item| item.holders.contains_key(&client));
         let new_for_client = if is_held { 0 } else { amount };
         let held = clients.get(&client).copied().unwrap_or_default() + new_for_client;
-        // An item that somebody holds already adds nothing to the total.
+        // An item that is already charged adds nothing to the total.
         let free = self.total.checked_sub(*used + new_in_total)?;
         if new_in_total > 0 && held > free {
             return None;
@@ -80,7 +80,7 @@ impl<K: Hash + Eq + Clone> Budget<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
-        // Nothing that can panic runs under this lock, so a poisoned one is as good as any.
+        // Nothing that can panic runs under this lock, so the data of a poisoned lock is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,7 +108,7 @@ impl<K: Hash + Eq + Clone> Budget<K> {
     }
 }
 
-/// A part of a budget, returned when this is dropped.
+/// A part of a budget. Dropping it returns that part.
 #[derive(Debug)]
 pub struct Charge<K: Hash + Eq + Clone> {
     budget: Arc<Budget<K>>,
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_gets_half_and_the_next_always_finds_some() {
+    fn one_client_gets_half_and_some_is_always_left_for_the_next() {
         let budget = Budget::new(100);
         let first = greedy(&budget, 1);
         assert_eq!((first.len(), budget.used()), (50, 50));
@@ -154,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_is_counted_once() {
+    fn a_shared_item_is_counted_once() {
         let budget = Budget::new(100);
         let many: Vec<_> = (0..5000).map(|_| budget.charge(7, 50, client(1)).unwrap()).collect();
         let other = budget.charge(7, 50, client(2)).unwrap();
         assert_eq!(budget.used(), 50);
-        assert!(budget.charge(8, 51, client(3)).is_none(), "more than there is");
+        assert!(budget.charge(8, 51, client(3)).is_none(), "more than is free");
         drop(many);
         assert_eq!(budget.used(), 50, "another client still holds it");
         assert_eq!(budget.lock().clients.len(), 1);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_larger_than_the_share_is_refused_and_leaves_nothing() {
+    fn an_item_larger_than_the_share_is_refused_and_leaves_no_trace() {
         let budget = Budget::new(100);
         assert!(budget.charge(1, 51, client(1)).is_none());
         assert!(budget.charge(1, 101, client(1)).is_none());

@@ -1,13 +1,13 @@
-//! The unit in which scarce resources are shared among clients.
+//! The address that identifies a client when limited resources are shared among clients.
 //!
-//! This module must not know sockets, HTTP or what is shared.
+//! This module must not know sockets, HTTP or the resources.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Whom a request counts against: one IPv4 address, or one IPv6 network of 64 bits.
+/// The client that a request counts against: one IPv4 address, or one IPv6 /64 network.
 ///
-/// A single IPv6 host can use any address of its /64, so a share per address would be no share.
+/// A single IPv6 host can use any address of its /64 network, so a limit per address would not limit it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientAddress(IpAddr);
 
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_network_and_an_ipv4_address_are_one_client_each() {
+    fn an_ipv4_address_or_an_ipv6_network_is_one_client() {
         for (address, client) in [
             ("192.0.2.7", "192.0.2.7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),

@@ -1,24 +1,23 @@
-//! Single flight: one piece of work a key, whatever the number of those who wait for it.
+//! Single flight: at most one piece of work per key at a time, however many clients wait for it.
 //!
-//! The first to [`Flights::join`] a key gets a [`Pilot`], which does the work and reports on it; all
-//! others get the same [`Flight`] to look at. A flight knows an early header, a count of bytes that
-//! may be read, and how it ended, as values. Nobody blocks on a flight: who cannot go on leaves a
-//! [`Waker`] and is woken once by the change it waits for.
+//! The first caller to [`Flights::join`] a key gets a [`Leader`], which does the work and reports its progress. All
+//! callers get the same [`Flight`] to watch. A flight has an early header, a count of bytes that may be read, and an
+//! outcome, all as values. No call blocks: callers that cannot proceed register a [`Waker`], which is woken once, by the
+//! change they wait for.
 //!
-//! This room must not know what a key, a header or a byte means, nor that disks or networks exist.
+//! This module must not know what a key, a header or a byte means, nor that disks or networks exist.
 //!
 //! # Interleavings
-//! * *Join against landing.* The pilot makes its result visible elsewhere first, then lands; landing
-//!   sets the outcome and then removes the key. Nobody joins a flight that has an outcome: who comes
-//!   between the two steps becomes the next pilot, and the removal leaves that one's entry alone. A
-//!   new pilot must look for the result once more before it works, since it may have looked before
-//!   the landing and joined after it.
-//! * *Waiting against progress.* Condition and waker list are under one lock, so a change is either
-//!   seen by the poll or wakes the waker that the poll left.
-//! * *The last follower against the end of the work.* Followers are counted up under the table's lock, and
-//!   [`Pilot::abandon`] looks at the count under that lock: a flight is never abandoned under a follower.
-//! * *A pilot that panics or forgets to land* fails the flight when it is dropped: an end without an
-//!   outcome would look like success to a reader that counts bytes.
+//! * *Join against finish.* The leader first makes its result visible elsewhere, then finishes the flight. Finishing sets
+//!   the outcome and then removes the key. A flight with an outcome cannot be joined: a caller that arrives between the
+//!   two steps becomes the next leader, and the removal leaves the new entry alone. A new leader must check for the
+//!   result again before it works, because it may have checked before the previous flight finished and joined after it.
+//! * *Waiting against progress.* The state and the list of wakers are under one lock. So a change is either seen by the
+//!   poll, or wakes the waker that the poll registered.
+//! * *The last follower against the end of the work.* Followers are added under the table's lock, and
+//!   [`Leader::abandon`] checks their number under that lock, so a flight that has a follower is never abandoned.
+//! * *A leader that panics or never finishes* fails the flight when it is dropped. An end without an outcome would look
+//!   like success to a reader that counts bytes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -27,19 +26,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-/// The flights under way, by key. Cloning shares the table.
+/// The running flights by key. Cloning shares the table.
 pub struct Flights<K, H, T, E> {
     table: Arc<Table<K, H, T, E>>,
 }
 
 type Table<K, H, T, E> = Mutex<HashMap<K, Arc<Flight<H, T, E>>>>;
 
-/// What [`Flights::join`] found.
+/// The result of [`Flights::join`].
 pub struct Joined<K: Eq + Hash, H, T, E: Clone> {
     /// The flight of the key.
     pub flight: Follower<H, T, E>,
-    /// Present exactly if this call started the flight: then the caller must see to the work.
-    pub pilot: Option<Pilot<K, H, T, E>>,
+    /// Present if and only if this call started the flight. The caller must then do the work.
+    pub leader: Option<Leader<K, H, T, E>>,
 }
 
 impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
@@ -48,45 +47,45 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
         Flights { table: Arc::new(Mutex::new(HashMap::new())) }
     }
 
-    /// Joins the flight of `key`, or starts it. `abandoned` is how the flight fails should its pilot
-    /// be dropped before landing.
+    /// Joins the flight of `key`, or starts it. If the leader is dropped before it finishes, the flight fails with
+    /// `abandoned`.
     pub fn join(&self, key: &K, abandoned: impl FnOnce() -> E) -> Joined<K, H, T, E> {
         let mut table = lock(&self.table);
         if let Some(flight) = table.get(key).filter(|flight| !flight.has_ended()) {
-            return Joined { flight: Follower::of(flight), pilot: None };
+            return Joined { flight: Follower::of(flight), leader: None };
         }
         let flight = Arc::new(Flight::new());
         table.insert(key.clone(), Arc::clone(&flight));
-        let pilot = Pilot {
+        let leader = Leader {
             flight: Arc::clone(&flight),
             key: key.clone(),
             table: Arc::clone(&self.table),
             abandoned: Some(abandoned()),
         };
-        Joined { flight: Follower::of(&flight), pilot: Some(pilot) }
+        Joined { flight: Follower::of(&flight), leader: Some(leader) }
     }
 
-    /// The flight of `key`, if one is under way. Whoever holds it follows it.
+    /// Joins the flight of `key` if one is running.
     pub fn find(&self, key: &K) -> Option<Follower<H, T, E>> {
         lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Follower::of)
     }
 
-    /// The flight of `key`, to look at without following it.
+    /// The running flight of `key`, without joining it.
     pub fn peek(&self, key: &K) -> Option<Arc<Flight<H, T, E>>> {
         lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Arc::clone)
     }
 
-    /// The keys of the flights that are under way, in no order.
+    /// The keys of the running flights, in no particular order.
     pub fn keys(&self) -> Vec<K> {
         lock(&self.table).keys().cloned().collect()
     }
 
-    /// How many flights are under way.
+    /// How many flights are running.
     pub fn len(&self) -> usize {
         lock(&self.table).len()
     }
 
-    /// Whether none is under way.
+    /// Whether no flight is running.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -104,15 +103,15 @@ impl<K, H, T, E> Clone for Flights<K, H, T, E> {
     }
 }
 
-/// One piece of work, as those see it who wait for it.
+/// One piece of work, as seen by the callers that wait for it.
 pub struct Flight<H, T, E> {
     state: Mutex<State<H, T, E>>,
-    /// Counted up under the table's lock, so that a flight that ends for want of followers has none.
+    /// Incremented under the table's lock, so that no follower joins a flight while it is abandoned.
     followers: AtomicUsize,
     has_begun: AtomicBool,
 }
 
-/// One of those that wait for a flight, as a value: dropping it is leaving.
+/// A caller that waits for a flight. Dropping it leaves the flight.
 pub struct Follower<H, T, E> {
     flight: Arc<Flight<H, T, E>>,
 }
@@ -123,7 +122,7 @@ impl<H, T, E> Follower<H, T, E> {
         Follower { flight: Arc::clone(flight) }
     }
 
-    /// The flight itself, to be looked at when the follower has left.
+    /// The flight itself, which can be kept after the follower has left.
     pub fn flight(&self) -> &Arc<Flight<H, T, E>> {
         &self.flight
     }
@@ -145,13 +144,13 @@ impl<H, T, E> Drop for Follower<H, T, E> {
 
 struct State<H, T, E> {
     header: Option<H>,
-    /// How many bytes may be read; never falls.
+    /// How many bytes may be read. Never decreases.
     available: u64,
     outcome: Option<Result<T, E>>,
     waiting: Waiters,
 }
 
-/// The change that a waker waits for. An end wakes everybody.
+/// The change that a waker waits for. The end of a flight wakes all wakers.
 #[derive(Clone, Copy)]
 enum Until {
     Header,
@@ -159,18 +158,18 @@ enum Until {
     End,
 }
 
-/// The wakers of a flight. A popular blob has thousands of them, so none is looked for among the others.
+/// The wakers of a flight. A popular blob has thousands of them, so only the end of the flight visits them all.
 #[derive(Default)]
 struct Waiters {
-    /// By the address of what a waker wakes, which tells them apart as long as they are kept here.
+    /// By the address of a waker's data, which is unique while the waker is kept here.
     by_waker: HashMap<usize, (Until, Waker)>,
     for_header: HashSet<usize>,
-    /// Those that wait for bytes beyond a position, in the order of the positions.
+    /// Wakers that wait for bytes beyond a position, ordered by position.
     for_bytes: BTreeSet<(u64, usize)>,
 }
 
 impl Waiters {
-    /// A connection that was resumed for another reason waits again: its earlier wish is replaced.
+    /// Adds a waker, or replaces what it waits for: a connection that was resumed for another reason polls again.
     fn insert(&mut self, until: Until, waker: &Waker) {
         self.remove(waker);
         let key = waker.data().addr();
@@ -201,7 +200,7 @@ impl Waiters {
         due.iter().filter_map(|key| self.by_waker.remove(key)).map(|(_, waker)| waker).collect()
     }
 
-    /// Those whose position lies before `available`.
+    /// Removes and returns the wakers whose position is before `available`.
     fn take_for_bytes(&mut self, available: u64) -> Vec<Waker> {
         let later = self.for_bytes.split_off(&(available, 0));
         let due = std::mem::replace(&mut self.for_bytes, later);
@@ -219,7 +218,7 @@ impl<H, T, E> State<H, T, E> {
         self.waiting.insert(until, waker);
     }
 
-    /// Takes out the wakers whose wish has come true.
+    /// Removes and returns the wakers whose change has happened.
     fn due(&mut self) -> Vec<Waker> {
         if self.outcome.is_some() {
             return self.waiting.take_all();
@@ -241,25 +240,25 @@ impl<H, T, E> Flight<H, T, E> {
         }
     }
 
-    /// Called under the table's lock, which is always taken before a flight's own.
+    /// Called under the table's lock, which is always taken before the lock of a flight.
     fn has_ended(&self) -> bool {
         lock(&self.state).outcome.is_some()
     }
 
-    /// Whether anybody waits for it.
+    /// Whether any caller follows this flight.
     pub fn has_followers(&self) -> bool {
         self.followers.load(Ordering::Acquire) > 0
     }
 
-    /// Whether its work has begun: a flight can wait for its turn for longer than its followers do.
+    /// Whether the work has begun. A flight may be queued for longer than its followers wait.
     pub fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Relaxed)
     }
 }
 
 impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
-    /// The header once it is known, or the failure. A flight that ends well without a header stays
-    /// pending here: ask [`Flight::poll_outcome`] where that can be.
+    /// The header once it is known, or the error. If a flight succeeds without a header, this stays pending; poll
+    /// [`Flight::poll_outcome`] where that can happen.
     pub fn poll_header(&self, waker: &Waker) -> Poll<Result<H, E>> {
         let mut state = lock(&self.state);
         match (&state.header, &state.outcome) {
@@ -272,7 +271,7 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
         }
     }
 
-    /// How many bytes may be read, once that is more than `position` or the flight has ended well.
+    /// How many bytes may be read, once that is more than `position` or the flight has succeeded.
     pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, E>> {
         let mut state = lock(&self.state);
         match &state.outcome {
@@ -286,7 +285,7 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
         }
     }
 
-    /// How the flight ended.
+    /// The outcome of the flight.
     pub fn poll_outcome(&self, waker: &Waker) -> Poll<Result<T, E>> {
         let mut state = lock(&self.state);
         match &state.outcome {
@@ -298,12 +297,12 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
         }
     }
 
-    /// Takes back a waker whose owner has stopped waiting; a flight may last for hours.
+    /// Removes a waker whose owner has stopped waiting. A flight may run for hours.
     pub fn forget(&self, waker: &Waker) {
         lock(&self.state).waiting.remove(waker);
     }
 
-    /// The header, if it is known by now.
+    /// The header, if it is known.
     pub fn header(&self) -> Option<H> {
         lock(&self.state).header.clone()
     }
@@ -314,41 +313,42 @@ impl<H: Clone, T: Clone, E: Clone> Flight<H, T, E> {
     }
 }
 
-/// The one who does a flight's work. Dropping it without [`Pilot::land`] fails the flight.
-pub struct Pilot<K: Eq + Hash, H, T, E: Clone> {
+/// Does the work of a flight. Dropping it without [`Leader::finish`] fails the flight.
+pub struct Leader<K: Eq + Hash, H, T, E: Clone> {
     flight: Arc<Flight<H, T, E>>,
     key: K,
     table: Arc<Table<K, H, T, E>>,
-    /// How to fail if dropped; taken by landing.
+    /// The error to fail with if dropped. `None` once the flight has ended.
     abandoned: Option<E>,
 }
 
-impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
-    /// The key that this flight is for.
+impl<K: Eq + Hash, H, T, E: Clone> Leader<K, H, T, E> {
+    /// The key of this flight.
     pub fn key(&self) -> &K {
         &self.key
     }
 
-    /// The flight, to be looked at without following it.
+    /// The flight, without joining it.
     pub fn flight(&self) -> &Arc<Flight<H, T, E>> {
         &self.flight
     }
 
-    /// Notes that the work has begun.
+    /// Records that the work has begun.
     pub fn begin(&self) {
         self.flight.has_begun.store(true, Ordering::Relaxed);
     }
 
-    /// Whether anybody waits for this flight.
+    /// Whether any caller follows this flight.
     pub fn has_followers(&self) -> bool {
         self.flight.has_followers()
     }
 
-    /// Ends the flight unless somebody follows it: then its work has to go on, and the leader comes back.
+    /// Ends the flight with an error if it has no followers. If it has one, the work must continue, and the leader is
+    /// returned.
     pub fn abandon(mut self, outcome: E) -> Option<Self> {
         let table = Arc::clone(&self.table);
         let mut table = lock(&table);
-        // Nobody joins meanwhile: that takes the table's lock.
+        // Joining takes the table's lock, so no follower is added in the meantime.
         if self.flight.has_followers() {
             return Some(self);
         }
@@ -360,20 +360,20 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
         None
     }
 
-    /// Tells the header. The first one stands.
+    /// Publishes the header. Later calls have no effect.
     pub fn announce(&self, header: H) {
         self.change(|state| {
             state.header.get_or_insert(header);
         });
     }
 
-    /// Tells that `available` bytes may be read from now on; a lower number than before is ignored.
+    /// Publishes that `available` bytes may be read. A lower number than before is ignored.
     pub fn advance(&self, available: u64) {
         self.change(|state| state.available = state.available.max(available));
     }
 
-    /// Ends the flight. The result must already be visible wherever a newcomer looks first.
-    pub fn land(mut self, outcome: Result<T, E>) {
+    /// Ends the flight. The result must already be visible in the place that new callers check before they join.
+    pub fn finish(mut self, outcome: Result<T, E>) {
         self.abandoned = None;
         self.end(outcome);
     }
@@ -386,8 +386,8 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
         }
     }
 
-    /// Applies a change and wakes those it was for, outside of the lock: a waker takes locks of its
-    /// own.
+    /// Applies a change and wakes the wakers that waited for it. They are woken outside the lock, because they take other
+    /// locks.
     fn change(&self, apply: impl FnOnce(&mut State<H, T, E>)) {
         let due = {
             let mut state = lock(&self.flight.state);
@@ -398,7 +398,7 @@ impl<K: Eq + Hash, H, T, E: Clone> Pilot<K, H, T, E> {
     }
 }
 
-impl<K: Eq + Hash, H, T, E: Clone> Drop for Pilot<K, H, T, E> {
+impl<K: Eq + Hash, H, T, E: Clone> Drop for Leader<K, H, T, E> {
     fn drop(&mut self) {
         if let Some(abandoned) = self.abandoned.take() {
             self.end(Err(abandoned));
@@ -406,7 +406,7 @@ impl<K: Eq + Hash, H, T, E: Clone> Drop for Pilot<K, H, T, E> {
     }
 }
 
-/// A panic elsewhere leaves these tables valid: every change to them is a single assignment.
+/// Every change to these tables is a single assignment, so the data of a poisoned lock is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -441,119 +441,119 @@ mod tests {
         }
     }
 
-    fn start(flights: &Numbers) -> Pilot<u8, &'static str, u32, &'static str> {
-        flights.join(&1, || "abandoned").pilot.unwrap()
+    fn start(flights: &Numbers) -> Leader<u8, &'static str, u32, &'static str> {
+        flights.join(&1, || "abandoned").leader.unwrap()
     }
 
     #[test]
-    fn only_the_first_to_join_is_the_pilot() {
+    fn the_first_to_join_becomes_the_leader() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
-        assert!(flights.join(&1, || "abandoned").pilot.is_none());
-        assert!(flights.join(&2, || "abandoned").pilot.is_some(), "another key is another flight");
-        pilot.land(Ok(7));
-        assert!(flights.join(&1, || "abandoned").pilot.is_some(), "a landed flight is gone");
+        let leader = start(&flights);
+        assert!(flights.join(&1, || "abandoned").leader.is_none());
+        assert!(flights.join(&2, || "abandoned").leader.is_some(), "another key is another flight");
+        leader.finish(Ok(7));
+        assert!(flights.join(&1, || "abandoned").leader.is_some(), "a finished flight is gone");
     }
 
-    /// A waker that joins the flight it waits for, in the moment between outcome and removal.
+    /// A waker that joins the flight it waits for, between its outcome and its removal.
     struct Rejoin {
         flights: Numbers,
-        became_pilot: AtomicUsize,
+        became_leader: AtomicUsize,
     }
 
     impl Wake for Rejoin {
         fn wake(self: Arc<Self>) {
             let joined = self.flights.join(&1, || "abandoned");
-            self.became_pilot.fetch_add(usize::from(joined.pilot.is_some()), Ordering::SeqCst);
-            // Stays under way, so that the removal by the flight before could be seen.
-            std::mem::forget(joined.pilot);
+            self.became_leader.fetch_add(usize::from(joined.leader.is_some()), Ordering::SeqCst);
+            // Keeps the flight running, so that a removal by the previous flight would be visible.
+            std::mem::forget(joined.leader);
         }
     }
 
     #[test]
-    fn nobody_joins_a_flight_that_has_ended() {
+    fn a_flight_that_has_ended_cannot_be_joined() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let rejoin =
-            Arc::new(Rejoin { flights: flights.clone(), became_pilot: AtomicUsize::new(0) });
+            Arc::new(Rejoin { flights: flights.clone(), became_leader: AtomicUsize::new(0) });
         assert!(flight.poll_outcome(&Waker::from(Arc::clone(&rejoin))).is_pending());
-        pilot.land(Ok(1));
-        assert_eq!(rejoin.became_pilot.load(Ordering::SeqCst), 1);
-        assert_eq!(flights.len(), 1, "the next flight was not removed by the one before");
+        leader.finish(Ok(1));
+        assert_eq!(rejoin.became_leader.load(Ordering::SeqCst), 1);
+        assert_eq!(flights.len(), 1, "the previous flight did not remove the next one");
     }
 
     #[test]
-    fn hundred_threads_joining_at_once_make_one_pilot() {
+    fn a_hundred_threads_joining_at_once_get_one_leader() {
         let flights = Numbers::new();
         let barrier = std::sync::Barrier::new(100);
-        let pilots: Vec<_> = std::thread::scope(|scope| {
+        let leaders: Vec<_> = std::thread::scope(|scope| {
             let join = || {
                 barrier.wait();
-                flights.join(&1, || "abandoned").pilot
+                flights.join(&1, || "abandoned").leader
             };
             let threads: Vec<_> = (0..100).map(|_| scope.spawn(join)).collect();
             threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
         });
-        assert_eq!(pilots.len(), 1);
+        assert_eq!(leaders.len(), 1);
     }
 
     #[test]
-    fn a_waker_rings_once_for_the_change_it_waits_for() {
+    fn a_waker_is_woken_once_by_the_change_it_waits_for() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (header_bell, header) = bell();
         let (byte_bell, bytes) = bell();
         assert!(flight.poll_header(&header).is_pending());
         assert!(flight.poll_available(10, &bytes).is_pending());
-        pilot.advance(10);
+        leader.advance(10);
         assert_eq!((header_bell.rings(), byte_bell.rings()), (0, 0), "10 is not beyond 10");
-        pilot.announce("200");
+        leader.announce("200");
         assert_eq!(flight.poll_header(&header), Poll::Ready(Ok("200")));
-        pilot.advance(11);
-        pilot.advance(12);
+        leader.advance(11);
+        leader.advance(12);
         assert_eq!((header_bell.rings(), byte_bell.rings()), (1, 1));
         assert_eq!(flight.poll_available(10, &bytes), Poll::Ready(Ok(12)));
     }
 
     #[test]
-    fn polling_twice_leaves_one_waker() {
+    fn polling_twice_registers_one_waker() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (bell, waker) = bell();
         assert!(flight.poll_outcome(&waker).is_pending());
         assert!(flight.poll_outcome(&waker).is_pending());
-        pilot.land(Ok(3));
+        leader.finish(Ok(3));
         assert_eq!(bell.rings(), 1);
         assert_eq!(flight.poll_outcome(&waker), Poll::Ready(Ok(3)));
     }
 
     #[test]
-    fn who_has_stopped_waiting_is_not_woken() {
+    fn a_forgotten_waker_is_not_woken() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let [(gone, gone_waker), (stays, stays_waker)] = [bell(), bell()];
         assert!(flight.poll_outcome(&gone_waker).is_pending());
         assert!(flight.poll_outcome(&stays_waker).is_pending());
         flight.forget(&gone_waker);
-        pilot.land(Ok(1));
+        leader.finish(Ok(1));
         assert_eq!((gone.rings(), stays.rings()), (0, 1));
     }
 
     #[test]
     fn failure_reaches_every_waiter_as_a_value() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let bells: Vec<_> = (0..3).map(|_| bell()).collect();
         assert!(flight.poll_header(&bells[0].1).is_pending());
         assert!(flight.poll_available(0, &bells[1].1).is_pending());
         assert!(flight.poll_outcome(&bells[2].1).is_pending());
-        pilot.advance(5);
-        pilot.land(Err("upstream fell over"));
+        leader.advance(5);
+        leader.finish(Err("upstream fell over"));
         assert!(bells.iter().all(|(bell, _)| bell.rings() == 1));
         let (_, waker) = bell();
         assert_eq!(flight.poll_header(&waker), Poll::Ready(Err("upstream fell over")));
@@ -562,14 +562,14 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_pilot_is_a_failure_and_not_a_short_success() {
+    fn dropping_the_leader_fails_the_flight() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
+        let leader = start(&flights);
         let flight = flights.find(&1).unwrap();
         let (bell, waker) = bell();
         assert!(flight.poll_available(0, &waker).is_pending());
         let panicking = std::thread::spawn(move || {
-            let _pilot = pilot;
+            let _leader = leader;
             panic!("a fetch that panics");
         });
         assert!(panicking.join().is_err());
@@ -579,11 +579,11 @@ mod tests {
     }
 
     #[test]
-    fn available_bytes_never_fall() {
+    fn available_bytes_never_decrease() {
         let flights = Numbers::new();
-        let pilot = start(&flights);
-        pilot.advance(9);
-        pilot.advance(4);
+        let leader = start(&flights);
+        leader.advance(9);
+        leader.advance(4);
         assert_eq!(flights.find(&1).unwrap().available(), 9);
     }
 }

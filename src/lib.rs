@@ -10,7 +10,6 @@
 //! The modules are declared in reading order. What each room may use is in `ARCHITECTURE.md` and is
 //! checked by a test.
 
-pub mod access;
 pub mod api;
 pub mod budget;
 pub mod bundle;
@@ -29,4 +28,5 @@ pub mod oci;
 pub mod prune;
 pub mod store;
 pub mod upstream;
+pub mod users;
 pub mod via;

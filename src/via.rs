@@ -1,13 +1,13 @@
-//! The marker by which a Larder recognizes its own requests: `Via: 1.1 larder-<instance>` (RFC 9110, section 7.6.3).
+//! Loop detection: Larder marks its requests with `Via: 1.1 larder-<instance>` (RFC 9110, section 7.6.3).
 //!
-//! Two Larders that are each other's upstream would wait for each other until one of them loses its patience. So
-//! each request to a registry names the Larders that it passed, and one that finds its own name answers 508.
-//! A name is random, made when the process starts, and says nothing about the machine.
+//! Two Larders that are each other's upstream would wait for each other until one of them times out. So each request to
+//! a registry names the Larders that it has passed, and a Larder that finds its own name in a request answers 508. The
+//! name is random, is generated when the process starts, and reveals nothing about the machine.
 //!
-//! The chain follows the work, not the call: the edge enters the chain of a client's request, whoever queues a job
-//! for another thread takes the [`current`] one along, and the client of registries sends it. A request
-//! that joins the download of another one is not part of a chain; if two such downloads wait for
-//! each other, patience ends it as before.
+//! The chain follows the work across threads: the HTTP server enters the chain of a client's request, code that queues
+//! a job for another thread passes the [`current`] chain along, and the upstream client sends it. A request that joins
+//! the download of another request does not add its chain to it. If two such downloads wait for each other, a timeout
+//! ends them.
 //!
 //! This module must not know what a request is about.
 
@@ -16,26 +16,26 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
-/// How many Larders a request may pass: more than anybody chains on purpose.
+/// How many Larders a request may pass. No sensible setup chains as many.
 const HOPS_MAX: usize = 8;
-/// What the name of an instance begins with.
+/// The prefix of every instance name.
 const PREFIX: &str = "larder-";
-/// How many hexadecimal digits follow.
+/// The number of hexadecimal digits after the prefix.
 const DIGITS: usize = 16;
 
-/// The Larders that a request passed, the first one first.
+/// The Larders that a request has passed, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Via(Option<Arc<[String]>>);
 
-/// A request came back, or passed too many Larders.
+/// A request has returned to this process, or has passed too many Larders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loop {
-    /// The Larder that sent it.
+    /// The Larder that sent the request.
     pub sender: String,
 }
 
 thread_local! {
-    /// The chain of the work that this thread does.
+    /// The chain that this thread's current work belongs to.
     static CURRENT: RefCell<Via> = RefCell::default();
 }
 
@@ -43,17 +43,17 @@ thread_local! {
 pub fn instance() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| {
-        // Two states of the hasher, which the operating system's random numbers seed.
+        // `RandomState` is seeded with random numbers of the operating system.
         let random = RandomState::new().hash_one(RandomState::new().hash_one(std::process::id()));
         format!("{PREFIX}{random:016x}")
     })
 }
 
 impl Via {
-    /// The Larders in the `Via` header lines of a request. Other intermediaries are left out.
+    /// The Larders in the `Via` header lines of a request, without other intermediaries.
     ///
     /// # Errors
-    /// [`Loop`] if this process is among them, or there are too many.
+    /// [`Loop`] if this process is one of them, or if there are too many of them.
     pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Via, Loop> {
         Via::received(lines, instance())
     }
@@ -71,10 +71,10 @@ impl Via {
         }
     }
 
-    /// Does some work as part of this chain.
+    /// Runs `work` as part of this chain.
     pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
         let before = CURRENT.replace(self);
-        // Restored after a panic as well: the thread goes on to other work.
+        // Also restored after a panic, because the thread continues with other work.
         let _restore = Restore(before);
         work()
     }
@@ -88,12 +88,12 @@ impl Drop for Restore {
     }
 }
 
-/// The chain of the work that this thread does.
+/// The chain that this thread's current work belongs to.
 pub fn current() -> Via {
     CURRENT.with_borrow(Via::clone)
 }
 
-/// The header's value for a request of this process.
+/// The value of the `Via` header for a request from this process.
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().flat_map(|hops| hops.iter()).try_for_each(|hop| write!(f, "1.1 {hop}, "))?;
@@ -116,14 +116,14 @@ mod tests {
     const OTHER: &str = "larder-00000000000000bb";
 
     #[test]
-    fn a_request_that_comes_back_is_recognized_among_other_intermediaries() {
+    fn a_loop_is_detected_among_other_intermediaries() {
         let parse = |lines: &[&str]| Via::received(lines.iter().copied(), OWN);
         for lines in [&[][..], &["1.1 nginx"], &["1.1 larder-x, HTTP/1.1 proxy (larder)", ""]] {
             assert_eq!(parse(lines), Ok(Via::default()), "{lines:?}");
         }
         let passed = parse(&["1.0 proxy", &format!("1.1 {OTHER}")]).unwrap();
-        let told = passed.to_string();
-        assert_eq!(told, format!("1.1 {OTHER}, 1.1 {}", instance()));
+        let header = passed.to_string();
+        assert_eq!(header, format!("1.1 {OTHER}, 1.1 {}", instance()));
         for lines in [
             [format!("1.1 {OWN}"), String::new()],
             [format!("1.1 {OWN}"), format!("1.1 {OTHER}, 1.1 proxy")],
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_entered_and_left_even_by_a_panic() {
+    fn a_chain_is_left_even_after_a_panic() {
         let passed = Via::received([&format!("1.1 {OTHER}")[..]], OWN).unwrap();
         passed.clone().enter(|| assert_eq!(current(), passed));
         let panicked = std::panic::catch_unwind(|| passed.enter(|| panic!("at work")));

@@ -3,12 +3,12 @@
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::following::{BlobTail, PassageTail, PastTheDisk};
+use super::following::{BlobTail, PassThroughTail, PastTheDisk};
 use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
-use super::{Call, Failure};
+use super::{Call, Failure, Storage};
 use crate::cache::{
-    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, Passage, Purpose,
+    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, PassThrough, Purpose,
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
@@ -90,7 +90,12 @@ impl Asked {
             .header("ETag", entity_tag(&self.digest))
             .header("Accept-Ranges", "bytes")
             .header("Cache-Control", "max-age=31536000");
-        self.call.dress(reply, how)
+        // HEAD fetches no blob.
+        let storage = match request.method() {
+            Method::Head => Storage::NotStored,
+            _ => Storage::Stored,
+        };
+        self.call.dress(reply, how, storage)
     }
 }
 
@@ -151,7 +156,8 @@ impl Waiting {
 
     fn pass(self) -> Box<Passing> {
         let Waiting { asked, wait } = self;
-        let passage = asked.call.cache.pass(&asked.name, &asked.digest, wait.size_hint, None);
+        let passage =
+            asked.call.cache.pass_through(&asked.name, &asked.digest, wait.size_hint, None);
         Box::new(Passing { asked, passage })
     }
 
@@ -183,7 +189,7 @@ impl Waiting {
 /// A request whose blob will go past the store, which cannot take it.
 struct Passing {
     asked: Asked,
-    passage: Passage,
+    passage: PassThrough,
 }
 
 impl Pending for Passing {
@@ -196,7 +202,7 @@ impl Pending for Passing {
         let Passing { asked, passage } = *self;
         Step::Reply(match outcome {
             Ok(size) => asked.reply(request, How::Bypass, size, |range| Body::Tail {
-                tail: Box::new(PassageTail::new(passage)),
+                tail: Box::new(PassThroughTail::new(passage)),
                 range,
             }),
             Err(error) => asked.call.fail(&Failure::Blob(error)),

@@ -65,7 +65,7 @@ impl Bodies {
             Some(file) => file,
             None => {
                 // Two that write the same at once have a file each, for this once.
-                let file = Arc::new(self.cache.store().unnamed_file(bytes).ok()?);
+                let file = Arc::new(self.cache.store().unlinked_file(bytes).ok()?);
                 self.remember(digest, &file);
                 file
             }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::task::{Poll, Waker, ready};
 
-use crate::cache::{AlreadySent, BlobFailure, BlobWait, Cache, CacheError, Passage};
+use crate::cache::{AlreadySent, BlobFailure, BlobWait, Cache, CacheError, PassThrough};
 use crate::http::{Available, Tail};
 use crate::oci::{Digest, ImageName};
 
@@ -16,7 +16,7 @@ pub(super) struct BlobTail {
     /// The growing file, once upstream has answered.
     file: Option<Arc<File>>,
     past_the_disk: PastTheDisk,
-    passage: Option<PassageTail>,
+    passage: Option<PassThroughTail>,
 }
 
 /// What it takes to get the blob past the disk.
@@ -82,8 +82,9 @@ impl Tail for BlobTail {
                     let PastTheDisk { cache, name, digest } = &self.past_the_disk;
                     let already_sent =
                         self.file.clone().map(|file| AlreadySent { file, end: position });
-                    let passage = cache.pass(name, digest, Some(self.promised), already_sent);
-                    self.passage = Some(PassageTail { passage, promised: Some(self.promised) });
+                    let passage =
+                        cache.pass_through(name, digest, Some(self.promised), already_sent);
+                    self.passage = Some(PassThroughTail { passage, promised: Some(self.promised) });
                 }
             }
         }
@@ -95,19 +96,19 @@ impl Tail for BlobTail {
 }
 
 /// A follower of a passage.
-pub(super) struct PassageTail {
-    passage: Passage,
+pub(super) struct PassThroughTail {
+    passage: PassThrough,
     /// What the client was told before the passage began, in bytes.
     promised: Option<u64>,
 }
 
-impl PassageTail {
-    pub(super) fn new(passage: Passage) -> PassageTail {
-        PassageTail { passage, promised: None }
+impl PassThroughTail {
+    pub(super) fn new(passage: PassThrough) -> PassThroughTail {
+        PassThroughTail { passage, promised: None }
     }
 }
 
-impl Tail for PassageTail {
+impl Tail for PassThroughTail {
     fn file(&self) -> &File {
         unreachable!("a passage has no file, and never says that one may be read")
     }

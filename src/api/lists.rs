@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::waiting::wait;
-use super::{Call, Failure};
+use super::{Call, Failure, Storage};
 use crate::cache::{CacheError, How, ListAnswer, ListBody, ListLookup, ListQuestion};
 use crate::http::{Body, Context, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, TagQuery};
@@ -18,7 +18,7 @@ pub(super) fn answer(
     if let ListQuestion::Tags { query } = &question
         && TagQuery::parse(query).is_for_none()
     {
-        return Step::Reply(call.dress(no_tags(name), How::Hit));
+        return Step::Reply(call.dress(no_tags(name), How::Hit, Storage::NotStored));
     }
     let kind = match &question {
         ListQuestion::Tags { .. } => Kind::Tags,
@@ -67,7 +67,7 @@ fn reply(
     if let Some(filters) = answer.filters_applied {
         reply = reply.header("OCI-Filters-Applied", filters);
     }
-    call.dress(reply, answer.how)
+    call.dress(reply, answer.how, Storage::NotStored)
 }
 
 /// The next page on our own path, relative, with the namespace that this page was asked with: clients

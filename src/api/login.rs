@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::{Desk, status};
-use crate::access::{CheckWait, Users, Verdict};
 use crate::http::{Context, Pending, Request, Step};
+use crate::users::{CheckWait, Users, Verdict};
 
 /// How long a client waits for its password to be checked: more than all that wait at its address take.
 const PATIENCE: Duration = Duration::from_secs(20);

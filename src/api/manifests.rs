@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
-use super::{Call, Failure};
+use super::{Call, Failure, Storage};
 use crate::cache::{
     CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup, Payload,
 };
@@ -67,7 +67,8 @@ fn head(call: &Call, request: &Request, outcome: Result<HeadAnswer, CacheError>)
         Ok(answer) => {
             let ManifestHead { digest, media_type, size } = answer.head();
             let whole = Reply::new(200, Body::Length(*size));
-            call.dress(describe(whole, request, digest, media_type), answer.how)
+            let reply = describe(whole, request, digest, media_type);
+            call.dress(reply, answer.how, Storage::NotStored)
         }
         Err(error) => call.fail(&Failure::Manifest(error)),
     }
@@ -100,5 +101,6 @@ fn reply(
         call.cache.complete_later(name, answer.digest());
     }
     let whole = Reply::new(200, body(&answer));
-    call.dress(describe(whole, request, answer.digest(), answer.media_type()), answer.how)
+    let reply = describe(whole, request, answer.digest(), answer.media_type());
+    call.dress(reply, answer.how, Storage::Stored)
 }

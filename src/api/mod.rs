@@ -22,10 +22,10 @@ mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::access::Users;
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::oci::Upstream;
+use crate::users::Users;
 use crate::via::{self, Loop, Via};
 
 pub use hosts::{HostName, HostNameError};
@@ -188,8 +188,8 @@ struct Call {
 }
 
 impl Call {
-    /// Adds what every answer about an upstream carries.
-    fn dress(&self, reply: Reply, how: How) -> Reply {
+    /// Adds the headers of every answer about an upstream.
+    fn dress(&self, reply: Reply, how: How, storage: Storage) -> Reply {
         let upstream = self.addressing.upstream.as_str();
         self.cache.metrics().answered(self.kind, how.as_str(), upstream);
         let reply = match how {
@@ -197,7 +197,7 @@ impl Call {
             _ => reply,
         };
         self.confirm_namespace(reply)
-            .header("Cache-Status", cache_status(how))
+            .header("Cache-Status", cache_status(how, storage))
             .header(API_VERSION.0, API_VERSION.1)
             .note(note(how, &self.addressing.upstream))
     }
@@ -221,12 +221,21 @@ impl Call {
 /// Docker clients fall back to an older protocol without this header.
 const API_VERSION: (&str, &str) = ("Docker-Distribution-API-Version", "registry/2.0");
 
-/// RFC 9211: says where an answer came from, in the field's own words.
-fn cache_status(how: How) -> &'static str {
+/// Whether an answer from upstream is stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Storage {
+    Stored,
+    /// It describes content that is not cached, or may be too large to store.
+    NotStored,
+}
+
+/// Where an answer came from (RFC 9211).
+fn cache_status(how: How, storage: Storage) -> &'static str {
     match how {
         How::Hit => "larder; hit",
         How::Join => "larder; fwd=miss; collapsed",
-        How::Miss => "larder; fwd=miss; stored",
+        How::Miss if storage == Storage::Stored => "larder; fwd=miss; stored",
+        How::Miss => "larder; fwd=miss",
         How::Stale => "larder; hit; detail=stale",
         How::Bypass => "larder; fwd=miss; detail=not-cached",
     }

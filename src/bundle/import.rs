@@ -75,7 +75,7 @@ fn import_within(
     settings: &ImportSettings,
     told: &mut dyn FnMut(&Told<'_>),
 ) -> Result<ImportSummary, BundleError> {
-    store.remove_abandoned_spools();
+    store.remove_abandoned_imports();
     let _lock = store.bundle_lock()?;
     let taken = take(store, source, told)?;
     let bundle = source.name();

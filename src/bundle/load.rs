@@ -189,7 +189,7 @@ struct Failure {
 impl From<CacheError> for Failure {
     fn from(error: CacheError) -> Failure {
         let retry = match (error.reason(), &error) {
-            (_, CacheError::HeldBack { wait }) => Some(*wait),
+            (_, CacheError::BackingOff { wait }) => Some(*wait),
             (Reason::RateLimited { retry_after }, _) => Some(retry_after.unwrap_or_default()),
             (Reason::NotFound | Reason::Unsupported | Reason::NotAllowed | Reason::Denied, _) => {
                 None

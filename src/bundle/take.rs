@@ -11,7 +11,7 @@ use super::error::BundleError;
 use super::source::{BundleSource, Item};
 use super::told::Told;
 use crate::oci::{Algorithm, Digest, MANIFEST_BYTES_MAX};
-use crate::store::{IngestError, Spool, Store};
+use crate::store::{DigestingWriter, IngestError, Store};
 
 /// The largest `index.json` or `manifest.json`: some hundred thousand images.
 const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -253,9 +253,9 @@ impl Taker<'_> {
         algorithm: Algorithm,
         size: u64,
         content: &mut dyn Read,
-    ) -> Result<Spool, BundleError> {
-        let mut spool = self.store.spool(algorithm)?;
-        spool.check_room_for(size)?;
+    ) -> Result<DigestingWriter, BundleError> {
+        let mut spool = self.store.digesting_writer(algorithm)?;
+        spool.check_free_space(size)?;
         let mut piece = vec![0; PIECE_BYTES];
         let mut left = size;
         while left > 0 {

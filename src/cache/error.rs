@@ -17,7 +17,7 @@ pub enum CacheError {
     /// Upstream said so a moment ago (`negativeTtl`).
     KnownMissing,
     /// Upstream asked, with its last 429, not to be asked again so soon.
-    HeldBack {
+    BackingOff {
         /// How much longer.
         wait: Duration,
     },
@@ -72,7 +72,7 @@ impl CacheError {
             CacheError::NotCached | CacheError::KnownMissing | CacheError::DeletedUpstream => {
                 Reason::NotFound
             }
-            CacheError::HeldBack { wait } => Reason::RateLimited { retry_after: Some(*wait) },
+            CacheError::BackingOff { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
             CacheError::Store(_)
@@ -168,7 +168,7 @@ impl fmt::Display for CacheError {
                 write!(f, "upstream has deleted the tag (onUpstreamDelete: drop)")
             }
             CacheError::KnownMissing => write!(f, "upstream did not have it a moment ago"),
-            CacheError::HeldBack { wait } => {
+            CacheError::BackingOff { wait } => {
                 write!(
                     f,
                     "upstream's rate limit is reached, and it asked to wait {} s more",

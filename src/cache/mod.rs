@@ -13,91 +13,64 @@
 //! * **A hit asks nobody** and takes no lock for longer than a table look-up.
 //! * **The last byte of a blob is shown only after its digest agreed**, so nobody gets a complete copy
 //!   of wrong bytes.
-//! * **Store first, flight second, store again**: a pilot looks once more before it works, since the
+//! * **Store first, flight second, store again**: a leader looks once more before it works, since the
 //!   flight before may have landed between its look and its joining (see [`crate::flight`]).
 
-mod background;
 mod blobs;
-mod counts;
-mod download;
+mod bounded;
+mod core;
 mod error;
-mod evictor;
-mod filling;
+mod eviction;
 mod freshness;
-mod heads;
-mod keeper;
 mod lists;
-mod manifest_content;
-mod manifest_wait;
+mod maintenance;
 mod manifests;
-mod misses;
-mod passage;
+mod negative;
 mod prefetch;
-mod recent;
-mod referrers;
-mod retry;
 mod scheduler;
-mod scrub;
-mod traffic;
-mod unstored_lists;
-mod upkeep;
+mod status;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
-use crate::flight::Flights;
-use crate::metrics::Metrics;
-use crate::oci::{Digest, ImageName, Reference, Tag, Upstream};
+use crate::metrics::{Metrics, Removal};
+use crate::oci::{Digest, ImageName, Platforms, Reference, Upstream};
 use crate::store::Store;
-use crate::upstream::{Source, Sources, Standing};
+use crate::upstream::Sources;
 
-pub use blobs::{BlobFailure, BlobLookup, BlobWait, Incoming, Purpose, ToldBy};
-pub use counts::Counts;
+pub use blobs::{
+    AlreadySent, BlobFailure, BlobLookup, BlobWait, Incoming, PassThrough, Purpose, RetryPolicy,
+    SizeSource,
+};
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
-pub use heads::{HeadAnswer, HeadLookup, HeadWait};
-pub use keeper::Keeper;
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
-pub use manifest_content::{ManifestAnswer, Payload};
-pub use manifest_wait::ManifestWait;
-pub use manifests::ManifestLookup;
-pub use passage::{AlreadySent, Passage};
+pub use maintenance::{Keeper, Pace, ScrubPolicy, ScrubReport, Scrubber, Upkeep, Upkeeper};
+pub use manifests::{
+    HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait, Payload,
+};
 pub use prefetch::Prefetch;
-
-pub use traffic::{FlightStatus, Load};
-pub use upkeep::{Upkeep, Upkeeper};
-
-pub use crate::store::{Blob, ImageUsage, ListBody, SweepBusy, UsageSummary};
-pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
-pub use retry::RetryPolicy;
 pub use scheduler::SchedulerLoad;
-pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
+pub use status::{Counts, FlightStatus, Load};
 
-use blobs::{BlobKey, SizeFlights};
-use filling::Blame;
-use heads::{HEADS_REMEMBERED, HeadFlights, Told, ToldTags};
-use lists::ListFlights;
-use manifest_content::Content;
-use manifests::{HotManifest, ManifestFlights};
-use misses::Misses;
-use recent::Recent;
-use scheduler::{Class, Purpose as JobPurpose, Scheduler};
+pub use crate::store::{Blob, ImageUsage, ListBody, SweepLocked, UsageSummary};
+pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
+
+use blobs::BlobCache;
+use core::Core;
+use eviction::EvictionService;
+use lists::ListCache;
+use manifests::ManifestCache;
+use prefetch::Prefetcher;
 
 /// How long a client waits for what is not in the cache: below the 30 s after which containerd gives
 /// up, so that it gets an answer that says why.
 pub const PATIENCE: Duration = Duration::from_secs(25);
-/// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow
-/// upstream does. Two tables of about a hundred bytes an entry.
+/// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow registry does. Two
+/// tables of about a hundred bytes an entry.
 const SIZES_REMEMBERED: usize = 16_384;
-/// Large manifests whose sizes need not be read again.
-const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
-/// How many blobs that came wrong are remembered, with who sent them.
-const BLAMED_REMEMBERED: usize = 1024;
-/// How many manifests are kept in memory, for a second each.
-const HOT_MANIFESTS: usize = 512;
 
 /// The default of `minimumRate`, in bytes a second: slower than any link that a pull over it would finish on.
 pub const MINIMUM_RATE: u64 = 16 * 1024;
@@ -181,249 +154,248 @@ impl How {
 /// The cache. Cloning shares it.
 #[derive(Clone)]
 pub struct Cache {
-    inner: Arc<Inner>,
-    /// Whose share of the fetchers its requests count against; none for what Larder does by itself.
+    services: Arc<Services>,
+    /// The client whose share of the fetchers its requests count against; `None` for Larder's own requests.
     client: Option<ClientAddress>,
 }
 
-struct Inner {
-    store: Store,
-    sources: Arc<dyn Sources>,
-    /// What is in force: replaced as a whole, and locked for no longer than that takes or a copy of the
-    /// pointer. Who decides several things by it takes one copy for all of them.
-    settings: RwLock<Arc<Settings>>,
-    clock: Clock,
-    blobs: blobs::BlobFlights,
-    manifests: ManifestFlights,
-    heads: HeadFlights,
-    blob_sizes: SizeFlights,
-    lists: ListFlights,
-    /// Lists of what is cached, for which nobody is asked.
-    cached_lists: ListFlights,
-    /// Locked for a look-up or an insertion.
-    unstored_lists: Mutex<unstored_lists::UnstoredLists>,
-    blob_pool: Scheduler,
-    metadata_pool: Scheduler,
-    misses: Misses,
-    /// Locked for a table look-up or an insertion only, as are the next two.
-    hot: Mutex<Recent<(ImageName, Reference), HotManifest>>,
-    /// Large manifests that are being answered: who asks for one meanwhile shares its bytes, so that
-    /// slow readers do not hold a copy each.
-    in_use: Mutex<HashMap<Digest, Weak<Content>>>,
-    /// What HEAD said of tags that are not cached.
-    told_heads: Mutex<Recent<(ImageName, Tag), Told>>,
-    /// The same by digest, until a manifest with that digest is cached.
-    told_tags: Mutex<Recent<(ImageName, Digest), ToldTags>>,
-    /// Sizes of blobs as manifests tell them, each for the repository of the manifest.
-    told_sizes: Mutex<Recent<(ImageName, Digest), u64>>,
-    /// Large manifests whose sizes are among them, as far as it is remembered.
-    sizes_read: Mutex<Recent<(ImageName, Digest), ()>>,
-    /// Sizes of blobs that this process verified.
-    verified_sizes: Mutex<Recent<Digest, u64>>,
-    /// Blobs that came wrong, and how each endpoint has fared with them.
-    blamed: Mutex<Recent<BlobKey, Blame>>,
-    /// Repositories whose cached manifests were read for their sizes.
-    learned: Mutex<Recent<ImageName, ()>>,
-    /// When images were looked at for what they lack.
-    looked_at: Mutex<Recent<(ImageName, Digest), SystemTime>>,
-    /// When the referrers of images were fetched.
-    referrers_fetched: Mutex<Recent<(ImageName, Digest), SystemTime>>,
-    /// To what each cached manifest refers, if to anything. Content does not change, so nor does this.
-    subjects: Mutex<Recent<Digest, Option<Digest>>>,
-    /// Counters of this process.
-    metrics: Arc<Metrics>,
-    /// Evictions, one at a time.
-    evictions: evictor::Evictions,
-    /// Downloads that wait for a fetcher in the background, so that each is queued once.
-    queued_in_background: Mutex<HashSet<BlobKey>>,
-    /// Downloads that somebody wants to end.
-    cancelled: Mutex<HashSet<BlobKey>>,
-    /// Whether the images are to be counted anew without waiting for the next time.
-    usage_outdated: AtomicBool,
-    /// `larder offline on`, as it was last seen.
-    is_switched_off: AtomicBool,
-    /// Held from a look at the switch until it counts; for as long as a file's name is looked up.
-    looking_at_switch: Mutex<()>,
+/// One service for each kind of content, and those that look after all of it. Each uses only those above it.
+struct Services {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
+    eviction: Arc<EvictionService>,
+    blobs: Arc<BlobCache>,
+    lists: Arc<ListCache>,
+    prefetcher: Arc<Prefetcher>,
 }
 
+/// Requests for content.
 impl Cache {
-    /// A cache over a store and the registries behind it. Starts the fetchers; asks nobody.
+    /// A cache over a store and registries. Starts the fetchers; makes no request.
     pub fn new(store: Store, sources: Arc<dyn Sources>, settings: Settings, clock: Clock) -> Cache {
-        let is_switched_off = store.is_offline();
-        let inner = Inner {
-            store,
-            clock,
-            blobs: Flights::new(),
-            manifests: Flights::new(),
-            heads: Flights::new(),
-            blob_sizes: Flights::new(),
-            lists: Flights::new(),
-            cached_lists: Flights::new(),
-            subjects: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            unstored_lists: Mutex::default(),
-            blob_pool: Scheduler::start(
-                "blob-fetcher",
-                settings.blob_fetchers,
-                settings.downloads_per_upstream.clone(),
-                PATIENCE,
-            ),
-            metadata_pool: Scheduler::start(
-                "manifest-fetcher",
-                settings.manifest_fetchers,
-                HashMap::new(),
-                PATIENCE,
-            ),
-            misses: Misses::new(settings.negative_ttl, Arc::clone(&sources)),
-            hot: Mutex::new(Recent::new(HOT_MANIFESTS)),
-            in_use: Mutex::new(HashMap::new()),
-            told_heads: Mutex::new(Recent::new(HEADS_REMEMBERED)),
-            told_tags: Mutex::new(Recent::new(HEADS_REMEMBERED)),
-            told_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            sizes_read: Mutex::new(Recent::new(LARGE_MANIFESTS_REMEMBERED)),
-            verified_sizes: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            blamed: Mutex::new(Recent::new(BLAMED_REMEMBERED)),
-            learned: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            looked_at: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            referrers_fetched: Mutex::new(Recent::new(SIZES_REMEMBERED)),
-            metrics: Arc::default(),
-            evictions: evictor::Evictions::default(),
-            queued_in_background: Mutex::new(HashSet::new()),
-            cancelled: Mutex::new(HashSet::new()),
-            usage_outdated: AtomicBool::new(false),
-            is_switched_off: AtomicBool::new(is_switched_off),
-            looking_at_switch: Mutex::default(),
-            settings: RwLock::new(Arc::new(settings)),
-            sources,
-        };
-        Cache { inner: Arc::new(inner), client: None }
+        let core = Arc::new(Core::new(store, sources, settings, clock));
+        let manifests = Arc::new(ManifestCache::new(Arc::clone(&core)));
+        let eviction = Arc::new(EvictionService::new(Arc::clone(&core), Arc::clone(&manifests)));
+        let blobs = Arc::new(BlobCache::new(
+            Arc::clone(&core),
+            Arc::clone(&manifests),
+            Arc::clone(&eviction),
+        ));
+        let lists = Arc::new(ListCache::new(Arc::clone(&core), Arc::clone(&manifests)));
+        let prefetcher = Arc::new(Prefetcher::new(
+            Arc::clone(&core),
+            Arc::clone(&manifests),
+            Arc::clone(&blobs),
+            Arc::clone(&lists),
+        ));
+        let services = Services { core, manifests, eviction, blobs, lists, prefetcher };
+        Cache { services: Arc::new(services), client: None }
     }
 
-    /// The same cache, whose fetches count against this client from now on.
+    /// The same cache, whose fetches count against the share of this client.
     pub fn for_client(&self, client: ClientAddress) -> Cache {
-        Cache { inner: Arc::clone(&self.inner), client: Some(client) }
+        Cache { services: Arc::clone(&self.services), client: Some(client) }
     }
 
-    /// What a fetch for this repository shares its fetchers with.
+    /// The blob of a digest. Does not wait for anything but the local disk.
     ///
     /// # Errors
-    /// [`CacheError`] if the registry may not be asked: then there is no fetch.
-    fn purpose(&self, name: &ImageName) -> Result<JobPurpose, CacheError> {
-        self.inner.stop_if_offline()?;
-        let class = Class::of(&name.upstream, self.inner.sources.standing(&name.upstream)?);
-        Ok(JobPurpose { class, name: name.clone(), client: self.client })
+    /// [`CacheError`] if it is known that the blob is not available.
+    pub fn blob(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Result<BlobLookup, CacheError> {
+        self.services.blobs.find(name, digest, purpose, self.client)
     }
 
-    /// Puts other settings into force, for what is asked from now on. What is under way goes on; offline,
-    /// that is to say until it breaks off. The numbers of fetchers stay what they were at the start.
+    /// Passes a blob through to one client without storing it, after a flight that failed because of the disk, and
+    /// from which the client may have received something.
+    pub fn pass_through(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        already_sent: Option<AlreadySent>,
+    ) -> PassThrough {
+        self.services.blobs.pass_through(name, digest, size_hint, already_sent, self.client)
+    }
+
+    /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that the manifest is not available.
+    pub fn manifest(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+    ) -> Result<ManifestLookup, CacheError> {
+        self.services.manifests.find(name, reference, self.client)
+    }
+
+    /// The answer to HEAD of a manifest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that the manifest is not available.
+    pub fn manifest_head(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+    ) -> Result<HeadLookup, CacheError> {
+        self.services.manifests.head(name, reference, self.client)
+    }
+
+    /// A list. Does not wait for anything but the local disk, of which it reads one small file.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that the list is not available.
+    pub fn list(&self, name: &ImageName, question: ListQuestion) -> Result<ListLookup, CacheError> {
+        self.services.lists.find(name, question, self.client)
+    }
+
+    /// Completes an image whose manifest was served, in the background.
+    pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
+        self.services.prefetcher.complete_later(name, digest, self.client);
+    }
+
+    /// Fetches the manifests that refer to a manifest, directly or through others: with the referrers API, and by
+    /// the tags that tools use without it. Blocks. Referrers that cannot be fetched are skipped.
+    pub fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
+        self.services.prefetcher.fetch_referrers(name, digest)
+    }
+
+    /// Pulls an image into the cache in the background, and of an index the children that `platforms` covers.
+    ///
+    /// # Errors
+    /// [`CacheError::NotCached`] if the server is offline, [`CacheError::GivenUp`] if the queue is full.
+    pub fn prefetch(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        platforms: Platforms,
+    ) -> Result<(), CacheError> {
+        self.services.prefetcher.pull(name, reference, platforms, self.client)
+    }
+
+    /// Resumes the downloads of listed registries that were interrupted, in this process or an earlier one, in the
+    /// background. Does not wait. Returns how many there are.
+    ///
+    /// Those of unlisted registries wait for a client: anybody can start any number of them.
+    pub fn resume_downloads(&self) -> usize {
+        self.services.blobs.resume_downloads()
+    }
+
+    /// Ends a download at its next bytes; what was received is kept. `false` if there is no such download.
+    pub fn cancel(&self, upstream: &Upstream, digest: &Digest) -> bool {
+        self.services.blobs.cancel(upstream, digest)
+    }
+}
+
+/// State and settings.
+impl Cache {
+    /// Replaces the settings for new requests. Downloads under way continue; offline, until they are interrupted.
+    /// The numbers of fetchers stay as they were at the start.
     pub fn reconfigure(&self, settings: Settings) {
-        let inner = &self.inner;
-        inner.blob_pool.set_limits(settings.downloads_per_upstream.clone());
-        inner.misses.set_ttl(settings.negative_ttl);
         let settings = Arc::new(settings);
-        let before = {
-            let mut current = inner.settings.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *current, Arc::clone(&settings))
-        };
+        let before = self.core().reconfigure(&settings);
         if before.freshness != settings.freshness {
-            lock(&inner.hot).clear();
+            self.services.manifests.forget_hot();
         }
         if before.prefetch != settings.prefetch {
-            lock(&inner.looked_at).clear();
-            lock(&inner.referrers_fetched).clear();
+            self.services.prefetcher.restart();
         }
     }
 
-    /// Forgets what went wrong with these upstreams: they are other ones now, at other places or with other
-    /// credentials.
+    /// Forgets the failures of these registries: they have other addresses or credentials now.
     pub fn forget_troubles(&self, upstreams: &[Upstream]) {
-        self.inner.misses.forget(upstreams);
-        self.inner.forget_heads(|name| !upstreams.contains(&name.upstream));
-        lock(&self.inner.blamed).retain(|(upstream, _)| !upstreams.contains(upstream));
+        self.core().negative.forget(upstreams);
+        self.services.manifests.forget_heads(|name| !upstreams.contains(&name.upstream));
+        self.services.blobs.forget_wrong(upstreams);
     }
 
-    /// The store below.
+    /// The store.
     pub fn store(&self) -> &Store {
-        &self.inner.store
+        &self.core().store
     }
 
-    /// Looks whether `larder offline` was switched since the last look.
-    pub fn look_at_offline_switch(&self) {
-        // One at a time: what an earlier look found must not come after what a later one did.
-        let _looking = lock(&self.inner.looking_at_switch);
-        let is_off = self.inner.store.is_offline();
-        if self.inner.is_switched_off.swap(is_off, Ordering::Relaxed) != is_off {
-            match is_off {
-                true => log::warn!("offline: no upstream is asked until `larder offline off`"),
-                false => log::warn!("online again: upstreams are asked"),
-            }
-        }
+    /// The time of the cache's clock.
+    pub fn now(&self) -> SystemTime {
+        self.core().now()
     }
 
-    /// What is known of the registries' health.
+    /// Checks whether `larder offline` was used since the last check.
+    pub fn check_offline_switch(&self) {
+        self.core().check_offline_switch();
+    }
+
+    /// Whether requests to registries are forbidden, for whatever reason.
+    pub fn is_offline(&self) -> bool {
+        self.core().is_offline()
+    }
+
+    /// Whether the configuration forbids them.
+    pub fn is_air_gapped(&self) -> bool {
+        self.core().settings().air_gapped
+    }
+
+    /// The health of the registries.
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
-        self.inner.sources.statuses()
+        self.core().sources.statuses()
     }
 
     /// The counters of this process.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.inner.metrics
+        &self.core().metrics
     }
 
-    /// What happened how often since the start.
+    /// How often what needs attention has happened since the start.
     pub fn counts(&self) -> Counts {
-        self.inner.counts()
+        let metrics = self.metrics();
+        let (images_evicted, bytes_evicted) = metrics.removed_so_far(Removal::Evicted);
+        Counts {
+            blobs_not_cached: metrics.not_cached_so_far("blob"),
+            manifests_not_cached: metrics.not_cached_so_far("manifest"),
+            damaged_files: self.store().damaged_files(),
+            images_evicted,
+            bytes_evicted,
+        }
     }
 
-    /// Takes no new fetches and lets blob downloads stop at their next bytes. What waits is told that
-    /// its fetch was given up.
+    /// The downloads under way, in the order of their names.
+    pub fn flights(&self) -> Vec<FlightStatus> {
+        self.services.blobs.statuses()
+    }
+
+    /// The flights under way, and the load of the fetchers.
+    pub fn load(&self) -> Load {
+        let Services { core, manifests, blobs, lists, .. } = &*self.services;
+        // Before the other: its jobs start downloads, which are never missed in this order.
+        let manifest_pool = core.metadata_fetchers.load();
+        Load {
+            blobs: blobs.flights(),
+            manifests: manifests.flights(),
+            others: lists.flights() + blobs.size_flights(),
+            blob_pool: core.blob_fetchers.load(),
+            manifest_pool,
+        }
+    }
+
+    /// Accepts no more fetches and lets blob downloads end at their next bytes. Fetches in the queue fail.
     pub fn close(&self) {
-        self.inner.blob_pool.close();
-        self.inner.metadata_pool.close();
+        self.core().blob_fetchers.close();
+        self.core().metadata_fetchers.close();
     }
 
-    /// Waits for the fetches that are still at work, so that a blob that is being committed gets its
-    /// name. Bounded, since a fetch may be waiting for its upstream.
+    /// Waits for the fetches under way, so that a blob that is being committed gets its name. Bounded, since a fetch
+    /// may be waiting for its registry.
     pub fn wait_for_fetches(&self, at_most: Duration) {
-        self.inner.blob_pool.wait_until_idle(at_most);
-        self.inner.metadata_pool.wait_until_idle(at_most);
-    }
-}
-
-impl Inner {
-    /// The settings in force.
-    fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+        self.core().blob_fetchers.wait_until_idle(at_most);
+        self.core().metadata_fetchers.wait_until_idle(at_most);
     }
 
-    /// Whether no upstream may be asked: by configuration, or by `larder offline on`.
-    fn is_offline(&self) -> bool {
-        self.settings().air_gapped || self.is_switched_off.load(Ordering::Relaxed)
-    }
-
-    /// A request is a beginning, and offline nothing is begun.
-    fn stop_if_offline(&self) -> Result<(), CacheError> {
-        if self.is_offline() { Err(CacheError::NotCached) } else { Ok(()) }
-    }
-
-    /// The source of a registry's content, if anybody may be asked.
-    fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
-        self.stop_if_offline()?;
-        Ok(self.sources.source(upstream)?)
-    }
-
-    /// With whom a registry shares its fetchers.
-    fn class_of(&self, upstream: &Upstream) -> Class {
-        let standing = self.sources.standing(upstream);
-        Class::of(upstream, standing.unwrap_or(Standing::Unproven))
-    }
-
-    /// Whether an upstream has other endpoints than the one that a failure is about.
-    fn has_mirrors(&self, upstream: &Upstream) -> bool {
-        self.sources.source(upstream).is_ok_and(|source| source.endpoints() > 1)
-    }
-
-    fn now(&self) -> SystemTime {
-        (self.clock)()
+    fn core(&self) -> &Core {
+        &self.services.core
     }
 }
 

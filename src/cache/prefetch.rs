@@ -7,15 +7,22 @@
 //! Who asks for a manifest by HEAD does not pull, and nothing is fetched for it.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
-use super::lists::ListQuestion;
-use super::{Cache, Inner, lock};
-use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Tag};
+use super::blobs::BlobCache;
+use super::bounded::BoundedCache;
+use super::core::Core;
+use super::lists::{ListCache, ListQuestion};
+use super::manifests::ManifestCache;
+use super::{CacheError, SIZES_REMEMBERED, lock};
+use crate::client_address::ClientAddress;
+use crate::oci::{
+    Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Reference, Tag,
+};
 
 /// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(60);
+const COMPLETED_EVERY: Duration = Duration::from_secs(60);
 /// Referrers of an image that are fetched; more than signers and scanners attach.
 const REFERRERS_MAX: usize = 64;
 /// Manifests of one image that are fetched; more than the platforms of any index. An index of indexes can
@@ -41,35 +48,103 @@ impl Default for Prefetch {
     }
 }
 
-impl Cache {
+/// The service.
+pub(super) struct Prefetcher {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
+    blobs: Arc<BlobCache>,
+    lists: Arc<ListCache>,
+    /// When images were last completed. Locked for a look-up or an insertion only, as is the next one.
+    completed: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
+    /// When the referrers of images were fetched.
+    referrers_fetched: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
+}
+
+impl Prefetcher {
+    pub(super) fn new(
+        core: Arc<Core>,
+        manifests: Arc<ManifestCache>,
+        blobs: Arc<BlobCache>,
+        lists: Arc<ListCache>,
+    ) -> Prefetcher {
+        Prefetcher {
+            core,
+            manifests,
+            blobs,
+            lists,
+            completed: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            referrers_fetched: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+        }
+    }
+
+    /// Forgets what was completed: the settings have changed.
+    pub(super) fn restart(&self) {
+        lock(&self.completed).clear();
+        lock(&self.referrers_fetched).clear();
+    }
+
+    /// Pulls an image into the cache in the background, and of an index the children that `platforms` covers.
+    ///
+    /// # Errors
+    /// [`CacheError::NotCached`] if the server is offline, [`CacheError::GivenUp`] if the queue is full.
+    pub(super) fn pull(
+        self: &Arc<Self>,
+        name: &ImageName,
+        reference: &Reference,
+        platforms: Platforms,
+        client: Option<ClientAddress>,
+    ) -> Result<(), CacheError> {
+        let purpose = self.core.purpose(name, client)?;
+        let (service, name, reference) = (Arc::clone(self), name.clone(), reference.clone());
+        let is_queued = self.core.metadata_fetchers.submit_in_background(purpose, move || {
+            let fetched = match &reference {
+                Reference::Tag(tag) => service.manifests.fetch_by_tag(&name, tag),
+                Reference::Digest(digest) => service.manifests.fetch_by_digest(&name, digest),
+            };
+            match fetched {
+                Ok(content) => service.complete(&name, content.digest(), &platforms),
+                // An operator has requested it and gets no other report.
+                Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
+            }
+        });
+        if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
+    }
+
     /// Sees to it, behind clients' requests, that an image whose manifest was answered becomes whole.
-    pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
-        let inner = &self.inner;
-        if !inner.settings().prefetch.blobs || inner.is_offline() || !inner.store.is_writable() {
+    pub(super) fn complete_later(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        client: Option<ClientAddress>,
+    ) {
+        if !self.core.settings().prefetch.blobs
+            || self.core.is_offline()
+            || !self.core.store.is_writable()
+        {
             return;
         }
-        let (key, now) = ((name.clone(), *digest), inner.now());
+        let (key, now) = ((name.clone(), *digest), self.core.now());
         {
-            let mut looked_at = lock(&inner.looked_at);
-            let last = looked_at.get(&key).copied();
-            let is_young = |last| now.duration_since(last).is_ok_and(|age| age < LOOKED_AT_EVERY);
+            let mut checked = lock(&self.completed);
+            let last = checked.get(&key).copied();
+            let is_young = |last| now.duration_since(last).is_ok_and(|age| age < COMPLETED_EVERY);
             if last.is_some_and(is_young) {
                 return;
             }
-            looked_at.insert(key, now);
+            checked.insert(key, now);
         }
-        let Ok(purpose) = self.purpose(name) else { return };
-        let (cache, name, digest) = (self.clone(), name.clone(), *digest);
-        inner.metadata_pool.submit_in_background(purpose, move || {
-            let wanted = cache.inner.settings().prefetch.platforms.clone();
-            cache.complete(&name, &digest, &wanted);
-            if cache.inner.settings().prefetch.referrers
-                && !cache.inner.knows_referrers(&name, &digest)
+        let Ok(purpose) = self.core.purpose(name, client) else { return };
+        let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
+        self.core.metadata_fetchers.submit_in_background(purpose, move || {
+            let wanted = service.core.settings().prefetch.platforms.clone();
+            service.complete(&name, &digest, &wanted);
+            if service.core.settings().prefetch.referrers
+                && !service.knows_referrers(&name, &digest)
             {
-                for referrer in cache.fetch_referrers(&name, &digest) {
-                    cache.complete(&name, &referrer, &wanted);
+                for referrer in service.fetch_referrers(&name, &digest) {
+                    service.complete(&name, &referrer, &wanted);
                 }
-                cache.inner.note_referrers(&name, &digest);
+                service.note_referrers(&name, &digest);
             }
         });
     }
@@ -88,11 +163,10 @@ impl Cache {
         depth: usize,
         seen: &mut HashSet<Digest>,
     ) {
-        let inner = &self.inner;
         if !seen.insert(*digest) {
             return;
         }
-        let Some(manifest) = inner.store.stored_manifest(name, digest) else { return };
+        let Some(manifest) = self.core.store.stored_manifest(name, digest) else { return };
         match manifest.kind() {
             ManifestKind::Image { .. } => {
                 // Foreign layers are somebody else's to distribute; a client that wants one asks.
@@ -102,7 +176,7 @@ impl Cache {
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
                 for child in wanted.select(manifests) {
-                    let is_over = inner.is_offline() || inner.metadata_pool.is_closed();
+                    let is_over = self.core.is_offline() || self.core.metadata_fetchers.is_closed();
                     if is_over || seen.len() >= MANIFESTS_MAX {
                         return;
                     }
@@ -110,7 +184,7 @@ impl Cache {
                         self.fetch_if_missing(name, child);
                         continue;
                     }
-                    match inner.fetch_by_digest(name, &child.digest) {
+                    match self.manifests.fetch_by_digest(name, &child.digest) {
                         Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
                         Err(error) => error.log(&format!("{name}@{}", child.digest)),
                     }
@@ -122,14 +196,14 @@ impl Cache {
 
     /// Fetches a blob in the background unless it is in the store.
     pub(super) fn fetch_if_missing(&self, name: &ImageName, blob: &Descriptor) {
-        if self.inner.store.blob(&blob.digest, blob.known_size()).is_none() {
-            self.fetch_in_background(name, &blob.digest, blob.known_size());
+        if self.core.store.blob(&blob.digest, blob.known_size()).is_none() {
+            self.blobs.fetch_in_background(name, &blob.digest, blob.known_size(), None);
         }
     }
 
     /// Fetches the manifests that refer to a manifest, directly or by way of others: by the referrers API,
     /// and by the tags that tools use where there is none. Blocks; what cannot be had is passed over.
-    pub fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
+    pub(super) fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
         let mut found = Vec::new();
         self.collect_referrers(name, digest, 0, &mut found);
         found
@@ -142,16 +216,17 @@ impl Cache {
         depth: usize,
         found: &mut Vec<Digest>,
     ) {
-        let inner = &self.inner;
-        if depth >= DEPTH_MAX || inner.is_offline() || inner.metadata_pool.is_closed() {
+        if depth >= DEPTH_MAX || self.core.is_offline() || self.core.metadata_fetchers.is_closed() {
             return;
         }
-        let listed = inner.listed_referrers(name, digest);
-        let by_digest =
-            listed.iter().take(REFERRERS_MAX).map(|referrer| inner.fetch_by_digest(name, referrer));
+        let listed = self.listed_referrers(name, digest);
+        let by_digest = listed
+            .iter()
+            .take(REFERRERS_MAX)
+            .map(|referrer| self.manifests.fetch_by_digest(name, referrer));
         let companions = Tag::COSIGN_SUFFIXES.into_iter().filter_map(|suffix| {
             let tag = Tag::of_digest(digest, suffix)?;
-            Some(inner.fetch_by_tag(name, &tag))
+            Some(self.manifests.fetch_by_tag(name, &tag))
         });
         // Both are lazy: what is beyond the bound is not fetched.
         for fetched in by_digest.chain(companions) {
@@ -163,21 +238,21 @@ impl Cache {
                 Ok(_) => {}
                 Err(error) => log::debug!("{name}@{digest}: a referrer: {error}"),
             }
-            if found.len() >= REFERRERS_MAX || inner.metadata_pool.is_closed() {
+            if found.len() >= REFERRERS_MAX || self.core.metadata_fetchers.is_closed() {
                 return;
             }
         }
     }
 }
 
-impl Inner {
+impl Prefetcher {
     /// The referrers that the registry lists, page by page, as far as they are fetched.
     fn listed_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
         let (mut listed, mut query) = (Vec::new(), String::new());
         // Each page lists something, or there would be no end.
         for _ in 0..REFERRERS_MAX {
             let question = ListQuestion::Referrers { digest: *digest, query };
-            let page = match self.fetch_list(name, &question) {
+            let page = match self.lists.fetch_list(name, &question) {
                 Ok(page) => page,
                 Err(error) => {
                     log::debug!("{name}@{digest}: referrers: {error}");
@@ -199,14 +274,14 @@ impl Inner {
         // Where there is no referrers API, they are listed under this very tag.
         let tag = Tag::of_digest(digest, "");
         fetched.zip(tag).is_some_and(|(fetched, tag)| {
-            self.settings().freshness.is_fresh(name, &tag, fetched, self.now())
+            self.core.settings().freshness.is_fresh(name, &tag, fetched, self.core.now())
         })
     }
 
     /// Notes that they were fetched, unless the registry could not be asked for all of them.
     fn note_referrers(&self, name: &ImageName, digest: &Digest) {
-        let now = self.now();
-        if !self.is_offline() && !self.misses.is_troubled(&name.upstream, now) {
+        let now = self.core.now();
+        if !self.core.is_offline() && !self.core.negative.is_troubled(&name.upstream, now) {
             lock(&self.referrers_fetched).insert((name.clone(), *digest), now);
         }
     }

@@ -23,7 +23,6 @@ use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
-use crate::access::HtpasswdError;
 use crate::bundle::BundleError;
 use crate::certificates::CertificateError;
 use crate::cli::{Arguments, Command, Config, ConfigAction};
@@ -32,6 +31,7 @@ use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
+use crate::users::HtpasswdError;
 
 /// Runs the command that was typed.
 ///

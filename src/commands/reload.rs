@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use super::config_file::{ConfigFile, Look};
 use super::{CommandError, logging, serve, service};
-use crate::access::{self, Users};
 use crate::api::Api;
 use crate::cache::Cache;
 use crate::certificates::CertificateError;
@@ -20,6 +19,7 @@ use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::prune;
 use crate::upstream::{Registries, RegistryChanges};
+use crate::users::{self, Users};
 
 /// How often it is looked whether the file has changed: it costs nothing, and what is written is not in
 /// force before the second look.
@@ -48,7 +48,7 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
     settings
         .access
         .as_ref()
-        .map(access::Settings::check)
+        .map(users::Settings::check)
         .transpose()
         .map_err(CommandError::Users)?;
     Ok(())
@@ -174,7 +174,7 @@ impl Running {
 impl Running {
     /// Serves the users of another file, or everybody. A file that [`check`] could read and that is broken
     /// by now leaves those who were served: nobody is let in for that.
-    fn set_users(&self, wanted: Option<&access::Settings>) {
+    fn set_users(&self, wanted: Option<&users::Settings>) {
         let Some(wanted) = wanted else { return self.api.set_users(None) };
         if self.api.users().is_some_and(|users| users.settings() == *wanted) {
             return;

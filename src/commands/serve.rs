@@ -15,7 +15,6 @@ use signal_hook::iterator::Signals;
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
-use crate::access::Users;
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
@@ -24,6 +23,7 @@ use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
+use crate::users::Users;
 
 /// Images preloaded at a time: clients want their share of the link.
 const PRELOAD_PARALLEL: usize = 2;

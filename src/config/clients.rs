@@ -2,10 +2,10 @@
 
 use super::ConfigError;
 use super::file::{ClientAuthName, File, ServerTlsEntry};
-use crate::access;
 use crate::api::HostName;
 use crate::certificates::IdentityFiles;
 use crate::http::{ClientAuth, ServerTlsSettings};
+use crate::users;
 
 /// `serverTlsConfig`, if it says anything.
 pub(super) fn tls(file: &File) -> Result<Option<ServerTlsSettings>, ConfigError> {
@@ -31,9 +31,9 @@ pub(super) fn tls(file: &File) -> Result<Option<ServerTlsSettings>, ConfigError>
 }
 
 /// `serverAuthConfig`, if it says anything.
-pub(super) fn access(file: &File) -> Option<access::Settings> {
+pub(super) fn access(file: &File) -> Option<users::Settings> {
     let htpasswd = file.server_auth_config.as_ref()?.htpasswd.clone()?;
-    Some(access::Settings { htpasswd })
+    Some(users::Settings { htpasswd })
 }
 
 /// `allowedHosts`.

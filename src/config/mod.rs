@@ -30,7 +30,7 @@ use crate::oci::{Choice, Platform, Platforms, Upstream};
 use crate::upstream::{
     ProxySettings, RegistrySettings, Timeouts, UnlistedPorts, UnlistedRegistries,
 };
-use crate::{access, api, cache, hello, http, store, upstream};
+use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use difference::Differences;
 pub use error::ConfigError;
@@ -83,7 +83,7 @@ pub struct Settings {
     /// TLS to clients, if they must speak it.
     pub tls: Option<http::ServerTlsSettings>,
     /// Which clients are served, if not all of them.
-    pub access: Option<access::Settings>,
+    pub access: Option<users::Settings>,
     /// The names of this server that clients may use; any if there are none.
     pub allowed_hosts: Vec<api::HostName>,
     /// How requests name their upstream.
@@ -831,7 +831,7 @@ registries:
     #[test]
     fn passwords_are_wanted_only_where_a_file_is_named() {
         assert_eq!(settings("serverAuthConfig: {}").unwrap().access, None);
-        let expected = access::Settings { htpasswd: "/h".into() };
+        let expected = users::Settings { htpasswd: "/h".into() };
         assert_eq!(settings("serverAuthConfig: {htpasswd: /h}").unwrap().access, Some(expected));
     }
 

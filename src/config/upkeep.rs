@@ -8,7 +8,7 @@ use super::value::{Span, Text};
 use super::{ConfigError, Overrides};
 use crate::api::{ManagementListener, ManagementSettings, Scope};
 use crate::cache::Upkeep;
-use crate::prune::{PinSettings, PruneBy, PrunePolicy, RoomPolicy};
+use crate::prune::{CacheLimits, PinSettings, PruneBy, PrunePolicy};
 
 /// After how long images are pruned if nobody says, as in the reference server.
 const PRUNE_AFTER: Duration = Duration::from_secs(30 * 86_400);
@@ -23,14 +23,14 @@ pub(super) fn upkeep(file: &File) -> Result<Upkeep, ConfigError> {
 }
 
 /// `cacheSize` and `freeSpace`.
-fn room(file: &File) -> Result<RoomPolicy, ConfigError> {
+fn room(file: &File) -> Result<CacheLimits, ConfigError> {
     let cap_bytes = file.cache_size.as_ref().map(|size| size.0.0);
     if cap_bytes == Some(0) {
         // Elsewhere it means no bound; here it would cost the whole cache.
         let reason = "0 would keep nothing; without the key there is no bound".into();
         return Err(ConfigError::Value { key: "cacheSize", reason });
     }
-    Ok(RoomPolicy { cap_bytes, floor: file.free_space.as_ref().map(|free_space| free_space.0.0) })
+    Ok(CacheLimits { cap_bytes, floor: file.free_space.as_ref().map(|free_space| free_space.0.0) })
 }
 
 /// `pin` and `pinLists`.

@@ -1,7 +1,6 @@
-//! What the rest of the program implements: from a request to a reply, without ever blocking on
-//! anybody.
+//! What the rest of the program implements: a function from a request to a reply that never blocks on other work.
 //!
-//! It must not know how requests arrive or replies leave.
+//! This module must not know how requests are received or replies are sent.
 
 use super::reply::{Ending, Reply};
 use super::request::Request;
@@ -9,23 +8,21 @@ use std::cell::OnceCell;
 use std::task::Waker;
 use std::time::Instant;
 
-/// Answers requests. One value serves all workers at once.
+/// Answers requests. All workers use one value at the same time.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers `request` now, or says what it waits for. Must not block on anything but the local
-    /// disk.
+    /// Answers `request`, or returns what the answer depends on. Must not block, except on the local disk.
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step;
 
-    /// After the last byte (or the cut) of every response, and when a client leaves while its
-    /// answer is waited for.
+    /// Called after the last byte of every response, after a response was cut off, and when a client leaves before its
+    /// answer is ready.
     ///
-    /// The place for the access log. Heads that could not be parsed never become a request and are
-    /// not told here.
+    /// This is the place for the access log. It is not called for heads that cannot be parsed.
     fn finished(&self, request: &Request, ending: &Ending) {
         let _ = (request, ending);
     }
 }
 
-/// What a handler says.
+/// What a handler returns.
 pub enum Step {
     /// The answer.
     Reply(Reply),
@@ -33,41 +30,41 @@ pub enum Step {
     Wait(Box<dyn Pending>),
 }
 
-/// Something an answer depends on.
+/// An answer that is not ready yet.
 ///
-/// The implementor has registered [`Context::waker`] with it *before* returning it; a wake-up
-/// between that and the parking of the connection is not lost.
+/// The implementation must register [`Context::waker`] *before* it returns this value. A wake-up between that and the
+/// parking of the connection is not lost.
 pub trait Pending: Send {
-    /// Goes on: after a wake-up, after the deadline, or for no reason at all.
+    /// Tries again: after a wake-up, after the deadline, or spuriously.
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step;
 
-    /// When to go on without a wake-up. It is looked at a few times a second.
+    /// When to resume without a wake-up. Deadlines are checked a few times a second.
     fn deadline(&self) -> Instant;
 }
 
-/// What a handler may use of the edge.
+/// What a handler may use of the server.
 pub struct Context<'a> {
     now: Instant,
     waker: &'a OnceCell<Waker>,
-    make: &'a dyn Fn() -> Waker,
+    create: &'a dyn Fn() -> Waker,
 }
 
 impl<'a> Context<'a> {
-    /// A context whose waker is `make()`, called at most once for each `waker` cell.
+    /// A context whose waker is `create()`, which is called at most once for each `waker` cell.
     ///
     /// Public so that handlers can be tested without sockets.
-    pub fn new(now: Instant, waker: &'a OnceCell<Waker>, make: &'a dyn Fn() -> Waker) -> Self {
-        Self { now, waker, make }
+    pub fn new(now: Instant, waker: &'a OnceCell<Waker>, create: &'a dyn Fn() -> Waker) -> Self {
+        Self { now, waker, create }
     }
 
-    /// The time at which the worker took up this connection.
+    /// When the current time slice of this connection began.
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// Puts this connection back to work. It belongs to the connection, may outlive it, and may be
-    /// woken from any thread and while locks are held that no handler takes.
+    /// Resumes this connection. The waker belongs to the connection and may outlive it. It may be woken from any thread,
+    /// even while locks are held, as long as no handler takes them.
     pub fn waker(&self) -> &Waker {
-        self.waker.get_or_init(self.make)
+        self.waker.get_or_init(self.create)
     }
 }

@@ -1,19 +1,21 @@
-//! From bytes to a [`Request`], strictly: what is ambiguous is refused, because a proxy before us
-//! may have read it the other way (RFC 9112, sections 3, 5, 6 and 11).
+//! Parses request heads into [`Request`]s. The parser is strict: it refuses whatever is ambiguous, because a proxy in front
+//! of the server may have read it differently (RFC 9112, sections 3, 5, 6 and 11).
 //!
-//! It must not know sockets or time.
+//! This module must not know sockets or time.
 
 use super::limits::{HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX};
 use super::request::{Framing, Method, Request, Span, Version};
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::time::Instant;
 
-/// What became of some bytes.
+/// The result of parsing some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// The head ended after so many bytes.
+    /// The head is complete and has this many bytes.
     Complete { consumed: usize },
-    /// Nothing is wrong so far, but more bytes are needed.
+    /// The head is valid so far, but not complete.
     Partial,
 }
 
@@ -29,7 +31,7 @@ pub(super) enum HeadError {
 }
 
 impl HeadError {
-    /// The status that the client is told.
+    /// The status to answer with.
     pub(super) fn status(self) -> u16 {
         match self {
             Self::Malformed(_) => 400,
@@ -52,16 +54,31 @@ impl fmt::Display for HeadError {
             Self::TooManyHeaders => {
                 write!(f, "the request head has more than {HEADERS_MAX} header lines")
             }
-            Self::Version => f.write_str("only HTTP/1.1 and HTTP/1.0 are spoken here"),
-            Self::Expectation => f.write_str("only the expectation 100-continue is known here"),
+            Self::Version => f.write_str("only HTTP/1.1 and HTTP/1.0 are supported"),
+            Self::Expectation => f.write_str("only the expectation 100-continue is supported"),
         }
     }
 }
 
-/// Parses the head at the start of `bytes` into `request`, whose text and spans are replaced.
+impl Request {
+    /// Parses the text of a head, as a client would send it. For tests of handlers.
+    ///
+    /// # Errors
+    /// The text that the client would get.
+    pub fn parse(head: &str, peer: SocketAddr, began: Instant) -> Result<Self, String> {
+        let mut request = Self::vacant(peer, began);
+        match parse(head.as_bytes(), &mut request) {
+            Ok(Parsed::Complete { .. }) => Ok(request),
+            Ok(Parsed::Partial) => Err("the request head has no end".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Parses the head at the start of `bytes` into `request`, and replaces what was in there.
 ///
 /// # Errors
-/// The head will never become acceptable, however it goes on.
+/// The head is invalid, whatever bytes follow.
 pub(super) fn parse(bytes: &[u8], request: &mut Request) -> Result<Parsed, HeadError> {
     let bytes = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -94,9 +111,9 @@ pub(super) fn parse(bytes: &[u8], request: &mut Request) -> Result<Parsed, HeadE
     Ok(Parsed::Complete { consumed })
 }
 
-/// An unfinished head may already be too long.
+/// Checks whether an unfinished head is already too long.
 fn partial(bytes: &[u8]) -> Result<Parsed, HeadError> {
-    /// The longest method that is given the benefit of the doubt, and its space.
+    /// How long the method and its space may be before an unfinished line counts as a target that is too long.
     const METHOD_BYTES: usize = 32;
     let line = bytes.trim_ascii_start();
     if line.len() > TARGET_BYTES_MAX + METHOD_BYTES && !line.contains(&b'\n') {
@@ -120,7 +137,7 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> HeadError {
     }
 }
 
-/// Whether the request line ends in an HTTP version that is not ours, as `PRI * HTTP/2.0` does.
+/// Whether the request line ends with an unsupported HTTP version, such as `PRI * HTTP/2.0`.
 fn names_other_version(bytes: &[u8]) -> bool {
     let line = bytes.trim_ascii_start().split(|&byte| byte == b'\n').next().unwrap_or_default();
     let word = line.splitn(3, |&byte| byte == b' ').nth(2).unwrap_or_default();
@@ -131,17 +148,17 @@ fn keep_text(request: &mut Request, head: &[u8]) {
     request.head.clear();
     match std::str::from_utf8(head) {
         Ok(text) => request.head.push_str(text),
-        // One character for each byte, so that offsets into the bytes fit the text.
+        // One character per byte keeps the offsets valid.
         Err(_) => request
             .head
             .extend(head.iter().map(|&byte| if byte.is_ascii() { char::from(byte) } else { '?' })),
     }
 }
 
-/// Where `part`, a slice of `bytes`, lies in it.
+/// The position of `part`, a slice of `bytes`, in `bytes`.
 fn span_of(bytes: &[u8], part: &[u8]) -> Span {
     let start = (part.as_ptr() as usize).saturating_sub(bytes.as_ptr() as usize);
-    // `HEAD_BYTES_MAX` fits u16 (checked in `limits`), and so do all offsets into a head.
+    // `HEAD_BYTES_MAX` fits into u16 (checked in `limits`), and so do all offsets into a head.
     Span { start: start as u16, end: (start + part.len()) as u16 }
 }
 
@@ -176,7 +193,7 @@ fn split_target(request: &mut Request, target: &str, span: Span) -> Result<(), H
     Ok(())
 }
 
-/// Where path and query begin in `http://authority/path?query`; path or both may be missing.
+/// Where path and query begin in `http://authority/path?query`. The path, or both, may be missing.
 fn origin_start(target: &str) -> Option<usize> {
     let scheme = target.find("://")?;
     let known = matches!(&target[..scheme].to_ascii_lowercase()[..], "http" | "https");
@@ -185,7 +202,7 @@ fn origin_start(target: &str) -> Option<usize> {
     (known && end > authority).then_some(end)
 }
 
-/// One Host, as RFC 9112 (section 3.2) demands of HTTP/1.1; repeating the same one is harmless.
+/// Requires one Host header, as RFC 9112 (section 3.2) does for HTTP/1.1. Repeating the same value is harmless.
 fn check_host(request: &Request) -> Result<(), HeadError> {
     let mut hosts = request.headers("host");
     match hosts.next() {
@@ -196,7 +213,7 @@ fn check_host(request: &Request) -> Result<(), HeadError> {
     }
 }
 
-/// How long the body is (RFC 9112, section 6.3); every doubt is an attempt at request smuggling.
+/// The framing of the body (RFC 9112, section 6.3). Anything ambiguous may be request smuggling and is refused.
 fn framing(request: &Request) -> Result<Framing, HeadError> {
     let mut length = None;
     for value in request.headers("content-length") {
@@ -221,21 +238,21 @@ fn framing(request: &Request) -> Result<Framing, HeadError> {
 }
 
 fn keep_alive(request: &Request) -> bool {
-    let said = |word: &str| {
+    let has_option = |name: &str| {
         request
             .headers("connection")
             .flat_map(|value| value.split(','))
-            .any(|option| option.trim().eq_ignore_ascii_case(word))
+            .any(|option| option.trim().eq_ignore_ascii_case(name))
     };
     match request.version {
-        Version::Http11 => !said("close"),
-        Version::Http10 => said("keep-alive") && !said("close"),
+        Version::Http11 => !has_option("close"),
+        Version::Http10 => has_option("keep-alive") && !has_option("close"),
     }
 }
 
 fn expects_continue(request: &Request) -> Result<bool, HeadError> {
     match request.header("expect") {
-        // HTTP/1.0 knows no interim responses (RFC 9110, section 10.1.1).
+        // HTTP/1.0 has no interim responses (RFC 9110, section 10.1.1).
         _ if request.version == Version::Http10 => Ok(false),
         None => Ok(false),
         Some(value) if value.eq_ignore_ascii_case("100-continue") => Ok(true),
@@ -246,8 +263,7 @@ fn expects_continue(request: &Request) -> Result<bool, HeadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, SocketAddr};
-    use std::time::Instant;
+    use std::net::Ipv4Addr;
 
     fn parsed(head: &[u8]) -> (Result<Parsed, HeadError>, Request) {
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
@@ -326,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_of_a_good_head_is_merely_unfinished() {
+    fn every_prefix_of_a_valid_head_is_unfinished() {
         let head = b"\r\nGET /v2/?a=b HTTP/1.1\r\nHost: h\r\nAccept: x\r\n\r\n";
         for length in 0..head.len() {
             assert_eq!(parsed(&head[..length]).0, Ok(Parsed::Partial), "{length} bytes");
@@ -336,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_to_the_byte() {
+    fn limits_are_exact() {
         let target = |length: usize| {
             format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(length - 1)).into_bytes()
         };
@@ -358,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn absolute_targets_lose_scheme_and_authority() {
+    fn scheme_and_authority_of_absolute_targets_are_removed() {
         for (target, path, query) in [
             ("http://h:80/v2/x?n=1", "/v2/x", Some("n=1")),
             ("HTTPS://h/", "/", None),
@@ -385,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_outside_of_utf8_read_as_question_marks() {
+    fn bytes_that_are_not_utf8_become_question_marks() {
         let (_, request) = parsed(b"GET / HTTP/1.1\r\nUser-Agent: caf\xe9!\r\nHost: h\r\n\r\n");
         assert_eq!(request.header("user-agent"), Some("caf?!"));
         assert_eq!(request.header("host"), Some("h"));

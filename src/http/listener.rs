@@ -1,11 +1,11 @@
-//! Accepting clients, and surviving when the system is short of what they need.
+//! Accepts clients, also when the system runs out of file descriptors or memory.
 //!
-//! It must not know HTTP, nor touch a client's bytes.
+//! This module must not know HTTP, and does not read what clients send.
 
-use super::connection::{Connection, Phase};
+use super::connection::Connection;
 use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG};
-use super::parking::Eviction;
-use super::pool::Shared;
+use super::shared::Shared;
+use super::table::Eviction;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -14,45 +14,45 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-/// Listens on `address` without ever blocking in `accept`.
+/// Listens on `address` with a non-blocking socket.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    // Listening again only sets a longer queue than the standard library's 128.
+    // A second `listen` only replaces the queue length of 128 that the standard library sets.
     rustix::net::listen(&listener, BACKLOG)?;
-    // Accepted sockets inherit it, which saves a system call for each.
+    // Accepted sockets inherit this option, which saves a system call for each of them.
     rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
     Ok(listener)
 }
 
-/// Accepts until the drain begins; then the listeners are closed.
+/// Accepts clients until the drain begins, then closes the listeners.
 pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
-    let mut strain = Strain::default();
-    while !shared.draining() {
-        // The end of a shortage is worth a log line even if no client comes.
-        let timeout = strain.logged.then_some(ACCEPT_BACKOFF);
-        wait(if strain.resting { &[] } else { &listeners }, shared, timeout);
-        strain.resting = false;
+    let mut shortage = Shortage::default();
+    while !shared.is_draining() {
+        // The end of a shortage is logged even if no client connects.
+        let timeout = shortage.logged.then_some(ACCEPT_BACKOFF);
+        wait(if shortage.resting { &[] } else { &listeners }, shared, timeout);
+        shortage.resting = false;
         for listener in &listeners {
             let accept = || {
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 rustix::net::acceptfrom_with(listener, flags)
             };
-            match accept_some(accept, &mut |fd, peer| welcome(fd, peer, shared)) {
-                Accepted::All => strain.relieve(),
+            match accept_some(accept, &mut |fd, peer| admit(fd, peer, shared)) {
+                Accepted::All => shortage.end(),
                 Accepted::Some => {}
-                // The system looks for a descriptor before it looks for a client.
+                // `accept` allocates a file descriptor before it checks whether a client is waiting.
                 Accepted::Short(_) if !is_ready(listener) => {}
                 Accepted::Short(errno) => {
-                    // A connection without a request holds a descriptor that a new client needs more.
-                    strain.note(errno, shared.lot.evict(None) == Eviction::Done);
+                    // A connection without a request holds a file descriptor that a new client needs more.
+                    shortage.record(errno, shared.table.evict(None) == Eviction::Done);
                 }
             }
         }
     }
 }
 
-/// Waits until a listener is ready, the server stops, or `timeout`.
+/// Waits until a listener is ready, the server stops, or `timeout` has passed.
 fn wait(listeners: &[TcpListener], shared: &Shared, timeout: Option<Duration>) {
     let mut watched = vec![PollFd::new(&shared.stop, PollFlags::IN)];
     watched.extend(listeners.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
@@ -66,7 +66,7 @@ fn wait(listeners: &[TcpListener], shared: &Shared, timeout: Option<Duration>) {
     }
 }
 
-/// Whether a client waits to be accepted.
+/// Whether a client is waiting to be accepted.
 fn is_ready(listener: &TcpListener) -> bool {
     let mut watched = [PollFd::new(listener, PollFlags::IN)];
     poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
@@ -75,45 +75,44 @@ fn is_ready(listener: &TcpListener) -> bool {
 /// How a round of accepting ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Accepted {
-    /// Nobody is waiting any more.
+    /// No client is waiting any more.
     All,
-    /// There may be more.
+    /// More clients may be waiting.
     Some,
-    /// The system is short of something.
+    /// The system is out of file descriptors or memory.
     Short(Errno),
 }
 
-/// Accepts some of the clients that wait.
+/// Accepts up to `ACCEPTS_PER_WAIT` clients.
 fn accept_some(
     mut accept: impl FnMut() -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)>,
-    welcome: &mut dyn FnMut(OwnedFd, Option<SocketAddrAny>),
+    admit: &mut dyn FnMut(OwnedFd, Option<SocketAddrAny>),
 ) -> Accepted {
     for _ in 0..ACCEPTS_PER_WAIT {
         match accept() {
-            Ok((fd, peer)) => welcome(fd, peer),
+            Ok((fd, peer)) => admit(fd, peer),
             Err(Errno::AGAIN) => return Accepted::All,
-            // The trouble of one client who is gone already (accept(2), "Error handling").
+            // These errors concern one client that is already gone (accept(2), "Error handling").
             Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::PERM) => {}
             Err(Errno::NETDOWN | Errno::NETUNREACH | Errno::HOSTDOWN | Errno::HOSTUNREACH) => {}
             Err(Errno::NOPROTOOPT | Errno::NONET | Errno::OPNOTSUPP) => {}
-            // No descriptors or memory; anything else is as good a reason not to spin.
+            // No file descriptors or no memory. Other errors are treated in the same way, so as not to spin.
             Err(errno) => return Accepted::Short(errno),
         }
     }
     Accepted::Some
 }
 
-fn welcome(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
+fn admit(fd: OwnedFd, peer: Option<SocketAddrAny>, shared: &Shared) {
     let peer = peer_address(peer);
-    let Some(ticket) = shared.lot.admit(peer.ip().into()) else {
-        log::debug!("a client was turned away: every seat is taken");
+    let Some(guard) = shared.table.admit(peer.ip().into()) else {
+        log::debug!("closed a new connection: all slots are in use");
         return;
     };
-    let now = Instant::now();
-    let beginning = if shared.tls.is_some() { Phase::Greeting } else { Phase::Head };
-    let connection = Connection::new(fd, beginning, peer, ticket, now);
-    let parking = connection.parking_for_first_head(&shared.settings);
-    shared.lot.settle(Box::new(connection), parking);
+    let by_tls = shared.service.tls.is_some();
+    let connection = Connection::new(fd, by_tls, peer, guard, Instant::now());
+    let parking = connection.initial_parking(&shared.service.settings);
+    shared.table.insert(Box::new(connection), parking);
 }
 
 fn peer_address(peer: Option<SocketAddrAny>) -> SocketAddr {
@@ -122,23 +121,23 @@ fn peer_address(peer: Option<SocketAddrAny>) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Remembers a shortage, so that it is logged once however long it lasts.
+/// A shortage of file descriptors or memory. It is logged once, however long it lasts.
 #[derive(Debug, Default)]
-struct Strain {
+struct Shortage {
     logged: bool,
     resting: bool,
 }
 
-impl Strain {
-    fn note(&mut self, errno: Errno, something_was_freed: bool) {
-        self.resting |= !something_was_freed;
+impl Shortage {
+    fn record(&mut self, errno: Errno, one_was_closed: bool) {
+        self.resting |= !one_was_closed;
         if !self.logged {
             self.logged = true;
-            log::error!("cannot accept clients, trying again until it works: {errno}");
+            log::error!("cannot accept clients, retrying: {errno}");
         }
     }
 
-    fn relieve(&mut self) {
+    fn end(&mut self) {
         if self.logged {
             self.logged = false;
             log::info!("accepting clients again");
@@ -160,21 +159,21 @@ mod tests {
 
     fn accepted(script: Script) -> (Accepted, usize) {
         let mut script = script;
-        let mut welcomed = 0;
+        let mut admitted = 0;
         let end = accept_some(|| script.pop_front().unwrap_or(Err(Errno::AGAIN)), &mut |_, _| {
-            welcomed += 1
+            admitted += 1
         });
-        (end, welcomed)
+        (end, admitted)
     }
 
     #[test]
-    fn a_client_that_left_the_queue_does_not_stop_the_next_one() {
+    fn a_client_that_left_the_queue_does_not_block_the_next_one() {
         let script = [Err(Errno::CONNABORTED), client(), Err(Errno::INTR), client()];
         assert_eq!(accepted(script.into()), (Accepted::All, 2));
     }
 
     #[test]
-    fn running_out_of_descriptors_ends_the_round() {
+    fn running_out_of_file_descriptors_ends_the_round() {
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::BADF] {
             let script = [client(), Err(errno), client()];
             assert_eq!(accepted(script.into()), (Accepted::Short(errno), 1));
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_queue_lets_the_stop_signal_through() {
+    fn an_endless_queue_does_not_delay_the_stop_signal() {
         let script = (0..ACCEPTS_PER_WAIT + 1).map(|_| client()).collect();
         assert_eq!(accepted(script), (Accepted::Some, ACCEPTS_PER_WAIT));
     }

@@ -1,31 +1,31 @@
-//! Memory that responses may hold while their clients take their time.
+//! The memory that responses may use while slow clients read them.
 //!
-//! It must not know connections. A worker sends a response once; what the client does not take stays
-//! here for as long as the client likes. Files cost a descriptor only, and small bodies are bounded by
-//! the number of connections. All others count against one budget of the server, of which one client
-//! address gets a share: beyond it, the client gets 503.
+//! This module must not know connections. A worker sends a response once; what the client does not take stays in memory
+//! until the client reads it. A file costs only a file descriptor, and the total of small bodies is limited by the number
+//! of connections. All other bodies count against one budget of the server. Each client address has a share of it; beyond
+//! that share, the client gets a 503.
 
 use super::reply::Body;
 use crate::budget::{Budget, Charge};
 use crate::client_address::ClientAddress;
 use std::sync::Arc;
 
-/// Bodies up to this size are not counted: with 16,384 connections they are 32 MiB at most, and every
-/// error and every probe is among them.
+/// Bodies up to this size are not counted, which includes all errors and probes. With 16,384 connections they take at most
+/// 32 MiB.
 pub(super) const UNCOUNTED_MAX: usize = 2 * 1024;
 
-/// Identifies one allocation, which many responses may share. It is held while it is charged, so no
-/// other one has its address.
+/// Identifies one allocation, which many responses may share. An allocation is not freed while it is charged, so no other
+/// one has its address.
 type Allocation = (usize, usize);
 
-/// What one response takes of it.
+/// The memory that one response uses.
 pub(super) type MemoryCharge = Charge<Allocation>;
 
-/// The memory for responses is exhausted, or this client's share of it.
+/// The memory for responses, or this client's share of it, is exhausted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Exhausted;
 
-/// The budget of one server.
+/// The memory budget of one server.
 pub(super) struct ResponseMemory(Arc<Budget<Allocation>>);
 
 impl ResponseMemory {
@@ -33,7 +33,7 @@ impl ResponseMemory {
         ResponseMemory(Budget::new(bytes))
     }
 
-    /// Counts a body for as long as the charge lives; `None` if it costs nothing worth counting.
+    /// Counts a body until the charge is dropped. `None` if the body is not counted.
     pub(super) fn charge(
         &self,
         body: &Body,
@@ -47,7 +47,7 @@ impl ResponseMemory {
         self.0.charge(allocation, bytes.len() as u64, client).map(Some).ok_or(Exhausted)
     }
 
-    /// How many bytes are held.
+    /// How many bytes are in use.
     pub(super) fn used(&self) -> u64 {
         self.0.used()
     }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn small_bodies_and_those_of_the_program_are_not_counted() {
+    fn small_and_static_bodies_are_not_counted() {
         let memory = ResponseMemory::new(0);
         for body in [
             Body::Bytes(vec![0; UNCOUNTED_MAX].into()),

@@ -1,46 +1,46 @@
-//! The edge: a small HTTP/1.1 server for clients that mostly GET.
+//! A small HTTP/1.1 server for clients that mostly send GET requests.
 //!
-//! It accepts connections, reads request heads, asks one [`Handler`] for the answer and sends that,
-//! from memory, from a file or from a file that is still growing. It must not know what a registry,
-//! a digest or a store is: everything it needs to know about an answer is in [`Reply`].
+//! It accepts connections, reads request heads, calls one [`Handler`] for the answer and sends that from memory, from a
+//! file, or from a file that is still growing. It must not know what a registry, a digest or a store is: a [`Reply`]
+//! says everything that the server needs to know about an answer.
 //!
-//! **A worker never waits.** One thread accepts, one polls, and a fixed pool of workers takes
-//! connections that can go on from one bounded channel. A connection that cannot go on (no request
-//! yet, head unfinished, socket full, handler or tail without news) is *parked* in its seat, and
-//! comes back when its socket is ready, its deadline has passed, or a [`std::task::Waker`] was
-//! woken. So the number of workers bounds what is computed at once, not who may be slow.
+//! **A worker never blocks.** One thread accepts connections, one polls sockets, and a fixed pool of workers takes
+//! connections that can proceed from one bounded channel. A connection that would block (no request yet, unfinished
+//! head, full socket, or no news from the handler or the tail) is *parked* in its slot. It is resumed when its socket is
+//! ready, its deadline has passed, or a [`std::task::Waker`] was woken. So the number of workers limits how much is
+//! computed at the same time, but not how many clients may be slow.
 //!
-//! Read on in this order: [`Handler`] (what the rest of the program implements), `connection` (the
-//! state machine), `parking` (why no wake-up is lost), `server` (how it starts and drains).
+//! Suggested reading order: [`Handler`] (what the rest of the program implements), `connection` (the state machine),
+//! `table` (why no wake-up is lost), `server` (start and drain). The rest of the program uses only the items that this
+//! file exports. Modules import only modules that are declared above them.
 
-mod handler;
 mod limits;
-mod reply;
-mod request;
+
 mod tail;
 
+mod reply;
+mod request;
+
+mod handler;
 mod head;
 mod memory;
 mod render;
-mod socket;
 mod tls;
-mod wire;
 
-mod answering;
-mod chunks;
-mod closing;
+mod worker;
+
+mod table;
+
 mod connection;
-mod handshake;
-mod outgoing;
-mod reading;
-mod sending;
+
+mod shared;
 
 mod listener;
-mod parking;
 mod poller;
+
 mod pool;
+
 mod server;
-mod shares;
 
 #[cfg(test)]
 mod tests;

@@ -1,19 +1,19 @@
-//! The one thread that waits: for sockets, for deadlines, and for the end of a drain.
+//! The thread that waits for sockets, for deadlines, and for the end of a drain.
 //!
-//! It must not know what connections are; it only puts them back to work.
+//! This module must not know what connections are; it only sends them to the workers.
 
 use super::limits::{CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
-use super::parking::{Stage, Sweep};
-use super::pool::Shared;
+use super::shared::Shared;
+use super::table::{Stage, Sweep};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// The token of the event that only interrupts the wait; no seat has so high an index.
+/// The token of the event that only interrupts the wait. No slot has such a high index.
 const KICK: u64 = u64::MAX;
 
-/// Makes `kick` interrupt the waits on `epoll`, once for every write to it.
+/// Makes every write to `kick` interrupt one wait on `epoll`.
 pub(super) fn watch_kicks(epoll: &OwnedFd, kick: &OwnedFd) -> rustix::io::Result<()> {
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(epoll, kick, epoll::EventData::new_u64(KICK), edge)
@@ -27,20 +27,20 @@ pub(super) fn run(shared: &Shared) {
     loop {
         wait(shared, &mut events, next_sweep);
         for event in &events {
-            // The fields of a packed structure must be copied out.
+            // Fields of a packed struct cannot be borrowed, so they are copied.
             let (flags, data) = (event.flags, event.data);
             if data.u64() != KICK {
-                shared.lot.fire(data.u64(), flags);
+                shared.table.socket_ready(data.u64(), flags);
             }
         }
         let now = Instant::now();
-        if shared.lot.stage() != Stage::Serving {
+        if shared.table.stage() != Stage::Serving {
             if drain.advance(shared, now) {
                 return;
             }
             next_sweep = now + DRAIN_SCAN_INTERVAL;
         } else if now >= next_sweep {
-            shared.lot.sweep(now, Sweep::Expired);
+            shared.table.sweep(now, Sweep::Expired);
             next_sweep = now + SCAN_INTERVAL;
         }
     }
@@ -50,17 +50,17 @@ fn wait(shared: &Shared, events: &mut Vec<epoll::Event>, until: Instant) {
     events.clear();
     let timeout = until.saturating_duration_since(Instant::now());
     let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    match epoll::wait(shared.lot.epoll(), spare_capacity(events), Some(&timeout)) {
+    match epoll::wait(shared.table.epoll(), spare_capacity(events), Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(errno) => {
-            // It cannot be, but if it is, a loop without any wait would make it worse.
+            // This should be impossible; the pause prevents a busy loop.
             log::error!("cannot wait for sockets: {errno}");
             std::thread::sleep(SCAN_INTERVAL);
         }
     }
 }
 
-/// What the poller remembers of a drain.
+/// The progress of a drain.
 #[derive(Default)]
 struct Drain {
     began: Option<Instant>,
@@ -68,22 +68,22 @@ struct Drain {
 }
 
 impl Drain {
-    /// Takes the drain further; true when it is over.
+    /// Advances the drain. Returns true when it is complete.
     fn advance(&mut self, shared: &Shared, now: Instant) -> bool {
         let began = *self.began.get_or_insert(now);
-        if passed(began, shared.settings.drain_timeout, now) {
-            shared.lot.advance(Stage::Cutting);
+        if passed(began, shared.service.settings.drain_timeout, now) {
+            shared.table.advance(Stage::Cutting);
         }
-        if shared.lot.stage() == Stage::Cutting {
+        if shared.table.stage() == Stage::Cutting {
             let cut = *self.cut.get_or_insert(now);
-            shared.lot.sweep(now, Sweep::All);
+            shared.table.sweep(now, Sweep::All);
             if passed(cut, CUT_GRACE, now) {
                 return true;
             }
         } else {
-            shared.lot.sweep(now, Sweep::Idle);
+            shared.table.sweep(now, Sweep::Idle);
         }
-        !shared.accepting() && shared.lot.open() == 0
+        !shared.is_accepting() && shared.table.open() == 0
     }
 }
 

@@ -1,7 +1,6 @@
-//! From a reply to the bytes of a response head.
+//! Renders the head of a response.
 //!
-//! It must not know bodies or sockets. Whatever a handler puts into a header, no more than one
-//! line per header reaches the wire.
+//! This module must not know bodies or sockets. Whatever a handler puts into a header, it stays on one line.
 
 use super::reply::Reply;
 use std::io::Write;
@@ -10,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-/// What we call ourselves in `Server`. No version: it would only help attackers to choose.
+/// The value of the `Server` header. It has no version, which would only help attackers.
 pub const SERVER_NAME: &str = "larder";
 
 /// RFC 9110, section 5.6.7.
@@ -18,8 +17,8 @@ const IMF_FIXDATE: &[BorrowedFormatItem<'_>] = format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
 
-/// Headers that only the edge may set, because it must keep them true.
-const OWN_HEADERS: [&str; 6] = [
+/// Headers that only the server may set, because their values must be correct.
+const SERVER_HEADERS: [&str; 6] = [
     "connection",
     "content-length",
     "date",
@@ -28,24 +27,24 @@ const OWN_HEADERS: [&str; 6] = [
     "x-content-type-options",
 ];
 
-/// No answer is a page, whatever a browser makes of its bytes: it is of the type that it says, and can
-/// load, run or submit nothing. Part of every response, since this is where all of them are written.
+/// Keeps browsers from treating an answer as a page: its type is the declared one, and it cannot load, run or submit
+/// anything. Every response has these headers, because every response is rendered here.
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
-/// The management page has a policy of its own.
+/// The management page replaces this policy.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "default-src 'none'; sandbox");
 
-/// What is said about the connection.
+/// The `Connection` header of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionOption {
-    /// HTTP/1.1 keeps connections without a word.
-    Unsaid,
-    /// HTTP/1.0 clients that asked for it must be told.
+    /// No header: HTTP/1.1 connections stay open by default.
+    Default,
+    /// `keep-alive`, for HTTP/1.0 clients that requested it.
     KeepAlive,
-    /// No further request will be read.
+    /// `close`: no further request will be read.
     Close,
 }
 
-/// Appends the head of `reply` to `out`, with `length` as its Content-Length if it has one.
+/// Appends the head of `reply` to `out`, with `length` as its Content-Length unless that is `None`.
 pub(super) fn render(
     out: &mut Vec<u8>,
     reply: &Reply,
@@ -64,7 +63,7 @@ pub(super) fn render(
         push_line(out, SANDBOX.0, SANDBOX.1);
     }
     for (name, value) in &reply.headers {
-        if !OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+        if !SERVER_HEADERS.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
             push_line(out, name, value);
         }
     }
@@ -73,22 +72,22 @@ pub(super) fn render(
         push_number(out, length);
     }
     match option {
-        ConnectionOption::Unsaid => {}
+        ConnectionOption::Default => {}
         ConnectionOption::KeepAlive => push_line(out, "Connection", "keep-alive"),
         ConnectionOption::Close => push_line(out, "Connection", "close"),
     }
     out.extend_from_slice(b"\r\n\r\n");
 }
 
-/// Ends the line before and adds this one without its end.
+/// Ends the previous line and appends this one without its end.
 fn push_line(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     let start = out.len();
     out.extend_from_slice(value.as_bytes());
-    // A value may come from upstream or from the request: a CR or LF in it would be a header, or a
-    // whole response, of an attacker's making.
+    // A value may come from upstream or from the request. With a CR or LF in it, an attacker could add headers or a
+    // complete response.
     for byte in &mut out[start..] {
         if byte.is_ascii_control() {
             *byte = b'?';
@@ -101,7 +100,7 @@ fn push_number(out: &mut Vec<u8>, number: u64) {
     let _ = write!(out, "{number}");
 }
 
-/// The reason phrase; clients ignore it, people with `curl -v` do not.
+/// The reason phrase. Clients ignore it; people who use `curl -v` read it.
 fn reason(status: u16) -> &'static str {
     match status {
         100 => "Continue",
@@ -145,7 +144,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// The text of `Date`, made once a second.
+/// The value of the `Date` header, formatted once a second.
 #[derive(Debug, Default)]
 pub(super) struct DateCache {
     second: u64,
@@ -153,7 +152,7 @@ pub(super) struct DateCache {
 }
 
 impl DateCache {
-    /// The date of `time` as RFC 9110 wants it.
+    /// `time` in the format of RFC 9110.
     pub(super) fn at(&mut self, time: SystemTime) -> &str {
         let second = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if second != self.second || self.text.is_empty() {
@@ -161,7 +160,7 @@ impl DateCache {
             let date = i64::try_from(second).ok().and_then(|second| {
                 OffsetDateTime::from_unix_timestamp(second).ok()?.format(IMF_FIXDATE).ok()
             });
-            // Only a clock beyond the year 9999 gets here without a date.
+            // Formatting fails only for years after 9999.
             self.text = date.unwrap_or_else(|| "Thu, 01 Jan 1970 00:00:00 GMT".to_owned());
         }
         &self.text
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_status_line_headers_and_an_empty_line() {
+    fn a_head_has_a_status_line_headers_and_an_empty_line() {
         let reply = Reply::new(206, Body::Empty).header("ETag", "\"x\"");
         assert_eq!(
             rendered(&reply, Some(7), ConnectionOption::Close),
@@ -193,21 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn control_bytes_in_values_never_reach_the_wire() {
+    fn control_bytes_in_values_are_never_sent() {
         let reply = Reply::new(200, Body::Empty).header("X", "a\r\nSet-Cookie: b\0c\x7f\td");
-        let head = rendered(&reply, None, ConnectionOption::Unsaid);
+        let head = rendered(&reply, None, ConnectionOption::Default);
         assert!(head.contains("\r\nX: a??Set-Cookie: b?c??d\r\n\r\n"), "{head:?}");
     }
 
     #[test]
-    fn headers_that_the_edge_must_keep_true_cannot_be_set() {
+    fn handlers_cannot_set_the_headers_of_the_server() {
         let reply = Reply::new(200, Body::Empty)
             .header("content-length", "1")
             .header("Transfer-Encoding", "chunked")
             .header("X-Content-Type-Options", "none")
             .header("Content-Security-Policy", "sandbox")
             .header("Connection", "upgrade");
-        let head = rendered(&reply, Some(0), ConnectionOption::Unsaid);
+        let head = rendered(&reply, Some(0), ConnectionOption::Default);
         assert_eq!(
             head,
             "HTTP/1.1 200 OK\r\nServer: larder\r\nDate: D\r\nX-Content-Type-Options: nosniff\r\n\

@@ -1,6 +1,6 @@
 //! An answer as a value: status, headers, body, and how it ended.
 //!
-//! It must not know how a reply is put on the wire (`render`, `sending`).
+//! This module must not know how a reply is sent (`render`, `connection`).
 
 use super::tail::Tail;
 use std::borrow::Cow;
@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The status told in [`Ending`] when the client left before there was an answer; nginx's number,
-/// never sent.
+/// The status that [`Ending`] reports if the client left before its answer was ready. It is never sent. nginx uses the
+/// same number.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// An answer to one request.
@@ -24,13 +24,27 @@ pub struct Reply {
     pub(super) close: bool,
 }
 
+/// The longest plain-text answer: it may quote the error of a body's source.
+const PLAIN_CHARS_MAX: usize = 1024;
+
 impl Reply {
-    /// A reply without headers of its own.
+    /// A reply without headers.
     ///
-    /// The edge adds `Content-Length`, `Date`, `Server` and, where needed, `Connection`; headers of
-    /// these names set by the handler are dropped, and so is `Transfer-Encoding`.
+    /// The server adds `Content-Length`, `Date`, `Server` and, where needed, `Connection`. If the handler sets one of
+    /// these headers or `Transfer-Encoding`, it is dropped.
     pub fn new(status: u16, body: Body) -> Self {
         Self { status, headers: Vec::new(), body, note: None, close: false }
+    }
+
+    /// A short plain-text answer for people. Control characters become `?`.
+    pub(super) fn plain(status: u16, text: &str) -> Self {
+        let text: String = text
+            .chars()
+            .take(PLAIN_CHARS_MAX)
+            .map(|char| if char.is_control() { '?' } else { char })
+            .collect();
+        let body = Body::Bytes(Arc::from(format!("{text}\n").into_bytes()));
+        Self::new(status, body).header("Content-Type", "text/plain; charset=utf-8")
     }
 
     /// Adds a header line. Control bytes in `value` are sent as `?`.
@@ -40,7 +54,7 @@ impl Reply {
         self
     }
 
-    /// Text that comes back in [`Ending::note`], for the access log.
+    /// Adds a text that [`Ending::note`] returns, for the access log.
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
@@ -77,37 +91,36 @@ impl Reply {
     }
 }
 
-/// Where the bytes of an answer come from. The length is always known, so nothing is ever sent
-/// chunked.
+/// Where the bytes of an answer come from. The length is always known, so responses are never chunked.
 ///
-/// Answers to HEAD may carry the body that GET would get: its length is told and no byte is sent.
+/// An answer to HEAD may have the body that GET would get: its length is sent, but none of its bytes.
 pub enum Body {
     /// No bytes; `Content-Length: 0` except for 204 and 304.
     Empty,
-    /// Bytes in memory. Those of large bodies count against a budget that clients share, and beyond it
-    /// the answer becomes 503: what can be sent from a file should be.
+    /// Bytes in memory. Large bodies count against a budget that clients share. If the budget is exhausted, the client gets
+    /// a 503, so use a file where possible.
     Bytes(Arc<[u8]>),
     /// Bytes that are part of the program.
     Static(&'static [u8]),
-    /// Only the length is told: for answers to HEAD (and ignored for 204 and 304).
+    /// Only a length, for answers to HEAD. Ignored for 204 and 304.
     Length(u64),
-    /// A range of a file that is complete.
+    /// A range of a complete file.
     File {
-        /// Shared, because it is read with explicit offsets.
+        /// The file. It can be shared, because it is read at explicit offsets.
         file: Arc<dyn BodyFile>,
-        /// Offsets in bytes; the file must reach to the end of it.
+        /// Offsets in bytes. The file must not end before the range.
         range: Range<u64>,
     },
     /// A range of a file that is still growing.
     Tail {
-        /// Tells how far the file has grown.
+        /// Reports which bytes are available.
         tail: Box<dyn Tail>,
-        /// Offsets in bytes; the file will reach to the end of it, or the tail fails.
+        /// Offsets in bytes. The file grows to the end of the range, or the tail fails.
         range: Range<u64>,
     },
 }
 
-/// A file that a body is sent from, and whatever has to live as long as it is being sent.
+/// The file of a body, and whatever must stay alive while the body is being sent.
 pub trait BodyFile: Send + Sync {
     /// The file.
     fn file(&self) -> &File;
@@ -120,7 +133,7 @@ impl BodyFile for File {
 }
 
 impl Body {
-    /// The number of bytes that GET gets.
+    /// The length in bytes of the answer to GET.
     pub fn length(&self) -> u64 {
         match self {
             Self::Empty => 0,
@@ -152,29 +165,29 @@ impl fmt::Debug for Body {
 pub struct Ending {
     /// The status that was sent, or [`CLIENT_CLOSED_REQUEST`] if none was.
     pub status: u16,
-    /// Body bytes handed to the kernel.
+    /// How many bytes of the body were handed to the kernel.
     pub bytes_sent: u64,
-    /// From the first byte of the request to now.
+    /// The time since the first byte of the request.
     pub latency: Duration,
-    /// What the handler gave to [`Reply::note`].
+    /// What the handler passed to [`Reply::note`].
     pub note: Option<String>,
-    /// Whether the client got it all, and if not, why.
+    /// Whether the client got the complete response, and if not, why.
     pub outcome: Outcome,
 }
 
-/// Whether the client got all of a response, and if not, why.
+/// Whether the client got the complete response, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every byte was handed to the kernel.
     Complete,
     /// The client closed or reset the connection.
     ClientGone,
-    /// The client took no bytes for `write_stall_timeout`.
+    /// The client read no bytes for `write_stall_timeout`.
     WriteStalled,
-    /// The source of the body failed, for this reason.
+    /// The source of the body failed for this reason.
     Cut(Box<str>),
     /// The handler, or the source of the body, panicked.
     Panicked,
-    /// The server's drain timeout passed first.
+    /// The drain timeout of the server passed.
     Drained,
 }

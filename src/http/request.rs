@@ -1,13 +1,12 @@
 //! A request head as a value.
 //!
-//! It must not know sockets, nor what the path means. `head` fills it.
+//! This module must not know sockets, nor what the path means. `head` fills a request.
 
-use super::head::{self, HeadError, Parsed};
 use crate::client_address::ClientAddress;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// The methods that anybody here tells apart.
+/// The request methods that handlers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// `GET`
@@ -28,7 +27,7 @@ pub enum Method {
     Other,
 }
 
-/// The protocol versions that are served.
+/// The supported protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// HTTP/1.0
@@ -42,7 +41,7 @@ pub enum Version {
 pub(super) enum Framing {
     /// This many bytes follow; usually none.
     Length(u64),
-    /// Chunks follow. They are never read, so the connection ends with the response.
+    /// Chunks follow.
     Chunked,
 }
 
@@ -53,9 +52,9 @@ pub(super) struct Span {
     pub(super) end: u16,
 }
 
-/// A request head. Its text is kept in one piece, with offsets beside it.
+/// A request head, stored as one string and offsets into it.
 ///
-/// Bytes outside of UTF-8 in header values read as `?`; the request line is always ASCII.
+/// In header values that are not valid UTF-8, every non-ASCII byte becomes `?`. The request line is always ASCII.
 #[derive(Debug)]
 pub struct Request {
     pub(super) head: String,
@@ -73,7 +72,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// An empty request that `head::parse` fills, again and again.
+    /// An empty request for `head::parse` to fill. It can be reused.
     pub(super) fn vacant(peer: SocketAddr, began: Instant) -> Self {
         Self {
             head: String::new(),
@@ -91,47 +90,34 @@ impl Request {
         }
     }
 
-    /// A request from the text of its head, as a client would send it: for tests of handlers.
-    ///
-    /// # Errors
-    /// What the edge would have told the client.
-    pub fn parse(head: &str, peer: SocketAddr, began: Instant) -> Result<Self, String> {
-        let mut request = Self::vacant(peer, began);
-        match head::parse(head.as_bytes(), &mut request) {
-            Ok(Parsed::Complete { .. }) => Ok(request),
-            Ok(Parsed::Partial) => Err("the request head has no end".to_owned()),
-            Err(error) => Err(HeadError::to_string(&error)),
-        }
-    }
-
     /// The method.
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// The method as the client spelled it.
+    /// The method as sent by the client.
     pub fn method_text(&self) -> &str {
         self.text(self.method_span)
     }
 
-    /// The path as the client spelled it, not decoded. An absolute target is stripped of scheme and
-    /// authority; `*` and the authority of CONNECT stand as they are.
+    /// The path as sent by the client, not decoded. The scheme and authority of an absolute target are removed. `*` and
+    /// the authority of CONNECT are unchanged.
     pub fn path(&self) -> &str {
         let path = self.text(self.path);
         if path.is_empty() { "/" } else { path }
     }
 
-    /// What follows the first `?` of the target, not decoded.
+    /// The part after the first `?` of the target, not decoded.
     pub fn query(&self) -> Option<&str> {
         self.query.map(|span| self.text(span))
     }
 
-    /// The first value of this header, whatever the case of its name.
+    /// The first value of this header. Names are case-insensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers(name).next()
     }
 
-    /// All values of this header in order, whatever the case of its name.
+    /// All values of this header, in order. Names are case-insensitive.
     pub fn headers<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.header_spans
             .iter()
@@ -144,24 +130,23 @@ impl Request {
         self.version
     }
 
-    /// The client's address. IPv4 clients of a dual-stack listener are told as IPv4.
+    /// The client's address. IPv4 clients of a dual-stack listener have an IPv4 address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// The client that this request counts against where something scarce is shared.
+    /// The client that this request counts against where clients share limited resources.
     pub fn client_address(&self) -> ClientAddress {
         self.peer.ip().into()
     }
 
-    /// When the first byte of this request was seen.
+    /// When the first byte of this request was received.
     pub fn began(&self) -> Instant {
         self.began
     }
 
     pub(super) fn text(&self, span: Span) -> &str {
-        // The spans were made from this very text; an empty answer is safe should they ever not fit
-        // it.
+        // The spans were computed from this text. If one were ever out of bounds, an empty string would be safe.
         self.head.get(usize::from(span.start)..usize::from(span.end)).unwrap_or_default()
     }
 }
@@ -184,13 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_query_is_not_an_absent_one() {
+    fn an_empty_query_differs_from_a_missing_one() {
         assert_eq!(request("GET /v2/? HTTP/1.1\r\nHost: h\r\n\r\n").query(), Some(""));
         assert_eq!(request("GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n").query(), None);
     }
 
     #[test]
-    fn header_names_have_no_case_and_values_keep_their_order() {
+    fn header_names_are_case_insensitive_and_values_keep_their_order() {
         let request =
             request("GET / HTTP/1.1\r\nhOST: h\r\nAccept: a\r\naccept: b, c\r\nX:\r\n\r\n");
         assert_eq!(request.header("ACCEPT"), Some("a"));

@@ -1,58 +1,59 @@
-//! How the edge starts, is told to stop, and ends.
+//! How the server starts, drains and stops.
 //!
-//! It must not know connections; `pool` and `listener` run them.
+//! This module must not know connections; `pool` and `listener` run them.
 
 use super::handler::Handler;
 use super::limits::Settings;
 use super::listener;
-use super::memory::ResponseMemory;
-use super::parking::{Lot, Stage};
 use super::poller;
-use super::pool::{Crew, Shared};
+use super::pool::Threads;
+use super::shared::Shared;
+use super::table::{ConnectionTable, Stage};
 use super::tls::ServerTls;
+use super::worker::Service;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// A server that listens, and serves once [`Server::run`] is called.
+/// A server that is listening, and serves once [`Server::run`] is called.
 pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
-    crew: Crew,
+    threads: Threads,
 }
 
-/// What a drain came to.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainReport {
-    /// Connections that were open when the drain began and ended in good order, idle ones included.
+    /// Connections that were open when the drain began and ended normally, including idle ones.
     pub finished: usize,
-    /// Connections whose request or response was cut by the drain timeout.
+    /// Connections whose request or response was cut off by the drain timeout.
     pub cut: usize,
 }
 
 /// Why a server did not start.
 #[derive(Debug)]
 pub enum ServerError {
-    /// There is no address to listen on.
+    /// No address was given.
     NoAddress,
-    /// This address cannot be listened on.
+    /// The server cannot listen on this address.
     Listen {
-        /// As it was given.
+        /// The address, as it was given.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The system has no means to watch sockets, usually for want of file descriptors.
+    /// The objects to watch sockets with cannot be created, usually because no file descriptors are left.
     Watch(io::Error),
-    /// The system has no more threads.
+    /// A thread cannot be started.
     Threads {
-        /// How many workers were asked for.
+        /// The configured number of workers.
         workers: usize,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -60,9 +61,9 @@ pub enum ServerError {
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoAddress => f.write_str("there is no address to listen on"),
+            Self::NoAddress => f.write_str("no address to listen on"),
             Self::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
-            Self::Watch(source) => write!(f, "cannot prepare to watch sockets: {source}"),
+            Self::Watch(source) => write!(f, "cannot watch sockets: {source}"),
             Self::Threads { workers, source } => {
                 write!(f, "cannot start {workers} workers: {source}")
             }
@@ -82,11 +83,11 @@ impl std::error::Error for ServerError {
 }
 
 impl Server {
-    /// Listens on all `addresses` and starts the threads; clients wait until [`Server::run`]. With `tls` they
-    /// must speak it.
+    /// Listens on all `addresses` and starts the threads. Clients are served once [`Server::run`] is called. With `tls`,
+    /// clients must use TLS.
     ///
     /// # Errors
-    /// An address is taken, or the system is out of descriptors or threads.
+    /// An address is in use, or the system is out of file descriptors or threads.
     pub fn bind(
         addresses: &[SocketAddr],
         settings: Settings,
@@ -107,14 +108,16 @@ impl Server {
             listeners.push(listener);
         }
         let shared = Arc::new(share(settings.bounded(), tls, handler).map_err(ServerError::Watch)?);
-        let crew = Crew::start(&shared)
-            .map_err(|source| ServerError::Threads { workers: shared.settings.workers, source })?;
-        Ok(Self { listeners, addresses: bound, shared, crew })
+        let threads = Threads::start(&shared).map_err(|source| ServerError::Threads {
+            workers: shared.service.settings.workers,
+            source,
+        })?;
+        Ok(Self { listeners, addresses: bound, shared, threads })
     }
 
-    /// The first address, with the port that the system chose if it was 0.
+    /// The first address. If its port was 0, this has the port that the system chose.
     pub fn address(&self) -> SocketAddr {
-        // `bind` refuses to make a server without addresses.
+        // `bind` refuses an empty list of addresses.
         self.addresses[0]
     }
 
@@ -123,17 +126,17 @@ impl Server {
         &self.addresses
     }
 
-    /// A handle for other threads.
+    /// A handle that other threads can use to control the server.
     pub fn controller(&self) -> Controller {
         Controller { shared: Arc::clone(&self.shared) }
     }
 
-    /// Serves until [`Controller::drain`] was called and the last connection has ended.
+    /// Serves until [`Controller::drain`] is called and the last connection has ended.
     pub fn run(mut self) -> DrainReport {
         listener::run(std::mem::take(&mut self.listeners), &self.shared);
-        self.crew.join();
-        let cut = self.shared.cut.load(Ordering::Acquire);
-        DrainReport { finished: self.shared.lot.ended_since_drain().saturating_sub(cut), cut }
+        self.threads.join();
+        let cut = self.shared.service.cut();
+        DrainReport { finished: self.shared.table.ended_since_drain().saturating_sub(cut), cut }
     }
 }
 
@@ -142,21 +145,15 @@ fn share(
     tls: Option<Arc<ServerTls>>,
     handler: Arc<dyn Handler>,
 ) -> io::Result<Shared> {
-    let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-    let (stop, kick) = (bell()?, bell()?);
+    let new_eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    let (stop, kick) = (new_eventfd()?, new_eventfd()?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     poller::watch_kicks(&epoll, &kick)?;
-    let lot = Lot::new(settings.max_connections, settings.workers, epoll);
-    let memory = ResponseMemory::new(settings.response_memory);
+    let table = ConnectionTable::new(settings.max_connections, settings.workers, epoll);
     Ok(Shared {
-        settings,
-        handler,
-        tls,
-        lot,
-        memory,
-        busy: AtomicUsize::new(0),
-        cut: AtomicUsize::new(0),
-        failed_handshakes: AtomicU64::new(0),
+        service: Arc::new(Service::new(settings, tls, handler)),
+        table,
+        busy_workers: AtomicUsize::new(0),
         accepting: AtomicBool::new(true),
         stop,
         kick,
@@ -170,44 +167,44 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Stops listening, closes idle connections and lets running responses finish. What is left
-    /// after `drain_timeout` is cut; then [`Server::run`] returns. Does not wait.
+    /// Stops listening, closes idle connections and lets running responses finish. Those that have not finished after
+    /// `drain_timeout` are cut off; then [`Server::run`] returns. This call does not block.
     pub fn drain(&self) {
         self.shared.advance(Stage::Draining);
     }
 
-    /// Cuts everything at once, as if the drain timeout had passed. Does not wait.
+    /// Cuts off all connections, as if the drain timeout had passed. This call does not block.
     pub fn stop_now(&self) {
         self.shared.advance(Stage::Cutting);
     }
 
     /// Whether the drain has begun.
     pub fn is_draining(&self) -> bool {
-        self.shared.draining()
+        self.shared.is_draining()
     }
 
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        self.shared.lot.open()
+        self.shared.table.open()
     }
 
-    /// How many TLS handshakes came to nothing since the start.
+    /// How many TLS handshakes have failed since the start.
     pub fn failed_handshakes(&self) -> u64 {
-        self.shared.failed_handshakes.load(Ordering::Relaxed)
+        self.shared.service.failed_handshakes()
     }
 
-    /// Bytes of responses that are held in memory for their clients.
+    /// How many bytes of responses are held in memory for clients that have not read them yet.
     pub fn response_memory(&self) -> u64 {
-        self.shared.memory.used()
+        self.shared.service.memory.used()
     }
 
-    /// How many workers are at work.
+    /// How many workers are running a connection.
     pub fn busy_workers(&self) -> usize {
-        self.shared.busy.load(Ordering::Relaxed)
+        self.shared.busy_workers.load(Ordering::Relaxed)
     }
 
-    /// How many connections could go on but wait for a worker.
+    /// How many connections are ready and wait for a worker.
     pub fn queue_depth(&self) -> usize {
-        self.shared.lot.queue().len()
+        self.shared.table.queue().len()
     }
 }

@@ -1,40 +1,38 @@
-//! Reading what is still growing.
+//! Bodies that are still growing while they are sent.
 //!
-//! It must not know who writes it.
+//! This module must not know who produces the bytes.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-/// A body that is still growing, in a file or past one.
+/// A body that is still growing. Its bytes are in a file, or are passed through memory.
 ///
-/// The edge sends from [`Tail::file`] with explicit offsets, so that many tails may share one open
-/// file.
+/// The server reads [`Tail::file`] at explicit offsets, so many tails may share one open file.
 pub trait Tail: Send {
-    /// The file that is read; asked for only after [`Available::InFile`].
+    /// The file to read from. Called only after [`Available::InFile`].
     fn file(&self) -> &File;
 
-    /// What there is beyond `position`, once there is something.
+    /// What is available beyond `position`.
     ///
-    /// `Pending` after registering `waker`, which must be woken when the answer may have changed; a
-    /// wake-up between this call and the parking of the connection is not lost, and a needless one
-    /// does no harm.
+    /// If nothing is, the implementation registers `waker` and returns `Pending`. It must wake the waker when the answer
+    /// may have changed. A wake-up between this call and the parking of the connection is not lost, and spurious wake-ups
+    /// are harmless.
     ///
     /// # Errors
-    /// The source failed for good with this reason: what was sent stays sent, and the response is
-    /// cut.
+    /// The source has failed permanently, for this reason. The response is cut off after the bytes sent so far.
     fn poll_available(&mut self, position: u64, waker: &Waker)
     -> Poll<Result<Available, Box<str>>>;
 }
 
-/// What there is to send of a growing body.
+/// The next bytes of a growing body.
 #[derive(Debug, Clone)]
 pub enum Available {
     /// The file may be read up to this offset.
     InFile {
-        /// The offset of the first byte that may not be read yet.
+        /// The offset of the first byte that must not be read yet.
         end: u64,
     },
-    /// These bytes, which are in no file, come next.
+    /// These bytes come next. They are not in the file.
     InMemory(Arc<[u8]>),
 }

@@ -1,6 +1,6 @@
-//! TLS to clients: the certificate that they are shown, and whether they must show one.
+//! TLS for clients: the server's certificate, and whether clients must present one.
 //!
-//! What is in force is replaced as a whole: who is connected goes on with what was in force when it came.
+//! A reload replaces the whole TLS configuration at once. Existing connections keep the configuration they started with.
 
 use crate::certificates::{self, CertificateError, IdentityFiles, Stamp};
 use rustls::server::danger::ClientCertVerifier;
@@ -10,29 +10,29 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::SystemTime;
 
-/// What a server shows its clients, and what it asks of them.
+/// The certificate of a server, and whether clients need one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerTlsSettings {
-    /// Certificate and key.
+    /// The certificate and key of the server.
     pub identity: IdentityFiles,
-    /// Whom it serves.
+    /// Which clients are served.
     pub clients: ClientAuth,
 }
 
-/// Whom a server serves.
+/// Which clients a server accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// Everybody.
+    /// All clients.
     None,
-    /// Who shows a certificate of one of the authorities in this file, or of the operating system's.
+    /// Clients with a certificate of one of these authorities.
     Verify {
-        /// PEM certificates; the operating system's if `None`.
+        /// A file of PEM certificates. `None` uses the trust store of the operating system.
         ca: Option<PathBuf>,
     },
 }
 
 impl ServerTlsSettings {
-    /// Reads all files once, to say what is wrong with them.
+    /// Reads all files once and reports what is wrong with them.
     ///
     /// # Errors
     /// [`ServerTlsError`].
@@ -40,7 +40,7 @@ impl ServerTlsSettings {
         self.load().map(drop)
     }
 
-    /// Certificates in the files that count no longer at `now`.
+    /// The certificates in the files that have expired at `now`.
     pub fn expired(&self, now: SystemTime) -> Vec<CertificateError> {
         let paths = [&self.identity.cert].into_iter().chain(self.ca());
         paths.filter_map(|path| certificates::expired_in(path, now)).collect()
@@ -72,7 +72,8 @@ impl ServerTlsSettings {
         };
         let mut config = builder.with_single_cert(identity.chain, identity.key).map_err(refused)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A key of its own: no ticket outlives the authorities that its owner was checked against.
+        // Every configuration has a new ticket key. So no session ticket outlives the authorities that its owner was
+        // verified against.
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(refused)?;
         Ok(Arc::new(config))
     }
@@ -96,12 +97,12 @@ impl ServerTlsSettings {
     }
 }
 
-/// Why TLS cannot be offered.
+/// Why TLS cannot be used.
 #[derive(Debug, Clone)]
 pub enum ServerTlsError {
-    /// A file cannot be used.
+    /// A file is missing or invalid.
     File(CertificateError),
-    /// Clients are to be verified, and there is nothing to verify them by.
+    /// Clients must be verified, but the system has no root certificates.
     NoAuthorities,
 }
 
@@ -116,8 +117,8 @@ impl fmt::Display for ServerTlsError {
         match self {
             ServerTlsError::File(error) => error.fmt(f),
             ServerTlsError::NoAuthorities => f.write_str(
-                "clientAuth is verify, and the operating system has no root certificates to verify \
-                 clients by; name the authority of your clients with ca",
+                "clientAuth is verify, but the operating system has no root certificates to verify \
+                 clients with; set ca to the certificate of your clients' authority",
             ),
         }
     }
@@ -132,18 +133,18 @@ impl std::error::Error for ServerTlsError {
     }
 }
 
-/// The TLS of a server that runs.
+/// The TLS state of a running server.
 pub struct ServerTls {
-    in_force: RwLock<Arc<ServerConfig>>,
+    current: RwLock<Arc<ServerConfig>>,
     watch: Mutex<Watch>,
 }
 
-/// The files that are looked at.
+/// The state of the files when they were last checked.
 struct Watch {
     settings: ServerTlsSettings,
-    /// What the files looked like that are in force; `None` if they are to be read in any case.
+    /// The stamp of the files that are in use. `None` if the files must be read again.
     stamp: Option<Stamp>,
-    /// Why those that are there now are not, and whether that was said.
+    /// Why the current files cannot be used, and whether that was logged.
     refused: Option<(String, bool)>,
 }
 
@@ -154,12 +155,12 @@ impl ServerTls {
     /// [`ServerTlsError`].
     pub fn load(settings: &ServerTlsSettings) -> Result<ServerTls, ServerTlsError> {
         let stamp = Some(settings.stamp());
-        let in_force = RwLock::new(settings.load()?);
+        let current = RwLock::new(settings.load()?);
         let settings = settings.clone();
-        Ok(ServerTls { in_force, watch: Mutex::new(Watch { settings, stamp, refused: None }) })
+        Ok(ServerTls { current, watch: Mutex::new(Watch { settings, stamp, refused: None }) })
     }
 
-    /// Other settings, in force at once if their files can be used, and else once they can.
+    /// Replaces the settings. They take effect at once, or as soon as their files can be used.
     pub fn reconfigure(&self, settings: &ServerTlsSettings) {
         let mut watch = self.watch();
         if watch.settings != *settings {
@@ -169,20 +170,20 @@ impl ServerTls {
         self.look();
     }
 
-    /// Reads the files again if they have changed. What cannot be used leaves the former in force; that is
-    /// said when it is found a second time, since a rotation may be half-way.
+    /// Reloads the files if they have changed. If they cannot be used, the current certificate stays. That is logged only
+    /// if a second check finds the same error, because a rotation may be in progress at the first.
     pub fn look(&self) {
         let mut watch = self.watch();
-        // Before the files are read: a change meanwhile is found by the next look.
+        // Taken before the files are read, so that the next call finds a change that happens meanwhile.
         let stamp = Some(watch.settings.stamp());
         if stamp == watch.stamp {
             return;
         }
         match watch.settings.load() {
             Ok(config) => {
-                *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = config;
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
                 let cert = watch.settings.identity.cert.display();
-                log::info!("serverTlsConfig: {cert} was read again and is in force");
+                log::info!("serverTlsConfig: reloaded {cert}");
                 for expired in watch.settings.expired(SystemTime::now()) {
                     log::error!("serverTlsConfig: {expired}");
                 }
@@ -191,11 +192,9 @@ impl ServerTls {
             Err(error) => {
                 let text = error.to_string();
                 match &mut watch.refused {
-                    Some((known, said)) if *known == text => {
-                        if !std::mem::replace(said, true) {
-                            log::error!(
-                                "serverTlsConfig: {text}; the certificate that was in force stays so"
-                            );
+                    Some((known, is_logged)) if *known == text => {
+                        if !std::mem::replace(is_logged, true) {
+                            log::error!("serverTlsConfig: {text}; keeping the current certificate");
                         }
                     }
                     other => *other = Some((text, false)),
@@ -204,14 +203,14 @@ impl ServerTls {
         }
     }
 
-    /// A session for a client that has just come.
+    /// Starts a session for a new client.
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        let config = Arc::clone(&self.in_force.read().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
         ServerConnection::new(config)
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
-        // A panic while files are read leaves the former settings.
+        // A panic while files are read leaves the previous settings.
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

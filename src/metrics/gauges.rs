@@ -67,6 +67,10 @@ pub struct Gauges {
     pub disk_free_bytes: Option<u64>,
     /// How large that is.
     pub disk_size_bytes: Option<u64>,
+    /// Inodes that are free on the cache's file system; `None` where it has no limit.
+    pub disk_free_inodes: Option<u64>,
+    /// How many inodes it can have.
+    pub disk_inodes: Option<u64>,
     /// `cacheSize`.
     pub cache_size_bytes: Option<u64>,
     /// `freeSpace` in bytes.
@@ -158,6 +162,12 @@ impl Gauges {
             ("disk_used_bytes", "What the cache holds on disk", self.disk_used_bytes),
             ("disk_free_bytes", "What is free on the cache's disk", self.disk_free_bytes),
             ("disk_size_bytes", "How large the cache's disk is", self.disk_size_bytes),
+            (
+                "disk_free_inodes",
+                "Inodes that are free on the cache's file system",
+                self.disk_free_inodes,
+            ),
+            ("disk_inodes", "Inodes of the cache's file system", self.disk_inodes),
             ("cache_size_limit_bytes", "The cap of the cache (cacheSize)", self.cache_size_bytes),
             ("free_space_limit_bytes", "The floor of its disk (freeSpace)", self.free_space_bytes),
         ];

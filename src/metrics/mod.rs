@@ -385,6 +385,7 @@ mod tests {
             endpoints: vec![endpoint],
             usage: Some(usage),
             disk_free_bytes: Some(77),
+            disk_free_inodes: Some(55),
             ..Gauges::default()
         };
         let text = metrics.render(&gauges);
@@ -397,6 +398,7 @@ mod tests {
             "larder_removed_bytes_total{why=\"evicted\"} 500",
             "larder_build_info{version=\"1.2.3\"} 1",
             "larder_disk_free_bytes 77",
+            "larder_disk_free_inodes 55",
             "larder_images 3",
             "larder_registry_images{registry=\"docker.io\"} 2",
             "larder_registry_bytes{registry=\"other\"} 10",

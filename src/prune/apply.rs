@@ -1,4 +1,4 @@
-//! Doing it: a look at all images, a plan, names, blobs, a report.
+//! Runs a prune: scan all images, plan, remove names, remove blobs, report.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,69 +11,69 @@ use super::plan::{Candidate, Criteria, Plan, plan_matching};
 use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
     Catalogue, CatalogueImage, FUTURE_TOLERANCE, GRACE, Removal, Store, StoreError, Sweep,
-    SweepBusy,
+    SweepLocked,
 };
 
-/// How often it is begun anew for what was used or changed between the look and the removal.
+/// Attempts to remove images that were used or changed between the scan and the removal.
 const ROUNDS_MAX: usize = 3;
-/// Images that a report names; the others it counts.
+/// The maximum number of images that a report lists; further ones are only counted.
 const NAMED_MAX: usize = 10_000;
-/// How far it is followed what refers to what refers to an image: the signature of a bill of materials.
+/// How many steps of references to an image are followed: the signature of a bill of materials, for example.
 const REFERRERS_DEPTH: usize = 3;
-/// A download that nobody has gone on with for so long is given up.
+/// A partial download that has not grown for this long is removed.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
-/// What is wanted.
+/// What to prune.
 #[derive(Debug, Clone, Copy)]
 pub enum Request<'a> {
-    /// Images are to go of which this holds, and that one of the choices means if there are any.
+    /// Images that match all criteria and, if there are any choices, at least one of them.
     Matching {
-        /// What has to hold.
+        /// The criteria.
         criteria: &'a Criteria,
-        /// Which images are meant.
+        /// The selected images; empty selects all.
         choices: &'a [Choice],
-        /// Whether only to say what would go.
+        /// Whether to only report what would be removed.
         is_dry_run: bool,
     },
 }
 
-/// What was done, or would be.
+/// The result of a prune, or the expected result for a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// The images that were removed, least recently used first; the first of many.
+    /// The removed images, least recently used first; limited to the first ones.
     pub images: Vec<String>,
-    /// How many there were.
+    /// Number of removed images.
     pub removed: usize,
-    /// Bytes that are free now.
+    /// Freed bytes.
     pub freed_bytes: u64,
-    /// Blobs and manifests that are gone.
+    /// Number of removed blobs, including manifests.
     pub blobs_removed: u64,
-    /// Of the removed images' content, what stays because other images need it.
+    /// Blobs of the removed images that stay because other images need them.
     pub blobs_shared: u64,
-    /// What nothing needs, and stays until its grace period is over.
+    /// Unreferenced blobs that stay until their grace period ends.
     pub blobs_young: u64,
-    /// Downloads that were given up.
+    /// Number of removed partial downloads.
     pub partials: usize,
-    /// Images that matched and are pinned.
+    /// Matching images that stay because they are pinned.
     pub kept_pinned: usize,
-    /// Images that matched and were used, or named anew, meanwhile.
+    /// Matching images that stay because they were used, or their tag changed, during the prune.
     pub kept_in_use: usize,
-    /// Whether the sweep of blobs was ended early; the next one goes on.
+    /// Whether the sweep of blobs was stopped early; the next one removes the rest.
     #[serde(rename = "partial")]
     pub is_partial: bool,
 }
 
-/// Why nothing, or not all, was removed.
+/// Why a prune failed or stopped early.
 #[derive(Debug)]
 pub enum PruneError {
-    /// Pins cannot be read.
+    /// The pins cannot be read.
     Pins(PinError),
-    /// Somebody else is at it, or needs what is there.
-    Busy(SweepBusy),
-    /// The caller has had enough.
+    /// Another removal, an import or an export is running, or a commit takes too long.
+    Locked(SweepLocked),
+    /// The caller stopped it.
     Stopped,
-    /// The disk refused.
+    /// A disk operation failed.
     Store(StoreError),
 }
 
@@ -81,8 +81,8 @@ impl fmt::Display for PruneError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PruneError::Pins(error) => error.fmt(f),
-            PruneError::Busy(busy) => write!(f, "{}; try again later", busy.as_str()),
-            PruneError::Stopped => f.write_str("it was ended before it was done"),
+            PruneError::Locked(locked) => write!(f, "{}; try again later", locked.as_str()),
+            PruneError::Stopped => f.write_str("stopped before it was finished"),
             PruneError::Store(error) => error.fmt(f),
         }
     }
@@ -93,7 +93,7 @@ impl std::error::Error for PruneError {
         match self {
             PruneError::Pins(error) => Some(error),
             PruneError::Store(error) => Some(error),
-            PruneError::Busy(_) | PruneError::Stopped => None,
+            PruneError::Locked(_) | PruneError::Stopped => None,
         }
     }
 }
@@ -104,36 +104,37 @@ impl From<StoreError> for PruneError {
     }
 }
 
-/// Removes what is asked for. `go_on` is called all the time, may take its time, and ends it by `false`.
+/// Removes the requested images. Calls `keep_going` regularly; it may block, and stops the prune by returning
+/// `false`.
 ///
 /// # Errors
-/// [`PruneError`]. What was removed before stays removed, and blobs without names go the next time.
+/// [`PruneError`]. Images that were removed before stay removed; the next sweep removes their blobs.
 pub fn prune(
     store: &Store,
     pins: &PinSettings,
     request: Request<'_>,
     now: SystemTime,
-    go_on: &mut dyn FnMut() -> bool,
+    keep_going: &mut dyn FnMut() -> bool,
 ) -> Result<Report, PruneError> {
     let Request::Matching { is_dry_run, .. } = request;
     if is_dry_run {
-        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(keep_going)?.ok_or(PruneError::Stopped)?;
         let round = Round::plan(store, pins, request, now, &catalogue)?;
-        return Ok(round.would_be(now));
+        return Ok(round.dry_run_report(now));
     }
     let mut report = Report::default();
     for round in 1..=ROUNDS_MAX {
         let sweep = match store.begin_sweep()? {
             Ok(sweep) => sweep,
-            // What was removed before is to be told.
+            // The earlier rounds removed images, which must be reported.
             Err(_) if round > 1 => break,
-            Err(busy) => return Err(PruneError::Busy(busy)),
+            Err(locked) => return Err(PruneError::Locked(locked)),
         };
-        let catalogue = store.catalogue(go_on)?.ok_or(PruneError::Stopped)?;
+        let catalogue = store.catalogue(keep_going)?.ok_or(PruneError::Stopped)?;
         let latest = now + FUTURE_TOLERANCE;
         if catalogue.images.iter().any(|image| image.used.is_some_and(|used| used > latest)) {
-            // It counts as used now, and would until that time comes: a count gives files the time of now.
-            store.count_disk(go_on);
+            // It counts as used now, and would until that time comes. A disk count sets such times to now.
+            store.count_disk(keep_going);
         }
         let left_of_count;
         let left = match request {
@@ -144,7 +145,7 @@ pub fn prune(
             }
         };
         let plan = Round::plan(store, pins, left, now, &catalogue)?;
-        report.kept_in_use = plan.apply(&sweep, now, go_on, &mut report)?;
+        report.kept_in_use = plan.apply(&sweep, now, keep_going, &mut report)?;
         if report.kept_in_use == 0 {
             break;
         }
@@ -152,9 +153,9 @@ pub fn prune(
     Ok(report)
 }
 
-/// A signature is rarely pulled, and without it the image that it signs may be refused: what refers to an
-/// image is in use as long as that is, and pinned as it is.
-fn stand_by_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
+/// Referrers count as used and pinned when their subject is: a signature is rarely pulled, and without it the image
+/// that it signs may be rejected.
+fn inherit_use_from_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
     let images = &catalogue.images;
     let subject_of = |image: &CatalogueImage| {
         let number = catalogue.number_of(&image.refers_to?)?;
@@ -183,7 +184,7 @@ fn stand_by_subjects(catalogue: &Catalogue, candidates: &mut [Candidate<'_>]) {
     }
 }
 
-/// One look and what it leads to.
+/// One scan and its plan.
 struct Round<'a> {
     store: &'a Store,
     catalogue: &'a Catalogue,
@@ -198,7 +199,7 @@ impl<'a> Round<'a> {
         now: SystemTime,
         catalogue: &'a Catalogue,
     ) -> Result<Round<'a>, PruneError> {
-        // After the look: a pin that was set meanwhile counts.
+        // Loaded after the scan, so that pins set during it count.
         let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
         let is_meant = |image: &CatalogueImage| match request {
             Request::Matching { choices, .. } if !choices.is_empty() => {
@@ -228,7 +229,7 @@ impl<'a> Round<'a> {
                 content: &image.content,
             })
             .collect();
-        stand_by_subjects(catalogue, &mut candidates);
+        inherit_use_from_subjects(catalogue, &mut candidates);
         let sizes: Vec<u64> = catalogue.content.iter().map(|content| content.size).collect();
         let Request::Matching { criteria, .. } = request;
         let plan = plan_matching(&candidates, &sizes, criteria, now);
@@ -240,7 +241,7 @@ impl<'a> Round<'a> {
     }
 
     /// The report of a dry run.
-    fn would_be(&self, now: SystemTime) -> Report {
+    fn dry_run_report(&self, now: SystemTime) -> Report {
         let gone: HashSet<usize> = self.images().collect();
         let needed = self.needed(&gone);
         let content: HashSet<u32> = self.content_of(&gone).collect();
@@ -256,7 +257,7 @@ impl<'a> Round<'a> {
             ..Report::default()
         };
         let going = going.iter().map(|number| &self.catalogue.content[*number as usize]);
-        // As when it is done: what a damaged name needs is not known.
+        // As in a real run: what a damaged record refers to is unknown.
         let is_known = self.catalogue.damaged == 0;
         let rubbish = self.catalogue.unreferenced.iter().filter(|_| is_known);
         for each in going.chain(rubbish) {
@@ -276,7 +277,7 @@ impl<'a> Round<'a> {
         images.iter().flat_map(|place| self.catalogue.images[*place].content.iter().copied())
     }
 
-    /// Which content the images need that stay.
+    /// For each number of the content, whether a remaining image needs it.
     fn needed(&self, gone: &HashSet<usize>) -> Vec<bool> {
         let mut needed = vec![false; self.catalogue.content.len()];
         for (place, image) in self.catalogue.images.iter().enumerate() {
@@ -287,16 +288,16 @@ impl<'a> Round<'a> {
         needed
     }
 
-    /// Names, then blobs. Returns how many images stay because they were used meanwhile.
+    /// Removes names, then blobs. Returns how many images stay because they were used in the meantime.
     fn apply(
         &self,
         sweep: &Sweep,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         report: &mut Report,
     ) -> Result<usize, PruneError> {
         report.kept_pinned = self.plan.pinned;
-        let gone = self.remove_names(sweep, go_on)?;
+        let gone = self.remove_names(sweep, keep_going)?;
         let in_use = self.images().count() - gone.len();
         for place in self.images().filter(|place| gone.contains(place)) {
             report.removed += 1;
@@ -313,14 +314,14 @@ impl<'a> Round<'a> {
         let is_needed = |digest: &Digest| {
             self.catalogue.number_of(digest).is_some_and(|number| needed[number as usize])
         };
-        // What a damaged name needs is not known. It may be mended, so only what images had goes that are
-        // gone; the rest waits.
+        // What a damaged record refers to is unknown, and it may be repaired. So only content of the removed images
+        // is removed; the rest stays.
         let is_kept = |digest: &Digest| {
             let number = self.catalogue.number_of(digest);
             is_needed(digest)
                 || (self.catalogue.damaged > 0 && number.is_none_or(|it| !content.contains(&it)))
         };
-        let swept = sweep.sweep(GRACE, &is_kept, go_on)?;
+        let swept = sweep.sweep(GRACE, &is_kept, keep_going)?;
         report.blobs_removed += swept.blobs;
         report.freed_bytes += swept.bytes;
         report.blobs_young = swept.young;
@@ -330,11 +331,11 @@ impl<'a> Round<'a> {
         Ok(in_use)
     }
 
-    /// Removes the names of the images of the plan, a repository at a time. Returns whose are gone.
+    /// Removes the names of the planned images, one repository at a time. Returns the places of the removed images.
     fn remove_names(
         &self,
         sweep: &Sweep,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<HashSet<usize>, PruneError> {
         let planned: HashSet<usize> = self.images().collect();
         let mut places: Vec<usize> = planned.iter().copied().collect();
@@ -344,7 +345,7 @@ impl<'a> Round<'a> {
         for of_one in
             places.chunk_by(|one, other| images[*one].repository == images[*other].repository)
         {
-            if !go_on() {
+            if !keep_going() {
                 break;
             }
             let repository = images[of_one[0]].repository;
@@ -371,7 +372,7 @@ impl<'a> Round<'a> {
         Ok(gone)
     }
 
-    /// The manifests that images of a repository need which stay.
+    /// The manifests that the remaining images of a repository need.
     fn staying_manifests(&self, repository: usize, planned: &HashSet<usize>) -> HashSet<u32> {
         let images = self.catalogue.images_of(repository);
         let staying = images.filter(|(place, _)| !planned.contains(place));

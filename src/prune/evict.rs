@@ -1,7 +1,7 @@
-//! Eviction: the least recently used goes, one at a time, until enough is free.
+//! Eviction: removes the least recently used items, one at a time, until enough space is free.
 //!
-//! What is known for that, a [`EvictionIndex`], is built when it is first needed, and used until it has nothing
-//! more to offer, other pins are in force, or it is too old.
+//! It uses an [`EvictionIndex`], which is built on first use and kept until it has no more candidates, the pins
+//! change, or it is too old.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,55 +10,55 @@ use super::pins::{PinSettings, Pins};
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Evictable, Evicted, EvictionIndex, GRACE, Store, Sweep};
 
-/// An index is built anew after this long: what others have removed shows, and blobs have become old enough.
+/// An index is rebuilt after this long: other processes have removed images, and blobs have become old enough.
 const INDEX_AGE_MAX: Duration = Duration::from_secs(6 * 3600);
-/// One that has nothing more to offer is built anew after this many times as long as building took, and at
-/// least so long: in between there is nothing to evict.
+/// An exhausted index is rebuilt after this many times its build time, but no sooner than `REBUILD_AFTER`. Until
+/// then there is nothing to evict.
 const REBUILD_FACTOR: u32 = 20;
 const REBUILD_AFTER: Duration = Duration::from_secs(30);
-/// The same for one that had something to offer.
+/// The minimum for an index from which something was evicted.
 const REBUILD_SOON: Duration = Duration::from_secs(1);
 
-/// What one eviction did.
+/// The result of an eviction run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Eviction {
-    /// Images that were removed.
+    /// Number of removed images.
     pub images: usize,
-    /// Partial downloads, lists and damaged blobs that were removed.
+    /// Number of removed partial downloads, lists and damaged blobs.
     pub leftovers: usize,
-    /// Bytes that are free now.
+    /// Freed bytes.
     pub freed_bytes: u64,
-    /// Images that are pinned.
+    /// Number of pinned images.
     pub pinned: usize,
 }
 
-/// What evictions need to know from one to the next.
+/// State kept between evictions.
 #[derive(Debug, Default)]
 pub struct Evictor {
-    known: Option<Known>,
+    cached: Option<CachedIndex>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedIndex {
     index: EvictionIndex,
     pins: Pins,
     built: SystemTime,
     took: Duration,
-    /// What was evicted by it.
+    /// Number of items evicted with it.
     evicted: usize,
-    /// Whether it has nothing more to offer.
-    is_spent: bool,
+    /// Whether it has no more candidates.
+    is_exhausted: bool,
 }
 
-impl Known {
-    /// Whether it is used on. One from the future was built before the clock was set.
-    fn is_good(&self, pins: &Pins, now: SystemTime) -> bool {
+impl CachedIndex {
+    /// Whether it can still be used. An index from the future was built before the clock was set back.
+    fn is_usable(&self, pins: &Pins, now: SystemTime) -> bool {
         let Ok(age) = now.duration_since(self.built) else { return false };
-        // Where something was evicted, more may have come since.
+        // After an eviction there may be new candidates.
         let least = if self.evicted > 0 { REBUILD_SOON } else { REBUILD_AFTER };
         let pause = least.max(self.took.saturating_mul(REBUILD_FACTOR));
-        let age_max = match self.is_spent {
-            // It had no room for all, and those it had are gone.
+        let age_max = match self.is_exhausted {
+            // It could not hold all candidates, and those that it held have been evicted.
             true if self.index.has_more() && self.evicted > 0 => Duration::ZERO,
             true => pause,
             false => INDEX_AGE_MAX,
@@ -68,38 +68,38 @@ impl Known {
 }
 
 impl Evictor {
-    /// Removes the least recently used until `is_enough` returns `true`, or nothing more may go. What was used
-    /// in the last ten minutes stays, and so do pinned images. `go_on` is called all the time, may block, and
-    /// stops it by returning `false`.
+    /// Removes the least recently used items until `is_enough` returns `true` or no more may be removed. Items used
+    /// in the last ten minutes and pinned images stay. Calls `keep_going` regularly; it may block, and stops
+    /// the eviction by returning `false`.
     ///
     /// # Errors
-    /// [`PruneError`]. What was removed before is in `eviction` all the same.
+    /// [`PruneError`]. `eviction` still contains what was removed before.
     pub fn evict(
         &mut self,
         store: &Store,
         pins: &PinSettings,
         clock: &dyn Fn() -> SystemTime,
         is_enough: &dyn Fn() -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<(), PruneError> {
-        let sweep = store.begin_sweep()?.map_err(PruneError::Busy)?;
-        // Twice: an index that has nothing more to offer may have been built long ago.
+        let sweep = store.begin_sweep()?.map_err(PruneError::Locked)?;
+        // Two rounds: an exhausted index may be old enough to be rebuilt.
         for _ in 0..2 {
             let pins = Pins::load(store, pins).map_err(PruneError::Pins)?;
-            if !self.known.as_ref().is_some_and(|known| known.is_good(&pins, clock())) {
-                self.build(&sweep, pins, clock, go_on)?;
-                if let Some(known) = &self.known
+            if !self.cached.as_ref().is_some_and(|cached| cached.is_usable(&pins, clock())) {
+                self.build(&sweep, pins, clock, keep_going)?;
+                if let Some(cached) = &self.cached
                     && !is_enough()
                 {
-                    eviction.freed_bytes += sweep.evict_unnamed(&known.index, go_on)?;
+                    eviction.freed_bytes += sweep.evict_unnamed(&cached.index, keep_going)?;
                 }
             }
-            let Some(known) = &mut self.known else { break };
-            let is_done = known.evict(&sweep, clock(), is_enough, go_on, eviction)?;
-            eviction.pinned = known.index.pinned();
-            known.is_spent = !is_done;
-            if is_done || known.is_good(&known.pins, clock()) {
+            let Some(cached) = &mut self.cached else { break };
+            let is_done = cached.evict(&sweep, clock(), is_enough, keep_going, eviction)?;
+            eviction.pinned = cached.index.pinned();
+            cached.is_exhausted = !is_done;
+            if is_done || cached.is_usable(&cached.pins, clock()) {
                 break;
             }
         }
@@ -111,37 +111,38 @@ impl Evictor {
         sweep: &Sweep,
         pins: Pins,
         clock: &dyn Fn() -> SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<(), PruneError> {
-        // First, so that memory never has two.
-        self.known = None;
+        // Dropped first, so that memory never holds two.
+        self.cached = None;
         let began = clock();
-        let index = sweep.eviction_index(began, &is_pinned(&pins), go_on)?;
+        let index = sweep.eviction_index(began, &is_pinned(&pins), keep_going)?;
         let index = index.ok_or(PruneError::Stopped)?;
         let built = clock();
         let took = built.duration_since(began).unwrap_or_default();
-        self.known = Some(Known { index, pins, built, took, evicted: 0, is_spent: false });
+        self.cached =
+            Some(CachedIndex { index, pins, built, took, evicted: 0, is_exhausted: false });
         Ok(())
     }
 }
 
-impl Known {
-    /// Returns whether enough is free.
+impl CachedIndex {
+    /// Returns whether enough space is free.
     fn evict(
         &mut self,
         sweep: &Sweep,
         now: SystemTime,
         is_enough: &dyn Fn() -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
         eviction: &mut Eviction,
     ) -> Result<bool, PruneError> {
-        // Blobs younger than the grace period would stay whatever became of their names.
+        // Blobs younger than the grace period would stay even without names.
         let in_use_since = now.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
         loop {
             if is_enough() {
                 return Ok(true);
             }
-            if !go_on() {
+            if !keep_going() {
                 return Err(PruneError::Stopped);
             }
             let Some(candidate) = self.index.next(in_use_since) else { return Ok(false) };
@@ -154,7 +155,7 @@ impl Known {
                     eviction.leftovers += usize::from(!is_image);
                     log_removal(&item);
                 }
-                Evicted::Busy(busy) => return Err(PruneError::Busy(busy)),
+                Evicted::Locked(locked) => return Err(PruneError::Locked(locked)),
                 Evicted::Absent | Evicted::InUse | Evicted::Pinned => {}
             }
         }

@@ -1,4 +1,4 @@
-//! What is pinned: patterns of the configuration, lists in files, and what `larder pin` was told.
+//! Pins: patterns from the configuration, from list files, and from `larder pin`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,24 +9,24 @@ use std::path::{Path, PathBuf};
 use crate::oci::{Choice, Digest, ImageName, Pattern, Reference};
 use crate::store::Store;
 
-/// Where pins come from beside the cache directory.
+/// Sources of pins outside the cache directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PinSettings {
     /// `pin`.
     pub pins: Vec<Choice>,
-    /// The image that is the server's own, if it has one: what it is to serve must not be evicted.
+    /// The server's own image, if configured: it must not be evicted, since this cache serves it.
     pub own: Option<Choice>,
-    /// `pinLists`: files with one or more a line, separated by commas, read anew each time.
+    /// `pinLists`: files with one or more pins per line, separated by commas; read again each time.
     pub lists: Vec<PathBuf>,
 }
 
 impl PinSettings {
-    /// What they pin by themselves, without the lists.
+    /// The configured pins without the lists.
     pub fn named(&self) -> impl Iterator<Item = &Choice> {
         self.pins.iter().chain(&self.own)
     }
 
-    /// What they pin now.
+    /// The current pins, including the lists.
     ///
     /// # Errors
     /// [`PinError`] if a list cannot be read.
@@ -39,34 +39,34 @@ impl PinSettings {
     }
 }
 
-/// The pins in a list.
+/// Reads the pins in a list.
 ///
 /// # Errors
-/// [`PinError`] if it cannot be read, or an entry is no pin.
+/// [`PinError`] if it cannot be read, or an entry is not a valid pin.
 pub fn read_pins(path: &Path) -> Result<Vec<Choice>, PinError> {
     let text = fs::read_to_string(path)
         .map_err(|source| PinError::Read { path: path.to_owned(), source })?;
     Choice::parse_list(&text).map_err(|reason| PinError::Entry { path: path.to_owned(), reason })
 }
 
-/// All pins, ready to be asked.
+/// All pins, prepared for lookups.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
-    /// All of them as text, by which two are compared.
+    /// All pins as text, for comparison.
     texts: Vec<String>,
     names: HashSet<String>,
     patterns: Vec<Pattern>,
-    /// The repositories of which a digest is pinned.
+    /// Repositories with a pinned digest.
     of_digests: HashSet<String>,
-    /// Whether a pattern may mean digests, of whichever repository.
+    /// Whether a pattern may match digests in any repository.
     match_digests: bool,
 }
 
 impl Pins {
-    /// The pins that are in force now.
+    /// Loads the current pins.
     ///
     /// # Errors
-    /// [`PinError`] if any of them cannot be read: images would be evicted that somebody has pinned.
+    /// [`PinError`] if any of them cannot be read: otherwise pinned images would be evicted.
     pub fn load(store: &Store, settings: &PinSettings) -> Result<Pins, PinError> {
         let mut pins = Pins::default();
         settings.all()?.into_iter().for_each(|pin| pins.add(pin));
@@ -91,8 +91,8 @@ impl Pins {
             || self.patterns.iter().any(|pattern| pattern.matches_image(name, reference))
     }
 
-    /// Whether an image is pinned that has these manifests: by its own name, or one of them by its digest.
-    /// They are asked for only where a digest of its repository may be pinned.
+    /// Whether an image is pinned by its own name, or by the digest of one of its manifests. `manifests` is only
+    /// consumed if a digest of the repository may be pinned.
     pub fn cover_any(
         &self,
         name: &ImageName,
@@ -132,21 +132,21 @@ impl PartialEq for Pins {
     }
 }
 
-/// Pins cannot be known, and so nothing may be evicted.
+/// The pins are unknown, so nothing may be evicted.
 #[derive(Debug)]
 pub enum PinError {
     /// A file of pins cannot be read (`pinLists`, or `pins` in the cache directory).
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// An entry is no pin.
+    /// An entry is not a valid pin.
     Entry {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }
@@ -160,7 +160,7 @@ impl fmt::Display for PinError {
                 path.display()
             ),
             PinError::Entry { path, reason } => {
-                write!(f, "{}: {reason}; nothing is evicted until that is mended", path.display())
+                write!(f, "{}: {reason}; nothing is evicted until this is fixed", path.display())
             }
         }
     }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn pins_come_from_settings_lists_and_the_cache_and_none_may_be_unreadable() {
+    fn pins_come_from_settings_lists_and_the_cache_and_all_must_be_readable() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("cache");
         let store = Store::open(&Settings { root, fsync: false }).unwrap();

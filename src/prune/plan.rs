@@ -1,47 +1,47 @@
-//! Which images go. Pure: what there is, what is wanted, a verdict.
+//! Selects the images to remove. Pure: candidates and criteria in, plan out.
 
 use std::time::{Duration, SystemTime};
 
-/// An image, as far as it matters here.
+/// An image that may be removed.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
-    /// When it was last used; never, for one that nobody knows the time of.
+    /// When it was last used; `None` if unknown.
     pub used: Option<SystemTime>,
-    /// When the cache got it.
+    /// When it was fetched.
     pub fetched: SystemTime,
-    /// Whether it must stay.
+    /// Whether it is pinned.
     pub is_pinned: bool,
-    /// Whether it is one of those that are meant.
+    /// Whether the request selects it.
     pub is_meant: bool,
-    /// What it needs, by number.
+    /// The numbers of the content that it needs.
     pub content: &'a [u32],
 }
 
-/// Which images are to be pruned: those of which all holds that is said.
+/// Which images to prune: those that match all given conditions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Criteria {
-    /// Not used for so long.
+    /// Not used for this long.
     pub unused_for: Option<Duration>,
-    /// Got by the cache before.
+    /// Fetched before this time.
     pub fetched_before: Option<SystemTime>,
-    /// Of them the least recently used, as many.
+    /// At most this many, least recently used first.
     pub count: Option<usize>,
-    /// Pinned ones as well.
+    /// Whether to prune pinned images as well.
     pub include_pinned: bool,
 }
 
-/// What is to be removed, in order.
+/// The images to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Images, by their places among the candidates.
+    /// Their indexes among the candidates, in order of removal.
     pub remove: Vec<usize>,
-    /// Images that would be, were they not pinned.
+    /// Matching images that stay because they are pinned.
     pub pinned: usize,
-    /// Bytes that this frees: of content that nothing else needs.
+    /// The bytes that this frees: the content that no other image needs.
     pub freed_bytes: u64,
 }
 
-/// The images that match, least recently used first.
+/// Selects the matching images, least recently used first.
 pub fn plan_matching(
     candidates: &[Candidate<'_>],
     sizes: &[u64],
@@ -51,7 +51,7 @@ pub fn plan_matching(
     let is_unused = |candidate: &Candidate<'_>| match (criteria.unused_for, candidate.used) {
         // A time in the future counts as now.
         (Some(span), Some(used)) => now.duration_since(used).unwrap_or_default() >= span,
-        // Of which nobody knows the time: it stays until that is known.
+        // An image with an unknown time of use stays.
         (Some(_), None) => false,
         (None, _) => true,
     };
@@ -78,14 +78,14 @@ pub fn plan_matching(
     plan
 }
 
-/// Places, least recently used first.
+/// Indexes of the candidates, least recently used first.
 fn by_use(candidates: &[Candidate<'_>]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..candidates.len()).collect();
     places.sort_by_key(|place| candidates[*place].used);
     places
 }
 
-/// How many images need each piece of content.
+/// For each number of the content, how many images need it.
 struct References<'a> {
     counts: Vec<u32>,
     sizes: &'a [u64],
@@ -100,7 +100,7 @@ impl References<'_> {
         References { counts, sizes }
     }
 
-    /// An image goes. Returns the bytes that nothing needs any more.
+    /// Removes an image from the counts. Returns the bytes that no image needs any more.
     fn release(&mut self, content: &[u32]) -> u64 {
         let mut freed = 0;
         for number in content {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_meant_or_of_unknown_use_stays() {
+    fn images_that_are_not_selected_or_of_unknown_use_stay() {
         let mut all = four();
         all[3].is_meant = false;
         let plan = plan_matching(&all, &SIZES, &Criteria::default(), at(500));
@@ -183,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn shared_content_is_free_when_its_last_image_goes() {
+    fn shared_content_is_freed_with_its_last_image() {
         let all = four();
         let plan = |count| {
             let criteria = Criteria { count: Some(count), ..Criteria::default() };
             plan_matching(&all, &SIZES, &criteria, at(500)).freed_bytes
         };
-        // 50 of the oldest, then 30 of what image 1 has alone, then 10 and the 20 that both had.
+        // 50 bytes of the oldest, then 30 that only image 1 has, then 10 and the 20 that both share.
         assert_eq!([plan(1), plan(2), plan(3)], [50, 80, 110]);
     }
 
     #[test]
-    fn an_image_without_any_content_is_no_trouble() {
+    fn an_image_without_content_is_removed() {
         let plan = plan_matching(&[candidate(1, &[])], &[], &Criteria::default(), at(500));
         assert_eq!((plan.remove, plan.freed_bytes), (images(&[0]), 0));
     }

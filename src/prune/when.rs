@@ -1,4 +1,4 @@
-//! Times and spans of time as people type them.
+//! Parses and formats times and durations.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 
-/// The units, longer names first where one is the beginning of another.
+/// The units. A name that begins with another one comes first.
 const UNITS: [(&str, u64); 7] = [
     ("ns", 1),
     ("us", 1_000),
@@ -21,7 +21,7 @@ const UNITS: [(&str, u64); 7] = [
 /// A duration with its unit, e.g. `1h30m`, `5m`, `250ms`, or `0`.
 ///
 /// # Errors
-/// What is allowed, as a text.
+/// A description of the accepted format.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refuse = || {
         "a duration is a number with a unit of ns, us, ms, s, m, h, d, e.g. 5m or 1h30m, or 0"
@@ -45,10 +45,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(refuse()) } else { Ok(Duration::from_nanos(nanos)) }
 }
 
-/// A point in time: a date, a date and a time (both UTC), or how long before `now`, e.g. `7d`.
+/// A point in time: a date, a date and a time (both UTC), or a time before `now`, e.g. `7d`.
 ///
 /// # Errors
-/// What is allowed, as a text.
+/// A description of the accepted formats.
 pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     const DATE: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
     const DATE_TIME: &[FormatItem<'_>] =

@@ -1,9 +1,9 @@
-//! A catalogue: all images with all that they need, small enough to be held in memory as a whole. What is
-//! decided about images together (which of them may go, and what that would free) is decided from one.
+//! A catalogue: all images with the content that they need, small enough for memory. Decisions that involve several
+//! images, such as which to remove and how much that frees, use a catalogue.
 //!
-//! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten
-//! layers each are some forty megabytes while it is needed. Only what is here has a number, so that memory
-//! is in proportion to the files that exist, whatever a manifest lists.
+//! Content is numbered, so that an image is a list of small numbers: a hundred thousand images with ten layers each
+//! take about forty megabytes for the duration of the decision. Only cached content gets a number, so that memory
+//! use depends on the files that exist and not on what a manifest lists.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -15,20 +15,20 @@ use super::error::StoreError;
 use super::images::walk;
 use super::layout::{Layout, digest_of};
 use super::refs::Access;
-use super::walk::not_ours;
+use super::walk::foreign_entry;
 use crate::oci::{Algorithm, Descriptor, Digest, ImageName, Reference, Tag};
 
-/// All images, as they were while it was read.
+/// All images at the time of the scan.
 #[derive(Debug, Default)]
 pub struct Catalogue {
     /// Repositories, in the order of the directories.
     pub repositories: Vec<CatalogueRepository>,
-    /// Images, those of a repository together.
+    /// Images, grouped by repository.
     pub images: Vec<CatalogueImage>,
-    /// What images need and is here, and the manifest of each image.
+    /// The cached content that images need, and the manifest of each image.
     pub content: Vec<Content>,
-    /// Names that lead to nothing, since they or their manifest are damaged, or that came while it was read.
-    /// What they need is not known, so a blob that nobody seems to need may be theirs.
+    /// Number of names whose content is unknown: they or their manifests are damaged, or they were added during the
+    /// scan. A blob that seems unreferenced may belong to them.
     pub damaged: usize,
     /// Blobs that no image needs.
     pub unreferenced: Vec<Content>,
@@ -40,36 +40,36 @@ pub struct Catalogue {
 pub struct CatalogueRepository {
     /// Its name.
     pub name: ImageName,
-    /// Its names, before they were read.
+    /// Its names, read before its images.
     pub names: RepositoryNames,
 }
 
-/// What a repository's names are: which tag is which manifest, and when a manifest last came or went. A
-/// confirmation of a tag changes nothing of it.
+/// The names of a repository: the manifest of each tag, and when a manifest was last added or removed. A
+/// confirmation of a tag does not change them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryNames {
     tags: Vec<(Tag, Option<Digest>)>,
     manifests: [Option<SystemTime>; Algorithm::ALL.len()],
 }
 
-/// An image: what is decided about.
+/// An image that may be removed.
 #[derive(Debug)]
 pub struct CatalogueImage {
-    /// Which of the repositories it is in.
+    /// The index of its repository.
     pub repository: usize,
     /// Its tag, or its digest if it has none.
     pub reference: Reference,
-    /// When the cache got it.
+    /// When it was fetched.
     pub fetched: SystemTime,
-    /// When it was last pulled, by its name or by its digest.
+    /// When it was last pulled, by tag or by digest.
     pub pulled: Option<SystemTime>,
-    /// When it, or a manifest below it, was last pulled.
+    /// When it or a descendant manifest was last pulled.
     pub used: Option<SystemTime>,
-    /// What it is a signature of, or an attestation or a bill of materials.
+    /// Its subject, if it is a signature, an attestation or a bill of materials.
     pub refers_to: Option<Digest>,
-    /// How many of `content` are manifests; they come first, and its own is the first of all.
+    /// How many entries of `content` are manifests. They come first, beginning with the image's own.
     pub manifests: usize,
-    /// All that it needs and that is here: indexes into the catalogue's content.
+    /// The cached content that it needs, as indexes into the catalogue's content.
     pub content: Vec<u32>,
 }
 
@@ -78,12 +78,12 @@ pub struct CatalogueImage {
 pub struct Content {
     /// Its digest.
     pub digest: Digest,
-    /// Its size in bytes; nothing if it is not here.
+    /// Its size in bytes; 0 if it is not cached.
     pub size: u64,
 }
 
-/// When the directories of a repository changed: a name that comes, goes or is replaced changes its
-/// directory, and a pull does not.
+/// When the directories of a repository changed. Adding, removing or replacing a name changes its directory; a pull
+/// does not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RepositoryTimes {
     tags: Option<SystemTime>,
@@ -91,12 +91,12 @@ pub struct RepositoryTimes {
 }
 
 impl RepositoryTimes {
-    /// Whether no name came, went or was replaced at or after that time.
+    /// Whether no name was added, removed or replaced at or after `time`.
     pub(super) fn are_before(&self, time: SystemTime) -> bool {
         std::iter::once(&self.tags).chain(&self.manifests).flatten().all(|changed| *changed < time)
     }
 
-    /// The directories, and their times.
+    /// The directories and their times.
     pub(super) fn directories(
         &self,
         layout: &Layout,
@@ -107,7 +107,7 @@ impl RepositoryTimes {
         std::iter::once((layout.tags(name), self.tags)).chain(manifests).collect()
     }
 
-    /// As one text, to be compared with that of another time.
+    /// A text for later comparison.
     pub fn fingerprint(&self) -> String {
         let all = std::iter::once(&self.tags).chain(&self.manifests);
         let text = all.map(|time| {
@@ -138,22 +138,22 @@ impl Store {
         }
     }
 
-    /// Looks at all images. `go_on` is asked before each repository, may take its time, and ends it by
-    /// `false`: then there is no catalogue.
+    /// Scans all images. Calls `keep_going` before each repository; it may block, and stops the scan by
+    /// returning `false`, which yields `None`.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if anything cannot be read that may name something: who goes by what is not
-    /// named would remove it.
+    /// [`StoreError::IncompleteScan`] if any file that may refer to content cannot be read: a removal based on the
+    /// catalogue would remove that content.
     pub fn catalogue(
         &self,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Catalogue>, StoreError> {
         let sizes: HashMap<Digest, u64> = self.blobs()?.into_iter().collect();
         let mut catalogue = Catalogue::default();
         let mut was_ended = false;
         let unreadable = self.unreadable_files();
-        let walked = self.each_repository_for_certain(&mut |name| {
-            was_ended = !go_on();
+        let walked = self.each_repository_strict(&mut |name| {
+            was_ended = !keep_going();
             if was_ended {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -163,9 +163,9 @@ impl Store {
         });
         match walked {
             Err(_) if was_ended => return Ok(None),
-            other => other.map_err(|source| StoreError::Blind { source })?,
+            other => other.map_err(|source| StoreError::IncompleteScan { source })?,
         }
-        // A name that could not be read for a moment looks like one that does not exist.
+        // A temporary read error makes a name look absent.
         if self.unreadable_files() != unreadable {
             return Err(StoreError::unreadable_meanwhile(self.root()));
         }
@@ -175,8 +175,8 @@ impl Store {
         Ok(Some(catalogue))
     }
 
-    /// Looks whether all names of a repository can be read, and were. Returns how many are damaged, or not
-    /// in the catalogue: what they lead to is not known.
+    /// Checks that all names of a repository can be read. Returns how many are damaged or missing from the
+    /// catalogue; their content is unknown.
     fn check_repository(
         &self,
         name: &ImageName,
@@ -186,17 +186,17 @@ impl Store {
         let (layout, mut unknown) = (&self.inner.layout, 0);
         let images = catalogue.images_of(catalogue.repositories.len() - 1);
         let known: HashSet<&Reference> = images.map(|(_, image)| &image.reference).collect();
-        for tag in self.inner.list_for_certain(&layout.tags(name))? {
+        for tag in self.inner.list_strict(&layout.tags(name))? {
             let Ok(tag) = tag.parse() else {
-                return Err(not_ours(&layout.tags(name).join(&tag)));
+                return Err(foreign_entry(&layout.tags(name).join(&tag)));
             };
             let is_there = self.inner.is_readable(&layout.tag(name, &tag))?;
             unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
         }
         for algorithm in Algorithm::ALL {
-            for hex in self.inner.list_for_certain(&layout.manifests(name, algorithm))? {
+            for hex in self.inner.list_strict(&layout.manifests(name, algorithm))? {
                 let Some(digest) = digest_of(algorithm, &hex) else {
-                    return Err(not_ours(&layout.manifests(name, algorithm).join(&hex)));
+                    return Err(foreign_entry(&layout.manifests(name, algorithm).join(&hex)));
                 };
                 let Some(manifest) = self.stored_manifest(name, &digest) else {
                     let is_there = self.inner.is_readable(&layout.manifest(name, &digest))?;
@@ -204,7 +204,7 @@ impl Store {
                     unknown += usize::from(is_there);
                     continue;
                 };
-                // What is not here has no number. What came since is young, and stays for that reason.
+                // Missing content has no number. Content that was added since is young and stays for that reason.
                 let is_known = |digest: &Digest| {
                     catalogue.numbers.contains_key(digest) || !sizes.contains_key(digest)
                 };
@@ -217,7 +217,7 @@ impl Store {
 }
 
 impl CatalogueImage {
-    /// Its manifests, by number.
+    /// The numbers of its manifests.
     pub fn manifest_numbers(&self) -> &[u32] {
         &self.content[..self.manifests]
     }
@@ -234,14 +234,14 @@ impl Catalogue {
         self.repository_of(image).name.with(&image.reference)
     }
 
-    /// The images of a repository, with their places.
+    /// The images of a repository with their indexes.
     pub fn images_of(&self, repository: usize) -> impl Iterator<Item = (usize, &CatalogueImage)> {
         let begin = self.images.partition_point(|image| image.repository < repository);
         let images = self.images.iter().enumerate().skip(begin);
         images.take_while(move |(_, image)| image.repository == repository)
     }
 
-    /// How many images need each piece of content.
+    /// For each number of the content, how many images need it.
     pub fn references(&self) -> Vec<u32> {
         let mut counts = vec![0; self.content.len()];
         for number in self.images.iter().flat_map(|image| &image.content) {
@@ -250,13 +250,13 @@ impl Catalogue {
         counts
     }
 
-    /// The number of a digest, if some image needs it.
+    /// The number of a digest, if an image needs it.
     pub fn number_of(&self, digest: &Digest) -> Option<u32> {
         self.numbers.get(digest).copied()
     }
 
     fn add(&mut self, store: &Store, name: &ImageName, sizes: &HashMap<Digest, u64>) {
-        // Before it is read, so that a change meanwhile shows.
+        // Read before the images, so that a concurrent change can be detected.
         let names = store.repository_names(name);
         let repository = self.repositories.len();
         let load = |descriptor: &Descriptor| store.stored_manifest(name, &descriptor.digest);
@@ -279,7 +279,7 @@ impl Catalogue {
             };
             let refers_to = by_field.map(|subject| subject.digest).or(by_tag);
             let is_here = |digest: &Digest| sizes.contains_key(digest);
-            // A record is a file as well, even where its manifest was lost.
+            // A record is a file as well, even if its manifest is lost.
             let has_record = |digest: &Digest| store.inner.layout.manifest(name, digest).exists();
             let manifests = manifests
                 .filter(|digest| *digest == image.digest || is_here(digest) || has_record(digest));
@@ -307,7 +307,7 @@ impl Catalogue {
         *self.numbers.entry(digest).or_insert_with(|| {
             let size = sizes.get(&digest).copied().unwrap_or_default();
             content.push(Content { digest, size });
-            // Four milliards of blobs do not fit into the memory that would have to hold them.
+            // Four billion entries do not fit into memory.
             u32::try_from(content.len() - 1).unwrap_or(u32::MAX)
         })
     }

@@ -1,9 +1,9 @@
-//! Bytes on the disk: counted by a walk of all files below the cache directory, and followed from then on as
-//! far as this process writes and removes. What other processes do shows at the next count.
+//! Disk usage: counted by a walk of all files below the cache directory, then updated with the writes and removals
+//! of this process. Changes by other processes show in the next count.
 //!
-//! What counts is the space that a file takes on the disk, as `du` reports it, not its length: a record of a
-//! hundred bytes takes a block. Everything counts: blobs, records, tag lists, partial downloads, imports
-//! under way, damaged blobs that are kept, and the lists in `usage/`.
+//! A file counts with its allocated space, as `du` reports it, not its length: a record of a hundred bytes takes a
+//! block. Everything counts: blobs, records, tag lists, partial downloads, running imports, quarantined blobs, and
+//! the lists in `usage/`.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -16,45 +16,44 @@ use std::time::SystemTime;
 use super::sweep::FUTURE_TOLERANCE;
 use super::{Inner, Store};
 
-/// Directories below the cache directory are nested as deep as repository names, and no deeper than this.
+/// The maximum depth of directories: repository names have no more components.
 const DEPTH_MAX: usize = 300;
 
-/// Bytes on the disk when they were counted.
+/// Disk usage at the time of a count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUsage {
     /// Files under `blobs/`: manifests, configs and layers.
     pub files: u64,
-    /// Their lengths together.
+    /// Their total length.
     pub bytes: u64,
-    /// What everything below the cache directory takes on the disk, blobs included.
+    /// Allocated bytes of everything below the cache directory, including blobs.
     pub allocated_bytes: u64,
 }
 
-/// The file system that the cache is on, for an unprivileged process.
+/// The file system of the cache, from the view of an unprivileged process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes that are free.
+    /// Free bytes.
     pub free_bytes: u64,
-    /// How large it is, in bytes.
+    /// Its size in bytes.
     pub size_bytes: u64,
-    /// Files that can still be created; `None` where the file system has no bound.
+    /// Number of files that can still be created; `None` if the file system has no limit.
     pub free_files: Option<u64>,
-    /// How many files it can have; `None` where it has no bound.
+    /// The maximum number of files; `None` if there is no limit.
     pub files_max: Option<u64>,
 }
 
 impl Store {
-    /// Bytes on the disk: as they were counted last, and what this process has added and removed since.
-    /// `None` before the first count.
+    /// Allocated bytes: the last count plus the changes by this process. `None` before the first count.
     pub fn disk_bytes(&self) -> Option<u64> {
         let counted = self.inner.bytes_counted.load(Relaxed);
         let changed = self.inner.bytes_changed.load(Relaxed);
-        // Before the first count it is below nothing.
+        // Negative before the first count.
         let counted = u64::try_from(counted).ok()?;
         Some(counted.saturating_add_signed(changed))
     }
 
-    /// What the file system has; `None` if it does not say.
+    /// Space of the file system; `None` if it does not report it.
     pub fn space(&self) -> Option<Space> {
         let is = rustix::fs::statvfs(self.root()).ok()?;
         let files_max = (is.f_files > 0).then_some(is.f_files);
@@ -66,50 +65,50 @@ impl Store {
         })
     }
 
-    /// Counts what is on the disk. `go_on` is called now and then, may block, and stops it by returning
+    /// Counts the disk usage. Calls `keep_going` regularly; it may block, and stops the count by returning
     /// `false`.
     ///
-    /// A file whose time is in the future gets the time of now: it would count as young, and as just used,
-    /// until that time comes.
-    pub fn count_disk(&self, go_on: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
+    /// A file with a time in the future gets the current time; otherwise it would count as young and just used
+    /// until that time.
+    pub fn count_disk(&self, keep_going: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
         let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = if self.is_writable() { self.file_system_time().ok() } else { None };
         let changed_before = self.inner.bytes_changed.load(Relaxed);
         let mut count = Count {
             usage: DiskUsage::default(),
             files: 0,
-            // Of a directory that cannot be written no time can be set.
+            // Times cannot be set in a read-only directory.
             latest: now.map(|now| now + FUTURE_TOLERANCE),
-            go_on,
+            keep_going,
         };
         count.usage.allocated_bytes = fs::metadata(self.root()).map_or(0, |is| allocated(&is));
         count.directory(self.root(), false, 0)?;
         let usage = count.usage;
         let counted = i64::try_from(usage.allocated_bytes).unwrap_or(i64::MAX);
         self.inner.bytes_counted.store(counted, Relaxed);
-        // What came while it was counted may count twice, until the next time.
+        // Files added during the count may count twice until the next count.
         self.inner.bytes_changed.fetch_sub(changed_before, Relaxed);
         Some(usage)
     }
 }
 
-/// A count under way.
+/// A running count.
 struct Count<'a> {
     usage: DiskUsage,
     files: u64,
     latest: Option<SystemTime>,
-    go_on: &'a mut dyn FnMut() -> bool,
+    keep_going: &'a mut dyn FnMut() -> bool,
 }
 
 impl Count<'_> {
-    /// Counts what is in a directory, without following symbolic links.
+    /// Counts a directory, without following symbolic links.
     fn directory(&mut self, directory: &Path, is_blobs: bool, depth: usize) -> Option<()> {
         if depth > DEPTH_MAX {
             return Some(());
         }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             self.files += 1;
-            if self.files.is_multiple_of(1024) && !(self.go_on)() {
+            if self.files.is_multiple_of(1024) && !(self.keep_going)() {
                 return None;
             }
             let Ok(metadata) = entry.metadata() else { continue };
@@ -124,7 +123,7 @@ impl Count<'_> {
                 }
                 let time = metadata.modified().ok();
                 if time.zip(self.latest).is_some_and(|(time, latest)| time > latest) {
-                    // Where that fails the file is tried again at the next count.
+                    // If that fails, the next count retries.
                     let _ = renew_to_now(&entry.path());
                 }
             }
@@ -138,19 +137,19 @@ fn renew_to_now(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What a file takes on the disk, in bytes.
+/// The allocated bytes of a file.
 pub(super) fn allocated(metadata: &Metadata) -> u64 {
-    // The unit is 512 bytes, whatever the block size of the file system.
+    // The unit is 512 bytes regardless of the file system's block size.
     metadata.blocks().saturating_mul(512)
 }
 
 impl Inner {
-    /// Notes that this process has put bytes on the disk.
+    /// Records bytes that this process has added.
     pub(super) fn note_bytes_added(&self, bytes: u64) {
         self.bytes_changed.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
     }
 
-    /// Notes that this process has taken bytes off the disk.
+    /// Records bytes that this process has removed.
     pub(super) fn note_bytes_removed(&self, bytes: u64) {
         self.bytes_changed.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with the operator's disk.
+//! Errors of the operator's disk.
 
 use std::fmt;
 use std::io;
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::oci::Digest;
 
-/// The disk refused. Damage and absence are not errors: they are misses.
+/// A disk operation failed. Damage and absence are not errors: they are misses.
 #[derive(Debug)]
 pub enum StoreError {
-    /// The cache directory's path leads to something that is no directory (`imagePath`).
+    /// The path of the cache directory exists and is not a directory (`imagePath`).
     NotADirectory {
         /// The path.
         path: PathBuf,
     },
-    /// The cache directory, or one inside it, cannot be created (`imagePath`).
+    /// The cache directory or one of its subdirectories cannot be created (`imagePath`).
     Create {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The directory was opened read-only, so nothing can be added.
@@ -31,49 +31,49 @@ pub enum StoreError {
         /// The blob.
         digest: Box<Digest>,
     },
-    /// There is no room for a blob of known size.
-    NoRoom {
+    /// The disk has too little free space for a blob of known size.
+    InsufficientSpace {
         /// The cache directory.
         root: PathBuf,
-        /// What is to be written, in bytes.
+        /// The size of the write, in bytes.
         missing_bytes: u64,
-        /// What there is room for, in bytes.
+        /// The free space, in bytes.
         free_bytes: u64,
     },
-    /// There may not be more in the cache, and what is in it has to stay.
-    NoLeave {
-        /// What is to be written, in bytes.
+    /// The cache has reached a configured limit, and nothing can be evicted.
+    LimitReached {
+        /// The size of the write, in bytes.
         missing_bytes: u64,
-        /// The bound and its key, and why nothing goes.
+        /// The limit with its key, and why nothing can be evicted.
         reason: String,
     },
-    /// Not all names can be read, and so nothing may be removed.
-    Blind {
-        /// Which, and why.
+    /// Not all records can be read, so nothing may be removed.
+    IncompleteScan {
+        /// Which records, and the cause.
         source: io::Error,
     },
-    /// A file or directory cannot be read, for a reason that says nothing about its content: there are no
-    /// descriptors or no memory left, or the disk fails.
+    /// A file or directory cannot be read for a reason unrelated to its content: no descriptors or no memory left,
+    /// or a failing disk.
     Read {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A file could not be written, synced or renamed.
     Write {
-        /// The file that was to be.
+        /// The target file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl StoreError {
-    /// Something below `root` could not be read while everything had to be.
+    /// A read below `root` failed during a scan that needs every file.
     pub(super) fn unreadable_meanwhile(root: &Path) -> StoreError {
         let why = format!("everything below {}: some files failed, see the log", root.display());
-        StoreError::Blind { source: io::Error::other(why) }
+        StoreError::IncompleteScan { source: io::Error::other(why) }
     }
 
     pub(super) fn read(path: &Path, source: io::Error) -> StoreError {
@@ -84,15 +84,15 @@ impl StoreError {
         StoreError::Write { path: path.to_owned(), source }
     }
 
-    /// Whether the store cannot be read just now, so that it is not known what it holds.
+    /// Whether the store cannot be read now, so that its content is unknown.
     pub fn is_unreadable(&self) -> bool {
         matches!(self, StoreError::Read { .. })
     }
 
-    /// Whether the disk, or a quota on it, has no room left.
+    /// Whether the disk, or a quota on it, is full.
     pub fn is_full(&self) -> bool {
         match self {
-            StoreError::NoRoom { .. } | StoreError::NoLeave { .. } => true,
+            StoreError::InsufficientSpace { .. } | StoreError::LimitReached { .. } => true,
             StoreError::Write { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
@@ -106,45 +106,45 @@ impl fmt::Display for StoreError {
         match self {
             StoreError::NotADirectory { path } => write!(
                 f,
-                "the cache directory {} is not a directory; give another one with --image-path or \
+                "the cache directory {} is not a directory; set another one with --image-path or \
                  imagePath",
                 path.display()
             ),
             StoreError::Create { path, source } => write!(
                 f,
                 "cannot create the cache directory {}: {source}; make it writable for this user or \
-                 give another one with --image-path or imagePath",
+                 set another one with --image-path or imagePath",
                 path.display()
             ),
             StoreError::ReadOnly { root } => write!(
                 f,
-                "the cache directory {} is read-only: what is in it is served, nothing is added",
+                "the cache directory {} is read-only: cached content is served, nothing is added",
                 root.display()
             ),
             StoreError::Locked { digest } => {
                 write!(f, "another process on this cache directory is writing {digest}")
             }
-            StoreError::NoRoom { root, missing_bytes, free_bytes } => write!(
+            StoreError::InsufficientSpace { root, missing_bytes, free_bytes } => write!(
                 f,
-                "no room for {missing_bytes} bytes on the disk of {}, which has {free_bytes} left; \
-                 free some, or move the cache with imagePath",
+                "not enough space for {missing_bytes} bytes on the disk of {}, which has {free_bytes} \
+                 left; free some, or move the cache with imagePath",
                 root.display()
             ),
-            StoreError::Blind { source } => {
+            StoreError::IncompleteScan { source } => {
                 write!(f, "cannot read {source}; nothing is removed until it can be read")
             }
-            StoreError::NoLeave { missing_bytes: 0, reason } => f.write_str(reason),
-            StoreError::NoLeave { missing_bytes, reason } => {
-                write!(f, "no room for {missing_bytes} bytes: {reason}")
+            StoreError::LimitReached { missing_bytes: 0, reason } => f.write_str(reason),
+            StoreError::LimitReached { missing_bytes, reason } => {
+                write!(f, "not enough space for {missing_bytes} bytes: {reason}")
             }
             StoreError::Read { path, source } => write!(
                 f,
-                "cannot read {}: {source}; if this lasts, check the disk and the limit of open files",
+                "cannot read {}: {source}; if this lasts, check the disk and the open-file limit",
                 path.display()
             ),
             StoreError::Write { path, source } if self.is_full() => write!(
                 f,
-                "no room left on the cache's disk to write {} ({source}); free some, or move the \
+                "no space left on the cache's disk to write {} ({source}); free some, or move the \
                  cache with imagePath",
                 path.display()
             ),
@@ -159,14 +159,14 @@ impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StoreError::Create { source, .. }
-            | StoreError::Blind { source }
+            | StoreError::IncompleteScan { source }
             | StoreError::Read { source, .. }
             | StoreError::Write { source, .. } => Some(source),
             StoreError::NotADirectory { .. }
             | StoreError::ReadOnly { .. }
             | StoreError::Locked { .. }
-            | StoreError::NoRoom { .. }
-            | StoreError::NoLeave { .. } => None,
+            | StoreError::InsufficientSpace { .. }
+            | StoreError::LimitReached { .. } => None,
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Failing reads, for tests: in a build that is no test there are none.
+//! Injected read failures for tests. Other builds have none.
 
 use std::io;
 use std::path::Path;
 
-/// Which reads fail.
+/// The reads that fail.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     #[cfg(test)]
     failing: std::sync::Mutex<Option<Failing>>,
 }
 
-/// Reads of paths that end so fail, after some that succeed.
+/// Reads of paths with this suffix fail, after `spared` successful ones.
 #[cfg(test)]
 #[derive(Debug)]
 struct Failing {
@@ -21,7 +21,7 @@ struct Failing {
 }
 
 impl Faults {
-    /// Fails as a test has asked for.
+    /// Fails if a test has requested it.
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "only tests have faults"))]
     pub(super) fn check(&self, path: &Path) -> io::Result<()> {
         #[cfg(test)]
@@ -44,14 +44,14 @@ impl Faults {
         Ok(())
     }
 
-    /// Lets `count` reads of paths that end with `suffix` fail, after `spared` that succeed.
+    /// Makes `count` reads of paths that end with `suffix` fail, after `spared` successful ones.
     #[cfg(test)]
     pub(super) fn fail(&self, suffix: &str, spared: usize, count: usize, errno: i32) {
         let suffix = suffix.to_owned();
         *self.failing.lock().unwrap() = Some(Failing { suffix, spared, count, errno });
     }
 
-    /// Whether all failures that were asked for have happened.
+    /// Whether all requested failures have happened.
     #[cfg(test)]
     pub(super) fn are_spent(&self) -> bool {
         self.failing.lock().unwrap().as_ref().is_some_and(|fault| fault.count == 0)

@@ -1,7 +1,7 @@
-//! Images: the unit in which people think. A tag, or a digest that was pulled without one, and all that
-//! hangs below it: child manifests, configs, layers, as far as they are here.
+//! Images: a tag, or a digest that was pulled without a tag, with the cached part of its content: child manifests,
+//! configs and layers.
 //!
-//! Looking at images counts as no use of them.
+//! Reading images here does not count as use.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -12,8 +12,8 @@ use super::Store;
 use super::refs::Access;
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, MediaType, Reference};
 
-/// How deep manifests may be nested before the rest is passed over: an index of indexes is the most
-/// that is seen, and a document made to be deep must not exhaust the stack.
+/// The maximum depth of nested manifests; deeper ones are ignored. Real images have at most an index of indexes,
+/// and a deeply nested document must not exhaust the stack.
 const DEPTH_MAX: usize = 8;
 
 /// An image in the cache.
@@ -21,19 +21,19 @@ const DEPTH_MAX: usize = 8;
 pub struct StoredImage {
     /// Its repository.
     pub name: ImageName,
-    /// Its tag, or its digest if it has none.
+    /// Its tag, or its digest if it has no tag.
     pub reference: Reference,
     /// Its manifest or index.
     pub digest: Digest,
-    /// Of which type that is.
+    /// The media type of the manifest or index.
     pub media_type: MediaType,
-    /// How many bytes that has.
+    /// The size of the manifest or index in bytes.
     pub size: u64,
-    /// When it was first seen to be this manifest.
+    /// When the reference was first seen with this manifest.
     pub fetched: SystemTime,
-    /// When upstream last confirmed it; a digest needs no confirmation.
+    /// When upstream last confirmed the tag; a digest needs no confirmation.
     pub checked: Option<SystemTime>,
-    /// When upstream was first seen not to have the tag any more.
+    /// When upstream was first seen without the tag.
     pub gone: Option<SystemTime>,
     /// When a client last pulled it, to the minute.
     pub pulled: Option<SystemTime>,
@@ -46,7 +46,7 @@ impl StoredImage {
     }
 }
 
-/// What hangs below a manifest, itself included, each digest once, parents before children.
+/// A manifest and its descendants, each digest once, parents before children.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     /// Manifests and indexes.
@@ -58,29 +58,29 @@ pub struct Graph {
 /// A manifest in a graph.
 #[derive(Debug, Clone)]
 pub struct GraphManifest {
-    /// Its descriptor, as its parent has it.
+    /// Its descriptor in its parent.
     pub descriptor: Descriptor,
-    /// The manifest, if it is here.
+    /// The manifest, if it is cached.
     pub manifest: Option<Manifest>,
 }
 
 /// A config or a layer in a graph.
 #[derive(Debug, Clone)]
 pub struct GraphBlob {
-    /// Its descriptor, as the first manifest that names it has it.
+    /// Its descriptor in the first manifest that refers to it.
     pub descriptor: Descriptor,
-    /// Whether it is here, in full length.
+    /// Whether it is cached with its full size.
     pub is_present: bool,
 }
 
 impl Graph {
-    /// Bytes of configs and layers that are not here although their manifest is.
+    /// Total size of the missing blobs, in bytes.
     pub fn missing_bytes(&self) -> u64 {
         self.missing_blobs().map(|blob| blob.size).fold(0, u64::saturating_add)
     }
 
-    /// Configs and layers that are not here although their manifest is. Foreign layers are never missing:
-    /// clients get them from elsewhere.
+    /// Missing configs and layers of cached manifests. Foreign layers never count as missing, since clients get
+    /// them from elsewhere.
     pub fn missing_blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let blobs = self.blobs.iter().map(|blob| (&blob.descriptor, blob.is_present));
         let missing =
@@ -88,7 +88,7 @@ impl Graph {
         missing.map(|(descriptor, _)| descriptor)
     }
 
-    /// Bytes of everything that is here.
+    /// Total size of the cached content, in bytes.
     pub fn present_bytes(&self) -> u64 {
         let manifests = self.manifests.iter().filter_map(|each| each.manifest.as_ref());
         let blobs = self.blobs.iter().filter(|blob| blob.is_present);
@@ -96,8 +96,8 @@ impl Graph {
             + blobs.map(|blob| blob.descriptor.size).sum::<u64>()
     }
 
-    /// Whether a client can run it for at least one platform: an image manifest is here, and every
-    /// config and layer of those that are. Children of an index that were never asked for do not count.
+    /// Whether a client can run it for at least one platform: at least one image manifest is cached, and so are the
+    /// configs and layers of all cached manifests. Children of an index that were never pulled do not count.
     pub fn is_complete(&self) -> bool {
         let is_image = |each: &GraphManifest| {
             let kind = each.manifest.as_ref().map(Manifest::kind);
@@ -106,15 +106,14 @@ impl Graph {
         self.manifests.iter().any(is_image) && self.missing_blobs().next().is_none()
     }
 
-    /// The platforms of the image manifests that are here, where an index gives them. An attestation has
-    /// none.
+    /// The platforms of the cached image manifests, if an index names them. An attestation has none.
     pub fn platforms(&self) -> impl Iterator<Item = &str> {
         let present = self.manifests.iter().filter(|each| each.manifest.is_some());
         let images = present.map(|each| &each.descriptor).filter(|each| each.attests.is_none());
         images.filter_map(|descriptor| descriptor.platform.as_deref())
     }
 
-    /// Its manifests, each with the config and layers that it names.
+    /// Its manifests, each with its config and layers.
     pub fn tree(&self) -> impl Iterator<Item = (&GraphManifest, Vec<&GraphBlob>)> {
         let blobs: HashMap<Digest, &GraphBlob> =
             self.blobs.iter().map(|blob| (blob.descriptor.digest, blob)).collect();
@@ -130,31 +129,30 @@ impl Graph {
         })
     }
 
-    /// The digests of its manifests, also of those that are not here.
+    /// The digests of its manifests, including missing ones.
     pub fn manifest_digests(&self) -> impl Iterator<Item = Digest> {
         self.manifests.iter().map(|each| each.descriptor.digest)
     }
 
-    /// Everything in it that is here.
+    /// Descriptors of all cached content.
     pub fn present(&self) -> impl Iterator<Item = &Descriptor> {
         let manifests = self.manifests.iter().filter(|each| each.manifest.is_some());
         let blobs = self.blobs.iter().filter(|blob| blob.is_present);
         manifests.map(|each| &each.descriptor).chain(blobs.map(|blob| &blob.descriptor))
     }
 
-    /// Every digest in it that is here.
+    /// Digests of all cached content.
     pub fn present_digests(&self) -> impl Iterator<Item = Digest> {
         self.present().map(|each| each.digest)
     }
 }
 
 impl Store {
-    /// Calls `visit` with every image in the cache, in the order of the directories, tags of a
-    /// repository first.
+    /// Calls `visit` with every cached image, in the order of the directories; a repository's tags come first.
     ///
     /// # Errors
-    /// The first error of `visit`; what vanishes meanwhile is passed over. At the end, if something could not be
-    /// read: there may be more images than were visited.
+    /// The first error of `visit`. At the end, an error if anything could not be read, since images may be missing
+    /// from the visit. Files that vanish during the walk are ignored.
     pub fn each_image(
         &self,
         visit: &mut dyn FnMut(&StoredImage) -> io::Result<()>,
@@ -167,41 +165,41 @@ impl Store {
         }
     }
 
-    /// The images of a repository: its tags, then the manifests that hang below none of them.
+    /// The images of a repository: its tags, then the manifests that belong to none of them.
     pub fn images_of(&self, name: &ImageName) -> Vec<StoredImage> {
         self.images_of_while(name, &mut || true).unwrap_or_default()
     }
 
-    /// The same for who works slowly: `go_on` is asked before each tag and each manifest, may take its
-    /// time, and ends it by `false`.
+    /// Like [`Store::images_of`], for slow walks: calls `keep_going` before each tag and manifest. It may
+    /// block, and stops the walk by returning `false`.
     ///
     /// # Errors
-    /// If it was ended: as interrupted.
+    /// `Interrupted` if the walk was stopped.
     pub(super) fn images_of_while(
         &self,
         name: &ImageName,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<Vec<StoredImage>> {
         let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
         for tag in self.tags(name) {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
             self.collect_manifests(name, &image.digest, 0, &mut below);
             images.push(image);
         }
         let mut untagged = self.manifests(name);
         untagged.retain(|digest| !below.contains(digest));
-        // Children of an index that was pulled by digest are no images of their own.
+        // Children of an index that was pulled by digest are not images themselves.
         let mut children: HashSet<Digest> = HashSet::new();
         for digest in &untagged {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             if children.contains(digest) {
                 continue;
             }
             let Some(manifest) = self.stored_manifest(name, digest) else { continue };
             if let ManifestKind::Index { manifests } = manifest.kind() {
-                // One set for all of them, so that each child is read once however many name it.
+                // One set for all indexes, so that each child is read only once.
                 for child in manifests {
                     self.collect_manifests(name, &child.digest, 1, &mut children);
                 }
@@ -214,7 +212,7 @@ impl Store {
         Ok(images)
     }
 
-    /// The image that a tag or a digest of a repository means.
+    /// The image of a tag or a digest.
     pub fn image(&self, name: &ImageName, reference: &Reference) -> Option<StoredImage> {
         let layout = &self.inner.layout;
         let image = match reference {
@@ -229,7 +227,7 @@ impl Store {
                     fetched: record.fetched,
                     checked: Some(record.checked),
                     gone: record.gone,
-                    // Clients go on by digest, and some always have.
+                    // Clients often resolve the tag and pull by digest, and some only pull by digest.
                     pulled: self
                         .modified(&layout.tag(name, tag))
                         .max(self.modified(&layout.manifest(name, &record.digest))),
@@ -253,20 +251,20 @@ impl Store {
         Some(image)
     }
 
-    /// A manifest that this repository has.
+    /// Reads a manifest of this repository.
     pub fn stored_manifest(&self, name: &ImageName, digest: &Digest) -> Option<Manifest> {
         let record = self.manifest(name, digest, Access::Look)?;
         let bytes = self.read(digest, record.size)?;
         Manifest::parse(Arc::from(bytes), Some(record.media_type.as_str())).ok()
     }
 
-    /// What hangs below a manifest of a repository.
+    /// A manifest of a repository and its descendants.
     pub fn graph(&self, name: &ImageName, root: Descriptor) -> Graph {
         let load = |descriptor: &Descriptor| self.stored_manifest(name, &descriptor.digest);
         self.graph_by(root, &load, &|_| true)
     }
 
-    /// What hangs below `root`, as `load` finds manifests, without the children that are not `wanted`.
+    /// `root` and its descendants. `load` reads manifests; children that are not `wanted` are skipped.
     pub fn graph_by(
         &self,
         root: Descriptor,
@@ -279,20 +277,20 @@ impl Store {
         walk(root, load, wanted, &is_present)
     }
 
-    /// What hangs below an image.
+    /// The manifest of an image and its descendants.
     pub fn graph_of(&self, image: &StoredImage) -> Graph {
         let root = Descriptor::new(image.digest, image.size);
         self.graph(&image.name, root)
     }
 
-    /// A manifest and those below it, also those of them that are not here.
+    /// Digests of a manifest and its descendant manifests, including missing ones.
     pub fn manifests_at(&self, name: &ImageName, digest: &Digest) -> HashSet<Digest> {
         let mut found = HashSet::new();
         self.collect_manifests(name, digest, 0, &mut found);
         found
     }
 
-    /// The manifests of this repository at and below `digest`.
+    /// Collects a manifest of this repository and its descendants.
     fn collect_manifests(
         &self,
         name: &ImageName,
@@ -312,15 +310,15 @@ impl Store {
     }
 }
 
-/// Asks whether to go on.
+/// Fails if the caller wants to stop.
 ///
 /// # Errors
-/// If not: as interrupted.
-pub(super) fn ask(go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
-    go_on().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
+/// `Interrupted` if `keep_going` returns `false`.
+pub(super) fn check_stopped(keep_going: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    keep_going().then_some(()).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
-/// All that hangs below `root`.
+/// `root` and its descendants.
 pub(super) fn walk(
     root: Descriptor,
     load: &dyn Fn(&Descriptor) -> Option<Manifest>,
@@ -333,7 +331,7 @@ pub(super) fn walk(
     walk.graph
 }
 
-/// A walk from a manifest to all that hangs below it.
+/// The state of a walk from a manifest to its descendants.
 struct Walk<'a> {
     load: &'a dyn Fn(&Descriptor) -> Option<Manifest>,
     wanted: &'a dyn Fn(&Descriptor) -> bool,
@@ -357,8 +355,8 @@ impl Walk<'_> {
             if is_index && !(self.wanted)(&descriptor) {
                 continue;
             }
-            // What an index lists beside manifests is a blob where it is here, and no part of the image
-            // where it is not, like a platform that was never asked for.
+            // A non-manifest entry of an index counts as a blob if it is cached. If not, it counts as a child that
+            // was never pulled, like a missing platform.
             let is_child =
                 is_index && (descriptor.may_be_manifest || !(self.is_present)(&descriptor));
             if is_child {

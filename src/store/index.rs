@@ -1,7 +1,7 @@
-//! `index.json`: every tag as an entry of an OCI image layout, so that the cache directory is one.
+//! `index.json`: every tag as an entry of an OCI image layout, which makes the cache directory a valid one.
 //!
-//! It is a view for other programs, written from the records and never read back. Writing it walks
-//! the records and streams, so its cost in memory does not grow with the cache.
+//! It is a view for other programs, written from the records and never read back. It is streamed, so the memory
+//! that this needs does not grow with the cache.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -16,7 +16,7 @@ use super::lock::FileLock;
 use super::refs::{Access, TagRecord};
 use crate::oci::{ImageName, MediaType, Reference, Tag};
 
-/// The annotation that image layouts name their entries by: image-spec, annotations.md.
+/// The annotation for the name of an image layout's entry (image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 impl Store {
@@ -29,19 +29,19 @@ impl Store {
         self.inner.index_outdated.store(true, Ordering::Release);
     }
 
-    /// Rewrites `index.json` from the records, atomically. Does nothing while another process does.
+    /// Rewrites `index.json` from the records, atomically. Does nothing while another process is writing it.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; the index counts as outdated again.
+    /// [`StoreError`] if a read or write fails; the index stays outdated.
     pub fn write_index(&self) -> Result<(), StoreError> {
         let path = self.inner.layout.index();
         let lock = self.inner.layout.open_lock(&self.inner.layout.index_lock());
         let lock = lock.and_then(FileLock::try_exclusive);
         let Some(_lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
-            // The other one may have passed our tag already, so ours stays to be written.
+            // The other process may have passed this process's tag, so the index stays outdated.
             return Ok(());
         };
-        // Before the walk: a tag that changes during it marks the index again.
+        // Before the walk: a tag that changes during it marks the index as outdated again.
         self.inner.index_outdated.store(false, Ordering::Release);
         let temporary = self.inner.layout.temporary();
         let unreadable = self.unreadable_files();
@@ -49,7 +49,7 @@ impl Store {
             self.stream_index(&temporary).map_err(|error| StoreError::write(&path, error));
         let written = written.and_then(|()| match self.unreadable_files() == unreadable {
             true => Ok(()),
-            // An index that lacks images would be believed by other programs.
+            // Other programs would trust an index that lacks images.
             false => Err(StoreError::unreadable_meanwhile(self.root())),
         });
         let published = written.and_then(|()| self.inner.publish(&temporary, &path));
@@ -83,10 +83,10 @@ impl Store {
         if self.inner.fsync { file.sync_data() } else { Ok(()) }
     }
 
-    /// Calls `visit` with every tag in the cache, in the order of the directories.
+    /// Calls `visit` with every cached tag, in the order of the directories.
     ///
     /// # Errors
-    /// The first error of `visit`; directories that vanish meanwhile are passed over.
+    /// The first error of `visit`; directories that vanish during the walk are ignored.
     pub fn each_tag(
         &self,
         visit: &mut dyn FnMut(&ImageName, &Tag, &TagRecord) -> io::Result<()>,

@@ -1,14 +1,14 @@
-//! Ingest: the one way for bytes to become a blob.
+//! Ingest: the only way for downloaded bytes to become a blob.
 //!
-//! A transaction: [`Store::resume`] takes up what is left of an earlier one without creating anything,
-//! [`Store::ingest`] begins it once the content was found to exist, [`Ingest::write`] adds bytes, [`Ingest::verify`] checks
-//! size and digest, [`Verified::commit`] publishes. Dropping it at any point before leaves no name,
-//! but the bytes: a partial survives a failure, a kill and a restart, and the next ingest goes on
-//! behind it. Its bytes count for nothing until they were hashed again and the whole agreed.
+//! An ingest is a transaction. [`Store::resume`] continues an earlier one without creating anything.
+//! [`Store::ingest`] begins one after upstream was found to have the content. [`Ingest::write`] appends bytes,
+//! [`Ingest::verify`] checks size and digest, and [`Verified::commit`] publishes the blob. Dropping an ingest
+//! earlier leaves no name but keeps the bytes: a partial survives a failure, a kill and a restart, and the next
+//! ingest appends to it. Its bytes do not count until they are hashed again and the complete content matches.
 //!
-//! A partial has one writer, who holds `flock` on the file itself. The lock is on the inode, and a
-//! commit renames that inode; so whoever gets the lock checks that the path still leads to it, else it
-//! would write into a finished blob.
+//! A partial has one writer, which holds `flock` on the file itself. The lock belongs to the inode, and a commit
+//! renames that inode. So a process that gets the lock checks that the path still refers to this inode; otherwise
+//! it could write into a finished blob.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -24,11 +24,11 @@ use super::sweep::renew;
 use super::{Blob, Inner, Store};
 use crate::oci::{Digest, ImageName, Upstream, Verifier};
 
-/// How often a partial may turn out to have been committed by another process between opening and
-/// locking it. Each round means that somebody finished the blob, so one is the ordinary case.
+/// How often another process may have committed a partial between opening and locking it. In each round another
+/// process finishes the blob, so one round is the normal case.
 const LOCK_ROUNDS_MAX: u32 = 8;
 
-/// What [`Store::resume`] found.
+/// The result of [`Store::resume`] or [`Store::ingest`].
 #[derive(Debug)]
 pub enum Begin {
     /// This caller is the writer.
@@ -37,35 +37,35 @@ pub enum Begin {
     Present(Blob),
     /// Another process is writing the partial.
     Locked,
-    /// There is neither: [`Store::ingest`] begins one.
+    /// Neither the blob nor a partial exists: [`Store::ingest`] begins one.
     Absent,
 }
 
-/// Whether a partial that does not exist is created.
+/// Whether to create a missing partial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IfMissing {
     Create,
     Leave,
 }
 
-/// A blob that is being written. Dropping it keeps the partial, for the next ingest to go on with.
+/// A blob that is being written. Dropping it keeps the partial, so that the next ingest can continue it.
 #[derive(Debug)]
 pub struct Ingest {
     store: Store,
     digest: Digest,
     path: PathBuf,
     note: PathBuf,
-    /// Locked until the ingest ends, however long readers keep it open.
+    /// Locked until the ingest ends, even if readers keep the file open longer.
     file: FileLock,
     verifier: Verifier,
     bytes_written: u64,
-    /// Whether the partial is of no use any more: wrong, or empty, or not ours.
+    /// Whether dropping removes the partial, because its bytes are wrong.
     discard: bool,
 }
 
 impl Store {
-    /// Takes up the partial of `digest` where an earlier download left it, and creates nothing: a client can
-    /// name anything, and what it names may not exist.
+    /// Resumes the partial of `digest` where an earlier download stopped. Creates nothing, since a client can
+    /// request a digest that does not exist.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the partial cannot be opened.
@@ -78,8 +78,8 @@ impl Store {
         self.open_partial(upstream, digest, expected_bytes, IfMissing::Leave)
     }
 
-    /// Begins to write the blob of `digest`, which its upstream was found to have, unless it is in the store
-    /// (with `expected_bytes`, where known) or another process is writing it.
+    /// Begins to write the blob of `digest`, which upstream was found to have, unless the store has it (with
+    /// `expected_bytes`, if known) or another process is writing it.
     ///
     /// # Errors
     /// [`StoreError`] if the directory is read-only or the partial cannot be created.
@@ -108,7 +108,7 @@ impl Store {
                 match (self.find_blob(digest, expected_bytes)?, if_missing) {
                     (Some(blob), _) => return Ok(Begin::Present(blob)),
                     (None, IfMissing::Leave) => return Ok(Begin::Absent),
-                    // The directory was removed with its last partial between creation and opening.
+                    // Another process removed the directory, with its last partial, after this one created it.
                     (None, IfMissing::Create) => continue,
                 }
             };
@@ -116,12 +116,12 @@ impl Store {
             let Some(lock) = lock.map_err(|error| StoreError::write(&path, error))? else {
                 return Ok(Begin::Locked);
             };
-            if !leads_to(&path, &lock) {
+            if !is_same_file(&path, &lock) {
                 continue;
             }
             let note = self.inner.layout.partial_note(upstream, digest);
             if let Some(blob) = self.find_blob(digest, expected_bytes)? {
-                // Ours by the lock, and of no use: its blob was finished before we got here.
+                // The blob was finished before this process got the lock, so the partial is useless.
                 self.inner.note_bytes_removed(lock.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&note);
                 let _ = fs::remove_file(&path);
@@ -142,7 +142,7 @@ impl Store {
         Ok(Begin::Locked)
     }
 
-    /// The open partial; `None` if it, or its directory, does not exist.
+    /// Opens the partial; `None` if it or its directory does not exist.
     fn open_partial_file(
         &self,
         path: &Path,
@@ -153,7 +153,7 @@ impl Store {
         if if_missing == IfMissing::Create {
             if let Some(parent) = path.parent() {
                 match self.inner.create_directories(parent) {
-                    // Another writer has removed it meanwhile, with the last partial in it.
+                    // Another writer has removed the directory with its last partial.
                     Err(_) if !parent.exists() => return Ok(None),
                     created => created.map_err(|error| StoreError::write(parent, error))?,
                 }
@@ -168,12 +168,12 @@ impl Store {
         }
     }
 
-    /// Ingests bytes that are at hand (a manifest). Replaces a file of that name whose bytes are wrong.
+    /// Ingests bytes that are in memory (a manifest). Replaces a blob with wrong content.
     ///
-    /// Needs no partial and no lock: of two writers both have the same content, and a rename is atomic.
+    /// Needs no partial and no lock: two writers have the same content, and a rename is atomic.
     ///
     /// # Errors
-    /// [`IngestError`] if they do not have the digest, or the disk refuses.
+    /// [`IngestError`] if the bytes do not match the digest, or a write fails.
     pub fn ingest_bytes(&self, digest: &Digest, bytes: &[u8]) -> Result<(), IngestError> {
         let actual = Digest::of(digest.algorithm(), bytes);
         if actual != *digest {
@@ -187,8 +187,8 @@ impl Store {
     }
 }
 
-/// Whether `path` still names the file that is open.
-pub(super) fn leads_to(path: &Path, file: &File) -> bool {
+/// Whether `path` still refers to the open file.
+pub(super) fn is_same_file(path: &Path, file: &File) -> bool {
     match (fs::metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,
@@ -201,16 +201,16 @@ impl Ingest {
         self.file.shared_file()
     }
 
-    /// How many bytes were written.
+    /// Number of bytes written.
     pub fn bytes_written(&self) -> u64 {
         self.bytes_written
     }
 
-    /// Notes beside the partial for which repository it is, so that a later start can go on with it
-    /// unasked.
+    /// Notes the repository beside the partial, so that a restarted server can resume the download without a
+    /// request.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn note_origin(&self, origin: &ImageName) -> Result<(), StoreError> {
         let note = PartialNote { repository: origin.repository.to_string() };
         let json = serde_json::to_vec(&note)
@@ -218,11 +218,11 @@ impl Ingest {
         self.store.inner.replace(&self.note, &json)
     }
 
-    /// Reads the next piece of what an earlier ingest has left, as if it had been written now. `false`
-    /// once there is no more: then the download goes on from [`Ingest::bytes_written`].
+    /// Hashes the next chunk of an earlier ingest as if it had just been written. Returns `false` at the end; the
+    /// download then continues at [`Ingest::bytes_written`].
     ///
-    /// A piece at a time, so that readers can follow: hashing the whole of a large partial takes longer
-    /// than a client waits.
+    /// Works in chunks so that readers can follow: hashing a large partial at once takes longer than a client
+    /// waits.
     ///
     /// # Errors
     /// [`StoreError`] if the partial cannot be read.
@@ -236,12 +236,12 @@ impl Ingest {
         Ok(read > 0)
     }
 
-    /// Whether what is there has the digest already: a process died between the last byte and the name.
-    pub fn is_whole(&self) -> bool {
+    /// Whether the partial already matches the digest: a process died between the last byte and the rename.
+    pub fn is_complete(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
     }
 
-    /// Throws the partial away: its bytes are wrong.
+    /// Removes the partial, because its bytes are wrong.
     pub fn discard(mut self) {
         self.discard = true;
     }
@@ -249,7 +249,7 @@ impl Ingest {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; [`StoreError::is_full`] tells the common case.
+    /// [`StoreError`] if a write fails; [`StoreError::is_full`] covers the common case.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.file
             .write_all_at(bytes, self.bytes_written)
@@ -260,8 +260,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Checks that all bytes are there and that they have the digest. From here on they may be shown
-    /// to anybody, whatever becomes of the commit.
+    /// Checks that the content is complete and matches the digest. From here on it may be served, even if the
+    /// commit fails.
     ///
     /// # Errors
     /// [`IngestError::WrongSize`] or [`IngestError::WrongDigest`]; the partial is removed.
@@ -277,7 +277,7 @@ impl Ingest {
     }
 
     fn wrongness(&self, expected_bytes: Option<u64>) -> Option<IngestError> {
-        // What is on the disk counts as well: the hash has seen only what was written or recovered.
+        // The length on the disk counts as well: the hash covers only bytes that were written or recovered.
         let on_disk = self.file.metadata().map_or(0, |metadata| metadata.len());
         let expected = expected_bytes.unwrap_or(self.bytes_written);
         if let Some(actual) = [self.bytes_written, on_disk].into_iter().find(|is| *is != expected) {
@@ -289,30 +289,30 @@ impl Ingest {
     }
 }
 
-/// A complete, verified blob that has no name yet.
+/// A complete and verified blob that has no name yet.
 #[derive(Debug)]
 pub struct Verified(Ingest);
 
 impl Verified {
-    /// Forces the bytes to the disk and gives them their name.
+    /// Syncs the bytes to the disk and gives the blob its name.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses; the partial stays.
+    /// [`StoreError`] if a write fails; the partial stays.
     pub fn commit(mut self) -> Result<Blob, StoreError> {
         let ingest = &mut self.0;
         let inner: &Inner = &ingest.store.inner;
-        // It may have been written days ago, by a process that was killed before the name; it is new now.
+        // A process may have written it days ago and been killed before the rename. From now on it counts as new.
         renew(&ingest.file);
         if inner.fsync {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
-        // Whatever else has got the name of our partial was not verified.
-        if !leads_to(&ingest.path, &ingest.file) {
-            let other = io::Error::other("another file has its name, or none has");
+        // Any other file at the partial's path is not verified.
+        if !is_same_file(&ingest.path, &ingest.file) {
+            let other = io::Error::other("the partial was moved or replaced");
             return Err(StoreError::write(&ingest.path, other));
         }
-        // The note first: once the partial has its other name, the next one's note could be removed.
-        // A note without its partial is passed over, so this may fail.
+        // The note first: after the rename, this could remove the note of the next partial. A note without its
+        // partial is ignored, so this may fail.
         let _ = fs::remove_file(&ingest.note);
         inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
         Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written })
@@ -322,33 +322,34 @@ impl Verified {
 impl Drop for Ingest {
     fn drop(&mut self) {
         let length = self.file.metadata().ok().map(|metadata| metadata.len());
-        if (self.discard || length == Some(0)) && leads_to(&self.path, &self.file) {
+        if (self.discard || length == Some(0)) && is_same_file(&self.path, &self.file) {
             self.store.inner.note_bytes_removed(length.unwrap_or_default());
-            // Under the lock, so the names are ours to remove; the partial last, which ends that.
+            // Still locked, so no other writer uses these names. The partial last, which ends the lock's
+            // protection.
             let _ = fs::remove_file(&self.note);
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Why an ingest was refused.
+/// Why an ingest failed.
 #[derive(Debug)]
 pub enum IngestError {
-    /// The source ended early or went on too long.
+    /// The source ended early or sent too much.
     WrongSize {
-        /// What was announced.
+        /// The announced size.
         expected: u64,
-        /// What came.
+        /// The received size.
         actual: u64,
     },
-    /// The bytes are not those of the digest.
+    /// The bytes do not match the digest.
     WrongDigest {
-        /// The digest asked for.
+        /// The requested digest.
         expected: Digest,
-        /// The digest of what came; boxed, since results carry this error everywhere.
+        /// The digest of the received bytes; boxed, since many results carry this error.
         actual: Box<Digest>,
     },
-    /// The disk refused.
+    /// A disk operation failed.
     Store(StoreError),
 }
 
@@ -356,7 +357,7 @@ impl fmt::Display for IngestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             IngestError::WrongSize { expected, actual } => {
-                write!(f, "{actual} bytes came instead of {expected}")
+                write!(f, "received {actual} bytes instead of {expected}")
             }
             IngestError::WrongDigest { expected, actual } => {
                 write!(f, "the bytes have the digest {actual}, not {expected}")

@@ -1,7 +1,7 @@
-//! Where everything lies: the one place that joins paths.
+//! File paths below the cache directory. No other module joins paths.
 //!
-//! Path components come from validated names only. None of them can be `..`, contain `/` or begin
-//! with `_`, so `_tags`, `_manifests` and `_lists` cannot collide with a repository's component.
+//! Path components come from validated names only. None of them can be `..`, contain `/` or begin with `_`, so
+//! `_tags`, `_manifests` and `_lists` cannot collide with a component of a repository.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -18,9 +18,9 @@ use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
 
 pub(super) const TAGS: &str = "_tags";
 pub(super) const MANIFESTS: &str = "_manifests";
-pub(super) const FORMER_LISTS: &str = "_lists";
+pub(super) const LEGACY_LISTS: &str = "_lists";
 
-/// The content of `oci-layout`: image-spec, image-layout.md, "oci-layout file".
+/// The content of `oci-layout` (image-spec, image-layout.md, "oci-layout file").
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// `index.json` of a cache without tags.
 const EMPTY_INDEX: &[u8] =
@@ -29,9 +29,9 @@ const EMPTY_INDEX: &[u8] =
 #[derive(Debug)]
 pub(super) struct Layout {
     root: PathBuf,
-    /// Of what is made below the root.
+    /// Owner of the files created below the root.
     owner: Owner,
-    /// Distinguishes this process's temporary names from each other.
+    /// Counter that makes this process's temporary names unique.
     temporary_names: AtomicU64,
 }
 
@@ -44,16 +44,17 @@ impl Layout {
         self.owner
     }
 
-    /// A name in `incoming/` that no other thread or process uses, and where what a kill has left is swept.
+    /// A name in `incoming/` that no other thread or process uses. Cleanup removes files with such names after a
+    /// kill.
     pub(super) fn temporary(&self) -> PathBuf {
         let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
-        // In containers all processes have the same number.
+        // In containers all processes may have the same process ID.
         let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
         let name = format!("{TEMPORARY}{}-{since_epoch}-{number}", std::process::id());
         self.incoming().join(name)
     }
 
-    /// Makes a directory and its missing parents, and says which were missing, the outermost first.
+    /// Creates a directory and its missing parents. Returns the created directories, outermost first.
     pub(super) fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         let missing = path.ancestors().take_while(|each| !each.exists());
         let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
@@ -63,13 +64,13 @@ impl Layout {
         Ok(missing)
     }
 
-    /// Opens a file that is there to be locked, and creates it if it is not.
+    /// Opens a lock file and creates it if it does not exist.
     pub(super) fn open_lock(&self, path: &Path) -> io::Result<File> {
         let open = || self.owner.open(File::options().create(true).append(true), path);
         match open() {
-            // Another user's command has created it; to be locked it need not be written.
+            // Another user's command created it. Locking needs no write permission.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_to_read(path),
-            // A process of version 0.1 on this directory has created it for a client.
+            // A process of version 0.1 on this directory created it for a client.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 self.clear_lock(path);
                 open()
@@ -86,12 +87,12 @@ impl Layout {
         self.root.join("index.json")
     }
 
-    /// There while `larder offline` is on.
+    /// Exists in offline mode (`larder offline`).
     pub(super) fn offline_switch(&self) -> PathBuf {
         self.root.join("offline")
     }
 
-    /// Where damaged blobs are kept, for whoever wants to know what became of them.
+    /// Damaged blobs, kept for inspection.
     pub(super) fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
     }
@@ -118,7 +119,7 @@ impl Layout {
         self.root.join("partials")
     }
 
-    /// Partials of one upstream: another upstream may send something else for the same digest.
+    /// Partials of one upstream. Another upstream may send different bytes for the same digest.
     pub(super) fn partials(&self, upstream: &Upstream) -> PathBuf {
         self.all_partials().join(upstream.as_str())
     }
@@ -127,7 +128,7 @@ impl Layout {
         self.partials(upstream).join(digest.dashed())
     }
 
-    /// Whose partial it is: beside it.
+    /// The note beside a partial, which names its repository.
     pub(super) fn partial_note(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
         self.partial(upstream, digest).with_extension("json")
     }
@@ -137,7 +138,7 @@ impl Layout {
         self.incoming().join("sweep.lock")
     }
 
-    /// Passed by commits, and held by a removal that waits for the sweep lock.
+    /// Commits pass through it; a removal holds it while it waits for the sweep lock.
     pub(super) fn sweep_gate(&self) -> PathBuf {
         self.incoming().join("sweep-gate.lock")
     }
@@ -147,27 +148,27 @@ impl Layout {
         self.incoming().join("bundle.lock")
     }
 
-    /// Held by the one process that rewrites `index.json`.
+    /// Held by the process that rewrites `index.json`.
     pub(super) fn index_lock(&self) -> PathBuf {
         self.incoming().join("index.lock")
     }
 
-    /// Held by the one process that prunes.
+    /// Held by the process that prunes.
     pub(super) fn prune_lock(&self) -> PathBuf {
         self.incoming().join("prune.lock")
     }
 
-    /// The same of a server's configuration.
+    /// Pins from the server's configuration.
     pub(super) fn configured_pins(&self) -> PathBuf {
         self.root.join("pins-configured")
     }
 
-    /// Which images are never evicted: a pattern a line.
+    /// Pinned images, which are never evicted: one pattern per line.
     pub(super) fn pins(&self) -> PathBuf {
         self.root.join("pins")
     }
 
-    /// What a walk of all images has found: totals, and an image a line.
+    /// Results of the usage walk: the totals in `summary.json`, one image per line in `images.jsonl`.
     pub(super) fn usage_summary(&self) -> PathBuf {
         self.root.join("usage").join("summary.json")
     }
@@ -176,12 +177,12 @@ impl Layout {
         self.root.join("usage").join("images.jsonl")
     }
 
-    /// Held by the one process that walks them.
+    /// Held by the process that walks the images.
     pub(super) fn usage_lock(&self) -> PathBuf {
         self.incoming().join("usage.lock")
     }
 
-    /// Held by the one process that changes the pins.
+    /// Held by the process that changes the pins.
     pub(super) fn pins_lock(&self) -> PathBuf {
         self.incoming().join("pins.lock")
     }
@@ -210,9 +211,9 @@ impl Layout {
         self.manifests(name, digest.algorithm()).join(digest.hex())
     }
 
-    /// Where a version before kept the lists of a repository.
-    pub(super) fn former_lists(&self, name: &ImageName) -> PathBuf {
-        self.repository(name).join(FORMER_LISTS)
+    /// Where an earlier version stored the lists of a repository.
+    pub(super) fn legacy_lists(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(LEGACY_LISTS)
     }
 
     /// Stored lists of all repositories, and nothing else.
@@ -220,7 +221,7 @@ impl Layout {
         self.root.join("lists")
     }
 
-    /// What the names of a repository's lists begin with.
+    /// The prefix of the file names of a repository's lists.
     pub(super) fn list_prefix(&self, name: &ImageName) -> String {
         let hashed = Digest::of(Algorithm::Sha256, name.to_string().as_bytes());
         format!("{}-", hashed.hex())
@@ -231,8 +232,8 @@ impl Layout {
         self.lists().join(format!("{}{}", self.list_prefix(name), hashed.hex()))
     }
 
-    /// Makes the directories and the two files that mark an OCI layout. Says whether the directory
-    /// can be written; a read-only one is fine as long as it is there.
+    /// Creates the directories and the two files that mark an OCI layout. Returns whether the directory is
+    /// writable; a read-only one is fine if it exists.
     pub(super) fn prepare(&self) -> Result<bool, StoreError> {
         if self.root.exists() && !self.root.is_dir() {
             return Err(StoreError::NotADirectory { path: self.root.clone() });
@@ -241,7 +242,7 @@ impl Layout {
             Ok(()) => Ok(true),
             Err((path, source)) if self.root.join("blobs").is_dir() => {
                 log::warn!(
-                    "the cache directory {} is read-only ({}: {source}): what is in it is served, \
+                    "the cache directory {} is read-only ({}: {source}): cached content is served, \
                      nothing is added",
                     self.root.display(),
                     path.display()
@@ -260,7 +261,7 @@ impl Layout {
             self.create_directories(&directory).map_err(|source| (directory, source))?;
         }
         self.clear_locks();
-        // Also the probe: whoever can create these files and the lock can write the cache.
+        // This is also the probe: a process that can create these files and the lock can write to the cache.
         for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
             let path = self.root.join(name);
             self.create_if_missing(&path, content).map_err(|source| (path, source))?;
@@ -270,8 +271,8 @@ impl Layout {
         made.map(drop).map_err(|source| (lock, source))
     }
 
-    /// Moves directories out of the places of the lock files. Version 0.1 kept partial downloads in
-    /// `incoming/`, where a client could name its registry `prune.lock` and so block every removal for good.
+    /// Moves directories away from the paths of the lock files. Version 0.1 kept partial downloads in `incoming/`,
+    /// where a client could name its registry `prune.lock` and so block every removal for good.
     fn clear_locks(&self) {
         let locks = [
             self.sweep_lock(),
@@ -289,10 +290,10 @@ impl Layout {
         if !fs::symlink_metadata(lock).is_ok_and(|is| is.is_dir()) {
             return;
         }
-        // The temporary name is one that the removal of leftovers knows.
+        // Cleanup recognizes the temporary name.
         match move_directory(lock, &self.temporary()) {
             Ok(()) => log::warn!(
-                "{} was a directory, which blocked every removal; it was moved out of the way",
+                "{} was a directory, which blocked every removal; it has been moved away",
                 lock.display()
             ),
             // Another process was faster.
@@ -304,8 +305,8 @@ impl Layout {
         }
     }
 
-    /// Creates a file with its content, or leaves the one that is there. One without content is what a kill in
-    /// the middle of an earlier version of this has left, and is replaced.
+    /// Creates a file with its content unless it exists. An empty file is left over from a kill of an earlier
+    /// version and is replaced.
     fn create_if_missing(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let is_empty = match fs::metadata(path) {
             Ok(metadata) if metadata.len() > 0 => return Ok(()),
@@ -319,7 +320,7 @@ impl Layout {
         file.write_all(content)?;
         let placed = match is_empty {
             true => fs::rename(&temporary, path),
-            // Fails if another process was faster, whose file may hold more by now. Not all file systems have
+            // Fails if another process was faster; its file may contain more by now. Not all file systems support
             // links.
             false => match fs::hard_link(&temporary, path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -328,7 +329,7 @@ impl Layout {
                 other => other,
             },
         };
-        // Gone after a rename.
+        // After a rename it no longer exists.
         let _ = fs::remove_file(&temporary);
         match placed {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -337,21 +338,21 @@ impl Layout {
     }
 }
 
-/// Renames a directory, and nothing but a directory: where another process has replaced it by a file since it was
-/// seen, that stays, since it may be locked or hold content.
+/// Renames a directory and nothing else. If another process has replaced it with a file in the meantime, the file
+/// stays, since it may be locked or hold content.
 pub(super) fn move_directory(from: &Path, to: &Path) -> io::Result<()> {
-    // A path that ends with a slash means a directory.
+    // A path that ends with a slash refers to a directory.
     fs::rename(from.join(""), to)
 }
 
-/// Opens a file below the cache directory to read it. A link is an error: it may lead anywhere. A pipe that
-/// somebody has put there blocks nobody.
+/// Opens a file below the cache directory for reading. A link is an error, since it may point anywhere. Opening a
+/// pipe does not block.
 pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
-/// The content of a small file below the cache directory.
+/// Reads a small file below the cache directory.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let file = open_to_read(path)?;
     if !file.metadata()?.is_file() {
@@ -362,13 +363,13 @@ pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The names in a directory; none if there is no such directory.
+/// The names in a directory; empty if the directory does not exist.
 pub(super) fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
-/// The digest of that hex, if it is one.
+/// The digest with this hex part, if it is valid.
 pub(super) fn digest_of(algorithm: Algorithm, hex: &str) -> Option<Digest> {
     format!("{}:{hex}", algorithm.as_str()).parse().ok()
 }

@@ -1,12 +1,12 @@
-//! Lists: the last good answers to questions whose answers change (tag lists, referrers).
+//! Lists: the last good answers to queries whose answers change (tag lists, referrers).
 //!
-//! A list is a few bytes or some megabytes, and many clients may read many of them slowly. So only small ones
-//! are in memory. A larger one is a file that all of its readers share: a stored one, or one that has no name
-//! and vanishes with its last reader. Where the disk takes none, memory does. Both are bounded.
+//! A list has a few bytes or several megabytes, and many clients may read many lists slowly. So only small lists
+//! stay in memory. A larger one is a file that all its readers share: a stored list, or an unlinked file that
+//! vanishes with its last reader. If the disk accepts no file, the list stays in memory. Both uses are bounded.
 //!
-//! Stored lists lie in one directory, `lists/`, so that a look at it is all that a bound needs. Their names are
-//! `<hash of the repository>-<hash of the question>`. A file is one line of JSON and then the document; it is
-//! replaced as a whole, and one that is damaged is a miss. A crash leaves the old list or the new one.
+//! Stored lists share the directory `lists/`, so one directory listing is enough to enforce the bounds. Their names
+//! are `<hash of the repository>-<hash of the query>`. A file is one line of JSON followed by the document. It is
+//! replaced atomically, so a crash leaves the old list or the new one; a damaged file is a miss.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -23,44 +23,44 @@ use super::layout::open_to_read;
 use super::{Inner, Store};
 use crate::oci::ImageName;
 
-/// A list of at most this many bytes is in memory: two thousand slow readers of as many of them are 16 MiB.
+/// Lists up to this size stay in memory: two thousand slow readers of different lists use 16 MiB.
 const SMALL_BYTES_MAX: usize = 8 * 1024;
-/// What is collected before it is written to a file, and the step in which room is reserved.
+/// The buffer size for writes to a file, and the step in which space is reserved.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Files without a name, in bytes: for some dozens of large lists at a time.
-const NAMELESS_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Lists in memory because the disk takes none, in bytes.
+/// Bytes of unlinked files: enough for dozens of large lists at a time.
+const UNLINKED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes of large lists in memory when the disk accepts no file.
 const LARGE_IN_MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// The first line of a stored list. The query of its next page is the longest of it.
+/// Size of the first line of a stored list. The query of the next page is the longest part.
 const HEADER_BYTES_MAX: usize = 32 * 1024;
-/// Lists stored of one repository: clients choose the query.
+/// Stored lists per repository: clients choose the query.
 const LISTS_PER_REPOSITORY_MAX: usize = 16;
-/// Stored lists of a repository, in bytes together.
+/// Bytes of all stored lists of a repository.
 const BYTES_PER_REPOSITORY_MAX: u64 = 32 * 1024 * 1024;
-/// Stored lists altogether: every one that is stored costs a look at all.
+/// Number of stored lists: each write lists the directory.
 const LISTS_MAX: usize = 2048;
 
-/// The last good answer to a question whose answer changes.
+/// The last good answer to a query whose answer changes.
 #[derive(Debug, Clone)]
 pub struct ListRecord {
-    /// When upstream gave it, in seconds since 1970.
+    /// When upstream sent it, in seconds since 1970.
     pub checked: u64,
     /// The JSON document.
     pub body: ListBody,
     /// The query of the next page, from upstream's `Link` header.
     pub next: Option<String>,
-    /// `OCI-Filters-Applied`, where upstream filtered.
+    /// `OCI-Filters-Applied`, if upstream filtered.
     pub filters_applied: Option<String>,
 }
 
-/// The document of a list, shared by all of its readers.
+/// The document of a list, shared by all its readers.
 #[derive(Debug, Clone)]
 pub enum ListBody {
     /// In memory.
     Memory(Arc<[u8]>),
-    /// A part of a file that never changes.
+    /// A range of a file that never changes.
     File {
-        /// Read with explicit offsets.
+        /// Read it by explicit offset.
         file: Arc<File>,
         /// Offsets in bytes.
         range: Range<u64>,
@@ -76,10 +76,10 @@ impl ListBody {
         }
     }
 
-    /// All of it, for a program that parses it.
+    /// Reads the complete document, for parsing.
     ///
     /// # Errors
-    /// The disk's.
+    /// Read errors of the disk.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         match self {
             ListBody::Memory(bytes) => Ok(bytes.to_vec()),
@@ -100,10 +100,10 @@ impl ListBody {
                 let mut at = range.start;
                 while at < range.end {
                     let left = usize::try_from(range.end - at).unwrap_or(CHUNK_BYTES);
-                    let piece = &mut buffer[..left.min(CHUNK_BYTES)];
-                    file.read_exact_at(piece, at)?;
-                    target.write_all(piece)?;
-                    at += piece.len() as u64;
+                    let chunk = &mut buffer[..left.min(CHUNK_BYTES)];
+                    file.read_exact_at(chunk, at)?;
+                    target.write_all(chunk)?;
+                    at += chunk.len() as u64;
                 }
                 Ok(())
             }
@@ -121,7 +121,7 @@ struct Header {
     size: u64,
 }
 
-/// Bytes of one kind that lists may use. Counts what is being written, and what readers still share.
+/// A limit in bytes for lists. Counts lists that are being written and lists that still have readers.
 #[derive(Debug)]
 struct Budget<T: ?Sized> {
     max: u64,
@@ -138,7 +138,7 @@ impl<T: ?Sized> Budget<T> {
     fn reserve(&mut self, bytes: u64) -> bool {
         let fits = |budget: &Self| budget.writing + budget.shared_bytes + bytes <= budget.max;
         if !fits(self) {
-            // Also frees the memory of what nobody reads any more.
+            // Also frees the memory of lists without readers.
             self.shared.retain(|(shared, _)| shared.strong_count() > 0);
             self.shared_bytes = self.shared.iter().map(|(_, bytes)| bytes).sum();
         }
@@ -158,7 +158,7 @@ impl<T: ?Sized> Budget<T> {
     }
 }
 
-/// What lists that are not stored use.
+/// Limits for lists that are not stored.
 #[derive(Debug)]
 pub(super) struct ListBudgets {
     files: Mutex<Budget<File>>,
@@ -168,45 +168,45 @@ pub(super) struct ListBudgets {
 impl Default for ListBudgets {
     fn default() -> ListBudgets {
         ListBudgets {
-            files: Mutex::new(Budget::new(NAMELESS_BYTES_MAX)),
+            files: Mutex::new(Budget::new(UNLINKED_BYTES_MAX)),
             memory: Mutex::new(Budget::new(LARGE_IN_MEMORY_BYTES_MAX)),
         }
     }
 }
 
-/// Locked for a sum. Every change leaves it valid.
+/// Locks a budget. A panic cannot leave it inconsistent, so poisoning is ignored.
 fn lock<T: ?Sized>(budget: &Mutex<Budget<T>>) -> MutexGuard<'_, Budget<T>> {
     budget.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A list that is being written. Nobody else sees it.
+/// A list that is being written. No reader sees it yet.
 #[derive(Debug)]
 pub struct ListWriter {
     store: Store,
-    /// A file, and how much of it is written.
+    /// The file and the number of bytes written to it.
     file: Option<(File, u64)>,
-    /// All of it, or what is not in the file yet.
+    /// The complete list, or the part that is not in the file yet.
     buffer: Vec<u8>,
     reserved_of_files: u64,
     reserved_of_memory: u64,
-    /// The disk took no more.
+    /// The disk accepts no more bytes.
     is_in_memory: bool,
     is_refused: bool,
 }
 
 impl ListWriter {
-    /// Drops what was written so far.
+    /// Discards everything written so far.
     pub fn restart(&mut self) {
         *self = self.store.list_writer();
     }
 
-    /// Appends. Where there is no room for it, [`ListWriter::finish`] says so.
+    /// Appends bytes. If they do not fit, [`ListWriter::finish`] returns `None`.
     pub fn write(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(CHUNK_BYTES) {
+        for chunk in bytes.chunks(CHUNK_BYTES) {
             if self.is_refused {
                 return;
             }
-            self.buffer.extend_from_slice(piece);
+            self.buffer.extend_from_slice(chunk);
             let limit = if self.file.is_some() { CHUNK_BYTES } else { SMALL_BYTES_MAX };
             if self.is_in_memory {
                 self.reserve_memory(self.buffer.len() as u64);
@@ -216,7 +216,7 @@ impl ListWriter {
         }
     }
 
-    /// Writes the buffer to the file; false if that cannot be done.
+    /// Writes the buffer to the file; returns false if that fails.
     fn write_out(&mut self) -> bool {
         let budget = &self.store.inner.list_budgets.files;
         let (needed, written) =
@@ -228,7 +228,7 @@ impl ListWriter {
             self.reserved_of_files += CHUNK_BYTES as u64;
         }
         if self.file.is_none() {
-            match self.store.nameless_file() {
+            match self.store.create_unlinked_file() {
                 Some(file) => self.file = Some((file, 0)),
                 None => return false,
             }
@@ -242,7 +242,7 @@ impl ListWriter {
         true
     }
 
-    /// The file takes no more: what is in it goes back to memory.
+    /// Moves the content of the file back to memory, since the file cannot grow.
     fn keep_in_memory(&mut self) {
         self.is_in_memory = true;
         let (file, written) = self.file.take().unzip();
@@ -262,7 +262,7 @@ impl ListWriter {
         self.reserved_of_files = 0;
     }
 
-    /// Sees to it that memory for `bytes` bytes is reserved: twice as much, since a vector grows so.
+    /// Reserves memory for `bytes` bytes, doubled because a vector grows by doubling.
     fn reserve_memory(&mut self, bytes: u64) -> bool {
         if 2 * bytes <= self.reserved_of_memory {
             return true;
@@ -281,7 +281,7 @@ impl ListWriter {
         (self.buffer, self.file) = (Vec::new(), None);
     }
 
-    /// The document; `None` if there was no room for it.
+    /// Returns the document; `None` if it did not fit.
     pub fn finish(mut self) -> Option<ListBody> {
         if self.file.is_some() && !self.buffer.is_empty() && !self.write_out() {
             self.keep_in_memory();
@@ -320,7 +320,7 @@ impl Drop for ListWriter {
 }
 
 impl Store {
-    /// Begins a list.
+    /// Starts a list.
     pub fn list_writer(&self) -> ListWriter {
         ListWriter {
             store: self.clone(),
@@ -333,8 +333,8 @@ impl Store {
         }
     }
 
-    /// A file that nobody can find and a crash cannot leave: its name is removed at once.
-    fn nameless_file(&self) -> Option<File> {
+    /// Creates a file and unlinks it at once, so that a crash cannot leave it behind.
+    fn create_unlinked_file(&self) -> Option<File> {
         if !self.is_writable() {
             return None;
         }
@@ -344,7 +344,7 @@ impl Store {
         Some(file)
     }
 
-    /// The last good answer to the question `key` about a repository.
+    /// The last good answer to the query `key` about a repository.
     pub fn list(&self, name: &ImageName, key: &str) -> Option<ListRecord> {
         let path = self.inner.layout.list(name, key);
         match read_list(&path) {
@@ -354,12 +354,12 @@ impl Store {
         }
     }
 
-    /// Stores an answer, if the repository has a tag or a manifest; says whether it did. Clients can ask for
-    /// lists of any repository, and must not fill the disk with names. `total_bytes_max` bounds all stored
+    /// Stores an answer and returns true, unless the repository has neither a tag nor a manifest: clients can
+    /// request lists of any repository and must not fill the disk with names. `total_bytes_max` bounds all stored
     /// lists together; the oldest are removed.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn put_list(
         &self,
         name: &ImageName,
@@ -383,7 +383,7 @@ impl Store {
         if !self.is_writable() || !may_be || !self.has_images(name)? {
             return Ok(false);
         }
-        self.inner.make_room_for_list(&path, name, bytes, total_bytes_max);
+        self.inner.evict_lists_for(&path, name, bytes, total_bytes_max);
         self.inner.replace_with(&path, |file| {
             io::Write::write_all(file, &line)?;
             is.body.copy_to(file)
@@ -411,7 +411,7 @@ impl Inner {
     }
 
     fn remove_list(&self, list: &Stored) {
-        // A list that stays is one too many, and is removed the next time.
+        // If the removal fails, the next eviction retries.
         if fs::remove_file(&list.path).is_ok() {
             self.note_bytes_removed(list.bytes);
         }
@@ -429,12 +429,12 @@ impl Inner {
         stored.collect()
     }
 
-    /// Removes the oldest lists until there is room for one of `bytes` bytes at `path`, and the one that is
-    /// there.
-    fn make_room_for_list(&self, path: &Path, name: &ImageName, bytes: u64, total_max: u64) {
+    /// Removes the oldest lists until a list of `bytes` bytes fits at `path`. The list at `path`, if any, does not
+    /// count, since it is replaced.
+    fn evict_lists_for(&self, path: &Path, name: &ImageName, bytes: u64, total_max: u64) {
         let mut stored = self.stored_lists(name);
         if let Some(position) = stored.iter().position(|list| list.path == path) {
-            // It stays until it is replaced.
+            // Not removed here: it stays until it is replaced.
             self.note_bytes_removed(stored.swap_remove(position).bytes);
         }
         stored.sort_by_key(|list| list.modified);
@@ -469,7 +469,7 @@ fn read_list(path: &Path) -> io::Result<ListRecord> {
     let header: Header = serde_json::from_slice(&head[..end])?;
     let start = end as u64 + 1;
     if file.metadata()?.len() != start + header.size {
-        return Err(invalid("it is not as long as its header says"));
+        return Err(invalid("its length differs from its header"));
     }
     let body = match head.get(end + 1..) {
         Some(body) if body.len() as u64 == header.size && body.len() <= SMALL_BYTES_MAX => {

@@ -1,19 +1,17 @@
 //! Locks between threads and processes: `flock` on small files below `incoming/`, and on partials.
 //!
-//! A lock belongs to the open file description, which a child that is being started shares with us between
-//! fork and exec, whatever descriptors are closed on exec. A lock that ended by closing our descriptor would
-//! outlive it for that time, and the next one to try it would find it taken. So every lock ends by unlocking,
-//! which counts for all descriptors.
+//! A lock belongs to the open file description. Between fork and exec, a starting child shares all of them, even
+//! those that are closed on exec. A lock that ended by closing the descriptor would stay locked during that time.
+//! So every lock is released by an explicit unlock, which affects all descriptors.
 //!
-//! A process that is killed cannot unlock. A child that it was starting at that moment keeps its locks until it
-//! executes its program, some milliseconds later: whoever tries one of them meanwhile finds it taken, and tries
-//! again later as it does for a living owner.
+//! A killed process cannot unlock. A child that it was starting keeps the locks until it executes its program, some
+//! milliseconds later. A process that tries such a lock finds it taken and retries later, as with a live owner.
 //!
 //! # Fairness
-//! Commits take the sweep lock shared, and a removal takes it exclusively. Commits that overlap could keep a
-//! removal out for ever, so both pass a gate first: a removal holds it while it waits, and commits that come
-//! meanwhile wait behind it. A removal waits a bounded time, since an import or an export holds its share
-//! throughout; that one is known by a lock of its own.
+//! Commits take the sweep lock shared, a removal takes it exclusively. Overlapping commits could keep a removal
+//! waiting forever, so both pass a gate first: a removal holds the gate while it waits, and new commits queue at
+//! the gate. A removal waits for a bounded time, since an import or an export holds the shared lock for its whole
+//! run; that case is detected with a separate lock.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -27,31 +25,31 @@ pub(super) struct FileLock {
 }
 
 impl FileLock {
-    /// Waits until nobody else has the lock.
+    /// Waits for the exclusive lock.
     pub(super) fn exclusive(file: File) -> io::Result<FileLock> {
         file.lock()?;
         Ok(FileLock { file: Arc::new(file) })
     }
 
-    /// Waits until nobody has the lock exclusively.
+    /// Waits for the shared lock.
     pub(super) fn shared(file: File) -> io::Result<FileLock> {
         file.lock_shared()?;
         Ok(FileLock { file: Arc::new(file) })
     }
 
-    /// The lock, unless somebody else has it.
+    /// Takes the exclusive lock; `None` if the file is locked.
     pub(super) fn try_exclusive(file: File) -> io::Result<Option<FileLock>> {
         let tried = file.try_lock();
         FileLock::tried(file, tried)
     }
 
-    /// A share of the lock, unless somebody has it exclusively.
+    /// Takes the shared lock; `None` if the file is locked exclusively.
     pub(super) fn try_shared(file: File) -> io::Result<Option<FileLock>> {
         let tried = file.try_lock_shared();
         FileLock::tried(file, tried)
     }
 
-    /// The file, to be kept open for longer than it is locked.
+    /// The file, for a reader that needs it longer than the lock.
     pub(super) fn shared_file(&self) -> &Arc<File> {
         &self.file
     }
@@ -87,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_ends_with_its_guard_although_children_are_being_started() {
+    fn a_lock_ends_with_its_guard_even_while_children_start() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
         let open = || File::options().create(true).append(true).open(&path).unwrap();
@@ -107,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_had_once_or_shared() {
+    fn a_lock_is_exclusive_or_shared() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
         let open = || File::options().create(true).append(true).open(&path).unwrap();

@@ -1,42 +1,47 @@
-//! The cache directory: verified content, and the names by which it was pulled.
+//! The cache directory: verified content, and the names under which clients pulled it.
 //!
 //! ```text
 //! <root>/oci-layout, index.json                     a valid OCI image layout (image-spec, image-layout.md)
 //! <root>/blobs/<alg>/<hex>                          immutable, verified: layers, configs, manifests
 //! <root>/refs/<upstream>/<repo>/_tags/<tag>         JSON: digest, mediaType, size, fetched, checked
 //! <root>/refs/<upstream>/<repo>/_manifests/<alg>/<hex>   JSON: mediaType, size, fetched
-//! <root>/lists/<hash of repo>-<hash of question>       the last good tag list or referrers answer
+//! <root>/lists/<hash of repo>-<hash of query>       the last good tag list or referrers answer
 //! <root>/partials/<upstream>/<alg>-<hex>            the partial download of that digest
-//! <root>/partials/<upstream>/<alg>-<hex>.json       JSON: the repository that it is for
+//! <root>/partials/<upstream>/<alg>-<hex>.json       JSON: the repository of the download
 //! <root>/incoming/spool-…                           content that is being imported
-//! <root>/incoming/*.lock, tmp-…                     locks, and files that are being replaced
-//! <root>/quarantine/<alg>-<hex>                     what was found to be damaged
-//! <root>/scrubbed, pruned                           their times: when that was last done
-//! <root>/offline                                    there while `larder offline` is on
-//! <root>/pins                                       a pattern a line: what is never evicted
-//! <root>/pins-configured                            the same of a server's configuration, for commands that do not read it
-//! <root>/usage/summary.json, images.jsonl           what the last walk found, for who wants it at once
+//! <root>/incoming/*.lock, tmp-…                     locks, and replacement files before their rename
+//! <root>/quarantine/<alg>-<hex>                     damaged blobs
+//! <root>/scrubbed, pruned                           mtime: when the job last ran
+//! <root>/offline                                    exists in offline mode (`larder offline`)
+//! <root>/pins                                       one pattern per line: images that are never evicted
+//! <root>/pins-configured                            the server's configured pins, for commands that do not read
+//! its configuration
+//! <root>/usage/summary.json, images.jsonl           results of the last usage walk, for immediate use
 //! ```
 //!
-//! This room must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
+//! This module must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
 //!
 //! # Invariants
-//! * **Content before names.** A file under `blobs/` is complete and verified: it got its name by a
-//!   rename after size and digest agreed and after `fdatasync`. A tag is written after its manifest.
-//! * **Damage is a miss.** A file that is missing, short, unreadable or not JSON is as if it were not
-//!   there, with a log line and a counter; only the operator's disk is an error.
-//! * **No scan at start.** [`Store::open`] does the same small work for no image and for a million.
-//! * **Many processes may share one directory**: temporary names are unique, publication is by rename,
-//!   and a partial has one writer, by `flock`. The locks are those of the local kernel; on network file
-//!   systems they hold only where the file system passes them on.
+//! * **Content before names.** A file under `blobs/` is complete and verified: a rename gives it its name after
+//!   size and digest agree and after `fdatasync`. A tag is written after its manifest.
+//! * **Damage is a miss.** A file that is missing, short, unreadable or not JSON counts as absent, with a log line
+//!   and a counter. Only failures of the operator's disk are errors.
+//! * **No scan at start.** [`Store::open`] does the same small amount of work for an empty cache and for a million
+//!   images.
+//! * **Processes may share a directory.** Temporary names are unique, files are published by rename, and `flock`
+//!   allows one writer per partial. The locks are those of the local kernel; on network file systems they work only
+//!   if the file system forwards them.
 //!
 //! # Crash points
-//! Killed before the rename: a partial stays in `partials/`, no name refers to it, and the next ingest
-//! of that digest hashes it again and goes on behind it. Killed between
-//! a manifest's rename and its tag: an unreferenced blob, which a sweep takes. Killed while a record
-//! is replaced: the old record, whole. There is no fourth state.
+//! * Killed before the rename: a partial stays in `partials/` and no name refers to it. The next ingest of that
+//!   digest hashes it again and appends to it.
+//! * Killed between a manifest's rename and its tag: an unreferenced blob, which a sweep removes.
+//! * Killed while a record is replaced: the complete old record.
+//!
+//! There is no fourth state.
 
 mod catalogue;
+mod digesting_writer;
 mod disk;
 mod error;
 mod eviction;
@@ -45,6 +50,7 @@ mod images;
 mod index;
 mod ingest;
 mod layout;
+mod lease;
 mod lists;
 mod lock;
 mod owner;
@@ -52,9 +58,7 @@ mod partials;
 mod pins;
 mod references;
 mod refs;
-mod spool;
 mod sweep;
-mod turn;
 mod usage;
 mod verify;
 mod walk;
@@ -73,37 +77,37 @@ use crate::oci::{Digest, Verifier};
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
 };
+pub use digesting_writer::DigestingWriter;
 pub use disk::{DiskUsage, Space};
 pub use error::StoreError;
 pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
+pub use lease::{JobLease, PeriodicJob};
 pub use lists::{ListBody, ListRecord, ListWriter};
 pub use partials::PartialFile;
 pub use refs::{Access, ManifestRecord, TagRecord};
-pub use spool::Spool;
-pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepBusy, Swept};
-pub use turn::{Chore, Turn};
+pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepLocked, Swept};
 pub use usage::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
 pub use verify::{Checked, Damage};
 
 use faults::Faults;
 use layout::{Layout, move_directory, open_to_read, read_file};
 
-/// How much of a file is hashed at a time.
-const PIECE_BYTES: usize = 64 * 1024;
+/// How many bytes of a file are hashed at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
 
-/// How the directory is treated.
+/// How the directory is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The cache directory; created if missing.
     pub root: PathBuf,
-    /// Whether content and names are forced to the disk before they count. Only tests and throw-away
-    /// caches do without.
+    /// Whether content and names are synced to the disk before they count. Only tests and throw-away caches turn it
+    /// off.
     pub fsync: bool,
 }
 
-/// An open cache directory. Cloning shares it; every method may be called from any thread.
+/// An open cache directory. Clones share it; every method may be called from any thread.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -113,36 +117,36 @@ pub struct Store {
 struct Inner {
     layout: Layout,
     fsync: bool,
-    /// False if the directory refused a write when it was opened: hits are served all the same.
+    /// False if the directory refused a write when it was opened. Hits are still served.
     writable: bool,
-    /// Files found missing, short, or not what their name says, since the start.
+    /// Number of files found missing, short, or with the wrong content for their name, since the start.
     damaged_files: AtomicU64,
-    /// How often a file or directory could not be read, since the start.
+    /// Number of failed reads of files and directories since the start.
     unreadable_files: AtomicU64,
     faults: Faults,
     /// Whether a tag changed since `index.json` was written.
     index_outdated: AtomicBool,
-    /// Bytes on the disk when they were last counted; below nothing before the first time.
+    /// Bytes on the disk at the last count; negative before the first count.
     bytes_counted: AtomicI64,
-    /// What this process has added and removed since.
+    /// Bytes that this process has added (positive) or removed (negative) since that count.
     bytes_changed: AtomicI64,
-    /// Held while they are counted: two counts at a time would take what changed off twice.
+    /// Held during a count: two concurrent counts would subtract the changes twice.
     counting: Mutex<()>,
-    /// What lists that are being sent may use.
+    /// Budgets for lists that are being sent.
     list_budgets: lists::ListBudgets,
 }
 
-/// A blob that is there: verified when it was ingested, and open, so that it can no longer vanish.
+/// A stored blob: verified when it was ingested, and open, so that it cannot vanish.
 #[derive(Debug, Clone)]
 pub struct Blob {
-    /// The open file, to be read by offset only: it is shared.
+    /// The open file. It is shared, so read it by offset only.
     pub file: Arc<File>,
     /// Its size in bytes when it was opened.
     pub size: u64,
 }
 
 impl Store {
-    /// Opens the directory, creating what is missing of it. Does the same work whatever it holds.
+    /// Opens the directory and creates what is missing. The amount of work does not depend on its content.
     ///
     /// # Errors
     /// [`StoreError`] if the root is a file, or cannot be created. A directory that exists but cannot
@@ -157,7 +161,7 @@ impl Store {
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),
-            // Whoever wrote the last tag may have been killed before the index.
+            // A process that wrote a tag may have been killed before it updated the index.
             index_outdated: AtomicBool::new(writable),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
@@ -167,40 +171,40 @@ impl Store {
         Ok(Store { inner: Arc::new(inner) })
     }
 
-    /// The directory.
+    /// The cache directory.
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
     }
 
-    /// Whether the directory took a write when it was opened.
+    /// Whether the directory accepted a write when it was opened.
     pub fn is_writable(&self) -> bool {
         self.inner.writable
     }
 
-    /// Whether the directory can be read just now: a volume may have gone away.
+    /// Whether the directory can be read now: a volume may have been unmounted.
     pub fn is_readable(&self) -> bool {
         read_file(&self.root().join("oci-layout")).is_ok()
     }
 
-    /// Room on the disk for an unprivileged process, in bytes; `None` if the system does not tell.
+    /// Free space on the disk for an unprivileged process, in bytes; `None` if the system does not report it.
     pub fn free_bytes(&self) -> Option<u64> {
         self.space().map(|space| space.free_bytes)
     }
 
-    /// How large the disk is, in bytes; `None` if the system does not tell.
+    /// The size of the disk in bytes; `None` if the system does not report it.
     pub fn disk_size(&self) -> Option<u64> {
         self.space().map(|space| space.size_bytes)
     }
 
-    /// Whether upstreams may not be asked (`larder offline`): all processes on this directory heed it.
+    /// Whether offline mode is on (`larder offline`). All processes on this directory follow it.
     pub fn is_offline(&self) -> bool {
         self.inner.layout.offline_switch().exists()
     }
 
-    /// Switches that on or off.
+    /// Turns offline mode on or off.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if the write fails.
     pub fn set_offline(&self, offline: bool) -> Result<(), StoreError> {
         let path = self.inner.layout.offline_switch();
         let switched = match offline {
@@ -219,22 +223,22 @@ impl Store {
         }
     }
 
-    /// How many damaged files were met since the start.
+    /// Number of damaged files found since the start.
     pub fn damaged_files(&self) -> u64 {
         self.inner.damaged_files.load(Ordering::Relaxed)
     }
 
-    /// The blob of `digest`, open. `None` is a miss: absent, or not `expected_bytes` long where the caller
-    /// knows a size, or damaged. For callers that lose nothing by a miss; [`Store::find_blob`] tells a store
-    /// that cannot be read from one that has no such blob.
+    /// Opens the blob of `digest`. `None` is a miss: the blob is absent, damaged, or not `expected_bytes` long. Use
+    /// this if a miss costs nothing; [`Store::find_blob`] distinguishes a store that cannot be read from one that
+    /// does not have the blob.
     pub fn blob(&self, digest: &Digest, expected_bytes: Option<u64>) -> Option<Blob> {
         self.find_blob(digest, expected_bytes).unwrap_or_default()
     }
 
-    /// As [`Store::blob`].
+    /// Like [`Store::blob`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if it is not known whether the blob is there.
+    /// [`StoreError::Read`] if a read error leaves it unknown whether the blob exists.
     pub fn find_blob(
         &self,
         digest: &Digest,
@@ -246,21 +250,21 @@ impl Store {
             Some(expected) if expected != size => {
                 self.damaged(&path, &format!("it has {size} bytes instead of {expected}"))
             }
-            // Only one digest an algorithm is that of nothing; any other empty file was truncated.
+            // Each algorithm has one digest of empty content; any other empty file was truncated.
             None if size == 0 && !digest.is_of_nothing() => self.damaged(&path, "it is empty"),
             _ => Some(Blob { file: Arc::new(file), size }),
         })
     }
 
-    /// The bytes of a small blob (a manifest), checked against their digest as they are read.
+    /// Reads a small blob (a manifest) and checks its digest.
     pub fn read(&self, digest: &Digest, expected_bytes: u64) -> Option<Vec<u8>> {
         self.find_bytes(digest, expected_bytes).unwrap_or_default()
     }
 
-    /// As [`Store::read`].
+    /// Like [`Store::read`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if the blob is there and cannot be read, or that is not known.
+    /// [`StoreError::Read`] if the blob exists but cannot be read, or if its existence is unknown.
     pub fn find_bytes(
         &self,
         digest: &Digest,
@@ -275,12 +279,12 @@ impl Store {
         }
         Ok(match Digest::of(digest.algorithm(), &bytes) == *digest {
             true => Some(bytes),
-            false => self.damaged(&path, "its bytes do not have the digest of its name"),
+            false => self.damaged(&path, "its content does not match its digest"),
         })
     }
 
-    /// An open regular file and its size in bytes; `None` if there is none. What somebody has put in its place
-    /// (a pipe, a directory, a link) is damage, and opening it does not block.
+    /// Opens a regular file and returns it with its size in bytes; `None` if it does not exist. Anything else in
+    /// its place (a pipe, a directory, a link) is damage. Opening a pipe does not block.
     fn open_file(&self, path: &Path) -> Result<Option<(File, u64)>, StoreError> {
         let opened = self.inner.faults.check(path).and_then(|()| open_to_read(path));
         let found = opened.and_then(|file| {
@@ -295,53 +299,52 @@ impl Store {
         }
     }
 
-    /// Tells a file that is damaged, which is a miss, from a store that cannot be read, which is an error: the
-    /// content may well be there.
+    /// Classifies a read error. A damaged file is a miss. A store that cannot be read is an error, since the
+    /// content may exist.
     fn failed_to_read<T>(&self, path: &Path, error: io::Error) -> Result<Option<T>, StoreError> {
         if is_damage(&error) {
             return Ok(self.damaged(path, &error.to_string()));
         }
         let before = self.inner.unreadable_files.fetch_add(1, Ordering::Relaxed);
         let error = StoreError::read(path, error);
-        // A server without descriptors fails for every request: powers of two are enough of it in the log.
+        // A server without descriptors fails on every request, so only powers of two are logged.
         if (before + 1).is_power_of_two() {
             log::error!("{error} ({} such failures since the start)", before + 1);
         }
         Err(error)
     }
 
-    /// Lets `count` reads of paths that end with `suffix` fail, after `spared` that succeed.
+    /// Makes `count` reads of paths that end with `suffix` fail, after `spared` successful ones.
     #[cfg(test)]
     pub(crate) fn fail_reads(&self, suffix: &str, spared: usize, count: usize, errno: Errno) {
         self.inner.faults.fail(suffix, spared, count, errno.raw_os_error());
     }
 
-    /// Whether all failures that were asked for have happened.
+    /// Whether all requested failures have happened.
     #[cfg(test)]
     pub(crate) fn has_failed_reads(&self) -> bool {
         self.inner.faults.are_spent()
     }
 
-    /// How often the store could not be read since the start. A caller that must not miss anything compares
-    /// this before and after.
+    /// Number of failed reads since the start. Callers that must see everything compare it before and after.
     pub fn unreadable_files(&self) -> u64 {
         self.inner.unreadable_files.load(Ordering::Relaxed)
     }
 
-    /// The names in a directory, none if it does not exist.
+    /// The names in a directory; empty if the directory does not exist.
     ///
     /// # Errors
     /// [`StoreError::Read`] if it cannot be read.
     fn find_names_in(&self, directory: &Path) -> Result<Vec<String>, StoreError> {
-        let listed = self.inner.list_for_certain(directory);
+        let listed = self.inner.list_strict(directory);
         match listed {
             Ok(names) => Ok(names),
             Err(error) => Ok(self.failed_to_read(directory, error)?.unwrap_or_default()),
         }
     }
 
-    /// [`Store::find_bytes`] without the bytes: a large manifest, checked piece by piece, so that it takes no
-    /// memory.
+    /// Like [`Store::find_bytes`], but returns the blob instead of its bytes. A large manifest is hashed in chunks
+    /// and needs no memory.
     ///
     /// # Errors
     /// As [`Store::find_bytes`].
@@ -353,12 +356,12 @@ impl Store {
         let Some(blob) = self.find_blob(digest, Some(expected_bytes))? else { return Ok(None) };
         let path = self.inner.layout.blob(digest);
         let mut verifier = Verifier::new(digest.algorithm());
-        let (mut piece, mut position) = (vec![0; PIECE_BYTES], 0);
+        let (mut chunk, mut position) = (vec![0; CHUNK_BYTES], 0);
         loop {
-            match blob.file.read_at(&mut piece, position) {
+            match blob.file.read_at(&mut chunk, position) {
                 Ok(0) => break,
                 Ok(count) => {
-                    verifier.update(&piece[..count]);
+                    verifier.update(&chunk[..count]);
                     position += count as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -367,11 +370,11 @@ impl Store {
         }
         Ok(match verifier.finish() == *digest {
             true => Some(blob),
-            false => self.damaged(&path, "its bytes do not have the digest of its name"),
+            false => self.damaged(&path, "its content does not match its digest"),
         })
     }
 
-    /// Damage is a miss: said once here, counted, and then treated as absence.
+    /// Logs and counts a damaged file. The caller then treats it as absent.
     fn damaged<T>(&self, path: &Path, reason: &str) -> Option<T> {
         self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
         log::warn!("cache file {} is damaged ({reason}); it is treated as absent", path.display());
@@ -379,8 +382,8 @@ impl Store {
     }
 }
 
-/// Whether an error is about the file itself, and not about the machine: what is in its place cannot be read
-/// by anybody, or not by us.
+/// Whether an error concerns the file itself and not the machine: the file cannot be read by anyone, or not by this
+/// process.
 fn is_damage(error: &io::Error) -> bool {
     let is_odd = [Errno::LOOP, Errno::NXIO].map(Errno::raw_os_error).map(Some);
     is_odd.contains(&error.raw_os_error())
@@ -396,12 +399,12 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 impl Inner {
-    /// Writes a small file so that readers see the old content or the new, whole.
+    /// Replaces a small file atomically: readers see the complete old or the complete new content.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
         self.replace_with(path, |file| io::Write::write_all(file, content))
     }
 
-    /// The same for content that `write` writes.
+    /// Like [`Inner::replace`], with content from `write`.
     fn replace_with(
         &self,
         path: &Path,
@@ -413,7 +416,7 @@ impl Inner {
             if self.fsync { file.sync_data() } else { Ok(()) }
         });
         if let Err(error) = written {
-            // The name was ours alone; a leftover would only cost room.
+            // The temporary name is unique to this process; a leftover only costs space.
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
@@ -427,7 +430,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Renames a finished file to its final name, making the directories of that name.
+    /// Renames a finished file to its final name and creates the missing directories.
     fn publish(&self, temporary: &Path, path: &Path) -> Result<(), StoreError> {
         let Some(parent) = path.parent() else {
             return Err(StoreError::write(path, io::ErrorKind::InvalidInput.into()));
@@ -437,9 +440,9 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.create_directories(parent).and_then(|()| fs::rename(temporary, path))
             }
-            // Nothing of ours is a directory there. It may hold something, so it is not removed here.
+            // Larder creates no directory with this name. It may contain something, so it is not deleted here.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                log::warn!("{} is a directory; it is moved to incoming/", path.display());
+                log::warn!("{} is a directory; moving it to incoming/", path.display());
                 move_directory(path, &self.layout.temporary())
                     .and_then(|()| fs::rename(temporary, path))
             }
@@ -449,8 +452,8 @@ impl Inner {
         synced.map_err(|error| StoreError::write(path, error))
     }
 
-    /// Makes a directory and its missing parents, each one synced into its own parent, since a record
-    /// is only as durable as the path to it.
+    /// Creates a directory and its missing parents and syncs each into its parent: a record is only as durable as
+    /// the path to it.
     fn create_directories(&self, path: &Path) -> io::Result<()> {
         let made = self.layout.create_directories(path)?;
         for parent in made.iter().filter_map(|made| made.parent()) {

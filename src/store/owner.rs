@@ -1,11 +1,11 @@
-//! Whose the files are that root makes in somebody else's cache.
+//! Ownership of files that root creates in another user's cache directory.
 //!
-//! A server seldom runs as root, and an operator's `sudo larder import` does. What root makes, the server
-//! could read and not renew, replace or add to: images would be evicted as if nobody pulled them. So it is
-//! given to whom the directory belongs.
+//! A server seldom runs as root, but `sudo larder import` does. The server could read files owned by root, but not
+//! update, replace or add to them, and images would be evicted as if they were never pulled. So files created by
+//! root get the owner of the directory.
 //!
-//! He may be the server that somebody has broken into, and has put there what root is to open: a link to a
-//! file of root's must not make that file his.
+//! That owner may be a compromised server, which could plant a link where root opens a file. Such a link must not
+//! give it ownership of a file of root's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,12 +15,12 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
-/// User and group of the directory, if they are somebody else's than root's, whom this process runs as.
+/// User and group of the directory, if this process runs as root and the directory belongs to another user.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Owner(Option<(u32, u32)>);
 
 impl Owner {
-    /// Whoever has that directory. One that is not there yet will be ours.
+    /// The owner of the directory. A missing one will belong to this process.
     pub(super) fn of(root: &Path) -> Owner {
         let of_root = || {
             let metadata = fs::metadata(root).ok()?;
@@ -29,8 +29,8 @@ impl Owner {
         Owner(geteuid().is_root().then(of_root).flatten())
     }
 
-    /// Opens a file whose name anybody may know beforehand, and gives it. A link is an error, and so is a pipe
-    /// that nobody reads, which would block otherwise.
+    /// Opens a file with a predictable name and sets its owner. A link is an error, and so is a pipe without a
+    /// reader, which would otherwise block.
     pub(super) fn open(self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         // The flags are small positive numbers on every system.
@@ -39,8 +39,8 @@ impl Owner {
         Ok(file)
     }
 
-    /// Gives a file that was made. Where that is not allowed (a file system without owners), it stays as it
-    /// is, and serves as well as it can. One that has another name is another's as well.
+    /// Sets the owner of a created file. If that fails (a file system without owners), the file stays as it is. A
+    /// file with a second hard link is skipped, since that link may belong to another user.
     pub(super) fn give(self, file: &File) {
         if let Owner(Some((user, group))) = self
             && file.metadata().is_ok_and(|is| is.is_file() && is.nlink() == 1)
@@ -49,7 +49,7 @@ impl Owner {
         }
     }
 
-    /// Gives what was made at a path; a link, if it is one, and not where it leads.
+    /// Sets the owner of the file at a path. A link itself changes, not its target.
     pub(super) fn give_path(self, path: &Path) {
         if let Owner(Some((user, group))) = self {
             let _ = lchown(path, Some(user), Some(group));

@@ -1,4 +1,4 @@
-//! Downloads that have not ended: which there are, and giving them up.
+//! Partial downloads: listing and removing them.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::error::StoreError;
-use super::ingest::leads_to;
+use super::ingest::is_same_file;
 use super::layout::{names_in, open_to_read};
 use super::lock::FileLock;
 use super::refs::Access;
@@ -22,7 +22,7 @@ pub(super) struct PartialNote {
 }
 
 impl Store {
-    /// The partials that are there, with the repository that each is for.
+    /// The partials with their repositories.
     pub fn partials(&self) -> Vec<(ImageName, Digest)> {
         let upstreams = names_in(&self.inner.layout.all_partials());
         let upstreams = upstreams.filter_map(|name| name.parse::<Upstream>().ok());
@@ -43,46 +43,46 @@ impl Store {
 }
 
 impl Store {
-    /// Removes the directory of an upstream's partials if it is empty. Called after a download has ended for
-    /// those that wait for it: it would keep them waiting.
+    /// Removes the directory of an upstream's partials if it is empty. Called after the clients of a finished
+    /// download were answered, so that they do not wait for it.
     pub fn remove_empty_partials(&self, upstream: &Upstream) {
         let _ = fs::remove_dir(self.inner.layout.partials(upstream));
     }
 }
 
-/// Removes the directory of an upstream after its last partial. A directory that is not empty refuses, and
-/// a writer that finds it gone creates it again.
+/// Removes the directory of an upstream after its last partial. If it is not empty, the removal fails; a writer
+/// that finds it missing creates it again.
 pub(super) fn remove_empty_parent(partial: &Path) {
     if let Some(parent) = partial.parent() {
         let _ = fs::remove_dir(parent);
     }
 }
 
-/// A download that has not ended, as a file.
+/// A partial download on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartialFile {
     upstream: Upstream,
     digest: Digest,
-    /// How large it is.
+    /// Its size.
     pub bytes: u64,
     /// When it last grew.
     pub written: Option<SystemTime>,
 }
 
 impl PartialFile {
-    /// Whose it is.
+    /// The upstream that it comes from.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
     }
 
-    /// What it will be.
+    /// The digest of the complete blob.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 }
 
 impl Store {
-    /// The files of downloads that have not ended, those under way among them.
+    /// All partial downloads, including active ones.
     pub fn partial_files(&self) -> Vec<PartialFile> {
         let layout = &self.inner.layout;
         let upstreams = names_in(&layout.all_partials());
@@ -98,7 +98,7 @@ impl Store {
         files.collect()
     }
 
-    /// The files of downloads that nobody is at, in any process.
+    /// Partial downloads that no process is writing.
     pub fn idle_partials(&self) -> Vec<PartialFile> {
         let is_idle = |partial: &PartialFile| {
             let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
@@ -108,14 +108,14 @@ impl Store {
         self.partial_files().into_iter().filter(is_idle).collect()
     }
 
-    /// Gives a download up that nobody is at. Returns the bytes that are free now; `None` if somebody is
-    /// at it, or was since.
+    /// Removes a partial download and returns the freed bytes; `None` if it is being written or has changed since
+    /// it was listed.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn remove_partial(&self, partial: &PartialFile) -> Result<Option<u64>, StoreError> {
         let path = self.inner.layout.partial(&partial.upstream, &partial.digest);
-        // To be written, since a network file system locks nothing exclusively that is not.
+        // Opened for writing: network file systems require that for an exclusive lock.
         let opened = self.inner.layout.owner().open(File::options().read(true).write(true), &path);
         let file = match opened {
             Ok(file) => file,
@@ -126,13 +126,13 @@ impl Store {
         let Some(file) = lock.map_err(|error| StoreError::write(&path, error))? else {
             return Ok(None);
         };
-        let is_ours = leads_to(&path, &file);
+        let is_ours = is_same_file(&path, &file);
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         if !is_ours || written != partial.written {
             return Ok(None);
         }
         let note = self.inner.layout.partial_note(&partial.upstream, &partial.digest);
-        // A note without its partial is passed over; the partial last, which ends the right to it.
+        // A note without its partial is ignored. The partial last, which ends the lock's protection.
         let _ = fs::remove_file(note);
         fs::remove_file(&path).map_err(|error| StoreError::write(&path, error))?;
         remove_empty_parent(&path);
@@ -140,11 +140,11 @@ impl Store {
         Ok(Some(partial.bytes))
     }
 
-    /// Keeps so many partial downloads of the registries that are `bounded` and removes the oldest of the others:
-    /// each may be of another registry, whose name a client has chosen. Returns the bytes that are free now.
+    /// Keeps `keep` partial downloads of the registries that are `bounded` and removes the oldest others: clients
+    /// choose the names of these registries. Returns the freed bytes.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn bound_partials(
         &self,
         keep: usize,
@@ -158,7 +158,7 @@ impl Store {
             if excess == 0 {
                 break;
             }
-            // One that somebody writes stays, and the next one goes for it.
+            // A partial that is being written stays, and the next one is removed instead.
             if let Some(bytes) = self.remove_partial(file)? {
                 freed += bytes;
                 excess -= 1;
@@ -167,10 +167,10 @@ impl Store {
         Ok(freed)
     }
 
-    /// Gives up downloads that did not grow for so long. Returns the bytes that are free now.
+    /// Removes downloads that have not grown for `age`. Returns the freed bytes.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn remove_old_partials(&self, now: SystemTime, age: Duration) -> Result<u64, StoreError> {
         let mut freed = 0;
         for partial in self.partial_files() {

@@ -1,4 +1,4 @@
-//! Pins: which images are never evicted, as a file of one pattern a line that people may edit as well.
+//! Pins: images that are never evicted, in a file with one pattern per line that users may also edit.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,46 +11,46 @@ use super::Store;
 use super::error::StoreError;
 use super::lock::FileLock;
 
-/// What begins a line that says nothing.
+/// The first character of a comment line.
 const COMMENT: char = '#';
-/// The largest file read: a hundred thousand names.
+/// The largest file that is read: a hundred thousand names.
 const PINS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Store {
-    /// The patterns of the images that are pinned, as they were written.
+    /// The patterns of the pinned images, unparsed.
     ///
     /// # Errors
-    /// If they cannot be read: that pins nothing, and who removes something must not go by it.
+    /// If the file cannot be read. Callers must then not remove anything.
     pub fn pins(&self) -> io::Result<Vec<String>> {
         read(&self.inner.layout.pins())
     }
 
-    /// What the configuration of the last server on this directory pins.
+    /// The pins in the configuration of the last server on this directory.
     ///
     /// # Errors
-    /// As [`Store::pins`].
+    /// Like [`Store::pins`].
     pub fn configured_pins(&self) -> io::Result<Vec<String>> {
         read(&self.inner.layout.configured_pins())
     }
 
-    /// Notes what the configuration pins, for who works on this directory without reading it.
+    /// Saves the configured pins for commands that do not read the server's configuration.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn note_configured_pins(&self, patterns: &[String]) -> Result<(), StoreError> {
         let path = self.inner.layout.configured_pins();
         if self.configured_pins().is_ok_and(|noted| noted == patterns) {
             return Ok(());
         }
-        let head = "# Of the configuration of the server; written anew when that changes.\n";
+        let head = "# From the server's configuration; rewritten when that changes.\n";
         let lines: String = patterns.iter().map(|pattern| format!("{pattern}\n")).collect();
         self.inner.replace(&path, format!("{head}{lines}").as_bytes())
     }
 
-    /// Pins what these patterns mean. Returns how many were not there yet.
+    /// Adds patterns. Returns how many are new.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn add_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
         self.change_pins(|text| {
             let known: Vec<&str> = lines(&text).collect();
@@ -71,10 +71,10 @@ impl Store {
         })
     }
 
-    /// Takes patterns off the pins. Returns how many were there.
+    /// Removes patterns. Returns how many were removed.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn remove_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
         self.change_pins(|text| {
             let (mut changed, mut count) = (String::new(), 0);
@@ -122,7 +122,7 @@ fn read(path: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-/// The text of a file of pins. It may be a link, which people set; a pipe blocks nobody.
+/// Reads a pins file. Users may replace it with a link. Opening a pipe does not block.
 fn read_text(path: &Path) -> io::Result<String> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
@@ -138,7 +138,7 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// What a file of pins says, without comments and empty lines.
+/// The patterns in a pins file, without comments and empty lines.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(COMMENT))
 }

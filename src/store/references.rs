@@ -1,35 +1,35 @@
-//! How many records name a piece of content, approximately and in little memory: a counting Bloom filter.
+//! Counts approximately how many records refer to each blob or manifest, in little memory: a counting Bloom filter.
 //!
-//! It may report that something is named although nothing names it: then a blob stays until the next index
-//! is built, with another seed. It never reports that something is not named although it was counted and
-//! not released: a counter that has reached its maximum stays there.
+//! It may report a reference that does not exist; the blob then stays until the next index, which uses another
+//! seed. It never misses a reference that was counted and not released: a counter that reaches its maximum is never
+//! decremented.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::oci::Digest;
 
-/// Counters of a key. With eight counters for each key, 3 % of the keys collide.
+/// Counters per key. With eight counters of space per key, 3 % of the keys collide.
 const HASHES: u64 = 3;
-/// The largest value of a counter of four bits; it is not decremented any more.
+/// The maximum of a four-bit counter, which is never decremented from there.
 const SATURATED: u8 = 15;
-/// Counters for each expected key, and their bounds: 32 KiB to 4 MiB of memory.
+/// Counters of space per expected key, and their limits: 32 KiB to 4 MiB of memory.
 const COUNTERS_PER_KEY: u64 = 8;
 const COUNTERS_MIN: u64 = 64 * 1024;
 const COUNTERS_MAX: u64 = 8 * 1024 * 1024;
 
-/// Whose references are counted.
+/// The records whose references are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Those of all repositories: whether a blob is needed.
+    /// The records of all repositories: is a blob needed?
     Everywhere,
-    /// Those of one repository's tags and indexes: whether its record of a manifest is needed.
+    /// The tags and indexes of one repository: is its record of a manifest needed?
     Repository(u64),
 }
 
-/// The filter.
+/// The counting Bloom filter.
 #[derive(Debug)]
 pub(super) struct References {
-    /// Two counters a byte.
+    /// Two counters per byte.
     counters: Vec<u8>,
     /// One less than the number of counters, which is a power of two.
     mask: u64,
@@ -37,11 +37,11 @@ pub(super) struct References {
 }
 
 impl References {
-    /// A filter for about so many keys.
+    /// A filter for about this many keys.
     pub(super) fn for_keys(keys: u64) -> References {
         let wanted = keys.saturating_mul(COUNTERS_PER_KEY).clamp(COUNTERS_MIN, COUNTERS_MAX);
         let counters = wanted.next_power_of_two();
-        // At most 4 MiB, which every usize holds.
+        // At most 4 MiB, which fits every usize.
         let bytes = usize::try_from(counters / 2).unwrap_or(usize::MAX);
         References { counters: vec![0; bytes], mask: counters - 1, seed: RandomState::new() }
     }
@@ -61,7 +61,7 @@ impl References {
         }
     }
 
-    /// Takes one reference back. Returns whether none is left; that is `false` for what was never counted.
+    /// Releases a reference. Returns whether it was the last; `false` if it was never counted.
     pub(super) fn release(&mut self, scope: Scope, digest: &Digest) -> bool {
         if !self.is_named(scope, digest) {
             return false;
@@ -75,7 +75,7 @@ impl References {
         !self.is_named(scope, digest)
     }
 
-    /// Whether there may be a reference.
+    /// Whether a reference may exist.
     pub(super) fn is_named(&self, scope: Scope, digest: &Digest) -> bool {
         self.places(scope, digest).into_iter().all(|at| self.get(at) > 0)
     }
@@ -92,7 +92,7 @@ impl References {
         std::array::from_fn(|i| first.wrapping_add(step.wrapping_mul(i as u64)) & self.mask)
     }
 
-    /// Places are below the number of counters, and two counters are a byte.
+    /// A place is less than the number of counters, and a byte has two counters.
     fn get(&self, place: u64) -> u8 {
         let byte = self.counters[(place / 2) as usize];
         if place.is_multiple_of(2) { byte & 0x0f } else { byte >> 4 }
@@ -117,8 +117,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_and_not_released_is_always_named() {
-        // Eight times as many keys as it is made for: collisions and saturated counters are certain.
+    fn a_counted_reference_that_was_not_released_is_always_found() {
+        // Many times more keys than it is sized for: collisions and saturated counters are certain.
         let mut references = References::for_keys(1);
         let scope = references.scope_of("quay.io/a/b");
         for number in 0..40_000 {
@@ -145,7 +145,7 @@ mod tests {
         assert!(!references.is_named(other, &digest(1)) && !references.release(other, &digest(1)));
         assert!(!references.release(one, &digest(1)));
         assert!(references.release(one, &digest(1)));
-        assert!(!references.release(one, &digest(1)), "it is not counted any more");
+        assert!(!references.release(one, &digest(1)), "nothing is left to release");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Records: which tag is which manifest, and which repository has which manifest.
+//! Records: the manifest of each tag, and the manifests of each repository.
 //!
-//! One small JSON file each, replaced as a whole. A record that cannot be read is a miss.
+//! Each record is a small JSON file that is replaced atomically. A record that cannot be read is a miss.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -16,22 +16,22 @@ use super::layout::digest_of;
 use super::lock::FileLock;
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 
-/// Access times are this coarse: a name that is pulled all the time costs one `utimensat` a minute.
-/// What is decided by them (eviction, pruning) thinks in hours.
+/// Resolution of access times: a name that is pulled all the time costs one `utimensat` per minute. Eviction and
+/// pruning, which use these times, work in hours.
 const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
-/// The largest record read.
+/// The largest record that is read.
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Whether looking at a record counts as use of the image.
+/// Whether reading a record counts as use of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// A client pulls it, at this time.
+    /// A client pulls it at this time.
     Pull(SystemTime),
-    /// Revalidation, listing, pruning: the image is no more in use than before.
+    /// Revalidation, listing or pruning, which do not count as use.
     Look,
 }
 
-/// What a tag was when it was last asked for.
+/// A tag as of its last check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagRecord {
     /// The manifest.
@@ -40,15 +40,15 @@ pub struct TagRecord {
     pub media_type: MediaType,
     /// Its size in bytes.
     pub size: u64,
-    /// When the tag was first seen to be this manifest.
+    /// When the tag was first seen with this manifest.
     pub fetched: SystemTime,
     /// When upstream last confirmed it.
     pub checked: SystemTime,
-    /// When upstream was first seen not to have the tag any more; nothing if it has it.
+    /// When upstream was first seen without the tag; `None` if upstream has it.
     pub gone: Option<SystemTime>,
 }
 
-/// That a repository has a manifest.
+/// A repository's record of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestRecord {
     /// Its media type.
@@ -80,16 +80,15 @@ struct ManifestWire {
 }
 
 impl Store {
-    /// What `tag` is, or `None` if it was never pulled or its record is damaged. For callers that lose nothing
-    /// by a miss.
+    /// Reads a tag; `None` if it was never pulled or its record is damaged. Use this if a miss costs nothing.
     pub fn tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<TagRecord> {
         self.find_tag(name, tag, access).unwrap_or_default()
     }
 
-    /// As [`Store::tag`].
+    /// Like [`Store::tag`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if it is not known what the tag is.
+    /// [`StoreError::Read`] if the record cannot be read.
     pub fn find_tag(
         &self,
         name: &ImageName,
@@ -98,15 +97,14 @@ impl Store {
     ) -> Result<Option<TagRecord>, StoreError> {
         let path = self.inner.layout.tag(name, tag);
         let Some(wire) = self.find_record::<TagWire>(&path, access)? else { return Ok(None) };
-        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
     }
 
-    /// Writes what `tag` is. Its manifest must be in the store, and is recorded for the repository if it
-    /// is not yet, or no more. `index.json` becomes outdated only if the tag is another manifest than
-    /// before.
+    /// Writes a tag. Its manifest must be in the store, and is recorded for the repository if it is not yet.
+    /// `index.json` becomes outdated only if the tag now refers to another manifest.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
@@ -134,10 +132,10 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a tag. What it pointed at stays, for whoever knows the digest.
+    /// Removes a tag. Its manifest stays available by digest.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn remove_tag(&self, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
         let path = self.inner.layout.tag(name, tag);
         match fs::remove_file(&path) {
@@ -148,8 +146,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this repository has the manifest, and of what type it is. For callers that lose nothing by a
-    /// miss.
+    /// Reads the repository's record of a manifest. Use this if a miss costs nothing.
     pub fn manifest(
         &self,
         name: &ImageName,
@@ -159,10 +156,10 @@ impl Store {
         self.find_manifest(name, digest, access).unwrap_or_default()
     }
 
-    /// As [`Store::manifest`].
+    /// Like [`Store::manifest`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if it is not known whether it has.
+    /// [`StoreError::Read`] if the record cannot be read.
     pub fn find_manifest(
         &self,
         name: &ImageName,
@@ -171,14 +168,14 @@ impl Store {
     ) -> Result<Option<ManifestRecord>, StoreError> {
         let path = self.inner.layout.manifest(name, digest);
         let Some(wire) = self.find_record::<ManifestWire>(&path, access)? else { return Ok(None) };
-        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has no valid value")))
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
     }
 
-    /// Writes that this repository has the manifest, which must be in the store. What it names counts as
-    /// new from then on, so that no sweep that looked at the names before takes it.
+    /// Records that this repository has the manifest, which must be in the store. The manifest and the blobs that
+    /// it refers to get the current time, so that a sweep which scanned the names earlier keeps them.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn put_manifest(
         &self,
         name: &ImageName,
@@ -191,11 +188,11 @@ impl Store {
         self.put_manifest_under(&self.commit_lock()?, name, digest, is)
     }
 
-    /// [`Store::put_manifest`] for a caller that has the lock: taking it once more would wait at the gate for a
-    /// removal that waits for us.
+    /// Like [`Store::put_manifest`], for a caller that already holds the lock: taking it again would deadlock with
+    /// a removal that waits for the first lock and holds the gate.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn put_manifest_under(
         &self,
         _lock: &CommitLock,
@@ -215,7 +212,7 @@ impl Store {
     /// Whether the repository has a tag or a manifest.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if that is not known.
+    /// [`StoreError::Read`] if a directory cannot be read.
     pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
         let layout = &self.inner.layout;
         let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
@@ -235,15 +232,15 @@ impl Store {
         Ok(false)
     }
 
-    /// The manifests that this repository has, as far as they can be read.
+    /// The manifests of this repository, as far as they can be read.
     pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
         self.find_manifests(name).unwrap_or_default()
     }
 
-    /// As [`Store::manifests`].
+    /// Like [`Store::manifests`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if it is not known which they are.
+    /// [`StoreError::Read`] if a directory cannot be read.
     pub fn find_manifests(&self, name: &ImageName) -> Result<Vec<Digest>, StoreError> {
         let mut found = Vec::new();
         for algorithm in Algorithm::ALL {
@@ -253,10 +250,10 @@ impl Store {
         Ok(found)
     }
 
-    /// As [`Store::tags`].
+    /// Like [`Store::tags`], but reports read errors.
     ///
     /// # Errors
-    /// [`StoreError::Read`] if it is not known which they are.
+    /// [`StoreError::Read`] if a directory cannot be read.
     pub fn find_tags(&self, name: &ImageName) -> Result<Vec<Tag>, StoreError> {
         let names = self.find_names_in(&self.inner.layout.tags(name))?.into_iter();
         let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
@@ -264,20 +261,20 @@ impl Store {
         Ok(tags)
     }
 
-    /// The tags of a repository that are in the cache, sorted, as far as they can be read.
+    /// The cached tags of a repository, sorted, as far as they can be read.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
         self.find_tags(name).unwrap_or_default()
     }
 
-    /// The lock under which a manifest and its names are written, so that a sweep of unreferenced
-    /// blobs sees all of them or none. Released by dropping it; held for disk work only, and never twice by
-    /// one thread, except below a [`Store::bundle_lock`].
+    /// Takes the lock under which a manifest and its names are written, so that a sweep of unreferenced blobs sees
+    /// all of them or none. Dropping it unlocks. Hold it for disk work only, and never twice in one thread, except
+    /// below a [`Store::bundle_lock`].
     ///
     /// # Errors
     /// [`StoreError`] if the lock file cannot be opened.
     pub fn commit_lock(&self) -> Result<CommitLock, StoreError> {
         let (path, gate) = (self.inner.layout.sweep_lock(), self.inner.layout.sweep_gate());
-        // A removal that waits holds the gate; then it is its turn.
+        // A waiting removal holds the gate and goes first.
         let passed = self.inner.layout.open_lock(&gate).and_then(FileLock::shared);
         drop(passed.map_err(|error| StoreError::write(&gate, error))?);
         let lock = self.inner.layout.open_lock(&path).and_then(FileLock::shared);
@@ -285,8 +282,8 @@ impl Store {
         Ok(CommitLock { _lock: lock })
     }
 
-    /// The same for as long as an import or an export takes: nothing is removed meanwhile, and a removal is
-    /// told why.
+    /// Like [`Store::commit_lock`], for the duration of an import or an export: nothing is removed in that time,
+    /// and a removal reports the reason.
     ///
     /// # Errors
     /// As [`Store::commit_lock`].
@@ -368,8 +365,8 @@ impl ManifestWire {
     }
 }
 
-/// Notes a use, at most once per [`ACCESS_RESOLUTION`]. A read-only directory keeps no access times,
-/// and that is all it costs.
+/// Records a use, at most once per [`ACCESS_RESOLUTION`]. A read-only directory keeps no access times, which has no
+/// other effect.
 fn touch(file: &File, now: SystemTime) {
     let last = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(now);
     if now.duration_since(last).is_ok_and(|age| age >= ACCESS_RESOLUTION) {

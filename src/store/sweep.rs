@@ -1,28 +1,27 @@
-//! Removing names, and sweeping what no name leads to any more. Beside running servers, and without a
-//! pause of any of them.
+//! Removes names, and sweeps blobs that no name refers to any more, without pausing running servers.
 //!
-//! # How a blob is not lost
-//! A sweep looks at all names (a [`super::Catalogue`]), which takes seconds, and then removes blobs. No
-//! lock is held meanwhile, so a manifest may be committed that names a blob which nobody named before:
+//! # Why no blob is lost
+//! A sweep scans all names (a [`super::Catalogue`]), which takes seconds, and then removes blobs. It holds no lock
+//! during the scan, so a manifest may be committed that refers to a blob which had no name before. The cases:
 //!
-//! * **Committed before the look began**: [`Store::begin_sweep`] has waited for the commits under way, so
-//!   its record was there to be seen.
-//! * **Committed after**: the commit has renewed the time of every blob that it names
-//!   ([`Store::put_manifest`]) under the shared lock; the sweep looks at that time under the exclusive
-//!   one, and spares what is younger than its beginning, or than the grace period.
-//! * **A blob whose manifest has yet to come** (a pull goes from the manifest to its layers, an import the
-//!   other way) is younger than the grace period, or its import holds the shared lock, and nothing is swept.
-//! * **An image that is pulled, or named anew, while it is about to be removed**: the records' times and
-//!   the repository's names are compared with what the look saw, under the exclusive lock, and the repository
-//!   is left alone if they differ. A pull that falls between that and the removal has its manifest
-//!   already; its layers are asked for by digest, and found, or fetched again.
-//! * **A file that somebody reads** is open, and stays readable without its name.
+//! * **Committed before the scan**: [`Store::begin_sweep`] waits for running commits, so the scan sees the record.
+//! * **Committed after that**: the commit renews the mtime of every blob that the manifest refers to
+//!   ([`Store::put_manifest`]) under the shared lock. The sweep checks this time under the exclusive lock and keeps
+//!   blobs that are younger than its own start or than the grace period.
+//! * **A blob whose manifest is not committed yet**: a pull fetches the manifest before its layers, an import
+//!   stores the layers first. The blob is younger than the grace period, or its import holds the shared lock and
+//!   nothing is swept.
+//! * **An image that is pulled, or gets another name, just before its removal**: under the exclusive lock, the
+//!   times of the records and the names of the repository are compared with those of the scan. If they differ, the
+//!   repository stays. A pull between this check and the removal already has its manifest; it requests the layers
+//!   by digest, and they are found or fetched again.
+//! * **A file that is being read** is open and stays readable without its name.
 //!
-//! All times are those of the file system itself, so that machines that share a volume need not agree.
+//! All times come from the file system, so the clocks of machines that share a volume need not agree.
 //!
 //! # Crash points
-//! Killed between the names and the blobs: blobs without names, which the next sweep takes. Names go
-//! tag first, so that no tag is ever left whose manifest is gone.
+//! Killed between the names and the blobs: blobs without names, which the next sweep removes. A tag is removed
+//! before its manifest, so no tag ever refers to a missing manifest.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -41,108 +40,108 @@ use super::refs::ManifestRecord;
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
 
-/// What no manifest names is kept this long: a pull asks for the layers after the manifest, and comes back
-/// for them after a broken connection.
+/// Unreferenced blobs are kept this long: a pull requests the layers after the manifest, and retries after a broken
+/// connection.
 pub const GRACE: Duration = Duration::from_secs(600);
 
-/// Blobs removed in a row under the lock that commits of manifests wait for: some milliseconds' worth.
+/// Blobs removed per exclusive lock, which commits of manifests wait for: a few milliseconds of work.
 pub(super) const BATCH: usize = 32;
-/// How often the exclusive lock is tried for, and the wait between: a second. Commits hold it for
-/// milliseconds; an import and an export hold it throughout.
+/// Attempts to get the exclusive lock, and the wait between them: one second in total. Commits hold the shared lock
+/// for milliseconds, imports and exports for their whole run.
 const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
-/// Names like `tmp-…` in `incoming/` live for milliseconds. What is as old as this was left by a kill.
+/// Files named `tmp-…` in `incoming/` live for milliseconds. Older ones were left by a killed process.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
-/// What the names of temporary files in `incoming/` begin with.
+/// The prefix of temporary files in `incoming/`.
 pub(super) const TEMPORARY: &str = "tmp-";
-/// Directories of version 0.1 that are removed in one pass: a client could have any number of them created.
+/// Directories of version 0.1 removed per pass: clients could create any number of them.
 const OLD_DIRECTORIES_MAX: usize = 10_000;
-/// A file whose time is further ahead than this got it from a clock that was wrong: those of machines that share a
-/// volume differ by less.
+/// A file with a time further in the future got it from a wrong clock. The clocks of machines that share a volume
+/// differ by less.
 pub const FUTURE_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// The right to remove names and blobs, which one process has at a time, and when it began.
+/// The right to remove names and blobs, which one process holds at a time, and when it began.
 #[derive(Debug)]
 pub struct Sweep {
     pub(super) store: Store,
-    /// By the file system's clock.
+    /// By the clock of the file system.
     pub(super) began: SystemTime,
-    _turn: FileLock,
+    _prune_lock: FileLock,
 }
 
-/// Why there is no sweep now.
+/// Why a sweep cannot start now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SweepBusy {
-    /// Another process, or another thread of this one, removes images.
+pub enum SweepLocked {
+    /// Another process, or another thread of this one, is removing images.
     AnotherSweep,
-    /// An import or an export is under way, whose blobs must stay.
+    /// An import or an export is running, and its blobs must stay.
     Bundle,
-    /// A commit of a manifest takes unusually long: the disk is slow, or a process was stopped in the middle.
+    /// A commit of a manifest takes unusually long: the disk is slow, or a process was stopped during it.
     Commit,
 }
 
-impl SweepBusy {
-    /// What to tell whoever wanted it.
+impl SweepLocked {
+    /// The reason, for log lines and errors.
     pub fn as_str(self) -> &'static str {
         match self {
-            SweepBusy::AnotherSweep => "images are being removed already",
-            SweepBusy::Bundle => "an import or export is under way, and needs what is there",
-            SweepBusy::Commit => "an image is being added, which takes unusually long",
+            SweepLocked::AnotherSweep => "images are already being removed",
+            SweepLocked::Bundle => "an import or export is running and needs the cached content",
+            SweepLocked::Commit => "an image is being added, which takes unusually long",
         }
     }
 }
 
-/// Names of a repository that are to go.
+/// Names to remove from a repository.
 #[derive(Debug)]
 pub struct Removal<'a> {
     /// The repository.
     pub name: &'a ImageName,
-    /// Its names as they were when the images were chosen.
+    /// Its names at the time when the images were selected.
     pub seen: &'a RepositoryNames,
-    /// The images, and when they were last pulled.
+    /// The images and when they were last pulled.
     pub images: Vec<(&'a Reference, Option<SystemTime>)>,
     /// The manifests that no other image of the repository needs.
     pub manifests: Vec<Digest>,
 }
 
-/// What a sweep of unreferenced blobs did.
+/// The result of a sweep of unreferenced blobs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Blobs removed.
     pub blobs: u64,
-    /// Their sizes together.
+    /// Their total size.
     pub bytes: u64,
-    /// Blobs that nothing names and that are too young to go.
+    /// Unreferenced blobs that are too young to be removed.
     pub young: u64,
-    /// Whether it was ended before it had seen everything.
+    /// Whether it was stopped before it had checked everything.
     pub is_partial: bool,
 }
 
 impl Store {
-    /// Begins to remove things, once the commits under way have ended.
+    /// Begins a sweep after waiting for running commits.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory is read-only or the disk refuses.
-    pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepBusy>, StoreError> {
+    /// [`StoreError`] if the directory is read-only or a write fails.
+    pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepLocked>, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.prune_lock();
-        let turn = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
-        let Some(turn) = turn.map_err(|error| StoreError::write(&path, error))? else {
-            return Ok(Err(SweepBusy::AnotherSweep));
+        let prune_lock = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
+        let Some(prune_lock) = prune_lock.map_err(|error| StoreError::write(&path, error))? else {
+            return Ok(Err(SweepLocked::AnotherSweep));
         };
         let lock = match self.exclusive_lock()? {
             Ok(lock) => lock,
-            Err(busy) => return Ok(Err(busy)),
+            Err(reason) => return Ok(Err(reason)),
         };
-        // Under the lock: whoever gets it next renews what he commits at a later time than this.
+        // Taken under the lock: a later commit renews its blobs at a later time.
         let began = self.file_system_time()?;
         drop(lock);
-        Ok(Ok(Sweep { store: self.clone(), began, _turn: turn }))
+        Ok(Ok(Sweep { store: self.clone(), began, _prune_lock: prune_lock }))
     }
 
-    /// The time of now, by the clock that gives files their times.
+    /// The current time by the clock that sets file times.
     pub(super) fn file_system_time(&self) -> Result<SystemTime, StoreError> {
         let clock = self.inner.layout.temporary();
         let now = File::create_new(&clock).and_then(|file| file.metadata()?.modified());
@@ -150,18 +149,17 @@ impl Store {
         now.map_err(|error| StoreError::write(&clock, error))
     }
 
-    /// The lock that no commit of a manifest may hold meanwhile. Commits that come while we wait for it wait
-    /// behind us.
-    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepBusy>, StoreError> {
+    /// Takes the lock that excludes commits of manifests. Commits that begin during the wait queue after it.
+    pub(super) fn exclusive_lock(&self) -> Result<Result<FileLock, SweepLocked>, StoreError> {
         let layout = &self.inner.layout;
         let locked = |path: PathBuf, lock: fn(File) -> io::Result<Option<FileLock>>| {
             layout.open_lock(&path).and_then(lock).map_err(|error| StoreError::write(&path, error))
         };
         let wait = |file| FileLock::exclusive(file).map(Some);
         let _gate = locked(layout.sweep_gate(), wait)?;
-        // Behind the gate, where no other removal tries it at the same time and looks like a bundle.
+        // After the gate: no other removal tries this lock at the same time and is mistaken for a bundle.
         if locked(layout.bundle_lock(), FileLock::try_exclusive)?.is_none() {
-            return Ok(Err(SweepBusy::Bundle));
+            return Ok(Err(SweepLocked::Bundle));
         }
         for _ in 0..LOCK_TRIES {
             if let Some(lock) = locked(layout.sweep_lock(), FileLock::try_exclusive)? {
@@ -169,18 +167,18 @@ impl Store {
             }
             thread::sleep(LOCK_WAIT);
         }
-        Ok(Err(SweepBusy::Commit))
+        Ok(Err(SweepLocked::Commit))
     }
 
-    /// How old a blob is, as near as the clocks of this machine and of the file system are; `None` if it is
-    /// not here.
+    /// The age of a blob, as exact as the clocks of this machine and of the file system agree; `None` if it is
+    /// absent.
     pub fn blob_age(&self, digest: &Digest, now: SystemTime) -> Option<Duration> {
         let metadata = fs::metadata(self.inner.layout.blob(digest)).ok()?;
         let age = metadata.modified().ok().and_then(|time| now.duration_since(time).ok());
         Some(age.unwrap_or_default())
     }
 
-    /// Makes a manifest's blob, and those that it names, as young as they can be.
+    /// Sets the mtime of a manifest's blob, and of the blobs that it refers to, to now.
     pub(super) fn renew_content(&self, digest: &Digest, is: &ManifestRecord) {
         let layout = &self.inner.layout;
         renew_path(&layout.blob(digest));
@@ -190,15 +188,15 @@ impl Store {
         }
     }
 
-    /// Removes what killed processes, and version 0.1, have left in `incoming/` and `partials/`. Returns whether
-    /// there may be more: a pass is bounded.
+    /// Removes what killed processes and version 0.1 left in `incoming/` and `partials/`. Returns whether there may
+    /// be more, since a pass is bounded.
     pub fn remove_leftovers(&self, now: SystemTime) -> bool {
-        self.remove_abandoned_spools();
+        self.remove_abandoned_imports();
         let incoming = self.inner.layout.incoming();
         let mut directories = 0;
         for name in names_in(&incoming) {
             let path = incoming.join(&name);
-            // Not the target of a link: this is the one place that removes what it did not create just now.
+            // Do not follow links: only here are files removed that this process did not just create.
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             if metadata.is_dir() {
                 if directories == OLD_DIRECTORIES_MAX {
@@ -206,11 +204,11 @@ impl Store {
                 }
                 directories += usize::from(self.remove_old_directory(&path, &name));
             } else if name.starts_with(TEMPORARY) && is_older(&metadata, TEMPORARY_AGE, now) {
-                // Gone already is as good; anything else costs room, and the next pass tries again.
+                // If it is already gone, fine. Any other failure costs space, and the next pass retries.
                 let _ = fs::remove_file(&path);
             }
         }
-        // A writer that was killed before its first byte leaves one.
+        // A writer that was killed before its first byte leaves an empty directory.
         let partials = self.inner.layout.all_partials();
         for upstream in names_in(&partials).filter_map(|name| name.parse().ok()) {
             self.remove_empty_partials(&upstream);
@@ -218,12 +216,12 @@ impl Store {
         false
     }
 
-    /// Empties a directory below `incoming/`, where version 0.1 kept the partials of each upstream, and removes
-    /// it. Returns whether it is gone. A partial that another process is writing stays, and so does its
-    /// directory; and so does what Larder has not created.
+    /// Empties and removes a directory below `incoming/`, where version 0.1 kept the partials of each upstream.
+    /// Returns whether the directory is gone. A partial that another process is writing stays, and so do its
+    /// directory and everything that Larder did not create.
     fn remove_old_directory(&self, directory: &Path, name: &str) -> bool {
         let upstream: Option<Upstream> = name.parse().ok();
-        // The others have the place of a lock, and were moved away from it.
+        // The other directories were in the place of a lock and have been moved away from it.
         if upstream.is_some() || name.starts_with(TEMPORARY) {
             for file in names_in(directory) {
                 let digest = Digest::from_dashed(file.strip_suffix(".json").unwrap_or(&file));
@@ -232,14 +230,15 @@ impl Store {
                 }
             }
         }
-        // Refused unless it is empty.
+        // Fails unless it is empty.
         fs::remove_dir(directory).is_ok()
     }
 
-    /// Moves a partial, or the note beside one, to where they are now, and removes it where that has one already.
+    /// Moves a partial, or the note beside it, to its current place, or removes it if that place is taken.
     ///
-    /// Its lock is held meanwhile, and the new name must not replace a file: that may be the partial of a writer,
-    /// whose commit would give the name of a blob to ours. A link fails where the name is taken; a rename does not.
+    /// The partial stays locked during the move. The new name must not replace a file: it may be the partial of a
+    /// writer, whose commit would then give a blob's name to this file. A link fails if the name is taken; a rename
+    /// does not.
     fn move_old_partial(&self, old: &Path, upstream: Option<&Upstream>, file: &str) {
         let is_file = fs::symlink_metadata(old).is_ok_and(|is| is.is_file());
         let lock = || open_to_read(old).and_then(FileLock::try_exclusive).ok().flatten();
@@ -247,7 +246,7 @@ impl Store {
         if let Some(upstream) = upstream {
             let directory = self.inner.layout.partials(upstream);
             let created = self.inner.create_directories(&directory);
-            // A file system without links loses it: it is downloaded again from its beginning.
+            // On a file system without links it is lost and downloaded again from the beginning.
             let _ = created.and_then(|()| fs::hard_link(old, directory.join(file)));
         }
         let _ = fs::remove_file(old);
@@ -255,11 +254,11 @@ impl Store {
 }
 
 impl Sweep {
-    /// Removes names of a repository. `false` if it was used or changed since it was looked at, and all
-    /// of them stay; likewise while an import or an export holds the lock.
+    /// Removes names of a repository. Returns `false` and keeps all of them if the repository was used or changed
+    /// since the scan, or while an import or an export holds the lock.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a read or write fails.
     pub fn remove(&self, removal: &Removal<'_>) -> Result<bool, StoreError> {
         let (store, layout) = (&self.store, &self.store.inner.layout);
         let Ok(_lock) = store.exclusive_lock()? else { return Ok(false) };
@@ -282,28 +281,29 @@ impl Sweep {
         Ok(true)
     }
 
-    /// Removes the blobs that are not `referenced` and older than `grace`, a few at a time. `go_on` is
-    /// asked in between, may take its time, and ends it by `false`.
+    /// Removes the blobs that are not `referenced` and older than `grace`, in batches. Calls `keep_going`
+    /// between batches; it may block, and stops the sweep by returning `false`.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
+    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if a read or write fails.
     pub fn sweep(
         &self,
         grace: Duration,
         referenced: &dyn Fn(&Digest) -> bool,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for algorithm in Algorithm::ALL {
-            let unreferenced = self.store.digests_for_certain(algorithm).and_then(|digests| {
+            let unreferenced = self.store.digests_strict(algorithm).and_then(|digests| {
                 let is_unreferenced = |each: &io::Result<Digest>| {
                     each.as_ref().map_or(true, |each| !referenced(each))
                 };
                 digests.filter(is_unreferenced).collect::<io::Result<Vec<Digest>>>()
             });
-            let unreferenced = unreferenced.map_err(|source| StoreError::Blind { source })?;
+            let unreferenced =
+                unreferenced.map_err(|source| StoreError::IncompleteScan { source })?;
             for batch in unreferenced.chunks(BATCH) {
-                let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
+                let lock = if keep_going() { self.store.exclusive_lock()?.ok() } else { None };
                 if lock.is_none() {
                     swept.is_partial = true;
                     return Ok(swept);
@@ -316,10 +316,10 @@ impl Sweep {
         Ok(swept)
     }
 
-    /// Whether a blob has to stay although nothing names it.
+    /// Whether an unreferenced blob is too young to be removed.
     fn is_young(&self, metadata: &Metadata, grace: Duration) -> bool {
         let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
-        // What was named since is younger than the sweep, so its age is none at all.
+        // Blobs that got a reference since are younger than the sweep and have no age.
         age.is_none_or(|age| age.is_zero() || age < grace)
     }
 
@@ -336,7 +336,7 @@ impl Sweep {
             Err(error) => return Err(StoreError::read(&path, error)),
         };
         if metadata.modified().is_ok_and(|time| time > self.began + FUTURE_TOLERANCE) {
-            // It would be young until that time comes; from now on it grows older like any other.
+            // It would count as young until that time. From now on it ages like any other.
             renew_path(&path);
         }
         if self.is_young(&metadata, grace) {
@@ -350,14 +350,14 @@ impl Sweep {
     }
 }
 
-/// Whether a file was last changed that long ago. A time in the future is now.
+/// Whether a file was last changed at least `age` ago. A time in the future counts as now.
 fn is_older(metadata: &Metadata, age: Duration, now: SystemTime) -> bool {
     let modified = metadata.modified().ok();
     modified.and_then(|modified| now.duration_since(modified).ok()).is_some_and(|is| is >= age)
 }
 
 impl Inner {
-    /// Removes a file, if it exists, and returns the bytes that it took on the disk.
+    /// Removes a file if it exists and returns its allocated bytes.
     pub(super) fn remove_counted(&self, path: &Path) -> Result<u64, StoreError> {
         let bytes = fs::symlink_metadata(path).map_or(0, |is| allocated(&is));
         match fs::remove_file(path) {
@@ -368,12 +368,12 @@ impl Inner {
         Ok(bytes)
     }
 
-    /// Removes the directories of a repository of which no name is left, and the lists of it: what they
-    /// list is gone. Called under the exclusive lock.
+    /// Removes the directories of a repository that has no names left, and its lists, which are obsolete. The
+    /// caller holds the exclusive lock.
     pub(super) fn remove_empty_repository(&self, name: &ImageName) {
         let repository = self.layout.repository(name);
-        // A directory that is not empty refuses to go, here and below, which is what is wanted. One of which it is
-        // not known whether it is gone keeps the repository.
+        // Removing a directory that is not empty fails, here and below, as intended. If it is unknown whether a
+        // directory is gone, the repository stays.
         let is_gone = |directory: &Path| match fs::remove_dir(directory) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -386,9 +386,9 @@ impl Inner {
             return;
         }
         self.remove_lists(name);
-        let lists = self.layout.former_lists(name);
+        let lists = self.layout.legacy_lists(name);
         for list in names_in(&lists) {
-            // A list too many is asked for again, and costs a file.
+            // A list that stays costs only space.
             let _ = fs::remove_file(lists.join(list));
         }
         let _ = fs::remove_dir(lists);
@@ -401,13 +401,13 @@ impl Inner {
     }
 }
 
-/// The time of now, as the file system has it.
+/// The current time, set by the file system.
 const NOW: Timestamps = Timestamps {
     last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
     last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
 };
 
-/// Makes a file new. Where that fails it is swept earlier than it should be, and fetched again.
+/// Sets a file's mtime to now. If that fails, the file may be swept too early and is fetched again.
 pub(super) fn renew(file: &File) {
     let _ = rustix::fs::futimens(file, &NOW);
 }

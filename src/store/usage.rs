@@ -1,7 +1,9 @@
-//! Usage: what the directory holds, by image, repository and registry, from a walk in the background.
+//! Disk usage by image, repository and registry, collected by a walk in the background.
 //!
-//! It is written as one JSON a line to `usage/images.jsonl`, with totals in `usage/summary.json`: 100,000 images
-//! are listed without being held in memory, by every process. It is a view: removals read the records again. Of a repository that lacked nothing and did not change since, only the times of its records are read.
+//! The results are one JSON object per line in `usage/images.jsonl`, with totals in `usage/summary.json`, so every
+//! process can list 100,000 images without holding them in memory. The results are only a view: removals read the
+//! records again. For a repository that was complete and has not changed since the last walk, only the times of its
+//! records are read.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -16,22 +18,22 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::disk::DiskUsage;
 use super::error::StoreError;
-use super::images::{Graph, StoredImage, ask};
+use super::images::{Graph, StoredImage, check_stopped};
 use super::layout::{open_to_read, read_file};
 use super::lock::FileLock;
 use super::refs::{from_seconds, to_seconds};
 use crate::oci::{Digest, ImageName, ManifestKind, Reference, is_timestamp};
 
-/// A repository is read again after this long, whatever its directories say: blobs may have been damaged.
-const BELIEVED_FOR: Duration = Duration::from_secs(6 * 3600);
-/// The largest config read for the time at which its image was made, in bytes.
+/// A repository is read again after this long even if its directories did not change: blobs may have been damaged.
+const REREAD_AFTER: Duration = Duration::from_secs(6 * 3600);
+/// The largest config that is read for an image's creation time, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
-/// What the lines about an image and about a repository begin with: each type's first field.
+/// The beginnings of the lines for an image and for a repository: each type's first field.
 const IMAGE_LINE: &str = "{\"image\":";
 const REPOSITORY_LINE: &str = "{\"of\":";
 
-/// What the last walk of the images found.
+/// The totals of the last walk of all images.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UsageSummary {
@@ -39,41 +41,41 @@ pub struct UsageSummary {
     pub as_of: u64,
     /// How long it took, in milliseconds.
     pub took_milliseconds: u64,
-    /// Images.
+    /// Number of images.
     pub images: u64,
-    /// Those that a client could run without any upstream.
+    /// Images that can be pulled completely without an upstream.
     pub complete_images: u64,
     /// Repositories that have images.
     pub repositories: u64,
-    /// Manifests, each once.
+    /// Distinct manifests.
     pub manifests: u64,
-    /// Their sizes together.
+    /// Their total size.
     pub manifest_bytes: u64,
-    /// Blobs, manifests not among them.
+    /// Blobs that are not manifests.
     pub blobs: u64,
-    /// Their sizes together.
+    /// Their total size.
     pub blob_bytes: u64,
-    /// By registry, in the order of the names.
+    /// Usage by registry, in order of name.
     pub registries: Vec<RegistryUsage>,
 }
 
-/// What is here of a registry.
+/// The cached content of a registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegistryUsage {
     /// The registry.
     pub name: String,
-    /// Its repositories.
+    /// Number of its repositories.
     pub repositories: u64,
-    /// Its images.
+    /// Number of its images.
     pub images: u64,
-    /// Bytes of its repositories; what two of them share counts twice.
+    /// Bytes of its repositories; content that two of them share counts twice.
     pub bytes: u64,
     /// When one of them was last pulled, in seconds since 1970.
     pub pulled: Option<u64>,
 }
 
-/// An image as the last walk found it. Times are seconds since 1970.
+/// An image as of the last walk. Times are in seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageUsage {
@@ -83,64 +85,64 @@ pub struct ImageUsage {
     pub repository: String,
     /// Its manifest or index.
     pub digest: String,
-    /// Of which type that is.
+    /// The media type of the manifest or index.
     pub media_type: String,
-    /// Bytes that are here, whoever else needs them.
+    /// Bytes that are cached, including those shared with other images.
     pub size_bytes: u64,
-    /// Bytes that are not, of manifests that are.
+    /// Bytes that are missing, for the manifests that are cached.
     pub missing_bytes: u64,
-    /// Whether a client could run it without any upstream.
+    /// Whether it can be pulled completely without an upstream.
     pub complete: bool,
-    /// Platforms that are here, where an index tells them.
+    /// The platforms that are cached, if an index names them.
     pub platforms: Vec<String>,
-    /// Manifests that are here.
+    /// Number of cached manifests.
     pub manifests: u64,
-    /// Configs and layers that are here.
+    /// Number of cached configs and layers.
     pub blobs: u64,
-    /// When it was made, as its config says.
+    /// When the image was built, according to its config.
     pub created: Option<String>,
-    /// When it was first seen to be this manifest.
+    /// When this tag or digest was first seen with this manifest.
     pub fetched: u64,
     /// When upstream last confirmed the tag.
     pub checked: Option<u64>,
-    /// When upstream was first seen not to have the tag any more.
+    /// When upstream was first seen without the tag.
     pub gone: Option<u64>,
     /// When a client last pulled it, to the minute.
     pub pulled: Option<u64>,
 }
 
-/// A repository as the last walk found it: the line before those of its images.
+/// A repository as of the last walk: the line before those of its images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RepositoryUsage {
-    /// The repository that the next lines are about, with its registry.
+    /// The repository of the following lines, with its registry.
     pub of: String,
-    /// Its directories, to be compared with what they are later.
+    /// A fingerprint of its directories, to detect later changes.
     fingerprint: String,
     /// When it was read, in seconds since 1970.
     read: u64,
-    /// Its images.
+    /// Number of its images.
     pub images: u64,
-    /// Those of them that a client could run without any upstream.
+    /// Those that can be pulled completely without an upstream.
     pub complete_images: u64,
-    /// Bytes, what its images share once.
+    /// Bytes; content that its images share counts once.
     pub bytes: u64,
     /// When one of them was last pulled, in seconds since 1970.
     pub pulled: Option<u64>,
 }
 
 impl RepositoryUsage {
-    /// Whether its images need not be read again; pulls leave no trace here.
-    fn is_as_it_was(&self, images: &[ImageUsage], fingerprint: &str, now: SystemTime) -> bool {
+    /// Whether its images need not be read again. Pulls do not change the fingerprint.
+    fn is_unchanged(&self, images: &[ImageUsage], fingerprint: &str, now: SystemTime) -> bool {
         let age = from_seconds(self.read).and_then(|read| now.duration_since(read).ok());
         self.fingerprint == fingerprint
-            && age.is_some_and(|age| age < BELIEVED_FOR)
+            && age.is_some_and(|age| age < REREAD_AFTER)
             && images.iter().all(|image| image.complete && image.missing_bytes == 0)
     }
 }
 
 impl ImageUsage {
-    /// What is to be said of an image.
+    /// Summarizes an image.
     pub fn of(image: &StoredImage, graph: &Graph, created: Option<String>) -> ImageUsage {
         let seconds = |time: Option<SystemTime>| time.map(to_seconds);
         ImageUsage {
@@ -164,7 +166,7 @@ impl ImageUsage {
 }
 
 impl Store {
-    /// When an image was made, as the config of its first image manifest that is here says.
+    /// When an image was built, according to the config of its first image manifest that is cached.
     pub fn created(&self, graph: &Graph) -> Option<String> {
         #[derive(Deserialize)]
         struct Config {
@@ -184,24 +186,23 @@ impl Store {
         is_timestamp(&created).then_some(created)
     }
 
-    /// What the last walk found, of whichever process.
+    /// The totals of the last walk, by any process.
     pub fn usage(&self) -> Option<UsageSummary> {
         let bytes = read_file(&self.inner.layout.usage_summary()).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Calls `visit` with every image that the last walk found, until it says `false`. Nothing happens
-    /// if there was none.
+    /// Calls `visit` with every image of the last walk until it returns `false`. Does nothing if there was no walk.
     pub fn each_usage(&self, visit: &mut dyn FnMut(ImageUsage) -> bool) {
         self.each_line(IMAGE_LINE, visit);
     }
 
-    /// Calls `visit` with every repository that the last walk found, until it says `false`.
+    /// Calls `visit` with every repository of the last walk until it returns `false`.
     pub fn each_repository_usage(&self, visit: &mut dyn FnMut(RepositoryUsage) -> bool) {
         self.each_line(REPOSITORY_LINE, visit);
     }
 
-    /// Reads the lines of one kind; what a line begins with tells, and spares the parsing of the others.
+    /// Reads the lines of one kind. The beginning of a line tells its kind, so other lines are not parsed.
     fn each_line<T: DeserializeOwned>(&self, kind: &str, visit: &mut dyn FnMut(T) -> bool) {
         let Ok(file) = open_to_read(&self.inner.layout.usage_images()) else { return };
         let lines = BufReader::new(file).lines().map_while(Result::ok);
@@ -214,17 +215,17 @@ impl Store {
         }
     }
 
-    /// Walks all images and writes down what there is; `disk` is what is on the disk. `go_on` is asked
-    /// before each repository and each image, may take its time, and ends the walk by `false`. `None` if
-    /// it was ended, or another process is at it.
+    /// Walks all images and writes the results; `disk` is the last disk count. Calls `keep_going` before each
+    /// repository and image; it may block, and stops the walk by returning `false`. Returns `None` if the walk was
+    /// stopped, or if another process is walking.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory is read-only or the disk refuses.
+    /// [`StoreError`] if the directory is read-only or a write fails.
     pub fn walk_usage(
         &self,
         disk: &DiskUsage,
         clock: &dyn Fn() -> SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<UsageSummary>, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
@@ -235,7 +236,7 @@ impl Store {
         let lock = lock.and_then(FileLock::try_exclusive).map_err(write)?;
         let Some(_lock) = lock else { return Ok(None) };
         let began = clock();
-        match self.is_usage_as_it_was(began, go_on) {
+        match self.is_usage_unchanged(began, keep_going) {
             None => return Ok(None),
             Some(true) if let Some(summary) = self.usage() => {
                 return self.finish_usage(summary, disk, began, clock()).map(Some);
@@ -243,7 +244,7 @@ impl Store {
             Some(_) => {}
         }
         let temporary = self.inner.layout.temporary();
-        let walked = self.stream_usage(&temporary, began, go_on);
+        let walked = self.stream_usage(&temporary, began, keep_going);
         let Some(summary) =
             walked.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(write)?
         else {
@@ -254,7 +255,6 @@ impl Store {
         self.finish_usage(summary, disk, began, clock()).map(Some)
     }
 
-    /// Writes the totals of a walk that has ended.
     fn finish_usage(
         &self,
         mut summary: UsageSummary,
@@ -274,39 +274,42 @@ impl Store {
         Ok(summary)
     }
 
-    /// Whether all is as the last walk found it, pulls included, so that nothing need be written: it is so
-    /// most of the time, and disks wear. `None` if it was ended.
-    fn is_usage_as_it_was(&self, now: SystemTime, go_on: &mut dyn FnMut() -> bool) -> Option<bool> {
+    /// Whether nothing has changed since the last walk, pulls included, so that nothing need be written. This is
+    /// the usual case, and writes wear out disks. `None` if it was stopped.
+    fn is_usage_unchanged(
+        &self,
+        now: SystemTime,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Option<bool> {
         let (mut old, mut was_ended) = (OldUsage::open(self), false);
         let compared = self.each_repository(&mut |name| {
-            let mut go_on = || {
-                was_ended |= !go_on();
+            let mut keep_going = || {
+                was_ended |= !keep_going();
                 !was_ended
             };
-            ask(&mut go_on)?;
+            check_stopped(&mut keep_going)?;
             let fingerprint = self.repository_times(name).fingerprint();
             let is_same = old.take(name).is_some_and(|(line, images)| {
-                match line.is_as_it_was(&images, &fingerprint, now) {
+                match line.is_unchanged(&images, &fingerprint, now) {
                     true => images
                         .iter()
-                        .all(|image| go_on() && image.pulled == self.last_pull(name, image)),
-                    // Something is missing of it, perhaps for good.
+                        .all(|image| keep_going() && image.pulled == self.last_pull(name, image)),
+                    // Something is missing from it, perhaps for good.
                     false => {
                         line.fingerprint == fingerprint
                             && self
-                                .read_usage(name, fingerprint, now, &mut go_on)
+                                .read_usage(name, fingerprint, now, &mut keep_going)
                                 .is_ok_and(|(_, found)| found == images)
                     }
                 }
             });
-            // The first that differs is enough.
-            ask(&mut || is_same)
+            check_stopped(&mut || is_same)
         });
-        // A repository that was removed left its lines behind.
-        (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_passed_over)
+        // A removed repository shows as leftover lines.
+        (!was_ended).then(|| compared.is_ok() && old.next.is_none() && !old.has_skipped)
     }
 
-    /// When an image was last pulled, as it is now.
+    /// When an image was last pulled, according to its records now.
     fn last_pull(&self, name: &ImageName, image: &ImageUsage) -> Option<u64> {
         let rest = image.image.strip_prefix(&image.repository);
         let reference = rest.and_then(|rest| rest.strip_prefix([':', '@'])?.parse().ok());
@@ -320,17 +323,16 @@ impl Store {
         by_digest.max(by_tag).map(to_seconds)
     }
 
-    /// Reads a repository. Fails as interrupted if it was ended, as do those below.
     fn read_usage(
         &self,
         name: &ImageName,
         fingerprint: String,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<(RepositoryUsage, Vec<ImageUsage>)> {
         let (mut images, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
-        for image in self.images_of_while(name, go_on)? {
-            ask(go_on)?;
+        for image in self.images_of_while(name, keep_going)? {
+            check_stopped(keep_going)?;
             let graph = self.graph_of(&image);
             for each in graph.present() {
                 if seen.insert(each.digest) {
@@ -355,7 +357,7 @@ impl Store {
         &self,
         temporary: &std::path::Path,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<Option<UsageSummary>> {
         let out = BufWriter::new(File::create_new(temporary)?);
         let old = OldUsage::open(self);
@@ -367,7 +369,7 @@ impl Store {
             seen: HashSet::new(),
             summary: UsageSummary::default(),
         };
-        let walked = self.each_repository(&mut |name| walk.visit(name, go_on));
+        let walked = self.each_repository(&mut |name| walk.visit(name, keep_going));
         match walked {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other?,
@@ -377,30 +379,29 @@ impl Store {
     }
 }
 
-/// A walk under way.
 struct UsageWalk<'a> {
     store: &'a Store,
     now: SystemTime,
     out: BufWriter<File>,
     old: OldUsage,
-    /// Manifests that were counted, by a hash: of two that collide one is not.
+    /// Hashes of the manifests counted so far; of two that collide, one is not counted.
     seen: HashSet<u64>,
     summary: UsageSummary,
 }
 
 impl UsageWalk<'_> {
-    fn visit(&mut self, name: &ImageName, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
-        ask(go_on)?;
+    fn visit(&mut self, name: &ImageName, keep_going: &mut dyn FnMut() -> bool) -> io::Result<()> {
+        check_stopped(keep_going)?;
         let fingerprint = self.store.repository_times(name).fingerprint();
         let (mut line, images) = match self.old.take(name) {
-            Some((line, mut images)) if line.is_as_it_was(&images, &fingerprint, self.now) => {
+            Some((line, mut images)) if line.is_unchanged(&images, &fingerprint, self.now) => {
                 for image in &mut images {
-                    ask(go_on)?;
+                    check_stopped(keep_going)?;
                     image.pulled = self.store.last_pull(name, image);
                 }
                 (line, images)
             }
-            _ => self.store.read_usage(name, fingerprint, self.now, go_on)?,
+            _ => self.store.read_usage(name, fingerprint, self.now, keep_going)?,
         };
         line.pulled = images.iter().map(|image| image.pulled).max().flatten();
         self.count(name, &line);
@@ -425,7 +426,7 @@ impl UsageWalk<'_> {
         summary.complete_images += line.complete_images;
         summary.repositories += u64::from(line.images > 0);
         let registry = name.upstream.as_str();
-        // A walk meets a registry's repositories one after the other.
+        // The walk visits the repositories of a registry one after another.
         if summary.registries.last().is_none_or(|last| last.name != registry) {
             let name = registry.to_owned();
             summary.registries.push(RegistryUsage { name, ..RegistryUsage::default() });
@@ -444,33 +445,33 @@ fn write_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// What the walk before has written, read along with the walk that replaces it: both are in the order of
-/// the directories.
+/// The results of the previous walk, read in step with the walk that replaces them: both follow the order of the
+/// directories.
 struct OldUsage {
     lines: Option<Lines<BufReader<File>>>,
-    /// A repository's line that was read, and is not passed yet.
+    /// The next repository's line, read but not yet used.
     next: Option<RepositoryUsage>,
-    /// Whether some repository in it does not exist any more.
-    has_passed_over: bool,
+    /// Whether it contains a repository that no longer exists.
+    has_skipped: bool,
 }
 
 impl OldUsage {
     fn open(store: &Store) -> OldUsage {
         let file = open_to_read(&store.inner.layout.usage_images());
         let lines = file.ok().map(|file| BufReader::new(file).lines());
-        let mut old = OldUsage { lines, next: None, has_passed_over: false };
+        let mut old = OldUsage { lines, next: None, has_skipped: false };
         old.images();
         old
     }
 
-    /// What was written of a repository. Passes over those before it.
+    /// Takes the lines of a repository and skips those of the repositories before it.
     fn take(&mut self, name: &ImageName) -> Option<(RepositoryUsage, Vec<ImageUsage>)> {
         let wanted = name.to_string();
         while let Some(next) = &self.next {
             match next.of.split('/').cmp(wanted.split('/')) {
                 Ordering::Less => {
                     self.images();
-                    self.has_passed_over = true;
+                    self.has_skipped = true;
                 }
                 Ordering::Equal => {
                     let line = self.next.take()?;

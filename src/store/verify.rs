@@ -1,4 +1,4 @@
-//! Looking whether blobs are still what their names say. Disks forget; a name alone proves nothing.
+//! Checks that blobs still match their digests. Disks lose data, so a name alone proves nothing.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -8,62 +8,62 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::error::StoreError;
-use super::ingest::leads_to;
+use super::ingest::is_same_file;
 use super::layout::{names_in, open_to_read};
 use super::refs::from_seconds;
 use super::sweep::renew_path;
-use super::{PIECE_BYTES, Store};
+use super::{CHUNK_BYTES, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
 
-/// Damaged blobs are kept this long, for whoever wants to know what became of them: a week.
+/// Damaged blobs are kept this long for inspection: one week.
 const QUARANTINE_AGE: Duration = Duration::from_secs(7 * 86_400);
-/// And at most so many. Their bytes count as the cache's, and go first when it needs them.
+/// The maximum number of damaged blobs. They count towards the cache size and are evicted first.
 const QUARANTINE_FILES_MAX: usize = 1000;
-/// The error number of a disk that cannot read what it holds.
+/// The error number of a disk read failure.
 const EIO: i32 = 5;
 
-/// What a look at a blob found.
+/// The result of checking a blob.
 #[derive(Debug)]
 pub enum Checked {
-    /// Its bytes have the digest of its name.
+    /// The content matches the digest.
     Sound,
-    /// They have not, or cannot be read.
+    /// The content does not match, or the disk cannot read it.
     Damaged(Damage),
-    /// It cannot be read right now, which says nothing about its bytes: rights, open files, a network file
+    /// The blob cannot be read now for a reason unrelated to its content: permissions, open files, a network file
     /// system.
     Unreadable(io::Error),
-    /// It is there no more.
+    /// The blob no longer exists.
     Gone,
-    /// The caller has had enough.
+    /// The caller stopped the check.
     Stopped,
 }
 
-/// A blob whose bytes are wrong.
+/// A damaged blob.
 #[derive(Debug)]
 pub struct Damage {
     digest: Digest,
     file: File,
-    /// Whether the disk cannot read it, so that it is not known what its bytes are.
+    /// Whether the disk cannot read it, so that its content is unknown.
     is_unreadable: bool,
-    /// What is wrong with it.
+    /// A description of the damage.
     pub reason: String,
 }
 
 impl Store {
-    /// The blobs that have a name, in no order, with their sizes in bytes.
+    /// The stored blobs with their sizes in bytes, unordered.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if they cannot all be listed.
+    /// [`StoreError::IncompleteScan`] if they cannot all be listed.
     pub fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
-        let blind = |source| StoreError::Blind { source };
+        let incomplete = |source| StoreError::IncompleteScan { source };
         let mut blobs = Vec::new();
         for algorithm in Algorithm::ALL {
-            for digest in self.digests_for_certain(algorithm).map_err(blind)? {
-                let digest = digest.map_err(blind)?;
+            for digest in self.digests_strict(algorithm).map_err(incomplete)? {
+                let digest = digest.map_err(incomplete)?;
                 let path = self.inner.layout.blob(&digest);
                 match self.inner.metadata(&path) {
                     Ok(metadata) => blobs.push((digest, metadata.len())),
-                    // It was removed since.
+                    // It has been removed since.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(StoreError::read(&path, error)),
                 }
@@ -72,8 +72,8 @@ impl Store {
         Ok(blobs)
     }
 
-    /// Hashes a blob, a buffer at a time. `pace` is told how many bytes were read, may take its time, and
-    /// ends it by `false`.
+    /// Hashes a blob, one buffer at a time. Calls `pace` with the number of bytes read; it may block, and stops the
+    /// check by returning `false`.
     pub fn check_blob(
         &self,
         digest: &Digest,
@@ -88,20 +88,20 @@ impl Store {
         }
     }
 
-    /// The blobs that were found to be damaged, and are kept aside.
+    /// The blobs in `quarantine/`.
     pub fn quarantined(&self) -> Vec<Digest> {
         let names = names_in(&self.inner.layout.quarantine());
         names.filter_map(|name| Digest::from_dashed(&name)).collect()
     }
 
-    /// Takes a damaged blob out of the way, so that it is fetched again when it is next asked for. Nothing
-    /// happens if the name leads to another file by now. Says where it went.
+    /// Moves a damaged blob to `quarantine/`, so that it is fetched again on the next request. Returns the new
+    /// path; `None` if another file has replaced the blob.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses.
+    /// [`StoreError`] if a write fails.
     pub fn quarantine(&self, damage: &Damage) -> Result<Option<PathBuf>, StoreError> {
         let path = self.inner.layout.blob(&damage.digest);
-        if !leads_to(&path, &damage.file) {
+        if !is_same_file(&path, &damage.file) {
             return Ok(None);
         }
         let to = self.inner.layout.quarantined(&damage.digest);
@@ -118,28 +118,28 @@ impl Store {
         }
     }
 
-    /// Removes what has been in `quarantine/` for a week, and the oldest of what is more than
-    /// a thousand. Each is hashed once more: what has its digest after all (memory that fails, a
-    /// cable) goes back to the blobs. What the disk cannot read stays as long as there are not too many: it may
-    /// be readable tomorrow. `go_on` is asked while it hashes, and ends it by `false`. Returns the bytes that are
-    /// free now.
+    /// Removes blobs that have been in `quarantine/` for a week, and the oldest beyond the limit of a thousand.
+    /// Each is hashed again first: if it matches its digest after all (faulty memory, a loose cable), it becomes a
+    /// normal blob again. A file that the disk cannot read stays, unless there are too many, since it may become
+    /// readable. Calls `keep_going` while hashing; it stops the work by returning `false`. Returns the freed
+    /// bytes.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory cannot be listed, or the disk refuses.
+    /// [`StoreError`] if the directory cannot be listed, or a write fails.
     pub fn trim_quarantine(
         &self,
         now: SystemTime,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let directory = self.inner.layout.quarantine();
-        let names = self.inner.list_for_certain(&directory);
-        let names = names.map_err(|source| StoreError::Blind { source })?;
+        let names = self.inner.list_strict(&directory);
+        let names = names.map_err(|source| StoreError::IncompleteScan { source })?;
         let mut kept = Vec::new();
         for digest in names.iter().filter_map(|name| Digest::from_dashed(name)) {
             let path = self.inner.layout.quarantined(&digest);
             match self.inner.metadata(&path) {
                 Ok(metadata) if metadata.is_file() => kept.push((moved(&metadata), digest)),
-                // Not moved here by us, or gone.
+                // Larder did not put it here, or it is gone.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(StoreError::read(&path, error)),
@@ -147,15 +147,15 @@ impl Store {
         }
         kept.sort_unstable_by_key(|(moved, digest)| (*moved, digest.to_string()));
         let (mut excess, mut freed) = (kept.len().saturating_sub(QUARANTINE_FILES_MAX), 0);
-        let mut buffer = vec![0; PIECE_BYTES];
+        let mut buffer = vec![0; CHUNK_BYTES];
         for (moved, digest) in kept {
             let is_old = now.duration_since(moved).is_ok_and(|age| age >= QUARANTINE_AGE);
-            if (!is_old && excess == 0) || !go_on() {
+            if (!is_old && excess == 0) || !keep_going() {
                 break;
             }
             let path = self.inner.layout.quarantined(&digest);
             let checked = match open_to_read(&path) {
-                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| go_on()),
+                Ok(file) => hash(file, &digest, &mut buffer, &mut |_| keep_going()),
                 Err(error) => Checked::Unreadable(error),
             };
             match checked {
@@ -172,17 +172,17 @@ impl Store {
         Ok(freed)
     }
 
-    /// Gives a blob its name again. One that was fetched since is the same, and is replaced.
+    /// Moves a blob out of quarantine. A copy that was fetched in the meantime is identical and is replaced.
     fn put_back(&self, path: &Path, digest: &Digest) -> Result<(), StoreError> {
-        // As young as a blob that has just come: what names it may have been removed meanwhile.
+        // As young as a new blob, since the names that refer to it may have been removed.
         renew_path(path);
         self.inner.publish(path, &self.inner.layout.blob(digest))?;
-        log::info!("{digest} was moved to quarantine/ and is sound now: it is served again");
+        log::info!("{digest} from quarantine/ is intact after all and is served again");
         Ok(())
     }
 }
 
-/// When a file was moved: a rename leaves the time of its content, and not this one.
+/// When a file was moved here: a rename keeps the mtime and updates the ctime.
 fn moved(metadata: &Metadata) -> SystemTime {
     let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
     from_seconds(seconds).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -217,7 +217,7 @@ fn hash(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The disk itself says that it has lost something.
+            // The disk reports lost data.
             Err(error) if error.raw_os_error() == Some(EIO) => {
                 let reason = error.to_string();
                 return Checked::Damaged(Damage {
@@ -283,24 +283,24 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_blob_is_kept_aside_and_a_new_one_is_left_alone() {
+    fn a_damaged_blob_is_quarantined_and_a_new_one_is_left_alone() {
         let (directory, store) = fresh();
         let digest = put(&store, b"hello world");
         let path = directory.path().join("blobs/sha256").join(digest.hex());
         fs::write(&path, b"hello w0rld").unwrap();
-        let Checked::Damaged(damage) = check(&store, &digest) else { panic!("it is damaged") };
+        let Checked::Damaged(damage) = check(&store, &digest) else { panic!("expected damage") };
         let aside = store.quarantine(&damage).unwrap().unwrap();
         assert_eq!(fs::read(aside).unwrap(), b"hello w0rld");
         assert!(store.blob(&digest, None).is_none());
         assert!(store.quarantine(&damage).unwrap().is_none());
-        // Somebody has fetched it again meanwhile.
+        // The blob has been fetched again.
         put(&store, b"hello world");
         assert!(store.quarantine(&damage).unwrap().is_none());
         assert!(store.blob(&digest, Some(11)).is_some());
     }
 
     #[test]
-    fn who_has_had_enough_stops_it() {
+    fn the_caller_can_stop_a_check() {
         let (_directory, store) = fresh();
         let digest = put(&store, b"hello world");
         let mut read = 0;
@@ -317,21 +317,21 @@ mod tests {
     }
 
     #[test]
-    fn quarantine_is_emptied_after_a_week_and_what_is_sound_after_all_goes_back() {
+    fn quarantine_is_emptied_after_a_week_and_intact_blobs_are_restored() {
         let (directory, store) = fresh();
-        assert_eq!(trim(&store, 8), 0, "there is none yet");
+        assert_eq!(trim(&store, 8), 0, "the directory does not exist yet");
         let (wrong, sound) = (put(&store, b"hello world"), put(&store, b"sound"));
         for digest in [&wrong, &sound] {
             let path = store.inner.layout.blob(digest);
             let content = fs::read(&path).unwrap();
             fs::write(&path, b"damaged").unwrap();
-            let Checked::Damaged(damage) = check(&store, digest) else { panic!("it is damaged") };
+            let Checked::Damaged(damage) = check(&store, digest) else { panic!("expected damage") };
             let aside = store.quarantine(&damage).unwrap().unwrap();
             if digest == &sound {
                 fs::write(aside, content).unwrap();
             }
         }
-        // What somebody else has put there is not ours to remove.
+        // Files that Larder did not put here stay.
         fs::create_dir(store.inner.layout.quarantined(&Digest::of(Algorithm::Sha256, b"x")))
             .unwrap();
         fs::write(directory.path().join("quarantine/notes"), b"keep").unwrap();
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn quarantine_holds_so_many_files_and_a_listing_that_fails_removes_none() {
+    fn quarantine_is_bounded_and_a_failed_listing_removes_nothing() {
         let (_directory, store) = fresh();
         let quarantine = store.inner.layout.quarantine();
         fs::create_dir(&quarantine).unwrap();

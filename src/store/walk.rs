@@ -1,18 +1,18 @@
-//! The walk over all repositories: one for showing, which passes over what it cannot read, and one for
-//! removing, which stops there.
+//! The walk over all repositories: a lenient one for display, which skips what it cannot read, and a strict one for
+//! removals, which stops there.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::layout::{FORMER_LISTS, MANIFESTS, TAGS, digest_of, open_to_read};
+use super::layout::{LEGACY_LISTS, MANIFESTS, TAGS, digest_of, open_to_read};
 use super::{Inner, Store};
 use crate::oci::{Algorithm, Digest, ImageName, Upstream};
 
 impl Store {
-    /// Calls `visit` with every repository of which there is a tag or a manifest. For showing: directories that
-    /// cannot be read are passed over. `each_repository_for_certain` is for removing.
+    /// Calls `visit` with every repository that has a tag or a manifest. For display: directories that cannot be
+    /// read are skipped. Removals use `each_repository_strict`.
     ///
     /// # Errors
     /// The first error of `visit`.
@@ -20,22 +20,22 @@ impl Store {
         &self,
         visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.walk_repositories(Unknown::PassOver, visit)
+        self.walk_repositories(Unknown::Skip, visit)
     }
 
-    /// Like [`Store::each_repository`], for callers that must not miss any: they remove what nothing names.
+    /// Like [`Store::each_repository`], for removals, which must not miss any repository.
     ///
     /// # Errors
-    /// The first directory that cannot be read, the first name that is not ours, or the first error of
+    /// The first directory that cannot be read, the first name that Larder did not create, or the first error of
     /// `visit`.
-    pub(super) fn each_repository_for_certain(
+    pub(super) fn each_repository_strict(
         &self,
         visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
     ) -> io::Result<()> {
         self.walk_repositories(Unknown::Refuse, visit)
     }
 
-    /// One walk for both: what it reads is what it visits.
+    /// The common implementation of both walks.
     fn walk_repositories(
         &self,
         unknown: Unknown,
@@ -74,7 +74,7 @@ impl Store {
             Err(_) => unknown.refuse(directory)?,
         }
         for entry in &entries {
-            if [TAGS, MANIFESTS, FORMER_LISTS].contains(&entry.as_str()) {
+            if [TAGS, MANIFESTS, LEGACY_LISTS].contains(&entry.as_str()) {
                 continue;
             }
             let path = directory.join(entry);
@@ -91,64 +91,64 @@ impl Store {
         Ok(())
     }
 
-    /// The names in a directory, in order.
+    /// The sorted names in a directory.
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
-            Unknown::PassOver => self.find_names_in(directory).unwrap_or_default(),
-            Unknown::Refuse => self.inner.list_for_certain(directory)?,
+            Unknown::Skip => self.find_names_in(directory).unwrap_or_default(),
+            Unknown::Refuse => self.inner.list_strict(directory)?,
         };
         names.sort();
         Ok(names)
     }
 }
 
-/// What becomes of names that a walk does not know, and of directories that it cannot read.
+/// What a walk does with unknown names and unreadable directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unknown {
-    /// They are passed over.
-    PassOver,
-    /// They end the walk.
+    /// It skips them.
+    Skip,
+    /// It stops with an error.
     Refuse,
 }
 
 impl Unknown {
     fn refuse(self, path: &Path) -> io::Result<()> {
         match self {
-            Unknown::PassOver => Ok(()),
-            Unknown::Refuse => Err(not_ours(path)),
+            Unknown::Skip => Ok(()),
+            Unknown::Refuse => Err(foreign_entry(path)),
         }
     }
 }
 
-/// What something is that Larder has not created: it may name content in a way that is not known here.
-pub(super) fn not_ours(path: &Path) -> io::Error {
+/// The error for an entry that Larder did not create: it may refer to content in an unknown way.
+pub(super) fn foreign_entry(path: &Path) -> io::Error {
     let path = path.display();
     io::Error::other(format!(
-        "{path}: Larder gives no such name; move it out of the cache directory"
+        "{path}: Larder does not create such a name; move it out of the cache directory"
     ))
 }
 
-/// What the name of a file begins with that was removed while a process of this machine had it open, on a
-/// network file system that cannot do without a name: it vanishes with that process, and names nothing.
+/// The prefix that a network file system gives to a file that was removed while a process had it open. The file
+/// vanishes with that process and refers to nothing.
 const REMOVED_WHILE_OPEN: &str = ".nfs";
 
 impl Inner {
-    /// The names in a directory, one after the other; none if it does not exist.
+    /// Iterates over the names in a directory; yields nothing if it does not exist.
     ///
     /// # Errors
-    /// If it cannot be read, or one of them is not UTF-8, with its path.
-    pub(super) fn names_for_certain(
+    /// If it cannot be read, or a name is not UTF-8; the error contains the path.
+    pub(super) fn names_strict(
         &self,
         directory: &Path,
     ) -> io::Result<impl Iterator<Item = io::Result<String>> + use<>> {
         let read = self.faults.check(directory).and_then(|()| fs::read_dir(directory));
         let entries = match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            other => Some(other.map_err(|error| about(directory, &error))?),
+            other => Some(other.map_err(|error| with_path(directory, &error))?),
         };
         let directory = directory.to_owned();
         let names = entries.into_iter().flatten().map(move |entry| {
-            let entry = entry.map_err(|error| about(&directory, &error))?;
+            let entry = entry.map_err(|error| with_path(&directory, &error))?;
             entry.file_name().into_string().map_err(|_| {
                 io::Error::other(format!("{}: a name in it is not UTF-8", directory.display()))
             })
@@ -159,54 +159,54 @@ impl Inner {
         Ok(names.filter(move |name| !is_left_over(name)))
     }
 
-    /// All of them.
+    /// Like [`Inner::names_strict`], as a list.
     ///
     /// # Errors
-    /// As [`Inner::names_for_certain`].
-    pub(super) fn list_for_certain(&self, directory: &Path) -> io::Result<Vec<String>> {
-        self.names_for_certain(directory)?.collect()
+    /// As [`Inner::names_strict`].
+    pub(super) fn list_strict(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.names_strict(directory)?.collect()
     }
 
-    /// Whether a file exists, which can be read then, all of it.
+    /// Whether a file exists. Reads it completely to be sure that it is readable.
     ///
     /// # Errors
-    /// If it exists and cannot be read, or that is not known, with its path.
+    /// If it cannot be read, or its existence is unknown; the error contains the path.
     pub(super) fn is_readable(&self, path: &Path) -> io::Result<bool> {
         let read = self.faults.check(path).and_then(|()| {
             let file = open_to_read(path)?;
-            // A pipe, or a directory, names nothing that could be read.
+            // A pipe or a directory contains no references that could be read.
             let is_file = file.metadata()?.is_file();
             if is_file { io::copy(&mut &file, &mut io::sink()) } else { Ok(0) }
         });
         match read {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(about(path, &error)),
+            Err(error) => Err(with_path(path, &error)),
         }
     }
 
-    /// What a file is, without following a link.
+    /// A file's metadata, without following a link.
     pub(super) fn metadata(&self, path: &Path) -> io::Result<fs::Metadata> {
         self.faults.check(path).and_then(|()| fs::symlink_metadata(path))
     }
 }
 
 impl Store {
-    /// The digests that there are blobs of, one after the other.
+    /// Iterates over the digests of the stored blobs.
     ///
     /// # Errors
-    /// If they cannot all be listed.
-    pub(super) fn digests_for_certain(
+    /// If the blobs cannot be listed completely.
+    pub(super) fn digests_strict(
         &self,
         algorithm: Algorithm,
     ) -> io::Result<impl Iterator<Item = io::Result<Digest>> + use<>> {
-        let names = self.inner.names_for_certain(&self.inner.layout.blobs(algorithm))?;
-        // What is not named like a digest is no blob, and nothing that is removed.
+        let names = self.inner.names_strict(&self.inner.layout.blobs(algorithm))?;
+        // A file whose name is not a digest is not a blob and is never removed.
         Ok(names.filter_map(move |name| name.map(|hex| digest_of(algorithm, &hex)).transpose()))
     }
 
-    /// When a record or a directory was last changed. One that cannot be looked at counts as unreadable, for
-    /// callers that must know ([`Store::unreadable_files`]).
+    /// When a record or a directory was last changed. A failure counts as a failed read, for callers that must see
+    /// everything ([`Store::unreadable_files`]).
     pub(super) fn modified(&self, path: &Path) -> Option<SystemTime> {
         let modified = self.inner.metadata(path).and_then(|metadata| metadata.modified());
         match modified {
@@ -217,7 +217,7 @@ impl Store {
     }
 }
 
-/// An error with the path that it is about.
-fn about(path: &Path, error: &io::Error) -> io::Error {
+/// Adds the path to an error.
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -6,9 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
@@ -188,22 +185,9 @@ pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>)
     UpstreamError::new(Arc::clone(request), kind)
 }
 
-/// The formats of a date in HTTP that are not RFC 850's, which has two digits for the year.
-const HTTP_DATES: [&[BorrowedFormatItem<'_>]; 2] = [
-    format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    ),
-    format_description!(
-        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
-    ),
-];
-
+/// Any of the three formats of a date in HTTP (RFC 9110, section 5.6.7).
 fn http_date(text: &str) -> Option<SystemTime> {
-    let parsed = HTTP_DATES.iter().find_map(|format| {
-        let date = time::PrimitiveDateTime::parse(text.trim(), format).ok()?;
-        Some(date.assume_utc())
-    });
-    parsed.map(OffsetDateTime::into)
+    httpdate::parse_http_date(text.trim()).ok()
 }
 
 /// How long `Retry-After` asks us to wait: seconds, or a date (RFC 9110, section 10.2.3). A date is compared
@@ -285,6 +269,7 @@ mod tests {
             (" 0 ", Some(0)),
             ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
             ("Sun Nov  6 08:50:37 1994", Some(60)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
             ("soon", None),
             ("-1", None),

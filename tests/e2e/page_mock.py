@@ -195,7 +195,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "usage": {"asOf": ago(12), "tookMilliseconds": 48, "images": len(images),
                       "completeImages": sum(each["complete"] for each in images), "repositories": len(images), "manifests": 37,
                       "manifestBytes": 51_000, "blobs": 143, "blobBytes": used, "registries": [registry(name) for name in names]},
-            "disk": {"usedBytes": used, "freeBytes": 41 * GB, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
+            "disk": {"usedBytes": used, "freeBytes": 41 * GB, "freeInodes": 9_000_000, "inodes": 10_000_000, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
             "traffic": {"hit": total["hits"], "join": total["misses"] // 3, "miss": total["misses"] - total["misses"] // 3,
                         "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"]},
             "connections": 14, "busyWorkers": 1,

@@ -1,4 +1,4 @@
-//! What one client, or one registry, can do to the others: nothing.
+//! Isolation: no client and no registry can harm the others.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::{bytes, media_type};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn requests_for_what_does_not_exist_create_nothing_on_disk() {
+fn requests_for_missing_content_create_no_files() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start(&registry);
@@ -35,7 +35,7 @@ fn requests_for_what_does_not_exist_create_nothing_on_disk() {
     assert_eq!(entries(&larder), before);
 }
 
-/// Two registries, of which the first is what requests without a name mean and the second is `hostile`.
+/// Two registries. Requests without a registry name address the first; the second is `hostile`.
 fn beside_a_hostile_registry(
     change: impl FnOnce(&mut Settings),
 ) -> (FakeRegistry, FakeRegistry, Larder) {
@@ -44,7 +44,7 @@ fn beside_a_hostile_registry(
         settings.list("hostile.test", &hostile);
         settings.alias("hostile", "hostile.test");
         (settings.cache.manifest_fetchers, settings.cache.blob_fetchers) = (4, 4);
-        // Here a registry that holds its answers back does so until the test opens the gate.
+        // In these tests a registry stalls until the test opens the gate.
         settings.upstream.timeouts.headers = Duration::from_secs(60);
         settings.upstream.timeouts.metadata = Duration::from_secs(60);
         settings.upstream.timeouts.stall = Duration::from_secs(60);
@@ -58,7 +58,7 @@ fn begin_many(larder: &Larder, targets: impl IntoIterator<Item = String>) -> Vec
 }
 
 #[test]
-fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
+fn requests_of_disconnected_clients_are_not_sent_to_the_registry() {
     let (good, hostile, larder) = beside_a_hostile_registry(|_| {});
     let image = Image::sample("v1");
     hostile.add(REPOSITORY, "v1", &image);
@@ -68,23 +68,23 @@ fn requests_whose_clients_have_left_are_not_sent_to_the_registry() {
     let burst = (0..300).map(|n| manifest("hostile/burst/a", &format!("v{n}")));
     let clients = begin_many(&larder, burst);
     gate.wait_until_reached(2);
-    until("the burst to be queued", || larder.cache().load().manifest_pool.queued == 298);
-    // Some crash, and some close their connection in order.
+    until("the burst in the queue", || larder.cache().load().manifest_pool.queued == 298);
+    // Some clients reset their connections, the others close them cleanly.
     let (crashed, closed): (Vec<_>, Vec<_>) =
         clients.into_iter().enumerate().partition(|(n, _)| n % 2 == 0);
     crashed.into_iter().for_each(|(_, client)| client.reset());
     drop(closed);
-    until("the clients to have left", || larder.connections() == 0);
+    until("all clients to disconnect", || larder.connections() == 0);
     gate.open();
     let got = larder.get(&manifest(&format!("hostile/{REPOSITORY}"), "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
-    until("the queue to be empty", || larder.cache().load().manifest_pool.queued == 0);
-    assert_eq!(gate.reached(), 2, "the two that had a fetcher when their clients left");
+    until("an empty queue", || larder.cache().load().manifest_pool.queued == 0);
+    assert_eq!(gate.reached(), 2, "the two requests that had a fetcher when their clients left");
     assert!(good.requests().is_empty());
 }
 
 #[test]
-fn registries_that_drip_leave_fetchers_to_the_others() {
+fn slow_registries_leave_fetchers_for_the_others() {
     let (good, hostile, larder) = beside_a_hostile_registry(|settings| {
         settings.cache.prefetch = Prefetch { blobs: true, ..Prefetch::default() };
     });
@@ -96,13 +96,13 @@ fn registries_that_drip_leave_fetchers_to_the_others() {
     let manifests = (0..10).map(|n| manifest("hostile/a", &format!("v{n}")));
     hostile.expect_unknown("/v2/a/manifests/*");
     let _clients = begin_many(&larder, blobs.chain(manifests));
-    // Two fetchers of four for manifests, and two of four for blobs.
+    // Two of four manifest fetchers, and two of four blob fetchers.
     gate.wait_until_reached(4);
     for n in 0..5 {
         let image = Image::sample(&n.to_string());
         good.add(REPOSITORY, &n.to_string(), &image);
         assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
-        // Layers are fetched in the background, where the registry that drips holds nothing up either.
+        // Layers are fetched in the background, and the slow registry does not delay them either.
         image.layers().iter().for_each(|layer| larder.wait_until_cached(&layer.digest));
     }
     assert_eq!(gate.reached(), 4);
@@ -114,9 +114,9 @@ fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
     let (_good, hostile, mut larder) = beside_a_hostile_registry(|_| {});
     let digest = hostile.add_blob("a", &bytes(100_000, 1));
     hostile.fault(On::get_blob(&digest), Fault::CutAfter(50_000));
-    // It breaks off, before or after its head has reached the client.
+    // The download breaks off, before or after its head has reached the client.
     larder.get(&blob("hostile/a", &digest));
-    until("the download to have ended", || larder.cache().load().blob_pool.busy == 0);
+    until("the end of the download", || larder.cache().load().blob_pool.busy == 0);
     assert_eq!(larder.partials().len(), 1);
     let asked = hostile.requests().len();
     larder.restart_with(|settings| {
@@ -130,7 +130,7 @@ fn partial_downloads_of_unlisted_registries_are_not_resumed_at_start() {
 }
 
 #[test]
-fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
+fn one_failing_request_opens_no_circuit_breaker_and_freezes_no_other_tag() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("old"));
     registry.fault(On::path("GET", "/v2/*/tags/list*"), Fault::status(500));
@@ -147,7 +147,7 @@ fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
     }
     let breaker = larder.upstreams()[0].endpoints[0].breaker;
     assert_eq!(breaker, BreakerState::Closed);
-    assert_eq!(registry.count("GET", "/v2/"), 1, "one probe in a while");
+    assert_eq!(registry.count("GET", "/v2/"), 1, "at most one probe per interval");
     larder.advance(Duration::from_secs(3600));
     let new = Image::sample("new");
     registry.add(REPOSITORY, "v1", &new);
@@ -159,7 +159,7 @@ fn a_request_that_fails_opens_no_circuit_breaker_and_freezes_no_other_tag() {
 }
 
 #[test]
-fn a_rate_limit_on_lists_holds_no_pull_back() {
+fn rate_limit_on_lists_does_not_delay_pulls() {
     let registry = FakeRegistry::start();
     registry.fault(On::tags("*"), Fault::rate_limited(60));
     let larder = Larder::start_with(&registry, |settings| {
@@ -174,7 +174,7 @@ fn a_rate_limit_on_lists_holds_no_pull_back() {
 }
 
 #[test]
-fn a_request_that_was_never_sent_marks_no_registry_as_failing() {
+fn request_that_was_never_sent_does_not_mark_its_registry_as_failing() {
     let (good, _hostile, larder) = beside_a_hostile_registry(|settings| {
         settings.cache.manifest_fetchers = 1;
         settings.cache.revalidate_timeout = Duration::from_millis(50);
@@ -194,12 +194,12 @@ fn a_request_that_was_never_sent_marks_no_registry_as_failing() {
     gate.open();
     let new = Image::sample("new");
     good.add(REPOSITORY, "v1", &new);
-    // The clock stands still: if the registry counted as failing, this would not be asked for.
+    // Time does not advance: if the registry counted as failing, it would not be asked.
     until("the new manifest", || larder.get(&manifest(REPOSITORY, "v1")).body == new.manifest());
 }
 
 #[test]
-fn a_size_that_a_manifest_states_wrongly_cuts_no_pull_of_another_repository() {
+fn wrong_size_in_a_manifest_does_not_affect_other_repositories() {
     for stated in [500, 900_000] {
         let registry = FakeRegistry::start();
         let content = bytes(300_000, 1);
@@ -219,22 +219,25 @@ fn a_size_that_a_manifest_states_wrongly_cuts_no_pull_of_another_repository() {
         gate.wait_until_reached(1);
         assert_eq!(evil.read_head().header("content-length"), Some(&*stated.to_string()));
         let mut good = larder.begin(&blob(REPOSITORY, &digest));
-        until("the second client to follow", || larder.connections() == 2);
+        until("the second client to connect", || larder.connections() == 2);
         gate.open();
         let got = good.read_response();
         assert!(got.status == 200 && got.complete && got.body == content, "{stated}: {got:?}");
         let (body, _) = evil.read_to_end();
-        assert!(body.len() < stated, "{stated}: never a complete answer with other bytes");
+        assert!(body.len() < stated, "{stated}: wrong bytes never look complete");
     }
 }
 
-/// Files and directories below the cache directory, at any depth.
+/// All files and directories below the cache directory.
 fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     let mut all = files(&larder.root());
     let directories = ["partials", "refs", "incoming"].map(|name| larder.root().join(name));
     for directory in directories {
         all.extend(
-            std::fs::read_dir(directory).expect("it is there").flatten().map(|entry| entry.path()),
+            std::fs::read_dir(directory)
+                .expect("an existing directory")
+                .flatten()
+                .map(|entry| entry.path()),
         );
     }
     all.sort();
@@ -242,9 +245,9 @@ fn entries(larder: &Larder) -> Vec<std::path::PathBuf> {
     all
 }
 
-/// Run by the next test in a process of its own, whose descriptors it takes away.
+/// The next test runs this one in a separate process, which takes its own file descriptors away.
 #[test]
-fn helper_without_descriptors() {
+fn child_process_without_file_descriptors() {
     if std::env::var_os("LARDER_TEST_NO_DESCRIPTORS").is_none() {
         return;
     }
@@ -259,16 +262,16 @@ fn helper_without_descriptors() {
             assert_eq!(larder.get(target).status, 200);
         }
         larder.wait_until_cached(&layer.digest);
-        // What is in memory was read before: it must be looked for on the disk.
+        // Clear the memory caches, so that the next requests have to read the disk.
         larder.restart_with(|settings| settings.cache.air_gapped = is_air_gapped);
         let mut connection = larder.connect();
         assert_eq!(connection.get("/v2/").status, 200);
         let before = registry.requests().len();
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: limit.maximum })
-            .expect("it is lower");
+            .expect("a lower limit is allowed");
         let answers = targets.each_ref().map(|target| connection.get(target));
-        setrlimit(Resource::Nofile, limit).expect("it is as it was");
+        setrlimit(Resource::Nofile, limit).expect("the original limit is allowed");
         for (answer, target) in answers.iter().zip(&targets) {
             assert_eq!(answer.status, 503, "{target}: {answer:?}");
         }
@@ -277,23 +280,23 @@ fn helper_without_descriptors() {
             assert_eq!(connection.get(target).status, 200, "{target}");
         }
     }
-    println!("it held");
+    println!("passed");
 }
 
 #[test]
-fn cached_content_that_cannot_be_opened_is_unavailable_and_neither_missing_nor_downloaded() {
+fn cached_content_that_cannot_be_opened_is_answered_with_503_and_not_downloaded_again() {
     let output = std::process::Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", "abuse::helper_without_descriptors", "--nocapture"])
+        .args(["--exact", "abuse::child_process_without_file_descriptors", "--nocapture"])
         .env("LARDER_TEST_NO_DESCRIPTORS", "1")
         .output()
         .expect("it can be started");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let message = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("it held"), "{said}\n{errors}");
+    assert!(output.status.success() && message.contains("passed"), "{message}\n{errors}");
 }
 
 #[test]
-fn a_request_that_always_fails_takes_the_registry_away_from_nobody() {
+fn request_that_always_fails_does_not_block_other_pulls() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

@@ -1,6 +1,6 @@
-//! Which upstream a request means, and which may be dialled at all.
+//! Which upstream a request addresses, and which upstreams may be contacted.
 //!
-//! Proves P-15, P-16, P-17, P-33 (private addresses, traversal), P-40, P-61.
+//! Proves protocol 1.1, 1.2, 1.3, 1.4, 1.5, 1.6 and 2.4 (docs/protocol.md).
 
 use larder::upstream::{ApiPath, UnlistedRegistries};
 
@@ -10,7 +10,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, TokenServer, media_
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn namespace_path_or_header_select_the_upstream() {
+fn namespace_path_or_header_selects_the_upstream() {
     let names = ["reg.example.com", "reg:5000", "[::1]:5000", "localhost:5000", "127.0.0.1:5001"];
     let registries = names.map(|name| {
         let registry = FakeRegistry::start();
@@ -24,7 +24,7 @@ fn namespace_path_or_header_select_the_upstream() {
         settings.alias("mirror", "reg:5000");
     });
     let path = manifest(REPOSITORY, "v1");
-    // Target, header, the upstream that is meant, and whether it is told back.
+    // Target, header, the expected upstream, and whether the response names it.
     let table = [
         (format!("{path}?ns=reg.example.com"), None, names[0], true),
         (format!("{path}?ns=REG.Example.COM"), None, names[0], true),
@@ -62,12 +62,12 @@ fn namespace_path_or_header_select_the_upstream() {
         assert_eq!(got.header("oci-namespace"), is_told.then_some(name), "{target} {header:?}");
     }
     for registry in &registries {
-        assert_eq!(registry.requests().len(), 1, "one cache entry however it is spelled");
+        assert_eq!(registry.requests().len(), 1, "all spellings share one cache entry");
     }
 }
 
 #[test]
-fn docker_hub_has_one_entry_under_all_its_names_and_library_is_its_own() {
+fn docker_hub_shares_one_entry_across_its_names_and_adds_library() {
     let (hub, quay) = (FakeRegistry::start(), FakeRegistry::start());
     let (alpine, other) = (Image::sample("alpine"), Image::sample("other"));
     hub.add("library/alpine", "3", &alpine);
@@ -99,7 +99,7 @@ fn docker_hub_has_one_entry_under_all_its_names_and_library_is_its_own() {
 }
 
 #[test]
-fn repositories_have_any_number_of_components_and_reserved_words_are_names() {
+fn repositories_may_have_any_depth_and_contain_reserved_words() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let long = "a".repeat(200);
@@ -123,7 +123,7 @@ fn repositories_have_any_number_of_components_and_reserved_words_are_names() {
 }
 
 #[test]
-fn unlisted_registry_is_not_dialled_in_a_closed_world() {
+fn unlisted_registry_is_not_contacted_when_unlisted_registries_are_denied() {
     let (listed, unlisted) = (FakeRegistry::start(), FakeRegistry::start());
     let larder = Larder::start(&listed);
     let host = unlisted.host();
@@ -141,7 +141,7 @@ fn unlisted_registry_is_not_dialled_in_a_closed_world() {
 }
 
 #[test]
-fn open_world_has_no_private_addresses() {
+fn unlisted_registries_at_private_addresses_are_refused() {
     let inside = FakeRegistry::start();
     let larder = Larder::start_alone(|settings| {
         settings.upstream.unlisted = UnlistedRegistries::Allow;
@@ -166,7 +166,7 @@ fn open_world_has_no_private_addresses() {
 }
 
 #[test]
-fn request_that_names_no_registry_is_told_how_to() {
+fn request_without_a_registry_is_answered_with_instructions() {
     let larder = Larder::start_alone(|_| {});
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert_eq!((got.status, got.error_code().as_str()), (404, "NAME_UNKNOWN"));
@@ -174,7 +174,7 @@ fn request_that_names_no_registry_is_told_how_to() {
 }
 
 #[test]
-fn namespaces_that_are_no_registry_are_refused() {
+fn namespaces_that_are_not_registry_names_are_refused() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     for namespace in [
@@ -201,7 +201,7 @@ fn namespaces_that_are_no_registry_are_refused() {
 }
 
 #[test]
-fn empty_namespace_is_none() {
+fn empty_namespace_counts_as_absent() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start(&registry);
@@ -210,7 +210,7 @@ fn empty_namespace_is_none() {
 }
 
 #[test]
-fn paths_that_lead_elsewhere_are_refused() {
+fn path_traversal_is_refused() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let before = larder.names();
@@ -238,7 +238,7 @@ fn paths_that_lead_elsewhere_are_refused() {
 }
 
 #[test]
-fn endpoint_with_a_path_has_its_repositories_below_it() {
+fn endpoint_path_is_prefixed_to_repositories() {
     for (path, below) in [
         ("/v2/hub-cache", "/v2/hub-cache"),
         ("/artifactory/api/docker/x", "/artifactory/api/docker/x/v2"),

@@ -1,6 +1,6 @@
-//! No upstream at all, and no room to write: what was pulled is served, nobody is asked.
+//! Air-gapped mode and read-only caches: cached content is served, and no upstream is contacted.
 //!
-//! Proves P-28 and P-31 (read-only, for manifests), and DESIGN.md section 6, `airGapped`.
+//! Proves protocol 14.1 and 14.5 (docs/protocol.md), and `airGapped` (docs/configuration.md).
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Image, Index, Larder, absent_digest};
 
 const REPOSITORY: &str = "team/app";
 
-/// An image that was pulled, tag, config and layers, and a server that is stopped.
+/// A pulled image (tag, config and layers) and a stopped server.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -25,7 +25,7 @@ fn pulled() -> (FakeRegistry, Larder, Image) {
 }
 
 #[test]
-fn air_gapped_server_hits_what_is_cached_and_dials_nobody() {
+fn air_gapped_server_serves_cached_content_and_makes_no_requests() {
     let (registry, mut larder, image) = pulled();
     let connections = registry.connection_count();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
@@ -63,7 +63,7 @@ fn air_gapped_server_hits_what_is_cached_and_dials_nobody() {
 }
 
 #[test]
-fn air_gapped_index_offers_the_children_that_were_pulled() {
+fn air_gapped_index_serves_the_children_that_were_pulled() {
     let registry = FakeRegistry::start();
     let (amd64, arm64) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let index = Index::new().image(&amd64).image(&arm64);
@@ -78,19 +78,19 @@ fn air_gapped_index_offers_the_children_that_were_pulled() {
 }
 
 #[test]
-fn manifest_of_one_repository_is_not_another_repositorys() {
-    // Who may pull `team/app` upstream need not be allowed to pull `team/secret`.
+fn manifest_is_served_only_in_the_repository_it_was_pulled_from() {
+    // A client that may pull `team/app` upstream may lack access to `team/secret`.
     let (_registry, mut larder, image) = pulled();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
     assert_eq!(larder.get(&manifest("team/other", &image.digest())).status, 404);
 }
 
 #[test]
-fn read_only_directory_still_serves_hits_and_passes_manifests_on() {
+fn read_only_cache_serves_hits_and_passes_manifests_through() {
     let (registry, mut larder, image) = pulled();
     let new = Image::sample("new");
     registry.add(REPOSITORY, "v2", &new);
-    // Permissions do not stop root; a file in the way stops everybody.
+    // Root ignores permissions, so a file in place of the directory blocks writing.
     let incoming = larder.root().join("incoming");
     fs::remove_dir_all(&incoming).unwrap();
     fs::write(&incoming, b"in the way").unwrap();

@@ -1,11 +1,11 @@
-//! What browsers, terminals and logs get to see, whoever made it up.
+//! Protection of browsers, terminals and logs from untrusted content.
 
 use std::net::SocketAddr;
 
 use crate::support::client::{Connection, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::Process;
-use crate::support::site::{Named, Site, address_in};
+use crate::support::site::{NamedImage, Site, address_in};
 use crate::support::{FakeRegistry, Image, Response};
 
 const NO_SNIFFING: &str = "x-content-type-options";
@@ -14,21 +14,21 @@ const SANDBOX: &str = "default-src 'none'; sandbox";
 
 fn raw(address: SocketAddr, bytes: &str) -> Response {
     let mut connection = Connection::open(address);
-    // It may be refused before its end.
+    // The server may refuse the request before it ends.
     let _ = connection.try_send_raw(bytes.as_bytes());
     connection.read_response()
 }
 
 #[test]
-fn every_answer_forbids_sniffing_and_is_in_a_sandbox() {
+fn every_response_forbids_sniffing_and_is_sandboxed() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a");
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     registry.expect_unknown("/v2/library/none/manifests/1");
     let site = Site::new(&registry, "");
-    let desk = site.serve();
-    let (serving, management) = (desk.serving(), desk.management);
+    let server = site.serve();
+    let (serving, management) = (server.address(), server.management);
     let layer = blob("library/app", &image.layers()[0].digest);
     let tag = format!("\"{}\"", image.digest());
     let long = "x".repeat(20_000);
@@ -84,7 +84,7 @@ fn every_answer_forbids_sniffing_and_is_in_a_sandbox() {
         assert_eq!(got.headers_named(NO_SNIFFING), ["nosniff"], "{what}: {got:?}");
         assert_eq!(got.headers_named(POLICY), [SANDBOX], "{what}: {got:?}");
     }
-    // The page has a policy of its own, by which it works, and one only.
+    // The status page has one policy only, its own.
     for target in ["/", "/page.js", "/page.css"] {
         let got = request(management, "GET", target, &[]);
         assert_eq!(got.headers_named(NO_SNIFFING), ["nosniff"], "{target}");
@@ -94,7 +94,7 @@ fn every_answer_forbids_sniffing_and_is_in_a_sandbox() {
 }
 
 #[test]
-fn a_manifest_that_calls_itself_a_page_is_not_served_as_one() {
+fn manifest_labelled_as_html_is_not_served_as_html() {
     let digest = "a".repeat(64);
     for media_type in ["text/html", "application/xhtml+xml", "image/svg+xml", "text/javascript"] {
         let body = format!(
@@ -106,9 +106,9 @@ fn a_manifest_that_calls_itself_a_page_is_not_served_as_one() {
             let registry = FakeRegistry::start();
             registry.add_manifest("library/app", "1", claimed, body.as_bytes());
             let site = Site::new(&registry, "");
-            let desk = site.serve();
+            let server = site.serve();
             for _ in 0..2 {
-                let got = request(desk.serving(), "GET", &manifest("library/app", "1"), &[]);
+                let got = request(server.address(), "GET", &manifest("library/app", "1"), &[]);
                 let kind = got.header("content-type").unwrap_or_default();
                 assert!(
                     kind.starts_with("application/") && !kind.contains("xml"),
@@ -124,70 +124,70 @@ fn a_manifest_that_calls_itself_a_page_is_not_served_as_one() {
 fn large_manifest_is_sent_from_its_file() {
     let registry = FakeRegistry::start();
     let image = Image::sample("a").annotation("padding", &"x".repeat(3_000_000));
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     let begin = || {
-        let mut client = desk.begin(&manifest("library/app", "1"));
+        let mut client = server.begin(&manifest("library/app", "1"));
         assert_eq!(client.read_head().status, 200);
         client
     };
-    // The first is a miss. None of them takes more than the kernel's buffers have room for.
+    // The first is a miss. Each response exceeds what the kernel buffers.
     let mut clients: Vec<_> = (0..20).map(|_| begin()).collect();
-    assert_eq!(desk.metric("larder_response_memory_bytes"), 0.0);
+    assert_eq!(server.metric("larder_response_memory_bytes"), 0.0);
     for client in &mut clients {
         assert!(client.read_body(image.manifest().len()) == image.manifest());
     }
 }
 
 #[test]
-fn names_that_are_not_listed_are_misdirected_where_names_are_listed() {
+fn hosts_outside_allowed_hosts_get_421() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "allowedHosts: [larder.example.com]\n");
-    let mut desk = site.serve();
+    let mut server = site.serve();
     let status = |at: SocketAddr, host: &str| request(at, "GET", "/v2/", &[("Host", host)]).status;
     for host in ["larder.example.com", "Larder.Example.com:5000", "10.0.0.7:5000", "localhost"] {
-        assert_eq!(status(desk.serving(), host), 200, "{host}");
+        assert_eq!(status(server.address(), host), 200, "{host}");
     }
     for host in ["evil.example", "larder.example.com.evil.example", ""] {
-        assert_eq!(status(desk.serving(), host), 421, "{host}");
+        assert_eq!(status(server.address(), host), 421, "{host}");
     }
-    let refused = request(desk.serving(), "GET", "/v2/", &[("Host", "evil.example")]);
+    let refused = request(server.address(), "GET", "/v2/", &[("Host", "evil.example")]);
     assert!(refused.text().contains("allowedHosts"), "{refused:?}");
-    // Probes have a port of their own.
-    assert_eq!(request(desk.management, "GET", "/livez", &[("Host", "a.b")]).status, 200);
+    // The management port is exempt.
+    assert_eq!(request(server.management, "GET", "/livez", &[("Host", "a.b")]).status, 200);
     site.configure("allowedHosts: [evil.example]\n");
-    desk.process.signal("HUP");
-    desk.process.wait_until_it_logs("allowedHosts");
-    assert_eq!(status(desk.serving(), "evil.example"), 200);
-    assert_eq!(status(desk.serving(), "larder.example.com"), 421);
+    server.process.signal("HUP");
+    server.process.wait_until_it_logs("allowedHosts");
+    assert_eq!(status(server.address(), "evil.example"), 200);
+    assert_eq!(status(server.address(), "larder.example.com"), 421);
 }
 
 #[test]
-fn access_log_shows_who_left_and_cannot_be_forged() {
+fn access_log_records_aborted_requests_and_cannot_be_forged() {
     let (_registry, site, _content, digest, gate) = Site::gated(500_000);
-    let mut desk = site.serve();
-    let mut client = desk.begin(&blob("library/big", &digest));
+    let mut server = site.serve();
+    let mut client = server.begin(&blob("library/big", &digest));
     client.read_head();
     client.read_body(100_000);
     client.reset();
     gate.open();
-    let line = desk.process.wait_until_it_logs("ended=client-gone");
+    let line = server.process.wait_until_it_logs("ended=client-gone");
     assert!(line.contains("[INFO]") && line.contains(&digest), "{line}");
     let bytes = line.split(" bytes=").nth(1).and_then(|rest| rest.split(' ').next());
     assert!(bytes.is_some_and(|bytes| bytes.parse::<u64>().unwrap() >= 100_000), "{line}");
 
     let forged = "h status=200 ip=10.9.9.9\" \u{202e}x";
-    request(desk.serving(), "GET", "/v2/none", &[("Host", forged)]);
-    let line = desk.process.wait_until_it_logs("GET:/v2/none");
+    request(server.address(), "GET", "/v2/none", &[("Host", forged)]);
+    let line = server.process.wait_until_it_logs("GET:/v2/none");
     assert_eq!(line.matches(" status=").count(), 1, "{line}");
     assert_eq!(line.matches(" ip=").count(), 1, "{line}");
     assert!(line.is_ascii(), "{line}");
 }
 
 #[test]
-fn registries_that_other_clients_named_are_nobodys_business() {
+fn registries_requested_by_other_clients_are_not_disclosed() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let text = format!(
@@ -205,6 +205,6 @@ fn registries_that_other_clients_named_are_nobodys_business() {
         assert!(!text.contains("secret-project"), "{target}: {text}");
         assert!(text.contains(&registry.host()), "{target}: {text}");
     }
-    let told = request(health, "GET", "/health?verbose", &[]).json();
-    assert_eq!(told["unlistedUpstreams"], 1, "{told}");
+    let report = request(health, "GET", "/health?verbose", &[]).json();
+    assert_eq!(report["unlistedUpstreams"], 1, "{report}");
 }

@@ -1,7 +1,7 @@
-//! `larder export`, and `larder import` of what it wrote.
+//! `larder export`, and `larder import` of its bundles.
 //!
-//! Proves that what goes out comes back byte for byte, in every form; what a delta leaves out; what is
-//! refused before anything is written.
+//! Proves that content survives the round trip byte for byte in every format, what a delta omits, and what is refused
+//! before anything is written.
 
 use std::fs;
 
@@ -18,12 +18,12 @@ fn two_platforms() -> Index {
     Index::new().image(&Image::sample("amd")).image(&arm)
 }
 
-/// What a bundle says it holds: name by annotation, digest.
+/// The images that a bundle lists: name from an annotation, digest.
 fn listed(tar: &[u8], annotation: &str) -> Vec<(String, String)> {
     let index =
-        entries(tar).into_iter().find(|(path, _)| path == "index.json").expect("there is one");
-    let index: Value = serde_json::from_slice(&index.1).expect("it is JSON");
-    let entries = index["manifests"].as_array().expect("it is a list").iter();
+        entries(tar).into_iter().find(|(path, _)| path == "index.json").expect("an index.json");
+    let index: Value = serde_json::from_slice(&index.1).expect("JSON");
+    let entries = index["manifests"].as_array().expect("a list").iter();
     let entries = entries.filter_map(|entry| {
         let name = entry["annotations"][annotation].as_str()?;
         Some((name.to_owned(), entry["digest"].as_str()?.to_owned()))
@@ -32,7 +32,7 @@ fn listed(tar: &[u8], annotation: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_is_exported_comes_back_byte_for_byte() {
+fn exported_images_are_imported_byte_for_byte() {
     let (index, docker) = (two_platforms(), Image::sample("docker").docker());
     let exotic = Image::sample("exotic").sha512();
     let site = Site::with(&[(HELLO, &index), (OTHER, &docker), ("ghcr.io/a/b/c:x", &exotic)]);
@@ -53,7 +53,7 @@ fn what_is_exported_comes_back_byte_for_byte() {
 }
 
 #[test]
-fn the_same_images_are_the_same_bytes() {
+fn exports_of_the_same_images_are_identical() {
     let (one, two) = (Image::sample("one"), two_platforms());
     let site = Site::with(&[(HELLO, &one), (OTHER, &two)]);
     let other_way = Site::with(&[(OTHER, &two), (HELLO, &one)]);
@@ -66,7 +66,7 @@ fn the_same_images_are_the_same_bytes() {
 }
 
 #[test]
-fn other_tools_find_names_where_they_look() {
+fn bundle_names_are_found_by_other_tools() {
     let (hello, other) = (Image::sample("hello"), two_platforms());
     let site = Site::with(&[(HELLO, &hello), (OTHER, &other)]);
     site.larder(&["export", "--all", "--output", "b.tar"]).succeeds();
@@ -80,7 +80,7 @@ fn other_tools_find_names_where_they_look() {
 }
 
 #[test]
-fn a_pipe_carries_a_bundle() {
+fn bundle_can_be_piped() {
     let site = Site::with(&[(HELLO, &Image::sample("hello"))]);
     let exported = site.larder(&["export", "--all", "--output", "-", "--compress", "zstd"]);
     let exported = exported.succeeds();
@@ -90,7 +90,7 @@ fn a_pipe_carries_a_bundle() {
 }
 
 #[test]
-fn delta_carries_what_the_far_side_lacks() {
+fn delta_contains_only_what_the_target_lacks() {
     let base = bytes(5_000, 1);
     let old = Image::new("old").layer(base.clone());
     let new = Image::new("new").layer(base.clone()).layer(bytes(3_000, 2));
@@ -118,7 +118,7 @@ fn delta_carries_what_the_far_side_lacks() {
     let missing = digest_of(&base);
     empty.larder(&["import", &delta]).fails(1, &[HELLO, &missing, "5000 bytes", "not imported"]);
     assert!(empty.tags().is_empty() && empty.manifests().is_empty());
-    // What came is kept, and the rest makes it whole.
+    // The imported part is kept, and the rest completes it.
     far.larder(&["export", HELLO, "--output", "all.tar"]).succeeds();
     empty.larder(&["import", &far.path("all.tar").display().to_string()]).succeeds();
     assert!(empty.tags().contains_key(HELLO));
@@ -133,7 +133,7 @@ fn missing_volume_is_named() {
     assert!(volumes.len() > 2, "{volumes:?}");
     let joined: Vec<u8> = volumes.iter().flat_map(|name| site.read(name)).collect();
     site.larder(&["export", "--all", "--output", "whole.tar"]).succeeds();
-    assert!(joined == site.read("whole.tar"), "cat puts it together");
+    assert!(joined == site.read("whole.tar"), "the concatenated volumes equal the bundle");
 
     let all: Vec<&str> = ["import"].into_iter().chain(volumes.iter().map(String::as_str)).collect();
     site.larder(&all).succeeds().says(&["1 image imported"]);
@@ -149,7 +149,7 @@ fn missing_volume_is_named() {
 }
 
 #[test]
-fn platform_keeps_the_index_and_leaves_out_the_others_content() {
+fn platform_filter_keeps_the_index_and_omits_other_platforms() {
     let index = two_platforms();
     let (amd, arm) = (Image::sample("amd"), Image::sample("arm").platform("linux", "arm64"));
     let site = Site::with(&[(HELLO, &index), (OTHER, &Image::sample("single"))]);
@@ -174,7 +174,7 @@ fn platform_keeps_the_index_and_leaves_out_the_others_content() {
 }
 
 #[test]
-fn signatures_come_along_and_are_no_images_to_others() {
+fn signatures_are_exported_but_not_listed_as_images() {
     let image = Image::sample("hello");
     let signature = Image::new("signature")
         .layer(bytes(100, 9))
@@ -207,7 +207,7 @@ fn signatures_come_along_and_are_no_images_to_others() {
 }
 
 #[test]
-fn incomplete_images_are_refused_and_named() {
+fn export_of_incomplete_images_is_refused_and_names_them() {
     let (whole, torn) = (Image::sample("whole"), Image::sample("torn"));
     let site = Site::with(&[(HELLO, &whole), (OTHER, &torn)]);
     let lost = &torn.layers()[0].digest;
@@ -222,7 +222,7 @@ fn incomplete_images_are_refused_and_named() {
 }
 
 #[test]
-fn images_are_chosen_by_name_pattern_list_and_digest() {
+fn images_are_selected_by_name_pattern_list_and_digest() {
     let (one, two) = (Image::sample("one"), two_platforms());
     let second = "docker.io/library/hello:v2";
     let site = Site::with(&[(HELLO, &one), (second, &two), (OTHER, &one)]);
@@ -269,7 +269,7 @@ fn images_are_chosen_by_name_pattern_list_and_digest() {
 }
 
 #[test]
-fn damaged_blob_of_the_cache_is_not_carried_away() {
+fn damaged_blob_is_not_exported() {
     let image = Image::sample("hello");
     let site = Site::with(&[(HELLO, &image)]);
     let layer = &image.layers()[1];
@@ -286,7 +286,7 @@ fn damaged_blob_of_the_cache_is_not_carried_away() {
 }
 
 #[test]
-fn directory_is_added_to_and_others_are_left_alone() {
+fn export_adds_to_a_layout_directory_and_refuses_other_directories() {
     let (one, two) = (Image::sample("one"), Image::sample("two"));
     let site = Site::with(&[(HELLO, &one), (OTHER, &two)]);
     site.larder(&["export", HELLO, "--output", "stick", "--format", "dir"]).succeeds();

@@ -1,6 +1,6 @@
-//! HTTP as clients really speak it: old versions, odd forms, several requests at once.
+//! HTTP as clients use it: old versions, unusual forms, several requests at once.
 //!
-//! Proves P-33 (over-long headers), P-62, and that answers to pipelined requests keep their order.
+//! Proves protocol 2.4 and 9.1 (docs/protocol.md), and that responses to pipelined requests keep their order.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{End, FakeRegistry, Image, Larder, bytes};
@@ -8,7 +8,7 @@ use crate::support::{End, FakeRegistry, Image, Larder, bytes};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn http_1_0_is_answered_and_closed() {
+fn http_1_0_request_is_answered_and_the_connection_closed() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let path = blob(REPOSITORY, &registry.add_blob(REPOSITORY, &content));
@@ -23,7 +23,7 @@ fn http_1_0_is_answered_and_closed() {
 }
 
 #[test]
-fn connection_close_is_obeyed_after_the_last_byte() {
+fn connection_close_is_honoured_after_the_last_byte() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let path = blob(REPOSITORY, &registry.add_blob(REPOSITORY, &content));
@@ -37,7 +37,7 @@ fn connection_close_is_obeyed_after_the_last_byte() {
 }
 
 #[test]
-fn absolute_form_is_the_same_request() {
+fn absolute_form_targets_are_accepted() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -72,7 +72,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn ping_is_what_every_client_expects() {
+fn ping_answers_as_every_client_expects() {
     let larder = Larder::start_alone(|_| {});
     for path in ["/v2/", "/v2"] {
         for method in ["GET", "HEAD"] {
@@ -86,7 +86,7 @@ fn ping_is_what_every_client_expects() {
 }
 
 #[test]
-fn over_long_heads_are_refused_in_order_and_long_ones_are_not() {
+fn oversized_request_heads_are_refused_cleanly() {
     let larder = Larder::start_alone(|_| {});
     for (length, status) in [(8 * 1024, 200), (20 * 1024, 431)] {
         let cookie = "x".repeat(length);

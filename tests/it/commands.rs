@@ -1,4 +1,4 @@
-//! The commands beside the server: what they print, and that it heeds them.
+//! Commands next to a running server: their output and their effect on the server.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::{FakeRegistry, Image, Publish};
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn offline_is_switched_from_beside_a_running_server() {
+fn offline_command_switches_a_running_server() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -19,26 +19,26 @@ fn offline_is_switched_from_beside_a_running_server() {
     let mut process = Process::serve(directory.path(), &registry);
     let cache = directory.path().join("cache").display().to_string();
     let offline = |words: &[&str]| run(&[&["--image-path", &cache, "offline"], words].concat());
-    let said = |words: &[&str]| offline(words).1;
-    assert!(said(&[]).starts_with("online"));
-    assert!(said(&["on"]).starts_with("offline"));
+    let message = |words: &[&str]| offline(words).1;
+    assert!(message(&[]).starts_with("online"));
+    assert!(message(&["on"]).starts_with("offline"));
     let path = manifest(REPOSITORY, "v1");
-    process.wait_until_it_logs("offline: no upstream is asked");
+    process.wait_until_it_logs("offline: no registry is contacted");
     assert_eq!(get(process.address, &path).status, 404);
-    assert!(said(&["off"]).starts_with("online"));
-    process.wait_until_it_logs("online again");
+    assert!(message(&["off"]).starts_with("online"));
+    process.wait_until_it_logs("online: registries are contacted again");
     assert!(get(process.address, &path).body == image.manifest());
     let (code, _, stderr) = offline(&["maybe"]);
     assert!(code == Some(2) && stderr.contains("neither on nor off"), "{stderr}");
 }
 
 #[test]
-fn what_is_typed_wrong_is_answered_with_what_to_do() {
+fn usage_errors_are_answered_with_advice() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
     let at = format!("@{list}");
-    for (words, code, said) in [
+    for (words, code, message) in [
         (vec!["list", "--image-path", &none], 2, "--image-path stands before the command".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
@@ -51,34 +51,34 @@ fn what_is_typed_wrong_is_answered_with_what_to_do() {
         (vec!["verify", "/(/"], 2, "/(/: not a pattern".into()),
     ] {
         let (status, _, stderr) = run(&words);
-        assert!(status == Some(code) && stderr.contains(&said), "{words:?}: {stderr}");
+        assert!(status == Some(code) && stderr.contains(&message), "{words:?}: {stderr}");
     }
     let (status, _, stderr) =
         run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
     assert!(status == Some(2) && stderr.contains("there is no cache in"), "{stderr}");
-    assert!(!Path::new(&none).exists(), "a place that was mistyped is not made a cache");
+    assert!(!Path::new(&none).exists(), "a mistyped directory is not created");
 }
 
 #[test]
-fn a_login_that_cannot_be_read_is_no_error_yet_and_is_said() {
+fn unreadable_credentials_file_is_a_warning() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("larder.yaml");
     let entry = "{name: a.example, auth: {user: u, passwordFile: /nonexistent/password}}";
     fs::write(&file, format!("registries: [{entry}]")).expect("a file");
     let (status, _, stderr) =
         run(&["--config-file", &file.display().to_string(), "config", "check"]);
-    let said = "error: registries: a.example: passwordFile: /nonexistent/password: ";
-    assert!(status == Some(0) && stderr.contains(said), "{stderr}");
+    let message = "error: registries: a.example: passwordFile: /nonexistent/password: ";
+    assert!(status == Some(0) && stderr.contains(message), "{stderr}");
 }
 
 #[test]
-fn list_says_what_is_here_and_what_is_missing() {
+fn list_shows_cached_and_missing_content() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let (whole, partial) = (Image::sample("whole"), Image::sample("partial"));
     registry.add(REPOSITORY, "v1", &whole);
     registry.add(REPOSITORY, "v2", &partial);
-    // What cannot be had keeps an image from being completed.
+    // Missing content keeps an image from being complete.
     let missing = &partial.layers()[0];
     registry.remove_blob(REPOSITORY, &missing.digest);
     registry.expect_unknown(&blob(REPOSITORY, &missing.digest));
@@ -95,7 +95,7 @@ fn list_says_what_is_here_and_what_is_missing() {
     };
     let mut expected = [here(&whole), here(&partial)].concat();
     expected.retain(|digest| *digest != missing.digest);
-    until("all that can be had", || expected.iter().all(|digest| has(digest)));
+    until("everything available to be cached", || expected.iter().all(|digest| has(digest)));
     expected.sort();
     expected.dedup();
 
@@ -117,9 +117,10 @@ fn list_says_what_is_here_and_what_is_missing() {
     let (_, tree, _) = list(&["/v2$/", "--tree"]);
     let lost = tree.lines().find(|line| line.contains(&missing.digest)).expect("it is in the tree");
     assert!(lost.ends_with("missing") && !tree.contains(":v1"), "{tree}");
-    for (words, said) in [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "none of name")] {
+    for (words, message) in [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "none of name")]
+    {
         let (code, _, stderr) = list(words);
-        assert!(code == Some(2) && stderr.contains(said), "{stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{stderr}");
     }
     let nowhere = directory.path().join("nowhere");
     let nowhere = nowhere.display().to_string();
@@ -139,13 +140,13 @@ fn site(directory: &Path, registry: &FakeRegistry) -> (String, String) {
     (config.display().to_string(), directory.join("cache").display().to_string())
 }
 
-/// Runs a command on that site.
+/// Runs a command on this cache.
 fn on(site: &(String, String), words: &[&str]) -> (Option<i32>, String, String) {
     run(&[&["--config-file", &site.0, "--image-path", &site.1], words].concat())
 }
 
 #[test]
-fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
+fn load_accepts_lists_and_bundles_and_reports_failures() {
     let registry = FakeRegistry::start();
     let (one, two) = (Image::sample("one"), Image::sample("two"));
     registry.add(REPOSITORY, "v1", &one);
@@ -156,37 +157,37 @@ fn load_takes_lists_and_bundles_and_says_what_could_not_be_had() {
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
     let (here, there) = (site(near.path(), &registry), site(far.path(), &registry));
     let name = |tag: &str| format!("{host}/{REPOSITORY}:{tag}");
-    let (code, _, said) = on(&here, &["load", &name("v1")]);
-    assert!(code == Some(0) && said.contains("1 of 1 images are in the cache"), "{said}");
+    let (code, _, message) = on(&here, &["load", &name("v1")]);
+    assert!(code == Some(0) && message.contains("1 of 1 images are in the cache"), "{message}");
     let bundle = far.path().join("one.tar").display().to_string();
-    let (code, _, said) = on(&here, &["export", "--all", "--output", &bundle]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, message) = on(&here, &["export", "--all", "--output", &bundle]);
+    assert_eq!(code, Some(0), "{message}");
 
     let list = far.path().join("list.txt");
     fs::write(&list, format!("# the rest\n{}, {}\n", name("v2"), name("v9"))).expect("a file");
     let files = format!("{}/*.tar,{}", far.path().display(), list.display());
-    let (code, _, said) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains(&format!("failed: {}: ", name("v9"))), "{said}");
-    assert!(said.contains("1 of 2 images are in the cache"), "{said}");
+    let (code, _, message) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains(&format!("failed: {}: ", name("v9"))), "{message}");
+    assert!(message.contains("1 of 2 images are in the cache"), "{message}");
     let (_, table, _) = on(&there, &["list"]);
     for tag in ["v1", "v2"] {
         let line = table.lines().find(|line| line.starts_with(&name(tag)));
         assert!(line.is_some_and(|line| line.ends_with("complete")), "{table}");
     }
-    for (words, said) in [
+    for (words, message) in [
         (&["load"][..], "name images"),
         (&["load", "a b"], "a b: "),
         (&["load", "@/nonexistent"], "/nonexistent"),
         (&["load", "x", "--platform", "linux"], "linux/amd64"),
     ] {
         let (code, _, stderr) = on(&there, words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
 }
 
 #[test]
-fn preloaded_images_are_there_without_a_client() {
+fn preloaded_images_are_cached_without_a_client() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -203,7 +204,7 @@ fn preloaded_images_are_there_without_a_client() {
 }
 
 #[test]
-fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
+fn verify_reports_damage_and_repairs_it_on_request() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -211,9 +212,9 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     let site = site(directory.path(), &registry);
     let name = format!("{}/{REPOSITORY}:v1", registry.host());
     assert_eq!(on(&site, &["load", &name]).0, Some(0));
-    let (code, said, _) = on(&site, &["verify", "--rate", "1GB"]);
+    let (code, message, _) = on(&site, &["verify", "--rate", "1GB"]);
     assert_eq!(
-        (code, said.as_str()),
+        (code, message.as_str()),
         (Some(0), "1 images, 0 of them not whole; 0 damaged blobs\n")
     );
 
@@ -223,24 +224,27 @@ fn verify_names_what_is_wrong_and_mends_it_where_that_is_wished() {
     fs::write(file(&flipped.digest), vec![0; flipped.bytes.len()]).expect("it can be written");
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
     fs::write(file(&image.digest()), b"{}").expect("it can be written");
-    let (code, said, stderr) = on(&site, &["verify"]);
-    assert_eq!(code, Some(1), "{said}{stderr}");
+    let (code, message, stderr) = on(&site, &["verify"]);
+    assert_eq!(code, Some(1), "{message}{stderr}");
     for digest in [&flipped.digest, &image.digest()] {
-        let line = said.lines().find(|line| line.starts_with(digest));
+        let line = message.lines().find(|line| line.starts_with(digest));
         assert!(line.is_some_and(|line| line.contains("damaged") && line.contains("quarantine")));
     }
-    assert!(said.contains(&format!("{name}: its manifest {}", image.digest())), "{said}");
-    let (code, said, _) = on(&site, &["verify"]);
-    assert!(code == Some(1) && said.ends_with("1 of them not whole; 0 damaged blobs\n"), "{said}");
+    assert!(message.contains(&format!("{name}: its manifest {}", image.digest())), "{message}");
+    let (code, message, _) = on(&site, &["verify"]);
+    assert!(
+        code == Some(1) && message.ends_with("1 of them not whole; 0 damaged blobs\n"),
+        "{message}"
+    );
 
-    let (code, said, stderr) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(0) && said.contains("; mended"), "{said}{stderr}");
+    let (code, message, stderr) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(0) && message.contains("; mended"), "{message}{stderr}");
     for each in [flipped, removed] {
-        assert!(fs::read(file(&each.digest)).expect("it is there") == each.bytes);
+        assert!(fs::read(file(&each.digest)).expect("an existing file") == each.bytes);
     }
     assert_eq!(on(&site, &["verify"]).0, Some(0));
     registry.stop();
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
-    let (code, said, _) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(1) && said.contains("not mended: "), "{said}");
+    let (code, message, _) = on(&site, &["verify", "--repair"]);
+    assert!(code == Some(1) && message.contains("not mended: "), "{message}");
 }

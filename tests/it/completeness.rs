@@ -1,7 +1,7 @@
-//! What belongs to an image, for every kind of image that registries have.
+//! What a complete image consists of, for every kind of image that registries serve.
 //!
-//! Windows base images have layers that the registry may not distribute; indexes have children without a
-//! platform, indexes and attestations; and documents that Go clients accept are accepted here.
+//! Windows base images have layers that registries may not distribute. Children of an index may have no platform, or
+//! be indexes or attestations themselves. Manifests that Go clients accept are accepted.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::support::{FakeRegistry, Larder, absent_digest, bytes, digest_of, medi
 const REPOSITORY: &str = "team/app";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// A registry, and the documents that are put into it.
+/// A registry and the manifests that a test adds to it.
 struct Shelf(FakeRegistry);
 
 impl Shelf {
@@ -25,12 +25,12 @@ impl Shelf {
         json!({"mediaType": media_type, "digest": digest, "size": content.len()})
     }
 
-    /// An image with a layer of its own and those further ones.
-    fn image(&self, label: &str, further: &[Value]) -> Value {
+    /// An image with a layer of its own and the given additional layers.
+    fn image(&self, label: &str, extra: &[Value]) -> Value {
         let config = json!({"architecture": "amd64", "os": "linux", "label": label}).to_string();
         let config = self.blob(media_type::OCI_CONFIG, config.as_bytes());
         let mut layers = vec![self.blob(LAYER, format!("layer of {label}").as_bytes())];
-        layers.extend_from_slice(further);
+        layers.extend_from_slice(extra);
         let image = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
                            "config": config, "layers": layers});
         self.manifest(media_type::OCI_MANIFEST, &image.to_string())
@@ -57,7 +57,7 @@ impl Shelf {
         self.0.requests().iter().any(|request| request.path.contains(digest))
     }
 
-    /// A cache with commands, of which this is the only registry.
+    /// A cache for commands, with this registry only.
     fn site(&self) -> Commands {
         let site = Site::new();
         let registry = format!("{{name: \"{}\", scheme: http}}", self.0.host());
@@ -70,14 +70,14 @@ impl Shelf {
     }
 }
 
-/// The commands of one cache.
+/// Commands on one cache.
 struct Commands(Site);
 
 impl Commands {
     #[track_caller]
     fn run(&self, words: &[&str]) -> String {
         let done = self.0.larder(words).succeeds();
-        String::from_utf8(done.stdout).expect("it speaks UTF-8") + &done.said
+        String::from_utf8(done.stdout).expect("it speaks UTF-8") + &done.message
     }
 
     fn has(&self, descriptor: &Value) -> bool {
@@ -104,7 +104,7 @@ fn attestation_of(image: &Value, descriptor: Value) -> Value {
     with(on(descriptor, "unknown", "unknown"), "annotations", annotations)
 }
 
-/// Layers that the registry does not have, in each of their forms.
+/// Layers that the registry does not serve, in every form.
 fn foreign_layers() -> Vec<Value> {
     let urls = json!(["http://127.0.0.1:1/never-asked"]);
     [
@@ -123,7 +123,7 @@ fn foreign_layers() -> Vec<Value> {
 }
 
 #[test]
-fn foreign_layers_are_no_obstacle_to_load_export_import_and_complete() {
+fn foreign_layers_do_not_keep_images_from_loading_exporting_importing_or_being_complete() {
     let shelf = Shelf::new();
     let foreign = foreign_layers();
     shelf.tag("v1", &shelf.image("windows", &foreign));
@@ -145,7 +145,7 @@ fn foreign_layers_are_no_obstacle_to_load_export_import_and_complete() {
 }
 
 #[test]
-fn foreign_layer_is_fetched_for_a_client_and_kept_from_then_on() {
+fn foreign_layer_is_fetched_for_a_client_and_then_cached() {
     let shelf = Shelf::new();
     let content = bytes(3000, 5);
     let layer = shelf.blob("application/vnd.oci.image.layer.nondistributable.v1.tar", &content);
@@ -198,7 +198,7 @@ fn children_without_a_platform_are_loaded_for_every_platform() {
 }
 
 #[test]
-fn platform_that_no_index_on_the_way_has_is_an_error_that_names_those_it_has() {
+fn missing_platform_is_an_error_that_lists_the_available_ones() {
     let shelf = Shelf::new();
     let inner = shelf.index(&[&on(shelf.image("arm", &[]), "linux", "arm64")]);
     shelf.tag("v1", &shelf.index(&[&inner]));
@@ -208,7 +208,7 @@ fn platform_that_no_index_on_the_way_has_is_an_error_that_names_those_it_has() {
 }
 
 #[test]
-fn attestations_travel_with_the_platform_that_they_attest() {
+fn attestations_are_loaded_with_their_platform() {
     let shelf = Shelf::new();
     let (amd, arm) = (shelf.image("amd", &[]), shelf.image("arm", &[]));
     let of_amd = attestation_of(&amd, shelf.image("attestation of amd", &[]));
@@ -232,7 +232,7 @@ fn attestations_travel_with_the_platform_that_they_attest() {
 }
 
 #[test]
-fn documents_that_go_clients_accept_are_served_and_complete() {
+fn manifests_that_go_clients_accept_are_served_and_complete() {
     let shelf = Shelf::new();
     let (config, layer) = (shelf.blob(media_type::OCI_CONFIG, b"{}"), shelf.blob(LAYER, b"layer"));
     let sizeless = with(layer.clone(), "size", json!(-1));
@@ -276,7 +276,7 @@ fn documents_that_go_clients_accept_are_served_and_complete() {
 }
 
 #[test]
-fn prefetching_leaves_foreign_layers_alone_and_follows_attestations() {
+fn prefetch_skips_foreign_layers_and_follows_attestations() {
     let shelf = Shelf::new();
     let foreign = foreign_layers();
     let amd = shelf.image("windows", &foreign);
@@ -297,7 +297,7 @@ fn prefetching_leaves_foreign_layers_alone_and_follows_attestations() {
 }
 
 #[test]
-fn index_of_content_that_is_no_manifest_is_loaded_and_prefetched() {
+fn index_with_blobs_among_its_children_is_loaded_and_prefetched() {
     let shelf = Shelf::new();
     let (amd, text) =
         (shelf.image("amd", &[]), shelf.blob("text/spdx+json", b"a bill of materials"));
@@ -318,7 +318,7 @@ fn index_of_content_that_is_no_manifest_is_loaded_and_prefetched() {
 }
 
 #[test]
-fn attestation_that_the_registry_has_lost_is_no_obstacle() {
+fn missing_attestation_does_not_fail_a_load() {
     let shelf = Shelf::new();
     let amd = shelf.image("amd", &[]);
     let lost =
@@ -332,7 +332,7 @@ fn attestation_that_the_registry_has_lost_is_no_obstacle() {
 }
 
 #[test]
-fn windows_images_are_loaded_by_their_platform() {
+fn windows_images_are_selected_by_platform() {
     let shelf = Shelf::new();
     let (windows, linux) = (shelf.image("windows", &foreign_layers()), shelf.image("linux", &[]));
     let windows = with(

@@ -1,6 +1,6 @@
-//! Credential helpers: asked once for many requests, asked again when refused, and never trusted to work.
+//! Credential helpers: run once for many requests, run again after a refusal, and never trusted to work.
 //!
-//! Proves P-44.
+//! Proves protocol 10.6 (docs/protocol.md).
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::support::{FakeRegistry, Image, Larder, Response, TokenServer, base64,
 
 const REPOSITORY: &str = "team/app";
 
-/// A helper that notes each start and prints what a file says.
+/// A helper that records each start and prints the content of a file.
 struct Helper {
     directory: tempfile::TempDir,
 }
@@ -70,7 +70,7 @@ fn login(user: &str, secret: &str) -> String {
 }
 
 #[test]
-fn helper_is_asked_once_for_a_whole_image() {
+fn credential_helper_runs_once_per_image() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "pw");
     let helper = Helper::saying(&login("u", "pw"));
@@ -81,11 +81,11 @@ fn helper_is_asked_once_for_a_whole_image() {
     }
     assert_eq!(helper.starts(), 1);
     let asked = fs::read_to_string(helper.path().with_extension("server")).unwrap();
-    assert_eq!(asked, registry.host(), "it is told the registry on standard input");
+    assert_eq!(asked, registry.host(), "the helper reads the registry from standard input");
 }
 
 #[test]
-fn helper_is_not_started_for_a_registry_that_asks_for_nothing() {
+fn credential_helper_does_not_run_for_a_registry_without_authentication() {
     let (registry, image) = registry_with_image();
     let helper = Helper::saying("");
     let larder = Larder::start_with(&registry, helper.set());
@@ -94,7 +94,7 @@ fn helper_is_not_started_for_a_registry_that_asks_for_nothing() {
 }
 
 #[test]
-fn refused_login_is_asked_for_once_more() {
+fn refused_login_is_requested_from_the_helper_once_more() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
@@ -109,7 +109,7 @@ fn refused_login_is_asked_for_once_more() {
 }
 
 #[test]
-fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
+fn login_that_stays_refused_fails_fast_without_a_loop() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "right");
     let helper = Helper::saying(&login("u", "wrong"));
@@ -118,12 +118,12 @@ fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
         let got = larder.get(&manifest(REPOSITORY, tag));
         assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{got:?}");
     }
-    assert_eq!(helper.starts(), 2, "once, once more, and then not for a while");
+    assert_eq!(helper.starts(), 2, "once, once more, and then not again for a while");
     assert_eq!(registry.requests().len(), 6, "without and with, and no third time");
 }
 
 #[test]
-fn token_service_that_refuses_gets_the_new_login() {
+fn refused_token_request_is_repeated_with_a_new_login() {
     let (registry, image) = registry_with_image();
     let tokens = TokenServer::new().user("u", "new");
     registry.require_bearer(&tokens);
@@ -147,7 +147,7 @@ fn identity_token_of_a_helper_is_exchanged_by_post() {
 }
 
 #[test]
-fn helper_that_knows_nothing_means_anonymous() {
+fn helper_without_a_login_means_anonymous_access() {
     let (registry, image) = registry_with_image();
     registry.require_bearer(&TokenServer::new());
     let helper = Helper::doing("echo credentials not found in native keychain; exit 1");
@@ -159,7 +159,7 @@ fn helper_that_knows_nothing_means_anonymous() {
 }
 
 #[test]
-fn broken_helpers_are_named_and_their_words_are_not_passed_on() {
+fn errors_name_the_failing_helper_and_omit_its_output() {
     let hang = r#"mkfifo "$0.gate"; cat "$0.gate""#;
     for (text, words) in [
         (r#"echo '{"Username":"u","Secret":"hunter2"}'; exit 1"#, "failed"),
@@ -170,19 +170,19 @@ fn broken_helpers_are_named_and_their_words_are_not_passed_on() {
         let (registry, _) = registry_with_image();
         registry.require_basic("u", "pw");
         let helper = Helper::doing(text);
-        // Only the one that hangs needs its time to pass.
+        // Only the hanging helper needs time to pass.
         let timeout = if text == hang { seconds(1) / 5 } else { seconds(10) };
         let settings = HelperSettings { timeout, ..helper.settings() };
         let larder = Larder::start_with(&registry, set(Credentials::Helper(settings)));
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         assert_names(&got, words);
         assert!(got.text().contains("docker-credential-test"), "{got:?}");
-        assert!(matches!(got.status, 502..=504), "it may work in a minute: {got:?}");
+        assert!(matches!(got.status, 502..=504), "a temporary failure: {got:?}");
     }
 }
 
 #[test]
-fn helper_that_is_not_there_is_named() {
+fn errors_name_a_missing_helper() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "pw");
     let program = "/nonexistent/docker-credential-x".parse().unwrap();
@@ -190,11 +190,11 @@ fn helper_that_is_not_there_is_named() {
     let larder = Larder::start_with(&registry, set(credentials));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert_names(&got, "/nonexistent/docker-credential-x");
-    assert_eq!(got.status, 403, "somebody has to install it: {got:?}");
+    assert_eq!(got.status, 403, "a permanent failure: {got:?}");
 }
 
 #[test]
-fn what_was_pulled_is_served_while_the_helper_is_broken() {
+fn cached_images_are_served_while_the_helper_fails() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
@@ -207,7 +207,7 @@ fn what_was_pulled_is_served_while_the_helper_is_broken() {
     assert!(got.body == image.manifest() && got.header("warning").is_some(), "{got:?}");
 }
 
-/// A server whose registry has that helper in a `config.json`, and the directory of the helper in `PATH`.
+/// A server with a `config.json` that names the helper for its registry. The directory of the helper is in `PATH`.
 fn serve_by_docker_config(
     registry: &FakeRegistry,
     helper: &Helper,
@@ -231,7 +231,7 @@ fn serve_by_docker_config(
 }
 
 #[test]
-fn docker_config_names_helpers_for_one_registry_and_for_all() {
+fn docker_config_helpers_apply_to_one_registry_or_to_all() {
     for key in ["credHelpers", "credsStore"] {
         let (registry, image) = registry_with_image();
         registry.require_basic("u", "pw");
@@ -246,7 +246,7 @@ fn docker_config_names_helpers_for_one_registry_and_for_all() {
 }
 
 #[test]
-fn docker_config_starts_no_program_by_its_path() {
+fn docker_config_cannot_start_a_program_by_path() {
     for key in ["credHelpers", "credsStore"] {
         let (registry, _) = registry_with_image();
         registry.require_basic("u", "pw");
@@ -264,7 +264,7 @@ fn docker_config_starts_no_program_by_its_path() {
 }
 
 #[test]
-fn parts_of_a_registry_have_logins_of_their_own() {
+fn logins_may_differ_by_repository_path() {
     let registry = FakeRegistry::start();
     let repositories = ["team-a", "team-a/base/x", "team-ab", "team-b/x"];
     for repository in repositories {
@@ -293,7 +293,7 @@ fn parts_of_a_registry_have_logins_of_their_own() {
     }
 }
 
-/// A failure that says these words, and no secret.
+/// Asserts that the response is an error with these words and without a secret.
 #[track_caller]
 fn assert_names(got: &Response, words: &str) {
     assert!(got.status >= 400 && got.text().contains(words), "{got:?}");

@@ -1,6 +1,6 @@
-//! Credentials: shown to the registry they are for and to its token service, and to nobody else.
+//! Credentials go to their registry and to its token service only.
 //!
-//! Proves P-18, P-20 and P-45 with credentials.
+//! Proves protocol 10.1, 10.2, 10.4, 11.2 and 11.3 (docs/protocol.md).
 
 use std::fs;
 
@@ -31,13 +31,13 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 #[test]
-fn user_and_password_are_sent_once_they_are_asked_for_and_then_unasked() {
+fn password_is_sent_after_the_first_challenge_and_then_with_every_request() {
     let (registry, image) = registry_with_image();
     registry.require_basic("robot$x", "p:w ü");
     let larder = Larder::start_with(&registry, set(password("robot$x", "p:w ü")));
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
     let asked = registry.requests();
-    assert_eq!(asked[0].header("authorization"), None, "nobody has asked yet");
+    assert_eq!(asked[0].header("authorization"), None, "no challenge yet");
     registry.clear_requests();
     for layer in image.layers() {
         assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
@@ -49,7 +49,7 @@ fn user_and_password_are_sent_once_they_are_asked_for_and_then_unasked() {
 }
 
 #[test]
-fn token_service_gets_user_and_password_and_the_registry_the_token() {
+fn password_goes_to_the_token_service_and_the_token_to_the_registry() {
     let (registry, image) = registry_with_image();
     let tokens = TokenServer::new().user("u", "pw");
     registry.require_bearer(&tokens);
@@ -83,7 +83,7 @@ fn identity_token_is_exchanged_by_post() {
 }
 
 #[test]
-fn wrong_credentials_are_answered_fast_and_do_not_loop() {
+fn wrong_credentials_fail_fast_without_a_loop() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "right");
     let larder = Larder::start_with(&registry, set(password("u", "wrong")));
@@ -100,7 +100,7 @@ fn wrong_credentials_are_answered_fast_and_do_not_loop() {
 }
 
 #[test]
-fn password_file_that_changed_counts_for_the_next_request() {
+fn changed_password_file_applies_to_the_next_request() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "new");
     let directory = tempfile::tempdir().unwrap();
@@ -114,7 +114,7 @@ fn password_file_that_changed_counts_for_the_next_request() {
 }
 
 #[test]
-fn credentials_file_that_cannot_be_read_is_named() {
+fn errors_name_an_unreadable_credentials_file() {
     let (registry, _) = registry_with_image();
     registry.require_basic("u", "pw");
     let path = "/nonexistent/password".into();
@@ -125,7 +125,7 @@ fn credentials_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn fixed_token_is_shown_as_it_is() {
+fn fixed_token_is_sent_unchanged() {
     let (registry, image) = registry_with_image();
     let larder = Larder::start_with(&registry, set(Credentials::Bearer(Secret::new("abc"))));
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
@@ -146,7 +146,7 @@ fn credentials_do_not_follow_a_redirect() {
 }
 
 #[test]
-fn token_realm_of_somebody_else_does_not_get_the_password() {
+fn password_is_not_sent_to_a_token_realm_of_another_owner() {
     let (registry, _) = registry_with_image();
     let tokens = TokenServer::new().user("u", "pw").realm("http://tokens.elsewhere.example/token");
     registry.require_bearer(&tokens);
@@ -156,7 +156,7 @@ fn token_realm_of_somebody_else_does_not_get_the_password() {
 }
 
 #[test]
-fn what_was_pulled_with_credentials_is_served_when_they_expire() {
+fn images_pulled_with_credentials_are_served_after_they_expire() {
     let (registry, image) = registry_with_image();
     registry.require_basic("u", "pw");
     let larder = Larder::start_with(&registry, set(password("u", "pw")));
@@ -165,5 +165,5 @@ fn what_was_pulled_with_credentials_is_served_when_they_expire() {
     larder.advance(seconds(301));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
-    assert!(got.header("warning").is_some(), "and is said to be stale");
+    assert!(got.header("warning").is_some(), "a stale response has a warning");
 }

@@ -1,4 +1,4 @@
-//! What the documents claim, compared with what is there.
+//! Claims of the documents, compared with the code.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::support::source::sources;
 
 const SECURITY: &str = "docs/security.md";
 
-/// The rows of the threat table: the threat, and the column that says what shows the defence.
+/// The rows of the threat table: the threat, and the column that lists its tests.
 fn threats(text: &str) -> Vec<(String, String)> {
     let table = text.lines().skip_while(|line| !line.starts_with("| threat |")).skip(2);
     let rows = table.take_while(|line| line.starts_with('|')).map(|line| {
@@ -18,18 +18,18 @@ fn threats(text: &str) -> Vec<(String, String)> {
     rows.collect()
 }
 
-/// What stands between backquotes.
+/// The texts in backquotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The end-to-end cases that a cell names: quoted, in the part that begins with "case" or "cases".
+/// The end-to-end cases that a cell names: quoted names in the part that starts with "case" or "cases".
 fn cases(cell: &str) -> Vec<&str> {
     cell.split(';').filter(|part| part.trim_start().starts_with("case")).flat_map(quoted).collect()
 }
 
 #[test]
-fn every_threat_names_a_test_or_a_case_that_exists() {
+fn every_threat_names_an_existing_test_or_case() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut functions = HashSet::new();
     for source in sources(root) {
@@ -64,7 +64,7 @@ fn every_threat_names_a_test_or_a_case_that_exists() {
 }
 
 #[test]
-fn the_threat_table_is_found_and_taken_apart() {
+fn threat_table_is_parsed() {
     let text = "| threat | defence | shown by |\n| --- | --- | --- |\n\
                 | A | b | `some_test`, `other_test`; cases `one`, `two` |\n\nafter";
     let rows = threats(text);

@@ -1,6 +1,6 @@
-//! Logins that Amazon hands out: had with keys from wherever its SDKs find them, renewed when they expire.
+//! Logins for Amazon ECR: obtained with keys from every source that Amazon's SDKs search, and renewed when they expire.
 //!
-//! Proves P-44 for ECR.
+//! Proves protocol 10.6 (docs/protocol.md).
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::{FakeAws, FakeRegistry, Image, Larder, Response};
 
 const REPOSITORY: &str = "team/app";
 
-/// A registry of Amazon's with an image, whose password is `pw`, and the services beside it.
+/// An ECR registry with an image and the password `pw`, and the AWS services.
 fn amazon() -> (FakeAws, FakeRegistry, Image) {
     let (aws, registry, image) = (FakeAws::start(), FakeRegistry::start(), Image::sample("v1"));
     registry.add(REPOSITORY, "v1", &image);
@@ -41,20 +41,21 @@ fn start_as(registry: &FakeRegistry, environment: AwsEnvironment, profile: Optio
     })
 }
 
-/// Pulls, and returns who signed the one request for a login, and with which session.
+/// Pulls, and returns the key and the session that signed the only login request.
 #[track_caller]
 fn signer(larder: &Larder, aws: &FakeAws) -> (String, Option<String>) {
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     let logins = aws.logins();
     assert_eq!(logins.len(), 1);
-    let signature = logins[0].header("authorization").expect("it is signed");
-    let (_, credential) = signature.split_once("Credential=").expect("by somebody");
+    let signature = logins[0].header("authorization").expect("a signed request");
+    let (_, credential) =
+        signature.split_once("Credential=").expect("a credential in the signature");
     let id = credential.split('/').next().unwrap_or_default();
     let session = logins[0].header("x-amz-security-token").map(str::to_owned);
     (id.to_owned(), session)
 }
 
-/// A failure that says these words, and no secret.
+/// Asserts that the response is an error with these words and without a secret.
 #[track_caller]
 fn assert_says(got: &Response, words: &[&str]) {
     assert!(got.status >= 400, "{got:?}");
@@ -65,7 +66,7 @@ fn assert_says(got: &Response, words: &[&str]) {
 }
 
 #[test]
-fn one_signed_request_gives_the_login_for_a_whole_image() {
+fn one_signed_request_provides_the_login_for_an_image() {
     let (aws, registry, image) = amazon();
     aws.hand_out("pw");
     let larder = start(&registry, keys(aws.environment()));
@@ -78,7 +79,7 @@ fn one_signed_request_gives_the_login_for_a_whole_image() {
     let target = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
     assert_eq!(asked.header("x-amz-target"), Some(target));
     assert_eq!(asked.header("content-type"), Some("application/x-amz-json-1.1"));
-    assert_eq!(asked.headers_named("host"), [aws.0.host()], "what is signed is what is sent");
+    assert_eq!(asked.headers_named("host"), [aws.0.host()], "the signed host is the requested one");
     assert_eq!(asked.body, b"{}");
     let signature = asked.header("authorization").unwrap();
     assert!(signature.starts_with("AWS4-HMAC-SHA256 Credential=AKIDOFENV/"), "{signature}");
@@ -88,7 +89,7 @@ fn one_signed_request_gives_the_login_for_a_whole_image() {
 }
 
 #[test]
-fn login_that_expired_in_mid_life_is_renewed_once() {
+fn login_that_expires_early_is_renewed_once() {
     let (aws, registry, image) = amazon();
     aws.hand_out_once("pw");
     aws.hand_out("second");
@@ -101,11 +102,11 @@ fn login_that_expired_in_mid_life_is_renewed_once() {
     }
     assert_eq!(aws.logins().len(), 2);
     let blobs = registry.count("GET", "/v2/*/blobs/*");
-    assert_eq!(blobs, image.layers().len() + 1, "one was refused, and asked for again");
+    assert_eq!(blobs, image.layers().len() + 1, "one request was refused and repeated");
 }
 
 #[test]
-fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
+fn login_that_stays_refused_fails_fast_without_a_loop() {
     let (aws, registry, _) = amazon();
     aws.hand_out("wrong");
     let larder = start(&registry, keys(aws.environment()));
@@ -113,11 +114,11 @@ fn login_that_stays_refused_is_answered_fast_and_starts_no_loop() {
         let got = larder.get(&manifest(REPOSITORY, tag));
         assert_eq!((got.status, got.error_code().as_str()), (403, "DENIED"), "{got:?}");
     }
-    assert_eq!(aws.logins().len(), 2, "once, once more, and then not for a while");
+    assert_eq!(aws.logins().len(), 2, "once, once more, and then not again for a while");
 }
 
 #[test]
-fn keys_of_the_environment_stand_before_all_others() {
+fn keys_in_the_environment_take_precedence() {
     let (aws, registry, _) = amazon();
     aws.hand_out("pw");
     let environment = AwsEnvironment {
@@ -133,7 +134,7 @@ fn keys_of_the_environment_stand_before_all_others() {
 }
 
 #[test]
-fn web_identity_is_exchanged_for_keys_of_its_role() {
+fn web_identity_is_exchanged_for_the_keys_of_its_role() {
     let (aws, registry, _) = amazon();
     aws.assume("AKIDOFROLE");
     aws.hand_out("pw");
@@ -158,11 +159,11 @@ fn web_identity_is_exchanged_for_keys_of_its_role() {
     ] {
         assert!(form.split('&').any(|each| each == part), "{part}: {form}");
     }
-    assert_eq!(aws.0.requests()[0].header("authorization"), None, "the token is the proof");
+    assert_eq!(aws.0.requests()[0].header("authorization"), None, "the token is the only proof");
 }
 
 #[test]
-fn role_that_may_not_be_assumed_is_said_and_nobody_else_is_asked() {
+fn role_that_cannot_be_assumed_is_an_error_and_no_other_source_is_tried() {
     let (aws, registry, _) = amazon();
     aws.refuse_sts(403, "AccessDenied");
     let directory = tempfile::tempdir().unwrap();
@@ -180,7 +181,7 @@ fn role_that_may_not_be_assumed_is_said_and_nobody_else_is_asked() {
 }
 
 #[test]
-fn profiles_come_from_the_shared_credentials_file() {
+fn profiles_are_read_from_the_shared_credentials_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("credentials");
     let text = "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = hunter2\n\
@@ -212,7 +213,7 @@ fn profiles_come_from_the_shared_credentials_file() {
 }
 
 #[test]
-fn containers_have_a_service_and_a_token_that_changes() {
+fn container_credentials_use_the_current_authorization_token() {
     let (aws, registry, _) = amazon();
     aws.lend("AKIDOFPOD");
     aws.hand_out_once("pw");
@@ -239,7 +240,7 @@ fn containers_have_a_service_and_a_token_that_changes() {
 }
 
 #[test]
-fn instances_are_asked_by_version_two_of_their_service() {
+fn instance_metadata_is_queried_with_imdsv2() {
     let (aws, registry, _) = amazon();
     aws.lend("AKIDOFINSTANCE");
     aws.hand_out("pw");
@@ -255,7 +256,7 @@ fn instances_are_asked_by_version_two_of_their_service() {
 }
 
 #[test]
-fn machine_without_any_keys_is_told_where_they_could_be() {
+fn missing_keys_error_lists_the_places_searched() {
     let (aws, registry, _) = amazon();
     let absent = FakeAws::start();
     absent.0.stop();
@@ -269,7 +270,7 @@ fn machine_without_any_keys_is_told_where_they_could_be() {
 }
 
 #[test]
-fn refusals_of_the_login_service_are_told_by_their_code() {
+fn refused_ecr_logins_are_reported_with_their_error_code() {
     for (status, code, temporary) in [
         (400, "AccessDeniedException", false),
         (400, "UnrecognizedClientException", false),

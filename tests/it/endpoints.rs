@@ -1,6 +1,6 @@
-//! Several endpoints of one registry: asked in order, the next one when one fails, and none too often.
+//! Several endpoints of one registry: tried in order, and skipped while they fail.
 //!
-//! Proves P-48, and P-8 over more than one endpoint.
+//! Proves protocol 6.4, 14.3 and 14.4 (docs/protocol.md).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
 
-/// One registry name, a mirror and then the registry itself behind it.
+/// A mirror and a registry, which become the endpoints of one name.
 fn two() -> (FakeRegistry, FakeRegistry) {
     (FakeRegistry::start(), FakeRegistry::start())
 }
@@ -30,7 +30,7 @@ fn start(
     })
 }
 
-/// As [`start`], with downloads that go on without waiting.
+/// As [`start`], with downloads that resume without a delay.
 fn start_resuming(mirror: &FakeRegistry, registry: &FakeRegistry) -> Larder {
     start(mirror, registry, |settings| {
         settings.cache.retry =
@@ -39,7 +39,7 @@ fn start_resuming(mirror: &FakeRegistry, registry: &FakeRegistry) -> Larder {
 }
 
 #[test]
-fn first_endpoint_that_has_it_is_asked_and_no_other() {
+fn only_the_first_endpoint_with_the_content_is_asked() {
     let (mirror, registry) = two();
     let image = Image::sample("v1");
     for each in [&mirror, &registry] {
@@ -54,7 +54,7 @@ fn first_endpoint_that_has_it_is_asked_and_no_other() {
 }
 
 #[test]
-fn whatever_goes_wrong_at_the_mirror_the_registry_is_asked() {
+fn every_failure_of_the_mirror_falls_back_to_the_registry() {
     for (name, fault) in [
         ("not there", Fault::status(404)),
         ("credentials", Fault::status(401)),
@@ -81,21 +81,21 @@ fn whatever_goes_wrong_at_the_mirror_the_registry_is_asked() {
 }
 
 #[test]
-fn mirror_that_is_down_outweighs_a_registry_that_has_nothing() {
+fn failing_mirror_outweighs_a_404_from_the_registry() {
     let (mirror, registry) = two();
     for each in [&mirror, &registry] {
         each.expect_unknown(&format!("/v2/{REPOSITORY}/manifests/v1"));
     }
     mirror.fault(On::anything(), Fault::status(500));
     let larder = start(&mirror, &registry, |_| {});
-    // 404 would be remembered, and would say that there is no such tag.
+    // A 404 would be cached, and would claim that there is no such tag.
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
     mirror.clear_faults();
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 404);
 }
 
 #[test]
-fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
+fn download_interrupted_at_the_mirror_continues_at_the_registry() {
     let (mirror, registry) = two();
     let content = bytes(300_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -106,7 +106,7 @@ fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
     assert!(got.complete && got.body == content, "{got:?}");
     let asked = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
     assert_eq!(asked.len(), 1);
-    // How much of what was sent arrives before a reset is the network's affair.
+    // How many bytes arrive before a reset depends on the network.
     let range = asked[0].header("range").unwrap_or_default();
     let from: u64 = range["bytes=".len()..range.len() - 1].parse().unwrap();
     assert!(from <= 100_000, "{range}");
@@ -115,7 +115,7 @@ fn blob_that_breaks_off_at_the_mirror_is_gone_on_with_at_the_registry() {
 }
 
 #[test]
-fn blob_that_breaks_off_everywhere_goes_round_until_it_is_whole() {
+fn download_alternates_between_failing_endpoints_until_it_is_complete() {
     let (mirror, registry) = two();
     let content = bytes(500_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
@@ -130,17 +130,18 @@ fn blob_that_breaks_off_everywhere_goes_round_until_it_is_whole() {
 }
 
 #[test]
-fn wrong_bytes_of_the_mirror_are_followed_by_right_ones_of_the_registry() {
+fn wrong_bytes_from_the_mirror_are_replaced_from_the_registry() {
     let (mirror, registry) = two();
     let content = bytes(100_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
     registry.add_blob(REPOSITORY, &content);
     mirror.fault(On::get_blob(&digest), Fault::WrongBytes);
     let larder = start(&mirror, &registry, |_| {});
-    // Cut, unless the verdict came before the head had left: then the second try is waited for.
+    // The response is cut, unless the digest was checked before its head was sent. In that case the client waits for the
+    // second attempt.
     let first = larder.get(&blob(REPOSITORY, &digest));
     assert!(!(first.complete && first.status == 200) || first.body == content, "{first:?}");
-    // Nobody asks again, and it comes all the same.
+    // The second attempt needs no further request.
     larder.wait_until_cached(&digest);
     assert!(larder.get(&blob(REPOSITORY, &digest)).body == content);
     let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
@@ -148,12 +149,12 @@ fn wrong_bytes_of_the_mirror_are_followed_by_right_ones_of_the_registry() {
 }
 
 #[test]
-fn client_that_has_had_no_byte_of_wrong_content_gets_the_right_one() {
+fn client_that_received_no_wrong_byte_gets_the_right_content() {
     let (mirror, registry) = two();
     let content = bytes(100_000, 1);
     let digest = mirror.add_blob(REPOSITORY, &content);
     registry.add_blob(REPOSITORY, &content);
-    // Without a length, the head waits for the digest.
+    // Without a Content-Length, the head waits for the digest.
     let fault = Fault::All(vec![Fault::WrongBytes, Fault::NoContentLength]);
     mirror.fault(On::get_blob(&digest), fault);
     let larder = start(&mirror, &registry, |_| {});
@@ -166,7 +167,7 @@ fn breaker(first_wait: Duration) -> BreakerPolicy {
 }
 
 #[test]
-fn endpoint_that_fails_in_a_row_is_left_alone() {
+fn endpoint_with_consecutive_failures_is_skipped() {
     let (mirror, registry) = two();
     let images: Vec<Image> = (0..10).map(|n| Image::sample(&n.to_string())).collect();
     for (n, image) in images.iter().enumerate() {
@@ -179,7 +180,7 @@ fn endpoint_that_fails_in_a_row_is_left_alone() {
     for (n, image) in images.iter().enumerate() {
         assert!(larder.get(&manifest(REPOSITORY, &n.to_string())).body == image.manifest());
     }
-    // Three that clients caused, and the probe.
+    // Three requests for clients, and the probe.
     assert_eq!((mirror.requests().len(), mirror.count("GET", "/v2/")), (4, 1));
     let statuses = larder.upstreams();
     let [first, second] = &statuses[0].endpoints[..] else { panic!("two endpoints") };
@@ -190,7 +191,7 @@ fn endpoint_that_fails_in_a_row_is_left_alone() {
 }
 
 #[test]
-fn only_endpoint_that_is_left_alone_is_answered_for_at_once_and_as_before() {
+fn open_breaker_of_the_only_endpoint_answers_at_once_with_the_same_status() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::status(503));
     let larder = Larder::start_with(&registry, |settings| {
@@ -204,7 +205,7 @@ fn only_endpoint_that_is_left_alone_is_answered_for_at_once_and_as_before() {
 }
 
 #[test]
-fn when_the_time_is_over_one_probe_finds_out() {
+fn half_open_breaker_sends_one_probe() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -212,7 +213,7 @@ fn when_the_time_is_over_one_probe_finds_out() {
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.breaker = breaker(Duration::ZERO);
     });
-    // Each request that is closed on is sent once more, as on a connection that had gone stale.
+    // Each request whose connection is closed is retried once, as if the connection had been stale.
     for _ in 0..2 {
         larder.get(&manifest(REPOSITORY, "v1"));
     }
@@ -221,7 +222,7 @@ fn when_the_time_is_over_one_probe_finds_out() {
 }
 
 #[test]
-fn trouble_behind_a_redirect_is_not_the_endpoints() {
+fn failure_of_a_redirect_target_does_not_count_against_the_endpoint() {
     let (registry, store) = two();
     let content = bytes(1000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -238,7 +239,7 @@ fn trouble_behind_a_redirect_is_not_the_endpoints() {
 }
 
 #[test]
-fn download_that_has_begun_asks_in_spite_of_the_breaker() {
+fn download_in_progress_ignores_the_breaker() {
     let registry = FakeRegistry::start();
     let content = bytes(300_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -255,7 +256,7 @@ fn download_that_has_begun_asks_in_spite_of_the_breaker() {
 }
 
 #[test]
-fn endpoint_that_accepts_and_never_answers_counts_as_down() {
+fn endpoint_that_never_responds_counts_as_down() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -271,18 +272,18 @@ fn endpoint_that_accepts_and_never_answers_counts_as_down() {
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         got.header("warning").is_some() && got.body == image.manifest()
     };
-    assert!(stale(&larder), "within the time that a client waits for a confirmation");
+    assert!(stale(&larder), "served stale after revalidateTimeout");
     let is_open = || matches!(larder.upstreams()[0].endpoints[0].breaker, BreakerState::Open(_));
     until("the breaker to open", is_open);
     let asked = registry.requests().len();
     for _ in 0..5 {
-        assert!(stale(&larder), "at once");
+        assert!(stale(&larder), "served stale at once");
     }
     assert_eq!(registry.requests().len(), asked);
 }
 
 #[test]
-fn endpoint_that_breaks_off_for_ever_is_given_up_although_another_never_sent_anything() {
+fn endpoint_that_always_breaks_off_is_given_up_although_another_sent_nothing() {
     let (mirror, registry) = two();
     let digest = registry.add_blob(REPOSITORY, &bytes(300_000, 1));
     mirror.expect_unknown(&blob(REPOSITORY, &digest));
@@ -296,7 +297,7 @@ fn endpoint_that_breaks_off_for_ever_is_given_up_although_another_never_sent_any
 }
 
 #[test]
-fn rate_limit_of_one_endpoint_holds_back_that_one() {
+fn rate_limit_applies_to_its_endpoint_only() {
     let (hub, mirror) = two();
     let image = Image::sample("v1");
     mirror.add(REPOSITORY, "v1", &image);

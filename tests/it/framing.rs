@@ -1,4 +1,4 @@
-//! HTTP as registries, object stores and what is in front of them really speak it.
+//! HTTP as registries, object stores and their proxies use it.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, bytes, digest_of, m
 
 const REPOSITORY: &str = "team/app";
 
-/// An answer in raw bytes: these lines before the usual ones, and the body.
+/// A raw response: these header lines before the usual ones, and the body.
 fn raw(before: &str, lines: &str, body: &[u8]) -> Fault {
     let head = format!("{before}HTTP/1.1 200 OK\r\n{lines}\r\n\r\n");
     Fault::Raw([head.as_bytes(), body].concat())
 }
 
 #[test]
-fn heads_that_go_and_curl_read_are_read() {
+fn response_heads_that_go_and_curl_accept_are_accepted() {
     let content = bytes(5000, 1);
     let length = format!("Content-Length: {}", content.len());
     let chunked = [b"1388\r\n", &content[..], b"\r\n0\r\n\r\n"].concat();
@@ -35,7 +35,7 @@ fn heads_that_go_and_curl_read_are_read() {
             raw("", "Content-Length: 7\r\nTransfer-Encoding: chunked", &chunked),
         ),
         (
-            "chunks beside a length",
+            "chunks and a length",
             raw("", "Transfer-Encoding: chunked\r\nContent-Length: 7", &chunked),
         ),
         (
@@ -58,7 +58,7 @@ fn heads_that_go_and_curl_read_are_read() {
 }
 
 #[test]
-fn connection_is_kept_after_interim_responses_and_its_next_answers_are_right() {
+fn connection_is_reused_after_interim_responses() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = (0..3).map(|n| Image::sample(&n.to_string())).collect();
     for (n, image) in images.iter().enumerate() {
@@ -75,7 +75,7 @@ fn connection_is_kept_after_interim_responses_and_its_next_answers_are_right() {
 }
 
 #[test]
-fn what_is_no_http_is_an_error_that_says_so() {
+fn non_http_response_is_an_error_that_says_so() {
     for bytes in
         [&b"SSH-2.0-OpenSSH_9.2\r\n"[..], b"\x15\x03\x03\x00\x02\x02\x28", b"HTTP/9 x\r\n\r\n"]
     {
@@ -88,7 +88,7 @@ fn what_is_no_http_is_an_error_that_says_so() {
 }
 
 #[test]
-fn content_encodings_that_change_nothing_are_ignored() {
+fn content_encodings_without_effect_are_ignored() {
     for encoding in ["identity", "Identity", "aws-chunked", "identity, aws-chunked", "utf-8", ""] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
@@ -103,7 +103,7 @@ fn content_encodings_that_change_nothing_are_ignored() {
 }
 
 #[test]
-fn answers_of_203_are_answers() {
+fn status_203_is_accepted() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -127,7 +127,7 @@ fn answers_of_203_are_answers() {
 }
 
 #[test]
-fn download_is_resumed_by_a_206_that_does_not_state_the_size() {
+fn download_resumes_from_a_206_without_total_size() {
     for known in [false, true] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1").layer(bytes(100_000, 9));
@@ -154,7 +154,7 @@ fn download_is_resumed_by_a_206_that_does_not_state_the_size() {
 }
 
 #[test]
-fn blob_that_is_labelled_as_a_web_page_is_accepted_and_a_login_page_is_not() {
+fn blob_labelled_as_html_is_accepted_and_a_login_page_is_not() {
     let page = b"<!doctype html><title>A report</title>".to_vec();
     for (name, content) in
         [("a page", page), ("a layer", bytes(5000, 1)), ("a large layer", bytes(2_000_000, 1))]
@@ -176,7 +176,7 @@ fn blob_that_is_labelled_as_a_web_page_is_accepted_and_a_login_page_is_not() {
 }
 
 #[test]
-fn head_of_a_blob_uses_get_where_the_redirect_is_signed_for_get() {
+fn head_of_a_blob_uses_get_if_the_redirect_is_signed_for_get() {
     for status in [400, 401, 403, 404, 405, 501] {
         let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
         let content = bytes(5000, 1);
@@ -193,7 +193,7 @@ fn head_of_a_blob_uses_get_where_the_redirect_is_signed_for_get() {
 }
 
 #[test]
-fn manifest_type_comes_from_the_body_where_an_object_store_labels_it() {
+fn manifest_type_is_taken_from_the_body_if_an_object_store_mislabels_it() {
     for content_type in [
         "binary/octet-stream",
         "application/octet-stream",
@@ -225,7 +225,7 @@ fn manifest_type_comes_from_the_body_where_an_object_store_labels_it() {
 }
 
 #[test]
-fn rate_limit_of_an_object_store_holds_back_that_store_and_not_the_registry() {
+fn rate_limit_of_an_object_store_does_not_apply_to_the_registry() {
     for (fault, expected) in [(Fault::rate_limited(60), 1), (Fault::status(503), 2)] {
         let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
         let image = Image::sample("v1");
@@ -238,12 +238,16 @@ fn rate_limit_of_an_object_store_holds_back_that_store_and_not_the_registry() {
             let got = larder.get(&blob(REPOSITORY, &limited));
             assert!(matches!(got.status, 429 | 503), "{got:?}");
         }
-        assert_eq!(storage.requests().len(), expected, "the store is left alone for Retry-After");
+        assert_eq!(
+            storage.requests().len(),
+            expected,
+            "the store is not contacted until Retry-After"
+        );
         assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
         }
-        // A cached tag is confirmed, and not served as stale.
+        // A cached tag is revalidated, not served stale.
         larder.advance(seconds(3600));
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).header("warning"), None);
     }
@@ -261,15 +265,16 @@ fn retry_after_as_a_date_is_passed_on_in_seconds() {
 }
 
 #[test]
-fn head_of_a_tag_that_is_not_cached_costs_a_head_and_no_pull() {
+fn head_of_an_uncached_tag_costs_one_head_and_no_pull() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let digest = registry.add(REPOSITORY, "v1", &image);
     let larder = Larder::start(&registry);
     let path = manifest(REPOSITORY, "v1");
-    for _ in 0..2 {
+    for cache_status in ["larder; fwd=miss", "larder; hit"] {
         let head = larder.head(&path);
         assert_eq!(head.status, 200, "{head:?}");
+        assert_eq!(head.header("cache-status"), Some(cache_status));
         let length = image.manifest().len().to_string();
         for (name, expected) in [
             ("content-type", media_type::OCI_MANIFEST),
@@ -279,7 +284,7 @@ fn head_of_a_tag_that_is_not_cached_costs_a_head_and_no_pull() {
             assert_eq!(head.header(name), Some(expected), "{name}");
         }
     }
-    assert_eq!(registry.count("HEAD", "/v2/*"), 1, "and once in tagTtl");
+    assert_eq!(registry.count("HEAD", "/v2/*"), 1, "one HEAD per tagTtl");
     assert_eq!(registry.count("GET", "/v2/*"), 0);
     assert!(larder.names().is_empty(), "nothing is cached");
     registry.expect_unknown("/v2/*/manifests/absent");
@@ -287,16 +292,16 @@ fn head_of_a_tag_that_is_not_cached_costs_a_head_and_no_pull() {
 }
 
 #[test]
-fn pull_that_begins_with_head_is_cached_under_its_tag() {
+fn pull_that_starts_with_head_is_cached_under_its_tag() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let digest = registry.add(REPOSITORY, "v1", &image);
     registry.add(REPOSITORY, "other", &image);
     let larder = Larder::start(&registry);
-    // As containerd does it.
+    // containerd starts a pull like this.
     assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
     assert!(larder.get(&manifest(REPOSITORY, &digest)).body == image.manifest());
-    // The manifest is cached under another tag already.
+    // The manifest is already cached under another tag.
     assert_eq!(larder.head(&manifest(REPOSITORY, "other")).status, 200);
     assert_eq!(registry.count("GET", "/v2/*"), 1);
     registry.stop();
@@ -308,7 +313,7 @@ fn pull_that_begins_with_head_is_cached_under_its_tag() {
 }
 
 #[test]
-fn head_that_says_too_little_is_answered_by_get() {
+fn head_of_a_tag_falls_back_to_get_if_upstream_head_is_unusable() {
     for (name, fault) in [
         ("no digest", Fault::NoDigestHeader),
         ("405", Fault::HeadNotAllowed),
@@ -333,7 +338,7 @@ fn head_that_says_too_little_is_answered_by_get() {
 }
 
 #[test]
-fn location_is_read_as_browsers_do() {
+fn location_is_parsed_as_browsers_do() {
     let content = bytes(5000, 1);
     let digest = digest_of(&content);
     for (path, location) in [

@@ -1,6 +1,6 @@
-//! A disk that takes nothing more: pulls succeed all the same, past the cache, and say so.
+//! Caches that cannot be written: pulls pass through, and the log reports it.
 //!
-//! Proves P-31, and P-10 for what is not kept.
+//! Proves protocol 13.2 and 14.5 (docs/protocol.md).
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 const REPOSITORY: &str = "team/app";
 const NOT_CACHED: Option<&str> = Some("larder; fwd=miss; detail=not-cached");
 
-/// A server whose cache directory cannot be written, whoever runs the test.
+/// A server whose cache directory is not writable, even for root.
 fn read_only(registry: &FakeRegistry) -> Larder {
     read_only_with(registry, RetryPolicy { fruitless_max: 0, ..RetryPolicy::default() })
 }
@@ -20,16 +20,16 @@ fn read_only(registry: &FakeRegistry) -> Larder {
 fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
     let mut larder = Larder::start_with(registry, |settings| settings.cache.retry = retry);
     larder.stop();
-    // Permissions do not stop root; a file in the way stops everybody.
+    // Root ignores permissions, so a file in place of the directory blocks writing.
     let incoming = larder.root().join("incoming");
-    fs::remove_dir_all(&incoming).expect("it is a directory");
+    fs::remove_dir_all(&incoming).expect("an existing directory");
     fs::write(&incoming, b"in the way").expect("a file can be written");
     larder.run();
     larder
 }
 
 #[test]
-fn whole_image_is_pulled_and_nothing_is_kept() {
+fn image_is_pulled_without_being_stored() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -54,7 +54,7 @@ fn whole_image_is_pulled_and_nothing_is_kept() {
 }
 
 #[test]
-fn every_kind_of_range_is_cut_out_of_what_passes() {
+fn ranges_are_served_from_a_pass_through_stream() {
     let registry = FakeRegistry::start();
     let content = bytes(3_000_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -76,7 +76,7 @@ fn every_kind_of_range_is_cut_out_of_what_passes() {
 }
 
 #[test]
-fn wrong_bytes_are_not_seen_as_complete_here_either() {
+fn wrong_bytes_never_look_complete_without_the_cache() {
     for fault in [Fault::WrongBytes, Fault::TooLong(10), Fault::CutAfter(50_000)] {
         let registry = FakeRegistry::start();
         let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
@@ -88,7 +88,7 @@ fn wrong_bytes_are_not_seen_as_complete_here_either() {
 }
 
 #[test]
-fn what_breaks_off_is_gone_on_with_and_no_byte_comes_twice() {
+fn interrupted_pass_through_resumes_without_repeating_bytes() {
     let registry = FakeRegistry::start();
     let content = bytes(400_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -101,7 +101,7 @@ fn what_breaks_off_is_gone_on_with_and_no_byte_comes_twice() {
 }
 
 #[test]
-fn client_that_leaves_ends_its_download() {
+fn disconnecting_client_ends_its_pass_through_download() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(64_000_000, 1));
     let larder = read_only(&registry);
@@ -111,13 +111,13 @@ fn client_that_leaves_ends_its_download() {
         client.read_head();
         client.read_body(1000);
     }
-    // Twenty that leave hold no fetcher from who comes after them: there are sixteen.
+    // Twenty clients that leave must release their fetchers: there are only sixteen.
     let got = larder.request("GET", &path, &[("Range", "bytes=0-9")]);
     assert_eq!((got.status, got.body.len()), (206, 10));
 }
 
 #[test]
-fn blob_of_unknown_size_is_refused_with_the_reason() {
+fn blob_of_unknown_size_is_refused_with_a_reason() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(1000, 1));
     registry.fault(On::get_blob(&digest), Fault::NoContentLength);
@@ -128,7 +128,7 @@ fn blob_of_unknown_size_is_refused_with_the_reason() {
 }
 
 #[test]
-fn bytes_flow_before_the_blob_is_whole() {
+fn pass_through_streams_before_the_blob_is_complete() {
     let registry = FakeRegistry::start();
     let content = bytes(500_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);

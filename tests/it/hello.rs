@@ -1,11 +1,11 @@
-//! `helloWorld`: an image of Larder's own, where no registry can be reached.
+//! `helloWorld`: a built-in image for sites that cannot reach a registry.
 
 use crate::support::client::get;
 use crate::support::process::{Process, run};
 
 const PATH: &str = "/v2/library/hello-world";
 
-/// Such a server asks a registry every time if it asks at all, and may not ask this one.
+/// This server revalidates tags on every request, and may not contact the registry.
 const CLOSED: &str = "fsync: false\ntagTtl: 0\nalwaysPullLatest: true\nunlistedRegistries: deny\n";
 
 fn serve(directory: &std::path::Path) -> Process {
@@ -13,7 +13,7 @@ fn serve(directory: &std::path::Path) -> Process {
 }
 
 #[test]
-fn the_image_is_whole_and_nobody_is_asked_for_it() {
+fn hello_image_is_complete_and_needs_no_upstream() {
     let directory = tempfile::tempdir().expect("a directory");
     let process = serve(directory.path());
     let got = |what: &str| {
@@ -44,7 +44,7 @@ fn the_image_is_whole_and_nobody_is_asked_for_it() {
 }
 
 #[test]
-fn the_image_is_pinned_while_it_is_served_and_comes_back_at_a_start() {
+fn hello_image_is_pinned_while_served_and_restored_at_start() {
     let directory = tempfile::tempdir().expect("a directory");
     drop(serve(directory.path()));
     let config = directory.path().join("larder.yaml").display().to_string();
@@ -63,7 +63,7 @@ fn the_image_is_pinned_while_it_is_served_and_comes_back_at_a_start() {
 }
 
 #[test]
-fn a_reload_leaves_it_as_it_was_at_the_start() {
+fn reload_does_not_change_the_hello_setting() {
     let ask = |process: &Process| {
         let got = get(process.address, &format!("{PATH}/manifests/latest?ns=docker.io"));
         (got.status, got.header("warning").is_some())
@@ -76,7 +76,7 @@ fn a_reload_leaves_it_as_it_was_at_the_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut process = serve(directory.path());
     reload(&mut process, directory.path(), "pin: [alpine]\n");
-    assert_eq!(ask(&process), (200, false), "nobody is asked");
+    assert_eq!(ask(&process), (200, false), "no registry is contacted");
 
     let directory = tempfile::tempdir().expect("a directory");
     let mut process = Process::serve_file(directory.path(), CLOSED);
@@ -85,7 +85,7 @@ fn a_reload_leaves_it_as_it_was_at_the_start() {
 }
 
 #[test]
-fn without_it_there_is_no_such_image() {
+fn hello_image_is_absent_when_disabled() {
     let directory = tempfile::tempdir().expect("a directory");
     let process = Process::serve_file(directory.path(), "fsync: false\nunlistedRegistries: deny\n");
     let got = get(process.address, &format!("{PATH}/manifests/latest?ns=docker.io"));

@@ -1,5 +1,5 @@
-//! Manifests, configs and archives that are made to do harm: too many descriptors, texts of megabytes,
-//! control characters, archives that ask for the same work over and over.
+//! Malicious manifests, configs and archives: too many descriptors, texts of megabytes, control characters, archives
+//! that demand the same work many times.
 
 use std::fs;
 use std::io::Write;
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::support::bundle::{self, REF_NAME, Site, Tar};
 use crate::support::larder::manifest;
-use crate::support::site::{Named, Site as Cache};
+use crate::support::site::{NamedImage, Site as Cache};
 use crate::support::{FakeRegistry, Image, Larder, digest_of, media_type};
 
 const REPOSITORY: &str = "team/app";
-/// Clears a screen, reverses what follows, forges a line.
+/// Clears the screen, reverses the following text, forges a line.
 const HOSTILE: &str = "\u{1b}[2J\u{202e}\u{2066}\nforged: line\r\u{7}";
 
 fn layers(count: usize) -> Value {
@@ -32,7 +32,7 @@ fn image(layers: &Value) -> String {
         .to_string()
 }
 
-/// Nothing that a terminal or a reader takes for more than text.
+/// Asserts that a text has no characters that terminals or readers interpret.
 #[track_caller]
 fn is_harmless(text: &str) {
     let is_harmful = |char: char| {
@@ -43,7 +43,7 @@ fn is_harmless(text: &str) {
 }
 
 #[test]
-fn manifest_of_too_many_descriptors_is_refused_wherever_it_comes_from() {
+fn manifest_with_too_many_descriptors_is_refused_from_every_source() {
     let registry = FakeRegistry::start();
     let (most, more) = (image(&layers(4095)), image(&layers(4096)));
     registry.add_manifest(REPOSITORY, "most", media_type::OCI_MANIFEST, most.as_bytes());
@@ -64,7 +64,7 @@ fn manifest_of_too_many_descriptors_is_refused_wherever_it_comes_from() {
 }
 
 #[test]
-fn text_of_megabytes_in_the_wrong_place_reaches_neither_client_nor_log() {
+fn oversized_upstream_texts_reach_neither_client_nor_log() {
     let registry = FakeRegistry::start();
     let long = "x".repeat(3_000_000);
     let cache = Cache::new(&registry, "logLevel: debug");
@@ -76,18 +76,18 @@ fn text_of_megabytes_in_the_wrong_place_reaches_neither_client_nor_log() {
     ] {
         registry.add_manifest("library/a", tag, media_type::OCI_MANIFEST, text.as_bytes());
     }
-    let desk = cache.serve();
+    let server = cache.serve();
     for tag in ["layers", "size", "version", "nothing"] {
         let target = manifest("library/a", tag);
-        let got = crate::support::client::get(desk.serving(), &target);
+        let got = crate::support::client::get(server.address(), &target);
         assert!(got.status == 502 && got.body.len() < 2_000, "{tag}: {} bytes", got.body.len());
     }
-    let log = desk.log();
+    let log = server.log();
     assert!(log.len() < 50_000 && log.contains("xxx"), "{} bytes", log.len());
 }
 
 #[test]
-fn control_characters_of_documents_reach_neither_terminals_nor_the_management_port() {
+fn control_characters_in_manifests_reach_neither_terminals_nor_the_management_port() {
     let registry = FakeRegistry::start();
     let config = json!({"architecture": "amd64", "os": "linux", "created": HOSTILE}).to_string();
     let layer = registry.add_blob("library/a", b"layer");
@@ -122,14 +122,14 @@ fn control_characters_of_documents_reach_neither_terminals_nor_the_management_po
         let is_listed = words == ["list"] && stdout.contains("a:v1");
         assert!(is_listed || words != ["list"], "{stdout}");
     }
-    let desk = cache.serve();
-    desk.wait_for_images(1);
+    let server = cache.serve();
+    server.wait_for_images(1);
     for target in ["/api/v1/images", "/api/v1/image?image=a:v1", "/api/v1/blobs"] {
-        let text = desk.ask(target).text();
+        let text = server.get(target).text();
         is_harmless(&text);
         assert!(text.contains("digest") && !text.contains(r"\u001b"), "{target}: {text}");
     }
-    is_harmless(&desk.log());
+    is_harmless(&server.log());
 }
 
 #[test]
@@ -160,13 +160,13 @@ fn names_and_paths_in_archives_are_escaped() {
     ] {
         let site = Site::new();
         let done = site.import_bytes(&tar);
-        let said = String::from_utf8_lossy(&done.stdout) + &*done.said;
-        assert!(done.code == Some(1) && said.len() < 3_000, "{what}: {said}");
-        is_harmless(&said);
+        let message = String::from_utf8_lossy(&done.stdout) + &*done.message;
+        assert!(done.code == Some(1) && message.len() < 3_000, "{what}: {message}");
+        is_harmless(&message);
     }
 }
 
-/// A layer of megabytes in some kilobytes, which thousands of images share.
+/// A layer of megabytes compressed to kilobytes, shared by thousands of images.
 fn shared_layer_archive(images: usize) -> Vec<u8> {
     let content = vec![0; 2_000_000];
     let layer = {
@@ -195,15 +195,15 @@ fn archive_of_many_images_that_share_a_layer_is_imported() {
 }
 
 #[test]
-fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
+fn export_follows_no_planted_symbolic_link() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
-    let named = Named::new("a", "v1", &image);
+    let named = NamedImage::new("a", "v1", &image);
     named.publish(&registry);
     let cache = Cache::new(&registry, "");
-    cache.done(&["load", "a:v1"]);
+    cache.run_ok(&["load", "a:v1"]);
     let victim = cache.path("victim");
-    for (output, planted, further) in [
+    for (output, planted, extra) in [
         ("b.tar", "b.tar.part", &[][..]),
         ("c.tar", "c.tar.001.part", &["--volume-size", "4kB"]),
         ("d/", "d/oci-layout.part", &[]),
@@ -218,8 +218,8 @@ fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
             cache.path(output).display(),
             if output.ends_with('/') { "/" } else { "" }
         );
-        cache.done(&[&["export", "a:v1", "--output", &path], further].concat());
-        assert_eq!(fs::read_to_string(&victim).expect("it is there"), "untouched", "{output}");
+        cache.run_ok(&[&["export", "a:v1", "--output", &path], extra].concat());
+        assert_eq!(fs::read_to_string(&victim).expect("an existing file"), "untouched", "{output}");
         assert!(fs::symlink_metadata(&planted).is_err(), "{output}: nothing unfinished is left");
     }
     let far = Site::new();
@@ -228,13 +228,13 @@ fn export_follows_no_symbolic_link_that_was_put_in_its_way() {
 }
 
 #[test]
-fn index_that_names_one_child_over_and_over_costs_one_visit() {
+fn repeated_index_child_is_visited_once() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").platform("linux", "amd64");
     registry.add_untagged(REPOSITORY, &image);
     let entry = |media_type: &str, digest: &str, size: usize| json!({"mediaType": media_type, "digest": digest, "size": size});
     let mut child = entry(media_type::OCI_MANIFEST, &image.digest(), image.manifest().len());
-    // 4,096 ways at each of four levels.
+    // 4,096 paths at each of four levels.
     for level in 0..4 {
         let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX,
                            "annotations": {"level": level.to_string()},

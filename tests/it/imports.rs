@@ -1,7 +1,7 @@
-//! `larder import` of what others wrote, of what is damaged, and what a kill leaves.
+//! `larder import` of foreign and damaged bundles, and interrupted imports.
 //!
-//! Proves that nothing is named that is not whole, that nothing is taken whose bytes are not those of its
-//! name, and that a running server sees an image as soon as it has its name.
+//! Proves that tags point to complete images only, that content must match its digest, and that a running server
+//! serves an image as soon as it is imported.
 
 use std::io::Write;
 
@@ -22,7 +22,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn names_are_normalised_as_clients_do() {
+fn imported_names_are_normalised_as_clients_do() {
     let image = Image::sample("hello");
     for (annotation, written, expected) in [
         (REF_NAME, "hello:v1", HELLO),
@@ -38,7 +38,7 @@ fn names_are_normalised_as_clients_do() {
 }
 
 #[test]
-fn name_that_is_not_there_has_to_be_given() {
+fn import_of_a_bundle_without_names_requires_a_name() {
     let image = Image::sample("hello");
     let other = Image::sample("other");
     for (written, given, expected) in [
@@ -74,7 +74,7 @@ fn name_that_is_not_there_has_to_be_given() {
 }
 
 #[test]
-fn docker_save_is_rebuilt_and_says_so() {
+fn docker_save_archive_is_rebuilt_and_reported() {
     let twice = bytes(3_000, 1);
     let image = Image::new("old").layer(twice.clone()).layer(bytes(100, 2)).layer(twice.clone());
     let bundle = docker_save(&image, &["hello:v1", "quay.io/team/app:2"]);
@@ -98,14 +98,14 @@ fn docker_save_is_rebuilt_and_says_so() {
         .map(|layer| layer["digest"].as_str().unwrap())
         .collect();
     assert_eq!(layers, [digest_of(&twice), digest_of(&bytes(100, 2)), digest_of(&twice)]);
-    // The same content gives the same manifest, wherever and however often.
+    // The same content always yields the same manifest.
     let other = Site::new();
     other.import_bytes(&gzip(&bundle)).succeeds();
     assert_eq!(other.tags(), tags);
 }
 
 #[test]
-fn docker_save_with_compressed_layers_or_blobs_is_taken() {
+fn docker_save_with_compressed_layers_or_blobs_is_accepted() {
     let image = Image::sample("hello");
     let (config, layers) = (image.config(), image.layers());
     let packed: Vec<Vec<u8>> = layers.iter().map(|layer| gzip(&layer.bytes)).collect();
@@ -137,7 +137,7 @@ fn docker_save_with_compressed_layers_or_blobs_is_taken() {
 }
 
 #[test]
-fn docker_save_with_an_image_layout_inside_goes_by_that() {
+fn docker_save_with_an_image_layout_uses_the_layout() {
     let image = Image::sample("hello");
     let manifest = String::from_utf8(image.manifest()).unwrap().replace("v1.tar+gzip", "v1.tar");
     let digest = digest_of(manifest.as_bytes());
@@ -190,7 +190,7 @@ fn docker_save_with_a_wrong_layer_or_config_is_refused() {
 }
 
 #[test]
-fn damaged_blob_is_refused_and_named_and_costs_its_image_only() {
+fn damaged_blob_in_a_bundle_fails_its_image_only() {
     let (good, bad) = (Image::sample("good"), Image::sample("bad"));
     let mut bundle = layout(REF_NAME, &[(HELLO, &good), ("quay.io/a:1", &bad)]);
     let layer = &bad.layers()[0];
@@ -206,7 +206,7 @@ fn damaged_blob_is_refused_and_named_and_costs_its_image_only() {
 }
 
 #[test]
-fn damaged_manifest_of_the_cache_is_healed() {
+fn import_repairs_a_damaged_cached_manifest() {
     let image = Image::sample("hello");
     let bundle = layout(REF_NAME, &[(HELLO, &image)]);
     let site = Site::new();
@@ -218,7 +218,7 @@ fn damaged_manifest_of_the_cache_is_healed() {
 }
 
 #[test]
-fn truncated_bundle_names_nothing_and_its_whole_is_taken_later() {
+fn truncated_bundle_tags_nothing_and_the_complete_one_imports() {
     let bundle = layout(REF_NAME, &[(HELLO, &Image::sample("hello"))]);
     for packed in [bundle.clone(), gzip(&bundle)] {
         let site = Site::new();
@@ -233,7 +233,7 @@ fn truncated_bundle_names_nothing_and_its_whole_is_taken_later() {
 }
 
 #[test]
-fn entries_that_lead_out_are_refused() {
+fn archive_entries_outside_the_archive_are_refused() {
     let image = Image::sample("hello");
     for path in ["../escaped", "/tmp/larder-escaped", "blobs/../../escaped"] {
         let site = Site::new();
@@ -241,7 +241,7 @@ fn entries_that_lead_out_are_refused() {
         site.import_bytes(&bundle).fails(1, &["leads out", path]);
         assert!(!site.path("escaped").exists());
     }
-    // A link is a name in the bundle, and never a file of this machine.
+    // A link refers to an entry of the bundle, never to a local file.
     let secret = Site::new();
     let target = secret.write("secret.tar", &image.layers()[0].bytes);
     let (config, layers) = (image.config(), image.layers());
@@ -261,7 +261,7 @@ fn entries_that_lead_out_are_refused() {
 }
 
 #[test]
-fn what_is_no_bundle_or_too_large_is_refused() {
+fn invalid_or_oversized_bundles_are_refused() {
     let site = Site::new();
     let large = bytes(5 * 1024 * 1024, 1);
     let index = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -281,7 +281,7 @@ fn what_is_no_bundle_or_too_large_is_refused() {
 }
 
 #[test]
-fn index_that_lacks_other_platforms_is_whole() {
+fn index_without_other_platforms_is_complete() {
     let (amd, arm) = (Image::sample("amd"), Image::sample("arm").platform("linux", "arm64"));
     let index = Index::new().image(&amd).image(&arm);
     let mut tar = Tar::default().blob(&index.digest(), &index.manifest());
@@ -297,7 +297,7 @@ fn index_that_lacks_other_platforms_is_whole() {
 }
 
 #[test]
-fn running_server_serves_what_was_just_imported() {
+fn running_server_serves_imported_images_at_once() {
     let image = Image::sample("hello");
     let larder = Larder::start_alone(|settings| settings.cache.air_gapped = true);
     let target = "/v2/docker.io/library/hello/manifests/v1";
@@ -319,7 +319,7 @@ fn running_server_serves_what_was_just_imported() {
 }
 
 #[test]
-fn killed_import_leaves_nothing_half_named_and_is_repeated() {
+fn killed_import_leaves_no_partial_image_and_can_be_repeated() {
     let images: Vec<Image> = (0..4)
         .map(|number| {
             let label = format!("image {number}");
@@ -335,7 +335,7 @@ fn killed_import_leaves_nothing_half_named_and_is_repeated() {
     let bundle = layout(REF_NAME, &content);
     let site = Site::new();
     for round in 1..=12 {
-        // It is stopped by how much it has been given, which is where it waits: no clock is needed.
+        // The import blocks on its input at this point, so no clock is needed.
         let mut child = site
             .command(LARDER, &[])
             .args(["import", "-"])
@@ -358,25 +358,25 @@ fn killed_import_leaves_nothing_half_named_and_is_repeated() {
     }
     site.import_bytes(&bundle).succeeds().says(&["4 images imported"]);
     assert_eq!(site.tags().into_keys().collect::<Vec<_>>(), names);
-    assert_eq!(site.leftovers(), Vec::<String>::new(), "what killed ones left is removed");
+    assert_eq!(site.leftovers(), Vec::<String>::new(), "leftovers of killed imports are removed");
     site.import_bytes(&bundle).succeeds().says(&["0 blobs"]);
 }
 
 #[test]
-fn disk_that_is_full_is_said_and_nothing_is_named() {
+fn import_to_a_full_disk_fails_and_tags_nothing() {
     let image = Image::new("big").layer(bytes(1_000_000, 1));
     let site = Site::new();
     site.write("b.tar", &layout(REF_NAME, &[(HELLO, &image)]));
-    // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
+    // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, by shell.
     let limited = "trap '' XFSZ; ulimit -f 150; exec \"$@\"";
     let output = site
         .command("sh", &["-c", limited, "sh", LARDER])
         .args(["import", "b.tar"])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("cannot write") && said.contains("cache"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot write") && message.contains("cache"), "{message}");
     assert!(site.tags().is_empty() && site.manifests().is_empty());
     assert_eq!(site.leftovers(), Vec::<String>::new());
     site.larder(&["import", "b.tar"]).succeeds();

@@ -1,7 +1,6 @@
-//! Never wrong bytes: what does not match its digest is neither kept nor ever seen as complete, and
-//! what the disk has lost is fetched again.
+//! Content that does not match its digest is neither kept nor ever looks complete, and damaged files are fetched again.
 //!
-//! Proves P-9 (not the kill), P-10, P-11, P-23, P-35, P-53, P-54.
+//! Proves protocol 4.6, 5.1, 9.2, 12.2, 12.4, 13.1 (without the kill), 13.2 and 13.3 (docs/protocol.md).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn nothing_has_a_name_before_it_is_complete_and_verified() {
+fn content_is_published_only_when_complete_and_verified() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
     let gate = Gate::new();
@@ -33,7 +32,7 @@ fn nothing_has_a_name_before_it_is_complete_and_verified() {
 }
 
 #[test]
-fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
+fn wrong_blob_never_looks_complete_and_the_retry_starts_over() {
     let chunked = |fault| Fault::All(vec![fault, Fault::NoContentLength]);
     let to_the_end = |fault| Fault::All(vec![fault, Fault::CloseDelimited]);
     for (name, fault) in [
@@ -60,12 +59,12 @@ fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
             let looks_right = got.complete && matches!(got.status, 200 | 206 | 304);
             assert!(!looks_right, "{name}: {got:?}");
             assert_eq!(larder.names(), Vec::<PathBuf>::new(), "{name}");
-            // What broke off is gone on with; what was whole and wrong is begun anew, once unasked.
+            // An interrupted download is resumed. A complete but wrong one is restarted once without a client.
             let is_broken_off = name == "cut off" || name == "chunks that end in the middle";
             if !is_broken_off && name != "a login page" {
                 registry.wait_for("GET", &path, 2);
                 let has_ended = || larder.cache().load().blobs == 0 && larder.partials().is_empty();
-                until("the end of the second try", has_ended);
+                until("the end of the second attempt", has_ended);
             }
             registry.clear_faults();
             registry.clear_requests();
@@ -80,7 +79,7 @@ fn wrong_blob_is_never_seen_as_complete_and_the_next_try_begins_anew() {
 }
 
 #[test]
-fn followers_of_a_wrong_blob_do_not_get_its_last_byte_either() {
+fn followers_do_not_get_the_last_byte_of_a_wrong_blob() {
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(100_000, 1));
     let gate = Gate::new();
@@ -102,7 +101,7 @@ fn followers_of_a_wrong_blob_do_not_get_its_last_byte_either() {
 }
 
 #[test]
-fn size_that_a_manifest_tells_does_not_make_a_right_blob_wrong() {
+fn wrong_size_in_a_manifest_does_not_invalidate_the_blob() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -118,7 +117,7 @@ fn size_that_a_manifest_tells_does_not_make_a_right_blob_wrong() {
 }
 
 #[test]
-fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
+fn wrong_manifest_is_refused_and_the_retry_succeeds() {
     for (name, by_digest, fault) in [
         ("a flipped bit, by tag", false, Fault::WrongBytes),
         ("a flipped bit, by digest", true, Fault::WrongBytes),
@@ -127,7 +126,7 @@ fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
         ("the digest of something else, by tag", false, Fault::WrongDigestHeader),
         ("a login page, by tag", false, Fault::Html200),
         ("a login page, by digest", true, Fault::Html200),
-        ("an encoding that nobody asked for", false, Fault::ContentEncoding("gzip".into())),
+        ("an unrequested encoding", false, Fault::ContentEncoding("gzip".into())),
     ] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
@@ -145,7 +144,7 @@ fn wrong_manifest_is_refused_and_the_next_try_succeeds() {
 }
 
 #[test]
-fn page_that_is_no_manifest_is_never_cached_whatever_it_claims_to_be() {
+fn page_in_place_of_a_manifest_is_never_cached() {
     for (claimed, body) in [
         ("text/html", "<!doctype html>"),
         (media_type::OCI_MANIFEST, "<!doctype html>"),
@@ -170,7 +169,7 @@ fn page_that_is_no_manifest_is_never_cached_whatever_it_claims_to_be() {
 }
 
 #[test]
-fn manifest_over_four_mebibytes_is_refused_and_one_below_is_not() {
+fn manifests_above_four_mebibytes_are_refused() {
     for (padding, status) in [(4 * 1024 * 1024 - 4096, 200), (4 * 1024 * 1024 + 1, 502)] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1").annotation("padding", &"x".repeat(padding));
@@ -183,7 +182,7 @@ fn manifest_over_four_mebibytes_is_refused_and_one_below_is_not() {
 }
 
 #[test]
-fn compressed_blob_is_refused_and_identity_is_asked_for() {
+fn compressed_blob_is_refused_and_identity_encoding_requested() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -206,7 +205,7 @@ fn compressed_blob_is_refused_and_identity_is_asked_for() {
 }
 
 #[test]
-fn blob_is_an_octet_stream_whatever_upstream_calls_it() {
+fn blob_is_an_octet_stream_whatever_type_upstream_sends() {
     for called in ["application/gzip", "text/plain", "nonsense"] {
         let registry = FakeRegistry::start();
         let content = bytes(5000, 1);
@@ -221,7 +220,7 @@ fn blob_is_an_octet_stream_whatever_upstream_calls_it() {
     }
 }
 
-/// Damage done to a file in the cache behind the server's back.
+/// Damage to a file in the cache that the server does not notice.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Removed,
@@ -231,12 +230,12 @@ enum Damage {
     FlippedBit,
 }
 
-/// Those that a look at the file's length tells.
+/// The kinds of damage that change the length.
 const DAMAGES: [Damage; 4] = [Damage::Removed, Damage::Emptied, Damage::Truncated, Damage::Grown];
 
 impl Damage {
     fn to(self, path: &Path) {
-        let mut bytes = fs::read(path).expect("the file to be damaged");
+        let mut bytes = fs::read(path).expect("an existing file");
         match self {
             Damage::Removed => return fs::remove_file(path).expect("it can be removed"),
             Damage::Emptied => bytes.clear(),
@@ -285,7 +284,7 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
         larder.stop();
         damage.to(&larder.blob_file(&layer.digest));
         larder.run();
-        // As every client does, and as all of them did before the power cut as well.
+        // As every client does, and as they all did before the power failure.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         let got = larder.get(&path);
         assert!(got.complete && got.body == layer.bytes, "{damage:?}: {got:?}");
@@ -294,7 +293,7 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
 }
 
 #[test]
-fn truncated_blob_file_is_fetched_again_though_no_manifest_was_asked_for_since_the_start() {
+fn truncated_blob_file_is_fetched_again_without_its_manifest() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -311,7 +310,7 @@ fn truncated_blob_file_is_fetched_again_though_no_manifest_was_asked_for_since_t
     assert!(got.complete && got.body == layer.bytes, "{got:?}");
 }
 
-/// Pulls by tag and by digest, each after that damage to the manifest's file.
+/// Pulls by tag and by digest, each time after damaging the manifest file.
 fn damage_manifest(damage: Damage) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -321,12 +320,12 @@ fn damage_manifest(damage: Damage) {
         let path = manifest(REPOSITORY, reference);
         assert_eq!(larder.get(&path).digest(), digest);
         damage.to(&larder.blob_file(&digest));
-        // What is in memory is believed for a moment.
+        // The server trusts its memory for a moment.
         larder.advance(seconds(2));
         let got = larder.get(&path);
         assert_eq!((got.status, got.digest()), (200, digest.clone()), "{damage:?} {reference}");
         let file = fs::read(larder.blob_file(&digest)).unwrap_or_default();
-        assert!(file == image.manifest(), "{damage:?} {reference}: the file is not healed");
+        assert!(file == image.manifest(), "{damage:?} {reference}: the file is not repaired");
     }
 }
 
@@ -336,12 +335,12 @@ fn damaged_manifest_file_is_fetched_again() {
 }
 
 #[test]
-fn manifest_file_with_a_flipped_bit_is_fetched_again_and_healed() {
+fn manifest_file_with_a_flipped_bit_is_fetched_again_and_repaired() {
     damage_manifest(Damage::FlippedBit);
 }
 
 #[test]
-fn damaged_record_of_a_tag_or_manifest_is_written_again() {
+fn damaged_tag_or_manifest_record_is_rewritten() {
     for damage in ["", "{", "null", r#"{"digest":"sha256:00"}"#] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");

@@ -1,6 +1,6 @@
-//! Tag lists: relayed, paged, kept for a while, and never taken for immutable.
+//! Tag lists: relayed, paginated, cached for a while, and never treated as immutable.
 //!
-//! Proves P-38.
+//! Proves protocol 7.1, 7.2, 7.3 and 7.4 (docs/protocol.md).
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn next(got: &Response) -> Option<String> {
 }
 
 #[test]
-fn tags_are_listed_under_the_repositorys_name() {
+fn tags_are_listed_under_the_repository_name() {
     let registry = registry_with_tags(&["b", "a", "10", "9", "B"]);
     let larder = Larder::start(&registry);
     let got = larder.get(TAGS);
@@ -44,7 +44,7 @@ fn tags_are_listed_under_the_repositorys_name() {
 }
 
 #[test]
-fn pages_are_followed_to_the_end_by_relative_links_on_our_own_path() {
+fn pages_are_linked_relative_to_the_requested_path() {
     let all: Vec<String> = (10..35).map(|n| format!("v{n}")).collect();
     let names: Vec<&str> = all.iter().map(String::as_str).collect();
     for (absolute, page_of_upstream) in [(false, None), (true, None), (true, Some(4))] {
@@ -82,7 +82,7 @@ fn pages_are_followed_to_the_end_by_relative_links_on_our_own_path() {
 }
 
 #[test]
-fn number_and_last_are_heeded() {
+fn n_and_last_are_honoured() {
     let registry = registry_with_tags(&["a", "b", "c", "d"]);
     let larder = Larder::start(&registry);
     for (query, expected, has_next) in [
@@ -103,7 +103,7 @@ fn number_and_last_are_heeded() {
 }
 
 #[test]
-fn registry_that_ignores_number_and_last_is_paged_for() {
+fn larder_paginates_for_a_registry_that_ignores_n_and_last() {
     let registry = FakeRegistry::start();
     let body = br#"{"name":"team/app","tags":["d","b","a","c"]}"#.to_vec();
     let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
@@ -111,12 +111,12 @@ fn registry_that_ignores_number_and_last_is_paged_for() {
     let larder = Larder::start(&registry);
     let first = larder.get(&format!("{TAGS}?n=3"));
     assert_eq!(tags(&first), ["a", "b", "c"]);
-    let second = larder.get(&next(&first).expect("there is one more"));
+    let second = larder.get(&next(&first).expect("another page"));
     assert_eq!((tags(&second), next(&second)), (vec!["d".to_owned()], None));
 }
 
 #[test]
-fn odd_lists_are_put_right_and_what_is_none_is_refused() {
+fn unusual_lists_are_normalized_and_invalid_ones_refused() {
     for (body, expected) in [
         (r#"{"name":"x","tags":null}"#, Some("")),
         (r#"{"name":"x","tags":[]}"#, Some("")),
@@ -141,10 +141,10 @@ fn odd_lists_are_put_right_and_what_is_none_is_refused() {
 }
 
 #[test]
-fn new_tag_shows_after_a_while_and_the_last_list_stays_while_upstream_is_gone() {
+fn list_is_refreshed_after_its_ttl_and_kept_during_an_outage() {
     let registry = registry_with_tags(&["a"]);
     let mut larder = Larder::start(&registry);
-    // Lists are stored of repositories that have an image here.
+    // Lists are stored for repositories that have a cached image.
     assert_eq!(larder.get(&manifest(REPOSITORY, "a")).status, 200);
     assert_eq!(tags(&larder.get(TAGS)), ["a"]);
     let digest = Image::sample("v1").digest();
@@ -162,7 +162,7 @@ fn new_tag_shows_after_a_while_and_the_last_list_stays_while_upstream_is_gone() 
 }
 
 #[test]
-fn cached_tags_are_the_list_where_upstream_never_gave_one() {
+fn cached_tags_are_listed_if_upstream_never_sent_a_list() {
     let registry = registry_with_tags(&["a", "b", "c", "d"]);
     let larder = Larder::start(&registry);
     for tag in ["d", "b", "a"] {
@@ -174,12 +174,12 @@ fn cached_tags_are_the_list_where_upstream_never_gave_one() {
     assert!(got.header("warning").is_some(), "{got:?}");
     let first = larder.get(&format!("{TAGS}?n=2"));
     assert_eq!(tags(&first), ["a", "b"]);
-    assert_eq!(tags(&larder.get(&next(&first).expect("one more"))), ["d"]);
+    assert_eq!(tags(&larder.get(&next(&first).expect("another page"))), ["d"]);
     let nothing = larder.get("/v2/team/other/tags/list");
     assert!(matches!(nothing.status, 502..=504), "{nothing:?}");
 }
 
-/// A list as a registry sends it, with this link to the next page.
+/// A tag list from a registry, with this link to the next page.
 fn page(tags: &[&str], link: &str) -> Fault {
     let body = json!({ "name": REPOSITORY, "tags": tags }).to_string().into_bytes();
     let mut headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
@@ -190,7 +190,7 @@ fn page(tags: &[&str], link: &str) -> Fault {
 }
 
 #[test]
-fn pages_with_opaque_tokens_and_in_any_order_are_followed_to_the_end() {
+fn pages_with_opaque_tokens_in_any_order_are_followed_to_the_end() {
     let long = format!("last={}", "x".repeat(4000));
     for (name, query) in [
         ("a token, as of ECR", "last=eyJuIjo1fQ%3D%3D"),
@@ -206,7 +206,7 @@ fn pages_with_opaque_tokens_and_in_any_order_are_followed_to_the_end() {
         let larder = Larder::start(&registry);
         let first = larder.get(TAGS);
         assert_eq!(tags(&first), ["18", "161", "111"], "{name}");
-        let last = larder.get(&next(&first).expect("there is one more"));
+        let last = larder.get(&next(&first).expect("another page"));
         assert_eq!((tags(&last).join(" ").as_str(), next(&last)), ("7 1021 3", None), "{name}");
         let asked = registry.requests().pop().expect("a request");
         assert_eq!(asked.query.as_deref(), Some(query));
@@ -214,7 +214,7 @@ fn pages_with_opaque_tokens_and_in_any_order_are_followed_to_the_end() {
 }
 
 #[test]
-fn next_page_that_cannot_be_asked_for_is_an_error_and_not_the_end() {
+fn unusable_next_page_link_is_an_error() {
     let too_long = format!("</x?{}>; rel=next", "x".repeat(7000));
     for link in ["</page/2>; rel=next", "</x?last=\u{e9}>; rel=next", &too_long] {
         let registry = registry_with_tags(&["a"]);
@@ -227,7 +227,7 @@ fn next_page_that_cannot_be_asked_for_is_an_error_and_not_the_end() {
 }
 
 #[test]
-fn tag_list_behind_a_redirect_to_another_host_is_followed_without_credentials() {
+fn tag_list_redirected_to_another_host_is_followed_without_credentials() {
     let (front, back) = (FakeRegistry::start(), registry_with_tags(&["3.9", "3.10"]));
     front.fault(On::tags(REPOSITORY), Fault::Redirect(307, back.url(TAGS)));
     let larder = Larder::start(&front);
@@ -237,7 +237,7 @@ fn tag_list_behind_a_redirect_to_another_host_is_followed_without_credentials() 
 }
 
 #[test]
-fn refused_list_is_not_answered_with_the_tags_that_are_cached() {
+fn refused_list_is_not_replaced_by_the_cached_tags() {
     let headers = || vec![("Content-Type".to_owned(), "application/json".to_owned())];
     let huge = format!("{{\"tags\":[\"v9\"],\"manifest\":\"{}\"}}", "x".repeat(100_000));
     for (name, fault) in [
@@ -263,7 +263,7 @@ fn refused_list_is_not_answered_with_the_tags_that_are_cached() {
 }
 
 #[test]
-fn list_of_many_megabytes_is_passed_on_where_only_the_tags_are_few() {
+fn large_list_with_few_tags_is_served() {
     let registry = FakeRegistry::start();
     let described: serde_json::Map<String, Value> = (0..60_000)
         .map(|number| {
@@ -280,7 +280,7 @@ fn list_of_many_megabytes_is_passed_on_where_only_the_tags_are_few() {
 }
 
 #[test]
-fn large_list_is_sent_whole_with_and_without_an_image_and_again_from_the_cache() {
+fn large_list_is_served_completely_and_again_from_the_cache() {
     let all: Vec<String> = (0..6_000).map(|number| format!("{number:0100}")).collect();
     let names: Vec<&str> = all.iter().map(String::as_str).collect();
     for has_image in [false, true] {
@@ -302,8 +302,7 @@ fn large_list_is_sent_whole_with_and_without_an_image_and_again_from_the_cache()
     }
 }
 
-/// A registry whose list of tags was answered once, and an hour later gets this fault. One of its two tags was
-/// pulled.
+/// A registry with two tags, one of them pulled. Its list was requested once; an hour later requests for it get `fault`.
 fn listed_once_and_then(fault: Fault) -> (FakeRegistry, Larder) {
     let registry = registry_with_tags(&["v1", "v9"]);
     let larder = Larder::start(&registry);
@@ -315,7 +314,7 @@ fn listed_once_and_then(fault: Fault) -> (FakeRegistry, Larder) {
 }
 
 #[test]
-fn refused_list_is_not_answered_with_an_earlier_one() {
+fn refused_list_is_not_replaced_by_an_earlier_one() {
     for (name, fault) in [
         ("400", Fault::status(400)),
         ("401", Fault::status(401)),
@@ -334,7 +333,7 @@ fn refused_list_is_not_answered_with_an_earlier_one() {
 }
 
 #[test]
-fn registry_that_fails_for_now_has_its_last_list_repeated() {
+fn last_list_is_served_while_its_registry_fails() {
     for fault in [500, 502, 503].map(Fault::status).into_iter().chain([Fault::rate_limited(60)]) {
         let (_registry, larder) = listed_once_and_then(fault);
         let got = larder.get(TAGS);
@@ -344,7 +343,7 @@ fn registry_that_fails_for_now_has_its_last_list_repeated() {
 }
 
 #[test]
-fn cached_tags_are_answered_where_the_registry_is_not_reached_and_not_where_it_fails() {
+fn cached_tags_are_listed_if_the_registry_is_unreachable_but_not_if_it_fails() {
     for (status, is_reached) in
         [(500, true), (501, true), (502, false), (503, false), (504, false), (522, false)]
     {
@@ -361,7 +360,7 @@ fn cached_tags_are_answered_where_the_registry_is_not_reached_and_not_where_it_f
 }
 
 #[test]
-fn list_at_which_a_registry_fails_does_not_make_its_tags_stale() {
+fn failing_list_does_not_make_tags_stale() {
     let registry = registry_with_tags(&["v1"]);
     let larder = Larder::start(&registry);
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
@@ -373,7 +372,7 @@ fn list_at_which_a_registry_fails_does_not_make_its_tags_stale() {
 }
 
 #[test]
-fn page_that_only_the_registry_can_continue_fails_while_it_cannot_be_reached() {
+fn page_with_an_upstream_token_fails_during_an_outage() {
     let registry = registry_with_tags(&["a", "b"]);
     let larder = Larder::start(&registry);
     assert_eq!(larder.get(&manifest(REPOSITORY, "b")).status, 200);

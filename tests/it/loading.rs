@@ -1,6 +1,6 @@
-//! Image lists: pulled through the cache, tried again, gone on with.
+//! `larder load`: image lists are pulled through the cache, with retries and resumption.
 //!
-//! Proves DESIGN.md section 8's exit codes for `load`, and that a list ends complete over a bad link.
+//! Proves the exit codes in docs/air-gap.md, "Filling the connected side", and that a list completes over a bad link.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn settings(platforms: &[&str]) -> LoadSettings {
     }
 }
 
-/// Loads a list, in which `$` stands for the registry.
+/// Loads a list in which `$` is replaced by the registry.
 fn run(
     larder: &Larder,
     registry: &FakeRegistry,
@@ -44,7 +44,7 @@ fn size_of(image: &Image) -> usize {
 }
 
 #[test]
-fn list_is_loaded_whole_and_the_second_time_nothing_is_fetched() {
+fn list_is_loaded_completely_and_the_second_run_fetches_nothing() {
     let registry = FakeRegistry::start();
     let (one, two) = (Image::sample("one"), Image::sample("two").layer(bytes(100_000, 2)));
     registry.add(REPOSITORY, "v1", &one);
@@ -63,7 +63,7 @@ fn list_is_loaded_whole_and_the_second_time_nothing_is_fetched() {
     }
     for image in [&one, &two] {
         for each in image.blobs() {
-            // It has its name when the command ends, and not a moment later.
+            // The image must be tagged when the command exits, not a moment later.
             assert!(larder.has(&each.digest));
             assert_eq!(registry.count("GET", &blob(REPOSITORY, &each.digest)), 1);
         }
@@ -71,7 +71,7 @@ fn list_is_loaded_whole_and_the_second_time_nothing_is_fetched() {
 }
 
 #[test]
-fn pattern_means_the_tags_that_match_over_all_pages() {
+fn pattern_matches_tags_on_all_pages() {
     let registry = FakeRegistry::start();
     registry.tags_page(2);
     for tag in ["v1.0", "v1.1", "v2.0", "nightly", "v1.2"] {
@@ -92,7 +92,7 @@ fn pattern_means_the_tags_that_match_over_all_pages() {
 }
 
 #[test]
-fn pattern_fails_where_not_all_pages_of_the_tags_can_be_had() {
+fn pattern_fails_if_a_page_of_tags_is_unavailable() {
     for fault in [
         Fault::status(403),
         Fault::status(500),
@@ -106,7 +106,7 @@ fn pattern_fails_where_not_all_pages_of_the_tags_can_be_had() {
             registry.add(REPOSITORY, tag, &Image::sample(tag));
         }
         let larder = Larder::start(&registry);
-        // The tags that are cached must not be taken for all of them either.
+        // The cached tags must not pass for the complete list either.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         registry.fault(On::tags(REPOSITORY).after(1), fault);
         let summary = run(&larder, &registry, "$/team/app:v*", &settings(&["all"]));
@@ -115,7 +115,7 @@ fn pattern_fails_where_not_all_pages_of_the_tags_can_be_had() {
 }
 
 #[test]
-fn of_an_index_the_platforms_that_are_wanted_are_loaded() {
+fn selected_platforms_of_an_index_are_loaded() {
     let registry = FakeRegistry::start();
     let amd = Image::new("amd").platform("linux", "amd64").layer(bytes(1000, 1));
     let arm = Image::new("arm").platform("linux", "arm64").layer(bytes(1000, 2));
@@ -137,7 +137,7 @@ fn of_an_index_the_platforms_that_are_wanted_are_loaded() {
 }
 
 #[test]
-fn what_fails_is_tried_again_what_is_not_there_is_not_and_both_are_said() {
+fn failures_are_retried_missing_images_are_not_and_both_are_reported() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").layer(bytes(300_000, 1));
     registry.add(REPOSITORY, "v1", &image);
@@ -162,13 +162,13 @@ fn what_fails_is_tried_again_what_is_not_there_is_not_and_both_are_said() {
     assert!(failed[0].0 == missing && failed[0].1.contains("no such content"), "{failed:?}");
     assert_eq!(registry.count("GET", &manifest(REPOSITORY, "v9")), 1);
     assert_eq!(retries.into_inner().expect("no panic").len(), 4);
-    // Each try goes on behind the one before.
+    // Each attempt resumes where the previous one stopped.
     assert_eq!(registry.count("GET", &blob(REPOSITORY, &layer)), 3);
     assert!(larder.has(&layer));
 }
 
 #[test]
-fn image_that_is_there_is_no_failure_when_upstream_is_gone() {
+fn cached_image_loads_successfully_during_an_outage() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start(&registry);
@@ -180,7 +180,7 @@ fn image_that_is_there_is_no_failure_when_upstream_is_gone() {
 }
 
 #[test]
-fn thousand_images_over_a_link_that_fails_one_answer_in_twenty_end_complete() {
+fn thousand_images_load_completely_over_a_link_that_fails_one_response_in_twenty() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = (0..1000)
         .map(|n| {

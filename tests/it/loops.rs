@@ -1,4 +1,4 @@
-//! Larders that ask each other: in a row, which is useful, and in a circle, which ends at once.
+//! Larders that use each other as registries: chains work, loops fail at once.
 
 use crate::support::client::get;
 use crate::support::larder::manifest;
@@ -7,7 +7,7 @@ use crate::support::{FakeRegistry, Image, Larder};
 
 const REPOSITORY: &str = "team/app";
 
-/// A configuration in which the registry `reg.test` is at `url`.
+/// A configuration with the registry `reg.test` at `url`.
 fn config(url: &str) -> String {
     format!(
         "fsync: false\nunlistedRegistries: deny\nregistries:\n  - {{name: reg.test, endpoints: [\"{url}\"]}}\n"
@@ -15,7 +15,7 @@ fn config(url: &str) -> String {
 }
 
 #[test]
-fn two_larders_that_ask_each_other_fail_at_once_and_name_each_other() {
+fn two_larders_in_a_loop_fail_at_once_and_name_each_other() {
     let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
     let mut first = Process::serve_file(directories[0].path(), &config("http://127.0.0.1:1"));
     let to = |address: std::net::SocketAddr| config(&format!("http://{address}/v2/reg.test"));
@@ -36,7 +36,7 @@ fn two_larders_that_ask_each_other_fail_at_once_and_name_each_other() {
 }
 
 #[test]
-fn larders_in_a_row_serve_what_the_last_one_has() {
+fn chained_larders_serve_content_of_the_last_one() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -53,12 +53,12 @@ fn larders_in_a_row_serve_what_the_last_one_has() {
         assert!(get(child.address, &path).body == layer.bytes);
     }
     let asked = &registry.requests()[0];
-    let via = asked.header("via").expect("it says which Larders it has passed");
+    let via = asked.header("via").expect("a Via header");
     assert_eq!(via.matches("1.1 larder-").count(), 3, "{via}");
 }
 
 #[test]
-fn via_of_other_intermediaries_is_ignored_and_not_passed_on() {
+fn via_of_other_intermediaries_is_ignored_and_not_forwarded() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start(&registry);

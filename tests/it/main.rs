@@ -1,111 +1,111 @@
-//! Integration tests, one module a subject.
+//! Integration tests, one module per subject.
 
-// The scripted registry, the raw client, the server under test, and their own tests.
+// The scripted registry, the raw client, the server under test, and tests of these themselves.
 mod support;
-// House rules, checked by a program.
+// House rules for the source.
 mod tidy;
 
-// What a client gets: manifests, blobs, their headers, cold and warm.
+// Manifests and blobs as a client receives them: headers, cold and warm.
 mod pulling;
-// Parts of blobs, while they come and after.
+// Ranges of blobs, during the download and afterwards.
 mod ranges;
-// One download, many readers; readers that leave, are slow, or wait.
+// One download with many readers, which may leave, be slow or wait.
 mod streaming;
-// Wrong bytes, damaged files, things that are no manifests.
+// Wrong bytes, damaged files, and responses that are not manifests.
 mod integrity;
-// Damage on disk, looked for.
-mod damage;
-// Which upstream a request means, and which may be dialled.
+// Scrubbing: the search for damage on disk.
+mod scrub;
+// Which upstream a request addresses, and which upstreams may be contacted.
 mod addressing;
-// What is refused, and how it is said.
+// Refused requests and their error responses.
 mod refusals;
-// HTTP as clients really speak it.
+// HTTP as clients use it.
 mod clients;
-// TLS to clients, and their passwords.
-mod visitors;
-// What a service manager is told, and what is installed.
+// TLS to clients, client certificates and passwords.
+mod client_access;
+// Notifications to the service manager, and the installed files.
 mod service;
-// Tokens, and whose they are.
+// Bearer tokens and their scopes.
 mod tokens;
-// Where redirects may lead.
+// Redirects, and what is sent along them.
 mod redirects;
-// How long a tag is believed.
+// Freshness of tags.
 mod tags;
-// Upstreams that are down, slow, or have had enough.
+// Upstreams that are down, slow or rate limited.
 mod outages;
-// Who may say that there is no such tag.
-mod verdicts;
+// Which responses prove that a tag does not exist.
+mod missing_content;
 // Downloads that break off.
 mod resuming;
-// Upstreams that are odd and yet work.
+// Upstreams with harmless oddities.
 mod quirks;
-// What belongs to an image: platforms, attestations, layers that registries need not have.
+// What a complete image consists of: platforms, attestations, foreign layers.
 mod completeness;
-// Manifests, configs and archives that are made to do harm.
+// Malicious manifests, configs and archives.
 mod hostile_documents;
-// HTTP as registries and object stores really speak it.
+// HTTP as registries and object stores use it.
 mod framing;
-// Larders that ask each other.
+// Chains and loops of Larders.
 mod loops;
 // Tag lists.
 mod lists;
 // Referrers.
 mod referrers;
-// Lists of images.
+// `larder load`.
 mod loading;
-// What is fetched before somebody asks.
+// Prefetching.
 mod prefetch;
-// No upstream at all.
+// Air-gapped mode.
 mod air_gap;
-// No room to write.
+// Caches that cannot be written.
 mod full_disk;
-// Mirrors, and the registry behind them.
+// Several endpoints of one registry.
 mod endpoints;
-// What one client, or one registry, can do to the others.
+// Isolation of clients and registries from each other.
 mod abuse;
-// What browsers, terminals and logs get to see.
+// What browsers, terminals and logs are protected from.
 mod browsers;
-// The commands beside the server.
+// Commands next to a running server.
 mod commands;
-// Images that are removed because somebody says so, or because it is time.
+// Pruning, by command and by schedule.
 mod pruning;
-// Images that are not removed, whatever it is for.
+// Pins.
 mod pins;
-// Images that are removed so that others fit.
-mod room;
-// Probes, metrics and the page.
+// Eviction.
+mod eviction;
+// Probes, metrics and the status page.
 mod probes;
-// The management API: what there is to see.
+// The management API: reading.
 mod management;
-// The management API: what can be done.
-mod operating;
-// Who may do it, and what is said to who may not.
-mod permission;
-// What container clients are told.
-mod mirrors;
-// An image of Larder's own.
+// The management API: changes.
+mod management_changes;
+// The management API: authorization and errors.
+mod management_access;
+// `larder hosts-toml`.
+mod hosts_toml;
+// The hello-world image.
 mod hello;
 // The program as a process: arguments, errors, signals.
 mod process;
-// The configuration, read again while it runs.
+// Reloading the configuration.
 mod reload;
-// Dashboard, alerts and documentation against what is counted.
+// Dashboard, alerts and documentation compared with the metrics.
 mod observability;
-// What the documents claim.
+// Documents compared with the code.
 mod documents;
-// Users, passwords, tokens of our own.
+// Passwords and tokens from the configuration.
 mod credentials;
-// Programs that know users and passwords.
+// Credential helpers.
 mod credential_helpers;
-// Logins that Amazon hands out.
+// Logins for Amazon ECR.
 mod ecr;
-// Given authorities and client certificates.
+// TLS to registries: authorities and client certificates.
 mod tls;
-// Proxies on the way to registries.
+// Proxies between Larder and registries.
 mod proxies;
-// How fast, how many at a time, and how many are left.
-mod manners;
-// What is exported comes back, byte for byte; and what is left out.
+// Rate limits, concurrent downloads and quotas of registries.
+mod rate_limits;
+// Export, and import of what was exported.
 mod bundles;
-// Bundles of other tools, damaged ones, and imports that are killed.
+// Import of foreign and damaged bundles, and interrupted imports.
 mod imports;

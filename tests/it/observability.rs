@@ -1,7 +1,7 @@
-//! Dashboard, rules and documentation name metrics; here they are held against what is rendered.
+//! The metrics that dashboard, rules and documentation name, compared with the metrics that Larder exports.
 //!
-//! What is rendered is what [`everything`] has touched. PromQL is not parsed but looked through for names, selectors and
-//! groupings; `promtool` parses it, in `.ci/run`.
+//! [`everything`] touches each exported metric. PromQL is not parsed; it is searched for names, selectors and groupings.
+//! `promtool` parses it in `.ci/run`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,25 +16,25 @@ const DASHBOARD: &str = "charts/larder/dashboards/larder.json";
 const RULES: &str = "charts/larder/rules/larder.yaml";
 const DOCUMENTATION: &str = "docs/metrics.md";
 
-/// What Prometheus adds to every series.
+/// Labels that Prometheus adds to every series.
 const ADDED_LABELS: [&str; 2] = ["job", "instance"];
-/// Labels whose values are words of Larder's.
+/// Labels with a fixed set of values.
 const CLOSED_LABELS: [&str; 4] = ["how", "kind", "why", "route"];
 
 #[test]
-fn every_metric_of_the_dashboard_is_rendered_with_its_labels() {
+fn every_dashboard_metric_is_exported_with_its_labels() {
     let text = read(DASHBOARD);
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let mut expressions = Vec::new();
-    // Variables ask in a language around PromQL, in which names and selectors look the same.
+    // Variables use a language around PromQL with the same names and selectors.
     strings(&dashboard, &["expr", "definition"], &mut expressions);
-    assert!(expressions.len() > 40, "the dashboard's expressions are not found");
+    assert!(expressions.len() > 40, "no expressions found in the dashboard");
     let series = rendered();
     assert_eq!(unknown(&text, &expressions, &series, &BTreeMap::new()), [""; 0]);
 }
 
 #[test]
-fn every_legend_of_the_dashboard_names_labels_of_its_expression() {
+fn every_dashboard_legend_uses_labels_of_its_expression() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
     let series = rendered();
     let label = regex(r"\{\{(\w+)\}\}");
@@ -54,11 +54,11 @@ fn every_legend_of_the_dashboard_names_labels_of_its_expression() {
             }
         }
     }
-    assert!(legends > 20, "the legends are not found");
+    assert!(legends > 20, "no legends found in the dashboard");
 }
 
 #[test]
-fn every_metric_of_the_rules_is_rendered_with_its_labels() {
+fn every_rule_metric_is_exported_with_its_labels() {
     let rules = rules();
     let expressions: Vec<String> = rules.iter().map(|rule| text(rule, "expr").to_owned()).collect();
     let records = records(&rules, &rendered());
@@ -66,7 +66,7 @@ fn every_metric_of_the_rules_is_rendered_with_its_labels() {
 }
 
 #[test]
-fn recorded_names_have_a_colon_and_are_all_that_rules_refer_to() {
+fn recorded_names_have_a_colon_and_rules_use_only_defined_ones() {
     let rules = rules();
     let records = records(&rules, &rendered());
     assert!(!records.is_empty() && records.keys().all(|name| name.starts_with("larder:")));
@@ -79,10 +79,10 @@ fn recorded_names_have_a_colon_and_are_all_that_rules_refer_to() {
 }
 
 #[test]
-fn every_alert_waits_has_a_severity_and_says_what_to_do() {
+fn every_alert_has_a_delay_a_severity_and_advice() {
     let rules = rules();
     let alerts: Vec<&Value> = rules.iter().filter(|rule| rule["alert"].is_string()).collect();
-    assert!(alerts.len() > 10, "the alerts are not found");
+    assert!(alerts.len() > 10, "no alerts found");
     for alert in alerts {
         let name = text(alert, "alert");
         assert!(name.starts_with("Larder"), "{name}");
@@ -90,8 +90,8 @@ fn every_alert_waits_has_a_severity_and_says_what_to_do() {
         let severity = text(&alert["labels"], "severity");
         assert!(["critical", "warning", "info"].contains(&severity), "{name}: {severity}");
         for (annotation, least) in [("summary", 20), ("description", 100)] {
-            let said = text(&alert["annotations"], annotation);
-            assert!(said.len() >= least, "{name} says too little in its {annotation}: {said}");
+            let message = text(&alert["annotations"], annotation);
+            assert!(message.len() >= least, "the {annotation} of {name} is too short: {message}");
         }
     }
 }
@@ -119,7 +119,7 @@ fn every_metric_is_documented_with_its_type_and_its_labels() {
         let labels = row[3].split([',', '`', ' ']).filter(|label| !label.is_empty());
         let labels: BTreeSet<String> = labels.map(str::to_owned).collect();
         let before = documented.insert(row[1].to_owned(), (row[2].to_owned(), labels));
-        assert!(before.is_none(), "{} is there twice", &row[1]);
+        assert!(before.is_none(), "{} is listed twice", &row[1]);
     }
     let rendered = rendered().into_iter().map(|(name, series)| {
         let labels = series.labels.into_keys().filter(|label| label != "le").collect();
@@ -128,18 +128,18 @@ fn every_metric_is_documented_with_its_type_and_its_labels() {
     assert_eq!(documented, rendered.collect());
 }
 
-// ---- What is rendered ------------------------------------------------------------------------------------------
+// ---- Exported metrics ------------------------------------------------------------------------------------------
 
-/// All series of a name.
+/// All series with one name.
 #[derive(Debug, Default)]
 struct Series {
     /// Counter, gauge or histogram.
     kind: String,
-    /// Labels with the values that were rendered.
+    /// Labels and their exported values.
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// By name, as Prometheus shows them; histograms without what is put behind their names.
+/// The families by name. Histograms are listed without the suffixes of their series.
 type AllSeries = BTreeMap<String, Series>;
 
 fn rendered() -> AllSeries {
@@ -154,7 +154,7 @@ fn rendered() -> AllSeries {
             kinds.insert(found[1].to_owned(), found[2].to_owned());
         }
         let Some(found) = sample.captures(line) else {
-            assert!(line.starts_with('#'), "this is no sample: {line}");
+            assert!(line.starts_with('#'), "not a sample: {line}");
             continue;
         };
         let name = family(&found[1]);
@@ -164,18 +164,18 @@ fn rendered() -> AllSeries {
             series.labels.entry(pair[1].to_owned()).or_default().insert(pair[2].to_owned());
         }
     }
-    // Each family that is registered has been touched, or nobody would miss it here.
+    // Every registered family must have been touched; otherwise a missing one would go unnoticed.
     assert_eq!(kinds.len(), all.len(), "{kinds:?} {:?}", all.keys());
     all
 }
 
-/// A name without what a histogram puts behind it.
+/// A name without the suffix of a histogram series.
 fn family(name: &str) -> &str {
     let of_histogram = ["_bucket", "_sum", "_count"];
     of_histogram.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
 }
 
-/// Every counter touched, and every gauge set. A new field of [`Gauges`] has to be set here to compile.
+/// Touches every counter and sets every gauge. A new field of [`Gauges`] must be set here to compile.
 fn everything() -> (Metrics, Gauges) {
     let metrics = Metrics::default();
     for (kind, how) in
@@ -243,15 +243,17 @@ fn every_gauge() -> Gauges {
         disk_used_bytes: Some(1),
         disk_free_bytes: Some(1),
         disk_size_bytes: Some(1),
+        disk_free_inodes: Some(1),
+        disk_inodes: Some(1),
         cache_size_bytes: Some(1),
         free_space_bytes: Some(1),
         usage: Some(usage),
     }
 }
 
-// ---- What is named ---------------------------------------------------------------------------------------------
+// ---- Named metrics ---------------------------------------------------------------------------------------------
 
-/// What a file says of metrics that are not there, or not so.
+/// References of a file to metrics or labels that do not exist.
 fn unknown(
     text: &str,
     expressions: &[String],
@@ -259,7 +261,7 @@ fn unknown(
     records: &BTreeMap<String, BTreeSet<String>>,
 ) -> Vec<String> {
     let mut findings = Vec::new();
-    // The file as a whole, so that nothing escapes by standing where no expression is looked for.
+    // Search the complete file, so that no expression is missed.
     for name in regex(r"\blarder_[a-z_]+").find_iter(text) {
         if !series.contains_key(family(name.as_str())) {
             findings.push(format!("{} is not rendered", name.as_str()));
@@ -290,7 +292,7 @@ fn unknown(
     findings
 }
 
-/// The labels that some metric of an expression has.
+/// The labels of the metrics in an expression.
 fn labels_of(
     expression: &str,
     series: &AllSeries,
@@ -306,7 +308,7 @@ fn labels_of(
     labels
 }
 
-/// The labels that an expression groups by, or joins on.
+/// The labels that an expression groups by or joins on.
 fn groupings(expression: &str) -> BTreeSet<String> {
     let grouping = regex(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)");
     let lists = grouping.captures_iter(expression).map(|found| found[1].to_owned());
@@ -315,7 +317,7 @@ fn groupings(expression: &str) -> BTreeSet<String> {
     labels.filter(|label| !label.is_empty()).collect()
 }
 
-/// What is recorded, with the labels that it can have.
+/// The recorded metrics with their possible labels.
 fn records(rules: &[Value], series: &AllSeries) -> BTreeMap<String, BTreeSet<String>> {
     let records = rules.iter().filter(|rule| rule["record"].is_string());
     let labels = |expression: &str| match groupings(expression) {
@@ -348,7 +350,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("there is no {key} in {value}"))
 }
 
-/// All texts below these keys, wherever they are.
+/// All texts below these keys, at any depth.
 fn strings(value: &Value, keys: &[&str], found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {

@@ -1,7 +1,7 @@
-//! Upstreams that are down, slow, broken or have had enough: what is cached is served, at once and
-//! flagged; what is not, fails fast; and who is in trouble is left alone for a while.
+//! Upstreams that are down, slow, broken or rate limited. Cached content is served at once, with a warning; other
+//! requests fail fast; and a failing upstream is skipped for a while.
 //!
-//! Proves P-27 (TLS), P-28, P-29, P-48, P-58.
+//! Proves protocol 8.2, 14.1, 14.2 and 14.3 (docs/protocol.md).
 
 use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
@@ -9,7 +9,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
 const REPOSITORY: &str = "team/app";
 const STALE: &str = "110 - \"Response is Stale\"";
 
-/// A registry whose tag `v1` was pulled, blobs and all, and must be confirmed now.
+/// A registry whose tag `v1` was pulled with all blobs, and is due for revalidation.
 fn pulled() -> (FakeRegistry, Larder, Image) {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
@@ -36,7 +36,7 @@ fn assert_stale(got: &Response, image: &Image) {
 }
 
 #[test]
-fn digests_are_served_unflagged_and_tags_flagged_while_upstream_is_gone() {
+fn tags_but_not_digests_carry_a_warning_during_an_outage() {
     let (registry, larder, image) = pulled();
     registry.stop();
     assert_stale(&pull(&larder), &image);
@@ -49,7 +49,7 @@ fn digests_are_served_unflagged_and_tags_flagged_while_upstream_is_gone() {
 }
 
 #[test]
-fn every_kind_of_trouble_leaves_the_cached_tag() {
+fn cached_tag_is_served_after_every_kind_of_failure() {
     for (name, fault) in [
         ("401", Fault::status(401)),
         ("403", Fault::status(403)),
@@ -73,7 +73,7 @@ fn every_kind_of_trouble_leaves_the_cached_tag() {
 }
 
 #[test]
-fn new_manifest_that_cannot_be_fetched_leaves_the_old_one() {
+fn old_manifest_is_served_if_the_new_one_cannot_be_fetched() {
     let (registry, larder, image) = pulled();
     let new = Image::sample("new");
     let digest = registry.add(REPOSITORY, "v1", &new);
@@ -85,13 +85,13 @@ fn new_manifest_that_cannot_be_fetched_leaves_the_old_one() {
 }
 
 #[test]
-fn upstream_in_trouble_is_left_alone_for_a_while_and_then_used_again() {
+fn failing_upstream_is_skipped_for_a_while_and_then_used_again() {
     let (registry, larder, image) = pulled();
     registry.fault(On::anything(), Fault::status(503));
     for _ in 0..10 {
         assert_stale(&pull(&larder), &image);
     }
-    assert_eq!(registry.requests().len(), 1, "one client found out for all");
+    assert_eq!(registry.requests().len(), 1, "one request is enough for all clients");
     registry.clear_faults();
     larder.advance(seconds(10));
     let got = pull(&larder);
@@ -100,7 +100,7 @@ fn upstream_in_trouble_is_left_alone_for_a_while_and_then_used_again() {
 }
 
 #[test]
-fn rate_limit_is_no_storm() {
+fn rate_limit_causes_no_request_storm() {
     let (registry, larder, image) = pulled();
     registry.fault(On::anything(), Fault::rate_limited(60));
     for _ in 0..10 {
@@ -122,19 +122,19 @@ fn slow_upstream_does_not_slow_down_a_cached_tag() {
     registry.clear_requests();
     let gate = Gate::new();
     registry.fault(On::anything(), Fault::Gate(gate.clone()));
-    // The gate is shut the whole time: nobody who waited for upstream would ever be answered.
+    // The gate stays closed, so a client that waited for upstream would never be answered.
     for _ in 0..5 {
         assert_stale(&pull(&larder), &image);
     }
     assert_eq!(registry.requests().len(), 1);
     gate.open();
-    // The confirmation came late, and counts.
+    // The late confirmation still counts.
     until("the late confirmation", || pull(&larder).header("warning").is_none());
     assert_eq!(registry.requests().len(), 1);
 }
 
 #[test]
-fn one_dead_upstream_is_nothing_to_the_others() {
+fn dead_upstream_does_not_affect_the_others() {
     let (dead, alive) = (FakeRegistry::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     alive.add(REPOSITORY, "v1", &image);
@@ -164,7 +164,7 @@ fn certificate_of_an_unknown_authority_is_refused_with_a_reason() {
 }
 
 #[test]
-fn certificate_of_an_unknown_authority_is_accepted_where_that_is_set() {
+fn certificate_of_an_unknown_authority_is_accepted_if_verification_is_skipped() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

@@ -1,4 +1,4 @@
-//! What is pinned: by the configuration, by lists, by hand; and that it stays.
+//! Pins from the configuration, from lists and from commands, and that pinned images are kept.
 
 use std::fs;
 
@@ -6,57 +6,41 @@ use serde_json::json;
 
 use crate::support::larder::until;
 use crate::support::process::run;
-use crate::support::site::{Named, Site, names, report};
+use crate::support::site::{NamedImage, Site, names, report};
 use crate::support::{FakeRegistry, Image, Index};
 
 #[test]
-fn pinned_images_stay_unless_they_are_meant_as_well() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c", "d", "e"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
+fn pinned_images_are_kept_unless_pins_are_included() {
+    let (_registry, site, images) =
+        Site::with_samples(&["alpine:3", "busybox:3", "debian:1", "nginx:1", "redis:1"]);
     let list = site.path("list");
     fs::write(&list, "# kept\nbusybox:3, nginx:1\n").expect("a file");
     site.configure(&format!("pin: ['docker.io/library/deb*']\npinLists: [{}]", list.display()));
-    let all = || {
-        ["alpine", "busybox", "debian", "nginx", "redis"].into_iter().zip(&images).map(
-            |(name, image)| {
-                let tag = if matches!(name, "alpine" | "busybox") { "3" } else { "1" };
-                Named::new(name, tag, image)
-            },
-        )
-    };
-    site.fill(&registry, &all().collect::<Vec<_>>());
-    site.done(&["pin", "alpine:3"]);
-    let said = site.done(&["prune", "*"]);
-    assert!(said.contains("4 images match and are pinned (--include-pinned)"), "{said}");
-    let kept: Vec<String> = all().take(4).map(|each| each.full()).collect();
+    site.run_ok(&["pin", "alpine:3"]);
+    let message = site.run_ok(&["prune", "*"]);
+    assert!(message.contains("4 images match and are pinned (--include-pinned)"), "{message}");
+    let kept: Vec<String> = images[..4].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
-    assert!(all().take(4).all(|each| site.has_all(&each)));
-    let said = report(&site.done(&["prune", "*", "--include-pinned", "--json"]));
-    assert_eq!([&said["removed"], &said["keptPinned"]], [&json!(4), &json!(0)]);
+    assert!(images[..4].iter().all(|each| site.has_all(each)));
+    let message = report(&site.run_ok(&["prune", "*", "--include-pinned", "--json"]));
+    assert_eq!([&message["removed"], &message["keptPinned"]], [&json!(4), &json!(0)]);
     assert!(site.listed(&[]).is_empty());
 }
 
 #[test]
-fn what_a_servers_configuration_pins_stays_also_for_commands_that_do_not_read_it() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "");
+fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
+    let (_registry, site, images) = Site::with_samples(&["busybox:1", "debian:1", "redis:1"]);
     let list = site.path("list");
     fs::write(&list, "busybox:1").expect("a file");
     site.configure(&format!("pin: [debian]\npinLists: [{}]", list.display()));
-    let names = ["busybox", "debian", "redis"];
-    let all: Vec<Named> =
-        names.iter().zip(&images).map(|(name, image)| Named::new(name, "1", image)).collect();
-    site.fill(&registry, &all);
-    let desk = site.serve();
-    until("a note of what is pinned", || site.root().join("pins-configured").exists());
+    let server = site.serve();
+    until("the configured pins to be recorded", || site.root().join("pins-configured").exists());
     let root = site.root().display().to_string();
     let without = |words: &[&str]| run(&[&["--image-path", &root], words].concat());
-    let (code, said, stderr) = without(&["prune", "*"]);
+    let (code, message, stderr) = without(&["prune", "*"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(said.contains("2 images match and are pinned"), "{said}");
-    let kept: Vec<String> = all[..2].iter().map(Named::full).collect();
+    assert!(message.contains("2 images match and are pinned"), "{message}");
+    let kept: Vec<String> = images[..2].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
     let (_, pins, _) = without(&["pin"]);
     assert!(pins.contains("docker.io/library/debian  (configuration of the server)"), "{pins}");
@@ -64,17 +48,17 @@ fn what_a_servers_configuration_pins_stays_also_for_commands_that_do_not_read_it
     assert!(code == Some(2) && stderr.contains("pinned by the configuration"), "{stderr}");
 
     site.configure("pin: [debian]");
-    drop(desk);
-    let desk = site.serve();
-    let noted = || fs::read_to_string(site.root().join("pins-configured")).unwrap_or_default();
-    until("a note of what is pinned now", || !noted().contains("busybox"));
+    drop(server);
+    let server = site.serve();
+    let recorded = || fs::read_to_string(site.root().join("pins-configured")).unwrap_or_default();
+    until("the new pins to be recorded", || !recorded().contains("busybox"));
     assert_eq!(without(&["prune", "*"]).0, Some(0));
-    assert_eq!(site.listed(&[]), [all[1].full()]);
-    drop(desk);
+    assert_eq!(site.listed(&[]), [images[1].full()]);
+    drop(server);
 }
 
 #[test]
-fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_stays() {
+fn image_with_one_platform_pinned_by_digest_is_pinned_and_kept() {
     let registry = FakeRegistry::start();
     let (pinned, other) = (Image::sample("a"), Image::sample("b").platform("linux", "arm64"));
     let indexes = ["a", "b"].map(|label| Index::new().image(&pinned).image(&Image::sample(label)));
@@ -82,31 +66,28 @@ fn image_of_which_one_platform_is_pinned_by_its_digest_is_shown_as_pinned_and_st
     registry.add("library/app", "2", &Index::new().image(&other));
     registry.add("library/copy", "1", &indexes[1]);
     let site = Site::new(&registry, "");
-    site.done(&["load", "app:1", "app:2", "copy:1"]);
-    site.done(&["pin", &format!("app@{}", pinned.digest())]);
+    site.run_ok(&["load", "app:1", "app:2", "copy:1"]);
+    site.run_ok(&["pin", &format!("app@{}", pinned.digest())]);
     let kept = ["docker.io/library/app:1"];
     assert_eq!(site.listed(&["--pinned"]), kept);
-    let desk = site.serve();
-    let is_pinned = |of: &str| desk.look(&format!("image?image={of}"))["pinned"].clone();
+    let server = site.serve();
+    let is_pinned = |name: &str| server.api(&format!("image?image={name}"))["pinned"].clone();
     assert_eq!([is_pinned("app:1"), is_pinned("app:2"), is_pinned("copy:1")], [true, false, false]);
-    desk.wait_for_images(3);
-    assert_eq!(names(&desk.look("images?pinned=true")), kept);
-    site.done(&["prune", "*"]);
+    server.wait_for_images(3);
+    assert_eq!(names(&server.api("images?pinned=true")), kept);
+    site.run_ok(&["prune", "*"]);
     assert_eq!(site.listed(&[]), kept);
 }
 
 #[test]
-fn pins_that_cannot_be_read_stop_a_prune() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let site = Site::new(&registry, "");
-    site.fill(&registry, &[Named::new("app", "1", &image)]);
+fn unreadable_pins_stop_a_prune() {
+    let (_registry, site, images) = Site::with_samples(&["app:1"]);
     let list = site.path("list");
     site.configure(&format!("pinLists: [{}]", list.display()));
-    let refused = |said: &str| {
+    let refused = |message: &str| {
         let (code, _, stderr) = site.run(&["prune", "*"]);
-        assert!(code == Some(1) && stderr.contains(said), "{stderr}");
-        assert!(site.has(&image.digest()));
+        assert!(code == Some(1) && stderr.contains(message), "{stderr}");
+        assert!(site.has_all(&images[0]));
     };
     refused("cannot read the pins in");
     fs::write(&list, "app:1\nA\n").expect("a file");
@@ -114,31 +95,22 @@ fn pins_that_cannot_be_read_stop_a_prune() {
     fs::write(&list, "other:1").expect("a file");
     fs::write(site.root().join("pins"), "not a pin\n").expect("a file");
     refused("pins: not a pin: ");
-    fs::remove_file(site.root().join("pins")).expect("it is there");
-    site.done(&["prune", "*"]);
+    fs::remove_file(site.root().join("pins")).expect("an existing file");
+    site.run_ok(&["prune", "*"]);
     assert!(site.listed(&[]).is_empty());
 }
 
 #[test]
-fn pins_are_set_listed_and_taken_off() {
-    let registry = FakeRegistry::start();
-    let images: Vec<Image> = ["a", "b", "c"].map(Image::sample).into();
-    let site = Site::new(&registry, "pin: [nginx]");
-    site.fill(
-        &registry,
-        &[
-            Named::new("alpine", "3", &images[0]),
-            Named::new("alpine", "edge", &images[1]),
-            Named::new("busybox", "1", &images[2]),
-        ],
-    );
+fn pins_are_added_listed_and_removed() {
+    let (_registry, site, _) = Site::with_samples(&["alpine:3", "alpine:edge", "busybox:1"]);
+    site.configure("pin: [nginx]");
     let list = site.path("more");
     fs::write(&list, "quay.io/org/*, busybox # both\n/^ghcr/\n").expect("a file");
     let list = list.display().to_string();
-    assert_eq!(site.done(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
-    let said = site.done(&["pin", "alpine:3", "--list", &list]);
-    assert!(said.ends_with("1 of them were pinned before\n"), "{said}");
-    let shown = site.done(&["pin"]);
+    assert_eq!(site.run_ok(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
+    let message = site.run_ok(&["pin", "alpine:3", "--list", &list]);
+    assert!(message.ends_with("1 of them were pinned before\n"), "{message}");
+    let shown = site.run_ok(&["pin"]);
     let mut lines: Vec<&str> = shown.lines().collect();
     lines.sort_unstable();
     let expected = [
@@ -151,13 +123,13 @@ fn pins_are_set_listed_and_taken_off() {
     assert_eq!(lines, expected);
     let pinned = ["docker.io/library/alpine:3", "docker.io/library/busybox:1"];
     assert_eq!(site.listed(&["--pinned"]), pinned);
-    let table = site.done(&["list"]);
+    let table = site.run_ok(&["list"]);
     let shown = |name: &str| {
         let line = table.lines().find(|line| line.contains(name));
         line.is_some_and(|line| line.ends_with("complete, pinned"))
     };
     assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
-    for (words, said) in [
+    for (words, message) in [
         (&["unpin"][..], "which pins?"),
         (&["unpin", "redis"], "docker.io/library/redis is no pin"),
         (&["unpin", "alpine"], "docker.io/library/alpine is no pin"),
@@ -167,28 +139,25 @@ fn pins_are_set_listed_and_taken_off() {
         (&["pin", "--list", "/nonexistent"], "--list: cannot read /nonexistent"),
     ] {
         let (code, _, stderr) = site.run(words);
-        assert!(code == Some(2) && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
     }
-    assert_eq!(site.listed(&["--pinned"]), pinned, "none of them is taken off if one cannot be");
-    site.done(&["unpin", "alpine:3", "/^ghcr/"]);
+    assert_eq!(site.listed(&["--pinned"]), pinned, "no pin is removed if one of them cannot be");
+    site.run_ok(&["unpin", "alpine:3", "/^ghcr/"]);
     assert_eq!(site.listed(&["--pinned"]), pinned[1..]);
 }
 
 #[test]
-fn import_pins_what_it_imports_if_that_is_wished() {
-    let registry = FakeRegistry::start();
-    let images = [Image::sample("a"), Image::sample("b")];
-    let (near, far) = (Site::new(&registry, ""), Site::new(&registry, ""));
-    near.fill(&registry, &[Named::new("app", "1", &images[0])]);
+fn import_pins_images_on_request() {
+    let (_near_registry, near, _) = Site::with_samples(&["app:1"]);
+    let (_far_registry, far, _) = Site::with_samples(&["app:2"]);
     let bundle = near.path("one.tar").display().to_string();
-    near.done(&["export", "--all", "--output", &bundle]);
-    far.fill(&registry, &[Named::new("app", "2", &images[1])]);
-    let (code, _, said) = far.run(&["import", "--pin", &bundle]);
-    assert!(code == Some(0) && said.contains("1 images pinned"), "{said}");
+    near.run_ok(&["export", "--all", "--output", &bundle]);
+    let (code, _, message) = far.run(&["import", "--pin", &bundle]);
+    assert!(code == Some(0) && message.contains("1 images pinned"), "{message}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
     far.make_old();
-    far.done(&["prune", "*"]);
+    far.run_ok(&["prune", "*"]);
     assert_eq!(far.listed(&[]), ["docker.io/library/app:1"]);
-    near.done(&["import", &bundle]);
+    near.run_ok(&["import", &bundle]);
     assert!(near.listed(&["--pinned"]).is_empty());
 }

@@ -1,6 +1,6 @@
-//! Completeness: an image that was pulled in part becomes whole by itself, behind those who wait.
+//! Prefetching: a partially pulled image is completed in the background.
 //!
-//! Proves DESIGN.md section 6, "Completeness".
+//! Proves promise 2 (README.md) and `prefetch` (docs/configuration.md).
 
 use larder::cache::Prefetch;
 use larder::oci::Platforms;
@@ -29,7 +29,7 @@ fn wait_until_whole(larder: &Larder, image: &Image) {
 }
 
 #[test]
-fn image_whose_manifest_was_pulled_becomes_whole_and_each_blob_comes_once() {
+fn pulled_manifest_prefetches_each_blob_once() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").layer(bytes(50_000, 9));
     registry.add(REPOSITORY, "v1", &image);
@@ -37,7 +37,7 @@ fn image_whose_manifest_was_pulled_becomes_whole_and_each_blob_comes_once() {
     for _ in 0..3 {
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     }
-    // A client that pulls meanwhile changes nothing about that.
+    // A concurrent pull by a client does not change that.
     let layer = &image.layers()[0];
     assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
     wait_until_whole(&larder, &image);
@@ -47,12 +47,12 @@ fn image_whose_manifest_was_pulled_becomes_whole_and_each_blob_comes_once() {
 }
 
 #[test]
-fn head_of_a_manifest_is_no_pull() {
+fn head_of_a_manifest_does_not_prefetch() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = start(&registry, Prefetch::default());
     assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
-    // What the next request makes fetch would come behind what this one had.
+    // If HEAD had started a prefetch, it would run before that of the next request.
     let other = Image::sample("v2");
     registry.add(REPOSITORY, "v2", &other);
     larder.get(&manifest(REPOSITORY, "v2"));
@@ -63,7 +63,7 @@ fn head_of_a_manifest_is_no_pull() {
 }
 
 #[test]
-fn children_of_an_index_are_fetched_where_their_platform_is_wanted() {
+fn children_of_an_index_are_prefetched_for_selected_platforms() {
     let registry = FakeRegistry::start();
     let amd = Image::sample("amd").platform("linux", "amd64").layer(bytes(1000, 1));
     let arm = Image::sample("arm").platform("linux", "arm64").layer(bytes(1000, 2));
@@ -82,7 +82,7 @@ fn children_of_an_index_are_fetched_where_their_platform_is_wanted() {
             registry_of_this.add_untagged(REPOSITORY, image);
         });
         registry_of_this.add(REPOSITORY, "v1", &index);
-        // To know when all that comes has come.
+        // Marks the end of the prefetch.
         let last = Image::sample("last");
         registry_of_this.add(REPOSITORY, "last", &last);
         let larder = start(registry_of_this, platforms(wanted));
@@ -102,7 +102,7 @@ fn children_of_an_index_are_fetched_where_their_platform_is_wanted() {
 }
 
 #[test]
-fn signatures_and_what_else_refers_to_an_image_come_with_it() {
+fn referrers_are_prefetched_with_their_image() {
     let registry = FakeRegistry::start();
     registry.enable_referrers();
     let image = Image::sample("v1");
@@ -126,7 +126,7 @@ fn signatures_and_what_else_refers_to_an_image_come_with_it() {
     }
     registry.stop();
     larder.advance(seconds(3600));
-    // The day the network is gone, a verifier finds what it needs.
+    // During an outage, a verifier finds what it needs.
     let referrers = larder.get(&format!("/v2/{REPOSITORY}/referrers/{digest}"));
     assert!(referrers.status == 200 && referrers.text().contains(&sbom.digest()), "{referrers:?}");
     let tag = format!("{}.sig", digest.replace(':', "-"));
@@ -134,7 +134,7 @@ fn signatures_and_what_else_refers_to_an_image_come_with_it() {
 }
 
 #[test]
-fn referrers_are_asked_for_again_as_often_as_tags_and_not_with_each_pull() {
+fn referrers_are_refreshed_as_often_as_tags() {
     let registry = FakeRegistry::start();
     registry.enable_referrers();
     registry.expect_unknown("/v2/*/manifests/sha256-*");
@@ -170,7 +170,7 @@ fn referrers_are_asked_for_again_as_often_as_tags_and_not_with_each_pull() {
 }
 
 #[test]
-fn what_nobody_waits_for_does_not_keep_those_who_wait() {
+fn prefetch_does_not_delay_clients() {
     let registry = FakeRegistry::start();
     let layers = (0..20).map(|seed| bytes(10_000, seed));
     let image = layers.fold(Image::new("large"), Image::layer);
@@ -191,7 +191,7 @@ fn what_nobody_waits_for_does_not_keep_those_who_wait() {
 }
 
 #[test]
-fn image_that_is_not_whole_when_the_network_fails_becomes_so_afterwards() {
+fn image_left_partial_by_an_outage_is_completed_later() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").layer(bytes(100_000, 4));
     registry.add(REPOSITORY, "v1", &image);
@@ -201,8 +201,8 @@ fn image_that_is_not_whole_when_the_network_fails_becomes_so_afterwards() {
     larder.get(&manifest(REPOSITORY, "v1"));
     registry.wait_for("GET", &blob(REPOSITORY, &broken), 1);
     registry.clear_faults();
-    // The broken download may not have ended yet: somebody else will ask a minute later.
-    until("a whole image", || {
+    // The interrupted download may not have ended yet, so pull again a minute later.
+    until("a complete image", || {
         larder.advance(seconds(61));
         larder.get(&manifest(REPOSITORY, &image.digest()));
         image.blobs().iter().all(|each| larder.has(&each.digest))
@@ -210,7 +210,7 @@ fn image_that_is_not_whole_when_the_network_fails_becomes_so_afterwards() {
 }
 
 #[test]
-fn artifact_without_a_config_is_completed_as_well() {
+fn artifact_without_a_config_is_completed() {
     let registry = FakeRegistry::start();
     let content = bytes(1000, 8);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -227,7 +227,7 @@ fn artifact_without_a_config_is_completed_as_well() {
 }
 
 #[test]
-fn referrers_that_are_here_are_listed_when_nobody_can_be_asked() {
+fn cached_referrers_are_listed_when_air_gapped() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let digest = registry.add(REPOSITORY, "v1", &image);

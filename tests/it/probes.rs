@@ -1,68 +1,68 @@
-//! Probes, metrics, and the page: what is read without a token, and where it is to be had.
+//! Probes, metrics and the status page: available without a token, on configurable ports.
 
 use serde_json::json;
 
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest, until};
 use crate::support::process::Process;
-use crate::support::site::{Named, Site, address_in};
+use crate::support::site::{NamedImage, Site, address_in};
 use crate::support::{FakeRegistry, Image, reserve_port};
 
 #[test]
-fn probes_say_that_it_lives_and_that_it_is_drained() {
+fn probes_report_liveness_and_draining() {
     let (_registry, site, content, digest, gate) = Site::gated(500_000);
-    let desk = site.serve();
+    let server = site.serve();
     for (path, body) in
         [("/livez", "ok\n"), ("/readyz", "ok\n"), ("/health", "{\"status\":\"UP\"}")]
     {
-        let got = desk.ask(path);
+        let got = server.get(path);
         assert_eq!((got.status, got.text().as_str()), (200, body), "{path}");
     }
-    let mut client = desk.begin(&blob("library/big", &digest));
+    let mut client = server.begin(&blob("library/big", &digest));
     client.read_head();
     client.read_body(400_000);
-    desk.process.signal("TERM");
-    until("the drain", || desk.ask("/readyz").status == 503);
-    assert_eq!(desk.ask("/readyz").text(), "draining\n");
-    assert_eq!((desk.ask("/livez").status, desk.ask("/health").status), (200, 200));
-    assert_eq!(desk.look("status")["ready"], false);
-    assert_eq!(desk.metric("larder_ready"), 0.0);
+    server.process.signal("TERM");
+    until("the drain", || server.get("/readyz").status == 503);
+    assert_eq!(server.get("/readyz").text(), "draining\n");
+    assert_eq!((server.get("/livez").status, server.get("/health").status), (200, 200));
+    assert_eq!(server.api("status")["ready"], false);
+    assert_eq!(server.metric("larder_ready"), 0.0);
     gate.open();
     let (rest, complete) = client.read_to_end();
     assert!(complete && rest == content[400_000..]);
-    let (status, log) = desk.process.wait();
+    let (status, log) = server.process.wait();
     assert!(status.success(), "{log}");
 }
 
 #[test]
-fn counters_move_with_what_happens() {
+fn counters_follow_events() {
     let (registry, site, content, digest, gate) = Site::gated(500_000);
     let image = Image::sample("a");
-    let app = Named::new("app", "1", &image);
+    let app = NamedImage::new("app", "1", &image);
     app.publish(&registry);
     registry.expect_unknown("/v2/library/app/manifests/9");
-    let desk = site.serve();
+    let server = site.serve();
     let answers = |kind: &str, how: &str| {
         let labels = format!("kind=\"{kind}\",how=\"{how}\",registry=\"docker.io\"");
-        desk.metric(&format!("larder_answers_total{{{labels}}}"))
+        server.metric(&format!("larder_answers_total{{{labels}}}"))
     };
-    app.pull(desk.serving());
+    app.pull(server.address());
     site.wait_for(&app);
     assert_eq!([answers("manifest", "miss"), answers("manifest", "hit")], [1.0, 0.0]);
     assert_eq!([answers("blob", "miss"), answers("blob", "hit")], [3.0, 0.0]);
-    app.pull(desk.serving());
+    app.pull(server.address());
     assert_eq!([answers("manifest", "miss"), answers("manifest", "hit")], [1.0, 1.0]);
     assert_eq!([answers("blob", "miss"), answers("blob", "hit")], [3.0, 3.0]);
-    assert_eq!(get(desk.serving(), &manifest("library/app", "9")).status, 404);
+    assert_eq!(get(server.address(), &manifest("library/app", "9")).status, 404);
 
     let path = blob("library/big", &digest);
-    let mut clients = [desk.begin(&path), desk.begin(&path)];
+    let mut clients = [server.begin(&path), server.begin(&path)];
     for client in &mut clients {
         assert_eq!(client.read_head().status, 200);
         client.read_body(400_000);
     }
     assert_eq!([answers("blob", "miss"), answers("blob", "join")], [4.0, 1.0]);
-    assert_eq!(desk.metric("larder_flights{kind=\"blob\"}"), 1.0);
+    assert_eq!(server.metric("larder_flights{kind=\"blob\"}"), 1.0);
     gate.open();
     for client in &mut clients {
         assert!(client.read_to_end().1);
@@ -72,44 +72,44 @@ fn counters_move_with_what_happens() {
         + image.manifest().len();
     let fetched = (blobs + content.len()) as f64;
     until("the end of the download", || {
-        desk.metric("larder_downloads_total{outcome=\"done\"}") == 4.0
+        server.metric("larder_downloads_total{outcome=\"done\"}") == 4.0
     });
-    assert_eq!(desk.metric("larder_fetched_bytes_total"), fetched);
-    // What was sent is counted when a response has ended, which its client knows first.
+    assert_eq!(server.metric("larder_fetched_bytes_total"), fetched);
+    // Bytes are counted when the response ends, which the client may notice first.
     let requests = |route: &str, status: u16| {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
-        desk.metric(&format!("larder_requests_total{{{labels}}}"))
+        server.metric(&format!("larder_requests_total{{{labels}}}"))
     };
     until("the end of all responses", || requests("blob", 200) == 8.0);
     assert_eq!([requests("manifest", 200), requests("manifest", 404)], [2.0, 1.0]);
-    let served = desk.metric("larder_served_bytes_total");
+    let served = server.metric("larder_served_bytes_total");
     assert!(served >= (2 * blobs + 2 * content.len()) as f64, "{served}");
     let asked = |outcome: &str| {
         let labels = format!("registry=\"docker.io\",outcome=\"{outcome}\"");
-        desk.metric(&format!("larder_upstream_requests_total{{{labels}}}"))
+        server.metric(&format!("larder_upstream_requests_total{{{labels}}}"))
     };
     let all = registry.requests().len() as f64;
     assert_eq!(asked("ok") + asked("404"), all);
     assert_eq!(asked("404"), registry.count("*", "/v2/library/app/manifests/9") as f64);
-    let traffic = &desk.look("status")["traffic"];
-    let told = ["miss", "hit", "join", "stale", "bypass"].map(|how| traffic[how].as_u64());
-    assert_eq!(told, [Some(5), Some(4), Some(1), Some(0), Some(0)], "{traffic}");
+    let traffic = &server.api("status")["traffic"];
+    let counts = ["miss", "hit", "join", "stale", "bypass"].map(|how| traffic[how].as_u64());
+    assert_eq!(counts, [Some(5), Some(4), Some(1), Some(0), Some(0)], "{traffic}");
     assert_eq!(traffic["bytesFetched"].as_f64(), Some(fetched));
-    assert!(desk.ask("/metrics").text().ends_with("# EOF\n"));
+    assert!(server.get("/metrics").text().ends_with("# EOF\n"));
 }
 
 #[test]
-fn page_and_its_files_may_load_nothing_from_elsewhere() {
+fn page_may_load_nothing_from_other_origins() {
     let registry = FakeRegistry::start();
     let site = Site::new(&registry, "");
-    let desk = site.serve();
+    let server = site.serve();
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
         ("/openapi.yaml", "application/yaml"),
     ] {
-        let got = desk.ask(path);
+        let got = server.get(path);
         assert_eq!((got.status, got.header("content-type")), (200, Some(kind)), "{path}");
         let policy = got.header("content-security-policy").unwrap_or_default();
         for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
@@ -119,14 +119,14 @@ fn page_and_its_files_may_load_nothing_from_elsewhere() {
         assert_eq!(got.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(got.header("referrer-policy"), Some("no-referrer"), "{path}");
     }
-    let page = desk.ask("/").text();
+    let page = server.get("/").text();
     assert!(page.contains("src=\"/page.js\"") && page.contains("href=\"/page.css\""), "{page}");
     for inline in ["src=\"http", "href=\"http", " style=", " onclick=", "<script>", "<style>"] {
         assert!(!page.contains(inline), "{inline} in {page}");
     }
 }
 
-/// A server with these keys beside its registry.
+/// A server with these additional keys in its configuration.
 fn with_ports(registry: &FakeRegistry, keys: &str) -> (Process, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let host = registry.host();
@@ -135,7 +135,7 @@ fn with_ports(registry: &FakeRegistry, keys: &str) -> (Process, tempfile::TempDi
 }
 
 #[test]
-fn health_and_metrics_have_ports_of_their_own_as_the_reference_server_has_them() {
+fn health_and_metrics_have_separate_ports_like_the_reference_server() {
     let registry = FakeRegistry::start();
     let (process, _directory) = with_ports(&registry, "health: 0\nmetrics: 0");
     let health = address_in(&process.banner, "health on http://");
@@ -147,19 +147,19 @@ fn health_and_metrics_have_ports_of_their_own_as_the_reference_server_has_them()
     assert_eq!(answers(health, &paths), [200, 200, 200, 200, 404, 404, 404]);
     assert_eq!(answers(metrics, &paths), [404, 404, 404, 404, 200, 404, 404]);
     assert_eq!(get(health, "/health").json(), json!({"status": "UP"}));
-    // Who was given this port may know, by whatever name it is asked.
-    let told = request(health, "GET", "/health?verbose", &[("Host", "larder.test")]).json();
-    assert_eq!(told["upstreams"][0]["name"], registry.host());
-    assert_eq!(told["upstreams"][0]["endpoints"][0]["breaker"], "closed");
-    assert_eq!(told["servedWithoutCaching"], json!({"blobs": 0, "manifests": 0}));
-    assert_eq!(told["damagedFiles"], 0);
+    // The metrics port answers under every host name.
+    let verbose = request(health, "GET", "/health?verbose", &[("Host", "larder.test")]).json();
+    assert_eq!(verbose["upstreams"][0]["name"], registry.host());
+    assert_eq!(verbose["upstreams"][0]["endpoints"][0]["breaker"], "closed");
+    assert_eq!(verbose["servedWithoutCaching"], json!({"blobs": 0, "manifests": 0}));
+    assert_eq!(verbose["damagedFiles"], 0);
     assert_eq!(request(health, "POST", "/health", &[("Content-Length", "0")]).status, 405);
     let version = format!("larder_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     assert!(get(metrics, "/metrics").text().contains(&version));
 }
 
 #[test]
-fn health_and_metrics_may_be_on_one_port_and_all_of_it_on_that_of_the_management() {
+fn health_and_metrics_may_share_a_port_with_each_other_and_with_management() {
     let registry = FakeRegistry::start();
     let (_held, one) = reserve_port();
     let port = one.port();

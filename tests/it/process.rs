@@ -1,7 +1,6 @@
-//! The program as a process: what it prints, how it ends, what it logs.
+//! The program as a process: output, exit codes, logs.
 //!
-//! Proves the exit codes of DESIGN.md section 8, the drain of section 6, and that no secret of an
-//! upstream reaches the log.
+//! Proves the exit statuses and the drain of docs/operations.md, and that no upstream secret is logged.
 
 use std::fs;
 use std::net::TcpListener;
@@ -20,7 +19,7 @@ fn version_is_printed() {
 }
 
 #[test]
-fn help_is_no_error() {
+fn help_exits_with_0() {
     for arguments in [&["--help"][..], &["serve", "--help"]] {
         let (code, stdout, _) = run(arguments);
         assert_eq!(code, Some(0), "{arguments:?}");
@@ -29,7 +28,7 @@ fn help_is_no_error() {
 }
 
 #[test]
-fn what_is_typed_wrong_ends_with_2_and_says_what() {
+fn usage_error_exits_with_2_and_a_reason() {
     for (arguments, words) in [
         (&["--no-such-flag"][..], "no-such-flag"),
         (&["no-such-command"], "no-such-command"),
@@ -47,7 +46,7 @@ fn what_is_typed_wrong_ends_with_2_and_says_what() {
 }
 
 #[test]
-fn configuration_is_looked_at_without_a_server() {
+fn configuration_is_checked_without_a_server() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");
     let name = path.display().to_string();
@@ -82,7 +81,7 @@ fn configuration_is_looked_at_without_a_server() {
 }
 
 #[test]
-fn what_is_configured_wrong_ends_with_2_and_says_where() {
+fn configuration_error_exits_with_2_and_a_location() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");
     for (text, place) in [
@@ -100,9 +99,9 @@ fn what_is_configured_wrong_ends_with_2_and_says_where() {
 }
 
 #[test]
-fn port_in_use_ends_with_1_and_advice() {
+fn port_in_use_exits_with_1_and_advice() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let port = taken.local_addr().expect("a bound socket").port().to_string();
     let directory = tempfile::tempdir().expect("a directory");
     let cache = directory.path().join("cache").display().to_string();
     let (code, _, stderr) =
@@ -112,7 +111,7 @@ fn port_in_use_ends_with_1_and_advice() {
 }
 
 #[test]
-fn cache_directory_that_is_none_ends_with_1_and_advice() {
+fn invalid_cache_directory_exits_with_1_and_advice() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("file");
     fs::write(&file, b"no directory").expect("a file can be written");
@@ -125,7 +124,7 @@ fn cache_directory_that_is_none_ends_with_1_and_advice() {
 }
 
 #[test]
-fn signal_ends_it_with_0_after_the_responses_under_way() {
+fn signal_drains_responses_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let registry = FakeRegistry::start();
         let content = bytes(100_000, 1);
@@ -153,7 +152,7 @@ fn signal_ends_it_with_0_after_the_responses_under_way() {
 }
 
 #[test]
-fn cache_of_one_process_is_the_next_ones() {
+fn next_process_uses_the_cache() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -174,7 +173,7 @@ fn cache_of_one_process_is_the_next_ones() {
 }
 
 #[test]
-fn killed_process_leaves_no_blob_that_is_not_whole() {
+fn killed_process_leaves_no_incomplete_blob() {
     let registry = FakeRegistry::start();
     let content = bytes(100_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -197,7 +196,7 @@ fn killed_process_leaves_no_blob_that_is_not_whole() {
 }
 
 #[test]
-fn log_holds_no_signature_and_no_token() {
+fn log_contains_no_signature_and_no_token() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -227,7 +226,7 @@ fn log_holds_no_signature_and_no_token() {
 }
 
 #[test]
-fn clients_that_leave_are_no_errors_in_the_log() {
+fn disconnecting_clients_are_not_logged_as_errors() {
     let registry = FakeRegistry::start();
     let content = bytes(200_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -251,7 +250,7 @@ fn clients_that_leave_are_no_errors_in_the_log() {
 }
 
 #[test]
-fn disk_that_fills_up_in_the_middle_of_a_blob_does_not_cut_its_clients() {
+fn disk_that_fills_up_during_a_download_does_not_disconnect_its_clients() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let content = bytes(1_000_000, 1);
@@ -262,12 +261,12 @@ fn disk_that_fills_up_in_the_middle_of_a_blob_does_not_cut_its_clients() {
     let mut client = Connection::open(process.address);
     client.send("GET", &blob(REPOSITORY, &digest), &[]);
     client.read_head();
-    // From the file, before it is full.
+    // Served from the file, before the disk is full.
     assert!(client.read_body(50_000) == content[..50_000]);
     gate.open();
     let (rest, complete) = client.read_to_end();
     assert!(complete && rest == content[50_000..], "{} bytes came", rest.len());
-    // From now on it is known before a byte has come.
+    // From now on the server knows this before the first byte.
     let again = get(process.address, &blob(REPOSITORY, &digest));
     assert!(again.complete && again.body == content);
     process.signal("TERM");
@@ -277,11 +276,11 @@ fn disk_that_fills_up_in_the_middle_of_a_blob_does_not_cut_its_clients() {
 }
 
 #[test]
-fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
+fn environment_proxies_are_used_and_logged_without_credentials() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
-    // One that is spoken to by TLS, so that there is TLS within TLS.
+    // A proxy with TLS, so that there is TLS inside TLS.
     let proxy = FakeProxy::start_tls();
     proxy.route("registry.test:443", registry.address());
     proxy.demand("user", "hunter2");
@@ -299,12 +298,12 @@ fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
         &[
             ("HTTPS_PROXY", &proxy.url_with("user", "hunter2")),
             ("NO_PROXY", "10.0.0.0/8,10.*"),
-            // The operating system's roots, which must know the proxy.
+            // The operating system's roots, which must include the proxy's authority.
             ("SSL_CERT_FILE", &roots),
         ],
     );
-    let said = format!("https registries are reached by way of the proxy {}\n", proxy.url());
-    assert!(process.banner.contains(&said), "{}", process.banner);
+    let message = format!("https registries are reached by way of the proxy {}\n", proxy.url());
+    assert!(process.banner.contains(&message), "{}", process.banner);
     assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     for layer in image.layers() {
@@ -317,7 +316,7 @@ fn proxies_of_the_environment_are_heeded_and_said_without_their_credentials() {
 }
 
 #[test]
-fn proxy_that_is_none_keeps_it_from_starting() {
+fn invalid_proxy_prevents_the_start() {
     for (variable, value) in
         [("HTTPS_PROXY", "http://user:hunter2@p:port"), ("all_proxy", "socks5://u:hunter2@p:1080")]
     {
@@ -330,12 +329,12 @@ fn proxy_that_is_none_keeps_it_from_starting() {
 }
 
 #[test]
-fn what_was_sent_before_the_disk_refused_must_be_what_comes_past_it() {
+fn bytes_sent_before_the_disk_filled_must_match_the_pass_through() {
     let directory = tempfile::tempdir().expect("a directory");
     let registry = FakeRegistry::start();
     let content = bytes(1_000_000, 1);
     let digest = crate::support::digest_of(&content);
-    // The first answer begins wrongly; what is sent past the disk afterwards is right.
+    // The first response starts with wrong bytes. The pass-through response has the right ones.
     registry.add_blob_as(REPOSITORY, &digest, &bytes(1_000_000, 2));
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));

@@ -1,8 +1,8 @@
-//! Proxies between Larder and registries: what goes by way of them, what they get to see, and that they
-//! are no way around the address guard.
+//! Proxies between Larder and registries: what is sent through them, what they can see, and that they do not bypass the
+//! address guard.
 //!
-//! The registries have names that only the proxy knows, since this machine is never reached by way of a
-//! proxy. `.test` resolves nowhere.
+//! Only the proxy knows the names of these registries, because Larder never uses a proxy for the local machine. Names in
+//! `.test` do not resolve.
 
 use std::fs;
 
@@ -16,20 +16,20 @@ use crate::support::{FakeProxy, FakeRegistry, Fault, Image, Larder, On, Publish,
 
 const REPOSITORY: &str = "team/app";
 
-/// Everything by way of that proxy.
+/// Settings that send everything through this proxy.
 fn by_way_of(url: &str) -> ProxySettings {
     let proxy = url.parse().ok();
-    assert!(proxy.is_some(), "{url} is a proxy's URL");
+    assert!(proxy.is_some(), "{url} is not the URL of a proxy");
     ProxySettings { http: proxy.clone(), https: proxy, ..ProxySettings::default() }
 }
 
-/// Lists the registry under `name`, where the proxy knows it, and lets requests without a name mean it.
+/// Lists the registry under `name` and makes it the default. Only the proxy can resolve the name.
 fn list(settings: &mut Settings, name: &str, registry: &FakeRegistry) {
     settings.list(name, registry).endpoint.authority = name.to_owned();
     settings.naming.default_upstream = name.parse().ok();
 }
 
-/// A server that has `registry` as `registry.test` behind the proxy.
+/// A server that reaches `registry` as `registry.test` through the proxy.
 fn larder_behind(
     proxy: &FakeProxy,
     registry: &FakeRegistry,
@@ -61,7 +61,7 @@ fn assert_pulls(larder: &Larder, image: &Image) {
 }
 
 #[test]
-fn https_registry_is_reached_through_a_tunnel_with_all_that_tls_promises() {
+fn https_registry_is_reached_through_a_tunnel_with_verified_tls() {
     let (registry, other) = (FakeRegistry::start_mtls(), FakeRegistry::start_tls());
     let image = publish(&registry);
     let files = tempfile::tempdir().expect("a directory");
@@ -120,7 +120,7 @@ fn layers_share_tunnels() {
 }
 
 #[test]
-fn this_machine_and_exceptions_are_reached_without_it() {
+fn localhost_and_no_proxy_hosts_bypass_the_proxy() {
     let registry = FakeRegistry::start();
     let image = publish(&registry);
     let proxy = FakeProxy::start();
@@ -129,7 +129,7 @@ fn this_machine_and_exceptions_are_reached_without_it() {
     });
     assert_pulls(&larder, &image);
     drop(larder);
-    // Without the proxy nobody knows the name.
+    // Without the proxy the name does not resolve.
     let larder = larder_behind(&proxy, &registry, |settings| {
         settings.upstream.proxies.no_proxy = "other.io, .test".parse().unwrap();
     });
@@ -140,7 +140,7 @@ fn this_machine_and_exceptions_are_reached_without_it() {
 }
 
 #[test]
-fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
+fn proxy_credentials_go_to_the_proxy_only() {
     let registry = FakeRegistry::start();
     let image = publish(&registry);
     registry.require_basic("robot", "letmein");
@@ -163,7 +163,7 @@ fn proxy_sees_its_own_credentials_only_and_the_registry_sees_none_of_them() {
 }
 
 #[test]
-fn proxy_that_wants_other_credentials_is_named_and_they_are_not() {
+fn refused_proxy_credentials_name_the_proxy_and_not_the_credentials() {
     let registry = FakeRegistry::start();
     publish(&registry);
     let proxy = FakeProxy::start();
@@ -181,7 +181,7 @@ fn proxy_that_wants_other_credentials_is_named_and_they_are_not() {
 }
 
 #[test]
-fn proxy_that_makes_no_connection_is_named() {
+fn errors_name_a_proxy_that_cannot_connect() {
     let registry = FakeRegistry::start();
     publish(&registry);
     let proxy = FakeProxy::start();
@@ -196,10 +196,10 @@ fn proxy_that_makes_no_connection_is_named() {
 }
 
 #[test]
-fn no_setting_of_a_registry_counts_for_an_https_proxy() {
+fn registry_settings_do_not_apply_to_an_https_proxy() {
     let registry = FakeRegistry::start_tls();
     publish(&registry);
-    // Nobody vouches for its certificate.
+    // No trusted authority has signed its certificate.
     let proxy = FakeProxy::start_tls();
     let larder = larder_behind(&proxy, &registry, |settings| {
         settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;
@@ -231,7 +231,7 @@ fn cached_images_do_not_need_the_proxy() {
 }
 
 #[test]
-fn redirect_is_followed_by_way_of_the_proxy() {
+fn redirects_are_followed_through_the_proxy() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -246,7 +246,7 @@ fn redirect_is_followed_by_way_of_the_proxy() {
 }
 
 #[test]
-fn proxy_is_no_way_around_the_address_guard() {
+fn proxy_does_not_bypass_the_address_guard() {
     let storage = FakeRegistry::start();
     storage.add_file("/x", "binary/octet-stream", b"a secret of the network's");
     for target in [
@@ -279,7 +279,7 @@ fn proxy_is_no_way_around_the_address_guard() {
 }
 
 #[test]
-fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public() {
+fn unlisted_registries_with_public_names_are_reached_through_the_proxy() {
     let registry = FakeRegistry::start_tls();
     let proxy = FakeProxy::start();
     proxy.route("unlisted.test:443", registry.address());
@@ -293,7 +293,7 @@ fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public()
         assert!(matches!(got.status, 404 | 502..=504), "{name}: {got:?}");
     }
     assert_eq!(proxy.targets(), [""; 0]);
-    // Nobody vouches for this one: its TLS is that of a stranger, through the tunnel as well.
+    // No trusted authority has signed this certificate, and the tunnel does not change that.
     let got = ask("unlisted.test");
     assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
     assert_eq!(proxy.targets(), ["unlisted.test:443"]);
@@ -301,7 +301,7 @@ fn unlisted_registries_are_asked_by_way_of_the_proxy_if_their_names_are_public()
 }
 
 #[test]
-fn unlisted_registries_and_what_they_lead_to_are_asked_at_allowed_ports_only() {
+fn unlisted_registries_and_their_redirects_are_limited_to_allowed_ports() {
     let proxy = FakeProxy::start();
     let mut larder = Larder::start_alone(|settings| {
         settings.upstream.unlisted = UnlistedRegistries::Allow;

@@ -1,7 +1,7 @@
-//! What a client gets: manifests and blobs with the headers it needs, cold and warm, GET and HEAD.
+//! Manifests and blobs with the headers that clients need, cold and warm, by GET and HEAD.
 //!
-//! Proves P-1, P-2, P-3, P-4, P-36 (ETag, If-None-Match), P-41, and promise 2: what was pulled once
-//! needs no upstream.
+//! Proves protocol 3.2, 4.1, 4.2, 4.3, 4.4 and 5.1 (docs/protocol.md), and promise 2 (README.md): content that was
+//! pulled once needs no upstream.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -11,14 +11,14 @@ use crate::support::{
 
 const REPOSITORY: &str = "team/app";
 
-/// The headers that must not depend on the method.
-fn told(response: &Response) -> [Option<String>; 5] {
+/// Headers that must not depend on the method.
+fn headers_of(response: &Response) -> [Option<String>; 5] {
     ["content-type", "content-length", "docker-content-digest", "etag", "accept-ranges"]
         .map(|name| response.header(name).map(str::to_owned))
 }
 
 #[test]
-fn manifests_say_the_same_to_head_and_get_by_tag_and_by_digest() {
+fn head_and_get_agree_by_tag_and_by_digest() {
     fn check(content: &impl Publish, media_type: &str) {
         let registry = FakeRegistry::start();
         let digest = registry.add(REPOSITORY, "v1", content);
@@ -29,9 +29,9 @@ fn manifests_say_the_same_to_head_and_get_by_tag_and_by_digest() {
             for temperature in ["cold", "warm"] {
                 let (head, got) = (larder.head(&path), larder.get(&path));
                 assert_eq!((head.status, got.status), (200, 200), "{temperature} {path}");
-                assert_eq!(told(&head), told(&got), "{temperature} {path}");
+                assert_eq!(headers_of(&head), headers_of(&got), "{temperature} {path}");
                 assert_eq!((head.body.len(), got.body == bytes), (0, true), "{temperature} {path}");
-                let [kind, length, named, etag, _] = told(&got);
+                let [kind, length, named, etag, _] = headers_of(&got);
                 assert_eq!(kind.as_deref(), Some(media_type));
                 assert_eq!(length, Some(bytes.len().to_string()));
                 assert_eq!((named, etag), (Some(digest.clone()), Some(format!("\"{digest}\""))));
@@ -48,7 +48,7 @@ fn manifests_say_the_same_to_head_and_get_by_tag_and_by_digest() {
 }
 
 #[test]
-fn manifest_by_digest_is_asked_for_once() {
+fn manifest_by_digest_is_fetched_once() {
     let registry = FakeRegistry::start();
     let digest = registry.add_untagged(REPOSITORY, &Image::sample("v1"));
     let mut larder = Larder::start(&registry);
@@ -63,7 +63,7 @@ fn manifest_by_digest_is_asked_for_once() {
 }
 
 #[test]
-fn large_manifest_and_every_blob_have_a_length_and_no_transfer_encoding() {
+fn large_manifests_and_blobs_have_a_length_and_no_transfer_encoding() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").annotation("padding", &"x".repeat(40 * 1024));
     registry.add(REPOSITORY, "v1", &image);
@@ -81,7 +81,7 @@ fn large_manifest_and_every_blob_have_a_length_and_no_transfer_encoding() {
 }
 
 #[test]
-fn whole_image_is_byte_exact_and_needs_no_upstream_ever_after() {
+fn pulled_image_is_byte_exact_and_needs_no_upstream_afterwards() {
     for image in [Image::sample("v1"), Image::sample("v1").sha512(), Image::sample("v1").docker()] {
         let registry = FakeRegistry::start();
         let digest = registry.add(REPOSITORY, "v1", &image);
@@ -107,7 +107,7 @@ fn whole_image_is_byte_exact_and_needs_no_upstream_ever_after() {
 }
 
 #[test]
-fn head_of_a_blob_tells_its_length_and_leaves_the_connection_usable() {
+fn head_of_a_blob_returns_its_length_and_keeps_the_connection_usable() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -120,7 +120,7 @@ fn head_of_a_blob_tells_its_length_and_leaves_the_connection_usable() {
     assert!(got.body == content && got.end == End::Open);
     for head in [cold, warm] {
         assert_eq!((head.status, head.body.len(), head.end), (200, 0, End::Open));
-        assert_eq!(told(&head), told(&got));
+        assert_eq!(headers_of(&head), headers_of(&got));
     }
     assert_eq!(registry.count("GET", "*"), 1, "HEAD downloads nothing");
 }
@@ -153,7 +153,7 @@ fn zero_byte_blob_is_served_cold_and_warm() {
 fn zero_byte_body_under_any_other_digest_is_not_served() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
-    // Many times, since what is wrong here shows only if the client is faster than the verdict.
+    // Repeated, because a failure shows only if the client is faster than the digest check.
     for seed in 0..50 {
         let digest = absent_digest(seed);
         registry.add_blob_as(REPOSITORY, &digest, b"");
@@ -164,7 +164,7 @@ fn zero_byte_body_under_any_other_digest_is_not_served() {
 }
 
 #[test]
-fn condition_that_names_the_digest_gets_304_and_no_other() {
+fn only_a_matching_if_none_match_gets_304() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     let digest = registry.add(REPOSITORY, "v1", &image);
@@ -183,7 +183,7 @@ fn condition_that_names_the_digest_gets_304_and_no_other() {
             assert_eq!(got.end, End::Open, "{condition}");
             (got.status, got.body.is_empty())
         };
-        assert_eq!(larder.get(&path).status, 200, "nobody asked for a 304");
+        assert_eq!(larder.get(&path).status, 200, "no condition, no 304");
         for condition in [
             format!("\"{digest}\""),
             digest.clone(),
@@ -200,7 +200,7 @@ fn condition_that_names_the_digest_gets_304_and_no_other() {
 }
 
 #[test]
-fn every_answer_says_which_protocol_it_speaks() {
+fn every_response_states_the_api_version() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);

@@ -1,6 +1,6 @@
-//! Upstreams that are odd and yet work, and clients whose oddity must not reach the cache.
+//! Upstreams with harmless oddities, and client oddities that must not reach the cache.
 //!
-//! Proves P-22, P-24, P-42, and media types as registries really send them.
+//! Proves protocol 4.5, 12.1, 12.3 and 12.5 (docs/protocol.md), and media types as registries send them.
 
 use crate::support::larder::{blob, manifest, seconds};
 use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes, media_type};
@@ -8,7 +8,7 @@ use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, byt
 const REPOSITORY: &str = "team/app";
 
 #[test]
-fn clients_accept_changes_neither_the_question_nor_the_answer() {
+fn accept_header_of_a_client_has_no_effect() {
     let image = Image::sample("v1");
     let index = Index::new().image(&image);
     let mut asked = Vec::new();
@@ -59,7 +59,7 @@ fn schema_1_is_refused() {
 }
 
 #[test]
-fn tag_is_confirmed_though_head_does_not_work_well() {
+fn tag_is_confirmed_although_head_is_broken() {
     for (name, fault) in [
         ("no digest", Fault::NoDigestHeader),
         ("405", Fault::HeadNotAllowed),
@@ -90,7 +90,7 @@ fn tag_is_confirmed_though_head_does_not_work_well() {
 }
 
 #[test]
-fn manifest_is_taken_however_it_is_framed_and_named() {
+fn manifest_is_accepted_in_every_framing_and_under_every_content_type() {
     for (name, fault) in [
         ("no digest", Fault::NoDigestHeader),
         ("chunked", Fault::NoContentLength),
@@ -121,7 +121,7 @@ fn manifest_is_taken_however_it_is_framed_and_named() {
 }
 
 #[test]
-fn media_type_comes_from_the_shape_where_nothing_says_it() {
+fn missing_media_type_is_derived_from_the_manifest() {
     let registry = FakeRegistry::start();
     let without = |bytes: Vec<u8>| {
         let mut document: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
@@ -143,7 +143,7 @@ fn media_type_comes_from_the_shape_where_nothing_says_it() {
 }
 
 #[test]
-fn blob_without_a_length_upstream_has_one_here() {
+fn blob_without_a_length_upstream_is_served_with_one() {
     for (name, fault) in [
         ("chunked", Fault::NoContentLength),
         ("until the end of the connection", Fault::CloseDelimited),
@@ -168,7 +168,7 @@ fn blob_without_a_length_upstream_has_one_here() {
 }
 
 #[test]
-fn head_of_a_blob_works_where_upstreams_does_not() {
+fn head_of_a_blob_works_if_upstream_head_fails() {
     for (name, fault) in [
         ("405", Fault::HeadNotAllowed),
         ("no length", Fault::NoContentLength),
@@ -184,8 +184,8 @@ fn head_of_a_blob_works_where_upstreams_does_not() {
 }
 
 #[test]
-fn head_of_a_blob_does_not_believe_a_length_of_nothing() {
-    // Docker 29 refuses "Target.Size must be greater than zero"; ggcr and oras compare sizes.
+fn head_of_a_blob_ignores_an_upstream_length_of_zero() {
+    // Docker 29 fails with "Target.Size must be greater than zero"; ggcr and oras compare sizes.
     let registry = FakeRegistry::start();
     let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
     registry.fault(On::head_blob(&digest), Fault::ContentLength(0));
@@ -195,7 +195,7 @@ fn head_of_a_blob_does_not_believe_a_length_of_nothing() {
 }
 
 #[test]
-fn request_on_a_dead_pooled_connection_is_repeated_once() {
+fn request_on_a_dead_pooled_connection_is_retried_once() {
     for death in [Fault::CloseBeforeHead, Fault::ResetBeforeHead] {
         let registry = FakeRegistry::start();
         let image = Image::sample("v1");
@@ -216,7 +216,7 @@ fn request_on_a_dead_pooled_connection_is_repeated_once() {
 }
 
 #[test]
-fn repetition_is_sent_on_a_fresh_connection_since_all_idle_ones_may_be_dead() {
+fn retry_uses_a_new_connection_since_all_idle_ones_may_be_dead() {
     let registry = FakeRegistry::start();
     let images: Vec<Image> = (0..4).map(|n| Image::sample(&n.to_string())).collect();
     let gate = crate::support::Gate::new();
@@ -242,7 +242,7 @@ fn repetition_is_sent_on_a_fresh_connection_since_all_idle_ones_may_be_dead() {
 }
 
 #[test]
-fn foreign_layers_are_nobodys_address_book() {
+fn urls_of_foreign_layers_are_never_requested() {
     let (registry, foreign) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(5000, 1);
     let digest = crate::support::digest_of(&content);

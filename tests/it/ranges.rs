@@ -1,6 +1,6 @@
-//! Parts of blobs: RFC 9110, section 14, as clients rely on it, while the blob comes and after.
+//! Ranges of blobs (RFC 9110, section 14), during the download and afterwards.
 //!
-//! Proves P-5, P-6, P-36 (If-Range, Accept-Ranges), P-37.
+//! Proves protocol 5.1, 5.2, 5.3 and 5.5 (docs/protocol.md).
 
 use crate::support::larder::blob;
 use crate::support::{End, FakeRegistry, Fault, Gate, Larder, On, Response, bytes};
@@ -11,22 +11,22 @@ fn ranged(larder: &Larder, path: &str, range: &str) -> Response {
     larder.request("GET", path, &[("Range", range)])
 }
 
-/// Range, status, where the answer's bytes begin and end.
+/// Range, status, and the first and last byte of the response.
 const TABLE: &[(&str, u16, usize, usize)] = &[
-    // The conformance suite's six.
+    // The six ranges of the conformance suite.
     ("bytes=500-1499", 206, 500, 1500),
     ("bytes=500-", 206, 500, 2048),
     ("bytes=-500", 206, 1548, 2048),
     ("bytes=2000-5000", 206, 2000, 2048),
     ("bytes=500-0", 416, 0, 0),
     ("bytes=5000-10000", 416, 0, 0),
-    // The edges.
+    // Boundaries.
     ("bytes=0-0", 206, 0, 1),
     ("bytes=0-", 206, 0, 2048),
     ("bytes=2047-", 206, 2047, 2048),
     ("bytes=2048-", 416, 0, 0),
     ("bytes=-5000", 206, 0, 2048),
-    // What is ignored, since several parts, other units and garbage get the whole.
+    // Ignored ranges: several parts, other units and invalid values get the complete content.
     ("bytes=0-1,4-5", 200, 0, 2048),
     ("bytes=0-1, -5", 200, 0, 2048),
     ("lines=0-1", 200, 0, 2048),
@@ -61,7 +61,7 @@ fn ranges_of_a_cold_blob() {
         larder.wait_until_cached(&digest);
         let fetched = registry.requests_for("GET", &blob("*", &digest));
         assert_eq!(fetched.len(), 1, "{range}");
-        assert_eq!(fetched[0].header("range"), None, "the whole blob is fetched, once");
+        assert_eq!(fetched[0].header("range"), None, "the complete blob is fetched once");
     }
 }
 
@@ -83,7 +83,7 @@ fn ranges_of_a_warm_blob() {
 }
 
 #[test]
-fn parallel_chunks_get_206_and_right_bytes_while_the_blob_is_being_filled() {
+fn parallel_ranges_get_206_and_right_bytes_during_the_download() {
     let registry = FakeRegistry::start();
     let content = bytes(300_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
@@ -93,7 +93,7 @@ fn parallel_chunks_get_206_and_right_bytes_while_the_blob_is_being_filled() {
     registry.fault(On::get_blob(&digest), Fault::All(pauses));
     let larder = Larder::start(&registry);
     let path = blob(REPOSITORY, &digest);
-    // As containerd does: open-ended ranges, each of which is left when its chunk is full.
+    // Like containerd: open-ended ranges, each abandoned when its chunk is complete.
     let chunks = [0, 100_000, 200_000];
     let mut connections = chunks.map(|start| {
         let mut connection = larder.connect();
@@ -122,7 +122,7 @@ fn parallel_chunks_get_206_and_right_bytes_while_the_blob_is_being_filled() {
 }
 
 #[test]
-fn range_counts_only_if_it_continues_the_same_content() {
+fn range_is_honoured_only_if_if_range_matches() {
     let registry = FakeRegistry::start();
     let content = bytes(2048, 1);
     let digest = registry.add_blob(REPOSITORY, &content);

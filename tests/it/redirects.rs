@@ -1,6 +1,6 @@
-//! Where redirects may lead, and what goes along.
+//! Redirect targets, and the headers that follow.
 //!
-//! Proves P-20, P-21, P-45 (https stays https), and that content is found where redirects lead.
+//! Proves protocol 10.4, 11.1, 11.2 and 11.3 (docs/protocol.md), and that content is found through redirects.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -28,12 +28,12 @@ fn authorization_does_not_follow_a_redirect_to_another_port() {
 }
 
 #[test]
-fn authorization_stays_on_its_own_host() {
+fn authorization_is_sent_to_its_host_only() {
     let registry = FakeRegistry::start();
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
     registry.add_blob("storage/app", &content);
-    // Its tokens are good for one repository: the second hop must bring the first one's along.
+    // Tokens apply to one repository, so the second hop must carry the first one's.
     registry.require_bearer(&TokenServer::new());
     let location = format!("/files/{digest}");
     registry.add_file(&location, "application/octet-stream", &content);
@@ -45,7 +45,7 @@ fn authorization_stays_on_its_own_host() {
 }
 
 #[test]
-fn blobs_and_manifests_are_found_behind_every_kind_of_redirect() {
+fn blobs_and_manifests_are_fetched_through_every_kind_of_redirect() {
     for status in [301, 302, 303, 307, 308] {
         let (registry, other) = (FakeRegistry::start(), FakeRegistry::start());
         let image = Image::sample("v1");
@@ -70,7 +70,7 @@ fn blobs_and_manifests_are_found_behind_every_kind_of_redirect() {
         for _ in 0..2 {
             let got = larder.get(&manifest(REPOSITORY, "v1"));
             assert!(got.body == image.manifest(), "{status}: {got:?}");
-            // The second time it is confirmed by HEAD, which must stay HEAD.
+            // The second time the tag is revalidated by HEAD, and a redirected HEAD must stay HEAD.
             larder.advance(crate::support::larder::seconds(3600));
         }
         assert_eq!(other.count("HEAD", "/v2/*/manifests/*"), 1, "{status}");
@@ -98,7 +98,7 @@ fn ten_redirects_are_followed_and_an_eleventh_is_not() {
 }
 
 #[test]
-fn redirect_in_a_circle_ends() {
+fn redirect_loop_ends() {
     let (registry, other) = (FakeRegistry::start(), FakeRegistry::start());
     let (there, back) = (other.url("/v2/x/manifests/v1"), registry.url("/v2/x/manifests/v1"));
     registry.fault(On::anything(), Fault::redirect_to(&there));
@@ -126,7 +126,7 @@ fn relative_redirects_are_resolved() {
 }
 
 #[test]
-fn redirects_that_lead_nowhere_good_are_refused() {
+fn redirects_to_forbidden_targets_are_refused() {
     for location in [
         "",
         "ftp://127.0.0.1/x",
@@ -152,7 +152,7 @@ fn redirects_that_lead_nowhere_good_are_refused() {
 }
 
 #[test]
-fn https_is_not_left() {
+fn redirects_from_https_to_http_are_refused() {
     let (registry, storage) = (FakeRegistry::start_tls(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -173,7 +173,7 @@ fn https_is_not_left() {
 }
 
 #[test]
-fn skipped_verification_is_for_the_registry_and_not_for_where_it_leads() {
+fn skipped_verification_does_not_apply_to_redirect_targets() {
     let (registry, storage) = (FakeRegistry::start_tls(), FakeRegistry::start_tls());
     let content = bytes(5000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);

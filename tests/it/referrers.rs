@@ -1,7 +1,7 @@
-//! Referrers: relayed, found in the cache while the registry cannot be reached, and listed for registries that do
-//! not list them.
+//! Referrers: relayed, served from the cache while the registry is unreachable, and listed for registries without the
+//! referrers API.
 //!
-//! Proves P-39.
+//! Proves protocol 7.3 and 7.4 (docs/protocol.md).
 
 use larder::cache::Prefetch;
 use larder::upstream::BreakerPolicy;
@@ -18,7 +18,7 @@ fn referrers(digest: &str) -> String {
     format!("/v2/{REPOSITORY}/referrers/{digest}")
 }
 
-/// A registry with an image and two referrers of it, of the types `a/signature` and `a/sbom+json`.
+/// A registry with an image and its two referrers of the types `a/signature` and `a/sbom+json`.
 fn registry_with_referrers() -> (FakeRegistry, String) {
     let registry = FakeRegistry::start();
     registry.enable_referrers();
@@ -43,12 +43,12 @@ fn check_index(got: &Response) -> Vec<Value> {
 }
 
 #[test]
-fn referrers_are_relayed_and_filtered_where_upstream_filters() {
+fn referrers_are_relayed_and_filtered_if_upstream_filters() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start(&registry);
     let all = larder.get(&referrers(&digest));
     assert_eq!((check_index(&all).len(), all.header("oci-filters-applied")), (2, None));
-    // A plus is a space in a query; who means a plus says %2B.
+    // In a query, `+` is a space; a literal plus is `%2B`.
     for kind in ["a/sbom%2Bjson", "a%2Fsbom%2Bjson"] {
         let got = larder.get(&format!("{}?artifactType={kind}", referrers(&digest)));
         let entries = check_index(&got);
@@ -60,7 +60,7 @@ fn referrers_are_relayed_and_filtered_where_upstream_filters() {
 }
 
 #[test]
-fn new_referrer_shows_after_a_while() {
+fn new_referrer_is_listed_after_the_ttl() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start(&registry);
     assert_eq!(check_index(&larder.get(&referrers(&digest))).len(), 2);
@@ -74,7 +74,7 @@ fn new_referrer_shows_after_a_while() {
 }
 
 #[test]
-fn registry_without_referrers_is_said_to_have_none_such() {
+fn registry_without_referrers_api_gets_404_unsupported() {
     let elsewhere = FakeRegistry::start();
     for (name, fault) in [
         ("404", Fault::status(404)),
@@ -103,7 +103,7 @@ fn registry_without_referrers_is_said_to_have_none_such() {
 }
 
 #[test]
-fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
+fn referrers_of_an_unlisted_registry_are_not_answered_with_name_unknown() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let got = larder.get(&format!("{}?ns=quay.io", referrers(&absent_digest(1))));
@@ -112,10 +112,10 @@ fn referrers_of_an_unlisted_registry_are_not_a_missing_repository() {
 }
 
 #[test]
-fn cached_referrers_are_found_while_the_registry_is_gone() {
+fn cached_referrers_are_listed_during_an_outage() {
     for is_restarted in [false, true] {
         let (registry, digest) = registry_with_referrers();
-        // No referrers API: clients keep an index under a tag.
+        // Without the referrers API, clients store an index under a tag.
         registry.fault(On::referrers(&digest), Fault::status(404));
         let mut larder = Larder::start(&registry);
         let image = Image::sample("v1");
@@ -139,15 +139,15 @@ fn cached_referrers_are_found_while_the_registry_is_gone() {
                 (check_index(&got).len(), got.header("oci-filters-applied")),
                 (0, Some("artifactType"))
             );
-            // A leaf: nothing refers to it.
+            // Nothing refers to this signature.
             assert!(check_index(&larder.get(&referrers(&signature))).is_empty());
         }
         let got = larder.get(&referrers(&absent_digest(1)));
-        assert_ne!(got.status, 200, "nothing is known of it: {got:?}");
+        assert_ne!(got.status, 200, "this image has no cached referrers: {got:?}");
     }
 }
 
-/// The index that clients keep under a tag of `digest` where there is no referrers API.
+/// The index under a tag of `digest` that clients store without the referrers API.
 fn add_index_under_tag(registry: &FakeRegistry, digest: &str, entries: &[Value]) -> String {
     let index =
         json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries });
@@ -166,7 +166,7 @@ fn entry(image: &Image, artifact_type: &str) -> Value {
 }
 
 #[test]
-fn registry_without_the_api_has_its_index_under_the_tag_listed() {
+fn referrers_tag_is_listed_for_a_registry_without_the_api() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let entries = [entry(&Image::new("sig"), "a/sig"), entry(&Image::new("sbom"), "a/sbom")];
@@ -180,7 +180,7 @@ fn registry_without_the_api_has_its_index_under_the_tag_listed() {
     assert_eq!(filtered.header("oci-filters-applied"), Some("artifactType"));
     assert_eq!(registry.count("GET", &manifest(REPOSITORY, &tag)), 1, "believed as any tag is");
 
-    // A signature that was added shows when the tag is not believed any more.
+    // A new signature is listed once the tag is no longer fresh.
     let entries = [&entries[..], &[entry(&Image::new("late"), "a/sig")]].concat();
     add_index_under_tag(&registry, &digest, &entries);
     larder.advance(seconds(301));
@@ -196,7 +196,7 @@ fn registry_without_the_api_has_its_index_under_the_tag_listed() {
 }
 
 #[test]
-fn index_under_the_tag_is_listed_while_only_that_tag_cannot_be_confirmed() {
+fn referrers_tag_is_listed_while_it_cannot_be_confirmed() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let entries = [entry(&Image::new("sig"), "a/sig")];
@@ -224,7 +224,7 @@ fn signature_is_found_among_hundreds_of_cached_manifests() {
     }
     registry.stop();
     larder.restart_with(|settings| settings.cache.air_gapped = true);
-    // The second time, they are not read again.
+    // The second request does not read the manifests again.
     for query in ["", "?artifactType=a/signature"] {
         let found = check_index(&larder.get(&format!("{}{query}", referrers(&digest))));
         assert_eq!(found.len(), 1);
@@ -266,7 +266,7 @@ fn referrers_on_further_pages_are_prefetched() {
 }
 
 #[test]
-fn question_that_hangs_at_the_registry_does_not_keep_later_ones_from_the_cache() {
+fn hanging_referrers_request_does_not_block_later_cached_answers() {
     let (registry, digest) = registry_with_referrers();
     let larder = Larder::start_with(&registry, |settings| {
         let wait = seconds(3600);
@@ -278,8 +278,7 @@ fn question_that_hangs_at_the_registry_does_not_keep_later_ones_from_the_cache()
     registry.fault(On::referrers(&digest), Fault::Gate(gate.clone()));
     let mut hanging = larder.begin(&referrers(&digest));
     gate.wait_until_reached(1);
-    // Meanwhile the registry turns out to be in trouble: the first failure opens its circuit breaker, which the
-    // second request notices.
+    // Meanwhile the first failure opens the circuit breaker of the registry, which the second request notices.
     registry.fault(On::ping(), Fault::status(500));
     registry.fault(On::any_manifest(), Fault::status(500));
     for _ in 0..2 {

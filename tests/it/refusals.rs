@@ -1,7 +1,6 @@
-//! What is refused, and how it is said: statuses that send clients to their next host, and bodies in
-//! the specification's form.
+//! Refused requests: statuses that make clients try their next host, with bodies in the form of the specification.
 //!
-//! Proves P-25, P-26, P-27, P-47, P-59, and that no error text holds a signed URL's query.
+//! Proves protocol 8.1, 8.2, 8.3 and 8.5 (docs/protocol.md), and that no error text contains the query of a signed URL.
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
@@ -55,18 +54,18 @@ fn refused_upload_does_not_desynchronise_its_connection() {
             manifest(REPOSITORY, "v1")
         );
         connection.send_raw(head.as_bytes());
-        // The server may have closed by then, which is its right.
+        // The server may have closed the connection by then.
         let _ = connection.try_send_raw(&vec![b'x'; length]);
         let _ = connection.try_send_raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
         check_error(&connection.read_response(), 405, "UNSUPPORTED");
         if let Some(head) = connection.try_read_head() {
-            assert_eq!(head.status, 200, "the body of {length} was taken for a request");
+            assert_eq!(head.status, 200, "the body of {length} was parsed as a request");
         }
     }
 }
 
 #[test]
-fn malformed_requests_get_the_specifications_errors() {
+fn malformed_requests_get_the_errors_of_the_specification() {
     let registry = FakeRegistry::start();
     let larder = Larder::start(&registry);
     let upper = digest_of(b"x").to_uppercase().replace("SHA256", "sha256");
@@ -94,7 +93,7 @@ fn malformed_requests_get_the_specifications_errors() {
 }
 
 #[test]
-fn paths_of_other_protocols_are_404_in_json() {
+fn other_paths_get_404_in_json() {
     let larder = Larder::start_alone(|_| {});
     for path in ["/v2/_catalog", "/v1/_ping", "/v1/repositories/x/tags", "/", "/healthz", "/v3/"] {
         let got = larder.get(path);
@@ -104,7 +103,7 @@ fn paths_of_other_protocols_are_404_in_json() {
 }
 
 #[test]
-fn what_upstream_lacks_is_404_with_its_own_code() {
+fn missing_upstream_content_gets_404_with_the_right_code() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start(&registry);
@@ -116,7 +115,7 @@ fn what_upstream_lacks_is_404_with_its_own_code() {
     assert_eq!((head.status, head.body.len(), head.end), (404, 0, End::Open));
 }
 
-/// Every way for an upstream to fail, with what a manifest's client is told.
+/// Every kind of upstream failure, and the expected response to a manifest request.
 fn failures() -> Vec<(&'static str, Fault, &'static [u16])> {
     vec![
         ("400", Fault::status(400), &[404, 502]),
@@ -140,7 +139,7 @@ fn failures() -> Vec<(&'static str, Fault, &'static [u16])> {
 }
 
 #[test]
-fn upstreams_failures_reach_a_manifests_client_as_statuses_it_knows_what_to_do_with() {
+fn upstream_failures_of_a_manifest_become_statuses_that_clients_handle() {
     for (name, fault, statuses) in failures() {
         let registry = FakeRegistry::start();
         registry.add(REPOSITORY, "v1", &Image::sample("v1"));
@@ -155,7 +154,7 @@ fn upstreams_failures_reach_a_manifests_client_as_statuses_it_knows_what_to_do_w
 
 #[test]
 fn blob_failures_let_clients_fall_back() {
-    // podman and CRI-O take any other 4xx on a blob for final.
+    // podman and CRI-O treat any other 4xx for a blob as final.
     for (name, fault, _) in failures() {
         let registry = FakeRegistry::start();
         let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
@@ -172,18 +171,18 @@ fn blob_failures_let_clients_fall_back() {
 }
 
 #[test]
-fn rate_limit_of_a_manifest_is_passed_on_with_its_wait() {
+fn rate_limit_of_a_manifest_is_passed_on_with_retry_after() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::rate_limited(77));
     let larder = Larder::start(&registry);
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     check_error(&got, 429, "TOOMANYREQUESTS");
     assert_eq!(got.header("retry-after"), Some("77"));
-    assert_eq!(registry.requests().len(), 1, "who has had enough is not asked again at once");
+    assert_eq!(registry.requests().len(), 1, "no new request before Retry-After");
 }
 
 #[test]
-fn upstream_that_is_gone_or_silent_is_a_bad_gateway() {
+fn unreachable_or_silent_upstream_is_a_bad_gateway() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::StallForever);
     let larder = Larder::start(&registry);
@@ -194,7 +193,7 @@ fn upstream_that_is_gone_or_silent_is_a_bad_gateway() {
     registry.stop();
     let gone = larder.get(&manifest(REPOSITORY, "v2"));
     assert!(matches!(gone.status, 502..=504), "{gone:?}");
-    assert!(gone.text().contains(&registry.host()), "says who: {gone:?}");
+    assert!(gone.text().contains(&registry.host()), "the error names the registry: {gone:?}");
 }
 
 #[test]
@@ -211,7 +210,7 @@ fn upstream_whose_name_does_not_resolve_is_a_bad_gateway() {
 }
 
 #[test]
-fn error_texts_never_hold_the_query_of_a_signed_url() {
+fn error_texts_never_contain_the_query_of_a_signed_url() {
     for fault in [
         Fault::status(500),
         Fault::status(403),

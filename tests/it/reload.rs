@@ -1,4 +1,4 @@
-//! The configuration, read again while Larder runs: on SIGHUP, and when its file has changed.
+//! Reloading the configuration, on SIGHUP and when the file changes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,23 +13,23 @@ use crate::support::{
 };
 
 const REPOSITORY: &str = "team/app";
-/// The registry of a test that has but one, wherever it really is.
+/// The name of the registry in tests with a single one.
 const NAME: &str = "registry.test";
 
-/// A configuration file. What is fetched behind clients would make the number of requests uncertain.
-fn config(entries: &[String], further: &str) -> String {
+/// A configuration file. Prefetching would make the number of requests unpredictable, so it is off.
+fn config(entries: &[String], extra: &str) -> String {
     let entries: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
-    format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{further}\nregistries:\n{entries}\n")
+    format!("fsync: false\nprefetch: false\ndefaultNs: {NAME}\n{extra}\nregistries:\n{entries}\n")
 }
 
-/// An entry of `registries`, with further keys.
-fn entry(name: &str, at: &FakeRegistry, further: &str) -> String {
-    format!("{{name: {name}, endpoints: [\"{}\"]{further}}}", at.url(""))
+/// An entry of `registries` with extra keys.
+fn entry(name: &str, at: &FakeRegistry, extra: &str) -> String {
+    format!("{{name: {name}, endpoints: [\"{}\"]{extra}}}", at.url(""))
 }
 
-/// The one entry of a test that has but one.
-fn one(at: &FakeRegistry, further: &str) -> [String; 1] {
-    [entry(NAME, at, further)]
+/// The entry of a single registry.
+fn one(at: &FakeRegistry, extra: &str) -> [String; 1] {
+    [entry(NAME, at, extra)]
 }
 
 fn registry_with_image() -> (FakeRegistry, Image) {
@@ -43,14 +43,14 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// Writes another configuration and lets it be read. Returns what was said of it.
+/// Writes a configuration, sends SIGHUP, and returns the log message about the reload.
 fn reload(process: &mut Process, directory: &Path, text: &str) -> String {
     Process::put_config(directory, text);
     process.signal("HUP");
     process.wait_until_it_logs("configuration reloaded (SIGHUP)")
 }
 
-/// Ends the server, which must end well, and returns all that it has logged.
+/// Stops the server, which must exit successfully, and returns its complete log.
 fn log_of(process: Process) -> String {
     process.signal("TERM");
     let (status, log) = process.wait();
@@ -59,7 +59,7 @@ fn log_of(process: Process) -> String {
 }
 
 #[test]
-fn registry_that_a_reload_adds_is_pulled_from_and_one_that_it_removes_is_not() {
+fn reload_adds_and_removes_registries() {
     let ((first, image), (second, _)) = (registry_with_image(), registry_with_image());
     let directory = directory();
     let closed = "unlistedRegistries: deny";
@@ -72,17 +72,17 @@ fn registry_that_a_reload_adds_is_pulled_from_and_one_that_it_removes_is_not() {
     assert_eq!(ask(&process, "first.test", "v1").status, 200);
     assert_eq!(ask(&process, "second.test", "v1").status, 404);
 
-    let said = reload(&mut process, directory.path(), &config(&entries, closed));
-    assert!(said.contains("registries changed (registries: added second.test)"), "{said}");
+    let message = reload(&mut process, directory.path(), &config(&entries, closed));
+    assert!(message.contains("registries changed (registries: added second.test)"), "{message}");
     assert!(ask(&process, "second.test", "v1").body == image.manifest());
     let by_alias = manifest(&format!("b/{REPOSITORY}"), "v1");
     assert!(get(process.address, &by_alias).body == image.manifest());
 
-    let said = reload(&mut process, directory.path(), &config(&entries[1..], closed));
-    assert!(said.contains("removed first.test"), "{said}");
-    assert_eq!(ask(&process, "first.test", "v1").status, 200, "what is cached is served");
+    let message = reload(&mut process, directory.path(), &config(&entries[1..], closed));
+    assert!(message.contains("removed first.test"), "{message}");
+    assert_eq!(ask(&process, "first.test", "v1").status, 200, "cached content is served");
     assert_eq!(ask(&process, "first.test", "v2").status, 404);
-    assert_eq!(first.count("*", "*"), 1, "and it is not asked any more");
+    assert_eq!(first.count("*", "*"), 1, "no further request");
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn changed_credentials_are_used_for_the_next_request() {
 }
 
 #[test]
-fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
+fn sighup_rereads_helper_logins_and_certificate_files() {
     let registry = FakeRegistry::start_tls();
     let other = FakeRegistry::start_tls();
     let image = Image::sample("v1");
@@ -114,12 +114,12 @@ fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
     let say = |secret: &str| put("says", &format!(r#"{{"Username":"u","Secret":"{secret}"}}"#));
     let helper = path("docker-credential-test");
     script(&helper, &format!("cat {}", path("says").display()));
-    let further = format!(
+    let extra = format!(
         ", tls: {{ca: {}}}, auth: {{credentialHelper: {}}}",
         path("ca.pem").display(),
         helper.display()
     );
-    let text = config(&one(&registry, &further), "");
+    let text = config(&one(&registry, &extra), "");
     put("ca.pem", &other.ca_pem());
     say("old");
     let mut process = Process::serve_file(directory.path(), &text);
@@ -128,16 +128,20 @@ fn login_of_a_helper_and_files_with_certificates_are_had_anew_after_a_hangup() {
     assert!(got.status == 502 && got.text().contains("TLS"), "{got:?}");
 
     put("ca.pem", &format!("{}\n", registry.ca_pem()));
-    let said = reload(&mut process, directory.path(), &text);
-    assert!(said.contains("nothing differs"), "{said}");
-    assert_eq!(ask(&process).status, 403, "the authority is believed, the password is old");
+    let message = reload(&mut process, directory.path(), &text);
+    assert!(message.contains("nothing differs"), "{message}");
+    assert_eq!(
+        ask(&process).status,
+        403,
+        "the new authority is trusted, the password is still old"
+    );
 
     say("new");
     reload(&mut process, directory.path(), &text);
     assert!(ask(&process).body == image.manifest());
 }
 
-/// A registry that sends half of a blob until the gate is opened: its content and digest.
+/// A registry that sends half of a blob and stops at a gate, with content, digest and gate.
 fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
     let registry = FakeRegistry::start();
     let content = bytes(100_000, 1);
@@ -148,7 +152,7 @@ fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
 }
 
 #[test]
-fn download_and_connection_live_through_a_reload_of_their_registry() {
+fn downloads_and_connections_survive_a_reload_of_their_registry() {
     let (registry, content, digest, gate) = gated();
     let directory = directory();
     let mut process = Process::serve_file(directory.path(), &config(&one(&registry, ""), ""));
@@ -160,14 +164,14 @@ fn download_and_connection_live_through_a_reload_of_their_registry() {
     assert!(busy.read_body(50_000) == content[..50_000]);
 
     let changed = one(&registry, ", rateLimit: 100M, auth: {user: u, password: p}");
-    let said = reload(&mut process, directory.path(), &config(&changed, ""));
-    assert!(said.contains(&format!("changed {NAME}")), "{said}");
-    let said = reload(&mut process, directory.path(), &config(&[], "unlistedRegistries: deny"));
-    assert!(said.contains(&format!("removed {NAME}")), "{said}");
+    let message = reload(&mut process, directory.path(), &config(&changed, ""));
+    assert!(message.contains(&format!("changed {NAME}")), "{message}");
+    let message = reload(&mut process, directory.path(), &config(&[], "unlistedRegistries: deny"));
+    assert!(message.contains(&format!("removed {NAME}")), "{message}");
     let mut late = Connection::open(process.address);
     late.send("GET", &blob(REPOSITORY, &digest), &[]);
     late.read_head();
-    assert!(late.read_body(50_000) == content[..50_000], "it is still to be joined");
+    assert!(late.read_body(50_000) == content[..50_000], "new clients still join the download");
     gate.open();
     for client in [&mut busy, &mut late] {
         let (rest, complete) = client.read_to_end();
@@ -179,7 +183,7 @@ fn download_and_connection_live_through_a_reload_of_their_registry() {
 }
 
 #[test]
-fn download_that_breaks_off_is_gone_on_with_where_the_registry_is_now() {
+fn interrupted_download_resumes_at_the_reloaded_endpoint() {
     let (old, new) = (FakeRegistry::start(), FakeRegistry::start());
     let content = bytes(100_000, 1);
     let digest = old.add_blob(REPOSITORY, &content);
@@ -202,7 +206,7 @@ fn download_that_breaks_off_is_gone_on_with_where_the_registry_is_now() {
 }
 
 #[test]
-fn registry_whose_entry_is_the_same_keeps_its_tokens() {
+fn registry_with_an_unchanged_entry_keeps_its_tokens() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let tokens = TokenServer::new();
@@ -219,7 +223,7 @@ fn registry_whose_entry_is_the_same_keeps_its_tokens() {
 }
 
 #[test]
-fn file_that_is_wrong_changes_nothing_and_says_where() {
+fn invalid_file_changes_nothing_and_the_error_names_the_place() {
     let (registry, image) = registry_with_image();
     let directory = directory();
     let good = config(&one(&registry, ""), "");
@@ -231,25 +235,26 @@ fn file_that_is_wrong_changes_nothing_and_says_where() {
         (config(&[NAME, NAME].map(|name| format!("{{name: {name}}}")), ""), "listed twice"),
         (config(&nowhere, ""), "cannot read /nonexistent/ca.pem"),
         (config(&one(&registry, ", auth: {user: u}"), ""), NAME),
-        // What a full disk leaves of a file that is saved.
+        // The remains of a file that was saved on a full disk.
         ("\n".to_owned(), "larder.yaml: it is empty"),
     ] {
         Process::put_config(directory.path(), &text);
         process.signal("HUP");
-        let said = process.wait_until_it_logs("the configuration that was in force stays in force");
-        assert!(said.contains("[ERROR]") && said.contains(words), "{said}");
+        let message =
+            process.wait_until_it_logs("the configuration that was in force stays in force");
+        assert!(message.contains("[ERROR]") && message.contains(words), "{message}");
     }
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
-    let said = reload(&mut process, directory.path(), &good);
-    assert!(said.contains("nothing differs"), "{said}");
+    let message = reload(&mut process, directory.path(), &good);
+    assert!(message.contains("nothing differs"), "{message}");
 }
 
 #[test]
-fn changed_file_is_noticed_without_a_signal_also_behind_links() {
+fn changed_file_is_noticed_without_a_signal_even_through_symlinks() {
     let (registry, image) = registry_with_image();
     let directory = directory();
     let path = |name: &str| directory.path().join(name);
-    // As Kubernetes mounts a ConfigMap.
+    // The layout of a ConfigMap mounted by Kubernetes.
     let versions = [config(&[], "airGapped: true"), config(&one(&registry, ""), "")];
     for (version, text) in ["v1", "v2"].iter().zip(&versions) {
         fs::create_dir(path(version)).expect("a directory can be made");
@@ -261,23 +266,26 @@ fn changed_file_is_noticed_without_a_signal_also_behind_links() {
     assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 404);
     symlink("v2", path("new")).expect("a link can be made");
     fs::rename(path("new"), path("..data")).expect("a link can be moved");
-    let said = process.wait_until_it_logs("configuration reloaded (the file has changed)");
-    assert!(said.contains(&format!("added {NAME}")) && said.contains("airGapped"), "{said}");
+    let message = process.wait_until_it_logs("configuration reloaded (the file has changed)");
+    assert!(
+        message.contains(&format!("added {NAME}")) && message.contains("airGapped"),
+        "{message}"
+    );
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
 }
 
 #[test]
-fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_there() {
+fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
     let directory = directory();
     let ca = directory.path().join("ca.pem");
     let mut process = Process::serve_file(directory.path(), &config(&[], ""));
-    let further = format!(", tls: {{ca: {}}}", ca.display());
-    Process::put_config(directory.path(), &config(&one(&registry, &further), ""));
+    let extra = format!(", tls: {{ca: {}}}", ca.display());
+    Process::put_config(directory.path(), &config(&one(&registry, &extra), ""));
     process.wait_until_it_logs("the configuration that was in force stays in force");
-    // One that has something in it from the beginning.
+    // A file that has content from the start.
     fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
     fs::rename(directory.path().join("new"), &ca).expect("a file can be moved");
     process.wait_until_it_logs("configuration reloaded (the file has changed)");
@@ -287,7 +295,7 @@ fn changed_file_that_is_refused_is_said_once_and_taken_when_what_it_names_is_the
 }
 
 #[test]
-fn log_level_changes() {
+fn reload_changes_the_log_level() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
@@ -295,13 +303,13 @@ fn log_level_changes() {
     let mut process = Process::serve_file(directory.path(), &text("info"));
     let debug = |tag: &str| format!("{NAME}/{REPOSITORY}:{tag}: sha256:");
     get(process.address, &manifest(REPOSITORY, "v1"));
-    let said = reload(&mut process, directory.path(), &text("debug"));
-    assert!(said.contains("logLevel changed"), "{said}");
+    let message = reload(&mut process, directory.path(), &text("debug"));
+    assert!(message.contains("logLevel changed"), "{message}");
     get(process.address, &manifest(REPOSITORY, "v2"));
     process.wait_until_it_logs(&debug("v2"));
     process.wait_until_it_logs("status=200");
     assert!(!process.banner.contains(&debug("v1")), "{}", process.banner);
-    // It says nothing of that but what is a warning.
+    // Only warnings are logged at this level.
     Process::put_config(directory.path(), &text("warn\nworkers: 18"));
     process.signal("HUP");
     process.wait_until_it_logs("take effect after a restart");
@@ -315,11 +323,11 @@ fn log_level_changes() {
 }
 
 #[test]
-fn air_gap_closes_and_opens() {
+fn reload_turns_air_gapped_mode_on_and_off() {
     let (registry, image) = registry_with_image();
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
-    let text = |further: &str| config(&one(&registry, ""), further);
+    let text = |extra: &str| config(&one(&registry, ""), extra);
     let mut process = Process::serve_file(directory.path(), &text("tagTtl: always"));
     assert_eq!(get(process.address, &manifest(REPOSITORY, "v1")).status, 200);
     reload(&mut process, directory.path(), &text("airGapped: true"));
@@ -333,7 +341,7 @@ fn air_gap_closes_and_opens() {
 }
 
 #[test]
-fn how_long_a_tag_is_believed_changes_at_once() {
+fn reloaded_tag_ttl_applies_at_once() {
     let (registry, old) = registry_with_image();
     let directory = directory();
     let mut process =
@@ -343,22 +351,22 @@ fn how_long_a_tag_is_believed_changes_at_once() {
     registry.add(REPOSITORY, "v1", &new);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == old.manifest());
     let text = config(&one(&registry, ", tagTtl: always"), "");
-    let said = reload(&mut process, directory.path(), &text);
-    assert!(said.ends_with("registries changed\n"), "it keeps its connections: {said}");
+    let message = reload(&mut process, directory.path(), &text);
+    assert!(message.ends_with("registries changed\n"), "it keeps its connections: {message}");
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == new.manifest());
 }
 
 #[test]
-fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
+fn settings_that_need_a_restart_are_reported_until_the_restart() {
     let directory = directory();
     let mut process = Process::serve_file(directory.path(), &config(&[], "workers: 17"));
     let changed = config(&[], "workers: 18\nmaxDownloads: 3\nport: 4000");
     for _ in 0..2 {
         reload(&mut process, directory.path(), &changed);
-        let said = process.wait_until_it_logs("take effect after a restart");
-        assert!(said.contains("[WARN]"), "{said}");
-        // The port is a flag's.
-        assert!(said.contains(": workers, maxDownloads changed;"), "{said}");
+        let message = process.wait_until_it_logs("take effect after a restart");
+        assert!(message.contains("[WARN]"), "{message}");
+        // A flag sets the port.
+        assert!(message.contains(": workers, maxDownloads changed;"), "{message}");
     }
     reload(&mut process, directory.path(), &config(&[], "workers: 17"));
     let log = log_of(process);
@@ -366,7 +374,7 @@ fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
 }
 
 #[test]
-fn hangup_without_a_file_is_said_and_ends_nothing() {
+fn sighup_without_a_configuration_file_is_reported_and_harmless() {
     let directory = directory();
     let mut process = Process::serve_without_file(directory.path());
     let mut client = Connection::open(process.address);
@@ -378,15 +386,15 @@ fn hangup_without_a_file_is_said_and_ends_nothing() {
 }
 
 #[test]
-fn hangup_while_it_starts_is_heeded_once_it_runs() {
+fn sighup_during_the_start_is_handled_afterwards() {
     let directory = directory();
     let list = directory.path().join("list");
-    let made = Command::new("mkfifo").arg(&list).status().expect("there is a mkfifo");
+    let made = Command::new("mkfifo").arg(&list).status().expect("the program mkfifo");
     assert!(made.success());
     let text = config(&[], &format!("preloadImages: {}", list.display()));
     let mut process = Process::begin_file(directory.path(), &text);
-    // Opened when it is opened for reading: the start has come to the list, and waits for it.
-    let writer = fs::File::options().write(true).open(&list).expect("it reads the list");
+    // Opening this for writing blocks until the server opens it for reading, so the start has reached the list.
+    let writer = fs::File::options().write(true).open(&list).expect("the server opens the list");
     process.signal("HUP");
     drop(writer);
     process.wait_until_it_listens();
@@ -397,7 +405,7 @@ fn hangup_while_it_starts_is_heeded_once_it_runs() {
 }
 
 #[test]
-fn hangup_in_a_drain_cuts_nobody() {
+fn sighup_during_a_drain_disconnects_no_client() {
     let (registry, content, digest, gate) = gated();
     let directory = directory();
     let text = config(&one(&registry, ""), "");

@@ -1,6 +1,6 @@
-//! Downloads that break off: gone on with behind what came, whatever it was that broke.
+//! Interrupted downloads, which resume after the last byte regardless of the cause.
 //!
-//! Proves P-8 and P-43, and that upstream sends each byte once.
+//! Proves protocol 6.4, 11.4 and 14.4 (docs/protocol.md), and that upstream sends each byte once.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::support::{FakeRegistry, Fault, Gate, Larder, On, TokenServer, bytes};
 
 const REPOSITORY: &str = "team/app";
 
-/// Goes on at once, as often as a test breaks it off.
+/// Resumes without a delay, as often as a test interrupts the download.
 fn resuming(settings: &mut Settings) {
     settings.cache.retry =
         RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 4, ..RetryPolicy::default() };
 }
 
-/// A registry with one blob, its bytes, its digest and the path to it.
+/// A registry with one blob, its content, its digest and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
     let registry = FakeRegistry::start();
     let content = bytes(length, 3);
@@ -27,7 +27,7 @@ fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) 
 }
 
 #[test]
-fn pull_that_is_cut_five_times_costs_each_byte_once() {
+fn pull_interrupted_five_times_fetches_each_byte_once() {
     let (registry, content, digest, path) = registry_with_blob(600_000);
     let gate = Gate::new();
     let held = Fault::All(vec![Fault::GateAfter(50_000, gate.clone()), Fault::CutAfter(100_000)]);
@@ -54,7 +54,7 @@ fn pull_that_is_cut_five_times_costs_each_byte_once() {
 }
 
 #[test]
-fn whatever_breaks_it_off_it_is_gone_on_with() {
+fn every_kind_of_interruption_is_resumed() {
     for (name, fault) in [
         ("a reset before the head", Fault::ResetBeforeHead),
         ("closed before the head", Fault::CloseBeforeHead),
@@ -76,7 +76,7 @@ fn whatever_breaks_it_off_it_is_gone_on_with() {
 }
 
 #[test]
-fn token_that_expires_in_mid_blob_is_renewed() {
+fn token_that_expires_during_a_blob_is_renewed() {
     let (registry, content, digest, path) = registry_with_blob(300_000);
     let tokens = TokenServer::new();
     registry.require_bearer(&tokens);
@@ -95,7 +95,7 @@ fn token_that_expires_in_mid_blob_is_renewed() {
 }
 
 #[test]
-fn signed_url_that_expires_in_mid_blob_is_got_anew_from_the_registry() {
+fn signed_url_that_expires_during_a_blob_is_requested_again() {
     let (registry, content, digest, path) = registry_with_blob(300_000);
     let store = FakeRegistry::start();
     for signature in ["/old", "/new"] {

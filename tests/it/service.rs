@@ -1,4 +1,4 @@
-//! Larder as a service: what systemd is told by sd_notify(3), and the files that install it.
+//! Larder as a service: notifications to systemd by sd_notify(3), and the installed files.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -8,7 +8,7 @@ use crate::support::client::get;
 use crate::support::process::{Process, run};
 use crate::support::{FakeRegistry, PATIENCE};
 
-/// Stands for the service manager.
+/// A fake service manager.
 struct Manager {
     directory: tempfile::TempDir,
     socket: UnixDatagram,
@@ -18,14 +18,14 @@ impl Manager {
     fn new() -> Manager {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = UnixDatagram::bind(directory.path().join("notify")).expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a socket with patience");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a socket with a timeout");
         Manager { directory, socket }
     }
 
-    /// What it is told next.
-    fn told(&self) -> String {
+    /// The next notification.
+    fn notification(&self) -> String {
         let mut buffer = [0; 4096];
-        let count = self.socket.recv(&mut buffer).expect("to be told something");
+        let count = self.socket.recv(&mut buffer).expect("a notification");
         String::from_utf8(buffer[..count].to_vec()).expect("text")
     }
 
@@ -37,34 +37,43 @@ impl Manager {
 }
 
 #[test]
-fn manager_is_told_when_clients_are_served_and_when_no_more() {
+fn service_manager_is_notified_of_readiness_and_stop() {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().expect("a directory");
     let manager = Manager::new();
     let mut process = manager.serve(directory.path(), &registry);
-    let told = manager.told();
-    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
-    assert!(told.contains(&format!("STATUS=serving on {}", process.address)), "{told}");
+    let notification = manager.notification();
+    assert!(notification.lines().any(|line| line == "READY=1"), "{notification}");
+    assert!(
+        notification.contains(&format!("STATUS=serving on {}", process.address)),
+        "{notification}"
+    );
     assert_eq!(get(process.address, "/v2/").status, 200);
 
     process.signal("HUP");
-    let told = manager.told();
-    assert!(told.contains("RELOADING=1\n") && told.contains("MONOTONIC_USEC="), "{told}");
-    assert!(manager.told().contains("READY=1\n"));
+    let notification = manager.notification();
+    assert!(
+        notification.contains("RELOADING=1\n") && notification.contains("MONOTONIC_USEC="),
+        "{notification}"
+    );
+    assert!(manager.notification().contains("READY=1\n"));
     Process::put_config(directory.path(), "prt: 1");
     process.signal("HUP");
-    assert!(manager.told().contains("RELOADING=1\n"));
-    let told = manager.told();
-    assert!(told.contains("READY=1\n") && told.contains("not in force"), "{told}");
+    assert!(manager.notification().contains("RELOADING=1\n"));
+    let notification = manager.notification();
+    assert!(
+        notification.contains("READY=1\n") && notification.contains("not in force"),
+        "{notification}"
+    );
     process.wait_until_it_logs("stays in force");
 
     process.signal("TERM");
-    assert!(manager.told().contains("STOPPING=1\n"));
+    assert!(manager.notification().contains("STOPPING=1\n"));
     assert!(process.wait().0.success());
 }
 
 #[test]
-fn manager_that_cannot_be_told_changes_nothing() {
+fn unreachable_service_manager_has_no_effect() {
     let registry = FakeRegistry::start();
     let entry = format!("{{name: \"{}\", scheme: http}}", registry.host());
     for socket in ["/nonexistent/notify", "@nobody-listens-here", "relative", ""] {
@@ -76,12 +85,12 @@ fn manager_that_cannot_be_told_changes_nothing() {
 }
 
 #[test]
-fn configuration_that_is_installed_is_good_as_it_is_and_with_every_comment_taken_off() {
+fn installed_configuration_is_valid_with_and_without_its_comments() {
     let installed = include_str!("../../contrib/larder.yaml");
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("larder.yaml");
     let name = path.display().to_string();
-    // What is commented out names files that are not there: only those are missed.
+    // The commented-out lines name files that do not exist; only those may be reported.
     let bare: String = installed
         .lines()
         .map(|line| {
@@ -97,13 +106,13 @@ fn configuration_that_is_installed_is_good_as_it_is_and_with_every_comment_taken
         (bare.as_str(), 2, "registries: harbor.corp: tls: cannot read /etc/larder/"),
     ] {
         fs::write(&path, text).expect("a file can be written");
-        let (found, _, said) = run(&["--config-file", &name, "config", "check"]);
-        assert!(found == Some(code) && said.contains(words), "{found:?} {said}\n{text}");
+        let (found, _, message) = run(&["--config-file", &name, "config", "check"]);
+        assert!(found == Some(code) && message.contains(words), "{found:?} {message}\n{text}");
     }
 }
 
 #[test]
-fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_nothing() {
+fn unreadable_files_needed_later_are_reported_at_once_and_do_not_prevent_the_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let (path, list) = (directory.path().join("larder.yaml"), directory.path().join("pins"));
     let token = directory.path().join("token");
@@ -115,18 +124,18 @@ fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_no
     fs::write(&path, &text).expect("a file can be written");
     let check = || run(&["--config-file", &path.display().to_string(), "config", "check"]);
     let missing = ["pinLists: cannot read the pins in", "management.tokenFile: "];
-    let (code, _, said) = check();
-    assert!(code == Some(0) && missing.iter().all(|words| said.contains(words)), "{said}");
+    let (code, _, message) = check();
+    assert!(code == Some(0) && missing.iter().all(|words| message.contains(words)), "{message}");
     let process = Process::serve_file(directory.path(), &text);
     assert!(missing.iter().all(|words| process.banner.contains(words)), "{}", process.banner);
     drop(process);
 
     fs::write(&list, "alpine\nA\n").expect("a file can be written");
     fs::write(&token, "\n").expect("a file can be written");
-    let (code, _, said) = check();
+    let (code, _, message) = check();
     assert!(
-        code == Some(0) && said.contains("line 2: A: ") && said.contains("it is empty"),
-        "{said}"
+        code == Some(0) && message.contains("line 2: A: ") && message.contains("it is empty"),
+        "{message}"
     );
     fs::write(&list, "alpine\n").expect("a file can be written");
     fs::write(&token, "t\n").expect("a file can be written");
@@ -134,18 +143,18 @@ fn files_that_are_needed_later_and_cannot_be_read_are_said_at_once_and_hinder_no
 }
 
 #[test]
-fn unit_gives_the_drain_its_time_and_starts_what_install_puts_there() {
+fn unit_allows_the_drain_timeout_and_starts_the_installed_program() {
     let unit = include_str!("../../contrib/systemd/larder.service");
     let value = |key: &str| {
         let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_else(|| panic!("{key} is not in the unit"))
+        line.unwrap_or_else(|| panic!("the unit has no {key}"))
     };
     let seconds: u64 = value("TimeoutStopSec").parse().expect("seconds");
-    assert!(seconds >= 60 + 5, "drainTimeout, and the last commits");
+    assert!(seconds >= 60 + 5, "drainTimeout plus the last commits");
     assert!(
         value("ExecStart")
             .starts_with("/usr/local/bin/larder --config-file /etc/larder/larder.yaml ")
     );
     let files: u64 = value("LimitNOFILE").parse().expect("a number");
-    assert!(files >= 2 * 16_384 + 256, "as many connections as the default has");
+    assert!(files >= 2 * 16_384 + 256, "enough for the default maximum of connections");
 }

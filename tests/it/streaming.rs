@@ -1,7 +1,7 @@
-//! One download, many readers: who comes early, late, reads slowly or leaves changes nothing for the
-//! others, and nobody waits for somebody else's blob.
+//! One download with many readers. Readers that are early, late or slow, or that leave, do not affect the others, and
+//! downloads do not wait for each other.
 //!
-//! Proves P-7, P-8 (the client's side: FIN), P-12, P-13, P-14, P-30 (a silent upstream is cut), P-50.
+//! Proves protocol 3.1, 5.4, 6.1, 6.2, 6.3, 6.4, 6.5 and 14.4 (docs/protocol.md).
 
 use larder::http::Outcome;
 
@@ -12,7 +12,7 @@ use crate::support::{
 
 const REPOSITORY: &str = "team/app";
 
-/// A registry with one blob, its bytes, and the path to it.
+/// A registry with one blob, its content and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
     let registry = FakeRegistry::start();
     let content = bytes(length, 7);
@@ -22,7 +22,7 @@ fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) 
 }
 
 #[test]
-fn head_leaves_as_soon_as_upstreams_head_has_come() {
+fn head_is_sent_as_soon_as_the_upstream_head_arrives() {
     let (registry, content, digest, path) = registry_with_blob(100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(0, gate.clone()));
@@ -37,7 +37,7 @@ fn head_leaves_as_soon_as_upstreams_head_has_come() {
 }
 
 #[test]
-fn bytes_flow_while_upstream_still_sends() {
+fn bytes_are_streamed_while_upstream_still_sends() {
     let (registry, content, digest, path) = registry_with_blob(100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(60_000, gate.clone()));
@@ -66,7 +66,7 @@ fn hundred_clients_of_a_cold_blob_cost_one_upstream_get() {
     }
     let mut late = larder.begin(&path);
     late.read_head();
-    assert!(late.read_body(100_000) == content[..100_000], "who comes late begins at once");
+    assert!(late.read_body(100_000) == content[..100_000], "a late client starts at once");
     within.open();
     for client in clients.iter_mut().chain([&mut late]) {
         let (rest, complete) = client.read_to_end();
@@ -137,8 +137,8 @@ fn client_leaving_before_the_head_does_not_stop_the_fetch() {
 }
 
 #[test]
-fn slow_client_holds_up_neither_the_fetch_nor_fast_clients() {
-    // More than sockets buffer on both sides, so that a client that reads nothing is a slow one.
+fn slow_client_delays_neither_the_fetch_nor_fast_clients() {
+    // More than the socket buffers of both sides, so that a client that does not read blocks the server.
     let (registry, content, digest, path) = registry_with_blob(12 << 20);
     let larder = Larder::start(&registry);
     let mut slow = larder.begin(&path);
@@ -181,7 +181,7 @@ fn ping_and_hits_are_answered_while_every_fetcher_hangs() {
 }
 
 #[test]
-fn hung_upstream_leaves_fetchers_to_the_others() {
+fn hung_upstream_leaves_fetchers_for_the_others() {
     let (hung, good) = (FakeRegistry::start(), FakeRegistry::start());
     let gate = Gate::new();
     hung.fault(On::anything(), Fault::Gate(gate.clone()));
@@ -208,7 +208,7 @@ fn hung_upstream_leaves_fetchers_to_the_others() {
 }
 
 #[test]
-fn upstream_dying_for_good_in_the_middle_of_a_blob_ends_the_clients_connection_in_order() {
+fn upstream_that_fails_for_good_during_a_blob_ends_the_client_connection_cleanly() {
     for death in [Fault::CutAfter(50_000), Fault::ResetAfter(50_000)] {
         let (registry, content, digest, path) = registry_with_blob(100_000);
         let gate = Gate::new();
@@ -225,7 +225,7 @@ fn upstream_dying_for_good_in_the_middle_of_a_blob_ends_the_clients_connection_i
         assert!(!larder.has(&digest));
         registry.clear_faults();
         larder.restart();
-        assert!(larder.get(&path).body == content, "the next try gets it all");
+        assert!(larder.get(&path).body == content, "the next request gets the complete blob");
     }
 }
 
@@ -241,8 +241,8 @@ fn silent_upstream_is_cut_by_the_stall_timeout() {
     assert_eq!(client.eof(), End::Closed);
 }
 
-/// A client of one registry's repository begins a download that fails in that way; clients of another
-/// registry's, who joined it, want the same blob. Returns the first answer and theirs.
+/// A client starts a download from one registry, which fails as given. Clients of another registry join, wanting the
+/// same blob. Returns the first response and theirs.
 fn joined_another_registrys_failure(failure: Fault) -> (Response, Vec<Response>) {
     let registries = [FakeRegistry::start(), FakeRegistry::start()];
     let content = bytes(10_000, 7);
@@ -275,7 +275,7 @@ fn blob_that_the_first_repository_lacks_is_fetched_for_the_second() {
 }
 
 #[test]
-fn trouble_of_one_registry_is_not_that_of_another_with_the_same_blob() {
+fn failure_of_one_registry_does_not_affect_another_with_the_same_blob() {
     for (name, failure) in [
         ("403", Fault::status(403)),
         ("429", Fault::rate_limited(30)),

@@ -1,6 +1,6 @@
-//! How long a tag is believed: the freshness policy, moved tags, deleted tags, pushed tags.
+//! Freshness of tags: moved, deleted and newly pushed tags.
 //!
-//! Proves P-46 (HEAD), P-48 (the negative cache), P-58, and DESIGN.md section 6, "Manifests".
+//! Proves protocol 12.3, 14.1 and 14.3 (docs/protocol.md), and docs/configuration.md, "How long a tag is believed".
 
 use larder::cache::{FreshnessPolicy, OnUpstreamDelete, Ttl};
 
@@ -10,7 +10,7 @@ use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, Response};
 const REPOSITORY: &str = "team/app";
 const STALE: &str = "110 - \"Response is Stale\"";
 
-/// A registry with the tag `v1`, and a server whose tags are believed for a minute.
+/// A registry with the tag `v1`, and a server with a `tagTtl` of one minute.
 fn minute() -> (FakeRegistry, Larder, Image) {
     with_ttl(Ttl::For(seconds(60)))
 }
@@ -29,7 +29,7 @@ fn pull(larder: &Larder) -> Response {
     larder.get(&manifest(REPOSITORY, "v1"))
 }
 
-/// The upstream requests since the last call, methods and last path components.
+/// The upstream requests since the last call: method and last path component.
 fn asked(registry: &FakeRegistry) -> Vec<String> {
     let requests = registry.requests();
     registry.clear_requests();
@@ -38,7 +38,7 @@ fn asked(registry: &FakeRegistry) -> Vec<String> {
 }
 
 #[test]
-fn tag_is_not_asked_for_within_its_time() {
+fn tag_is_not_revalidated_within_its_ttl() {
     let (registry, mut larder, old) = minute();
     assert_eq!(pull(&larder).digest(), old.digest());
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -52,7 +52,7 @@ fn tag_is_not_asked_for_within_its_time() {
 }
 
 #[test]
-fn unchanged_tag_costs_one_head_after_its_time() {
+fn unchanged_tag_costs_one_head_after_its_ttl() {
     let (registry, larder, old) = minute();
     pull(&larder);
     for _ in 0..3 {
@@ -62,12 +62,12 @@ fn unchanged_tag_costs_one_head_after_its_time() {
         assert_eq!((got.digest(), got.header("warning")), (old.digest(), None));
         assert_eq!(asked(&registry), ["HEAD v1"]);
         pull(&larder);
-        assert!(asked(&registry).is_empty(), "confirmed for another minute");
+        assert!(asked(&registry).is_empty(), "fresh for another minute");
     }
 }
 
 #[test]
-fn moved_tag_is_fetched_by_the_digest_that_head_told() {
+fn moved_tag_is_fetched_by_the_digest_from_head() {
     let (registry, larder, _) = minute();
     pull(&larder);
     let new = Image::sample("new");
@@ -81,7 +81,7 @@ fn moved_tag_is_fetched_by_the_digest_that_head_told() {
 }
 
 #[test]
-fn tag_that_moves_back_to_a_known_manifest_costs_no_get() {
+fn tag_that_moves_back_to_a_cached_manifest_costs_no_get() {
     let (registry, larder, old) = minute();
     pull(&larder);
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -95,7 +95,7 @@ fn tag_that_moves_back_to_a_known_manifest_costs_no_get() {
 }
 
 #[test]
-fn tag_that_moves_between_head_and_get_is_what_head_said() {
+fn tag_that_moves_between_head_and_get_is_the_one_from_head() {
     let (registry, larder, _) = minute();
     pull(&larder);
     let (new, newer) = (Image::sample("new"), Image::sample("newer"));
@@ -113,7 +113,7 @@ fn tag_that_moves_between_head_and_get_is_what_head_said() {
 }
 
 #[test]
-fn time_of_nothing_asks_every_time() {
+fn ttl_of_zero_revalidates_every_time() {
     let (registry, larder, old) = with_ttl(Ttl::Always);
     assert_eq!(pull(&larder).digest(), old.digest());
     assert_eq!(pull(&larder).digest(), old.digest());
@@ -125,7 +125,7 @@ fn time_of_nothing_asks_every_time() {
 }
 
 #[test]
-fn time_without_end_never_asks_again() {
+fn infinite_ttl_never_revalidates() {
     let (registry, mut larder, old) = with_ttl(Ttl::Forever);
     pull(&larder);
     registry.add(REPOSITORY, "v1", &Image::sample("new"));
@@ -137,7 +137,7 @@ fn time_without_end_never_asks_again() {
 }
 
 #[test]
-fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
+fn latest_is_always_revalidated_if_configured_and_other_tags_are_not() {
     let registry = FakeRegistry::start();
     let larder = Larder::start_with(&registry, |settings| {
         let always = FreshnessPolicy::of(Ttl::Forever);
@@ -152,12 +152,16 @@ fn latest_is_always_pulled_where_that_is_set_and_nothing_else_is() {
     }
     registry.stop();
     let got = larder.get(&manifest(REPOSITORY, "latest"));
-    assert_eq!(got.digest(), Image::sample("new").digest(), "always is no reason to have nothing");
+    assert_eq!(
+        got.digest(),
+        Image::sample("new").digest(),
+        "cached tags are served although they are always revalidated"
+    );
     assert_eq!(got.header("warning"), Some(STALE));
 }
 
 #[test]
-fn tag_deleted_upstream_is_served_and_flagged() {
+fn tag_deleted_upstream_is_served_with_a_warning() {
     let (registry, larder, old) = minute();
     assert_eq!(pull(&larder).header("warning"), None);
     registry.remove_tag(REPOSITORY, "v1");
@@ -169,11 +173,11 @@ fn tag_deleted_upstream_is_served_and_flagged() {
         assert_eq!((got.status, got.digest()), (200, old.digest()));
         assert_eq!(got.header("warning"), Some(STALE));
     }
-    assert_eq!(asked(&registry), ["HEAD v1", "GET v1"], "the denial is remembered for seconds");
+    assert_eq!(asked(&registry), ["HEAD v1", "GET v1"], "the 404 is cached for seconds");
 }
 
 #[test]
-fn head_of_a_stale_tag_is_flagged_as_well() {
+fn head_of_a_stale_tag_carries_a_warning() {
     let (registry, larder, old) = minute();
     pull(&larder);
     registry.stop();
@@ -184,7 +188,7 @@ fn head_of_a_stale_tag_is_flagged_as_well() {
 }
 
 #[test]
-fn denial_hides_a_push_for_seconds_only() {
+fn cached_404_hides_a_push_for_seconds_only() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("*");
     let larder = Larder::start_with(&registry, |settings| {
@@ -213,7 +217,7 @@ fn denial_hides_a_push_for_seconds_only() {
 }
 
 #[test]
-fn denial_of_one_repository_is_none_of_another() {
+fn cached_404_applies_to_its_repository_only() {
     let registry = FakeRegistry::start();
     registry.expect_unknown("/v2/team/other/*");
     let image = Image::sample("v1");
@@ -227,7 +231,7 @@ fn denial_of_one_repository_is_none_of_another() {
 }
 
 #[test]
-fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
+fn stale_tag_is_served_at_once_and_revalidated_in_the_background() {
     let registry = FakeRegistry::start();
     let (old, new) = (Image::sample("old"), Image::sample("new"));
     registry.add(REPOSITORY, "v1", &old);
@@ -246,12 +250,12 @@ fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
         let got = pull(&larder);
         assert_eq!((got.digest(), got.header("warning")), (old.digest(), Some(STALE)));
     }
-    // It is asked while nobody waits, and once.
+    // It is revalidated once, in the background.
     gate.wait_until_reached(1);
     gate.open();
     crate::support::larder::until("the new one", || pull(&larder).digest() == new.digest());
     assert_eq!(registry.count("HEAD", &manifest(REPOSITORY, "v1")), 1);
-    // Beyond that while, it is asked first.
+    // Later than that, the tag is revalidated before it is served.
     registry.add(REPOSITORY, "v1", &old);
     larder.advance(seconds(700));
     let got = pull(&larder);
@@ -259,7 +263,7 @@ fn tag_that_is_stale_for_a_while_is_served_at_once_and_confirmed_behind() {
 }
 
 #[test]
-fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
+fn tag_deleted_upstream_is_kept_or_dropped_as_configured() {
     for (on_upstream_delete, statuses) in
         [(OnUpstreamDelete::Keep, [200, 200]), (OnUpstreamDelete::Drop, [404, 404])]
     {
@@ -278,9 +282,9 @@ fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
             assert_eq!(pull(&larder).status, status, "{on_upstream_delete:?}");
             larder.advance(seconds(120));
         }
-        // Whoever knows the digest is not concerned.
+        // Pulls by digest are not affected.
         assert_eq!(larder.get(&manifest(REPOSITORY, &image.digest())).status, 200);
-        // When it is back, it is as if it had never been away.
+        // After the tag returns, it is served as before.
         registry.add(REPOSITORY, "v1", &image);
         let got = pull(&larder);
         assert_eq!((got.status, got.header("warning")), (200, None), "{got:?}");
@@ -288,7 +292,7 @@ fn tag_that_upstream_has_deleted_is_kept_or_dropped_as_configured() {
 }
 
 #[test]
-fn refused_token_is_no_reason_to_drop_a_tag() {
+fn refused_token_does_not_drop_a_tag() {
     let registry = FakeRegistry::start();
     registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     let larder = Larder::start_with(&registry, |settings| {
@@ -305,12 +309,12 @@ fn refused_token_is_no_reason_to_drop_a_tag() {
 }
 
 #[test]
-fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
+fn offline_switch_applies_to_the_running_server_and_the_next_process() {
     let (registry, mut larder, image) = minute();
     pull(&larder);
     let store = larder.store();
     store.set_offline(true).expect("the switch can be written");
-    larder.look_at_offline_switch();
+    larder.check_offline_switch();
     larder.advance(seconds(3600));
     registry.clear_requests();
     for _ in 0..2 {
@@ -323,7 +327,7 @@ fn offline_switch_is_heeded_while_running_and_by_the_next_process() {
     }
     assert_eq!(registry.requests().len(), 0);
     larder.store().set_offline(false).expect("the switch can be removed");
-    larder.look_at_offline_switch();
+    larder.check_offline_switch();
     pull(&larder);
     assert_eq!(registry.requests().len(), 1);
 }

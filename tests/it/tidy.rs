@@ -1,7 +1,7 @@
-//! The house rules that a program can check, checked over `src/` and `tests/`.
+//! House rules for `src/` and `tests/` that a program can check.
 //!
-//! Rooms and arrows are DESIGN.md's section 3: a change here is a change of the design. Every rule
-//! is a pure function over a file's path and text (as `support/source.rs` takes it apart) that gives
+//! Modules and their dependencies are those of ARCHITECTURE.md, "Code map"; a change here is a change of the design.
+//! Every rule is a pure function over the path and text of a file (parsed by `support/source.rs`) that returns
 //! [`Finding`]s.
 
 use std::fmt;
@@ -9,32 +9,36 @@ use std::path::Path;
 
 use crate::support::source::{Kind, Line, Source, Tests, Token, lines, paths, sources, tokens};
 
-/// A room: what it may use of ours, and what it must not know. `*` is everything.
-struct Room {
+/// A module: the modules that it may use, and those that it must not know. `*` is everything.
+struct Module {
     name: &'static str,
     may_use: &'static [&'static str],
     must_not_know: &'static str,
 }
 
-const ROOMS: &[Room] = &[
-    Room { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
-    Room { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
-    Room { name: "via", may_use: &[], must_not_know: "what a request is about" },
-    Room { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
-    Room { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
-    Room { name: "store", may_use: &["oci"], must_not_know: "that upstreams exist, HTTP, policy" },
-    Room {
-        name: "access",
+const MODULES: &[Module] = &[
+    Module { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
+    Module { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
+    Module { name: "via", may_use: &[], must_not_know: "what a request is about" },
+    Module { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
+    Module { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
+    Module {
+        name: "store",
+        may_use: &["oci"],
+        must_not_know: "that upstreams exist, HTTP, policy",
+    },
+    Module {
+        name: "users",
         may_use: &["oci", "flight", "certificates", "client_address"],
         must_not_know: "HTTP, routes, upstreams",
     },
-    Room { name: "certificates", may_use: &[], must_not_know: "who shows them to whom" },
-    Room {
+    Module { name: "certificates", may_use: &[], must_not_know: "which connections use them" },
+    Module {
         name: "upstream",
         may_use: &["oci", "certificates", "via"],
         must_not_know: "disk, cache, server",
     },
-    Room {
+    Module {
         name: "cache",
         may_use: &[
             "oci",
@@ -48,21 +52,25 @@ const ROOMS: &[Room] = &[
         ],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
-    Room { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
-    Room { name: "bundle", may_use: &["oci", "store", "cache"], must_not_know: "HTTP to clients" },
-    Room { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
-    Room {
+    Module { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
+    Module {
+        name: "bundle",
+        may_use: &["oci", "store", "cache"],
+        must_not_know: "HTTP to clients",
+    },
+    Module { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
+    Module {
         name: "mirror",
         may_use: &["oci"],
         must_not_know: "files, or how Larder itself is configured",
     },
-    Room { name: "metrics", may_use: &[], must_not_know: "who counts what, and why" },
-    Room {
+    Module { name: "metrics", may_use: &[], must_not_know: "what is counted, and why" },
+    Module {
         name: "http",
         may_use: &["certificates", "client_address", "budget"],
         must_not_know: "registries, digests, store",
     },
-    Room {
+    Module {
         name: "api",
         may_use: &[
             "oci",
@@ -70,20 +78,20 @@ const ROOMS: &[Room] = &[
             "prune",
             "metrics",
             "http",
-            "access",
+            "users",
             "client_address",
             "budget",
             "via",
         ],
         must_not_know: "the upstream client, file paths",
     },
-    Room {
+    Module {
         name: "config",
         may_use: &[
             "oci",
             "store",
             "certificates",
-            "access",
+            "users",
             "hello",
             "upstream",
             "cache",
@@ -91,65 +99,68 @@ const ROOMS: &[Room] = &[
             "api",
             "prune",
         ],
-        must_not_know: "behaviour: of other rooms it knows their Settings",
+        must_not_know: "behaviour: of other modules it knows their Settings",
     },
-    Room { name: "cli", may_use: &[], must_not_know: "behaviour: it is argh structs" },
-    Room { name: "commands", may_use: &["*"], must_not_know: "protocol details" },
+    Module { name: "cli", may_use: &[], must_not_know: "behaviour: it is argh structs" },
+    Module { name: "commands", may_use: &["*"], must_not_know: "protocol details" },
 ];
 
-/// Paths that belong to some rooms only. `main` stands for `main.rs` and `lib.rs`.
+/// Paths that only some modules may use. `main` is `main.rs` and `lib.rs`.
 struct Restricted {
     path: &'static str,
-    rooms: Rooms,
+    modules: Modules,
     why: &'static str,
 }
 
-enum Rooms {
+enum Modules {
     Only(&'static [&'static str]),
     Not(&'static [&'static str]),
 }
 
-/// The rooms that are values and decisions: the world reaches them through other rooms.
-const WORLDLESS: Rooms = Rooms::Not(&["oci", "flight", "cache", "api"]);
+/// Modules of values and decisions. They have no access to files, network or clock.
+const WORLDLESS: Modules = Modules::Not(&["oci", "flight", "cache", "api"]);
 const SOCKETS: &str = "sockets out are upstream's, sockets in are http's";
 const CLOCKLESS: &str = "time is an argument";
 
 const RESTRICTED: &[Restricted] = &[
     Restricted {
         path: "ureq",
-        rooms: Rooms::Only(&["upstream"]),
+        modules: Modules::Only(&["upstream"]),
         why: "only upstream talks to registries",
     },
     Restricted {
         path: "rustix",
-        rooms: Rooms::Only(&["store", "http", "commands"]),
-        why: "system calls are for the rooms that touch disk, sockets and the process",
+        modules: Modules::Only(&["store", "http", "commands"]),
+        why: "system calls are for the modules that touch disk, sockets and the process",
     },
     Restricted {
         path: "sha2",
-        rooms: Rooms::Only(&["oci", "certificates"]),
+        modules: Modules::Only(&["oci", "certificates"]),
         why: "digests of content are computed in one place, those of signatures in another",
     },
     Restricted {
         path: "serde_saphyr",
-        rooms: Rooms::Only(&["config"]),
+        modules: Modules::Only(&["config"]),
         why: "configuration files are read in one place",
     },
     Restricted {
         path: "std::env",
-        rooms: Rooms::Only(&["config", "commands", "main"]),
+        modules: Modules::Only(&["config", "commands", "main"]),
         why: "the environment is read in one place, and handed on",
     },
-    Restricted { path: "std::fs", rooms: WORLDLESS, why: "files are store's" },
-    Restricted { path: "std::net::TcpStream", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "std::net::TcpListener", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "std::net::UdpSocket", rooms: WORLDLESS, why: SOCKETS },
-    Restricted { path: "SystemTime::now", rooms: Rooms::Not(&["oci", "store"]), why: CLOCKLESS },
-    Restricted { path: "Instant::now", rooms: Rooms::Not(&["oci", "store"]), why: CLOCKLESS },
+    Restricted { path: "std::fs", modules: WORLDLESS, why: "files are store's" },
+    Restricted { path: "std::net::TcpStream", modules: WORLDLESS, why: SOCKETS },
+    Restricted { path: "std::net::TcpListener", modules: WORLDLESS, why: SOCKETS },
+    Restricted { path: "std::net::UdpSocket", modules: WORLDLESS, why: SOCKETS },
+    Restricted {
+        path: "SystemTime::now",
+        modules: Modules::Not(&["oci", "store"]),
+        why: CLOCKLESS,
+    },
+    Restricted { path: "Instant::now", modules: Modules::Not(&["oci", "store"]), why: CLOCKLESS },
 ];
 
-/// Places that may do what their room may not: file, path, reason. One that is not used any more is
-/// an error too.
+/// Exceptions: file, path, reason. An exception that is no longer used is an error.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "src/upstream/auth/aws/sigv4.rs",
@@ -163,22 +174,22 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// The most lines of a file, its test modules not counted.
+/// The maximum number of lines of a file, without its test modules.
 const LONGEST_FILE: usize = 500;
 
 /// Files that may be longer, each with the reason.
 const LONG_FILES: &[(&str, &str)] = &[];
 
-/// File names that say nothing about what is inside.
+/// File names that do not describe their content.
 const EMPTY_NAMES: &[&str] = &["utils", "util", "helpers", "common", "types", "manager"];
 
 #[test]
 fn source_tree_follows_the_house_rules() {
     let sources = sources(Path::new(env!("CARGO_MANIFEST_DIR")));
-    assert!(sources.iter().any(|s| s.path == "src/lib.rs"), "the walker does not find the sources");
+    assert!(sources.iter().any(|s| s.path == "src/lib.rs"), "no sources found");
     let findings = check(&sources, EXCEPTIONS, LONG_FILES);
     let report: Vec<String> = findings.iter().map(Finding::to_string).collect();
-    assert!(report.is_empty(), "the house rules are broken:\n{}\n", report.join("\n"));
+    assert!(report.is_empty(), "violations of the house rules:\n{}\n", report.join("\n"));
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -194,7 +205,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// All rules over all files.
+/// Applies all rules to all files.
 fn check(
     sources: &[Source],
     exceptions: &[(&str, &str, &str)],
@@ -209,8 +220,8 @@ fn check(
         findings.extend(forbidden_words(path, &lines));
         if path.starts_with("src/") && !is_test_file(path) {
             let paths = paths(&lines);
-            findings.extend(unknown_room(path));
-            findings.extend(arrows(path, &paths));
+            findings.extend(unknown_module(path));
+            findings.extend(dependencies(path, &paths));
             findings.extend(restricted(path, &paths, exceptions));
             findings.extend(unexplained_unwraps(path, &lines));
             findings.extend(scattered_statuses(path, &lines));
@@ -258,35 +269,37 @@ fn forbidden_words(path: &str, lines: &[Line]) -> Vec<Finding> {
     findings
 }
 
-fn unknown_room(path: &str) -> Option<Finding> {
-    let room = room_of(path);
-    let known = room == "main" || ROOMS.iter().any(|known| known.name == room);
-    (!known).then(|| finding(path, 1, format!("`{room}` is not a room of DESIGN.md, section 3")))
+fn unknown_module(path: &str) -> Option<Finding> {
+    let module = module_of(path);
+    let known = module == "main" || MODULES.iter().any(|known| known.name == module);
+    (!known).then(|| {
+        finding(path, 1, format!("`{module}` is not a module of ARCHITECTURE.md, \"Code map\""))
+    })
 }
 
-fn arrows(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
-    // An unknown room is reported by itself; what belongs to everything may use everything.
-    let Some(room) = ROOMS.iter().find(|room| room.name == room_of(path)) else {
+fn dependencies(path: &str, paths: &[(usize, String)]) -> Vec<Finding> {
+    // An unknown module is reported separately. The files above all modules may use everything.
+    let Some(module) = MODULES.iter().find(|module| module.name == module_of(path)) else {
         return Vec::new();
     };
     let mut findings = Vec::new();
     for (line, used) in paths {
         let Some(target) = target_of(path, used) else { continue };
-        if target == room.name || room.may_use.contains(&target) || room.may_use == ["*"] {
+        if target == module.name || module.may_use.contains(&target) || module.may_use == ["*"] {
             continue;
         }
-        let why = match ROOMS.iter().any(|known| known.name == target) {
+        let why = match MODULES.iter().any(|known| known.name == target) {
             true => format!(
                 "`{}` must not use `{target}`: it must not know {} (it may use: {})",
-                room.name,
-                room.must_not_know,
-                if room.may_use.is_empty() {
+                module.name,
+                module.must_not_know,
+                if module.may_use.is_empty() {
                     "nothing".to_owned()
                 } else {
-                    room.may_use.join(", ")
+                    module.may_use.join(", ")
                 },
             ),
-            false => format!("`crate::{target}` is not a room: name things by their rooms"),
+            false => format!("`crate::{target}` is not a module: name items by their modules"),
         };
         findings.push(finding(path, *line, why));
     }
@@ -298,46 +311,47 @@ fn restricted(
     paths: &[(usize, String)],
     exceptions: &[(&str, &str, &str)],
 ) -> Vec<Finding> {
-    let room = room_of(path);
+    let module = module_of(path);
     let mut findings = Vec::new();
     for (line, used) in paths {
         for rule in RESTRICTED.iter().filter(|rule| uses(used, rule.path)) {
-            let allowed = match rule.rooms {
-                Rooms::Only(rooms) => rooms.contains(&room),
-                Rooms::Not(rooms) => !rooms.contains(&room),
+            let allowed = match rule.modules {
+                Modules::Only(modules) => modules.contains(&module),
+                Modules::Not(modules) => !modules.contains(&module),
             };
             let excepted = exceptions
                 .iter()
                 .any(|(file, excepted, _)| *file == path && *excepted == rule.path);
-            if !allowed && !excepted && !is_file_as_a_type(room, used) {
-                let why = format!("no `{}` in `{room}`: {}", rule.path, rule.why);
+            if !allowed && !excepted && !is_file_as_a_type(module, used) {
+                let why = format!("no `{}` in `{module}`: {}", rule.path, rule.why);
                 findings.push(finding(path, *line, why));
             }
         }
         let opens = ["open", "create", "create_new", "options"];
-        if matches!(room, "cache" | "api")
+        if matches!(module, "cache" | "api")
             && used.rsplit_once("File::").is_some_and(|(_, call)| opens.contains(&call))
         {
-            let why = format!("`{room}` may hold a File, but not `{used}` one: files are store's");
+            let why =
+                format!("`{module}` may hold a File, but not `{used}` one: files are store's");
             findings.push(finding(path, *line, why));
         }
     }
     findings
 }
 
-/// Open files are handed through these rooms; opening them is not theirs.
-fn is_file_as_a_type(room: &str, used: &str) -> bool {
-    used == "std::fs::File" && matches!(room, "cache" | "api")
+/// These modules may pass open files along, but not open them.
+fn is_file_as_a_type(module: &str, used: &str) -> bool {
+    used == "std::fs::File" && matches!(module, "cache" | "api")
 }
 
-/// Whether the path `used` is, or leads into, `restricted`; a restricted `Type::function` is found
-/// behind any prefix, since types are imported.
+/// Whether the path `used` equals or is below `restricted`. A restricted `Type::function` is found after any prefix,
+/// because types are imported.
 fn uses(used: &str, restricted: &str) -> bool {
-    let behind = format!("::{restricted}");
-    let imported = restricted.starts_with(char::is_uppercase) && used.ends_with(&behind);
-    // A bare `ureq` is a variable; the crate is always followed by something.
-    let whole = used == restricted && restricted.contains("::");
-    whole || imported || used.starts_with(&format!("{restricted}::"))
+    let suffix = format!("::{restricted}");
+    let imported = restricted.starts_with(char::is_uppercase) && used.ends_with(&suffix);
+    // A bare `ureq` is a variable; the crate is always followed by a path.
+    let is_same = used == restricted && restricted.contains("::");
+    is_same || imported || used.starts_with(&format!("{restricted}::"))
 }
 
 fn unexplained_unwraps(path: &str, lines: &[Line]) -> Vec<Finding> {
@@ -350,10 +364,9 @@ fn unexplained_unwraps(path: &str, lines: &[Line]) -> Vec<Finding> {
         .collect()
 }
 
-/// Looks for 4xx and 5xx shortly after a word of replying. Upstream is left alone: it reads statuses
-/// that others have decided.
+/// Finds 4xx and 5xx shortly after a word for a response. Upstream is exempt, since it reads statuses that others chose.
 fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
-    if matches!(room_of(path), "http" | "upstream") || path.starts_with("src/api/status") {
+    if matches!(module_of(path), "http" | "upstream") || path.starts_with("src/api/status") {
         return Vec::new();
     }
     let tokens = tokens(lines, Tests::LeftOut);
@@ -368,7 +381,7 @@ fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
     let replies = |token: &Token| {
         ["reply", "status", "response"].iter().any(|replying| word(token).contains(replying))
     };
-    // `Reply::new(404`, `status: 503`, `status == 429`: never more than four tokens back.
+    // `Reply::new(404`, `status: 503`, `status == 429`: at most four tokens back.
     (0..tokens.len())
         .filter(|at| is_status(&tokens[*at]))
         .filter(|at| tokens[at.saturating_sub(4)..*at].iter().any(replies))
@@ -379,7 +392,7 @@ fn scattered_statuses(path: &str, lines: &[Line]) -> Vec<Finding> {
         .collect()
 }
 
-/// Exceptions that nothing needs any more: whoever removed the need removes the entry.
+/// Exceptions that are no longer needed, so that their entries are removed.
 fn idle_exceptions(
     sources: &[Source],
     exceptions: &[(&str, &str, &str)],
@@ -409,24 +422,24 @@ fn finding(path: &str, line: usize, why: impl Into<String>) -> Finding {
 
 // ---- Paths in the tree ----
 
-/// The room of a file below `src/`; `main` for the two files that are above all rooms.
-fn room_of(path: &str) -> &str {
+/// The module of a file below `src/`; `main` for the two files above all modules.
+fn module_of(path: &str) -> &str {
     let inside = path.strip_prefix("src/").unwrap_or(path);
-    let room = inside.split('/').next().unwrap_or("").trim_end_matches(".rs");
-    if room == "lib" { "main" } else { room }
+    let module = inside.split('/').next().unwrap_or("").trim_end_matches(".rs");
+    if module == "lib" { "main" } else { module }
 }
 
 fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.split('/').rev().skip(1).any(|folder| folder == "tests")
 }
 
-/// How many `super` lead from a file's own module to the crate's root.
+/// The number of `super` that lead from the module of a file to the crate root.
 fn depth_of(path: &str) -> usize {
     let parts = path.split('/').count() - 1;
     if path.ends_with("/mod.rs") { parts - 1 } else { parts }
 }
 
-/// The top-level module that a path in the code leads to, if it leads to one.
+/// The top-level module that a path in the code leads to, if any.
 fn target_of<'a>(path: &str, used: &'a str) -> Option<&'a str> {
     if let Some(rest) = used.strip_prefix("crate::") {
         return rest.split("::").next();
@@ -434,8 +447,8 @@ fn target_of<'a>(path: &str, used: &'a str) -> Option<&'a str> {
     let used = used.strip_prefix("self::").unwrap_or(used);
     let supers = used.split("::").take_while(|part| *part == "super").count();
     let target = used.split("::").nth(supers).filter(|_| supers >= depth_of(path).max(1))?;
-    // In a module within the file, `super` leads less far than it seems; only rooms are believed.
-    ROOMS.iter().any(|room| room.name == target).then_some(target)
+    // In an inline module, `super` leads less far than it seems; only known modules count.
+    MODULES.iter().any(|module| module.name == target).then_some(target)
 }
 
 #[cfg(test)]
@@ -454,7 +467,7 @@ mod tests {
         assert!(findings.is_empty(), "{path}: {code}\n{findings:#?}");
     }
 
-    /// One finding, in the code's first line, whose text contains `why`.
+    /// Expects one finding, in the first line of the code, with a text that contains `why`.
     #[track_caller]
     fn refuses(path: &str, code: &str, why: &str) {
         refuses_line(path, code, 1, why);
@@ -470,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_arrows_are_accepted() {
+    fn allowed_dependencies_are_accepted() {
         accepts("src/store/ingest.rs", "use crate::oci::Digest;");
         accepts("src/store/ingest.rs", "use crate::store::layout::Layout;");
         accepts("src/store/ingest.rs", "use super::layout::Layout;");
@@ -482,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn forbidden_arrows_are_refused_with_the_reason() {
+    fn forbidden_dependencies_are_refused_with_a_reason() {
         refuses("src/store/ingest.rs", "use crate::upstream::Client;", "that upstreams exist");
         refuses("src/oci/mod.rs", "use crate::store::Store;", "it may use: nothing");
         refuses("src/http/mod.rs", "fn f(d: &crate::oci::Digest) {}", "must not use `oci`");
@@ -493,14 +506,14 @@ mod tests {
     }
 
     #[test]
-    fn arrows_in_use_groups_are_found_in_their_lines() {
+    fn dependencies_in_use_groups_are_found_in_their_lines() {
         let group = "use crate::{\n    oci::{Digest, Tag},\n    http::Reply,\n};";
         refuses_line("src/cache/mod.rs", group, 3, "must not use `http`");
         refuses("src/api/route.rs", "use crate::{oci, store};", "must not use `store`");
     }
 
     #[test]
-    fn arrows_in_comments_strings_and_tests_are_no_arrows() {
+    fn dependencies_in_comments_strings_and_tests_are_ignored() {
         accepts("src/oci/mod.rs", "// crate::store\n/* crate::store\n crate::store */");
         accepts("src/oci/mod.rs", "/// See [`crate::store`].\nfn f() {}");
         accepts("src/oci/mod.rs", r##"const A: &str = "\"crate::store"; const B: char = '"';"##);
@@ -511,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn code_after_a_test_item_is_code_again() {
+    fn code_after_a_test_item_is_checked() {
         let code = "#[cfg(test)]\nmod tests {\n    fn f() {}\n}\nuse crate::store::Store;";
         refuses_line("src/oci/mod.rs", code, 5, "must not use `store`");
         let code = "#[cfg(test)]\nmod tests;\nuse crate::store::Store;";
@@ -528,15 +541,15 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_rooms_are_refused() {
-        refuses_line("src/pantry/mod.rs", "", 0, "not a room of DESIGN.md");
-        refuses_line("src/misc.rs", "", 0, "not a room of DESIGN.md");
-        refuses("src/oci/mod.rs", "use crate::Error;", "is not a room");
-        refuses("src/oci/mod.rs", "use crate::*;", "is not a room");
+    fn names_outside_the_code_map_are_refused() {
+        refuses_line("src/pantry/mod.rs", "", 0, "not a module of ARCHITECTURE.md");
+        refuses_line("src/misc.rs", "", 0, "not a module of ARCHITECTURE.md");
+        refuses("src/oci/mod.rs", "use crate::Error;", "is not a module");
+        refuses("src/oci/mod.rs", "use crate::*;", "is not a module");
     }
 
     #[test]
-    fn crates_and_the_world_belong_to_their_rooms() {
+    fn crates_and_system_interfaces_belong_to_their_modules() {
         for (path, code) in [
             ("src/upstream/agent.rs", "use ureq::Agent;"),
             ("src/store/locks.rs", "use rustix::fs::flock;"),
@@ -573,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_hold_for_their_file_and_only_while_needed() {
+    fn exceptions_apply_to_their_file_only_while_needed() {
         let source = |path: &str, code: &str| Source {
             path: path.to_owned(),
             text: format!("//! Header.\n{code}\n"),
@@ -589,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn header_is_demanded_in_sources_and_tests() {
+    fn header_is_required_in_sources_and_tests() {
         let headless = "a file begins with a //! header";
         for path in ["src/oci/mod.rs", "src/oci/tests.rs", "tests/it/pulls.rs"] {
             let findings = check_one(path, "use std::io;\n//! Late.\n");
@@ -623,14 +636,14 @@ mod tests {
     }
 
     #[test]
-    fn empty_names_are_refused() {
+    fn vague_file_names_are_refused() {
         refuses_line("src/store/utils.rs", "", 0, "`utils` does not say");
         refuses_line("tests/it/helpers/mod.rs", "", 0, "`helpers` does not say");
         accepts("src/oci/media_types.rs", "");
     }
 
     #[test]
-    fn long_files_are_refused_unless_listed_while_they_are_long() {
+    fn long_files_are_refused_unless_listed() {
         let source = |code: &str| Source {
             path: "src/oci/mod.rs".to_owned(),
             text: format!("//! Header.\n{code}"),

@@ -1,6 +1,6 @@
-//! TLS towards registries: a given authority, a client certificate, and neither for anybody else.
+//! TLS to registries: configured authorities and client certificates, which apply to their registry only.
 //!
-//! The permutations of the reference server: HTTPS by a given CA, mTLS by a given CA, mTLS unverified.
+//! Covers the permutations of the reference server: HTTPS with a given CA, mTLS with a given CA, mTLS unverified.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::support::{FakeRegistry, Fault, Image, Larder, On, self_signed};
 
 const REPOSITORY: &str = "team/app";
 
-/// A directory with the registry's authority and a client certificate in it.
+/// A directory with the authority of the registry and a client certificate.
 struct Files {
     directory: tempfile::TempDir,
 }
@@ -54,7 +54,7 @@ fn publish(registry: &FakeRegistry) -> Image {
 }
 
 #[test]
-fn registry_of_a_given_authority_is_trusted() {
+fn registry_of_the_configured_authority_is_trusted() {
     let registry = FakeRegistry::start_tls();
     let image = publish(&registry);
     let files = Files::of(&registry);
@@ -81,7 +81,7 @@ fn registry_of_another_authority_is_not_trusted() {
 }
 
 #[test]
-fn client_certificate_opens_a_registry_that_demands_one() {
+fn client_certificate_is_accepted_by_a_registry_that_requires_one() {
     for insecure_skip_verify in [false, true] {
         let registry = FakeRegistry::start_mtls();
         let image = publish(&registry);
@@ -111,7 +111,7 @@ fn trusting(ca_pem: &str) -> (Files, TlsSettings) {
 }
 
 #[test]
-fn self_signed_certificate_that_is_the_given_authority_is_trusted_for_its_names() {
+fn self_signed_certificate_given_as_authority_is_trusted_for_its_names() {
     let identity = self_signed(&["127.0.0.1", "localhost"]);
     let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
     let registry = FakeRegistry::start_with_certificate(&pem);
@@ -121,7 +121,7 @@ fn self_signed_certificate_that_is_the_given_authority_is_trusted_for_its_names(
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(got.body == image.manifest(), "{got:?}");
 
-    // Another one of the same names, and one for another name.
+    // Another certificate for the same names, and one for another name.
     let (_files, tls) = trusting(&self_signed(&["127.0.0.1"]).certificate_pem);
     let larder = Larder::start_with(&registry, set(tls));
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
@@ -167,12 +167,12 @@ fn chains_with_p_521_and_sha_512_are_trusted() {
 }
 
 #[test]
-fn authority_counts_for_redirects_and_the_client_certificate_does_not() {
+fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let registry = FakeRegistry::start_mtls();
     let image = publish(&registry);
     let layer = &image.layers()[0];
     let files = Files::of(&registry);
-    // Another server that demands a certificate: ours must not be shown to it.
+    // Another server that requires a certificate. Larder's must not be sent to it.
     let other = FakeRegistry::start_mtls();
     other.add_file("/store/layer", "application/octet-stream", &layer.bytes);
     let both = format!("{}{}", registry.ca_pem(), other.ca_pem());
@@ -199,5 +199,5 @@ fn authority_counts_for_redirects_and_the_client_certificate_does_not() {
         set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
     );
     let got = larder.get(&blob(REPOSITORY, &layer.digest));
-    assert!(got.body == layer.bytes, "the private authority counts for its redirects: {got:?}");
+    assert!(got.body == layer.bytes, "the private authority applies to redirects: {got:?}");
 }

@@ -1,6 +1,6 @@
-//! Tokens: had from the realm that belongs to the registry, shown to nobody else, never the client's.
+//! Bearer tokens: obtained from the realm of the registry, sent to that registry only, never taken from a client.
 //!
-//! Proves P-18, P-19, P-32, P-45.
+//! Proves protocol 3.3, 8.4, 10.1, 10.2, 10.3, 10.4, 10.5 and 11.3 (docs/protocol.md).
 
 use larder::upstream::{Credentials, Secret};
 
@@ -52,9 +52,13 @@ fn every_form_of_challenge_and_token_is_understood() {
         for layer in image.layers() {
             assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes, "{name}");
         }
-        assert_eq!(tokens.issued(), 1, "{name}: one token for all of a repository");
+        assert_eq!(tokens.issued(), 1, "{name}: one token per repository");
         for asked in registry.requests_for("*", "/token") {
-            assert_eq!(asked.header("authorization"), None, "{name}: anonymous is no empty Basic");
+            assert_eq!(
+                asked.header("authorization"),
+                None,
+                "{name}: anonymous requests have no empty Basic header"
+            );
             let scope = format!("repository:{REPOSITORY}:pull");
             assert_eq!(asked.query_value("scope"), Some(scope), "{name}");
         }
@@ -75,8 +79,8 @@ fn revoked_token_is_replaced_once() {
 }
 
 #[test]
-fn second_401_is_a_404_and_no_loop() {
-    // As Docker Hub treats repositories that do not exist.
+fn second_401_becomes_404_without_a_loop() {
+    // Docker Hub does this for repositories that do not exist.
     let tokens = TokenServer::new();
     tokens.answer_with(TokenAnswer::Json(r#"{"token":"good-for-nothing"}"#.into()));
     let (registry, image) = registry_with_image(&tokens);
@@ -89,7 +93,7 @@ fn second_401_is_a_404_and_no_loop() {
 }
 
 #[test]
-fn token_endpoint_that_fails_is_not_the_clients_authentication() {
+fn failing_token_endpoint_is_not_reported_as_401() {
     for answer in [
         TokenAnswer::Refuse(401),
         TokenAnswer::Refuse(403),
@@ -118,7 +122,7 @@ fn token_endpoint_that_fails_is_not_the_clients_authentication() {
 }
 
 #[test]
-fn no_401_is_ever_passed_on() {
+fn upstream_401_is_never_passed_on() {
     let registry = FakeRegistry::start();
     let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
     registry.require_basic("lea", "secret");
@@ -139,7 +143,7 @@ fn no_401_is_ever_passed_on() {
 }
 
 #[test]
-fn what_the_client_is_allowed_is_not_what_larder_is() {
+fn client_credentials_and_headers_are_not_forwarded() {
     let tokens = TokenServer::new();
     let (registry, image) = registry_with_image(&tokens);
     let larder = Larder::start(&registry);
@@ -162,7 +166,7 @@ fn what_the_client_is_allowed_is_not_what_larder_is() {
     }
 }
 
-/// A registry whose realm is at another host, `localhost`.
+/// A registry whose realm is on another host, `localhost`.
 fn registry_with_a_realm_of_another_owner() -> (FakeRegistry, FakeRegistry) {
     let (registry, issuer) = (FakeRegistry::start(), FakeRegistry::start());
     let port = issuer.address().port();
@@ -180,7 +184,7 @@ fn log_in(settings: &mut Settings, user: &str, password: &str) {
 }
 
 #[test]
-fn realm_of_another_owner_is_asked_where_no_secret_is_at_risk() {
+fn realm_of_another_owner_is_used_for_anonymous_tokens() {
     let (registry, issuer) = registry_with_a_realm_of_another_owner();
     let larder = Larder::start(&registry);
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
@@ -189,7 +193,7 @@ fn realm_of_another_owner_is_asked_where_no_secret_is_at_risk() {
 }
 
 #[test]
-fn realm_that_redirects_within_its_origin_is_followed_with_the_login() {
+fn realm_redirect_within_its_origin_keeps_the_login() {
     for location in
         ["/token?moved=1&{query}", "token?moved=1&{query}", "/x/../token?moved=1&{query}"]
     {
@@ -203,7 +207,7 @@ fn realm_that_redirects_within_its_origin_is_followed_with_the_login() {
 }
 
 #[test]
-fn realm_that_redirects_to_another_origin_or_for_ever_gets_no_token() {
+fn realm_redirect_to_another_origin_or_in_a_loop_yields_no_token() {
     let other = FakeRegistry::start();
     for location in [other.url("/token?moved=1&{query}"), "/token?{query}".to_owned()] {
         let tokens = TokenServer::new().user("lea", "secret").redirects_to(&location);
@@ -217,7 +221,7 @@ fn realm_that_redirects_to_another_origin_or_for_ever_gets_no_token() {
 }
 
 #[test]
-fn password_is_shown_where_both_are_offered_and_the_token_is_refused() {
+fn basic_is_used_if_both_schemes_are_offered_and_the_token_is_refused() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
@@ -229,7 +233,7 @@ fn password_is_shown_where_both_are_offered_and_the_token_is_refused() {
     for layer in image.layers() {
         assert!(larder.get(&blob(REPOSITORY, &layer.digest)).body == layer.bytes);
     }
-    assert_eq!(registry.requests().len(), asked + image.layers().len(), "at once from now on");
+    assert_eq!(registry.requests().len(), asked + image.layers().len(), "no further challenges");
 
     let registry = FakeRegistry::start();
     registry.require_basic_and_offer_bearer(&tokens, "lea", "another");

@@ -65,7 +65,7 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     let go_on = &mut || !desk.edge.is_draining();
     let report = desk.cache.prune(&criteria, &choices, is_dry_run, go_on);
     let report = report.map_err(|error| match error {
-        PruneError::Busy(_) => Refusal::Conflict(error.to_string()),
+        PruneError::Locked(_) => Refusal::Conflict(error.to_string()),
         PruneError::Stopped => Refusal::Busy(error.to_string()),
         PruneError::Pins(_) | PruneError::Store(_) => Refusal::Broken(error.to_string()),
     })?;

@@ -36,6 +36,8 @@ pub(super) fn gauges(desk: &Desk) -> Gauges {
         disk_used_bytes: disk.used_bytes,
         disk_free_bytes: disk.free_bytes,
         disk_size_bytes: disk.size_bytes,
+        disk_free_inodes: disk.free_files,
+        disk_inodes: disk.files_max,
         cache_size_bytes: room.cap_bytes,
         free_space_bytes: room.floor_bytes(&disk),
         usage: cache.store().usage().map(usage_gauges),

@@ -59,6 +59,8 @@ fn status(desk: &Desk) -> Value {
         "disk": {
             "usedBytes": disk.used_bytes,
             "freeBytes": disk.free_bytes,
+            "freeInodes": disk.free_files,
+            "inodes": disk.files_max,
             "cacheSizeBytes": room.cap_bytes,
             "freeSpaceBytes": room.floor_bytes(&disk),
         },

@@ -334,7 +334,7 @@ fn a_landing_between_look_and_join_is_noticed() {
     let digest = bench.deliver(b"layer");
     bench.wait_for_landing(&digest);
     // As if the look into the store had come before the commit, and the joining after the landing.
-    let late = bench.cache.ask_for_blob(&name(), &digest, None).unwrap();
+    let late = bench.cache.services.blobs.ask_for_blob(&name(), &digest, None, None).unwrap();
     assert_eq!(read_all(&late).unwrap(), b"layer");
     assert_eq!(bench.source.calls(), ["GET blob a"]);
 }
@@ -355,7 +355,13 @@ fn a_size_that_changes_between_connections_ends_the_download() {
     let failure = read_followed(&waiting).unwrap_err();
     assert!(failure.error.to_string().contains("99 bytes now"), "{}", failure.error);
     assert!(
-        bench.cache.inner.blobs.find(&key(&digest)).is_none_or(|flight| flight.available() < 11)
+        bench
+            .cache
+            .services
+            .blobs
+            .flights
+            .find(&key(&digest))
+            .is_none_or(|flight| flight.available() < 11)
     );
 }
 
@@ -376,7 +382,7 @@ fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
         *bench.source.gate.lock().unwrap() = Some(Arc::clone(&gate));
         let waiting = bench.follow(&digest);
         gate.wait_until_reached();
-        let flight = bench.cache.inner.blobs.find(&key(&digest)).unwrap();
+        let flight = bench.cache.services.blobs.flights.find(&key(&digest)).unwrap();
         assert_eq!(flight.available(), 0, "nothing is shown before upstream has told the size");
         gate.open();
         drop(sender);

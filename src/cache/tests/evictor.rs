@@ -1,7 +1,7 @@
 //! Whether bytes that arrive are admitted, and what is evicted for them.
 
 use super::*;
-use crate::prune::{FreeSpace, PinSettings, RoomPolicy};
+use crate::prune::{CacheLimits, FreeSpace, PinSettings};
 use crate::store::StoreError;
 
 /// How long after a try in vain the next one is made.
@@ -22,8 +22,8 @@ fn bench(change: impl FnOnce(&mut Settings)) -> Bench {
 fn limit(bench: &Bench, spare: u64) {
     bench.cache.store().count_disk(&mut || true).unwrap();
     let used = bench.cache.store().disk_bytes().unwrap();
-    let mut settings = Settings::clone(&bench.cache.inner.settings());
-    settings.upkeep.room = RoomPolicy { cap_bytes: Some(used + spare), floor: None };
+    let mut settings = Settings::clone(&bench.cache.core().settings());
+    settings.upkeep.room = CacheLimits { cap_bytes: Some(used + spare), floor: None };
     bench.cache.reconfigure(settings);
 }
 
@@ -50,14 +50,17 @@ fn has_image(bench: &Bench) -> bool {
 
 /// Why bytes are not admitted; nothing if they are.
 fn refusal(bench: &Bench, bytes: u64) -> Option<String> {
-    reason(bench.cache.inner.admit(bytes))
+    reason(bench.cache.services.eviction.admit(bytes))
 }
 
 fn reason(admitted: Result<(), CacheError>) -> Option<String> {
     match admitted {
         Ok(()) => None,
         Err(CacheError::Store(error)) => {
-            assert!(error.is_full() && matches!(&*error, StoreError::NoLeave { .. }), "{error}");
+            assert!(
+                error.is_full() && matches!(&*error, StoreError::LimitReached { .. }),
+                "{error}"
+            );
             Some(error.to_string())
         }
         Err(error) => panic!("{error}"),
@@ -99,10 +102,10 @@ fn a_try_in_vain_is_not_repeated_at_once_although_it_could_succeed_by_then() {
 fn a_size_that_can_never_fit_is_refused_before_anything_is_evicted() {
     let bench = bench(|_| {});
     make_old(&bench);
-    let cap = bench.cache.inner.settings().upkeep.room.cap_bytes.unwrap();
-    let why = reason(bench.cache.inner.check_size(cap + 1)).unwrap();
+    let cap = bench.cache.core().settings().upkeep.room.cap_bytes.unwrap();
+    let why = reason(bench.cache.services.eviction.check_size(cap + 1)).unwrap();
     assert!(why.contains("it is larger than the limit itself"), "{why}");
-    assert_eq!(reason(bench.cache.inner.check_size(cap)), None);
+    assert_eq!(reason(bench.cache.services.eviction.check_size(cap)), None);
     assert!(has_image(&bench), "a size is only a promise");
 }
 
@@ -142,10 +145,10 @@ fn pins_that_cannot_be_read_are_the_reason_for_the_refusal() {
 #[test]
 fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
     let bench = bench(|_| {});
-    let mut settings = Settings::clone(&bench.cache.inner.settings());
-    settings.upkeep.room = RoomPolicy { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
+    let mut settings = Settings::clone(&bench.cache.core().settings());
+    settings.upkeep.room = CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
     bench.cache.reconfigure(settings);
-    let why = reason(bench.cache.inner.check_size(1)).unwrap();
+    let why = reason(bench.cache.services.eviction.check_size(1)).unwrap();
     let words = "the disk has no more than freeSpace left, and it is larger than the limit";
     assert!(why.contains(words), "{why}");
 }
@@ -153,7 +156,7 @@ fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
 #[test]
 fn without_a_count_of_the_disk_the_cap_bounds_nothing() {
     let bench = Bench::with(|settings| {
-        settings.upkeep.room = RoomPolicy { cap_bytes: Some(1000), floor: None };
+        settings.upkeep.room = CacheLimits { cap_bytes: Some(1000), floor: None };
     });
     assert_eq!(refusal(&bench, 900), None);
     bench.cache.store().count_disk(&mut || true).unwrap();
@@ -164,12 +167,12 @@ fn without_a_count_of_the_disk_the_cap_bounds_nothing() {
 fn the_thread_evicts_above_the_high_watermark_before_any_download_waits() {
     let bench = bench(|_| {});
     make_old(&bench);
-    bench.cache.inner.evict_ahead(&mut || true);
+    bench.cache.services.eviction.evict_ahead(&mut || true);
     assert!(has_image(&bench), "a megabyte is free of a little more");
     limit(&bench, 100);
     assert_eq!(refusal(&bench, 50), None, "it would fit");
     assert!(has_image(&bench));
-    bench.cache.inner.evict_ahead(&mut || true);
+    bench.cache.services.eviction.evict_ahead(&mut || true);
     assert!(!has_image(&bench));
     assert_eq!(bench.cache.counts().images_evicted, 1);
 }

@@ -129,17 +129,18 @@ fn who_looked_before_a_landing_and_joined_after_it_does_not_ask_again() {
     let bench = Bench::new();
     let published = bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
-    let inner = &bench.cache.inner;
-    let joined = inner.manifests.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
-    inner.fetch_manifest(joined.pilot.unwrap());
+    let services = &bench.cache.services;
+    let joined =
+        services.manifests.flights.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
+    services.manifests.fetch_manifest(joined.leader.unwrap());
     let content = wait(|waker| joined.flight.poll_outcome(waker)).unwrap();
     assert_eq!(*content.digest(), published);
     assert_eq!(bench.source.calls(), ["GET v1"]);
 
     let question = ListQuestion::Tags { query: String::new() };
-    let listed = inner.fetch_list(&name(), &question).unwrap().body.read().unwrap();
+    let listed = services.lists.fetch_list(&name(), &question).unwrap().body.read().unwrap();
     let calls = bench.source.calls();
-    let again = inner.fresh_list(&name(), &question).unwrap().body.read().unwrap();
+    let again = services.lists.fresh_list(&name(), &question).unwrap().body.read().unwrap();
     assert_eq!(again, listed);
     assert_eq!(bench.source.calls(), calls);
 }

@@ -21,7 +21,7 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, List, ListSink, Source, UpstreamError, UpstreamErrorKind,
+    BlobAsk, BlobBody, List, ListSink, Source, Standing, UpstreamError, UpstreamErrorKind,
 };
 
 /// The bodies that a blob's requests get, in order.
@@ -338,7 +338,7 @@ impl Bench {
 
     /// Bytes are shown when they are verified, which is before they are committed.
     fn wait_for_landing(&self, digest: &Digest) {
-        if let Some(flight) = self.cache.inner.blobs.find(&key(digest)) {
+        if let Some(flight) = self.cache.services.blobs.flights.find(&key(digest)) {
             drop(wait(|waker| flight.poll_outcome(waker)));
         }
     }

@@ -1,9 +1,9 @@
-//! Requests with bodies that nobody wants.
+//! Requests with bodies, which no handler reads.
 
 use super::server::echo;
 
 #[test]
-fn a_small_body_is_dropped_and_the_connection_kept() {
+fn a_small_body_is_discarded_and_the_connection_kept() {
     let server = echo();
     let mut client = server.client();
     client.send("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloGET /2 HTTP/1.1\r\n");
@@ -13,7 +13,7 @@ fn a_small_body_is_dropped_and_the_connection_kept() {
 }
 
 #[test]
-fn a_body_is_never_taken_for_a_request() {
+fn a_body_is_never_parsed_as_a_request() {
     let server = echo();
     let mut client = server.client();
     let inner = "GET /evil HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -28,7 +28,7 @@ fn a_body_is_never_taken_for_a_request() {
 }
 
 #[test]
-fn a_large_body_gets_its_answer_and_a_fin_instead_of_a_reset() {
+fn a_large_body_gets_an_answer_and_a_fin_instead_of_a_reset() {
     let server = echo();
     let mut client = server.client();
     client.send("POST /big HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n");
@@ -40,7 +40,7 @@ fn a_large_body_gets_its_answer_and_a_fin_instead_of_a_reset() {
 }
 
 #[test]
-fn chunks_are_not_read_and_not_taken_for_requests() {
+fn chunks_of_a_post_are_not_parsed_as_requests() {
     let server = echo();
     let mut client = server.client();
     client.send("POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -61,7 +61,7 @@ fn get_and_head_with_a_small_chunked_body_are_answered_and_the_connection_kept()
         "5;a=b\r\nhello\r\n00\r\n\r\n",
         "1d\r\nGET /evil HTTP/1.1\r\nHost: h\r\n\r\n0\r\n\r\n",
     ] {
-        // In one piece, and byte by byte.
+        // First in one piece, then byte by byte.
         client.send(format!(
             "GET /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
         ));
@@ -117,7 +117,7 @@ fn get_and_head_with_a_large_body_are_refused() {
 }
 
 #[test]
-fn an_expectation_of_100_is_met_for_a_small_body() {
+fn a_small_body_gets_100_continue() {
     let server = echo();
     let mut client = server.client();
     let head = "PUT /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
@@ -126,11 +126,15 @@ fn an_expectation_of_100_is_met_for_a_small_body() {
     client.send("abc");
     assert_eq!(client.response().text(), "PUT /e");
     client.send(format!("{head}abc"));
-    assert_eq!(client.response().text(), "PUT /e", "no invitation for what is here already");
+    assert_eq!(
+        client.response().text(),
+        "PUT /e",
+        "no 100 Continue for a body that has arrived already"
+    );
 }
 
 #[test]
-fn an_expectation_of_100_for_a_large_body_gets_the_final_answer() {
+fn a_large_body_gets_the_final_answer_instead_of_100_continue() {
     let server = echo();
     for framing in ["Content-Length: 9999999", "Transfer-Encoding: chunked"] {
         let mut client = server.client();
@@ -145,7 +149,7 @@ fn an_expectation_of_100_for_a_large_body_gets_the_final_answer() {
 }
 
 #[test]
-fn an_expectation_without_a_body_changes_nothing() {
+fn an_expectation_without_a_body_is_ignored() {
     let server = echo();
     let mut client = server.client();
     client.send("GET /e HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n");
@@ -153,7 +157,7 @@ fn an_expectation_without_a_body_changes_nothing() {
 }
 
 #[test]
-fn a_client_that_leaves_in_its_body_is_forgotten() {
+fn a_client_that_leaves_within_its_body_is_closed() {
     let server = echo();
     let mut client = server.client();
     client.send("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhe");

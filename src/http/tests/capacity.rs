@@ -1,4 +1,4 @@
-//! More clients than there is room for.
+//! More clients than the server has capacity for.
 
 use super::server::{Gate, few_workers, serve, text, wait_until};
 use super::timeouts::huge_file;
@@ -22,7 +22,7 @@ fn stuck_readers_hold_no_worker() {
     for client in &mut stuck {
         client.head();
     }
-    server.await_rest();
+    server.await_idle_workers();
     server.assert_answers();
     for client in stuck {
         client.reset();
@@ -34,12 +34,12 @@ fn stuck_readers_hold_no_worker() {
 fn a_full_server_closes_the_longest_idle_connection() {
     let settings = Settings { max_connections: 3, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
-    // A connection is idle when its worker has let go of it, a little after its client knows.
+    // A connection becomes idle when its worker has parked it, a little after the client has its response.
     let mut idle = [server.client(), server.client(), server.client()];
     for number in [0, 1, 2, 0] {
         idle[number].get("/");
         assert_eq!(idle[number].response().status, 200);
-        server.await_rest();
+        server.await_idle_workers();
     }
     let mut fourth = server.get("/4");
     assert_eq!(fourth.response().status, 200);
@@ -51,7 +51,7 @@ fn a_full_server_closes_the_longest_idle_connection() {
 }
 
 #[test]
-fn a_full_server_without_idle_connections_says_so() {
+fn a_full_server_without_idle_connections_answers_503() {
     let gate = Gate::new();
     let settings = Settings { max_connections: 2, ..few_workers() };
     let waited = Arc::clone(&gate);
@@ -83,13 +83,13 @@ fn client_from(source: [u8; 4], server: SocketAddr) -> super::client::Client {
 }
 
 #[test]
-fn unfinished_heads_lose_against_a_newcomer_from_the_same_address() {
+fn unfinished_heads_are_closed_for_a_new_client_at_the_same_address() {
     let settings = Settings { max_connections: 20, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut unfinished: Vec<_> = (0..60)
         .map(|_| {
             let mut client = server.client();
-            // It may have been closed already.
+            // The server may have closed it already.
             let _ = client.try_send("GET / HTTP/1.1\r\n");
             client
         })
@@ -98,14 +98,14 @@ fn unfinished_heads_lose_against_a_newcomer_from_the_same_address() {
         assert_eq!(server.get("/").response().status, 200);
     }
     unfinished[0].assert_lost();
-    // Surplus clients are counted until they are served or sent away.
+    // Surplus clients count until they are served or refused.
     while server.controller.connections() > 20 {
         std::thread::yield_now();
     }
 }
 
 #[test]
-fn the_address_with_most_connections_loses_them_first() {
+fn the_address_with_the_most_connections_loses_them_first() {
     let settings = Settings { max_connections: 20, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     // Older than all others, but few.
@@ -117,7 +117,7 @@ fn the_address_with_most_connections_loses_them_first() {
             client
         })
         .collect();
-    server.await_rest();
+    server.await_idle_workers();
     let _greedy: Vec<_> = (0..60)
         .map(|_| {
             let mut client = client_from([127, 0, 0, 3], server.address);
@@ -125,21 +125,21 @@ fn the_address_with_most_connections_loses_them_first() {
             client
         })
         .collect();
-    // Fewer than the greedy one has places: it always has most of them, however late the server notices that
-    // these have left.
+    // These are fewer than the greedy address has places, so that one always has the most of them, however late the
+    // server notices that these clients have left.
     for number in 4..16 {
         let mut client = client_from([127, 0, 0, number], server.address);
         client.get("/");
-        assert_eq!(client.response().status, 200, "a newcomer finds a place");
+        assert_eq!(client.response().status, 200, "a new client gets a place");
     }
     for client in &mut quiet {
         client.get("/");
-        assert_eq!(client.response().status, 200, "an idle connection of a modest client stays");
+        assert_eq!(client.response().status, 200, "idle connections of other addresses stay open");
     }
 }
 
 #[test]
-fn a_response_under_way_is_never_cut_for_a_newcomer() {
+fn a_running_response_is_never_cut_off_for_a_new_client() {
     let (file, length) = huge_file();
     let settings = Settings { max_connections: 20, ..few_workers() };
     let server = serve(settings, move |request, _| match request.path() {
@@ -166,16 +166,16 @@ fn a_response_under_way_is_never_cut_for_a_newcomer() {
     }
 }
 
-/// The environment variable that turns the test below into the server that it tests.
+/// The environment variable that makes the test below run the server instead.
 const STARVED: &str = "LARDER_TEST_STARVED_SERVER";
 
-/// The parent is the client of a child process that may open only few descriptors.
+/// The parent process is the client of a child process that may open only a few file descriptors.
 #[test]
-fn a_server_without_descriptors_waits_and_recovers() {
+fn a_server_without_file_descriptors_waits_and_recovers() {
     if std::env::var_os(STARVED).is_some() {
         return starved_server();
     }
-    let test = "a_server_without_descriptors_waits_and_recovers";
+    let test = "a_server_without_file_descriptors_waits_and_recovers";
     let name = std::thread::current().name().map_or(test.to_owned(), str::to_owned);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &name, "--nocapture", "--test-threads=1"])
@@ -188,7 +188,7 @@ fn a_server_without_descriptors_waits_and_recovers() {
     let address: SocketAddr =
         lines.find_map(|line| line.strip_prefix("address ")?.parse().ok()).unwrap();
 
-    // Unfinished heads use up all descriptors, and are closed for a client with a request.
+    // Unfinished heads use up all file descriptors, and are closed for a client with a request.
     let heads: Vec<_> = (0..100)
         .map(|_| {
             let mut client = super::client::Client::connect(address);
@@ -201,7 +201,7 @@ fn a_server_without_descriptors_waits_and_recovers() {
     assert_eq!(first.response().status, 200);
     drop((heads, first));
 
-    // Requests that are waited for are not, so these use up all descriptors too.
+    // Requests that wait for their answer are not closed, so these use up all file descriptors for good.
     let greedy: Vec<_> = (0..100)
         .map(|_| {
             let mut client = super::client::Client::connect(address);
@@ -219,7 +219,7 @@ fn a_server_without_descriptors_waits_and_recovers() {
     assert_eq!(patient.response().status, 200);
     child.stdin.take().unwrap().write_all(b"end\n").unwrap();
     let rest: Vec<String> = lines.filter(|line| line.starts_with("log ")).collect();
-    assert!(rest.len() < 20, "a burst is logged once: {rest:?}");
+    assert!(rest.len() < 20, "a shortage is logged once: {rest:?}");
     assert!(child.wait().unwrap().success());
 }
 

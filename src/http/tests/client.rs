@@ -1,4 +1,4 @@
-//! A client that says exactly what it is told to, and reads exactly what comes.
+//! A raw HTTP client: it sends exactly the given bytes, and reads exactly what the server sends.
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -7,8 +7,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A test that would hang fails after this instead.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits before it fails.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Client {
     stream: Stream,
@@ -63,25 +63,25 @@ impl Response {
 impl Client {
     pub(super) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream: Stream::Plain(stream), unread: Vec::new() }
     }
 
     /// A client over a connected socket.
     pub(super) fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: Stream::Plain(stream), unread: Vec::new() }
     }
 
-    /// Sends to a server that may have closed the connection.
+    /// Sends to a server that may have closed the connection already.
     pub(super) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.either().write_all(bytes.as_ref())
     }
 
-    /// The server has closed the connection, in whatever way.
+    /// Asserts that the server has closed or reset the connection, without sending more.
     pub(super) fn assert_lost(&mut self) {
         let read = self.stream.either().read(&mut [0; 1]);
         let is_lost = match &read {
@@ -91,23 +91,23 @@ impl Client {
         assert!(is_lost, "{read:?}");
     }
 
-    /// A client that speaks TLS from now on. The handshake is the first read's or write's.
+    /// Switches to TLS. The first read or write does the handshake.
     pub(super) fn secure(self, config: Arc<ClientConfig>) -> Self {
-        let Stream::Plain(tcp) = self.stream else { panic!("it does already") };
+        let Stream::Plain(tcp) = self.stream else { panic!("this client uses TLS already") };
         let name = ServerName::try_from("localhost").unwrap();
         let tls = StreamOwned::new(ClientConnection::new(config, name).unwrap(), tcp);
         Self { stream: Stream::Tls(Box::new(tls)), unread: Vec::new() }
     }
 
-    /// The session, of a client that speaks TLS.
+    /// The TLS session.
     pub(super) fn session(&self) -> &ClientConnection {
         match &self.stream {
-            Stream::Plain(_) => panic!("this client speaks in the clear"),
+            Stream::Plain(_) => panic!("this client does not use TLS"),
             Stream::Tls(tls) => &tls.conn,
         }
     }
 
-    /// Writes and reads a request that may come to nothing.
+    /// Sends a request and reads an answer, both of which may fail.
     pub(super) fn try_get(&mut self) -> io::Result<usize> {
         let stream = self.stream.either();
         stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
@@ -118,7 +118,7 @@ impl Client {
         self.stream.either().write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Sends a GET that keeps the connection.
+    /// Sends a GET that keeps the connection open.
     pub(super) fn get(&mut self, target: &str) {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
     }
@@ -136,7 +136,7 @@ impl Client {
         Response { status, head, body: Vec::new() }
     }
 
-    /// A response to anything but HEAD, its body delimited by Content-Length.
+    /// Reads a response, except to HEAD. Its body is delimited by Content-Length.
     pub(super) fn response(&mut self) -> Response {
         let mut response = self.head();
         assert_eq!(response.header("transfer-encoding"), None);
@@ -152,18 +152,18 @@ impl Client {
         self.unread.drain(..count).collect()
     }
 
-    /// All that comes before the server's FIN. A reset is a failure.
+    /// Reads all bytes up to the server's FIN. A reset is a failure.
     pub(super) fn rest(&mut self) -> Vec<u8> {
         while self.receive() > 0 {}
         std::mem::take(&mut self.unread)
     }
 
-    /// The server has closed in good order, without a byte more.
+    /// Asserts that the server has closed the connection normally, without sending more.
     pub(super) fn assert_closed(&mut self) {
         assert_eq!(String::from_utf8_lossy(&self.rest()), "");
     }
 
-    /// The server has closed, in whatever order.
+    /// Reads until the server has closed or reset the connection.
     pub(super) fn assert_gone(&mut self) {
         let mut buffer = vec![0; 1 << 20];
         loop {
@@ -176,7 +176,7 @@ impl Client {
         }
     }
 
-    /// Whether something can be read at once.
+    /// Whether bytes can be read without blocking.
     pub(super) fn has_bytes(&self) -> bool {
         let tcp = self.stream.tcp();
         tcp.set_nonblocking(true).unwrap();
@@ -185,12 +185,12 @@ impl Client {
         peeked.is_ok()
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down the sending side.
     pub(super) fn finish(&self) {
         self.stream.tcp().shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Leaves with RST.
+    /// Closes the connection with a RST.
     pub(super) fn reset(self) {
         rustix::net::sockopt::set_socket_linger(self.stream.tcp(), Some(Duration::ZERO)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! How a server ends.
+//! Draining and stopping a server.
 
 use super::server::{Gate, SHORT, Source, few_workers, serve, text, wait_until};
 use crate::http::{DrainReport, Outcome, Server, Settings};
@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Waits until nobody listens any more.
+/// Waits until the server does not listen any more.
 fn await_refusal(address: SocketAddr) {
     wait_until(|| TcpStream::connect(address).is_err());
 }
 
 #[test]
-fn a_running_response_is_finished_and_idle_connections_are_closed() {
+fn a_drain_finishes_running_responses_and_closes_idle_connections() {
     let source = Source::new();
     let answered = Arc::clone(&source);
     let server = serve(few_workers(), move |request, _| match request.path() {
@@ -39,7 +39,7 @@ fn a_running_response_is_finished_and_idle_connections_are_closed() {
 }
 
 #[test]
-fn a_head_that_has_begun_is_still_answered_and_told_to_close() {
+fn an_unfinished_head_is_still_answered_with_connection_close() {
     let gate = Gate::new();
     let waited = Arc::clone(&gate);
     let server =
@@ -48,7 +48,7 @@ fn a_head_that_has_begun_is_still_answered_and_told_to_close() {
     let mut unfinished = server.client();
     unfinished.send("GET /unfinished HTTP/1.1\r\n");
     wait_until(|| gate.waiting() == 1);
-    server.await_rest();
+    server.await_idle_workers();
     server.controller.drain();
     await_refusal(server.address);
     unfinished.send("Host: h\r\n\r\n");
@@ -63,7 +63,7 @@ fn a_head_that_has_begun_is_still_answered_and_told_to_close() {
 }
 
 #[test]
-fn what_never_ends_is_cut_by_the_drain_timeout() {
+fn the_drain_timeout_cuts_off_what_does_not_end() {
     let (gate, source) = (Gate::new(), Source::new());
     let (waited, answered) = (Arc::clone(&gate), Arc::clone(&source));
     let settings = Settings { drain_timeout: SHORT, ..few_workers() };
@@ -79,7 +79,7 @@ fn what_never_ends_is_cut_by_the_drain_timeout() {
     let mut unfinished = server.client();
     unfinished.send("GET /unfinished HTTP/1.1\r\n");
     wait_until(|| gate.waiting() == 1);
-    server.await_rest();
+    server.await_idle_workers();
     server.controller.drain();
     endless.assert_closed();
     waiting.assert_closed();
@@ -91,7 +91,7 @@ fn what_never_ends_is_cut_by_the_drain_timeout() {
 }
 
 #[test]
-fn stopping_now_waits_for_nobody() {
+fn stop_now_does_not_wait_for_responses() {
     let source = Source::new();
     let answered = Arc::clone(&source);
     let server = serve(few_workers(), move |_, _| answered.reply(0..1_000));
@@ -103,10 +103,10 @@ fn stopping_now_waits_for_nobody() {
 }
 
 #[test]
-fn a_server_that_was_told_to_drain_before_it_ran_ends_at_once() {
+fn a_server_that_is_drained_before_it_runs_ends_at_once() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    struct Nobody;
-    impl crate::http::Handler for Nobody {
+    struct Unused;
+    impl crate::http::Handler for Unused {
         fn handle(
             &self,
             _: &crate::http::Request,
@@ -115,9 +115,9 @@ fn a_server_that_was_told_to_drain_before_it_ran_ends_at_once() {
             text("x")
         }
     }
-    let server = Server::bind(&[address], few_workers(), None, Arc::new(Nobody)).unwrap();
-    let unused = Server::bind(&[address], few_workers(), None, Arc::new(Nobody)).unwrap();
-    let taken = Server::bind(&[unused.address()], few_workers(), None, Arc::new(Nobody));
+    let server = Server::bind(&[address], few_workers(), None, Arc::new(Unused)).unwrap();
+    let unused = Server::bind(&[address], few_workers(), None, Arc::new(Unused)).unwrap();
+    let taken = Server::bind(&[unused.address()], few_workers(), None, Arc::new(Unused));
     let error = taken.err().unwrap().to_string();
     assert!(error.starts_with(&format!("cannot listen on {}", unused.address())), "{error}");
     drop(unused);

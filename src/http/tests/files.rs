@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes that are wrong anywhere but at their own offset.
+/// Bytes that differ at every offset, so that misplaced ones are noticed.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length as u32)
         .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
@@ -26,7 +26,7 @@ fn part(file: &Arc<File>, range: Range<u64>) -> Step {
 }
 
 #[test]
-fn a_large_body_from_memory_arrives_whole() {
+fn a_large_body_from_memory_arrives_completely() {
     let bytes: Arc<[u8]> = pattern(9_000_001).into();
     let sent = Arc::clone(&bytes);
     let server = serve(few_workers(), move |_, _| {
@@ -40,7 +40,7 @@ fn a_large_body_from_memory_arrives_whole() {
 }
 
 #[test]
-fn any_range_of_a_file_arrives_whole_and_the_connection_is_kept() {
+fn any_range_of_a_file_arrives_completely_and_the_connection_is_kept() {
     let bytes = pattern(5_000_000);
     let file = file_with(&bytes);
     let server = serve(few_workers(), move |request, _| {
@@ -70,7 +70,7 @@ fn one_file_serves_many_clients_at_once() {
 }
 
 #[test]
-fn a_file_shorter_than_promised_is_cut_and_not_padded() {
+fn a_file_that_is_too_short_is_cut_off_and_not_padded() {
     let file = file_with(b"short");
     let server = serve(few_workers(), move |_, _| part(&file, 0..100));
     let mut client = server.get("/");
@@ -83,7 +83,7 @@ fn a_file_shorter_than_promised_is_cut_and_not_padded() {
 
 #[test]
 fn a_file_without_sendfile_is_copied() {
-    // The kernel makes this file as it is read, and cannot splice it.
+    // The kernel generates this file when it is read, and does not support `sendfile` for it.
     let expected = std::fs::read("/proc/version").unwrap();
     let length = expected.len() as u64;
     let file = Arc::new(File::open("/proc/version").unwrap());
@@ -93,11 +93,11 @@ fn a_file_without_sendfile_is_copied() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_at_all_is_cut() {
+fn a_file_that_cannot_be_read_is_cut_off() {
     let file = Arc::new(File::open("/").unwrap());
     let server = serve(few_workers(), move |_, _| part(&file, 0..10));
     let mut client = server.get("/");
-    // Its head was sent with the promise that bytes follow at once.
+    // The head is sent before the file is read.
     client.head();
     assert_eq!(client.rest(), b"");
     assert!(matches!(server.ending().outcome, Outcome::Cut(_)));

@@ -1,4 +1,4 @@
-//! Responses that their clients do not read.
+//! Clients that do not read their responses.
 
 use super::server::{few_workers, serve, text};
 use crate::http::{Body, Reply, Settings, Step};
@@ -15,7 +15,7 @@ fn clients_that_do_not_read_get_503_beyond_the_memory_for_responses() {
     let mut slow: Vec<_> = (0..64).map(|_| server.get("/large")).collect();
     let statuses: Vec<u16> = slow.iter_mut().map(|client| client.head().status).collect();
     assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
-    server.await_rest();
+    server.await_idle_workers();
     assert!(server.controller.response_memory() <= MEMORY);
     server.assert_answers();
     drop(slow);

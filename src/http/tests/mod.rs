@@ -1,4 +1,4 @@
-//! The edge over real sockets: raw bytes in, raw bytes out.
+//! Tests of the server over real sockets, with raw bytes.
 
 mod bodies;
 mod capacity;

@@ -33,7 +33,7 @@ fn a_head_may_arrive_one_byte_at_a_time() {
 }
 
 #[test]
-fn line_feeds_alone_end_lines_too() {
+fn a_single_line_feed_ends_a_line() {
     let server = echo();
     let mut client = server.client();
     client.send("GET /lf HTTP/1.1\nHost: h\n\n");
@@ -55,7 +55,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_half_closed_client_gets_its_answers() {
+fn a_client_that_has_shut_down_sending_gets_its_answers() {
     let server = echo();
     let mut client = server.get("/1");
     client.get("/2");
@@ -66,7 +66,7 @@ fn a_half_closed_client_gets_its_answers() {
 }
 
 #[test]
-fn connection_close_is_obeyed_and_said() {
+fn connection_close_is_honoured_and_returned() {
     let server = echo();
     let mut client = server.client();
     client.send("GET /1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\nGET /2 HTTP/1.1\r\n");
@@ -75,7 +75,7 @@ fn connection_close_is_obeyed_and_said() {
 }
 
 #[test]
-fn http_1_0_closes_unless_asked_not_to() {
+fn http_1_0_closes_unless_the_client_asks_for_keep_alive() {
     let server = echo();
     let mut client = server.client();
     client.send("GET /1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
@@ -104,7 +104,7 @@ fn every_form_of_target_reaches_the_handler() {
 }
 
 #[test]
-fn a_head_response_is_the_get_response_without_its_body() {
+fn head_gets_the_response_to_get_without_its_body() {
     let server = serve(few_workers(), |request, _| match request.path() {
         "/length" => Step::Reply(Reply::new(200, Body::Length(5_000_000_000))),
         _ => text("body"),
@@ -119,13 +119,13 @@ fn a_head_response_is_the_get_response_without_its_body() {
 }
 
 #[test]
-fn a_length_without_bytes_is_never_promised_to_get() {
+fn get_never_gets_a_length_without_bytes() {
     let server = serve(few_workers(), |_, _| Step::Reply(Reply::new(200, Body::Length(9))));
     assert_eq!(server.get("/").response().status, 500);
 }
 
 #[test]
-fn statuses_without_body_have_none_whatever_the_handler_says() {
+fn statuses_without_a_body_never_have_one() {
     let server = serve(few_workers(), |request, _| {
         let status = if request.path() == "/304" { 304 } else { 204 };
         let body = Body::Bytes(Arc::from(&b"never sent"[..]));
@@ -141,7 +141,7 @@ fn statuses_without_body_have_none_whatever_the_handler_says() {
 }
 
 #[test]
-fn a_reply_may_ask_to_close() {
+fn a_reply_may_close_the_connection() {
     let server = serve(few_workers(), |_, _| match text("last") {
         Step::Reply(reply) => Step::Reply(reply.close()),
         other => other,
@@ -162,7 +162,7 @@ fn header_values_cannot_smuggle_lines() {
     assert_eq!(response.header("set-cookie"), None);
 }
 
-/// Sends something unacceptable and sees that it is refused, explained and closed in good order.
+/// Sends an invalid request and asserts that it is refused with an explanation, and the connection closed normally.
 fn assert_refused(server: &Running, status: u16, bytes: &[u8]) {
     let mut client: Client = server.client();
     client.send(bytes);
@@ -176,7 +176,7 @@ fn assert_refused(server: &Running, status: u16, bytes: &[u8]) {
 }
 
 #[test]
-fn what_is_malformed_is_refused_with_a_reason() {
+fn malformed_heads_are_refused_with_a_reason() {
     let server = echo();
     for (status, request) in [
         (400, "\x16\x03\x01\x02\x00\x01\x00\x01\n"),
@@ -212,7 +212,7 @@ fn heads_beyond_the_limits_are_refused_before_they_end() {
 }
 
 #[test]
-fn a_refusal_follows_the_answers_before_it() {
+fn a_refusal_follows_the_earlier_answers() {
     let server = echo();
     let mut client = server.client();
     client.send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\nnonsense\r\n\r\n");
@@ -222,7 +222,7 @@ fn a_refusal_follows_the_answers_before_it() {
 }
 
 #[test]
-fn the_handler_sees_the_head_as_it_was_sent() {
+fn the_handler_sees_the_head_as_the_client_sent_it() {
     let server = serve(few_workers(), |request, _| {
         assert_eq!(request.method(), Method::Get);
         let accept: Vec<_> = request.headers("accept").collect();

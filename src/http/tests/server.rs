@@ -1,6 +1,6 @@
-//! A server for one test, and what its handlers are made of.
+//! A server for one test, and building blocks for its handlers.
 
-use super::client::{Client, PATIENCE};
+use super::client::{Client, TIMEOUT};
 use crate::http::{
     Available, Body, Context, Controller, DrainReport, Ending, Handler, Pending, Reply, Request,
     Server, ServerTls, Settings, Step, Tail,
@@ -16,13 +16,13 @@ use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A handler made of a function. It reports how responses ended.
-struct By<F> {
+/// A handler that calls a function, and reports how responses ended.
+struct FunctionHandler<F> {
     answer: F,
     endings: Mutex<Sender<(String, Ending)>>,
 }
 
-impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for By<F> {
+impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for FunctionHandler<F> {
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
         (self.answer)(request, context)
     }
@@ -30,7 +30,7 @@ impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for 
     fn finished(&self, request: &Request, ending: &Ending) {
         let ending =
             Ending { note: ending.note.clone(), outcome: ending.outcome.clone(), ..*ending };
-        // A test that does not look at endings has dropped the receiver.
+        // Tests that ignore endings have dropped the receiver.
         let _ = self.endings.lock().unwrap().send((request.path().to_owned(), ending));
     }
 }
@@ -39,7 +39,7 @@ impl<F: Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static> Handler for 
 pub(super) struct Running {
     pub(super) address: SocketAddr,
     pub(super) controller: Controller,
-    /// How clients speak TLS, where they must.
+    /// The TLS configuration of clients, if the server uses TLS.
     pub(super) trust: Option<Arc<ClientConfig>>,
     endings: Receiver<(String, Ending)>,
     thread: Option<JoinHandle<DrainReport>>,
@@ -51,10 +51,15 @@ pub(super) fn serve(
     answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
 ) -> Running {
     let (sender, endings) = channel();
-    start(settings, None, Arc::new(By { answer, endings: Mutex::new(sender) }), endings)
+    start(
+        settings,
+        None,
+        Arc::new(FunctionHandler { answer, endings: Mutex::new(sender) }),
+        endings,
+    )
 }
 
-/// The same for clients that speak TLS as `trust` says.
+/// Starts a server with TLS. Its clients are configured by `trust`.
 pub(super) fn serve_tls(
     settings: Settings,
     tls: Arc<ServerTls>,
@@ -62,7 +67,7 @@ pub(super) fn serve_tls(
     answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
 ) -> Running {
     let (sender, endings) = channel();
-    let handler = Arc::new(By { answer, endings: Mutex::new(sender) });
+    let handler = Arc::new(FunctionHandler { answer, endings: Mutex::new(sender) });
     let mut server = start(settings, Some(tls), handler, endings);
     server.trust = Some(trust);
     server
@@ -96,12 +101,12 @@ pub(super) fn echoed(request: &Request) -> String {
     format!("{} {}{query}", request.method_text(), request.path())
 }
 
-/// Settings under which a blocked worker would be noticed soon.
+/// Settings with so few workers that a blocked one is noticed.
 pub(super) fn few_workers() -> Settings {
     Settings { workers: 4, max_connections: 4_000, ..Settings::default() }
 }
 
-/// A time-out that a test waits out.
+/// A timeout that a test waits for.
 pub(super) const SHORT: Duration = Duration::from_millis(30);
 
 pub(super) fn text(body: impl Into<String>) -> Step {
@@ -117,35 +122,35 @@ impl Running {
         }
     }
 
-    /// A client whose GET was sent.
+    /// Connects a client and sends a GET.
     pub(super) fn get(&self, target: &str) -> Client {
         let mut client = self.client();
         client.get(target);
         client
     }
 
-    /// A small request on a fresh connection is answered.
+    /// Asserts that a small request on a new connection is answered.
     pub(super) fn assert_answers(&self) {
         assert_eq!(self.get("/ping").response().status, 200);
     }
 
-    /// How the next response ended.
+    /// Waits for the end of the next response.
     pub(super) fn ending(&self) -> Ending {
-        self.endings.recv_timeout(PATIENCE).unwrap().1
+        self.endings.recv_timeout(TIMEOUT).unwrap().1
     }
 
-    /// How the next response for `path` ended.
+    /// Waits for the end of the next response for `path`.
     pub(super) fn ending_of(&self, path: &str) -> Ending {
         loop {
-            let (of, ending) = self.endings.recv_timeout(PATIENCE).unwrap();
+            let (of, ending) = self.endings.recv_timeout(TIMEOUT).unwrap();
             if of == path {
                 return ending;
             }
         }
     }
 
-    /// No worker has anything to do.
-    pub(super) fn await_rest(&self) {
+    /// Waits until all workers are idle.
+    pub(super) fn await_idle_workers(&self) {
         wait_until(|| self.controller.queue_depth() == 0 && self.controller.busy_workers() == 0);
     }
 
@@ -165,16 +170,16 @@ impl Drop for Running {
     }
 }
 
-/// Waits for what no channel tells.
+/// Waits for a condition that no channel reports.
 pub(super) fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "it never came true");
+        assert!(Instant::now() < deadline, "the condition did not become true");
         std::thread::yield_now();
     }
 }
 
-/// A source of bytes that grows as the test says.
+/// A source of bytes whose growth the test controls.
 pub(super) struct Source {
     pub(super) file: File,
     state: Mutex<SourceState>,
@@ -183,7 +188,7 @@ pub(super) struct Source {
 #[derive(Default)]
 struct SourceState {
     available: u64,
-    /// What comes past the file.
+    /// Bytes that are not in the file.
     pieces: VecDeque<Arc<[u8]>>,
     failure: Option<Box<str>>,
     panics: bool,
@@ -195,7 +200,7 @@ impl Source {
         Arc::new(Self { file: tempfile::tempfile().unwrap(), state: Mutex::default() })
     }
 
-    /// A reply that promises this range of what the source will be.
+    /// A reply with this range of the source's future content.
     pub(super) fn reply(self: &Arc<Self>, range: std::ops::Range<u64>) -> Step {
         let tail = Box::new(SourceTail { source: Arc::clone(self) });
         Step::Reply(Reply::new(200, Body::Tail { tail, range }))
@@ -207,12 +212,12 @@ impl Source {
         self.change(|state| state.available += bytes.len() as u64);
     }
 
-    /// Gives bytes that are in no file.
+    /// Provides bytes that are not in the file.
     pub(super) fn give(&self, bytes: &[u8]) {
         self.change(|state| state.pieces.push_back(bytes.into()));
     }
 
-    /// Tells of bytes that are not there.
+    /// Reports bytes that the file does not have.
     pub(super) fn lie(&self, bytes: u64) {
         self.change(|state| state.available += bytes);
     }
@@ -225,7 +230,7 @@ impl Source {
         self.change(|state| state.panics = true);
     }
 
-    /// Whether somebody waits for more.
+    /// Whether a client waits for more bytes.
     pub(super) fn is_awaited(&self) -> bool {
         !self.state.lock().unwrap().wakers.is_empty()
     }
@@ -265,7 +270,7 @@ impl Tail for SourceTail {
         }
         if state.panics {
             drop(state);
-            panic!("the source panicked, as the test wants");
+            panic!("intended panic of the source");
         }
         state.wakers.push(waker.clone());
         Poll::Pending
@@ -304,8 +309,8 @@ impl Gate {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes all who wait, without a reason.
-    pub(super) fn rattle(&self) {
+    /// Wakes all waiting requests spuriously.
+    pub(super) fn wake_all(&self) {
         let wakers = self.state.lock().unwrap().wakers.clone();
         wakers.into_iter().for_each(Waker::wake);
     }

@@ -14,7 +14,7 @@ fn answer_from(source: &Arc<Source>, length: u64) -> super::server::Running {
 }
 
 #[test]
-fn the_head_leaves_before_the_first_byte_of_the_body() {
+fn the_head_is_sent_before_the_first_byte_of_the_body() {
     let source = Source::new();
     let server = answer_from(&source, 5);
     let mut client = server.get("/tail");
@@ -40,7 +40,7 @@ fn a_range_ahead_of_the_source_waits_for_it() {
 }
 
 #[test]
-fn a_failing_source_cuts_after_all_that_it_gave() {
+fn a_failing_source_cuts_the_response_off_after_all_available_bytes() {
     let source = Source::new();
     let server = answer_from(&source, 1_000_000);
     let mut client = server.get("/tail");
@@ -55,7 +55,7 @@ fn a_failing_source_cuts_after_all_that_it_gave() {
 }
 
 #[test]
-fn a_source_that_fails_before_the_head_left_is_a_bad_gateway() {
+fn a_source_that_fails_before_the_head_is_sent_is_a_bad_gateway() {
     let source = Source::new();
     source.fail("no route");
     let server = answer_from(&source, 10);
@@ -65,7 +65,7 @@ fn a_source_that_fails_before_the_head_left_is_a_bad_gateway() {
 }
 
 #[test]
-fn a_tail_that_tells_of_bytes_that_are_not_there_is_cut() {
+fn a_tail_that_reports_missing_bytes_is_cut_off() {
     let source = Source::new();
     let server = answer_from(&source, 10);
     let mut client = server.get("/tail");
@@ -77,7 +77,7 @@ fn a_tail_that_tells_of_bytes_that_are_not_there_is_cut() {
 }
 
 #[test]
-fn a_panic_in_a_source_costs_one_response() {
+fn a_panic_in_a_source_ends_only_one_response() {
     let source = Source::new();
     let server = answer_from(&source, 10);
     let mut client = server.get("/tail");
@@ -91,7 +91,7 @@ fn a_panic_in_a_source_costs_one_response() {
 }
 
 #[test]
-fn a_reader_that_leaves_a_silent_source_is_noticed() {
+fn a_client_that_leaves_a_silent_source_is_noticed() {
     let source = Source::new();
     let server = answer_from(&source, 10);
     let mut client = server.get("/tail");
@@ -119,7 +119,7 @@ fn no_wake_up_is_lost_between_polling_and_parking() {
 }
 
 #[test]
-fn readers_in_step_with_the_source_miss_no_byte() {
+fn readers_that_keep_up_with_the_source_miss_no_byte() {
     let source = Source::new();
     let server = answer_from(&source, 400);
     let mut clients: Vec<_> = (0..3).map(|_| server.get("/tail")).collect();
@@ -133,7 +133,7 @@ fn readers_in_step_with_the_source_miss_no_byte() {
 }
 
 #[test]
-fn bytes_in_no_file_follow_those_in_it() {
+fn bytes_from_memory_follow_those_from_the_file() {
     let source = Source::new();
     let server = answer_from(&source, 400_006);
     let mut client = server.get("/tail");
@@ -144,14 +144,14 @@ fn bytes_in_no_file_follow_those_in_it() {
     source.give(&[9; 400_000]);
     assert_eq!(client.bytes(2), b"de");
     assert_eq!(client.bytes(400_000), [9; 400_000]);
-    source.give(b"f and what nobody asked for");
+    source.give(b"f and more than the range has");
     assert_eq!(client.bytes(1), b"f");
     client.get("/small");
     assert_eq!(client.response().text(), "small");
 }
 
 #[test]
-fn a_client_that_takes_its_time_gets_every_piece_once() {
+fn a_slow_client_gets_every_piece_once() {
     let source = Source::new();
     let server = answer_from(&source, 12_000_000);
     let mut client = server.get("/tail");

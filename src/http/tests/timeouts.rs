@@ -5,7 +5,7 @@ use crate::http::{Body, Outcome, Reply, Settings, Step};
 use std::fs::File;
 use std::sync::Arc;
 
-/// A file of zeros that no socket buffer holds, and that takes no disk.
+/// A sparse file of zeros that is larger than any socket buffer.
 pub(super) fn huge_file() -> (Arc<File>, u64) {
     let length = 256 * 1024 * 1024;
     let file = tempfile::tempfile().unwrap();
@@ -14,7 +14,7 @@ pub(super) fn huge_file() -> (Arc<File>, u64) {
 }
 
 #[test]
-fn an_unfinished_head_is_told_so_and_closed() {
+fn an_unfinished_head_gets_408_and_is_closed() {
     let settings = Settings { head_timeout: SHORT, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut client = server.client();
@@ -25,7 +25,7 @@ fn an_unfinished_head_is_told_so_and_closed() {
 }
 
 #[test]
-fn dripping_bytes_do_not_prolong_a_head() {
+fn slow_bytes_do_not_extend_the_time_for_a_head() {
     let settings = Settings { head_timeout: SHORT, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut client = server.get("/1");
@@ -33,14 +33,14 @@ fn dripping_bytes_do_not_prolong_a_head() {
     client.send("GET / HTTP/1.1\r\nX: ");
     while !client.has_bytes() {
         client.send("y");
-        // Paces the drip, so that the time-out comes before the limit on bytes.
+        // Slows the client down, so that the timeout passes before the limit on bytes is reached.
         server.assert_answers();
     }
     assert_eq!(client.response().status, 408);
 }
 
 #[test]
-fn an_unfinished_body_is_told_so_and_closed() {
+fn an_unfinished_body_gets_408_and_is_closed() {
     let settings = Settings { head_timeout: SHORT, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut client = server.client();
@@ -51,7 +51,7 @@ fn an_unfinished_body_is_told_so_and_closed() {
 }
 
 #[test]
-fn idle_connections_are_closed_without_a_word() {
+fn idle_connections_are_closed_without_an_answer() {
     let settings = Settings { idle_timeout: SHORT, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut fresh = server.client();
@@ -62,7 +62,7 @@ fn idle_connections_are_closed_without_a_word() {
 }
 
 #[test]
-fn a_reader_that_reads_nothing_is_closed() {
+fn a_client_that_reads_nothing_is_closed() {
     let settings = Settings { write_stall_timeout: SHORT, ..few_workers() };
     let (file, length) = huge_file();
     let server = serve(settings, move |_, _| {
@@ -76,7 +76,7 @@ fn a_reader_that_reads_nothing_is_closed() {
 }
 
 #[test]
-fn a_lingering_connection_ends_when_the_client_does_not() {
+fn a_lingering_connection_is_closed_even_if_the_client_stays() {
     let server = serve(few_workers(), |_, _| text("x"));
     let mut client = server.client();
     client.send("nonsense\r\n\r\n");

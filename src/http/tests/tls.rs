@@ -1,4 +1,4 @@
-//! Clients that speak TLS, and those that should.
+//! Clients that use TLS, and those that should.
 
 use super::client::Client;
 use super::server::{
@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An authority, and the files of a server that it has vouched for.
+/// A certificate authority, and the files of a server with a certificate of it.
 struct Site {
     directory: tempfile::TempDir,
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// Which of several certificates is meant: its common name is no name of a host.
+/// Marks that tell certificates apart, as additional names of the host.
 const FIRST: &str = "first.test";
 const SECOND: &str = "second.test";
 
@@ -46,7 +46,7 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// A certificate and its key, as PEM.
+    /// Issues a certificate. Returns it and its key as PEM.
     fn issue(&self, mark: &str) -> (String, String) {
         let names = vec!["localhost".into(), mark.into()];
         let params = CertificateParams::new(names).unwrap();
@@ -54,7 +54,7 @@ impl Site {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    /// Gives the server another certificate.
+    /// Replaces the server's certificate.
     fn put(&self, mark: &str) {
         let (cert, key) = self.issue(mark);
         replace(&self.path("cert"), &cert);
@@ -74,12 +74,12 @@ impl Site {
         ClientAuth::Verify { ca: Some(self.path("ca")) }
     }
 
-    /// How a client trusts this authority, with these versions, as nobody in particular.
+    /// The configuration of a client that trusts this authority and has no certificate.
     fn trust(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         Arc::new(self.client(versions).with_no_client_auth())
     }
 
-    /// The same as somebody whom `other` vouches for.
+    /// The configuration of a client that trusts this authority and has a certificate of `other`.
     fn trust_as(&self, other: &Site) -> Arc<ClientConfig> {
         let (cert, key) = other.issue("client.test");
         let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
@@ -111,21 +111,21 @@ impl Site {
 
 const BOTH: &[&SupportedProtocolVersion] = rustls::ALL_VERSIONS;
 
-/// Another file of that name, so that it differs whatever the clock of the file system.
+/// Replaces a file by another one, so that the change is noticed even with coarse file times.
 fn replace(path: &Path, content: &str) {
     let new = path.with_extension("new");
     fs::write(&new, content).unwrap();
     fs::rename(new, path).unwrap();
 }
 
-/// Whether the client was shown the certificate of that mark.
-fn was_shown(client: &Client, mark: &str) -> bool {
-    let shown = &client.session().peer_certificates().unwrap()[0];
-    shown.windows(mark.len()).any(|part| part == mark.as_bytes())
+/// Whether the server presented the certificate with this mark.
+fn was_presented(client: &Client, mark: &str) -> bool {
+    let presented = &client.session().peer_certificates().unwrap()[0];
+    presented.windows(mark.len()).any(|part| part == mark.as_bytes())
 }
 
 #[test]
-fn both_versions_are_spoken_and_connections_kept() {
+fn both_tls_versions_work_and_connections_are_kept() {
     let site = Site::new();
     let server = site.echo(ClientAuth::None);
     for (version, name) in [
@@ -140,13 +140,13 @@ fn both_versions_are_spoken_and_connections_kept() {
         assert_eq!(client.session().protocol_version(), Some(name));
         client.send("GET /3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
         assert_eq!(client.response().text(), "GET /3");
-        // An end without close_notify would be an error of this read.
+        // Without close_notify, this read would fail.
         client.assert_closed();
     }
 }
 
 #[test]
-fn http_1_1_is_agreed_on_where_the_client_knows_better() {
+fn http_1_1_is_negotiated_with_clients_that_support_http_2() {
     let site = Site::new();
     let server = site.echo(ClientAuth::None);
     let mut trust = (*site.trust(BOTH)).clone();
@@ -158,7 +158,7 @@ fn http_1_1_is_agreed_on_where_the_client_knows_better() {
 }
 
 #[test]
-fn files_and_growing_files_and_memory_arrive_whole() {
+fn files_and_growing_files_and_memory_arrive_completely() {
     let site = Site::new();
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| (number / 7) as u8).collect();
     let length = bytes.len() as u64;
@@ -195,12 +195,12 @@ fn files_and_growing_files_and_memory_arrive_whole() {
 }
 
 #[test]
-fn what_was_decrypted_already_is_not_waited_for() {
+fn requests_that_are_already_decrypted_are_answered() {
     let site = Site::new();
     let server = site.echo(ClientAuth::None);
     let mut client = server.client();
-    // Requests that are decrypted together and do not fit into the room for heads together, so that the
-    // last of them is in no socket when its turn has come.
+    // These requests are decrypted together but do not all fit into the input buffer, so the last of them is not in the
+    // socket any more when it is read.
     let pad = "x".repeat(900);
     let requests: String = (0..60)
         .map(|number| format!("GET /{number} HTTP/1.1\r\nHost: h\r\nX: {pad}\r\n\r\n"))
@@ -212,7 +212,7 @@ fn what_was_decrypted_already_is_not_waited_for() {
 }
 
 #[test]
-fn a_request_in_the_clear_is_told_what_to_do() {
+fn a_plaintext_request_gets_an_explanation() {
     let site = Site::new();
     let server = site.echo(ClientAuth::None);
     let mut client = Client::connect(server.address);
@@ -226,7 +226,7 @@ fn a_request_in_the_clear_is_told_what_to_do() {
 }
 
 #[test]
-fn tls_to_a_port_in_the_clear_ends_at_once() {
+fn tls_to_a_plaintext_port_fails_at_once() {
     let server = echo();
     let site = Site::new();
     let mut client = Client::connect(server.address).secure(site.trust(BOTH));
@@ -236,7 +236,7 @@ fn tls_to_a_port_in_the_clear_ends_at_once() {
 }
 
 #[test]
-fn noise_and_silence_cost_a_connection_and_nothing_else() {
+fn noise_and_silence_cost_only_one_connection() {
     let site = Site::new();
     let settings = Settings { head_timeout: SHORT, idle_timeout: SHORT, ..few_workers() };
     let server =
@@ -250,12 +250,16 @@ fn noise_and_silence_cost_a_connection_and_nothing_else() {
     assert_eq!(server.controller.failed_handshakes(), 2);
     let mut silent = Client::connect(server.address);
     silent.assert_closed();
-    assert_eq!(server.controller.failed_handshakes(), 2, "who says nothing has begun nothing");
+    assert_eq!(
+        server.controller.failed_handshakes(),
+        2,
+        "a silent client has not started a handshake"
+    );
     server.assert_answers();
 }
 
 #[test]
-fn clients_show_a_certificate_where_that_is_wanted() {
+fn clients_need_a_certificate_if_the_server_verifies_them() {
     let (site, other) = (Site::new(), Site::new());
     let server = site.echo(site.verifying());
     let client = |trust| Client::connect(server.address).secure(trust);
@@ -270,7 +274,7 @@ fn clients_show_a_certificate_where_that_is_wanted() {
 }
 
 #[test]
-fn a_client_that_does_not_trust_us_is_counted() {
+fn a_client_that_does_not_trust_the_server_is_counted() {
     let site = Site::new();
     let server = site.echo(ClientAuth::None);
     Client::connect(server.address).secure(Site::new().trust(BOTH)).try_get().unwrap_err();
@@ -279,38 +283,38 @@ fn a_client_that_does_not_trust_us_is_counted() {
 }
 
 #[test]
-fn changed_files_are_shown_to_new_clients_and_drop_nobody() {
+fn a_new_certificate_is_used_for_new_clients_and_closes_no_connection() {
     let site = Site::new();
     let tls = site.load(ClientAuth::None);
     let server = site.serve(few_workers(), Arc::clone(&tls));
     let mut early = server.get("/1");
     assert_eq!(early.response().text(), "GET /1");
-    assert!(was_shown(&early, FIRST));
-    let shown = |mark| {
+    assert!(was_presented(&early, FIRST));
+    let presents = |mark| {
         let mut client = server.get("/");
         assert_eq!(client.response().status, 200);
-        was_shown(&client, mark)
+        was_presented(&client, mark)
     };
 
-    // Half of a rotation: the certificate of one key, and another key.
+    // Half of a rotation: the new certificate and the old key.
     let (cert, key) = site.issue(SECOND);
     replace(&site.path("cert"), &cert);
     tls.look();
     tls.look();
-    assert!(shown(FIRST));
+    assert!(presents(FIRST));
     replace(&site.path("key"), &key);
     tls.look();
-    assert!(shown(SECOND));
+    assert!(presents(SECOND));
 
     fs::remove_file(site.path("key")).unwrap();
     tls.look();
-    assert!(shown(SECOND), "what is gone is no reason to stop");
+    assert!(presents(SECOND), "a missing file does not stop the server");
     early.get("/2");
     assert_eq!(early.response().text(), "GET /2");
 }
 
 #[test]
-fn other_settings_are_in_force_for_new_clients() {
+fn new_settings_apply_to_new_clients() {
     let site = Site::new();
     let tls = site.load(ClientAuth::None);
     let server = site.serve(few_workers(), Arc::clone(&tls));
@@ -326,7 +330,7 @@ fn other_settings_are_in_force_for_new_clients() {
 }
 
 #[test]
-fn a_ticket_does_not_open_what_was_closed_since() {
+fn a_session_ticket_is_void_after_the_authorities_change() {
     let (site, other) = (Site::new(), Site::new());
     let tls = site.load(ClientAuth::Verify { ca: Some(other.path("ca")) });
     let server = site.serve(few_workers(), Arc::clone(&tls));
@@ -341,7 +345,7 @@ fn a_ticket_does_not_open_what_was_closed_since() {
 }
 
 #[test]
-fn a_reader_that_reads_nothing_is_closed_by_tls_as_well() {
+fn a_tls_client_that_reads_nothing_is_closed() {
     let site = Site::new();
     let (file, length) = huge_file();
     let settings = Settings { write_stall_timeout: Duration::from_millis(300), ..few_workers() };
@@ -357,7 +361,7 @@ fn a_reader_that_reads_nothing_is_closed_by_tls_as_well() {
 }
 
 #[test]
-fn surplus_clients_are_told_by_tls_as_well() {
+fn surplus_tls_clients_get_503() {
     let site = Site::new();
     let gate = Gate::new();
     let waited = Arc::clone(&gate);
@@ -376,7 +380,7 @@ fn surplus_clients_are_told_by_tls_as_well() {
 }
 
 #[test]
-fn a_drain_finishes_what_runs_and_says_goodbye() {
+fn a_drain_finishes_running_tls_responses_and_sends_close_notify() {
     let site = Site::new();
     let gate = Gate::new();
     let waited = Arc::clone(&gate);
@@ -399,7 +403,7 @@ fn a_drain_finishes_what_runs_and_says_goodbye() {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_said() {
+fn invalid_files_are_reported() {
     let site = Site::new();
     fs::write(site.path("text"), "no PEM").unwrap();
     let ca = |name: &str| ClientAuth::Verify { ca: Some(site.path(name)) };

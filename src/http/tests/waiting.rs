@@ -7,7 +7,7 @@ use crate::http::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const FOR_EVER: Duration = Duration::from_secs(1_000);
+const FOREVER: Duration = Duration::from_secs(1_000);
 
 fn gated(gate: &Arc<Gate>, patience: Duration) -> super::server::Running {
     let gate = Arc::clone(gate);
@@ -20,11 +20,11 @@ fn gated(gate: &Arc<Gate>, patience: Duration) -> super::server::Running {
 #[test]
 fn a_hundred_waiting_requests_hold_no_worker() {
     let gate = Gate::new();
-    let server = gated(&gate, FOR_EVER);
+    let server = gated(&gate, FOREVER);
     let mut clients: Vec<_> = (0..100).map(|number| server.get(&format!("/{number}"))).collect();
     wait_until(|| gate.waiting() == 100);
     server.assert_answers();
-    gate.rattle();
+    gate.wake_all();
     server.assert_answers();
     gate.open();
     for (number, client) in clients.iter_mut().enumerate() {
@@ -33,10 +33,10 @@ fn a_hundred_waiting_requests_hold_no_worker() {
 }
 
 #[test]
-fn a_wake_up_before_the_parking_is_not_lost() {
+fn a_wake_up_before_the_connection_parks_is_not_lost() {
     let server = serve(few_workers(), |_, context| {
         let gate = Gate::new();
-        let step = gate.wait(context, FOR_EVER);
+        let step = gate.wait(context, FOREVER);
         gate.open();
         step
     });
@@ -48,13 +48,13 @@ fn a_wake_up_before_the_parking_is_not_lost() {
 }
 
 #[test]
-fn late_wake_ups_of_an_answered_request_do_no_harm() {
+fn wake_ups_after_the_answer_are_harmless() {
     let gate = Gate::new();
     let server = gated(&gate, SHORT);
     let mut client = server.get("/1");
     assert_eq!(client.response().status, 504);
     for _ in 0..100 {
-        gate.rattle();
+        gate.wake_all();
         client.get("/ping");
         assert_eq!(client.response().text(), "pong");
     }
@@ -67,9 +67,9 @@ fn a_deadline_resumes_without_a_wake_up() {
 }
 
 #[test]
-fn a_client_that_leaves_while_its_answer_is_waited_for_is_noticed() {
+fn a_client_that_leaves_before_its_answer_is_noticed() {
     let gate = Gate::new();
-    let server = gated(&gate, FOR_EVER);
+    let server = gated(&gate, FOREVER);
     let client = server.get("/");
     wait_until(|| gate.waiting() == 1);
     client.reset();
@@ -80,9 +80,9 @@ fn a_client_that_leaves_while_its_answer_is_waited_for_is_noticed() {
 }
 
 #[test]
-fn requests_behind_a_waiting_one_wait_for_their_turn() {
+fn pipelined_requests_wait_for_a_waiting_one() {
     let gate = Gate::new();
-    let server = gated(&gate, FOR_EVER);
+    let server = gated(&gate, FOREVER);
     let mut client = server.get("/1");
     client.get("/ping");
     wait_until(|| gate.waiting() == 1);
@@ -95,7 +95,7 @@ struct PanicsLater;
 
 impl Pending for PanicsLater {
     fn resume(self: Box<Self>, _: &Request, _: &Context<'_>) -> Step {
-        panic!("a later panic, as the test wants");
+        panic!("intended panic on resume");
     }
 
     fn deadline(&self) -> Instant {
@@ -104,10 +104,10 @@ impl Pending for PanicsLater {
 }
 
 #[test]
-fn a_panic_costs_one_request_and_no_worker() {
+fn a_panic_ends_one_request_and_no_worker() {
     let settings = Settings { workers: 1, ..few_workers() };
     let server = serve(settings, |request, _| match request.path() {
-        "/now" => panic!("a panic, as the test wants"),
+        "/now" => panic!("intended panic"),
         "/later" => Step::Wait(Box::new(PanicsLater)),
         _ => text("fine"),
     });
@@ -123,14 +123,14 @@ fn a_panic_costs_one_request_and_no_worker() {
 }
 
 #[test]
-fn a_panic_after_a_response_costs_nothing() {
+fn a_panic_after_a_response_has_no_effect() {
     struct PanicsAfter;
     impl Handler for PanicsAfter {
         fn handle(&self, _: &Request, _: &Context<'_>) -> Step {
             text("fine")
         }
         fn finished(&self, _: &Request, _: &Ending) {
-            panic!("a panic after the response, as the test wants");
+            panic!("intended panic after the response");
         }
     }
     let server = run(Settings { workers: 1, ..few_workers() }, Arc::new(PanicsAfter));

@@ -1,4 +1,4 @@
-//! Building an index: a strict walk of all records, in memory that does not grow with the cache.
+//! Builds an index: a strict walk of all records, in memory that does not grow with the cache.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::fs;
@@ -7,15 +7,15 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::Store;
-use super::super::images::ask;
-use super::super::layout::FORMER_LISTS;
+use super::super::images::check_stopped;
+use super::super::layout::LEGACY_LISTS;
 use super::super::references::{References, Scope};
 use super::super::sweep::GRACE;
 use super::read::Parts;
 use super::{CANDIDATES_MAX, Evictable, EvictionCandidate, IsPinned};
 use crate::oci::{Digest, ImageName, Reference};
 
-/// How far it is followed what refers to what refers to an image: the signature of a bill of materials.
+/// How many steps of references to an image are followed: the signature of a bill of materials, for example.
 const REFERRERS_DEPTH: usize = 3;
 
 /// An index that is being built.
@@ -24,14 +24,14 @@ pub(super) struct Build<'a> {
     pub(super) now: SystemTime,
     pub(super) is_pinned: &'a IsPinned<'a>,
     pub(super) references: References,
-    /// The least recently used so far, of them the most recently used on top.
+    /// The least recently used candidates so far, the most recently used of them on top.
     pub(super) heap: BinaryHeap<EvictionCandidate>,
     pub(super) has_more: bool,
     pub(super) pinned: usize,
     pub(super) damaged: usize,
 }
 
-/// An image that refers to another one of its repository.
+/// An image that refers to another image of its repository.
 struct Referrer {
     reference: Reference,
     used: SystemTime,
@@ -51,12 +51,12 @@ impl Build<'_> {
         }
     }
 
-    /// Whether something that was used then would be among the candidates.
+    /// Whether an image with this time of use would be among the candidates.
     fn is_wanted(&self, used: SystemTime) -> bool {
         self.heap.len() < CANDIDATES_MAX || self.heap.peek().is_some_and(|last| used < last.used)
     }
 
-    /// What is no image: partial downloads in their turn, damaged blobs before all else.
+    /// Adds candidates other than images: partial downloads by their time, damaged blobs before everything else.
     pub(super) fn add_leftovers(&mut self) {
         let quarantine = self.store.inner.layout.quarantine();
         let entries = fs::read_dir(quarantine).into_iter().flatten().flatten();
@@ -70,16 +70,16 @@ impl Build<'_> {
         self.add_lists();
     }
 
-    /// Lists of all repositories, also of those that have no image. They protect nothing, so they need no grace
-    /// period.
+    /// Adds the lists of all repositories, including those without images. No blob depends on a list, so it needs
+    /// no grace period.
     fn add_lists(&mut self) {
         self.add_lists_of(&self.store.inner.layout.lists());
-        // Where version 0.1 kept them.
+        // Where version 0.1 stored them.
         let mut directories = vec![self.store.inner.layout.refs()];
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 let name = entry.file_name();
-                if name == FORMER_LISTS {
+                if name == LEGACY_LISTS {
                     self.add_lists_of(&entry.path());
                 } else if !name.to_string_lossy().starts_with('_')
                     && entry.file_type().is_ok_and(|is| is.is_dir())
@@ -102,13 +102,13 @@ impl Build<'_> {
     pub(super) fn repository(
         &mut self,
         name: &ImageName,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
-        ask(go_on)?;
+        check_stopped(keep_going)?;
         let store = self.store;
         let scope = self.references.scope_of(&name.to_string());
         store.each_manifest(name, &mut |digest, names| {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             match names {
                 Some(names) => {
                     for each in names.digests.iter().chain([&digest]) {
@@ -127,7 +127,7 @@ impl Build<'_> {
         let mut referrers = Vec::new();
         let mut damaged = 0;
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             match root {
                 Some(root) => {
                     self.references.count(scope, &root);
@@ -138,15 +138,15 @@ impl Build<'_> {
             Ok(())
         })?;
         self.damaged += damaged;
-        // What neither a tag nor an index refers to is an image of its own.
+        // A manifest that no tag and no index refers to is an image itself.
         store.each_record(name, &mut |digest| {
             if !self.references.is_named(scope, &digest) {
-                ask(go_on)?;
+                check_stopped(keep_going)?;
                 self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
             }
             Ok(())
         })?;
-        self.add_referrers(name, referrers, go_on)
+        self.add_referrers(name, referrers, keep_going)
     }
 
     fn add_image(
@@ -178,13 +178,13 @@ impl Build<'_> {
         }
     }
 
-    /// Adds what refers to another image of the repository. It was used when that was, and is pinned as that is:
-    /// without its signature an image may be refused.
+    /// Adds images that refer to another image of the repository. They count as used and pinned when their subject
+    /// is: without its signature, an image may be rejected.
     fn add_referrers(
         &mut self,
         name: &ImageName,
         mut referrers: Vec<Referrer>,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> io::Result<()> {
         if referrers.is_empty() {
             return Ok(());
@@ -207,12 +207,12 @@ impl Build<'_> {
             }
         };
         store.each_tag_of_repository(name, &mut |tag, root| {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             root.into_iter().for_each(|root| note(Reference::Tag(tag.clone()), root));
             Ok(())
         })?;
         store.each_record(name, &mut |digest| {
-            ask(go_on)?;
+            check_stopped(keep_going)?;
             note(Reference::Digest(digest), digest);
             Ok(())
         })?;

@@ -1,4 +1,5 @@
-//! Evicting an image: its names first, then what they alone name. [`super`] says why nothing else is lost.
+//! Evicts an image: first its names, then the blobs that only it refers to. [`super`] explains why nothing else is
+//! lost.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -30,12 +31,12 @@ impl<'a> Eviction<'a> {
         Eviction { sweep, index, name, reference, freed: 0 }
     }
 
-    /// Leaves it to another index.
+    /// Leaves the image to a later index.
     pub(super) fn give_up(&mut self) {
         self.index.has_more = true;
     }
 
-    /// `None` if names of the repository changed at this moment.
+    /// One attempt. `None` if names of the repository changed during it.
     pub(super) fn run(
         &mut self,
         candidate: &EvictionCandidate,
@@ -54,7 +55,7 @@ impl<'a> Eviction<'a> {
         self.sweep.reread(self.index, name)?;
         let lock = match store.exclusive_lock()? {
             Ok(lock) => lock,
-            Err(busy) => return Ok(Some(Evicted::Busy(busy))),
+            Err(reason) => return Ok(Some(Evicted::Locked(reason))),
         };
         if !self.is_unchanged() || store.root_of(name, &self.reference) != Some(root) {
             return Ok(None);
@@ -70,8 +71,7 @@ impl<'a> Eviction<'a> {
             self.index.put_back(candidate.clone(), used);
             return Ok(Some(Evicted::InUse));
         }
-        // A child that cannot be read for a moment may be what is pinned, and a time that cannot be read the last
-        // use.
+        // After a temporary read error, a pinned child or the last use may have been missed.
         if store.unreadable_files() != unreadable {
             return Err(StoreError::unreadable_meanwhile(store.root()));
         }
@@ -92,7 +92,7 @@ impl<'a> Eviction<'a> {
         Ok(Some(Evicted::Removed { bytes: self.freed, is_image: true }))
     }
 
-    /// Whether no name of the repository came or was replaced since its references were read.
+    /// Whether no name of the repository was added or replaced since its references were read.
     fn is_unchanged(&self) -> bool {
         let known_since = match &self.index.reread {
             Some(reread) if reread.name == self.name => reread.began,
@@ -101,7 +101,7 @@ impl<'a> Eviction<'a> {
         self.sweep.store.repository_times(&self.name).are_before(known_since)
     }
 
-    /// The references of the repository, if they were read anew.
+    /// The references of the repository, if they were read again.
     fn reread(&mut self) -> Option<&mut HashMap<Digest, u32>> {
         let reread = self.index.reread.as_mut().filter(|reread| reread.name == self.name)?;
         Some(&mut reread.references)
@@ -116,7 +116,7 @@ impl<'a> Eviction<'a> {
         }
     }
 
-    /// Takes a reference of a tag or an index of the repository back. Returns whether none is left.
+    /// Releases a reference of a tag or an index of the repository. Returns whether it was the last.
     fn release(&mut self, digest: &Digest) -> bool {
         let scope = self.index.references.scope_of(&self.name.to_string());
         match self.reread().map(|references| references.get_mut(digest)) {
@@ -129,8 +129,8 @@ impl<'a> Eviction<'a> {
         }
     }
 
-    /// Removes the records that nothing refers to any more, with what they alone name: a few at a time, each
-    /// few under the exclusive lock. What is left when the repository changes meanwhile is an image of its own,
+    /// Removes the records that have no references left, and the blobs that only they refer to, in batches, each
+    /// under the exclusive lock. If the repository changes in between, the remaining records are images themselves,
     /// which the next index finds.
     fn remove_records(&mut self, root: Digest, manifests: &[Digest]) -> Result<(), StoreError> {
         let store = self.sweep.store.clone();
@@ -169,8 +169,8 @@ impl<'a> Eviction<'a> {
         if !path.exists() {
             return Ok(());
         }
-        // Of a manifest that could not be read, nothing was counted but itself. It may have been repaired
-        // since, and is not settled then.
+        // For a manifest that could not be read, only its own digest was counted. If it has been repaired since, it
+        // is not settled.
         let metadata = fs::metadata(store.inner.layout.blob(&digest));
         let is_known = metadata.is_ok_and(|metadata| self.index.is_settled(&metadata));
         let manifest = store.stored_manifest(&self.name, &digest).filter(|_| is_known);

@@ -1,47 +1,46 @@
-//! Evicting one image at a time, by an index that is built once and used for many evictions.
+//! Eviction of single images, with an index that is built once and used for many evictions.
 //!
-//! The index knows the least recently used images by name, and how many records name each piece of content
-//! ([`References`]): so an eviction reads the image's own manifests and nothing else. Only [`Sweep`] builds and
-//! uses one, so one process on the directory evicts or prunes at a time.
+//! The index holds the names of the least recently used images, and a count of the records that refer to each blob
+//! or manifest ([`References`]). So an eviction only reads the manifests of its own image. Only a [`Sweep`] builds
+//! and uses an index, so one process on the directory evicts or prunes at a time.
 //!
-//! # Why no blob is lost that something names
-//! T is the time at which the building began, by the file system's clock, read under the exclusive lock. A
-//! record is *old* if it was committed before T. A blob is *settled* if its time is earlier than T by the
-//! grace period. **An eviction removes a blob only if it is settled and, with the image's own records
-//! released, no old record names it.**
+//! # Why no referenced blob is lost
+//! T is the time at which the build of the index began, by the file system's clock, taken under the exclusive lock.
+//! A record is *old* if it was committed before T. A blob is *settled* if its mtime is earlier than T by at least
+//! the grace period. **An eviction removes a blob only if it is settled and, once the image's own records are
+//! released, no old record refers to it.**
 //!
-//! * *Every record that names a settled blob is old.* A commit renews the times of all that its manifest names,
-//!   under the shared lock ([`super::Store::put_manifest`]), so a blob that was named at or after T, by any process,
-//!   has a time of at least T. A blob that was not there at that commit came later, and has a later time. The
-//!   grace period covers the time between a blob's last byte and its name.
-//! * *Every old record was counted, once.* The commit lock was free at T, so its file existed; the walk is
-//!   strict, and fails if anything cannot be read. The exception is a record that was removed before the walk
-//!   came to it: it names nothing any more.
-//! * *Only what was counted is released.* A record's content is released when its file is removed, and only for
-//!   settled blobs: by the first point, the record is old, so it was counted. If it is committed again, its
-//!   blobs are not settled any more, and a second removal releases nothing.
+//! * *Every record that refers to a settled blob is old.* A commit renews the mtimes of all blobs that its manifest
+//!   refers to, under the shared lock ([`super::Store::put_manifest`]). So a blob that got a reference at or after
+//!   T, from any process, has an mtime of at least T. A blob that did not exist at that commit was stored later and
+//!   has a later mtime. The grace period covers the time between a blob's last byte and its name.
+//! * *Every old record is counted exactly once.* No commit was running at T, so the record's file existed; the walk
+//!   is strict and fails if anything cannot be read. The exception is a record that was removed before the walk
+//!   reached it: it no longer refers to anything.
+//! * *Only counted references are released.* The references of a record are released when its file is removed, and
+//!   only for settled blobs: by the first point the record is old, so it was counted. If it is committed again, its
+//!   blobs are no longer settled, and a second removal releases nothing.
 //! * *Removals by others* release nothing here: a blob stays too long, until the next index.
 //!
-//! The same holds for the names of a repository: which record of a manifest goes with a tag is decided by the
-//! references of that repository's tags and indexes. They are exact if no name came or was replaced since T,
-//! which the times of its directories show, since every rename changes them. Otherwise the
-//! repository is read anew, without a lock, and the times are compared again under the lock, with the time
-//! at which the reading began. A removal sets the times of the directories to one nanosecond later than
-//! before, so that it does not count as a change here, and does for the usage walk; where that fails, the
-//! repository is read anew the next time.
+//! The same argument applies to the names of a repository: the references of its tags and indexes decide which
+//! manifest records are removed with a tag. They are exact if no name was added or replaced since T. The mtimes of
+//! the directories show this, since every rename changes them. Otherwise the repository is read again without a
+//! lock, and the mtimes are compared under the lock with the time at which that read began. A removal sets the
+//! directories' mtimes to one nanosecond later than before: this does not count as a change here, but does for the
+//! usage walk. If that fails, the repository is read again the next time.
 //!
 //! # Interleavings
-//! * *A commit between the building and the eviction*, of this process or another, that names a blob of the
-//!   image: the blob is not settled, and stays.
-//! * *A commit between the removal of the names and that of the blobs*: each blob's time is read under the
+//! * *A commit, by any process, between the build and the eviction, of a manifest that refers to a blob of the
+//!   image*: the blob is not settled and stays.
+//! * *A commit between the removal of the names and that of the blobs*: each blob's mtime is read under the
 //!   exclusive lock of its own batch.
-//! * *A tag that comes to the image's manifest meanwhile*: the directory's time shows it, under the lock.
-//! * *A pull meanwhile*: the records' times are read under the lock. A pull after that has its manifest; its
-//!   layers are found, or fetched again.
+//! * *A new tag for the image's manifest*: the directory's mtime shows it, under the lock.
+//! * *A concurrent pull*: the records' mtimes are read under the lock. A later pull already has its manifest; its
+//!   layers are found or fetched again.
 //!
 //! # Crash points
-//! Names go before blobs, tags before records. Killed in between: a record without a tag, which is an image of
-//! its own, or blobs without a name, which the next index finds. The index is in memory only.
+//! Names are removed before blobs, and tags before records. A kill in between leaves a record without a tag, which
+//! is an image itself, or blobs without a name; the next index finds both. The index is in memory only.
 
 mod build;
 mod image;
@@ -56,23 +55,23 @@ use std::time::SystemTime;
 use super::error::StoreError;
 use super::partials::PartialFile;
 use super::references::{References, Scope};
-use super::sweep::{BATCH, GRACE, Sweep, SweepBusy};
+use super::sweep::{BATCH, GRACE, Sweep, SweepLocked};
 use crate::oci::{Algorithm, Digest, ImageName, Reference};
 
 use build::Build;
 use image::Eviction;
 
-/// Candidates that an index holds: about a megabyte of names.
+/// The maximum number of candidates in an index: about a megabyte of names.
 const CANDIDATES_MAX: usize = 4096;
-/// How often an eviction is tried again because names of the repository change.
+/// Attempts to evict an image while names of the repository keep changing.
 const ROUNDS_MAX: usize = 3;
 
 /// What can be evicted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evictable {
-    /// A damaged blob that was kept aside.
+    /// A quarantined blob.
     Quarantined(PathBuf),
-    /// A partial download that nobody works on.
+    /// A partial download that no process is writing.
     Partial(PartialFile),
     /// A stored answer to a list query.
     List(PathBuf),
@@ -80,22 +79,22 @@ pub enum Evictable {
     Image(ImageName, Reference),
 }
 
-/// Something that can be evicted, and when it was last used: the least recently used is the least.
+/// A candidate and when it was last used. Ordered by this time, earliest first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EvictionCandidate {
     used: SystemTime,
-    /// What it refers to, as a signature does. That goes first, if both were used at the same time.
+    /// The subject of a signature or similar artifact. At equal times, the subject is evicted first.
     subject: Option<Digest>,
     item: Evictable,
 }
 
 impl EvictionCandidate {
-    /// What it is.
+    /// The item to evict.
     pub fn item(&self) -> &Evictable {
         &self.item
     }
 
-    /// An image that no index has offered.
+    /// A candidate that does not come from an index.
     #[cfg(test)]
     pub(super) fn for_tests(
         name: &ImageName,
@@ -107,49 +106,49 @@ impl EvictionCandidate {
     }
 }
 
-/// What became of an eviction.
+/// The result of an eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evicted {
     /// It was removed.
     Removed {
-        /// Bytes that are free now.
+        /// The freed bytes.
         bytes: u64,
         /// Whether it was an image.
         is_image: bool,
     },
-    /// It does not exist any more.
+    /// It no longer exists.
     Absent,
-    /// It was used since the index was built. It is evicted in its turn, if it is not in use.
+    /// It was used since the index was built and moved to its new position, or its repository keeps changing.
     InUse,
     /// It is pinned.
     Pinned,
-    /// A bundle is being imported or exported.
-    Busy(SweepBusy),
+    /// An import or an export is running.
+    Locked(SweepLocked),
 }
 
-/// Which images are pinned: by repository, reference, and the manifests at and below it.
+/// Whether an image is pinned, given its repository, its reference, and its manifest with the descendants.
 pub type IsPinned<'a> = dyn Fn(&ImageName, &Reference, &[Digest]) -> bool + 'a;
 
-/// See the module.
+/// An index for evictions; see the module documentation.
 #[derive(Debug)]
 pub struct EvictionIndex {
-    /// T.
+    /// T of the module documentation.
     began: SystemTime,
     references: References,
-    /// Those that were found, the least recently used last.
+    /// The candidates, least recently used last.
     candidates: Vec<EvictionCandidate>,
-    /// Whether more were found than an index holds.
+    /// Whether there are more images than an index holds.
     has_more: bool,
-    /// Images that are pinned.
+    /// Number of pinned images.
     pinned: usize,
-    /// Records of which it is not known what they name. While there are any, blobs without a name stay: they
-    /// may be theirs.
+    /// Number of records with unknown references. While there are any, unreferenced blobs stay, since they may
+    /// belong to those records.
     damaged: usize,
-    /// A repository that changed since, as it was read last.
+    /// The last repository that had changed since the build and was read again.
     pub(super) reread: Option<Reread>,
 }
 
-/// The references of a repository's tags and indexes, exactly, and when they began to be read.
+/// The exact references of a repository's tags and indexes, and when reading them began.
 #[derive(Debug)]
 pub(super) struct Reread {
     name: ImageName,
@@ -158,31 +157,31 @@ pub(super) struct Reread {
 }
 
 impl EvictionIndex {
-    /// How many images are pinned.
+    /// The number of pinned images.
     pub fn pinned(&self) -> usize {
         self.pinned
     }
 
-    /// Whether there is anything more that an index which is built now would offer.
+    /// Whether a new index would contain more candidates.
     pub fn has_more(&self) -> bool {
         self.has_more
     }
 
-    /// Takes the least recently used candidate, if it was last used before that time, and before its content
-    /// would not be settled.
+    /// Takes the least recently used candidate if it was last used before `before`, and early enough for its
+    /// content to be settled.
     pub fn next(&mut self, before: SystemTime) -> Option<EvictionCandidate> {
         let settled_before = self.began.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
         let before = before.min(settled_before);
         self.candidates.pop_if(|candidate| candidate.used <= before)
     }
 
-    /// Puts a candidate back that was used at that time.
+    /// Puts a candidate back with a new time of use.
     fn put_back(&mut self, mut candidate: EvictionCandidate, used: SystemTime) {
         candidate.used = used;
         // The least recently used is the last.
         let place = self.candidates.partition_point(|each| *each > candidate);
         if place == 0 && self.has_more {
-            // Those that the index has no room for may come before it.
+            // Images that did not fit into the index may have to go first.
             return;
         }
         self.candidates.insert(place, candidate);
@@ -195,24 +194,24 @@ impl EvictionIndex {
 }
 
 impl Sweep {
-    /// Builds an index. `go_on` is called before each repository and each image, may block, and stops it by
-    /// returning `false`: then there is none.
+    /// Builds an index. Calls `keep_going` before each repository and image; it may block, and stops the build
+    /// by returning `false`, which yields `None`.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if anything cannot be read that may name something.
+    /// [`StoreError::IncompleteScan`] if any file that may refer to content cannot be read.
     pub fn eviction_index(
         &self,
         now: SystemTime,
         is_pinned: &IsPinned<'_>,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<EvictionIndex>, StoreError> {
         let store = &self.store;
         let unreadable = store.unreadable_files();
-        let blind = |source| StoreError::Blind { source };
+        let incomplete = |source| StoreError::IncompleteScan { source };
         let mut blobs = 0;
         for algorithm in Algorithm::ALL {
-            for digest in store.digests_for_certain(algorithm).map_err(blind)? {
-                digest.map_err(blind)?;
+            for digest in store.digests_strict(algorithm).map_err(incomplete)? {
+                digest.map_err(incomplete)?;
                 blobs += 1;
             }
         }
@@ -228,18 +227,18 @@ impl Sweep {
         };
         build.add_leftovers();
         let mut was_stopped = false;
-        let walked = store.each_repository_for_certain(&mut |name| {
-            let mut go_on = || {
-                was_stopped |= !go_on();
+        let walked = store.each_repository_strict(&mut |name| {
+            let mut keep_going = || {
+                was_stopped |= !keep_going();
                 !was_stopped
             };
-            build.repository(name, &mut go_on)
+            build.repository(name, &mut keep_going)
         });
         match walked {
             Err(_) if was_stopped => return Ok(None),
-            other => other.map_err(blind)?,
+            other => other.map_err(incomplete)?,
         }
-        // What could not be read for a moment looks like what does not exist: a child that is pinned, a use.
+        // A temporary read error makes a pinned child or a recent use look absent.
         if store.unreadable_files() != unreadable {
             return Err(StoreError::unreadable_meanwhile(store.root()));
         }
@@ -256,22 +255,22 @@ impl Sweep {
         }))
     }
 
-    /// Removes settled blobs that nothing names. Returns the bytes that are free now.
+    /// Removes settled blobs without references. Returns the freed bytes.
     ///
     /// # Errors
-    /// [`StoreError::Blind`] if not all blobs can be listed; [`StoreError`] if the disk refuses.
+    /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if a write fails.
     pub fn evict_unnamed(
         &self,
         index: &EvictionIndex,
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<u64, StoreError> {
         let mut freed = 0;
         if index.damaged > 0 {
             return Ok(freed);
         }
         for algorithm in Algorithm::ALL {
-            let digests = self.store.digests_for_certain(algorithm);
-            let digests = digests.map_err(|source| StoreError::Blind { source })?;
+            let digests = self.store.digests_strict(algorithm);
+            let digests = digests.map_err(|source| StoreError::IncompleteScan { source })?;
             let references = &index.references;
             let is_unnamed = |digest: &io::Result<Digest>| {
                 digest.as_ref().map_or(true, |it| !references.is_named(Scope::Everywhere, it))
@@ -279,8 +278,8 @@ impl Sweep {
             let mut unnamed = digests.filter(is_unnamed).peekable();
             while unnamed.peek().is_some() {
                 let batch: io::Result<Vec<Digest>> = unnamed.by_ref().take(BATCH).collect();
-                let batch = batch.map_err(|source| StoreError::Blind { source })?;
-                match self.remove_settled(index, &batch, go_on)? {
+                let batch = batch.map_err(|source| StoreError::IncompleteScan { source })?;
+                match self.remove_settled(index, &batch, keep_going)? {
                     Some(bytes) => freed += bytes,
                     None => return Ok(freed),
                 }
@@ -289,10 +288,10 @@ impl Sweep {
         Ok(freed)
     }
 
-    /// Evicts what [`EvictionIndex::next`] returned, if it was not used since.
+    /// Evicts a candidate of [`EvictionIndex::next`] unless it was used since.
     ///
     /// # Errors
-    /// [`StoreError`] if the disk refuses, or a record cannot be read.
+    /// [`StoreError`] if a write fails, or a record cannot be read.
     pub fn evict(
         &self,
         index: &mut EvictionIndex,
@@ -321,20 +320,20 @@ impl Sweep {
                         return Ok(evicted);
                     }
                 }
-                // It changes all the time. Another index will have it again.
+                // It keeps changing. A later index will contain it again.
                 eviction.give_up();
                 Ok(Evicted::InUse)
             }
         }
     }
 
-    /// Removes a list, and the directories that are empty then.
+    /// Removes a list and the directories that become empty.
     fn evict_list(&self, path: &Path) -> Result<u64, StoreError> {
         let layout = &self.store.inner.layout;
         let freed = self.store.inner.remove_counted(path)?;
         let refs = layout.refs();
         for directory in path.ancestors().skip(1).take_while(|each| **each != refs) {
-            // One that is not empty stays; a list that is stored at this moment makes them again.
+            // A directory that is not empty stays. A list that is being stored creates missing directories again.
             if fs::remove_dir(directory).is_err() {
                 break;
             }
@@ -342,7 +341,7 @@ impl Sweep {
         Ok(freed)
     }
 
-    /// Reads a repository's references anew if it changed since the index was built.
+    /// Reads a repository's references again if it changed since the index was built.
     fn reread(&self, index: &mut EvictionIndex, name: &ImageName) -> Result<(), StoreError> {
         let times = self.store.repository_times(name);
         let is_known = match &index.reread {
@@ -357,22 +356,22 @@ impl Sweep {
         let read = self.store.each_reference(name, &mut |digest| {
             *references.entry(digest).or_default() += 1;
         });
-        read.map_err(|source| StoreError::Blind { source })?;
+        read.map_err(|source| StoreError::IncompleteScan { source })?;
         index.reread = Some(Reread { name: name.clone(), began, references });
         Ok(())
     }
 
-    /// Removes blobs that are settled and not named, a few at a time. `None` if it was stopped, or a bundle
-    /// needs what is here.
+    /// Removes settled blobs without references in batches. `None` if it was stopped, or if an import or export is
+    /// running.
     pub(super) fn remove_settled(
         &self,
         index: &EvictionIndex,
         digests: &[Digest],
-        go_on: &mut dyn FnMut() -> bool,
+        keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<u64>, StoreError> {
         let (inner, mut freed) = (&self.store.inner, 0);
         for batch in digests.chunks(BATCH) {
-            let lock = if go_on() { self.store.exclusive_lock()?.ok() } else { None };
+            let lock = if keep_going() { self.store.exclusive_lock()?.ok() } else { None };
             if lock.is_none() {
                 return Ok(None);
             }

@@ -1,5 +1,5 @@
-//! Reading the records of a repository one after the other, strictly: what cannot be read is an error, not
-//! absence.
+//! Strict reading of a repository's records, one at a time: a record that cannot be read is an error and does not
+//! count as absent.
 
 use std::collections::HashSet;
 use std::fs::{File, FileTimes};
@@ -11,18 +11,18 @@ use super::super::catalogue::RepositoryTimes;
 use super::super::layout::digest_of;
 use super::super::refs::Access;
 use super::super::sweep::renew;
-use super::super::walk::not_ours;
+use super::super::walk::foreign_entry;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 
-/// How deep indexes may be nested; the listing of images looks no deeper.
+/// The maximum depth of nested indexes; the listing of images uses the same limit.
 const DEPTH_MAX: usize = 8;
-/// Manifests of one image that are removed with it; others become images of their own.
+/// The maximum number of manifests removed with an image; others become images themselves.
 const PARTS_MAX: usize = 65_536;
 
-/// What a manifest names.
+/// What a manifest refers to.
 pub(super) struct Names {
     pub(super) is_index: bool,
-    /// Each once.
+    /// Without duplicates.
     pub(super) digests: Vec<Digest>,
 }
 
@@ -37,15 +37,15 @@ impl Names {
     }
 }
 
-/// An image in the index's eyes.
+/// The manifests of an image and its subject.
 pub(super) struct Parts {
-    /// The manifests at and below its own, parents before children.
+    /// Its manifest and the descendants, parents before children.
     pub(super) manifests: Vec<Digest>,
     pub(super) subject: Option<Digest>,
 }
 
 impl Store {
-    /// The manifest that a reference means.
+    /// The manifest of a reference.
     pub(super) fn root_of(&self, name: &ImageName, reference: &Reference) -> Option<Digest> {
         match reference {
             Reference::Tag(tag) => self.tag(name, tag, Access::Look).map(|record| record.digest),
@@ -55,7 +55,7 @@ impl Store {
         }
     }
 
-    /// The manifests at and below `root`, as far as this repository has the indexes that name them.
+    /// `root` and its descendants, as far as this repository has their indexes.
     pub(super) fn parts(&self, name: &ImageName, root: &Digest) -> Parts {
         let mut parts = Parts { manifests: vec![*root], subject: None };
         let mut seen = HashSet::from([*root]);
@@ -74,8 +74,10 @@ impl Store {
                 }
                 if let ManifestKind::Index { manifests } = manifest.kind() {
                     let children = manifests.iter().map(|child| child.digest);
-                    let room = PARTS_MAX.saturating_sub(parts.manifests.len());
-                    parts.manifests.extend(children.filter(|each| seen.insert(*each)).take(room));
+                    let capacity = PARTS_MAX.saturating_sub(parts.manifests.len());
+                    parts
+                        .manifests
+                        .extend(children.filter(|each| seen.insert(*each)).take(capacity));
                 }
             }
             (begin, depth) = (end, depth + 1);
@@ -83,13 +85,13 @@ impl Store {
         parts
     }
 
-    /// Whether a manifest of this repository is an index, as its record says.
+    /// Whether a manifest of this repository is an index, according to its record.
     fn is_index(&self, name: &ImageName, digest: &Digest) -> bool {
         let record = self.manifest(name, digest, Access::Look);
         record.is_some_and(|record| record.media_type.is_index())
     }
 
-    /// When an image, or a manifest below it, was last pulled.
+    /// When an image or a descendant manifest was last pulled.
     pub(super) fn last_use(
         &self,
         name: &ImageName,
@@ -106,7 +108,7 @@ impl Store {
         by_digest.fold(by_tag, Option::max)
     }
 
-    /// Calls `visit` with what each tag and each index of a repository refers to.
+    /// Calls `visit` with every reference from the tags and indexes of a repository.
     pub(super) fn each_reference(
         &self,
         name: &ImageName,
@@ -124,16 +126,18 @@ impl Store {
         })
     }
 
-    /// Calls `visit` with every tag, and what it is; with nothing if its record is damaged.
+    /// Calls `visit` with every tag and its manifest; with `None` if the tag's record is damaged.
     pub(super) fn each_tag_of_repository(
         &self,
         name: &ImageName,
         visit: &mut dyn FnMut(Tag, Option<Digest>) -> io::Result<()>,
     ) -> io::Result<()> {
         let tags = self.inner.layout.tags(name);
-        for entry in self.inner.names_for_certain(&tags)? {
+        for entry in self.inner.names_strict(&tags)? {
             let entry = entry?;
-            let Ok(tag) = entry.parse::<Tag>() else { return Err(not_ours(&tags.join(entry))) };
+            let Ok(tag) = entry.parse::<Tag>() else {
+                return Err(foreign_entry(&tags.join(entry)));
+            };
             match self.tag(name, &tag, Access::Look) {
                 Some(record) => visit(tag, Some(record.digest))?,
                 None if self.inner.is_readable(&self.inner.layout.tag(name, &tag))? => {
@@ -145,7 +149,7 @@ impl Store {
         Ok(())
     }
 
-    /// Calls `visit` with the digest of every record of a manifest.
+    /// Calls `visit` with the digest of every manifest record.
     pub(super) fn each_record(
         &self,
         name: &ImageName,
@@ -153,17 +157,17 @@ impl Store {
     ) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
             let manifests = self.inner.layout.manifests(name, algorithm);
-            for hex in self.inner.names_for_certain(&manifests)? {
+            for hex in self.inner.names_strict(&manifests)? {
                 let hex = hex?;
                 let digest = digest_of(algorithm, &hex);
-                visit(digest.ok_or_else(|| not_ours(&manifests.join(hex)))?)?;
+                visit(digest.ok_or_else(|| foreign_entry(&manifests.join(hex)))?)?;
             }
         }
         Ok(())
     }
 
-    /// Calls `visit` with every record of a manifest, and what that names; with nothing if it, or its record, is
-    /// damaged or absent.
+    /// Calls `visit` with every manifest record and what the manifest refers to; with `None` if the manifest is
+    /// absent or damaged, or its record is damaged.
     pub(super) fn each_manifest(
         &self,
         name: &ImageName,
@@ -181,14 +185,15 @@ impl Store {
         })
     }
 
-    /// Gives the directories of a repository the times that they had, and a nanosecond: see the module.
+    /// Sets the directories of a repository back to their former times plus one nanosecond; see the module
+    /// documentation.
     pub(super) fn keep_times(&self, name: &ImageName, before: &RepositoryTimes) {
         for (path, time) in before.directories(&self.inner.layout, name) {
             let Some(time) = time else { continue };
             let times = FileTimes::new().set_modified(time + Duration::from_nanos(1));
             let kept = File::open(&path).and_then(|directory| directory.set_times(times));
             if kept.is_ok() && self.modified(&path) == Some(time) {
-                // The file system does not keep nanoseconds, and the removal has to show.
+                // The file system does not store nanoseconds, and the removal must be visible.
                 let _ = File::open(&path).map(|directory| renew(&directory));
             }
         }

@@ -1,4 +1,4 @@
-//! Evicting by an index, against everything that may happen between its building and an eviction.
+//! Eviction by an index, with every kind of change between its build and an eviction.
 
 use super::images::{image, index, publish};
 use super::*;
@@ -6,7 +6,7 @@ use serde_json::json;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Makes every file and directory so many hours old.
+/// Sets the times of all files and directories to this many hours ago.
 fn grow_old(path: &Path, hours: u32) {
     if path.is_dir() {
         fs::read_dir(path).unwrap().for_each(|entry| grow_old(&entry.unwrap().path(), hours));
@@ -21,7 +21,7 @@ fn build(store: &Store) -> (Sweep, EvictionIndex) {
     (sweep, built.unwrap().unwrap())
 }
 
-/// Evicts the next candidate. Returns what it is, and what became of it.
+/// Evicts the next candidate. Returns its name and the result.
 fn evict_next(sweep: &Sweep, index: &mut EvictionIndex) -> Option<(String, Evicted)> {
     let candidate = index.next(SystemTime::now())?;
     let shown = match candidate.item() {
@@ -43,7 +43,7 @@ fn has(store: &Store, content: &[u8]) -> bool {
     store.blob(&sha256(content), None).is_some()
 }
 
-/// A tag with an image of these layers, all of them in the store.
+/// Stores a tag with an image of these layers.
 fn tagged(store: &Store, of: &str, as_tag: &str, layers: &[&[u8]]) -> Digest {
     put(store, b"config");
     for layer in layers {
@@ -54,7 +54,7 @@ fn tagged(store: &Store, of: &str, as_tag: &str, layers: &[&[u8]]) -> Digest {
     digest
 }
 
-/// Two images that share a layer; `quay.io/a:v` is the older one.
+/// Stores two images that share a layer; `quay.io/a:v` is older.
 fn two() -> (tempfile::TempDir, Store) {
     let (directory, store) = fresh();
     tagged(&store, "quay.io/a", "v", &[b"shared", b"only a"]);
@@ -65,7 +65,7 @@ fn two() -> (tempfile::TempDir, Store) {
 }
 
 #[test]
-fn the_least_recently_used_goes_with_what_nothing_else_names() {
+fn the_least_recently_used_image_is_evicted_with_its_unshared_blobs() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     evicts(&sweep, &mut index, "quay.io/a:v");
@@ -79,7 +79,7 @@ fn the_least_recently_used_goes_with_what_nothing_else_names() {
 }
 
 #[test]
-fn a_blob_that_another_process_names_since_the_index_was_built_stays() {
+fn a_blob_that_another_process_references_after_the_build_stays() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     let other = open(directory.path());
@@ -89,11 +89,11 @@ fn a_blob_that_another_process_names_since_the_index_was_built_stays() {
 }
 
 #[test]
-fn content_that_is_named_again_and_evicted_again_is_not_released_twice() {
+fn content_that_is_referenced_and_evicted_again_is_not_released_twice() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     evicts(&sweep, &mut index, "quay.io/a:v");
-    // It comes back, and its records are as old as can be: its content is young all the same.
+    // It is stored again. Its records are old, but its content is young.
     let other = open(directory.path());
     tagged(&other, "quay.io/a", "v", &[b"shared", b"only a"]);
     grow_old(&directory.path().join("refs/quay.io/a"), 3);
@@ -105,7 +105,7 @@ fn content_that_is_named_again_and_evicted_again_is_not_released_twice() {
 }
 
 #[test]
-fn an_image_that_is_pulled_since_the_index_was_built_goes_in_its_turn() {
+fn an_image_that_is_pulled_after_the_build_is_evicted_later() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     grow_old(&directory.path().join("refs/quay.io/a/_tags/v"), 1);
@@ -115,7 +115,7 @@ fn an_image_that_is_pulled_since_the_index_was_built_goes_in_its_turn() {
 }
 
 #[test]
-fn a_manifest_that_another_process_tags_since_the_index_was_built_stays() {
+fn a_manifest_that_another_process_tags_after_the_build_stays() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     let other = open(directory.path());
@@ -128,7 +128,7 @@ fn a_manifest_that_another_process_tags_since_the_index_was_built_stays() {
 }
 
 #[test]
-fn an_untagged_image_that_gets_a_tag_since_the_index_was_built_stays() {
+fn an_untagged_image_that_gets_a_tag_after_the_build_stays() {
     let (directory, store) = fresh();
     put(&store, b"layer");
     let (digest, size) = image(&store, "quay.io/a", &[b"layer"]);
@@ -146,7 +146,7 @@ fn a_commit_between_the_names_and_the_blobs_keeps_the_blobs() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     let other = open(directory.path());
-    // What an eviction does to names, and what comes before it takes the lock again.
+    // The steps of an eviction on the names, before it takes the lock again.
     let unnamed = [sha256(b"only a")];
     image(&other, "quay.io/c", &[b"only a"]);
     assert_eq!(sweep.remove_settled(&index, &unnamed, &mut || true).unwrap(), Some(0));
@@ -156,7 +156,7 @@ fn a_commit_between_the_names_and_the_blobs_keeps_the_blobs() {
 }
 
 #[test]
-fn a_kill_between_names_and_blobs_leaves_what_the_next_index_finds() {
+fn blobs_left_by_a_kill_are_found_by_the_next_index() {
     let (directory, store) = two();
     fs::remove_dir_all(directory.path().join("refs/quay.io/a")).unwrap();
     let young = put(&store, b"young and unnamed");
@@ -167,7 +167,7 @@ fn a_kill_between_names_and_blobs_leaves_what_the_next_index_finds() {
 }
 
 #[test]
-fn a_kill_between_a_tag_and_its_manifest_leaves_an_image_of_its_own() {
+fn a_kill_between_a_tag_and_its_manifest_leaves_an_untagged_image() {
     let (directory, store) = two();
     fs::remove_dir_all(directory.path().join("refs/quay.io/a/_tags")).unwrap();
     grow_old(&directory.path().join("refs/quay.io/a"), 3);
@@ -178,7 +178,7 @@ fn a_kill_between_a_tag_and_its_manifest_leaves_an_image_of_its_own() {
 }
 
 #[test]
-fn images_of_one_repository_go_one_after_the_other_with_the_children_that_they_alone_have() {
+fn images_of_one_repository_are_evicted_one_by_one_with_their_unshared_children() {
     let (directory, store) = fresh();
     put(&store, b"config");
     let layers: [&[u8]; 3] = [b"amd64", b"arm64", b"s390x"];
@@ -212,13 +212,13 @@ fn images_of_one_repository_go_one_after_the_other_with_the_children_that_they_a
         evicts(&sweep, &mut index, &format!("quay.io/a:{as_tag}"));
         assert_eq!(layers.map(|layer| has(&store, layer)), left, "{as_tag}");
         assert_ne!(times(), before, "the usage walk sees the removal");
-        assert!(index.reread.is_none(), "it is not read anew for that");
+        assert!(index.reread.is_none(), "the removal causes no second read");
     }
     assert!(!directory.path().join("refs/quay.io").exists());
 }
 
 #[test]
-fn a_repository_that_changes_is_read_anew_and_its_references_are_right() {
+fn a_changed_repository_is_read_again_and_its_references_are_exact() {
     let (directory, store) = fresh();
     for as_tag in ["one", "two", "three"] {
         tagged(&store, "quay.io/a", as_tag, &[b"shared", as_tag.as_bytes()]);
@@ -240,7 +240,7 @@ fn a_repository_that_changes_is_read_anew_and_its_references_are_right() {
 }
 
 #[test]
-fn a_signature_goes_after_what_it_signs() {
+fn a_signature_is_evicted_after_its_subject() {
     let (directory, store) = fresh();
     let signed = tagged(&store, "quay.io/a", "signed", &[b"layer"]);
     let signature = format!("{}.sig", signed.dashed());
@@ -278,7 +278,7 @@ fn pins_of_a_subject_keep_its_signature_and_pinned_images_are_counted() {
 }
 
 #[test]
-fn what_a_damaged_record_may_name_is_not_taken_for_unnamed() {
+fn blobs_that_a_damaged_record_may_reference_stay() {
     let (directory, store) = two();
     let stray = put(&store, b"stray");
     let damaged = store.tag(&name("quay.io/a"), &tag("v"), Access::Look).unwrap().digest;
@@ -292,7 +292,7 @@ fn what_a_damaged_record_may_name_is_not_taken_for_unnamed() {
 }
 
 #[test]
-fn leftovers_go_in_their_turn_and_damaged_blobs_first() {
+fn leftovers_are_evicted_by_age_and_damaged_blobs_first() {
     let (directory, store) = two();
     let mut ingest = begin(&store, &sha256(b"partial"));
     ingest.write(b"part").unwrap();
@@ -318,7 +318,7 @@ fn leftovers_go_in_their_turn_and_damaged_blobs_first() {
 }
 
 #[test]
-fn what_was_fetched_within_the_grace_period_is_not_offered() {
+fn content_within_the_grace_period_is_not_a_candidate() {
     let (directory, store) = fresh();
     tagged(&store, "quay.io/a", "v", &[b"layer"]);
     let (sweep, mut index) = build(&store);
@@ -330,12 +330,12 @@ fn what_was_fetched_within_the_grace_period_is_not_offered() {
 }
 
 #[test]
-fn an_import_or_a_commit_under_way_is_waited_for_or_reported() {
+fn eviction_waits_for_a_commit_and_reports_an_import() {
     let (directory, store) = two();
     let (sweep, mut index) = build(&store);
     let import = open(directory.path()).bundle_lock().unwrap();
     let (_, evicted) = evict_next(&sweep, &mut index).unwrap();
-    assert_eq!(evicted, Evicted::Busy(SweepBusy::Bundle));
+    assert_eq!(evicted, Evicted::Locked(SweepLocked::Bundle));
     assert!(has(&store, b"only a"));
     drop(import);
 }
@@ -356,18 +356,18 @@ fn a_time_in_the_future_counts_as_now() {
     drop(sweep);
     grow_old(&directory.path().join("refs"), 1);
     let age = store.blob_age(&sha256(b"only a"), SystemTime::now() + HOUR).unwrap();
-    assert!(age >= HOUR, "it grows old from now on: {age:?}");
+    assert!(age >= HOUR, "it ages from now on: {age:?}");
 }
 
 #[test]
-fn the_count_of_the_disk_is_what_evictions_leave() {
+fn the_disk_usage_follows_evictions() {
     let (_directory, store) = two();
     store.count_disk(&mut || true).unwrap();
     let (sweep, mut index) = build(&store);
     while evict_next(&sweep, &mut index).is_some() {}
     let followed = store.disk_bytes().unwrap();
     let counted = store.count_disk(&mut || true).unwrap().allocated_bytes;
-    // Directories that became empty were not followed.
+    // The removal of empty directories is not tracked.
     assert!((counted..counted + 20 * 4096).contains(&followed), "{followed} {counted}");
 }
 
@@ -388,10 +388,10 @@ fn empty_list() -> ListRecord {
     ListRecord { checked: 1, body, next: None, filters_applied: None }
 }
 
-/// Every read of an eviction fails in turn, for a moment, as it does when descriptors run out. What is pinned is a
-/// child of the oldest image, which is known only from its index.
+/// Makes each read of an eviction fail once, as when descriptors run out. The pinned image is a child of the oldest
+/// one, which only its index shows.
 #[test]
-fn a_read_that_fails_for_a_moment_never_evicts_what_is_pinned_or_in_use() {
+fn a_temporary_read_error_never_evicts_a_pinned_or_used_image() {
     for errno in [Errno::MFILE, Errno::IO, Errno::NOMEM, Errno::STALE] {
         for spared in 0.. {
             let (directory, store) = fresh();
@@ -408,7 +408,7 @@ fn a_read_that_fails_for_a_moment_never_evicts_what_is_pinned_or_in_use() {
             let sweep = store.begin_sweep().unwrap().unwrap();
             store.fail_reads("", spared, 1, errno);
             let built = sweep.eviction_index(now, is_pinned, &mut || true);
-            // Somebody uses the other one meanwhile, and confirms a tag of the first.
+            // Another client uses the other image and confirms a tag of the first one.
             File::open(store.inner.layout.tag(&name("quay.io/b"), &tag("v")))
                 .unwrap()
                 .set_modified(now)

@@ -1,4 +1,4 @@
-//! What an eviction costs with 100,000 images. It measures, and `bench/README.md` has its figures.
+//! Measures the cost of an eviction with 100,000 images; `bench/README.md` has the results.
 
 use super::images::image;
 use super::*;
@@ -11,7 +11,7 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
-#[ignore = "it takes a minute, and measures"]
+#[ignore = "a benchmark that takes a minute"]
 fn evicting_with_a_hundred_thousand_images() {
     let images: u32 = std::env::var("IMAGES").map_or(100_000, |text| text.parse().unwrap());
     let (directory, store) = fresh();

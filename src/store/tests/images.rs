@@ -1,10 +1,10 @@
-//! Images and what hangs below them.
+//! Images and their graphs.
 
 use serde_json::{Value, json};
 
 use super::*;
 
-/// Keeps a manifest in a repository.
+/// Stores a manifest in a repository.
 pub(super) fn publish(
     store: &Store,
     of: &str,
@@ -49,7 +49,7 @@ fn references(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn an_image_is_a_tag_or_a_digest_that_hangs_below_none() {
+fn an_image_is_a_tag_or_a_digest_without_a_parent() {
     let (_directory, store) = fresh();
     let (child, size) = image(&store, "quay.io/a", &[b"one"]);
     let (root, root_size) = index(&store, "quay.io/a", &[(child, size, "amd64")]);
@@ -63,7 +63,7 @@ fn an_image_is_a_tag_or_a_digest_that_hangs_below_none() {
 }
 
 #[test]
-fn a_graph_says_what_is_here_and_what_is_missing() {
+fn a_graph_lists_present_and_missing_content() {
     let (_directory, store) = fresh();
     let (child, size) = image(&store, "quay.io/a", &[b"layer one", b"layer two"]);
     let elsewhere = sha256(b"never asked for");
@@ -87,7 +87,7 @@ fn a_graph_says_what_is_here_and_what_is_missing() {
 }
 
 #[test]
-fn an_index_none_of_whose_images_is_here_is_not_complete() {
+fn an_index_without_any_cached_image_is_not_complete() {
     let (_directory, store) = fresh();
     let (root, size) = index(&store, "quay.io/a", &[(sha256(b"x"), 1, "amd64")]);
     store.put_tag(&name("quay.io/a"), &tag("v1"), &record(root, size)).unwrap();
@@ -95,7 +95,7 @@ fn an_index_none_of_whose_images_is_here_is_not_complete() {
 }
 
 #[test]
-fn an_index_that_names_itself_or_goes_deep_ends() {
+fn the_walk_of_a_cyclic_or_deep_index_ends() {
     let (_directory, store) = fresh();
     let (mut digest, mut size) = image(&store, "quay.io/a", &[b"x"]);
     for _ in 0..50 {

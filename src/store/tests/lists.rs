@@ -9,8 +9,8 @@ fn written(store: &Store, bytes: &[u8]) -> ListBody {
     let mut writer = store.list_writer();
     writer.write(b"of another endpoint");
     writer.restart();
-    bytes.chunks(1000).for_each(|piece| writer.write(piece));
-    writer.finish().expect("there is room")
+    bytes.chunks(1000).for_each(|chunk| writer.write(chunk));
+    writer.finish().expect("the list fits")
 }
 
 fn record(store: &Store, bytes: &[u8]) -> ListRecord {
@@ -18,7 +18,7 @@ fn record(store: &Store, bytes: &[u8]) -> ListRecord {
     ListRecord { checked: 7, body: written(store, bytes), next, filters_applied }
 }
 
-/// A repository with an image.
+/// Stores an image in a repository.
 fn pulled(store: &Store, name: &ImageName) {
     let digest = put(store, b"manifest");
     let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
@@ -36,7 +36,7 @@ fn files_in_incoming(store: &Store) -> usize {
 }
 
 #[test]
-fn a_list_comes_back_as_it_was_stored_and_damage_is_a_miss() {
+fn a_list_is_read_back_unchanged_and_damage_is_a_miss() {
     let (_directory, store) = fresh();
     let name = name("quay.io/a");
     pulled(&store, &name);
@@ -73,7 +73,7 @@ fn clients_cannot_fill_the_disk_with_lists() {
     }
     assert_eq!(stored(&store).len(), 16 + 1);
     assert!(store.list(&other, "tags?").is_some());
-    // A bound on all of them together: this one leaves no room for any other.
+    // The total limit: no other list fits.
     let large = record(&store, &[b'x'; 100_000]);
     assert!(store.put_list(&here, "large", &large, 100_100).unwrap());
     assert_eq!(stored(&store).len(), 1);
@@ -83,7 +83,7 @@ fn clients_cannot_fill_the_disk_with_lists() {
 }
 
 #[test]
-fn a_large_list_is_a_file_without_a_name() {
+fn a_large_list_is_an_unlinked_file() {
     let (_directory, store) = fresh();
     let before = files_in_incoming(&store);
     let body = written(&store, &[b'x'; 1_000_000]);
@@ -93,9 +93,9 @@ fn a_large_list_is_a_file_without_a_name() {
 }
 
 #[test]
-fn lists_of_slow_readers_are_bounded_and_their_room_comes_back() {
+fn lists_of_slow_readers_are_bounded_and_release_their_budget() {
     let (directory, store) = fresh();
-    // No file can be made any more.
+    // No file can be created any more.
     fs::remove_dir_all(directory.path().join("incoming")).unwrap();
     let large = |store: &Store| -> Option<ListBody> {
         let mut writer: ListWriter = store.list_writer();

@@ -1,5 +1,6 @@
-//! What any store must do: a conformance suite over one directory on disk.
+//! What any store must do: a conformance suite for one directory on disk.
 
+mod digesting_writer;
 mod eviction;
 mod eviction_scale;
 mod images;
@@ -8,7 +9,6 @@ mod owners;
 mod partials;
 mod pins;
 mod planted;
-mod spools;
 mod sweeping;
 mod usage;
 
@@ -81,7 +81,7 @@ fn record(digest: Digest, size: u64) -> TagRecord {
 }
 
 #[test]
-fn absent_content_is_a_miss_without_a_complaint() {
+fn absent_content_is_a_miss_and_not_damage() {
     let (_directory, store) = fresh();
     assert!(store.blob(&sha256(b"x"), None).is_none());
     assert!(store.tag(&name("quay.io/a"), &tag("v1"), Access::Look).is_none());
@@ -140,7 +140,7 @@ fn a_blob_removed_while_open_is_read_to_its_end() {
 }
 
 #[test]
-fn a_tag_is_replaced_as_a_whole() {
+fn a_tag_is_replaced_atomically() {
     let (_directory, store) = fresh();
     let name = name("docker.io/alpine");
     let (old, new) = (put(&store, b"old"), put(&store, b"new!"));
@@ -184,7 +184,7 @@ fn a_repository_has_only_the_manifests_that_were_pulled_from_it() {
 }
 
 #[test]
-fn use_is_noted_coarsely_and_looking_is_not_use() {
+fn use_is_recorded_coarsely_and_reading_is_not_use() {
     let (_directory, store) = fresh();
     let name = name("quay.io/a");
     let digest = put(&store, b"x");
@@ -233,11 +233,11 @@ fn the_directory_is_an_oci_layout_that_names_every_tag() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_serves_what_it_has() {
+fn a_read_only_directory_serves_its_content() {
     let (directory, store) = fresh();
     let digest = put(&store, b"content");
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 7)).unwrap();
-    // Tests may run as root, whom permissions do not stop; a file in the way stops everybody.
+    // Tests may run as root, which ignores permissions. A file in the place of a directory stops root as well.
     fs::remove_dir_all(directory.path().join("incoming")).unwrap();
     fs::write(directory.path().join("incoming"), b"in the way").unwrap();
     let store = open(directory.path());
@@ -250,7 +250,7 @@ fn a_directory_that_cannot_be_written_serves_what_it_has() {
 }
 
 #[test]
-fn a_root_that_is_a_file_or_below_one_is_refused_with_advice() {
+fn a_root_that_is_a_file_or_below_one_is_an_error_with_advice() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     fs::write(&file, b"").unwrap();
@@ -272,7 +272,7 @@ fn a_missing_root_is_created() {
 }
 
 #[test]
-fn opening_changes_nothing_that_is_there() {
+fn opening_changes_no_existing_file() {
     let (directory, store) = fresh();
     let digest = put(&store, b"x");
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 1)).unwrap();
@@ -283,7 +283,7 @@ fn opening_changes_nothing_that_is_there() {
 }
 
 #[test]
-fn a_pipe_in_the_place_of_a_file_is_damage_and_blocks_nobody() {
+fn a_pipe_in_place_of_a_file_is_damage_and_does_not_block() {
     let (_directory, store) = fresh();
     let digest = put(&store, b"content");
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, 7)).unwrap();
@@ -295,7 +295,7 @@ fn a_pipe_in_the_place_of_a_file_is_damage_and_blocks_nobody() {
     }
     assert!(store.blob(&digest, None).is_none());
     assert!(store.tag(&name("quay.io/a"), &tag("v"), Access::Look).is_none());
-    // What takes their place is a file again.
+    // Regular files can replace them.
     assert_eq!(put(&store, b"content"), digest);
     assert_eq!(store.read(&digest, 7).unwrap(), b"content");
 }

@@ -1,13 +1,13 @@
-//! Whose the files are that root makes in a cache of somebody else.
+//! Ownership of files that root creates in another user's cache.
 
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::store::{Chore, DiskUsage};
+use crate::store::{DiskUsage, PeriodicJob};
 
-/// Nobody whom a machine has; root may name any.
-const SOMEBODY: u32 = 65_532;
+/// A user ID that no machine uses; root may use any.
+const OTHER_USER: u32 = 65_532;
 
 fn below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -22,10 +22,10 @@ fn below(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_root_makes_in_somebody_elses_cache_is_theirs() {
+fn files_that_root_creates_belong_to_the_owner_of_the_cache() {
     let directory = tempfile::tempdir().unwrap();
-    // Who may not give files away is not root, and makes only what is his own.
-    if chown(directory.path(), Some(SOMEBODY), Some(SOMEBODY)).is_err() {
+    // Only root may change owners; other users skip this test.
+    if chown(directory.path(), Some(OTHER_USER), Some(OTHER_USER)).is_err() {
         return;
     }
     let store = open(directory.path());
@@ -48,24 +48,29 @@ fn what_root_makes_in_somebody_elses_cache_is_theirs() {
     store.add_pins(&["quay.io/*".to_owned()]).unwrap();
     store.set_offline(true).unwrap();
     store.settle_index().unwrap();
-    assert!(store.turn(Chore::Scrub, Duration::ZERO, now).is_none());
+    assert!(store.acquire_lease(PeriodicJob::Scrub, Duration::ZERO, now).is_none());
     drop(store.begin_sweep().unwrap());
-    let mut spool = store.spool(Algorithm::Sha256).unwrap();
-    spool.write(b"imported").unwrap();
-    // As a kill would leave it.
-    let _unfinished = store.spool(Algorithm::Sha256).unwrap();
-    spool.commit(None).unwrap();
+    let mut writer = store.digesting_writer(Algorithm::Sha256).unwrap();
+    writer.write(b"imported").unwrap();
+    // As left by a kill.
+    let _unfinished = store.digesting_writer(Algorithm::Sha256).unwrap();
+    writer.commit(None).unwrap();
 
     let made = below(directory.path());
     assert!(made.len() > 25, "{made:?}");
     for path in made {
         let metadata = fs::symlink_metadata(&path).unwrap();
-        assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY), "{}", path.display());
+        assert_eq!(
+            (metadata.uid(), metadata.gid()),
+            (OTHER_USER, OTHER_USER),
+            "{}",
+            path.display()
+        );
     }
 }
 
 #[test]
-fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
+fn the_target_of_a_link_keeps_its_owner_and_is_not_written() {
     let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let secret = outside.path().join("secret");
     fs::write(&secret, "root's").unwrap();
@@ -80,9 +85,9 @@ fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
         symlink(&secret, incoming.join(name)).unwrap();
     }
     symlink(&secret, partials.join(layer.dashed())).unwrap();
-    // Where links to files of others can be made, one of these is as good.
+    // If links to other users' files are allowed, a hard link works as well.
     fs::hard_link(&secret, incoming.join("usage.lock")).unwrap();
-    if chown(directory.path(), Some(SOMEBODY), Some(SOMEBODY)).is_err() {
+    if chown(directory.path(), Some(OTHER_USER), Some(OTHER_USER)).is_err() {
         return;
     }
     let store = open(directory.path());
@@ -91,7 +96,7 @@ fn what_a_link_leads_to_does_not_become_the_owners_and_is_not_written() {
     assert!(store.write_index().is_err());
     assert!(store.set_offline(true).is_err());
     assert!(store.ingest(&quay(), &layer, None).is_err());
-    assert!(store.turn(Chore::Scrub, Duration::ZERO, SystemTime::now()).is_none());
+    assert!(store.acquire_lease(PeriodicJob::Scrub, Duration::ZERO, SystemTime::now()).is_none());
     let _ = store.walk_usage(&DiskUsage::default(), &SystemTime::now, &mut || true).unwrap();
     assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
     assert!(fs::read(&secret).unwrap() == b"root's" && !made.exists());

@@ -1,4 +1,4 @@
-//! Ingest: partials, their writers, and what is left of them.
+//! Ingest: partials, their writers, and their leftovers.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn readers_follow_the_growing_file_and_outlive_the_commit() {
 }
 
 #[test]
-fn of_two_writers_one_writes_and_the_other_is_told() {
+fn of_two_writers_one_gets_the_lock() {
     let (_directory, store) = fresh();
     let other_process = open(store.root());
     let digest = sha256(b"hello");
@@ -62,7 +62,7 @@ fn of_two_writers_one_writes_and_the_other_is_told() {
 }
 
 #[test]
-fn a_writer_that_gives_up_leaves_its_bytes_and_the_way_free_while_readers_still_follow() {
+fn a_dropped_writer_leaves_its_bytes_and_no_lock_while_readers_follow() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
     let mut first = begin(&store, &digest);
@@ -78,7 +78,7 @@ fn a_writer_that_gives_up_leaves_its_bytes_and_the_way_free_while_readers_still_
 }
 
 #[test]
-fn a_partial_with_wrong_bytes_is_thrown_away_when_the_whole_disagrees() {
+fn a_partial_with_the_wrong_digest_is_removed() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
     let mut first = begin(&store, &digest);
@@ -123,14 +123,14 @@ fn a_partial_is_found_with_its_repository_until_it_is_a_blob() {
 }
 
 #[test]
-fn what_one_upstream_left_is_not_gone_on_with_by_another() {
+fn a_partial_is_not_resumed_from_another_upstream() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
     let mut first = begin(&store, &digest);
     first.write(b"hEl").unwrap();
     let other: Upstream = "evil.example".parse().unwrap();
     let Begin::Writing(mut second) = store.ingest(&other, &digest, None).unwrap() else {
-        panic!("nobody of that upstream is at it")
+        panic!("no process is writing for that upstream")
     };
     recover(&mut second);
     assert_eq!(second.bytes_written(), 0);
@@ -140,7 +140,7 @@ fn what_one_upstream_left_is_not_gone_on_with_by_another() {
 }
 
 #[test]
-fn notes_that_are_damaged_or_alone_are_passed_over() {
+fn damaged_notes_and_notes_without_a_partial_are_ignored() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
     let note = store.inner.layout.partial_note(&quay(), &digest);
@@ -164,7 +164,7 @@ fn a_writer_that_wrote_nothing_leaves_nothing() {
 }
 
 #[test]
-fn a_small_blob_is_written_even_beside_a_busy_writer() {
+fn a_small_blob_is_written_despite_another_writer() {
     let (_directory, store) = fresh();
     let digest = sha256(b"manifest");
     let _busy = begin(&store, &digest);
@@ -175,9 +175,9 @@ fn a_small_blob_is_written_even_beside_a_busy_writer() {
     assert_eq!(store.read(&digest, 8).unwrap(), b"manifest");
 }
 
-/// Run by the next test in a process of its own: writes half a blob, says so, and waits to be killed.
+/// Run by the next test in its own process: writes half a blob, reports it, and waits to be killed.
 #[test]
-fn helper_that_is_killed_in_mid_ingest() {
+fn helper_that_is_killed_during_an_ingest() {
     let Ok(root) = std::env::var("LARDER_TEST_KILLED_ROOT") else { return };
     let store = open(Path::new(&root));
     let mut ingest = begin(&store, &sha256(b"hello"));
@@ -189,13 +189,13 @@ fn helper_that_is_killed_in_mid_ingest() {
 }
 
 #[test]
-fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
+fn a_process_killed_during_an_ingest_leaves_no_name_and_no_lock() {
     let (directory, store) = fresh();
     let digest = sha256(b"hello");
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "store::tests::partials::helper_that_is_killed_in_mid_ingest",
+            "store::tests::partials::helper_that_is_killed_during_an_ingest",
             "--nocapture",
         ])
         .env("LARDER_TEST_KILLED_ROOT", directory.path())
@@ -204,12 +204,12 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let stdout = child.stdout.as_mut().unwrap();
     let mut byte = [0];
-    while !said.ends_with(b"half written") {
+    while !output.ends_with(b"half written") {
         assert_eq!(stdout.read(&mut byte).unwrap(), 1, "the helper ended early");
-        said.push(byte[0]);
+        output.push(byte[0]);
     }
     assert!(
         matches!(store.ingest(&quay(), &digest, None).unwrap(), Begin::Locked),
@@ -229,9 +229,9 @@ fn a_process_killed_in_mid_ingest_leaves_no_name_and_no_lock() {
 }
 
 #[test]
-fn resuming_what_was_never_begun_creates_nothing() {
+fn resuming_without_a_partial_creates_nothing() {
     let (_directory, store) = fresh();
-    let digest = sha256(b"nobody has it");
+    let digest = sha256(b"never stored");
     assert!(matches!(store.resume(&quay(), &digest, None).unwrap(), Begin::Absent));
     assert_eq!(entries(&store.inner.layout.all_partials()), Vec::<String>::new());
     put(&store, b"hello");
@@ -241,7 +241,7 @@ fn resuming_what_was_never_begun_creates_nothing() {
 }
 
 #[test]
-fn the_directory_of_an_upstream_goes_with_its_last_partial() {
+fn the_directory_of_an_upstream_is_removed_with_its_last_partial() {
     let (_directory, store) = fresh();
     let partials = store.inner.layout.partials(&quay());
     let (one, other) = (sha256(b"hello"), sha256(b"other"));
@@ -260,13 +260,13 @@ fn the_directory_of_an_upstream_goes_with_its_last_partial() {
     kept.write(b"o").unwrap();
     drop(kept);
     assert!(partials.exists(), "a partial that has bytes stays");
-    let [partial] = &store.idle_partials()[..] else { panic!("there is one") };
+    let [partial] = &store.idle_partials()[..] else { panic!("expected one partial") };
     assert_eq!(store.remove_partial(partial).unwrap(), Some(1));
     assert!(!partials.exists());
 }
 
-/// Two threads begin and discard partials of one upstream, so that each removes the directory that the other
-/// is about to use.
+/// Two threads begin and discard partials of one upstream, so that each removes the directory that the other is
+/// about to use.
 #[test]
 fn a_directory_that_is_removed_between_creation_and_opening_is_created_again() {
     let (_directory, store) = fresh();
@@ -293,7 +293,7 @@ fn a_directory_that_is_removed_between_creation_and_opening_is_created_again() {
 }
 
 #[test]
-fn directories_where_locks_belong_are_moved_away_when_the_store_is_opened() {
+fn directories_in_place_of_locks_are_moved_away_on_open() {
     let (directory, store) = fresh();
     drop(store);
     let incoming = directory.path().join("incoming");
@@ -350,7 +350,7 @@ fn entries(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_oldest_idle_partials_go_where_their_number_is_bounded() {
+fn the_oldest_idle_partials_beyond_the_limit_are_removed() {
     let (directory, store) = fresh();
     let other: Upstream = "other.test".parse().unwrap();
     let mut idle = Vec::new();
@@ -358,14 +358,14 @@ fn the_oldest_idle_partials_go_where_their_number_is_bounded() {
         for upstream in [&quay(), &other] {
             let digest = sha256(&[number]);
             let Begin::Writing(mut ingest) = store.ingest(upstream, &digest, None).unwrap() else {
-                panic!("nobody else writes it")
+                panic!("no other writer exists")
             };
             ingest.write(b"part").unwrap();
             ingest.file().set_modified(at(1_000_000 + u64::from(number))).unwrap();
             idle.push(ingest);
         }
     }
-    // The oldest one of the other registry stays under way.
+    // The oldest partial of the other registry is still being written.
     let under_way = idle.remove(1);
     drop(idle);
     let freed = store.bound_partials(2, &|upstream| *upstream == other).unwrap();
@@ -384,7 +384,7 @@ fn the_oldest_idle_partials_go_where_their_number_is_bounded() {
 }
 
 #[test]
-fn a_partial_whose_name_has_got_another_file_is_never_committed() {
+fn a_partial_that_was_replaced_by_another_file_is_never_committed() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
     let path = store.inner.layout.partial(&quay(), &digest);
@@ -414,25 +414,25 @@ fn what_version_0_1_left_never_takes_the_place_of_a_partial_that_is_being_writte
 }
 
 #[test]
-fn what_larder_has_not_created_stays_in_incoming() {
+fn foreign_files_in_incoming_stay() {
     let (_directory, store) = fresh();
     let incoming = store.inner.layout.incoming();
     let kept = ["lost+found/file", "quay.io/notes.txt", "tmp-1-2-3/notes.txt", "notes.txt"];
     for path in kept.map(|path| incoming.join(path)) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, b"somebody's").unwrap();
+        fs::write(path, b"foreign").unwrap();
     }
     let empty = store.inner.layout.partials(&quay());
     fs::create_dir_all(&empty).unwrap();
     assert!(!store.remove_leftovers(SystemTime::now() + Duration::from_secs(86_400)));
     for path in kept {
-        assert_eq!(fs::read(incoming.join(path)).unwrap(), b"somebody's", "{path}");
+        assert_eq!(fs::read(incoming.join(path)).unwrap(), b"foreign", "{path}");
     }
     assert!(!empty.exists(), "a writer was killed before its first byte");
 }
 
 #[test]
-fn a_directory_that_takes_the_place_of_a_lock_later_is_moved_away_as_well() {
+fn a_directory_that_replaces_a_lock_later_is_moved_away() {
     let (_directory, store) = fresh();
     for lock in [store.inner.layout.prune_lock(), store.inner.layout.sweep_gate()] {
         let _ = fs::remove_file(&lock);

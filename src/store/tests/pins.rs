@@ -1,4 +1,4 @@
-//! The file of pins.
+//! The pins file.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn texts(all: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn pins_are_lines_that_people_may_edit_as_well() {
+fn pins_are_lines_that_users_may_edit() {
     let (directory, store) = fresh();
     assert!(store.pins().unwrap().is_empty());
     assert_eq!(store.add_pins(&texts(&["b", "a", "b"])).unwrap(), 2);
@@ -24,18 +24,18 @@ fn pins_are_lines_that_people_may_edit_as_well() {
 }
 
 #[test]
-fn pins_that_cannot_be_read_are_said() {
+fn unreadable_pins_are_an_error() {
     let (directory, store) = fresh();
     let path = directory.path().join("pins");
     std::os::unix::fs::symlink("pins", &path).unwrap();
-    assert!(store.pins().is_err(), "it leads to itself");
+    assert!(store.pins().is_err(), "the link refers to itself");
     fs::remove_file(&path).unwrap();
     fs::write(&path, b"alpine # f\xfcr immer\n").unwrap();
-    assert!(store.pins().is_err(), "it is no UTF-8");
+    assert!(store.pins().is_err(), "it is not UTF-8");
 }
 
 #[test]
-fn what_a_configuration_pins_is_noted_and_forgotten_with_it() {
+fn configured_pins_are_saved_and_removed_with_the_configuration() {
     let (_directory, store) = fresh();
     store.note_configured_pins(&[]).unwrap();
     let path = store.root().join("pins-configured");
@@ -43,7 +43,7 @@ fn what_a_configuration_pins_is_noted_and_forgotten_with_it() {
     let pins = ["alpine".to_owned(), "quay.io/*".to_owned()];
     store.note_configured_pins(&pins).unwrap();
     assert_eq!(store.configured_pins().unwrap(), pins);
-    assert!(store.pins().unwrap().is_empty(), "they are nobody's to take off");
+    assert!(store.pins().unwrap().is_empty(), "configured pins cannot be removed by a command");
     store.note_configured_pins(&pins[1..]).unwrap();
     assert_eq!(store.configured_pins().unwrap(), pins[1..]);
 }

@@ -1,4 +1,4 @@
-//! What somebody else has put into the directory: pipes, links, directories, names that are not ours.
+//! Foreign entries in the directory: pipes, links, directories, and unknown names.
 
 use std::os::unix::fs::symlink;
 
@@ -12,7 +12,7 @@ fn pipe(path: &Path) {
 }
 
 #[test]
-fn what_is_no_file_among_the_blobs_is_a_miss_that_blocks_nobody_and_is_replaced() {
+fn anything_but_a_file_in_place_of_a_blob_is_a_miss_and_is_replaced() {
     let (directory, store) = fresh();
     let digest = sha256(b"content");
     let path = store.inner.layout.blob(&digest);
@@ -24,7 +24,7 @@ fn what_is_no_file_among_the_blobs_is_a_miss_that_blocks_nobody_and_is_replaced(
         ("a link to itself", &|| symlink(&path, &path).unwrap()),
         ("a directory", &|| {
             fs::create_dir(&path).unwrap();
-            fs::write(path.join("somebody's"), b"content").unwrap();
+            fs::write(path.join("foreign"), b"content").unwrap();
         }),
     ];
     for (what, plant) in plant {
@@ -40,14 +40,14 @@ fn what_is_no_file_among_the_blobs_is_a_miss_that_blocks_nobody_and_is_replaced(
 }
 
 #[test]
-fn pipes_in_place_of_records_partials_and_locks_block_nobody() {
+fn pipes_in_place_of_records_partials_and_locks_do_not_block() {
     let (_directory, store) = fresh();
     let (layout, of) = (&store.inner.layout, name("quay.io/a"));
     let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
     store.put_tag(&of, &tag("v1"), &record(manifest, size)).unwrap();
     let partial = layout.partial(&quay(), &sha256(b"partial"));
     fs::create_dir_all(partial.parent().unwrap()).unwrap();
-    let spool = layout.incoming().join("spool-1");
+    let leftover = layout.incoming().join("spool-1");
     let usage = layout.usage_summary();
     fs::create_dir_all(usage.parent().unwrap()).unwrap();
     for path in [
@@ -57,7 +57,7 @@ fn pipes_in_place_of_records_partials_and_locks_block_nobody() {
         &layout.usage_images(),
         &layout.index_lock(),
         &partial,
-        &spool,
+        &leftover,
         &usage,
     ] {
         let _ = fs::remove_file(path);
@@ -70,14 +70,14 @@ fn pipes_in_place_of_records_partials_and_locks_block_nobody() {
     assert!(store.ingest(&quay(), &sha256(b"partial"), None).is_err());
     store.idle_partials();
     store.remove_leftovers(SystemTime::now());
-    // Names that lead to nothing that is known: what they need stays.
+    // Names with unknown content: everything stays.
     assert_eq!(store.catalogue(&mut || true).unwrap().unwrap().damaged, 2);
     let sweep = store.begin_sweep().unwrap().unwrap();
     sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true).unwrap().unwrap();
 }
 
 #[test]
-fn what_a_network_file_system_keeps_of_a_removed_file_is_no_name_and_stops_nothing() {
+fn leftovers_of_a_network_file_system_are_ignored() {
     let (_directory, store) = fresh();
     let of = name("quay.io/a");
     let (manifest, size) = image(&store, "quay.io/a", &[b"layer"]);
@@ -92,7 +92,7 @@ fn what_a_network_file_system_keeps_of_a_removed_file_is_no_name_and_stops_nothi
 }
 
 #[test]
-fn a_record_that_larder_does_not_name_so_stops_pruning_and_evicting() {
+fn a_foreign_record_stops_pruning_and_eviction() {
     for strange in ["_tags/not a tag", "_manifests/sha256/abc"] {
         let (_directory, store) = fresh();
         let of = name("quay.io/a");

@@ -1,9 +1,9 @@
-//! Removing names and blobs, against everything that may happen meanwhile.
+//! Removing names and blobs, with every kind of concurrent change.
 
 use super::images::{image, index};
 use super::*;
 
-/// Makes everything in the directory as old as if nobody had touched it for an hour.
+/// Sets the times of everything in the directory to one hour ago.
 fn grow_old(directory: &Path) {
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     for entry in fs::read_dir(directory).unwrap() {
@@ -27,7 +27,7 @@ fn has(store: &Store, digest: &Digest) -> bool {
     store.blob(digest, None).is_some()
 }
 
-/// Removes a tag of `quay.io/a` with these manifests, as `catalogue` has it.
+/// Removes a tag of `quay.io/a` with these manifests, as listed in `catalogue`.
 fn remove(store: &Store, sweep: &Sweep, catalogue: &Catalogue, manifests: &[Digest]) -> bool {
     let (repository, image) = (&catalogue.repositories[0], &catalogue.images[0]);
     assert_eq!(catalogue.full_reference(image), "quay.io/a:v1");
@@ -46,7 +46,7 @@ fn catalogue(store: &Store) -> Catalogue {
     store.catalogue(&mut || true).unwrap().unwrap()
 }
 
-/// `quay.io/a:v1`, an hour old, with its manifest and one layer.
+/// Stores `quay.io/a:v1`, one hour old, with its manifest and one layer.
 fn one_image() -> (tempfile::TempDir, Store, Digest, Digest) {
     let (directory, store) = fresh();
     let layer = put(&store, b"layer");
@@ -62,7 +62,7 @@ fn a_catalogue_numbers_what_images_need() {
     let (_directory, store, manifest, layer) = one_image();
     let (child, size) = image(&store, "quay.io/b", &[b"layer", b"missing"]);
     let (root, _) = index(&store, "quay.io/b", &[(child, size, "amd64")]);
-    put(&store, b"nobody's");
+    put(&store, b"unneeded");
     let catalogue = catalogue(&store);
     assert_eq!(catalogue.repositories.len(), 2);
     let [one, two] = &catalogue.images[..] else { panic!("{:?}", catalogue.images) };
@@ -81,7 +81,7 @@ fn a_catalogue_numbers_what_images_need() {
 }
 
 #[test]
-fn names_go_with_their_empty_directories_and_then_blobs_that_nothing_names() {
+fn a_sweep_removes_names_empty_directories_and_unreferenced_blobs() {
     let (directory, store, manifest, layer) = one_image();
     let other = put(&store, b"other");
     grow_old(directory.path());
@@ -106,7 +106,7 @@ fn young_blobs_stay_until_they_are_old() {
 }
 
 #[test]
-fn a_blob_that_a_manifest_names_since_the_look_stays() {
+fn a_blob_that_is_referenced_after_the_scan_stays() {
     let (directory, store, _, _) = one_image();
     let old = put(&store, b"old and unreferenced");
     grow_old(directory.path());
@@ -119,7 +119,7 @@ fn a_blob_that_a_manifest_names_since_the_look_stays() {
 }
 
 #[test]
-fn an_image_that_is_pulled_since_the_look_stays() {
+fn an_image_that_is_pulled_after_the_scan_stays() {
     let (_directory, store, manifest, _) = one_image();
     let (sweep, seen) = (sweep(&store), catalogue(&store));
     store.manifest(&name("quay.io/a"), &manifest, Access::Pull(SystemTime::now())).unwrap();
@@ -127,7 +127,7 @@ fn an_image_that_is_pulled_since_the_look_stays() {
 }
 
 #[test]
-fn a_manifest_that_gets_another_name_since_the_look_stays() {
+fn a_manifest_that_gets_another_tag_after_the_scan_stays() {
     let (_directory, store, manifest, _) = one_image();
     let (sweep, seen) = (sweep(&store), catalogue(&store));
     let size = store.blob(&manifest, None).unwrap().size;
@@ -148,12 +148,12 @@ fn a_confirmation_of_a_tag_does_not_keep_an_image() {
 }
 
 #[test]
-fn a_tag_brings_the_record_of_its_manifest_back() {
+fn a_tag_restores_the_record_of_its_manifest() {
     let (_directory, store, manifest, layer) = one_image();
     let sweep = sweep(&store);
     let seen = catalogue(&store);
     assert!(remove(&store, &sweep, &seen, &[manifest]));
-    // Somebody had read the manifest before its names went, and confirms the tag now.
+    // A process read the manifest before its names were removed, and confirms the tag now.
     let size = store.blob(&manifest, None).unwrap().size;
     store.put_tag(&name("quay.io/a"), &tag("v1"), &record(manifest, size)).unwrap();
     sweep_all_but(&sweep, &[]);
@@ -162,7 +162,7 @@ fn a_tag_brings_the_record_of_its_manifest_back() {
 }
 
 #[test]
-fn a_blob_whose_partial_was_old_is_new() {
+fn a_blob_with_an_old_partial_counts_as_new() {
     let (directory, store) = fresh();
     let digest = sha256(b"hello world");
     let mut ingest = begin(&store, &digest);
@@ -176,16 +176,16 @@ fn a_blob_whose_partial_was_old_is_new() {
 }
 
 #[test]
-fn an_import_under_way_keeps_everything_and_one_sweep_is_enough() {
+fn a_running_import_keeps_everything_and_only_one_sweep_runs() {
     let (_directory, store, _, layer) = one_image();
     let import = store.bundle_lock().unwrap();
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Bundle);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::Bundle);
     drop(import);
     let commit = store.commit_lock().unwrap();
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::Commit);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::Commit);
     drop(commit);
     let first = sweep(&store);
-    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepBusy::AnotherSweep);
+    assert_eq!(store.begin_sweep().unwrap().unwrap_err(), SweepLocked::AnotherSweep);
     let import = store.bundle_lock().unwrap();
     let seen = catalogue(&store);
     assert!(!remove(&store, &first, &seen, &[]));
@@ -196,7 +196,7 @@ fn an_import_under_way_keeps_everything_and_one_sweep_is_enough() {
 }
 
 #[test]
-fn an_open_blob_is_readable_to_its_end() {
+fn an_open_blob_stays_readable() {
     let (_directory, store, _, layer) = one_image();
     let blob = store.blob(&layer, None).unwrap();
     sweep_all_but(&sweep(&store), &[]);
@@ -205,7 +205,7 @@ fn an_open_blob_is_readable_to_its_end() {
 }
 
 #[test]
-fn partials_are_given_up_unless_somebody_is_at_them() {
+fn partials_are_removed_unless_they_are_being_written() {
     let (directory, store) = fresh();
     let (busy, idle) = (sha256(b"busy"), sha256(b"idle"));
     let mut at_work = begin(&store, &busy);
@@ -223,7 +223,7 @@ fn partials_are_given_up_unless_somebody_is_at_them() {
     assert!(store.partials().is_empty());
     at_work.write(b"sy").unwrap();
     drop(at_work);
-    // It grew since it was looked at.
+    // It has grown since it was listed.
     let seen = &files.iter().find(|file| store.remove_partial(file).is_ok()).unwrap();
     assert_eq!(store.remove_partial(seen).unwrap(), None);
     assert_eq!(store.remove_old_partials(SystemTime::now(), Duration::from_secs(60)).unwrap(), 0);
@@ -233,7 +233,7 @@ fn partials_are_given_up_unless_somebody_is_at_them() {
 }
 
 #[test]
-fn what_the_killed_have_left_goes_when_it_is_old() {
+fn old_leftovers_of_killed_processes_are_removed() {
     let (directory, store) = fresh();
     let left = directory.path().join("incoming/tmp-1-2-3");
     fs::write(&left, "half").unwrap();
@@ -244,9 +244,9 @@ fn what_the_killed_have_left_goes_when_it_is_old() {
     assert!(!left.exists());
 }
 
-/// Commits that overlap hold the shared lock all the time: without the gate no removal would ever get it.
+/// Overlapping commits hold the shared lock all the time. Without the gate, no removal would ever get it.
 #[test]
-fn commits_that_overlap_do_not_keep_a_removal_out() {
+fn overlapping_commits_do_not_starve_a_removal() {
     let (directory, store, _, _) = one_image();
     let is_over = AtomicBool::new(false);
     let is_running = || !is_over.load(Ordering::Relaxed);
@@ -269,7 +269,7 @@ fn commits_that_overlap_do_not_keep_a_removal_out() {
 }
 
 #[test]
-fn removals_that_meet_do_not_take_each_other_for_an_import() {
+fn concurrent_removals_are_not_mistaken_for_an_import() {
     let (directory, store, _, _) = one_image();
     let other_process = open(directory.path());
     std::thread::scope(|scope| {
@@ -277,7 +277,7 @@ fn removals_that_meet_do_not_take_each_other_for_an_import() {
             scope.spawn(|| {
                 for _ in 0..300 {
                     let locked = store.exclusive_lock().unwrap();
-                    assert_ne!(locked.err(), Some(SweepBusy::Bundle));
+                    assert_ne!(locked.err(), Some(SweepLocked::Bundle));
                 }
             });
         }
@@ -285,7 +285,7 @@ fn removals_that_meet_do_not_take_each_other_for_an_import() {
 }
 
 #[test]
-fn a_blob_from_the_future_becomes_old_like_any_other() {
+fn a_blob_with_a_future_time_ages_like_any_other() {
     let (directory, store, _, layer) = one_image();
     let path = store.inner.layout.blob(&layer);
     let year = Duration::from_secs(365 * 86_400);
@@ -294,21 +294,21 @@ fn a_blob_from_the_future_becomes_old_like_any_other() {
     assert_eq!(sweep_all_but(&sweep(&store), &[]).young, 1);
     assert!(has(&store, &layer));
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
-    assert!(modified < SystemTime::now() + year / 2, "its time is that of the first look");
+    assert!(modified < SystemTime::now() + year / 2, "its time is that of the first scan");
     grow_old(directory.path());
     sweep_all_but(&sweep(&store), &[]);
     assert!(!has(&store, &layer));
 }
 
 #[test]
-fn a_sweep_that_cannot_list_the_blobs_is_an_error_and_no_empty_cache() {
+fn a_sweep_that_cannot_list_the_blobs_fails() {
     let (_directory, store, _, layer) = one_image();
     let sweep = sweep(&store);
     store.fail_reads("blobs/sha256", 0, 1, Errno::MFILE);
     let swept = sweep.sweep(GRACE, &|_| false, &mut || true);
-    assert!(matches!(swept, Err(StoreError::Blind { .. })), "{swept:?}");
+    assert!(matches!(swept, Err(StoreError::IncompleteScan { .. })), "{swept:?}");
     store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
-    assert!(matches!(store.blobs(), Err(StoreError::Blind { .. })));
+    assert!(matches!(store.blobs(), Err(StoreError::IncompleteScan { .. })));
     store.fail_reads("blobs/sha256", 0, 1, Errno::IO);
     assert!(store.catalogue(&mut || true).is_err());
     store.fail_reads(&layer.hex(), 0, 1, Errno::STALE);

@@ -1,4 +1,4 @@
-//! What the walk in the background finds.
+//! Results of the usage walk.
 
 use super::images::{image, index};
 use super::*;
@@ -25,7 +25,7 @@ fn names(store: &Store) -> Vec<String> {
     images(store).into_iter().map(|image| image.image).collect()
 }
 
-/// Two registries, an index of two platforms of which one is here, and a layer that two images share.
+/// Stores two registries, an index of two platforms of which one is cached, and a layer that two images share.
 fn cache() -> (tempfile::TempDir, Store) {
     let (directory, store) = fresh();
     put(&store, br#"{"created":"2020-01-02T03:04:05Z"}"#);
@@ -41,7 +41,7 @@ fn cache() -> (tempfile::TempDir, Store) {
 }
 
 #[test]
-fn a_walk_says_what_is_here_and_what_is_not() {
+fn a_walk_reports_present_and_missing_content() {
     let (_directory, store) = cache();
     assert!(store.usage().is_none() && images(&store).is_empty());
     let summary = walk(&store);
@@ -69,10 +69,10 @@ fn a_walk_says_what_is_here_and_what_is_not() {
 }
 
 #[test]
-fn a_walk_follows_what_changes_and_reads_nothing_else() {
+fn a_walk_reads_only_what_has_changed() {
     let (directory, store) = cache();
     walk(&store);
-    // What a walk would find if it read the manifest: that it is damaged.
+    // If a walk read the manifest, it would find it damaged.
     let damaged = store.tag(&name("docker.io/a"), &tag("v1"), Access::Look).unwrap().digest;
     fs::write(directory.path().join("blobs/sha256").join(damaged.hex()), "x").unwrap();
     let later = at(6_000_000);
@@ -84,15 +84,15 @@ fn a_walk_follows_what_changes_and_reads_nothing_else() {
     walk_at(&store, 5_000_001);
     let [one, two, three] = &images(&store)[..] else { panic!("{:?}", images(&store)) };
     assert!(one.complete && one.pulled >= before, "{one:?}");
-    assert!(two.complete, "it lacked something, and so it was read again: {two:?}");
+    assert!(two.complete, "it was incomplete, so it was read again: {two:?}");
     assert_eq!(three.image, "quay.io/b/d:v3");
 
     walk_at(&store, 5_000_000 + 7 * 3600);
-    assert!(!images(&store)[0].complete, "after some hours all is read again");
+    assert!(!images(&store)[0].complete, "after some hours everything is read again");
 }
 
 #[test]
-fn a_walk_writes_no_list_when_nothing_has_changed() {
+fn a_walk_writes_nothing_when_nothing_has_changed() {
     let (directory, store) = fresh();
     put(&store, b"config");
     let (digest, size) = image(&store, "quay.io/a", &[]);
@@ -123,7 +123,7 @@ fn a_walk_writes_no_list_when_nothing_has_changed() {
 }
 
 #[test]
-fn repositories_that_come_and_go_leave_the_others_as_they_are() {
+fn added_and_removed_repositories_leave_the_others_unchanged() {
     let (_directory, store) = fresh();
     let add = |repository: &str| {
         let (digest, size) = image(&store, repository, &[]);
@@ -147,7 +147,7 @@ fn repositories_that_come_and_go_leave_the_others_as_they_are() {
 }
 
 #[test]
-fn a_walk_that_is_ended_leaves_the_last_one_and_one_process_walks_at_a_time() {
+fn a_stopped_walk_keeps_the_last_results_and_one_process_walks_at_a_time() {
     let (directory, store) = cache();
     let summary = walk(&store);
     let disk = DiskUsage::default();
@@ -162,7 +162,7 @@ fn a_walk_that_is_ended_leaves_the_last_one_and_one_process_walks_at_a_time() {
 }
 
 #[test]
-fn a_walk_of_one_large_repository_rests_and_ends_like_any_other() {
+fn a_walk_can_pause_and_stop_within_a_large_repository() {
     let (_directory, store) = fresh();
     put(&store, b"config");
     for number in 0..20u8 {
@@ -174,23 +174,23 @@ fn a_walk_of_one_large_repository_rests_and_ends_like_any_other() {
     let disk = DiskUsage::default();
     let walk_for = |most: usize| {
         let mut asked = 0;
-        let mut go_on = || {
+        let mut keep_going = || {
             asked += 1;
             asked <= most
         };
-        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut go_on).unwrap();
+        let walked = store.walk_usage(&disk, &|| at(5_000_000), &mut keep_going).unwrap();
         (walked.is_some(), asked)
     };
-    assert_eq!(walk_for(30), (false, 31), "it is ended in the middle of the repository");
+    assert_eq!(walk_for(30), (false, 31), "stopped in the middle of the repository");
     let (is_done, asked) = walk_for(usize::MAX);
-    assert!(is_done && asked >= 40, "each image is looked for and read: {asked}");
-    assert_eq!(walk_for(10), (false, 11), "where nothing has changed as well");
+    assert!(is_done && asked >= 40, "each image is found and read: {asked}");
+    assert_eq!(walk_for(10), (false, 11), "it also stops if nothing has changed");
     let (is_done, asked) = walk_for(usize::MAX);
     assert!(is_done && (20..40).contains(&asked), "nothing is read again: {asked}");
 }
 
 #[test]
-fn bytes_on_the_disk_are_followed_between_counts() {
+fn the_disk_usage_is_updated_between_counts() {
     let (_directory, store) = fresh();
     assert_eq!(store.disk_bytes(), None);
     put(&store, b"before");
@@ -210,7 +210,7 @@ fn bytes_on_the_disk_are_followed_between_counts() {
     wrong.write(b"not that").unwrap();
     assert_eq!(used(), 7 + 8);
     assert!(wrong.verify(None).is_err());
-    drop(store.spool(Algorithm::Sha256).unwrap());
+    drop(store.digesting_writer(Algorithm::Sha256).unwrap());
     assert_eq!(used(), 7);
     let counted = store.count_disk(&mut || true).unwrap();
     assert_eq!((counted.bytes, counted.files), (13, 2));
@@ -218,7 +218,7 @@ fn bytes_on_the_disk_are_followed_between_counts() {
 }
 
 #[test]
-fn everything_below_the_directory_counts_with_what_it_takes_on_the_disk() {
+fn everything_below_the_directory_counts_with_its_allocated_size() {
     let (directory, store) = fresh();
     put(&store, b"config");
     let (digest, size) = image(&store, "quay.io/a", &[]);
@@ -244,7 +244,7 @@ fn everything_below_the_directory_counts_with_what_it_takes_on_the_disk() {
 }
 
 #[test]
-fn a_repository_that_was_removed_is_listed_no_longer_wherever_it_was_in_the_order() {
+fn a_removed_repository_is_no_longer_listed_whatever_its_position() {
     for removed in ["a.io/first", "a.io/middle", "b.io/last"] {
         let (directory, store) = fresh();
         put(&store, b"config");

@@ -75,7 +75,7 @@ expect_status "plain HTTP" 400
 matches "the answer" 'https://' "$(cat "$BODY_FILE")"
 get "$URL/v2/"
 equal "curl's exit status without the authority" 60 "$CURL_EXIT"
-larder_logged "why there was no session" 'does not trust our certificate'
+larder_logged "why there was no session" "does not trust the server's certificate"
 
 step "skopeo and podman, by a directory of certificates"
 mkdir -p "$CASE_DIR/certs"
@@ -94,7 +94,7 @@ get "$URL/v2/" --cacert "$PKI/ca.pem" --cert "$PKI/stranger.pem" --key "$PKI/str
 ((CURL_EXIT != 0)) || fail "a stranger's certificate: got $STATUS"
 get "$URL/v2/" --cacert "$PKI/ca.pem" --cert "$PKI/node.pem" --key "$PKI/node.key"
 expect_status "the node's certificate" 200
-larder_logged "the client without" 'showed no certificate'
+larder_logged "the client without" 'presented no certificate'
 larder_logged "the stranger" 'certificate is not accepted'
 
 step "containerd shows its own, and the image runs"

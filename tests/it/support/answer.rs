@@ -1,4 +1,4 @@
-//! One answer of the fake registry: what is said, how it is framed, and how its delivery goes wrong.
+//! One response of the fake registry: its content, its framing, and how its delivery fails.
 //!
 //! Must not know content, requests or scripts: a fault edits an [`Answer`], this file only sends it.
 
@@ -10,10 +10,10 @@ use serde_json::json;
 use super::Gate;
 use super::wire::Stream;
 
-/// Bodies are written in pieces of this size; also the size of the chunks of chunked bodies.
+/// Bodies are written in pieces of this size, which is also the size of chunks.
 const PIECE: usize = 16 * 1024;
 
-/// How the end of the body is told.
+/// How the end of the body is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Length,
@@ -21,7 +21,7 @@ pub(super) enum Framing {
     CloseDelimited,
 }
 
-/// Where the delivery ends before its time; the number counts body bytes.
+/// Where the delivery breaks off, in body bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     BeforeHead(Close),
@@ -34,7 +34,7 @@ pub(super) enum Close {
     Reset,
 }
 
-/// What becomes of the connection after an answer.
+/// What happens to the connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     KeepAlive,
@@ -46,14 +46,14 @@ pub(super) struct Answer {
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub framing: Framing,
-    /// A Content-Length that differs from the body's.
+    /// A Content-Length that differs from the length of the body.
     pub announced_length: Option<u64>,
-    /// Held before the first byte.
+    /// Waits here before the first byte.
     pub before_head: Vec<Gate>,
-    /// Held after so many body bytes.
+    /// Waits here after this number of body bytes.
     pub pauses: Vec<(usize, Gate)>,
     pub cut: Option<Cut>,
-    /// These bytes are sent in place of everything above, and then the connection ends.
+    /// Raw bytes to send instead of everything above, before the connection ends.
     pub raw: Option<Vec<u8>>,
 }
 
@@ -77,13 +77,13 @@ impl Answer {
         answer
     }
 
-    /// An error in the specification's JSON form.
+    /// An error in the JSON form of the specification.
     pub fn error(status: u16, code: &str, message: &str) -> Answer {
         let body = json!({"errors": [{"code": code, "message": message, "detail": null}]});
         Answer::new(status, "application/json", body.to_string().into_bytes())
     }
 
-    /// With one more header, or the old one of that name replaced.
+    /// Adds a header, or replaces the header of that name.
     pub fn with(mut self, name: &str, value: &str) -> Answer {
         self.set(name, value);
         self
@@ -103,10 +103,10 @@ impl Answer {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Sends the answer; `to_head` leaves the body out. Body bytes are counted in `sent`.
+    /// Sends the response; `to_head` omits the body. Adds the body bytes to `sent`.
     ///
     /// # Errors
-    /// When the client has gone, which is the end of the connection and nothing more.
+    /// If the client has disconnected, which only ends this connection.
     pub fn deliver(
         &self,
         stream: &mut Stream,
@@ -156,7 +156,7 @@ impl Answer {
         head + "\r\n"
     }
 
-    /// Sends the body up to the cut, if there is one, and then tells how to close.
+    /// Sends the body up to the cut, if any, and returns how to close the connection.
     fn deliver_body(&self, stream: &mut Stream, sent: &AtomicU64) -> io::Result<Option<Close>> {
         let (end, close) = match self.cut {
             Some(Cut::After(n, close)) => (n.min(self.body.len()), Some(close)),

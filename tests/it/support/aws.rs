@@ -1,8 +1,7 @@
-//! **FakeAws: Amazon's services, as far as a login to its registry needs them.**
+//! **FakeAws: the AWS services that a login to ECR needs.**
 //!
-//! ECR and STS are told apart as the real ones are: by `X-Amz-Target`. The metadata services are paths
-//! of their own. All are one [`FakeRegistry`], so every request is recorded, and one that was not
-//! scripted fails the test.
+//! As with the real services, `X-Amz-Target` distinguishes ECR and STS, and paths the metadata services. All
+//! of them are one [`FakeRegistry`], so every request is recorded, and an unscripted one fails the test.
 //!
 //! ```ignore
 //! let aws = FakeAws::start();
@@ -16,13 +15,13 @@ use serde_json::json;
 use super::wire::Recorded;
 use super::{FakeRegistry, Fault, On, base64};
 
-/// The path at which [`FakeAws::lend`] answers as a container's credentials service.
+/// The path of the container credentials service, see [`FakeAws::lend`].
 pub const CONTAINER_PATH: &str = "/v1/credentials";
-/// What the metadata service hands out for further requests.
+/// The token of the metadata service for subsequent requests.
 pub const METADATA_TOKEN: &str = "metadata-token";
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// See the file's own doc.
+/// See the module documentation.
 pub struct FakeAws(pub FakeRegistry);
 
 impl FakeAws {
@@ -34,7 +33,7 @@ impl FakeAws {
         Endpoint::new(Scheme::Http, &self.0.host())
     }
 
-    /// Both services are here, and there is nothing else.
+    /// An environment with these services and no other source of keys.
     pub fn environment(&self) -> AwsEnvironment {
         AwsEnvironment {
             ecr_endpoint: Some(self.endpoint()),
@@ -43,7 +42,7 @@ impl FakeAws {
         }
     }
 
-    /// ECR answers with this password, good for twelve hours.
+    /// ECR answers with this password, which expires after twelve hours.
     pub fn hand_out(&self, password: &str) {
         self.answer(On::path("POST", "/").with_header("x-amz-target"), &authorization(password));
     }
@@ -61,7 +60,7 @@ impl FakeAws {
         self.0.fault(on, Fault::Status(status, Vec::new(), body.to_string().into_bytes()));
     }
 
-    /// STS lends the keys of this name for any token.
+    /// STS returns the keys of this name for any token.
     pub fn assume(&self, id: &str) {
         let xml = format!(
             "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
@@ -81,7 +80,7 @@ impl FakeAws {
         self.0.fault(on, Fault::Status(status, Vec::new(), xml.into_bytes()));
     }
 
-    /// The container's service and the instance's lend the keys of this name.
+    /// The container service and the instance service return the keys of this name.
     pub fn lend(&self, id: &str) {
         let keys = json!({
             "Code": "Success",
@@ -109,7 +108,7 @@ impl FakeAws {
 }
 
 fn authorization(password: &str) -> String {
-    // A time in 2030: whatever the clock of the machine, the configured expiry is sooner.
+    // A time in 2030: later than the configured expiry, whatever the clock of the machine.
     let token = base64(format!("AWS:{password}").as_bytes());
     json!({"authorizationData": [{"authorizationToken": token, "expiresAt": 1.9e9}]}).to_string()
 }

@@ -1,4 +1,4 @@
-//! Bundles as tools write them, and a cache to import them into with the real program.
+//! Bundles in the formats of various tools, and a cache to import them into with the real program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// A tar that is being written, without any of the checks that a library makes.
+/// A tar writer without the checks of a library.
 #[derive(Default)]
 pub struct Tar(Vec<u8>);
 
@@ -61,7 +61,7 @@ impl Tar {
     }
 }
 
-/// An image layout with its `index.json` at the end, as most tools write it. Names go into `annotation`.
+/// An image layout with `index.json` at the end, as most tools write it. Names go into `annotation`.
 pub fn layout(annotation: &str, images: &[(&str, &dyn Publish)]) -> Vec<u8> {
     let mut tar = Tar::default();
     let mut blobs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
@@ -97,8 +97,8 @@ pub fn index_json(entries: &[Value]) -> Vec<u8> {
     json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes()
 }
 
-/// What `docker save` wrote before it knew image layouts: layers in directories of their own, one of
-/// them a link to another's, and the manifest last.
+/// The format of `docker save` before image layouts: layers in separate directories, one of them a link to another, and
+/// the manifest last.
 pub fn docker_save(image: &Image, tags: &[&str]) -> Vec<u8> {
     let (config, layers) = (image.config(), image.layers());
     let config_path = format!("{}.json", hex(&config));
@@ -125,40 +125,40 @@ pub fn docker_save(image: &Image, tags: &[&str]) -> Vec<u8> {
 }
 
 pub fn hex(blob: &Blob) -> &str {
-    blob.digest.strip_prefix("sha256:").expect("it is a sha256")
+    blob.digest.strip_prefix("sha256:").expect("a sha256 digest")
 }
 
-/// A cache, and room for files beside it.
+/// A cache, and a directory for files next to it.
 pub struct Site {
     directory: tempfile::TempDir,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
-    pub said: String,
+    pub message: String,
 }
 
 impl Done {
     #[track_caller]
     pub fn succeeds(self) -> Done {
-        assert_eq!(self.code, Some(0), "{}", self.said);
+        assert_eq!(self.code, Some(0), "{}", self.message);
         self
     }
 
-    /// Ended with that code and said all of these.
+    /// Asserts the exit code, and that the output contains all of `words`.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Done {
-        assert_eq!(self.code, Some(code), "{}", self.said);
+        assert_eq!(self.code, Some(code), "{}", self.message);
         self.says(words)
     }
 
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Done {
         for word in words {
-            assert!(self.said.contains(word), "{word:?} is not in:\n{}", self.said);
+            assert!(self.message.contains(word), "{word:?} is not in:\n{}", self.message);
         }
         self
     }
@@ -166,19 +166,19 @@ impl Done {
 
 impl From<Output> for Done {
     fn from(output: Output) -> Done {
-        let said = String::from_utf8(output.stderr).expect("it speaks UTF-8");
-        Done { code: output.status.code(), stdout: output.stdout, said }
+        let message = String::from_utf8(output.stderr).expect("it speaks UTF-8");
+        Done { code: output.status.code(), stdout: output.stdout, message }
     }
 }
 
 impl Site {
     pub fn new() -> Site {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("larder.yaml"), "fsync: false\n").expect("it is writable");
+        fs::write(directory.path().join("larder.yaml"), "fsync: false\n").expect("a writable file");
         Site { directory }
     }
 
-    /// A site whose cache has these.
+    /// A site with these images in its cache.
     pub fn with(images: &[(&str, &dyn Publish)]) -> Site {
         let site = Site::new();
         site.import_bytes(&layout(REF_NAME, images)).succeeds();
@@ -191,8 +191,8 @@ impl Site {
 
     pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(path.parent().expect("it is below")).expect("it is writable");
-        fs::write(&path, content).expect("it is writable");
+        fs::create_dir_all(path.parent().expect("a path below the root")).expect("a writable file");
+        fs::write(&path, content).expect("a writable file");
         path
     }
 
@@ -204,7 +204,7 @@ impl Site {
         self.path("cache")
     }
 
-    /// The program, to be given a command.
+    /// The program, ready for its arguments.
     pub fn command(&self, program: &str, before: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(before).current_dir(self.directory.path());
@@ -213,13 +213,13 @@ impl Site {
         command
     }
 
-    /// Runs the program beside the cache, so that paths are those of [`Site::path`].
+    /// Runs the program next to the cache, so that relative paths match [`Site::path`].
     pub fn larder(&self, arguments: &[&str]) -> Done {
         let output = self.command(LARDER, &[]).args(arguments).output();
         output.expect("it can be started").into()
     }
 
-    /// As [`Site::larder`], with something on standard input.
+    /// As [`Site::larder`], with standard input.
     pub fn larder_with(&self, arguments: &[&str], input: &[u8]) -> Done {
         let mut child = self
             .command(LARDER, &[])
@@ -230,7 +230,7 @@ impl Site {
             .spawn()
             .expect("it can be started");
         let mut stdin = child.stdin.take().expect("it was piped");
-        // It may have enough before the end.
+        // It may stop reading before the end.
         let _ = stdin.write_all(input);
         drop(stdin);
         child.wait_with_output().expect("it was started").into()
@@ -241,20 +241,20 @@ impl Site {
         self.larder(&["import", &path.display().to_string()])
     }
 
-    /// Every tag: its reference, and the digest it leads to.
+    /// Every tag with the digest that it points to.
     pub fn tags(&self) -> BTreeMap<String, String> {
         let mut tags = BTreeMap::new();
         for (path, bytes) in files(&self.cache().join("refs")) {
             if let Some((name, tag)) = path.split_once("/_tags/") {
                 let record: Value = serde_json::from_slice(&bytes).expect("a record is JSON");
-                let digest = record["digest"].as_str().expect("it has a digest");
+                let digest = record["digest"].as_str().expect("a digest");
                 tags.insert(format!("{name}:{tag}"), digest.to_owned());
             }
         }
         tags
     }
 
-    /// Which repository has which manifests, as far as records say.
+    /// The manifests of every repository, according to the records.
     pub fn manifests(&self) -> Vec<String> {
         let records = files(&self.cache().join("refs")).into_keys();
         records.filter(|path| path.contains("/_manifests/")).collect()
@@ -274,13 +274,13 @@ impl Site {
         fs::remove_file(path).expect("it was there");
     }
 
-    /// Files in `incoming/` that are no locks.
+    /// Files in `incoming/` other than locks.
     pub fn leftovers(&self) -> Vec<String> {
         let all = files(&self.cache().join("incoming")).into_keys();
         all.filter(|name| !name.ends_with(".lock")).collect()
     }
 
-    /// No blob under a name that its bytes do not have.
+    /// Asserts that every blob matches its digest.
     #[track_caller]
     pub fn is_sound(&self) {
         for (path, bytes) in self.blobs() {
@@ -291,7 +291,7 @@ impl Site {
     }
 }
 
-/// The files below a directory, by their paths in it.
+/// The files below a directory, by relative path.
 pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut directories = vec![root.to_owned()];
@@ -301,7 +301,8 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
             if path.is_dir() {
                 directories.push(path);
             } else {
-                let name = path.strip_prefix(root).expect("it is below").display().to_string();
+                let name =
+                    path.strip_prefix(root).expect("a path below the root").display().to_string();
                 found.insert(name, fs::read(&path).expect("it can be read"));
             }
         }
@@ -312,17 +313,17 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
 /// The entries of a tar, in order.
 pub fn entries(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = tar::Archive::new(bytes);
-    let entries = archive.entries().expect("it is a tar").map(|entry| {
-        let mut entry = entry.expect("it is whole");
-        let path = entry.path().expect("it has a name").display().to_string();
+    let entries = archive.entries().expect("a tar archive").map(|entry| {
+        let mut entry = entry.expect("a complete archive");
+        let path = entry.path().expect("a path").display().to_string();
         let mut content = Vec::new();
-        entry.read_to_end(&mut content).expect("it is whole");
+        entry.read_to_end(&mut content).expect("a complete archive");
         (path, content)
     });
     entries.collect()
 }
 
-/// The blobs of a tar by their digests.
+/// The blobs of a tar, by digest.
 pub fn blobs_in(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let blobs = entries(bytes).into_iter().filter_map(|(path, content)| {
         Some((path.strip_prefix("blobs/")?.replace('/', ":"), content))

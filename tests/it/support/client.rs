@@ -1,11 +1,10 @@
-//! A raw HTTP/1.1 client that keeps its eyes open: it tells a complete answer from one that was
-//! cut, and a connection that was closed from one that was reset.
+//! A raw HTTP/1.1 client that observes how responses end: completely or cut off, by FIN or by RST.
 //!
-//! One-liners: [`get`], [`head`], [`request`]. Step by step: a [`Connection`], from which the head
-//! and parts of the body are read one after the other while the server is still sending.
+//! One-line requests: [`get`], [`head`], [`request`]. Step by step: a [`Connection`] reads the head and parts of the
+//! body while the server is still sending.
 //!
-//! Every read is bounded by [`PATIENCE`]; a server that stays silent for longer is a panic with the
-//! bytes that came before, never a hanging test.
+//! Every read is limited by [`PATIENCE`]. If a server stays silent for longer, the test panics with the bytes received
+//! so far instead of hanging.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,19 +17,19 @@ use super::response::{End, Head, Response, parse};
 use super::tls::{self, Identity};
 use super::wire::find;
 
-/// GET over a connection of its own.
+/// GET over a new connection.
 #[track_caller]
 pub fn get(address: SocketAddr, target: &str) -> Response {
     request(address, "GET", target, &[])
 }
 
-/// HEAD over a connection of its own.
+/// HEAD over a new connection.
 #[track_caller]
 pub fn head(address: SocketAddr, target: &str) -> Response {
     request(address, "HEAD", target, &[])
 }
 
-/// One request over a connection of its own.
+/// One request over a new connection.
 #[track_caller]
 pub fn request(
     address: SocketAddr,
@@ -45,22 +44,22 @@ pub fn request(
 pub struct Connection {
     wire: Wire,
     address: SocketAddr,
-    /// Bytes read and not yet handed out.
+    /// Received bytes that have not been returned yet.
     pending: Vec<u8>,
-    /// What is left of the body whose head was read last.
+    /// The rest of the body of the last head.
     left: Left,
-    /// The method of the last request, which says whether a body follows.
+    /// The method of the last request, which determines whether a body follows.
     method: String,
     end: End,
 }
 
-/// What is left of a body.
+/// The rest of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Bytes(u64),
-    /// Chunks are to come; so many bytes are left of the present one.
+    /// Chunked, with this number of bytes left in the current chunk.
     Chunks(u64),
-    /// Everything until the connection ends.
+    /// Until the connection ends.
     UntilClose,
     Nothing,
 }
@@ -73,7 +72,7 @@ enum Wire {
 /// Opening, sending, ending.
 impl Connection {
     /// # Panics
-    /// If nobody listens there.
+    /// If the connection is refused.
     #[track_caller]
     pub fn open(address: SocketAddr) -> Connection {
         match Connection::try_open(address) {
@@ -83,13 +82,13 @@ impl Connection {
     }
 
     /// # Errors
-    /// If nobody listens there.
+    /// If the connection is refused.
     pub fn try_open(address: SocketAddr) -> io::Result<Connection> {
         Ok(Connection::over(Wire::Plain(connect(address)?), address))
     }
 
-    /// Over TLS, trusting `ca_pem`, as `server_name` (which may be an IP address). The handshake
-    /// happens with the first bytes sent.
+    /// Over TLS, trusting `ca_pem`, with `server_name`, which may be an IP address. The handshake takes place when the first
+    /// bytes are sent.
     #[track_caller]
     pub fn open_tls(
         address: SocketAddr,
@@ -100,7 +99,7 @@ impl Connection {
         let name = server_name.to_owned().try_into().expect("a DNS name or an IP address");
         let config = tls::client_config(ca_pem, identity);
         let session = ClientConnection::new(config, name).expect("the configuration is valid");
-        let socket = connect(address).expect("somebody listens there");
+        let socket = connect(address).expect("an open port");
         Connection::over(Wire::Tls(Box::new(StreamOwned::new(session, socket))), address)
     }
 
@@ -110,7 +109,7 @@ impl Connection {
         Connection { wire, address, pending, left, method, end }
     }
 
-    /// Sends these bytes as they are.
+    /// Sends raw bytes.
     #[track_caller]
     pub fn send_raw(&mut self, bytes: &[u8]) {
         if let Err(error) = self.try_send_raw(bytes) {
@@ -118,16 +117,16 @@ impl Connection {
         }
     }
 
-    /// Sends these bytes as they are.
+    /// Sends raw bytes.
     ///
     /// # Errors
-    /// When the server has closed or does not read for [`PATIENCE`].
+    /// If the server has closed the connection or does not read for [`PATIENCE`].
     pub fn try_send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.wire.write_all(bytes)?;
         self.wire.flush()
     }
 
-    /// Sends a request without a body. `Host` is added unless it is among the headers.
+    /// Sends a request without a body. Adds `Host` unless the headers include it.
     #[track_caller]
     pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) {
         let mut head = format!("{method} {target} HTTP/1.1\r\n");
@@ -141,7 +140,7 @@ impl Connection {
         self.send_raw(format!("{head}\r\n").as_bytes());
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the complete response.
     #[track_caller]
     pub fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
         self.send(method, target, headers);
@@ -153,13 +152,13 @@ impl Connection {
         self.request("GET", target, &[])
     }
 
-    /// Says that no more requests come (FIN), while answers are still read.
+    /// Closes the sending side (FIN). Responses can still be read.
     pub fn finish_sending(&mut self) {
-        // The server may have closed already; then there is nobody to tell.
+        // The server may have closed the connection already.
         let _ = self.wire.socket().shutdown(Shutdown::Write);
     }
 
-    /// Leaves the way a crashed client does (RST).
+    /// Disconnects like a crashed client (RST).
     pub fn reset(self) {
         rustix::net::sockopt::set_socket_linger(self.wire.socket(), Some(Duration::ZERO))
             .expect("an open socket takes the linger option");
@@ -168,7 +167,7 @@ impl Connection {
 
 /// Reading.
 impl Connection {
-    /// The whole answer to the last request, as far as it comes.
+    /// The response to the last request, as far as it arrives.
     #[track_caller]
     pub fn read_response(&mut self) -> Response {
         let head = self.read_head();
@@ -176,24 +175,24 @@ impl Connection {
         Response { status: head.status, headers: head.headers, body, complete, end: self.end }
     }
 
-    /// The head of the next answer.
+    /// The head of the next response.
     ///
     /// # Panics
-    /// If the connection ends before.
+    /// If the connection ends first.
     #[track_caller]
     pub fn read_head(&mut self) -> Head {
         match self.try_read_head() {
             Some(head) => head,
             None => {
-                panic!("{} ended the connection ({:?}) before an answer", self.address, self.end)
+                panic!("{} ended the connection ({:?}) before a response", self.address, self.end)
             }
         }
     }
 
-    /// The head of the next answer; `None` if the connection ends instead.
+    /// The head of the next response; `None` if the connection ends instead.
     ///
     /// # Panics
-    /// If the connection ends within the head, or what comes is not HTTP/1.
+    /// If the connection ends within the head, or if the bytes are not HTTP/1.
     #[track_caller]
     pub fn try_read_head(&mut self) -> Option<Head> {
         let length = loop {
@@ -212,10 +211,10 @@ impl Connection {
         Some(head)
     }
 
-    /// Exactly `n` body bytes, as soon as they are there.
+    /// Exactly `n` body bytes, as soon as they have arrived.
     ///
     /// # Panics
-    /// If the body or the connection ends before.
+    /// If the body or the connection ends first.
     #[track_caller]
     pub fn read_body(&mut self, n: usize) -> Vec<u8> {
         let mut body = Vec::with_capacity(n);
@@ -228,7 +227,7 @@ impl Connection {
         body
     }
 
-    /// What is left of the body, and whether it is complete (see [`Response::complete`]).
+    /// The rest of the body, and whether it is complete (see [`Response::complete`]).
     #[track_caller]
     pub fn read_to_end(&mut self) -> (Vec<u8>, bool) {
         let mut body = Vec::new();
@@ -247,10 +246,10 @@ impl Connection {
         (body, complete)
     }
 
-    /// How the connection ends, which it must do now, without another byte.
+    /// How the connection ends. It must end now, without another byte.
     ///
     /// # Panics
-    /// If there are more bytes, or nothing happens for [`PATIENCE`].
+    /// If more bytes arrive, or nothing happens for [`PATIENCE`].
     #[track_caller]
     pub fn eof(&mut self) -> End {
         let more = !self.pending.is_empty() || self.fill("the end of the connection");
@@ -259,7 +258,7 @@ impl Connection {
         self.end
     }
 
-    /// At most `n` bytes more of the body; empty when it is over or the connection is.
+    /// At most `n` more bytes of the body; empty at the end of the body or of the connection.
     #[track_caller]
     fn next_part(&mut self, n: usize) -> Vec<u8> {
         if let Left::Chunks(0) = self.left {
@@ -288,7 +287,7 @@ impl Connection {
         part
     }
 
-    /// Reads the line before a chunk; the chunk of length nothing is the end of the body.
+    /// Reads the size line of a chunk. A size of zero is the end of the body.
     #[track_caller]
     fn next_chunk(&mut self) {
         let Some(line) = self.line() else { return };
@@ -302,7 +301,7 @@ impl Connection {
         }
     }
 
-    /// The next line without its end; `None` if the connection ends before.
+    /// The next line without its line break; `None` if the connection ends first.
     #[track_caller]
     fn line(&mut self) -> Option<String> {
         let length = loop {
@@ -317,13 +316,13 @@ impl Connection {
         Some(String::from_utf8_lossy(&line).into_owned())
     }
 
-    /// Reads once; false when the connection has ended.
+    /// Reads once. Returns false at the end of the connection.
     #[track_caller]
     fn fill(&mut self, awaited: &str) -> bool {
         let mut chunk = [0; 16 * 1024];
         let result = loop {
             match self.wire.read(&mut chunk) {
-                // A machine that was paused meanwhile.
+                // The machine was suspended meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => break result,
             }
@@ -336,7 +335,7 @@ impl Connection {
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => self.end = End::Reset,
-                // How rustls calls a FIN without a close_notify.
+                // rustls reports a FIN without close_notify like this.
                 io::ErrorKind::UnexpectedEof => self.end = End::Closed,
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.lose_patience(awaited),
                 _ => panic!("reading {awaited} from {}: {error}", self.address),

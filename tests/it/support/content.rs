@@ -1,4 +1,4 @@
-//! What the fake registry holds, and the right answer to every question about it.
+//! The content of the fake registry, and the right response to every request for it.
 //!
 //! Must not know faults, authentication or sockets.
 
@@ -11,8 +11,8 @@ use super::answer::Answer;
 use super::image::{Manifest, Publish, media_type};
 use super::wire::{Recorded, percent_decode};
 
-/// What a path asks for. Repository names have any number of components, also ones that read
-/// `blobs` or `tags`; therefore parsed from the right.
+/// The resource that a path addresses. Repository names may have any number of components, including `blobs` and `tags`,
+/// so paths are parsed from the right.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Ping,
@@ -60,7 +60,7 @@ impl Route {
     }
 }
 
-/// Whether the registry has what was asked for. `Unknown` comes with the 404 that a real one gives.
+/// Whether the content exists. `Unknown` carries the 404 of a real registry.
 pub(super) enum Found {
     Known(Answer),
     Unknown(Answer),
@@ -69,12 +69,12 @@ pub(super) enum Found {
 #[derive(Default)]
 pub(super) struct Content {
     repositories: BTreeMap<String, Repository>,
-    /// Plain files at paths outside `/v2/`: what redirects lead to.
+    /// Plain files at paths outside `/v2/`: the targets of redirects.
     files: BTreeMap<String, (String, Vec<u8>)>,
     pub referrers: bool,
-    /// The most tags in one answer, whatever `n` asks for.
+    /// The maximum number of tags per page, whatever `n` asks for.
     pub tags_page: Option<usize>,
-    /// Put before the path in `Link` headers: `http://host:port` makes them absolute.
+    /// A prefix for paths in `Link` headers: `http://host:port` makes them absolute.
     pub link_prefix: String,
 }
 
@@ -130,7 +130,7 @@ impl Content {
         self.repositories.entry(repository.to_owned()).or_default()
     }
 
-    /// The right answer to GET; the same goes for HEAD, without the body.
+    /// The right response to GET. HEAD gets the same without the body.
     pub fn answer(&self, route: &Route, request: &Recorded) -> Found {
         if !matches!(request.method.as_str(), "GET" | "HEAD") {
             let refusal = Answer::error(405, "UNSUPPORTED", "this registry is for pulling");
@@ -223,7 +223,7 @@ impl Content {
     }
 }
 
-/// The entry of a manifest in the list of referrers of `subject`, if it is one.
+/// The entry of a manifest in the referrers list of `subject`, if it refers to it.
 fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
     let parsed: Value = serde_json::from_slice(&manifest.bytes).ok()?;
     if parsed["subject"]["digest"] != subject {
@@ -240,7 +240,7 @@ fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
 
 fn ranged(bytes: &[u8], content_type: &str, request: &Recorded) -> Answer {
     let total = bytes.len();
-    // A Range on HEAD is ignored, as RFC 9110 wants it.
+    // RFC 9110: a Range on HEAD is ignored.
     let asked = request.header("range").filter(|_| request.method == "GET");
     let answer = match asked.and_then(|text| range(text, total)) {
         None => Answer::new(200, content_type, bytes.to_vec()),
@@ -252,8 +252,8 @@ fn ranged(bytes: &[u8], content_type: &str, request: &Recorded) -> Answer {
     answer.with("Accept-Ranges", "bytes")
 }
 
-/// One range in bytes; `None` for what is ignored (several, other units, garbage, zero-length
-/// content), an error for what cannot be satisfied.
+/// Parses a byte range. Returns `None` for ignored ranges (several, other units, invalid, empty content), and an error
+/// for unsatisfiable ones.
 fn range(text: &str, total: usize) -> Option<Result<Range<usize>, ()>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     if total == 0 {

@@ -1,16 +1,15 @@
-//! Which request goes wrong, and how: the script of a fake registry.
+//! The script of a fake registry: which requests fail, and how.
 //!
-//! Faults are looked up in the order they were added; the first that matches and is not used up
-//! takes the request. They come after authentication: a request that is answered 401 by
-//! `require_bearer` uses no fault up.
+//! Faults are checked in the order in which they were added. The first one that matches and is not used up applies.
+//! Authentication comes first: a request that `require_bearer` answers with 401 uses up no fault.
 
 use super::Gate;
 use super::answer::{Answer, Close, Cut, Framing};
 use super::wire::Recorded;
 
-/// Selects requests. Made for every time; narrowed by [`times`](On::times), [`after`](On::after) …
+/// Selects requests. Applies every time unless narrowed by [`times`](On::times), [`after`](On::after) …
 ///
-/// Paths are compared as sent; `*` stands for any text, slashes included.
+/// Paths are compared as sent; `*` matches any text, including slashes.
 #[derive(Clone, Debug)]
 pub struct On {
     method: Option<&'static str>,
@@ -22,7 +21,7 @@ pub struct On {
 }
 
 impl On {
-    /// Requests of that method (`"GET"`, `"HEAD"`, `"*"` for any) to a path pattern.
+    /// Requests with this method (`"GET"`, `"HEAD"`, `"*"` for any) to a path pattern.
     pub fn path(method: &'static str, pattern: &str) -> On {
         On {
             method: (method != "*").then_some(method),
@@ -34,7 +33,7 @@ impl On {
         }
     }
 
-    /// Everything, the token endpoint included.
+    /// All requests, including those to the token endpoint.
     pub fn anything() -> On {
         On::path("*", "*")
     }
@@ -89,25 +88,25 @@ impl On {
         On::path("*", "/token")
     }
 
-    /// Only so many times, then no more.
+    /// The first `n` matching requests only.
     pub fn times(mut self, n: usize) -> On {
         self.times = n;
         self
     }
 
-    /// Leaves the first `n` matching requests alone.
+    /// Skips the first `n` matching requests.
     pub fn after(mut self, n: usize) -> On {
         self.after = n;
         self
     }
 
-    /// Only requests that carry this header (`"range"`: resumes and partial pulls).
+    /// Requests with this header only (`"range"`: resumes and partial pulls).
     pub fn with_header(mut self, name: &str) -> On {
         self.with_header = Some(name.to_owned());
         self
     }
 
-    /// Only requests that do not carry this header.
+    /// Requests without this header only.
     pub fn without_header(mut self, name: &str) -> On {
         self.without_header = Some(name.to_owned());
         self
@@ -122,73 +121,71 @@ impl On {
     }
 }
 
-/// What goes wrong. Byte counts are counts of body bytes.
+/// A failure. Byte counts are body bytes.
 #[derive(Clone)]
 pub enum Fault {
-    /// This answer in place of the right one: status, headers, body.
+    /// This response instead of the right one: status, headers, body.
     Status(u16, Vec<(String, String)>, Vec<u8>),
-    /// The request is read, and the connection ends (FIN) without a byte.
+    /// Reads the request and closes the connection (FIN) without a response.
     CloseBeforeHead,
-    /// The request is read, and the connection is reset (RST) without a byte.
+    /// Reads the request and resets the connection (RST) without a response.
     ResetBeforeHead,
-    /// Head with the full Content-Length, so many bytes, RST.
+    /// Sends the head with the full Content-Length and this number of bytes, then RST.
     ResetAfter(usize),
-    /// Head with the full Content-Length, so many bytes, FIN.
+    /// Sends the head with the full Content-Length and this number of bytes, then FIN.
     CutAfter(usize),
-    /// Only the first so many bytes, and a Content-Length that agrees with them: an answer that is
-    /// complete and too short.
+    /// Sends this number of bytes and a matching Content-Length: a response that is complete and too short.
     Truncate(usize),
-    /// One bit in the middle is flipped; the length stays.
+    /// Flips one bit in the middle and keeps the length.
     WrongBytes,
-    /// So many bytes too many, and a Content-Length that agrees with them.
+    /// Appends this number of bytes, with a matching Content-Length.
     TooLong(usize),
-    /// This status, content type and body from something in front of the registry, which does not say that
-    /// it is one.
+    /// A response of a server in front of the registry: status, content type, body, without the headers of a registry.
     Stranger(u16, String, String),
     /// 200 with a login page.
     Html200,
-    /// Chunked instead of a Content-Length.
+    /// Chunked encoding instead of a Content-Length.
     NoContentLength,
-    /// HTTP/1.0 style: no length; the end of the connection is the end of the body.
+    /// As in HTTP/1.0: no length, and the end of the connection ends the body.
     CloseDelimited,
-    /// This Content-Length, whatever the body. On GET the body still ends where it ends: use it on
-    /// HEAD, or together with [`Fault::CutAfter`].
+    /// This Content-Length, whatever the body. A GET still sends the actual body: use it on HEAD, or with
+    /// [`Fault::CutAfter`].
     ContentLength(u64),
     NoDigestHeader,
-    /// `Docker-Content-Digest` of something else.
+    /// The `Docker-Content-Digest` of other content.
     WrongDigestHeader,
-    /// 405 to HEAD; a GET is answered as ever, and uses nothing up.
+    /// Answers HEAD with 405. A GET is answered normally and uses up nothing.
     HeadNotAllowed,
     /// Waits before the head.
     Gate(Gate),
-    /// Sends the head and so many bytes, then waits, then goes on.
+    /// Sends the head and this number of bytes, waits, and continues.
     GateAfter(usize, Gate),
-    /// Not a byte until the registry is dropped.
+    /// Sends nothing until the registry is dropped.
     StallForever,
-    /// Head and so many bytes, and no more until the registry is dropped.
+    /// Sends the head and this number of bytes, and nothing more until the registry is dropped.
     StallAfter(usize),
-    /// Redirects with that status (302, 307 …) to that location.
+    /// Redirects with this status (302, 307 …) to this location.
     Redirect(u16, String),
-    /// Claims this Content-Encoding; the bytes stay as they are.
+    /// Claims this Content-Encoding; the bytes are unchanged.
     ContentEncoding(String),
     ContentType(String),
     ExtraHeader(String, String),
-    /// 429, with Retry-After (as text: seconds or a date) if given.
+    /// 429, with a Retry-After (seconds or a date, as text) if given.
     RateLimited {
         retry_after: Option<String>,
     },
-    /// Answers as if the request had no Range: 200 and everything.
+    /// Ignores a Range: 200 with the complete content.
     IgnoreRange,
-    /// Answers as if the request had asked for `bytes=N-`: 206 from the wrong place.
+    /// Answers a Range with `bytes=N-`: 206 from the wrong offset.
     RangeFrom(u64),
-    /// These bytes in place of an answer, then FIN.
+    /// Sends raw bytes instead of a response, then FIN.
     Raw(Vec<u8>),
-    /// Several at once, applied in this order.
+    /// Several faults, applied in this order.
     All(Vec<Fault>),
 }
 
 impl Fault {
-    /// [`Fault::Status`] with the specification's error JSON.
+    /// [`Fault::Status`] with the error JSON of the specification.
     pub fn status(status: u16) -> Fault {
         let answer = Answer::error(status, "UNKNOWN", "scripted");
         Fault::Status(status, answer.headers, answer.body)
@@ -211,7 +208,7 @@ impl Fault {
         Fault::ContentType(value.to_owned())
     }
 
-    /// What the registry should believe that it was asked.
+    /// Rewrites the request before the registry handles it.
     pub(super) fn misread(&self, request: &mut Recorded) {
         match self {
             Fault::IgnoreRange => drop_range(request),
@@ -224,7 +221,7 @@ impl Fault {
         }
     }
 
-    /// Spoils the right answer. `until_drop` is the gate that opens when the registry is dropped.
+    /// Applies the fault to the right response. The gate `until_drop` opens when the registry is dropped.
     pub(super) fn spoil(&self, answer: &mut Answer, until_drop: &Gate) {
         match self {
             Fault::Status(status, headers, body) => {
@@ -289,7 +286,7 @@ impl Fault {
         }
     }
 
-    /// Every gate in it, for the registry to open when it goes.
+    /// Every gate of the fault. The registry opens them when it is dropped.
     pub(super) fn gates(&self) -> Vec<Gate> {
         match self {
             Fault::Gate(gate) | Fault::GateAfter(_, gate) => vec![gate.clone()],
@@ -299,7 +296,7 @@ impl Fault {
     }
 }
 
-/// The faults of one registry in the order they were added.
+/// The faults of one registry, in the order in which they were added.
 #[derive(Default)]
 pub(super) struct Script(Vec<(On, Fault)>);
 
@@ -336,7 +333,7 @@ fn drop_range(request: &mut Recorded) {
     request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("range"));
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for any text.
+/// Whether `text` matches `pattern`, in which `*` matches any text.
 pub(super) fn glob(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == text;

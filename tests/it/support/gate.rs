@@ -1,13 +1,13 @@
-//! A gate: requests hang in it until the test opens it. The replacement for every sleep.
+//! A gate: holds requests until the test opens it. Replaces sleeping.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{PATIENCE, lock};
 
-/// Clones are handles of the same gate. It stays open once it was opened.
+/// Clones share the gate. An opened gate stays open.
 ///
-/// A [`FakeRegistry`](super::FakeRegistry) opens every gate of its script when it is dropped, so a
-/// forgotten gate ends with the test instead of hanging it.
+/// A [`FakeRegistry`](super::FakeRegistry) opens all gates of its script when it is dropped, so a forgotten gate does
+/// not hang the test.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Inside>);
 
@@ -29,21 +29,21 @@ impl Gate {
         Gate::default()
     }
 
-    /// Lets everyone through, now and later.
+    /// Lets all requests through, now and later.
     pub fn open(&self) {
         lock(&self.0.state).open = true;
         self.0.changed.notify_all();
     }
 
-    /// How many have reached the gate since it was made, whether they still wait or not.
+    /// The number of requests that have reached the gate so far, waiting or not.
     pub fn reached(&self) -> usize {
         lock(&self.0.state).reached
     }
 
-    /// Blocks until `n` have reached the gate (counted since it was made).
+    /// Blocks until `n` requests have reached the gate since its creation.
     ///
     /// # Panics
-    /// After [`PATIENCE`], saying how many came.
+    /// After [`PATIENCE`], with the number of requests that arrived.
     #[track_caller]
     pub fn wait_until_reached(&self, n: usize) {
         let state = lock(&self.0.state);
@@ -53,12 +53,15 @@ impl Gate {
             .wait_timeout_while(state, PATIENCE, |state| state.reached < n)
             .unwrap_or_else(PoisonError::into_inner);
         let reached = state.reached;
-        // Released before the panic, so that the unwinding drop can still open the gate.
+        // Release the lock before the panic, so that unwinding can open the gate.
         drop(state);
-        assert!(reached >= n, "{reached} of {n} reached the gate within {PATIENCE:?}");
+        assert!(
+            reached >= n,
+            "only {reached} of {n} requests reached the gate within {PATIENCE:?}"
+        );
     }
 
-    /// Waits until the gate is open. Not bounded: the registry opens its gates when it is dropped.
+    /// Waits until the gate is open, without a limit: the registry opens its gates when it is dropped.
     pub(super) fn pass(&self) {
         let mut state = lock(&self.0.state);
         state.reached += 1;

@@ -1,11 +1,11 @@
-//! Images and indexes to put into a fake registry, made of deterministic bytes.
+//! Images and indexes for a fake registry, with deterministic content.
 //!
 //! ```ignore
 //! let image = Image::sample("v1").layer(bytes(1 << 20, 7));
 //! let index = Index::new().image(&image).image(&Image::sample("v1").platform("linux", "arm64"));
 //! registry.add("library/alpine", "3.20", &index);
 //! ```
-//! Layers are plain pseudo-random bytes: nothing between a registry and its client unpacks them.
+//! Layers are plain pseudo-random bytes, since neither registry nor server unpacks them.
 
 use serde_json::{Value, json};
 
@@ -21,11 +21,11 @@ pub mod media_type {
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-    /// Docker's first schema, which everybody refuses by now.
+    /// Docker's first schema, obsolete and refused by clients.
     pub const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 }
 
-/// A pointer to content, as it stands in a manifest.
+/// A reference to content in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     pub media_type: String,
@@ -39,14 +39,14 @@ impl Descriptor {
     }
 }
 
-/// A config or a layer: bytes and their name.
+/// A config or a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {
     pub digest: String,
     pub bytes: Vec<u8>,
 }
 
-/// A manifest with its own name, ready to be served.
+/// A manifest, ready to be served.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub media_type: String,
@@ -54,11 +54,11 @@ pub struct Manifest {
     pub bytes: Vec<u8>,
 }
 
-/// What can be put into a repository: manifests and blobs, and which of the manifests is the top.
+/// Content that can be added to a repository: manifests and blobs, one manifest being the top.
 pub trait Publish {
     /// The manifest that a tag points to.
     fn top(&self) -> Manifest;
-    /// Manifests below the top (an index's images); the top is not among them.
+    /// The manifests below the top (the images of an index), without the top.
     fn children(&self) -> Vec<Manifest>;
     /// All configs and layers.
     fn blobs(&self) -> Vec<Blob>;
@@ -85,8 +85,8 @@ impl Algorithm {
     }
 }
 
-/// One image: a config, layers and the manifest over them. A builder that is also the result:
-/// every question ([`digest`](Image::digest), [`layers`](Image::layers) …) computes its answer.
+/// An image: a config, layers and their manifest. The builder is also the result: accessors such as
+/// [`digest`](Image::digest) and [`layers`](Image::layers) compute their value.
 #[derive(Clone, Debug)]
 pub struct Image {
     label: String,
@@ -101,7 +101,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// An OCI image for linux/amd64 without layers; `label` makes its config unlike any other's.
+    /// An OCI image for linux/amd64 without layers. `label` makes its config unique.
     pub fn new(label: &str) -> Image {
         Image {
             label: label.to_owned(),
@@ -122,19 +122,19 @@ impl Image {
         Image::new(label).layer(bytes(2048, seed)).layer(bytes(5000, seed.wrapping_add(1)))
     }
 
-    /// One more layer on top.
+    /// Adds a layer on top.
     pub fn layer(mut self, content: Vec<u8>) -> Image {
         self.layers.push(content);
         self
     }
 
-    /// Docker's media types (manifest schema 2) instead of OCI's.
+    /// Uses Docker's media types (manifest schema 2) instead of OCI's.
     pub fn docker(mut self) -> Image {
         self.family = Family::Docker;
         self
     }
 
-    /// Names everything, the manifest too, by sha512.
+    /// Uses sha512 digests for everything, including the manifest.
     pub fn sha512(mut self) -> Image {
         self.algorithm = Algorithm::Sha512;
         self
@@ -184,7 +184,7 @@ impl Image {
         self.layers.iter().map(|layer| self.blob(layer.clone())).collect()
     }
 
-    /// The manifest's bytes, exactly as they are served.
+    /// The manifest exactly as it is served.
     pub fn manifest(&self) -> Vec<u8> {
         let (config_type, layer_type) = match self.family {
             Family::Oci => (media_type::OCI_CONFIG, media_type::OCI_LAYER),
@@ -207,11 +207,11 @@ impl Image {
         for (key, value) in &self.annotations {
             manifest["annotations"][key.as_str()] = json!(value);
         }
-        // Indented, as most registries' are: who parses and writes it again gets other bytes.
+        // Indented, as in most registries: parsing and serializing it again changes the bytes.
         serde_json::to_vec_pretty(&manifest).expect("a JSON value can be written")
     }
 
-    /// The manifest's digest: the image's name.
+    /// The digest of the manifest, which identifies the image.
     pub fn digest(&self) -> String {
         self.algorithm.digest(&self.manifest())
     }
@@ -258,24 +258,24 @@ pub struct Index {
 }
 
 impl Index {
-    /// An OCI index of nothing.
+    /// An empty OCI index.
     pub fn new() -> Index {
         Index { images: Vec::new(), family: Family::Oci, algorithm: Algorithm::Sha256 }
     }
 
-    /// One more child, under its own platform.
+    /// Adds an image under its platform.
     pub fn image(mut self, image: &Image) -> Index {
         self.images.push(image.clone());
         self
     }
 
-    /// Docker's manifest list instead of OCI's index; the children stay what they are.
+    /// Uses Docker's manifest list instead of OCI's index; the children stay unchanged.
     pub fn docker(mut self) -> Index {
         self.family = Family::Docker;
         self
     }
 
-    /// Names the index by sha512; the children stay what they are.
+    /// Uses a sha512 digest for the index; the children stay unchanged.
     pub fn sha512(mut self) -> Index {
         self.algorithm = Algorithm::Sha512;
         self
@@ -288,7 +288,7 @@ impl Index {
         }
     }
 
-    /// The index's bytes, exactly as they are served.
+    /// The index exactly as it is served.
     pub fn manifest(&self) -> Vec<u8> {
         let manifests: Vec<Value> = self
             .images

@@ -1,19 +1,19 @@
-//! **Larder: the server under test, in this process, put together as `commands/serve.rs` does it.**
+//! **Larder: the server under test, in this process, assembled as in `commands/serve.rs`.**
 //!
 //! ```ignore
 //! let registry = FakeRegistry::start();
 //! let larder = Larder::start(&registry);
 //! assert_eq!(larder.get("/v2/team/app/manifests/v1").status, 200);
-//! larder.advance(minutes(10));                              // the cache's clock, nobody else's
+//! larder.advance(minutes(10));                              // advances the clock of the cache
 //! larder.restart_with(|settings| settings.cache.air_gapped = true);
 //! ```
 //!
-//! The registry is listed, and is what requests that name none mean; registries that are not listed
-//! are not dialled, so that no test reaches the world. Waits for upstream are short
-//! ([`HEADERS_TIMEOUT`], [`STALL_TIMEOUT`]); the clock stands still until [`Larder::advance`].
+//! The registry is listed and is the default for requests that name none. Unlisted registries are denied, so that no
+//! test leaves the machine. Upstream timeouts are short ([`HEADERS_TIMEOUT`], [`STALL_TIMEOUT`]). The clock changes
+//! only by [`Larder::advance`].
 //!
-//! **Dropping** drains and joins, and fails the test if a handler panicked. Declare the registry first
-//! and the server second, so that the server goes first: its fetches end with the registry.
+//! **Dropping** drains the server, joins its threads, and fails the test if a handler panicked. Declare the registry
+//! first and the server second, so that the server is dropped first: its fetches end with the registry.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -35,16 +35,16 @@ use super::client::{self, Connection};
 use super::response::Response;
 use super::{FakeRegistry, PATIENCE, lock};
 
-/// How long an upstream may take to begin its answer.
+/// The timeout for the response head of an upstream.
 pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an upstream may be silent in the middle of a blob.
+/// The timeout for silence during a blob.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the drain of a test waits for clients that were left hanging on purpose.
+/// The drain timeout, for clients that a test leaves open on purpose.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
-/// Where the clock begins, in seconds since 1970: a full second, since records keep no fractions.
+/// The initial time in seconds since 1970. A whole second, because records have no fractions.
 const NOON: u64 = 1_800_000_000;
 
-/// What a test may choose.
+/// The settings that a test may change.
 #[derive(Clone)]
 pub struct Settings {
     pub cache: cache::Settings,
@@ -62,7 +62,7 @@ pub struct Ended {
     pub outcome: Outcome,
 }
 
-/// See the file's own doc.
+/// See the module documentation.
 pub struct Larder {
     settings: Settings,
     clock: Arc<Mutex<SystemTime>>,
@@ -82,12 +82,12 @@ struct Running {
 
 /// Starting, stopping, time.
 impl Larder {
-    /// A server in front of that registry.
+    /// A server with this registry.
     pub fn start(registry: &FakeRegistry) -> Larder {
         Larder::start_with(registry, |_| {})
     }
 
-    /// As [`Larder::start`], with settings of the test's.
+    /// As [`Larder::start`], with changed settings.
     pub fn start_with(registry: &FakeRegistry, change: impl FnOnce(&mut Settings)) -> Larder {
         Larder::start_alone(|settings| {
             settings.list(&registry.host(), registry);
@@ -96,7 +96,7 @@ impl Larder {
         })
     }
 
-    /// A server that knows no registry but those that the test lists.
+    /// A server with only those registries that `change` lists.
     pub fn start_alone(change: impl FnOnce(&mut Settings)) -> Larder {
         let mut settings = Settings::short();
         change(&mut settings);
@@ -106,13 +106,13 @@ impl Larder {
             clock: Arc::new(Mutex::new(clock)),
             ended: Arc::default(),
             running: None,
-            directory: tempfile::tempdir().expect("a temporary directory can be made"),
+            directory: tempfile::tempdir().expect("a temporary directory"),
         };
         larder.run();
         larder
     }
 
-    /// Drains, and starts again on the same directory. The clock goes on where it is.
+    /// Drains and restarts on the same directory. The clock is unchanged.
     pub fn restart(&mut self) {
         self.restart_with(|_| {});
     }
@@ -124,7 +124,7 @@ impl Larder {
         self.run();
     }
 
-    /// Drains. Whoever connects after this is refused.
+    /// Drains. Later connections are refused.
     pub fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.controller.drain();
@@ -153,18 +153,18 @@ impl Larder {
         let thread = thread::spawn(move || {
             server.run();
         });
-        let keeper = Keeper::start(cache.clone()).expect("one more thread");
+        let keeper = Keeper::start(cache.clone()).expect("a new thread");
         let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
         self.running = Some(running);
     }
 
-    /// Lets time pass for the cache.
+    /// Advances the clock of the cache.
     pub fn advance(&self, by: Duration) {
         *lock(&self.clock) += by;
     }
 }
 
-/// Asking.
+/// Requests.
 impl Larder {
     pub fn address(&self) -> SocketAddr {
         self.running().address
@@ -190,7 +190,7 @@ impl Larder {
         client::request(self.address(), method, target, headers)
     }
 
-    /// A request whose answer is read by nobody yet.
+    /// Sends a GET without reading the response.
     pub fn begin(&self, target: &str) -> Connection {
         let mut connection = self.connect();
         connection.send("GET", target, &[]);
@@ -202,14 +202,14 @@ impl Larder {
     }
 }
 
-/// Looking.
+/// Inspection.
 impl Larder {
     /// The cache directory.
     pub fn root(&self) -> PathBuf {
         self.directory.path().join("cache")
     }
 
-    /// Where the content of that digest is, if it is.
+    /// The path of the content with this digest, whether it exists or not.
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let (algorithm, hex) = digest.split_once(':').expect("a digest");
         self.root().join("blobs").join(algorithm).join(hex)
@@ -219,21 +219,21 @@ impl Larder {
         self.blob_file(digest).exists()
     }
 
-    /// Blocks until the content of that digest is in the cache: a client has its last byte before
-    /// the file has its name.
+    /// Blocks until the content with this digest is published in the cache, which may happen after a client has received its
+    /// last byte.
     #[track_caller]
     pub fn wait_until_cached(&self, digest: &str) {
         until(&format!("{digest} in the cache"), || self.has(digest));
     }
 
-    /// Every file below `blobs/` and `refs/`: what the cache believes that it has.
+    /// Every file below `blobs/` and `refs/`: the content that the cache has published.
     pub fn names(&self) -> Vec<PathBuf> {
         let mut names = files(&self.root().join("blobs"));
         names.extend(files(&self.root().join("refs")));
         names
     }
 
-    /// The downloads under way.
+    /// The partial downloads.
     pub fn partials(&self) -> Vec<PathBuf> {
         let mut files = files(&self.root().join("partials"));
         files.retain(|path| path.extension().is_none());
@@ -250,36 +250,36 @@ impl Larder {
         self.running().cache.store().clone()
     }
 
-    /// What the keeper does twice a second.
-    pub fn look_at_offline_switch(&self) {
-        self.running().cache.look_at_offline_switch();
+    /// Runs the check that the maintenance thread performs twice a second.
+    pub fn check_offline_switch(&self) {
+        self.running().cache.check_offline_switch();
     }
 
-    /// What `/health?verbose` tells.
+    /// The upstreams as in `/health?verbose`.
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.running().cache.upstreams()
     }
 
-    /// What happened how often since the start.
+    /// The counters since the start.
     pub fn counts(&self) -> Counts {
         self.running().cache.counts()
     }
 
-    /// What registries have told about their rate limits, by name.
+    /// The rate limits that registries have reported, by name.
     pub fn quotas(&self) -> Vec<(String, RateLimit)> {
-        let told = |status: UpstreamStatus| {
+        let quota_of = |status: UpstreamStatus| {
             let quota = status.endpoints.first()?.quota.clone()?;
             Some((status.upstream.to_string(), quota))
         };
-        self.upstreams().into_iter().filter_map(told).collect()
+        self.upstreams().into_iter().filter_map(quota_of).collect()
     }
 
-    /// How many clients are connected.
+    /// The number of connected clients.
     pub fn connections(&self) -> usize {
         self.running().controller.connections()
     }
 
-    /// Blocks until `n` responses to that target have ended, and returns them.
+    /// Blocks until `n` responses to this target have ended, and returns them.
     #[track_caller]
     pub fn wait_for_ended(&self, target: &str, n: usize) -> Vec<Ended> {
         let too_few = |all: &mut Vec<Ended>| all.iter().filter(|e| e.target == target).count() < n;
@@ -288,7 +288,11 @@ impl Larder {
         let (list, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         let found: Vec<Ended> = list.iter().filter(|e| e.target == target).cloned().collect();
         drop(list);
-        assert!(!timeout.timed_out(), "{} of {n} responses to {target} have ended", found.len());
+        assert!(
+            !timeout.timed_out(),
+            "only {} of {n} responses to {target} have ended",
+            found.len()
+        );
         found
     }
 }
@@ -305,8 +309,7 @@ impl Drop for Larder {
     }
 }
 
-/// A download that breaks off fails at once, so that a test sees the failure; tests of resuming say
-/// otherwise.
+/// Makes interrupted downloads fail at once, so that tests see the failure. Tests of resuming use another policy.
 fn no_retries() -> cache::RetryPolicy {
     cache::RetryPolicy { fruitless_max: 0, ..cache::RetryPolicy::default() }
 }
@@ -314,7 +317,7 @@ fn no_retries() -> cache::RetryPolicy {
 impl Settings {
     fn short() -> Settings {
         let timeouts = Timeouts {
-            // Nothing on the loopback interface waits for it, but TLS on a busy machine may take its time.
+            // Loopback connections need no time, but a TLS handshake on a busy machine may.
             connect: Duration::from_secs(10),
             headers: HEADERS_TIMEOUT,
             stall: STALL_TIMEOUT,
@@ -323,7 +326,7 @@ impl Settings {
         Settings {
             cache: cache::Settings {
                 retry: no_retries(),
-                // Tests count what a registry is asked.
+                // Off, because tests count the requests to a registry.
                 prefetch: cache::Prefetch { blobs: false, ..cache::Prefetch::default() },
                 ..cache::Settings::default()
             },
@@ -332,7 +335,7 @@ impl Settings {
                 unlisted: UnlistedRegistries::Deny,
                 unlisted_ports: UnlistedPorts::default(),
                 timeouts,
-                // A test that wants a breaker says so; others make a registry fail as often as they like.
+                // Off unless a test sets it, because tests make registries fail many times.
                 breaker: BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() },
                 proxies: ProxySettings::default(),
             },
@@ -346,7 +349,7 @@ impl Settings {
         }
     }
 
-    /// Lists the registry under that name, wherever it really is.
+    /// Lists the registry under this name, whatever its address.
     pub fn list(&mut self, name: &str, registry: &FakeRegistry) -> &mut EndpointSettings {
         let upstream = name.parse().expect("the name of a registry");
         let endpoints = vec![Settings::endpoint(registry)];
@@ -355,7 +358,7 @@ impl Settings {
         &mut entry.endpoints[0]
     }
 
-    /// Lists a registry under that name which has these endpoints, to be asked in that order.
+    /// Lists a registry with these endpoints, which are tried in order.
     pub fn list_all(&mut self, name: &str, endpoints: &[&FakeRegistry]) {
         let upstream = name.parse().expect("the name of a registry");
         let endpoints = endpoints.iter().copied().map(Settings::endpoint).collect();
@@ -368,14 +371,14 @@ impl Settings {
         EndpointSettings::at(Endpoint::new(scheme, &registry.host()))
     }
 
-    /// Lets a path component or a namespace mean the registry of that name.
+    /// Adds an alias for a registry, for use in paths and namespaces.
     pub fn alias(&mut self, alias: &str, name: &str) {
         let upstream = name.parse().expect("the name of a registry");
         self.naming.aliases.insert(alias.to_owned(), upstream);
     }
 }
 
-/// The handler under test, and a book of how its responses ended.
+/// The handler under test, recording how its responses end.
 struct Watched {
     api: Api,
     ended: Arc<Endings>,
@@ -418,7 +421,7 @@ pub fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Blocks until something holds that nobody signals (a file's name, a counter of the server's).
+/// Blocks until a condition holds that has no event to wait for, such as the existence of a file or a counter.
 ///
 /// # Panics
 /// After [`PATIENCE`].
@@ -427,7 +430,7 @@ pub fn until(awaited: &str, holds: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "{PATIENCE:?} have passed without {awaited}");
-        // Not a wait for an amount of time: a breath between two looks.
+        // Polling interval, not a fixed wait.
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,33 +1,33 @@
-//! What the tests stand on: a registry that misbehaves on request, and a client that looks closely.
+//! Test support: a registry that fails as scripted, and a client that observes how responses end.
 //!
-//! | file | what it gives |
+//! | file | provides |
 //! | --- | --- |
-//! | `registry.rs` | [`FakeRegistry`]: scripted upstream; its doc is the manual |
-//! | `image.rs` | [`Image`], [`Index`]: content to put into it |
-//! | `fault.rs` | [`On`], [`Fault`]: which request goes wrong, and how |
-//! | `gate.rs` | [`Gate`]: hold requests until the test says go |
-//! | `token.rs` | [`TokenServer`]: bearer tokens, issued, refused, revoked |
-//! | `proxy.rs` | [`FakeProxy`]: tunnels to where the test says, and keeps a book |
-//! | `aws.rs` | [`FakeAws`]: Amazon's login, keys and metadata services |
-//! | `script.rs` | [`script`]: programs for Larder to run |
-//! | `tls.rs` | [`Authority`], [`Identity`]: self-made certificates |
-//! | `client.rs` | [`Connection`] and one-line requests that judge how an answer ended |
-//! | `response.rs` | [`Response`]: an answer, and how it ended |
-//! | `bundle.rs` | [`bundle::Site`]: tars as tools write them, a cache to import them into |
+//! | `registry.rs` | [`FakeRegistry`]: a scripted upstream; its documentation is the manual |
+//! | `image.rs` | [`Image`], [`Index`]: content for the registry |
+//! | `fault.rs` | [`On`], [`Fault`]: which requests fail, and how |
+//! | `gate.rs` | [`Gate`]: holds requests until the test opens it |
+//! | `token.rs` | [`TokenServer`]: bearer tokens: issued, refused, revoked |
+//! | `proxy.rs` | [`FakeProxy`]: a proxy with scripted targets that records its requests |
+//! | `aws.rs` | [`FakeAws`]: Amazon's login, key and metadata services |
+//! | `script.rs` | [`script`]: scripts for Larder to run |
+//! | `tls.rs` | [`Authority`], [`Identity`]: certificates |
+//! | `client.rs` | [`Connection`] and one-line requests that report how a response ended |
+//! | `response.rs` | [`Response`]: a response and how it ended |
+//! | `bundle.rs` | [`bundle::Site`]: archives in the formats of various tools, and a cache to import them into |
 //! | `larder.rs` | [`Larder`]: the server under test, in this process |
-//! | `process.rs` | [`Process`](process::Process): the program as a process of its own |
-//! | `openapi.rs` | [`Description`](openapi::Description): what the management API says of itself |
-//! | `site.rs` | [`Site`](site::Site): a cache directory, commands and a server on it, its age |
-//! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | the fake registry's inside |
-//! | `selftest.rs`, `selftest_auth.rs` | the fake registry's own tests |
-//! | `source.rs` | the project's source as text, for `tidy.rs` |
+//! | `process.rs` | [`Process`](process::Process): the program as a separate process |
+//! | `openapi.rs` | [`Description`](openapi::Description): `docs/openapi.yaml`, to check responses with |
+//! | `site.rs` | [`Site`](site::Site): a cache directory with commands and a server, content of any age |
+//! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | internals of the fake registry |
+//! | `selftest.rs`, `selftest_auth.rs` | tests of the fake registry |
+//! | `source.rs` | the source of the project as text, for `tidy.rs` |
 //!
-//! Nothing here but `larder.rs` and `aws.rs`, for its settings, knows Larder. Nothing here sleeps: waits are for an event, and end in
-//! a panic that says what was awaited after [`PATIENCE`].
+//! Only `larder.rs` and `aws.rs` (for its settings) depend on Larder. Nothing here sleeps for a fixed time: every wait is
+//! for an event, and panics with its name after [`PATIENCE`].
 
-// Every test uses a part, and no part is used by every test.
+// Each test uses a part of this, and no part is used by all tests.
 #![allow(dead_code, unused_imports)]
-// `pub` says "for the tests"; there is no further outside that it could be reachable from.
+// `pub` means "for the tests": nothing outside this crate can reach these items.
 #![allow(unreachable_pub)]
 
 mod answer;
@@ -73,8 +73,8 @@ pub use tls::{Authority, Identity, self_signed};
 pub use token::{TokenAnswer, TokenServer};
 pub use wire::Recorded;
 
-/// How long anything here waits for an event before it calls the test failed. Generous, because a
-/// loaded machine must not fail a test; it is only ever used up by a test that fails.
+/// How long to wait for an event before the test fails. Generous, because a busy machine must not fail a test; only
+/// failing tests use it up.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The `sha256:…` digest of `content`.
@@ -87,14 +87,14 @@ pub fn sha512_of(content: &[u8]) -> String {
     format!("sha512:{}", hex(&Sha512::digest(content)))
 }
 
-/// A valid digest that no content of any test has; `seed` tells several apart.
+/// A valid digest that no content has; `seed` distinguishes several.
 pub fn absent_digest(seed: u64) -> String {
     digest_of(format!("absent {seed}").as_bytes())
 }
 
-/// `len` bytes that look random, and are the same for the same `seed` on every machine.
+/// `len` pseudo-random bytes, the same for the same `seed` on every machine.
 pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
-    // splitmix64: the shortest generator in which neighbouring seeds have nothing in common.
+    // splitmix64: the shortest generator whose neighbouring seeds are unrelated.
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -111,7 +111,7 @@ pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// Standard base64 with padding, as Basic authentication wants it.
+/// Standard base64 with padding, for Basic authentication.
 pub fn base64(input: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(input.len().div_ceil(3) * 4);
@@ -130,8 +130,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Takes a lock even if a thread panicked while it held it: that panic is reported by itself, and a
-/// second one from here would only hide it.
+/// Takes a lock even if a thread panicked while holding it. That panic is reported separately, and a second one would
+/// hide it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
-//! What `docs/openapi.yaml` says of an answer, compared with the answer.
+//! Compares responses with `docs/openapi.yaml`.
 //!
-//! As much of JSON Schema as the document uses. A field that is not in the document is wrong, too.
+//! Supports the part of JSON Schema that the document uses. Undocumented fields are errors.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ impl Description {
         Description { document: serde_saphyr::from_str(text).expect("the document is YAML") }
     }
 
-    /// Every operation: `GET /livez`.
+    /// Every operation, such as `GET /livez`.
     pub fn operations(&self) -> BTreeSet<String> {
         let paths = self.document["paths"].as_object().expect("paths");
         let of_path = |(path, methods): (&String, &Value)| {
@@ -28,14 +28,14 @@ impl Description {
         paths.iter().flat_map(|each| -> Vec<String> { of_path(each) }).collect()
     }
 
-    /// The answer of an operation with that status must be as it says.
+    /// Asserts that the response of an operation with this status matches the document.
     #[track_caller]
     pub fn check(&self, operation: &str, status: u16, content_type: &str, body: &str) {
         let (method, path) = operation.split_once(' ').expect("a method and a path");
         let responses = &self.document["paths"][path][method.to_lowercase()]["responses"];
         let response = self.followed(&responses[status.to_string()]);
         assert!(response.is_object(), "{operation} does not answer {status}");
-        let content = response["content"].as_object().expect("what is answered");
+        let content = response["content"].as_object().expect("the content of a response");
         let kind = content_type.split(';').next().unwrap_or_default();
         let described = content.get(kind);
         let schema = &described.unwrap_or_else(|| panic!("{operation}: {content_type}"))["schema"];
@@ -46,15 +46,15 @@ impl Description {
         }
     }
 
-    /// What a reference leads to.
+    /// The target of a reference.
     fn followed<'a>(&'a self, schema: &'a Value) -> &'a Value {
         match schema["$ref"].as_str().and_then(|path| path.strip_prefix('#')) {
-            Some(pointer) => self.document.pointer(pointer).expect("what is referred to is there"),
+            Some(pointer) => self.document.pointer(pointer).expect("the target of the reference"),
             None => schema,
         }
     }
 
-    /// The fields that an object may have.
+    /// The possible fields of an object.
     fn properties(&self, schema: &Value) -> BTreeSet<String> {
         let schema = self.followed(schema);
         let own =
@@ -94,7 +94,7 @@ impl Description {
                 assert!(fields.contains_key(name), "{place} lacks {name}: {value}");
             }
             for (name, field) in fields {
-                assert!(allowed.contains(name), "{place} has {name}, which nobody has heard of");
+                assert!(allowed.contains(name), "{place} has the undocumented field {name}");
                 if let Some(of_field) = schema["properties"].get(name) {
                     let place = format!("{place}.{name}");
                     self.compare(of_field, field, &self.properties(of_field), &place);

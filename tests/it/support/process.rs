@@ -1,4 +1,4 @@
-//! The program as a process, and what it prints.
+//! The program as a process, and its output.
 //!
 //! ```ignore
 //! let (code, stdout, stderr) = run(&["version"]);
@@ -21,38 +21,38 @@ pub fn larder(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end, which must come by itself.
+/// Runs a command that must exit by itself.
 pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = larder(arguments).output().expect("it can be started");
+    let Output { status, stdout, stderr } = larder(arguments).output().expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     (status.code(), text(stdout), text(stderr))
 }
 
-/// A server, until it is dropped.
+/// A process that is stopped when it is dropped.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    /// What it has logged and nobody has read.
+    /// The part of the log that has not been read.
     log: BufReader<std::process::ChildStderr>,
-    /// What it has logged, as far as it was read: first of all until it listened.
+    /// The part of the log that has been read, starting with the lines before the server was ready.
     pub banner: String,
 }
 
 impl Process {
-    /// Serves that directory; requests that name no registry mean `registry`.
+    /// Serves this directory. Requests without a registry name address `registry`.
     pub fn serve(directory: &Path, registry: &FakeRegistry) -> Process {
         Process::serve_by(Command::new(LARDER), directory, registry, &[])
     }
 
-    /// As [`Process::serve`], with further flags of `serve`.
+    /// As [`Process::serve`], with additional flags of `serve`.
     pub fn serve_and(directory: &Path, registry: &FakeRegistry, flags: &[&str]) -> Process {
         Process::serve_by(Command::new(LARDER), directory, registry, flags)
     }
 
-    /// As [`Process::serve`], with no room for a file of more than about 150 kB, whoever runs the test.
+    /// As [`Process::serve`], with files limited to about 150 kB, even for root.
     pub fn serve_small_files(directory: &Path, registry: &FakeRegistry) -> Process {
         let mut shell = Command::new("sh");
-        // A write beyond the limit fails instead of killing. The unit is half a kibibyte or a whole one.
+        // With the signal ignored, a write beyond the limit fails. The unit is 512 or 1024 bytes, by shell.
         shell.args(["-c", "trap '' XFSZ; ulimit -f 150; exec \"$@\"", "sh", LARDER]);
         Process::serve_by(shell, directory, registry, &[])
     }
@@ -69,7 +69,7 @@ impl Process {
         Process::spawn(command.args(flags))
     }
 
-    /// Serves that directory with one entry of `registries`, and variables in its environment.
+    /// Serves this directory with one entry of `registries` and with environment variables.
     pub fn serve_with(
         directory: &Path,
         host: &str,
@@ -81,14 +81,14 @@ impl Process {
         Process::spawn(command.envs(variables.iter().copied()))
     }
 
-    /// Serves that directory by a configuration file, see [`Process::put_config`].
+    /// Serves this directory with a configuration file, see [`Process::put_config`].
     pub fn serve_file(directory: &Path, text: &str) -> Process {
         let mut process = Process::begin_file(directory, text);
         process.wait_until_it_listens();
         process
     }
 
-    /// As [`Process::serve_file`], without waiting until it listens.
+    /// As [`Process::serve_file`], without waiting until the server is ready.
     pub fn begin_file(directory: &Path, text: &str) -> Process {
         Process::put_config(directory, text);
         let (config, cache) = (Process::config(directory), directory.join("cache"));
@@ -97,7 +97,7 @@ impl Process {
         Process::begin(command.args(["serve", "--port", "0", "--host", "127.0.0.1"]))
     }
 
-    /// Serves that directory by flags alone.
+    /// Serves this directory with flags only.
     pub fn serve_without_file(directory: &Path) -> Process {
         let mut command = Command::new(LARDER);
         command.arg("--image-path").arg(directory.join("cache"));
@@ -135,10 +135,10 @@ impl Process {
         process
     }
 
-    /// Starts a command, whose standard error is its log.
+    /// Starts a command whose standard error is its log.
     pub fn begin(command: &mut Command) -> Process {
         let command = command.stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("it can be started");
+        let mut child = command.spawn().expect("the program starts");
         let log = BufReader::new(child.stderr.take().expect("it was piped"));
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Process { child, address, log, banner: String::new() }
@@ -149,15 +149,15 @@ impl Process {
             let mut line = String::new();
             self.log.read_line(&mut line).expect("its log can be read");
             self.banner.push_str(&line);
-            assert!(!line.is_empty(), "it ended instead of listening:\n{}", self.banner);
+            assert!(!line.is_empty(), "the server exited before it was ready:\n{}", self.banner);
             if let Some((_, address)) = line.trim_end().split_once("listening on ") {
-                self.address = address.parse().expect("it says where it listens");
+                self.address = address.parse().expect("the address of the server");
                 return;
             }
         }
     }
 
-    /// Reads its log up to a line with these words, which was not read before, and returns that.
+    /// Reads the log up to the next line that contains these words, and returns the lines read.
     pub fn wait_until_it_logs(&mut self, words: &str) -> String {
         let mut line = String::new();
         while !line.contains(words) {
@@ -172,10 +172,10 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
-        assert!(sent.expect("there is a kill").success());
+        assert!(sent.expect("the program kill").success());
     }
 
-    /// How it ended, and all that it has logged.
+    /// The exit status and the complete log.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let mut log = std::mem::take(&mut self.banner);
         self.log.read_to_string(&mut log).expect("its log can be read");
@@ -185,7 +185,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended, as it should; and if the test fails it must not stay.
+        // The process may have exited already. If the test fails, it must not keep running.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

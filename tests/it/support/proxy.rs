@@ -1,4 +1,4 @@
-//! **FakeProxy: an HTTP proxy that tunnels to where the test says, and keeps a book.**
+//! **FakeProxy: an HTTP proxy with scripted targets that records its requests.**
 //!
 //! ```ignore
 //! let proxy = FakeProxy::start();
@@ -7,12 +7,11 @@
 //! assert_eq!(proxy.targets(), ["registry.test:443"]);
 //! ```
 //!
-//! It knows CONNECT and nothing else, as a proxy does that was told to let nobody speak to it about
-//! content: any other request is recorded and answered 501. A target without a route is answered 502,
-//! and a test sees it in [`FakeProxy::targets`].
+//! It supports CONNECT only: any other request is recorded and answered with 501. A target without a route gets 502,
+//! and is listed in [`FakeProxy::targets`].
 //!
-//! **Dropping** cuts all tunnels and joins all threads. Declare it after the registries and before the
-//! server under test.
+//! **Dropping** closes all tunnels and joins all threads. Declare it after the registries and before the server under
+//! test.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -27,7 +26,7 @@ use super::tls::{self, Authority, ClientCertificate};
 use super::wire::{Recorded, find, parse};
 use super::{base64, lock};
 
-/// See the file's own doc.
+/// See the module documentation.
 pub struct FakeProxy {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
@@ -44,9 +43,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     routes: HashMap<String, SocketAddr>,
-    /// What `Proxy-Authorization` must be.
+    /// The required `Proxy-Authorization`.
     demanded: Option<String>,
-    /// The status that every CONNECT gets.
+    /// The status of every response to CONNECT.
     refusal: Option<u16>,
     requests: Vec<Recorded>,
     /// Both ends of every tunnel.
@@ -55,12 +54,12 @@ struct State {
 }
 
 impl FakeProxy {
-    /// A proxy that is spoken to in the clear.
+    /// A proxy without TLS.
     pub fn start() -> FakeProxy {
         FakeProxy::launch(None, None)
     }
 
-    /// A proxy that is spoken to by TLS, with a certificate for `127.0.0.1` by an authority of its own.
+    /// A proxy with TLS and a certificate of a private authority for `127.0.0.1`.
     pub fn start_tls() -> FakeProxy {
         let authority = Authority::new("fake proxy's authority");
         let config = tls::server_config(&authority, ClientCertificate::NotAsked);
@@ -68,7 +67,7 @@ impl FakeProxy {
     }
 
     fn launch(authority: Option<Authority>, tls: Option<Arc<ServerConfig>>) -> FakeProxy {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (closing, state) = (AtomicBool::new(false), Mutex::default());
         let shared = Arc::new(Shared { address, tls, closing, state });
@@ -79,18 +78,18 @@ impl FakeProxy {
         FakeProxy { shared, accepting: Some(accepting), authority }
     }
 
-    /// Lets `target` (`host:port`) be there.
+    /// Makes `target` (`host:port`) reachable at an address.
     pub fn route(&self, target: &str, to: SocketAddr) {
         lock(&self.shared.state).routes.insert(target.to_owned(), to);
     }
 
-    /// Lets nobody through without that user and password: 407.
+    /// Requires this user and password; other requests get 407.
     pub fn demand(&self, user: &str, password: &str) {
         let value = format!("Basic {}", base64(format!("{user}:{password}").as_bytes()));
         lock(&self.shared.state).demanded = Some(value);
     }
 
-    /// Answers every CONNECT with that status.
+    /// Answers every CONNECT with this status.
     pub fn refuse(&self, status: u16) {
         lock(&self.shared.state).refusal = Some(status);
     }
@@ -100,7 +99,7 @@ impl FakeProxy {
         format!("{}://{}", self.scheme(), self.shared.address)
     }
 
-    /// The URL with user and password in it.
+    /// The URL, including user and password.
     pub fn url_with(&self, user: &str, password: &str) -> String {
         format!("{}://{user}:{password}@{}", self.scheme(), self.shared.address)
     }
@@ -112,30 +111,30 @@ impl FakeProxy {
     /// The certificate to trust.
     ///
     /// # Panics
-    /// If the proxy is spoken to in the clear.
+    /// If the proxy has no TLS.
     pub fn ca_pem(&self) -> String {
         self.authority.as_ref().expect("only a proxy over TLS has an authority").pem()
     }
 
-    /// Every request that has come, in order.
+    /// All requests so far, in order.
     pub fn requests(&self) -> Vec<Recorded> {
         lock(&self.shared.state).requests.clone()
     }
 
-    /// What it was asked to connect to, in order; also what it refused.
+    /// The requested targets, in order, including refused ones.
     pub fn targets(&self) -> Vec<String> {
         self.requests().into_iter().map(|request| request.path).collect()
     }
 
-    /// Refuses connections from now on, and cuts the tunnels there are.
+    /// Closes all tunnels and refuses connections from now on.
     pub fn stop(&mut self) {
         let Some(accepting) = self.accepting.take() else { return };
         self.shared.closing.store(true, Ordering::SeqCst);
-        // Wakes the thread out of accept; should it be refused, the thread is awake already.
+        // Wakes the thread from accept. If the connection is refused, the thread is already awake.
         let _ = TcpStream::connect(self.shared.address);
         let joined = accepting.join();
         for socket in lock(&self.shared.state).sockets.drain(..) {
-            // It may be closed already, which is what is wanted.
+            // It may be closed already.
             let _ = socket.shutdown(Shutdown::Both);
         }
         let threads = std::mem::take(&mut lock(&self.shared.state).threads);
@@ -159,12 +158,12 @@ impl Shared {
             if self.closing.load(Ordering::SeqCst) {
                 return;
             }
-            // A client that has gone again before it was accepted is no reason to stop.
+            // A client that disconnects before it is accepted does not end the loop.
             let Ok((socket, _)) = accepted else { continue };
             self.keep(&socket);
             let shared = Arc::clone(self);
             let serve = move || {
-                // Errors are somebody's leaving: the end of the tunnel, not of the test.
+                // An error is a disconnect: it ends the tunnel, not the test.
                 let _ = shared.serve(socket);
             };
             lock(&self.state).threads.push(thread::spawn(serve));
@@ -173,7 +172,7 @@ impl Shared {
 
     fn keep(&self, socket: &TcpStream) {
         let _ = socket.set_nodelay(true);
-        let socket = socket.try_clone().expect("there are descriptors left");
+        let socket = socket.try_clone().expect("a free file descriptor");
         lock(&self.state).sockets.push(socket);
     }
 
@@ -200,7 +199,7 @@ impl Shared {
         }
     }
 
-    /// The status of the answer, and the other end if it is 200.
+    /// The status of the response, and the connection to the target if it is 200.
     fn answer(&self, request: Recorded) -> (u16, Option<TcpStream>) {
         let mut state = lock(&self.state);
         let shown = request.header("proxy-authorization").map(str::to_owned);
@@ -223,7 +222,7 @@ impl Shared {
         }
     }
 
-    /// Copies both ways until either end has had enough.
+    /// Copies in both directions until either side closes.
     fn tunnel(&self, client: Arc<Client>, there: TcpStream) -> io::Result<()> {
         self.keep(&there);
         let (mut out, back) = (there.try_clone()?, Arc::clone(&client));
@@ -235,7 +234,7 @@ impl Shared {
                     break;
                 }
             }
-            // The client may be gone already.
+            // The client may have disconnected.
             let _ = back.end();
         });
         let mut chunk = vec![0; 64 * 1024];
@@ -250,10 +249,10 @@ impl Shared {
     }
 }
 
-/// The client's end, which one thread reads and another one writes.
+/// The connection to the client, read by one thread and written by another.
 struct Client {
     socket: TcpStream,
-    /// Not held while the socket is read.
+    /// Not locked while the socket is read.
     session: Option<Mutex<ServerConnection>>,
 }
 
@@ -301,7 +300,7 @@ impl Client {
         Ok(())
     }
 
-    /// Says that nothing more comes.
+    /// Closes the sending side.
     fn end(&self) -> io::Result<()> {
         if let Some(session) = &self.session {
             let mut session = lock(session);

@@ -1,7 +1,7 @@
-//! **FakeRegistry: an upstream that does what the test says.**
+//! **FakeRegistry: a scripted upstream registry.**
 //!
-//! A registry on `127.0.0.1` with a port of its own, a thread per connection, HTTP/1.1 with
-//! keep-alive. It serves what was put into it, records every request, and fails in scripted ways.
+//! A registry on its own port of `127.0.0.1`, with one thread per connection and HTTP/1.1 keep-alive. It serves the
+//! content that a test adds, records every request, and fails as scripted.
 //!
 //! ```ignore
 //! let registry = FakeRegistry::start();
@@ -14,18 +14,17 @@
 //! assert_eq!(registry.count("GET", &format!("/v2/library/alpine/blobs/{layer}")), 2);
 //! ```
 //!
-//! **An unscripted request fails the test.** Who asks for something that is not there gets the 404
-//! that a real registry gives, and the registry panics when it is dropped. A test in which this
-//! shall happen says so first: [`FakeRegistry::expect_unknown`]. A request that a fault took is
-//! scripted.
+//! **An unscripted request fails the test.** A request for missing content gets the 404 of a real registry, and the
+//! registry panics when it is dropped. A test that needs such requests allows them with
+//! [`FakeRegistry::expect_unknown`]. A request to which a fault applies counts as scripted.
 //!
-//! **Order.** A request is recorded; then authentication answers 401 or lets it pass; then the
-//! first fault that matches and is not used up takes it.
+//! **Order.** A request is recorded, then authenticated (or answered with 401), then handled by the first fault that
+//! matches and is not used up.
 //!
 //! **Waiting for events.** [`Gate`]s hold requests; [`FakeRegistry::wait_for`] waits for requests.
 //!
-//! **Dropping** opens every gate of the script, cuts all connections and joins all threads. Let the
-//! registry outlive the program under test: it is declared first.
+//! **Dropping** opens all gates of the script, closes all connections and joins all threads. The registry must outlive
+//! the program under test, so declare it first.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -44,13 +43,13 @@ use super::token::{Auth, TokenServer};
 use super::wire::Recorded;
 use super::{Gate, PATIENCE, digest_of, lock};
 
-/// See the file's own doc.
+/// See the module documentation.
 pub struct FakeRegistry {
     shared: Arc<Shared>,
     /// The accepting thread; `None` while stopped.
     listening: Mutex<Option<Listening>>,
     authority: Option<Authority>,
-    /// Bound and never listening: keeps the port ours while the registry is stopped.
+    /// Bound but not listening: reserves the port while the registry is stopped.
     _port: OwnedFd,
 }
 
@@ -59,29 +58,29 @@ struct Listening {
     thread: JoinHandle<()>,
 }
 
-/// Starting, stopping, and where it is.
+/// Starting, stopping, addresses.
 impl FakeRegistry {
     /// An empty registry over plain HTTP.
     pub fn start() -> FakeRegistry {
         FakeRegistry::launch(None, None)
     }
 
-    /// Over TLS, with a certificate for `127.0.0.1`, `localhost` and `registry.test` by an authority of its own.
+    /// With TLS and a certificate of a private authority for `127.0.0.1`, `localhost` and `registry.test`.
     pub fn start_tls() -> FakeRegistry {
         FakeRegistry::launch_tls(ClientCertificate::NotAsked)
     }
 
-    /// Over TLS, for clients with a certificate of [`FakeRegistry::client_identity`] only.
+    /// With TLS, for clients with a certificate of [`FakeRegistry::client_identity`] only.
     pub fn start_mtls() -> FakeRegistry {
         FakeRegistry::launch_tls(ClientCertificate::Demanded)
     }
 
-    /// Over TLS, with the certificate and the key in this PEM text.
+    /// With TLS and the certificate and key in this PEM text.
     pub fn start_with_certificate(pem: &str) -> FakeRegistry {
         FakeRegistry::launch(None, Some(tls::server_config_of(pem)))
     }
 
-    /// Over TLS, with a certificate and a key on the curve P-521, of `p521-authority.pem`.
+    /// With TLS and a certificate and key on the curve P-521, signed by `p521-authority.pem`.
     pub fn start_p521() -> FakeRegistry {
         FakeRegistry::launch(None, Some(tls::p521_server_config()))
     }
@@ -100,13 +99,13 @@ impl FakeRegistry {
         registry
     }
 
-    /// Refuses connections from now on, and cuts those there are. Content, script and records stay.
+    /// Closes all connections and refuses new ones. Content, script and records stay.
     pub fn stop(&self) {
         let Some(listening) = lock(&self.listening).take() else {
             return;
         };
         listening.closing.store(true, Ordering::SeqCst);
-        // Wakes the thread out of accept; should it be refused, the thread is awake already.
+        // Wakes the thread from accept. If the connection is refused, the thread is already awake.
         let _ = TcpStream::connect(self.shared.address);
         if listening.thread.join().is_err() && !thread::panicking() {
             panic!("the fake registry's accepting thread panicked");
@@ -117,15 +116,15 @@ impl FakeRegistry {
     /// Listens again, on the same port, after [`FakeRegistry::stop`].
     pub fn start_again(&self) {
         let mut listening = lock(&self.listening);
-        assert!(listening.is_none(), "the fake registry is running");
-        let listener = TcpListener::bind(self.shared.address).expect("the port is kept for us");
+        assert!(listening.is_none(), "the fake registry is already running");
+        let listener = TcpListener::bind(self.shared.address).expect("the reserved port");
         let closing = Arc::new(AtomicBool::new(false));
         let (shared, flag) = (Arc::clone(&self.shared), Arc::clone(&closing));
         let thread = thread::spawn(move || shared.accept(&listener, &flag));
         *listening = Some(Listening { closing, thread });
     }
 
-    /// Ends every open connection, while new ones are welcome.
+    /// Closes all connections, but accepts new ones.
     pub fn cut_connections(&self) {
         self.shared.cut_connections();
     }
@@ -134,12 +133,12 @@ impl FakeRegistry {
         self.shared.address
     }
 
-    /// `127.0.0.1:PORT`: the registry's name in image references.
+    /// `127.0.0.1:PORT`: the name of the registry in image references.
     pub fn host(&self) -> String {
         self.shared.address.to_string()
     }
 
-    /// `http://127.0.0.1:PORT` (or `https://`) with `path` behind it.
+    /// `http://127.0.0.1:PORT` (or `https://`) followed by `path`.
     pub fn url(&self, path: &str) -> String {
         let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}{path}", self.host())
@@ -148,15 +147,15 @@ impl FakeRegistry {
     /// The certificate to trust.
     ///
     /// # Panics
-    /// If the registry speaks plain HTTP.
+    /// If the registry has no TLS.
     pub fn ca_pem(&self) -> String {
         self.authority().pem()
     }
 
-    /// A new client certificate that the registry's authority vouches for.
+    /// A new client certificate of the registry's authority.
     ///
     /// # Panics
-    /// If the registry speaks plain HTTP.
+    /// If the registry has no TLS.
     pub fn client_identity(&self, name: &str) -> Identity {
         self.authority().issue(&[name])
     }
@@ -166,10 +165,9 @@ impl FakeRegistry {
     }
 }
 
-/// Content. What is put in is copied.
+/// Content, which is copied.
 impl FakeRegistry {
-    /// Puts an image or index with all that belongs to it into a repository, under a tag. Returns
-    /// its digest.
+    /// Adds an image or index with everything below it to a repository, under a tag. Returns its digest.
     pub fn add(&self, repository: &str, tag: &str, content: &impl Publish) -> String {
         let digest = self.add_untagged(repository, content);
         self.tag(repository, tag, &digest);
@@ -181,24 +179,24 @@ impl FakeRegistry {
         lock(&self.shared.state).content.publish(repository, content)
     }
 
-    /// Lets the tag point to that manifest, whether it is there or not.
+    /// Points the tag to this manifest, whether it exists or not.
     pub fn tag(&self, repository: &str, tag: &str, digest: &str) {
         lock(&self.shared.state).content.tag(repository, tag, digest);
     }
 
-    /// One blob by itself. Returns its sha256 digest.
+    /// Adds a single blob. Returns its sha256 digest.
     pub fn add_blob(&self, repository: &str, bytes: &[u8]) -> String {
         let digest = digest_of(bytes);
         self.add_blob_as(repository, &digest, bytes);
         digest
     }
 
-    /// One blob under any digest, right or wrong.
+    /// Adds a single blob under any digest, right or wrong.
     pub fn add_blob_as(&self, repository: &str, digest: &str, bytes: &[u8]) {
         lock(&self.shared.state).content.add_blob(repository, digest.to_owned(), bytes.to_vec());
     }
 
-    /// Any bytes as a manifest under a tag, nothing else. Returns their sha256 digest.
+    /// Adds any bytes as a manifest under a tag. Returns their sha256 digest.
     pub fn add_manifest(
         &self,
         repository: &str,
@@ -226,23 +224,23 @@ impl FakeRegistry {
         lock(&self.shared.state).content.remove_blob(repository, digest);
     }
 
-    /// A plain file at a path outside `/v2/`, Range included: what a redirect leads to. Whatever
-    /// query it is asked with (a signature, say) is recorded and ignored.
+    /// Adds a plain file at a path outside `/v2/`, with support for Range: the target of a redirect. The query of a request
+    /// (a signature, for example) is recorded and ignored.
     pub fn add_file(&self, path: &str, content_type: &str, bytes: &[u8]) {
         lock(&self.shared.state).content.add_file(path, content_type, bytes.to_vec());
     }
 
-    /// Answers `/referrers/` from the subjects of the manifests; without this it is unknown.
+    /// Enables the referrers API, based on the subjects of the manifests.
     pub fn enable_referrers(&self) {
         lock(&self.shared.state).content.referrers = true;
     }
 
-    /// Never lists more than so many tags at once.
+    /// Limits the number of tags per page.
     pub fn tags_page(&self, n: usize) {
         lock(&self.shared.state).content.tags_page = Some(n);
     }
 
-    /// Puts `http://127.0.0.1:PORT` before the paths in `Link` headers.
+    /// Makes the paths in `Link` headers absolute: `http://127.0.0.1:PORT/…`.
     pub fn absolute_links(&self) {
         lock(&self.shared.state).content.link_prefix = self.url("");
     }
@@ -250,30 +248,30 @@ impl FakeRegistry {
 
 /// The script.
 impl FakeRegistry {
-    /// Lets requests go wrong; see [`On`] and [`Fault`].
+    /// Makes requests fail; see [`On`] and [`Fault`].
     pub fn fault(&self, on: On, fault: Fault) {
         let mut state = lock(&self.shared.state);
         state.gates.extend(fault.gates());
         state.script.add(on, fault);
     }
 
-    /// Forgets all faults. Requests that one has taken already stay taken.
+    /// Removes all faults. Requests that are already failing continue to fail.
     pub fn clear_faults(&self) {
         lock(&self.shared.state).script.clear();
     }
 
-    /// Expects requests for things that are not there (`*` in the path stands for any text).
+    /// Allows requests for missing content (`*` in the path matches any text).
     pub fn expect_unknown(&self, path: &str) {
         lock(&self.shared.state).expected_unknown.push(path.to_owned());
     }
 
-    /// Demands bearer tokens, which are had at `/token` of this registry.
+    /// Requires bearer tokens, issued at `/token` of this registry.
     pub fn require_bearer(&self, tokens: &TokenServer) {
         self.serve_tokens(tokens);
         self.require_bearer_from(tokens, self);
     }
 
-    /// Demands bearer tokens, which are had at `/token` of another registry.
+    /// Requires bearer tokens, issued at `/token` of another registry.
     pub fn require_bearer_from(&self, tokens: &TokenServer, issuer: &FakeRegistry) {
         issuer.serve_tokens(tokens);
         lock(&self.shared.state).auth = Auth::Bearer(tokens.clone(), issuer.url("/token"));
@@ -284,29 +282,29 @@ impl FakeRegistry {
         lock(&self.shared.state).tokens = Some(tokens.clone());
     }
 
-    /// Demands a user name and a password.
+    /// Requires a user name and a password.
     pub fn require_basic(&self, user: &str, password: &str) {
         lock(&self.shared.state).auth = Auth::Basic(user.to_owned(), password.to_owned());
     }
 
-    /// Offers tokens and Basic, and accepts Basic alone.
+    /// Offers both schemes, but accepts Basic only.
     pub fn require_basic_and_offer_bearer(&self, tokens: &TokenServer, user: &str, password: &str) {
         self.serve_tokens(tokens);
         let (url, user, password) = (self.url("/token"), user.to_owned(), password.to_owned());
         lock(&self.shared.state).auth = Auth::Both(tokens.clone(), url, user, password);
     }
 
-    /// Demands a login as Amazon's registry does: one that does not do is answered 403.
+    /// Requires a login like ECR: an invalid one gets 403.
     pub fn require_ecr(&self, password: &str) {
         lock(&self.shared.state).auth = Auth::Ecr(password.to_owned());
     }
 
-    /// Lets everybody in again.
+    /// Removes the authentication.
     pub fn require_nothing(&self) {
         lock(&self.shared.state).auth = Auth::Open;
     }
 
-    /// Revokes every token that is good here.
+    /// Revokes all valid tokens.
     pub fn expire_tokens(&self) {
         if let Auth::Bearer(tokens, _) = &lock(&self.shared.state).auth {
             tokens.expire_tokens();
@@ -314,27 +312,27 @@ impl FakeRegistry {
     }
 }
 
-/// What happened.
+/// Records.
 impl FakeRegistry {
     /// Every request so far, in the order of arrival.
     pub fn requests(&self) -> Vec<Recorded> {
         lock(&self.shared.state).requests.clone()
     }
 
-    /// The requests of that method (`"*"` for any) to that path (`*` in it for any text).
+    /// The requests with this method (`"*"` for any) to this path (`*` matches any text).
     pub fn requests_for(&self, method: &str, path: &str) -> Vec<Recorded> {
         lock(&self.shared.state).requests_for(method, path).cloned().collect()
     }
 
-    /// How many [`FakeRegistry::requests_for`] finds.
+    /// The number of [`FakeRegistry::requests_for`].
     pub fn count(&self, method: &str, path: &str) -> usize {
         lock(&self.shared.state).requests_for(method, path).count()
     }
 
-    /// Blocks until there were `n` such requests, and returns them.
+    /// Blocks until there have been `n` of these requests, and returns them.
     ///
     /// # Panics
-    /// After [`PATIENCE`], with all requests there were.
+    /// After [`PATIENCE`], with all requests so far.
     #[track_caller]
     pub fn wait_for(&self, method: &str, path: &str, n: usize) -> Vec<Recorded> {
         let state = lock(&self.shared.state);
@@ -343,29 +341,32 @@ impl FakeRegistry {
         let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         let found: Vec<Recorded> = state.requests_for(method, path).cloned().collect();
         let all: Vec<String> = state.requests.iter().map(line).collect();
-        // Released before the panic, so that the unwinding drop need not wait for it.
+        // Release the lock before the panic, so that unwinding does not wait for it.
         drop(state);
         let came = found.len();
-        assert!(!timeout.timed_out(), "{came} of {n} {method} {path} came; all: {all:#?}");
+        assert!(
+            !timeout.timed_out(),
+            "only {came} of {n} {method} {path} arrived; all requests: {all:#?}"
+        );
         found
     }
 
-    /// Forgets the requests so far; what was unscripted among them is not forgotten.
+    /// Clears the records, except for unscripted requests.
     pub fn clear_requests(&self) {
         lock(&self.shared.state).requests.clear();
     }
 
-    /// How many connections were accepted.
+    /// The number of accepted connections.
     pub fn connection_count(&self) -> u64 {
         self.shared.accepted()
     }
 
-    /// How many body bytes were sent, all answers together.
+    /// The number of body bytes sent, over all responses.
     pub fn body_bytes_sent(&self) -> u64 {
         self.shared.body_bytes_sent.load(Ordering::SeqCst)
     }
 
-    /// Takes the list of unscripted requests, so that they do not fail the test.
+    /// Takes the unscripted requests, so that they do not fail the test.
     pub fn take_unscripted(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.shared.state).unscripted)
     }
@@ -387,10 +388,10 @@ impl Drop for FakeRegistry {
     }
 }
 
-/// A port of our own. While the socket is bound nobody is given the port, and as it never listens,
-/// connections are refused unless a listener of ours shares it (both have SO_REUSEADDR).
+/// Reserves a port. While the socket is bound, no other process gets the port; since it never listens, connections are
+/// refused unless a listener of the test shares it (both have SO_REUSEADDR).
 pub fn reserve_port() -> (OwnedFd, SocketAddr) {
-    // Not inherited: a server under test that was started as a child must not keep the port.
+    // Not inherited, so that a server started as a child does not keep the port.
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
         .expect("a socket can be made");

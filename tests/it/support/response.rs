@@ -1,38 +1,38 @@
-//! An answer as the raw client saw it, and how it ended.
+//! A response as the raw client received it, and how it ended.
 
 use std::fmt;
 
 use super::digest_of;
 
-/// The beginning of an answer.
+/// The head of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// `HTTP/1.1` or `HTTP/1.0`.
     pub version: String,
     pub status: u16,
-    /// In the order and case they were sent.
+    /// In their order and case on the wire.
     pub headers: Vec<(String, String)>,
 }
 
-/// How the connection stood when the answer was over.
+/// The state of the connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Open for the next request.
     Open,
-    /// Closed in an orderly way (FIN).
+    /// Closed by FIN.
     Closed,
     /// Reset (RST).
     Reset,
 }
 
-/// A whole answer, as far as it came.
+/// A response, as far as it arrived.
 #[derive(Clone)]
 pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Whether a client would believe that it has everything: Content-Length reached, last chunk
-    /// seen, or, if neither was announced, an orderly close.
+    /// Whether a client would consider it complete: Content-Length reached, last chunk seen, or, without either, a close by
+    /// FIN.
     pub complete: bool,
     pub end: End,
 }
@@ -54,7 +54,7 @@ impl Response {
         header(&self.headers, name)
     }
 
-    /// Every header line of that name.
+    /// All header lines of that name.
     pub fn headers_named(&self, name: &str) -> Vec<&str> {
         let named = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
@@ -74,7 +74,7 @@ impl Response {
         }
     }
 
-    /// The `code` of the first error in an OCI error body; empty if it is none.
+    /// The `code` of the first error in an OCI error body; empty if there is none.
     pub fn error_code(&self) -> String {
         let body: Result<serde_json::Value, _> = serde_json::from_slice(&self.body);
         let code = body.ok().and_then(|body| body["errors"][0]["code"].as_str().map(str::to_owned));
@@ -88,7 +88,7 @@ impl Response {
 }
 
 impl fmt::Debug for Response {
-    /// Short enough for an assertion's message, whatever the body.
+    /// Short enough for an assertion message, whatever the body.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start: String = self.text().chars().take(300).collect();
         f.debug_struct("Response")

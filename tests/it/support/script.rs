@@ -1,20 +1,20 @@
-//! Programs for Larder to run: shell scripts that a test writes.
+//! Scripts that Larder runs.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Writes a shell script that can be run.
+/// Writes an executable shell script.
 ///
-/// By a child: were it written here, a program that another test starts meanwhile could inherit the
-/// open file, and the system does not run what is open for writing.
+/// A child process writes it. Otherwise a program that another test starts meanwhile could inherit the open file, and
+/// the system refuses to execute a file that is open for writing.
 pub fn script(path: &Path, text: &str) {
     let mut writer = Command::new("sh")
         .args(["-c", r#"cat > "$0" && chmod +x "$0""#])
         .arg(path)
         .stdin(Stdio::piped())
         .spawn()
-        .expect("there is a shell");
+        .expect("a shell");
     let mut stdin = writer.stdin.take().expect("standard input is a pipe");
     stdin.write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).expect("the shell reads");
     drop(stdin);

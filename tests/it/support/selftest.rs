@@ -1,5 +1,5 @@
-//! The fake registry and the raw client, tested against each other: a harness that lies would make
-//! every other test worthless.
+//! Tests of the fake registry and the raw client against each other: with a wrong harness, all other tests would be
+//! worthless.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -28,17 +28,17 @@ pub(super) fn registry_with_blob() -> (FakeRegistry, Vec<u8>, String) {
     (registry, blob, digest)
 }
 
-/// The text that a panic came with.
+/// The message of a panic.
 pub(super) fn panic_of(action: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(action)).expect_err("a panic was expected");
     match panic.downcast::<String>() {
         Ok(text) => *text,
-        Err(other) => (*other.downcast::<&str>().expect("a panic with a text")).to_owned(),
+        Err(other) => (*other.downcast::<&str>().expect("a panic with a message")).to_owned(),
     }
 }
 
 #[test]
-fn helpers_give_the_known_values() {
+fn helpers_return_known_values() {
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     assert_eq!(digest_of(b""), format!("sha256:{empty}"));
     assert_eq!(sha512_of(b"").len(), "sha512:".len() + 128);
@@ -69,7 +69,7 @@ fn image_is_served_by_tag_and_digest_to_get_and_head() {
 }
 
 #[test]
-fn index_brings_its_children_and_sha512_names_everything() {
+fn index_publishes_its_children_and_sha512_is_supported() {
     let registry = FakeRegistry::start();
     let child = Image::sample("v1").docker().sha512();
     let index = Index::new().image(&child).docker();
@@ -103,7 +103,7 @@ fn requests_are_recorded_in_full_and_in_order() {
 }
 
 #[test]
-fn unscripted_request_fails_the_test_unless_it_was_expected() {
+fn unscripted_request_fails_the_test_unless_expected() {
     let unknown = manifest_path("nowhere");
     let registry = FakeRegistry::start();
     assert_eq!(get(registry.address(), &unknown).error_code(), "MANIFEST_UNKNOWN");
@@ -127,7 +127,7 @@ fn unscripted_method_fails_the_test() {
 }
 
 #[test]
-fn ranges_are_answered_as_rfc_9110_says() {
+fn ranges_follow_rfc_9110() {
     let registry = FakeRegistry::start();
     let blob = bytes(2048, 2);
     let digest = registry.add_blob(REPOSITORY, &blob);
@@ -200,7 +200,7 @@ fn referrers_are_listed_and_filtered_when_enabled() {
 }
 
 #[test]
-fn fault_takes_the_chosen_requests_and_no_others() {
+fn fault_applies_to_the_selected_requests_only() {
     let (registry, blob, digest) = registry_with_blob();
     let on = On::get_blob(&digest).without_header("range").after(1).times(2);
     registry.fault(on, Fault::status(503));
@@ -213,7 +213,7 @@ fn fault_takes_the_chosen_requests_and_no_others() {
 }
 
 #[test]
-fn every_way_to_break_off_is_told_from_a_complete_answer() {
+fn every_kind_of_interruption_differs_from_a_complete_response() {
     let (registry, blob, digest) = registry_with_blob();
     let path = blob_path(&digest);
     for (fault, end) in [(Fault::CutAfter(100), End::Closed), (Fault::ResetAfter(100), End::Reset)]
@@ -242,7 +242,7 @@ fn every_way_to_break_off_is_told_from_a_complete_answer() {
 }
 
 #[test]
-fn every_framing_carries_the_whole_body() {
+fn every_framing_carries_the_complete_body() {
     let (registry, blob, digest) = registry_with_blob();
     let path = blob_path(&digest);
     for fault in [Fault::NoContentLength, Fault::CloseDelimited] {
@@ -251,7 +251,7 @@ fn every_framing_carries_the_whole_body() {
         assert_eq!((got.header("content-length"), got.complete), (None, true));
         assert!(got.body == blob);
     }
-    // After chunks the connection is good for another request.
+    // After a chunked response the connection is usable for another request.
     registry.fault(On::get_blob(&digest).times(1), Fault::NoContentLength);
     let mut connection = Connection::open(registry.address());
     assert!(connection.get(&path).body == blob);
@@ -259,7 +259,7 @@ fn every_framing_carries_the_whole_body() {
 }
 
 #[test]
-fn spoiled_bodies_and_heads_look_as_their_names_say() {
+fn corrupted_bodies_and_heads_match_their_names() {
     let (registry, blob, digest) = registry_with_blob();
     let spoiled = |fault| {
         registry.fault(On::get_blob(&digest).times(1), fault);
@@ -290,7 +290,7 @@ fn spoiled_bodies_and_heads_look_as_their_names_say() {
 }
 
 #[test]
-fn head_may_be_refused_while_get_works() {
+fn head_can_be_refused_while_get_works() {
     let (registry, _, digest) = registry_with_blob();
     registry.fault(On::any_blob(), Fault::HeadNotAllowed);
     assert_eq!(head(registry.address(), &blob_path(&digest)).status, 405);
@@ -325,7 +325,7 @@ fn gate_holds_requests_until_the_test_opens_it() {
 }
 
 #[test]
-fn dropping_the_registry_ends_stalls_and_forgotten_gates() {
+fn dropping_the_registry_ends_stalls_and_open_gates() {
     let (registry, _, digest) = registry_with_blob();
     registry.fault(On::get_blob(&digest).times(1), Fault::StallForever);
     registry.fault(On::get_blob(&digest).times(1), Fault::StallAfter(10));
@@ -345,7 +345,7 @@ fn dropping_the_registry_ends_stalls_and_forgotten_gates() {
 }
 
 #[test]
-fn stopped_registry_refuses_connections_and_comes_back_on_its_port() {
+fn stopped_registry_refuses_connections_and_restarts_on_its_port() {
     let (registry, blob, digest) = registry_with_blob();
     let mut connection = Connection::open(registry.address());
     connection.get("/v2/");
@@ -358,13 +358,13 @@ fn stopped_registry_refuses_connections_and_comes_back_on_its_port() {
 }
 
 #[test]
-fn waiting_for_a_request_sees_the_one_that_comes_later() {
+fn wait_for_sees_later_requests() {
     let registry = FakeRegistry::start();
     let address = registry.address();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| registry.wait_for("GET", "/v2/", 1).len());
         get(address, "/v2/");
-        assert_eq!(waiter.join().expect("the waiter is content"), 1);
+        assert_eq!(waiter.join().expect("a successful wait"), 1);
     });
 }
 

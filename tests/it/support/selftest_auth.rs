@@ -1,11 +1,11 @@
-//! The fake registry's authentication, redirects and TLS, tested; continues `selftest.rs`.
+//! Tests of the fake registry's authentication, redirects and TLS; continues `selftest.rs`.
 
 use super::client::{get, request};
 use super::selftest::{REPOSITORY, blob_path, panic_of, registry_with_blob};
 use super::{Connection, FakeRegistry, Fault, On, TokenAnswer, TokenServer, base64, bytes};
 
 #[test]
-fn bearer_token_is_demanded_issued_and_revoked() {
+fn bearer_token_is_required_issued_and_revoked() {
     let (registry, _, digest) = registry_with_blob();
     let tokens = TokenServer::new().access_token().expires_in(300).realm_query("kept=yes");
     registry.require_bearer(&tokens);
@@ -26,7 +26,11 @@ fn bearer_token_is_demanded_issued_and_revoked() {
     let ask = |path: &str| request(registry.address(), "GET", path, &shown);
     assert_eq!(ask(&path).status, 200);
     assert_eq!(ask("/v2/").status, 200);
-    assert_eq!(ask("/v2/other/tags/list").status, 401, "the scope is another repository's");
+    assert_eq!(
+        ask("/v2/other/tags/list").status,
+        401,
+        "the token has the scope of another repository"
+    );
     registry.expire_tokens();
     let refused = ask(&path);
     assert_eq!(refused.status, 401);
@@ -35,7 +39,7 @@ fn bearer_token_is_demanded_issued_and_revoked() {
 }
 
 #[test]
-fn token_server_may_be_another_registry_and_may_misbehave() {
+fn token_server_can_be_another_registry_and_can_misbehave() {
     let (registry, issuer) = (FakeRegistry::start(), FakeRegistry::start());
     let several = "Negotiate, Basic realm=\"a, b\", Bearer realm=\"{realm}\"\nDigest realm=\"c\"";
     let tokens = TokenServer::new().challenge(several).user("lea", "secret");
@@ -61,7 +65,7 @@ fn token_server_may_be_another_registry_and_may_misbehave() {
 }
 
 #[test]
-fn refresh_token_is_posted_as_a_form() {
+fn refresh_token_is_posted_as_form_data() {
     let registry = FakeRegistry::start();
     registry.serve_tokens(&TokenServer::new().refresh_token("r+1"));
     for (form, status) in [("refresh_token=r%2B1&scope=a+b", 200), ("refresh_token=r", 401)] {
@@ -89,7 +93,7 @@ fn basic_authentication_admits_the_right_user_only() {
 }
 
 #[test]
-fn redirect_leads_to_a_file_whatever_its_signature() {
+fn redirect_target_ignores_the_signature() {
     let (registry, storage) = (FakeRegistry::start(), FakeRegistry::start());
     let blob = bytes(1000, 3);
     let digest = registry.add_blob(REPOSITORY, &blob);
@@ -106,7 +110,7 @@ fn redirect_leads_to_a_file_whatever_its_signature() {
 }
 
 #[test]
-fn tls_is_served_under_an_authority_of_its_own() {
+fn tls_uses_a_private_authority() {
     let registry = FakeRegistry::start_tls();
     for name in ["127.0.0.1", "localhost"] {
         let mut connection =
@@ -123,7 +127,7 @@ fn tls_is_served_under_an_authority_of_its_own() {
 }
 
 #[test]
-fn client_certificate_is_demanded() {
+fn client_certificate_is_required() {
     let registry = FakeRegistry::start_mtls();
     let (address, ca) = (registry.address(), registry.ca_pem());
     let identity = registry.client_identity("node-1");

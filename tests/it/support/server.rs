@@ -1,6 +1,6 @@
-//! The fake registry's threads, and the state that they share with the test.
+//! The threads of the fake registry, and the state that they share with the test.
 //!
-//! Must not know how a registry is started, filled or asked: `registry.rs` does, and holds this.
+//! Must not know how a registry is started, filled or queried: `registry.rs` does that.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,12 +17,12 @@ use super::token::{Auth, TokenServer};
 use super::wire::{Recorded, Requests, Stream};
 use super::{Gate, lock};
 
-/// What the connections' threads share with the test's.
+/// The state shared between the connection threads and the test.
 pub(super) struct Shared {
     pub address: SocketAddr,
     pub tls: Option<Arc<ServerConfig>>,
     pub state: Mutex<State>,
-    /// Signalled when a request was recorded.
+    /// Signalled when a request is recorded.
     pub recorded: Condvar,
     /// Opens when the registry is dropped.
     pub until_drop: Gate,
@@ -33,7 +33,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Connections {
     accepted: u64,
-    /// Weak, so that a thread that lets go of its socket really closes it.
+    /// Weak, so that the socket closes when its thread ends.
     open: HashMap<u64, Weak<TcpStream>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -64,34 +64,34 @@ impl Shared {
         }
     }
 
-    /// How many connections were accepted.
+    /// The number of accepted connections.
     pub fn accepted(&self) -> u64 {
         lock(&self.connections).accepted
     }
 
-    /// Ends every open connection.
+    /// Closes all connections.
     pub fn cut_connections(&self) {
         for socket in lock(&self.connections).open.values().filter_map(Weak::upgrade) {
-            // It may be closed already, which is what is wanted.
+            // It may be closed already.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    /// Waits for all connections' threads; tells how many of them panicked.
+    /// Waits for all connection threads, and returns how many of them panicked.
     pub fn join_threads(&self) -> usize {
-        // Taken out first: a thread takes the same lock when it ends.
+        // Taken out first, because a thread takes the same lock when it ends.
         let threads = std::mem::take(&mut lock(&self.connections).threads);
         threads.into_iter().filter_map(|thread| thread.join().err()).count()
     }
 
-    /// Accepts connections until `closing` is set and one more has come.
+    /// Accepts connections until `closing` is set and one more connection arrives.
     pub fn accept(self: &Arc<Self>, listener: &TcpListener, closing: &AtomicBool) {
         loop {
             let accepted = listener.accept();
             if closing.load(Ordering::SeqCst) {
                 return;
             }
-            // A client that has gone again before it was accepted is no reason to stop.
+            // A client that disconnects before it is accepted does not end the loop.
             let Ok((socket, _)) = accepted else { continue };
             let _ = socket.set_nodelay(true);
             let socket = Arc::new(socket);
@@ -109,7 +109,7 @@ impl Shared {
 
     fn serve(&self, mut stream: Stream, connection: u64) {
         let mut requests = Requests::new(connection);
-        // Errors are the client's leaving, in whatever manner: it ends the connection, not the test.
+        // An error is a disconnect: it ends the connection, not the test.
         while let Ok(Some(request)) = requests.next(&mut stream) {
             let wants_close = request.wants_close();
             let to_head = request.method == "HEAD";

@@ -1,13 +1,17 @@
-//! A cache directory and its configuration: filled by commands, served by a process, and made old.
+//! A cache directory with a configuration. Commands fill it, a process serves it, and tests can age its content.
 //!
 //! ```ignore
-//! let site = Site::new(&registry, "cacheSize: 100kB");       // docker.io is the fake registry
-//! site.load(&["alpine:3"]);
-//! site.make_old();                                           // everything, by an hour
-//! let desk = site.serve();                                   // a process with its management port
-//! assert_eq!(desk.ask("/api/v1/status").status, 200);
-//! let (code, stdout, stderr) = site.run(&["prune", "*"]);    // a command beside it
+//! // docker.io is the fake registry, which has both images; the cache has them too, an hour old.
+//! let (registry, site, images) = Site::with_samples(&["alpine:3", "alpine:edge"]);
+//! site.configure("cacheSize: 100kB");
+//! site.unused_for(&images[0], 30);                           // hours
+//! let server = site.serve();                                 // a process with its management port
+//! images[1].pull(server.address());
+//! assert_eq!(server.api("status")["ready"], true);
+//! let (code, stdout, stderr) = site.run(&["prune", "*"]);    // a command next to the server
 //! ```
+//!
+//! [`Site::new`] starts with an empty cache, [`Site::filled`] with the images that the test supplies.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -21,51 +25,56 @@ use super::larder::{blob, files, manifest, until};
 use super::process::{Process, run};
 use super::{FakeRegistry, Fault, Gate, Image, On, Publish, Response, bytes};
 
-/// What [`Site::token`] puts into the token file.
+/// The content of the token file.
 pub const TOKEN: &str = "s3cret";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// See the file's own doc.
+/// See the module documentation.
 pub struct Site {
     directory: tempfile::TempDir,
     base: String,
 }
 
-/// A server and its management port.
-pub struct Desk {
+/// A server process and the address of its management port.
+pub struct RunningServer {
     pub process: Process,
     pub management: SocketAddr,
 }
 
-/// An image as one cache has it: its name for people, and its content.
-pub struct Named<'a> {
-    /// `alpine`, without registry and `library/`.
-    pub repository: &'a str,
-    pub tag: &'a str,
-    pub image: &'a Image,
+/// An image and its name in the registry and in the cache.
+#[derive(Clone)]
+pub struct NamedImage {
+    /// Without registry and `library/`: `alpine`.
+    repository: String,
+    tag: String,
+    pub image: Image,
 }
 
-impl<'a> Named<'a> {
-    pub fn new(repository: &'a str, tag: &'a str, image: &'a Image) -> Named<'a> {
-        Named { repository, tag, image }
+impl NamedImage {
+    pub fn new(repository: &str, tag: &str, image: &Image) -> NamedImage {
+        NamedImage { repository: repository.to_owned(), tag: tag.to_owned(), image: image.clone() }
     }
-}
 
-impl Named<'_> {
+    /// The full reference.
     pub fn full(&self) -> String {
         format!("docker.io/library/{}:{}", self.repository, self.tag)
     }
 
-    /// The repository as it stands in paths.
+    /// The repository as it appears in paths.
     pub fn path(&self) -> String {
         format!("library/{}", self.repository)
     }
 
-    pub fn publish(&self, registry: &FakeRegistry) {
-        registry.add(&self.path(), self.tag, self.image);
+    /// The path of the manifest by its tag.
+    pub fn target(&self) -> String {
+        manifest(&self.path(), &self.tag)
     }
 
-    /// Config, layers and manifest.
+    pub fn publish(&self, registry: &FakeRegistry) {
+        registry.add(&self.path(), &self.tag, &self.image);
+    }
+
+    /// The digests of config, layers and manifest.
     pub fn digests(&self) -> Vec<String> {
         let blobs = self.image.blobs();
         let mut digests: Vec<String> = blobs.into_iter().map(|each| each.digest).collect();
@@ -73,10 +82,10 @@ impl Named<'_> {
         digests
     }
 
-    /// Pulls all of it, as clients do, and judges every byte.
+    /// Pulls the image as clients do and checks every byte.
     #[track_caller]
     pub fn pull(&self, from: SocketAddr) {
-        let got = client::get(from, &manifest(&self.path(), self.tag));
+        let got = client::get(from, &self.target());
         assert!(got.status == 200 && got.body == self.image.manifest(), "{got:?}");
         for each in self.image.blobs() {
             let got = client::get(from, &blob(&self.path(), &each.digest));
@@ -86,8 +95,8 @@ impl Named<'_> {
 }
 
 impl Site {
-    /// Nothing is in the cache. `docker.io` is that registry, and nothing is fetched that nobody asks for.
-    pub fn new(registry: &FakeRegistry, further: &str) -> Site {
+    /// An empty cache. `docker.io` is `registry`, prefetching is off, and unlisted registries are denied.
+    pub fn new(registry: &FakeRegistry, extra: &str) -> Site {
         let directory = tempfile::tempdir().expect("a directory");
         let base = format!(
             "fsync: false\nprefetch: false\nplatforms: [all]\nunlistedRegistries: deny\n\
@@ -98,28 +107,51 @@ impl Site {
         );
         let site = Site { directory, base };
         fs::write(site.path("token"), format!("{TOKEN}\n")).expect("a file can be written");
-        site.configure(further);
+        site.configure(extra);
         site
     }
 
-    /// A registry that has a blob of a million bytes in `library/big`, of which so many come before a gate,
-    /// once: with its content, its digest and the gate.
-    pub fn gated(come: usize) -> (FakeRegistry, Site, Vec<u8>, String, Gate) {
+    /// A registry and a cache that both hold these images. Names are like `app:1`; the content of the cache is as
+    /// old as [`Site::make_old`] makes it.
+    #[track_caller]
+    pub fn filled(images: &[(&str, &Image)]) -> (FakeRegistry, Site, Vec<NamedImage>) {
+        let registry = FakeRegistry::start();
+        let site = Site::new(&registry, "");
+        let named = |(name, image): &(&str, &Image)| {
+            let (repository, tag) = name.split_once(':').expect("a name with a tag");
+            NamedImage::new(repository, tag, image)
+        };
+        let images: Vec<NamedImage> = images.iter().map(named).collect();
+        site.fill(&registry, &images);
+        (registry, site, images)
+    }
+
+    /// As [`Site::filled`], with a different sample image for each name.
+    #[track_caller]
+    pub fn with_samples(names: &[&str]) -> (FakeRegistry, Site, Vec<NamedImage>) {
+        let images: Vec<Image> = names.iter().copied().map(Image::sample).collect();
+        let images: Vec<(&str, &Image)> = names.iter().copied().zip(&images).collect();
+        Site::filled(&images)
+    }
+
+    /// A registry with a blob of one million bytes in `library/big`, and an empty cache. The first download stops at
+    /// a gate after `sent` bytes. Returns the content, its digest and the gate as well.
+    pub fn gated(sent: usize) -> (FakeRegistry, Site, Vec<u8>, String, Gate) {
         let registry = FakeRegistry::start();
         let site = Site::new(&registry, "");
         let content = bytes(1_000_000, 1);
         let digest = registry.add_blob("library/big", &content);
         let gate = Gate::new();
-        registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(come, gate.clone()));
+        registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(sent, gate.clone()));
         (registry, site, content, digest, gate)
     }
 
-    /// Replaces what was configured beside the registry.
-    pub fn configure(&self, further: &str) {
-        Process::put_config(self.directory.path(), &format!("{}{further}\n", self.base));
+    /// Replaces the configuration, except for the registry and the management port.
+    pub fn configure(&self, extra: &str) {
+        Process::put_config(self.directory.path(), &format!("{}{extra}\n", self.base));
     }
 
-    /// A file beside the cache directory.
+    /// A path next to the cache directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -133,79 +165,79 @@ impl Site {
         self.root().join("blobs").join(digest.replace(':', "/")).exists()
     }
 
-    /// Whether all of an image is here.
-    pub fn has_all(&self, named: &Named<'_>) -> bool {
+    /// Whether the cache has the complete image.
+    pub fn has_all(&self, named: &NamedImage) -> bool {
         named.digests().iter().all(|digest| self.has(digest))
     }
 
     #[track_caller]
-    pub fn wait_for(&self, named: &Named<'_>) {
-        until(&format!("all of {}", named.full()), || self.has_all(named));
+    pub fn wait_for(&self, named: &NamedImage) {
+        until(&format!("{} to be complete", named.full()), || self.has_all(named));
     }
 
-    /// Runs a command to its end.
+    /// Runs a command and waits for it to exit.
     pub fn run(&self, words: &[&str]) -> (Option<i32>, String, String) {
         let config = self.path("larder.yaml").display().to_string();
         let root = self.root().display().to_string();
         run(&[&["--config-file", &config, "--image-path", &root], words].concat())
     }
 
-    /// Runs a command that must succeed. Returns what it prints.
+    /// Runs a command that must succeed, and returns its standard output.
     #[track_caller]
-    pub fn done(&self, words: &[&str]) -> String {
+    pub fn run_ok(&self, words: &[&str]) -> String {
         let (code, stdout, stderr) = self.run(words);
         assert_eq!(code, Some(0), "{words:?}: {stdout}{stderr}");
         stdout
     }
 
-    /// Puts images into the registry and into the cache, as old as [`Site::make_old`] makes them.
+    /// Adds images to the registry and to the cache, and ages the cache with [`Site::make_old`].
     #[track_caller]
-    pub fn fill(&self, registry: &FakeRegistry, images: &[Named<'_>]) {
+    pub fn fill(&self, registry: &FakeRegistry, images: &[NamedImage]) {
         images.iter().for_each(|each| each.publish(registry));
-        let names: Vec<String> = images.iter().map(Named::full).collect();
+        let names: Vec<String> = images.iter().map(NamedImage::full).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        self.done(&[&["load", "--attempts", "1"], &names[..]].concat());
+        self.run_ok(&[&["load", "--attempts", "1"], &names[..]].concat());
         self.make_old();
     }
 
     /// The full references that `larder list` shows.
     #[track_caller]
     pub fn listed(&self, words: &[&str]) -> Vec<String> {
-        let text = self.done(&[&["list", "--json"], words].concat());
+        let text = self.run_ok(&[&["list", "--json"], words].concat());
         let all: Value = serde_json::from_str(&text).expect("JSON");
         let names = all.as_array().expect("a list").iter();
         names.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
     }
 
     /// Starts a server.
-    pub fn serve(&self) -> Desk {
-        let text = fs::read_to_string(self.path("larder.yaml")).expect("it was configured");
+    pub fn serve(&self) -> RunningServer {
+        let text = fs::read_to_string(self.path("larder.yaml")).expect("a configuration");
         let process = Process::serve_file(self.directory.path(), &text);
         let management = address_in(&process.banner, "management on http://");
-        Desk { process, management }
+        RunningServer { process, management }
     }
 }
 
-/// Age.
+/// The age of the content.
 impl Site {
-    /// Nothing was used for an hour, and no blob is younger than that.
+    /// Sets the last use of everything, and the age of every blob, to one hour ago.
     pub fn make_old(&self) {
         for directory in ["blobs", "refs"] {
             files(&self.root().join(directory)).iter().for_each(|path| set_back(path, HOUR));
         }
     }
 
-    /// An image was not used for so many hours, by its tag and by its digest.
-    pub fn unused_for(&self, named: &Named<'_>, hours: u32) {
+    /// Sets the last use of an image, by its tag and by its digest, to `hours` ago.
+    pub fn unused_for(&self, named: &NamedImage, hours: u32) {
         for path in [self.tag_record(named), self.manifest_record(named)] {
             set_back(&path, HOUR * hours);
         }
     }
 
-    /// An image came into the cache so many hours ago.
-    pub fn fetched_ago(&self, named: &Named<'_>, hours: u32) {
+    /// Makes an image appear to have been fetched `hours` earlier.
+    pub fn fetched_ago(&self, named: &NamedImage, hours: u32) {
         for path in [self.tag_record(named), self.manifest_record(named)] {
-            let text = fs::read_to_string(&path).expect("the record is there");
+            let text = fs::read_to_string(&path).expect("an existing record");
             let mut record: Value = serde_json::from_str(&text).expect("JSON");
             let before = record["fetched"].as_u64().expect("seconds");
             record["fetched"] = (before - u64::from(hours) * HOUR.as_secs()).into();
@@ -214,91 +246,92 @@ impl Site {
         }
     }
 
-    fn repository(&self, named: &Named<'_>) -> PathBuf {
+    fn repository(&self, named: &NamedImage) -> PathBuf {
         self.root().join("refs/docker.io").join(named.path())
     }
 
-    fn tag_record(&self, named: &Named<'_>) -> PathBuf {
-        find(&self.repository(named), named.tag)
+    fn tag_record(&self, named: &NamedImage) -> PathBuf {
+        find(&self.repository(named), &named.tag)
     }
 
-    fn manifest_record(&self, named: &Named<'_>) -> PathBuf {
+    fn manifest_record(&self, named: &NamedImage) -> PathBuf {
         find(&self.repository(named), named.image.digest().trim_start_matches("sha256:"))
     }
 }
 
-/// Asking the management port.
-impl Desk {
-    /// Where clients pull from.
-    pub fn serving(&self) -> SocketAddr {
+/// Requests to the server and its log.
+impl RunningServer {
+    /// The serving port.
+    pub fn address(&self) -> SocketAddr {
         self.process.address
     }
 
-    /// GET without a token.
+    /// GET on the management port without a token.
     #[track_caller]
-    pub fn ask(&self, target: &str) -> Response {
+    pub fn get(&self, target: &str) -> Response {
         client::get(self.management, target)
     }
 
-    /// The document at a path below `/api/v1/`.
+    /// The JSON document at a path below `/api/v1/`.
     #[track_caller]
-    pub fn look(&self, what: &str) -> Value {
-        let got = self.ask(&format!("/api/v1/{what}"));
+    pub fn api(&self, what: &str) -> Value {
+        let got = self.get(&format!("/api/v1/{what}"));
         assert_eq!(got.status, 200, "{what}: {got:?}");
         got.json()
     }
 
-    /// A request with the token, at a path below `/api/v1/`.
+    /// A request with the token to a path below `/api/v1/`.
     #[track_caller]
-    pub fn change(&self, method: &str, what: &str) -> Response {
-        self.change_by(TOKEN, method, what)
+    pub fn call(&self, method: &str, what: &str) -> Response {
+        self.call_with_token(TOKEN, method, what)
     }
 
-    /// A request with some token.
+    /// As [`RunningServer::call`], with another token.
     #[track_caller]
-    pub fn change_by(&self, token: &str, method: &str, what: &str) -> Response {
+    pub fn call_with_token(&self, token: &str, method: &str, what: &str) -> Response {
         let bearer = format!("Bearer {token}");
         let headers = [("Authorization", bearer.as_str())];
         client::request(self.management, method, &format!("/api/v1/{what}"), &headers)
     }
 
-    /// The value of a line of the metrics; nothing if there is no such line.
+    /// The value of a series in `/metrics`; 0 if there is none.
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.ask("/metrics").text();
+        let text = self.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    /// Blocks until the disk was counted: before that there is no bound that anybody could reach.
+    /// Blocks until disk usage has been counted. The limits are not enforced before that.
     #[track_caller]
     pub fn wait_until_counted(&self) {
-        until("a count of the disk", || self.look("status")["disk"]["usedBytes"].is_u64());
+        until("disk usage to be counted", || self.api("status")["disk"]["usedBytes"].is_u64());
     }
 
-    /// Waits until the list of images has that many, and returns it: it comes from a walk in the background,
-    /// which writes the totals last.
+    /// Waits until the list has `many` images, and returns it. A background walk builds the list and writes the
+    /// totals last.
     #[track_caller]
     pub fn wait_for_images(&self, many: u64) -> Value {
-        until("the list of images", || self.look("status")["usage"]["images"] == many);
-        self.look("images")
+        until("the expected number of images", || self.api("status")["usage"]["images"] == many);
+        self.api("images")
     }
 
-    /// A GET on the serving port whose answer is read by nobody yet.
+    /// Sends a GET to the serving port without reading the response.
     #[track_caller]
     pub fn begin(&self, target: &str) -> Connection {
-        let mut connection = Connection::open(self.serving());
+        let mut connection = Connection::open(self.address());
         connection.send("GET", target, &[]);
         connection
     }
 
-    /// The first line of its log with these words, whether it comes yet or came before it listened.
-    pub fn hear(&mut self, words: &str) -> String {
-        let said = self.process.banner.lines().find(|line| line.contains(words)).map(str::to_owned);
-        said.unwrap_or_else(|| self.process.wait_until_it_logs(words))
+    /// The first line of the log that contains `words`, including lines from before the server was ready.
+    pub fn wait_for_log(&mut self, words: &str) -> String {
+        let message =
+            self.process.banner.lines().find(|line| line.contains(words)).map(str::to_owned);
+        message.unwrap_or_else(|| self.process.wait_until_it_logs(words))
     }
 
-    /// Ends the server, which must end well, and returns all that it has logged.
+    /// Stops the server, which must exit successfully, and returns its complete log.
     #[track_caller]
     pub fn log(self) -> String {
         self.process.signal("TERM");
@@ -308,7 +341,7 @@ impl Desk {
     }
 }
 
-/// The address behind these words of a log.
+/// The address that follows `words` in a log.
 #[track_caller]
 pub fn address_in(log: &str, words: &str) -> SocketAddr {
     let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words} is not in:\n{log}"));
@@ -316,10 +349,10 @@ pub fn address_in(log: &str, words: &str) -> SocketAddr {
     address.parse().expect("an address")
 }
 
-/// Lets a file have been written so long ago.
+/// Sets the modification time of a file to `by` ago.
 pub fn set_back(path: &Path, by: Duration) {
-    let file = File::options().append(true).open(path).expect("the file is there");
-    file.set_modified(SystemTime::now() - by).expect("its time can be set");
+    let file = File::options().append(true).open(path).expect("an existing file");
+    file.set_modified(SystemTime::now() - by).expect("a settable modification time");
 }
 
 #[track_caller]
@@ -328,7 +361,7 @@ fn find(directory: &Path, name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not in the cache"))
 }
 
-/// A path and its query.
+/// Percent-encodes an image name for use in a query.
 pub fn escaped(text: &str) -> String {
     text.replace('/', "%2F").replace('@', "%40").replace('?', "%3F")
 }
@@ -339,7 +372,7 @@ pub fn names(list: &Value) -> Vec<String> {
     images.map(|each| each["image"].as_str().expect("a name").to_owned()).collect()
 }
 
-/// What a command has printed as JSON.
+/// Parses the JSON output of a command.
 #[track_caller]
 pub fn report(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))

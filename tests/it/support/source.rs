@@ -1,17 +1,16 @@
-//! Rust source as text: what `tidy.rs` looks at. A small lexer, not a parser: comments and the insides
-//! of strings are taken out, items under `#[cfg(test)]` are marked, paths are put together, also out
-//! of `use` groups. The walker, [`sources`], is the only one here that reads files.
+//! Rust source as text, for `tidy.rs`. A small lexer, not a parser: it removes comments and the content of strings, marks
+//! items under `#[cfg(test)]`, and joins paths, including those in `use` groups. Only [`sources`] reads files.
 
 use std::fs;
 use std::path::Path;
 
-/// A file: its path from the project's root, with `/`, and its text.
+/// A file: its path from the project root, with `/`, and its text.
 pub struct Source {
     pub path: String,
     pub text: String,
 }
 
-/// The walker: every `.rs` file below `src` and `tests`, in the order of their paths.
+/// All `.rs` files below `src` and `tests`, ordered by path.
 pub fn sources(root: &Path) -> Vec<Source> {
     let mut sources = Vec::new();
     let mut folders = vec!["src".to_owned(), "tests".to_owned()];
@@ -22,7 +21,7 @@ pub fn sources(root: &Path) -> Vec<Source> {
             if entry.path().is_dir() {
                 folders.push(path);
             } else if path.ends_with(".rs") {
-                let text = fs::read_to_string(entry.path()).expect("sources are UTF-8");
+                let text = fs::read_to_string(entry.path()).expect("UTF-8 sources");
                 sources.push(Source { path, text });
             }
         }
@@ -31,12 +30,12 @@ pub fn sources(root: &Path) -> Vec<Source> {
     sources
 }
 
-/// A line of a file, as the rules want to see it.
+/// A line of a file, prepared for the rules.
 pub struct Line {
     /// Without comments, and with nothing inside string and character literals.
     pub code: String,
-    /// Whether there is a comment, or a part of one. Doc comments do not count: they are contracts
-    /// with the caller, not reasons for the reader.
+    /// Whether there is a comment or a part of one. Doc comments do not count: they are contracts with the caller, not
+    /// reasons for the reader.
     pub comment: bool,
     /// Whether it belongs to an item under `#[cfg(test)]`.
     pub in_test: bool,
@@ -48,7 +47,7 @@ enum State {
     LineComment,
     BlockComment(usize),
     Text,
-    /// A raw string that ends with so many `#`.
+    /// A raw string that ends with this number of `#`.
     RawText(usize),
 }
 
@@ -117,7 +116,7 @@ fn lex(line: &str, mut state: State) -> (String, bool, State) {
     (code, comment, state)
 }
 
-/// How many `#` open the raw string at `i`, if there is one.
+/// The number of `#` that open the raw string at `i`, if there is one.
 fn raw_text(chars: &[char], i: usize) -> Option<usize> {
     let before = if i == 0 { ' ' } else { chars[i - 1] };
     let hashes = chars[i + 1..].iter().take_while(|c| **c == '#').count();
@@ -194,7 +193,7 @@ pub fn tokens(lines: &[Line], tests: Tests) -> Vec<Token> {
     tokens
 }
 
-/// Every path in the code outside of tests, with its line: `a::b`, and each of `a::{b, c::d}`.
+/// Every path in the code outside tests, with its line: `a::b`, and each of `a::{b, c::d}`.
 pub fn paths(lines: &[Line]) -> Vec<(usize, String)> {
     let tokens = tokens(lines, Tests::LeftOut);
     let mut paths = Vec::new();
@@ -205,7 +204,7 @@ pub fn paths(lines: &[Line]) -> Vec<(usize, String)> {
     paths
 }
 
-/// Reads the path that starts at `at`, if one does; returns where to go on.
+/// Reads the path that starts at `at`, if any. Returns where to continue.
 fn path(tokens: &[Token], at: usize, prefix: &str, found: &mut Vec<(usize, String)>) -> usize {
     let kind = |at: usize| tokens.get(at).map(|token| &token.kind);
     let Some(Kind::Word(first)) = kind(at) else { return at + 1 };

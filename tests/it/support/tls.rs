@@ -1,4 +1,4 @@
-//! Certificates that the tests make themselves, for servers and for clients.
+//! Certificates created by the tests, for servers and for clients.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme};
 
-/// A certificate authority that nobody trusts yet.
+/// A private certificate authority.
 pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -38,12 +38,12 @@ impl Authority {
         Authority { pem: certificate.pem(), issuer: Issuer::new(params, key) }
     }
 
-    /// The authority's certificate, for whoever shall trust it.
+    /// The certificate of the authority.
     pub fn pem(&self) -> String {
         self.pem.clone()
     }
 
-    /// A certificate for these DNS names and IP addresses, good for servers and for clients.
+    /// A certificate for these DNS names and IP addresses, valid for servers and clients.
     pub fn issue(&self, names: &[&str]) -> Identity {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names.clone()).expect("the names are valid");
@@ -56,7 +56,7 @@ impl Authority {
     }
 }
 
-/// What `openssl req -x509` makes: a certificate for servers and clients that is its own authority.
+/// As created by `openssl req -x509`: a certificate for servers and clients that is its own authority.
 pub fn self_signed(names: &[&str]) -> Identity {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).expect("the names are valid");
@@ -66,7 +66,7 @@ pub fn self_signed(names: &[&str]) -> Identity {
     Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
 }
 
-/// A server by TLS with a certificate from outside; its key is in the same PEM text.
+/// A TLS server with the certificate and the key in this PEM text.
 pub(super) fn server_config_of(pem: &str) -> Arc<ServerConfig> {
     let identity = Identity { certificate_pem: pem.to_owned(), key_pem: pem.to_owned() };
     let (chain, key) = der(&identity);
@@ -77,7 +77,7 @@ pub(super) fn server_config_of(pem: &str) -> Arc<ServerConfig> {
     Arc::new(builder.with_single_cert(chain, key).expect("the key belongs to the certificate"))
 }
 
-/// A server by TLS whose key is on the curve P-521, which ring cannot sign with.
+/// A TLS server with a key on the curve P-521, which ring cannot sign with.
 pub(super) fn p521_server_config() -> Arc<ServerConfig> {
     let pem = include_str!("certificates/p521-server.pem");
     let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
@@ -91,7 +91,7 @@ pub(super) fn p521_server_config() -> Arc<ServerConfig> {
     Arc::new(builder.with_cert_resolver(Arc::new(resolver)))
 }
 
-/// The key of `certificates/p521-server.pem`, which protects nothing.
+/// The key of `certificates/p521-server.pem`. It protects nothing.
 const P521_SECRET: [u8; 66] = [
     0x00, 0x12, 0xe4, 0x77, 0xef, 0x77, 0xd4, 0x38, 0x5b, 0x08, 0x68, 0x1a, 0x98, 0xb0, 0xf6, 0x54,
     0x83, 0x79, 0xcd, 0x21, 0xdc, 0x11, 0xd4, 0xd4, 0xc3, 0x29, 0x0a, 0x8b, 0x90, 0x12, 0x09, 0xaf,
@@ -125,7 +125,7 @@ impl Signer for P521Key {
     }
 }
 
-/// Whether a server asks its clients for certificates.
+/// Whether a server requires client certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientCertificate {
     NotAsked,
@@ -166,7 +166,7 @@ pub(super) fn client_config(ca_pem: &str, identity: Option<&Identity>) -> Arc<Cl
     })
 }
 
-/// Named, because with two providers in one program rustls refuses to choose.
+/// Explicit, because with two providers in one program rustls refuses to choose.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

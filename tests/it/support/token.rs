@@ -16,34 +16,33 @@ use super::answer::Answer;
 use super::wire::{Recorded, pairs};
 use super::{base64, lock};
 
-/// The usual challenge. `{realm}`, `{service}` and `{scope}` are filled in; at `/v2/`, where there
-/// is no repository, the scope is left out. `{error}` becomes `,error="invalid_token"` when a token
-/// was sent that does not do.
+/// The usual challenge. `{realm}`, `{service}` and `{scope}` are replaced. At `/v2/`, where there is no repository, the
+/// scope is left out. `{error}` becomes `,error="invalid_token"` if the request has an invalid token.
 const CHALLENGE: &str = r#"Bearer realm="{realm}",service="{service}",scope="{scope}"{error}"#;
 
-/// What the token endpoint answers.
+/// The response of the token endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenAnswer {
-    /// A new token to whoever shows the right credentials.
+    /// A new token for valid credentials.
     Issue,
-    /// This status, with error JSON.
+    /// An error with this status.
     Refuse(u16),
     /// 200 with a login page.
     Html,
-    /// 200 with a valid token of so many bytes.
+    /// 200 with a valid token of this length.
     Oversized(usize),
     /// 200 with this JSON text.
     Json(String),
 }
 
-/// Under which names the token is handed out.
+/// The JSON fields that carry the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenKey {
     Token,
     AccessToken,
 }
 
-/// Settings of a token endpoint, and the book of the tokens it has issued. Clones share the book.
+/// Settings of a token endpoint, and the tokens that it has issued. Clones share the tokens.
 #[derive(Clone)]
 pub struct TokenServer {
     service: String,
@@ -55,9 +54,9 @@ pub struct TokenServer {
     redirect: Option<String>,
     user: Option<(String, String)>,
     refresh_token: Option<String>,
-    /// What a token must allow for tag lists; for everything else it is `pull`.
+    /// The action that tag lists require; everything else requires `pull`.
     list_action: &'static str,
-    /// The status for a token that is good for something else.
+    /// The status for a token with another scope.
     other_scope_status: u16,
     book: Arc<Mutex<Book>>,
 }
@@ -65,12 +64,12 @@ pub struct TokenServer {
 struct Book {
     answer: TokenAnswer,
     issued: usize,
-    /// Tokens that are good, with the scopes they are good for.
+    /// Valid tokens and their scopes.
     valid: Vec<(String, Vec<String>)>,
 }
 
 impl TokenServer {
-    /// Issues tokens to everybody, as `token`, without `expires_in`.
+    /// Issues tokens to every client, as `token`, without `expires_in`.
     pub fn new() -> TokenServer {
         let book = Book { answer: TokenAnswer::Issue, issued: 0, valid: Vec::new() };
         TokenServer {
@@ -89,25 +88,25 @@ impl TokenServer {
         }
     }
 
-    /// Hands tokens out as `access_token`.
+    /// Issues tokens as `access_token`.
     pub fn access_token(mut self) -> TokenServer {
         self.key = TokenKey::AccessToken;
         self
     }
 
-    /// Claims that tokens live so many seconds. Only [`TokenServer::expire_tokens`] ends them.
+    /// Claims this lifetime in seconds. Only [`TokenServer::expire_tokens`] ends it.
     pub fn expires_in(mut self, seconds: i64) -> TokenServer {
         self.expires_in = Some(json!(seconds));
         self
     }
 
-    /// Claims a lifetime in another form than a whole number.
+    /// Claims a lifetime that is not written as a whole number.
     pub fn expires_in_other_words(mut self, value: Value) -> TokenServer {
         self.expires_in = Some(value);
         self
     }
 
-    /// Redirects to this location until `moved` is in the query.
+    /// Redirects to this location until the query contains `moved`.
     pub fn redirects_to(mut self, location: &str) -> TokenServer {
         self.redirect = Some(location.to_owned());
         self
@@ -118,54 +117,53 @@ impl TokenServer {
         self
     }
 
-    /// Gives tokens only for this user name and password, sent as Basic.
+    /// Requires this user name and password, sent as Basic.
     pub fn user(mut self, name: &str, password: &str) -> TokenServer {
         self.user = Some((name.to_owned(), password.to_owned()));
         self
     }
 
-    /// Also gives tokens for a POST with this refresh token. Without it, POST is a 404.
+    /// Also issues tokens for a POST with this refresh token. Without it, POST gets 404.
     pub fn refresh_token(mut self, token: &str) -> TokenServer {
         self.refresh_token = Some(token.to_owned());
         self
     }
 
-    /// The realm has this query already; the endpoint answers 400 to requests that lost it.
+    /// Adds this query to the realm. Requests without it get 400.
     pub fn realm_query(mut self, query: &str) -> TokenServer {
         self.realm_query = Some(query.to_owned());
         self
     }
 
-    /// Names this URL as the realm, wherever it leads.
+    /// Uses this URL as the realm.
     pub fn realm(mut self, url: &str) -> TokenServer {
         self.realm = Some(url.to_owned());
         self
     }
 
-    /// Another form of the challenge, with `{realm}`, `{service}`, `{scope}`, `{error}` to be
-    /// filled in. Several challenges go into one line as they stand; a line break starts another
-    /// `WWW-Authenticate` line.
+    /// Replaces the challenge, in which `{realm}`, `{service}`, `{scope}` and `{error}` are replaced. Several challenges can
+    /// share a line; a line break starts another `WWW-Authenticate` header.
     pub fn challenge(mut self, format: &str) -> TokenServer {
         self.challenge = format.to_owned();
         self
     }
 
-    /// From now on the endpoint answers so.
+    /// Changes the response of the endpoint from now on.
     pub fn answer_with(&self, answer: TokenAnswer) {
         lock(&self.book).answer = answer;
     }
 
-    /// Revokes every token that was issued.
+    /// Revokes all issued tokens.
     pub fn expire_tokens(&self) {
         lock(&self.book).valid.clear();
     }
 
-    /// How many tokens were issued.
+    /// The number of issued tokens.
     pub fn issued(&self) -> usize {
         lock(&self.book).issued
     }
 
-    /// What `/token` answers.
+    /// The response of `/token`.
     pub(super) fn answer(&self, request: &Recorded) -> Answer {
         let has_moved = request.query_value("moved").is_some();
         if let Some(location) = self.redirect.as_ref().filter(|_| !has_moved) {
@@ -185,7 +183,7 @@ impl TokenServer {
         }
     }
 
-    /// Why a request gets no token.
+    /// The reason why a request gets no token.
     fn objection(&self, request: &Recorded) -> Option<Answer> {
         let refuse = |status, message| Some(Answer::error(status, "UNAUTHORIZED", message));
         if request.method == "POST" {
@@ -234,13 +232,13 @@ impl TokenServer {
         Answer::new(200, "application/json", Value::Object(body).to_string().into_bytes())
     }
 
-    /// Tag lists demand a token with this action, and no `pull` does, as with Azure's registries.
+    /// Requires this action for tag lists, for which `pull` is not sufficient, as on Azure.
     pub fn scope_of_lists(mut self, action: &'static str) -> TokenServer {
         self.list_action = action;
         self
     }
 
-    /// A token that is good for something else is refused with this status instead of 401.
+    /// Refuses a token with another scope with this status instead of 401.
     pub fn refuses_other_scopes_by(mut self, status: u16) -> TokenServer {
         self.other_scope_status = status;
         self
@@ -251,13 +249,13 @@ impl TokenServer {
         format!("repository:{repository}:{}", if is_list { self.list_action } else { "pull" })
     }
 
-    /// Whether the request shows a token that was issued, for whatever scope.
+    /// Whether the request has an issued token, whatever its scope.
     fn knows(&self, request: &Recorded) -> bool {
         let shown = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
         lock(&self.book).valid.iter().any(|(valid, _)| shown == Some(valid))
     }
 
-    /// Whether the request's token is good for what it asks of that repository (for any, if `None`).
+    /// Whether the token of the request is valid for its access to this repository (for any, if `None`).
     fn admits(&self, request: &Recorded, repository: Option<&str>) -> bool {
         let Some(token) = request.header("authorization").and_then(|v| v.strip_prefix("Bearer "))
         else {
@@ -290,22 +288,22 @@ impl TokenServer {
     }
 }
 
-/// What a registry demands before it answers.
+/// The authentication that a registry requires.
 #[derive(Clone, Default)]
 pub(super) enum Auth {
     #[default]
     Open,
-    /// Tokens, and the URL of their endpoint.
+    /// Tokens, with the URL of their endpoint.
     Bearer(TokenServer, String),
     Basic(String, String),
-    /// Offers both; tokens are issued and none is accepted, the password is.
+    /// Offers both. Tokens are issued but refused; the password is accepted.
     Both(TokenServer, String, String, String),
-    /// Basic with the user `AWS` and this password; any other is 403, as if it had expired.
+    /// Basic with the user `AWS` and this password. Any other gets 403, as if it had expired.
     Ecr(String),
 }
 
 impl Auth {
-    /// The 401, or 403, for a request that does not show what is demanded.
+    /// The 401 or 403 for a request without the required credentials.
     pub fn refusal(&self, request: &Recorded, repository: Option<&str>) -> Option<Answer> {
         let lines = match self {
             Auth::Open => return None,

@@ -1,4 +1,4 @@
-//! The fake registry's side of a socket: reading requests, and the ways to end a connection.
+//! The fake registry's side of a socket: reading requests, and ways to end a connection.
 //!
 //! Must not know what a registry is.
 
@@ -10,28 +10,28 @@ use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// The largest request head read; a client under test never gets near it.
+/// The maximum size of a request head. Clients under test stay far below it.
 const HEAD_LIMIT: usize = 64 * 1024;
 
-/// The largest request body read: form posts to a token endpoint.
+/// The maximum size of a request body: form posts to a token endpoint.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// Counts the requests of *all* fake registries of the process, so that a test with two of them can
-/// say which was asked first. Only ever compared, never expected to be a certain number.
+/// Numbers the requests of *all* fake registries of the process, so that a test with two of them can compare the order.
+/// The absolute numbers have no meaning.
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
 
-/// One request as it arrived.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// Grows with every request, across all fake registries of the process.
+    /// Increases with every request, across all fake registries of the process.
     pub sequence: u64,
-    /// Which connection of its registry it came on, from 1.
+    /// The number of its connection at this registry, starting at 1.
     pub connection: u64,
     pub method: String,
-    /// The path as sent, without the query, percent-encoding left alone.
+    /// The path as sent, without the query and without percent-decoding.
     pub path: String,
     pub query: Option<String>,
-    /// In the order and the case they were sent.
+    /// In their order and case on the wire.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub(super) http_1_0: bool,
@@ -43,7 +43,7 @@ impl Recorded {
         self.headers_named(name).into_iter().next()
     }
 
-    /// Every header line of that name.
+    /// All header lines of that name.
     pub fn headers_named(&self, name: &str) -> Vec<&str> {
         let named = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
@@ -54,7 +54,7 @@ impl Recorded {
         self.query_values(name).into_iter().next()
     }
 
-    /// Every query parameter of that name, decoded.
+    /// All query parameters of that name, decoded.
     pub fn query_values(&self, name: &str) -> Vec<String> {
         pairs(self.query.as_deref().unwrap_or(""))
             .into_iter()
@@ -77,7 +77,7 @@ impl Recorded {
     }
 }
 
-/// The pairs of a query or of a form, decoded (`+` is a space, as in both).
+/// The pairs of a query or a form, decoded (`+` is a space in both).
 pub(super) fn pairs(text: &str) -> Vec<(String, String)> {
     text.split('&')
         .filter(|pair| !pair.is_empty())
@@ -108,7 +108,7 @@ pub(super) fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// A socket that two owners may use: the thread that serves it, and the registry that cuts it.
+/// A socket with two owners: the thread that serves it, and the registry that may close it.
 pub(super) struct Socket(Arc<TcpStream>);
 
 impl Read for Socket {
@@ -127,14 +127,14 @@ impl Write for Socket {
     }
 }
 
-/// A client's connection, in the clear or over TLS.
+/// A client connection, with or without TLS.
 pub(super) enum Stream {
     Plain(Socket),
     Tls(Box<StreamOwned<ServerConnection, Socket>>),
 }
 
 impl Stream {
-    /// Takes a fresh connection; with `tls` the handshake happens at the first read.
+    /// Wraps a new connection. With `tls`, the handshake takes place at the first read.
     pub fn new(socket: Arc<TcpStream>, tls: Option<&Arc<ServerConfig>>) -> Stream {
         match tls {
             None => Stream::Plain(Socket(socket)),
@@ -146,12 +146,12 @@ impl Stream {
         }
     }
 
-    /// Ends the connection in an orderly way (FIN), and reads what the client still sends, because
-    /// closing over unread bytes would be a reset.
+    /// Closes the connection by FIN, and reads what the client still sends, because closing with unread bytes would be a
+    /// reset.
     pub fn finish(mut self) {
         if let Stream::Tls(tls) = &mut self {
             tls.conn.send_close_notify();
-            // The client may be gone already; there is nobody to tell.
+            // The client may have disconnected.
             let _ = tls.flush();
         }
         let _ = self.socket().shutdown(Shutdown::Write);
@@ -160,9 +160,9 @@ impl Stream {
         while matches!(socket.read(&mut sink), Ok(n) if n > 0) {}
     }
 
-    /// Ends the connection with a reset (RST).
+    /// Closes the connection by RST.
     pub fn reset(self) {
-        // With no time to linger, closing sends a reset instead of a FIN.
+        // With a linger time of zero, closing sends a reset instead of a FIN.
         rustix::net::sockopt::set_socket_linger(self.socket(), Some(Duration::ZERO))
             .expect("an open socket takes the linger option");
     }
@@ -200,10 +200,10 @@ impl Write for Stream {
     }
 }
 
-/// Requests from one connection, pipelined ones included.
+/// The requests of one connection, including pipelined ones.
 pub(super) struct Requests {
     connection: u64,
-    /// Bytes read and not yet used.
+    /// Received bytes that have not been used yet.
     pending: Vec<u8>,
 }
 
@@ -212,10 +212,10 @@ impl Requests {
         Requests { connection, pending: Vec::new() }
     }
 
-    /// The next request with its body; `None` when the client has ended the connection between two.
+    /// The next request with its body; `None` if the client closes the connection between requests.
     ///
     /// # Errors
-    /// When the socket breaks or what comes is not HTTP/1.
+    /// If the socket fails or the bytes are not HTTP/1.
     pub fn next(&mut self, stream: &mut Stream) -> io::Result<Option<Recorded>> {
         let head_length = loop {
             if let Some(at) = find(&self.pending, b"\r\n\r\n") {

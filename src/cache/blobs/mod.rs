@@ -1,0 +1,463 @@
+//! The service for blobs: an open file on a hit, a follower of the growing file otherwise.
+//!
+//! [`BlobCache::find`] looks a blob up, and starts or joins its flight. The work of the flight, on a fetcher, is
+//! [`BlobCache::fetch`] in `fetch.rs`: the function that downloads a blob into the store.
+
+mod download;
+mod fetch;
+mod pass_through;
+mod retry;
+mod wait;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::{Arc, Mutex};
+
+use super::bounded::BoundedCache;
+use super::core::Core;
+use super::eviction::EvictionService;
+use super::manifests::ManifestCache;
+use super::negative::Asked;
+use super::scheduler::Purpose as JobPurpose;
+use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
+use crate::client_address::ClientAddress;
+use crate::flight::{Flights, Follower, Leader};
+use crate::oci::{Digest, ImageName, Upstream};
+use crate::store::Blob;
+use crate::upstream::{BlobAsk, Standing, UpstreamError};
+
+pub use pass_through::{AlreadySent, PassThrough};
+pub use retry::RetryPolicy;
+pub use wait::BlobWait;
+
+use wait::WaitsFor;
+
+/// Blobs with wrong content that are remembered, with the endpoints that sent them.
+const WRONG_REMEMBERED: usize = 1024;
+
+/// By upstream as well: a registry that a client chose must have no say in what the clients of another
+/// one get, not even in how long it takes.
+type BlobKey = (Upstream, Digest);
+pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
+type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
+type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
+type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
+
+/// A blob that is arriving: for whom it was begun, where its bytes go, and how many there will be.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// The repository whose request began it.
+    pub origin: ImageName,
+    /// The growing file, to be read by offset up to what the flight says is available.
+    pub file: Arc<File>,
+    /// The size in bytes, if upstream or a manifest told.
+    pub size: Option<u64>,
+    /// Who told it.
+    pub size_source: SizeSource,
+}
+
+/// Who told the size of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SizeSource {
+    /// The registry, or this process has verified it.
+    Registry,
+    /// A manifest of the repository for which the download began, since the registry told none: anybody can
+    /// publish one, so it counts for that repository alone.
+    Manifest,
+}
+
+/// A download failed, for whom it was begun. Who joined it from another repository has a registry of
+/// their own to ask, and no business with what this one said.
+#[derive(Debug, Clone)]
+pub struct BlobFailure {
+    /// The repository whose request began the download.
+    pub origin: ImageName,
+    /// What went wrong.
+    pub error: CacheError,
+}
+
+/// What the blob is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its bytes.
+    Read,
+    /// Only whether it is there and how large (HEAD): no reason to download it.
+    Size,
+}
+
+/// What a lookup found.
+pub enum BlobLookup {
+    /// It is in the store.
+    Ready(Blob),
+    /// It is being fetched, or its size is.
+    Wait(BlobWait),
+}
+
+/// The service.
+pub(super) struct BlobCache {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
+    eviction: Arc<EvictionService>,
+    pub(super) flights: BlobFlights,
+    size_flights: SizeFlights,
+    /// Sizes of blobs that this process verified. Locked for a look-up or an insertion only, as are the tables below.
+    verified_sizes: Mutex<BoundedCache<Digest, u64>>,
+    /// Blobs that had the wrong content, and the failures of each endpoint with them.
+    wrong: Mutex<BoundedCache<BlobKey, fetch::WrongBlob>>,
+    /// Downloads that wait for a fetcher in the background, so that each is queued once.
+    queued_in_background: Mutex<HashSet<BlobKey>>,
+    /// Downloads that an operator wants to end.
+    cancelled: Mutex<HashSet<BlobKey>>,
+}
+
+impl BlobCache {
+    pub(super) fn new(
+        core: Arc<Core>,
+        manifests: Arc<ManifestCache>,
+        eviction: Arc<EvictionService>,
+    ) -> BlobCache {
+        BlobCache {
+            core,
+            manifests,
+            eviction,
+            flights: Flights::new(),
+            size_flights: Flights::new(),
+            verified_sizes: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
+            queued_in_background: Mutex::default(),
+            cancelled: Mutex::default(),
+        }
+    }
+
+    /// The downloads under way, in the order of their names.
+    pub(super) fn statuses(&self) -> Vec<FlightStatus> {
+        let status = |key: BlobKey| {
+            let flight = self.flights.peek(&key)?;
+            let header = flight.header();
+            Some(FlightStatus {
+                upstream: key.0,
+                digest: key.1,
+                bytes: flight.available(),
+                size: header.as_ref().and_then(|header| header.size),
+                origin: header.map(|header| header.origin),
+            })
+        };
+        let keys = self.flights.keys().into_iter();
+        let mut all: Vec<FlightStatus> = keys.filter_map(status).collect();
+        all.sort_by_key(|flight| (flight.upstream.clone(), flight.digest.to_string()));
+        all
+    }
+
+    /// How many downloads are under way.
+    pub(super) fn flights(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// How many requests for the size of a blob are under way.
+    pub(super) fn size_flights(&self) -> usize {
+        self.size_flights.len()
+    }
+
+    /// Ends a download at its next bytes; what was received is kept. `false` if there is no such download.
+    pub(super) fn cancel(&self, upstream: &Upstream, digest: &Digest) -> bool {
+        let key = (upstream.clone(), *digest);
+        // Noted first: a flight that ends in between removes the note again.
+        lock(&self.cancelled).insert(key.clone());
+        if self.flights.peek(&key).is_some() {
+            return true;
+        }
+        self.uncancel(&key);
+        false
+    }
+
+    fn is_cancelled(&self, upstream: &Upstream, digest: &Digest) -> bool {
+        let cancelled = lock(&self.cancelled);
+        !cancelled.is_empty() && cancelled.contains(&(upstream.clone(), *digest))
+    }
+
+    fn uncancel(&self, key: &BlobKey) {
+        lock(&self.cancelled).remove(key);
+    }
+
+    /// Forgets a blob's verified size: its file was damaged.
+    pub(super) fn forget_size(&self, digest: &Digest) {
+        lock(&self.verified_sizes).remove(digest);
+    }
+
+    /// Forgets which endpoints of these registries sent wrong content.
+    pub(super) fn forget_wrong(&self, upstreams: &[Upstream]) {
+        lock(&self.wrong).retain(|(upstream, _)| !upstreams.contains(upstream));
+    }
+
+    /// The blob of a digest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that there is none to be had.
+    pub(super) fn find(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        purpose: Purpose,
+        client: Option<ClientAddress>,
+    ) -> Result<BlobLookup, CacheError> {
+        let size_hint = self.size_hint(name, digest);
+        if let Some(blob) = self.core.store.find_blob(digest, size_hint)? {
+            return Ok(BlobLookup::Ready(blob));
+        }
+        if self.core.is_offline() {
+            return Err(CacheError::NotCached);
+        }
+        // Before the negative cache: another repository's download serves this one as well.
+        if let Some(flight) = self.flights.find(&(name.upstream.clone(), *digest)) {
+            let waits_for = WaitsFor::Bytes(flight);
+            let (name, how) = (name.clone(), How::Join);
+            return Ok(BlobLookup::Wait(BlobWait { waits_for, name, how, size_hint }));
+        }
+        if self.core.negative.is_missing(&Asked::Blob(name.clone(), *digest), self.core.now()) {
+            return Err(CacheError::KnownMissing);
+        }
+        if let Some(wait) = self.core.negative.backoff(&name.upstream, self.core.now()) {
+            return Err(CacheError::BackingOff { wait });
+        }
+        Ok(BlobLookup::Wait(match purpose {
+            Purpose::Read => self.ask_for_blob(name, digest, size_hint, client)?,
+            Purpose::Size => self.ask_for_size(name, digest, size_hint, client)?,
+        }))
+    }
+
+    /// Resumes the downloads of listed registries that have broken off, or that an earlier process has left, in
+    /// the background. Waits for nothing. Returns how many there are.
+    ///
+    /// Those of unlisted registries wait for a client: anybody can begin any number of them.
+    pub(super) fn resume_downloads(self: &Arc<Self>) -> usize {
+        if self.core.is_offline() {
+            return 0;
+        }
+        let partials = self.core.store.partials();
+        let idle = partials.iter().filter(|(name, digest)| {
+            self.flights.peek(&(name.upstream.clone(), *digest)).is_none()
+                && matches!(self.core.sources.standing(&name.upstream), Ok(Standing::Listed))
+        });
+        let mut resumed = 0;
+        for (name, digest) in idle {
+            log::info!("{name}@{digest}: an earlier download was not finished");
+            resumed += usize::from(self.fetch_in_background(name, digest, None, None));
+        }
+        resumed
+    }
+
+    /// Fetches a blob when no client needs a fetcher. Returns whether it is queued now and was not before.
+    pub(super) fn fetch_in_background(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) -> bool {
+        let Ok(purpose) = self.core.purpose(name, client) else { return false };
+        let (cache, name, digest) = (Arc::clone(self), name.clone(), *digest);
+        let key = (name.upstream.clone(), digest);
+        if !lock(&self.queued_in_background).insert(key.clone()) {
+            return false;
+        }
+        let forget = |cache: &BlobCache, key: &BlobKey| {
+            lock(&cache.queued_in_background).remove(key);
+        };
+        // After the note: a job that has begun takes its note away only when its flight can be seen.
+        if self.flights.peek(&key).is_some() {
+            forget(self, &key);
+            return false;
+        }
+        let queued = key.clone();
+        let is_queued = self.core.blob_fetchers.submit_in_background(purpose, move || {
+            if cache.core.is_offline()
+                || !matches!(cache.core.store.find_blob(&digest, size_hint), Ok(None))
+            {
+                forget(&cache, &queued);
+                return;
+            }
+            // A client may have begun it meanwhile. We do not follow: nobody waits for it.
+            let joined = cache.flights.join(&queued, || given_up(&name));
+            forget(&cache, &queued);
+            drop(joined.flight);
+            if let Some(leader) = joined.leader {
+                cache.run_flight(name, leader, size_hint, client);
+            }
+        });
+        if !is_queued {
+            forget(self, &key);
+        }
+        is_queued
+    }
+
+    pub(super) fn ask_for_blob(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) -> Result<BlobWait, CacheError> {
+        let purpose = self.core.purpose(name, client)?;
+        let key = (name.upstream.clone(), *digest);
+        let joined = self.flights.join(&key, || given_up(name));
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
+            self.submit_flight(purpose, name.clone(), leader, size_hint);
+        }
+        let waits_for = WaitsFor::Bytes(joined.flight);
+        Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
+    }
+
+    /// Queues the work of a flight that somebody follows.
+    fn submit_flight(
+        self: &Arc<Self>,
+        purpose: JobPurpose,
+        name: ImageName,
+        leader: BlobLeader,
+        size_hint: Option<u64>,
+    ) {
+        let (cache, client) = (Arc::clone(self), purpose.client);
+        let flight = Arc::clone(leader.flight());
+        self.core.blob_fetchers.submit(
+            purpose,
+            move || flight.has_followers(),
+            move || {
+                cache.run_flight(name, leader, size_hint, client);
+            },
+        );
+    }
+
+    /// Does the work of a flight, on a fetcher. A blob that comes wrong is fetched once more, for clients that
+    /// come back: its way here may have corrupted it, or there is another endpoint.
+    ///
+    /// A download that gave its fetcher up for another job continues later: behind the jobs that wait now if
+    /// somebody follows it, in the background if not.
+    fn run_flight(
+        self: &Arc<Self>,
+        name: ImageName,
+        leader: BlobLeader,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) {
+        leader.begin();
+        let key = leader.key().clone();
+        let result = self.fetch(&name, &leader, size_hint);
+        if matches!(&result, Err(CacheError::Suspended)) {
+            match leader.abandon(given_up(&name)) {
+                Some(leader) => {
+                    if let Ok(purpose) = self.core.purpose(&name, client) {
+                        self.submit_flight(purpose, name, leader, size_hint);
+                    }
+                }
+                None => drop(self.fetch_in_background(&name, &key.1, size_hint, client)),
+            }
+            return;
+        }
+        if let Err(error) = &result {
+            error.log(&format!("{name}@{}", key.1));
+        }
+        let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
+        self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
+        leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
+        self.core.store.remove_empty_partials(&name.upstream);
+        // After the end: nobody finds this flight any more to leave a note that would end the next.
+        self.uncancel(&key);
+        if is_wrong && self.should_try_again(&key) {
+            self.try_again(name, &key, size_hint, client);
+        }
+    }
+
+    /// Begins another flight at once, so that clients that come back join it.
+    fn try_again(
+        self: &Arc<Self>,
+        name: ImageName,
+        key: &BlobKey,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) {
+        let Ok(purpose) = self.core.purpose(&name, client) else { return };
+        let joined = self.flights.join(key, || given_up(&name));
+        drop(joined.flight);
+        if let Some(leader) = joined.leader {
+            let cache = Arc::clone(self);
+            let run = move || cache.run_flight(name, leader, size_hint, client);
+            self.core.blob_fetchers.submit(purpose, || true, run);
+        }
+    }
+
+    fn ask_for_size(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) -> Result<BlobWait, CacheError> {
+        let purpose = self.core.purpose(name, client)?;
+        let key = (name.clone(), *digest);
+        let joined = self.size_flights.join(&key, || given_up(name));
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
+            let cache = Arc::clone(self);
+            let flight = Arc::clone(joined.flight.flight());
+            self.core.metadata_fetchers.submit(
+                purpose,
+                move || flight.has_followers(),
+                move || {
+                    leader.begin();
+                    let (name, digest) = leader.key().clone();
+                    let size = cache.fetch_size(&name, &digest);
+                    leader.finish(size.map_err(|error| BlobFailure { origin: name, error }));
+                },
+            );
+        }
+        let waits_for = WaitsFor::Size(joined.flight);
+        Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
+    }
+}
+
+impl BlobCache {
+    /// The size that a blob must have, in bytes: as it was verified, or else as manifests of this repository state it.
+    fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
+        let verified = lock(&self.verified_sizes).get(digest).copied();
+        verified.or_else(|| self.manifests.stated_size(name, digest))
+    }
+
+    /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
+    fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
+        let source = self.core.source(&name.upstream)?;
+        let told = source.blob_size(&name.repository, digest);
+        // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
+        if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
+            self.note_outcome(name, digest, &told);
+        }
+        // A length of nothing is what some registries say when they do not want to tell.
+        if let Some(size) = told?.filter(|size| *size > 0 || digest.is_of_nothing()) {
+            return Ok(size);
+        }
+        let begun = source.blob(&BlobAsk {
+            repository: &name.repository,
+            digest,
+            from: 0,
+            demerits: &self.demerits(name, digest),
+        });
+        self.note_outcome(name, digest, &begun);
+        begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
+            let reason = "the registry does not tell the size of this blob";
+            UpstreamError::bad_answer(&format!("{name}@{digest}"), reason).into()
+        })
+    }
+
+    fn note_outcome<T>(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        result: &Result<T, UpstreamError>,
+    ) {
+        self.core.note_outcome(name, Asked::Blob(name.clone(), *digest), result);
+    }
+}
+
+/// How a flight fails that nobody flies any more.
+fn given_up(name: &ImageName) -> BlobFailure {
+    BlobFailure { origin: name.clone(), error: CacheError::GivenUp }
+}

@@ -1,0 +1,338 @@
+//! Passages: a blob that cannot be kept goes from upstream to one client through a little memory.
+//!
+//! For the day the disk is full or read-only: the pull succeeds all the same, only nothing is shared
+//! and nothing stays. The bytes are hashed from the blob's first on, whatever part the client wants,
+//! and the last byte waits for the digest as it does in a flight. The fetcher waits for its client as
+//! long as that takes something now and then; who takes nothing is the edge's to cut.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::BlobCache;
+use super::download::{Download, Sink, Waits};
+use crate::cache::{CacheError, lock};
+use crate::client_address::ClientAddress;
+use crate::oci::{Digest, ImageName, Verifier};
+use crate::store::IngestError;
+use crate::upstream::UpstreamError;
+
+/// How much of a blob may be on its way between a fetcher and a client, in bytes.
+const WINDOW_BYTES: usize = 1024 * 1024;
+/// How often a fetcher that waits for its client looks whether the server is stopping.
+const STOPPING_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The client's end of a blob that is not kept. Dropping it ends the download.
+pub struct PassThrough {
+    pipe: Arc<Pipe>,
+}
+
+#[derive(Default)]
+struct Pipe {
+    state: Mutex<State>,
+    /// Signalled when the client has taken something, or is gone.
+    taken: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The size of the blob in bytes, once upstream has told it.
+    size: Option<u64>,
+    /// The offset of the first queued byte.
+    position: u64,
+    queue: VecDeque<Arc<[u8]>>,
+    queued_bytes: usize,
+    /// What the client wants begins here: what comes before is not queued.
+    wanted_from: u64,
+    failure: Option<CacheError>,
+    waker: Option<Waker>,
+    is_abandoned: bool,
+}
+
+impl State {
+    fn queued_end(&self) -> u64 {
+        self.position + self.queued_bytes as u64
+    }
+
+    /// Forgets what lies before what is wanted.
+    fn trim(&mut self) {
+        while let Some(first) = self.queue.front() {
+            let end = self.position + first.len() as u64;
+            if end > self.wanted_from {
+                return;
+            }
+            self.position = end;
+            self.queued_bytes -= first.len();
+            self.queue.pop_front();
+        }
+    }
+}
+
+impl Pipe {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes the state and wakes the client.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.state();
+            change(&mut state);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl PassThrough {
+    /// The size of the whole blob in bytes, once upstream has told it.
+    pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, CacheError>> {
+        let mut state = self.pipe.state();
+        match (state.size, &state.failure) {
+            (Some(size), _) => Poll::Ready(Ok(size)),
+            (None, Some(failure)) => Poll::Ready(Err(failure.clone())),
+            (None, None) => {
+                state.waker = Some(waker.clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The next bytes, from `position` on; it may not go back.
+    pub fn poll_bytes(&self, position: u64, waker: &Waker) -> Poll<Result<Arc<[u8]>, CacheError>> {
+        let mut state = self.pipe.state();
+        state.wanted_from = position;
+        state.trim();
+        self.pipe.taken.notify_one();
+        if let Some(first) = state.queue.front() {
+            let offset = position.checked_sub(state.position).map(usize::try_from);
+            return Poll::Ready(match offset {
+                Some(Ok(0)) => Ok(Arc::clone(first)),
+                // Less than the piece is long: what lies before it was trimmed.
+                Some(Ok(offset)) => Ok(Arc::from(&first[offset..])),
+                // What was taken is gone.
+                Some(Err(_)) | None => Err(CacheError::GivenUp),
+            });
+        }
+        match &state.failure {
+            Some(failure) => Poll::Ready(Err(failure.clone())),
+            None => {
+                state.waker = Some(waker.clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for PassThrough {
+    fn drop(&mut self) {
+        let mut state = self.pipe.state();
+        state.is_abandoned = true;
+        state.queue.clear();
+        state.waker = None;
+        drop(state);
+        self.pipe.taken.notify_one();
+    }
+}
+
+/// What a client has had of a blob already, from the file of a flight that could not go on. Nobody has
+/// verified it, so it must be what the passage brings.
+pub struct AlreadySent {
+    /// The flight's file.
+    pub file: Arc<File>,
+    /// The client has had nothing at or behind this offset.
+    pub end: u64,
+}
+
+/// The fetcher's end. Dropping it before all came tells the client that no more will.
+struct PassThroughWriter {
+    pipe: Arc<Pipe>,
+}
+
+impl PassThroughWriter {
+    fn fail(&self, error: CacheError) {
+        self.pipe.change(|state| {
+            state.failure.get_or_insert(error);
+        });
+    }
+
+    /// Queues bytes that lie at the end of what was queued before, once there is room for them.
+    fn push(&self, cache: &BlobCache, bytes: &[u8]) -> Result<(), CacheError> {
+        let mut state = self.pipe.state();
+        loop {
+            cache.core.stop_if_closed()?;
+            if state.is_abandoned {
+                return Err(CacheError::GivenUp);
+            }
+            let end = state.queued_end() + bytes.len() as u64;
+            if state.queue.is_empty() && end <= state.wanted_from {
+                state.position = end;
+                return Ok(());
+            }
+            if state.queued_bytes < WINDOW_BYTES {
+                break;
+            }
+            let waited = self.pipe.taken.wait_timeout(state, STOPPING_LOOK_EVERY);
+            // The tables of this room survive a panic elsewhere, see `lock`; so does this.
+            state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        drop(state);
+        self.pipe.change(|state| {
+            state.queued_bytes += bytes.len();
+            state.queue.push_back(bytes.into());
+        });
+        Ok(())
+    }
+}
+
+impl Drop for PassThroughWriter {
+    fn drop(&mut self) {
+        // After a complete passage nobody asks any more.
+        self.fail(CacheError::GivenUp);
+    }
+}
+
+/// To one client, all but the last byte.
+struct ToClient<'a> {
+    cache: &'a BlobCache,
+    what: String,
+    writer: &'a PassThroughWriter,
+    verifier: Verifier,
+    bytes_written: u64,
+    /// The blob's last byte, which waits for the digest.
+    last: Option<u8>,
+    already_sent: Option<AlreadySent>,
+}
+
+impl ToClient<'_> {
+    /// Compares what came with what the client was sent before.
+    fn compare(&self, bytes: &[u8]) -> Result<(), CacheError> {
+        let Some(AlreadySent { file, end }) = &self.already_sent else { return Ok(()) };
+        let left = usize::try_from(end.saturating_sub(self.bytes_written)).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(left)];
+        let mut sent = vec![0; bytes.len()];
+        match file.read_exact_at(&mut sent, self.bytes_written) {
+            Ok(()) if sent == bytes => Ok(()),
+            _ => {
+                let reason = "it is not what was sent before the disk refused";
+                Err(UpstreamError::bad_answer(&self.what, reason).into())
+            }
+        }
+    }
+}
+
+impl Sink for ToClient<'_> {
+    fn bytes_written(&self) -> u64 {
+        self.bytes_written
+    }
+
+    fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
+        let Some(size) = size else {
+            // Clients need a length, and there is nowhere to put the bytes until it is known.
+            let reason = "the registry does not tell the size of this blob, which cannot be cached";
+            return Err(UpstreamError::bad_answer(&self.what, reason).into());
+        };
+        self.writer.pipe.change(|state| state.size = Some(size));
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+        self.compare(bytes)?;
+        self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
+        self.verifier.update(bytes);
+        self.bytes_written += bytes.len() as u64;
+        let shown = match bytes.split_last() {
+            Some((last, shown)) if Some(self.bytes_written) == size => {
+                self.last = Some(*last);
+                shown
+            }
+            _ => bytes,
+        };
+        if shown.is_empty() { Ok(()) } else { self.writer.push(self.cache, shown) }
+    }
+
+    fn is_short(&self) -> bool {
+        // Without a size there is no passage.
+        false
+    }
+
+    fn waits_for(&self) -> Waits {
+        Waits::OneClient
+    }
+}
+
+impl BlobCache {
+    /// Passes a blob on to one client without keeping it, for a flight that failed for want of a disk, from
+    /// which the client may have had something.
+    pub(in crate::cache) fn pass_through(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        already_sent: Option<AlreadySent>,
+        client: Option<ClientAddress>,
+    ) -> PassThrough {
+        let pipe = Arc::new(Pipe::default());
+        let writer = PassThroughWriter { pipe: Arc::clone(&pipe) };
+        let purpose = match self.core.purpose(name, client) {
+            Ok(purpose) => purpose,
+            Err(error) => {
+                writer.fail(error);
+                return PassThrough { pipe };
+            }
+        };
+        let (cache, name, digest) = (Arc::clone(self), name.clone(), *digest);
+        let client = Arc::clone(&pipe);
+        let is_wanted = move || !client.state().is_abandoned;
+        self.core.blob_fetchers.submit(purpose, is_wanted, move || {
+            log::warn!("{name}@{digest}: streaming it to a client without caching it");
+            cache.core.metrics.not_cached("blob");
+            if let Err(error) = cache.pass_blob(&name, &digest, size_hint, already_sent, &writer) {
+                // A client that leaves is its own affair.
+                if !writer.pipe.state().is_abandoned {
+                    error.log(&format!("{name}@{digest}"));
+                }
+                writer.fail(error);
+            }
+        });
+        PassThrough { pipe }
+    }
+}
+
+impl BlobCache {
+    fn pass_blob(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        size_hint: Option<u64>,
+        already_sent: Option<AlreadySent>,
+        writer: &PassThroughWriter,
+    ) -> Result<(), CacheError> {
+        let sink = ToClient {
+            cache: self,
+            what: format!("{name}@{digest}"),
+            writer,
+            verifier: Verifier::new(digest.algorithm()),
+            bytes_written: 0,
+            last: None,
+            already_sent,
+        };
+        let mut download = Download::new(self, name, *digest, size_hint, sink);
+        download.run()?;
+        let blame = download.blame();
+        let ToClient { verifier, last, .. } = download.sink;
+        let actual = verifier.finish();
+        if actual != *digest {
+            self.note_wrong(&(name.upstream.clone(), *digest), blame);
+            return Err(
+                IngestError::WrongDigest { expected: *digest, actual: actual.into() }.into()
+            );
+        }
+        last.map_or(Ok(()), |last| writer.push(self, &[last]))
+    }
+}

@@ -1,0 +1,162 @@
+//! A bounded table of what was used recently.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// A map of at most `capacity` entries that forgets the oldest half at a time.
+///
+/// Two generations: inserts go to the young one; when that is half of the capacity, it becomes the old
+/// one and the former old one is dropped. Coarser than an exact least-recently-used order, and without
+/// its links and its bookkeeping on every read.
+#[derive(Debug)]
+pub(super) struct BoundedCache<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    generation_max: usize,
+}
+
+impl<K: Eq + Hash, V> BoundedCache<K, V> {
+    pub(super) fn new(capacity: usize) -> BoundedCache<K, V> {
+        BoundedCache {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            generation_max: (capacity / 2).max(1),
+        }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        if self.young.len() >= self.generation_max && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.young.retain(|key, _| keep(key));
+        self.old.retain(|key, _| keep(key));
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+}
+
+/// Two tables, so that what is known of registries that anybody can invent pushes out nothing that is known of the
+/// others.
+#[derive(Debug)]
+pub(super) struct PartitionedCache<K, V> {
+    proven: BoundedCache<K, V>,
+    unproven: BoundedCache<K, V>,
+}
+
+/// In which part something belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// About a registry that is listed, or has answered with content.
+    Proven,
+    /// About any other.
+    Unproven,
+}
+
+impl<K: Eq + Hash, V> PartitionedCache<K, V> {
+    /// So many entries in each part.
+    pub(super) fn new(capacity: usize) -> PartitionedCache<K, V> {
+        PartitionedCache {
+            proven: BoundedCache::new(capacity),
+            unproven: BoundedCache::new(capacity),
+        }
+    }
+
+    /// In whichever part it is: a registry may have answered since it was inserted.
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.proven.get(key).or_else(|| self.unproven.get(key))
+    }
+
+    pub(super) fn insert(&mut self, part: Part, key: K, value: V) {
+        match part {
+            Part::Proven => {
+                self.unproven.remove(&key);
+                self.proven.insert(key, value);
+            }
+            Part::Unproven => self.unproven.insert(key, value),
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        self.proven.remove(key);
+        self.unproven.remove(key);
+    }
+
+    pub(super) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.proven.retain(&keep);
+        self.unproven.retain(&keep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_are_forgotten_and_the_bound_holds() {
+        let mut recent = BoundedCache::new(4);
+        for number in 0..100 {
+            recent.insert(number, number);
+            assert_eq!(recent.get(&number), Some(&number));
+            assert!(recent.young.len() + recent.old.len() <= 4);
+        }
+        assert_eq!(recent.get(&0), None);
+        assert_eq!(recent.get(&98), Some(&98));
+    }
+
+    #[test]
+    fn a_newer_value_hides_an_older_one_and_removal_removes_both() {
+        let mut recent = BoundedCache::new(2);
+        for (key, value) in [('a', 1), ('b', 2), ('a', 3)] {
+            recent.insert(key, value);
+        }
+        assert_eq!(recent.get(&'a'), Some(&3));
+        recent.remove(&'a');
+        assert_eq!(recent.get(&'a'), None);
+    }
+
+    #[test]
+    fn what_is_not_retained_is_gone_from_both_generations() {
+        let mut recent = BoundedCache::new(4);
+        for number in 0..4 {
+            recent.insert(number, number);
+        }
+        recent.retain(|number| number % 2 == 1);
+        assert_eq!(
+            [0, 1, 2, 3].map(|number| recent.get(&number).is_some()),
+            [false, true, false, true]
+        );
+        recent.clear();
+        assert_eq!(recent.get(&3), None);
+    }
+
+    #[test]
+    fn invented_names_push_out_no_others() {
+        let mut table = PartitionedCache::new(4);
+        table.insert(Part::Unproven, 0, "before");
+        table.insert(Part::Proven, 0, "known");
+        for number in 1..100 {
+            table.insert(Part::Unproven, number, "invented");
+        }
+        assert_eq!((table.get(&0), table.get(&99)), (Some(&"known"), Some(&"invented")));
+        assert_eq!(table.get(&1), None);
+        table.retain(|number| *number != 99);
+        table.remove(&0);
+        assert_eq!((table.get(&0), table.get(&99)), (None, None));
+    }
+}

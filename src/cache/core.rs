@@ -1,0 +1,188 @@
+//! What all services of the cache share: the store, the registries, the settings in force, the fetchers, and what is
+//! known about failures.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use super::negative::{Asked, NegativeCache};
+use super::scheduler::{Class, Purpose, Scheduler};
+use super::{CacheError, Clock, PATIENCE, Settings, lock};
+use crate::client_address::ClientAddress;
+use crate::metrics::Metrics;
+use crate::oci::{ImageName, Upstream};
+use crate::store::Store;
+use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
+
+pub(super) struct Core {
+    pub(super) store: Store,
+    pub(super) sources: Arc<dyn Sources>,
+    pub(super) blob_fetchers: Scheduler,
+    /// Fetchers for manifests, lists and sizes, so that blobs cannot delay them.
+    pub(super) metadata_fetchers: Scheduler,
+    pub(super) negative: NegativeCache,
+    /// Counters of this process.
+    pub(super) metrics: Arc<Metrics>,
+    /// Replaced as a whole, and locked only to replace or to copy the pointer. Code that makes several decisions
+    /// takes one copy for all of them.
+    settings: RwLock<Arc<Settings>>,
+    clock: Clock,
+    /// The state of `larder offline` when it was last checked.
+    is_switched_off: AtomicBool,
+    /// Held while the switch is checked, which looks up the name of a file.
+    checking_switch: Mutex<()>,
+}
+
+impl Core {
+    /// Starts the fetchers. Makes no request.
+    pub(super) fn new(
+        store: Store,
+        sources: Arc<dyn Sources>,
+        settings: Settings,
+        clock: Clock,
+    ) -> Core {
+        let start = |name, fetchers, limits| Scheduler::start(name, fetchers, limits, PATIENCE);
+        Core {
+            blob_fetchers: start(
+                "blob-fetcher",
+                settings.blob_fetchers,
+                settings.downloads_per_upstream.clone(),
+            ),
+            metadata_fetchers: start(
+                "manifest-fetcher",
+                settings.manifest_fetchers,
+                HashMap::new(),
+            ),
+            negative: NegativeCache::new(settings.negative_ttl, Arc::clone(&sources)),
+            metrics: Arc::default(),
+            settings: RwLock::new(Arc::new(settings)),
+            clock,
+            is_switched_off: AtomicBool::new(store.is_offline()),
+            checking_switch: Mutex::default(),
+            store,
+            sources,
+        }
+    }
+
+    /// The settings in force.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the settings in force. Returns the former ones.
+    pub(super) fn reconfigure(&self, settings: &Arc<Settings>) -> Arc<Settings> {
+        self.blob_fetchers.set_limits(settings.downloads_per_upstream.clone());
+        self.negative.set_ttl(settings.negative_ttl);
+        let mut current = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, Arc::clone(settings))
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    /// Whether requests to registries are forbidden, by the configuration or by `larder offline on`.
+    pub(super) fn is_offline(&self) -> bool {
+        self.settings().air_gapped || self.is_switched_off.load(Ordering::Relaxed)
+    }
+
+    /// Checks whether `larder offline` was used since the last check.
+    pub(super) fn check_offline_switch(&self) {
+        // One at a time: the result of an earlier check must not replace that of a later one.
+        let _checking = lock(&self.checking_switch);
+        let is_off = self.store.is_offline();
+        if self.is_switched_off.swap(is_off, Ordering::Relaxed) != is_off {
+            match is_off {
+                true => log::warn!("offline: no registry is contacted until `larder offline off`"),
+                false => log::warn!("online: registries are contacted again"),
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`CacheError::NotCached`] if the server is offline.
+    pub(super) fn stop_if_offline(&self) -> Result<(), CacheError> {
+        if self.is_offline() { Err(CacheError::NotCached) } else { Ok(()) }
+    }
+
+    /// # Errors
+    /// [`CacheError::GivenUp`] if the server is stopping.
+    pub(super) fn stop_if_closed(&self) -> Result<(), CacheError> {
+        if self.blob_fetchers.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
+    }
+
+    /// The source of a registry's content.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the server is offline or the registry is not allowed.
+    pub(super) fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
+        self.stop_if_offline()?;
+        Ok(self.sources.source(upstream)?)
+    }
+
+    /// The share of the fetchers that a fetch for this repository counts against.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the registry must not be contacted: then there is no fetch.
+    pub(super) fn purpose(
+        &self,
+        name: &ImageName,
+        client: Option<ClientAddress>,
+    ) -> Result<Purpose, CacheError> {
+        self.stop_if_offline()?;
+        let class = Class::of(&name.upstream, self.sources.standing(&name.upstream)?);
+        Ok(Purpose { class, name: name.clone(), client })
+    }
+
+    /// The class of a registry in the scheduler.
+    pub(super) fn class_of(&self, upstream: &Upstream) -> Class {
+        let standing = self.sources.standing(upstream);
+        Class::of(upstream, standing.unwrap_or(Standing::Unproven))
+    }
+
+    /// Records the outcome of a request. With mirrors, a rate limit holds back one endpoint only, which is the task
+    /// of its circuit breaker.
+    pub(super) fn note_outcome<T>(
+        &self,
+        name: &ImageName,
+        asked: Asked,
+        result: &Result<T, UpstreamError>,
+    ) {
+        self.metrics.asked_upstream(name.upstream.as_str(), outcome(result));
+        let has_mirrors =
+            self.sources.source(&name.upstream).is_ok_and(|source| source.endpoints() > 1);
+        if !has_mirrors {
+            self.negative.note_limit(&name.upstream, result, self.now());
+        }
+        self.negative.note(&name.upstream, asked, result, self.now());
+    }
+}
+
+/// The outcome of a request to a registry, as the metrics name it.
+fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
+    let Err(error) = result else { return "ok" };
+    match error.kind() {
+        UpstreamErrorKind::NotFound => "404",
+        UpstreamErrorKind::Hidden => "hidden",
+        UpstreamErrorKind::Denied { .. } => "denied",
+        UpstreamErrorKind::Credentials { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
+        UpstreamErrorKind::RateLimited { .. } => "429",
+        UpstreamErrorKind::OutOfService => "503",
+        UpstreamErrorKind::Loop => "loop",
+        UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
+        UpstreamErrorKind::Status { status } => match status / 100 {
+            5 => "5xx",
+            _ => "other-status",
+        },
+        UpstreamErrorKind::Unsupported => "unsupported",
+        UpstreamErrorKind::TimedOut { .. } => "timed-out",
+        UpstreamErrorKind::Unreachable { .. } => "unreachable",
+        UpstreamErrorKind::Proxy { .. } => "proxy",
+        UpstreamErrorKind::Tls { .. } => "tls",
+        UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
+        UpstreamErrorKind::Redirect { .. } => "redirect",
+        UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
+    }
+}

@@ -1,0 +1,204 @@
+//! Scrubbing: all blobs are hashed now and then, so that a disk that forgets is noticed before the day the
+//! content is needed and nobody can be asked.
+//!
+//! Damage is kept aside and fetched again. The pass is slow on purpose, and of several processes on one
+//! directory one is at it.
+
+use std::num::NonZeroU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use super::background::Background;
+use crate::cache::Cache;
+use crate::oci::{Digest, ImageName, Reference};
+use crate::store::{Checked, PeriodicJob, StoredImage};
+
+/// How much is read at a time, in bytes.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// How often it is looked whether a pass is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// When blobs are hashed, and how fast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScrubPolicy {
+    /// From one pass to the next.
+    pub every: Duration,
+    /// Bytes a second at most.
+    pub rate: NonZeroU64,
+}
+
+/// What a pass found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Blobs that were hashed.
+    pub blobs: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Those that were damaged.
+    pub damaged: Vec<Digest>,
+}
+
+/// Keeps to a rate. Pure: bytes and times in, a wait out.
+#[derive(Debug)]
+pub struct Pace {
+    rate: NonZeroU64,
+    began: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// So many bytes a second from `now` on.
+    pub fn new(rate: NonZeroU64, now: Instant) -> Pace {
+        Pace { rate, began: now, bytes: 0 }
+    }
+
+    /// How long to wait after these bytes.
+    pub fn after(&mut self, bytes: u64, now: Instant) -> Duration {
+        self.bytes += bytes;
+        // Precise enough: it is about seconds.
+        let due = Duration::from_secs_f64(self.bytes as f64 / self.rate.get() as f64);
+        due.saturating_sub(now.duration_since(self.began))
+    }
+}
+
+/// The thread that scrubs. Dropping it ends the pass where it is.
+pub struct Scrubber {
+    _thread: Background,
+}
+
+impl Scrubber {
+    /// Scrubs the store of `cache` as the policy says.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(cache: Cache, policy: ScrubPolicy) -> std::io::Result<Scrubber> {
+        let loss = "blobs are not looked at until a restart";
+        let work = move |stopped: Receiver<()>| work(&cache, &policy, &stopped);
+        Ok(Scrubber { _thread: Background::start("scrubber", loss, work)? })
+    }
+}
+
+fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
+    let mut go_on = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
+    // What an earlier pass has found, and was stopped before it could be fetched again.
+    cache.heal(&cache.store().quarantined(), &mut go_on);
+    loop {
+        let store = cache.store();
+        if store.is_writable()
+            && let Some(lease) = store.acquire_lease(PeriodicJob::Scrub, policy.every, cache.now())
+        {
+            let mut pace = Pace::new(policy.rate, Instant::now());
+            let report = cache.scrub(&mut |bytes| {
+                let wait = pace.after(bytes, Instant::now());
+                matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout))
+            });
+            if let Some(report) = report {
+                log::info!(
+                    "scrub: {} blobs, {} bytes, {} damaged",
+                    report.blobs,
+                    report.bytes,
+                    report.damaged.len()
+                );
+                lease.finish(cache.now());
+                cache.heal(&report.damaged, &mut go_on);
+            }
+        }
+        match stopped.recv_timeout(LOOK_INTERVAL) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+impl Cache {
+    /// Hashes every blob and takes damaged ones out of the way. `pace` is told the bytes that were read,
+    /// and ends the pass by `false`: then there is no report.
+    pub fn scrub(&self, pace: &mut dyn FnMut(u64) -> bool) -> Option<ScrubReport> {
+        let store = self.store();
+        let (mut report, mut buffer) = (ScrubReport::default(), vec![0; CHUNK_BYTES]);
+        let blobs = match store.blobs() {
+            Ok(blobs) => blobs,
+            Err(error) => {
+                log::error!("scrub: {error}");
+                return None;
+            }
+        };
+        for (digest, size) in blobs {
+            match store.check_blob(&digest, &mut buffer, pace) {
+                Checked::Sound => {}
+                Checked::Gone => continue,
+                Checked::Unreadable(error) => {
+                    log::warn!("{digest} cannot be looked at: {error}");
+                    continue;
+                }
+                Checked::Stopped => return None,
+                Checked::Damaged(damage) => {
+                    match store.quarantine(&damage) {
+                        Ok(Some(path)) => log::error!(
+                            "{digest} is damaged: {}; it was moved to {}",
+                            damage.reason,
+                            path.display()
+                        ),
+                        Ok(None) => continue,
+                        Err(error) => log::error!("{digest} is damaged and stays: {error}"),
+                    }
+                    report.damaged.push(digest);
+                    self.metrics().scrub_damaged.inc();
+                    self.services.blobs.forget_size(&digest);
+                }
+            }
+            report.blobs += 1;
+            report.bytes += size;
+            self.metrics().scrubbed_blobs.inc();
+            self.metrics().scrubbed_bytes.inc_by(size);
+        }
+        Some(report)
+    }
+
+    /// Fetches again what is missing of these, for the images that need them, behind clients' requests.
+    pub fn heal(&self, damaged: &[Digest], go_on: &mut dyn FnMut() -> bool) {
+        if damaged.is_empty() || self.is_offline() {
+            return;
+        }
+        let store = self.store().clone();
+        let mut visit = |image: &StoredImage| {
+            if !go_on() {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            let graph = store.graph_of(image);
+            for each in graph.manifests.iter().filter(|each| each.manifest.is_none()) {
+                if damaged.contains(&each.descriptor.digest) {
+                    self.refetch_manifest(&image.name, each.descriptor.digest);
+                }
+            }
+            for blob in graph.missing_blobs().filter(|blob| damaged.contains(&blob.digest)) {
+                self.services.prefetcher.fetch_if_missing(&image.name, blob);
+            }
+            Ok(())
+        };
+        // The visitor fails only to end the walk.
+        let _ = store.each_image(&mut visit);
+    }
+
+    fn refetch_manifest(&self, name: &ImageName, digest: Digest) {
+        let key = (name.clone(), Reference::Digest(digest));
+        self.services.manifests.fetch_in_background(key, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept_whatever_the_pieces() {
+        let start = Instant::now();
+        let mut pace = Pace::new(NonZeroU64::new(1000).unwrap(), start);
+        let second = Duration::from_secs(1);
+        assert_eq!(pace.after(500, start), second / 2);
+        assert_eq!(pace.after(500, start + second / 2), second / 2);
+        // Time that was lost elsewhere is made up for.
+        assert_eq!(pace.after(1000, start + 5 * second), Duration::ZERO);
+        assert_eq!(pace.after(4000, start + 5 * second), second);
+    }
+}

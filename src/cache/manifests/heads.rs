@@ -1,0 +1,241 @@
+//! HEAD of a tag that is not cached: answered by a HEAD upstream, which rate limits do not count.
+//!
+//! Tools that only look (`crane digest`, update checkers) would otherwise cost a pull each. Where the registry's answer
+//! lacks a digest, a type or a length, and where it has no such tag for HEAD, the manifest is fetched.
+//!
+//! # A pull that begins with HEAD is cached under its tag
+//!
+//! containerd asks for the tag by HEAD and fetches the digest that it got. What HEAD said is therefore remembered, and
+//! when a manifest with that digest enters the store of the same repository within [`PULL_FOLLOWS_MAX`], the tag
+//! is written as if it had been fetched by its name. The two may meet in either order: what HEAD said is noted
+//! before the store is looked at, and a manifest is stored before the notes are looked at, so whichever comes
+//! second sees the other. A crash between the two leaves the manifest without the tag; the next HEAD finds the
+//! manifest in the store and writes the tag.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use super::content::Content;
+use super::{ManifestCache, ManifestLookup};
+use crate::cache::core::Core;
+use crate::cache::freshness::Belief;
+use crate::cache::negative::Asked;
+use crate::cache::{CacheError, How, PATIENCE, lock};
+use crate::client_address::ClientAddress;
+use crate::flight::{Flights, Follower};
+use crate::oci::{Digest, ImageName, Reference, Tag};
+use crate::store::Access;
+use crate::upstream::{ManifestHead, UpstreamError};
+
+/// How long after HEAD a pull of the digest counts as a pull of the tag.
+const PULL_FOLLOWS_MAX: Duration = Duration::from_secs(120);
+/// What HEAD said of so many tags is remembered. Clients choose them, so there is a bound.
+pub(super) const HEADS_REMEMBERED: usize = 4096;
+/// So many tags of one digest are remembered: `3`, `3.20`, `3.20.1`, `latest` and some more.
+const TAGS_OF_A_DIGEST_MAX: usize = 16;
+
+pub(super) type HeadFlights = Flights<(ImageName, Tag), (), ManifestHead, CacheError>;
+
+/// What HEAD said of a tag, and when.
+#[derive(Debug, Clone)]
+pub(super) struct KnownHead {
+    head: ManifestHead,
+    checked: SystemTime,
+}
+
+/// The tags that HEAD said of a digest, and when.
+pub(super) type TagsOfDigest = Vec<(Tag, SystemTime)>;
+
+/// A HEAD that can be answered without the manifest.
+#[derive(Debug, Clone)]
+pub struct HeadAnswer {
+    head: ManifestHead,
+    /// How it came about.
+    pub how: How,
+}
+
+impl HeadAnswer {
+    /// Digest, media type and size.
+    pub fn head(&self) -> &ManifestHead {
+        &self.head
+    }
+}
+
+/// What a lookup found.
+pub enum HeadLookup {
+    /// The manifest, cached or being fetched.
+    Manifest(ManifestLookup),
+    /// The answer.
+    Ready(HeadAnswer),
+    /// Upstream is being asked.
+    Wait(HeadWait),
+}
+
+/// Waits for upstream.
+pub struct HeadWait {
+    core: Arc<Core>,
+    name: ImageName,
+    tag: Tag,
+    flight: Follower<(), ManifestHead, CacheError>,
+    how: How,
+}
+
+impl HeadWait {
+    /// The answer, or the failure, once the flight has ended.
+    pub fn poll(&self, waker: &Waker) -> Poll<Result<HeadAnswer, CacheError>> {
+        let outcome = self.flight.poll_outcome(waker);
+        outcome.map_ok(|head| HeadAnswer { head, how: self.how })
+    }
+
+    /// How long to wait before [`HeadWait::give_up`].
+    pub fn patience(&self) -> Duration {
+        PATIENCE
+    }
+
+    /// Stops waiting. `waker` is the one that was polled with.
+    ///
+    /// # Errors
+    /// [`CacheError::TimedOut`], always.
+    pub fn give_up(self, waker: &Waker) -> Result<HeadAnswer, CacheError> {
+        self.flight.forget(waker);
+        // A request that was never sent for want of a fetcher says nothing about the registry.
+        if !self.flight.has_begun() {
+            return Err(CacheError::GivenUp);
+        }
+        let asked = Asked::Manifest(self.name.clone(), Reference::Tag(self.tag.clone()));
+        self.core.negative.note_slow(asked, self.core.now());
+        Err(CacheError::TimedOut)
+    }
+}
+
+impl ManifestCache {
+    /// What HEAD of a manifest is answered with. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that there is none to be had.
+    pub(in crate::cache) fn head(
+        self: &Arc<Self>,
+        name: &ImageName,
+        reference: &Reference,
+        client: Option<ClientAddress>,
+    ) -> Result<HeadLookup, CacheError> {
+        let now = self.core.now();
+        let tag = match reference {
+            Reference::Tag(tag) if self.is_unknown(name, tag) => tag,
+            _ => return self.find(name, reference, client).map(HeadLookup::Manifest),
+        };
+        if self.core.negative.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now) {
+            return Err(CacheError::KnownMissing);
+        }
+        if let Some(wait) = self.core.negative.backoff(&name.upstream, now) {
+            return Err(CacheError::BackingOff { wait });
+        }
+        if let Some(head) = self.known_head(name, tag, now) {
+            return Ok(HeadLookup::Ready(HeadAnswer { head, how: How::Hit }));
+        }
+        let purpose = self.core.purpose(name, client)?;
+        let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
+            let service = Arc::clone(self);
+            let flight = Arc::clone(joined.flight.flight());
+            self.core.metadata_fetchers.submit(
+                purpose,
+                move || flight.has_followers(),
+                move || {
+                    leader.begin();
+                    let (name, tag) = leader.key().clone();
+                    let result = service.fetch_head(&name, &tag);
+                    if let Err(error) = &result {
+                        error.log(&name.with(&Reference::Tag(tag)));
+                    }
+                    leader.finish(result);
+                },
+            );
+        }
+        let flight = joined.flight;
+        let (core, name, tag) = (Arc::clone(&self.core), name.clone(), tag.clone());
+        Ok(HeadLookup::Wait(HeadWait { core, name, tag, flight, how }))
+    }
+}
+
+impl ManifestCache {
+    /// Whether a tag is neither cached nor being fetched, and may be asked for.
+    fn is_unknown(&self, name: &ImageName, tag: &Tag) -> bool {
+        let key = (name.clone(), Reference::Tag(tag.clone()));
+        !self.core.is_offline()
+            && self.flights.peek(&key).is_none()
+            // A record that cannot be read is for the look-up of the manifest to report.
+            && matches!(self.core.store.find_tag(name, tag, Access::Look), Ok(None))
+    }
+
+    fn known_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
+        let told = lock(&self.heads_by_tag).get(&(name.clone(), tag.clone())).cloned()?;
+        let belief = self.core.settings().freshness.belief(name, tag, told.checked, now);
+        matches!(belief, Belief::Fresh(_)).then_some(told.head)
+    }
+
+    /// The work of a flight, on a fetcher.
+    fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<ManifestHead, CacheError> {
+        let source = self.core.source(&name.upstream)?;
+        let told = source.head(&name.repository, tag);
+        // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
+        if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
+            self.core.note_outcome(
+                name,
+                Asked::Manifest(name.clone(), Reference::Tag(tag.clone())),
+                &told,
+            );
+        }
+        match told {
+            Ok(Some(head)) => {
+                self.remember_head(name, tag, &head);
+                Ok(head)
+            }
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => self.fetch_by_tag(name, tag).map(|content| content.head()),
+        }
+    }
+
+    fn remember_head(&self, name: &ImageName, tag: &Tag, head: &ManifestHead) {
+        let told = KnownHead { head: head.clone(), checked: self.core.now() };
+        {
+            let mut tags = lock(&self.tags_by_digest);
+            let key = (name.clone(), head.digest);
+            let mut of_digest = tags.get(&key).cloned().unwrap_or_default();
+            of_digest.retain(|(other, _)| other != tag);
+            of_digest.truncate(TAGS_OF_A_DIGEST_MAX - 1);
+            of_digest.insert(0, (tag.clone(), told.checked));
+            tags.insert(key, of_digest);
+        }
+        lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), told);
+        if let Ok(Some(stored)) = self.stored_manifest(name, &head.digest, Access::Look) {
+            self.write_tags_known_from_head(name, &stored.content);
+        }
+    }
+
+    /// A manifest is in the store: writes the tags that HEAD said of it a moment ago.
+    pub(super) fn write_tags_known_from_head(&self, name: &ImageName, content: &Content) {
+        let key = (name.clone(), *content.digest());
+        let tags = {
+            let mut tags = lock(&self.tags_by_digest);
+            let found = tags.get(&key).cloned().unwrap_or_default();
+            tags.remove(&key);
+            found
+        };
+        let now = self.core.now();
+        for (tag, checked) in tags {
+            let is_recent = now.duration_since(checked).is_ok_and(|age| age <= PULL_FOLLOWS_MAX);
+            if is_recent && self.core.store.tag(name, &tag, Access::Look).is_none() {
+                self.point_tag(name, &tag, content, None);
+            }
+        }
+    }
+
+    /// Forgets what these upstreams said.
+    pub(in crate::cache) fn forget_heads(&self, is_other: impl Fn(&ImageName) -> bool) {
+        lock(&self.heads_by_tag).retain(|(name, _)| is_other(name));
+        lock(&self.tags_by_digest).retain(|(name, _): &(ImageName, Digest)| is_other(name));
+    }
+}

@@ -1,0 +1,469 @@
+//! The service for manifests: by digest for ever, by tag for as long as the freshness policy says.
+//!
+//! It must not know blob downloads, lists or prefetching, which are built on it.
+
+mod content;
+mod heads;
+mod sizes;
+mod wait;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, SystemTime};
+
+use super::bounded::BoundedCache;
+use super::core::Core;
+use super::freshness::{Belief, OnUpstreamDelete};
+use super::negative::Asked;
+use super::{CacheError, How, SIZES_REMEMBERED, lock};
+use crate::client_address::ClientAddress;
+use crate::flight::{Flights, Leader};
+use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
+use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
+use crate::upstream::{Source, UpstreamError};
+
+use content::{Content, MEMORY_BYTES_MAX};
+
+pub use content::{ManifestAnswer, Payload};
+pub use heads::{HeadAnswer, HeadLookup, HeadWait};
+pub use wait::ManifestWait;
+
+/// How long a manifest in memory is believed without a look at the store, where another process may
+/// have changed the tag or removed the image.
+const HOT_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// How many manifests are kept in memory, for a second each.
+const HOT_MANIFESTS: usize = 512;
+/// Large manifests whose sizes need not be read again.
+const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
+type Key = (ImageName, Reference);
+type Outcome = Arc<Content>;
+type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
+type ManifestLeader = Leader<Key, (), Outcome, CacheError>;
+
+/// A manifest in memory: the bytes of the store, for a second.
+struct HotManifest {
+    content: Arc<Content>,
+    believed_until: SystemTime,
+}
+
+/// What a lookup found.
+pub enum ManifestLookup {
+    /// The answer.
+    Ready(ManifestAnswer),
+    /// Upstream is being asked.
+    Wait(ManifestWait),
+}
+
+/// The service.
+pub(super) struct ManifestCache {
+    core: Arc<Core>,
+    pub(super) flights: ManifestFlights,
+    head_flights: heads::HeadFlights,
+    /// Manifests in memory. Locked for a look-up or an insertion only, as are the tables below.
+    hot: Mutex<BoundedCache<Key, HotManifest>>,
+    /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
+    /// do not hold a copy each.
+    in_use: Mutex<HashMap<Digest, Weak<Content>>>,
+    /// What HEAD said about tags that are not cached.
+    heads_by_tag: Mutex<BoundedCache<(ImageName, Tag), heads::KnownHead>>,
+    /// The same by digest, until a manifest with that digest is cached.
+    tags_by_digest: Mutex<BoundedCache<(ImageName, Digest), heads::TagsOfDigest>>,
+    /// Sizes of blobs as manifests state them, each for the repository of the manifest.
+    sizes_from_manifests: Mutex<BoundedCache<(ImageName, Digest), u64>>,
+    /// Large manifests whose sizes are in that table, as far as it is remembered.
+    sizes_read: Mutex<BoundedCache<(ImageName, Digest), ()>>,
+    /// Repositories whose cached manifests were read for the sizes of their blobs.
+    learned: Mutex<BoundedCache<ImageName, ()>>,
+}
+
+impl ManifestCache {
+    pub(super) fn new(core: Arc<Core>) -> ManifestCache {
+        ManifestCache {
+            core,
+            flights: Flights::new(),
+            head_flights: Flights::new(),
+            hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
+            in_use: Mutex::default(),
+            heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
+            tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
+            sizes_from_manifests: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            sizes_read: Mutex::new(BoundedCache::new(LARGE_MANIFESTS_REMEMBERED)),
+            learned: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+        }
+    }
+
+    /// How many requests for manifests are under way.
+    pub(super) fn flights(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Forgets the manifests in memory: what is stored, or for how long a tag is believed, has changed.
+    pub(super) fn forget_hot(&self) {
+        lock(&self.hot).clear();
+    }
+}
+
+impl ManifestCache {
+    /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that there is none to be had.
+    pub(super) fn find(
+        self: &Arc<Self>,
+        name: &ImageName,
+        reference: &Reference,
+        client: Option<ClientAddress>,
+    ) -> Result<ManifestLookup, CacheError> {
+        let now = self.core.now();
+        let key = (name.clone(), reference.clone());
+        if let Some(content) = self.hot(&key, now) {
+            return Ok(ready(content, How::Hit));
+        }
+        let stored = match reference {
+            Reference::Digest(digest) => self.stored_manifest(name, digest, Access::Pull(now))?,
+            Reference::Tag(tag) => self.stored_tag(name, tag, Access::Pull(now))?,
+        };
+        let cached = match stored {
+            Some(stored) => match stored.belief {
+                Belief::Fresh(until) => {
+                    self.keep_hot(key, &stored.content, until, now);
+                    return Ok(ready(stored.content, How::Hit));
+                }
+                _ if self.core.is_offline() => return Ok(ready(stored.content, How::Hit)),
+                Belief::Revalidate => {
+                    self.revalidate(key, client, now);
+                    return Ok(ready(stored.content, How::Stale));
+                }
+                Belief::Stale => Some(stored.content),
+            },
+            None => None,
+        };
+        if self.core.is_offline() {
+            return Err(CacheError::NotCached);
+        }
+        let asked = Asked::Manifest(name.clone(), reference.clone());
+        let is_missing = self.core.negative.is_missing(&asked, now);
+        let backoff = self.core.negative.backoff(&name.upstream, now);
+        match (cached, backoff) {
+            (Some(content), _) if is_missing || self.core.negative.has_failed(&asked, now) => {
+                Ok(ready(content, How::Stale))
+            }
+            (None, _) if is_missing => Err(CacheError::KnownMissing),
+            (None, Some(wait)) => Err(CacheError::BackingOff { wait }),
+            (cached, _) => match (self.ask_for_manifest(key, client, cached.clone()), cached) {
+                (Err(_), Some(content)) => Ok(ready(content, How::Stale)),
+                (asked, _) => Ok(ManifestLookup::Wait(asked?)),
+            },
+        }
+    }
+
+    /// Asks what a tag is, for the next client rather than for this one.
+    fn revalidate(self: &Arc<Self>, key: Key, client: Option<ClientAddress>, now: SystemTime) {
+        if !self.core.negative.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
+            self.fetch_in_background(key, client);
+        }
+    }
+
+    /// Fetches a manifest that nobody waits for.
+    pub(super) fn fetch_in_background(self: &Arc<Self>, key: Key, client: Option<ClientAddress>) {
+        let service = Arc::clone(self);
+        let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
+        self.core.metadata_fetchers.submit_in_background(purpose, move || {
+            let joined = service.flights.join(&key, || CacheError::GivenUp);
+            if let Some(leader) = joined.leader {
+                service.fetch_manifest(leader);
+            }
+        });
+    }
+
+    fn ask_for_manifest(
+        self: &Arc<Self>,
+        key: Key,
+        client: Option<ClientAddress>,
+        cached: Option<Arc<Content>>,
+    ) -> Result<ManifestWait, CacheError> {
+        let purpose = self.core.purpose(&key.0, client)?;
+        let joined = self.flights.join(&key, || CacheError::GivenUp);
+        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
+        if let Some(leader) = joined.leader {
+            let service = Arc::clone(self);
+            let flight = Arc::clone(joined.flight.flight());
+            let is_wanted = move || flight.has_followers();
+            self.core
+                .metadata_fetchers
+                .submit(purpose, is_wanted, move || service.fetch_manifest(leader));
+        }
+        let (name, reference) = key;
+        let (core, flight) = (Arc::clone(&self.core), joined.flight);
+        Ok(ManifestWait { core, name, reference, flight, how, cached })
+    }
+}
+
+fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
+    ManifestLookup::Ready(ManifestAnswer { content, how })
+}
+
+/// A manifest from the store, and whether it is believed.
+struct Stored {
+    content: Arc<Content>,
+    belief: Belief,
+}
+
+impl ManifestCache {
+    fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
+        let hot = lock(&self.hot);
+        let entry = hot.get(key)?;
+        // Both bounds: a clock that was set back must not keep it for ever.
+        let is_believed = now < entry.believed_until
+            && entry.believed_until.duration_since(now).is_ok_and(|left| left <= HOT_AGE_MAX);
+        is_believed.then(|| Arc::clone(&entry.content))
+    }
+
+    fn keep_hot(
+        &self,
+        key: Key,
+        content: &Arc<Content>,
+        fresh_until: Option<SystemTime>,
+        now: SystemTime,
+    ) {
+        if content.size() > MEMORY_BYTES_MAX as u64 {
+            return;
+        }
+        let soon = now + HOT_AGE_MAX;
+        let believed_until = fresh_until.map_or(soon, |until| until.min(soon));
+        let entry = HotManifest { content: Arc::clone(content), believed_until };
+        lock(&self.hot).insert(key, entry);
+    }
+
+    fn stored_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.core.store.find_manifest(name, digest, access)? else {
+            return Ok(None);
+        };
+        let content = self.read_content(name, *digest, record.media_type, record.size)?;
+        Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
+    }
+
+    fn stored_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some(record) = self.core.store.find_tag(name, tag, access)? else { return Ok(None) };
+        let content = self.read_content(name, record.digest, record.media_type, record.size)?;
+        let settings = self.core.settings();
+        let policy = &settings.freshness;
+        let belief = policy.belief(name, tag, record.checked, self.core.now());
+        Ok(content.map(|content| Stored { content, belief }))
+    }
+
+    /// The work of a manifest flight, on a fetcher.
+    pub(super) fn fetch_manifest(&self, leader: ManifestLeader) {
+        leader.begin();
+        let (name, reference) = leader.key().clone();
+        let result = match &reference {
+            Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
+            // Who looked before a flight landed and joined after it is the next leader: that landing is its answer.
+            Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
+                Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
+                Ok(_) => self.fetch_by_tag(&name, tag),
+                Err(error) => Err(error),
+            },
+        };
+        match &result {
+            Ok(content) => {
+                lock(&self.hot).remove(leader.key());
+                log::debug!("{}: {}", name.with(&reference), content.digest);
+            }
+            Err(error) => error.log(&name.with(&reference)),
+        }
+        leader.finish(result);
+    }
+
+    pub(super) fn fetch_by_digest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
+            return Ok(stored.content);
+        }
+        let source = self.core.source(&name.upstream)?;
+        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest))?;
+        self.write_tags_known_from_head(name, &content);
+        Ok(content)
+    }
+
+    /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
+    pub(super) fn fetch_by_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+    ) -> Result<Arc<Content>, CacheError> {
+        let source = self.core.source(&name.upstream)?;
+        let reference = Reference::Tag(tag.clone());
+        let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
+            let content = self.get_manifest(name, &*source, &reference)?;
+            self.point_tag(name, tag, &content, None);
+            return Ok(content);
+        };
+        let content = match source.resolve(&name.repository, tag) {
+            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
+            Ok(None) => self.get_manifest(name, &*source, &reference)?,
+            // Many registries and proxies do HEAD badly, so that only GET is a verdict.
+            Err(error) if !error.is_trouble() || error.is_server_error() => {
+                match self.get_manifest(name, &*source, &reference) {
+                    Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
+                        return Err(self.deleted_upstream(name, tag, &record));
+                    }
+                    other => other?,
+                }
+            }
+            Err(error) => {
+                self.note(name, &reference, &Err::<(), _>(error.clone()));
+                return Err(error.into());
+            }
+        };
+        self.point_tag(name, tag, &content, Some(&record));
+        Ok(content)
+    }
+
+    /// The manifest that HEAD has named for a tag. By its digest, so that what is stored is what HEAD named,
+    /// even if the tag moves now. Some proxies name a digest under which they have nothing, or something
+    /// else; what clients of theirs get is what GET of the tag says.
+    fn get_resolved(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        tag: &Reference,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
+            self.note::<()>(name, tag, &Ok(()));
+            return Ok(stored.content);
+        }
+        match self.get_manifest(name, source, &Reference::Digest(*digest)) {
+            Err(CacheError::Upstream(error)) if !error.is_trouble() => {
+                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
+                self.get_manifest(name, source, tag)
+            }
+            other => other,
+        }
+    }
+
+    /// Upstream has a tag no more that is here.
+    fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
+        // An import, or another process, may have set it anew while upstream was asked.
+        if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
+            return CacheError::KnownMissing;
+        }
+        let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
+            OnUpstreamDelete::Drop => {
+                log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
+                (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
+            }
+            OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
+            OnUpstreamDelete::Keep => {
+                log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
+                let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
+                (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
+            }
+        };
+        if let Err(error) = noted {
+            log::warn!("{name}:{tag}: that upstream has deleted it cannot be noted: {error}");
+        }
+        error
+    }
+
+    fn get_manifest(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        reference: &Reference,
+    ) -> Result<Arc<Content>, CacheError> {
+        let fetched = source.manifest(&name.repository, reference);
+        self.note(name, reference, &fetched);
+        let (digest, manifest) = fetched?;
+        self.core.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
+        self.remember_sizes(name, &manifest);
+        let kept = self.keep_manifest(name, &digest, &manifest);
+        if let Err(error) = &kept {
+            // The client can have it all the same: it is verified and in memory.
+            self.core.metrics.not_cached("manifest");
+            log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
+        }
+        let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len());
+        if size > MEMORY_BYTES_MAX && kept.is_ok() {
+            let size = size as u64;
+            // It was verified as it was kept.
+            if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
+                lock(&self.sizes_read).insert((name.clone(), digest), ());
+                let payload = Payload::File { file: blob.file, size };
+                return Ok(self.share(Content { digest, media_type, payload }));
+            }
+        }
+        let payload = Payload::Memory(Arc::clone(manifest.bytes()));
+        Ok(Arc::new(Content { digest, media_type, payload }))
+    }
+
+    /// Content before names: blob, then the repository's record of it.
+    fn keep_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        manifest: &Manifest,
+    ) -> Result<(), CacheError> {
+        if !self.core.store.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.core.store.root().to_owned() }.into());
+        }
+        let lock = self.core.store.commit_lock()?;
+        self.core.store.ingest_bytes(digest, manifest.bytes())?;
+        let record = ManifestRecord {
+            media_type: manifest.media_type().clone(),
+            size: manifest.bytes().len() as u64,
+            fetched: self.core.now(),
+        };
+        Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
+    }
+
+    /// Writes what the tag is now, and that upstream has just confirmed it.
+    fn point_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        content: &Content,
+        before: Option<&TagRecord>,
+    ) {
+        let size = content.size();
+        if self.core.store.blob(&content.digest, Some(size)).is_none() {
+            // The disk refused the manifest, which was said: a name without content helps nobody.
+            return;
+        }
+        let now = self.core.now();
+        let fetched = match before {
+            Some(before) if before.digest == content.digest => before.fetched,
+            _ => now,
+        };
+        let record = TagRecord {
+            digest: content.digest,
+            media_type: content.media_type.clone(),
+            size,
+            fetched,
+            checked: now,
+            gone: None,
+        };
+        if let Err(error) = self.core.store.put_tag(name, tag, &record) {
+            log::error!("{name}:{tag} is served but its tag is not cached: {error}");
+        }
+    }
+
+    fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
+        self.core.note_outcome(name, Asked::Manifest(name.clone(), reference.clone()), result);
+    }
+}

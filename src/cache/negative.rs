@@ -1,0 +1,318 @@
+//! What upstreams denied or failed a moment ago, so that the next client need not wait for it again.
+//!
+//! Seconds only: a push must show soon, and an upstream that is back must be used soon.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use super::bounded::{Part, PartitionedCache};
+use super::lock;
+use crate::oci::{Digest, ImageName, Reference, Upstream};
+use crate::upstream::{Sources, Standing, UpstreamError};
+
+/// Names remembered as missing. Clients choose them, so there is a bound.
+const MISSING_MAX: usize = 16_384;
+/// How many requests without an answer in time make an upstream slow as a whole.
+const SLOW_REQUESTS: usize = 3;
+/// Upstreams remembered as being in trouble, and requests that failed.
+const TROUBLED_MAX: usize = 1024;
+
+/// The longest that a `Retry-After` holds us back: a client may be let in again sooner than that, and a
+/// registry that says a day would else be a day's outage.
+const HOLD_BACK_MAX: Duration = Duration::from_secs(60);
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Asked {
+    Manifest(ImageName, Reference),
+    Blob(ImageName, Digest),
+}
+
+impl Asked {
+    fn upstream(&self) -> &Upstream {
+        match self {
+            Asked::Manifest(name, _) | Asked::Blob(name, _) => &name.upstream,
+        }
+    }
+}
+
+/// The tables are locked for a look-up or an insertion only, or to forget some of them.
+///
+/// Threat: clients choose what is asked. So a request that fails counts for itself alone, unless it failed before
+/// the registry could know what is asked for; and names of registries that anybody can invent push out no
+/// others.
+pub(super) struct NegativeCache {
+    ttl: Mutex<Duration>,
+    sources: Arc<dyn Sources>,
+    missing: Mutex<PartitionedCache<Asked, SystemTime>>,
+    /// Requests that their registry failed.
+    failed: Mutex<PartitionedCache<Asked, SystemTime>>,
+    /// Registries that cannot be asked just now.
+    troubled: Mutex<PartitionedCache<Upstream, SystemTime>>,
+    /// Requests that took longer than clients wait, since their registry last answered one.
+    slow: Mutex<PartitionedCache<Upstream, Vec<Asked>>>,
+    /// Until when upstreams asked to be left alone.
+    limited: Mutex<PartitionedCache<Upstream, SystemTime>>,
+}
+
+impl NegativeCache {
+    pub(super) fn new(ttl: Duration, sources: Arc<dyn Sources>) -> NegativeCache {
+        NegativeCache {
+            ttl: Mutex::new(ttl),
+            sources,
+            missing: Mutex::new(PartitionedCache::new(MISSING_MAX)),
+            failed: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            troubled: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            slow: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+            limited: Mutex::new(PartitionedCache::new(TROUBLED_MAX)),
+        }
+    }
+
+    fn part_of(&self, upstream: &Upstream) -> Part {
+        match self.sources.standing(upstream) {
+            Ok(Standing::Listed | Standing::Unlisted) => Part::Proven,
+            Ok(Standing::Unproven) | Err(_) => Part::Unproven,
+        }
+    }
+
+    /// Whether upstream said a moment ago that it does not have this.
+    pub(super) fn is_missing(&self, asked: &Asked, now: SystemTime) -> bool {
+        is_young(lock(&self.missing).get(asked), self.ttl(), now)
+    }
+
+    /// Whether this upstream could not be asked a moment ago.
+    pub(super) fn is_troubled(&self, upstream: &Upstream, now: SystemTime) -> bool {
+        is_young(lock(&self.troubled).get(upstream), self.ttl(), now)
+    }
+
+    /// Whether this could not be had a moment ago, because the registry could not be asked or failed at it.
+    pub(super) fn has_failed(&self, asked: &Asked, now: SystemTime) -> bool {
+        self.is_troubled(asked.upstream(), now)
+            || is_young(lock(&self.failed).get(asked), self.ttl(), now)
+    }
+
+    fn ttl(&self) -> Duration {
+        *lock(&self.ttl)
+    }
+
+    /// How long things are remembered from now on, those that were noted before included.
+    pub(super) fn set_ttl(&self, ttl: Duration) {
+        *lock(&self.ttl) = ttl;
+    }
+
+    /// Forgets all about these upstreams.
+    pub(super) fn forget(&self, upstreams: &[Upstream]) {
+        let is_other = |upstream: &Upstream| !upstreams.contains(upstream);
+        lock(&self.missing).retain(|asked| is_other(asked.upstream()));
+        lock(&self.failed).retain(|asked| is_other(asked.upstream()));
+        lock(&self.troubled).retain(is_other);
+        lock(&self.slow).retain(is_other);
+        lock(&self.limited).retain(is_other);
+    }
+
+    /// How much longer this upstream asked to be left alone.
+    pub(super) fn backoff(&self, upstream: &Upstream, now: SystemTime) -> Option<Duration> {
+        let until = *lock(&self.limited).get(upstream)?;
+        // A clock that was set back must not hold us back for longer than was asked.
+        until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
+    }
+
+    /// Notes how a request went.
+    pub(super) fn note<T>(
+        &self,
+        upstream: &Upstream,
+        asked: Asked,
+        result: &Result<T, UpstreamError>,
+        now: SystemTime,
+    ) {
+        match result {
+            Err(error) if error.is_about_the_registry() || error.is_rate_limit() => {
+                self.note_trouble(upstream, now);
+            }
+            // An object store that fails or limits us leaves the registry before it as it is.
+            Err(error) if error.is_trouble() => self.note_failure(asked, now),
+            Err(error) if error.is_not_found() => {
+                self.note_answer(upstream);
+                lock(&self.missing).insert(self.part_of(upstream), asked, now);
+            }
+            _ => self.note_answer(upstream),
+        }
+    }
+
+    fn note_answer(&self, upstream: &Upstream) {
+        lock(&self.troubled).remove(upstream);
+        lock(&self.slow).remove(upstream);
+    }
+
+    fn note_failure(&self, asked: Asked, now: SystemTime) {
+        // Only what is known of a tag or a manifest is asked for.
+        if let Asked::Manifest(name, _) = &asked {
+            lock(&self.failed).insert(self.part_of(&name.upstream), asked, now);
+        }
+    }
+
+    /// Notes for how long an upstream asked to be left alone, if it did.
+    pub(super) fn note_limit<T>(
+        &self,
+        upstream: &Upstream,
+        result: &Result<T, UpstreamError>,
+        now: SystemTime,
+    ) {
+        let error = result.as_ref().err().filter(|error| !error.is_elsewhere());
+        if let Some(wait) = error.and_then(UpstreamError::retry_after) {
+            let until = now + wait.min(HOLD_BACK_MAX);
+            lock(&self.limited).insert(self.part_of(upstream), upstream.clone(), until);
+        }
+    }
+
+    /// Notes that an upstream cannot be asked.
+    pub(super) fn note_trouble(&self, upstream: &Upstream, now: SystemTime) {
+        lock(&self.troubled).insert(self.part_of(upstream), upstream.clone(), now);
+    }
+
+    /// Notes that an upstream did not answer in the time that a client waits. It counts as one that cannot be
+    /// asked when that happens for several requests in a row: one may be slow for reasons of its own.
+    pub(super) fn note_slow(&self, asked: Asked, now: SystemTime) {
+        let upstream = asked.upstream().clone();
+        let part = self.part_of(&upstream);
+        {
+            let mut slow = lock(&self.slow);
+            let mut requests = slow.get(&upstream).cloned().unwrap_or_default();
+            if !requests.contains(&asked) && requests.len() < SLOW_REQUESTS {
+                requests.push(asked.clone());
+            }
+            let is_slow = requests.len() >= SLOW_REQUESTS;
+            slow.insert(part, upstream.clone(), requests);
+            drop(slow);
+            if is_slow {
+                self.note_trouble(&upstream, now);
+            }
+        }
+        self.note_failure(asked, now);
+    }
+}
+
+/// A clock that was set back makes a note old rather than everlasting.
+fn is_young(noted: Option<&SystemTime>, ttl: Duration, now: SystemTime) -> bool {
+    noted.is_some_and(|noted| now.duration_since(*noted).is_ok_and(|age| age < ttl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::{Source, UpstreamErrorKind, UpstreamStatus};
+
+    /// `listed.io` is listed, and nothing else is known.
+    struct OneListed;
+
+    impl Sources for OneListed {
+        fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError> {
+            Err(UpstreamError::new(upstream.as_str(), UpstreamErrorKind::NotFound))
+        }
+
+        fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError> {
+            let is_listed = upstream.as_str() == "listed.io";
+            Ok(if is_listed { Standing::Listed } else { Standing::Unproven })
+        }
+
+        fn statuses(&self) -> Vec<UpstreamStatus> {
+            Vec::new()
+        }
+    }
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn misses() -> (NegativeCache, SystemTime) {
+        (NegativeCache::new(TTL, Arc::new(OneListed)), SystemTime::UNIX_EPOCH + 100 * TTL)
+    }
+
+    fn tag(image: &str) -> Asked {
+        let (upstream, tag) = image.split_once('/').unwrap();
+        let name = ImageName::new(upstream.parse().unwrap(), "a".parse().unwrap());
+        Asked::Manifest(name, tag.parse().unwrap())
+    }
+
+    fn listed() -> Upstream {
+        "listed.io".parse().unwrap()
+    }
+
+    fn failure(kind: UpstreamErrorKind) -> Result<(), UpstreamError> {
+        Err(UpstreamError::new("GET x", kind))
+    }
+
+    #[test]
+    fn a_request_that_its_registry_fails_counts_for_itself_alone() {
+        for kind in [
+            UpstreamErrorKind::Status { status: 500 },
+            UpstreamErrorKind::OutOfService,
+            UpstreamErrorKind::TimedOut { phase: "the answer's head" },
+            UpstreamErrorKind::Unreachable {
+                source: Arc::new(std::io::ErrorKind::ConnectionReset.into()),
+            },
+        ] {
+            let (misses, now) = misses();
+            misses.note(&listed(), tag("listed.io/bad"), &failure(kind.clone()), now);
+            assert!(misses.has_failed(&tag("listed.io/bad"), now), "{kind:?}");
+            assert!(!misses.has_failed(&tag("listed.io/good"), now), "{kind:?}");
+            assert!(!misses.has_failed(&tag("listed.io/bad"), now + TTL), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_depend_on_the_request_counts_for_all() {
+        for kind in [
+            UpstreamErrorKind::TimedOut { phase: "a connection" },
+            UpstreamErrorKind::RateLimited { retry_after: None },
+            UpstreamErrorKind::CircuitOpen { wait: TTL, last: None },
+            UpstreamErrorKind::Unreachable {
+                source: Arc::new(std::io::ErrorKind::ConnectionRefused.into()),
+            },
+        ] {
+            let (misses, now) = misses();
+            misses.note(&listed(), tag("listed.io/a"), &failure(kind.clone()), now);
+            assert!(misses.has_failed(&tag("listed.io/b"), now), "{kind:?}");
+            misses.note(&listed(), tag("listed.io/c"), &Ok(()), now);
+            assert!(
+                !misses.has_failed(&tag("listed.io/b"), now),
+                "{kind:?}: it has answered since"
+            );
+        }
+    }
+
+    #[test]
+    fn several_slow_requests_in_a_row_make_a_slow_registry_and_one_does_not() {
+        let (misses, now) = misses();
+        for _ in 0..5 {
+            misses.note_slow(tag("listed.io/a"), now);
+        }
+        misses.note_slow(tag("listed.io/b"), now);
+        assert!(!misses.is_troubled(&listed(), now));
+        assert!(misses.has_failed(&tag("listed.io/a"), now));
+        misses.note(&listed(), tag("listed.io/x"), &Ok(()), now);
+        misses.note_slow(tag("listed.io/c"), now);
+        assert!(!misses.is_troubled(&listed(), now), "it has answered since");
+        misses.note_slow(tag("listed.io/a"), now);
+        misses.note_slow(tag("listed.io/b"), now);
+        assert!(misses.is_troubled(&listed(), now));
+    }
+
+    #[test]
+    fn invented_registries_push_out_nothing_about_a_listed_one() {
+        let (misses, now) = misses();
+        let limit = failure(UpstreamErrorKind::RateLimited { retry_after: Some(TTL) });
+        misses.note_limit(&listed(), &limit, now);
+        misses.note(&listed(), tag("listed.io/a"), &limit, now);
+        misses.note(&listed(), tag("listed.io/gone"), &failure(UpstreamErrorKind::NotFound), now);
+        misses.note_trouble(&listed(), now);
+        for number in 0..2 * MISSING_MAX {
+            let invented: Upstream = format!("r{number}.example.com").parse().unwrap();
+            let asked = tag(&format!("r{number}.example.com/a"));
+            misses.note_limit(&invented, &limit, now);
+            misses.note(&invented, asked.clone(), &failure(UpstreamErrorKind::NotFound), now);
+            misses.note(&invented, asked, &limit, now);
+        }
+        assert_eq!(misses.backoff(&listed(), now), Some(TTL));
+        assert!(misses.is_missing(&tag("listed.io/gone"), now));
+        assert!(misses.is_troubled(&listed(), now));
+    }
+}
