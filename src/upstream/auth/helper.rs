@@ -15,8 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::Deserialize;
 
+use super::cached_login::Fetched;
 use super::credentials::{HelperSettings, Login, LoginError, Secret};
-use super::slot::Got;
 use crate::oci::Upstream;
 
 /// The most that is read of a helper's answer, in bytes: more than any token.
@@ -47,7 +47,7 @@ enum Trouble {
 ///
 /// # Errors
 /// Which helper, what happened, and what to do.
-pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Got, LoginError> {
+pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Fetched, LoginError> {
     let command = settings.program.command();
     let server = server(upstream);
     let (status, output) = run(command, server, settings.timeout)
@@ -55,7 +55,7 @@ pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Got,
     let text = String::from_utf8_lossy(&output);
     if !status.success() {
         return match text.to_ascii_lowercase().contains(NOT_FOUND) {
-            true => Ok(Got { login: None, lifetime: NOT_FOUND_KEPT }),
+            true => Ok(Fetched { login: None, lifetime: NOT_FOUND_KEPT }),
             false => Err(unavailable(format!(
                 "the credential helper {command} failed ({status}); \
                  try: echo {server} | {command} get"
@@ -68,7 +68,7 @@ pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Got,
              Secret; try: echo {server} | {command} get"
         ))
     })?;
-    Ok(Got { login: Some(login), lifetime: settings.expiry })
+    Ok(Fetched { login: Some(login), lifetime: settings.expiry })
 }
 
 /// The name by which docker asks for a registry.
@@ -231,7 +231,7 @@ mod tests {
         path
     }
 
-    fn ask_within(path: &Path, registry: &str, timeout: Duration) -> Result<Got, LoginError> {
+    fn ask_within(path: &Path, registry: &str, timeout: Duration) -> Result<Fetched, LoginError> {
         let program = path.to_str().unwrap().parse().unwrap();
         let settings = HelperSettings { timeout, ..HelperSettings::of(program) };
         ask(&settings, &registry.parse().unwrap())

@@ -1,7 +1,7 @@
 //! The logins of one registry: from settings to what is shown, now.
 //!
 //! Files are read each time, so that a changed one counts at once. What a helper or a cloud hands out
-//! is kept in a [`Slot`], one for each entry of the configuration, until it expires or is refused.
+//! is kept in a [`CachedLogin`], one for each entry of the configuration, until it expires or is refused.
 //! Whose origin a login may be shown to is the session's to decide.
 
 use std::fs::{self, File};
@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use super::aws::Ecr;
+use super::cached_login::{CachedLogin, Fetched, SharedLogin};
 use super::credentials::{
     Credentials, HelperProgram, HelperSettings, Login, LoginError, RepositoryPrefix, Secret,
 };
 use super::docker_config::{DockerConfig, Found};
 use super::helper;
-use super::slot::{Got, Shared, Slot};
 use crate::oci::{Repository, Upstream};
 use crate::upstream::network::Reach;
 
@@ -48,7 +48,7 @@ pub(in crate::upstream) struct Logins {
 /// One entry of the configuration, and what was got for it.
 enum Source {
     /// Nothing, or something that does not change.
-    Fixed(Shared),
+    Fixed(SharedLogin),
     PasswordFile {
         user: String,
         path: PathBuf,
@@ -59,14 +59,14 @@ enum Source {
     },
     Helper {
         settings: HelperSettings,
-        slot: Slot,
+        cached: CachedLogin,
     },
-    Ecr(Box<Ecr>, Slot),
+    Ecr(Box<Ecr>, CachedLogin),
 }
 
 /// The helper that a file names, which may be another one tomorrow.
 #[derive(Default)]
-struct AskedHelper(Mutex<Option<(String, Arc<Slot>)>>);
+struct AskedHelper(Mutex<Option<(String, Arc<CachedLogin>)>>);
 
 impl Logins {
     /// The logins that these credentials give. Nothing is read or asked yet.
@@ -92,7 +92,7 @@ impl Logins {
     }
 
     /// A token that is shown without being asked for; a token service would not want it.
-    pub(in crate::upstream) fn unasked(&self, repository: &Repository) -> Shared {
+    pub(in crate::upstream) fn unasked(&self, repository: &Repository) -> SharedLogin {
         match self.source(repository) {
             Source::Fixed(Some(login)) if matches!(**login, Login::Bearer(_)) => {
                 Some(Arc::clone(login))
@@ -109,7 +109,7 @@ impl Logins {
         &self,
         repository: &Repository,
         now: Moment,
-    ) -> Result<Shared, LoginError> {
+    ) -> Result<SharedLogin, LoginError> {
         self.get(repository, Wanted::Any, now)
     }
 
@@ -122,17 +122,17 @@ impl Logins {
         repository: &Repository,
         rejected: &Login,
         now: Moment,
-    ) -> Result<Shared, LoginError> {
+    ) -> Result<SharedLogin, LoginError> {
         self.get(repository, Wanted::OtherThan(rejected), now)
     }
 
     /// Lets what helpers and clouds have handed out be got anew. Files are read each time in any case.
-    pub(in crate::upstream) fn look_again(&self, now: Instant) {
+    pub(in crate::upstream) fn refresh(&self, now: Instant) {
         let parts = self.parts.iter().map(|(_, source)| source);
         for source in parts.chain([&self.otherwise]) {
             match source {
-                Source::Helper { slot, .. } | Source::Ecr(_, slot) => slot.look_again(now),
-                Source::DockerConfig { asked, .. } => asked.look_again(now),
+                Source::Helper { cached, .. } | Source::Ecr(_, cached) => cached.refresh(now),
+                Source::DockerConfig { asked, .. } => asked.refresh(now),
                 Source::Fixed(_) | Source::PasswordFile { .. } => {}
             }
         }
@@ -143,13 +143,13 @@ impl Logins {
         repository: &Repository,
         wanted: Wanted<'_>,
         now: Moment,
-    ) -> Result<Shared, LoginError> {
+    ) -> Result<SharedLogin, LoginError> {
         let ask = |settings: &HelperSettings| helper::ask(settings, &self.upstream);
         match self.source(repository) {
             Source::Fixed(login) => Ok(wanted.among(login.clone())),
             Source::PasswordFile { user, path } => Ok(wanted.among(Some(password(user, path)?))),
-            Source::Helper { settings, slot } => wanted.out_of(slot, now, || ask(settings)),
-            Source::Ecr(ecr, slot) => wanted.out_of(slot, now, || ecr.login(now.wall)),
+            Source::Helper { settings, cached } => wanted.out_of(cached, now, || ask(settings)),
+            Source::Ecr(ecr, cached) => wanted.out_of(cached, now, || ecr.login(now.wall)),
             Source::DockerConfig { path, asked } => {
                 let config = DockerConfig::load(path).map_err(unusable)?;
                 match config.find(&self.upstream, repository) {
@@ -157,7 +157,7 @@ impl Logins {
                     Found::Login(login) => Ok(wanted.among(Some(Arc::new(login)))),
                     Found::Helper(name) => {
                         let settings = named(&name, path)?;
-                        wanted.out_of(&asked.slot(&name), now, || ask(&settings))
+                        wanted.out_of(&asked.cached(&name), now, || ask(&settings))
                     }
                 }
             }
@@ -179,7 +179,7 @@ enum Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn among(self, login: Shared) -> Shared {
+    fn among(self, login: SharedLogin) -> SharedLogin {
         login.filter(|login| match self {
             Wanted::Any => true,
             Wanted::OtherThan(rejected) => **login != *rejected,
@@ -188,13 +188,13 @@ impl Wanted<'_> {
 
     fn out_of(
         self,
-        slot: &Slot,
+        cached: &CachedLogin,
         now: Moment,
-        get: impl FnOnce() -> Result<Got, LoginError>,
-    ) -> Result<Shared, LoginError> {
+        get: impl FnOnce() -> Result<Fetched, LoginError>,
+    ) -> Result<SharedLogin, LoginError> {
         match self {
-            Wanted::Any => slot.login(now.instant, get),
-            Wanted::OtherThan(rejected) => slot.renew(rejected, now.instant, get),
+            Wanted::Any => cached.login(now.instant, get),
+            Wanted::OtherThan(rejected) => cached.renew(rejected, now.instant, get),
         }
     }
 }
@@ -211,27 +211,29 @@ impl Source {
             Credentials::DockerConfig { path } => {
                 Source::DockerConfig { path, asked: AskedHelper::default() }
             }
-            Credentials::Helper(settings) => Source::Helper { settings, slot: Slot::default() },
+            Credentials::Helper(settings) => {
+                Source::Helper { settings, cached: CachedLogin::default() }
+            }
             Credentials::Ecr(settings) => {
-                Source::Ecr(Box::new(Ecr::new(*settings, reach)), Slot::default())
+                Source::Ecr(Box::new(Ecr::new(*settings, reach)), CachedLogin::default())
             }
         }
     }
 }
 
 impl AskedHelper {
-    fn look_again(&self, now: Instant) {
+    fn refresh(&self, now: Instant) {
         // A panic cannot leave the pair half changed.
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.iter().for_each(|(_, slot)| slot.look_again(now));
+        asked.iter().for_each(|(_, cached)| cached.refresh(now));
     }
 
-    /// The slot of that helper. What another one has said counts no more.
-    fn slot(&self, name: &str) -> Arc<Slot> {
+    /// The cached of that helper. What another one has said counts no more.
+    fn cached(&self, name: &str) -> Arc<CachedLogin> {
         // A panic cannot leave the pair half changed.
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*asked {
-            Some((before, slot)) if before == name => Arc::clone(slot),
+            Some((before, cached)) if before == name => Arc::clone(cached),
             _ => Arc::clone(&asked.insert((name.to_owned(), Arc::default())).1),
         }
     }

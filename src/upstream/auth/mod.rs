@@ -3,6 +3,7 @@
 //! Decides what may be presented and keeps it. The client attaches it to requests.
 
 mod aws;
+mod cached_login;
 mod challenge;
 mod credentials;
 mod docker_config;
@@ -10,7 +11,7 @@ mod helper;
 mod logins;
 pub(super) mod realm;
 mod refusals;
-mod slot;
+mod single_flight;
 mod token;
 
 pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};

@@ -7,12 +7,13 @@
 //! who fetches one holds no lock while doing so, and others who need the same token wait for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
 use super::challenge::Challenge;
+use super::single_flight::SingleFlight;
 
 /// The largest answer of a token service, in bytes.
 pub(in crate::upstream) const TOKEN_BODY_BYTES_MAX: u64 = 64 * 1024;
@@ -97,17 +98,12 @@ fn seconds(value: &Value) -> Option<Duration> {
 /// The tokens of one registry.
 #[derive(Default)]
 pub(in crate::upstream) struct Tokens {
-    slots: Mutex<HashMap<TokenKey, Slot>>,
-    /// The scopes that worked, so that a token is shown before it is demanded. Locked for a look-up or an
-    /// insertion, and never together with `slots`.
+    /// Locked for a lookup or a change, never during a fetch.
+    tokens: Mutex<HashMap<TokenKey, Arc<Token>>>,
+    /// The scopes that worked, so that a token is presented before the registry demands it. Locked for a lookup or
+    /// an insertion, and never together with `tokens`.
     scopes: Mutex<HashMap<(Place, Need), String>>,
-    /// Signalled whenever a fetch ends.
-    fetched: Condvar,
-}
-
-enum Slot {
-    Fetching,
-    Ready(Arc<Token>),
+    fetching: SingleFlight<TokenKey>,
 }
 
 impl Tokens {
@@ -137,16 +133,13 @@ impl Tokens {
         scopes.insert(key, scope.to_owned());
     }
 
-    /// The token for `key` as it is known, due or not.
+    /// The cached token for `key`, due or not.
     pub(in crate::upstream) fn known(&self, key: &TokenKey) -> Option<Arc<Token>> {
-        match self.lock().get(key) {
-            Some(Slot::Ready(token)) => Some(Arc::clone(token)),
-            _ => None,
-        }
+        self.lock().get(key).cloned()
     }
 
-    /// A token for `key` that is neither due nor `rejected`, fetching it if need be. Of several callers
-    /// one fetches, and the others wait for that: each fetch is bounded by its own time-outs.
+    /// A token for `key` that is neither due nor `rejected`; fetches one if necessary. Of several callers one
+    /// fetches and the others wait.
     pub(in crate::upstream) fn obtain<E>(
         &self,
         key: &TokenKey,
@@ -154,61 +147,35 @@ impl Tokens {
         now: Instant,
         fetch: impl FnOnce() -> Result<Token, E>,
     ) -> Result<Arc<Token>, E> {
-        let mut slots = self.lock();
-        loop {
-            match slots.get(key) {
-                Some(Slot::Fetching) => {
-                    slots = self.fetched.wait(slots).unwrap_or_else(PoisonError::into_inner);
-                }
-                Some(Slot::Ready(token)) if is_usable(token, rejected, now) => {
-                    return Ok(Arc::clone(token));
-                }
-                _ => break,
-            }
+        let _inside = self.fetching.enter(key);
+        if let Some(token) = self.known(key).filter(|token| is_usable(token, rejected, now)) {
+            return Ok(token);
         }
-        if slots.len() >= TOKENS_MAX {
-            let ready = slots.iter().filter_map(|(key, slot)| match slot {
-                Slot::Ready(token) => Some((token.renew_at, key)),
-                Slot::Fetching => None,
-            });
-            let first_due = ready.min_by_key(|(renew_at, _)| *renew_at).map(|(_, key)| key.clone());
-            first_due.and_then(|key| slots.remove(&key));
-        }
-        slots.insert(key.clone(), Slot::Fetching);
-        drop(slots);
-        let mut fetching = Fetching { tokens: self, key, token: None };
+        // So that no request presents the old token during the fetch, or after it has failed.
+        self.lock().remove(key);
         let token = Arc::new(fetch()?);
-        fetching.token = Some(Arc::clone(&token));
+        self.insert(key, Arc::clone(&token));
         Ok(token)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenKey, Slot>> {
+    fn insert(&self, key: &TokenKey, token: Arc<Token>) {
+        let mut tokens = self.lock();
+        if tokens.len() >= TOKENS_MAX {
+            let first_due = tokens.iter().min_by_key(|(_, token)| token.renew_at);
+            let first_due = first_due.map(|(key, _)| key.clone());
+            first_due.and_then(|key| tokens.remove(&key));
+        }
+        tokens.insert(key.clone(), token);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Token>>> {
         // A panic leaves the table valid: each change is one insertion or removal.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn is_usable(token: &Arc<Token>, rejected: Option<&Arc<Token>>, now: Instant) -> bool {
     !token.is_due(now) && rejected.is_none_or(|rejected| !Arc::ptr_eq(rejected, token))
-}
-
-/// A fetch under way. Its end, by success, error or panic, lets the waiting go on.
-struct Fetching<'a> {
-    tokens: &'a Tokens,
-    key: &'a TokenKey,
-    token: Option<Arc<Token>>,
-}
-
-impl Drop for Fetching<'_> {
-    fn drop(&mut self) {
-        let mut slots = self.tokens.lock();
-        match self.token.take() {
-            Some(token) => slots.insert(self.key.clone(), Slot::Ready(token)),
-            None => slots.remove(self.key),
-        };
-        drop(slots);
-        self.tokens.fetched.notify_all();
-    }
 }
 
 #[cfg(test)]

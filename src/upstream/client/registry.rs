@@ -94,9 +94,9 @@ impl Registry {
         self.session.probe()
     }
 
-    /// [`Registries::look_again`](crate::upstream::Registries::look_again), for this endpoint.
-    pub(in crate::upstream) fn look_again(&self) {
-        self.session.look_again();
+    /// [`Registries::refresh`](crate::upstream::Registries::refresh), for this endpoint.
+    pub(in crate::upstream) fn refresh(&self) {
+        self.session.refresh();
     }
 
     fn metadata<'a>(

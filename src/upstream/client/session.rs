@@ -265,10 +265,10 @@ impl Session {
         self.quota.latest()
     }
 
-    /// [`Registries::look_again`](crate::upstream::Registries::look_again), for this endpoint.
-    pub(super) fn look_again(&self) {
-        self.own.iter().chain(&self.trusting).for_each(LazyAgent::look_again);
-        self.logins.look_again(Instant::now());
+    /// [`Registries::refresh`](crate::upstream::Registries::refresh), for this endpoint.
+    pub(super) fn refresh(&self) {
+        self.own.iter().chain(&self.trusting).for_each(LazyAgent::refresh);
+        self.logins.refresh(Instant::now());
     }
 
     /// Asks, follows redirects, and returns whatever answer is not one.

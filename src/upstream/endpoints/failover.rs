@@ -141,9 +141,9 @@ impl Failover {
         UpstreamStatus { upstream: self.upstream.clone(), endpoints }
     }
 
-    /// [`Registries::look_again`](crate::upstream::Registries::look_again), for its endpoints.
-    pub(super) fn look_again(&self) {
-        self.endpoints.iter().for_each(|endpoint| endpoint.registry.look_again());
+    /// [`Registries::refresh`](crate::upstream::Registries::refresh), for its endpoints.
+    pub(super) fn refresh(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.registry.refresh());
     }
 
     /// Asks the endpoints one after the other until one answers.

@@ -124,8 +124,8 @@ impl Registries {
 
     /// Lets files with certificates be looked at when they are needed next, however lately that was done, and
     /// logins that helpers and clouds have handed out be got anew.
-    pub fn look_again(&self) {
-        self.table().listed.values().for_each(|listed| listed.failover.look_again());
+    pub fn refresh(&self) {
+        self.table().listed.values().for_each(|listed| listed.failover.refresh());
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {

@@ -58,8 +58,8 @@ pub(in crate::upstream) struct Reach {
     pub(in crate::upstream) proxies: Arc<ProxySettings>,
 }
 
-/// How often it is looked whether certificate files have changed.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is checked whether certificate files have changed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first
 /// used (loading the root certificates takes longer than all the rest of Larder's start) and again when
@@ -81,8 +81,8 @@ pub(in crate::upstream) struct LazyAgent {
 struct Built {
     agents: Agents,
     stamp: Stamp,
-    /// When it was looked whether the files have changed; `None` if that is to be done now.
-    looked: Option<Instant>,
+    /// When it was checked whether the files have changed; `None` if that is to be done now.
+    checked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -126,14 +126,14 @@ impl LazyAgent {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *built {
             Some(built) => {
-                self.refresh(built, now);
+                self.rebuild_if_changed(built, now);
                 Ok(built.agents.towards(&self.proxies, location))
             }
             None => {
                 let stamp = self.stamp();
                 let agents = self.build()?;
                 let agent = agents.towards(&self.proxies, location);
-                *built = Some(Built { agents, stamp, looked: Some(now) });
+                *built = Some(Built { agents, stamp, checked: Some(now) });
                 Ok(agent)
             }
         }
@@ -145,16 +145,16 @@ impl LazyAgent {
         resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
     }
 
-    /// Lets the files be looked at when an agent is needed next, however lately that was done.
-    pub(in crate::upstream) fn look_again(&self) {
+    /// Lets the files be checked at when an agent is needed next, however lately that was done.
+    pub(in crate::upstream) fn refresh(&self) {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        built.iter_mut().for_each(|built| built.looked = None);
+        built.iter_mut().for_each(|built| built.checked = None);
     }
 
-    fn refresh(&self, built: &mut Built, now: Instant) {
-        let is_due = |looked| now.duration_since(looked) >= LOOK_INTERVAL;
-        if built.looked.is_none_or(is_due) {
-            built.looked = Some(now);
+    fn rebuild_if_changed(&self, built: &mut Built, now: Instant) {
+        let is_due = |checked| now.duration_since(checked) >= CHECK_INTERVAL;
+        if built.checked.is_none_or(is_due) {
+            built.checked = Some(now);
             let stamp = self.stamp();
             if stamp != built.stamp {
                 let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
@@ -282,17 +282,17 @@ mod tests {
 
         // The lengths differ, so that the stamps do whatever the file system's clock.
         put("cert", &format!("{new_cert}\n"));
-        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
+        agent.get_at(&to, start + CHECK_INTERVAL).unwrap();
         assert_eq!(stamp(), first, "the new certificate has no key yet");
         put("key", &format!("{new_key}\n"));
-        agent.get_at(&to, start + LOOK_INTERVAL).unwrap();
-        assert_eq!(stamp(), first, "it is not looked all the time");
-        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
+        agent.get_at(&to, start + CHECK_INTERVAL).unwrap();
+        assert_eq!(stamp(), first, "it is not checked all the time");
+        agent.get_at(&to, start + 2 * CHECK_INTERVAL).unwrap();
         let second = stamp();
         assert_ne!(second, first);
         put("key", &format!("{new_key}\n\n"));
-        agent.look_again();
-        agent.get_at(&to, start + 2 * LOOK_INTERVAL).unwrap();
+        agent.refresh();
+        agent.get_at(&to, start + 2 * CHECK_INTERVAL).unwrap();
         assert_ne!(stamp(), second, "who is told that they changed looks at once");
     }
 }

@@ -10,8 +10,8 @@ use time::UtcDateTime;
 use super::sigv4::{Scope, Signed};
 use super::sources::keys;
 use super::{Agents, Asked, AwsEnvironment, Call, EcrRegistry, unavailable};
+use crate::upstream::auth::cached_login::Fetched;
 use crate::upstream::auth::credentials::{Login, LoginError, Secret};
-use crate::upstream::auth::slot::Got;
 use crate::upstream::network::Reach;
 
 /// The operation, by its name in the service's JSON protocol.
@@ -60,7 +60,7 @@ impl Ecr {
     ///
     /// # Errors
     /// Whom it asked in vain, what was answered, and what to do.
-    pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Got, LoginError> {
+    pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Fetched, LoginError> {
         let keys = keys(&self.settings, &self.agents)?;
         let registry = &self.settings.registry;
         let configured = self.settings.environment.ecr_endpoint.clone();
@@ -90,7 +90,7 @@ impl Ecr {
 }
 
 /// The token is `user:password`; the service's time bounds ours, whatever is configured.
-fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Got> {
+fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Fetched> {
     let answer: Answer = serde_json::from_str(body).ok()?;
     let authorization = answer.authorization_data.first()?;
     let decoded = STANDARD.decode(&authorization.authorization_token).ok()?;
@@ -102,7 +102,7 @@ fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Got> {
         Some(expires_at.duration_since(now).unwrap_or_default())
     });
     let login = Login::Basic { user: user.to_owned(), password: Secret::new(password) };
-    Some(Got { login: Some(login), lifetime: left.map_or(expiry, |left| left.min(expiry)) })
+    Some(Fetched { login: Some(login), lifetime: left.map_or(expiry, |left| left.min(expiry)) })
 }
 
 #[cfg(test)]
