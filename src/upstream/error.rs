@@ -150,7 +150,7 @@ impl UpstreamError {
     }
 
     /// Whether it says that the endpoint itself is in trouble.
-    pub(super) fn is_the_endpoints_trouble(&self) -> bool {
+    pub(super) fn is_endpoint_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });
         self.is_trouble() && !self.is_elsewhere && !is_the_helpers
     }

@@ -17,12 +17,12 @@
 //! * A token realm is asked only if it belongs to the registry that names it.
 //! * Metadata services of clouds are asked by `aws` alone, at addresses that no registry can choose.
 
-mod answer;
 mod auth;
 mod client;
 mod endpoints;
 mod error;
 mod network;
+mod response;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub use auth::{
 };
 pub use client::{EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
-    BreakerPolicy, BreakerState, Demerits, EndpointStatus, Registries, RegistryChanges,
+    BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, Registries, RegistryChanges,
     RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
@@ -168,12 +168,12 @@ pub struct BlobAsk<'a> {
     /// The offset of the first byte wanted.
     pub from: u64,
     /// How the endpoints have fared with this blob so far.
-    pub demerits: &'a Demerits,
+    pub endpoint_failures: &'a EndpointFailures,
 }
 
 /// A blob that is arriving.
 pub struct BlobBody {
-    /// The endpoint that sends it, counted from 0, for [`Demerits::add`].
+    /// The endpoint that sends it, counted from 0, for [`EndpointFailures::add`].
     pub endpoint: usize,
     /// The offset of the first byte that comes.
     pub start: u64,

@@ -36,7 +36,7 @@ struct Answer {
 }
 
 /// What went wrong with a run, before it has words for the operator.
-enum Trouble {
+enum RunError {
     NotStarted(io::Error),
     TimedOut,
     TooLong,
@@ -51,7 +51,7 @@ pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Fetc
     let command = settings.program.command();
     let server = server(upstream);
     let (status, output) = run(command, server, settings.timeout)
-        .map_err(|trouble| explain(trouble, command, settings.timeout))?;
+        .map_err(|error| explain(error, command, settings.timeout))?;
     let text = String::from_utf8_lossy(&output);
     if !status.success() {
         return match text.to_ascii_lowercase().contains(NOT_FOUND) {
@@ -88,26 +88,26 @@ fn parse(output: &[u8]) -> Option<Login> {
     }
 }
 
-fn explain(trouble: Trouble, command: &str, timeout: Duration) -> LoginError {
-    match trouble {
-        Trouble::NotStarted(error) if error.kind() == io::ErrorKind::NotFound => {
+fn explain(error: RunError, command: &str, timeout: Duration) -> LoginError {
+    match error {
+        RunError::NotStarted(error) if error.kind() == io::ErrorKind::NotFound => {
             let reason = format!(
                 "the credential helper {command} is not there: install it, or name it by its path"
             );
             LoginError::Unusable(reason.into())
         }
-        Trouble::NotStarted(error) => {
+        RunError::NotStarted(error) => {
             let reason = format!("the credential helper {command} cannot be started: {error}");
             LoginError::Unusable(reason.into())
         }
-        Trouble::TimedOut => unavailable(format!(
+        RunError::TimedOut => unavailable(format!(
             "the credential helper {command} has not answered within {timeout:?} and was killed"
         )),
-        Trouble::TooLong => unavailable(format!(
+        RunError::TooLong => unavailable(format!(
             "the credential helper {command} answered more than {OUTPUT_BYTES_MAX} bytes and was \
              killed"
         )),
-        Trouble::Broken(error) => {
+        RunError::Broken(error) => {
             unavailable(format!("the credential helper {command} cannot be watched: {error}"))
         }
     }
@@ -118,7 +118,7 @@ fn unavailable(reason: String) -> LoginError {
 }
 
 /// Runs `command get` with `input`, until it ends or its time has come.
-fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec<u8>), Trouble> {
+fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec<u8>), RunError> {
     let deadline = Instant::now() + timeout;
     let child = Command::new(command)
         .arg("get")
@@ -127,7 +127,7 @@ fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec
         // A group of its own, so that it can be killed with what it starts.
         .process_group(0)
         .spawn()
-        .map_err(Trouble::NotStarted)?;
+        .map_err(RunError::NotStarted)?;
     let mut running = Running { child, is_reaped: false };
     if let Some(mut stdin) = running.child.stdin.take() {
         // A name fits into any pipe, so this does not wait. A helper that does not read has ended, or
@@ -135,7 +135,7 @@ fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = running.output(deadline)?;
-    let status = running.child.wait().map_err(Trouble::Broken)?;
+    let status = running.child.wait().map_err(RunError::Broken)?;
     running.is_reaped = true;
     Ok((status, output))
 }
@@ -149,7 +149,7 @@ struct Running {
 impl Running {
     /// What the child prints until it ends. Its end counts, not its output's: what it has started may
     /// hold the pipe open.
-    fn output(&mut self, deadline: Instant) -> Result<Vec<u8>, Trouble> {
+    fn output(&mut self, deadline: Instant) -> Result<Vec<u8>, RunError> {
         let pid = Pid::from_child(&self.child);
         let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(broken)?;
         // It was asked for when the child was started.
@@ -166,7 +166,7 @@ impl Running {
             } else if has_ended {
                 return Ok(output);
             } else if left.is_zero() {
-                return Err(Trouble::TimedOut);
+                return Err(RunError::TimedOut);
             }
         }
     }
@@ -183,17 +183,17 @@ impl Drop for Running {
 }
 
 /// Reads what is there; whether more may come.
-fn take(stdout: &mut ChildStdout, output: &mut Vec<u8>) -> Result<bool, Trouble> {
+fn take(stdout: &mut ChildStdout, output: &mut Vec<u8>) -> Result<bool, RunError> {
     let mut chunk = [0; 4096];
-    let length = stdout.read(&mut chunk).map_err(Trouble::Broken)?;
+    let length = stdout.read(&mut chunk).map_err(RunError::Broken)?;
     output.extend_from_slice(&chunk[..length]);
     if output.len() > OUTPUT_BYTES_MAX {
-        return Err(Trouble::TooLong);
+        return Err(RunError::TooLong);
     }
     Ok(length > 0)
 }
 
-fn wait(fds: &mut [PollFd<'_>], left: Duration) -> Result<(), Trouble> {
+fn wait(fds: &mut [PollFd<'_>], left: Duration) -> Result<(), RunError> {
     let left = Timespec::try_from(left).map_err(|_| broken(rustix::io::Errno::INVAL))?;
     match poll(fds, Some(&left)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -205,8 +205,8 @@ fn is_ready(fd: &PollFd<'_>) -> bool {
     !fd.revents().is_empty()
 }
 
-fn broken(error: rustix::io::Errno) -> Trouble {
-    Trouble::Broken(error.into())
+fn broken(error: rustix::io::Errno) -> RunError {
+    RunError::Broken(error.into())
 }
 
 #[cfg(test)]

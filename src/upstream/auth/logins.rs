@@ -55,7 +55,7 @@ enum Source {
     },
     DockerConfig {
         path: PathBuf,
-        asked: AskedHelper,
+        asked: NamedHelper,
     },
     Helper {
         settings: HelperSettings,
@@ -66,7 +66,7 @@ enum Source {
 
 /// The helper that a file names, which may be another one tomorrow.
 #[derive(Default)]
-struct AskedHelper(Mutex<Option<(String, Arc<CachedLogin>)>>);
+struct NamedHelper(Mutex<Option<(String, Arc<CachedLogin>)>>);
 
 impl Logins {
     /// The logins that these credentials give. Nothing is read or asked yet.
@@ -92,7 +92,7 @@ impl Logins {
     }
 
     /// A token that is shown without being asked for; a token service would not want it.
-    pub(in crate::upstream) fn unasked(&self, repository: &Repository) -> SharedLogin {
+    pub(in crate::upstream) fn preemptive(&self, repository: &Repository) -> SharedLogin {
         match self.source(repository) {
             Source::Fixed(Some(login)) if matches!(**login, Login::Bearer(_)) => {
                 Some(Arc::clone(login))
@@ -209,7 +209,7 @@ impl Source {
             Credentials::Bearer(token) => fixed(Login::Bearer(token)),
             Credentials::PasswordFile { user, path } => Source::PasswordFile { user, path },
             Credentials::DockerConfig { path } => {
-                Source::DockerConfig { path, asked: AskedHelper::default() }
+                Source::DockerConfig { path, asked: NamedHelper::default() }
             }
             Credentials::Helper(settings) => {
                 Source::Helper { settings, cached: CachedLogin::default() }
@@ -221,7 +221,7 @@ impl Source {
     }
 }
 
-impl AskedHelper {
+impl NamedHelper {
     fn refresh(&self, now: Instant) {
         // A panic cannot leave the pair half changed.
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -339,7 +339,7 @@ mod tests {
             assert_eq!(renewed, Ok(None));
         }
         let bearer = logins(Credentials::Bearer(Secret::new("t")));
-        assert_eq!(bearer.unasked(&repository), Some(Arc::new(Login::Bearer(Secret::new("t")))));
+        assert_eq!(bearer.preemptive(&repository), Some(Arc::new(Login::Bearer(Secret::new("t")))));
     }
 
     #[test]

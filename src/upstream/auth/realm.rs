@@ -11,9 +11,9 @@ use ureq::{Agent, Body};
 
 use super::challenge::Challenge;
 use super::credentials::Login;
-use crate::upstream::answer::{discard, redirect_target};
 use crate::upstream::error::UpstreamError;
 use crate::upstream::network::{Location, is_same_owner};
+use crate::upstream::response::{discard, redirect_target};
 
 /// How many redirects of a token service are followed: one adds a slash or another one a version.
 const REDIRECTS_MAX: usize = 4;

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use ureq::http::HeaderMap;
 
 use crate::oci::Upstream;
-use crate::upstream::answer::text;
+use crate::upstream::response::text;
 
-/// That little is left is said this often, not once a request.
-const SAID_EVERY: Duration = Duration::from_secs(3600);
-/// Below this part of the limit it is said.
+/// That little is left is warned this often, not once a request.
+const WARN_INTERVAL: Duration = Duration::from_secs(3600);
+/// Below this part of the limit it is warned.
 const LOW_PERCENT: u64 = 10;
 /// The longest name of who is counted, in bytes: an address or an account.
 const SOURCE_BYTES_MAX: usize = 64;
 
-/// What a registry said last about its rate limit.
+/// What a registry warned last about its rate limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RateLimit {
     /// Pulls allowed in a window.
@@ -78,36 +78,37 @@ pub(super) struct Quota {
 #[derive(Debug, Default)]
 struct State {
     latest: Option<RateLimit>,
-    /// When it was last said that little is left.
-    said: Option<Instant>,
+    /// When it was last warned that little is left.
+    warned: Option<Instant>,
 }
 
 impl Quota {
     /// Takes note of an answer of the registry itself.
     pub(super) fn note(&self, headers: &HeaderMap, upstream: &Upstream, now: Instant) {
         let Some(latest) = RateLimit::of(headers) else { return };
-        if let Some(warning) = self.learn(latest, now) {
+        if let Some(warning) = self.update(latest, now) {
             log::warn!("{upstream}: {warning}");
         }
     }
 
-    /// What the registry said last.
+    /// What the registry warned last.
     pub(super) fn latest(&self) -> Option<RateLimit> {
         self.lock().latest.clone()
     }
 
-    /// Keeps it, and returns what is to be said about it, if it is time to say something.
-    fn learn(&self, latest: RateLimit, now: Instant) -> Option<String> {
+    /// Keeps it, and returns what is to be warned about it, if it is time to say something.
+    fn update(&self, latest: RateLimit, now: Instant) -> Option<String> {
         let mut state = self.lock();
         let low = latest.low();
         let source = latest.source.clone();
         let window = latest.window;
         state.latest = Some(latest);
         let (limit, remaining) = low?;
-        if state.said.is_some_and(|said| now.saturating_duration_since(said) < SAID_EVERY) {
+        if state.warned.is_some_and(|warned| now.saturating_duration_since(warned) < WARN_INTERVAL)
+        {
             return None;
         }
-        state.said = Some(now);
+        state.warned = Some(now);
         let of = window.map(|window| format!(" in {} s", window.as_secs())).unwrap_or_default();
         let by = source.map(|source| format!(" by {source}")).unwrap_or_default();
         Some(format!(
@@ -194,18 +195,18 @@ mod tests {
             window: Some(Duration::from_secs(21600)),
             source: Some("192.0.2.1".into()),
         };
-        for (minutes, remaining, said) in
+        for (minutes, remaining, warned) in
             [(0, 10, false), (1, 9, true), (2, 8, false), (60, 0, false), (61, 0, true)]
         {
-            let text = quota.learn(left(remaining), start + Duration::from_secs(minutes * 60));
-            assert_eq!(text.is_some(), said, "{remaining} left after {minutes} minutes");
+            let text = quota.update(left(remaining), start + Duration::from_secs(minutes * 60));
+            assert_eq!(text.is_some(), warned, "{remaining} left after {minutes} minutes");
             if let Some(text) = text {
                 let words = format!("{remaining} of 100 pulls in 21600 s by 192.0.2.1");
                 assert!(text.starts_with(&words), "{text}");
             }
         }
-        assert_eq!(quota.learn(RateLimit::default(), start), None);
+        assert_eq!(quota.update(RateLimit::default(), start), None);
         let none = RateLimit { limit: Some(0), remaining: Some(0), ..RateLimit::default() };
-        assert_eq!(quota.learn(none, start + Duration::from_secs(36_000)), None);
+        assert_eq!(quota.update(none, start + Duration::from_secs(36_000)), None);
     }
 }

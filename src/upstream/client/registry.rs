@@ -14,13 +14,13 @@ use crate::oci::{
     Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
     Upstream,
 };
-use crate::upstream::answer::{
-    ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
-    is_web_page, read_body, text,
-};
 use crate::upstream::auth::Credentials;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
+use crate::upstream::response::{
+    ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
+    is_web_page, read_body, text,
+};
 use crate::upstream::{BlobBody, List, ListSink, ManifestHead};
 
 /// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:

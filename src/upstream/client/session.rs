@@ -18,15 +18,15 @@ use ureq::{Agent, Body};
 use super::quota::{Quota, RateLimit};
 use super::registry::EndpointSettings;
 use crate::oci::{Repository, Upstream};
-use crate::upstream::answer::{
-    ERROR_BODY_BYTES_MAX, discard, is_a_registrys, looks_like_a_registrys, no_verdict, read_body,
-    redirect_target, status_error,
-};
 use crate::upstream::auth::{Logins, Refusals, Tokens};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use crate::upstream::network::{
     ApiPath, Endpoint, ForeignAgents, Guard, LazyAgent, Location, Reach, Scheme, Timeouts,
     TlsSettings, UnlistedPorts, is_public,
+};
+use crate::upstream::response::{
+    ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, looks_like_registry_error,
+    read_body, redirect_target, status_error,
 };
 use crate::via;
 
@@ -175,8 +175,8 @@ impl Answer {
         }
         let headers = self.response.headers().clone();
         match read_body(self.response, ERROR_BODY_BYTES_MAX, &self.request) {
-            Ok(body) if is_a_registrys(&headers, &body) => failure,
-            _ => no_verdict(status, &self.request),
+            Ok(body) if is_registry_error(&headers, &body) => failure,
+            _ => foreign_status(status, &self.request),
         }
     }
 
@@ -184,9 +184,9 @@ impl Answer {
     /// behind a redirect says in its own way what it does not have.
     pub(super) fn blob_failure(&self) -> UpstreamError {
         let failure = self.failure();
-        let is_believed = self.is_elsewhere || looks_like_a_registrys(self.response.headers());
+        let is_believed = self.is_elsewhere || looks_like_registry_error(self.response.headers());
         match failure.is_not_found() && !is_believed {
-            true => no_verdict(self.response.status().as_u16(), &self.request),
+            true => foreign_status(self.response.status().as_u16(), &self.request),
             false => failure,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Whatever goes wrong at one endpoint (trouble, no such content, refused credentials, an answer that
 //! cannot be used) is a reason to ask the next: a mirror need not have everything, and a login that
-//! fails here says nothing about there. What is reported if none answers is what leaves most hope: that
+//! fails here says nothing about there. What is reported if none answers is what leaves most rank: that
 //! one is down rather than that others have no such content, since "there is none" is remembered.
 //!
 //! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
@@ -26,7 +26,7 @@ use crate::upstream::{BlobAsk, BlobBody, List, ListSink, ManifestHead, Source};
 /// The endpoints of a registry, in the order in which they are asked.
 pub(super) struct Failover {
     upstream: Upstream,
-    endpoints: Vec<Guarded>,
+    endpoints: Vec<GuardedEndpoint>,
     /// Slows its blobs down, those of all endpoints together.
     throttle: Option<Arc<Throttle>>,
     /// Whether it has ever answered a request with content.
@@ -34,13 +34,13 @@ pub(super) struct Failover {
 }
 
 /// One endpoint behind its breaker.
-struct Guarded {
+struct GuardedEndpoint {
     registry: Registry,
     /// Locked for a look or a change, never while it is asked.
-    watch: Mutex<Watch>,
+    health: Mutex<Health>,
 }
 
-struct Watch {
+struct Health {
     breaker: Breaker,
     /// The latest failure that counted.
     last_failure: Option<UpstreamError>,
@@ -73,12 +73,12 @@ pub struct EndpointStatus {
 /// How the endpoints of a registry fared with one blob, so that the next try begins with another one.
 /// Each body that broke off or was wrong is a demerit for the endpoint that sent it.
 #[derive(Debug, Clone, Default)]
-pub struct Demerits {
+pub struct EndpointFailures {
     /// By endpoint; those that are not there have none.
     counts: Vec<u32>,
 }
 
-impl Demerits {
+impl EndpointFailures {
     /// Notes that what this endpoint sent ([`BlobBody::endpoint`]) was of no use.
     pub fn add(&mut self, endpoint: usize) {
         if self.counts.len() <= endpoint {
@@ -93,7 +93,7 @@ impl Demerits {
     }
 
     /// Whether one of so many endpoints has none.
-    pub fn spare_one_of(&self, endpoints: usize) -> bool {
+    pub fn leave_one_of(&self, endpoints: usize) -> bool {
         (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
     }
 
@@ -111,9 +111,9 @@ impl Failover {
         registries: impl IntoIterator<Item = Registry>,
         policy: BreakerPolicy,
     ) -> Failover {
-        let guarded = |registry| Guarded {
+        let guarded = |registry| GuardedEndpoint {
             registry,
-            watch: Mutex::new(Watch { breaker: Breaker::new(policy), last_failure: None }),
+            health: Mutex::new(Health { breaker: Breaker::new(policy), last_failure: None }),
         };
         let endpoints = registries.into_iter().map(guarded).collect();
         Failover { upstream, endpoints, throttle: None, has_answered: AtomicBool::new(false) }
@@ -173,7 +173,7 @@ impl Failover {
                 Err(error) => {
                     log::debug!("{}: endpoint {}: {error}", self.upstream, index + 1);
                     failure = Some(match failure {
-                        Some(before) if hope(before.kind()) >= hope(error.kind()) => before,
+                        Some(before) if rank(before.kind()) >= rank(error.kind()) => before,
                         _ => error,
                     });
                 }
@@ -210,7 +210,7 @@ enum Verdict {
 impl Verdict {
     fn of<T>(about: About, result: &Result<T, UpstreamError>) -> Verdict {
         let Err(error) = result else { return Verdict::Answers };
-        match error.is_the_endpoints_trouble() {
+        match error.is_endpoint_trouble() {
             false => Verdict::Answers,
             true if error.is_about_the_registry() => Verdict::Down,
             true if !error.is_rate_limit() => Verdict::Doubtful,
@@ -222,8 +222,8 @@ impl Verdict {
     }
 }
 
-/// How much a failure lets hope that the content is to be had after all.
-fn hope(kind: &UpstreamErrorKind) -> u32 {
+/// How much a failure lets rank that the content is to be had after all.
+fn rank(kind: &UpstreamErrorKind) -> u32 {
     match kind {
         UpstreamErrorKind::NotFound => 0,
         UpstreamErrorKind::Unsupported | UpstreamErrorKind::Hidden => 1,
@@ -243,7 +243,7 @@ fn hope(kind: &UpstreamErrorKind) -> u32 {
     }
 }
 
-impl Guarded {
+impl GuardedEndpoint {
     /// Asks, if the breaker lets it, and tells the breaker how it went.
     fn ask<T>(
         &self,
@@ -251,7 +251,7 @@ impl Guarded {
         about: About,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let permit = self.watch().breaker.permit(Instant::now());
+        let permit = self.health().breaker.permit(Instant::now());
         match permit {
             Permit::Ask => {}
             Permit::Wait(wait) => return Err(self.refusal(wait)),
@@ -260,12 +260,12 @@ impl Guarded {
                 // With a request of our own: a client's may be one that fails whatever state the endpoint is in.
                 let probed = self.registry.probe();
                 let change = {
-                    let mut watch = self.watch();
+                    let mut health = self.health();
                     match &probed {
-                        Ok(()) => watch.breaker.succeeded(),
+                        Ok(()) => health.breaker.succeeded(),
                         Err(error) => {
-                            watch.last_failure = Some(error.clone());
-                            watch.breaker.failed(Instant::now(), None)
+                            health.last_failure = Some(error.clone());
+                            health.breaker.failed(Instant::now(), None)
                         }
                     }
                 };
@@ -286,17 +286,17 @@ impl Guarded {
         let (verdict, failure) = (Verdict::of(about, &result), result.as_ref().err());
         let mut should_probe = false;
         let change = {
-            let mut watch = self.watch();
+            let mut health = self.health();
             match (verdict, failure) {
                 (Verdict::Nothing, _) => None,
-                (Verdict::Answers, _) | (_, None) => watch.breaker.succeeded(),
+                (Verdict::Answers, _) | (_, None) => health.breaker.succeeded(),
                 (Verdict::Down, Some(error)) => {
-                    watch.last_failure = Some(error.clone());
-                    watch.breaker.failed(Instant::now(), error.retry_after())
+                    health.last_failure = Some(error.clone());
+                    health.breaker.failed(Instant::now(), error.retry_after())
                 }
                 (Verdict::Doubtful, Some(error)) => {
-                    watch.last_failure = Some(error.clone());
-                    should_probe = watch.breaker.doubted(Instant::now());
+                    health.last_failure = Some(error.clone());
+                    should_probe = health.breaker.doubted(Instant::now());
                     None
                 }
             }
@@ -311,12 +311,12 @@ impl Guarded {
     /// Finds out whether failures of single requests are the endpoint's.
     fn probe(&self, upstream: &Upstream) {
         let probed = self.registry.probe();
-        let mut watch = self.watch();
+        let mut health = self.health();
         let change = match &probed {
-            Ok(()) => watch.breaker.succeeded(),
-            Err(_) => watch.breaker.confirmed(Instant::now()),
+            Ok(()) => health.breaker.succeeded(),
+            Err(_) => health.breaker.confirmed(Instant::now()),
         };
-        drop(watch);
+        drop(health);
         self.log(upstream, change, probed.as_ref().err());
     }
 
@@ -336,25 +336,25 @@ impl Guarded {
 
     /// The failure that opened the breaker, once more.
     fn refusal(&self, wait: Duration) -> UpstreamError {
-        let last = self.watch().last_failure.clone();
+        let last = self.health().last_failure.clone();
         let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
         UpstreamError::new(self.registry.url(), kind)
     }
 
     fn status(&self, now: Instant) -> EndpointStatus {
-        let watch = self.watch();
+        let health = self.health();
         EndpointStatus {
             url: self.registry.url(),
-            breaker: watch.breaker.state(now),
-            failures: watch.breaker.failures(),
-            last_failure: watch.last_failure.as_ref().map(UpstreamError::to_string),
+            breaker: health.breaker.state(now),
+            failures: health.breaker.failures(),
+            last_failure: health.last_failure.as_ref().map(UpstreamError::to_string),
             quota: self.registry.quota(),
         }
     }
 
-    fn watch(&self) -> MutexGuard<'_, Watch> {
+    fn health(&self) -> MutexGuard<'_, Health> {
         // Each change is a field or two, and a breaker in any state is a valid one.
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -392,7 +392,7 @@ impl Source for Failover {
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
-        let order = ask.demerits.order(self.endpoints.len());
+        let order = ask.endpoint_failures.order(self.endpoints.len());
         let open = |registry: &Registry| registry.blob(ask.repository, ask.digest, ask.from);
         let body = |endpoint, body: BlobBody| match &self.throttle {
             Some(throttle) => {
@@ -446,17 +446,17 @@ mod tests {
 
     #[test]
     fn demerits_put_an_endpoint_behind_those_that_have_fewer() {
-        let mut demerits = Demerits::default();
-        assert_eq!(demerits.order(3), [0, 1, 2]);
-        demerits.add(0);
-        assert_eq!(demerits.order(3), [1, 2, 0]);
-        assert!(demerits.spare_one_of(2) && !demerits.spare_one_of(1));
-        demerits.add(1);
-        assert_eq!(demerits.order(3), [2, 0, 1]);
-        demerits.add(1);
-        demerits.add(2);
-        assert_eq!(demerits.order(3), [0, 2, 1]);
-        assert!(!demerits.spare_one_of(3));
+        let mut endpoint_failures = EndpointFailures::default();
+        assert_eq!(endpoint_failures.order(3), [0, 1, 2]);
+        endpoint_failures.add(0);
+        assert_eq!(endpoint_failures.order(3), [1, 2, 0]);
+        assert!(endpoint_failures.leave_one_of(2) && !endpoint_failures.leave_one_of(1));
+        endpoint_failures.add(1);
+        assert_eq!(endpoint_failures.order(3), [2, 0, 1]);
+        endpoint_failures.add(1);
+        endpoint_failures.add(2);
+        assert_eq!(endpoint_failures.order(3), [0, 2, 1]);
+        assert!(!endpoint_failures.leave_one_of(3));
     }
 
     #[test]
@@ -464,7 +464,7 @@ mod tests {
         let down = UpstreamErrorKind::OutOfService;
         let refused = UpstreamErrorKind::CircuitOpen { wait: Duration::ZERO, last: None };
         let denied = UpstreamErrorKind::Denied { status: 403 };
-        let hopes = [down, refused, denied, UpstreamErrorKind::NotFound].map(|kind| hope(&kind));
-        assert!(hopes.is_sorted_by(|more, less| more > less), "{hopes:?}");
+        let ranks = [down, refused, denied, UpstreamErrorKind::NotFound].map(|kind| rank(&kind));
+        assert!(ranks.is_sorted_by(|more, less| more > less), "{ranks:?}");
     }
 }

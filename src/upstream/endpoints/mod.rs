@@ -7,6 +7,6 @@ mod throttle;
 mod unlisted;
 
 pub use breaker::{BreakerPolicy, BreakerState};
-pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
+pub use failover::{EndpointFailures, EndpointStatus, UpstreamStatus};
 pub use registries::{Registries, RegistryChanges, RegistrySettings, Settings};
 pub use unlisted::UnlistedRegistries;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::breaker::BreakerPolicy;
 use super::failover::{Failover, UpstreamStatus};
-use super::unlisted::{UnlistedRegistries, UnlistedTable, why_not};
+use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
 use crate::oci::Upstream;
 use crate::upstream::client::{EndpointSettings, Registry};
 use crate::upstream::network::{
@@ -219,8 +219,8 @@ impl Table {
         })
     }
 
-    fn why_not(&self, upstream: &Upstream) -> Option<&'static str> {
-        why_not(upstream, self.unlisted, &self.unlisted_ports)
+    fn refusal_reason(&self, upstream: &Upstream) -> Option<&'static str> {
+        refusal_reason(upstream, self.unlisted, &self.unlisted_ports)
     }
 }
 
@@ -230,7 +230,7 @@ impl Sources for Registries {
         if let Some(listed) = table.listed.get(upstream) {
             return Ok(Arc::clone(&listed.failover) as Arc<dyn Source>);
         }
-        match table.why_not(upstream) {
+        match table.refusal_reason(upstream) {
             None => Ok(table.unlisted(upstream)),
             Some(reason) => {
                 let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
@@ -244,7 +244,7 @@ impl Sources for Registries {
         if table.listed.contains_key(upstream) {
             return Ok(Standing::Listed);
         }
-        if let Some(reason) = table.why_not(upstream) {
+        if let Some(reason) = table.refusal_reason(upstream) {
             let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
             return Err(UpstreamError::new(upstream.as_str(), kind));
         }

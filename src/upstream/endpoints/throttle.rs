@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// A reader that has to wait longer says so after this (by `Interrupted`, which asks to be called
 /// again), so that whoever wants its download stopped is heard.
-const NAP_MAX: Duration = Duration::from_millis(100);
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// How many pieces a second's worth is read in, so that downloads that share a rate take turns.
 const PIECES_PER_SECOND: u64 = 20;
 /// The largest piece, in bytes: what a download reads at a time without a limit.
@@ -57,7 +57,7 @@ impl Bucket {
     }
 
     /// Gives back what was taken and not read.
-    fn give_back(&mut self, bytes: u64) {
+    fn refund(&mut self, bytes: u64) {
         let cost = self.cost(bytes);
         self.paid = self.paid.and_then(|paid| paid.checked_sub(cost));
     }
@@ -127,7 +127,7 @@ impl<R: Read> Read for Throttled<R> {
         let time = &self.throttle.time;
         let wait = turn.at.saturating_duration_since(time.now());
         if !wait.is_zero() {
-            time.sleep(wait.min(NAP_MAX));
+            time.sleep(wait.min(SLEEP_MAX));
             if time.now() < turn.at {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -136,7 +136,7 @@ impl<R: Read> Read for Throttled<R> {
         let bytes = usize::try_from(turn.bytes).map_or(out.len(), |bytes| bytes.min(out.len()));
         let read = self.reader.read(&mut out[..bytes]);
         let used = read.as_ref().map_or(0, |count| *count as u64);
-        self.throttle.bucket().give_back(turn.bytes.saturating_sub(used));
+        self.throttle.bucket().refund(turn.bytes.saturating_sub(used));
         read
     }
 }
@@ -144,7 +144,7 @@ impl<R: Read> Read for Throttled<R> {
 impl<R> Drop for Throttled<R> {
     fn drop(&mut self) {
         if let Some(turn) = self.turn {
-            self.throttle.bucket().give_back(turn.bytes);
+            self.throttle.bucket().refund(turn.bytes);
         }
     }
 }
@@ -186,7 +186,7 @@ mod tests {
     fn what_is_given_back_was_never_taken() {
         let (mut bucket, now) = (bucket(1000), Instant::now());
         bucket.take(1000, now);
-        bucket.give_back(700);
+        bucket.refund(700);
         assert_eq!(bucket.take(1, now), millis(100));
     }
 
@@ -262,10 +262,10 @@ mod tests {
         let mut reader = throttle.slow(&[7; 10][..]);
         let mut out = [0; 10];
         assert_eq!(reader.read(&mut out).unwrap(), 1);
-        let naps = std::iter::repeat_with(|| reader.read(&mut out).map_err(|error| error.kind()));
-        let naps: Vec<_> = naps.take(5).collect();
-        assert_eq!(naps, [Err(io::ErrorKind::Interrupted); 5]);
-        assert!(time.slept.lock().unwrap().iter().all(|nap| *nap <= NAP_MAX));
+        let sleeps = std::iter::repeat_with(|| reader.read(&mut out).map_err(|error| error.kind()));
+        let sleeps: Vec<_> = sleeps.take(5).collect();
+        assert_eq!(sleeps, [Err(io::ErrorKind::Interrupted); 5]);
+        assert!(time.slept.lock().unwrap().iter().all(|sleep| *sleep <= SLEEP_MAX));
     }
 
     #[test]

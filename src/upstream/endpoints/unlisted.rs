@@ -28,7 +28,7 @@ pub enum UnlistedRegistries {
 }
 
 /// Why an unlisted registry may not be contacted; `None` if it may, subject to where its name leads.
-pub(super) fn why_not(
+pub(super) fn refusal_reason(
     upstream: &Upstream,
     unlisted: UnlistedRegistries,
     ports: &UnlistedPorts,
@@ -49,16 +49,16 @@ pub(super) fn why_not(
     }
 }
 
-/// The unlisted registries met so far.
+/// The unlisted registries known so far.
 #[derive(Default, Clone)]
 pub(super) struct UnlistedTable {
-    met: HashMap<Upstream, Met>,
+    known: HashMap<Upstream, Known>,
     /// Counts uses: the order of the last ones.
     uses: u64,
 }
 
 #[derive(Clone)]
-struct Met {
+struct Known {
     registry: Arc<Failover>,
     last_use: u64,
 }
@@ -71,42 +71,44 @@ impl UnlistedTable {
         build: impl FnOnce() -> Failover,
     ) -> Arc<Failover> {
         self.uses += 1;
-        if let Some(met) = self.met.get_mut(upstream) {
-            met.last_use = self.uses;
-            return Arc::clone(&met.registry);
+        if let Some(known) = self.known.get_mut(upstream) {
+            known.last_use = self.uses;
+            return Arc::clone(&known.registry);
         }
-        if self.met.len() >= UNLISTED_MAX {
-            self.forget_some();
+        if self.known.len() >= UNLISTED_MAX {
+            self.evict();
         }
         let registry = Arc::new(build());
-        let met = Met { registry: Arc::clone(&registry), last_use: self.uses };
-        self.met.insert(upstream.clone(), met);
+        let known = Known { registry: Arc::clone(&registry), last_use: self.uses };
+        self.known.insert(upstream.clone(), known);
         registry
     }
 
-    /// The registry of this name, if it was met.
+    /// The registry of this name, if it was known.
     pub(super) fn get(&self, upstream: &Upstream) -> Option<&Arc<Failover>> {
-        self.met.get(upstream).map(|met| &met.registry)
+        self.known.get(upstream).map(|known| &known.registry)
     }
 
-    /// All that were met.
+    /// All that were known.
     pub(super) fn registries(&self) -> impl Iterator<Item = &Arc<Failover>> {
-        self.met.values().map(|met| &met.registry)
+        self.known.values().map(|known| &known.registry)
     }
 
     /// Forgets those that `keep` does not want.
     pub(super) fn retain(&mut self, keep: impl Fn(&Upstream) -> bool) {
-        self.met.retain(|upstream, _| keep(upstream));
+        self.known.retain(|upstream, _| keep(upstream));
     }
 
-    fn forget_some(&mut self) {
-        let ranked = self.met.iter().filter(|(upstream, _)| !upstream.is_docker_hub());
+    fn evict(&mut self) {
+        let ranked = self.known.iter().filter(|(upstream, _)| !upstream.is_docker_hub());
         let mut ranked: Vec<(bool, u64, Upstream)> = ranked
-            .map(|(upstream, met)| (met.registry.has_answered(), met.last_use, upstream.clone()))
+            .map(|(upstream, known)| {
+                (known.registry.has_answered(), known.last_use, upstream.clone())
+            })
             .collect();
         ranked.sort_unstable_by_key(|(has_answered, last_use, _)| (*has_answered, *last_use));
         for (_, _, upstream) in ranked.into_iter().take(FORGOTTEN_AT_ONCE) {
-            self.met.remove(&upstream);
+            self.known.remove(&upstream);
         }
     }
 }
@@ -134,7 +136,7 @@ mod tests {
         let first = meet(&mut table, "first.example.com");
         for number in 0..3 * UNLISTED_MAX {
             meet(&mut table, &format!("r{number}.example.com"));
-            assert!(table.met.len() <= UNLISTED_MAX);
+            assert!(table.known.len() <= UNLISTED_MAX);
         }
         assert!(is_known(&table, "docker.io") && is_known(&table, "proven.example.com"));
         assert!(!is_known(&table, "first.example.com"));
@@ -168,7 +170,8 @@ mod tests {
             ("reg:443", false),
         ] {
             let upstream: Upstream = name.parse().unwrap();
-            let refused = |unlisted, ports: &UnlistedPorts| why_not(&upstream, unlisted, ports);
+            let refused =
+                |unlisted, ports: &UnlistedPorts| refusal_reason(&upstream, unlisted, ports);
             let https = UnlistedPorts::default();
             assert_eq!(refused(UnlistedRegistries::Allow, &https).is_none(), allowed, "{name}");
             assert!(refused(UnlistedRegistries::Deny, &https).is_some(), "{name}");
@@ -176,6 +179,6 @@ mod tests {
         let upstream: Upstream = "registry.example.com:5000".parse().unwrap();
         let ports = UnlistedPorts::new([5000, 443, 5000]);
         assert_eq!(ports.iter().collect::<Vec<_>>(), [443, 5000]);
-        assert_eq!(why_not(&upstream, UnlistedRegistries::Allow, &ports), None);
+        assert_eq!(refusal_reason(&upstream, UnlistedRegistries::Allow, &ports), None);
     }
 }

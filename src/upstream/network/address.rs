@@ -12,7 +12,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::names::{Names, NoAddress};
+use super::dns_cache::{DnsCache, ResolveError};
 
 /// Which resolved addresses a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +67,11 @@ fn is_public_looking(name: &str) -> bool {
 /// Addresses of one name that are tried: what ureq has room for.
 const ADDRESSES_MAX: usize = 16;
 
-/// Resolves names, then drops the addresses that the guard does not allow.
+/// Resolves dns, then drops the addresses that the guard does not allow.
 #[derive(Debug)]
 pub(in crate::upstream) struct GuardedResolver {
     pub(in crate::upstream) guard: Guard,
-    pub(in crate::upstream) names: Names,
+    pub(in crate::upstream) dns: DnsCache,
 }
 
 impl Resolver for GuardedResolver {
@@ -85,9 +85,9 @@ impl Resolver for GuardedResolver {
         let name = authority
             .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
             .ok_or(ureq::Error::HostNotFound)?;
-        let resolved = self.names.resolve(&name, *timeout.after).map_err(|error| match error {
-            NoAddress::Failed => ureq::Error::HostNotFound,
-            NoAddress::TimedOut => ureq::Error::Timeout(timeout.reason),
+        let resolved = self.dns.resolve(&name, *timeout.after).map_err(|error| match error {
+            ResolveError::Failed => ureq::Error::HostNotFound,
+            ResolveError::TimedOut => ureq::Error::Timeout(timeout.reason),
         })?;
         let mut allowed = self.empty();
         let addresses = resolved.iter().filter(|address| self.guard.allows(address.ip()));
@@ -97,7 +97,7 @@ impl Resolver for GuardedResolver {
         match (allowed.first(), resolved.first()) {
             (None, Some(address)) => {
                 let host = uri.host().unwrap_or_default();
-                // For the operator only: clients could else ask us what private names resolve to.
+                // For the operator only: clients could else ask us what private dns resolve to.
                 log::warn!("{host} resolves to {}, which may not be dialled", address.ip());
                 Err(ureq::Error::Other(Box::new(AddressRefused::new(host))))
             }

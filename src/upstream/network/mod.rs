@@ -3,9 +3,9 @@
 //! Knows neither credentials nor what is asked: it dials what it may dial.
 
 mod address;
+mod dns_cache;
 mod endpoint;
 mod location;
-mod names;
 mod no_proxy;
 mod proxy;
 mod response_head;

@@ -11,8 +11,8 @@ use ureq::config::Config;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
 use super::address::{Guard, GuardedResolver};
+use super::dns_cache::DnsCache;
 use super::location::Location;
-use super::names::Names;
 use super::proxy::{Proxy, ProxySettings};
 use super::response_head::ResponseHeads;
 use super::tls::TlsSettings;
@@ -71,8 +71,8 @@ pub(in crate::upstream) struct LazyAgent {
     tls: Option<TlsSettings>,
     timeouts: Timeouts,
     proxies: Arc<ProxySettings>,
-    /// Its own, so that names which clients choose do not keep it from resolving those of a listed registry.
-    names: Names,
+    /// Its own, so that dns which clients choose do not keep it from resolving those of a listed registry.
+    dns: DnsCache,
     /// Held while agents are built: who comes then needs the same ones.
     built: Mutex<Option<Built>>,
 }
@@ -108,8 +108,8 @@ impl LazyAgent {
         timeouts: Timeouts,
         proxies: Arc<ProxySettings>,
     ) -> LazyAgent {
-        let (names, built) = (Names::default(), Mutex::new(None));
-        LazyAgent { guard, tls, timeouts, proxies, names, built }
+        let (dns, built) = (DnsCache::default(), Mutex::new(None));
+        LazyAgent { guard, tls, timeouts, proxies, dns, built }
     }
 
     /// The agent for `location`: by way of a proxy or not.
@@ -141,7 +141,7 @@ impl LazyAgent {
 
     /// The addresses of a host; none if it does not resolve, or not in the time that connecting may take.
     pub(in crate::upstream) fn addresses(&self, host_and_port: &str) -> Vec<IpAddr> {
-        let resolved = self.names.resolve(host_and_port, self.timeouts.connect);
+        let resolved = self.dns.resolve(host_and_port, self.timeouts.connect);
         resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
     }
 
@@ -179,7 +179,7 @@ impl LazyAgent {
         let http = proxied(&self.proxies.http).transpose()?;
         let https = proxied(&self.proxies.https).transpose()?;
         let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(tls));
-        let resolver = GuardedResolver { guard: self.guard, names: self.names.clone() };
+        let resolver = GuardedResolver { guard: self.guard, dns: self.dns.clone() };
         let direct = Agent::with_parts(self.config(None), chain.chain(ResponseHeads), resolver);
         Ok(Agents { direct, http, https })
     }
@@ -191,10 +191,10 @@ impl LazyAgent {
     ) -> Result<Agent, CertificateError> {
         let to_proxy = proxy.is_https().then(|| TlsSettings::default().client_config(roots));
         let to_proxy = to_proxy.transpose()?;
-        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, self.names.clone(), to_proxy);
+        let tunnel = TunnelConnector::new(proxy.clone(), self.guard, self.dns.clone(), to_proxy);
         // It resolves the proxy's own name and no other: the operator's word stands for its address, and
         // the tunnel minds the target's.
-        let resolver = GuardedResolver { guard: Guard::Any, names: self.names.clone() };
+        let resolver = GuardedResolver { guard: Guard::Any, dns: self.dns.clone() };
         let chain = tunnel.chain(TlsConnector::new(tls)).chain(ResponseHeads);
         Ok(Agent::with_parts(self.config(Some(proxy)), chain, resolver))
     }

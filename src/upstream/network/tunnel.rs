@@ -20,12 +20,12 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Error};
 
 use super::address::{AddressRefused, Guard};
-use super::names::Names;
+use super::dns_cache::DnsCache;
 use super::proxy::Proxy;
 use super::tls_connector::TlsConnector;
 
 /// How long the name of a target is looked up here before the proxy is left to know it: behind a proxy
-/// names of the world often do not resolve, and sometimes nobody even says so.
+/// dns of the world often do not resolve, and sometimes nobody even says so.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Dial =
@@ -35,7 +35,7 @@ type Dial =
 pub(in crate::upstream) struct TunnelConnector {
     proxy: Proxy,
     guard: Guard,
-    names: Names,
+    dns: DnsCache,
     dial: Arc<Dial>,
 }
 
@@ -44,7 +44,7 @@ impl TunnelConnector {
     pub(in crate::upstream) fn new(
         proxy: Proxy,
         guard: Guard,
-        names: Names,
+        dns: DnsCache,
         to_proxy: Option<Arc<ClientConfig>>,
     ) -> TunnelConnector {
         let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(to_proxy));
@@ -58,7 +58,7 @@ impl TunnelConnector {
             let transport = chain.connect(&details, None)?.ok_or(Error::ConnectionFailed)?;
             Ok(Box::new(transport) as Box<dyn Transport>)
         };
-        TunnelConnector { proxy, guard, names, dial: Arc::new(dial) }
+        TunnelConnector { proxy, guard, dns, dial: Arc::new(dial) }
     }
 
     /// Refuses a target that the guard would refuse without a proxy.
@@ -87,7 +87,7 @@ impl TunnelConnector {
         let authority = details.uri.scheme().zip(details.uri.authority());
         let name = authority
             .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
-        let resolved = name.and_then(|name| self.names.resolve(&name, at_most).ok());
+        let resolved = name.and_then(|name| self.dns.resolve(&name, at_most).ok());
         resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
     }
 }

@@ -9,7 +9,7 @@ use time::UtcDateTime;
 
 use super::sigv4::{Scope, Signed};
 use super::sources::keys;
-use super::{Agents, Asked, AwsEnvironment, Call, EcrRegistry, unavailable};
+use super::{Agents, AwsEnvironment, Call, EcrRegistry, Target, unavailable};
 use crate::upstream::auth::cached_login::Fetched;
 use crate::upstream::auth::credentials::{Login, LoginError, Secret};
 use crate::upstream::network::Reach;
@@ -59,7 +59,7 @@ impl Ecr {
     /// Asks for a login at the time `now`, which is signed.
     ///
     /// # Errors
-    /// Whom it asked in vain, what was answered, and what to do.
+    /// Whom it target in vain, what was answered, and what to do.
     pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Fetched, LoginError> {
         let keys = keys(&self.settings, &self.agents)?;
         let registry = &self.settings.registry;
@@ -79,7 +79,7 @@ impl Ecr {
             headers: keys.sign(&scope, request),
             body: b"{}".to_vec(),
         };
-        let body = self.agents.call(Asked::Service, endpoint.scheme, call)?.ok(
+        let body = self.agents.call(Target::Service, endpoint.scheme, call)?.ok(
             "these AWS credentials must be valid, allow ecr:GetAuthorizationToken, and be used with \
              the right time",
         )?;

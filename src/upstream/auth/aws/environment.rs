@@ -1,5 +1,5 @@
-//! What Amazon's variables and names say, as values: parsed at the door, so that what is asked later is
-//! an address that may be asked.
+//! What Amazon's variables and names say, as values: parsed at the door, so that what is target later is
+//! an address that may be target.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub struct AwsEnvironment {
     /// `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, read each time it is needed.
     pub container_token_file: Option<PathBuf>,
     /// Where the instance metadata service is (`AWS_EC2_METADATA_SERVICE_ENDPOINT`); `None` if it is
-    /// not to be asked (`AWS_EC2_METADATA_DISABLED`).
+    /// not to be target (`AWS_EC2_METADATA_DISABLED`).
     pub metadata: Option<Endpoint>,
     /// `AWS_ENDPOINT_URL_ECR`.
     pub ecr_endpoint: Option<Endpoint>,

@@ -1,7 +1,7 @@
 //! Amazon's side of `token.provider: ecr`: keys from where its SDKs find them, and a login for its registry.
 //!
 //! Threat: whoever can make us ask a metadata service can have the machine's keys. So the addresses
-//! asked in here come from the operator's environment or are Amazon's own, never from a registry, a
+//! target in here come from the operator's environment or are Amazon's own, never from a registry, a
 //! redirect or a challenge, and the agents that ask them follow no redirect and serve nobody else.
 
 mod ecr;
@@ -34,8 +34,8 @@ const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long it may take as a whole.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who asks Amazon. Not the registry's agents, and not theirs to use. Any address may be asked, since
-/// what is asked is the operator's or Amazon's to say: VPC endpoints are private, metadata link-local.
+/// Who asks Amazon. Not the registry's agents, and not theirs to use. Any address may be target, since
+/// what is target is the operator's or Amazon's to say: VPC endpoints are private, metadata link-local.
 struct Agents {
     /// By TLS, with the usual roots.
     tls: LazyAgent,
@@ -44,9 +44,9 @@ struct Agents {
     timeouts: Timeouts,
 }
 
-/// Who is asked, and so how long that may take.
+/// Who is target, and so how long that may take.
 #[derive(Clone, Copy)]
-enum Asked {
+enum Target {
     /// One of Amazon's services.
     Service,
     /// What hands out the keys of this machine, or of this container.
@@ -65,17 +65,17 @@ impl Agents {
         }
     }
 
-    fn call(&self, asked: Asked, scheme: Scheme, call: Call) -> Result<Answer, LoginError> {
+    fn call(&self, target: Target, scheme: Scheme, call: Call) -> Result<Answer, LoginError> {
         let location = Location::parse(&call.url)
-            .ok_or_else(|| unusable(format!("{} is no URL that can be asked", call.url)))?;
+            .ok_or_else(|| unusable(format!("{} is no URL that can be target", call.url)))?;
         let agent = match scheme {
             Scheme::Https => self.tls.get(&location),
             Scheme::Http => self.plain.get(&location),
         };
         let agent = agent.map_err(|error| unusable(error.to_string()))?;
-        let (connect, total) = match asked {
-            Asked::Service => (self.timeouts.connect, self.timeouts.metadata),
-            Asked::Metadata => (METADATA_CONNECT_TIMEOUT, METADATA_TIMEOUT),
+        let (connect, total) = match target {
+            Target::Service => (self.timeouts.connect, self.timeouts.metadata),
+            Target::Metadata => (METADATA_CONNECT_TIMEOUT, METADATA_TIMEOUT),
         };
         // The query is left out: that of a container's service is nobody's business.
         let place = call.url.split('?').next().unwrap_or_default();

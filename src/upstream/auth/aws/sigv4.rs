@@ -15,7 +15,7 @@ use crate::upstream::auth::credentials::Secret;
 pub(super) struct Keys {
     pub(super) id: String,
     pub(super) secret: Secret,
-    /// For keys that are lent for a while.
+    /// For keys that are temporary_keys for a while.
     pub(super) session_token: Option<Secret>,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Signed<'a> {
     /// `/`, or an encoded path.
     pub(super) path: &'a str,
     pub(super) body: &'a [u8],
-    /// Names in lower case; `host` among them.
+    /// DnsCache in lower case; `host` among them.
     pub(super) headers: Vec<(&'static str, String)>,
 }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::sigv4::Keys;
 use super::{
-    Agents, Asked, AwsEnvironment, Call, ContainerEndpoint, EcrSettings, element, unavailable,
+    Agents, AwsEnvironment, Call, ContainerEndpoint, EcrSettings, Target, element, unavailable,
     unusable, url,
 };
 use crate::upstream::auth::credentials::{LoginError, Secret};
@@ -30,7 +30,7 @@ const METADATA_ROLES_PATH: &str = "/latest/meta-data/iam/security-credentials/";
 /// What ECS, EKS and the instance metadata service answer.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct LentKeys {
+struct TemporaryKeys {
     access_key_id: String,
     secret_access_key: String,
     token: Option<String>,
@@ -97,7 +97,7 @@ fn from_web_identity(
         headers: vec![("content-type", "application/x-www-form-urlencoded".to_owned())],
         body: form.into_bytes(),
     };
-    let body = agents.call(Asked::Service, endpoint.scheme, call)?.ok(
+    let body = agents.call(Target::Service, endpoint.scheme, call)?.ok(
         "AssumeRoleWithWebIdentity: the role in AWS_ROLE_ARN must trust this cluster's identity \
          provider and this service account",
     )?;
@@ -178,9 +178,9 @@ fn from_container(
     let scheme = if url.starts_with("https:") { Scheme::Https } else { Scheme::Http };
     let call = Call { method: "GET", url, headers, body: Vec::new() };
     let body = agents
-        .call(Asked::Metadata, scheme, call)?
+        .call(Target::Metadata, scheme, call)?
         .ok("the task or the service account must have a role (AWS_CONTAINER_CREDENTIALS_*)")?;
-    lent(&body, "the container's credentials service")
+    temporary_keys(&body, "the container's credentials service")
 }
 
 /// The instance's, by version 2 of its metadata service only: version 1 answers whoever can make a
@@ -189,7 +189,7 @@ fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginErro
     let ask = |method, path: &str, header| {
         let call =
             Call { method, url: url(endpoint, path), headers: vec![header], body: Vec::new() };
-        agents.call(Asked::Metadata, endpoint.scheme, call)
+        agents.call(Target::Metadata, endpoint.scheme, call)
     };
     let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", METADATA_TOKEN_SECONDS.to_owned());
     let token = ask("PUT", METADATA_TOKEN_PATH, ttl).map_err(|error| {
@@ -209,17 +209,17 @@ fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginErro
     }
     let path = format!("{METADATA_ROLES_PATH}{role}");
     let body = ask("GET", &path, shown())?.ok("the instance must have a role")?;
-    lent(&body, "the instance metadata service")
+    temporary_keys(&body, "the instance metadata service")
 }
 
-fn lent(body: &str, whose: &str) -> Result<Keys, LoginError> {
-    let lent: LentKeys = serde_json::from_str(body)
+fn temporary_keys(body: &str, whose: &str) -> Result<Keys, LoginError> {
+    let temporary_keys: TemporaryKeys = serde_json::from_str(body)
         // The parser's own text could quote the keys.
         .map_err(|_| unavailable(format!("the answer of {whose} holds no keys")))?;
     Ok(Keys {
-        id: lent.access_key_id,
-        secret: Secret::new(lent.secret_access_key),
-        session_token: lent.token.map(Secret::new),
+        id: temporary_keys.access_key_id,
+        secret: Secret::new(temporary_keys.secret_access_key),
+        session_token: temporary_keys.token.map(Secret::new),
     })
 }
 
@@ -276,8 +276,9 @@ aws_secret_access_key =
     fn lent_keys_are_read_and_never_quoted() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"s","Token":"t",
                        "Expiration":"2030-01-01T00:00:00Z"}"#;
-        assert_eq!(lent(body, "x"), Ok(keys_of("A", "s", Some("t"))));
-        let error = lent(r#"{"AccessKeyId":"A","SecretAccessKey":hunter2}"#, "it").unwrap_err();
+        assert_eq!(temporary_keys(body, "x"), Ok(keys_of("A", "s", Some("t"))));
+        let error =
+            temporary_keys(r#"{"AccessKeyId":"A","SecretAccessKey":hunter2}"#, "it").unwrap_err();
         assert!(!error.reason().contains("hunter2"), "{error:?}");
     }
 

@@ -12,33 +12,35 @@ use ureq::http::{Response, header};
 
 use super::{Ask, Session, discard_for};
 use crate::oci::Repository;
-use crate::upstream::answer::{discard, is_complete, no_verdict, read_body, status_error, texts};
 use crate::upstream::auth::realm;
 use crate::upstream::auth::{
     Challenge, Login, LoginError, Moment, Need, Place, TOKEN_BODY_BYTES_MAX, Token, TokenKey,
 };
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::Location;
+use crate::upstream::response::{
+    discard, foreign_status, is_complete, read_body, status_error, texts,
+};
 
 /// What a request shows to be let in.
-enum Shown {
+enum Presented {
     Nothing,
     Token(Arc<Token>),
     Login(Arc<Login>),
 }
 
-impl Shown {
+impl Presented {
     fn header(&self) -> Option<String> {
         match self {
-            Shown::Nothing => None,
-            Shown::Token(token) => Some(format!("Bearer {}", token.value)),
-            Shown::Login(login) => login.header(),
+            Presented::Nothing => None,
+            Presented::Token(token) => Some(format!("Bearer {}", token.value)),
+            Presented::Login(login) => login.header(),
         }
     }
 
     fn token(&self) -> Option<&Arc<Token>> {
         match self {
-            Shown::Token(token) => Some(token),
+            Presented::Token(token) => Some(token),
             _ => None,
         }
     }
@@ -54,25 +56,25 @@ impl Session {
     ) -> Result<Response<Body>, UpstreamError> {
         let place =
             Place { origin: location.origin(), repository: ask.repository.as_str().to_owned() };
-        let shown = self.first_shown(location, ask, &place, request)?;
-        let response = self.call(location, ask, shown.header(), request)?;
-        match (response.status().as_u16(), &shown) {
-            (_, Shown::Login(login)) => self.judge(response, login, location, ask, request),
-            (401, _) => self.answer_challenge(response, &shown, place, location, ask, request),
+        let presented = self.first_presented(location, ask, &place, request)?;
+        let response = self.call(location, ask, presented.header(), request)?;
+        match (response.status().as_u16(), &presented) {
+            (_, Presented::Login(login)) => self.judge(response, login, location, ask, request),
+            (401, _) => self.answer_challenge(response, &presented, place, location, ask, request),
             // With the scope of something else: a registry may say 403, and names the scope to those
             // without a token.
-            (403, Shown::Token(_)) if !self.tokens.has_scope(&place, need_of(ask)) => {
+            (403, Presented::Token(_)) if !self.tokens.has_scope(&place, need_of(ask)) => {
                 discard_for(ask, response);
                 let response = self.call(location, ask, None, request)?;
                 match response.status().as_u16() {
                     401 => {
-                        let shown = Shown::Nothing;
-                        self.answer_challenge(response, &shown, place, location, ask, request)
+                        let presented = Presented::Nothing;
+                        self.answer_challenge(response, &presented, place, location, ask, request)
                     }
                     _ => Ok(response),
                 }
             }
-            (_, Shown::Token(token)) => {
+            (_, Presented::Token(token)) => {
                 let scope = self.scope_of(&token.challenge, ask.repository);
                 self.tokens.note_scope(&place, need_of(ask), &scope);
                 Ok(response)
@@ -81,14 +83,14 @@ impl Session {
         }
     }
 
-    /// What is shown without being asked: what worked before.
-    fn first_shown(
+    /// What is presented without being asked: what worked before.
+    fn first_presented(
         &self,
         location: &Location,
         ask: &Ask<'_>,
         place: &Place,
         request: &Arc<str>,
-    ) -> Result<Shown, UpstreamError> {
+    ) -> Result<Presented, UpstreamError> {
         let (now, repository) = (Instant::now(), ask.repository);
         let is_own = location.is_same_origin(&self.base);
         let prefers_basic = is_own && self.prefers_basic.load(Ordering::Relaxed);
@@ -97,32 +99,32 @@ impl Session {
         if let Some((key, token)) = key.and_then(|key| self.tokens.known(&key).map(|it| (key, it)))
         {
             if !token.is_due(now) {
-                return Ok(Shown::Token(token));
+                return Ok(Presented::Token(token));
             }
             let renewed = self.tokens.obtain(&key, Some(&token), now, || {
                 self.fetch_token(token.challenge.clone(), location, ask, request)
             });
-            return renewed.map(Shown::Token);
+            return renewed.map(Presented::Token);
         }
         if !is_own {
-            return Ok(Shown::Nothing);
+            return Ok(Presented::Nothing);
         }
-        if let Some(login) = self.logins.unasked(repository) {
-            return Ok(Shown::Login(login));
+        if let Some(login) = self.logins.preemptive(repository) {
+            return Ok(Presented::Login(login));
         }
         // A helper or a cloud is not asked for what nobody wants to see.
         if !self.wants_basic.load(Ordering::Relaxed) {
-            return Ok(Shown::Nothing);
+            return Ok(Presented::Nothing);
         }
         let login = self.basic_login(location, repository, request)?;
-        Ok(login.map_or(Shown::Nothing, Shown::Login))
+        Ok(login.map_or(Presented::Nothing, Presented::Login))
     }
 
     /// Goes on after a 401: with a token, with user and password, or not at all.
     fn answer_challenge(
         &self,
         response: Response<Body>,
-        shown: &Shown,
+        presented: &Presented,
         place: Place,
         location: &Location,
         ask: &Ask<'_>,
@@ -132,7 +134,7 @@ impl Session {
         let (bearer, wants_basic) = (Challenge::bearer(lines()), Challenge::wants_basic(lines()));
         if let Some(challenge) = bearer {
             discard_for(ask, response);
-            let answered = self.answer_bearer(challenge, shown, place, location, ask, request);
+            let answered = self.answer_bearer(challenge, presented, place, location, ask, request);
             let is_refused = answered.as_ref().is_err_and(is_refused_bearer);
             let login = match is_refused && wants_basic {
                 true => self.basic_login(location, ask.repository, request)?,
@@ -174,14 +176,14 @@ impl Session {
     fn answer_bearer(
         &self,
         challenge: Challenge,
-        shown: &Shown,
+        presented: &Presented,
         place: Place,
         location: &Location,
         ask: &Ask<'_>,
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let (mut challenge, mut refused) = (challenge, shown.token().cloned());
-        for _ in 0..TOKENS_TRIED_MAX {
+        let (mut challenge, mut refused) = (challenge, presented.token().cloned());
+        for _ in 0..TOKEN_ATTEMPTS_MAX {
             let scope = self.scope_of(&challenge, ask.repository);
             let key = TokenKey { place: place.clone(), scope };
             let mut is_own = false;
@@ -189,7 +191,7 @@ impl Session {
                 is_own = true;
                 self.fetch_token(challenge.clone(), location, ask, request)
             })?;
-            let header = Shown::Token(Arc::clone(&token)).header();
+            let header = Presented::Token(Arc::clone(&token)).header();
             let response = self.call(location, ask, header, request)?;
             if response.status().as_u16() != 401 {
                 self.tokens.note_scope(&key.place, need_of(ask), &key.scope);
@@ -223,7 +225,7 @@ impl Session {
         if is_refusal(response.status().as_u16()) {
             return answered;
         }
-        self.refusals.taken(ask.repository);
+        self.refusals.accepted(ask.repository);
         self.wants_basic.store(true, Ordering::Relaxed);
         self.prefers_basic.store(true, Ordering::Relaxed);
         Ok(response)
@@ -248,7 +250,7 @@ impl Session {
         Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
     }
 
-    /// Goes on after an answer to a login. One that is refused is got anew and shown once more: it may
+    /// Goes on after an answer to a login. One that is refused is got anew and presented once more: it may
     /// have expired, which Amazon says by 403, or have been replaced.
     fn judge(
         &self,
@@ -273,7 +275,7 @@ impl Session {
                 Err(self.refused(ask.repository, request, status))
             }
             _ => {
-                self.refusals.taken(ask.repository);
+                self.refusals.accepted(ask.repository);
                 Ok(response)
             }
         }
@@ -301,7 +303,7 @@ impl Session {
     ) -> UpstreamError {
         // What is only unavailable is trouble, which is said once a fetch.
         if let LoginError::Unusable(reason) = &error {
-            self.refusals.say(&self.upstream, repository, &format!("no credentials: {reason}"));
+            self.refusals.warn(&self.upstream, repository, &format!("no credentials: {reason}"));
         }
         UpstreamError::no_login(request, error)
     }
@@ -310,7 +312,7 @@ impl Session {
     fn refused(&self, repository: &Repository, request: &Arc<str>, status: u16) -> UpstreamError {
         let what =
             format!("the credentials in registries[].auth are refused ({request}: {status})");
-        self.refusals.say(&self.upstream, repository, &what);
+        self.refusals.warn(&self.upstream, repository, &what);
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
     }
 
@@ -350,12 +352,12 @@ impl Session {
             }
         }
         match response.status().as_u16() {
-            status if is_complete(status) => self.refusals.taken(repository),
+            status if is_complete(status) => self.refusals.accepted(repository),
             status if is_refusal(status) && login.is_some() => {
                 return Err(self.refused(repository, &named, status));
             }
             // A token service knows nothing about content.
-            status @ (404 | 410) => return Err(no_verdict(status, &named)),
+            status @ (404 | 410) => return Err(foreign_status(status, &named)),
             status => return Err(status_error(status, response.headers(), &named)),
         }
         let request: Arc<str> = format!("GET {}", realm.for_log()).into();
@@ -365,9 +367,9 @@ impl Session {
     }
 }
 
-/// How many tokens are shown for one request: one that another request was fetching, one of its own, and
+/// How many tokens are presented for one request: one that another request was fetching, one of its own, and
 /// one of another scope than the first challenge has demanded.
-const TOKENS_TRIED_MAX: usize = 3;
+const TOKEN_ATTEMPTS_MAX: usize = 3;
 
 /// The longest scope that is asked for, in bytes: a repository with its actions has some 300. Tokens are
 /// kept by scope.
@@ -392,7 +394,7 @@ fn is_refused_bearer(error: &UpstreamError) -> bool {
     }
 }
 
-/// Whether a status says that what was shown does not do.
+/// Whether a status says that what was presented does not do.
 fn is_refusal(status: u16) -> bool {
     matches!(status, 401 | 403)
 }

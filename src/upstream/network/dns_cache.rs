@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const FOUND_TTL: Duration = Duration::from_secs(5);
 /// How long it is remembered that a name does not resolve: short, for a network that has just come up.
 const FAILURE_TTL: Duration = Duration::from_secs(3);
-/// Names remembered. Beyond it, those that are over make room, and then the oldest.
+/// DnsCache remembered. Beyond it, those that are over make room, and then the oldest.
 const NAMES_MAX: usize = 1024;
 /// Look-ups at a time: more than there are fetchers, so that those that hang on after their fetcher has given
 /// up leave room for others.
@@ -39,7 +39,7 @@ type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// Why there is no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoAddress {
+pub(super) enum ResolveError {
     /// The name does not resolve, or cannot be looked up just now.
     Failed,
     /// The resolver has not answered in time.
@@ -48,7 +48,7 @@ pub(super) enum NoAddress {
 
 /// A resolver with a memory. Cloning shares it.
 #[derive(Clone)]
-pub(super) struct Names {
+pub(super) struct DnsCache {
     shared: Arc<Shared>,
 }
 
@@ -71,7 +71,7 @@ enum Entry {
 }
 
 impl Entry {
-    fn is_over(&self, now: Instant) -> bool {
+    fn is_expired(&self, now: Instant) -> bool {
         match self {
             Entry::Pending => false,
             Entry::Known { found, since } => {
@@ -82,34 +82,34 @@ impl Entry {
     }
 }
 
-impl Default for Names {
+impl Default for DnsCache {
     /// Over the system's resolver.
-    fn default() -> Names {
-        Names::over(Box::new(|name| Ok(name.to_socket_addrs()?.collect())))
+    fn default() -> DnsCache {
+        DnsCache::over(Box::new(|name| Ok(name.to_socket_addrs()?.collect())))
     }
 }
 
-impl Names {
-    fn over(look_up: Box<LookUp>) -> Names {
+impl DnsCache {
+    fn over(look_up: Box<LookUp>) -> DnsCache {
         let (state, ended) = (Mutex::default(), Condvar::new());
-        Names { shared: Arc::new(Shared { look_up, state, ended }) }
+        DnsCache { shared: Arc::new(Shared { look_up, state, ended }) }
     }
 
     /// What `host:port` leads to.
     ///
     /// # Errors
-    /// [`NoAddress`].
+    /// [`ResolveError`].
     pub(super) fn resolve(
         &self,
         host_and_port: &str,
         at_most: Duration,
-    ) -> Result<Arc<[SocketAddr]>, NoAddress> {
+    ) -> Result<Arc<[SocketAddr]>, ResolveError> {
         if let Ok(address) = host_and_port.parse::<SocketAddr>() {
             return Ok(Arc::from([address]));
         }
         let start = Instant::now();
         let mut state = self.shared.lock();
-        if state.known.get(host_and_port).is_none_or(|entry| entry.is_over(start)) {
+        if state.known.get(host_and_port).is_none_or(|entry| entry.is_expired(start)) {
             state = self.start(state, host_and_port, start);
         }
         let left = at_most.saturating_sub(start.elapsed());
@@ -120,8 +120,8 @@ impl Names {
         match state.known.get(host_and_port) {
             Some(Entry::Known { found: Some(found), .. }) => Ok(Arc::clone(found)),
             // Forgotten already where there are very many names: the caller may ask again.
-            Some(Entry::Known { found: None, .. }) | None => Err(NoAddress::Failed),
-            Some(Entry::Pending) => Err(NoAddress::TimedOut),
+            Some(Entry::Known { found: None, .. }) | None => Err(ResolveError::Failed),
+            Some(Entry::Pending) => Err(ResolveError::TimedOut),
         }
     }
 
@@ -132,7 +132,7 @@ impl Names {
         host_and_port: &str,
         now: Instant,
     ) -> MutexGuard<'a, State> {
-        state.make_room(now);
+        state.evict(now);
         if state.lookups >= LOOKUPS_MAX {
             let failure = Entry::Known { found: None, since: now };
             state.known.insert(host_and_port.to_owned(), failure);
@@ -153,11 +153,11 @@ impl Names {
 }
 
 impl State {
-    fn make_room(&mut self, now: Instant) {
+    fn evict(&mut self, now: Instant) {
         if self.known.len() < NAMES_MAX {
             return;
         }
-        self.known.retain(|_, entry| !entry.is_over(now));
+        self.known.retain(|_, entry| !entry.is_expired(now));
         if self.known.len() < NAMES_MAX {
             return;
         }
@@ -209,9 +209,9 @@ impl Drop for PendingLookUp {
     }
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for DnsCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Names").finish_non_exhaustive()
+        f.debug_struct("DnsCache").finish_non_exhaustive()
     }
 }
 
@@ -229,11 +229,11 @@ mod tests {
     }
 
     /// A resolver that knows names without a dash, and counts look-ups. One of `slow.test` waits for the test.
-    fn names() -> (Names, Arc<AtomicUsize>, Sender<()>) {
+    fn names() -> (DnsCache, Arc<AtomicUsize>, Sender<()>) {
         let asked = Arc::new(AtomicUsize::new(0));
         let (open, gate): (Sender<()>, Receiver<()>) = channel();
         let (counted, gate) = (Arc::clone(&asked), Mutex::new(gate));
-        let names = Names::over(Box::new(move |name| {
+        let names = DnsCache::over(Box::new(move |name| {
             counted.fetch_add(1, Ordering::SeqCst);
             if name.starts_with("slow") {
                 let _ = gate.lock().unwrap().recv();
@@ -246,7 +246,7 @@ mod tests {
         (names, asked, open)
     }
 
-    fn age(names: &Names, by: Duration) {
+    fn age(names: &DnsCache, by: Duration) {
         for entry in names.shared.lock().known.values_mut() {
             if let Entry::Known { since, .. } = entry {
                 *since = since.checked_sub(by).unwrap();
@@ -259,7 +259,7 @@ mod tests {
         let (names, asked, _open) = names();
         for _ in 0..3 {
             assert_eq!(names.resolve("a.test:443", LONG).unwrap()[..], [address()]);
-            assert_eq!(names.resolve("no-a.test:443", LONG), Err(NoAddress::Failed));
+            assert_eq!(names.resolve("no-a.test:443", LONG), Err(ResolveError::Failed));
         }
         assert_eq!(asked.load(Ordering::SeqCst), 2);
         age(&names, FAILURE_TTL);
@@ -276,7 +276,7 @@ mod tests {
         let (names, asked, open) = names();
         for _ in 0..5 {
             let waited = names.resolve("slow.test:443", Duration::ZERO);
-            assert_eq!(waited, Err(NoAddress::TimedOut));
+            assert_eq!(waited, Err(ResolveError::TimedOut));
         }
         open.send(()).unwrap();
         assert!(names.resolve("slow.test:443", LONG).is_ok(), "the answer of the first look-up");
@@ -289,7 +289,7 @@ mod tests {
         for number in 0..LOOKUPS_MAX + 10 {
             let waited = names.resolve(&format!("slow{number}.test:443"), Duration::ZERO);
             let expected =
-                if number < LOOKUPS_MAX { NoAddress::TimedOut } else { NoAddress::Failed };
+                if number < LOOKUPS_MAX { ResolveError::TimedOut } else { ResolveError::Failed };
             assert_eq!(waited, Err(expected), "{number}");
         }
         drop(open);
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn a_look_up_that_panics_has_failed() {
-        let names = Names::over(Box::new(|_| panic!("a resolver that panics")));
-        assert_eq!(names.resolve("a.test:443", LONG), Err(NoAddress::Failed));
+        let names = DnsCache::over(Box::new(|_| panic!("a resolver that panics")));
+        assert_eq!(names.resolve("a.test:443", LONG), Err(ResolveError::Failed));
         assert_eq!(names.shared.lock().lookups, 0);
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn discard(response: Response<Body>) {
 /// Whether an answer that something does not exist comes from a registry, which sends a list of errors
 /// (distribution-spec, "Error Codes") or says that it is one, and not from an ingress without a backend, a
 /// proxy or a captive portal.
-pub(super) fn is_a_registrys(headers: &HeaderMap, body: &[u8]) -> bool {
+pub(super) fn is_registry_error(headers: &HeaderMap, body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Errors {
         #[serde(rename = "errors")]
@@ -154,15 +154,15 @@ pub(super) fn is_a_registrys(headers: &HeaderMap, body: &[u8]) -> bool {
         || serde_json::from_slice::<Errors>(body).is_ok()
 }
 
-/// As [`is_a_registrys`], where the body is not read: registries send their errors as JSON.
-pub(super) fn looks_like_a_registrys(headers: &HeaderMap) -> bool {
+/// As [`is_registry_error`], where the body is not read: registries send their errors as JSON.
+pub(super) fn looks_like_registry_error(headers: &HeaderMap) -> bool {
     let said = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
     headers.contains_key("docker-distribution-api-version")
         || said.is_some_and(|said| said.as_str().ends_with("json"))
 }
 
 /// An answer that something does not exist, from something that cannot know.
-pub(super) fn no_verdict(status: u16, request: &Arc<str>) -> UpstreamError {
+pub(super) fn foreign_status(status: u16, request: &Arc<str>) -> UpstreamError {
     UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })
 }
 
