@@ -1,4 +1,4 @@
-//! Where an endpoint is: scheme, authority and API path; and the ports that may be dialled unasked.
+//! The location of an endpoint: scheme, authority and API path; and the ports of unlisted registries.
 
 use crate::oci::Upstream;
 
@@ -15,15 +15,15 @@ pub struct Endpoint {
     pub api: ApiPath,
 }
 
-/// The path of a registry's API, below which its repositories are: `/v2`, or a longer one where a registry
-/// serves several by path, e.g. `/v2/hub-cache` or `/artifactory/api/docker/hub/v2`.
+/// The path of a registry's API, below which its repositories are: `/v2`, or a longer one if one host serves several
+/// registries by path, e.g. `/v2/hub-cache` or `/artifactory/api/docker/hub/v2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiPath(String);
 
 impl ApiPath {
-    /// The path of a URL, without the slash at its end. Where none of its segments is `v2`, that comes last, as
-    /// containerd has it; where one is, the path is the API's as it stands (containerd's
-    /// `override_path`). `None` if a segment is empty or contains anything but letters, digits, and `-._~`.
+    /// Parses the path of a URL and removes the trailing slash. If none of its segments is `v2`, `/v2` is appended, as
+    /// containerd does; otherwise the path is used unchanged (containerd's `override_path`). `None` if a segment is
+    /// empty or contains anything but letters, digits, and `-._~`.
     pub fn parse(path: &str) -> Option<ApiPath> {
         let trimmed = path.strip_suffix('/').unwrap_or(path);
         if trimmed.is_empty() {
@@ -40,12 +40,12 @@ impl ApiPath {
         })
     }
 
-    /// The text, with a slash at its beginning and none at its end.
+    /// The path, with a leading and without a trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What precedes the name of a repository in the scope of a token: `hub-cache/` of `/v2/hub-cache`.
+    /// The prefix of repository names in the scope of a token: `hub-cache/` for `/v2/hub-cache`.
     pub(in crate::upstream) fn repository_prefix(&self) -> String {
         match self.0.rsplit_once("/v2/") {
             Some((_, prefix)) => format!("{prefix}/"),
@@ -60,18 +60,17 @@ impl Default for ApiPath {
     }
 }
 
-/// How to speak to an endpoint.
+/// The scheme of an endpoint's URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// In the clear.
+    /// Plain HTTP.
     Http,
-    /// By TLS.
+    /// HTTP over TLS.
     Https,
 }
 
 impl Endpoint {
-    /// Where a registry is if nothing else is said: at its own name, by https; Docker Hub's API is at
-    /// another name than its images.
+    /// The default endpoint of a registry: its own name. Docker Hub's API has another host than its image names.
     pub fn of(upstream: &Upstream, scheme: Scheme) -> Endpoint {
         Endpoint::new(scheme, upstream.api_authority())
     }
@@ -81,7 +80,7 @@ impl Endpoint {
         Endpoint { scheme, authority: authority.to_owned(), api: ApiPath::default() }
     }
 
-    /// Its URL, with the path of its API where that is not `/v2`.
+    /// Its URL, with the path of its API if that is not `/v2`.
     pub fn url(&self) -> String {
         let scheme = match self.scheme {
             Scheme::Http => "http",
@@ -91,19 +90,19 @@ impl Endpoint {
         format!("{scheme}://{}{path}", self.authority)
     }
 
-    /// The registry as whose the endpoint is known to files with logins and to helpers: its own host,
-    /// whatever the registry is called here.
+    /// The registry name under which credential files and helpers know the endpoint: its own host, whatever the
+    /// registry is called in the configuration.
     pub fn identity(&self, name: &Upstream) -> Upstream {
         self.authority.parse().unwrap_or_else(|_| name.clone())
     }
 }
 
-/// Ports at which unlisted registries, and the hosts to which they lead, may be contacted.
+/// The ports at which unlisted registries, and the hosts of their redirects and token realms, may be contacted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnlistedPorts(Vec<u16>);
 
 impl UnlistedPorts {
-    /// These ports, each once and in order.
+    /// Creates the set; duplicates are dropped.
     pub fn new(ports: impl IntoIterator<Item = u16>) -> UnlistedPorts {
         let mut ports: Vec<u16> = ports.into_iter().collect();
         ports.sort_unstable();
@@ -111,18 +110,18 @@ impl UnlistedPorts {
         UnlistedPorts(ports)
     }
 
-    /// Whether a port is one of them.
+    /// Whether the set contains a port.
     pub fn allows(&self, port: u16) -> bool {
         self.0.binary_search(&port).is_ok()
     }
 
-    /// The ports in order.
+    /// The ports in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.0.iter().copied()
     }
 }
 
-/// HTTPS alone: on other ports of a public host may be anything, and Larder is no port scanner.
+/// HTTPS only: other ports of a public host may be any service, and Larder must not become a port scanner.
 impl Default for UnlistedPorts {
     fn default() -> UnlistedPorts {
         UnlistedPorts(vec![HTTPS_PORT])
@@ -134,13 +133,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn docker_hubs_api_is_at_another_name() {
+    fn docker_hub_api_has_another_host() {
         let hub: Upstream = "index.docker.io".parse().unwrap();
         assert_eq!(Endpoint::of(&hub, Scheme::Https).authority, "registry-1.docker.io");
     }
 
     #[test]
-    fn paths_of_apis() {
+    fn api_paths() {
         for (path, api, prefix) in [
             ("", Some("/v2"), ""),
             ("/", Some("/v2"), ""),

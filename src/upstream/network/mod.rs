@@ -1,6 +1,6 @@
-//! How upstreams are reached: URLs, addresses and names, proxies, TLS, and agents that put them together.
+//! Connections to upstreams: URLs, the address guard, DNS, proxies, TLS, and the agents that combine them.
 //!
-//! Knows neither credentials nor what is asked: it dials what it may dial.
+//! Does not know credentials or the registry API.
 
 mod address;
 mod dns_cache;
