@@ -404,7 +404,7 @@ impl Source for Failover {
             self.ask_in(&order, About::Content, |index, registry| Ok(body(index, open(registry)?)));
         match asked {
             // Somebody has begun to receive this blob, and the download has waits of its own.
-            Err(error) if ask.from > 0 && error.is_refusal() => {
+            Err(error) if ask.from > 0 && error.is_circuit_open() => {
                 let first = order[0];
                 let asked = self.endpoints[first].ask_anyway(&self.upstream, About::Content, open);
                 asked.map(|opened| body(first, opened))

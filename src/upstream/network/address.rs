@@ -1,8 +1,8 @@
 //! Which addresses may be dialled on behalf of a client.
 //!
-//! Threat: `?ns=` is chosen by whoever can reach Larder. Without this guard it would be a proxy into
-//! the operator's network (169.254.169.254, 10.0.0.1, localhost). The check is made on the address
-//! that is dialled and not on the name, since a public name can resolve to a private address.
+//! Threat: every client can choose `?ns=`. Without this guard, Larder would be a proxy into the operator's network
+//! (169.254.169.254, 10.0.0.1, localhost). The guard checks the address and not the name, since a public name can
+//! resolve to a private address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,10 +17,10 @@ use super::dns_cache::{DnsCache, ResolveError};
 /// Which resolved addresses a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::upstream) enum Guard {
-    /// Any: the operator listed this very host.
+    /// All: the operator listed this host.
     Any,
-    /// Any but link-local and special ones, where cloud metadata services live: targets that a
-    /// registry in a private network may redirect to.
+    /// Public and private addresses, but not link-local and special ones, where the metadata services of clouds are.
+    /// For the redirects of a registry in a private network.
     PrivateToo,
     /// Addresses of the public internet only.
     PublicOnly,
@@ -35,11 +35,11 @@ impl Guard {
         }
     }
 
-    /// Whether a proxy may be asked to connect to `host`, which leads to `addresses` from here; to none
-    /// if it does not resolve here, as is usual behind a proxy.
+    /// Whether a proxy may be asked to connect to `host`, which resolves to `addresses` on this machine. In networks
+    /// with a proxy it often does not resolve, and `addresses` is empty.
     ///
-    /// Which address the proxy takes is not ours to say, so each must be allowed. A name that only the
-    /// proxy can resolve is left to it, unless it has the look of a private network's.
+    /// The proxy may choose any of the addresses, so all of them must be allowed. A name that only the proxy can
+    /// resolve is allowed unless it looks like a private one.
     pub(in crate::upstream) fn allows_target(self, host: &str, addresses: &[IpAddr]) -> bool {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         match bare.parse::<IpAddr>() {
@@ -51,12 +51,12 @@ impl Guard {
     }
 }
 
-/// Domains that no public name is in (RFC 6761, 6762 and 8375, and what ICANN has set aside). The
-/// metadata service of one cloud is `metadata.google.internal`.
+/// Domains without public names (RFC 6761, 6762 and 8375, and ICANN's reservation of `.internal`). The metadata service
+/// of one cloud is `metadata.google.internal`.
 const PRIVATE_DOMAINS: [&str; 4] = [".internal", ".local", ".localhost", ".home.arpa"];
 
-/// Whether a name is one of the public internet as far as its letters tell: it has a dot, its last label
-/// is no number (`127.1` and `0x7f.1` are addresses to many programs), and it is in no private domain.
+/// Whether a name has the form of a public one: it has a dot, its last label does not begin with a digit (many programs
+/// take `127.1` and `0x7f.1` for addresses), and it is not in a private domain.
 fn is_public_looking(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     let Some((above, last)) = name.rsplit_once('.') else { return false };
@@ -64,10 +64,10 @@ fn is_public_looking(name: &str) -> bool {
     is_name && !PRIVATE_DOMAINS.iter().any(|domain| name.ends_with(domain))
 }
 
-/// Addresses of one name that are tried: what ureq has room for.
+/// The most addresses of one name that are tried: the capacity of ureq's list.
 const ADDRESSES_MAX: usize = 16;
 
-/// Resolves dns, then drops the addresses that the guard does not allow.
+/// Resolves names, then drops the addresses that the guard does not allow.
 #[derive(Debug)]
 pub(in crate::upstream) struct GuardedResolver {
     pub(in crate::upstream) guard: Guard,
@@ -97,7 +97,7 @@ impl Resolver for GuardedResolver {
         match (allowed.first(), resolved.first()) {
             (None, Some(address)) => {
                 let host = uri.host().unwrap_or_default();
-                // For the operator only: clients could else ask us what private dns resolve to.
+                // In the log only: otherwise clients could find out what private names resolve to.
                 log::warn!("{host} resolves to {}, which may not be dialled", address.ip());
                 Err(ureq::Error::Other(Box::new(AddressRefused::new(host))))
             }
@@ -106,7 +106,7 @@ impl Resolver for GuardedResolver {
     }
 }
 
-/// A name led to an address that is not public.
+/// A name resolves to an address that may not be dialled.
 #[derive(Debug)]
 pub(in crate::upstream) struct AddressRefused {
     host: String,
@@ -131,11 +131,11 @@ impl fmt::Display for AddressRefused {
 
 impl std::error::Error for AddressRefused {}
 
-/// Whether an address is this machine's or of a private network.
+/// Whether an address belongs to this machine or to a private network.
 fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
-        // fd00:ec2::/32 is where Amazon's metadata service is.
+        // Amazon's metadata service is in fd00:ec2::/32.
         IpAddr::V6(ip) => {
             ip.is_loopback() || (ip.is_unique_local() && ip.segments()[..2] != [0xfd00, 0xec2])
         }
@@ -173,12 +173,12 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
         is_public_v4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        // Mapped, translated (NAT64) and 6to4 addresses are as public as the address inside.
+        // Mapped, NAT64 and 6to4 addresses are as public as the IPv4 address that they contain.
         [0, 0, 0, 0, 0, 0xffff, high, low] => embedded(high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
         [0x2002, high, low, ..] => embedded(high, low),
         [0x2001, 0xdb8, ..] => false,
-        // Global unicast; everything else is local, multicast or unassigned.
+        // Global unicast. All others are local, multicast or unassigned.
         [first, ..] => (0x2000..0x4000).contains(&first),
     }
 }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_nobody_may_reach_through_us() {
+    fn addresses_that_are_not_public() {
         for text in [
             "0.0.0.0",
             "10.0.0.1",
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_that_a_proxy_is_asked_for_and_targets_that_it_is_not() {
+    fn targets_allowed_and_refused_through_a_proxy() {
         for (host, addresses, public_only, private_too) in [
             ("quay.io", &["1.1.1.1"][..], true, true),
             ("quay.io", &["1.1.1.1", "2606:4700::1"], true, true),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_redirects_us_to_a_metadata_service() {
+    fn redirects_to_metadata_services_are_refused() {
         for (text, private_too) in [
             ("169.254.169.254", false),
             ("fe80::1", false),

@@ -1,18 +1,16 @@
-//! Host names and what they resolve to, remembered for some seconds.
+//! A cache of DNS lookups, which are kept for some seconds.
 //!
-//! The system's resolver blocks, for half a minute where there is no network, and cannot be interrupted. So each
-//! look-up has a thread of its own. Threat: clients name hosts, and redirects do. So there is one look-up for a
-//! name at a time, which all that ask for it share, failures are remembered as well as addresses, and the
-//! number of threads is bounded.
+//! The system's resolver blocks (for half a minute without a network) and cannot be interrupted. Therefore each lookup
+//! has its own thread. Threat: clients and redirects choose host names. Therefore all callers share one lookup per name,
+//! failures are cached as well as addresses, and the number of threads is bounded.
 //!
 //! # Interleavings
-//! * *Two ask for the same name at once.* The first to find no entry inserts one that is pending, under the
-//!   lock, and starts the thread; the other waits for that entry.
-//! * *Whoever started the look-up gives up.* The thread belongs to nobody: its answer is kept for the next.
-//! * *A thread cannot be started, or there are too many.* The entry becomes a failure at once, and those that
-//!   wait for it are woken.
-//! * *The table is full of pending look-ups.* A newcomer is refused: pending entries are bounded by the threads,
-//!   which are fewer than the table holds, so this cannot happen before the bound on threads.
+//! * *Two callers resolve the same name at once.* The first one inserts a pending entry, under the lock, and starts the
+//!   thread; the other waits for that entry.
+//! * *The caller that started the lookup times out.* The thread continues, and its result is cached for the next caller.
+//! * *A thread cannot be started, or there are too many.* The entry becomes a failure at once, and its waiters are woken.
+//! * *The table is full of pending lookups.* This cannot happen: pending entries are bounded by the number of threads,
+//!   which is lower than the capacity of the table.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,31 +20,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long addresses are remembered: for the requests of one pull, and not beyond what the time-to-live of
-/// a record that steers traffic usually is.
+/// How long addresses are cached: long enough for the requests of one pull, and no longer than the usual time-to-live
+/// of records that steer traffic.
 const FOUND_TTL: Duration = Duration::from_secs(5);
-/// How long it is remembered that a name does not resolve: short, for a network that has just come up.
+/// How long failures are cached: short, for a network that has just come up.
 const FAILURE_TTL: Duration = Duration::from_secs(3);
-/// DnsCache remembered. Beyond it, those that are over make room, and then the oldest.
+/// The most names in the cache. Beyond that, expired entries are evicted, then the oldest.
 const NAMES_MAX: usize = 1024;
-/// Look-ups at a time: more than there are fetchers, so that those that hang on after their fetcher has given
-/// up leave room for others.
+/// The most lookups at a time: more than there are fetchers, since a lookup may outlive its fetcher.
 const LOOKUPS_MAX: usize = 256;
-/// The stack of a look-up: the C library's resolver needs some tens of kibibytes.
+/// The stack of a lookup's thread: the C library's resolver needs some tens of kibibytes.
 const STACK_BYTES: usize = 256 * 1024;
 
 type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Why there is no address.
+/// Why a name has no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResolveError {
-    /// The name does not resolve, or cannot be looked up just now.
+    /// The name does not resolve, or cannot be looked up at the moment.
     Failed,
-    /// The resolver has not answered in time.
+    /// The resolver did not answer in time.
     TimedOut,
 }
 
-/// A resolver with a memory. Cloning shares it.
+/// A resolver with a cache. Clones share it.
 #[derive(Clone)]
 pub(super) struct DnsCache {
     shared: Arc<Shared>,
@@ -55,7 +52,7 @@ pub(super) struct DnsCache {
 struct Shared {
     look_up: Box<LookUp>,
     state: Mutex<State>,
-    /// Signalled whenever a look-up ends.
+    /// Signalled whenever a lookup ends.
     ended: Condvar,
 }
 
@@ -83,7 +80,7 @@ impl Entry {
 }
 
 impl Default for DnsCache {
-    /// Over the system's resolver.
+    /// Uses the system's resolver.
     fn default() -> DnsCache {
         DnsCache::over(Box::new(|name| Ok(name.to_socket_addrs()?.collect())))
     }
@@ -95,7 +92,7 @@ impl DnsCache {
         DnsCache { shared: Arc::new(Shared { look_up, state, ended }) }
     }
 
-    /// What `host:port` leads to.
+    /// The addresses of `host:port`.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -119,13 +116,13 @@ impl DnsCache {
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match state.known.get(host_and_port) {
             Some(Entry::Known { found: Some(found), .. }) => Ok(Arc::clone(found)),
-            // Forgotten already where there are very many names: the caller may ask again.
+            // Already evicted, among very many names: the caller may try again.
             Some(Entry::Known { found: None, .. }) | None => Err(ResolveError::Failed),
             Some(Entry::Pending) => Err(ResolveError::TimedOut),
         }
     }
 
-    /// Starts a look-up.
+    /// Starts a lookup.
     fn start<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -144,9 +141,9 @@ impl DnsCache {
         let pending = PendingLookUp { shared, name, found: None };
         drop(state);
         let builder = thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES);
-        // If it cannot be started, dropping what it was to run ends the look-up as failed.
+        // If the thread cannot be started, its closure is dropped, which ends the lookup as failed.
         if let Err(error) = builder.spawn(move || pending.run()) {
-            log::warn!("a host name cannot be looked up: {error}");
+            log::warn!("cannot start a thread to look up a host name: {error}");
         }
         self.shared.lock()
     }
@@ -166,7 +163,7 @@ impl State {
             Entry::Pending => None,
         });
         let mut known: Vec<(Instant, String)> = known.collect();
-        // Many at a time, so that the table is searched once for many newcomers.
+        // Many at a time, so that the table is searched once for many new names.
         known.sort_unstable();
         for (_, name) in known.into_iter().take(NAMES_MAX / 16) {
             self.known.remove(&name);
@@ -181,7 +178,7 @@ impl Shared {
     }
 }
 
-/// A look-up under way. Its end, by an answer, a panic or no thread to run it, lets those that wait continue.
+/// A running lookup. Dropping it wakes the waiters, whether it succeeded, panicked or could not be started.
 struct PendingLookUp {
     shared: Arc<Shared>,
     name: String,
@@ -228,7 +225,8 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], 443))
     }
 
-    /// A resolver that knows names without a dash, and counts look-ups. One of `slow.test` waits for the test.
+    /// A resolver that resolves names without a dash and counts lookups. Names that begin with `slow` block until the
+    /// test sends a message.
     fn names() -> (DnsCache, Arc<AtomicUsize>, Sender<()>) {
         let asked = Arc::new(AtomicUsize::new(0));
         let (open, gate): (Sender<()>, Receiver<()>) = channel();
@@ -255,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_failures_are_remembered_for_a_while() {
+    fn addresses_and_failures_are_cached_for_a_while() {
         let (names, asked, _open) = names();
         for _ in 0..3 {
             assert_eq!(names.resolve("a.test:443", LONG).unwrap()[..], [address()]);
@@ -265,21 +263,21 @@ mod tests {
         age(&names, FAILURE_TTL);
         assert!(names.resolve("a.test:443", LONG).is_ok());
         assert!(names.resolve("no-a.test:443", LONG).is_err());
-        assert_eq!(asked.load(Ordering::SeqCst), 3, "the failure is over, the address is not");
+        assert_eq!(asked.load(Ordering::SeqCst), 3, "the failure has expired, the address has not");
         age(&names, FOUND_TTL);
         assert!(names.resolve("a.test:443", LONG).is_ok());
         assert_eq!(asked.load(Ordering::SeqCst), 4);
     }
 
     #[test]
-    fn all_that_ask_for_a_name_share_one_look_up_which_nobody_has_to_wait_for() {
+    fn callers_share_one_lookup_and_may_time_out() {
         let (names, asked, open) = names();
         for _ in 0..5 {
             let waited = names.resolve("slow.test:443", Duration::ZERO);
             assert_eq!(waited, Err(ResolveError::TimedOut));
         }
         open.send(()).unwrap();
-        assert!(names.resolve("slow.test:443", LONG).is_ok(), "the answer of the first look-up");
+        assert!(names.resolve("slow.test:443", LONG).is_ok(), "the result of the first lookup");
         assert_eq!(asked.load(Ordering::SeqCst), 1);
     }
 
@@ -303,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_panics_has_failed() {
+    fn a_lookup_that_panics_has_failed() {
         let names = DnsCache::over(Box::new(|_| panic!("a resolver that panics")));
         assert_eq!(names.resolve("a.test:443", LONG), Err(ResolveError::Failed));
         assert_eq!(names.shared.lock().lookups, 0);

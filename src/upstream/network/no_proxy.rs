@@ -1,11 +1,10 @@
 //! `NO_PROXY`: which hosts are reached without a proxy.
 //!
-//! The rules are those of Go's `httpproxy`, which is what the other programs of a cluster have: an entry
-//! is a name (it and all names below it), a name after a dot (the names below it only), an address, a
-//! network, each but the last with a port if it is to count for that port only, or `*`.
+//! The rules are those of Go's `httpproxy`, which other programs of a cluster use. An entry is one of: a name (matches
+//! itself and its subdomains), a name after a dot (its subdomains only), an address, a network, or `*`. A name or an
+//! address may have a port and then matches that port only.
 //!
-//! This machine is never reached by way of a proxy, whatever the entries say: `localhost` would be
-//! another one there.
+//! This machine is never reached through a proxy, whatever the entries are: `localhost` would be the proxy's machine.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -27,7 +26,7 @@ enum Rule {
 }
 
 impl NoProxy {
-    /// Whether `host` is reached without a proxy: a name, or an address with or without brackets.
+    /// Whether `host` is reached without a proxy. It is a name, or an address with or without brackets.
     pub(super) fn matches(&self, host: &str, port: u16) -> bool {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         match host.parse::<IpAddr>() {
@@ -43,7 +42,7 @@ impl NoProxy {
         }
     }
 
-    /// The entries that mean nothing here, for a warning.
+    /// The entries that could not be parsed, for a warning.
     pub fn misunderstood(&self) -> &[String] {
         &self.misunderstood
     }
@@ -52,8 +51,8 @@ impl NoProxy {
 impl FromStr for NoProxy {
     type Err = Infallible;
 
-    /// Entries are parted by commas or blanks. One that cannot be understood is kept aside and not an
-    /// error: the variable is shared with programs that have other rules.
+    /// Entries are separated by commas or white space. An entry that cannot be parsed is not an error, since other
+    /// programs with other rules share the variable.
     fn from_str(text: &str) -> Result<NoProxy, Infallible> {
         let mut all = NoProxy::default();
         let is_between = |c: char| c == ',' || c.is_whitespace();
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_an_entry_means_and_hosts_that_it_does_not() {
+    fn hosts_that_an_entry_matches() {
         for (entry, host, port, matches) in [
             ("example.com", "example.com", 443, true),
             ("example.com", "Example.COM.", 443, true),
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_never_reached_by_way_of_a_proxy() {
+    fn this_machine_is_never_reached_through_a_proxy() {
         for host in ["localhost", "LOCALHOST", "x.localhost", "127.0.0.1", "127.8.8.8", "[::1]"] {
             assert!(NoProxy::default().matches(host, 5000), "{host}");
         }
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_without_meaning_are_named_and_the_others_count() {
+    fn invalid_entries_are_reported_and_the_others_apply() {
         let all = rules("a.io,10.0.0.0/99,192.168.*,x/8,b.io:no,https://c.io,.");
         let misunderstood = ["10.0.0.0/99", "192.168.*", "x/8", "b.io:no", "https://c.io", "."];
         assert_eq!(all.misunderstood(), misunderstood);

@@ -1,4 +1,4 @@
-//! Proxies as the operator gives them, and which connection goes by way of which.
+//! The operator's proxies, and which connection uses which one.
 //!
 //! This file decides; `tunnel.rs` connects.
 
@@ -9,19 +9,19 @@ use std::sync::Arc;
 use super::location::Location;
 use super::no_proxy::NoProxy;
 
-/// By way of which proxies upstreams are reached.
+/// The proxies for upstreams.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProxySettings {
-    /// For what is spoken to in the clear.
+    /// For http URLs.
     pub http: Option<Proxy>,
-    /// For what is spoken to by TLS.
+    /// For https URLs.
     pub https: Option<Proxy>,
-    /// What is reached without one.
+    /// The hosts that are reached without a proxy.
     pub no_proxy: NoProxy,
 }
 
 impl ProxySettings {
-    /// The proxy on the way to `location`.
+    /// The proxy for `location`.
     pub(in crate::upstream) fn towards(&self, location: &Location) -> Option<&Proxy> {
         let proxy = if location.is_https() { &self.https } else { &self.http };
         let is_direct = self.no_proxy.matches(location.host(), location.port());
@@ -29,12 +29,12 @@ impl ProxySettings {
     }
 }
 
-/// An HTTP proxy that is spoken to in the clear or by TLS.
+/// An HTTP proxy, which is reached by plain HTTP or by TLS.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     /// Scheme, host and port.
     shown: Arc<str>,
-    /// With user and password, which only the proxy itself may see: never shown.
+    /// With user and password, which are sent to the proxy only and never displayed.
     secret: ureq::Proxy,
 }
 
@@ -43,7 +43,7 @@ impl Proxy {
         self.secret.clone()
     }
 
-    /// Whether it is spoken to by TLS.
+    /// Whether it is reached by TLS.
     pub(in crate::upstream) fn is_https(&self) -> bool {
         self.secret.protocol() == ureq::ProxyProtocol::Https
     }
@@ -62,12 +62,12 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// Why a text is not the URL of a proxy. Does not quote it: there may be a password in it.
+/// Why a text is not the URL of a proxy. Does not quote the text, which may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParseProxyError {
-    /// It is no URL, or one with more than a proxy has.
+    /// It is not a URL, or has a path or a query.
     Malformed,
-    /// It is of a kind of proxy that is not supported.
+    /// This kind of proxy is not supported.
     Scheme,
 }
 
@@ -76,11 +76,11 @@ impl fmt::Display for ParseProxyError {
         f.write_str(match self {
             ParseProxyError::Malformed => {
                 "it is not the URL of a proxy, e.g. http://proxy.example.com:3128 or \
-                 http://user:password@proxy.example.com:3128, with %XX for what is neither letter \
-                 nor digit in user and password"
+                 http://user:password@proxy.example.com:3128; encode special characters in user and \
+                 password as %XX"
             }
             ParseProxyError::Scheme => {
-                "only http:// and https:// proxies are supported, no SOCKS and no others"
+                "only http:// and https:// proxies are supported, no SOCKS"
             }
         })
     }
@@ -91,7 +91,7 @@ impl std::error::Error for ParseProxyError {}
 impl FromStr for Proxy {
     type Err = ParseProxyError;
 
-    /// Without a scheme it is `http://`, as everywhere.
+    /// Without a scheme it is `http://`, as in other programs.
     fn from_str(text: &str) -> Result<Proxy, ParseProxyError> {
         let text = text.trim();
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
@@ -105,7 +105,7 @@ impl FromStr for Proxy {
         let secret = ureq::Proxy::new(&format!("{scheme}://{rest}"))
             .map_err(|_| ParseProxyError::Malformed)?;
         let host = secret.host();
-        // The parser is lenient about ports, and about what is behind them.
+        // ureq's parser accepts invalid ports, and text after them.
         let authority = rest.rsplit_once('@').map_or(rest, |(_, authority)| authority);
         let port_is_legal = match authority.strip_prefix(host).map(|port| port.strip_prefix(':')) {
             Some(None) => authority == host,
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_urls_of_proxies() {
+    fn texts_that_are_not_urls_of_proxies() {
         use ParseProxyError::{Malformed, Scheme};
         for (text, error) in [
             ("", Malformed),

@@ -1,11 +1,10 @@
-//! Connections by way of a proxy: is the target allowed, reach the proxy, CONNECT. TLS with the
-//! registry comes on top, as if there were no proxy.
+//! Connections through a proxy: checks the target, connects to the proxy, sends CONNECT. TLS with the registry runs on
+//! top, as without a proxy.
 //!
-//! Threats: the proxy is asked to connect to where Larder itself may not (it has no guard, and is often
-//! in the operator's network); the proxy, or somebody in its place, gets what is the registry's. So the
-//! guard looks at the target before the proxy hears of it, what is the registry's is said inside of the
-//! tunnel only, and the proxy's own TLS trusts the operating system's roots, shows no certificate, and
-//! skips no verification.
+//! Threats: the proxy connects to a host that Larder itself may not dial (the proxy has no guard, and is often in the
+//! operator's network); the proxy, or an attacker in its place, reads the registry's traffic. Therefore the guard checks
+//! the target before the proxy learns of it, the registry's traffic is sent inside the tunnel only, and TLS with the
+//! proxy itself trusts the operating system's roots, presents no client certificate and never skips verification.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -24,14 +23,14 @@ use super::dns_cache::DnsCache;
 use super::proxy::Proxy;
 use super::tls_connector::TlsConnector;
 
-/// How long the name of a target is looked up here before the proxy is left to know it: behind a proxy
-/// dns of the world often do not resolve, and sometimes nobody even says so.
+/// How long the target's name is looked up here before it is left to the proxy. In networks with a proxy, public names
+/// often do not resolve, and sometimes the DNS server does not even answer.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Dial =
     dyn Fn(&ConnectionDetails<'_>) -> Result<Box<dyn Transport>, Error> + Send + Sync + 'static;
 
-/// Connects by way of one proxy.
+/// Connects through one proxy.
 pub(in crate::upstream) struct TunnelConnector {
     proxy: Proxy,
     guard: Guard,
@@ -40,7 +39,7 @@ pub(in crate::upstream) struct TunnelConnector {
 }
 
 impl TunnelConnector {
-    /// `to_proxy` is the configuration of TLS with the proxy itself.
+    /// `to_proxy` is the TLS configuration for the proxy itself.
     pub(in crate::upstream) fn new(
         proxy: Proxy,
         guard: Guard,
@@ -61,7 +60,7 @@ impl TunnelConnector {
         TunnelConnector { proxy, guard, dns, dial: Arc::new(dial) }
     }
 
-    /// Refuses a target that the guard would refuse without a proxy.
+    /// Refuses a target that may not be dialled without a proxy.
     fn check(&self, details: &ConnectionDetails<'_>) -> Result<(), Error> {
         if self.guard == Guard::Any {
             return Ok(());
@@ -74,14 +73,17 @@ impl TunnelConnector {
                 log::warn!(
                     "the proxy {} is not asked for {host}, which may not be dialled{}",
                     self.proxy,
-                    addresses.first().map(|ip| format!(": it is {ip} here")).unwrap_or_default()
+                    addresses
+                        .first()
+                        .map(|ip| format!(": it resolves to {ip}"))
+                        .unwrap_or_default()
                 );
                 Err(Error::Other(Box::new(AddressRefused::new(host))))
             }
         }
     }
 
-    /// What the target's name leads to here; nothing if it does not resolve, for whatever reason.
+    /// The addresses of the target's name; none if it does not resolve, for whatever reason.
     fn look_up(&self, details: &ConnectionDetails<'_>) -> Vec<IpAddr> {
         let at_most = (*details.timeout.after).min(LOOK_UP_TIMEOUT);
         let authority = details.uri.scheme().zip(details.uri.authority());
@@ -92,7 +94,7 @@ impl TunnelConnector {
     }
 }
 
-/// The same connection with another way to dial: ureq's type cannot be cloned.
+/// A copy with another dial function: ureq's type cannot be cloned.
 fn copied<'a>(details: &ConnectionDetails<'a>, run_connector: Arc<Dial>) -> ConnectionDetails<'a> {
     let mut addrs = details.resolver.empty();
     details.addrs.iter().for_each(|address| addrs.push(*address));
@@ -125,7 +127,7 @@ impl Connector<()> for TunnelConnector {
             .map_err(|error| ProxyFailed::with(&self.proxy, error))?;
         match tunnel {
             Some(Either::B(tunnel)) => Ok(Some(tunnel)),
-            // Without a proxy in the agent's configuration: never in the clear by accident.
+            // There is no proxy in the agent's configuration. Fails rather than connect directly by accident.
             _ => Err(Error::ConnectionFailed),
         }
     }
@@ -137,24 +139,24 @@ impl fmt::Debug for TunnelConnector {
     }
 }
 
-/// The proxy is at fault, and not what is behind it.
+/// An error of the proxy and not of the registry.
 #[derive(Debug)]
 pub(in crate::upstream) struct ProxyFailed {
     reason: String,
 }
 
 impl ProxyFailed {
-    /// What ureq said, with the proxy's name to it.
+    /// Adds the proxy's name to an error of ureq.
     fn with(proxy: &Proxy, error: Error) -> Error {
         let what = match &error {
-            Error::ConnectProxyFailed(said) => match status(said) {
+            Error::ConnectProxyFailed(text) => match status(text) {
                 Some(407) => {
-                    "demands other credentials (status 407); they belong into the proxy's \
-                              URL, as user:password@"
+                    "requires other credentials (status 407); put them into the proxy's URL \
+                              as user:password@"
                         .to_owned()
                 }
-                Some(status) => format!("makes no connection to it (status {status})"),
-                None => format!("makes no connection to it: {said}"),
+                Some(status) => format!("refuses to connect to it (status {status})"),
+                None => format!("does not connect to it: {text}"),
             },
             Error::Timeout(_) => "does not answer in time".to_owned(),
             Error::Io(error) => format!("cannot be reached: {error}"),
@@ -164,9 +166,9 @@ impl ProxyFailed {
     }
 }
 
-/// The status of the proxy's answer, which ureq tells in its text only.
-fn status(said: &str) -> Option<u16> {
-    said.split(|c: char| !c.is_ascii_digit()).find(|digits| digits.len() == 3)?.parse().ok()
+/// The status of the proxy's response, which ureq reports in its text only.
+fn status(text: &str) -> Option<u16> {
+    text.split(|c: char| !c.is_ascii_digit()).find(|digits| digits.len() == 3)?.parse().ok()
 }
 
 impl fmt::Display for ProxyFailed {
@@ -182,13 +184,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_proxy_does_wrong_is_said_with_its_name() {
+    fn errors_of_a_proxy_name_the_proxy() {
         let proxy: Proxy = "http://user:hunter2@p:3128".parse().unwrap();
-        let refused = |said: &str| Error::ConnectProxyFailed(said.to_owned());
+        let refused = |text: &str| Error::ConnectProxyFailed(text.to_owned());
         let io = || Error::Io(std::io::ErrorKind::ConnectionRefused.into());
         for (error, words) in [
-            (refused("proxy server responded 407/407"), "demands other credentials"),
-            (refused("proxy server responded 503/503"), "no connection to it (status 503)"),
+            (refused("proxy server responded 407/407"), "requires other credentials"),
+            (refused("proxy server responded 503/503"), "refuses to connect to it (status 503)"),
             (refused("proxy server did not respond"), "did not respond"),
             (Error::Timeout(ureq::Timeout::Connect), "does not answer in time"),
             (Error::HostNotFound, "cannot be reached"),
