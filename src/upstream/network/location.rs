@@ -1,4 +1,4 @@
-//! URLs: where a redirect leads, and whether two URLs are the same place.
+//! URLs: resolving the targets of redirects, and comparing origins.
 
 use ureq::http::uri::{Authority, PathAndQuery};
 
@@ -6,7 +6,7 @@ use ureq::http::uri::{Authority, PathAndQuery};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) struct Location {
     https: bool,
-    /// Host and port, lower-case, the scheme's own port left out.
+    /// Host and port in lower case, without the scheme's default port.
     authority: String,
     path_and_query: String,
 }
@@ -23,9 +23,9 @@ impl Location {
         }
     }
 
-    /// Parses an absolute URL as browsers and curl do: dot segments are resolved, and characters that a URL
-    /// must not contain are percent-encoded. What is percent-encoded already stays unchanged, since a
-    /// signature may cover it. User info is refused: no registry sends a password that way.
+    /// Parses an absolute URL as browsers and curl do: resolves dot segments and percent-encodes characters that a URL
+    /// must not contain. Existing percent-encoding stays unchanged, since a signature may cover it. User info is
+    /// refused: no registry sends a password that way.
     pub(in crate::upstream) fn parse(text: &str) -> Option<Location> {
         let text = text.split('#').next()?.trim();
         let (scheme, rest) = text.split_once("://")?;
@@ -37,7 +37,7 @@ impl Location {
         let (authority, path_and_query) =
             rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let authority = authority.strip_suffix(':').unwrap_or(authority);
-        // What a parser may take for something else: user info, an encoded host, a separator of paths.
+        // Parsers disagree on these: user info, an encoded host, a backslash as a path separator.
         if authority.is_empty() || authority.contains(['@', '%', '\\']) {
             return None;
         }
@@ -51,8 +51,8 @@ impl Location {
         Some(Location::new(https, authority, &path_and_query))
     }
 
-    /// Resolves a `Location` header or the realm of a challenge against this URL (RFC 3986, section 5.2).
-    /// `None` if it leads nowhere: it is empty, or its scheme is neither http nor https.
+    /// Resolves a `Location` header or the realm of a challenge against this URL (RFC 3986, section 5.2). `None` if it
+    /// is empty or invalid, or its scheme is neither http nor https.
     pub(in crate::upstream) fn join(&self, reference: &str) -> Option<Location> {
         let reference = reference.split('#').next()?.trim();
         let is_scheme = |text: &str| {
@@ -80,7 +80,7 @@ impl Location {
         Location { path_and_query: path_and_query.to_owned(), ..self.clone() }
     }
 
-    /// The whole URL. It may be signed: for the wire, never for a log.
+    /// The complete URL. It may contain a signature and must not be logged.
     pub(in crate::upstream) fn url(&self) -> String {
         format!("{}{}", self.origin(), self.path_and_query)
     }
@@ -90,7 +90,7 @@ impl Location {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.authority)
     }
 
-    /// The URL without its query, which is where signatures are.
+    /// The URL without its query, which may contain a signature.
     pub(in crate::upstream) fn for_log(&self) -> String {
         let path = self.path_and_query.split('?').next().unwrap_or_default();
         format!("{}{path}", self.origin())
@@ -101,12 +101,12 @@ impl Location {
         self.https
     }
 
-    /// Whether scheme, host and port are the same: only there may `Authorization` go again.
+    /// Whether scheme, host and port are the same. `Authorization` may be sent to the same origin only.
     pub(in crate::upstream) fn is_same_origin(&self, other: &Location) -> bool {
         (self.https, &self.authority) == (other.https, &other.authority)
     }
 
-    /// The host without port, brackets kept.
+    /// The host without port; an IPv6 address with its brackets.
     pub(in crate::upstream) fn host(&self) -> &str {
         let after_bracket = self.authority.rfind(']').map_or(0, |at| at + 1);
         match self.authority[after_bracket..].find(':') {
@@ -115,14 +115,14 @@ impl Location {
         }
     }
 
-    /// The port, the scheme's own if none is given.
+    /// The port, or the scheme's default port.
     pub(in crate::upstream) fn port(&self) -> u16 {
         let given = self.authority[self.host().len()..].strip_prefix(':');
         let scheme_port = if self.https { 443 } else { 80 };
         given.and_then(|port| port.parse().ok()).unwrap_or(scheme_port)
     }
 
-    /// Host and port to resolve.
+    /// `host:port`, to resolve.
     pub(in crate::upstream) fn host_and_port(&self) -> String {
         match self.authority.len() == self.host().len() {
             true => format!("{}:{}", self.authority, if self.https { 443 } else { 80 }),
@@ -130,7 +130,7 @@ impl Location {
         }
     }
 
-    /// The same URL with `pairs` added to its query, encoded.
+    /// The same URL with the encoded `pairs` appended to its query.
     pub(in crate::upstream) fn with_query(&self, pairs: &[(&str, &str)]) -> Location {
         let mut location = self.clone();
         for (name, value) in pairs {
@@ -144,8 +144,8 @@ impl Location {
     }
 }
 
-/// Percent-encodes everything but RFC 3986's unreserved characters and `:/`, which are legal in a
-/// query and which registries' token services are used to seeing plain.
+/// Percent-encodes everything except RFC 3986's unreserved characters and `:/`. These two are legal in a query, and
+/// token services expect them unencoded.
 pub(in crate::upstream) fn encode_into(out: &mut String, value: &str) {
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
@@ -156,8 +156,8 @@ pub(in crate::upstream) fn encode_into(out: &mut String, value: &str) {
     }
 }
 
-/// A path and query as they go on the wire: without dot segments (RFC 3986, section 5.2.4), and with
-/// the characters encoded that neither may contain.
+/// A path and query as they are sent: without dot segments (RFC 3986, section 5.2.4), and with illegal characters
+/// encoded.
 fn normalized(path_and_query: &str) -> String {
     let (path, query) = match path_and_query.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -172,7 +172,7 @@ fn normalized(path_and_query: &str) -> String {
     out
 }
 
-/// Resolves `.` and `..`; empty segments stay, since the key of an object may contain `//`.
+/// Resolves `.` and `..`. Empty segments are kept, since the key of an object may contain `//`.
 fn without_dot_segments(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
@@ -205,11 +205,10 @@ fn encode_unsafe(out: &mut String, text: &str, unsafe_bytes: &[u8]) {
     }
 }
 
-/// Whether two hosts belong to the same owner: equal, or under the same registrable domain.
+/// Whether two hosts belong to the same owner: they are equal or have the same registrable domain.
 ///
-/// The registrable domain is approximated without the public suffix list: the last two labels, or
-/// three where the last but one is one of the second-level labels under which countries register.
-/// An address is only ever the same as itself.
+/// The registrable domain is approximated without the public suffix list: the last two labels, or three if the last but
+/// one is a second-level label under which countries register (`co.uk`). An address equals only itself.
 pub(in crate::upstream) fn is_same_owner(one: &str, other: &str) -> bool {
     one == other || registrable(one).is_some_and(|domain| Some(domain) == registrable(other))
 }
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_part_of_the_origin_and_the_default_port_is_none() {
+    fn the_port_is_part_of_the_origin_and_the_default_port_is_dropped() {
         let base = Location::parse("https://reg.io/").unwrap();
         for (text, same) in [
             ("https://reg.io:443/x", true),
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn owners() {
+    fn hosts_of_the_same_owner() {
         for (one, other, same) in [
             ("registry-1.docker.io", "auth.docker.io", true),
             ("ghcr.io", "ghcr.io", true),

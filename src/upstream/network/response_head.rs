@@ -1,24 +1,24 @@
-//! Heads of responses as registries and what is in front of them really send them, made strict for ureq.
+//! A lenient parser for response heads, which passes them to ureq in strict form.
 //!
-//! Go and curl accept more than ureq does: header lines that are folded or indented, spaces before a colon,
-//! interim responses with headers (`100 Continue` from proxies that add a line to everything). So what arrives is
-//! parsed leniently here and passed on in strict form; interim responses are dropped. What this
-//! parser cannot read either is passed on unchanged, for ureq to refuse it.
+//! Go and curl accept more than ureq does: folded or indented header lines, spaces before a colon, interim responses
+//! with headers (`100 Continue` from proxies that add a header to everything). Heads are parsed leniently here and passed
+//! on in strict form; interim responses are dropped. A head that this parser cannot read either is passed on unchanged,
+//! and ureq refuses it.
 //!
-//! Only heads are touched. A body stays in the transport below, and is not copied once more.
+//! Only heads are changed. A body stays in the buffers of the transport below and is not copied.
 //!
-//! Threat: a length that two parsers read differently. `Content-Length` beside `Transfer-Encoding: chunked` is
-//! dropped, as RFC 9112, section 6.3, demands, so that nothing here mistakes it for the size of a blob.
+//! Threat: a length that two parsers read differently. `Content-Length` together with `Transfer-Encoding: chunked` is
+//! dropped, as RFC 9112, section 6.3, demands, so that it is never taken for the size of a blob.
 
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
-/// The longest head that is parsed here, in bytes: as much as ureq accepts.
+/// The longest head, in bytes; the same limit as ureq's.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// The most header lines: as many as ureq accepts.
+/// The most header lines; the same limit as ureq's.
 const HEADER_LINES_MAX: usize = 128;
 
-/// Puts itself on top of a connection.
+/// Wraps connections in [`StrictHeads`].
 #[derive(Debug, Default)]
 pub(super) struct ResponseHeads;
 
@@ -34,28 +34,28 @@ impl<In: Transport> Connector<In> for ResponseHeads {
     }
 }
 
-/// A connection whose heads of responses are strict.
+/// A connection that returns response heads in strict form.
 ///
-/// A request is sent, its head arrives, its body arrives, and so on: ureq does not pipeline.
+/// Requests and responses alternate, since ureq does not pipeline.
 #[derive(Debug)]
 pub(super) struct StrictHeads<T> {
     inner: T,
-    /// Whether something was sent since the last head arrived.
+    /// Whether anything was sent since the last head arrived.
     has_sent: bool,
-    /// Whether what arrives next is a head.
+    /// Whether the next input is a head.
     is_head_due: bool,
-    /// What has arrived of that head.
+    /// The part of that head that has arrived.
     raw: Vec<u8>,
-    /// The head that is passed on.
+    /// The strict head for ureq.
     head: HeadBuffer,
 }
 
-/// A head to be read. Nothing is written here: requests use the buffers below.
+/// A head for ureq to read. Requests are written to the buffers of the transport below.
 #[derive(Debug, Default)]
 struct HeadBuffer {
-    /// What is not consumed yet.
+    /// The bytes not consumed yet.
     bytes: Vec<u8>,
-    /// Whether there is more to read than at the last call, see [`Buffers::can_use_input`].
+    /// Whether there is more to read than at the last call; see [`Buffers::can_use_input`].
     progress: bool,
 }
 
@@ -100,7 +100,7 @@ impl<T: Transport> StrictHeads<T> {
         StrictHeads { inner, has_sent: false, is_head_due: false, raw: Vec::new(), head }
     }
 
-    /// Moves what belongs to the head out of the buffer below. What follows the head stays there.
+    /// Moves the head out of the buffer of the transport below. The bytes after it stay there.
     fn take_head(&mut self) {
         while self.is_head_due && !self.inner.buffers().input().is_empty() {
             let before = self.raw.len();
@@ -135,17 +135,17 @@ impl<T: Transport> Transport for StrictHeads<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        // Only now is the request complete: its parts are written into the buffers below.
+        // Only now is the request complete: its parts are written to the transport below.
         self.is_head_due |= std::mem::take(&mut self.has_sent);
         if !self.is_head_due {
             return self.inner.await_input(timeout);
         }
-        // One wait a call: the caller counts the time down between its calls.
+        // Waits once per call: the caller reduces the timeout between calls.
         if self.inner.maybe_await_input(timeout)? {
             self.take_head();
             return Ok(true);
         }
-        // The end, in the middle of a head: ureq reports it.
+        // The connection ended within a head. ureq reports it.
         self.is_head_due = false;
         self.head.put(std::mem::take(&mut self.raw));
         Ok(false)
@@ -161,13 +161,13 @@ impl<T: Transport> Transport for StrictHeads<T> {
 }
 
 enum Parsed {
-    /// More must arrive.
+    /// The head is incomplete.
     Partial,
-    /// It is no head that this parser knows.
+    /// The parser cannot read the head.
     Unreadable,
-    /// An interim response of so many bytes (RFC 9110, section 15.2).
+    /// An interim response of `length` bytes (RFC 9110, section 15.2).
     Interim { length: usize },
-    /// A head of so many bytes, in strict form.
+    /// A head of `length` bytes, and its strict form.
     Final { length: usize, head: Vec<u8> },
 }
 
@@ -189,7 +189,7 @@ fn parse(raw: &[u8]) -> Parsed {
     let (Some(version), Some(status)) = (response.version, response.code) else {
         return Parsed::Unreadable;
     };
-    // 101 is no interim response: what follows it is not HTTP.
+    // 101 is not an interim response: no HTTP response follows it.
     if (100..200).contains(&status) && status != 101 {
         return Parsed::Interim { length };
     }
@@ -197,7 +197,7 @@ fn parse(raw: &[u8]) -> Parsed {
 }
 
 fn strict(version: u8, status: u16, lines: &[httparse::Header<'_>]) -> Vec<u8> {
-    // The reason is left out: nothing reads it.
+    // The reason phrase is left out, since nothing reads it.
     let mut head = format!("HTTP/1.{version} {status:03} \r\n").into_bytes();
     let is_chunked = version == 1
         && lines.iter().any(|line| {
@@ -210,7 +210,7 @@ fn strict(version: u8, status: u16, lines: &[httparse::Header<'_>]) -> Vec<u8> {
         }
         head.extend_from_slice(line.name.as_bytes());
         head.extend_from_slice(b": ");
-        // A fold is one or more spaces (RFC 9112, section 5.2).
+        // A folded line break is replaced by spaces (RFC 9112, section 5.2).
         let unfolded = line.value.iter().map(|byte| match byte {
             b'\r' | b'\n' | b'\t' => b' ',
             other => *other,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn interim_responses_are_recognized_and_101_is_none() {
+    fn interim_responses_are_recognized_and_101_is_not_one() {
         for (status, is_interim) in [(100, true), (103, true), (101, false), (200, false)] {
             let raw = format!("HTTP/1.1 {status} X\r\nLink: <x>\r\n\r\nHTTP/1.1 200 OK\r\n");
             let parsed = parse(raw.as_bytes());

@@ -1,4 +1,4 @@
-//! TLS towards a registry: whom it must prove to be, and as whom we present ourselves.
+//! TLS settings of a registry: trusted certificate authorities and the client certificate.
 //!
 //! The files are read when an agent is built and again when they change.
 
@@ -15,16 +15,16 @@ use crate::certificates::{self, CertificateError, IdentityFiles, Stamp};
 /// `registries[].tls`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TlsSettings {
-    /// `ca`: certificates that are trusted for this registry, beside the usual roots.
+    /// `ca`: certificates that are trusted for this registry in addition to the usual roots.
     pub ca: Option<PathBuf>,
-    /// `cert` and `key`: who we are. Shown to the endpoint and to nobody else.
+    /// `cert` and `key`: the client certificate. Presented to the endpoint only.
     pub identity: Option<IdentityFiles>,
     /// `insecureSkipVerify`: accept any certificate of the endpoint.
     pub insecure_skip_verify: bool,
 }
 
 impl TlsSettings {
-    /// Reads all files once, to say at start what is wrong with them.
+    /// Reads all files once, to report errors at start.
     ///
     /// # Errors
     /// [`CertificateError`].
@@ -34,21 +34,21 @@ impl TlsSettings {
         Ok(())
     }
 
-    /// Certificates in the files that count no longer at `now`. Worth a line in the log, and no reason not
-    /// to start: what is cached can be served all the same.
+    /// The certificates in the files that have expired at `now`. They are logged and do not prevent the start, since
+    /// cached content can be served without them.
     pub fn expired(&self, now: SystemTime) -> Vec<CertificateError> {
         let certs = self.identity.iter().map(|files| &files.cert);
         let paths = self.ca.iter().chain(certs);
         paths.filter_map(|path| certificates::expired_in(path, now)).collect()
     }
 
-    /// What the files looked like; another value means that they changed.
+    /// A stamp of the files, which changes when they do.
     pub(in crate::upstream) fn stamp(&self) -> Stamp {
         let identity = self.identity.iter().flat_map(|files| [&files.cert, &files.key]);
         Stamp::of(self.ca.iter().chain(identity))
     }
 
-    /// What rustls needs for a connection. `roots` are the authorities that are trusted in any case.
+    /// The configuration of rustls. `roots` are trusted in addition to `ca`.
     ///
     /// # Errors
     /// [`CertificateError`].

@@ -1,7 +1,7 @@
-//! TLS on top of a connection, by a configuration of ours.
+//! A TLS connector for ureq that accepts any configuration of rustls.
 //!
-//! ureq's own connector makes its configuration of a list of certificates; this one takes any, and with it a
-//! verifier of our own ([`crate::certificates`]).
+//! ureq's own connector builds its configuration from a list of certificates. This one accepts any, including the
+//! verifiers in [`crate::certificates`].
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use ureq::unversioned::transport::{
 
 /// Encrypts connections whose URL is https.
 pub(super) struct TlsConnector {
-    /// `None` where all connections are in the clear: then no root certificate is loaded.
+    /// `None` if all connections are plain HTTP: then no root certificate is loaded.
     config: Option<Arc<ClientConfig>>,
 }
 
@@ -49,7 +49,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let host = details.uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned())
-            .map_err(|_| Error::Tls("the host is no name that a certificate can have"))?;
+            .map_err(|_| Error::Tls("the host name cannot occur in a certificate"))?;
         let mut connection = ClientConnection::new(Arc::clone(config), name)?;
         let mut adapter =
             TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));

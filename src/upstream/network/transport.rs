@@ -1,4 +1,4 @@
-//! Agents: pools of connections with their TLS and their bounds on waiting.
+//! Agents: connection pools with their TLS configuration and timeouts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,23 +20,23 @@ use super::tls_connector::TlsConnector;
 use super::tunnel::TunnelConnector;
 use crate::certificates::{CertificateError, Stamp};
 
-/// Idle connections kept to one host, so that the layers of an image need no handshake each.
+/// The most idle connections to one host: enough that the layers of an image do not need a handshake each.
 const IDLE_CONNECTIONS_PER_HOST: usize = 8;
-/// Idle connections kept by one agent.
+/// The most idle connections of one agent.
 const IDLE_CONNECTIONS: usize = 64;
-/// How long an idle connection is kept: below what registries and load balancers do (60 s and more).
+/// How long an idle connection is kept: shorter than registries and load balancers keep theirs (60 s and more).
 const IDLE_AGE_MAX: Duration = Duration::from_secs(15);
 
-/// How long an upstream may take. There is no limit for a body as a whole.
+/// Timeouts of requests to upstreams. The total time of a blob's body has no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To resolve the name, and again to connect, TLS included.
+    /// For resolving the name, and again for connecting with TLS.
     pub connect: Duration,
-    /// From the request to the end of the answer's head.
+    /// From the request to the end of the response headers.
     pub headers: Duration,
     /// Between two reads of a body.
     pub stall: Duration,
-    /// For a whole exchange about a manifest, a token or a list, body included.
+    /// For a complete exchange for a manifest, a token or a list, body included.
     pub metadata: Duration,
 }
 
@@ -51,7 +51,7 @@ impl Default for Timeouts {
     }
 }
 
-/// How whoever is not a registry is reached: as registries are.
+/// The connection settings of registries, for services that are not registries.
 #[derive(Debug, Clone, Default)]
 pub(in crate::upstream) struct Reach {
     pub(in crate::upstream) timeouts: Timeouts,
@@ -61,19 +61,18 @@ pub(in crate::upstream) struct Reach {
 /// How often it is checked whether certificate files have changed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Agents towards one kind of hosts: without a proxy, and by way of each proxy. Built when they are first
-/// used (loading the root certificates takes longer than all the rest of Larder's start) and again when
-/// its certificate files change.
+/// Agents for one kind of host: one without a proxy and one for each proxy. Built on first use (loading the root
+/// certificates takes longer than the rest of Larder's start) and again when the certificate files change.
 #[derive(Debug)]
 pub(in crate::upstream) struct LazyAgent {
     guard: Guard,
-    /// `None` for a host that is spoken to in the clear: then no roots are loaded.
+    /// `None` for plain HTTP: then no roots are loaded.
     tls: Option<TlsSettings>,
     timeouts: Timeouts,
     proxies: Arc<ProxySettings>,
-    /// Its own, so that dns which clients choose do not keep it from resolving those of a listed registry.
+    /// Each agent has its own, so that names chosen by clients cannot block lookups for a listed registry.
     dns: DnsCache,
-    /// Held while agents are built: who comes then needs the same ones.
+    /// Held while agents are built, since other callers need the same ones.
     built: Mutex<Option<Built>>,
 }
 
@@ -81,14 +80,14 @@ pub(in crate::upstream) struct LazyAgent {
 struct Built {
     agents: Agents,
     stamp: Stamp,
-    /// When it was checked whether the files have changed; `None` if that is to be done now.
+    /// When the files were last checked for changes; `None` forces a check.
     checked: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Agents {
     direct: Agent,
-    /// By way of the proxies for http and for https.
+    /// Through the proxies for http and https.
     http: Option<Agent>,
     https: Option<Agent>,
 }
@@ -112,17 +111,17 @@ impl LazyAgent {
         LazyAgent { guard, tls, timeouts, proxies, dns, built }
     }
 
-    /// The agent for `location`: by way of a proxy or not.
+    /// The agent for `location`, with or without a proxy.
     ///
     /// # Errors
-    /// [`CertificateError`] if it was never built and a file cannot be used. Files that are changed for the
-    /// worse leave the former agents in force, with a log line: a rotation may be half-way.
+    /// [`CertificateError`] if the agents have not been built yet and a file is unusable. If a changed file is unusable,
+    /// a warning is logged and the previous agents stay in use: a rotation may be incomplete.
     pub(in crate::upstream) fn get(&self, location: &Location) -> Result<Agent, CertificateError> {
         self.get_at(location, Instant::now())
     }
 
     fn get_at(&self, location: &Location, now: Instant) -> Result<Agent, CertificateError> {
-        // A panic while building leaves nothing or the former agents.
+        // A panic during a build leaves nothing or the previous agents.
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *built {
             Some(built) => {
@@ -139,7 +138,7 @@ impl LazyAgent {
         }
     }
 
-    /// The addresses of a host; none if it does not resolve, or not in the time that connecting may take.
+    /// The addresses of a host; none if it does not resolve within the connect timeout.
     pub(in crate::upstream) fn addresses(&self, host_and_port: &str) -> Vec<IpAddr> {
         let resolved = self.dns.resolve(host_and_port, self.timeouts.connect);
         resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
@@ -192,8 +191,7 @@ impl LazyAgent {
         let to_proxy = proxy.is_https().then(|| TlsSettings::default().client_config(roots));
         let to_proxy = to_proxy.transpose()?;
         let tunnel = TunnelConnector::new(proxy.clone(), self.guard, self.dns.clone(), to_proxy);
-        // It resolves the proxy's own name and no other: the operator's word stands for its address, and
-        // the tunnel minds the target's.
+        // Resolves only the proxy's name, which the operator has chosen. The tunnel checks the target.
         let resolver = GuardedResolver { guard: Guard::Any, dns: self.dns.clone() };
         let chain = tunnel.chain(TlsConnector::new(tls)).chain(ResponseHeads);
         Ok(Agent::with_parts(self.config(Some(proxy)), chain, resolver))
@@ -201,13 +199,13 @@ impl LazyAgent {
 
     fn config(&self, proxy: Option<&Proxy>) -> Config {
         Agent::config_builder()
-            // A 401 carries the challenge, a redirect its target: both are answers here.
+            // A 401 contains the challenge and a redirect its target, so neither is an error.
             .http_status_as_error(false)
             .max_redirects(0)
-            // Never from the environment, which ureq reads by itself if nothing is said.
+            // Without this call, ureq would read the proxy from the environment.
             .proxy(proxy.map(Proxy::for_ureq))
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            // Bytes are hashed as they come, so they must come as they are stored.
+            // Bytes are hashed as they arrive, so they must not be compressed.
             .accept_encoding("identity")
             .timeout_resolve(Some(self.timeouts.connect))
             .timeout_connect(Some(self.timeouts.connect))
@@ -221,7 +219,7 @@ impl LazyAgent {
     }
 }
 
-/// The operating system's roots, or Mozilla's in an image that has none. Loaded once.
+/// The root certificates of the operating system, or Mozilla's if it has none. Loaded once.
 fn roots() -> &'static [CertificateDer<'static>] {
     static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
     ROOTS.get_or_init(load_roots)
@@ -239,12 +237,12 @@ fn load_roots() -> Vec<CertificateDer<'static>> {
     loaded.certs
 }
 
-/// Agents for hosts that the operator did not list: unlisted registries, and what redirects and
-/// token realms lead to. Shared by all registries, since TLS roots weigh more than the rest.
+/// Agents for hosts that the operator did not list: unlisted registries, targets of redirects, and token realms. Shared
+/// by all registries, since each copy of the TLS roots needs much memory.
 pub(in crate::upstream) struct ForeignAgents {
     pub(in crate::upstream) public: LazyAgent,
     pub(in crate::upstream) private_too: LazyAgent,
-    /// For the agents of listed registries as well.
+    /// Used by the agents of listed registries as well.
     pub(in crate::upstream) proxies: Arc<ProxySettings>,
 }
 
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_is_half_way_leaves_the_former_certificate_in_force() {
+    fn an_incomplete_rotation_leaves_the_previous_certificate_in_use() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let put = |name: &str, text: &str| fs::write(path(name), text).unwrap();
@@ -280,7 +278,7 @@ mod tests {
         agent.get_at(&to, start).unwrap();
         let first = stamp();
 
-        // The lengths differ, so that the stamps do whatever the file system's clock.
+        // The lengths differ, so that the stamps differ whatever the file system's clock.
         put("cert", &format!("{new_cert}\n"));
         agent.get_at(&to, start + CHECK_INTERVAL).unwrap();
         assert_eq!(stamp(), first, "the new certificate has no key yet");
@@ -293,6 +291,6 @@ mod tests {
         put("key", &format!("{new_key}\n\n"));
         agent.refresh();
         agent.get_at(&to, start + 2 * CHECK_INTERVAL).unwrap();
-        assert_ne!(stamp(), second, "who is told that they changed looks at once");
+        assert_ne!(stamp(), second, "a refresh forces a check");
     }
 }
