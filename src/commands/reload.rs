@@ -321,7 +321,7 @@ impl Reloader {
         settings.keep_hello_world_of(&self.started);
         let changes = self.running.apply(&settings);
         if why == Why::Hangup {
-            self.running.registries.look_again();
+            self.running.registries.refresh();
         }
         let because = if why == Why::Hangup { "SIGHUP" } else { "the file has changed" };
         let at_once = self.in_effect.differences(&settings).at_once;

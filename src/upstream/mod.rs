@@ -1,79 +1,51 @@
-//! One upstream registry: asking it for manifests, blobs and lists over HTTP.
+//! Upstream registries: fetches manifests, blobs and lists from them over HTTP.
 //!
-//! [`Registries`] finds the [`Source`] of a registry: its endpoints in order, each behind a circuit
-//! breaker, each a session of its own with tokens, credentials and TLS. Calls block and
-//! are made from fetcher threads only. Every wait in here is bounded: resolving, connecting, the
-//! answer's head, and the silence between two reads of a body. A body as a whole is not: a large layer
-//! on a slow link takes the time it takes.
+//! [`Registries`] returns the [`Source`] of a registry. A source has one or more endpoints, which are tried in order.
+//! Each endpoint has a circuit breaker and its own session with tokens, credentials and TLS. Calls block and are made
+//! from fetcher threads only. Every wait is bounded: DNS, connecting, the response headers, and the time between two
+//! reads of a body. The total time of a blob's body is not bounded, since a large layer may take long on a slow link.
 //!
-//! This room must not know that a cache, a disk or clients exist.
+//! This module does not know the cache, the disk or clients. Its folders depend on one another in one direction:
+//! `endpoints` uses `client`, which uses `auth`, which uses `network`.
 //!
-//! # Rules that protect others
-//! * What is asked does not depend on the client: fixed `Accept`, `Accept-Encoding: identity`.
-//! * Redirects are followed by hand: `Authorization` stays with its scheme, host and port, https never
-//!   becomes http, and every address that is dialled is checked ([`guard`](Registries)).
-//! * A proxy is asked for what may be dialled without one, and for nothing else; it gets its own
-//!   credentials and nobody else gets them.
-//! * A token realm is asked only if it belongs to the registry that names it.
-//! * Metadata services of clouds are asked by `aws` alone, at addresses that no registry can choose.
+//! # Security rules
+//! * Requests do not depend on the client: `Accept` is fixed, and `Accept-Encoding` is `identity`.
+//! * Redirects are followed here and not by the HTTP library. `Authorization` is sent to its own scheme, host and port
+//!   only, a redirect never leads from https to http, and every address is checked before it is dialled.
+//! * A proxy is used only for hosts that Larder may dial directly. Only the proxy gets the proxy's credentials.
+//! * Credentials are sent to a token realm only if it has the same owner as the registry that names it.
+//! * Only `auth::aws` contacts the metadata services of clouds, at addresses that no registry can choose.
 
-mod address;
-mod answer;
-mod aws;
-mod breaker;
-mod challenge;
-mod credentials;
-mod docker_config;
+mod auth;
+mod client;
+mod endpoints;
 mod error;
-mod failover;
-mod helper;
 mod large_bodies;
-mod list;
-mod location;
-mod logins;
-mod names;
-mod no_proxy;
-mod proxy;
-mod quota;
-mod realm;
-mod refusals;
-mod registries;
-mod registry;
-mod response_head;
-mod session;
-mod slot;
-mod throttle;
-mod tls;
-mod tls_connector;
-mod token;
-mod transport;
-mod tunnel;
-mod unlisted;
+mod network;
+mod response;
 
 use std::io::Read;
 use std::sync::Arc;
 
 use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, Upstream};
 
-pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
-pub use breaker::{BreakerPolicy, BreakerState};
-pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
-pub use error::{UpstreamError, UpstreamErrorKind};
-pub use failover::{Demerits, EndpointStatus, UpstreamStatus};
-pub use large_bodies::{LargeBodies, LargeBody};
-pub use list::TagListWriter;
-pub use no_proxy::NoProxy;
-pub use proxy::{ParseProxyError, Proxy, ProxySettings};
-pub use quota::RateLimit;
-pub use registries::{
-    ApiPath, Endpoint, EndpointSettings, Registries, RegistryChanges, RegistrySettings, Scheme,
-    Settings,
+pub use auth::{
+    AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, HelperProgram,
+    HelperSettings, RepositoryPrefix, Secret,
 };
-pub use tls::TlsSettings;
-pub use transport::Timeouts;
-pub use unlisted::{UnlistedPorts, UnlistedRegistries};
+pub use client::{EndpointSettings, RateLimit, TagListWriter};
+pub use endpoints::{
+    BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, Registries, RegistryChanges,
+    RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
+};
+pub use error::{UpstreamError, UpstreamErrorKind};
+pub use large_bodies::{LargeBodies, LargeBody};
+pub use network::{
+    ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
+    TlsSettings, UnlistedPorts,
+};
 
-/// Finds the source of a registry's content. The seam behind which tests put a fake.
+/// Finds the source of a registry's content. Tests implement it with a fake.
 pub trait Sources: Send + Sync {
     /// The source for `upstream`.
     ///
@@ -81,41 +53,41 @@ pub trait Sources: Send + Sync {
     /// [`UpstreamErrorKind::NotAllowed`] if this registry may not be dialled.
     fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError>;
 
-    /// Whether a registry may be dialled, and what is known of it. Asks nothing and waits for nothing.
+    /// Whether a registry may be dialled, and what is known about it. Makes no requests and does not block.
     ///
     /// # Errors
     /// [`UpstreamErrorKind::NotAllowed`] if it may not be dialled.
     fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError>;
 
-    /// What is known of the registries' health, sorted by name.
+    /// The health of all registries used so far, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
 }
 
-/// What the operator and experience say about a registry.
+/// How much a registry is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It is in the configuration.
     Listed,
-    /// It is not, and it has answered before.
+    /// It is not in the configuration, but has returned content before.
     Unlisted,
-    /// It is not, and it has never answered.
+    /// It is not in the configuration and has never returned content.
     Unproven,
 }
 
-/// One registry, as the cache sees it. All calls block, within the bounds that this room promises.
+/// One registry, as the cache sees it. All calls block, for a bounded time.
 pub trait Source: Send + Sync {
     /// How many endpoints the registry has.
     fn endpoints(&self) -> usize;
 
-    /// What `tag` is now, by HEAD, which rate limits do not count. `None` if the registry answers
-    /// HEAD in a way that does not tell (no digest header, 405).
+    /// The current digest of `tag`, by HEAD, which does not count against rate limits. `None` if the response to HEAD
+    /// does not contain it (no digest header, 405).
     ///
     /// # Errors
     /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such tag.
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError>;
 
-    /// What HEAD says of `tag`: all that an answer to a client's HEAD needs. `None` if it does not tell, or
-    /// may not be asked so.
+    /// What HEAD returns for `tag`: all that the response to a client's HEAD needs. `None` if the registry's response
+    /// lacks a part of it, or if the registry does not support HEAD.
     ///
     /// # Errors
     /// As [`Source::resolve`].
@@ -123,7 +95,7 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
-    /// The manifest, verified against the digest asked for, or told by the registry.
+    /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports.
     ///
     /// # Errors
     /// [`UpstreamError`].
@@ -134,7 +106,7 @@ pub trait Source: Send + Sync {
         body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError>;
 
-    /// The blob's size by HEAD; `None` if the registry does not tell.
+    /// The blob's size by HEAD; `None` if the registry does not report it.
     ///
     /// # Errors
     /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such blob.
@@ -144,18 +116,18 @@ pub trait Source: Send + Sync {
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError>;
 
-    /// The blob from offset `from`, or from an earlier one if the registry does not do ranges. The
-    /// bytes are not verified here. Always asked at the registry's own URL: where it redirects to is
-    /// signed for a while only.
+    /// The blob from offset `from`, or from an earlier one if the registry does not support ranges. The bytes are not
+    /// verified here. Each request goes to the registry's own URL, since the target of a redirect is signed for a
+    /// limited time.
     ///
     /// # Errors
     /// [`UpstreamError`].
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError>;
 
-    /// A page of the tag list; `query` is `n=…&last=…` or empty. The document goes to `sink`.
+    /// A page of the tag list; `query` is `n=…&last=…` or empty. The document is written to `sink`.
     ///
     /// # Errors
-    /// [`UpstreamError`]. What was written to `sink` is then worth nothing.
+    /// [`UpstreamError`]. The contents of `sink` must then be discarded.
     fn tags(
         &self,
         repository: &Repository,
@@ -163,11 +135,11 @@ pub trait Source: Send + Sync {
         sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError>;
 
-    /// The manifests that refer to `digest`; `query` may filter and page. The document goes to `sink`.
+    /// The manifests that refer to `digest`; `query` may filter and page. The document is written to `sink`.
     ///
     /// # Errors
-    /// [`UpstreamErrorKind::Unsupported`] if the registry does not offer the referrers API, however it
-    /// says so. What was written to `sink` is then worth nothing.
+    /// [`UpstreamErrorKind::Unsupported`] if the registry does not support the referrers API, however it reports
+    /// this. The contents of `sink` must then be discarded.
     fn referrers(
         &self,
         repository: &Repository,
@@ -177,7 +149,7 @@ pub trait Source: Send + Sync {
     ) -> Result<List, UpstreamError>;
 }
 
-/// A manifest as the head of an answer describes it.
+/// A manifest as response headers describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestHead {
     /// Its digest.
@@ -188,42 +160,41 @@ pub struct ManifestHead {
     pub size: u64,
 }
 
-/// Which bytes of which blob are wanted.
+/// A request for a blob or its end.
 #[derive(Debug, Clone, Copy)]
 pub struct BlobAsk<'a> {
     /// The repository.
     pub repository: &'a Repository,
     /// The blob.
     pub digest: &'a Digest,
-    /// The offset of the first byte wanted.
+    /// The offset of the first byte to fetch.
     pub from: u64,
-    /// How the endpoints have fared with this blob so far.
-    pub demerits: &'a Demerits,
+    /// How often each endpoint has failed to deliver this blob.
+    pub endpoint_failures: &'a EndpointFailures,
 }
 
 /// A blob that is arriving.
 pub struct BlobBody {
-    /// The endpoint that sends it, counted from 0, for [`Demerits::add`].
+    /// The endpoint that sends it, counted from 0, for [`EndpointFailures::add`].
     pub endpoint: usize,
-    /// The offset of the first byte that comes.
+    /// The offset of the first byte in `reader`.
     pub start: u64,
-    /// The size of the whole blob in bytes, where the registry tells.
+    /// The size of the complete blob in bytes, if the registry reports it.
     pub size: Option<u64>,
-    /// The bytes. Ends early with an error if the connection does; `Interrupted` is none, and asks to
-    /// be called again.
+    /// The bytes. Fails if the connection breaks. `Interrupted` is not a failure: the caller should read again.
     pub reader: Box<dyn Read + Send>,
 }
 
-/// Takes the document of a list as it arrives, so that nobody needs memory for all of it.
+/// Receives the document of a list in pieces, so that it need not fit into memory.
 pub trait ListSink {
-    /// Drops what was written: another endpoint is asked, or a page is cut out of the list.
+    /// Discards what was written: another endpoint is tried, or a page is cut out of the list.
     fn restart(&mut self);
 
     /// Appends to the document.
     fn write(&mut self, bytes: &[u8]);
 }
 
-/// An answer that changes with time: a page of tags, the referrers of a manifest. Its document is in a
+/// A response that changes over time: a page of tags or the referrers of a manifest. Its document is in a
 /// [`ListSink`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct List {

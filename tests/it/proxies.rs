@@ -174,7 +174,7 @@ fn refused_proxy_credentials_name_the_proxy_and_not_the_credentials() {
         });
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         assert_eq!(got.status, 502, "{got:?}");
-        let words = format!("the proxy {} demands other credentials", proxy.url());
+        let words = format!("the proxy {} requires other credentials", proxy.url());
         assert!(got.text().contains(&words) && !got.text().contains("hunter2"), "{got:?}");
     }
     assert!(registry.requests().is_empty());
@@ -189,8 +189,7 @@ fn errors_name_a_proxy_that_cannot_connect() {
         proxy.refuse(status);
         let larder = larder_behind(&proxy, &registry, |_| {});
         let got = larder.get(&manifest(REPOSITORY, "v1"));
-        let words =
-            format!("the proxy {} makes no connection to it (status {status})", proxy.url());
+        let words = format!("the proxy {} refuses to connect to it (status {status})", proxy.url());
         assert!(got.status == 502 && got.text().contains(&words), "{got:?}");
     }
 }

@@ -163,12 +163,12 @@ const RESTRICTED: &[Restricted] = &[
 /// Exceptions: file, path, reason. An exception that is no longer used is an error.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
-        "src/upstream/aws/sigv4.rs",
+        "src/upstream/auth/aws/sigv4.rs",
         "sha2",
         "signs requests to Amazon; no digest of any content is computed there",
     ),
     (
-        "src/upstream/helper.rs",
+        "src/upstream/auth/helper.rs",
         "rustix",
         "waits for a child with a deadline, and kills it with what it has started",
     ),

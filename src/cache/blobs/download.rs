@@ -13,7 +13,7 @@ use crate::cache::CacheError;
 use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
-use crate::upstream::{BlobAsk, Demerits, UpstreamError};
+use crate::upstream::{BlobAsk, EndpointFailures, UpstreamError};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
 /// hash, small enough that the first bytes leave at once.
@@ -87,7 +87,7 @@ pub(super) struct Download<'a, S> {
     size: Option<u64>,
     /// Whether the sink was told that size.
     is_begun: bool,
-    demerits: Demerits,
+    endpoint_failures: EndpointFailures,
     /// The endpoints that sent bytes.
     senders: Vec<usize>,
     /// With whom it shares fetchers.
@@ -111,7 +111,7 @@ impl<'a, S: Sink> Download<'a, S> {
             digest,
             size,
             is_begun: false,
-            demerits: cache.demerits(name, &digest),
+            endpoint_failures: cache.endpoint_failures(name, &digest),
             senders: Vec::new(),
             class: cache.core.class_of(&name.upstream),
             progress: Progress::new(Instant::now()),
@@ -162,10 +162,10 @@ impl<'a, S: Sink> Download<'a, S> {
     }
 
     /// The endpoints that sent something, each a demerit more: together they sent something wrong.
-    pub(super) fn blame(&self) -> Demerits {
-        let mut demerits = self.demerits.clone();
-        self.senders.iter().for_each(|endpoint| demerits.add(*endpoint));
-        demerits
+    pub(super) fn blame(&self) -> EndpointFailures {
+        let mut endpoint_failures = self.endpoint_failures.clone();
+        self.senders.iter().for_each(|endpoint| endpoint_failures.add(*endpoint));
+        endpoint_failures
     }
 
     /// One connection: asks for what is missing and takes what comes.
@@ -178,7 +178,7 @@ impl<'a, S: Sink> Download<'a, S> {
                 repository: &self.name.repository,
                 digest: &self.digest,
                 from: self.sink.bytes_written(),
-                demerits: &self.demerits,
+                endpoint_failures: &self.endpoint_failures,
             });
             self.cache.note_outcome(self.name, &self.digest, &begun);
             let mut body = begun?;
@@ -191,10 +191,10 @@ impl<'a, S: Sink> Download<'a, S> {
                 return Err(error);
             }
             // Another endpoint need not be waited for, but once: one that never sends anything has no
-            // demerits, and one that breaks off again and again is not asked without end for its sake.
-            let broke_off_before = self.demerits.of(body.endpoint) > 0;
-            self.demerits.add(body.endpoint);
-            if broke_off_before || !self.demerits.spare_one_of(source.endpoints()) {
+            // endpoint_failures, and one that breaks off again and again is not asked without end for its sake.
+            let broke_off_before = self.endpoint_failures.of(body.endpoint) > 0;
+            self.endpoint_failures.add(body.endpoint);
+            if broke_off_before || !self.endpoint_failures.leave_one_of(source.endpoints()) {
                 return Err(error);
             }
             log::warn!("{}: {error}; asking another endpoint", self.what());

@@ -15,7 +15,7 @@ use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
-use crate::upstream::{Demerits, UpstreamError};
+use crate::upstream::{EndpointFailures, UpstreamError};
 
 /// How often it is looked whether another process has finished a partial, and how often in all: a
 /// minute, after which the client may ask again.
@@ -147,17 +147,17 @@ impl BlobCache {
     }
 
     /// How the endpoints have fared with this blob in earlier downloads.
-    pub(super) fn demerits(&self, name: &ImageName, digest: &Digest) -> Demerits {
+    pub(super) fn endpoint_failures(&self, name: &ImageName, digest: &Digest) -> EndpointFailures {
         let key = (name.upstream.clone(), *digest);
-        lock(&self.wrong).get(&key).map(|blob| blob.demerits.clone()).unwrap_or_default()
+        lock(&self.wrong).get(&key).map(|blob| blob.endpoint_failures.clone()).unwrap_or_default()
     }
 
     /// Notes who sent something wrong, to be asked last the next time.
-    pub(super) fn note_wrong(&self, key: &BlobKey, demerits: Demerits) {
+    pub(super) fn note_wrong(&self, key: &BlobKey, endpoint_failures: EndpointFailures) {
         let mut wrong = lock(&self.wrong);
         // This was another try already, whoever began it.
         let is_tried_again = wrong.get(key).is_some();
-        wrong.insert(key.clone(), WrongBlob { demerits, is_tried_again });
+        wrong.insert(key.clone(), WrongBlob { endpoint_failures, is_tried_again });
     }
 
     /// Whether a blob that came wrong should be fetched once more unasked: says so once.
@@ -165,7 +165,10 @@ impl BlobCache {
         let mut wrong = lock(&self.wrong);
         match wrong.get(key) {
             Some(blob) if !blob.is_tried_again => {
-                let blob = WrongBlob { demerits: blob.demerits.clone(), is_tried_again: true };
+                let blob = WrongBlob {
+                    endpoint_failures: blob.endpoint_failures.clone(),
+                    is_tried_again: true,
+                };
                 wrong.insert(key.clone(), blob);
                 true
             }
@@ -176,7 +179,7 @@ impl BlobCache {
 
 /// What is remembered of a blob that came wrong.
 pub(super) struct WrongBlob {
-    demerits: Demerits,
+    endpoint_failures: EndpointFailures,
     /// Whether it was fetched again since it first did.
     is_tried_again: bool,
 }

@@ -438,7 +438,7 @@ impl BlobCache {
             repository: &name.repository,
             digest,
             from: 0,
-            demerits: &self.demerits(name, digest),
+            endpoint_failures: &self.endpoint_failures(name, digest),
         });
         self.note_outcome(name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {

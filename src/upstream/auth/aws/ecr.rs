@@ -1,0 +1,145 @@
+//! The login of a private registry at Amazon: `GetAuthorizationToken`.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use time::UtcDateTime;
+
+use super::sigv4::{Scope, Signed};
+use super::sources::keys;
+use super::{Agents, AwsEnvironment, Call, EcrRegistry, Target, unavailable};
+use crate::upstream::auth::cached_login::Fetched;
+use crate::upstream::auth::credentials::{Login, LoginError, Secret};
+use crate::upstream::network::Reach;
+
+/// The operation, by its name in the service's JSON protocol.
+const OPERATION: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
+
+/// `token.provider: ecr`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EcrSettings {
+    /// Whose login.
+    pub registry: EcrRegistry,
+    /// `profile` of `providerOpts`: the keys come from this profile and from nowhere else.
+    pub profile: Option<String>,
+    /// The longest time for which a login is kept; Amazon says twelve hours.
+    pub expiry: Duration,
+    /// Where keys are.
+    pub environment: AwsEnvironment,
+}
+
+/// Who asks for the login of one registry.
+pub(in crate::upstream) struct Ecr {
+    settings: EcrSettings,
+    agents: Agents,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    authorization_data: Vec<Authorization>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Authorization {
+    authorization_token: String,
+    /// Seconds since 1970.
+    expires_at: Option<f64>,
+}
+
+impl Ecr {
+    pub(in crate::upstream) fn new(settings: EcrSettings, reach: &Reach) -> Ecr {
+        let agents = Agents::new(reach, &settings.environment);
+        Ecr { settings, agents }
+    }
+
+    /// Asks for a login at the time `now`, which is signed.
+    ///
+    /// # Errors
+    /// Whom it target in vain, what was answered, and what to do.
+    pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Fetched, LoginError> {
+        let keys = keys(&self.settings, &self.agents)?;
+        let registry = &self.settings.registry;
+        let configured = self.settings.environment.ecr_endpoint.clone();
+        let endpoint = configured.unwrap_or_else(|| registry.ecr());
+        let headers = vec![
+            ("content-type", "application/x-amz-json-1.1".to_owned()),
+            ("host", endpoint.authority.clone()),
+            ("x-amz-target", OPERATION.to_owned()),
+        ];
+        let request = Signed { method: "POST", path: "/", body: b"{}", headers };
+        let time = UtcDateTime::from(now);
+        let scope = Scope { region: registry.region(), service: "ecr", time };
+        let call = Call {
+            method: "POST",
+            url: super::url(&endpoint, "/"),
+            headers: keys.sign(&scope, request),
+            body: b"{}".to_vec(),
+        };
+        let body = self.agents.call(Target::Service, endpoint.scheme, call)?.ok(
+            "these AWS credentials must be valid, allow ecr:GetAuthorizationToken, and be used with \
+             the right time",
+        )?;
+        parse(&body, now, self.settings.expiry).ok_or_else(|| {
+            unavailable("the answer to ECR's GetAuthorizationToken holds no login".into())
+        })
+    }
+}
+
+/// The token is `user:password`; the service's time bounds ours, whatever is configured.
+fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Fetched> {
+    let answer: Answer = serde_json::from_str(body).ok()?;
+    let authorization = answer.authorization_data.first()?;
+    let decoded = STANDARD.decode(&authorization.authorization_token).ok()?;
+    let pair = String::from_utf8(decoded).ok()?;
+    let (user, password) = pair.split_once(':').filter(|(_, password)| !password.is_empty())?;
+    let left = authorization.expires_at.and_then(|seconds| {
+        let since = Duration::try_from_secs_f64(seconds).ok()?;
+        let expires_at = SystemTime::UNIX_EPOCH.checked_add(since)?;
+        Some(expires_at.duration_since(now).unwrap_or_default())
+    });
+    let login = Login::Basic { user: user.to_owned(), password: Secret::new(password) };
+    Some(Fetched { login: Some(login), lifetime: left.map_or(expiry, |left| left.min(expiry)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_services_time_bounds_ours() {
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let token = STANDARD.encode("AWS:pass:word");
+        for (expires, lifetime) in [
+            (r#","expiresAt":1800043200.123"#, 6 * hour),
+            (r#","expiresAt":1.8000036E9"#, hour),
+            (r#","expiresAt":17"#, Duration::ZERO),
+            (r#","expiresAt":-1"#, 6 * hour),
+            ("", 6 * hour),
+        ] {
+            let body =
+                format!(r#"{{"authorizationData":[{{"authorizationToken":"{token}"{expires}}}]}}"#);
+            let got = parse(&body, now, 6 * hour).unwrap();
+            let login = Login::Basic { user: "AWS".into(), password: Secret::new("pass:word") };
+            assert_eq!((got.login, got.lifetime), (Some(login), lifetime), "{expires}");
+        }
+    }
+
+    #[test]
+    fn answers_without_a_login() {
+        let no_password = STANDARD.encode("AWS");
+        for body in [
+            "",
+            "{}",
+            r#"{"authorizationData":[]}"#,
+            r#"{"authorizationData":[{"authorizationToken":"%%"}]}"#,
+            &format!(r#"{{"authorizationData":[{{"authorizationToken":"{no_password}"}}]}}"#),
+        ] {
+            assert!(parse(body, SystemTime::now(), Duration::ZERO).is_none(), "{body}");
+        }
+    }
+}

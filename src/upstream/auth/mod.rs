@@ -1,0 +1,24 @@
+//! Who we are to a registry: configured credentials, files of Docker, helpers, clouds, and tokens.
+//!
+//! Decides what may be presented and keeps it. The client attaches it to requests.
+
+mod aws;
+mod cached_login;
+mod challenge;
+mod credentials;
+mod docker_config;
+mod helper;
+mod logins;
+pub(super) mod realm;
+mod refusals;
+mod single_flight;
+mod token;
+
+pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
+pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
+
+pub(super) use challenge::Challenge;
+pub(super) use credentials::{Login, LoginError};
+pub(super) use logins::{Logins, Moment};
+pub(super) use refusals::Refusals;
+pub(super) use token::{Need, Place, TOKEN_BODY_BYTES_MAX, Token, TokenKey, Tokens};

@@ -1,0 +1,71 @@
+//! Says that a registry refuses our credentials: once in a while, not once a request.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::oci::{Repository, Upstream};
+
+/// Refused credentials are logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What was logged about one registry.
+#[derive(Default)]
+pub(in crate::upstream) struct Refusals {
+    /// When, and for which repository. One is enough: the line is about the registry.
+    logged: Mutex<Option<(Instant, Repository)>>,
+}
+
+impl Refusals {
+    /// Says it, unless it was logged a moment ago.
+    pub(in crate::upstream) fn warn(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        what: &str,
+    ) {
+        if self.is_due(repository, Instant::now()) {
+            log::warn!("{upstream}: {what}");
+        }
+    }
+
+    /// The credentials are accepted for that repository: the next refusal is news. A success elsewhere
+    /// changes nothing, since two repositories that take turns would fill the log.
+    pub(in crate::upstream) fn accepted(&self, repository: &Repository) {
+        self.lock().take_if(|(_, refused)| refused == repository);
+    }
+
+    fn is_due(&self, repository: &Repository, now: Instant) -> bool {
+        let mut logged = self.lock();
+        let is_due = logged
+            .as_ref()
+            .is_none_or(|(at, _)| now.saturating_duration_since(*at) >= LOG_INTERVAL);
+        if is_due {
+            *logged = Some((now, repository.clone()));
+        }
+        is_due
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Repository)>> {
+        // A panic elsewhere leaves a time or none, both valid.
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_said_once_a_minute_and_again_after_a_success() {
+        let refusals = Refusals::default();
+        let [ours, other]: [Repository; 2] = ["a/b", "c"].map(|name| name.parse().unwrap());
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        assert!(refusals.is_due(&ours, start));
+        assert!(!refusals.is_due(&ours, start) && !refusals.is_due(&other, start));
+        assert!(refusals.is_due(&ours, start + minute));
+        refusals.accepted(&other);
+        assert!(!refusals.is_due(&ours, start + minute), "another repository was let in");
+        refusals.accepted(&ours);
+        assert!(refusals.is_due(&ours, start + minute));
+    }
+}

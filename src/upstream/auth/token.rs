@@ -1,0 +1,295 @@
+//! Bearer tokens: fetched once for all who need the same one, used until shortly before they expire.
+//!
+//! Tokens are kept by the scope that the registry demands: two requests for different scopes of one
+//! repository that are challenged at the same time fetch two tokens and wait for neither's.
+//!
+//! Distribution's "token authentication specification". This room holds the tokens of one registry;
+//! who fetches one holds no lock while doing so, and others who need the same token wait for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::challenge::Challenge;
+use super::single_flight::SingleFlight;
+
+/// The largest answer of a token service, in bytes.
+pub(in crate::upstream) const TOKEN_BODY_BYTES_MAX: u64 = 64 * 1024;
+/// What the specification says of a token without `expires_in`, and the least that is believed.
+const LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// The most that is believed: a token that is refused earlier is renewed then.
+const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
+/// A token is renewed this long before it expires, so that it does not expire on its way.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Tokens kept; one or two a repository. Beyond it, the one that is due first makes room: clients can name any
+/// number of repositories, and must not cost the others their tokens at a stroke.
+const TOKENS_MAX: usize = 256;
+/// The longest token that is taken, in bytes: header lines of that length are refused elsewhere, too.
+const TOKEN_BYTES_MAX: usize = 16 * 1024;
+
+/// What a token is for: where it is shown, for which repository, and with which scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::upstream) struct TokenKey {
+    pub(in crate::upstream) place: Place,
+    /// As the challenge demands it. Most registries demand one scope for everything below a repository;
+    /// Azure's demands another for tag lists than for manifests, and each token is good for its own.
+    pub(in crate::upstream) scope: String,
+}
+
+/// Where a token is shown, and for which repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::upstream) struct Place {
+    pub(in crate::upstream) origin: String,
+    pub(in crate::upstream) repository: String,
+}
+
+/// What is asked for, as far as registries demand different scopes for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::upstream) enum Need {
+    Content,
+    TagList,
+}
+
+/// A token, and the challenge that it answers, so that it can be renewed before it is refused.
+#[derive(Clone)]
+pub(in crate::upstream) struct Token {
+    pub(in crate::upstream) value: String,
+    pub(in crate::upstream) challenge: Challenge,
+    renew_at: Instant,
+}
+
+impl Token {
+    /// Reads the answer of a token service that came at `now`. The local clock counts the lifetime
+    /// down from there: `issued_at` would bring in another machine's clock.
+    pub(in crate::upstream) fn parse(
+        body: &[u8],
+        challenge: Challenge,
+        now: Instant,
+    ) -> Option<Token> {
+        // A map and no structure: of a member that occurs twice the last counts, as for Go's clients.
+        let answer: Map<String, Value> = serde_json::from_slice(body).ok()?;
+        // Both names occur, and mean the same.
+        let mut values = ["token", "access_token"].iter().map(|name| answer.get(*name));
+        let value = values.find_map(|value| value?.as_str().filter(|token| !token.is_empty()))?;
+        // Goes into a header line: a token with a line break in it would be a header of its own.
+        if value.len() > TOKEN_BYTES_MAX || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        let lifetime = answer.get("expires_in").and_then(seconds).unwrap_or_default();
+        let lifetime = lifetime.clamp(LIFETIME_MIN, LIFETIME_MAX);
+        Some(Token { value: value.to_owned(), challenge, renew_at: now + (lifetime - MARGIN) })
+    }
+
+    /// Whether it should be renewed.
+    pub(in crate::upstream) fn is_due(&self, now: Instant) -> bool {
+        now >= self.renew_at
+    }
+}
+
+/// A number of seconds. Some services write it as a string or as a fraction; what is no number says
+/// nothing, and no token is refused for it.
+fn seconds(value: &Value) -> Option<Duration> {
+    let seconds = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// The tokens of one registry.
+#[derive(Default)]
+pub(in crate::upstream) struct Tokens {
+    /// Locked for a lookup or a change, never during a fetch.
+    tokens: Mutex<HashMap<TokenKey, Arc<Token>>>,
+    /// The scopes that worked, so that a token is presented before the registry demands it. Locked for a lookup or
+    /// an insertion, and never together with `tokens`.
+    scopes: Mutex<HashMap<(Place, Need), String>>,
+    fetching: SingleFlight<TokenKey>,
+}
+
+impl Tokens {
+    /// The scope that worked for this, or else for something else of the repository.
+    pub(in crate::upstream) fn scope(&self, place: &Place, need: Need) -> Option<String> {
+        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |need| scopes.get(&(place.clone(), need)).cloned();
+        of(need).or_else(|| of(Need::Content)).or_else(|| of(Need::TagList))
+    }
+
+    /// Whether it is known which scope this needs.
+    pub(in crate::upstream) fn has_scope(&self, place: &Place, need: Need) -> bool {
+        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        scopes.contains_key(&(place.clone(), need))
+    }
+
+    /// Notes that the registry has taken a token with this scope.
+    pub(in crate::upstream) fn note_scope(&self, place: &Place, need: Need, scope: &str) {
+        // A panic leaves the table valid: each change is one insertion or removal.
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (place.clone(), need);
+        if scopes.len() >= TOKENS_MAX && !scopes.contains_key(&key) {
+            // Any of them: what is forgotten costs one challenge.
+            let other = scopes.keys().next().cloned();
+            other.and_then(|other| scopes.remove(&other));
+        }
+        scopes.insert(key, scope.to_owned());
+    }
+
+    /// The cached token for `key`, due or not.
+    pub(in crate::upstream) fn known(&self, key: &TokenKey) -> Option<Arc<Token>> {
+        self.lock().get(key).cloned()
+    }
+
+    /// A token for `key` that is neither due nor `rejected`; fetches one if necessary. Of several callers one
+    /// fetches and the others wait.
+    pub(in crate::upstream) fn obtain<E>(
+        &self,
+        key: &TokenKey,
+        rejected: Option<&Arc<Token>>,
+        now: Instant,
+        fetch: impl FnOnce() -> Result<Token, E>,
+    ) -> Result<Arc<Token>, E> {
+        let _inside = self.fetching.enter(key);
+        if let Some(token) = self.known(key).filter(|token| is_usable(token, rejected, now)) {
+            return Ok(token);
+        }
+        // So that no request presents the old token during the fetch, or after it has failed.
+        self.lock().remove(key);
+        let token = Arc::new(fetch()?);
+        self.insert(key, Arc::clone(&token));
+        Ok(token)
+    }
+
+    fn insert(&self, key: &TokenKey, token: Arc<Token>) {
+        let mut tokens = self.lock();
+        if tokens.len() >= TOKENS_MAX {
+            let first_due = tokens.iter().min_by_key(|(_, token)| token.renew_at);
+            let first_due = first_due.map(|(key, _)| key.clone());
+            first_due.and_then(|key| tokens.remove(&key));
+        }
+        tokens.insert(key.clone(), token);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Token>>> {
+        // A panic leaves the table valid: each change is one insertion or removal.
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_usable(token: &Arc<Token>, rejected: Option<&Arc<Token>>, now: Instant) -> bool {
+    !token.is_due(now) && rejected.is_none_or(|rejected| !Arc::ptr_eq(rejected, token))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn challenge() -> Challenge {
+        Challenge::bearer(["Bearer realm=\"https://a/t\""]).unwrap()
+    }
+
+    fn parse(body: &str, now: Instant) -> Option<Token> {
+        Token::parse(body.as_bytes(), challenge(), now)
+    }
+
+    fn key() -> TokenKey {
+        let place = Place { origin: "https://a".into(), repository: "b".into() };
+        TokenKey { place, scope: "repository:b:pull".into() }
+    }
+
+    #[test]
+    fn both_names_of_the_token_are_read() {
+        let now = Instant::now();
+        for body in [
+            r#"{"token":"abc"}"#,
+            r#"{"access_token":"abc","expires_in":300}"#,
+            r#"{"token":"","access_token":"abc"}"#,
+            r#"{"token":null,"access_token":"abc"}"#,
+            r#"{"token":"abc","access_token":"abc","issued_at":"2030-01-01T00:00:00Z"}"#,
+        ] {
+            assert_eq!(parse(body, now).unwrap().value, "abc", "{body}");
+        }
+    }
+
+    #[test]
+    fn refused_token_answers() {
+        for body in [
+            "",
+            "{}",
+            "<html>",
+            r#"{"token":""}"#,
+            r#"{"token":"a b"}"#,
+            r#"{"token":"a\r\nX: y"}"#,
+            r#"{"token":7}"#,
+            r#"["token"]"#,
+        ] {
+            assert!(parse(body, Instant::now()).is_none(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_renewed_before_it_expires_and_lives_a_minute_at_least() {
+        let now = Instant::now();
+        for (body, seconds) in [
+            (r#"{"token":"a"}"#, 50),
+            (r#"{"token":"a","expires_in":5}"#, 50),
+            (r#"{"token":"a","expires_in":-1}"#, 50),
+            (r#"{"token":"a","expires_in":300}"#, 290),
+            (r#"{"token":"a","expires_in":"300"}"#, 290),
+            (r#"{"token":"a","expires_in":" 300.5 "}"#, 290),
+            (r#"{"token":"a","expires_in":300.25}"#, 290),
+            (r#"{"token":"a","expires_in":3e2}"#, 290),
+            (r#"{"token":"a","expires_in":"an hour"}"#, 50),
+            (r#"{"token":"a","expires_in":null}"#, 50),
+            (r#"{"token":"a","expires_in":{}}"#, 50),
+            (r#"{"token":"a","expires_in":"inf"}"#, 50),
+            (r#"{"token":"a","expires_in":1e300}"#, 50),
+            (r#"{"token":"b","expires_in":9,"token":"a","expires_in":300}"#, 290),
+        ] {
+            let token = parse(body, now).unwrap();
+            assert_eq!(token.value, "a", "{body}");
+            assert!(!token.is_due(now + Duration::from_secs(seconds - 1)), "{body}");
+            assert!(token.is_due(now + Duration::from_secs(seconds + 1)), "{body}");
+        }
+    }
+
+    #[test]
+    fn twenty_threads_need_one_fetch() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let (barrier, fetches) = (Barrier::new(20), AtomicUsize::new(0));
+        let obtain = || {
+            barrier.wait();
+            let fetch = || {
+                fetches.fetch_add(1, Ordering::SeqCst);
+                parse(r#"{"token":"a"}"#, now).ok_or(())
+            };
+            tokens.obtain(&key(), None, now, fetch).unwrap().value.clone()
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..20).map(|_| scope.spawn(obtain)).collect();
+            assert!(threads.into_iter().all(|thread| thread.join().unwrap() == "a"));
+        });
+        assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failed_fetch_is_tried_again_by_the_next() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        assert!(tokens.obtain(&key(), None, now, || Err("down")).is_err());
+        let second =
+            tokens.obtain(&key(), None, now, || parse(r#"{"token":"b"}"#, now).ok_or("bad"));
+        assert_eq!(second.unwrap().value, "b");
+    }
+
+    #[test]
+    fn a_rejected_token_is_replaced_once() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let token = |value: &str| parse(&format!(r#"{{"token":"{value}"}}"#), now).ok_or(());
+        let first = tokens.obtain(&key(), None, now, || token("a")).unwrap();
+        let second = tokens.obtain(&key(), Some(&first), now, || token("b")).unwrap();
+        assert_eq!(second.value, "b");
+        let third = tokens.obtain(&key(), Some(&first), now, || token("c")).unwrap();
+        assert_eq!(third.value, "b", "who was rejected with the old one takes the new one");
+    }
+}

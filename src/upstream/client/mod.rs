@@ -1,0 +1,12 @@
+//! Requests to one endpoint of a registry: its session, and the answers for manifests, blobs and lists.
+
+mod list;
+mod quota;
+mod registry;
+mod session;
+
+pub use list::TagListWriter;
+pub use quota::RateLimit;
+pub use registry::EndpointSettings;
+
+pub(super) use registry::Registry;

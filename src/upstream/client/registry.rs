@@ -1,0 +1,349 @@
+//! One endpoint of a registry over HTTP: the distribution-spec's pull and discovery requests.
+
+use std::io::{Cursor, Read};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ureq::Body;
+use ureq::http::{HeaderMap, Response, header};
+
+use super::list::{ListReadError, next_query, read_referrers, read_tags};
+use super::quota::RateLimit;
+use super::session::{Answer, Ask, Method, Redirects, Session};
+use crate::oci::{
+    Algorithm, Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Reference, Repository, Tag,
+    Upstream,
+};
+use crate::upstream::auth::Credentials;
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
+use crate::upstream::response::{
+    ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
+    is_web_page, read_large_body, text,
+};
+use crate::upstream::{BlobBody, LargeBody, List, ListSink, ManifestHead};
+
+/// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:
+/// more than a login page has.
+const WEB_PAGE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A request with its redirects and tokens may take as long as this many exchanges that use up their time.
+const EXCHANGES_OF_FULL_LENGTH: u32 = 2;
+
+/// One entry of `registries[].endpoints`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSettings {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// Whom it must prove to be, and as whom we present ourselves.
+    pub tls: TlsSettings,
+    /// Who we are.
+    pub credentials: Credentials,
+}
+
+impl EndpointSettings {
+    /// An endpoint that wants no credentials, and whose certificate the usual authorities sign.
+    pub fn at(endpoint: Endpoint) -> EndpointSettings {
+        let (tls, credentials) = (TlsSettings::default(), Credentials::default());
+        EndpointSettings { endpoint, tls, credentials }
+    }
+}
+
+/// What can be asked of a registry, over one session with one of its endpoints.
+pub(in crate::upstream) struct Registry {
+    session: Session,
+    timeouts: Timeouts,
+}
+
+impl Registry {
+    /// An endpoint from the configuration.
+    pub(in crate::upstream) fn listed(
+        upstream: &Upstream,
+        endpoint: &EndpointSettings,
+        timeouts: Timeouts,
+        foreign: Arc<ForeignAgents>,
+    ) -> Registry {
+        Registry { session: Session::listed(upstream, endpoint, timeouts, foreign), timeouts }
+    }
+
+    /// A registry that a client named and nobody listed: https, and public addresses only.
+    pub(in crate::upstream) fn unlisted(
+        upstream: &Upstream,
+        timeouts: Timeouts,
+        foreign: Arc<ForeignAgents>,
+        ports: UnlistedPorts,
+    ) -> Registry {
+        Registry { session: Session::unlisted(upstream, timeouts, foreign, ports), timeouts }
+    }
+
+    /// What it said last about its rate limit; `None` if it never did.
+    pub(in crate::upstream) fn quota(&self) -> Option<RateLimit> {
+        self.session.quota()
+    }
+
+    /// Scheme, host and port.
+    pub(in crate::upstream) fn url(&self) -> String {
+        self.session.url()
+    }
+
+    /// Finds out whether the registry answers at all.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] if it does not, or answers with a server error.
+    pub(in crate::upstream) fn probe(&self) -> Result<(), UpstreamError> {
+        self.session.probe()
+    }
+
+    /// [`Registries::refresh`](crate::upstream::Registries::refresh), for this endpoint.
+    pub(in crate::upstream) fn refresh(&self) {
+        self.session.refresh();
+    }
+
+    fn metadata<'a>(
+        &self,
+        method: Method,
+        repository: &'a Repository,
+        rest: &str,
+        accept: Option<&'a str>,
+    ) -> Ask<'a> {
+        Ask {
+            method,
+            path: format!("/v2/{repository}/{rest}"),
+            accept,
+            repository,
+            redirects: Redirects::Anywhere,
+            from: 0,
+            total: Some(self.timeouts.metadata),
+            deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
+        }
+    }
+}
+
+impl Registry {
+    /// [`Source::resolve`](crate::upstream::Source::resolve), as the other methods here.
+    pub(in crate::upstream) fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, UpstreamError> {
+        let answer = self.head_of_manifest(repository, tag)?;
+        Ok(answer.and_then(|answer| content_digest(answer.response.headers())))
+    }
+
+    pub(in crate::upstream) fn head(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ManifestHead>, UpstreamError> {
+        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
+        let headers = answer.response.headers();
+        let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+        // A manifest has some bytes; 0 is what some servers say to HEAD in any case.
+        let size = content_length(headers).filter(|size| *size > 0);
+        let all = (content_digest(headers), media_type.filter(MediaType::is_manifest), size);
+        Ok(match all {
+            (Some(digest), Some(media_type), Some(size)) => {
+                Some(ManifestHead { digest, media_type, size })
+            }
+            _ => None,
+        })
+    }
+
+    /// The answer to HEAD; `None` from a registry that does not support it, where GET tells.
+    fn head_of_manifest(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Answer>, UpstreamError> {
+        let rest = format!("manifests/{tag}");
+        let accept = Some(MediaType::ACCEPTED_MANIFESTS);
+        let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
+        match answer.response.status().as_u16() {
+            status if is_complete(status) => Ok(Some(answer)),
+            _ if answer.refuses_head() => Ok(None),
+            _ => Err(answer.failure()),
+        }
+    }
+
+    pub(in crate::upstream) fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        body: &LargeBody<'_>,
+    ) -> Result<(Digest, Manifest), UpstreamError> {
+        let rest = format!("manifests/{reference}");
+        let accept = Some(MediaType::ACCEPTED_MANIFESTS);
+        let ask = self.metadata(Method::Get, repository, &rest, accept);
+        let deadline = ask.deadline;
+        let answer = self.session.ask(&ask)?;
+        if !is_complete(answer.response.status().as_u16()) {
+            return Err(answer.into_failure());
+        }
+        let (response, request) = (answer.response, answer.request);
+        check_encoding(response.headers(), &request)?;
+        let told = content_digest(response.headers());
+        let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
+        let may_continue = || body.wait_for_turn(deadline);
+        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
+        let expected = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(_) => told,
+        };
+        let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+        let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
+            .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
+        let actual = Digest::of(algorithm, manifest.bytes());
+        match expected {
+            Some(expected) if expected != actual => {
+                let reason = format!("its bytes have the digest {actual}, not {expected}");
+                Err(UpstreamError::bad_answer(&request, reason))
+            }
+            _ => Ok((actual, manifest)),
+        }
+    }
+
+    pub(in crate::upstream) fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let rest = format!("blobs/{digest}");
+        let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
+        match answer.response.status().as_u16() {
+            // The page of a captive portal; GET compares the content.
+            status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
+            status if is_complete(status) => Ok(content_length(answer.response.headers())),
+            // Servers before the storage, and storage itself, refuse HEAD in many ways.
+            401 | 403 | 404 | 410 => Ok(None),
+            _ if answer.refuses_head() => Ok(None),
+            _ => Err(answer.failure()),
+        }
+    }
+
+    pub(in crate::upstream) fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<BlobBody, UpstreamError> {
+        let rest = format!("blobs/{digest}");
+        let metadata = self.metadata(Method::Get, repository, &rest, None);
+        let answer = self.session.ask(&Ask { total: None, from, ..metadata })?;
+        let (headers, request) = (answer.response.headers(), &answer.request);
+        let (start, size) = match answer.response.status().as_u16() {
+            status if is_complete(status) => (0, content_length(headers)),
+            206 => match content_range(headers).filter(|range| range.start == from) {
+                Some(ContentRange { start, size }) => (start, size),
+                // Less than was asked for, or elsewhere: this registry does not do ranges well.
+                None if from > 0 => return self.blob(repository, digest, 0),
+                None => return Err(UpstreamError::bad_answer(request, "a part nobody asked for")),
+            },
+            // A range that it does not like, or that lies beyond the end: the whole instead.
+            400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
+            _ => return Err(answer.into_blob_failure()),
+        };
+        check_encoding(headers, request)?;
+        let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {
+            true => unless_it_is_a_web_page(answer.response, digest, request)?,
+            false => Box::new(answer.response.into_body().into_reader()),
+        };
+        Ok(BlobBody { endpoint: 0, start, size, reader })
+    }
+
+    pub(in crate::upstream) fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
+        let rest = with_query("tags/list", query);
+        let ask = self.metadata(Method::Get, repository, &rest, None);
+        let answer = self.session.ask(&ask)?;
+        if !is_complete(answer.response.status().as_u16()) {
+            return Err(answer.into_failure());
+        }
+        let (response, request) = (answer.response, answer.request);
+        check_encoding(response.headers(), &request)?;
+        let next = next_page(response.headers(), &request)?;
+        let reader = response.into_body().into_reader();
+        read_tags(reader, repository, query, next, sink)
+            .map_err(|error| error.of_request(&request, "it is no tag list"))
+    }
+
+    pub(in crate::upstream) fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        query: &str,
+        sink: &mut dyn ListSink,
+    ) -> Result<List, UpstreamError> {
+        let rest = with_query(&format!("referrers/{digest}"), query);
+        let accept = Some(MediaType::OCI_INDEX);
+        let ask = self.metadata(Method::Get, repository, &rest, accept);
+        // ghcr.io redirects referrers to a web page.
+        let asked = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask });
+        let unsupported = |request: &Arc<str>| {
+            UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
+        };
+        let asked = asked.and_then(|answer| match answer.response.status().as_u16() {
+            status if is_complete(status) => Ok(answer),
+            _ => Err(answer.failure()),
+        });
+        let answer = match asked {
+            Err(error) if !error.is_trouble() || error.is_not_implemented() => {
+                return Err(unsupported(error.request()));
+            }
+            other => other?,
+        };
+        let (response, request) = (answer.response, answer.request);
+        let headers = response.headers();
+        let filters_applied = text(headers, "oci-filters-applied").map(str::to_owned);
+        let is_index = text(headers, header::CONTENT_TYPE)
+            .and_then(MediaType::parse)
+            .is_some_and(|said| said.as_str() == MediaType::OCI_INDEX);
+        if !is_index {
+            return Err(unsupported(&request));
+        }
+        let next = next_page(headers, &request)?;
+        match read_referrers(response.into_body().into_reader(), sink) {
+            Ok(()) => Ok(List { next, filters_applied }),
+            Err(ListReadError::NotAList) => Err(unsupported(&request)),
+            Err(error) => Err(error.of_request(&request, "it is no index")),
+        }
+    }
+}
+
+/// The query of the next page. A page whose next one cannot be asked for is none: without it, a client would
+/// take the page for the end.
+fn next_page(headers: &HeaderMap, request: &Arc<str>) -> Result<Option<String>, UpstreamError> {
+    let lines = headers.get_all(header::LINK).into_iter();
+    let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    next_query(lines.iter().map(|line| &**line)).map_err(|target| {
+        let reason = format!("its link to the next page cannot be passed on: {target}");
+        UpstreamError::bad_answer(request, reason)
+    })
+}
+
+/// The body of a blob that is labelled as a web page. A login page has no place among a blob's bytes, and
+/// must not replace what was kept of them; but the blob may be a page (artifacts of all kinds are), or
+/// have been labelled wrongly. So what is small enough to be a login page is read and must have
+/// the digest; what is larger is none, and is checked like any other blob.
+fn unless_it_is_a_web_page(
+    response: Response<Body>,
+    digest: &Digest,
+    request: &Arc<str>,
+) -> Result<Box<dyn Read + Send>, UpstreamError> {
+    let mut reader = response.into_body().into_reader();
+    let mut head = Vec::new();
+    let read = reader.by_ref().take(WEB_PAGE_BYTES_MAX).read_to_end(&mut head);
+    read.map_err(|error| UpstreamError::from_body(request, error))?;
+    let is_all = (head.len() as u64) < WEB_PAGE_BYTES_MAX;
+    if is_all && Digest::of(digest.algorithm(), &head) != *digest {
+        return Err(UpstreamError::bad_answer(request, "it is a web page"));
+    }
+    Ok(Box::new(Cursor::new(head).chain(reader)))
+}
+
+fn with_query(path: &str, query: &str) -> String {
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}

@@ -1,0 +1,348 @@
+//! Which registries there are, and which may be dialled at all. Both may change while Larder runs.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use super::breaker::BreakerPolicy;
+use super::failover::{Failover, UpstreamStatus};
+use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
+use crate::oci::Upstream;
+use crate::upstream::client::{EndpointSettings, Registry};
+use crate::upstream::network::{
+    ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
+};
+use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
+
+/// How upstreams are reached.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The listed registries.
+    pub registries: Vec<RegistrySettings>,
+    /// Whether the others may be contacted.
+    pub unlisted: UnlistedRegistries,
+    /// The ports at which they may be.
+    pub unlisted_ports: UnlistedPorts,
+    /// How long they may take.
+    pub timeouts: Timeouts,
+    /// When an endpoint that fails is left alone.
+    pub breaker: BreakerPolicy,
+    /// By way of which proxies they are reached.
+    pub proxies: ProxySettings,
+}
+
+/// One entry of `registries`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistrySettings {
+    /// The key under which clients name it.
+    pub upstream: Upstream,
+    /// Where it really is, and where its mirrors are, in the order in which they are asked.
+    pub endpoints: Vec<EndpointSettings>,
+    /// How many bytes of blobs may come in a second, over all endpoints and downloads together.
+    pub rate_limit: Option<NonZeroU64>,
+}
+
+/// All registries of this server.
+pub struct Registries {
+    /// Locked for a look-up or its replacement, never while a registry is asked: who has a [`Source`]
+    /// keeps it, whatever becomes of the table.
+    table: RwLock<Table>,
+}
+
+/// What one configuration makes of the registries.
+struct Table {
+    listed: HashMap<Upstream, Listed>,
+    unlisted: UnlistedRegistries,
+    unlisted_ports: UnlistedPorts,
+    /// The unlisted registries met so far.
+    others: Mutex<UnlistedTable>,
+    timeouts: Timeouts,
+    breaker: BreakerPolicy,
+    foreign: Arc<ForeignAgents>,
+}
+
+/// A listed registry, and what it was made of.
+struct Listed {
+    settings: RegistrySettings,
+    failover: Arc<Failover>,
+}
+
+/// Which listed registries a new configuration brought, changed or took away.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RegistryChanges {
+    /// They were not listed before.
+    pub added: Vec<Upstream>,
+    /// They were listed, and begin anew: other settings, or other time-outs for all.
+    pub changed: Vec<Upstream>,
+    /// They are not listed any more.
+    pub removed: Vec<Upstream>,
+}
+
+impl RegistryChanges {
+    /// All of them.
+    pub fn all(&self) -> Vec<Upstream> {
+        [&self.added[..], &self.changed, &self.removed].concat()
+    }
+}
+
+/// `added a.io; changed b.io, c.io`, or nothing.
+impl fmt::Display for RegistryChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds =
+            [("added", &self.added), ("changed", &self.changed), ("removed", &self.removed)];
+        let mut separator = "";
+        for (kind, names) in kinds.into_iter().filter(|(_, names)| !names.is_empty()) {
+            let names: Vec<&str> = names.iter().map(Upstream::as_str).collect();
+            write!(f, "{separator}{kind} {}", names.join(", "))?;
+            separator = "; ";
+        }
+        Ok(())
+    }
+}
+
+impl Registries {
+    /// The registries of a configuration. Nothing is dialled.
+    pub fn new(settings: Settings) -> Registries {
+        Registries { table: RwLock::new(Table::new(settings)) }
+    }
+
+    /// Puts another configuration into force. Nothing is dialled, and nothing is waited for.
+    ///
+    /// A registry whose settings are the same keeps what is known of it: tokens, breakers, connections,
+    /// its limit and its quota. The others begin anew. Who holds a [`Source`] goes on with it.
+    pub fn reconfigure(&self, settings: Settings) -> RegistryChanges {
+        // Replaced at once or not at all, so a panic leaves a whole table.
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let (new, changes) = table.succeeded_by(settings);
+        let old = std::mem::replace(&mut *table, new);
+        drop(table);
+        // Here, where nobody waits for it: the last one to use a registry closes its connections.
+        drop(old);
+        changes
+    }
+
+    /// Lets files with certificates be looked at when they are needed next, however lately that was done, and
+    /// logins that helpers and clouds have handed out be got anew.
+    pub fn refresh(&self) {
+        self.table().listed.values().for_each(|listed| listed.failover.refresh());
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn new(settings: Settings) -> Table {
+        let roots = || Some(TlsSettings::default());
+        let proxies = Arc::new(settings.proxies);
+        let agent = |guard| LazyAgent::new(guard, roots(), settings.timeouts, Arc::clone(&proxies));
+        let foreign = Arc::new(ForeignAgents {
+            public: agent(Guard::PublicOnly),
+            private_too: agent(Guard::PrivateToo),
+            proxies: Arc::clone(&proxies),
+        });
+        let mut table = Table {
+            listed: HashMap::new(),
+            unlisted: settings.unlisted,
+            unlisted_ports: settings.unlisted_ports,
+            others: Mutex::default(),
+            timeouts: settings.timeouts,
+            breaker: settings.breaker,
+            foreign,
+        };
+        for entry in settings.registries {
+            table.list(entry);
+        }
+        table
+    }
+
+    fn list(&mut self, settings: RegistrySettings) {
+        let endpoints = settings.endpoints.iter().map(|endpoint| {
+            let foreign = Arc::clone(&self.foreign);
+            Registry::listed(&settings.upstream, endpoint, self.timeouts, foreign)
+        });
+        let failover = Failover::new(settings.upstream.clone(), endpoints, self.breaker)
+            .with_rate_limit(settings.rate_limit);
+        let failover = Arc::new(failover);
+        self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
+    }
+
+    /// The table of another configuration, with what can be kept of this one.
+    fn succeeded_by(&self, settings: Settings) -> (Table, RegistryChanges) {
+        let is_reached_alike = self.timeouts == settings.timeouts
+            && self.breaker == settings.breaker
+            && *self.foreign.proxies == settings.proxies;
+        let mut new = Table::new(Settings { registries: Vec::new(), ..settings.clone() });
+        if is_reached_alike {
+            new.foreign = Arc::clone(&self.foreign);
+        }
+        let mut changes = RegistryChanges::default();
+        for entry in settings.registries {
+            match self.listed.get(&entry.upstream) {
+                Some(before) if is_reached_alike && before.settings == entry => {
+                    let failover = Arc::clone(&before.failover);
+                    new.listed.insert(entry.upstream.clone(), Listed { settings: entry, failover });
+                    continue;
+                }
+                Some(_) => changes.changed.push(entry.upstream.clone()),
+                None => changes.added.push(entry.upstream.clone()),
+            }
+            new.list(entry);
+        }
+        let gone = self.listed.keys().filter(|upstream| !new.listed.contains_key(upstream));
+        changes.removed = gone.cloned().collect();
+        changes.removed.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        if is_reached_alike
+            && settings.unlisted == UnlistedRegistries::Allow
+            && settings.unlisted_ports == self.unlisted_ports
+        {
+            let mut others = self.others().clone();
+            others.retain(|upstream| !new.listed.contains_key(upstream));
+            new.others = Mutex::new(others);
+        }
+        (new, changes)
+    }
+
+    fn others(&self) -> MutexGuard<'_, UnlistedTable> {
+        // A panic cannot leave the table half changed.
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unlisted(&self, upstream: &Upstream) -> Arc<Failover> {
+        self.others().get_or_insert(upstream, || {
+            let foreign = Arc::clone(&self.foreign);
+            let ports = self.unlisted_ports.clone();
+            let registry = Registry::unlisted(upstream, self.timeouts, foreign, ports);
+            Failover::new(upstream.clone(), [registry], self.breaker)
+        })
+    }
+
+    fn refusal_reason(&self, upstream: &Upstream) -> Option<&'static str> {
+        refusal_reason(upstream, self.unlisted, &self.unlisted_ports)
+    }
+}
+
+impl Sources for Registries {
+    fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, UpstreamError> {
+        let table = self.table();
+        if let Some(listed) = table.listed.get(upstream) {
+            return Ok(Arc::clone(&listed.failover) as Arc<dyn Source>);
+        }
+        match table.refusal_reason(upstream) {
+            None => Ok(table.unlisted(upstream)),
+            Some(reason) => {
+                let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
+                Err(UpstreamError::new(upstream.as_str(), kind))
+            }
+        }
+    }
+
+    fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError> {
+        let table = self.table();
+        if table.listed.contains_key(upstream) {
+            return Ok(Standing::Listed);
+        }
+        if let Some(reason) = table.refusal_reason(upstream) {
+            let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
+            return Err(UpstreamError::new(upstream.as_str(), kind));
+        }
+        let is_proven = table.others().get(upstream).is_some_and(|other| other.has_answered());
+        Ok(if is_proven { Standing::Unlisted } else { Standing::Unproven })
+    }
+
+    fn statuses(&self) -> Vec<UpstreamStatus> {
+        let all: Vec<Arc<Failover>> = {
+            let table = self.table();
+            let listed = table.listed.values().map(|listed| &listed.failover);
+            listed.chain(table.others().registries()).cloned().collect()
+        };
+        let mut statuses: Vec<_> = all.iter().map(|failover| failover.status()).collect();
+        statuses.sort_by(|one, other| one.upstream.as_str().cmp(other.upstream.as_str()));
+        statuses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::network::{Endpoint, Scheme};
+
+    #[test]
+    fn a_listed_registry_may_be_anywhere_even_in_a_closed_world() {
+        let upstream: Upstream = "localhost:5000".parse().unwrap();
+        let entry = RegistrySettings {
+            upstream: upstream.clone(),
+            endpoints: vec![EndpointSettings::at(Endpoint::of(&upstream, Scheme::Http))],
+            rate_limit: None,
+        };
+        let settings = Settings {
+            registries: vec![entry],
+            unlisted: UnlistedRegistries::Deny,
+            ..Settings::default()
+        };
+        assert!(Registries::new(settings).source(&upstream).is_ok());
+    }
+
+    fn entry(name: &str, scheme: Scheme) -> RegistrySettings {
+        let upstream: Upstream = name.parse().unwrap();
+        let endpoints = vec![EndpointSettings::at(Endpoint::of(&upstream, scheme))];
+        RegistrySettings { upstream, endpoints, rate_limit: None }
+    }
+
+    fn listing(registries: &[RegistrySettings]) -> Settings {
+        Settings { registries: registries.to_vec(), ..Settings::default() }
+    }
+
+    fn names(upstreams: &[Upstream]) -> Vec<&str> {
+        upstreams.iter().map(Upstream::as_str).collect()
+    }
+
+    #[test]
+    fn registry_whose_settings_are_the_same_is_kept_and_the_others_begin_anew() {
+        let [same, before, after, gone, new] = [
+            entry("same.io", Scheme::Https),
+            entry("changed.io", Scheme::Https),
+            entry("changed.io", Scheme::Http),
+            entry("gone.io", Scheme::Https),
+            entry("new.io", Scheme::Https),
+        ];
+        let registries = Registries::new(listing(&[same.clone(), before, gone]));
+        let source = |name: &str| registries.source(&name.parse().unwrap()).unwrap();
+        let met = ["same.io", "changed.io", "gone.io", "new.io", "unlisted.io"];
+        let old = met.map(source);
+        let changes = registries.reconfigure(listing(&[new, after, same]));
+        assert_eq!(names(&changes.added), ["new.io"]);
+        assert_eq!(names(&changes.changed), ["changed.io"]);
+        assert_eq!(names(&changes.removed), ["gone.io"]);
+        assert_eq!(changes.to_string(), "added new.io; changed changed.io; removed gone.io");
+        let kept = std::array::from_fn(|at| Arc::ptr_eq(&old[at], &source(met[at])));
+        assert_eq!(kept, [true, false, false, false, true], "{met:?}");
+    }
+
+    #[test]
+    fn other_time_outs_are_for_all_registries() {
+        let entries = [entry("listed.io", Scheme::Https)];
+        let registries = Registries::new(listing(&entries));
+        let source = |name: &str| registries.source(&name.parse().unwrap()).unwrap();
+        let old = ["listed.io", "unlisted.io"].map(source);
+        let timeouts =
+            Timeouts { headers: std::time::Duration::from_secs(1), ..Timeouts::default() };
+        let changes = registries.reconfigure(Settings { timeouts, ..listing(&entries) });
+        assert_eq!(names(&changes.all()), ["listed.io"]);
+        let new = ["listed.io", "unlisted.io"].map(source);
+        assert!(old.iter().zip(&new).all(|(old, new)| !Arc::ptr_eq(old, new)));
+    }
+
+    #[test]
+    fn world_that_is_closed_knows_only_who_is_listed() {
+        let registries = Registries::new(Settings::default());
+        let quay: Upstream = "quay.io".parse().unwrap();
+        assert!(registries.source(&quay).is_ok());
+        let closed = Settings { unlisted: UnlistedRegistries::Deny, ..Settings::default() };
+        registries.reconfigure(closed);
+        assert!(registries.source(&quay).is_err());
+        assert!(registries.statuses().is_empty());
+    }
+}
