@@ -2,13 +2,13 @@
 //!
 //! Whatever goes wrong at one endpoint (trouble, no such content, refused credentials, an answer that
 //! cannot be used) is a reason to ask the next: a mirror need not have everything, and a login that
-//! fails here says nothing about there. What is reported if none answers is what leaves most rank: that
-//! one is down rather than that others have no such content, since "there is none" is remembered.
+//! fails here proves nothing about the next endpoint. If none answers, the error that leaves most hope is reported: that
+//! one is down rather than that others have no such content, since a 404 is remembered.
 //!
-//! A breaker counts what says that the endpoint itself, or its token service, is down. Trouble behind a
-//! redirect is not the endpoint's: object stores fail while the registry before them is well. An answer of 5xx
-//! to one request, which a client has chosen, says nothing about the next: then we ask for `/v2/` and see.
-//! And a 429 counts for manifests and blobs, which share a quota; lists often have limits of their own.
+//! A breaker counts failures of the endpoint itself, or of its token service. Failures after a redirect to another host
+//! do not count: object stores fail while the registry works. A 5xx answer to one request, which a client has chosen,
+//! proves nothing about the next request, so a probe of `/v2/` decides. A 429 counts where there is another endpoint
+//! ([`RateLimits`]).
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -146,26 +146,30 @@ impl Failover {
         self.endpoints.iter().for_each(|endpoint| endpoint.registry.refresh());
     }
 
+    fn rate_limits(&self) -> RateLimits {
+        if self.endpoints.len() > 1 { RateLimits::Apply } else { RateLimits::Ignore }
+    }
+
     /// Asks the endpoints one after the other until one answers.
     fn ask<T>(
         &self,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let order: Vec<usize> = (0..self.endpoints.len()).collect();
-        self.ask_in(&order, about, |_, registry| ask(registry))
+        self.ask_in(&order, rate_limits, |_, registry| ask(registry))
     }
 
     fn ask_in<T>(
         &self,
         order: &[usize],
-        about: About,
+        rate_limits: RateLimits,
         ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let mut failure: Option<UpstreamError> = None;
         for &index in order {
             let endpoint = &self.endpoints[index];
-            match endpoint.ask(&self.upstream, about, |registry| ask(index, registry)) {
+            match endpoint.ask(&self.upstream, rate_limits, |registry| ask(index, registry)) {
                 Ok(answer) => {
                     self.note_answer();
                     return Ok(answer);
@@ -186,13 +190,14 @@ impl Failover {
     }
 }
 
-/// What a request is about.
+/// Whether a 429 keeps later requests away from the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
-    /// Manifests and blobs.
-    Content,
-    /// Tag lists and referrers.
-    Lists,
+enum RateLimits {
+    /// Manifests and blobs share a quota, and there is another endpoint.
+    Apply,
+    /// Lists often have limits of their own. And where there is no other endpoint, the caller decides: the limit may be
+    /// that of one repository, which a client has chosen.
+    Ignore,
 }
 
 /// What the outcome of a request says about its endpoint.
@@ -208,15 +213,15 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn of<T>(about: About, result: &Result<T, UpstreamError>) -> Verdict {
+    fn of<T>(rate_limits: RateLimits, result: &Result<T, UpstreamError>) -> Verdict {
         let Err(error) = result else { return Verdict::Answers };
         match error.is_endpoint_trouble() {
             false => Verdict::Answers,
             true if error.is_about_the_registry() => Verdict::Down,
             true if !error.is_rate_limit() => Verdict::Doubtful,
-            true => match about {
-                About::Content => Verdict::Down,
-                About::Lists => Verdict::Nothing,
+            true => match rate_limits {
+                RateLimits::Apply => Verdict::Down,
+                RateLimits::Ignore => Verdict::Nothing,
             },
         }
     }
@@ -248,7 +253,7 @@ impl GuardedEndpoint {
     fn ask<T>(
         &self,
         upstream: &Upstream,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let permit = self.health().breaker.permit(Instant::now());
@@ -273,17 +278,17 @@ impl GuardedEndpoint {
                 probed?;
             }
         }
-        self.ask_anyway(upstream, about, ask)
+        self.ask_anyway(upstream, rate_limits, ask)
     }
 
     fn ask_anyway<T>(
         &self,
         upstream: &Upstream,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let result = ask(&self.registry);
-        let (verdict, failure) = (Verdict::of(about, &result), result.as_ref().err());
+        let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
         let mut should_probe = false;
         let change = {
             let mut health = self.health();
@@ -364,7 +369,7 @@ impl Source for Failover {
     }
 
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.resolve(repository, tag))
+        self.ask(self.rate_limits(), |registry| registry.resolve(repository, tag))
     }
 
     fn head(
@@ -372,7 +377,7 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<ManifestHead>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.head(repository, tag))
+        self.ask(self.rate_limits(), |registry| registry.head(repository, tag))
     }
 
     fn manifest(
@@ -381,7 +386,7 @@ impl Source for Failover {
         reference: &Reference,
         body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(About::Content, |registry| registry.manifest(repository, reference, body))
+        self.ask(self.rate_limits(), |registry| registry.manifest(repository, reference, body))
     }
 
     fn blob_size(
@@ -389,7 +394,7 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.blob_size(repository, digest))
+        self.ask(self.rate_limits(), |registry| registry.blob_size(repository, digest))
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
@@ -401,13 +406,14 @@ impl Source for Failover {
             }
             None => BlobBody { endpoint, ..body },
         };
-        let asked =
-            self.ask_in(&order, About::Content, |index, registry| Ok(body(index, open(registry)?)));
+        let asked = self
+            .ask_in(&order, self.rate_limits(), |index, registry| Ok(body(index, open(registry)?)));
         match asked {
             // Somebody has begun to receive this blob, and the download has waits of its own.
             Err(error) if ask.from > 0 && error.is_circuit_open() => {
                 let first = order[0];
-                let asked = self.endpoints[first].ask_anyway(&self.upstream, About::Content, open);
+                let asked =
+                    self.endpoints[first].ask_anyway(&self.upstream, self.rate_limits(), open);
                 asked.map(|opened| body(first, opened))
             }
             other => other,
@@ -422,7 +428,7 @@ impl Source for Failover {
     ) -> Result<List, UpstreamError> {
         // One request at a time: each endpoint has the sink to itself.
         let sink = RefCell::new(sink);
-        self.ask(About::Lists, |registry| {
+        self.ask(RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
         })
     }
@@ -435,7 +441,7 @@ impl Source for Failover {
         sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(About::Lists, |registry| {
+        self.ask(RateLimits::Ignore, |registry| {
             registry.referrers(repository, digest, query, &mut **sink.borrow_mut())
         })
     }
