@@ -304,6 +304,7 @@ fn cached_referrers_are_listed_while_another_server_answers_for_the_registry() {
         ("other JSON", stranger(404, "application/json", r#"{"message":"no route"}"#)),
         ("a captive portal", Fault::Html200),
         ("a redirect to a portal", Fault::Redirect(302, portal.url("/login"))),
+        ("401", Fault::status(401)),
         ("502", Fault::status(502)),
         ("503", Fault::status(503)),
     ] {
