@@ -2,14 +2,16 @@
 //! known about failures.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::negative::{Asked, NegativeCache};
 use super::scheduler::{Class, Purpose, Scheduler};
-use super::{CacheError, Clock, PATIENCE, Settings, lock};
+use super::{CacheError, Clock, How, PATIENCE, Settings, lock};
 use crate::client_address::ClientAddress;
+use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
 use crate::oci::{ImageName, Upstream};
 use crate::store::Store;
@@ -133,6 +135,31 @@ impl Core {
         self.stop_if_offline()?;
         let class = Class::of(&name.upstream, self.sources.standing(&name.upstream)?);
         Ok(Purpose { class, name: name.clone(), client })
+    }
+
+    /// Has a flight that this request started done by a fetcher for metadata, unless all of its followers leave first.
+    /// `work` must finish it.
+    pub(super) fn run_metadata_flight<K, H, T, E>(
+        &self,
+        joined: Joined<K, H, T, E>,
+        purpose: Purpose,
+        work: impl FnOnce(Leader<K, H, T, E>) + Send + 'static,
+    ) -> (Follower<H, T, E>, How)
+    where
+        K: Eq + Hash + Clone + Send + Sync + 'static,
+        H: Clone + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
+        E: Clone + Send + Sync + 'static,
+    {
+        let Some(leader) = joined.leader else { return (joined.flight, How::Join) };
+        let flight = Arc::clone(joined.flight.flight());
+        let is_wanted = move || flight.has_followers();
+        let run = move || {
+            leader.begin();
+            work(leader);
+        };
+        self.metadata_fetchers.submit(purpose, is_wanted, run);
+        (joined.flight, How::Miss)
     }
 
     /// The class of a registry in the scheduler.

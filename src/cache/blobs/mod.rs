@@ -395,22 +395,13 @@ impl BlobCache {
         let purpose = self.core.purpose(name, client)?;
         let key = (name.clone(), *digest);
         let joined = self.size_flights.join(&key, || given_up(name));
-        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.leader {
-            let cache = Arc::clone(self);
-            let flight = Arc::clone(joined.flight.flight());
-            self.core.metadata_fetchers.submit(
-                purpose,
-                move || flight.has_followers(),
-                move || {
-                    leader.begin();
-                    let (name, digest) = leader.key().clone();
-                    let size = cache.fetch_size(&name, &digest);
-                    leader.finish(size.map_err(|error| BlobFailure { origin: name, error }));
-                },
-            );
-        }
-        let waits_for = WaitsFor::Size(joined.flight);
+        let cache = Arc::clone(self);
+        let (flight, how) = self.core.run_metadata_flight(joined, purpose, move |leader| {
+            let (name, digest) = leader.key().clone();
+            let size = cache.fetch_size(&name, &digest);
+            leader.finish(size.map_err(|error| BlobFailure { origin: name, error }));
+        });
+        let waits_for = WaitsFor::Size(flight);
         Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
     }
 }

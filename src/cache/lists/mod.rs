@@ -285,21 +285,11 @@ impl ListCache {
     ) -> ListWait {
         let is_about_tags = matches!(question, ListQuestion::Tags { .. });
         let joined = flights.join(&(name.clone(), question), || CacheError::GivenUp);
-        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.leader {
-            let service = Arc::clone(self);
-            let flight = Arc::clone(joined.flight.flight());
-            self.core.metadata_fetchers.submit(
-                purpose,
-                move || flight.has_followers(),
-                move || {
-                    leader.begin();
-                    let (name, question) = leader.key().clone();
-                    leader.finish(work(&service, &name, &question));
-                },
-            );
-        }
-        let flight = joined.flight;
+        let service = Arc::clone(self);
+        let (flight, how) = self.core.run_metadata_flight(joined, purpose, move |leader| {
+            let (name, question) = leader.key().clone();
+            leader.finish(work(&service, &name, &question));
+        });
         ListWait { flight, patience: PATIENCE, last_good: None, is_about_tags, how }
     }
 }

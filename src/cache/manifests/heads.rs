@@ -136,25 +136,15 @@ impl ManifestCache {
         }
         let purpose = self.core.purpose(name, client)?;
         let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
-        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.leader {
-            let service = Arc::clone(self);
-            let flight = Arc::clone(joined.flight.flight());
-            self.core.metadata_fetchers.submit(
-                purpose,
-                move || flight.has_followers(),
-                move || {
-                    leader.begin();
-                    let (name, tag) = leader.key().clone();
-                    let result = service.fetch_head(&name, &tag);
-                    if let Err(error) = &result {
-                        error.log(&name.with(&Reference::Tag(tag)));
-                    }
-                    leader.finish(result);
-                },
-            );
-        }
-        let flight = joined.flight;
+        let service = Arc::clone(self);
+        let (flight, how) = self.core.run_metadata_flight(joined, purpose, move |leader| {
+            let (name, tag) = leader.key().clone();
+            let result = service.fetch_head(&name, &tag);
+            if let Err(error) = &result {
+                error.log(&name.with(&Reference::Tag(tag)));
+            }
+            leader.finish(result);
+        });
         let (core, name, tag) = (Arc::clone(&self.core), name.clone(), tag.clone());
         Ok(HeadLookup::Wait(HeadWait { core, name, tag, flight, how }))
     }

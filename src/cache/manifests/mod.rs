@@ -196,17 +196,11 @@ impl ManifestCache {
     ) -> Result<ManifestWait, CacheError> {
         let purpose = self.core.purpose(&key.0, client)?;
         let joined = self.flights.join(&key, || CacheError::GivenUp);
-        let how = if joined.leader.is_some() { How::Miss } else { How::Join };
-        if let Some(leader) = joined.leader {
-            let service = Arc::clone(self);
-            let flight = Arc::clone(joined.flight.flight());
-            let is_wanted = move || flight.has_followers();
-            self.core
-                .metadata_fetchers
-                .submit(purpose, is_wanted, move || service.fetch_manifest(leader));
-        }
+        let service = Arc::clone(self);
+        let work = move |leader| service.fetch_manifest(leader);
+        let (flight, how) = self.core.run_metadata_flight(joined, purpose, work);
         let (name, reference) = key;
-        let (core, flight) = (Arc::clone(&self.core), joined.flight);
+        let core = Arc::clone(&self.core);
         Ok(ManifestWait { core, name, reference, flight, how, cached })
     }
 }
