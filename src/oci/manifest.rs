@@ -149,7 +149,14 @@ impl Manifest {
 
     /// Every descriptor in it: config and layers, or children.
     pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
-        let (first, rest) = match &self.kind {
+        self.kind.descriptors()
+    }
+}
+
+impl ManifestKind {
+    /// Every descriptor in it: config and layers, or children.
+    pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
+        let (first, rest) = match self {
             ManifestKind::Image { config, layers } => (config.as_ref(), layers),
             ManifestKind::Index { manifests } => (None, manifests),
         };

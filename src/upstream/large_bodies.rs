@@ -45,7 +45,7 @@ pub struct LargeBody<'a> {
 
 impl LargeBody<'_> {
     /// Waits for a turn, unless the request has it already. `false` if the deadline passes first.
-    pub(super) fn wait_for_turn(&self, deadline: Instant) -> bool {
+    pub fn wait_for_turn(&self, deadline: Instant) -> bool {
         if self.has_turn.get() {
             return true;
         }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, copy, sink};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -135,36 +136,51 @@ pub(super) fn read_body(
     }
 }
 
-/// As [`read_body`]. A body that turns out to be large is read on once `may_continue` returns `true`; it may block.
-pub(super) fn read_large_body(
+/// As [`read_body`], and passes the bytes to `parse`. A body that turns out to be large is read on once `may_continue`
+/// returns `true`; it may block.
+///
+/// A large body is read and parsed on a thread of its own: allocators keep memory per thread, so if each fetcher read
+/// large bodies, all of them together would keep as much as that many bodies take.
+pub(super) fn read_large_body<T: Send>(
     response: Response<Body>,
     limit_bytes: u64,
     request: &Arc<str>,
     may_continue: impl FnOnce() -> bool,
-) -> Result<Vec<u8>, UpstreamError> {
+    parse: impl FnOnce(Vec<u8>) -> Result<T, UpstreamError> + Send,
+) -> Result<T, UpstreamError> {
     let failed = |error| UpstreamError::from_body(request, error);
     let size = content_length(response.headers()).unwrap_or_default().min(limit_bytes);
     let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
-    let mut bytes = Vec::new();
-    let beginning = SMALL_BODY_BYTES as u64;
-    reader.by_ref().take(beginning).read_to_end(&mut bytes).map_err(failed)?;
-    if (bytes.len() as u64) < beginning {
-        return Ok(bytes);
+    let mut beginning = Vec::new();
+    let small = SMALL_BODY_BYTES as u64;
+    reader.by_ref().take(small).read_to_end(&mut beginning).map_err(failed)?;
+    if (beginning.len() as u64) < small {
+        return parse(beginning);
     }
     if !may_continue() {
         let kind = UpstreamErrorKind::TimedOut { phase: "its turn among large manifests" };
         return Err(UpstreamError::new(Arc::clone(request), kind));
     }
-    // Once, where the registry states the size: growing step by step takes up to twice the memory.
-    bytes.reserve_exact(usize::try_from(size).unwrap_or_default().saturating_sub(bytes.len()) + 1);
-    reader.read_to_end(&mut bytes).map_err(failed)?;
-    match bytes.len() as u64 > limit_bytes {
-        true => {
-            let reason = format!("it is larger than {limit_bytes} bytes");
-            Err(UpstreamError::bad_answer(request, reason))
+    let work = move || {
+        // Once, where the registry states the size: growing step by step takes up to twice the memory.
+        let capacity = usize::try_from(size).unwrap_or_default().max(beginning.len()) + 1;
+        let mut bytes = Vec::with_capacity(capacity);
+        bytes.append(&mut beginning);
+        reader.read_to_end(&mut bytes).map_err(failed)?;
+        match bytes.len() as u64 > limit_bytes {
+            true => {
+                let reason = format!("it is larger than {limit_bytes} bytes");
+                Err(UpstreamError::bad_answer(request, reason))
+            }
+            false => parse(bytes),
         }
-        false => Ok(bytes),
-    }
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("large-body".into()).spawn_scoped(scope, work);
+        let thread = thread.map_err(failed)?;
+        // A panic of the parser is one of this request, as it would be on this thread.
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Reads what is left of a small answer, so that its connection can be used again.

@@ -183,16 +183,20 @@ impl Registry {
         check_encoding(response.headers(), &request)?;
         let told = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
-        let may_continue = || body.wait_for_turn(deadline);
-        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => told,
         };
         let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
-            .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
-        let actual = Digest::of(algorithm, manifest.bytes());
+        let parse = |bytes: Vec<u8>| {
+            let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
+                .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
+            Ok((Digest::of(algorithm, manifest.bytes()), manifest))
+        };
+        let may_continue = || body.wait_for_turn(deadline);
+        let limit_bytes = MANIFEST_BYTES_MAX as u64;
+        let (actual, manifest) =
+            read_large_body(response, limit_bytes, &request, may_continue, parse)?;
         match expected {
             Some(expected) if expected != actual => {
                 let reason = format!("its bytes have the digest {actual}, not {expected}");
