@@ -335,7 +335,7 @@ impl Session {
         let agent = self.agent(&realm, &named)?;
         let ask = |login: Option<&Login>| {
             let total = ask.time_for_token(self.timeouts.metadata);
-            realm::ask(&agent, &realm, &parameters, login, total)
+            realm::request_token(&agent, &realm, &parameters, login, total)
                 .map_err(|error| UpstreamError::from_ureq(&named, error))
         };
         let login = self.login(asking, repository, request)?;
