@@ -140,8 +140,8 @@ pub(super) fn discard(response: Response<Body>) {
     let _ = copy(&mut rest, &mut sink());
 }
 
-/// Whether a 404 comes from a registry, and not from an ingress without a backend, a proxy or a captive portal. A registry
-/// sends a list of errors (distribution-spec, "Error Codes") or its version header.
+/// Whether a 404 comes from a registry, and not from an ingress without a backend, a proxy or a captive portal. A
+/// registry sends a list of errors (distribution-spec, "Error Codes") or its version header.
 pub(super) fn is_registry_error(headers: &HeaderMap, body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Errors {
