@@ -40,8 +40,8 @@ impl Scope<'_> {
     /// `20150830T123600Z`.
     fn timestamp(&self) -> String {
         let format = format_description!("[year][month][day]T[hour][minute][second]Z");
-        // All the components are there, and a String takes everything.
-        self.time.format(format).expect("a time can be written")
+        // A UtcDateTime has all components of the format, and writing to a String cannot fail.
+        self.time.format(format).expect("every component is formatted")
     }
 
     /// `20150830/us-east-1/ecr/aws4_request`.
@@ -114,7 +114,7 @@ impl Signed<'_> {
 
 fn hmac(key: &[u8], text: &str) -> Vec<u8> {
     // HMAC is defined for keys of every length.
-    let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("any key will do");
+    let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC accepts keys of any length");
     hmac.update(text.as_bytes());
     hmac.finalize().into_bytes().to_vec()
 }
