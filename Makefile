@@ -35,6 +35,10 @@ demo: build ## show the promise in one terminal without any network: cold pull, 
 test: ## run every test that needs nothing but a Rust toolchain
 	$(CARGO) test --locked
 
+.PHONY: generate
+generate: ## write what is generated from src/config/file.rs: tables in docs/configuration.md, the chart's schema
+	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
+
 .PHONY: e2e
 e2e: build ## pull with the real clients through Larder (root and Debian packages; says what is missing)
 	tests/e2e/run $(LARDER)

@@ -79,6 +79,19 @@ impl IdentityFiles {
     }
 }
 
+/// Why rustls refused a certificate and its key. It does not say which keys it can use.
+pub fn identity_error(error: &rustls::Error) -> String {
+    let reason = error.to_string();
+    match reason.contains("failed to parse private key") {
+        true => {
+            "the private key must be RSA with 2048 bits or more, ECDSA with P-256 or P-384, or \
+                 Ed25519"
+                .to_owned()
+        }
+        false => reason,
+    }
+}
+
 /// The certificates of a file, of which there must be one.
 ///
 /// # Errors

@@ -1,14 +1,14 @@
 //! Larder: a pull-only, pull-through, caching OCI distribution server.
 //!
 //! # How it works
-//! A request comes in by [`http`], a small HTTP/1.1 edge that never waits on anybody. [`api`] parses it
-//! into one route and asks [`cache`], which decides: the [`store`] has it (a hit); somebody is fetching
-//! it (a [`flight`] to join); or a fetcher is sent to the [`upstream`] registry. Bytes go into the store
-//! as they come, and every client, the first included, follows the growing file. The nouns that all of
-//! them use are in [`oci`].
+//! [`http`], a small event-driven HTTP/1.1 server, receives a request. [`api`] parses it into a route and
+//! passes it to [`cache`]. If the content is in the [`store`], it is a hit. If another request is already
+//! fetching it, the request joins that [`flight`]. Otherwise the cache starts a fetch from the [`upstream`]
+//! registry. Bytes are written to the store as they arrive, and every client, including the first, reads
+//! from the growing file. The types that all modules share are in [`oci`].
 //!
-//! The modules are declared in reading order. What each room may use is in `ARCHITECTURE.md` and is
-//! checked by a test.
+//! The modules are declared in reading order. `ARCHITECTURE.md` lists which modules each module may use; a
+//! test checks it.
 
 pub mod api;
 pub mod budget;
@@ -17,13 +17,14 @@ pub mod cache;
 pub mod certificates;
 pub mod cli;
 pub mod client_address;
+pub mod client_config;
 pub mod commands;
 pub mod config;
 pub mod flight;
 pub mod hello;
 pub mod http;
 pub mod metrics;
-pub mod mirror;
+
 pub mod oci;
 pub mod prune;
 pub mod store;

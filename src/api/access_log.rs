@@ -1,16 +1,16 @@
-//! One line a request.
+//! The access log: one line for each request.
 //!
-//! `method:path?query status=… latency=… host=… ip=…` as users of the reference server know it, then
-//! what the cache did, and how the response ended if the client did not get all of it. Whatever comes
-//! from outside is escaped: it cannot end a line or a field, nor look like another field.
+//! The line begins with `method:path?query status=… latency=… host=… ip=…`, the format of the server that
+//! Larder replaces. The cache's fields follow, and `ended=` if the client did not get the complete response.
+//! Text from clients is escaped, so that it cannot end a line or a field, or forge a field.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::http::{Ending, Outcome, Request};
 
-/// The longest target and host that a line shows, in characters.
-const SHOWN_CHARS_MAX: usize = 512;
+/// The maximum length of a target or host in a line, in characters.
+const QUOTED_CHARS_MAX: usize = 512;
 
 pub(super) fn line(request: &Request, ending: &Ending) {
     log::info!(target: "access", "{}", Line { request, ending });
@@ -24,9 +24,9 @@ struct Line<'a> {
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Line { request, ending } = self;
-        write!(f, "{}:{}", shown(request.method_text()), shown(request.path()))?;
+        write!(f, "{}:{}", quoted(request.method_text()), quoted(request.path()))?;
         if let Some(query) = request.query() {
-            write!(f, "?{}", shown(query))?;
+            write!(f, "?{}", quoted(query))?;
         }
         write!(
             f,
@@ -44,14 +44,14 @@ impl fmt::Display for Line<'_> {
             Outcome::Complete => Ok(()),
             Outcome::ClientGone => write!(f, " ended=client-gone"),
             Outcome::WriteStalled => write!(f, " ended=write-stalled"),
-            Outcome::Cut(reason) => write!(f, " ended=cut reason=\"{}\"", shown(reason)),
+            Outcome::Cut(reason) => write!(f, " ended=cut reason=\"{}\"", quoted(reason)),
             Outcome::Panicked => write!(f, " ended=panicked"),
             Outcome::Drained => write!(f, " ended=drained"),
         }
     }
 }
 
-/// A duration in the unit that reads best.
+/// A duration in the most readable unit.
 struct Latency(Duration);
 
 impl fmt::Display for Latency {
@@ -65,13 +65,13 @@ impl fmt::Display for Latency {
     }
 }
 
-/// Outside text as a part of one field: no space, quote or control character is left, nothing that a
-/// terminal could show in another place, and (but for queries) no `=` that would look like a field.
+/// Client text as a single field: without spaces, quotes, control characters, characters that change the
+/// direction of text on a terminal, and `=`, which would look like another field.
 fn field(text: &str) -> impl fmt::Display + '_ {
     struct Field<'a>(&'a str);
     impl fmt::Display for Field<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            for char in self.0.chars().take(SHOWN_CHARS_MAX) {
+            for char in self.0.chars().take(QUOTED_CHARS_MAX) {
                 match char {
                     '"' | '\'' | '\\' | '=' => write!(f, "\\x{:02x}", u32::from(char))?,
                     _ if char.is_ascii_graphic() => write!(f, "{char}")?,
@@ -85,12 +85,12 @@ fn field(text: &str) -> impl fmt::Display + '_ {
     Field(text)
 }
 
-/// Outside text within quotes, on one line.
-fn shown(text: &str) -> impl fmt::Display + '_ {
-    struct Shown<'a>(&'a str);
-    impl fmt::Display for Shown<'_> {
+/// Client text on one line, as in a quoted string.
+fn quoted(text: &str) -> impl fmt::Display + '_ {
+    struct Quoted<'a>(&'a str);
+    impl fmt::Display for Quoted<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            for char in self.0.chars().take(SHOWN_CHARS_MAX) {
+            for char in self.0.chars().take(QUOTED_CHARS_MAX) {
                 match char.is_control() || !char.is_ascii() || matches!(char, '"' | '\\') {
                     true => write!(f, "{}", char.escape_default())?,
                     false => write!(f, "{char}")?,
@@ -99,7 +99,7 @@ fn shown(text: &str) -> impl fmt::Display + '_ {
             Ok(())
         }
     }
-    Shown(text)
+    Quoted(text)
 }
 
 #[cfg(test)]
@@ -121,7 +121,7 @@ mod tests {
             "GET /v2/%20a=\"/?ns=x%20y HTTP/1.1\r\nHost: {forged}\r\nUser-Agent: a b=c\r\n\
              Authorization: Basic YTpi\r\n\r\n"
         );
-        // The control character is refused at the edge; all else is a header value.
+        // The HTTP parser refuses the control character; everything else is a valid header value.
         assert!(Request::parse(&head, peer, std::time::Instant::now()).is_err());
         let head = head.replace('\u{7f}', "");
         let request = Request::parse(&head, peer, std::time::Instant::now()).unwrap();
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_line_break_cannot_forge_an_entry() {
-        assert_eq!(shown("a\nGET:/ status=200").to_string(), "a\\nGET:/ status=200");
-        assert_eq!(shown(&"x".repeat(9999)).to_string().len(), SHOWN_CHARS_MAX);
+        assert_eq!(quoted("a\nGET:/ status=200").to_string(), "a\\nGET:/ status=200");
+        assert_eq!(quoted(&"x".repeat(9999)).to_string().len(), QUOTED_CHARS_MAX);
     }
 }

@@ -1,4 +1,4 @@
-//! `GET` and `HEAD` of blobs, whole or in part, from the store or from a download under way.
+//! `GET` and `HEAD` of blobs and of ranges of them, from the store or from a download in progress.
 
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use crate::cache::{
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
 
-/// After this long without upstream's answer, the head of ours leaves on the word of the manifest, if
-/// that told the size: containerd gives up on a head after 30 s, and the fetch is on its way.
+/// How long to wait for the upstream's response head before sending our own with the size from the manifest,
+/// if that is known: containerd gives up after 30 s without a head, and the fetch is already running.
 const HEAD_FROM_MANIFEST_AFTER: Duration = Duration::from_secs(15);
 
 pub(super) fn answer(
@@ -28,38 +28,39 @@ pub(super) fn answer(
         Method::Head => Purpose::Size,
         _ => Purpose::Read,
     };
-    let asked = Asked { call, name, digest, purpose, began: context.now(), is_second: false };
-    asked.look(request, context)
+    let blob_request =
+        BlobRequest { call, name, digest, purpose, began: context.now(), is_second: false };
+    blob_request.start(request, context)
 }
 
 /// A request for a blob.
-struct Asked {
+struct BlobRequest {
     call: Call,
     name: ImageName,
     digest: Digest,
     purpose: Purpose,
     began: Instant,
-    /// Whether another download was followed before, and failed.
+    /// Whether this is the second attempt, after a download that failed.
     is_second: bool,
 }
 
-impl Asked {
-    fn look(self, request: &Request, context: &Context<'_>) -> Step {
+impl BlobRequest {
+    fn start(self, request: &Request, context: &Context<'_>) -> Step {
         match self.call.cache.blob(&self.name, &self.digest, self.purpose) {
-            Ok(BlobLookup::Ready(blob)) => Step::Reply(self.whole(request, blob)),
+            Ok(BlobLookup::Ready(blob)) => Step::Reply(self.hit(request, blob)),
             Ok(BlobLookup::Wait(wait)) => {
-                Box::new(Waiting { asked: self, wait }).resume(request, context)
+                Box::new(Waiting { blob_request: self, wait }).resume(request, context)
             }
             Err(error) => Step::Reply(self.call.fail(&Failure::Blob(error))),
         }
     }
 
-    fn whole(&self, request: &Request, blob: Blob) -> Reply {
+    fn hit(&self, request: &Request, blob: Blob) -> Reply {
         let body = |range| Body::File { file: blob.file, range };
         self.reply(request, How::Hit, blob.size, body)
     }
 
-    /// The answer about a blob of `size` bytes, whose bytes `body` gives.
+    /// The response for a blob of `size` bytes, with the content that `body` returns for a range.
     fn reply(
         &self,
         request: &Request,
@@ -78,8 +79,8 @@ impl Asked {
             match part {
                 Part::Whole => Reply::new(200, body(0..size)),
                 Part::Bytes(range) => {
-                    let told = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-                    Reply::new(206, body(range)).header("Content-Range", told)
+                    let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                    Reply::new(206, body(range)).header("Content-Range", value)
                 }
                 Part::Unsatisfiable => unsatisfiable(size),
             }
@@ -95,13 +96,13 @@ impl Asked {
             Method::Head => Storage::NotStored,
             _ => Storage::Stored,
         };
-        self.call.dress(reply, how, storage)
+        self.call.finish(reply, how, storage)
     }
 }
 
-/// A request whose blob is on its way.
+/// A request that waits for the download of its blob.
 struct Waiting {
-    asked: Asked,
+    blob_request: BlobRequest,
     wait: BlobWait,
 }
 
@@ -113,20 +114,20 @@ impl Pending for Waiting {
                 self.pass().resume(request, context)
             }
             Poll::Ready(Err(failure)) if self.may_ask_again(&failure) => {
-                Asked { is_second: true, ..self.asked }.look(request, context)
+                BlobRequest { is_second: true, ..self.blob_request }.start(request, context)
             }
             Poll::Ready(Err(failure)) => {
-                // What another repository's download failed of is not this client's business.
-                let is_ours = failure.origin == self.asked.name;
-                let error = if is_ours { failure.error } else { CacheError::GivenUp };
-                Step::Reply(self.asked.call.fail(&Failure::Blob(error)))
+                // The client must not learn why the download of another repository failed.
+                let is_own = failure.origin == self.blob_request.name;
+                let error = if is_own { failure.error } else { CacheError::GivenUp };
+                Step::Reply(self.blob_request.call.fail(&Failure::Blob(error)))
             }
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {
                 Some(size) => Step::Reply(self.growing(request, size)),
                 None => {
                     self.wait.forget(context.waker());
-                    Step::Reply(self.asked.call.fail(&Failure::Blob(CacheError::TimedOut)))
+                    Step::Reply(self.blob_request.call.fail(&Failure::Blob(CacheError::TimedOut)))
                 }
             },
         }
@@ -134,50 +135,53 @@ impl Pending for Waiting {
 
     fn deadline(&self) -> Instant {
         let patience = if self.hint().is_some() { HEAD_FROM_MANIFEST_AFTER } else { PATIENCE };
-        self.asked.began + patience
+        self.blob_request.began + patience
     }
 }
 
 impl Waiting {
-    /// The download that was joined was another repository's, and this one may well have it; or it came
-    /// wrong, and may come right now; or the disk refused it, which does not keep its size from being
-    /// asked for.
+    /// Whether a second attempt may succeed: the failed download was for another repository; or the content was
+    /// wrong; or the disk refused it, which does not prevent a request for the size.
     fn may_ask_again(&self, failure: &BlobFailure) -> bool {
-        let may_change = failure.origin != self.asked.name
+        let may_change = failure.origin != self.blob_request.name
             || failure.error.is_wrong_content()
             || failure.error.is_the_disks();
-        may_change && !self.asked.is_second
+        may_change && !self.blob_request.is_second
     }
 
-    /// Only the disk refused it, so it can be had past the disk.
+    /// Whether only the disk failed, so that the blob can be streamed without being stored.
     fn may_be_passed(&self, failure: &BlobFailure) -> bool {
-        failure.error.is_the_disks() && self.asked.purpose == Purpose::Read
+        failure.error.is_the_disks() && self.blob_request.purpose == Purpose::Read
     }
 
     fn pass(self) -> Box<Passing> {
-        let Waiting { asked, wait } = self;
-        let passage =
-            asked.call.cache.pass_through(&asked.name, &asked.digest, wait.size_hint, None);
-        Box::new(Passing { asked, passage })
+        let Waiting { blob_request, wait } = self;
+        let passage = blob_request.call.cache.pass_through(
+            &blob_request.name,
+            &blob_request.digest,
+            wait.size_hint,
+            None,
+        );
+        Box::new(Passing { blob_request, passage })
     }
 
-    /// The size as a manifest told it, where that is enough to begin an answer.
+    /// The size from a manifest, for requests that can be answered with it.
     fn hint(&self) -> Option<u64> {
-        self.wait.size_hint.filter(|_| self.asked.purpose == Purpose::Read)
+        self.wait.size_hint.filter(|_| self.blob_request.purpose == Purpose::Read)
     }
 
     fn growing(self, request: &Request, size: u64) -> Reply {
-        let Waiting { asked, wait } = self;
+        let Waiting { blob_request, wait } = self;
         let how = wait.how;
-        match asked.purpose {
-            Purpose::Size => asked.reply(request, how, size, |_| Body::Length(size)),
+        match blob_request.purpose {
+            Purpose::Size => blob_request.reply(request, how, size, |_| Body::Length(size)),
             Purpose::Read => {
                 let past_the_disk = PastTheDisk {
-                    cache: asked.call.cache.clone(),
-                    name: asked.name.clone(),
-                    digest: asked.digest,
+                    cache: blob_request.call.cache.clone(),
+                    name: blob_request.name.clone(),
+                    digest: blob_request.digest,
                 };
-                asked.reply(request, how, size, |range| Body::Tail {
+                blob_request.reply(request, how, size, |range| Body::Tail {
                     tail: Box::new(BlobTail::new(wait, size, past_the_disk)),
                     range,
                 })
@@ -186,9 +190,9 @@ impl Waiting {
     }
 }
 
-/// A request whose blob will go past the store, which cannot take it.
+/// A request whose blob is streamed without being stored, because the store cannot write it.
 struct Passing {
-    asked: Asked,
+    blob_request: BlobRequest,
     passage: PassThrough,
 }
 
@@ -199,17 +203,17 @@ impl Pending for Passing {
             Poll::Pending => Err(CacheError::TimedOut),
             Poll::Ready(outcome) => outcome,
         };
-        let Passing { asked, passage } = *self;
+        let Passing { blob_request, passage } = *self;
         Step::Reply(match outcome {
-            Ok(size) => asked.reply(request, How::Bypass, size, |range| Body::Tail {
+            Ok(size) => blob_request.reply(request, How::Bypass, size, |range| Body::Tail {
                 tail: Box::new(PassThroughTail::new(passage)),
                 range,
             }),
-            Err(error) => asked.call.fail(&Failure::Blob(error)),
+            Err(error) => blob_request.call.fail(&Failure::Blob(error)),
         })
     }
 
     fn deadline(&self) -> Instant {
-        self.asked.began + PATIENCE
+        self.blob_request.began + PATIENCE
     }
 }

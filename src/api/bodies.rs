@@ -1,9 +1,9 @@
-//! Large bodies that are made for one answer: tag lists, listings of the management API, metrics.
+//! Large generated response bodies: tag lists, listings of the management API, metrics.
 //!
-//! In memory, each client that does not read would cost a copy. So they are written to a file without a
-//! name in the cache directory, once for all answers with the same bytes, and sent from there. The files
-//! count against a budget that clients share. Where the disk or the budget refuses, the body stays in
-//! memory, and the edge's own budget decides (`http/memory.rs`).
+//! In memory, each client that does not read would cost a copy. Therefore such a body is written to an unnamed
+//! file in the cache directory, once for all responses with the same bytes, and sent from there. The files
+//! count against a budget that is divided among clients. If the disk or the budget refuses, the body stays in
+//! memory, subject to the HTTP server's own budget (`http/memory.rs`).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,22 +15,22 @@ use crate::client_address::ClientAddress;
 use crate::http::{Body, BodyFile};
 use crate::oci::{Algorithm, Digest};
 
-/// Smaller bodies stay in memory: a file would cost more.
+/// Smaller bodies stay in memory, because a file would cost more. In bytes.
 const FILE_MIN: usize = 64 * 1024;
-/// Disk space for bodies that are being sent.
+/// The maximum disk space for bodies that are being sent, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// The table is swept of bodies that were sent when it has this many.
+/// The number of table entries at which entries of finished bodies are removed.
 const SWEPT_AT: usize = 256;
 
-/// Makes bodies of bytes.
+/// Turns bytes into response bodies.
 pub(crate) struct Bodies {
     cache: Cache,
     budget: Arc<Budget<Digest>>,
-    /// Held for look-ups only.
+    /// Locked for lookups only.
     shared: Mutex<HashMap<Digest, Weak<File>>>,
 }
 
-/// A file, and what it takes of the budget.
+/// A file and its share of the budget.
 struct Charged {
     file: Arc<File>,
     _charge: Charge<Digest>,
@@ -56,7 +56,7 @@ impl Bodies {
         }
     }
 
-    /// `None` if neither disk nor budget has room for it.
+    /// `None` if the disk or the budget has no space.
     fn file(&self, bytes: &[u8], client: ClientAddress) -> Option<Body> {
         let (size, digest) = (bytes.len() as u64, Digest::of(Algorithm::Sha256, bytes));
         let charge = self.budget.charge(digest, size, client)?;
@@ -64,7 +64,7 @@ impl Bodies {
         let file = match known {
             Some(file) => file,
             None => {
-                // Two that write the same at once have a file each, for this once.
+                // Two concurrent requests for the same bytes may write a file each. This is harmless.
                 let file = Arc::new(self.cache.store().unlinked_file(bytes).ok()?);
                 self.remember(digest, &file);
                 file
@@ -82,7 +82,7 @@ impl Bodies {
     }
 
     fn shared(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Weak<File>>> {
-        // Nothing that can panic runs under this lock, so a poisoned one is as good as any.
+        // No code that can panic runs under this lock.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn large_answers_are_files_that_equal_answers_share() {
+    fn large_bodies_with_equal_bytes_share_a_file() {
         let (cache, directory) = cache();
         let bodies = Bodies::new(cache);
         let large: Arc<[u8]> = vec![b'x'; FILE_MIN].into();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn without_room_for_a_file_the_bytes_stay_in_memory() {
+    fn a_body_stays_in_memory_if_no_file_can_be_written() {
         let (cache, directory) = cache();
         let bodies = Bodies::new(cache);
         std::fs::remove_dir_all(directory.path().join("incoming")).unwrap();

@@ -1,4 +1,5 @@
-//! Blobs on their way as bodies: followers of a download, and of a passage that is nobody else's.
+//! Response bodies of blobs that are being downloaded: readers of a shared download, or of a private
+//! pass-through stream.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -8,27 +9,27 @@ use crate::cache::{AlreadySent, BlobFailure, BlobWait, Cache, CacheError, PassTh
 use crate::http::{Available, Tail};
 use crate::oci::{Digest, ImageName};
 
-/// A follower of a download. If the disk refuses that in the middle, it goes on past the disk.
+/// A reader of a download. If the disk fails in the middle, the body continues as a pass-through stream.
 pub(super) struct BlobTail {
     wait: BlobWait,
-    /// What `Content-Length` was computed from, in bytes.
+    /// The size from which `Content-Length` was computed, in bytes.
     promised: u64,
-    /// The growing file, once upstream has answered.
+    /// The growing file, once the upstream has answered.
     file: Option<Arc<File>>,
     past_the_disk: PastTheDisk,
     passage: Option<PassThroughTail>,
 }
 
-/// What it takes to get the blob past the disk.
+/// The parameters for streaming the blob without storing it.
 pub(super) struct PastTheDisk {
     pub(super) cache: Cache,
     pub(super) name: ImageName,
     pub(super) digest: Digest,
 }
 
-/// Why a download is not followed any further.
+/// Why reading a download ended.
 enum Halt {
-    /// The disk refused it.
+    /// The disk failed.
     Disk,
     /// Anything else.
     Cut(Box<str>),
@@ -50,8 +51,8 @@ impl BlobTail {
 
     fn poll_flight(&mut self, position: u64, waker: &Waker) -> Poll<Result<Available, Halt>> {
         if self.file.is_none() {
-            // The size first: as long as the download does not know it, it does not know which byte is
-            // the last for this client, and so which to hold back.
+            // The size first: until the download knows it, it does not know the last byte, which it holds
+            // back until the content is verified.
             let size = ready!(self.wait.poll_size(waker))?;
             if size != self.promised {
                 return Poll::Ready(Err(Halt::Cut(SIZE_CHANGED.into())));
@@ -65,8 +66,8 @@ impl BlobTail {
 
 impl Tail for BlobTail {
     fn file(&self) -> &File {
-        // The edge asks only after it was told how far the file may be read, and that fills this in.
-        self.file.as_deref().expect("a file that may be read is known")
+        // Called only after `poll_available` has returned a position in the file, which sets it.
+        self.file.as_deref().expect("poll_available has set the file")
     }
 
     fn poll_available(
@@ -95,10 +96,10 @@ impl Tail for BlobTail {
     }
 }
 
-/// A follower of a passage.
+/// A reader of a pass-through stream.
 pub(super) struct PassThroughTail {
     passage: PassThrough,
-    /// What the client was told before the passage began, in bytes.
+    /// The size that was sent to the client before this stream began, in bytes.
     promised: Option<u64>,
 }
 
@@ -110,7 +111,7 @@ impl PassThroughTail {
 
 impl Tail for PassThroughTail {
     fn file(&self) -> &File {
-        unreachable!("a passage has no file, and never says that one may be read")
+        unreachable!("a pass-through stream returns bytes in memory, never a position in a file")
     }
 
     fn poll_available(
@@ -118,16 +119,16 @@ impl Tail for PassThroughTail {
         position: u64,
         waker: &Waker,
     ) -> Poll<Result<Available, Box<str>>> {
-        let told = |error: CacheError| -> Box<str> { error.to_string().into() };
+        let text = |error: CacheError| -> Box<str> { error.to_string().into() };
         if let Some(promised) = self.promised {
-            let size = ready!(self.passage.poll_size(waker)).map_err(told)?;
+            let size = ready!(self.passage.poll_size(waker)).map_err(text)?;
             if size != promised {
                 return Poll::Ready(Err(SIZE_CHANGED.into()));
             }
             self.promised = None;
         }
-        self.passage.poll_bytes(position, waker).map_ok(Available::InMemory).map_err(told)
+        self.passage.poll_bytes(position, waker).map_ok(Available::InMemory).map_err(text)
     }
 }
 
-const SIZE_CHANGED: &str = "upstream's size is not the one that was promised";
+const SIZE_CHANGED: &str = "the upstream sends a size other than the announced one";

@@ -1,9 +1,9 @@
-//! Which names clients may use for this server: `allowedHosts`.
+//! `allowedHosts`: the host names that clients may use for this server.
 //!
-//! A web page can have its own name resolve to this server's address ("DNS rebinding"). A browser then
-//! takes this server for the page's own origin, and sends requests with the page's name in `Host`. So
-//! where names are listed, requests with other names are refused. Addresses need not be listed: there is
-//! nothing to rebind. Nor does `localhost`, which no resolver leads elsewhere.
+//! The name of a malicious web page can resolve to this server's address ("DNS rebinding"). A browser then
+//! considers this server the page's own origin, and sends requests with the page's name in `Host`. Therefore,
+//! if names are listed, requests with other names are refused. Addresses need not be listed, since they are
+//! not resolved, nor `localhost`, which always resolves to the local machine.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::http::{Reply, Request};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(String);
 
-/// Why a name is refused.
+/// An invalid host name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNameError(String);
 
@@ -50,12 +50,12 @@ impl fmt::Display for HostName {
     }
 }
 
-/// The refusal of a request that names another server, if names are listed at all.
+/// The response to a request with a host name that is not allowed. `None` if it is allowed.
 pub(super) fn refusal(allowed: &[HostName], request: &Request) -> Option<Reply> {
     if allowed.is_empty() {
         return None;
     }
-    // Without Host, as in HTTP/1.0, it is no browser.
+    // Browsers always send Host; requests without it, as in HTTP/1.0, are from other clients.
     let host = request.header("host")?;
     (!is_allowed(allowed, host)).then(misdirected)
 }

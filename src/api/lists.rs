@@ -18,7 +18,7 @@ pub(super) fn answer(
     if let ListQuestion::Tags { query } = &question
         && TagQuery::parse(query).is_for_none()
     {
-        return Step::Reply(call.dress(no_tags(name), How::Hit, Storage::NotStored));
+        return Step::Reply(call.finish(no_tags(name), How::Hit, Storage::NotStored));
     }
     let kind = match &question {
         ListQuestion::Tags { .. } => Kind::Tags,
@@ -67,11 +67,10 @@ fn reply(
     if let Some(filters) = answer.filters_applied {
         reply = reply.header("OCI-Filters-Applied", filters);
     }
-    call.dress(reply, answer.how, Storage::NotStored)
+    call.finish(reply, answer.how, Storage::NotStored)
 }
 
-/// The next page on our own path, relative, with the namespace that this page was asked with: clients
-/// refuse a link to another host.
+/// A relative link to the next page, with the namespace of this request: clients refuse links to other hosts.
 fn next_link(request: &Request, next: &str) -> String {
     let namespace = request
         .query()

@@ -1,6 +1,6 @@
-//! Who asks: users and passwords by HTTP Basic (RFC 7617), where the configuration wants them.
+//! Authentication of clients with HTTP Basic (RFC 7617), if the configuration has users.
 //!
-//! The only place that asks clients for credentials. They are for Larder and go no further.
+//! This is the only place that asks clients for credentials. They are never sent to registries.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,43 +9,44 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::{Desk, status};
+use super::{Handlers, status};
 use crate::http::{Context, Pending, Request, Step};
 use crate::users::{CheckWait, Users, Verdict};
 
-/// How long a client waits for its password to be checked: more than all that wait at its address take.
+/// How long a client waits for its password to be checked: longer than all checks that can be queued for its
+/// address.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers a request if it comes from one of `users`.
+/// Handles a request if it is from one of `users`.
 pub(super) fn answer(
-    desk: &Arc<Desk>,
+    handlers: &Arc<Handlers>,
     users: &Users,
     request: &Request,
     context: &Context<'_>,
 ) -> Step {
     let Some((user, password)) = request.header("authorization").and_then(credentials) else {
-        return Step::Reply(status::login("this registry wants a user and a password"));
+        return Step::Reply(status::login("this registry requires a user and a password"));
     };
     match users.check(request.client_address(), &user, &password) {
-        Verdict::Known(verdict) => admit(desk, verdict, request, context),
+        Verdict::Known(verdict) => admit(handlers, verdict, request, context),
         Verdict::Wait(check) => {
             let deadline = context.now() + PATIENCE;
-            let login = Login { desk: Arc::clone(desk), check, deadline };
+            let login = Login { handlers: Arc::clone(handlers), check, deadline };
             Box::new(login).resume(request, context)
         }
     }
 }
 
-fn admit(desk: &Desk, verdict: bool, request: &Request, context: &Context<'_>) -> Step {
+fn admit(handlers: &Handlers, verdict: bool, request: &Request, context: &Context<'_>) -> Step {
     match verdict {
-        true => desk.answer(request, context),
+        true => handlers.answer(request, context),
         false => Step::Reply(status::login("the user or the password is wrong")),
     }
 }
 
-/// A password that is being checked.
+/// A request that waits for its password to be checked.
 struct Login {
-    desk: Arc<Desk>,
+    handlers: Arc<Handlers>,
     check: CheckWait,
     deadline: Instant,
 }
@@ -53,7 +54,7 @@ struct Login {
 impl Pending for Login {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.check.poll(context.waker()) {
-            Poll::Ready(Ok(verdict)) => admit(&self.desk, verdict, request, context),
+            Poll::Ready(Ok(verdict)) => admit(&self.handlers, verdict, request, context),
             Poll::Ready(Err(_)) => Step::Reply(status::login_busy()),
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),
             Poll::Pending => {
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_read_as_clients_write_them() {
+    fn basic_credentials_are_parsed() {
         let read = |header: &str| credentials(header);
         let ann = Some(("ann".to_owned(), "a:b".to_owned()));
         for header in ["Basic YW5uOmE6Yg==", "basic YW5uOmE6Yg==", "BASIC  YW5uOmE6Yg== "] {

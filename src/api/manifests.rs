@@ -44,13 +44,13 @@ pub(super) fn answer(
     }
 }
 
-/// The type of a manifest that calls itself something that a browser would show or execute. No client
-/// takes such content for a manifest, and a page of somebody else's must not run with this origin.
+/// The content type for manifests that declare a type that a browser would render or execute. No client accepts
+/// such content as a manifest, and foreign content must not run with this server's origin.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 fn content_type(media_type: &MediaType) -> String {
-    let shown = if media_type.is_inert() { media_type.as_str() } else { UNKNOWN_TYPE };
-    shown.to_owned()
+    let media_type = if media_type.is_inert() { media_type.as_str() } else { UNKNOWN_TYPE };
+    media_type.to_owned()
 }
 
 /// Large manifests are sent from their file, so that slow clients cost no memory.
@@ -61,24 +61,24 @@ fn body(answer: &ManifestAnswer) -> Body {
     }
 }
 
-/// The answer to HEAD where there is no manifest to take it from.
+/// The response to HEAD if the manifest itself is not cached.
 fn head(call: &Call, request: &Request, outcome: Result<HeadAnswer, CacheError>) -> Reply {
     match outcome {
         Ok(answer) => {
             let ManifestHead { digest, media_type, size } = answer.head();
-            let whole = Reply::new(200, Body::Length(*size));
-            let reply = describe(whole, request, digest, media_type);
-            call.dress(reply, answer.how, Storage::NotStored)
+            let full = Reply::new(200, Body::Length(*size));
+            let reply = describe(full, request, digest, media_type);
+            call.finish(reply, answer.how, Storage::NotStored)
         }
         Err(error) => call.fail(&Failure::Manifest(error)),
     }
 }
 
-/// Adds what describes a manifest; or nothing but that, to a client that has it.
-fn describe(whole: Reply, request: &Request, digest: &Digest, media_type: &MediaType) -> Reply {
+/// Adds the headers that describe a manifest. Drops the body if the client already has it.
+fn describe(full: Reply, request: &Request, digest: &Digest, media_type: &MediaType) -> Reply {
     let reply = match is_not_modified(request, digest) {
         true => Reply::new(304, Body::Empty),
-        false => whole,
+        false => full,
     };
     reply
         .header("Content-Type", content_type(media_type))
@@ -96,11 +96,11 @@ fn reply(
         Ok(answer) => answer,
         Err(error) => return call.fail(&Failure::Manifest(error)),
     };
-    // HEAD is how tools look for news; who means to pull gets the manifest.
+    // Tools use HEAD to check for updates; only GET indicates a pull.
     if request.method() == Method::Get {
         call.cache.complete_later(name, answer.digest());
     }
-    let whole = Reply::new(200, body(&answer));
-    let reply = describe(whole, request, answer.digest(), answer.media_type());
-    call.dress(reply, answer.how, Storage::Stored)
+    let full = Reply::new(200, body(&answer));
+    let reply = describe(full, request, answer.digest(), answer.media_type());
+    call.finish(reply, answer.how, Storage::Stored)
 }

@@ -1,10 +1,10 @@
 //! The registry API for clients: distribution-spec pull and discovery, over the cache.
 //!
-//! A request is parsed into one [`Target`], answered from the cache or left waiting on a flight, and
-//! rendered with the headers that clients need. This room must not know how upstreams are asked or
-//! where files lie.
+//! A request is parsed into a [`Target`], answered from the cache or suspended until a flight has data, and
+//! rendered with the headers that clients need. This module must not know how upstreams are contacted or
+//! where files are stored.
 //!
-//! Only one place knows status codes for failures: `status.rs`.
+//! `status.rs` is the only place that maps failures to status codes.
 
 mod access_log;
 mod blobs;
@@ -36,17 +36,17 @@ pub use management::{
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;
 
-/// Answers container clients.
+/// Serves container clients.
 pub struct Api {
-    desk: Arc<Desk>,
-    /// Who is served; everybody if `None`. Locked while it is copied or replaced.
+    handlers: Arc<Handlers>,
+    /// The users with access; `None` for access without users. Locked while it is copied or replaced.
     users: RwLock<Option<Arc<Users>>>,
-    /// The names of this server that clients may use; any if it is empty. Locked as above.
+    /// The host names that clients may use for this server; any if empty. Locked as above.
     allowed_hosts: RwLock<Arc<[HostName]>>,
 }
 
-/// The rules by which a request names its upstream, shared by all who need them. Locked while something is
-/// parsed by them, or while they are replaced: neither waits for anything.
+/// The current rules by which a request names its upstream, shared by several owners. Locked while a request is
+/// parsed and while the rules are replaced; neither blocks.
 #[derive(Clone)]
 pub struct NamingInForce(Arc<RwLock<Naming>>);
 
@@ -56,37 +56,37 @@ impl NamingInForce {
     }
 }
 
-/// Answers those who may ask.
-struct Desk {
+/// Handles requests that have passed the checks of host and user.
+struct Handlers {
     cache: Cache,
     naming: NamingInForce,
 }
 
 impl Api {
-    /// An API over `cache`, with the rules by which a request names its upstream, for everybody.
+    /// An API over `cache` with these naming rules, for access without users.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
-        let desk = Arc::new(Desk { cache, naming });
-        Api { desk, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
+        let handlers = Arc::new(Handlers { cache, naming });
+        Api { handlers, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
-    /// Puts other rules into force, for the requests that come from now on.
+    /// Replaces the naming rules for all requests from now on.
     pub fn set_naming(&self, naming: Naming) {
-        // Replaced at once or not at all, so a panic leaves whole rules.
-        *self.desk.naming.0.write().unwrap_or_else(PoisonError::into_inner) = naming;
+        // The assignment is atomic for readers, so the rules are complete even after a panic.
+        *self.handlers.naming.0.write().unwrap_or_else(PoisonError::into_inner) = naming;
     }
 
-    /// The rules in force, now and after they are replaced.
+    /// A handle to the rules that follows replacements.
     pub fn naming(&self) -> NamingInForce {
-        self.desk.naming.clone()
+        self.handlers.naming.clone()
     }
 
-    /// Serves these users alone from now on, or everybody.
+    /// Requires one of these users from now on; `None` for access without users.
     pub fn set_users(&self, users: Option<Arc<Users>>) {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
     }
 
-    /// Answers only requests that use one of these names for this server, or any if there are none.
+    /// Accepts only requests for one of these host names; any if empty.
     pub fn set_allowed_hosts(&self, hosts: &[HostName]) {
         *self.allowed_hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts.into();
     }
@@ -95,13 +95,13 @@ impl Api {
         Arc::clone(&self.allowed_hosts.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The users who are served, if not everybody is.
+    /// The users with access; `None` for access without users.
     pub fn users(&self) -> Option<Arc<Users>> {
         self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Desk {
+impl Handlers {
     fn target(&self, request: &Request) -> Result<Target, RouteError> {
         self.naming.read().target(request)
     }
@@ -113,20 +113,20 @@ impl Handler for Api {
             return Step::Reply(refusal);
         }
         match self.users() {
-            Some(users) => login::answer(&self.desk, &users, request, context),
-            None => self.desk.answer(request, context),
+            Some(users) => login::answer(&self.handlers, &users, request, context),
+            None => self.handlers.answer(request, context),
         }
     }
 
     fn finished(&self, request: &Request, ending: &Ending) {
         let bytes = ending.bytes_sent;
         let word = route::word(request.path());
-        self.desk.cache.metrics().responded(word, ending.status, ending.latency, bytes);
+        self.handlers.cache.metrics().responded(word, ending.status, ending.latency, bytes);
         access_log::line(request, ending);
     }
 }
 
-impl Desk {
+impl Handlers {
     fn answer(&self, request: &Request, context: &Context<'_>) -> Step {
         let (route, addressing) = match self.target(request) {
             Ok(Target::Content(route, addressing)) => (route, addressing),
@@ -166,11 +166,11 @@ impl Desk {
     }
 }
 
-/// Refuses a request that this Larder has sent itself, by way of another one.
+/// Refuses a request that this server has sent itself and that came back through another Larder.
 fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> Reply {
     log::error!(
-        "registries: {} is asked of this Larder ({}) by the Larder {} at {}, which was asked for it by this \
-         one: they are each other's endpoint; remove one of the two from the other's configuration",
+        "registries: request loop for {}: a request of this Larder ({}) came back through the Larder {} at {}. \
+         Each is configured as an endpoint of the other; remove one of the two entries",
         addressing.upstream,
         via::instance(),
         returned.sender,
@@ -179,17 +179,17 @@ fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> R
     status::loop_detected(&addressing.upstream)
 }
 
-/// What every handler needs beside the request.
+/// What every handler needs besides the request.
 struct Call {
     cache: Cache,
     addressing: Addressing,
-    /// What is asked for, in the words of the metrics.
+    /// The kind of content, as a label value of the metrics.
     kind: &'static str,
 }
 
 impl Call {
-    /// Adds the headers of every answer about an upstream.
-    fn dress(&self, reply: Reply, how: How, storage: Storage) -> Reply {
+    /// Counts the response and adds the headers of every response about an upstream.
+    fn finish(&self, reply: Reply, how: How, storage: Storage) -> Reply {
         let upstream = self.addressing.upstream.as_str();
         self.cache.metrics().answered(self.kind, how.as_str(), upstream);
         let reply = match how {
@@ -202,14 +202,14 @@ impl Call {
             .note(note(how, &self.addressing.upstream))
     }
 
-    /// A failure as an answer about an upstream.
+    /// The response for a failure.
     fn fail(&self, failure: &Failure) -> Reply {
         let upstream = &self.addressing.upstream;
         self.confirm_namespace(status::reply(failure))
             .note(format!("cache=none upstream={upstream}"))
     }
 
-    /// Tells the client that its namespace was heeded: distribution-spec, "Registry Proxying".
+    /// Confirms the client's namespace: distribution-spec, "Registry Proxying".
     fn confirm_namespace(&self, reply: Reply) -> Reply {
         match &self.addressing.namespace {
             Some(namespace) => reply.header("OCI-Namespace", namespace.to_string()),
@@ -241,12 +241,12 @@ fn cache_status(how: How, storage: Storage) -> &'static str {
     }
 }
 
-/// What the access log says of the cache's part.
+/// The fields about the cache in the access log.
 fn note(how: How, upstream: &Upstream) -> String {
     format!("cache={} upstream={upstream}", how.as_str())
 }
 
-/// `GET /v2/`: local and instant, since clients take a slow one for a dead registry.
+/// `GET /v2/`: answered locally and at once, because clients consider a registry dead if this is slow.
 fn ping() -> Reply {
     Reply::new(200, crate::http::Body::Static(b"{}"))
         .header("Content-Type", "application/json")

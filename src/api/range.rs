@@ -10,8 +10,8 @@ pub(super) fn entity_tag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
 
-/// Whether `If-None-Match` names this content, so that 304 says it all. Quoted, unquoted, weak and
-/// listed tags count, and `*`.
+/// Whether `If-None-Match` matches this content, so that the answer is 304. Accepts quoted, unquoted, weak and
+/// several tags, and `*`.
 pub(super) fn is_not_modified(request: &Request, digest: &Digest) -> bool {
     let digest = digest.to_string();
     let tags = request.headers("if-none-match").flat_map(|line| line.split(','));
@@ -22,18 +22,18 @@ pub(super) fn is_not_modified(request: &Request, digest: &Digest) -> bool {
 /// The part of the content that a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Part {
-    /// All of it: no range, several, or one that does not count.
+    /// The complete content: there is no range, there are several, or the range must be ignored.
     Whole,
     /// These bytes.
     Bytes(Range<u64>),
-    /// A range that lies outside: 416.
+    /// A range outside of the content: 416.
     Unsatisfiable,
 }
 
 /// Reads `Range` and `If-Range` against content of `size` bytes.
 pub(super) fn part(request: &Request, digest: &Digest, size: u64) -> Part {
     let Some(range) = request.header("range") else { return Part::Whole };
-    // Another version's range would be glued to ours: only the same digest may be continued.
+    // A range of another version must not be combined with this one, so the digest must be the same.
     let is_same = request
         .header("if-range")
         .is_none_or(|tag| tag.trim().trim_matches('"') == digest.to_string());
@@ -42,7 +42,7 @@ pub(super) fn part(request: &Request, digest: &Digest, size: u64) -> Part {
 
 fn parse(header: &str, size: u64) -> Part {
     let Some((unit, set)) = header.split_once('=') else { return Part::Whole };
-    // Several ranges get the whole, which is allowed and which no client misreads.
+    // The answer to several ranges is the complete content, which is allowed and understood by every client.
     if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
         return Part::Whole;
     }
@@ -51,7 +51,7 @@ fn parse(header: &str, size: u64) -> Part {
     let (first, end) = match (number(first), number(last)) {
         (Some(first), Some(last)) => (first, last.saturating_add(1).min(size)),
         (Some(first), None) if last.is_empty() => (first, size),
-        // The last so many bytes; all of it if it is shorter.
+        // A suffix: the last bytes, or all if the content is shorter.
         (None, Some(suffix)) if first.is_empty() => {
             if suffix == 0 {
                 return Part::Unsatisfiable;
@@ -61,7 +61,7 @@ fn parse(header: &str, size: u64) -> Part {
         _ => return Part::Whole,
     };
     if size == 0 {
-        // There is nothing to divide; 200 with no bytes, as Go's servers answer.
+        // Empty content has no ranges: 200 without a body, as in Go's net/http.
         Part::Whole
     } else if first >= size || first >= end {
         Part::Unsatisfiable
@@ -70,10 +70,10 @@ fn parse(header: &str, size: u64) -> Part {
     }
 }
 
-/// Digits only: `+5` and `-5` are numbers to the standard library, but not to the RFC.
+/// Accepts digits only: the standard library also parses `+5` and `-5`, which the RFC does not allow.
 fn number(text: &str) -> Option<u64> {
     let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    // More digits than fit are still a position: beyond any end.
+    // A number that overflows is a position beyond any end.
     is_digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 

@@ -1,4 +1,4 @@
-//! A request's target as one validated value, and which upstream it means.
+//! Parses the target of a request, and determines its upstream.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use crate::cache::ListQuestion;
 use crate::http::{Method, Request};
 use crate::oci::{Digest, DigestError, ImageName, NameError, Reference, Repository, Upstream};
 
-/// What a request is about.
+/// The target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// `/v2/`: this server itself.
@@ -16,7 +16,7 @@ pub enum Target {
     Content(Route, Addressing),
 }
 
-/// Which content a request asks for.
+/// The requested content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `/v2/<name>/manifests/<reference>`.
@@ -47,7 +47,7 @@ pub enum Route {
 pub struct Addressing {
     /// The upstream.
     pub upstream: Upstream,
-    /// The namespace that the client gave by `?ns=` or a header, to be confirmed in the answer.
+    /// The namespace from `?ns=` or a header, which the answer confirms.
     pub namespace: Option<Upstream>,
 }
 
@@ -64,14 +64,14 @@ pub struct Naming {
 impl Naming {
     /// The aliases of a registry, sorted.
     pub fn aliases_of(&self, upstream: &Upstream) -> Vec<&str> {
-        let its = self.aliases.iter().filter(|(_, meant)| *meant == upstream);
-        let mut aliases: Vec<&str> = its.map(|(alias, _)| alias.as_str()).collect();
+        let matching = self.aliases.iter().filter(|(_, target)| *target == upstream);
+        let mut aliases: Vec<&str> = matching.map(|(alias, _)| alias.as_str()).collect();
         aliases.sort_unstable();
         aliases
     }
 
-    /// A reference or a pattern as people write it, with the registry's name in place of an alias: where
-    /// `hub` is one, `hub/library/alpine:3` is `docker.io/library/alpine:3`.
+    /// Replaces an alias at the beginning of a reference or a pattern by the registry's name: with the alias
+    /// `hub`, `hub/library/alpine:3` becomes `docker.io/library/alpine:3`.
     pub fn expand(&self, text: &str) -> String {
         let expanded = text.split_once('/').and_then(|(first, rest)| {
             let upstream = self.aliases.get(&first.to_ascii_lowercase())?;
@@ -80,10 +80,10 @@ impl Naming {
         expanded.unwrap_or_else(|| text.to_owned())
     }
 
-    /// What a request is about.
+    /// The target of a request.
     ///
     /// # Errors
-    /// [`RouteError`], each with its answer in `status.rs`.
+    /// [`RouteError`], which `status.rs` maps to a response.
     pub fn target(&self, request: &Request) -> Result<Target, RouteError> {
         let headers = ["OCI-Namespace", "X-Registry"];
         let header = headers.into_iter().find_map(|name| request.header(name));
@@ -116,7 +116,7 @@ impl Naming {
         Ok(Target::Content(endpoint.into_route(name, query)?, addressing))
     }
 
-    /// The upstream that the client names beside the path.
+    /// The upstream that the client names outside of the path.
     fn namespace(&self, query: &str, header: Option<&str>) -> Result<Option<Upstream>, RouteError> {
         let mut given: Option<String> = None;
         for value in query.split('&').filter_map(|pair| pair.strip_prefix("ns=")) {
@@ -152,7 +152,7 @@ impl Naming {
             |path: &[String]| path.join("/").parse::<Repository>().map_err(RouteError::Name);
         let [first, rest @ ..] = path else { return Err(RouteError::NotFound) };
         if let Some(upstream) = namespace {
-            // Both forms at once, saying the same: the path's host is not part of the repository.
+            // If the path also begins with this host, the host is not part of the repository.
             let is_repeated = !rest.is_empty()
                 && self.names_host(first)
                 && self.alias_or_host(first).is_ok_and(|host| host == upstream);
@@ -176,7 +176,7 @@ impl Naming {
     }
 }
 
-/// What a path asks for, in the words of the metrics: one of a few, whatever a client sends.
+/// The label value of a path in metrics: one of a few words, whatever the client sends.
 pub(super) fn word(path: &str) -> &'static str {
     let Some(rest) = path.strip_prefix("/v2") else { return "other" };
     let mut segments = rest.rsplit('/');
@@ -190,7 +190,7 @@ pub(super) fn word(path: &str) -> &'static str {
     }
 }
 
-/// What stands behind the name, still as text.
+/// The part after the name, not parsed yet.
 enum Endpoint<'a> {
     Manifest(&'a str),
     Blob(&'a str),
@@ -209,11 +209,11 @@ impl Endpoint<'_> {
             },
             Endpoint::Blob(text) => Route::Blob { name, digest: digest(text)? },
             Endpoint::Tags => {
-                Route::List { name, question: ListQuestion::Tags { query: passed_on(query) } }
+                Route::List { name, question: ListQuestion::Tags { query: upstream_query(query) } }
             }
             Endpoint::Referrers(text) => {
                 let question =
-                    ListQuestion::Referrers { digest: digest(text)?, query: passed_on(query) };
+                    ListQuestion::Referrers { digest: digest(text)?, query: upstream_query(query) };
                 Route::List { name, question }
             }
         })
@@ -238,8 +238,8 @@ fn split(segments: &[String]) -> Result<(&[String], Endpoint<'_>), RouteError> {
     }
 }
 
-/// Decodes each path segment once. A segment that is empty, a dot segment, or hides a slash is refused
-/// before anything interprets it.
+/// Decodes each path segment once. Refuses empty segments, dot segments and encoded slashes before anything
+/// interprets them.
 fn decode_segments(path: &str) -> Result<Vec<String>, RouteError> {
     path.split('/')
         .map(|segment| {
@@ -272,10 +272,10 @@ pub(super) fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The part of a query that an upstream gets: everything but `ns`, as it came. Registries page by
-/// names of their own. Nothing is left out: without its `last`, a page would be the first one again. Bytes that
-/// have no place in a URL are encoded.
-fn passed_on(query: &str) -> String {
+/// The query for the upstream: everything but `ns`, unchanged, because registries have their own parameters for
+/// paging, and without `last` the first page would be returned again. Bytes that are not allowed in a URL are
+/// encoded.
+fn upstream_query(query: &str) -> String {
     let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
     let mut kept = String::with_capacity(query.len());
     for byte in pairs.collect::<Vec<_>>().join("&").bytes() {
@@ -287,7 +287,7 @@ fn passed_on(query: &str) -> String {
     kept
 }
 
-/// Why a request is no route.
+/// Why a target is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteError {
     /// No such endpoint.
@@ -302,9 +302,9 @@ pub enum RouteError {
     Tag(NameError),
     /// The digest is malformed.
     Digest(DigestError),
-    /// `ns` or its header is no registry, or is given twice.
+    /// `ns` or its header is not a registry, or has two values.
     Namespace(String),
-    /// Nothing says which upstream is meant.
+    /// The request does not name an upstream, and there is no default.
     NoUpstream,
 }
 
@@ -313,9 +313,9 @@ impl fmt::Display for RouteError {
         match self {
             RouteError::NotFound => write!(
                 f,
-                "there is no such endpoint; images are under /v2/<registry>/<repository>/manifests/<tag>"
+                "no such endpoint; images are under /v2/<registry>/<repository>/manifests/<tag>"
             ),
-            RouteError::Method => write!(f, "this registry is for pulling only: use GET or HEAD"),
+            RouteError::Method => write!(f, "this registry is pull-only: use GET or HEAD"),
             RouteError::Path => {
                 write!(f, "the path has an empty or dot segment, or a broken percent escape")
             }
@@ -326,7 +326,7 @@ impl fmt::Display for RouteError {
             }
             RouteError::NoUpstream => write!(
                 f,
-                "the request does not say which registry is meant: add ?ns=<registry>, put the \
+                "the request does not name a registry: add ?ns=<registry>, put the \
                  registry first in the path (/v2/docker.io/library/alpine/...), or set defaultNs"
             ),
         }
@@ -360,8 +360,8 @@ mod tests {
         naming().parse(Method::Get, path, query, None)
     }
 
-    /// The image name and the last part of a route.
-    fn told(target: &str) -> String {
+    /// A route as text: the image name and the last part.
+    fn parsed(target: &str) -> String {
         let route = match parse(target).unwrap() {
             Target::Ping => return "ping".into(),
             Target::Content(route, _) => route,
@@ -415,15 +415,18 @@ mod tests {
             ("/v2/quay.io/tags/tags/list", "quay.io/tags tags ".into()),
         ];
         for (target, expected) in table {
-            assert_eq!(told(target), expected, "{target}");
+            assert_eq!(parsed(target), expected, "{target}");
         }
         assert_eq!(
-            told(&format!("/v2/quay.io/a/manifests/{encoded}")),
+            parsed(&format!("/v2/quay.io/a/manifests/{encoded}")),
             format!("quay.io/a@{DIGEST}")
         );
-        assert_eq!(told(&format!("/v2/quay.io/a/blobs/{DIGEST}")), format!("quay.io/a@@{DIGEST}"));
+        assert_eq!(
+            parsed(&format!("/v2/quay.io/a/blobs/{DIGEST}")),
+            format!("quay.io/a@@{DIGEST}")
+        );
         let referrers = format!("/v2/quay.io/a/referrers/{DIGEST}?artifactType=a%2Fb%2Bc");
-        assert_eq!(told(&referrers), "quay.io/a referrers artifactType=a%2Fb%2Bc");
+        assert_eq!(parsed(&referrers), "quay.io/a referrers artifactType=a%2Fb%2Bc");
     }
 
     #[test]
@@ -487,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_told_back_and_a_header_counts_less_than_the_query() {
+    fn a_namespace_is_confirmed_and_the_query_takes_precedence_over_the_header() {
         let quay: Upstream = "quay.io".parse().unwrap();
         let by_header = addressing(&naming(), "/v2/a/manifests/1", "", Some("quay.io"));
         assert_eq!(by_header, Addressing { upstream: quay.clone(), namespace: Some(quay) });
@@ -515,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_have_one_of_a_few_words() {
+    fn metrics_label_paths_with_a_few_words() {
         for (path, expected) in [
             ("/v2/", "ping"),
             ("/v2", "ping"),

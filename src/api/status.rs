@@ -1,4 +1,4 @@
-//! Failures: the one place that decides status, code and text.
+//! Maps failures to status, error code and text. This is the only place that does.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::cache::{CacheError, Reason};
 use crate::http::{Body, Reply};
 use crate::oci::{ErrorCode, Upstream, quoted_up_to};
 
-/// How long a client is asked to wait where no upstream said anything, in seconds.
+/// The default for `Retry-After`, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// A failed lookup, and what it was for: the codes differ.
+/// A failed request for content. The error codes depend on its kind.
 #[derive(Debug, Clone)]
 pub enum Failure {
     /// A manifest.
@@ -24,10 +24,10 @@ pub enum Failure {
     Referrers(CacheError),
 }
 
-/// The longest wait that a client is asked for, whatever an upstream says: some clients sleep that long.
+/// The maximum for `Retry-After`, whatever an upstream sends, because some clients really wait that long.
 const RETRY_AFTER_SECONDS_MAX: u64 = 3600;
 
-/// The longest text of an error, in characters: it may quote an upstream. Clients print it to terminals,
+/// The maximum length of an error text, in characters: it may quote an upstream. Clients print it on terminals,
 /// so control characters are escaped.
 const TEXT_CHARS_MAX: usize = 1000;
 
@@ -44,13 +44,13 @@ impl Failure {
     }
 }
 
-/// The answer to a request that failed.
+/// The response for a failure.
 pub(super) fn reply(failure: &Failure) -> Reply {
     let (status, code, retry_after) = verdict(failure, failure.error().reason());
     let text = match failure.error() {
-        // Paths of this machine are for its operator, who finds them in the log.
+        // Local paths are for the operator only, who finds them in the log.
         CacheError::Store(_) => {
-            "the cache's disk refused; the reason is in larder's log".to_owned()
+            "the cache cannot access its disk; see the log of larder".to_owned()
         }
         error => error.to_string(),
     };
@@ -61,11 +61,11 @@ pub(super) fn reply(failure: &Failure) -> Reply {
     }
 }
 
-/// What a failure is to a client.
+/// The response for a failure.
 ///
-/// The rule for mirrors: what is not here is 404 and what is broken is 5xx, fast, so that the client
-/// goes to its next host. Clients take 401 and 403 on a blob for final, so a blob never gets them, and
-/// 429 sends containerd into immediate retries, so only a manifest that nothing else can serve gets it.
+/// The rule for mirrors: missing content is 404 and failures are 5xx, sent quickly, so that the client tries its
+/// next host. Clients treat 401 and 403 for a blob as final, so blobs never get them. 429 makes containerd retry
+/// immediately, so blobs never get it either.
 fn verdict(failure: &Failure, reason: Reason) -> Verdict {
     let unknown = unknown_code(failure);
     let is_blob = matches!(failure, Failure::Blob(_));
@@ -96,19 +96,21 @@ fn verdict(failure: &Failure, reason: Reason) -> Verdict {
     }
 }
 
-/// The answer to a request that has come back to the Larder that sent it (RFC 5842, section 7.2).
+/// The response to a request that has returned to the Larder that sent it (RFC 5842, section 7.2).
 pub(super) fn loop_detected(upstream: &Upstream) -> Reply {
-    let text = format!("Larders ask each other for {upstream}: see the log");
+    let text = format!(
+        "request loop: Larder servers are configured as endpoints of each other for {upstream}; see the log"
+    );
     error_reply(508, ErrorCode::Unavailable, &text)
 }
 
-/// The answer to a range that lies outside of a blob of `size` bytes: RFC 9110, section 15.5.17.
+/// The response to a range outside of a blob of `size` bytes: RFC 9110, section 15.5.17.
 pub(super) fn unsatisfiable(size: u64) -> Reply {
     Reply::new(416, Body::Empty).header("Content-Range", format!("bytes */{size}"))
 }
 
-/// The code for "there is no such thing". Referrers never get NAME_UNKNOWN: oras would take the
-/// repository for missing instead of falling back to the tag schema.
+/// The error code for missing content. Never NAME_UNKNOWN for referrers: oras would consider the repository
+/// missing instead of falling back to the tag schema.
 fn unknown_code(failure: &Failure) -> ErrorCode {
     match failure {
         Failure::Manifest(_) => ErrorCode::ManifestUnknown,
@@ -118,7 +120,7 @@ fn unknown_code(failure: &Failure) -> ErrorCode {
     }
 }
 
-/// The answer to a request that is no route.
+/// The response to an invalid target.
 pub(super) fn route_failure(error: &RouteError) -> Reply {
     let (status, code) = match error {
         RouteError::NotFound => (404, ErrorCode::Unsupported),
@@ -127,7 +129,7 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
             (400, ErrorCode::NameInvalid)
         }
         RouteError::NoUpstream => (404, ErrorCode::NameUnknown),
-        // 404 and not 400: so the conformance suite wants it for a tag that cannot exist.
+        // The conformance suite requires 404, not 400, for a tag that cannot exist.
         RouteError::Tag(_) => (404, ErrorCode::ManifestUnknown),
         RouteError::Digest(_) => (400, ErrorCode::DigestInvalid),
     };
@@ -135,54 +137,55 @@ pub(super) fn route_failure(error: &RouteError) -> Reply {
     if status == 405 { reply.header("Allow", "GET, HEAD") } else { reply }
 }
 
-/// The answer to a request for another server than this one: RFC 9110, section 15.5.20.
+/// The response to a request for another host: RFC 9110, section 15.5.20.
 pub(super) fn misdirected() -> Reply {
-    let text = "this server does not answer to the name in the Host header; \
-                names are listed in allowedHosts";
+    let text = "this server does not accept the name in the Host header; \
+                accepted names are listed in allowedHosts";
     error_reply(421, ErrorCode::Denied, text)
 }
 
-/// The answer to who must say who it is, as Docker's clients understand it: distribution-spec, "Error Codes".
+/// The response that requests credentials, in the form that Docker clients expect: distribution-spec, "Error
+/// Codes".
 pub(super) fn login(text: &str) -> Reply {
     error_reply(401, ErrorCode::Unauthorized, text)
         .header("WWW-Authenticate", "Basic realm=\"larder\", charset=\"UTF-8\"")
 }
 
-/// The answer to who could not be checked, since too many others were.
+/// The response if too many passwords are being checked.
 pub(super) fn login_busy() -> Reply {
     error_reply(503, ErrorCode::Unavailable, "too many passwords are being checked; try again")
         .header("Retry-After", RETRY_AFTER_SECONDS.to_string())
 }
 
-/// Why the management port does not do what is asked, for its operator to read.
+/// Why the management API refuses a request, with a text for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// A parameter that means nothing.
+    /// An invalid parameter.
     Parameter(String),
-    /// Whoever asks has to show the token.
+    /// The request needs the token.
     Unauthorized(String),
-    /// No token would do.
+    /// The request is refused with any token.
     Forbidden(String),
-    /// There is no such thing.
+    /// Not found.
     NotFound(String),
-    /// Another method; which ones there are.
+    /// The method is not allowed; contains the allowed methods.
     Method(&'static str),
-    /// It cannot be done while things are as they are.
+    /// The request conflicts with the current state.
     Conflict(String),
-    /// It could not be done: the disk, or something that has to be mended.
+    /// The request failed because of the disk, or of something that has to be repaired.
     Broken(String),
-    /// It can be done in a moment.
+    /// The server is busy; a retry may succeed.
     Busy(String),
 }
 
-/// The answer of the management port to what it does not do.
+/// The response of the management API for a refusal.
 pub(super) fn refusal(refusal: &Refusal) -> Reply {
     let (status, text) = match refusal {
         Refusal::Parameter(text) => (400, text.as_str()),
         Refusal::Unauthorized(text) => (401, text.as_str()),
         Refusal::Forbidden(text) => (403, text.as_str()),
         Refusal::NotFound(text) => (404, text.as_str()),
-        Refusal::Method(allowed) => (405, &*format!("this is done by {allowed}")),
+        Refusal::Method(allowed) => (405, &*format!("method not allowed; use {allowed}")),
         Refusal::Conflict(text) => (409, text.as_str()),
         Refusal::Broken(text) => (500, text.as_str()),
         Refusal::Busy(text) => (503, text.as_str()),
@@ -198,12 +201,12 @@ pub(super) fn refusal(refusal: &Refusal) -> Reply {
     }
 }
 
-/// The answer of `/readyz` when clients should go elsewhere.
+/// The response of `/readyz` if clients should use another server.
 pub(super) fn unready(text: &'static str) -> Reply {
     Reply::new(503, Body::Static(text.as_bytes())).header("Content-Type", "text/plain")
 }
 
-/// An error body of the distribution-spec, "Error Codes".
+/// A response with an error body: distribution-spec, "Error Codes".
 fn error_reply(status: u16, code: ErrorCode, message: &str) -> Reply {
     let body = serde_json::json!({ "errors": [{ "code": code.as_str(), "message": quoted_up_to(TEXT_CHARS_MAX, message) }] });
     Reply::new(status, Body::Bytes(Arc::from(body.to_string().into_bytes())))
@@ -230,7 +233,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_blob_that_cannot_be_had_is_404_or_503() {
+    fn a_failed_blob_is_404_or_503() {
         for reason in REASONS {
             let (status, ..) = verdict(&Failure::Blob(CacheError::TimedOut), reason);
             assert!(matches!(status, 404 | 503), "{reason:?}: {status}");
@@ -238,13 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limit_is_passed_on_with_its_wait() {
+    fn a_rate_limit_is_forwarded_with_retry_after() {
         let manifest = Failure::Manifest(CacheError::TimedOut);
         assert_eq!(verdict(&manifest, REASONS[4]), (429, ErrorCode::TooManyRequests, Some(77)));
     }
 
     #[test]
-    fn no_client_is_asked_to_wait_for_years() {
+    fn retry_after_is_limited() {
         let retry_after = Some(Duration::from_secs(1_000_000_000));
         for failure in [
             Failure::Manifest(CacheError::TimedOut),
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_body_is_the_specifications() {
+    fn error_bodies_follow_the_specification() {
         let reply = reply(&Failure::Manifest(CacheError::NotCached));
         let Body::Bytes(body) = reply.body() else { panic!("a body") };
         let body: serde_json::Value = serde_json::from_slice(body).unwrap();

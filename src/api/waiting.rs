@@ -1,4 +1,4 @@
-//! A request that waits for upstream with limited patience.
+//! Requests that wait for an upstream, for a limited time.
 
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use crate::cache::{
 };
 use crate::http::{Context, Pending, Reply, Request, Step};
 
-/// Something that the cache is asking upstream for.
+/// A pending answer of the cache.
 pub(super) trait Wait: Send + 'static {
-    /// What comes of it.
+    /// The answer's type.
     type Answer;
 
-    /// The answer, once there is one.
+    /// The answer, once it is available.
     fn poll(&self, waker: &Waker) -> Poll<Result<Self::Answer, CacheError>>;
 
     /// How long a client waits.
     fn patience(&self) -> Duration;
 
-    /// What the client gets when that is over.
+    /// The answer when the client's patience is over.
     fn give_up(self, waker: &Waker) -> Result<Self::Answer, CacheError>;
 }
 
-/// Waits, then replies.
+/// Waits for the answer, then replies.
 pub(super) fn wait<W: Wait>(
     wait: W,
     request: &Request,
@@ -59,7 +59,7 @@ where
     }
 }
 
-/// The cache's waits have these methods themselves.
+/// Implements [`Wait`] for types of the cache that have these methods.
 macro_rules! waits_for {
     ($wait:ty, $answer:ty) => {
         impl Wait for $wait {

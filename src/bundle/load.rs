@@ -335,9 +335,13 @@ impl Loading<'_> {
             return Err(format!("it has no such platform; it has {}", others.join(", ")).into());
         }
         if self.settings.referrers {
-            for referrer in self.cache.fetch_referrers(name, answer.digest()) {
-                let answer = self.manifest(name, &Reference::Digest(referrer))?;
-                below.add(self.below(image, name, &answer, 0, &mut seen)?);
+            // Also those of each platform's manifest, which clients look up after they have selected one.
+            let subjects: Vec<Digest> = seen.iter().copied().collect();
+            for subject in subjects {
+                for referrer in self.cache.fetch_referrers(name, &subject) {
+                    let answer = self.manifest(name, &Reference::Digest(referrer))?;
+                    below.add(self.below(image, name, &answer, 0, &mut seen)?);
+                }
             }
         }
         Ok(match answer.how {

@@ -180,7 +180,7 @@ impl EvictionService {
     /// Whether the thread has something to do. Without limits in the configuration a full disk is no concern
     /// before a download needs it: others may be filling it.
     fn is_eviction_due(&self) -> bool {
-        let policy = self.core.settings().upkeep.room;
+        let policy = self.core.settings().maintenance.room;
         policy.is_bounded()
             && self.core.store.is_writable()
             && !policy.below_high_watermark(&Disk::of(&self.core.store))
@@ -194,7 +194,7 @@ impl EvictionService {
         {
             return;
         }
-        let policy = self.core.settings().upkeep.room;
+        let policy = self.core.settings().maintenance.room;
         let is_enough = || {
             let disk = Disk::of(&self.core.store);
             let lets_wait = self.waiting.load(Ordering::Relaxed) > 0;
@@ -230,7 +230,7 @@ impl EvictionService {
     /// The limits in force. A disk that is full is one whatever the configuration says; a little of it stays
     /// for manifests, names and lists.
     fn room_policy(&self) -> CacheLimits {
-        let policy = self.core.settings().upkeep.room;
+        let policy = self.core.settings().maintenance.room;
         let little = || {
             let of_disk = self.core.store.disk_size().unwrap_or_default() / 100;
             FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
@@ -252,7 +252,7 @@ impl EvictionService {
         missing_bytes: u64,
         why: &str,
     ) -> CacheError {
-        let configured = self.core.settings().upkeep.room;
+        let configured = self.core.settings().maintenance.room;
         let by_cap = CacheLimits { floor: None, ..*policy }.shortfall(disk, missing_bytes) > 0;
         let limit = match (by_cap, configured.floor) {
             (true, _) => "the cache has reached cacheSize",
@@ -271,7 +271,7 @@ impl EvictionService {
         is_enough: &dyn Fn() -> bool,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Eviction, PruneError> {
-        let pins = self.core.settings().upkeep.pins.clone();
+        let pins = self.core.settings().maintenance.pins.clone();
         let mut eviction = Eviction::default();
         let clock = || self.core.now();
         let ended = evictor.evict(&self.core.store, &pins, &clock, is_enough, go_on, &mut eviction);

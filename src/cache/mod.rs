@@ -47,7 +47,9 @@ pub use blobs::{
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
-pub use maintenance::{Keeper, Pace, ScrubPolicy, ScrubReport, Scrubber, Upkeep, Upkeeper};
+pub use maintenance::{
+    IndexWriter, Maintenance, MaintenanceThread, Pace, ScrubPolicy, ScrubReport, Scrubber,
+};
 pub use manifests::{
     HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait, Payload,
 };
@@ -91,7 +93,7 @@ pub struct Settings {
     /// What is fetched of an image beyond what is asked for.
     pub prefetch: Prefetch,
     /// How the cache is kept within bounds.
-    pub upkeep: Upkeep,
+    pub maintenance: Maintenance,
     /// Never ask any upstream.
     pub air_gapped: bool,
     /// Fetchers for blobs.
@@ -111,7 +113,7 @@ impl Default for Settings {
             retry: RetryPolicy::default(),
             minimum_rate: MINIMUM_RATE,
             prefetch: Prefetch::default(),
-            upkeep: Upkeep::default(),
+            maintenance: Maintenance::default(),
             air_gapped: false,
             blob_fetchers: 32,
             downloads_per_upstream: HashMap::new(),

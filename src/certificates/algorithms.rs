@@ -28,12 +28,22 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 type Algorithm = &'static dyn SignatureVerificationAlgorithm;
 
-/// Adds to *ring*'s algorithms. Leaks two short lists, once in a process: rustls wants them static.
+/// Adds to *ring*'s algorithms. Leaks some short lists, once in a process: rustls wants them static.
 fn extended(ring: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
     let all: Vec<Algorithm> = ring.all.iter().copied().chain(ADDED.iter().copied()).collect();
     // TLS 1.3 names the curve in the scheme and takes the first algorithm, TLS 1.2 names the hash alone.
     let sha512: Vec<Algorithm> = vec![&P521_SHA512, &P384_SHA512, &P256_SHA512];
-    let mut mapping: Vec<(SignatureScheme, &'static [Algorithm])> = ring.mapping.to_vec();
+    let with_p521 = |(scheme, algorithms): &(SignatureScheme, &'static [Algorithm])| {
+        let added: Option<Algorithm> = match scheme {
+            SignatureScheme::ECDSA_NISTP256_SHA256 => Some(&P521_SHA256),
+            SignatureScheme::ECDSA_NISTP384_SHA384 => Some(&P521_SHA384),
+            _ => None,
+        };
+        let all = algorithms.iter().copied().chain(added).collect();
+        (*scheme, &*Vec::leak::<'static>(all))
+    };
+    let mut mapping: Vec<(SignatureScheme, &'static [Algorithm])> =
+        ring.mapping.iter().map(with_p521).collect();
     mapping.push((SignatureScheme::ECDSA_NISTP521_SHA512, Vec::leak(sha512)));
     WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping: Vec::leak(mapping) }
 }

@@ -1,14 +1,14 @@
-//! `larder config check`: what a server that starts with this configuration would say.
+//! `larder config check`: reports the problems that a server would find with this configuration at its start.
 
 use std::path::Path;
 
 use super::{CommandError, load, note, reload, say};
 use crate::config::Settings;
 
-/// Reads what the configuration names, and says what an operator should know.
+/// Reads the files that the configuration refers to, and prints errors and warnings.
 ///
 /// # Errors
-/// [`CommandError`] for whatever would keep a server from starting, ports and the cache directory aside.
+/// [`CommandError`] for whatever would prevent a server from starting, except ports and the cache directory.
 pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), CommandError> {
     reload::check(settings)?;
     let preload = settings.preload_images.as_deref();
@@ -18,6 +18,10 @@ pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), Comm
     }
     let file = file.map_or("the default configuration".into(), |file| file.display().to_string());
     let registries = settings.upstream.registries.len();
-    say(&format!("{file}: good; {registries} registries have an entry"));
+    let registries = match registries {
+        1 => "1 registry entry".to_owned(),
+        count => format!("{count} registry entries"),
+    };
+    say(&format!("{file}: valid, {registries}"));
     Ok(())
 }

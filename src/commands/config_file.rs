@@ -1,8 +1,9 @@
-//! Whether the configuration file has changed, found by looking at it again and again.
+//! Detects changes of the configuration file by polling.
 //!
-//! By looking, since that sees alike what an editor writes, what replaces the file, and what moves a link
-//! above it, as Kubernetes does with a ConfigMap. A file counts once it was the same twice, so that none is
-//! read that is half written. Must not know what is in it.
+//! Polling detects every kind of change in the same way: an editor that writes in place, a file that is
+//! replaced, and a symbolic link above it that is moved, as Kubernetes does with a ConfigMap. A change counts
+//! when two successive checks find the same file, so that no partially written file is read. This module must
+//! not interpret the content.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,28 +11,28 @@ use std::path::{Path, PathBuf};
 
 use crate::oci::{Algorithm, Digest};
 
-/// A file, and how it was when it was read.
+/// A file and its state when it was read.
 pub(super) struct ConfigFile {
     path: PathBuf,
     watch: Watch,
-    /// Of what was read; `None` if it could not be.
+    /// The digest of the content that was read; `None` if it could not be read.
     content: Option<Digest>,
 }
 
-/// What a look found.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
-    /// It is as it was when it was read.
+pub(super) enum Check {
+    /// The file is the same as when it was read.
     Same,
-    /// It is another one than a look ago, and may be being written.
+    /// The file differs from the last check; it may be being written.
     Changing,
-    /// It has changed since it was read, and is so since a look ago.
+    /// The file has changed since it was read, and is the same as at the last check.
     Changed,
 }
 
 impl ConfigFile {
-    /// The file as it is now, which is about to be read. `None` if it is no file but a pipe, say, which gives
-    /// its content once, and that is not for here.
+    /// Records the current state of a file that is about to be read. `None` if it is not a regular file: the
+    /// content of a pipe, for example, can be read only once.
     pub(super) fn about_to_be_read(path: PathBuf) -> Option<ConfigFile> {
         let is_read_once = fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file());
         let (watch, content) = (Watch::new(stamp(&path)), None);
@@ -40,41 +41,41 @@ impl ConfigFile {
         Some(file)
     }
 
-    /// Looks at the file. It counts as read after [`Look::Changed`].
-    pub(super) fn look(&mut self) -> Look {
-        self.watch.look(stamp(&self.path))
+    /// Checks the file. After [`Check::Changed`], the new state counts as read.
+    pub(super) fn check(&mut self) -> Check {
+        self.watch.check(stamp(&self.path))
     }
 
-    /// Whether there is something else in it than when this was asked last.
+    /// Whether the content differs from that at the last call.
     pub(super) fn has_other_content(&mut self) -> bool {
         let content = digest(&self.path);
         std::mem::replace(&mut self.content, content) != content
     }
 
-    /// Whether it is no longer as it was when it was about to be read.
+    /// Whether the file has changed since [`ConfigFile::is_about_to_be_read`].
     pub(super) fn has_changed_since(&self) -> bool {
         stamp(&self.path) != self.watch.read
     }
 
-    /// Whether there is nothing in it at all.
+    /// Whether the file is empty, apart from white space.
     pub(super) fn is_blank(&self) -> bool {
         fs::read(&self.path).is_ok_and(|content| content.trim_ascii().is_empty())
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Notes how it is now, since it is about to be read. In this order: what changes in between is found
-    /// by the next looks.
+    /// Records the current state, because the file is about to be read. A change between the two steps is found
+    /// by the next checks.
     pub(super) fn is_about_to_be_read(&mut self) {
         self.watch = Watch::new(stamp(&self.path));
         self.content = digest(&self.path);
     }
 }
 
-/// What tells a file from what it was before, as far as that is seen from outside. Links are followed.
+/// The metadata by which a change of a file is detected. Links are followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -85,7 +86,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// `None` if there is no file, or none that may be looked at.
+/// `None` if the file does not exist or is not accessible.
 fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(path).ok()?;
     Some(Stamp {
@@ -101,10 +102,10 @@ fn digest(path: &Path) -> Option<Digest> {
     Some(Digest::of(Algorithm::Sha256, &fs::read(path).ok()?))
 }
 
-/// Pure: stamps, one a look, and what they say.
+/// Decides, from one stamp for each check, whether the file has changed.
 struct Watch {
     read: Option<Stamp>,
-    /// A look ago.
+    /// The stamp of the last check.
     seen: Option<Stamp>,
 }
 
@@ -113,16 +114,16 @@ impl Watch {
         Watch { seen: read.clone(), read }
     }
 
-    fn look(&mut self, now: Option<Stamp>) -> Look {
+    fn check(&mut self, now: Option<Stamp>) -> Check {
         let is_settled = now == self.seen;
         self.seen.clone_from(&now);
         if !is_settled {
-            Look::Changing
+            Check::Changing
         } else if now == self.read {
-            Look::Same
+            Check::Same
         } else {
             self.read = now;
-            Look::Changed
+            Check::Changed
         }
     }
 }
@@ -138,28 +139,28 @@ mod tests {
     }
 
     #[test]
-    fn changed_file_counts_once_it_was_the_same_twice() {
+    fn a_change_counts_when_two_checks_find_the_same_file() {
         let mut watch = Watch::new(stamp_of(1));
-        for (now, look) in [
-            (stamp_of(1), Look::Same),
-            (stamp_of(2), Look::Changing),
-            (stamp_of(3), Look::Changing),
-            (stamp_of(3), Look::Changed),
-            (stamp_of(3), Look::Same),
-            (None, Look::Changing),
-            (stamp_of(4), Look::Changing),
-            (stamp_of(3), Look::Changing),
-            (stamp_of(3), Look::Same),
-            (None, Look::Changing),
-            (None, Look::Changed),
-            (None, Look::Same),
+        for (now, expected) in [
+            (stamp_of(1), Check::Same),
+            (stamp_of(2), Check::Changing),
+            (stamp_of(3), Check::Changing),
+            (stamp_of(3), Check::Changed),
+            (stamp_of(3), Check::Same),
+            (None, Check::Changing),
+            (stamp_of(4), Check::Changing),
+            (stamp_of(3), Check::Changing),
+            (stamp_of(3), Check::Same),
+            (None, Check::Changing),
+            (None, Check::Changed),
+            (None, Check::Same),
         ] {
-            assert_eq!(watch.look(now.clone()), look, "{now:?}");
+            assert_eq!(watch.check(now.clone()), expected, "{now:?}");
         }
     }
 
     #[test]
-    fn what_is_behind_a_link_that_is_moved_is_another_file() {
+    fn a_moved_symbolic_link_is_a_change() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         for (version, text) in [("v1", "port: 1"), ("v2", "port: 2")] {
@@ -169,35 +170,35 @@ mod tests {
         symlink("v1", path("data")).unwrap();
         symlink("data/larder.yaml", path("larder.yaml")).unwrap();
         let mut file = ConfigFile::about_to_be_read(path("larder.yaml")).unwrap();
-        assert_eq!(file.look(), Look::Same);
+        assert_eq!(file.check(), Check::Same);
         symlink("v2", path("new")).unwrap();
         fs::rename(path("new"), path("data")).unwrap();
-        assert_eq!([file.look(), file.look()], [Look::Changing, Look::Changed]);
+        assert_eq!([file.check(), file.check()], [Check::Changing, Check::Changed]);
         assert!(file.has_other_content());
         assert!(!file.has_other_content());
     }
 
     #[test]
-    fn what_gives_its_content_once_is_not_looked_at() {
+    fn a_file_that_can_be_read_only_once_is_not_watched() {
         assert!(ConfigFile::about_to_be_read("/dev/null".into()).is_none());
-        // That it is not there is for whoever reads it to say.
+        // A missing file is reported when it is read.
         assert!(ConfigFile::about_to_be_read("/nonexistent/larder.yaml".into()).is_some());
     }
 
     #[test]
-    fn file_that_was_only_touched_has_no_other_content() {
+    fn a_file_that_was_only_touched_has_the_same_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("larder.yaml");
         fs::write(&path, "port: 1").unwrap();
         let mut file = ConfigFile::about_to_be_read(path.clone()).unwrap();
-        // Another file of the same name, so that it differs whatever the clock of the file system.
+        // A new file with the same name has another inode, whatever the resolution of time stamps.
         let other = directory.path().join("other");
         fs::write(&other, "port: 1").unwrap();
         fs::rename(&other, &path).unwrap();
-        assert_eq!([file.look(), file.look()], [Look::Changing, Look::Changed]);
+        assert_eq!([file.check(), file.check()], [Check::Changing, Check::Changed]);
         assert!(!file.has_other_content());
         fs::remove_file(&path).unwrap();
-        assert_eq!([file.look(), file.look()], [Look::Changing, Look::Changed]);
+        assert_eq!([file.check(), file.check()], [Check::Changing, Check::Changed]);
         assert!(file.has_other_content());
     }
 }

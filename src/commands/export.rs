@@ -1,10 +1,11 @@
-//! `larder export`: chosen images out of the cache, beside a server that may be running.
+//! `larder export`: exports images from the cache, also while a server runs.
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::units::plural;
 use super::{CommandError, existing_store, logging, note};
 use crate::bundle::{
     self, BundleError, Bytes, Chosen, Compression, Destination, ExportSummary, Form, Have,
@@ -15,16 +16,16 @@ use crate::config::Settings;
 use crate::oci::{Choice, PlatformError};
 use crate::prune::parse_since;
 
-/// Exports what was chosen, or says what of it is missing and writes nothing.
+/// Exports the selected images. If something is missing, prints what and writes nothing.
 ///
 /// # Errors
-/// [`CommandError`] for what was typed wrong, for images that are not whole, and if writing fails.
+/// [`CommandError`] for an invalid command line, for incomplete images, and for I/O errors.
 pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
     let (selection, form) = (selection(settings, typed)?, form(typed)?);
     let have = have(typed)?;
     let store = existing_store(&settings.store)?;
-    let doing = "look through the cache";
+    let doing = "list the images in the cache";
     let plan = bundle::select(&store, &selection)
         .map_err(|source| CommandError::System { doing, source })?;
     for missing in plan.missing.iter().chain(&plan.left_out) {
@@ -47,8 +48,7 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
 fn selection(settings: &Settings, typed: &Export) -> Result<Selection, CommandError> {
     let choices = choices(settings, &typed.images, &typed.list)?;
     if typed.all != choices.is_empty() {
-        let text =
-            "export: name images or patterns, or a file of them with --list, or all with --all";
+        let text = "export: select images with names or patterns, --list FILE, or --all (but not --all with others)";
         return Err(CommandError::Usage(text.into()));
     }
     let since = typed.since.as_deref().map(|text| parse_since(text, SystemTime::now()));
@@ -70,7 +70,10 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
         Some("tar") => false,
         Some("dir") => true,
         Some(other) => {
-            return Err(CommandError::usage("--format", &format!("{other} is none of tar, dir")));
+            return Err(CommandError::usage(
+                "--format",
+                &format!("unknown format {other}; use tar or dir"),
+            ));
         }
     };
     let volume_bytes = typed.volume_size.as_deref().map(bundle::parse_size).transpose();
@@ -81,12 +84,11 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
     let is_standard_output = output == Path::new("-");
     let destination = match volume_bytes {
         _ if is_directory && (volume_bytes.is_some() || compression.is_some()) => {
-            let text =
-                "--volume-size and --compress are for tar files, and the output is a directory";
+            let text = "--volume-size and --compress apply to tar files only, but the output is a directory";
             return Err(CommandError::Usage(text.into()));
         }
         Some(_) if is_standard_output => {
-            let text = "--volume-size: standard output is one stream; name a file with --output";
+            let text = "--volume-size: standard output cannot be split; set a file with --output";
             return Err(CommandError::Usage(text.into()));
         }
         _ if is_directory => Destination::Directory(output.clone()),
@@ -97,10 +99,10 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
     Ok(Form { destination, compression: compression.unwrap_or(Compression::of_name(output)) })
 }
 
-/// The images that were typed, and those in lists.
+/// The given images and those in lists.
 ///
 /// # Errors
-/// [`CommandError::Usage`] for what is none, and for a list that cannot be read.
+/// [`CommandError::Usage`] for an invalid image, and for a list that cannot be read.
 pub(super) fn choices(
     settings: &Settings,
     typed: &[String],
@@ -112,26 +114,26 @@ pub(super) fn choices(
     for path in lists {
         let text = read("--list", path)?;
         choices
-            .extend(Choice::parse_list_with(&text, expand).map_err(|error| wrong(path, &error))?);
+            .extend(Choice::parse_list_with(&text, expand).map_err(|error| invalid(path, &error))?);
     }
     Ok(choices)
 }
 
 fn have(typed: &Export) -> Result<Have, CommandError> {
     let Some(path) = &typed.except else { return Ok(Have::default()) };
-    Have::parse(&read("--except", path)?).map_err(|error| wrong(path, &error))
+    Have::parse(&read("--except", path)?).map_err(|error| invalid(path, &error))
 }
 
 fn read(flag: &str, path: &Path) -> Result<String, CommandError> {
-    let said = |error| format!("cannot read {}: {error}", path.display());
-    fs::read_to_string(path).map_err(|error| CommandError::usage(flag, &said(error)))
+    let text = |error| format!("cannot read {}: {error}", path.display());
+    fs::read_to_string(path).map_err(|error| CommandError::usage(flag, &text(error)))
 }
 
-fn wrong(path: &Path, error: &str) -> CommandError {
+fn invalid(path: &Path, error: &str) -> CommandError {
     CommandError::Usage(format!("{}: {error}", path.display()))
 }
 
-/// An image that is written.
+/// The output line of an exported image.
 struct Line<'a>(&'a Chosen);
 
 impl fmt::Display for Line<'_> {
@@ -153,25 +155,21 @@ struct Summary<'a>(&'a ExportSummary, &'a PathBuf);
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary(summary, output) = self;
-        let plural = if summary.images == 1 { "" } else { "s" };
         write!(
             f,
-            "{} image{plural}, {} blobs ({}) written to {}",
-            summary.images,
-            summary.blobs,
+            "{}, {} ({}) written to {}",
+            plural(summary.images, "image"),
+            plural(summary.blobs, "blob"),
             Bytes(summary.bytes),
             output.display()
         )?;
         if let Some(volumes) = summary.volumes {
-            write!(f, " in {volumes} volumes")?;
+            write!(f, " in {}", plural(volumes, "volume"))?;
         }
         if summary.blobs_left_out > 0 {
             let left_out = Bytes(summary.bytes_left_out);
-            write!(
-                f,
-                "; {} blobs ({left_out}) left out, as --except says",
-                summary.blobs_left_out
-            )?;
+            let blobs = plural(summary.blobs_left_out, "blob");
+            write!(f, "; {blobs} ({left_out}) left out because of --except")?;
         }
         Ok(())
     }

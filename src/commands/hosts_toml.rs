@@ -1,6 +1,6 @@
-//! `larder hosts-toml`: the mirror configuration of container clients, printed or put where they look.
+//! `larder hosts-toml`: prints or writes the mirror configuration of container clients.
 //!
-//! What is written is written whole, and over nothing that somebody else has written.
+//! Files are replaced atomically. Files that Larder did not write are not overwritten without `--force`.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -15,56 +15,55 @@ use signal_hook::iterator::Signals;
 
 use super::{CommandError, note, say};
 use crate::cli;
-use crate::config::Settings;
-use crate::mirror::{
+use crate::client_config::{
     Client, DIAL_TIMEOUT, Document, Fallback, MARK, Mirror, MirrorError, Registry, Server, Trust,
 };
+use crate::config::Settings;
 use crate::oci::Upstream;
 use crate::prune::parse_duration;
 use crate::upstream::{RegistrySettings, Scheme};
 
-/// With `--stay`, how often it is looked whether what was written is still there: what sets up a node may do
-/// so again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// What a file is called that was there before and was written over by `--force`, or added to.
+/// With `--stay`, the interval between checks of the written files: node provisioning may run again and
+/// overwrite them.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The suffix of the copy of an existing file that is overwritten or added to.
 const KEPT_SUFFIX: &str = ".before-larder";
 
-/// Prints what a client has to be told, or writes it.
+/// Prints or writes the configuration of a client.
 ///
 /// # Errors
-/// [`CommandError`] for what was typed wrong, what that client cannot be told, and what the disk refuses.
+/// [`CommandError`] for an invalid command line, settings that the client does not support, and I/O errors.
 pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<(), CommandError> {
     let client = typed.client.as_deref().unwrap_or("containerd");
     let client: Client = client.parse().map_err(|error| CommandError::usage("--for", &error))?;
     if client == Client::Docker && !typed.registry.is_empty() {
-        let text =
-            "hosts-toml: Docker mirrors docker.io and no other registry; leave out --registry";
+        let text = "hosts-toml: Docker can mirror docker.io only; omit --registry";
         return Err(CommandError::Usage(text.into()));
     }
     let mirror = mirror(settings, typed)?;
     let documents = mirror.documents(client).map_err(refused)?;
     if client == Client::Docker && (mirror.trust.ca.is_some() || mirror.trust.identity.is_some()) {
         note(
-            &"Docker finds ca.crt, client.cert and client.key in /etc/docker/certs.d/HOST:PORT: copy them there",
+            &"Docker reads certificates from /etc/docker/certs.d/HOST:PORT: copy them there as ca.crt, client.cert and client.key",
         );
     }
-    let Some(place) = &typed.write else {
+    let Some(target) = &typed.write else {
         if typed.stay || typed.force {
-            let text = "hosts-toml: --stay and --force go with --write";
+            let text = "hosts-toml: --stay and --force require --write";
             return Err(CommandError::Usage(text.into()));
         }
         print(client, &documents);
         return Ok(());
     };
-    let placing = Placing { client, mirror: &mirror, documents: &documents, place, typed };
-    // Watched before anything is written: who reads that it was may end this at once.
+    let writer = ConfigWriter { client, mirror: &mirror, documents: &documents, target, typed };
+    // Signals are handled before the first write: whoever sees a written file may send one at once.
     let end = typed.stay.then(until_signal).transpose()?;
-    if placing.put_all()? == 0 {
-        note(&format!("{}: as it should be", place.display()));
+    if writer.write_changed()? == 0 {
+        note(&format!("{}: up to date", target.display()));
     }
-    note(&client.heeds());
+    note(&client.when_it_takes_effect());
     match end {
-        Some(end) => placing.stay(&end),
+        Some(end) => writer.stay(&end),
         None => Ok(()),
     }
 }
@@ -73,7 +72,7 @@ fn refused(error: MirrorError) -> CommandError {
     CommandError::Usage(format!("hosts-toml: {error}"))
 }
 
-/// Several files with their names before them, one as it is.
+/// Prints the files, each below its name if there are several.
 fn print(client: Client, documents: &[Document]) {
     for (index, document) in documents.iter().enumerate() {
         if let (Some(path), true) = (&document.path, documents.len() > 1) {
@@ -84,12 +83,12 @@ fn print(client: Client, documents: &[Document]) {
     }
 }
 
-/// What was typed, and what the configuration says about the registries.
+/// The settings from the command line, and the registries from the configuration.
 fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, CommandError> {
     let mut servers: Vec<Server> = Vec::new();
     for server in &typed.servers {
         let server = server.parse().map_err(refused)?;
-        // TOML takes no table twice.
+        // TOML forbids duplicate tables.
         if !servers.contains(&server) {
             servers.push(server);
         }
@@ -118,7 +117,7 @@ fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, Command
     })
 }
 
-/// The server that this configuration is for, as it is reached from its own machine.
+/// The server of this configuration, as seen from its own machine.
 fn this_server(settings: &Settings) -> Server {
     let (ip, port) = (settings.listen.ip(), settings.listen.port());
     let authority = match ip.is_unspecified() {
@@ -131,7 +130,7 @@ fn this_server(settings: &Settings) -> Server {
 fn listed(settings: &Settings, entry: &RegistrySettings) -> Registry {
     let name = entry.upstream.clone();
     let alias = settings.naming.aliases_of(&name).first().map(|alias| (*alias).to_owned());
-    // Of its endpoints, the one that is the registry itself; the others are Larder's own mirrors.
+    // The endpoint that is the registry itself; the other endpoints are mirrors that Larder uses.
     let itself = entry.endpoints.iter().find(|each| each.endpoint.authority == name.as_str());
     let is_plain = itself.is_some_and(|each| each.endpoint.scheme == Scheme::Http);
     Registry { alias, is_plain, name }
@@ -142,26 +141,26 @@ fn trust(typed: &cli::HostsToml) -> Result<Trust, CommandError> {
         (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
         (None, None) => None,
         _ => {
-            let text = "hosts-toml: --client-cert and --client-key go together";
+            let text = "hosts-toml: --client-cert and --client-key must be used together";
             return Err(CommandError::Usage(text.into()));
         }
     };
     Ok(Trust { ca: typed.ca.clone(), identity, is_unverified: typed.skip_verify })
 }
 
-/// What is written, and where.
-struct Placing<'a> {
+/// Writes the files of a client.
+struct ConfigWriter<'a> {
     client: Client,
     mirror: &'a Mirror,
     documents: &'a [Document],
-    place: &'a Path,
+    target: &'a Path,
     typed: &'a cli::HostsToml,
 }
 
-impl Placing<'_> {
-    /// Writes what is not as it should be, after it was looked at all of it whether it may be: half of a
-    /// configuration is none. Says how many files that were.
-    fn put_all(&self) -> Result<usize, CommandError> {
+impl ConfigWriter<'_> {
+    /// Writes the files whose content differs, and returns their number. Checks first that all of them may be
+    /// written, so that no incomplete configuration is left.
+    fn write_changed(&self) -> Result<usize, CommandError> {
         let mut wanted = Vec::new();
         for document in self.documents {
             let path = self.path(document);
@@ -187,12 +186,12 @@ impl Placing<'_> {
     fn path(&self, document: &Document) -> PathBuf {
         let usual = Path::new(self.client.usual_place());
         match &document.path {
-            Some(path) => self.place.join(path),
-            // A directory, of drop-ins say, whether it is there already or not.
-            None if self.place.is_dir() || self.place.extension() != usual.extension() => {
-                self.place.join(usual.file_name().unwrap_or_default())
+            Some(path) => self.target.join(path),
+            // A directory, e.g. for drop-in files, which may not exist yet.
+            None if self.target.is_dir() || self.target.extension() != usual.extension() => {
+                self.target.join(usual.file_name().unwrap_or_default())
             }
-            None => self.place.to_owned(),
+            None => self.target.to_owned(),
         }
     }
 
@@ -206,8 +205,8 @@ impl Placing<'_> {
             (_, Some(before)) if !before.starts_with(MARK) && !self.typed.force => {
                 let path = self.path(document);
                 Err(CommandError::Usage(format!(
-                    "{} is not Larder's, and stays as it is, and so does all else; put into it what \
-                     larder hosts-toml prints, or say --force, which keeps it as …{KEPT_SUFFIX}",
+                    "{} was not written by Larder; no file was changed. Add the output of larder hosts-toml \
+                     to it, or overwrite it with --force, which keeps a copy as …{KEPT_SUFFIX}",
                     path.display()
                 )))
             }
@@ -215,26 +214,26 @@ impl Placing<'_> {
         }
     }
 
-    /// Stays until SIGTERM or SIGINT, and writes again what was removed or changed meanwhile.
+    /// Runs until SIGTERM or SIGINT, and restores files that are removed or changed.
     fn stay(&self, end: &Receiver<()>) -> Result<(), CommandError> {
         loop {
-            match end.recv_timeout(LOOK_INTERVAL) {
+            match end.recv_timeout(CHECK_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            self.put_all()?;
+            self.write_changed()?;
         }
     }
 }
 
-/// Says when SIGTERM or SIGINT has come.
+/// A channel that receives a message on SIGTERM or SIGINT.
 fn until_signal() -> Result<Receiver<()>, CommandError> {
     let unwatched = |source| CommandError::System { doing: "watch for signals", source };
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(unwatched)?;
     let (ended, end) = sync_channel(1);
     let watch = move || {
         signals.forever().next();
-        // Nobody listens only where the process ends anyway.
+        // The receiver is gone only if the process is about to end.
         let _ = ended.send(());
     };
     thread::Builder::new().name("signals".into()).spawn(watch).map_err(unwatched)?;
@@ -249,7 +248,7 @@ fn read(path: &Path) -> Result<Option<String>, CommandError> {
     }
 }
 
-/// Keeps what was there the first time; what it is kept as is never written over.
+/// Keeps a copy of the original file. An existing copy is never overwritten.
 fn keep(path: &Path) -> Result<(), CommandError> {
     let mut kept = path.as_os_str().to_owned();
     kept.push(KEPT_SUFFIX);
@@ -259,38 +258,39 @@ fn keep(path: &Path) -> Result<(), CommandError> {
         }
         Err(_) => Ok(()),
         Ok(()) => {
-            note(&format!("{}: what was there is kept", Path::new(&kept).display()));
+            note(&format!("{}: copy of the previous file", Path::new(&kept).display()));
             Ok(())
         }
     }
 }
 
-/// Clients read at any moment, and see the former text or the new one.
+/// Replaces a file atomically: clients that read it see either the old or the new text.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    // In containers all processes have the same number.
+    // The process ID is not unique: it is often 1 in containers.
     let since_epoch = UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}-{since_epoch}.new", std::process::id()));
     let temporary = Path::new(&temporary);
     let written = write_as(path, temporary, text).and_then(|()| fs::rename(temporary, path));
     written.inspect_err(|_| {
-        // A leftover would only be in the way.
+        // Removes the temporary file, as far as possible.
         let _ = fs::remove_file(temporary);
     })
 }
 
-/// For those whom the former text was for, which may say passwords: Docker's proxies have some.
-fn write_as(former: &Path, path: &Path, text: &str) -> io::Result<()> {
+/// Writes the new file with the owner and mode of the old one, which may contain passwords (of proxies, in
+/// Docker's case).
+fn write_as(old: &Path, path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create_new(path)?;
-    if let Ok(former) = fs::metadata(former) {
-        // Who may not give files away is their owner already.
-        let _ = fchown(&file, Some(former.uid()), Some(former.gid()));
-        file.set_permissions(former.permissions())?;
+    if let Ok(old) = fs::metadata(old) {
+        // Only root may change the owner; for others, it is the same already.
+        let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+        file.set_permissions(old.permissions())?;
     }
     file.write_all(text.as_bytes())?;
-    // Else it may be empty after a power cut, and the former one gone.
+    // Without this, the file may be empty after a power failure, and the old one gone.
     file.sync_all()
 }

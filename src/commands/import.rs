@@ -1,8 +1,9 @@
-//! `larder import`: bundles into the cache, beside a server that may be running.
+//! `larder import`: imports bundles into the cache, also while a server runs.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::units::plural;
 use super::{CommandError, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary, Told};
 use crate::cli::Import;
@@ -10,44 +11,44 @@ use crate::config::Settings;
 use crate::oci::PartReference;
 use crate::store::Store;
 
-/// Imports every bundle that was named. One that cannot be read does not keep the others out.
+/// Imports every given bundle. One that cannot be read does not prevent the import of the others.
 ///
 /// # Errors
-/// [`CommandError`] for what was typed wrong, for a disk that refuses, and if anything was not imported.
+/// [`CommandError`] for an invalid command line, for I/O errors, and if an image was not imported.
 pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
     let name = name(typed)?;
     if typed.paths.is_empty() {
-        let text = "import: which bundle? Name files, directories, or - for standard input";
+        let text = "import: name the bundles: files, directories, or - for standard input";
         return Err(CommandError::Usage(text.into()));
     }
     let store = Store::open(&settings.store)?;
     let mut imported = Vec::new();
-    let taken = take_with(&store, &typed.paths, name, &mut |reference| {
+    let result = import_with(&store, &typed.paths, name, &mut |reference| {
         imported.push(reference.to_owned());
     });
-    // What came is pinned also where the rest did not.
+    // Images that were imported are pinned even if others failed.
     if typed.pin {
         store.add_pins(&imported)?;
-        note(&format!("{} images pinned", imported.len()));
+        note(&format!("{} pinned", plural(imported.len(), "image")));
     }
-    taken
+    result
 }
 
-/// Takes bundles into the store.
+/// Imports bundles into the store.
 ///
 /// # Errors
-/// [`CommandError`] if anything was not imported.
-pub(super) fn take(
+/// [`CommandError`] if an image was not imported.
+pub(super) fn import_bundles(
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
 ) -> Result<(), CommandError> {
-    take_with(store, paths, name, &mut |_| {})
+    import_with(store, paths, name, &mut |_| {})
 }
 
-/// The same, and calls `named` with every reference that was imported.
-fn take_with(
+/// As [`import_bundles`], and calls `named` with every imported reference.
+fn import_with(
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
@@ -57,11 +58,11 @@ fn take_with(
     let import_settings = ImportSettings { name, now: SystemTime::now() };
     let mut summary = ImportSummary::default();
     for source in &sources {
-        match bundle::import(store, source, &import_settings, &mut |told| {
-            if let Told::Imported { reference, .. } = told {
+        match bundle::import(store, source, &import_settings, &mut |event| {
+            if let Told::Imported { reference, .. } = event {
                 named(reference);
             }
-            note(told);
+            note(event);
         }) {
             Ok(of_one) => summary.add(of_one),
             Err(error @ BundleError::Store(_)) => return Err(error.into()),
@@ -85,7 +86,7 @@ fn name(typed: &Import) -> Result<Option<PartReference>, CommandError> {
         (Some(name), None) => ("--name", name),
         (None, Some(name)) => ("--resolve-ref", name),
         (Some(_), Some(_)) => {
-            let text = "--name and --resolve-ref are the same; give one of them";
+            let text = "--name and --resolve-ref have the same meaning; use one of them";
             return Err(CommandError::Usage(text.into()));
         }
     };

@@ -1,4 +1,4 @@
-//! `larder list`: what is in the cache, and what it lacks. Reads the directory; needs no server.
+//! `larder list`: lists cached images and what is missing of them. Reads the directory; needs no server.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -17,20 +17,20 @@ use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
 use crate::prune::{Pins, PruneError};
 use crate::store::{Graph, ImageUsage, Store, StoreError, StoredImage};
 
-/// Characters of a digest's hexadecimal form in a table, as other tools have it.
+/// Hexadecimal characters of a digest in a table, as in other tools.
 const SHORT_DIGEST: usize = 12;
 
-/// Lists what the patterns mean.
+/// Lists the images that match the patterns, or all.
 ///
 /// # Errors
-/// [`CommandError`] for a pattern that is none, an order that is none, or no cache.
+/// [`CommandError`] for an invalid pattern or order, and if there is no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let mut meant = choices(settings, &command.patterns, &[])?;
-    meant.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
+    let mut selected = choices(settings, &command.patterns, &[])?;
+    selected.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
-    let pins = Pins::load(&store, &settings.cache.upkeep.pins).map_err(PruneError::Pins)?;
-    let mut rows = rows(&store, &settings.cache.freshness, &pins, &meant)?;
+    let pins = Pins::load(&store, &settings.cache.maintenance.pins).map_err(PruneError::Pins)?;
+    let mut rows = rows(&store, &settings.cache.freshness, &pins, &selected)?;
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
@@ -41,34 +41,36 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
         _ => print_table(out, &rows, SystemTime::now()),
     };
     match printed {
-        // The reader has seen enough.
+        // The reader closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|source| CommandError::System { doing: "print", source }),
+        other => other
+            .map_err(|source| CommandError::System { doing: "write to standard output", source }),
     }
 }
 
-/// Regular expressions separated by commas, as users of the reference server write them.
+/// Comma-separated regular expressions, the format of `--pattern` in the server that Larder replaces.
 pub(super) fn expressions(texts: Option<&str>) -> Result<Vec<Pattern>, CommandError> {
     let texts = texts.into_iter().flat_map(|texts| texts.split(','));
     let parse = |text: &str| {
         let parsed = format!("/{text}/").parse();
         parsed.map_err(|error: PatternError| {
-            let text = format!("--pattern: {text} is no regular expression ({})", error.reason());
+            let text =
+                format!("--pattern: {text} is not a regular expression ({})", error.reason());
             CommandError::Usage(text)
         })
     };
     texts.map(parse).collect()
 }
 
-/// The images in the cache that are meant; all of them if nothing is said.
+/// The cached images that are selected; all if nothing is selected.
 ///
 /// # Errors
-/// [`StoreError::Read`] if there may be more that cannot be read.
-pub(super) fn images(store: &Store, meant: &[Choice]) -> Result<Vec<StoredImage>, StoreError> {
+/// [`StoreError::Read`] if images could not be read, so that the list may be incomplete.
+pub(super) fn images(store: &Store, selected: &[Choice]) -> Result<Vec<StoredImage>, StoreError> {
     let mut images = Vec::new();
     let mut visit = |image: &StoredImage| {
-        let is_meant = |each: &Choice| each.covers(&image.name, &image.reference);
-        if meant.is_empty() || meant.iter().any(is_meant) {
+        let is_selected = |each: &Choice| each.covers(&image.name, &image.reference);
+        if selected.is_empty() || selected.iter().any(is_selected) {
             images.push(image.clone());
         }
         Ok(())
@@ -93,13 +95,13 @@ impl Sort {
             Some("pulled") => Ok(Sort::Pulled),
             Some("created") => Ok(Sort::Created),
             Some(other) => {
-                let what = format!("{other} is none of name, size, pulled, created");
+                let what = format!("unknown order {other}; use name, size, pulled or created");
                 Err(CommandError::usage("--sort", &what))
             }
         }
     }
 
-    /// Names upwards; the rest downwards: the largest and the latest first.
+    /// Sorts names in ascending order, sizes and times in descending order.
     fn apply(&self, rows: &mut [Row]) {
         match self {
             Sort::Name => {}
@@ -110,13 +112,13 @@ impl Sort {
     }
 }
 
-/// An image and what is known of it.
+/// An image and its properties.
 struct Row {
     image: StoredImage,
     graph: Graph,
-    /// When it was made, as its config says.
+    /// The creation time in its config.
     created: Option<String>,
-    /// Whether upstream would be asked before it is served.
+    /// Whether the next pull checks the registry before it is served.
     is_stale: bool,
     /// Whether it is never evicted.
     is_pinned: bool,
@@ -126,7 +128,7 @@ fn rows(
     store: &Store,
     policy: &FreshnessPolicy,
     pins: &Pins,
-    meant: &[Choice],
+    selected: &[Choice],
 ) -> Result<Vec<Row>, StoreError> {
     let now = SystemTime::now();
     let row = |image: StoredImage| {
@@ -141,7 +143,7 @@ fn rows(
         let is_pinned = pins.cover_any(&image.name, &image.reference, graph.manifest_digests());
         Row { image, graph, created, is_stale, is_pinned }
     };
-    Ok(images(store, meant)?.into_iter().map(row).collect())
+    Ok(images(store, selected)?.into_iter().map(row).collect())
 }
 
 impl Row {
@@ -199,11 +201,11 @@ fn print_tree(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         writeln!(out, "{}  {}", row.image.full_reference(), row.state())?;
         for (each, blobs) in row.graph.tree() {
             let platform = each.descriptor.platform.as_deref().unwrap_or("-");
-            let is_here = each.manifest.is_some();
-            print_leaf(out, 1, each.descriptor.digest, each.descriptor.size, is_here, platform)?;
+            let is_present = each.manifest.is_some();
+            print_leaf(out, 1, each.descriptor.digest, each.descriptor.size, is_present, platform)?;
             for blob in blobs {
-                let is_here = blob.is_present;
-                print_leaf(out, 2, blob.descriptor.digest, blob.descriptor.size, is_here, "")?;
+                let is_present = blob.is_present;
+                print_leaf(out, 2, blob.descriptor.digest, blob.descriptor.size, is_present, "")?;
             }
         }
     }
@@ -215,10 +217,10 @@ fn print_leaf(
     depth: usize,
     digest: Digest,
     size: u64,
-    is_here: bool,
+    is_present: bool,
     note: &str,
 ) -> io::Result<()> {
-    let missing = if is_here { "" } else { "missing" };
+    let missing = if is_present { "" } else { "missing" };
     let line = format!(
         "{:indent$}{digest}  {:>10}  {note}  {missing}",
         "",

@@ -1,4 +1,4 @@
-//! `larder load`: images from lists, and from bundles, into the cache, with the progress shown.
+//! `larder load`: loads images into the cache from registries and bundles, and shows the progress.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{CommandError, import, note, units};
+use super::units::{plural, size};
+use super::{CommandError, import, note};
 use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
@@ -20,28 +21,29 @@ use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
 use crate::upstream::Registries;
 
-/// How much of a file is looked at to tell a list from a bundle.
+/// The number of bytes of a file that are read to distinguish a list from a bundle.
 const HEAD_BYTES: u64 = 8192;
-/// Images loaded at a time if nobody says.
+/// The default number of images that are loaded at the same time.
 const PARALLEL: usize = 4;
-/// Tries an image gets if nobody says: with the waits between them, half a minute of outage.
+/// The default number of attempts for each image: with the waits between them, enough for an outage of half a
+/// minute.
 const ATTEMPTS: u32 = 5;
-/// The wait before the second try.
+/// The wait before the second attempt.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// What the bars show: of everything, and of one blob.
+/// The templates of the progress bars: for the total, and for one blob.
 const TOTAL: &str = "total         {bar:24} {decimal_bytes:>10}/{decimal_total_bytes:10} \
                      {decimal_bytes_per_sec:>12}, {eta} left";
-const ONE: &str = "  {prefix}{bar:24} {decimal_bytes:>10}/{decimal_total_bytes:10} \
+const BLOB: &str = "  {prefix}{bar:24} {decimal_bytes:>10}/{decimal_total_bytes:10} \
                    {decimal_bytes_per_sec:>12} {msg}";
-/// Blobs that get a bar of their own; more would not fit a terminal.
+/// The maximum number of blobs with a progress bar; more do not fit on a terminal.
 const BARS_MAX: usize = 12;
 
-/// Loads what is typed and what is in the files.
+/// Loads the given images and those in the given files.
 ///
 /// # Errors
-/// [`CommandError::Incomplete`] if an image could not be had; others for what was typed wrong.
+/// [`CommandError::Incomplete`] if an image could not be loaded; others for an invalid command line.
 pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), CommandError> {
-    let typed = Typed::read(settings, command)?;
+    let sources = Sources::read(settings, command)?;
     let name = command.resolve_ref.as_deref().map(PartReference::parse).transpose();
     let name = name.map_err(|error| CommandError::usage("--resolve-ref", &error))?;
     let load_settings = LoadSettings {
@@ -52,24 +54,26 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
         referrers: settings.cache.prefetch.referrers,
     };
     let store = Store::open(&settings.store)?;
-    if !typed.bundles.is_empty() {
-        import::take(&store, &typed.bundles, name)?;
+    if !sources.bundles.is_empty() {
+        import::import_bundles(&store, &sources.bundles, name)?;
     }
-    if typed.wanted.is_empty() {
+    if sources.wanted.is_empty() {
         return Ok(());
     }
     let cache = cache(settings, store.clone());
     let display = Display::start(command.quiet);
     let began = Instant::now();
-    let summary = bundle::load(&cache, &typed.wanted, &load_settings, &|event| display.show(event));
+    let summary =
+        bundle::load(&cache, &sources.wanted, &load_settings, &|event| display.show(event));
     display.end();
     cache.close();
-    // Loaded or not, what is there has its names.
+    // Also after failures: the images that were loaded must be in the index.
     store.settle_index()?;
     conclude(&summary, began.elapsed())
 }
 
-/// A cache as the server has it, for one who waits for everything and remembers no refusal.
+/// A cache with the server's settings, but without the negative cache and prefetching of blobs, since commands
+/// wait for every image and retry failures.
 pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let cache_settings = cache::Settings {
@@ -77,31 +81,31 @@ pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
         prefetch: Prefetch { blobs: false, ..settings.cache.prefetch.clone() },
         ..settings.cache.clone()
     };
-    if settings.cache.upkeep.room.cap_bytes.is_some() {
-        // A server counts in the background, and this one has none.
+    if settings.cache.maintenance.room.cap_bytes.is_some() {
+        // A server counts the disk usage in the background; a command must do it here.
         let _ = store.count_disk(&mut || true);
     }
     Cache::new(store, registries, cache_settings, Arc::new(SystemTime::now))
 }
 
-/// What is typed: images to pull, and bundles to import.
+/// The images to pull and the bundles to import.
 #[derive(Default)]
-struct Typed {
+struct Sources {
     wanted: Vec<Wanted>,
     bundles: Vec<PathBuf>,
 }
 
-impl Typed {
-    fn read(settings: &Settings, command: &cli::Load) -> Result<Typed, CommandError> {
+impl Sources {
+    fn read(settings: &Settings, command: &cli::Load) -> Result<Sources, CommandError> {
         let mut files = command.image_file.clone();
         if command.images.is_empty() && files.is_none() {
             files.clone_from(&settings.image_file);
         }
-        let mut typed = Typed::default();
+        let mut sources = Sources::default();
         for word in &command.images {
             match word.strip_prefix('@') {
-                Some(path) => typed.add_file(Path::new(path), &settings.naming)?,
-                None => typed.wanted.push(
+                Some(path) => sources.add_file(Path::new(path), &settings.naming)?,
+                None => sources.wanted.push(
                     Wanted::parse(&settings.naming.expand(word))
                         .map_err(|error| CommandError::Usage(error.to_string()))?,
                 ),
@@ -110,18 +114,18 @@ impl Typed {
         let names = files.iter().flat_map(|names| names.split(',')).map(str::trim);
         for name in names.filter(|name| !name.is_empty()) {
             for path in matching(Path::new(name))? {
-                typed.add_file(&path, &settings.naming)?;
+                sources.add_file(&path, &settings.naming)?;
             }
         }
-        match typed.wanted.is_empty() && typed.bundles.is_empty() {
+        match sources.wanted.is_empty() && sources.bundles.is_empty() {
             true => Err(CommandError::Usage(
-                "load: name images, or a list of them as @FILE or --image-file FILE".into(),
+                "load: name images, or image lists with @FILE or --image-file FILE".into(),
             )),
-            false => Ok(typed),
+            false => Ok(sources),
         }
     }
 
-    /// A list of images, or a bundle: what is no text is none of the former.
+    /// Adds an image list or a bundle. A file that is not text is a bundle.
     fn add_file(&mut self, path: &Path, naming: &Naming) -> Result<(), CommandError> {
         match path.is_dir() || !is_text(path)? {
             true => self.bundles.push(path.to_owned()),
@@ -131,7 +135,7 @@ impl Typed {
     }
 }
 
-/// The files that a name means, in which the last component may be a glob.
+/// The files that match a path, in which the last component may be a glob.
 fn matching(path: &Path) -> Result<Vec<PathBuf>, CommandError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if !name.contains(['*', '?']) {
@@ -144,18 +148,20 @@ fn matching(path: &Path) -> Result<Vec<PathBuf>, CommandError> {
         CommandError::usage("--image-file", &format!("{}: {error}", path.display()))
     })?;
     let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let is_meant = |file: &PathBuf| {
+    let is_match = |file: &PathBuf| {
         file.file_name().and_then(|name| name.to_str()).is_some_and(|name| pattern.matches(name))
     };
-    let mut files: Vec<PathBuf> = files.filter(is_meant).collect();
+    let mut files: Vec<PathBuf> = files.filter(is_match).collect();
     files.sort();
     match files.is_empty() {
-        true => Err(CommandError::usage("--image-file", &format!("{} is none", path.display()))),
+        true => {
+            Err(CommandError::usage("--image-file", &format!("no file matches {}", path.display())))
+        }
         false => Ok(files),
     }
 }
 
-/// Whether a file begins as a text does: tars and what is compressed have bytes that no text has.
+/// Whether a file begins like text: tar files and compressed files have bytes that never occur in text.
 fn is_text(path: &Path) -> Result<bool, CommandError> {
     let mut head = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
@@ -172,7 +178,7 @@ pub(super) fn read_list(path: &Path, naming: &Naming) -> Result<Vec<Wanted>, Com
     Wanted::parse_list(&text, |entry| naming.expand(entry)).map_err(refuse)
 }
 
-/// Which children of an index: as typed, else as configured, else this machine's.
+/// The platforms to load: from the command line, else from the configuration, else this machine's.
 fn platforms(settings: &Settings, command: &cli::Load) -> Result<Platforms, CommandError> {
     if !command.platform.is_empty() {
         let typed = Platforms::parse(command.platform.iter().map(String::as_str));
@@ -186,13 +192,15 @@ fn conclude(summary: &LoadSummary, took: Duration) -> Result<(), CommandError> {
     let unconfirmed = summary.images.iter().filter(|(_, how)| *how == Outcome::Unconfirmed);
     let loaded = summary.images.len() - failed.len();
     note(&format!(
-        "{loaded} of {} images are in the cache, {} fetched in {:.1} s",
-        summary.images.len(),
-        units::size(summary.fetched_bytes()),
+        "{loaded} of {} in the cache, {} fetched in {:.1} s",
+        plural(summary.images.len(), "image"),
+        size(summary.fetched_bytes()),
         took.as_secs_f64()
     ));
     for (image, _) in unconfirmed {
-        note(&format!("  unconfirmed: {image}: it is there, but upstream could not be asked"));
+        note(&format!(
+            "  unconfirmed: {image}: cached, but the registry could not be reached to check for a newer version"
+        ));
     }
     for (image, reason) in &failed {
         note(&format!("  failed: {image}: {reason}"));
@@ -203,7 +211,7 @@ fn conclude(summary: &LoadSummary, took: Duration) -> Result<(), CommandError> {
     }
 }
 
-/// Shows what happens: bars on a terminal, lines elsewhere.
+/// Shows the progress: bars on a terminal, lines elsewhere.
 enum Display {
     Quiet,
     Lines,
@@ -217,7 +225,7 @@ struct Bars {
 }
 
 struct Blob {
-    /// Only the first few have one.
+    /// Only the first [`BARS_MAX`] have one.
     bar: Option<ProgressBar>,
     bytes: u64,
     size: u64,
@@ -235,15 +243,15 @@ impl Display {
     fn show(&self, event: LoadEvent<'_>) {
         let line = match event {
             LoadEvent::Image { image, outcome } => match outcome {
-                Outcome::Loaded { fetched_bytes: 0 } => format!("{image}: was there"),
+                Outcome::Loaded { fetched_bytes: 0 } => format!("{image}: already cached"),
                 Outcome::Loaded { fetched_bytes } => {
-                    format!("{image}: loaded, {} fetched", units::size(*fetched_bytes))
+                    format!("{image}: loaded, {} fetched", size(*fetched_bytes))
                 }
-                Outcome::Unconfirmed => format!("{image}: was there, unconfirmed"),
+                Outcome::Unconfirmed => format!("{image}: already cached, unconfirmed"),
                 Outcome::Failed { reason } => format!("{image}: failed: {reason}"),
             },
             LoadEvent::Retry { image, reason, wait } => {
-                format!("{image}: {reason}; once more in {} s", wait.as_secs())
+                format!("{image}: {reason}; retrying in {} s", wait.as_secs())
             }
             _ => String::new(),
         };
@@ -253,7 +261,7 @@ impl Display {
             Display::Lines => note(&line),
             Display::Bars(bars) => {
                 if !line.is_empty() {
-                    // Above the bars; a terminal that is gone is no reason to stop.
+                    // Printed above the bars. A closed terminal is not an error.
                     let _ = bars.all.println(line);
                 }
                 bars.show(event);
@@ -276,7 +284,7 @@ impl Bars {
     }
 
     fn show(&self, event: LoadEvent<'_>) {
-        // A panic elsewhere leaves bars, which is all that they are.
+        // A panic while the lock is held cannot leave anything inconsistent but the bars.
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             LoadEvent::Blob { digest, size, image } if !blobs.contains_key(digest) => {
@@ -307,12 +315,12 @@ impl Bars {
         let bar = ProgressBar::new(size)
             .with_prefix(short)
             .with_message(image.to_owned())
-            .with_style(style(ONE));
+            .with_style(style(BLOB));
         self.all.insert_before(&self.total, bar)
     }
 }
 
-/// A style by its template.
+/// The style with this template.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -322,8 +330,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_templates_are_templates() {
-        for template in [TOTAL, ONE] {
+    fn the_templates_are_valid() {
+        for template in [TOTAL, BLOB] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

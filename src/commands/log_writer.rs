@@ -1,8 +1,8 @@
-//! Writes log lines on a thread of its own, so that a slow reader of the log delays nobody else.
+//! Writes log lines on a separate thread, so that a slow reader of the log does not delay the server.
 //!
-//! Lines wait in a bounded queue. When it is full, lines are dropped and counted, and the next line that
-//! is written is preceded by one that says how many were lost. Every text that is logged passes
-//! [`text`] first: whatever it quotes, it is one line, of limited length, without control characters.
+//! Lines wait in a bounded queue. When it is full, lines are dropped and counted, and a line with the number
+//! of lost lines precedes the next line that is written. Every log text passes [`text`] first: whatever it
+//! quotes, the result is a single line of limited length without control characters.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -17,26 +17,28 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::oci::quoted_up_to;
 
-/// Lines that wait for the reader: some MiB at most, and a burst of requests on a server that works.
+/// The maximum number of lines in the queue: a few MiB at most, and enough for a burst of requests on a busy
+/// server.
 const QUEUE_MAX: usize = 1024;
-/// The longest text of a line, in characters. An access log line has two texts of a client of 512 characters each.
+/// The maximum length of a line's text, in characters. An access log line quotes two texts of a client with up
+/// to 512 characters each.
 const TEXT_CHARS_MAX: usize = 2048;
-/// How long [`LineQueue::flush`] waits for the reader of the log.
+/// How long [`LineQueueHandle::flush`] waits for the reader of the log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 enum Message {
     Line(Vec<u8>),
-    /// Everything before this was written.
+    /// Requests an answer when all lines before it have been written.
     Flush(Sender<()>),
 }
 
-/// Takes complete lines and returns at once. What is written in pieces leaves as a whole.
+/// Accepts lines without blocking. A line that is written in pieces is queued when it is complete.
 pub(super) struct LineQueue {
     unfinished: Vec<u8>,
     handle: LineQueueHandle,
 }
 
-/// Waits for lines to be written, from any thread.
+/// Waits until lines have been written; usable from any thread.
 #[derive(Clone)]
 pub(super) struct LineQueueHandle {
     queue: Sender<Message>,
@@ -47,7 +49,7 @@ impl LineQueue {
     /// Starts the thread that writes to `out`.
     ///
     /// # Errors
-    /// The system has no more threads.
+    /// If the thread cannot be started.
     pub(super) fn start(out: Box<dyn Write + Send>) -> io::Result<LineQueue> {
         let (queue, messages) = bounded(QUEUE_MAX);
         let lost = Arc::new(AtomicU64::new(0));
@@ -77,18 +79,18 @@ impl Write for LineQueue {
         Ok(bytes.len())
     }
 
-    /// Nothing: that would wait for the reader. See [`LineQueueHandle::flush`].
+    /// Does nothing, because it would have to wait for the reader. See [`LineQueueHandle::flush`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
 impl LineQueueHandle {
-    /// Waits until all lines so far were written, or for [`FLUSH_TIMEOUT`].
+    /// Waits until all lines so far have been written, for at most [`FLUSH_TIMEOUT`] twice.
     pub(super) fn flush(&self) {
         let (done, is_done) = bounded(1);
         if self.queue.send_timeout(Message::Flush(done), FLUSH_TIMEOUT).is_ok() {
-            // A reader that is slower than this loses lines, and says so if it ever reads on.
+            // A slower reader may lose lines; if it continues to read, their number is reported.
             let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
         }
     }
@@ -97,7 +99,7 @@ impl LineQueueHandle {
 fn write_all(mut out: Box<dyn Write + Send>, messages: &Receiver<Message>, lost: &AtomicU64) {
     for message in messages {
         let count = lost.swap(0, Ordering::Relaxed);
-        // Where the log cannot be written, there is no place to say so.
+        // If the log cannot be written, there is no other place to report that.
         if count > 0 {
             let _ = out.write_all(lost_line(count).as_bytes());
         }
@@ -113,14 +115,14 @@ fn write_all(mut out: Box<dyn Write + Send>, messages: &Receiver<Message>, lost:
     }
 }
 
-/// In the format of all other lines.
+/// The line that reports lost lines, in the format of all other lines.
 fn lost_line(count: u64) -> String {
     let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let lines = if count == 1 { "line was" } else { "lines were" };
     format!("{now} [WARN] {count} log {lines} lost because the reader of the log is slow\n")
 }
 
-/// The text of a log line. Formatting ends when the line is full.
+/// The text of a log line. Formatting stops when the maximum length is reached.
 pub(super) fn text(arguments: &fmt::Arguments<'_>) -> String {
     quoted_up_to(TEXT_CHARS_MAX, arguments)
 }
@@ -132,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader of the log that takes a line whenever the test says so.
+    /// A reader of the log that accepts one write for each permit of the test.
     struct Slow {
         entered: Sender<()>,
         permits: Receiver<()>,
@@ -142,7 +144,7 @@ mod tests {
     impl Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.entered.send(());
-            // Once the test is over there is nothing to wait for.
+            // After the end of the test, the channel is closed and the reader does not wait.
             let _ = self.permits.recv();
             self.taken.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -154,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_takes_nothing_delays_nobody_and_is_told_how_many_lines_it_lost() {
+    fn a_blocked_reader_delays_no_writer_and_gets_the_number_of_lost_lines() {
         let ((entered, has_entered), (permit, permits)) = (channel(), channel());
         let taken = Arc::<Mutex<Vec<u8>>>::default();
         let reader = Slow { entered, permits, taken: Arc::clone(&taken) };
         let mut queue = LineQueue::start(Box::new(reader)).unwrap();
         let handle = queue.handle();
-        // The first is with the reader, and as many as the queue takes wait.
+        // The reader blocks with the first line, and the queue fills up.
         writeln!(queue, "line 0").unwrap();
         has_entered.recv().unwrap();
         for number in 1..=QUEUE_MAX + 7 {
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_written_whole_and_in_order_before_a_flush_returns() {
+    fn complete_lines_are_written_in_order_before_a_flush_returns() {
         #[derive(Clone, Default)]
         struct Calls(Arc<Mutex<Vec<String>>>);
         impl Write for Calls {

@@ -1,4 +1,4 @@
-//! Where log lines go.
+//! Sets up logging.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -12,7 +12,7 @@ use super::CommandError;
 use super::log_writer::{self, LineQueue, LineQueueHandle};
 use crate::config::LogLevel;
 
-/// Starts logging, to a file or to standard error.
+/// Starts logging to a file or to standard error.
 ///
 /// # Errors
 /// If the file cannot be opened for appending.
@@ -24,29 +24,28 @@ pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandE
             Box::new(open(path).map_err(failed)?)
         }
     };
-    // The formatter writes a line in pieces; the queue makes it one system call, so that lines do not
-    // interleave with those of another process on the same file.
+    // The formatter writes a line in pieces. The queue writes it with one system call, so that lines of
+    // several processes do not interleave in the same file.
     let queue = LineQueue::start(out)
         .map_err(|source| CommandError::System { doing: "start logging", source })?;
     let handle = queue.handle();
-    // It would write everything: which lines there are is decided before they come to it, at a level that
-    // may change.
+    // The formatter accepts every level, because the level in effect may change and is checked before.
     let formatter = WriteLogger::new(LevelFilter::Debug, format(), queue);
     let started = log::set_boxed_logger(Box::new(Logger { formatter, queue: handle.clone() }));
     set_level(level);
     match started {
         Ok(()) => flush_before_panics(handle),
-        Err(_) => log::warn!("logging was started before; that logger stays in force"),
+        Err(_) => log::warn!("logging is already started; the new settings are ignored"),
     }
     Ok(())
 }
 
-/// Waits until the lines so far were written, for a bounded time: for the end of the program.
+/// Waits until the lines so far have been written, for a limited time. For use before the process exits.
 pub(super) fn flush() {
     log::logger().flush();
 }
 
-/// What led to a panic is in the log before the panic is.
+/// Writes the log lines that led to a panic before the message of the panic.
 fn flush_before_panics(queue: LineQueueHandle) {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -55,7 +54,7 @@ fn flush_before_panics(queue: LineQueueHandle) {
     }));
 }
 
-/// The one place that every log line passes: its text is bounded and printable.
+/// Every log line passes through this logger, which makes its text bounded and printable.
 struct Logger {
     formatter: Box<WriteLogger<LineQueue>>,
     queue: LineQueueHandle,
@@ -85,14 +84,14 @@ impl Log for Logger {
     }
 }
 
-/// Opens a log file for appending. One that root's command makes, before a server of another user could, is
-/// given to whom its directory belongs: that server would else not start.
+/// Opens a log file for appending. A new file gets the owner of its directory: if a command run by root
+/// creates it first, a server that runs as another user can still open it.
 fn open(path: &Path) -> io::Result<File> {
     match File::options().create_new(true).append(true).open(path) {
         Ok(file) => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             if let Ok(owner) = fs::metadata(directory.unwrap_or(Path::new("."))) {
-                // Refused to everybody but root, who made it his own.
+                // Fails for users other than root, whose files already have the right owner.
                 let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
             }
             Ok(file)
@@ -104,7 +103,7 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Changes how much is logged.
+/// Changes the log level.
 pub(super) fn set_level(level: LogLevel) {
     log::set_max_level(filter(level));
 }
@@ -124,7 +123,7 @@ fn format() -> Config {
         .set_target_level(LevelFilter::Off)
         .set_thread_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
-        // They log URLs in full, and URLs may be signed.
+        // These crates log complete URLs, which may contain signatures.
         .add_filter_ignore_str("ureq")
         .add_filter_ignore_str("rustls")
         .build()
@@ -137,10 +136,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_log_is_its_directorys_owners_and_an_old_one_is_gone_on_with() {
+    fn a_new_log_gets_its_directorys_owner_and_an_existing_one_is_appended_to() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("larder.log");
-        // Who may not give files away is not root, and makes only what is his own.
+        // Fails for users other than root, whose directory and file have the same owner anyway.
         let _ = chown(directory.path(), Some(65_532), Some(65_532));
         let owner = fs::metadata(directory.path()).unwrap();
         for text in ["one\n", "two\n"] {

@@ -1,6 +1,6 @@
-//! `larder man` and `larder completions`: what the command line says of itself, for `man` and for shells.
+//! `larder man` and `larder completions`: the manual page and the shell completions.
 //!
-//! Both are made of the structures that parse the command line, so that they cannot say anything else.
+//! Both are generated from the structures that parse the command line, so they always match it.
 
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality, PositionalInfo};
 use argh_complete::Generator;
@@ -11,34 +11,34 @@ use super::{CommandError, say};
 use crate::cli::Arguments;
 
 const NAME: &str = "larder";
-/// When the page's own text was last changed.
-const WRITTEN: &str = "2026-11-24";
+/// When the text in this file was last changed.
+const WRITTEN: &str = "2026-11-28";
 
-/// What is not in the structures, by section.
+/// The sections that are not generated.
 const SIGNALS: [(&str, &str); 3] = [
     (
         "SIGTERM, SIGINT",
-        "drain: stop listening, finish what is being sent (drainTimeout), end. A second one cuts.",
+        "Drain: stop listening, finish responses in progress (up to drainTimeout), exit. A second signal exits at once.",
     ),
     (
         "SIGHUP",
-        "read the configuration and the files that it names again; what is wrong changes nothing.",
+        "Reload the configuration and the files it refers to. If there is an error, nothing changes.",
     ),
-    ("SIGPIPE", "is ignored."),
+    ("SIGPIPE", "Ignored."),
 ];
 const EXIT_STATUS: [(&str, &str); 3] = [
-    ("0", "Success. Of serve: it was told to end, and has drained."),
-    ("1", "It failed, or not all of it could be done; standard error says what."),
-    ("2", "The command line or the configuration makes no sense; nothing was done."),
+    ("0", "Success. For serve: the server received a signal and has drained."),
+    ("1", "The command failed, completely or in part. The reason is on standard error."),
+    ("2", "The command line or the configuration is invalid. Nothing was done."),
 ];
 const FILES: [(&str, &str); 2] = [
     (
         "/var/lib/larder",
-        "The cache, if nothing else is said: an OCI image layout. Several processes may share it.",
+        "The default cache directory: an OCI image layout. Several processes may share it.",
     ),
     (
         "/etc/larder/larder.yaml",
-        "The configuration where Larder was installed as a service; elsewhere what --config-file names.",
+        "The configuration file of the systemd service. There is no default without the service: use --config-file.",
     ),
 ];
 const EXAMPLES: [(&str, &str); 5] = [
@@ -48,29 +48,29 @@ const EXAMPLES: [(&str, &str); 5] = [
     ),
     (
         "larder --config-file /etc/larder/larder.yaml config check",
-        "Say whether a server could start with it.",
+        "Check whether a server can start with this configuration.",
     ),
-    ("larder list --sort size", "What is here, and what is missing of it."),
-    ("larder prune --unused-for 30d --dry-run", "What would go."),
+    ("larder list --sort size", "List cached images, largest first."),
+    ("larder prune --unused-for 30d --dry-run", "Print which images would be removed."),
     (
         "larder export 'docker.io/library/*' --output images.tar",
-        "Images for where there is no network.",
+        "Export images for a site without network.",
     ),
 ];
 
 /// Prints the completions for a shell.
 ///
 /// # Errors
-/// [`CommandError::Usage`] for a shell that is not known.
+/// [`CommandError::Usage`] for an unknown shell.
 pub(super) fn completions(shell: &str) -> Result<(), CommandError> {
     let info = Arguments::get_args_info();
     let script = match shell {
         "bash" => Bash::generate(NAME, &info),
         "zsh" => Zsh::generate(NAME, &info),
-        // The same words by the option that fish has had since version 2: -x is of version 4.
+        // -x needs fish 4; -opc is the equivalent since fish 2.
         "fish" => Fish::generate(NAME, &info).replace("commandline -xpc", "commandline -opc"),
         other => {
-            let text = format!("{other} is none of bash, zsh and fish");
+            let text = format!("unknown shell {other}; use bash, zsh or fish");
             return Err(CommandError::usage("completions", &text));
         }
     };
@@ -94,7 +94,7 @@ fn render(info: &CommandInfoWithArgs) -> String {
     page.control("SH", ["DESCRIPTION"]);
     page.text([roman(info.description)]);
     page.control("SH", ["OPTIONS"]);
-    page.text([roman("They stand before the command.")]);
+    page.text([roman("Global options precede the command.")]);
     info.flags.iter().for_each(|flag| option(&mut page, flag));
     page.control("SH", ["COMMANDS"]);
     for each in &info.commands {
@@ -115,12 +115,12 @@ fn render(info: &CommandInfoWithArgs) -> String {
     entry(
         &mut page,
         vec![bold("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY")],
-        "The way to registries, as elsewhere.",
+        "Proxies for connections to registries, as in other programs.",
     );
     page.render()
 }
 
-/// A command, or one of a command's own.
+/// A command or a subcommand.
 fn command(page: &mut Roff, prefix: &str, info: &CommandInfoWithArgs) {
     let name = format!("{prefix}{}", info.name);
     page.control("SS", [synopsis(&name, info).as_str()]);
@@ -148,7 +148,7 @@ fn synopsis(name: &str, info: &CommandInfoWithArgs) -> String {
     format!("{name}{options}{commands}{words}")
 }
 
-/// Which every command has, and nobody needs to be told of each time.
+/// Every command has `--help`, so it is not listed.
 fn is_help(flag: &FlagInfo<'_>) -> bool {
     flag.long == "--help"
 }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_can_be_typed_is_in_the_page_and_in_the_completions() {
+    fn every_option_and_command_is_in_the_page_and_in_the_completions() {
         let info = Arguments::get_args_info();
         let words = words(&info);
         assert!(words.contains(&"--image-path") && words.contains(&"serve"), "{words:?}");
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_says_of_exit_codes_is_true() {
+    fn the_page_lists_the_exit_codes() {
         let codes: Vec<&str> = EXIT_STATUS.iter().map(|(code, _)| *code).collect();
         let usage = CommandError::Usage("x".into()).exit_code().to_string();
         assert!(codes == ["0", "1", "2"] && usage == "2");

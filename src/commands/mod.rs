@@ -1,4 +1,4 @@
-//! The commands: one short composition of rooms each.
+//! The commands. Each one is a short composition of other modules.
 
 mod config_check;
 mod config_file;
@@ -32,14 +32,15 @@ use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
 use crate::users::HtpasswdError;
+use units::plural;
 
-/// Runs the command that was typed.
+/// Runs the command.
 ///
 /// # Errors
-/// [`CommandError`], whose text is for the operator.
+/// [`CommandError`], with a text for the operator.
 pub fn run(arguments: Arguments) -> Result<(), CommandError> {
     let outcome = carry_out(&arguments);
-    // Before the error is printed, which belongs after what led to it.
+    // The log lines that led to an error are printed before the error.
     logging::flush();
     outcome
 }
@@ -79,28 +80,28 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
     }
 }
 
-/// The cache directory, which must be there: a command that only looks must not make one where
-/// somebody mistyped its place.
+/// Opens the cache directory, which must exist: a command that only reads must not create a cache at a
+/// mistyped path.
 fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
     let root = settings.root.clone();
     match settings.root.join("oci-layout").try_exists() {
         Ok(true) => Ok(Store::open(settings)?),
         Ok(false) => Err(CommandError::NoCache { root }),
         Err(source) if source.kind() == ErrorKind::PermissionDenied => {
-            Err(CommandError::Closed { root, source })
+            Err(CommandError::Forbidden { root, source })
         }
         Err(_) => Err(CommandError::NoCache { root }),
     }
 }
 
-/// Prints a line. A closed pipe is the reader's choice and no failure.
+/// Prints a line to standard output. A closed pipe is not an error.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// A line for whoever sits at the terminal; standard output is for what programs read.
+/// Prints a line for the user to standard error; standard output is for other programs to read.
 fn note(line: &dyn fmt::Display) {
-    // A closed terminal is no reason to fail.
+    // A closed terminal is not an error.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -136,85 +137,85 @@ fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
 /// Why a command failed.
 #[derive(Debug)]
 pub enum CommandError {
-    /// What was typed makes no sense.
+    /// The command line is invalid.
     Usage(String),
     /// The configuration cannot be used.
     Config(ConfigError),
-    /// The TLS files of a registry cannot be used.
+    /// The TLS files of a registry are unusable.
     Tls {
         /// The registry.
         registry: Upstream,
-        /// What is wrong.
+        /// The reason.
         source: CertificateError,
     },
-    /// The files of TLS to clients cannot be used.
+    /// The TLS files of the server are unusable.
     ServerTls(ServerTlsError),
-    /// The file of users cannot be used.
+    /// The htpasswd file is unusable.
     Users(HtpasswdError),
-    /// There is no cache where one was looked for.
+    /// The directory contains no cache.
     NoCache {
         /// The directory.
         root: PathBuf,
     },
-    /// The user who typed it may not look into the cache directory.
-    Closed {
+    /// The current user may not read the cache directory.
+    Forbidden {
         /// The directory.
         root: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The cache directory cannot be used.
     Store(StoreError),
-    /// Not everything that was asked for could be had; which and why was said.
+    /// Some images could not be loaded. Which ones and why was printed before.
     Incomplete {
-        /// How many images.
+        /// The number of images that failed.
         failed: usize,
-        /// Of how many.
+        /// The number of requested images.
         of: usize,
     },
-    /// The cache was looked over, and not all is well; what was said.
+    /// Verification found problems, which were printed before.
     Unsound {
-        /// How many images are not whole.
+        /// The number of incomplete images.
         images: usize,
-        /// How many blobs were damaged, or could not be read.
+        /// The number of blobs that are damaged or unreadable.
         blobs: usize,
-        /// Whether what could be fetched was.
+        /// Whether a repair was attempted.
         is_repaired: bool,
     },
     /// The server cannot listen.
     Server(ServerError),
-    /// The server cannot listen on a port beside the one that it serves on.
+    /// The server cannot listen on an additional port.
     Management {
-        /// The keys that name it.
+        /// The configuration keys that set the port.
         keys: &'static str,
-        /// What is wrong.
+        /// The reason.
         source: ServerError,
     },
-    /// A bundle cannot be read or written, or not all of it.
+    /// A bundle cannot be read or written completely.
     Bundle(BundleError),
-    /// Nothing, or not all, could be removed.
+    /// Images could not be removed.
     Prune(PruneError),
     /// A container client's configuration cannot be read or written.
     ClientFile {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The log file cannot be opened.
     LogFile {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Something else that the system refused.
+    /// Another system call failed.
     System {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -224,7 +225,7 @@ impl CommandError {
         CommandError::Usage(format!("{flag}: {error}"))
     }
 
-    /// The process's exit code: 2 for what was typed or written wrong, 1 for everything else.
+    /// The process's exit code: 2 for an invalid command line or configuration, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
             CommandError::Usage(_)
@@ -233,7 +234,7 @@ impl CommandError {
             | CommandError::Tls { .. }
             | CommandError::ServerTls(_)
             | CommandError::Users(_) => 2,
-            CommandError::Closed { .. }
+            CommandError::Forbidden { .. }
             | CommandError::Store(_)
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. }
@@ -296,34 +297,46 @@ impl fmt::Display for CommandError {
             CommandError::Users(source) => write!(f, "serverAuthConfig: {source}"),
             CommandError::NoCache { root } => write!(
                 f,
-                "there is no cache in {}; say where it is with --image-path or imagePath",
+                "there is no cache in {}; set its path with --image-path or imagePath",
                 root.display()
             ),
-            CommandError::Closed { root, source } => write!(
+            CommandError::Forbidden { root, source } => write!(
                 f,
-                "cannot look into the cache directory {}: {source}; ask as root, or as the server's user",
+                "cannot read the cache directory {}: {source}; run the command as root or as the server's user",
                 root.display()
             ),
             CommandError::Incomplete { failed, of } => {
-                write!(f, "{failed} of {of} images could not be had; repeat the command to go on")
+                write!(
+                    f,
+                    "{failed} of {} could not be loaded; repeat the command to continue",
+                    plural(*of, "image")
+                )
             }
             CommandError::Unsound { images, blobs, is_repaired } => {
                 write!(
                     f,
-                    "{images} images are not whole, {blobs} blobs were damaged or unreadable"
+                    "found {} and {}",
+                    plural(*images, "incomplete image"),
+                    plural(*blobs, "damaged or unreadable blob")
                 )?;
                 match is_repaired {
-                    true => write!(f, "; repeat it when their registries can be asked"),
-                    false => write!(f, "; --repair fetches again what it can"),
+                    true => write!(f, "; repeat the command when the registries are reachable"),
+                    false => write!(f, "; --repair fetches missing and damaged content again"),
                 }
             }
             CommandError::Store(error) => error.fmt(f),
             CommandError::Server(error @ ServerError::Listen { .. }) => {
-                write!(f, "{error}; stop what uses the port, or choose another with --port")
+                write!(
+                    f,
+                    "{error}; stop the program that uses the port, or choose another port with --port"
+                )
             }
             CommandError::Server(error) => error.fmt(f),
             CommandError::Management { keys, source: error @ ServerError::Listen { .. } } => {
-                write!(f, "{error}; stop what uses the port, or choose another with {keys}")
+                write!(
+                    f,
+                    "{error}; stop the program that uses the port, or choose another port with {keys}"
+                )
             }
             CommandError::Management { source, .. } => source.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
@@ -333,7 +346,7 @@ impl fmt::Display for CommandError {
             }
             CommandError::LogFile { path, source } => write!(
                 f,
-                "cannot open the log file {}: {source}; give another one with --log-file or logFile",
+                "cannot open the log file {}: {source}; set another path with --log-file or logFile",
                 path.display()
             ),
             CommandError::System { doing, source } => write!(f, "cannot {doing}: {source}"),
@@ -359,7 +372,7 @@ impl std::error::Error for CommandError {
             CommandError::Bundle(error) => Some(error),
             CommandError::Prune(error) => Some(error),
             CommandError::ClientFile { source, .. }
-            | CommandError::Closed { source, .. }
+            | CommandError::Forbidden { source, .. }
             | CommandError::LogFile { source, .. }
             | CommandError::System { source, .. } => Some(source),
         }

@@ -1,12 +1,12 @@
-//! `larder offline`: the switch that running servers heed.
+//! `larder offline`: turns offline mode on or off for all servers on the cache directory.
 
 use super::{CommandError, existing_store, say};
 use crate::store;
 
-/// Switches, if a word says which way, and says how it is.
+/// Turns offline mode on or off if `switch` is given, and prints its state.
 ///
 /// # Errors
-/// [`CommandError`] for another word, or a directory that cannot be written.
+/// [`CommandError`] if `switch` is neither `on` nor `off`, or the directory cannot be written.
 pub(super) fn offline(
     settings: &store::Settings,
     switch: Option<&str>,
@@ -16,7 +16,12 @@ pub(super) fn offline(
         Some("on") => Some(true),
         Some("off") => Some(false),
         Some(other) => {
-            return Err(CommandError::usage("offline", &format!("{other} is neither on nor off")));
+            return Err(CommandError::usage(
+                "offline",
+                &format!(
+                    "{other} is neither on nor off; say on, off, or nothing to show the state"
+                ),
+            ));
         }
     };
     let store = existing_store(settings)?;
@@ -24,8 +29,8 @@ pub(super) fn offline(
         store.set_offline(offline)?;
     }
     match store.is_offline() {
-        true => say("offline: no upstream is asked, what is cached is served"),
-        false => say("online: upstreams are asked"),
+        true => say("offline: only cached content is served, registries are not contacted"),
+        false => say("online: registries are contacted"),
     }
     Ok(())
 }

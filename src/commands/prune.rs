@@ -1,20 +1,21 @@
-//! `larder prune`: images that are not wanted any more, out of the cache, beside running servers.
+//! `larder prune`: removes images from the cache, also while servers run.
 
 use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::export::choices;
-use super::{CommandError, existing_store, list, logging, say, units};
+use super::units::{plural, size};
+use super::{CommandError, existing_store, list, logging, say};
 use crate::api::report_document;
 use crate::cli;
 use crate::config::Settings;
 use crate::oci::Choice;
 use crate::prune::{self, Criteria, Report, Request, parse_duration, parse_since};
 
-/// Removes what is asked for, and says what went.
+/// Removes the selected images, and prints which.
 ///
 /// # Errors
-/// [`CommandError`] for what was typed wrong, for pins that cannot be read, and if the disk refuses.
+/// [`CommandError`] for an invalid command line, for unreadable pins, and for I/O errors.
 pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), CommandError> {
     logging::start(settings.log_level.at_least_warn(), settings.log_file.as_deref())?;
     let now = SystemTime::now();
@@ -22,7 +23,8 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
     let store = existing_store(&settings.store)?;
     let is_dry_run = command.dry_run;
     let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run };
-    let report = prune::prune(&store, &settings.cache.upkeep.pins, request, now, &mut || true)?;
+    let report =
+        prune::prune(&store, &settings.cache.maintenance.pins, request, now, &mut || true)?;
     if !is_dry_run {
         store.settle_index()?;
     }
@@ -33,8 +35,8 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
     Ok(())
 }
 
-/// What has to hold of the images that go. Something has to be said: a bare `larder prune` is somebody
-/// who wants to see what it does.
+/// The conditions on the images to remove. There must be at least one: a bare `larder prune` is probably
+/// somebody trying the command, and must not empty the cache.
 fn wanted(
     settings: &Settings,
     command: &cli::Prune,
@@ -56,15 +58,15 @@ fn wanted(
             Some(parse_since(text, now).map_err(|error| CommandError::usage(flag, &error))?)
         }
         [(one, _), (other, _), ..] => {
-            let text = format!("{one} and {other} are the same; give one of them");
+            let text = format!("{one} and {other} have the same meaning; use one of them");
             return Err(CommandError::Usage(text));
         }
     };
     let unused_for = command.unused_for.as_deref().map(parse_duration).transpose();
     let unused_for = unused_for.map_err(|error| CommandError::usage("--unused-for", &error))?;
     if choices.is_empty() && fetched_before.is_none() && unused_for.is_none() {
-        let text = "prune: which images? Name some, or say --unused-for 30d or --created-before \
-                    2026-01-31; '*' is all of them, and --dry-run says what would go";
+        let text = "prune: select images by name, or with --unused-for 30d or --created-before \
+                    2026-01-31; '*' selects all, and --dry-run prints what would be removed";
         return Err(CommandError::Usage(text.into()));
     }
     let (count, include_pinned) = (command.count, command.include_pinned);
@@ -78,31 +80,33 @@ fn print_text(report: &Report, is_dry_run: bool) {
     }
     let would = if is_dry_run { "would be " } else { "" };
     say(&format!(
-        "{} images {would}removed, {} {would}freed; {} blobs {would}removed, {} are needed by other images",
-        report.removed,
-        units::size(report.freed_bytes),
-        report.blobs_removed,
+        "{} {would}removed, {} {would}freed; {} {would}removed, {} kept for other images",
+        plural(report.removed, "image"),
+        size(report.freed_bytes),
+        plural(report.blobs_removed, "blob"),
         report.blobs_shared
     ));
-    let rest = [
-        (report.kept_pinned, "images match and are pinned (--include-pinned)"),
-        (report.kept_in_use, "images were used meanwhile, and stay"),
+    let kept = [
+        (report.kept_pinned, "pinned; --include-pinned removes pinned images"),
+        (report.kept_in_use, "used in the meantime"),
     ];
-    for (count, what) in rest.iter().filter(|(count, _)| *count > 0) {
-        say(&format!("{count} {what}"));
+    for (count, reason) in kept.into_iter().filter(|(count, _)| *count > 0) {
+        say(&format!("{} kept: {reason}", plural(count, "image")));
     }
     if report.blobs_young > 0 {
         say(&format!(
-            "{} blobs that nothing needs are younger than ten minutes, and go the next time",
-            report.blobs_young
+            "{} kept: no image needs them, but they are younger than ten minutes; the next prune removes them",
+            plural(report.blobs_young, "blob")
         ));
     }
     if report.is_partial {
-        say("an import or export began meanwhile: blobs that nothing needs go the next time");
+        say(
+            "an import or export started in the meantime; the next prune removes the blobs that no image needs",
+        );
     }
 }
 
 fn print_json(report: &Report, is_dry_run: bool) {
-    // A closed pipe is the reader's choice and no failure.
+    // A closed pipe is not an error.
     let _ = writeln!(io::stdout(), "{:#}", report_document(report, is_dry_run));
 }

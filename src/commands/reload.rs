@@ -1,7 +1,7 @@
-//! The configuration while the server runs: read again on SIGHUP and when its file has changed, and put into
-//! force without dropping a connection or a download.
+//! Reloads the configuration of a running server on SIGHUP and when its file changes, without dropping
+//! connections or downloads.
 //!
-//! New settings come into force as a whole or not at all. What a running server cannot take is said.
+//! Either all new settings take effect or none. Settings that need a restart are logged.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use super::config_file::{ConfigFile, Look};
+use super::config_file::{Check, ConfigFile};
 use super::{CommandError, logging, serve, service};
 use crate::api::Api;
 use crate::cache::Cache;
@@ -21,17 +21,17 @@ use crate::prune;
 use crate::upstream::{Registries, RegistryChanges};
 use crate::users::{self, Users};
 
-/// How often it is looked whether the file has changed: it costs nothing, and what is written is not in
-/// force before the second look.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval between checks of the file. A check is cheap, and a change takes effect at the second check
+/// after it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What the service manager shows after a configuration was refused.
-const REFUSED: &str = "serving; the configuration file is wrong and not in force, see the log";
+/// The status in the service manager after a configuration was refused.
+const REFUSED: &str = "serving; the configuration file is invalid and not in effect, see the log";
 
-/// Looks whether a server could start with these settings, beyond what the file alone tells.
+/// Checks the files that the settings refer to, as a starting server would.
 ///
 /// # Errors
-/// [`CommandError`] for files that cannot be used.
+/// [`CommandError`] for unusable files.
 pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
     for entry in &settings.upstream.registries {
         for endpoint in &entry.endpoints {
@@ -54,14 +54,14 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Says what is no reason to refuse settings, and that the operator should know as they come into force.
+/// Logs the remarks on settings that take effect.
 pub(super) fn warn_of(settings: &Settings) {
     for remark in remarks(settings) {
         log::log!(remark.level, "{}", remark.text);
     }
 }
 
-/// What the operator should know of settings.
+/// A problem that the operator should know about, but that is not a reason to refuse the settings.
 pub(super) struct Remark {
     level: log::Level,
     text: String,
@@ -74,13 +74,13 @@ impl fmt::Display for Remark {
     }
 }
 
-/// What is no reason to refuse settings, and should be known.
+/// The problems that are not a reason to refuse the settings.
 pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
     let now = SystemTime::now();
     let warning = |text: &str| Remark { level: log::Level::Warn, text: text.to_owned() };
-    let expired = |place: &str, what: CertificateError| Remark {
+    let expired = |place: &str, error: CertificateError| Remark {
         level: log::Level::Error,
-        text: format!("{place}: {what}"),
+        text: format!("{place}: {error}"),
     };
     let mut remarks = Vec::new();
     for key in &settings.without_effect {
@@ -90,40 +90,41 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
     for entry in &settings.upstream.registries {
         let place = format!("registries: {}: tls", entry.upstream);
         let found = entry.endpoints.iter().flat_map(|endpoint| endpoint.tls.expired(now));
-        remarks.extend(found.map(|what| expired(&place, what)));
+        remarks.extend(found.map(|error| expired(&place, error)));
     }
     let found = settings.tls.iter().flat_map(|tls| tls.expired(now));
-    remarks.extend(found.map(|what| expired("serverTlsConfig", what)));
+    remarks.extend(found.map(|error| expired("serverTlsConfig", error)));
     if let Some(ServerTlsSettings { clients: ClientAuth::Verify { ca: None }, .. }) = &settings.tls
     {
         remarks.push(warning(
-            "serverTlsConfig: without ca, a client certificate of any authority that this machine \
-             trusts opens the cache",
+            "serverTlsConfig: ca is not set, so client certificates of every authority that this machine \
+             trusts are accepted",
         ));
     }
     remarks.extend(unreadable(settings));
     if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
         remarks.push(warning(
-            "serverAuthConfig without serverTlsConfig: passwords cross the network in the clear, \
-             unless something before Larder speaks TLS",
+            "serverAuthConfig without serverTlsConfig: passwords cross the network unencrypted, \
+             unless a proxy in front of Larder terminates TLS",
         ));
     }
     remarks
 }
 
-/// Files that are read when they are needed, and that cannot be read now: perhaps they come later.
+/// Remarks on files that are read when they are needed and are not readable yet: they may appear later.
 fn unreadable(settings: &Settings) -> Vec<Remark> {
     let error = |text: String| Remark { level: log::Level::Error, text };
-    let lists = settings.cache.upkeep.pins.lists.iter();
-    let wrong = lists.filter_map(|path| prune::read_pins(path).err());
-    let mut remarks: Vec<Remark> = wrong.map(|is| error(format!("pinLists: {is}"))).collect();
+    let lists = settings.cache.maintenance.pins.lists.iter();
+    let errors = lists.filter_map(|path| prune::read_pins(path).err());
+    let mut remarks: Vec<Remark> =
+        errors.map(|wrong| error(format!("pinLists: {wrong}"))).collect();
     for entry in &settings.upstream.registries {
         let files = entry.endpoints.iter().flat_map(|endpoint| endpoint.credentials.files());
         remarks.extend(files.filter_map(|(key, path)| {
             let wrong = fs::File::open(path).err()?;
             let (registry, path) = (&entry.upstream, path.display());
-            let what = "nobody is logged in there until it can be read";
-            Some(error(format!("registries: {registry}: {key}: {path}: {wrong}; {what}")))
+            let effect = "requests to this registry are anonymous until the file is readable";
+            Some(error(format!("registries: {registry}: {key}: {path}: {wrong}; {effect}")))
         }));
     }
     if let Some(path) = &settings.management.token_file {
@@ -133,7 +134,7 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
             Err(error) => error.to_string(),
         };
         let text = format!(
-            "management.tokenFile: {}: {wrong}; nothing can be changed over HTTP until it can be read",
+            "management.tokenFile: {}: {wrong}; the management API is read-only until the file is readable",
             path.display()
         );
         remarks.push(error(text));
@@ -141,26 +142,25 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
     remarks
 }
 
-/// The parts of a running server that take new settings.
+/// The parts of a running server that accept new settings.
 pub(super) struct Running {
     pub(super) cache: Cache,
     pub(super) registries: Arc<Registries>,
     pub(super) api: Arc<Api>,
-    /// `None` where clients are spoken to in the clear.
+    /// `None` if the server uses plain HTTP.
     pub(super) tls: Option<Arc<ServerTls>>,
 }
 
 impl Running {
-    /// Puts settings into force. The one place where a running server gets them, so what else is to follow
-    /// the configuration is told here. Must not fail and must not wait: what can be wrong with settings is
-    /// found by [`config::load`] and [`check`] before.
+    /// Applies new settings. This is the only place that does, so every part that follows the configuration is
+    /// updated here. Must not fail or block: [`config::load`] and [`check`] have validated the settings.
     fn apply(&self, settings: &Settings) -> RegistryChanges {
         logging::set_level(settings.log_level);
         let changes = self.registries.reconfigure(settings.upstream.clone());
         self.cache.reconfigure(settings.cache.clone());
         self.cache.metrics().label_registries(serve::labels(settings));
         self.cache.forget_troubles(&changes.all());
-        // Last, since an alias is of use when its registry is there.
+        // After the registries, since an alias is useless before its registry exists.
         self.api.set_naming(settings.naming.clone());
         self.api.set_allowed_hosts(&settings.allowed_hosts);
         if let (Some(tls), Some(settings)) = (&self.tls, &settings.tls) {
@@ -172,8 +172,8 @@ impl Running {
 }
 
 impl Running {
-    /// Serves the users of another file, or everybody. A file that [`check`] could read and that is broken
-    /// by now leaves those who were served: nobody is let in for that.
+    /// Switches to the users of another file, or to access without users. If the file has become invalid since
+    /// [`check`], the previous users stay in effect, so that the error does not admit anybody.
     fn set_users(&self, wanted: Option<&users::Settings>) {
         let Some(wanted) = wanted else { return self.api.set_users(None) };
         if self.api.users().is_some_and(|users| users.settings() == *wanted) {
@@ -182,66 +182,66 @@ impl Running {
         match Users::load(wanted) {
             Ok(users) => self.api.set_users(Some(Arc::new(users))),
             Err(error) => {
-                log::error!("serverAuthConfig: {error}; what was in force stays in force")
+                log::error!("serverAuthConfig: {error}; the previous users stay in effect")
             }
         }
     }
 
-    /// Looks whether files that clients meet have changed.
-    fn look_at_files(&self) {
+    /// Checks whether the files of certificates and users have changed.
+    fn check_files(&self) {
         self.tls.iter().for_each(|tls| tls.look());
         self.api.users().iter().for_each(|users| users.look());
     }
 }
 
-/// Reads the configuration again when there is reason to.
+/// Reloads the configuration when there is a reason.
 pub(super) struct Reloader {
     overrides: Overrides,
-    /// `None` if there is none that could be read again.
+    /// `None` if there is no file that can be read again.
     file: Option<ConfigFile>,
     running: Running,
-    /// Those of the start, of which some are in force until the end.
+    /// The settings at the start; some of them are in effect until the process exits.
     started: Settings,
-    /// Those that were put into force last.
-    in_force: Settings,
-    /// Why the file as it is now is not in force.
+    /// The settings that were applied last.
+    in_effect: Settings,
+    /// Why the current file was refused.
     refused: Option<String>,
-    /// Why the file is to be read once it is still: it was changed while it was read.
+    /// The reason for a reload that waits until the file is stable: it was changed while it was read.
     postponed: Option<Why>,
 }
 
-/// Why the configuration is read again.
+/// The reason for a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Hangup,
     Change,
-    /// It was refused, perhaps for files that it names, and those may have changed.
+    /// The configuration was refused. The cause may be files it refers to, which may have changed since.
     Refused,
 }
 
 impl Reloader {
-    /// One for a server that runs with `settings`, which `file` and `overrides` gave.
+    /// A reloader for a server that runs with `settings`, which were loaded from `file` and `overrides`.
     pub(super) fn new(
         overrides: Overrides,
         file: Option<ConfigFile>,
         settings: Settings,
         running: Running,
     ) -> Reloader {
-        let in_force = settings.clone();
+        let in_effect = settings.clone();
         let (started, refused, postponed) = (settings, None, None);
-        Reloader { overrides, file, running, started, in_force, refused, postponed }
+        Reloader { overrides, file, running, started, in_effect, refused, postponed }
     }
 
-    /// Starts to look, and to reload for each of `hangups`, until nobody can send any more.
+    /// Starts the thread that checks the file, and reloads for each of `hangups`, until all senders are dropped.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If the thread cannot be started.
     pub(super) fn start(mut self, hangups: Receiver<()>) -> Result<(), CommandError> {
         let work = move || {
             loop {
-                match hangups.recv_timeout(LOOK_INTERVAL) {
+                match hangups.recv_timeout(CHECK_INTERVAL) {
                     Ok(()) => self.hang_up(),
-                    Err(RecvTimeoutError::Timeout) => self.look(),
+                    Err(RecvTimeoutError::Timeout) => self.check_for_changes(),
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
@@ -254,10 +254,10 @@ impl Reloader {
     }
 
     fn hang_up(&mut self) {
-        self.running.look_at_files();
+        self.running.check_files();
         match &mut self.file {
             None => log::info!(
-                "SIGHUP: there is no configuration file that could be read again (--config-file)"
+                "SIGHUP: nothing to reload, because no configuration file is set (--config-file)"
             ),
             Some(file) => {
                 file.is_about_to_be_read();
@@ -268,17 +268,17 @@ impl Reloader {
         }
     }
 
-    fn look(&mut self) {
-        self.running.look_at_files();
+    fn check_for_changes(&mut self) {
+        self.running.check_files();
         let Some(file) = &mut self.file else { return };
-        let look = file.look();
-        if look == Look::Changing {
+        let check = file.check();
+        if check == Check::Changing {
             return;
         }
         if let Some(why) = self.postponed.take() {
             file.is_about_to_be_read();
             self.reload(why);
-        } else if look == Look::Changed && file.has_other_content() {
+        } else if check == Check::Changed && file.has_other_content() {
             self.reload(Why::Change);
         } else if self.refused.is_some() {
             self.reload(Why::Refused);
@@ -287,36 +287,36 @@ impl Reloader {
 
     fn reload(&mut self, why: Why) {
         let loaded = self.load();
-        // Half of a file may well be a valid one, and is not what anybody wants.
+        // A partially written file may well be valid, but is not what its author wants.
         if self.file.as_ref().is_some_and(ConfigFile::has_changed_since) {
-            log::info!("the configuration file is being changed, and is read when that is done");
+            log::info!("the configuration file is being changed; it is reloaded when it is stable");
             self.postponed = Some(why);
             return;
         }
         self.postponed = None;
         match loaded {
-            Ok(settings) => self.take(settings, why),
+            Ok(settings) => self.apply(settings, why),
             Err(error) => {
                 if self.is_news(&error, why) {
-                    log::error!("{error}; the configuration that was in force stays in force");
+                    log::error!("{error}; the previous configuration stays in effect");
                 }
                 self.refused = Some(error);
             }
         }
     }
 
-    /// The settings as they are written now, or what is wrong with them. An empty file is a configuration
-    /// to start with, but none to change to: it is what a full disk or a broken copy leaves.
+    /// The settings in the current file, or an error. An empty file is valid at the start, but refused by a
+    /// reload: it is what a full disk or an interrupted copy leaves.
     fn load(&self) -> Result<Settings, String> {
         if let Some(file) = self.file.as_ref().filter(|file| file.is_blank()) {
-            return Err(format!("{}: it is empty", file.path().display()));
+            return Err(format!("{}: the file is empty", file.path().display()));
         }
         let settings = config::load(self.overrides.clone()).map_err(|error| error.to_string())?;
         check(&settings).map_err(|error| error.to_string())?;
         Ok(settings)
     }
 
-    fn take(&mut self, mut settings: Settings, why: Why) {
+    fn apply(&mut self, mut settings: Settings, why: Why) {
         let after_restart = self.started.differences(&settings).after_restart;
         settings.keep_hello_world_of(&self.started);
         let changes = self.running.apply(&settings);
@@ -324,27 +324,27 @@ impl Reloader {
             self.running.registries.refresh();
         }
         let because = if why == Why::Hangup { "SIGHUP" } else { "the file has changed" };
-        let at_once = self.in_force.differences(&settings).at_once;
+        let at_once = self.in_effect.differences(&settings).at_once;
         log::info!("configuration reloaded ({because}): {}", summary(&at_once, &changes));
         if !after_restart.is_empty() {
             let keys = after_restart.join(", ");
             log::warn!("configuration: {keys} changed; they take effect after a restart");
         }
         warn_of(&settings);
-        (self.in_force, self.refused) = (settings, None);
+        (self.in_effect, self.refused) = (settings, None);
     }
 
-    /// Whether this refusal was not said yet.
+    /// Whether this refusal has not been logged yet.
     fn is_news(&self, error: &str, why: Why) -> bool {
         why != Why::Refused || self.refused.as_deref() != Some(error)
     }
 }
 
-/// What came into force, for the log.
+/// The changes that took effect, for the log.
 fn summary(keys: &[&str], changes: &RegistryChanges) -> String {
     let changes = changes.to_string();
     match (keys.is_empty(), changes.is_empty()) {
-        (true, true) => "nothing differs".into(),
+        (true, true) => "no changes".into(),
         (false, true) => format!("{} changed", keys.join(", ")),
         (_, false) => format!("{} changed (registries: {changes})", keys.join(", ")),
     }
@@ -359,7 +359,7 @@ mod tests {
     use crate::store::Store;
     use crate::upstream::Sources;
 
-    /// A server that nobody is served by, and its configuration file.
+    /// A server without clients, and its configuration file.
     struct Site {
         path: PathBuf,
         reloader: Reloader,
@@ -389,19 +389,19 @@ mod tests {
             Site { path, reloader, _directory: directory }
         }
 
-        fn look_twice(&mut self) {
-            self.reloader.look();
-            self.reloader.look();
+        fn check_twice(&mut self) {
+            self.reloader.check_for_changes();
+            self.reloader.check_for_changes();
         }
 
-        /// Whether the registry may be asked, which stands for the whole configuration.
+        /// Whether the registry is configured, as a sign of which configuration is in effect.
         fn knows(&self, name: &str) -> bool {
             let upstream: Upstream = name.parse().unwrap();
             self.reloader.running.registries.source(&upstream).is_ok()
         }
     }
 
-    /// Another file of that name, so that it differs whatever the clock of the file system.
+    /// Replaces the file: a new inode is detected whatever the resolution of time stamps.
     fn put(path: &Path, text: &str) {
         let new = path.with_extension("new");
         fs::write(&new, text).unwrap();
@@ -412,21 +412,21 @@ mod tests {
     const TWO: &str = "registries: [{name: 'two:5000'}]";
 
     #[test]
-    fn changed_file_is_in_force_at_the_second_look() {
+    fn a_changed_file_takes_effect_at_the_second_check() {
         let mut site = Site::new(ONE);
         put(&site.path, TWO);
-        site.reloader.look();
+        site.reloader.check_for_changes();
         assert!(site.knows("one:5000") && !site.knows("two:5000"));
-        site.reloader.look();
+        site.reloader.check_for_changes();
         assert!(!site.knows("one:5000") && site.knows("two:5000"));
     }
 
     #[test]
-    fn refusal_is_news_once_a_change_and_once_a_hangup() {
+    fn a_refusal_is_logged_once_for_each_change_and_each_hangup() {
         let mut site = Site::new(ONE);
         for text in ["prt: 1", "", "registries: [{name: x.io, tls: {ca: /nonexistent}}]"] {
             put(&site.path, text);
-            site.look_twice();
+            site.check_twice();
             assert!(site.knows("one:5000"), "{text}");
             let error = site.reloader.refused.clone().unwrap();
             assert!(!site.reloader.is_news(&error, Why::Refused), "{error}");
@@ -436,33 +436,33 @@ mod tests {
             }
         }
         put(&site.path, TWO);
-        site.look_twice();
+        site.check_twice();
         assert!(site.knows("two:5000") && site.reloader.refused.is_none());
     }
 
     #[test]
-    fn file_that_changes_while_it_is_read_is_read_when_it_is_still() {
+    fn a_file_that_changes_while_it_is_read_is_reloaded_when_it_is_stable() {
         for why in [Why::Hangup, Why::Change] {
             let mut site = Site::new(ONE);
             site.reloader.file.as_mut().unwrap().is_about_to_be_read();
             put(&site.path, TWO);
             site.reloader.reload(why);
-            assert!(site.knows("one:5000"), "{why:?}: half of a file may be a valid one");
+            assert!(site.knows("one:5000"), "{why:?}: a partially written file may be valid");
             for _ in 0..2 {
                 assert!(site.knows("one:5000"));
-                site.reloader.look();
+                site.reloader.check_for_changes();
             }
             assert!(site.knows("two:5000") && site.reloader.postponed.is_none(), "{why:?}");
         }
     }
 
     #[test]
-    fn hangup_reads_at_once() {
+    fn a_hangup_reloads_at_once() {
         let mut site = Site::new(ONE);
         put(&site.path, TWO);
         site.reloader.hang_up();
         assert!(site.knows("two:5000"));
-        site.look_twice();
+        site.check_twice();
         assert!(site.knows("two:5000"));
     }
 }

@@ -1,4 +1,4 @@
-//! `larder serve`: the rooms put together.
+//! `larder serve`: assembles the server from its modules.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,10 +14,11 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
+use super::units::plural;
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, Keeper, Scrubber, Upkeeper};
+use crate::cache::{Cache, IndexWriter, MaintenanceThread, Scrubber};
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
@@ -25,29 +26,29 @@ use crate::store::Store;
 use crate::upstream::{ProxySettings, Registries};
 use crate::users::Users;
 
-/// Images preloaded at a time: clients want their share of the link.
+/// The number of images that are preloaded at the same time: clients need a share of the link.
 const PRELOAD_PARALLEL: usize = 2;
-/// How often an image of the list is tried, and the wait before the second time: some minutes, in which a
-/// network that comes up with the machine is there.
+/// The number of attempts for each image, and the wait before the second one: together some minutes, in which
+/// the network of a booting machine comes up.
 const PRELOAD_ATTEMPTS: u32 = 8;
 const PRELOAD_FIRST_WAIT: Duration = Duration::from_secs(2);
-/// Descriptors kept for everything that is not a client: upstream connections, partials, the log.
+/// File descriptors reserved for everything but clients: upstream connections, partial downloads, the log.
 const DESCRIPTORS_RESERVED: u64 = 256;
-/// How long a blob that is being forced to the disk may take to get its name after the drain.
+/// How long to wait after the drain for commits of blobs that are being written to disk.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
-/// Workers of a management port: some may be looking at all images, and probes must find one.
+/// Workers of a management port: some may be busy with lists of all images, and probes need a free one.
 const MANAGEMENT_WORKERS: usize = 4;
-/// And its connections: probes, a few people, and programs that poll.
+/// Connections of a management port: probes, a few people, and programs that poll.
 const MANAGEMENT_CONNECTIONS: usize = 256;
-/// And its memory for answers: large ones are sent from a file.
+/// Response memory of a management port, in bytes: large responses are sent from a file.
 const MANAGEMENT_MEMORY: u64 = 8 * 1024 * 1024;
 
-/// Serves until SIGTERM or SIGINT, then drains. Reads its configuration again on SIGHUP.
+/// Serves until SIGTERM or SIGINT, then drains. Reloads the configuration on SIGHUP.
 ///
 /// # Errors
-/// [`CommandError`] for whatever keeps it from starting.
+/// [`CommandError`] for whatever prevents the start.
 pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
-    // First of all: who hangs up on a server that starts gets a reload once it runs, and not its end.
+    // First of all, so that SIGHUP during the start does not end the process, but reloads once it runs.
     let signals = Signals::new([SIGHUP]).map_err(unwatched)?;
     let file = overrides.config_file.clone().and_then(ConfigFile::about_to_be_read);
     let settings = config::load(overrides.clone())?;
@@ -59,21 +60,21 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let started = SystemTime::now();
     let store = Store::open(&settings.store)?;
     if settings.cache.freshness.own.is_some() {
-        take_in_hello_world(&store, started);
+        import_hello_world(&store, started);
     }
     let registries = Arc::new(Registries::new(settings.upstream.clone()));
     let clock = Arc::new(SystemTime::now);
     let cache =
         Cache::new(store.clone(), Arc::clone(&registries) as _, settings.cache.clone(), clock);
-    let keeper = Keeper::start(cache.clone())
-        .map_err(|source| CommandError::System { doing: "start housekeeping", source })?;
+    let index_writer = IndexWriter::start(cache.clone())
+        .map_err(|source| CommandError::System { doing: "start the index writer", source })?;
 
     let scrubber = settings.scrub.clone().map(|policy| Scrubber::start(cache.clone(), policy));
     let scrubber = scrubber
         .transpose()
         .map_err(|source| CommandError::System { doing: "start scrubbing", source })?;
-    let upkeeper = Upkeeper::start(cache.clone())
-        .map_err(|source| CommandError::System { doing: "start upkeep", source })?;
+    let maintenance = MaintenanceThread::start(cache.clone())
+        .map_err(|source| CommandError::System { doing: "start maintenance", source })?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -90,47 +91,47 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     cache.metrics().label_registries(labels(&settings));
     let management = serve_management(&settings, &cache, api.naming(), &server, started)?;
     let running = Running { cache: cache.clone(), registries, api, tls };
-    // One that waits stands for all that come before it is heeded.
-    let (hangups, hung_up) = sync_channel(1);
-    Reloader::new(overrides, file, settings.clone(), running).start(hung_up)?;
-    heed_signals(signals, server.controller(), hangups)?;
+    // Capacity 1: a reload serves all signals that arrive before it starts.
+    let (hangups, received_hangups) = sync_channel(1);
+    Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
+    handle_signals(signals, server.controller(), hangups)?;
     banner(&settings, server.address());
     if settings.resume_on_start {
         cache.resume_downloads();
     }
     if let Some(wanted) = preload {
-        preload_beside(&cache, wanted, &settings)?;
+        preload_in_background(&cache, wanted, &settings)?;
     }
 
     service::ready(&format!("serving on {}", server.address()));
     let report = server.run();
-    log::info!("drained: {} connections ended in order, {} were cut", report.finished, report.cut);
+    log::info!("drained: {} connections finished, {} closed by force", report.finished, report.cut);
     management.iter().for_each(Controller::drain);
-    // First, so that an eviction ends that a fetch was waiting for.
+    // First, because this ends evictions for which fetches wait.
     cache.close();
-    drop((scrubber, upkeeper));
+    drop((scrubber, maintenance));
     cache.wait_for_fetches(LAST_COMMITS);
-    drop(keeper);
+    drop(index_writer);
     log::info!("stopped");
     Ok(())
 }
 
-/// Puts Larder's own image into the cache, from where it is served as any other. A disk that does not take it
-/// is no reason not to serve the others.
-fn take_in_hello_world(store: &Store, now: SystemTime) {
+/// Imports the built-in image into the cache, which serves it like any other. A failure is logged and does not
+/// prevent the start.
+fn import_hello_world(store: &Store, now: SystemTime) {
     let source = BundleSource::Memory { name: "helloWorld", tar: hello::bundle().into() };
     let import_settings = ImportSettings { name: None, now };
-    let taken = bundle::import(store, &source, &import_settings, &mut |told| {
-        log::info!("helloWorld: {told}");
+    let result = bundle::import(store, &source, &import_settings, &mut |event| {
+        log::info!("helloWorld: {event}");
     });
-    if let Err(error) = taken {
-        log::error!("helloWorld: the image cannot be put into the cache: {error}");
+    if let Err(error) = result {
+        log::error!("helloWorld: cannot import the image: {error}");
     }
 }
 
-/// Loads a list while clients are served: a cache that is half full is better than none, and a network that
-/// is down must not keep it from starting.
-fn preload_beside(
+/// Preloads images while the server already serves clients: an incomplete cache is better than none, and a
+/// network failure must not prevent the start.
+fn preload_in_background(
     cache: &Cache,
     wanted: Vec<Wanted>,
     settings: &Settings,
@@ -146,14 +147,18 @@ fn preload_beside(
     let work = move || {
         let summary = bundle::load(&cache, &wanted, &load_settings, &|event| {
             if let LoadEvent::Retry { image, reason, wait } = event {
-                log::info!("preload: {image}: {reason}; once more in {} s", wait.as_secs());
+                log::info!("preload: {image}: {reason}; retrying in {} s", wait.as_secs());
             }
         });
         for (image, reason) in summary.failed() {
             log::warn!("preload: {image}: {reason}");
         }
         let failed = summary.failed().count();
-        log::info!("preload: {} of {} images are here", wanted.len() - failed, wanted.len());
+        log::info!(
+            "preload: {} of {} in the cache",
+            wanted.len() - failed,
+            plural(wanted.len(), "image")
+        );
     };
     thread::Builder::new()
         .name("preload".into())
@@ -162,12 +167,12 @@ fn preload_beside(
         .map_err(|source| CommandError::System { doing: "preload images", source })
 }
 
-/// The registries that metrics tell apart.
+/// The registries with a label value of their own in metrics.
 pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
     settings.upstream.registries.iter().map(|entry| entry.upstream.as_str())
 }
 
-/// The management port, and those of `health` and `metrics`, served beside.
+/// Starts the management port and the ports of `health` and `metrics`.
 fn serve_management(
     settings: &Settings,
     cache: &Cache,
@@ -225,20 +230,20 @@ fn listen(
     Ok(controller)
 }
 
-/// Reads the token of the management port, without the line break at its end.
+/// Reads the token of the management port, without surrounding white space.
 fn token(path: PathBuf) -> ReadToken {
     Box::new(move || {
         let text =
             fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         match text.trim() {
-            "" => Err(format!("{} is empty", path.display())),
+            "" => Err(format!("{}: the file is empty", path.display())),
             token => Ok(token.to_owned()),
         }
     })
 }
 
-/// SIGTERM and SIGINT drain, and a second one does not wait for that. SIGHUP reloads, also in a drain.
-fn heed_signals(
+/// SIGTERM and SIGINT drain; a second one ends the drain. SIGHUP reloads, also during a drain.
+fn handle_signals(
     mut signals: Signals,
     controller: Controller,
     hangups: SyncSender<()>,
@@ -253,11 +258,13 @@ fn heed_signals(
             if signal == SIGHUP {
                 hang_up(&hangups);
             } else if !std::mem::replace(&mut is_draining, true) {
-                log::info!("{name}: draining; what is being sent is finished, once more to cut it");
+                log::info!(
+                    "{name}: draining; responses in progress are finished, a second signal ends them"
+                );
                 service::stopping();
                 controller.drain();
             } else {
-                log::warn!("{name} again: cutting what is left");
+                log::warn!("{name} again: closing the remaining connections");
                 controller.stop_now();
             }
         }
@@ -269,7 +276,9 @@ fn hang_up(hangups: &SyncSender<()>) {
     match hangups.try_send(()) {
         Ok(()) | Err(TrySendError::Full(())) => {}
         Err(TrySendError::Disconnected(())) => {
-            log::error!("SIGHUP: nobody reloads the configuration any more; restart Larder");
+            log::error!(
+                "SIGHUP: the reloader has stopped, the configuration is not reloaded; restart Larder"
+            );
         }
     }
 }
@@ -278,8 +287,8 @@ fn unwatched(source: std::io::Error) -> CommandError {
     CommandError::System { doing: "watch for signals", source }
 }
 
-/// As many connections as wanted, or as the limit on open files allows: each may hold a file beside its
-/// socket. The soft limit is raised to the hard one first.
+/// The wanted number of connections, or less if the limit on open files requires it: a connection may need a
+/// file in addition to its socket. Raises the soft limit to the hard limit first.
 fn affordable(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -299,7 +308,7 @@ fn affordable(wanted: usize) -> usize {
     granted
 }
 
-/// What an operator wants to see first.
+/// Logs the version and the most important settings.
 fn banner(settings: &Settings, address: SocketAddr) {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
     log::info!(
@@ -315,17 +324,19 @@ fn banner(settings: &Settings, address: SocketAddr) {
     log::info!("command line: {}", line.join(" "));
     log::info!("cache directory: {}", settings.store.root.display());
     match &settings.naming.default_upstream {
-        Some(upstream) => log::info!("requests that name no registry go to {upstream}"),
-        None => log::info!("requests must name their registry (?ns=, path, or set defaultNs)"),
+        Some(upstream) => log::info!("default registry: {upstream}"),
+        None => log::info!(
+            "no default registry (defaultNs): requests must name the registry with ?ns= or in the path"
+        ),
     }
     match settings.cache.air_gapped {
-        true => log::info!("air-gapped: no upstream is asked"),
+        true => log::info!("air-gapped: registries are never contacted"),
         false => proxies(&settings.upstream.proxies),
     }
     log::info!("listening on {address}");
 }
 
-/// What clients speak and show.
+/// The TLS mode of the server.
 fn tls(settings: &Settings) -> &'static str {
     match settings.tls.as_ref().map(|tls| &tls.clients) {
         None => "none",
@@ -334,16 +345,16 @@ fn tls(settings: &Settings) -> &'static str {
     }
 }
 
-/// By way of what upstreams are reached, if the environment says so.
+/// Logs the proxies from the environment.
 fn proxies(settings: &ProxySettings) {
     for (scheme, proxy) in [("http", &settings.http), ("https", &settings.https)] {
         if let Some(proxy) = proxy {
-            log::info!("{scheme} registries are reached by way of the proxy {proxy}");
+            log::info!("proxy for {scheme} registries: {proxy}");
         }
     }
     if settings.http.is_some() || settings.https.is_some() {
         for entry in settings.no_proxy.misunderstood() {
-            log::warn!("NO_PROXY: {entry} is no name, address or network, and has no effect");
+            log::warn!("NO_PROXY: {entry} is not a name, address or network and is ignored");
         }
     }
 }

@@ -1,28 +1,28 @@
-//! What a service manager is told: systemd's notification protocol, sd_notify(3). Without a manager, nothing.
+//! Notifies the service manager with systemd's protocol, sd_notify(3). Without a service manager, does nothing.
 
 use sd_notify::NotifyState;
 
-/// Clients are served.
+/// The server is ready for clients.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The configuration is being read again, until [`ready`] is said.
+/// The server reloads its configuration. [`ready`] ends that.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => log::debug!("the service manager cannot be told of a reload: {error}"),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => log::debug!("cannot notify the service manager of a reload: {error}"),
     }
 }
 
-/// Nobody new is served.
+/// The server drains.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
-/// A manager that cannot be told is no reason not to serve.
-fn tell(states: &[NotifyState<'_>]) {
+/// Failing to notify is not a reason to stop serving.
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::warn!("the service manager (NOTIFY_SOCKET) cannot be told how it stands: {error}");
+        log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
     }
 }

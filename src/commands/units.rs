@@ -1,24 +1,22 @@
-//! Sizes and times as people read them.
+//! Formats sizes, counts and times for people.
 
+use std::fmt::Display;
 use std::time::SystemTime;
 
-/// Bytes with a decimal unit, as disks and registries count: `12.3 MB`.
+use crate::bundle::Bytes;
+
+/// Bytes with a decimal unit: `12.3 MB`.
 pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    // Nobody reads the digits that a float cannot hold.
-    let mut value = bytes as f64 / 1000.0;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
+    Bytes(bytes).to_string()
 }
 
-/// How long ago, coarsely: `5m`, `3h`, `12d`.
+/// A count and its noun, which forms its plural with an `s`: `1 image`, `2 images`.
+pub(super) fn plural<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let s = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {noun}{s}")
+}
+
+/// The time since `time`, rounded down to one unit: `5m`, `3h`, `12d`.
 pub(super) fn ago(time: SystemTime, now: SystemTime) -> String {
     let seconds = now.duration_since(time).map_or(0, |age| age.as_secs());
     match seconds {
@@ -36,17 +34,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (999_949, "999.9 kB"),
-            (999_951, "1.0 MB"),
-            (12_345_678, "12.3 MB"),
-            (u64::MAX, "18446.7 PB"),
-        ] {
-            assert_eq!(size(bytes), text);
+    fn nouns_are_plural_except_after_one() {
+        for (count, text) in [(0_u64, "0 images"), (1, "1 image"), (2, "2 images")] {
+            assert_eq!(plural(count, "image"), text);
         }
     }
 

@@ -1,4 +1,4 @@
-//! `larder verify`: is everything still what its name says, and is every image whole?
+//! `larder verify`: checks that every blob matches its digest and that every image is complete.
 
 use std::collections::HashSet;
 use std::io::{self, IsTerminal};
@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::export::choices;
 use super::list::images;
-use super::{CommandError, existing_store, load, say, units};
+use super::units::{plural, size};
+use super::{CommandError, existing_store, load, say};
 use crate::bundle;
 use crate::cache::Pace;
 use crate::cli;
@@ -18,49 +19,49 @@ use crate::config::{Settings, parse_rate};
 use crate::oci::Digest;
 use crate::store::{Checked, Store, StoreError, StoredImage};
 
-/// How much is read at a time, in bytes.
+/// The size of the read buffer, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// What the bar shows.
+/// The template of the progress bar.
 const TEMPLATE: &str =
     "{bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left";
 
-/// Hashes every blob, keeps damaged ones aside, looks whether images are whole, and mends them if that is
-/// wished.
+/// Hashes every blob, moves damaged ones to quarantine, checks that the images are complete, and repairs
+/// them if requested.
 ///
 /// # Errors
-/// [`CommandError::Unsound`] if something is wrong in the end.
+/// [`CommandError::Unsound`] if problems remain.
 pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), CommandError> {
-    let meant = choices(settings, &command.patterns, &[])?;
+    let selected = choices(settings, &command.patterns, &[])?;
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
-    let Found { damaged, unreadable } = check_blobs(&store, rate)?;
-    let images = images(&store, &meant)?;
+    let BlobFindings { damaged, unreadable } = check_blobs(&store, rate)?;
+    let images = images(&store, &selected)?;
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
     for image in &images {
-        let Some(what) = lacks(&store, image) else { continue };
+        let Some(problem) = problem(&store, image) else { continue };
         let name = image.full_reference();
-        let mended = cache.as_ref().map(|cache| bundle::repair(cache, image, &damaged));
-        match mended {
-            Some(Ok(())) => say(&format!("{name}: {what}; mended")),
+        let repaired = cache.as_ref().map(|cache| bundle::repair(cache, image, &damaged));
+        match repaired {
+            Some(Ok(())) => say(&format!("{name}: {problem}; repaired")),
             Some(Err(reason)) => {
-                say(&format!("{name}: {what}; not mended: {reason}"));
+                say(&format!("{name}: {problem}; not repaired: {reason}"));
                 broken.push(name);
             }
             None => {
-                say(&format!("{name}: {what}"));
+                say(&format!("{name}: {problem}"));
                 broken.push(name);
             }
         }
     }
     say(&format!(
-        "{} images, {} of them not whole; {} damaged blobs",
-        images.len(),
+        "{}, {} incomplete; {}",
+        plural(images.len(), "image"),
         broken.len(),
-        damaged.len()
+        plural(damaged.len(), "damaged blob")
     ));
-    // A damaged blob that no image needs was taken out of the way, and harms nobody.
+    // A damaged blob that no image needs is in quarantine now and does no harm.
     match (broken.is_empty() && unreadable == 0, damaged.is_empty() || command.repair) {
         (true, true) => Ok(()),
         _ => Err(CommandError::Unsound {
@@ -71,16 +72,16 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     }
 }
 
-/// What hashing brought to light.
+/// The results of hashing the blobs.
 #[derive(Default)]
-struct Found {
+struct BlobFindings {
     damaged: HashSet<Digest>,
-    /// Blobs of which nothing can be said.
+    /// The number of blobs that could not be read.
     unreadable: usize,
 }
 
-/// Hashes every blob and says which are damaged; they are out of the way then.
-fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<Found, StoreError> {
+/// Hashes every blob and moves damaged ones to quarantine.
+fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<BlobFindings, StoreError> {
     let blobs = store.blobs()?;
     let bar = match io::stderr().is_terminal() {
         true => ProgressBar::new(blobs.iter().map(|(_, size)| size).sum()),
@@ -97,7 +98,7 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<Found, StoreEr
         }
         true
     };
-    let (mut found, mut buffer) = (Found::default(), vec![0; CHUNK_BYTES]);
+    let (mut found, mut buffer) = (BlobFindings::default(), vec![0; CHUNK_BYTES]);
     for (digest, _) in &blobs {
         let damage = match store.check_blob(digest, &mut buffer, &mut keep_pace) {
             Checked::Damaged(damage) => damage,
@@ -111,7 +112,7 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<Found, StoreEr
         let moved = match store.quarantine(&damage) {
             Ok(Some(path)) => format!("moved to {}", path.display()),
             Ok(None) => continue,
-            Err(error) => format!("it stays: {error}"),
+            Err(error) => format!("cannot move it to quarantine: {error}"),
         };
         bar.suspend(|| say(&format!("{digest}: damaged: {}; {moved}", damage.reason)));
         found.damaged.insert(*digest);
@@ -120,21 +121,21 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<Found, StoreEr
     Ok(found)
 }
 
-/// What an image lacks, if anything.
-fn lacks(store: &Store, image: &StoredImage) -> Option<String> {
+/// Why an image is incomplete, if it is.
+fn problem(store: &Store, image: &StoredImage) -> Option<String> {
     let graph = store.graph_of(image);
     let missing: Vec<_> = graph.missing_blobs().collect();
     if graph.manifests.first().is_none_or(|root| root.manifest.is_none()) {
-        return Some(format!("its manifest {} is missing", image.digest));
+        return Some(format!("manifest {} is missing", image.digest));
     }
     match (&missing[..], graph.is_complete()) {
         ([], true) => None,
-        ([], false) => Some("none of its platforms is here".into()),
+        ([], false) => Some("no platform is cached".into()),
         ([first, ..], _) => Some(format!(
-            "{} of {} in {} blobs are missing, {} among them",
-            units::size(graph.missing_bytes()),
-            units::size(graph.missing_bytes() + graph.present_bytes()),
-            missing.len(),
+            "{} of {} missing in {}, first {}",
+            size(graph.missing_bytes()),
+            size(graph.missing_bytes() + graph.present_bytes()),
+            plural(missing.len(), "blob"),
             first.digest
         )),
     }

@@ -1,5 +1,6 @@
-//! `registries[].auth` as settings: who Larder is to a registry, and to parts of it.
+//! `registries[].auth` as settings: the credentials for a registry, and for parts of it.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,29 +9,17 @@ use super::file::{AuthEntry, RepositoriesEntry, TokenEntry};
 use super::value::{ParseValueError, Span, Text};
 use crate::oci::Upstream;
 use crate::upstream::{
-    Credentials, EcrRegistry, EcrSettings, HelperProgram, HelperSettings, RepositoryPrefix, Secret,
+    Credentials, EcrRegistry, EcrSettings, HelperSettings, RepositoryPrefix, Secret,
 };
 
-/// How long a login of ECR is kept if nobody says otherwise, as in the reference server; it is good for
-/// twelve hours.
+/// How long an ECR login is used by default, as in the reference server; Amazon's logins are valid for twelve
+/// hours.
 const ECR_EXPIRY: Duration = Duration::from_secs(6 * 3600);
-/// The least that `expiry` may be: below it, logins would be got faster than some services allow.
+/// The minimum of `expiry`: more frequent logins would exceed the rate limits of some services.
 const EXPIRY_MIN: Duration = Duration::from_secs(60);
 
-/// `auth.credentialHelper`.
-#[derive(Debug)]
-pub(super) struct Helper(HelperProgram);
-
-impl FromStr for Helper {
-    type Err = ParseValueError;
-
-    fn from_str(text: &str) -> Result<Helper, ParseValueError> {
-        text.parse().map(Helper).map_err(ParseValueError::new)
-    }
-}
-
 /// `repositories[].prefix`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Prefix(RepositoryPrefix);
 
 impl FromStr for Prefix {
@@ -40,15 +29,21 @@ impl FromStr for Prefix {
         let prefix = text.parse().map(Prefix);
         prefix.map_err(|_| {
             ParseValueError::new(
-                "a prefix is the beginning of repositories' names in whole components, such as \
-                 team-a or team-a/base, without a / at its ends",
+                "a prefix is one or more whole components at the start of a repository's name, such as \
+                 team-a or team-a/base, without a / at either end",
             )
         })
     }
 }
 
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// `auth.token.provider`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum TokenProvider {
     Ecr,
 }
@@ -60,15 +55,21 @@ impl FromStr for TokenProvider {
         match text {
             "ecr" => Ok(TokenProvider::Ecr),
             _ => Err(ParseValueError::new(
-                "the only token provider is ecr; others have a credential helper \
+                "the only token provider is ecr; for others, use a credential helper \
                  (auth.credentialHelper)",
             )),
         }
     }
 }
 
+impl fmt::Display for TokenProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ecr")
+    }
+}
+
 /// `auth.token.providerOpts`: `profile=…,region=…`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct ProviderOptions {
     profile: Option<String>,
     region: Option<String>,
@@ -88,7 +89,7 @@ impl FromStr for ProviderOptions {
             };
             if value.is_empty() || place.is_some() {
                 return Err(ParseValueError::new(
-                    "providerOpts are profile=NAME and region=NAME, each once, with a comma between",
+                    "providerOpts are profile=NAME and region=NAME, each at most once, separated by a comma",
                 ));
             }
             *place = Some(value.to_owned());
@@ -97,10 +98,29 @@ impl FromStr for ProviderOptions {
     }
 }
 
-/// The credentials for an endpoint that is known as `upstream`.
+impl fmt::Display for ProviderOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let profile = self.profile.iter().map(|profile| format!("profile={profile}"));
+        let region = self.region.iter().map(|region| format!("region={region}"));
+        f.write_str(&profile.chain(region).collect::<Vec<String>>().join(","))
+    }
+}
+
+/// Sets the default `expiry` of logins that expire.
+pub(super) fn set_expiry(auth: &mut AuthEntry) {
+    if let Some(Text(program)) = &auth.credential_helper {
+        let default = HelperSettings::of(program.clone()).expiry;
+        auth.expiry.get_or_insert(Text(Span(default)));
+    }
+    if let Some(token) = auth.token.as_mut().filter(|token| token.provider.is_some()) {
+        token.expiry.get_or_insert(Text(Span(ECR_EXPIRY)));
+    }
+}
+
+/// The credentials for an endpoint whose identity is `upstream`. [`set_expiry`] was called for each entry.
 ///
 /// # Errors
-/// What contradicts itself, or is not set.
+/// The reason, for entries that contradict themselves and for environment variables that are not set.
 pub(super) fn credentials(
     upstream: &Upstream,
     auth: Option<&AuthEntry>,
@@ -123,15 +143,15 @@ pub(super) fn credentials(
     })
 }
 
-/// Exactly one source of credentials: two could only contradict each other.
+/// The credentials of one entry, from exactly one source.
 fn one(entry: &AuthEntry, upstream: &Upstream) -> Result<Credentials, String> {
     let key = the_key(entry)?;
     let user = || {
         let user = entry.user.clone().filter(|user| !user.is_empty());
-        user.ok_or_else(|| format!("auth.{} needs auth.user beside it", key.unwrap_or_default()))
+        user.ok_or_else(|| format!("auth.{} needs auth.user", key.unwrap_or_default()))
     };
-    if let Some(password) = &entry.password {
-        return Ok(Credentials::Password { user: user()?, password: Secret::new(password) });
+    if let Some(Text(password)) = &entry.password {
+        return Ok(Credentials::Password { user: user()?, password: password.0.clone() });
     }
     if let Some(variable) = &entry.password_from_env {
         let password = std::env::var(variable).map_err(|_| {
@@ -143,24 +163,29 @@ fn one(entry: &AuthEntry, upstream: &Upstream) -> Result<Credentials, String> {
         return Ok(Credentials::PasswordFile { user: user()?, path: path.clone() });
     }
     if entry.user.is_some() {
-        return Err("auth.user needs password, passwordFromEnv or passwordFile beside it".into());
+        return Err("auth.user needs password, passwordFromEnv or passwordFile".into());
     }
     if let Some(path) = &entry.docker_config {
         return Ok(Credentials::DockerConfig { path: path.clone() });
     }
-    if let Some(Text(Helper(program))) = &entry.credential_helper {
-        let usual = HelperSettings::of(program.clone());
-        let expiry = expiry(&entry.expiry, "auth.expiry", usual.expiry)?;
-        return Ok(Credentials::Helper(HelperSettings { expiry, ..usual }));
+    if let Some(Text(program)) = &entry.credential_helper {
+        let expiry = expiry(entry.expiry.as_ref(), "auth.expiry")?;
+        return Ok(Credentials::Helper(HelperSettings {
+            expiry,
+            ..HelperSettings::of(program.clone())
+        }));
     }
     match &entry.token {
-        Some(TokenEntry { fixed: Some(token), .. }) => Ok(Credentials::Bearer(Secret::new(token))),
+        Some(TokenEntry { fixed: Some(Text(token)), .. }) => {
+            Ok(Credentials::Bearer(token.0.clone()))
+        }
         Some(token) if token.provider.is_some() => ecr(token, upstream),
         _ => Ok(Credentials::Anonymous),
     }
 }
 
-/// The key that names the source, if there is one; keys that stand beside the wrong one are errors.
+/// The key that names the source, if any. Two sources are an error, and so is a key without the source that
+/// it belongs to.
 fn the_key(entry: &AuthEntry) -> Result<Option<&'static str>, String> {
     let token = entry.token.as_ref();
     let (fixed, provider) = (
@@ -181,7 +206,7 @@ fn the_key(entry: &AuthEntry) -> Result<Option<&'static str>, String> {
     if let (Some(one), Some(another)) = (key, given.next()) {
         return Err(format!("auth has both {one} and {another}: keep one"));
     }
-    let beside = [
+    let dependent = [
         ("expiry", "credentialHelper", entry.expiry.is_some() && entry.credential_helper.is_none()),
         (
             "token.providerOpts",
@@ -194,8 +219,8 @@ fn the_key(entry: &AuthEntry) -> Result<Option<&'static str>, String> {
             token.is_some_and(|token| token.expiry.is_some()) && !provider,
         ),
     ];
-    match beside.iter().find(|(_, _, is_alone)| *is_alone) {
-        Some((alone, needed, _)) => Err(format!("auth.{alone} needs auth.{needed} beside it")),
+    match dependent.iter().find(|(_, _, is_alone)| *is_alone) {
+        Some((alone, needed, _)) => Err(format!("auth.{alone} needs auth.{needed}")),
         None => Ok(key),
     }
 }
@@ -204,12 +229,13 @@ fn ecr(token: &TokenEntry, upstream: &Upstream) -> Result<Credentials, String> {
     let options = token.provider_opts.as_ref().map(|options| options.0.clone()).unwrap_or_default();
     let (environment, default_region) = aws::environment(|name| std::env::var(name).ok())?;
     let registry = registry(upstream, options.region.as_deref(), default_region.as_deref())?;
-    let expiry = expiry(&token.expiry, "auth.token.expiry", ECR_EXPIRY)?;
+    let expiry = expiry(token.expiry.as_ref(), "auth.token.expiry")?;
     let profile = options.profile;
     Ok(Credentials::Ecr(Box::new(EcrSettings { registry, profile, expiry, environment })))
 }
 
-/// The name tells the region where it is one of Amazon's; else somebody has to.
+/// The registry with its region, from the name if it is one of Amazon's, or else from the options or the
+/// environment.
 fn registry(
     upstream: &Upstream,
     option: Option<&str>,
@@ -217,13 +243,13 @@ fn registry(
 ) -> Result<EcrRegistry, String> {
     match (EcrRegistry::of(upstream), option) {
         (Some(named), Some(region)) if named.region() != region => Err(format!(
-            "auth.token.providerOpts says region={region}, and the registry is in {}: remove it",
+            "auth.token.providerOpts has region={region}, but the registry is in {}: remove it",
             named.region()
         )),
         (Some(named), _) => Ok(named),
         (None, _) => {
             let region = option.or(default).ok_or(
-                "auth.token.provider: ecr needs a region: give providerOpts: region=NAME, or set \
+                "auth.token.provider: ecr needs a region: add providerOpts: region=NAME, or set \
                  AWS_REGION",
             )?;
             let registry = EcrRegistry::in_region(region);
@@ -232,14 +258,9 @@ fn registry(
     }
 }
 
-fn expiry(given: &Option<Text<Span>>, key: &str, usual: Duration) -> Result<Duration, String> {
-    match given {
-        Some(Text(Span(expiry))) if *expiry < EXPIRY_MIN => {
-            Err(format!("{key} is at least {}s", EXPIRY_MIN.as_secs()))
-        }
-        Some(Text(Span(expiry))) => Ok(*expiry),
-        None => Ok(usual),
-    }
+fn expiry(given: Option<&Text<Span>>, key: &str) -> Result<Duration, String> {
+    let long_enough = given.map(|text| text.0.0).filter(|expiry| *expiry >= EXPIRY_MIN);
+    long_enough.ok_or_else(|| format!("{key} must be at least {}s", EXPIRY_MIN.as_secs()))
 }
 
 #[cfg(test)]
@@ -258,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_region_comes_from() {
+    fn region_comes_from_name_options_or_environment() {
         let ours: Upstream = "123456789012.dkr.ecr.eu-central-1.amazonaws.com".parse().unwrap();
         let other: Upstream = "registry.example.com".parse().unwrap();
         for (upstream, option, default, expected) in [

@@ -1,18 +1,18 @@
-//! The variables that Amazon's SDKs read, for `token.provider: ecr`.
+//! The environment variables of Amazon's SDKs, for `token.provider: ecr`.
 
 use std::str::FromStr;
 
 use super::value::EndpointUrl;
 use crate::upstream::{AwsEnvironment, ContainerEndpoint, Endpoint, Secret};
 
-/// Where the instance metadata service is, by IPv4 and by IPv6.
+/// The instance metadata service, over IPv4 and over IPv6.
 const METADATA_V4: &str = "http://169.254.169.254";
 const METADATA_V6: &str = "http://[fd00:ec2::254]";
 
-/// What the environment says, and the region that it names. An empty variable is none.
+/// The settings and the region from the environment. Empty variables count as not set.
 ///
 /// # Errors
-/// Which variable has a value that cannot be used.
+/// The name of the variable with an invalid value.
 pub(super) fn environment(
     get: impl Fn(&str) -> Option<String>,
 ) -> Result<(AwsEnvironment, Option<String>), String> {
@@ -24,8 +24,7 @@ pub(super) fn environment(
         (None, None) => None,
         _ => {
             return Err(
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY need each other: set both, or \
-                        neither"
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: set both, or neither"
                     .into(),
             );
         }
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_without_variables() {
+    fn defaults_without_variables() {
         let (plain, region) = read(&[("HOME", "/home/x"), ("AWS_PROFILE", "")]).unwrap();
         let expected = AwsEnvironment {
             shared_credentials_file: Some("/home/x/.aws/credentials".into()),
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_cannot_be_used_is_named() {
+    fn invalid_variable_is_named() {
         for (name, value) in [
             ("AWS_ACCESS_KEY_ID", "A"),
             ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://evil.example.com/"),

@@ -1,21 +1,21 @@
-//! What the environment says: the proxies, as `curl` and most other programs have them.
+//! The proxy variables of the environment, with the meaning that they have for `curl` and most other programs.
 
 use std::ffi::OsString;
 
 use super::ConfigError;
 use crate::upstream::{Proxy, ProxySettings};
 
-/// For which scheme, and where it is said: the first that is set and not empty counts. Lower case comes
-/// first, as in curl.
+/// The variables for each scheme: the first one that is set and not empty is used. Lower case takes precedence,
+/// as in curl.
 const HTTP: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
 const HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 const NO_PROXY: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
-/// The proxies of an environment.
+/// Reads the proxies from the environment.
 ///
 /// # Errors
-/// [`ConfigError::Environment`] if a variable that counts is no URL of a proxy. A server that went on
-/// without its proxy would dial the world itself where it is not meant to.
+/// [`ConfigError::Environment`] if a variable that is used is not the URL of a proxy. Without its proxy, a server
+/// would connect directly to hosts that it must only reach through the proxy.
 pub(super) fn proxies(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<ProxySettings, ConfigError> {
@@ -23,7 +23,7 @@ pub(super) fn proxies(
         let set = names.iter().filter_map(|name| Some((*name, variable(name)?)));
         let mut texts = set.map(|(name, value)| match value.into_string() {
             Ok(text) => Ok((name, text)),
-            Err(_) => Err(refused(name, "it is not text".into())),
+            Err(_) => Err(refused(name, "it is not valid UTF-8".into())),
         });
         let is_empty = |text: &str| text.trim().is_empty();
         texts.find(|found| found.as_ref().map_or(true, |(_, text)| !is_empty(text))).transpose()
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_and_which_of_them_counts() {
+    fn first_variable_that_is_set_is_used() {
         for (variables, http, https) in [
             (&[][..], None, None),
             (&[("HTTP_PROXY", "http://a:1")], Some("http://a:1"), None),
@@ -68,7 +68,7 @@ mod tests {
             (&[("http_proxy", "a:1"), ("HTTP_PROXY", "b:2")], Some("http://a:1"), None),
             (&[("http_proxy", ""), ("HTTP_PROXY", "b:2")], Some("http://b:2"), None),
             (&[("HTTP_PROXY", " ")], None, None),
-            // One that does not count may be whatever it likes.
+            // Variables that are not used are not checked.
             (
                 &[("ALL_PROXY", "socks5://a:1"), ("HTTPS_PROXY", "b:2"), ("HTTP_PROXY", "c:3")],
                 Some("http://c:3"),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_wrong_is_named_and_not_quoted() {
+    fn invalid_variable_is_named_and_not_quoted() {
         for (variable, value, words) in [
             ("HTTPS_PROXY", "http://user:hunter2@p:port", "not the URL of a proxy"),
             ("http_proxy", "socks5://user:hunter2@p:1", "no SOCKS"),

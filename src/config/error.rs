@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where.
+//! Why a configuration is refused, and where the error is.
 
 use std::fmt;
 use std::io;
@@ -11,30 +11,30 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file is not valid: syntax, an unknown key, a wrong type, a value out of its grammar.
+    /// The file is not valid: a syntax error, an unknown key, a wrong type, or a malformed value.
     Parse {
         /// The file.
         path: PathBuf,
-        /// Line and column, from 1.
+        /// Line and column, counted from 1.
         position: Option<(u64, u64)>,
-        /// What is wrong and what is allowed.
+        /// The problem, and what is allowed.
         reason: String,
     },
-    /// The serving port and another port are the same.
+    /// Two keys have the same port.
     SamePort {
         /// The keys.
         keys: [&'static str; 2],
         /// The port.
         port: u16,
     },
-    /// A value that makes no sense.
+    /// A value is well formed but not allowed.
     Value {
         /// The key.
         key: &'static str,
-        /// What is wrong.
+        /// The problem, and what is allowed.
         reason: String,
     },
     /// A registry is listed twice.
@@ -46,21 +46,21 @@ pub enum ConfigError {
     Registry {
         /// Its name.
         name: String,
-        /// What is wrong and what is wanted.
+        /// The problem, and the fix.
         reason: String,
     },
-    /// A variable of the environment cannot be used.
+    /// An environment variable has an invalid value.
     Environment {
         /// Its name.
         variable: &'static str,
-        /// What is wrong and what is wanted. Does not quote the value, which may hold a password.
+        /// The problem, and the fix. Does not quote the value, which may contain a password.
         reason: String,
     },
-    /// An alias means two registries, or hides one.
+    /// An alias is malformed, or is used for two registries, or is the name of one.
     Alias {
         /// The alias.
         alias: String,
-        /// What is wrong with it.
+        /// The problem, after the alias.
         reason: &'static str,
     },
 }

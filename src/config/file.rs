@@ -1,146 +1,386 @@
-//! The file as it is written: every key of the reference server and ours, all optional.
-//!
-//! `docs/configuration.md` is the reference for users; a test keeps the two in step.
+//! The keys of the configuration file: those of the reference server, and Larder's own. All of them are
+//! declared here, once; [`super::keys`] explains the notation and lists what follows from a declaration.
+//! `make generate` then writes `docs/configuration.md` and the schema of the chart.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::auth::{Helper, Prefix, ProviderOptions, TokenProvider};
+use super::auth::{Prefix, ProviderOptions, TokenProvider};
+use super::keys::{Applies, Comparison, Section, Value, section};
+#[cfg(test)]
+use super::keys::{Key, Map, Shape};
 use super::value::{
-    EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, Text, TtlText, Whole,
+    EndpointUrl, FreeSpaceText, Hidden, Integer, LogLevel, PlatformText, Rate, Size, Span, Text,
+    TtlText,
 };
 use crate::api::HostName;
+use crate::cache::{self, TAG_TTL};
+use crate::http;
 use crate::oci::{Choice, Pattern, Upstream};
-use crate::upstream::{Scheme, UnlistedRegistries};
+use crate::upstream::{HelperProgram, UnlistedPorts};
 
-/// The whole file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct File {
-    pub(super) image_path: Option<PathBuf>,
-    pub(super) log_level: Option<Text<LogLevel>>,
-    pub(super) log_file: Option<PathBuf>,
-    pub(super) preload_images: Option<PathBuf>,
-    pub(super) image_file: Option<String>,
-    pub(super) port: Option<Text<Whole<u16>>>,
-    pub(super) host: Option<Text<IpAddr>>,
-    pub(super) os: Option<String>,
-    pub(super) arch: Option<String>,
-    /// Milliseconds, as in the reference.
-    pub(super) pull_timeout: Option<Text<Whole<u32>>>,
-    pub(super) always_pull_latest: Option<bool>,
-    pub(super) air_gapped: Option<bool>,
-    pub(super) hello_world: Option<bool>,
-    pub(super) default_ns: Option<Text<Upstream>>,
-    pub(super) health: Option<Text<Whole<u16>>>,
-    pub(super) metrics: Option<Text<Whole<u16>>>,
-    pub(super) registries: Option<Vec<RegistryEntry>>,
-    pub(super) prune_config: Option<PruneEntry>,
-    pub(super) server_tls_config: Option<ServerTlsEntry>,
-    pub(super) server_auth_config: Option<ServerAuthEntry>,
-    pub(super) allowed_hosts: Option<Vec<Text<HostName>>>,
-    pub(super) tag_ttl: Option<Text<TtlText>>,
-    pub(super) tags: Option<Vec<TagRuleEntry>>,
-    pub(super) stale_while_revalidate: Option<Text<Span>>,
-    pub(super) on_upstream_delete: Option<OnDelete>,
-    pub(super) revalidate_timeout: Option<Text<Span>>,
-    pub(super) negative_ttl: Option<Text<Span>>,
-    pub(super) unlisted_registries: Option<Unlisted>,
-    pub(super) unlisted_ports: Option<Vec<Text<Whole<u16>>>>,
-    pub(super) prefetch: Option<bool>,
-    pub(super) platforms: Option<Vec<Text<PlatformText>>>,
-    pub(super) prefetch_referrers: Option<bool>,
-    pub(super) scrub: Option<ScrubEntry>,
-    pub(super) workers: Option<Text<Whole<u32>>>,
-    pub(super) cache_size: Option<Text<Size>>,
-    pub(super) free_space: Option<Text<FreeSpaceText>>,
-    pub(super) pin: Option<Vec<Text<Choice>>>,
-    pub(super) pin_lists: Option<Vec<PathBuf>>,
-    pub(super) management: Option<ManagementEntry>,
-    pub(super) max_connections: Option<Text<Whole<u32>>>,
-    pub(super) max_downloads: Option<Text<Whole<u32>>>,
-    pub(super) minimum_rate: Option<Text<Size>>,
-    pub(super) resume_on_start: Option<bool>,
-    pub(super) drain_timeout: Option<Text<Span>>,
-    pub(super) fsync: Option<bool>,
+/// A different path than the reference server's, so that both can be installed on one machine.
+const IMAGE_PATH: &str = "/var/lib/larder";
+/// `pruneConfig.count` for no limit.
+pub(super) const NO_LIMIT: i64 = -1;
+/// A terabyte in a day, and little enough for any disk.
+// Twelve million is not zero.
+const SCRUB_RATE: NonZeroU64 = NonZeroU64::new(12_000_000).expect("it is not zero");
+const DAY: u64 = 86_400;
+
+section! {
+    /// The complete file.
+    File {
+        /// The cache directory; created if missing. If it is full or cannot be written, Larder still serves what is
+        /// cached, streams the rest to clients without caching it, and logs a warning for each response.
+        Restart "imagePath" image_path: PathBuf = IMAGE_PATH.into(), flag "--image-path";
+        /// `debug`, `info`, `warn` or `error`. At `info`, each request is one line.
+        AtOnce "logLevel" log_level: Text<LogLevel> = Text(LogLevel::Info), flag "--log-level";
+        /// Append the log to this file.
+        Restart "logFile" log_file: Option<PathBuf> = None, flag "--log-file", default "standard error";
+        /// The port to listen on; 0 picks a free port and prints it.
+        Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
+        /// The address to listen on.
+        Restart "host" host: Text<IpAddr> = Text(Ipv4Addr::UNSPECIFIED.into()), flag "--host";
+        /// A port for probes, metrics, the management API and a web page: [docs/management.md](management.md).
+        Restart "management" management: Option<ManagementEntry> = None;
+        /// A port for `GET /health`, `/livez` and `/readyz`, and for `GET /health?verbose`, which shows the state of
+        /// each endpoint of the listed registries and the number of unlisted registries in use. On `host`.
+        Restart "health" health: Option<Integer<u16>> = None, flag "--health";
+        /// A port for `GET /metrics`. On `host`; may be the port of `health`.
+        Restart "metrics" metrics: Option<Integer<u16>> = None, flag "--metrics";
+        /// The maximum size of the cache, such as `200GB`. See [Disk space](#disk-space).
+        AtOnce "cacheSize" cache_size: Option<Text<Size>> = None;
+        /// The space to keep free on the cache's disk: a size, or a percentage such as `10%`.
+        AtOnce "freeSpace" free_space: Option<Text<FreeSpaceText>> = None;
+        /// Images that are never evicted: references, globs, or regular expressions between slashes.
+        AtOnce "pin" pin: Vec<Text<Choice>> = vec![];
+        /// Files with more entries for `pin`, separated by commas or line breaks, `#` for comments. Read each time they
+        /// are used.
+        AtOnce "pinLists" pin_lists: Vec<PathBuf> = vec![];
+        /// Scheduled removal of images.
+        AtOnce "pruneConfig" prune_config: PruneEntry = all_defaults();
+        /// TLS for clients on `port`. See [TLS to clients](#tls-to-clients).
+        AtOnceUnlessToggled "serverTlsConfig" server_tls_config: Option<ServerTlsEntry> = None;
+        /// Which clients may use `port`. See [Users](#users).
+        AtOnce "serverAuthConfig" server_auth_config: Option<ServerAuthEntry> = None;
+        /// The names that clients may use for this server in `Host`, without a port, such as `larder.example.com`.
+        /// Requests with another name get 421. This protects against DNS rebinding, where a web page reaches the cache
+        /// through a browser inside the network. IP addresses and `localhost` are always allowed, so probes by address
+        /// work.
+        AtOnce "allowedHosts" allowed_hosts: Vec<Text<HostName>> = vec![], default "any";
+        /// The registry for requests that name none; `docker.io` for Docker's `registry-mirrors`.
+        AtOnce "defaultNs" default_ns: Option<Text<Upstream>> = None, flag "--default-ns";
+        /// Never contact a registry: what is not cached is 404.
+        AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped";
+        /// Check with the registry on every pull of a tag named `latest`, whatever `tagTtl` says.
+        AtOnce "alwaysPullLatest" always_pull_latest: bool = false, flag "--always-pull-latest";
+        /// How many milliseconds a registry may take to start a response. Without the key, a complete manifest, token or
+        /// list may take 30000; with it, also this long.
+        AtOnce "pullTimeout" pull_timeout: Option<Integer<u32>> = None, flag "--pull-timeout", default "20000";
+        /// How long a tag is fresh after the registry confirmed it: a duration, `0` or `always` to check on every pull,
+        /// `forever` to never check again.
+        AtOnce "tagTtl" tag_ttl: Text<TtlText> = Text(TtlText(TAG_TTL));
+        /// Rules for tags by name; the first match wins. See [How long a tag is fresh](#how-long-a-tag-is-fresh).
+        AtOnce "tags" tags: Vec<TagRuleEntry> = vec![];
+        /// How long after it expired a tag is still served immediately, as stale, while Larder checks it in the
+        /// background.
+        AtOnce "staleWhileRevalidate" stale_while_revalidate: Text<Span> = span(Duration::ZERO);
+        /// What to do with a cached tag when the registry answers HEAD and GET with 404: `keep` it and serve it as stale,
+        /// or `drop` it.
+        AtOnce "onUpstreamDelete" on_upstream_delete: OnDelete = OnDelete::Keep;
+        /// How long a client waits for the check of an expired tag before it gets the cached tag, with `Warning: 110`.
+        AtOnce "revalidateTimeout" revalidate_timeout: Text<Span> = span(cache::Settings::default().revalidate_timeout);
+        /// How long Larder remembers that content does not exist, or that a registry failed.
+        AtOnce "negativeTtl" negative_ttl: Text<Span> = span(cache::Settings::default().negative_ttl);
+        /// Fetch the config and all layers of an image whose manifest was pulled, in the background and after what
+        /// clients request, so that the image is complete when the network fails.
+        AtOnce "prefetch" prefetch: bool = cache::Prefetch::default().blobs;
+        /// The platforms of a pulled index to fetch in addition to the requested one: `[linux/amd64, linux/arm64]`, or
+        /// `[all]`.
+        AtOnce "platforms" platforms: Vec<Text<PlatformText>> = vec![];
+        /// Fetch the signatures, attestations and SBOMs of a pulled image too: those that the referrers API lists (or the
+        /// tag `sha256-…`, where there is no such API), and the tags `sha256-….sig`, `.att` and `.sbom`. They are
+        /// refreshed like tags.
+        AtOnce "prefetchReferrers" prefetch_referrers: bool = cache::Prefetch::default().referrers;
+        /// Serve `docker.io/library/hello-world:latest` from an image that is built into the program, to
+        /// [test whether clients can pull](bootstrap.md#whether-a-cluster-can-pull-at-all). The image is pinned, and no
+        /// registry is contacted for it.
+        Restart "helloWorld" hello_world: bool = false, flag "--hello-world";
+        /// A list of images to load at start, while the server is already serving: one or more per line, `#` for
+        /// comments, patterns for tags, as in `quay.io/org/app:v1.*`.
+        Restart "preloadImages" preload_images: Option<PathBuf> = None, flag "--preload-images";
+        /// Lists for `larder load` without arguments, separated by commas.
+        Commands "imageFile" image_file: Option<String> = None;
+        /// With `arch`: the platform that `preloadImages` and `larder load` choose from multi-platform images.
+        Restart "os" os: Option<String> = None, flag "--os", default "`platforms`, or `linux`";
+        /// With `os`: the platform that `preloadImages` and `larder load` choose from multi-platform images.
+        Restart "arch" arch: Option<String> = None, flag "--arch", default "`platforms`, or this machine's";
+        /// Periodic verification of all cached blobs. Damaged blobs are moved to `quarantine/` and fetched again.
+        Restart "scrub" scrub: ScrubEntry = all_defaults();
+        /// `allow`: registries without an entry may be contacted by HTTPS at public addresses; `deny`: not at all.
+        AtOnce "unlistedRegistries" unlisted_registries: Unlisted = Unlisted::Allow;
+        /// The ports on which registries without an entry may be contacted, as well as the hosts that they redirect to or
+        /// that issue their tokens. Entries of `registries` may use any port.
+        AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Integer<u16>>> =
+            Some(UnlistedPorts::default().iter().map(Integer).collect());
+        /// Settings for single registries. See [below](#registries).
+        AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
+        /// Threads that serve clients. They never block on a single client.
+        Restart "workers" workers: Integer<u32> = integer(http::Settings::default().workers), default "4 × cores, at least 16";
+        /// Maximum concurrent connections. When all are in use, a new connection replaces one that has not sent a complete
+        /// request, first from the client address that has the most. One address gets at most eight ninths. The limit
+        /// is also capped at half of the open file limit, which Larder raises to the hard limit at start.
+        Restart "maxConnections" max_connections: Integer<u32> = integer(http::Settings::default().max_connections);
+        /// Maximum concurrent blob downloads. A registry gets another download only while it has fewer than are free,
+        /// so one registry that hangs uses at most half, and two use at most a third each; `maxDownloads` of a registry
+        /// replaces that share. Unlisted registries together get at most half. One client address gets at most three
+        /// quarters of a registry's share.
+        Restart "maxDownloads" max_downloads: Integer<u32> = integer(cache::Settings::default().blob_fetchers);
+        /// Bytes per second, averaged over a minute: a slower download is suspended while another one waits, and resumes
+        /// later. `0` disables this.
+        AtOnce "minimumRate" minimum_rate: Text<Size> = Text(Size(cache::Settings::default().minimum_rate));
+        /// Resume unfinished downloads at start; `false` leaves them until a client requests the content.
+        Restart "resumeOnStart" resume_on_start: bool = true;
+        /// How long running responses may take to finish after SIGTERM.
+        Restart "drainTimeout" drain_timeout: Text<Span> = span(http::Settings::default().drain_timeout);
+        /// Flush content and names to the disk before they are used; `false` only for disposable caches.
+        Restart "fsync" fsync: bool = true;
+    }
 }
 
-/// An entry of `tags`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct TagRuleEntry {
-    pub(super) pattern: Text<Pattern>,
-    pub(super) tag_ttl: Text<TtlText>,
+section! {
+    /// An entry of `tags`.
+    TagRuleEntry {
+        /// A glob that matches the complete tag (`*` is any text, `?` any character), or between slashes a regular
+        /// expression that matches a part of it.
+        "pattern" pattern: Text<Pattern>;
+        /// As `tagTtl`, for the tags that match.
+        "tagTtl" tag_ttl: Text<TtlText>;
+    }
 }
 
-/// `scrub`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct ScrubEntry {
-    pub(super) every: Option<Text<Span>>,
-    pub(super) rate: Option<Text<Rate>>,
+section! {
+    /// `scrub`.
+    ScrubEntry {
+        /// How often all cached blobs are verified against their digests; `0` for never.
+        "every" every: Text<Span> = span(days(7));
+        /// How many bytes per second the verification may read.
+        "rate" rate: Text<Rate> = Text(Rate(SCRUB_RATE));
+    }
 }
 
-/// `onUpstreamDelete`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum OnDelete {
-    Keep,
-    Drop,
+section! {
+    /// `pruneConfig`.
+    PruneEntry {
+        /// Whether images are pruned on a schedule.
+        "enabled" enabled: bool = false;
+        /// `accessed`: by the time of the last pull; `created`: by the time when the image was cached.
+        "type" by: PruneByName = PruneByName::Accessed;
+        // As in the reference server.
+        /// Images older than this are removed.
+        "duration" duration: Text<Span> = span(days(30));
+        /// How often.
+        "frequency" frequency: Text<Span> = span(days(1));
+        /// The maximum number of images per run; `-1` for no limit.
+        "count" count: i64 = NO_LIMIT;
+        /// Only log what would be removed.
+        "dryRun" dry_run: bool = false;
+    }
 }
 
-/// An entry of `registries`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct RegistryEntry {
-    pub(super) name: Text<Upstream>,
-    #[serde(default, rename = "description")]
-    pub(super) _description: Option<String>,
-    #[serde(default)]
-    pub(super) scheme: Option<SchemeName>,
-    #[serde(default)]
-    pub(super) endpoints: Option<Vec<EndpointEntry>>,
-    #[serde(default)]
-    pub(super) aliases: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) auth: Option<AuthEntry>,
-    #[serde(default)]
-    pub(super) repositories: Option<Vec<RepositoriesEntry>>,
-    #[serde(default)]
-    pub(super) tls: Option<TlsEntry>,
-    #[serde(default)]
-    pub(super) tag_ttl: Option<Text<TtlText>>,
-    #[serde(default)]
-    pub(super) tags: Option<Vec<TagRuleEntry>>,
-    #[serde(default)]
-    pub(super) rate_limit: Option<Text<Rate>>,
-    #[serde(default)]
-    pub(super) max_downloads: Option<Text<Whole<u32>>>,
+section! {
+    /// `management`.
+    ManagementEntry {
+        /// The port.
+        "port" port: Integer<u16>;
+        // The port shows the cache's contents, so other machines have access only if the operator says so.
+        /// Its address.
+        "host" host: Text<IpAddr> = Text(Ipv4Addr::LOCALHOST.into());
+        /// A file with the token that requests must present to change something. Read when needed.
+        "tokenFile" token_file: Option<PathBuf> = None;
+    }
 }
 
-/// An entry of `registries[].endpoints`: a URL, or a URL with what belongs to it.
-#[derive(Debug)]
-pub(super) struct EndpointEntry {
-    pub(super) url: EndpointUrl,
-    pub(super) auth: Option<AuthEntry>,
-    pub(super) repositories: Option<Vec<RepositoriesEntry>>,
-    pub(super) tls: Option<TlsEntry>,
+section! {
+    /// `serverTlsConfig`.
+    ServerTlsEntry {
+        /// PEM file with the server's certificate chain, its own certificate first.
+        "cert" cert: Option<PathBuf> = None;
+        /// PEM file with its private key.
+        "key" key: Option<PathBuf> = None;
+        /// `none`: no client certificates; `verify`: only clients with a valid certificate are served.
+        "clientAuth" client_auth: ClientAuthName = ClientAuthName::None;
+        /// PEM file with the authorities that sign client certificates.
+        "ca" ca: Option<PathBuf> = None, default "the operating system's";
+    }
 }
 
-/// The longer form of an entry of `registries[].endpoints`.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct EndpointMap {
-    url: Text<EndpointUrl>,
-    #[serde(default)]
-    auth: Option<AuthEntry>,
-    #[serde(default)]
-    repositories: Option<Vec<RepositoriesEntry>>,
-    #[serde(default)]
-    tls: Option<TlsEntry>,
+section! {
+    /// `serverAuthConfig`.
+    ServerAuthEntry {
+        /// A file of users and bcrypt hashes. Clients without a valid user and password get 401.
+        "htpasswd" htpasswd: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// An entry of `registries`.
+    RegistryEntry {
+        /// The registry as clients name it, `host` or `host:port`. A listed registry may have a private address.
+        "name" name: Text<Upstream>;
+        /// A comment.
+        "description" description: Option<String> = None;
+        /// `http` connects without TLS.
+        "scheme" scheme: Option<SchemeName> = None, default "https";
+        /// Other names for the registry in paths and in `?ns=`, for registries whose name has a port; also in commands
+        /// (`larder load hub/library/alpine`) and in the management API.
+        "aliases" aliases: Vec<String> = vec![];
+        /// Credentials. See [Credentials](#credentials).
+        "auth" auth: Option<AuthEntry> = None;
+        /// Other credentials for parts of the registry.
+        "repositories" repositories: Vec<RepositoriesEntry> = vec![];
+        /// TLS to the registry.
+        "tls" tls: Option<TlsEntry> = None;
+        /// Where the registry and its mirrors are, in the order in which Larder tries them: URLs, with a path if the API is
+        /// not at `/v2`, or maps with the keys below. See [Endpoints](#endpoints).
+        "endpoints" endpoints: Option<Vec<EndpointEntry>> = None, default "the name itself";
+        /// As the global key, for this registry.
+        "tagTtl" tag_ttl: Option<Text<TtlText>> = None, default "the global keys";
+        /// As the global key, for this registry.
+        "tags" tags: Vec<TagRuleEntry> = vec![], default "the global keys";
+        /// Bytes per second that all blob downloads from this registry may use together; manifests do not count.
+        "rateLimit" rate_limit: Option<Text<Rate>> = None;
+        /// Maximum concurrent blob downloads from this registry, within the global limit. Manifests never wait for a
+        /// slot. With 1, a client may have to wait until the prefetch of another blob has finished.
+        "maxDownloads" max_downloads: Option<Integer<u32>> = None, default "a fair share of the global `maxDownloads`";
+    }
+}
+
+section! {
+    /// The long form of an entry of `registries[].endpoints`.
+    EndpointMap {
+        /// The URL.
+        "url" url: Text<EndpointUrl>;
+        /// As `auth` of the registry.
+        "auth" auth: Option<AuthEntry> = None;
+        /// As `repositories` of the registry.
+        "repositories" repositories: Vec<RepositoriesEntry> = vec![];
+        /// As `tls` of the registry.
+        "tls" tls: Option<TlsEntry> = None;
+    }
+}
+
+section! {
+    /// An entry of `registries[].repositories`.
+    RepositoriesEntry {
+        /// The part: `team-a` covers `team-a` and `team-a/x`, but not `team-ab`. The longest match wins.
+        "prefix" prefix: Text<Prefix>;
+        /// As `auth` of the registry.
+        "auth" auth: AuthEntry;
+    }
+}
+
+section! {
+    /// `registries[].auth`.
+    AuthEntry {
+        /// The user, for `Basic` and for token services.
+        "user" user: Option<String> = None;
+        /// The password.
+        "password" password: Option<Text<Hidden>> = None;
+        /// The environment variable that contains the password.
+        "passwordFromEnv" password_from_env: Option<String> = None;
+        /// A file that contains the password, read when needed; a line break at its end is ignored.
+        "passwordFile" password_file: Option<PathBuf> = None;
+        /// A Docker `config.json`, such as a mounted Kubernetes image pull secret, read when needed.
+        "dockerConfig" docker_config: Option<PathBuf> = None;
+        /// A credential helper: the `x` of a program `docker-credential-x` in `PATH`, or an absolute path.
+        "credentialHelper" credential_helper: Option<Text<HelperProgram>> = None;
+        /// How long the helper's answer is used; at least `60s`.
+        "expiry" expiry: Option<Text<Span>> = None, default "10m";
+        /// A bearer token.
+        "token" token: Option<TokenEntry> = None;
+    }
+}
+
+section! {
+    /// `registries[].auth.token`.
+    TokenEntry {
+        /// The token, sent as it is.
+        "static" fixed: Option<Text<Hidden>> = None;
+        /// `ecr`: get the login from Amazon's registry service.
+        "provider" provider: Option<Text<TokenProvider>> = None;
+        /// `profile=NAME,region=NAME`, both optional.
+        "providerOpts" provider_opts: Option<Text<ProviderOptions>> = None;
+        /// How long that login is used, unless Amazon limits it further; at least `60s`.
+        "expiry" expiry: Option<Text<Span>> = None, default "6h";
+    }
+}
+
+section! {
+    /// `registries[].tls`.
+    TlsEntry {
+        /// PEM file with authorities to trust for this registry, in addition to the usual roots, or with the registry's
+        /// own self-signed certificate. Also used for its token service, and for redirect targets in a private network.
+        "ca" ca: Option<PathBuf> = None;
+        /// PEM file with Larder's client certificate, for a registry that requires one. Sent only to the endpoint.
+        "cert" cert: Option<PathBuf> = None;
+        /// PEM file with its private key (PKCS#8, PKCS#1 or SEC1).
+        "key" key: Option<PathBuf> = None;
+        /// Accept any certificate of the endpoint.
+        "insecureSkipVerify" insecure_skip_verify: bool = false;
+    }
+}
+
+/// The values of keys that have a fixed set of them.
+macro_rules! names {
+    ($($(#[doc = $about:literal])* $name:ident { $($variant:ident),* })*) => { $(
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+        #[serde(rename_all = "lowercase")]
+        pub(super) enum $name { $($variant),* }
+
+        impl Value for $name {}
+    )* };
+}
+
+names! {
+    /// `onUpstreamDelete`.
+    OnDelete { Keep, Drop }
+    /// `registries[].scheme`.
+    SchemeName { Http, Https }
+    /// `unlistedRegistries`.
+    Unlisted { Allow, Deny }
+    /// `pruneConfig.type`.
+    PruneByName { Accessed, Created }
+    /// `serverTlsConfig.clientAuth`.
+    ClientAuthName { None, Verify }
+}
+
+/// An entry of `registries[].endpoints`: a URL, or a map.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub(super) struct EndpointEntry(pub(super) EndpointMap);
+
+impl EndpointEntry {
+    pub(super) fn of(url: EndpointUrl) -> EndpointEntry {
+        EndpointEntry(EndpointMap { url: Text(url), auth: None, repositories: vec![], tls: None })
+    }
+}
+
+impl Value for EndpointEntry {
+    #[cfg(test)]
+    fn shape() -> Shape {
+        match EndpointMap::shape() {
+            Shape::Map(map) => Shape::ScalarOrMap(map),
+            other => other,
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for EndpointEntry {
@@ -150,166 +390,36 @@ impl<'de> Deserialize<'de> for EndpointEntry {
             type Value = EndpointEntry;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a URL, or url with auth and tls")
+                f.write_str("a URL, or a map with url, auth and tls")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointEntry, E> {
-                let url = text.parse().map_err(E::custom)?;
-                Ok(EndpointEntry { url, auth: None, repositories: None, tls: None })
+                text.parse().map(EndpointEntry::of).map_err(E::custom)
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<EndpointEntry, A::Error> {
-                let map = EndpointMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let EndpointMap { url, auth, repositories, tls } = map;
-                Ok(EndpointEntry { url: url.0, auth, repositories, tls })
+                EndpointMap::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(EndpointEntry)
             }
         }
         deserializer.deserialize_any(Visitor)
     }
 }
 
-/// An entry of `registries[].repositories`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct RepositoriesEntry {
-    pub(super) prefix: Text<Prefix>,
-    pub(super) auth: AuthEntry,
+/// A section in which the file sets no key.
+pub(super) fn all_defaults<T: for<'de> Deserialize<'de>>() -> T {
+    // No key of these sections is required, and the defaults are constants.
+    serde_json::from_str("{}").expect("all keys have defaults")
 }
 
-/// `registries[].scheme`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum SchemeName {
-    Http,
-    Https,
+fn days(number: u64) -> Duration {
+    Duration::from_secs(number * DAY)
 }
 
-impl From<SchemeName> for Scheme {
-    fn from(name: SchemeName) -> Scheme {
-        match name {
-            SchemeName::Http => Scheme::Http,
-            SchemeName::Https => Scheme::Https,
-        }
-    }
+fn span(duration: Duration) -> Text<Span> {
+    Text(Span(duration))
 }
 
-/// `unlistedRegistries`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Unlisted {
-    Allow,
-    Deny,
-}
-
-impl From<Unlisted> for UnlistedRegistries {
-    fn from(unlisted: Unlisted) -> UnlistedRegistries {
-        match unlisted {
-            Unlisted::Allow => UnlistedRegistries::Allow,
-            Unlisted::Deny => UnlistedRegistries::Deny,
-        }
-    }
-}
-
-/// `registries[].auth`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[derive(Default)]
-pub(super) struct AuthEntry {
-    pub(super) user: Option<String>,
-    pub(super) password: Option<String>,
-    pub(super) password_from_env: Option<String>,
-    pub(super) password_file: Option<PathBuf>,
-    pub(super) docker_config: Option<PathBuf>,
-    pub(super) credential_helper: Option<Text<Helper>>,
-    pub(super) expiry: Option<Text<Span>>,
-    pub(super) token: Option<TokenEntry>,
-}
-
-/// `registries[].auth.token`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct TokenEntry {
-    pub(super) provider: Option<Text<TokenProvider>>,
-    pub(super) provider_opts: Option<Text<ProviderOptions>>,
-    pub(super) expiry: Option<Text<Span>>,
-    #[serde(rename = "static")]
-    pub(super) fixed: Option<String>,
-}
-
-/// `registries[].tls`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct TlsEntry {
-    pub(super) ca: Option<PathBuf>,
-    pub(super) cert: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
-    pub(super) insecure_skip_verify: Option<bool>,
-}
-
-/// `pruneConfig`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct PruneEntry {
-    pub(super) enabled: Option<bool>,
-    pub(super) duration: Option<Text<Span>>,
-    #[serde(rename = "type")]
-    pub(super) by: Option<PruneByName>,
-    pub(super) frequency: Option<Text<Span>>,
-    pub(super) count: Option<i64>,
-    pub(super) dry_run: Option<bool>,
-}
-
-/// `pruneConfig.type`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum PruneByName {
-    Accessed,
-    Created,
-}
-
-/// `management`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct ManagementEntry {
-    pub(super) port: Text<Whole<u16>>,
-    #[serde(default)]
-    pub(super) host: Option<Text<IpAddr>>,
-    #[serde(default)]
-    pub(super) token_file: Option<PathBuf>,
-}
-
-/// `serverTlsConfig`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct ServerTlsEntry {
-    pub(super) cert: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
-    pub(super) ca: Option<PathBuf>,
-    pub(super) client_auth: Option<ClientAuthName>,
-}
-
-/// What `serverTlsConfig.clientAuth` may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) enum ClientAuthName {
-    None,
-    Verify,
-}
-
-/// `serverAuthConfig`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct ServerAuthEntry {
-    pub(super) htpasswd: Option<PathBuf>,
-}
-
-impl File {
-    /// Keys that are taken from a reference server's file and have no effect here yet, harmlessly.
-    pub(super) fn without_effect(&self) -> Vec<&'static str> {
-        let is_ca_unused = self.server_tls_config.as_ref().is_some_and(|entry| {
-            entry.ca.is_some() && entry.client_auth != Some(ClientAuthName::Verify)
-        });
-        let all = [("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused)];
-        all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
-    }
+fn integer(number: usize) -> Integer<u32> {
+    Integer(u32::try_from(number).unwrap_or(u32::MAX))
 }

@@ -1,94 +1,91 @@
 //! One entry of `registries` as settings: endpoints with their TLS and credentials.
 
-use super::file::{AuthEntry, EndpointEntry, RegistryEntry, RepositoriesEntry, TlsEntry};
+use super::file::{EndpointEntry, EndpointMap, RegistryEntry, SchemeName, TlsEntry};
+use super::value::EndpointUrl;
 use super::{ConfigError, auth};
 use crate::certificates::IdentityFiles;
 use crate::oci::Upstream;
 use crate::upstream::{Endpoint, EndpointSettings, RegistrySettings, Scheme, TlsSettings};
 
-/// The settings of an entry.
+/// Moves `auth`, `repositories` and `tls` of an entry to its only endpoint, which is the registry itself if the
+/// entry lists none. Sets the default `expiry` of the credentials.
 ///
 /// # Errors
-/// [`ConfigError::Registry`] if what it says contradicts itself, or names a variable that is not set.
+/// [`ConfigError::Registry`] if there are several endpoints: which one a password is for must not be guessed.
+pub(super) fn move_to_endpoints(entry: &mut RegistryEntry) -> Result<(), ConfigError> {
+    let scheme = match entry.scheme.take() {
+        Some(SchemeName::Http) => Scheme::Http,
+        Some(SchemeName::Https) | None => Scheme::Https,
+    };
+    let itself = || vec![EndpointEntry::of(EndpointUrl(Endpoint::of(&entry.name.0, scheme)))];
+    let endpoints = entry.endpoints.get_or_insert_with(itself);
+    let refuse = |reason: &str| {
+        let (name, reason) = (entry.name.0.to_string(), reason.to_owned());
+        Err(ConfigError::Registry { name, reason })
+    };
+    let result = match &mut endpoints[..] {
+        [] => refuse("endpoints is empty: list one, or leave the key out"),
+        [EndpointEntry(one)] => {
+            one.auth = one.auth.take().or(entry.auth.take());
+            one.tls = one.tls.take().or(entry.tls.take());
+            if one.repositories.is_empty() {
+                one.repositories = std::mem::take(&mut entry.repositories);
+            }
+            Ok(())
+        }
+        several => {
+            let is_ambiguous =
+                entry.auth.is_some() || entry.tls.is_some() || !entry.repositories.is_empty();
+            let twice = (1..several.len())
+                .find(|at| several[..*at].iter().any(|before| before.0.url == several[*at].0.url));
+            match twice {
+                _ if is_ambiguous => refuse(
+                    "with several endpoints, auth, repositories and tls belong to one of them: \
+                     - url: https://…, with auth and tls below it",
+                ),
+                Some(at) => {
+                    refuse(&format!("the endpoint {} is listed twice", several[at].0.url.0))
+                }
+                None => Ok(()),
+            }
+        }
+    };
+    for EndpointEntry(each) in endpoints {
+        each.auth.iter_mut().for_each(auth::set_expiry);
+        each.repositories.iter_mut().for_each(|part| auth::set_expiry(&mut part.auth));
+    }
+    result
+}
+
+/// The settings of an entry after [`move_to_endpoints`].
+///
+/// # Errors
+/// [`ConfigError::Registry`] if the entry contradicts itself, or names an environment variable that is not set.
 pub(super) fn settings(entry: &RegistryEntry) -> Result<RegistrySettings, ConfigError> {
     let upstream = entry.name.0.clone();
     let refuse = |reason: String| ConfigError::Registry { name: upstream.to_string(), reason };
-    let endpoints = endpoints(entry).map_err(refuse)?;
+    let endpoints = entry.endpoints.iter().flatten();
+    let endpoints = endpoints.map(|EndpointEntry(each)| endpoint(each, &upstream));
+    let endpoints = endpoints.collect::<Result<_, _>>().map_err(refuse)?;
     let rate_limit = entry.rate_limit.as_ref().map(|rate| rate.0.0);
     Ok(RegistrySettings { upstream, endpoints, rate_limit })
 }
 
-/// Each endpoint with its own credentials and TLS. Where there is but one, the entry's are its.
-fn endpoints(entry: &RegistryEntry) -> Result<Vec<EndpointSettings>, String> {
-    let scheme = entry.scheme.map_or(Scheme::Https, Scheme::from);
-    let of_entry = Belongings {
-        auth: entry.auth.as_ref(),
-        repositories: entry.repositories.as_deref(),
-        tls: entry.tls.as_ref(),
-    };
-    let settings = |endpoint: &Endpoint, belongings: &Belongings<'_>| {
-        belongings.settings(endpoint, &entry.name.0)
-    };
-    match entry.endpoints.as_deref() {
-        None => Ok(vec![settings(&Endpoint::of(&entry.name.0, scheme), &of_entry)?]),
-        Some([]) => Err("endpoints is empty: name one, or leave the key out".into()),
-        Some([one]) => Ok(vec![settings(&one.url.0, &Belongings::of(one).or(&of_entry))?]),
-        // Which of them a password is for must not be guessed.
-        Some(_) if of_entry.is_something() => Err(
-            "auth, repositories and tls belong into the endpoint that they are for, where there are \
-             several: - url: https://…, with auth and tls below it"
-                .into(),
-        ),
-        Some(all) => {
-            let urls: Vec<&Endpoint> = all.iter().map(|each| &each.url.0).collect();
-            if let Some(twice) = (1..urls.len()).find(|at| urls[..*at].contains(&urls[*at])) {
-                return Err(format!("the endpoint {} is listed twice", urls[twice].url()));
-            }
-            all.iter().map(|each| settings(&each.url.0, &Belongings::of(each))).collect()
-        }
-    }
-}
-
-/// What is an endpoint's own.
-struct Belongings<'a> {
-    auth: Option<&'a AuthEntry>,
-    repositories: Option<&'a [RepositoriesEntry]>,
-    tls: Option<&'a TlsEntry>,
-}
-
-impl<'a> Belongings<'a> {
-    fn of(entry: &'a EndpointEntry) -> Belongings<'a> {
-        let (auth, tls) = (entry.auth.as_ref(), entry.tls.as_ref());
-        Belongings { auth, repositories: entry.repositories.as_deref(), tls }
-    }
-
-    fn or(&self, other: &Belongings<'a>) -> Belongings<'a> {
-        Belongings {
-            auth: self.auth.or(other.auth),
-            repositories: self.repositories.or(other.repositories),
-            tls: self.tls.or(other.tls),
-        }
-    }
-
-    fn is_something(&self) -> bool {
-        self.auth.is_some() || self.repositories.is_some() || self.tls.is_some()
-    }
-
-    fn settings(&self, endpoint: &Endpoint, name: &Upstream) -> Result<EndpointSettings, String> {
-        let tls = self.tls.map(tls_settings).transpose()?.unwrap_or_default();
-        let repositories = self.repositories.unwrap_or_default();
-        let credentials = auth::credentials(&endpoint.identity(name), self.auth, repositories)?;
-        Ok(EndpointSettings { endpoint: endpoint.clone(), tls, credentials })
-    }
+fn endpoint(entry: &EndpointMap, name: &Upstream) -> Result<EndpointSettings, String> {
+    let endpoint = entry.url.0.0.clone();
+    let tls = entry.tls.as_ref().map(tls_settings).transpose()?.unwrap_or_default();
+    let identity = endpoint.identity(name);
+    let credentials = auth::credentials(&identity, entry.auth.as_ref(), &entry.repositories)?;
+    Ok(EndpointSettings { endpoint, tls, credentials })
 }
 
 fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {
     let identity = match (&entry.cert, &entry.key) {
         (Some(cert), Some(key)) => Some(IdentityFiles { cert: cert.clone(), key: key.clone() }),
         (None, None) => None,
-        (Some(_), None) => return Err("tls.cert needs tls.key beside it".into()),
-        (None, Some(_)) => return Err("tls.key needs tls.cert beside it".into()),
+        (Some(_), None) => return Err("tls.cert needs tls.key".into()),
+        (None, Some(_)) => return Err("tls.key needs tls.cert".into()),
     };
-    let insecure_skip_verify = entry.insecure_skip_verify.unwrap_or(false);
+    let insecure_skip_verify = entry.insecure_skip_verify;
     Ok(TlsSettings { ca: entry.ca.clone(), identity, insecure_skip_verify })
 }

@@ -1,4 +1,5 @@
-//! Values as users write them: names, durations, sizes, levels.
+//! Values as users write them: names, durations, sizes, levels. Each parses from its text and prints a text
+//! that parses to the same value.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,17 +7,20 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::keys::Value;
+use super::suggestion::one_of;
 use crate::cache::Ttl;
 use crate::oci::{Platform, PlatformError};
 use crate::prune::{FreeSpace, parse_duration};
-use crate::upstream::{ApiPath, Endpoint, Scheme};
+use crate::upstream::{ApiPath, Endpoint, Scheme, Secret};
 
-/// A value that the file holds as text and that is parsed while the file is read, so that an error has
-/// its position.
+/// A value that is text in the file. It is parsed while the file is read, so that an error has its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<T>(pub(super) T);
+
+impl<T> Value for Text<T> {}
 
 impl<'de, T> Deserialize<'de> for Text<T>
 where
@@ -43,12 +47,18 @@ where
     }
 }
 
-/// A whole number that fits its type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Whole<T>(pub(super) T);
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
 
-/// The numbers that the configuration holds, and the largest of each for error texts.
-pub(super) trait Number: TryFrom<u64> {
+/// An integer that fits its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Integer<T>(pub(super) T);
+
+/// The integer types of the configuration, and the largest value of each for error texts.
+pub(super) trait Number: TryFrom<u64> + Into<u64> + Copy {
     const MAX: u64;
 }
 
@@ -60,14 +70,46 @@ impl Number for u32 {
     const MAX: u64 = u32::MAX as u64;
 }
 
-impl<T: Number> FromStr for Whole<T> {
+impl<T> Value for Integer<T> {}
+
+impl<T: Number> FromStr for Integer<T> {
     type Err = ParseValueError;
 
-    fn from_str(text: &str) -> Result<Whole<T>, ParseValueError> {
+    fn from_str(text: &str) -> Result<Integer<T>, ParseValueError> {
         let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
-        number.map(Whole).ok_or_else(|| {
+        number.map(Integer).ok_or_else(|| {
             ParseValueError(format!("{text} is not a whole number from 0 to {}", T::MAX))
         })
+    }
+}
+
+impl<'de, T: Number> Deserialize<'de> for Integer<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Integer<T>, D::Error> {
+        Text::deserialize(deserializer).map(|text| text.0)
+    }
+}
+
+impl<T: Number> Serialize for Integer<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.into())
+    }
+}
+
+/// A password or a token: printed as `***`, in logs and by `config show`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hidden(pub(super) Secret);
+
+impl FromStr for Hidden {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Hidden, ParseValueError> {
+        Ok(Hidden(Secret::new(text)))
+    }
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 
@@ -92,18 +134,26 @@ impl std::error::Error for ParseValueError {}
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Everything, for finding out why.
+    /// Details for debugging.
     Debug,
-    /// Requests, and what an operator should see.
+    /// Requests and normal operation.
     Info,
     /// What may need attention.
     Warn,
-    /// What is broken.
+    /// Failures that need attention.
     Error,
 }
 
+/// The levels as users write them.
+const LOG_LEVELS: [(&str, LogLevel); 4] = [
+    ("debug", LogLevel::Debug),
+    ("info", LogLevel::Info),
+    ("warn", LogLevel::Warn),
+    ("error", LogLevel::Error),
+];
+
 impl LogLevel {
-    /// That level, or `warn` if it would say more: for commands that say by themselves what they do.
+    /// This level, or `warn` if this level is more verbose: for commands that print their own progress.
     #[must_use]
     pub fn at_least_warn(self) -> LogLevel {
         match self {
@@ -115,12 +165,8 @@ impl LogLevel {
 
 impl fmt::Display for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            LogLevel::Debug => "debug",
-            LogLevel::Info => "info",
-            LogLevel::Warn => "warn",
-            LogLevel::Error => "error",
-        })
+        let name = LOG_LEVELS.iter().find(|(_, level)| level == self).map(|(name, _)| *name);
+        f.write_str(name.unwrap_or_default())
     }
 }
 
@@ -128,13 +174,11 @@ impl FromStr for LogLevel {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<LogLevel, ParseValueError> {
-        match text {
-            "debug" => Ok(LogLevel::Debug),
-            "info" => Ok(LogLevel::Info),
-            "warn" => Ok(LogLevel::Warn),
-            "error" => Ok(LogLevel::Error),
-            _ => Err(ParseValueError("a log level is one of debug, info, warn, error".into())),
-        }
+        let level = LOG_LEVELS.iter().find(|(name, _)| *name == text).map(|(_, level)| *level);
+        level.ok_or_else(|| {
+            let names = LOG_LEVELS.map(|(name, _)| name);
+            ParseValueError(format!("unknown log level {}", one_of(text, &names)))
+        })
     }
 }
 
@@ -150,11 +194,34 @@ impl FromStr for Span {
     }
 }
 
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u128); 7] = [
+            ("d", 86_400_000_000_000),
+            ("h", 3_600_000_000_000),
+            ("m", 60_000_000_000),
+            ("s", 1_000_000_000),
+            ("ms", 1_000_000),
+            ("us", 1000),
+            ("ns", 1),
+        ];
+        write_exactly(f, self.0.as_nanos(), &UNITS)
+    }
+}
+
+/// Writes a number in the largest unit that divides it; 0 has no unit.
+fn write_exactly(f: &mut fmt::Formatter<'_>, number: u128, units: &[(&str, u128)]) -> fmt::Result {
+    match units.iter().find(|(_, unit)| number > 0 && number.is_multiple_of(*unit)) {
+        Some((name, unit)) => write!(f, "{}{name}", number / unit),
+        None => write!(f, "{number}"),
+    }
+}
+
 /// A number of bytes with its unit, e.g. `10MB`, `1MiB`, `500k`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size(pub(super) u64);
 
-/// The units of [`Size`] without the `B` that may follow.
+/// The units of [`Size`] without the optional `B`.
 const SIZE_UNITS: [(&str, u64); 10] = [
     ("", 1),
     ("k", 1000),
@@ -173,8 +240,8 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Size, ParseValueError> {
         let refuse = || {
-            let allowed = "a size is a whole number of bytes, with a unit of k, M, G, T (thousands) \
-                           or Ki, Mi, Gi, Ti (1024s) if you like, e.g. 500k, 10MB or 1MiB";
+            let allowed = "a size is a whole number of bytes, with an optional unit: k, M, G, T \
+                           (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024), e.g. 500k, 10MB or 1MiB";
             ParseValueError(allowed.into())
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -186,7 +253,22 @@ impl FromStr for Size {
     }
 }
 
-/// `freeSpace`: bytes, or a share of the disk.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u128); 7] = [
+            ("TB", 1_000_000_000_000),
+            ("GB", 1_000_000_000),
+            ("GiB", 1 << 30),
+            ("MB", 1_000_000),
+            ("MiB", 1 << 20),
+            ("kB", 1000),
+            ("KiB", 1 << 10),
+        ];
+        write_exactly(f, self.0.into(), &UNITS)
+    }
+}
+
+/// `freeSpace`: bytes, or a percentage of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FreeSpaceText(pub(super) FreeSpace);
 
@@ -201,13 +283,23 @@ impl FromStr for FreeSpaceText {
             None => text.parse().ok().map(|Size(bytes)| FreeSpace::Bytes(bytes)),
         };
         free_space.map(FreeSpaceText).ok_or_else(|| {
-            let allowed = "free space is a size such as 20GB, or a share of the disk such as 10%";
+            let allowed =
+                "free space is a size such as 20GB, or a percentage of the disk such as 10%";
             ParseValueError(allowed.into())
         })
     }
 }
 
-/// A number of bytes a second: a [`Size`] that is not zero.
+impl fmt::Display for FreeSpaceText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            FreeSpace::Bytes(bytes) => Size(bytes).fmt(f),
+            FreeSpace::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+/// A number of bytes per second: a [`Size`] that is not zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rate(pub(super) NonZeroU64);
 
@@ -217,8 +309,15 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, ParseValueError> {
         let Size(bytes) = text.parse()?;
         NonZeroU64::new(bytes).map(Rate).ok_or_else(|| {
-            ParseValueError("a rate of 0 would stop everything; for no limit leave it out".into())
+            let reason = "a rate of 0 would stop all transfers; for no limit, leave it out";
+            ParseValueError(reason.into())
         })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Size(self.0.get()).fmt(f)
     }
 }
 
@@ -244,7 +343,17 @@ impl FromStr for TtlText {
     }
 }
 
-/// An entry of `platforms`: one, or `all`, which is `None`.
+impl fmt::Display for TtlText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ttl::Always => f.write_str("always"),
+            Ttl::Forever => f.write_str("forever"),
+            Ttl::For(duration) => Span(duration).fmt(f),
+        }
+    }
+}
+
+/// An entry of `platforms`: a platform, or `None` for `all`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PlatformText(pub(super) Option<Platform>);
 
@@ -259,7 +368,16 @@ impl FromStr for PlatformText {
     }
 }
 
-/// The URL of an endpoint: scheme, host, port, and the path of its API where that is not `/v2`.
+impl fmt::Display for PlatformText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            None => f.write_str("all"),
+            Some(platform) => platform.fmt(f),
+        }
+    }
+}
+
+/// The URL of an endpoint: scheme, host, port, and the path of its API if that is not `/v2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EndpointUrl(pub(super) Endpoint);
 
@@ -288,6 +406,12 @@ impl FromStr for EndpointUrl {
             true => Endpoint { api, ..Endpoint::of(&upstream, scheme) },
             false => Endpoint { api, ..Endpoint::new(scheme, authority) },
         }))
+    }
+}
+
+impl fmt::Display for EndpointUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.url())
     }
 }
 

@@ -1,8 +1,7 @@
-//! `helloWorld`: an image of Larder's own, for a look whether a cluster can pull where no registry can be
-//! reached at all.
+//! `helloWorld`: a built-in image for testing whether a cluster can pull, even if no registry is reachable.
 //!
-//! It is made when it is wanted, the same bytes each time, as a bundle like any other. This room must not
-//! know files, or how images are served.
+//! The image is generated when it is needed, with the same bytes each time, as an ordinary bundle. This module
+//! must not access files, or know how images are served.
 
 mod program;
 
@@ -11,12 +10,12 @@ use serde_json::{Value, json};
 use crate::oci::{Algorithm, Digest, PartReference};
 use program::{Architecture, program};
 
-/// The name that people type, in full.
+/// The full name of the image.
 const NAME: &str = "docker.io/library/hello-world:latest";
-/// The nobody of images without a user's name.
+/// The user that distroless images call nonroot; it needs no entry in /etc/passwd.
 const USER: &str = "65532:65532";
 
-/// What it says when it is run.
+/// The output of the image. A change of the text changes the image's digest.
 const TEXT: &str = "
 Hello from Larder!
 
@@ -33,10 +32,10 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// The name that it is served under.
+/// The reference of the image.
 pub fn reference() -> PartReference {
-    // It is in full.
-    PartReference::parse(NAME).expect("the constant is a reference")
+    // The constant is a valid reference, which a test checks.
+    PartReference::parse(NAME).expect("the constant is a full reference")
 }
 
 /// The image with all its platforms, as the tar of an OCI image layout.
@@ -56,11 +55,11 @@ pub fn bundle() -> Vec<u8> {
     bundle.finish()
 }
 
-/// A tar that is written into memory, which takes everything.
+/// A tar in memory, to which writing cannot fail.
 struct Bundle(tar::Builder<Vec<u8>>);
 
 impl Bundle {
-    /// Config, layer and manifest of a platform; gives the manifest's descriptor.
+    /// Adds config, layer and manifest of a platform, and returns the manifest's descriptor.
     fn platform(&mut self, architecture: Architecture) -> Value {
         let mut layer = Bundle(tar::Builder::new(Vec::new()));
         layer.file("hello", 0o755, &program(architecture, TEXT));
@@ -68,7 +67,7 @@ impl Bundle {
         let platform = json!({"os": "linux", "architecture": architecture.as_str()});
         let mut config = platform.clone();
         config["config"] = json!({"Cmd": ["/hello"], "User": USER});
-        // The layer is not packed, so that its digest is the same on both sides.
+        // The layer is not compressed, so its digest is also its diff ID.
         config["rootfs"] = json!({"type": "layers", "diff_ids": [layer["digest"]]});
         let config = self.blob(CONFIG, config.to_string().as_bytes());
         let manifest =
@@ -88,18 +87,18 @@ impl Bundle {
         json!({"mediaType": media_type, "digest": digest.to_string(), "size": content.len()})
     }
 
-    /// Nobody's, and of no time.
+    /// Adds a file with the default owner and time 0, so that the bytes are reproducible.
     fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         let mut header = tar::Header::new_ustar();
         header.set_mode(mode);
         header.set_size(content.len() as u64);
-        // Paths here are short, and memory takes what is written to it.
-        self.0.append_data(&mut header, path, content).expect("a short path, and memory");
+        // The path is short, and writing to memory cannot fail.
+        self.0.append_data(&mut header, path, content).expect("a short path and a tar in memory");
     }
 
     fn finish(self) -> Vec<u8> {
-        // Nothing is between the builder and its memory.
-        self.0.into_inner().expect("memory takes what is written to it")
+        // The builder writes to memory directly.
+        self.0.into_inner().expect("writing to memory cannot fail")
     }
 }
 
@@ -108,8 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_same_bytes_each_time() {
-        // Whoever has pulled it has these: another digest is another image to every node.
+    fn the_bytes_are_reproducible() {
+        // Nodes may have pulled this image already: another digest would be another image.
         let digest = Digest::of(Algorithm::Sha256, &bundle()).to_string();
         assert_eq!(
             digest,
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn its_name_is_in_full() {
+    fn the_name_is_a_full_reference() {
         assert_eq!(PartReference::parse("hello-world:latest").unwrap(), reference());
     }
 }

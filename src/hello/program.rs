@@ -1,21 +1,21 @@
-//! The program in the image, as a Linux executable: it writes a text and ends well.
+//! The program in the image: a Linux executable that writes a text and exits with 0.
 //!
-//! Put together here, header by header and instruction by instruction, since there is no compiler for two
-//! processors where Larder is built, and nobody could read what a file of bytes does. Numbers are those of
-//! the ELF-64 object file format, of the two processors' manuals, and of the kernel's system calls.
+//! It is assembled here, because Larder is built without cross compilers, and an embedded binary could not be
+//! reviewed. The numbers are from the ELF-64 object file format, the manuals of the two processors, and the
+//! kernel's system call tables.
 
-/// The processors that there is a program for, as images call them.
+/// The supported processors, with the names that images use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Architecture {
     Amd64,
     Arm64,
 }
 
-/// Where the program is in memory: what linkers choose too.
+/// The load address of the program, as linkers choose it.
 const BASE: u64 = 0x40_0000;
 const ELF_HEADER_BYTES: u16 = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;
-/// No kernel has larger pages than that.
+/// The largest page size of any supported kernel.
 const PAGE_BYTES: u64 = 0x1_0000;
 
 impl Architecture {
@@ -36,7 +36,7 @@ impl Architecture {
         }
     }
 
-    /// `write(1, text, length); exit(0)`, with the text right behind it.
+    /// `write(1, text, length); exit(0)`, with the text directly after it.
     fn instructions(self, length: u16) -> Vec<u8> {
         match self {
             Architecture::Amd64 => amd64(length),
@@ -45,9 +45,9 @@ impl Architecture {
     }
 }
 
-/// An executable that writes this text, of at most 64 KiB, to its standard output.
+/// An executable that writes `text`, of at most 64 KiB, to standard output.
 pub(super) fn program(architecture: Architecture, text: &'static str) -> Vec<u8> {
-    // It is a constant of this room, and some hundred bytes.
+    // The text is a constant of this module with a few hundred bytes.
     let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
     let code = architecture.instructions(length);
     let headers = u64::from(ELF_HEADER_BYTES + PROGRAM_HEADER_BYTES);
@@ -67,7 +67,7 @@ pub(super) fn program(architecture: Architecture, text: &'static str) -> Vec<u8>
     for half in [ELF_HEADER_BYTES, PROGRAM_HEADER_BYTES, 1, 0, 0, 0] {
         file.extend(half.to_le_bytes());
     }
-    // The one segment: PT_LOAD, readable and executable, the whole file.
+    // The only segment: PT_LOAD, readable and executable, the complete file.
     [1u32, 5].iter().for_each(|word| file.extend(word.to_le_bytes()));
     for address in [0, BASE, BASE, size, size, PAGE_BYTES] {
         file.extend(address.to_le_bytes());
@@ -80,7 +80,7 @@ pub(super) fn program(architecture: Architecture, text: &'static str) -> Vec<u8>
 fn amd64(length: u16) -> Vec<u8> {
     let mut code = vec![0xb8, 1, 0, 0, 0]; // mov eax, 1: write
     code.extend([0xbf, 1, 0, 0, 0]); // mov edi, 1: standard output
-    code.extend([0x48, 0x8d, 0x35, 16, 0, 0, 0]); // lea rsi, [rip + 16]: behind the last instruction
+    code.extend([0x48, 0x8d, 0x35, 16, 0, 0, 0]); // lea rsi, [rip + 16]: after the last instruction
     code.push(0xba); // mov edx, length
     code.extend(u32::from(length).to_le_bytes());
     code.extend([0x0f, 0x05]); // syscall
@@ -92,7 +92,7 @@ fn amd64(length: u16) -> Vec<u8> {
 
 fn arm64(length: u16) -> Vec<u8> {
     let movz = |register: u32, value: u16| 0xd280_0000 | u32::from(value) << 5 | register;
-    // The address of what is so many instructions further on.
+    // The address of the given number of instructions ahead.
     let adr = |register: u32, instructions: u32| 0x1000_0000 | instructions << 5 | register;
     let svc = 0xd400_0001;
     let code = [
@@ -117,11 +117,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_for_this_processor_runs() {
+    fn the_program_for_this_processor_runs() {
         let own = match std::env::consts::ARCH {
             "x86_64" => Architecture::Amd64,
             "aarch64" => Architecture::Arm64,
-            // There is no program for it, and nothing to be shown.
+            // There is no program for other processors.
             _ => return,
         };
         let directory = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn instructions_for_arm64_are_those_that_an_assembler_makes() {
+    fn instructions_for_arm64_match_an_assemblers_output() {
         // as: mov x0,#1; adr x1,.+28; mov x2,#13; mov x8,#64; svc #0; mov x0,#0; mov x8,#93; svc #0
         let expected: [u32; 8] = [
             0xd280_0020,

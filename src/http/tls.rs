@@ -61,7 +61,7 @@ impl ServerTlsSettings {
         let identity = self.identity.load()?;
         let refused = |error: rustls::Error| CertificateError::Unusable {
             path: self.identity.cert.clone(),
-            reason: error.to_string(),
+            reason: certificates::identity_error(&error),
         };
         let builder = ServerConfig::builder_with_provider(certificates::provider())
             .with_safe_default_protocol_versions()

@@ -1,4 +1,4 @@
-//! What is so at the moment: handed in when metrics are asked for, and forgotten afterwards.
+//! Gauges: the current state, which is passed in when metrics are rendered and not kept.
 
 use std::sync::Arc;
 
@@ -32,40 +32,40 @@ struct OfEndpoint {
     endpoint: String,
 }
 
-/// What is so at the moment.
+/// The current state of the server.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges {
     /// The program's version.
     pub version: &'static str,
-    /// When the process began, in seconds since 1970.
+    /// The start time of the process, in seconds since 1970.
     pub started_seconds: f64,
-    /// Whether clients should be sent here.
+    /// Whether the server is ready for clients.
     pub is_ready: bool,
-    /// Whether no upstream is asked.
+    /// Whether registries are not contacted.
     pub is_offline: bool,
-    /// Clients that are connected.
+    /// Open client connections.
     pub connections: usize,
-    /// Bytes of responses in memory that clients have not read yet.
+    /// Bytes of responses in memory that have not been sent yet.
     pub response_memory_bytes: u64,
-    /// Workers that are at work.
+    /// Busy workers.
     pub busy_workers: usize,
     /// Connections that wait for a worker.
     pub worker_queue: usize,
-    /// Downloads and questions under way, by kind.
+    /// Downloads and requests in progress, by kind.
     pub flights: Vec<(&'static str, usize)>,
     /// The fetch pools.
     pub pools: Vec<PoolGauges>,
-    /// Endpoints of registries.
+    /// The endpoints of registries.
     pub endpoints: Vec<EndpointGauges>,
-    /// TLS handshakes with clients that came to nothing since the start.
+    /// TLS handshakes with clients that failed since the start.
     pub failed_handshakes: u64,
-    /// Files found to be damaged since the start.
+    /// Damaged files found since the start.
     pub damaged_files: u64,
-    /// What the cache holds, in bytes; nothing before it was counted.
+    /// The size of the cache in bytes; `None` until it has been counted.
     pub disk_used_bytes: Option<u64>,
-    /// What is free on its disk.
+    /// The free space on its disk, in bytes.
     pub disk_free_bytes: Option<u64>,
-    /// How large that is.
+    /// The size of its disk, in bytes.
     pub disk_size_bytes: Option<u64>,
     /// Inodes that are free on the cache's file system; `None` where it has no limit.
     pub disk_free_inodes: Option<u64>,
@@ -75,7 +75,7 @@ pub struct Gauges {
     pub cache_size_bytes: Option<u64>,
     /// `freeSpace` in bytes.
     pub free_space_bytes: Option<u64>,
-    /// What the last walk of the images found.
+    /// The results of the last walk over the images.
     pub usage: Option<UsageGauges>,
 }
 
@@ -84,14 +84,14 @@ pub struct Gauges {
 pub struct PoolGauges {
     /// `blobs` or `manifests`.
     pub name: &'static str,
-    /// Its fetchers.
+    /// The number of its threads.
     pub fetchers: usize,
-    /// Those at work.
+    /// The number of busy threads.
     pub busy: usize,
-    /// Jobs that somebody waits for.
+    /// Queued jobs that clients wait for.
     pub queued: usize,
-    /// Jobs that nobody waits for.
-    pub queued_behind: usize,
+    /// Queued jobs that no client waits for.
+    pub queued_in_background: usize,
 }
 
 /// An endpoint of a registry.
@@ -99,39 +99,39 @@ pub struct PoolGauges {
 pub struct EndpointGauges {
     /// The registry.
     pub registry: String,
-    /// Where it is.
+    /// Its URL.
     pub url: String,
-    /// Whether it is left alone for a while.
+    /// Whether its breaker is open, so that it is not contacted for a while.
     pub is_open: bool,
-    /// Pulls that the registry still allows.
+    /// The remaining pulls of its rate limit.
     pub rate_limit_remaining: Option<u64>,
-    /// Pulls that it allows in a window.
+    /// The pulls that its rate limit allows in a window.
     pub rate_limit: Option<u64>,
 }
 
-/// What the last walk of the images found.
+/// The results of a walk over the images.
 #[derive(Debug, Clone, Default)]
 pub struct UsageGauges {
-    /// When it ended, in seconds since 1970.
+    /// The end of the walk, in seconds since 1970.
     pub as_of_seconds: u64,
     /// Images.
     pub images: u64,
-    /// Those that are complete.
+    /// Complete images.
     pub complete_images: u64,
     /// Manifests.
     pub manifests: u64,
-    /// Their sizes together.
+    /// Bytes of manifests.
     pub manifest_bytes: u64,
-    /// Blobs, manifests not among them.
+    /// Blobs other than manifests.
     pub blobs: u64,
-    /// Their sizes together.
+    /// Bytes of these blobs.
     pub blob_bytes: u64,
-    /// Registry, images, bytes.
+    /// Name, images and bytes of each registry.
     pub registries: Vec<(String, u64, u64)>,
 }
 
-/// A number as gauges want it; more than they hold is as good as that.
-fn whole(number: impl TryInto<i64>) -> i64 {
+/// Converts a number for a gauge; larger ones become the maximum.
+fn saturating(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
 
@@ -139,46 +139,66 @@ impl Gauges {
     pub(super) fn register(&self, metrics: &Metrics, to: &mut Registry) {
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build.get_or_create(&vec![("version", self.version)]).set(1);
-        to.register("build_info", "The version that runs", build);
+        to.register("build_info", "The version of the running server", build);
         let started = ConstGauge::new(self.started_seconds);
-        to.register("start_time_seconds", "When the process began", started);
+        to.register(
+            "start_time_seconds",
+            "Start time of the process, in seconds since 1970",
+            started,
+        );
         let mut add = |name: &str, help: &str, value: Option<i64>| {
             if let Some(value) = value {
                 to.register(name, help, ConstGauge::new(value));
             }
         };
-        let some = |number: u64| Some(whole(number));
-        add("ready", "Whether clients should be sent here", Some(self.is_ready.into()));
-        add("offline", "Whether no registry is asked", Some(self.is_offline.into()));
-        add("connections", "Clients that are connected", Some(whole(self.connections)));
+        let some = |number: u64| Some(saturating(number));
+        add("ready", "1 if the server is ready for clients", Some(self.is_ready.into()));
+        add("offline", "1 if registries are not contacted", Some(self.is_offline.into()));
+        add("connections", "Open client connections", Some(saturating(self.connections)));
         add(
             "response_memory_bytes",
-            "Responses in memory that clients have not read yet",
-            Some(whole(self.response_memory_bytes)),
+            "Bytes of responses in memory that have not been sent yet",
+            Some(saturating(self.response_memory_bytes)),
         );
-        add("workers_busy", "Workers that are at work", Some(whole(self.busy_workers)));
-        add("worker_queue", "Connections that wait for a worker", Some(whole(self.worker_queue)));
+        add("workers_busy", "Busy worker threads", Some(saturating(self.busy_workers)));
+        add(
+            "worker_queue",
+            "Connections that wait for a worker",
+            Some(saturating(self.worker_queue)),
+        );
         let disk = [
-            ("disk_used_bytes", "What the cache holds on disk", self.disk_used_bytes),
-            ("disk_free_bytes", "What is free on the cache's disk", self.disk_free_bytes),
-            ("disk_size_bytes", "How large the cache's disk is", self.disk_size_bytes),
+            ("disk_used_bytes", "Size of the cache on disk", self.disk_used_bytes),
+            ("disk_free_bytes", "Free space on the disk of the cache", self.disk_free_bytes),
+            ("disk_size_bytes", "Size of the disk of the cache", self.disk_size_bytes),
             (
                 "disk_free_inodes",
-                "Inodes that are free on the cache's file system",
+                "Free inodes on the file system of the cache",
                 self.disk_free_inodes,
             ),
-            ("disk_inodes", "Inodes of the cache's file system", self.disk_inodes),
-            ("cache_size_limit_bytes", "The cap of the cache (cacheSize)", self.cache_size_bytes),
-            ("free_space_limit_bytes", "The floor of its disk (freeSpace)", self.free_space_bytes),
+            ("disk_inodes", "Inodes of the file system of the cache", self.disk_inodes),
+            (
+                "cache_size_limit_bytes",
+                "Maximum size of the cache (cacheSize)",
+                self.cache_size_bytes,
+            ),
+            (
+                "free_space_limit_bytes",
+                "Minimum free space on the disk (freeSpace)",
+                self.free_space_bytes,
+            ),
         ];
         for (name, help, value) in disk {
             add(name, help, value.and_then(some));
         }
         if let Some(usage) = &self.usage {
             for (name, help, value) in [
-                ("usage_timestamp_seconds", "When images were last counted", usage.as_of_seconds),
+                (
+                    "usage_timestamp_seconds",
+                    "Time of the last count of images, in seconds since 1970",
+                    usage.as_of_seconds,
+                ),
                 ("images", "Images in the cache", usage.images),
-                ("images_complete", "Images that need no registry", usage.complete_images),
+                ("images_complete", "Complete images in the cache", usage.complete_images),
                 ("stored_manifests", "Manifests in the cache", usage.manifests),
                 ("stored_manifest_bytes", "Bytes of manifests on disk", usage.manifest_bytes),
                 ("stored_blobs", "Configs and layers in the cache", usage.blobs),
@@ -189,8 +209,12 @@ impl Gauges {
             register_registries(usage, metrics, to);
         }
         for (name, help, count) in [
-            ("damaged_files", "Files of the cache found to be damaged", self.damaged_files),
-            ("tls_handshake_failures", "Clients without a session", self.failed_handshakes),
+            ("damaged_files", "Damaged files found in the cache", self.damaged_files),
+            (
+                "tls_handshake_failures",
+                "Failed TLS handshakes with clients",
+                self.failed_handshakes,
+            ),
         ] {
             to.register(name, help, ConstCounter::new(count));
         }
@@ -200,57 +224,65 @@ impl Gauges {
     fn register_work(&self, metrics: &Metrics, to: &mut Registry) {
         let flights = Family::<Kind, Gauge>::default();
         for (kind, count) in &self.flights {
-            flights.get_or_create(&Kind { kind }).set(whole(*count));
+            flights.get_or_create(&Kind { kind }).set(saturating(*count));
         }
-        to.register("flights", "Downloads and questions under way", flights);
+        to.register("flights", "Downloads and requests to registries in progress", flights);
         let (fetchers, busy) = (Family::<Pool, Gauge>::default(), Family::<Pool, Gauge>::default());
         let queues = Family::<Queue, Gauge>::default();
-        for PoolGauges { name: pool, fetchers: all, busy: at_work, queued, queued_behind } in
+        for PoolGauges { name: pool, fetchers: all, busy: at_work, queued, queued_in_background } in
             self.pools.iter().copied()
         {
-            fetchers.get_or_create(&Pool { pool }).set(whole(all));
-            busy.get_or_create(&Pool { pool }).set(whole(at_work));
-            for (queue, length) in [("clients", queued), ("behind", queued_behind)] {
-                queues.get_or_create(&Queue { pool, queue }).set(whole(length));
+            fetchers.get_or_create(&Pool { pool }).set(saturating(all));
+            busy.get_or_create(&Pool { pool }).set(saturating(at_work));
+            for (queue, length) in [("clients", queued), ("behind", queued_in_background)] {
+                queues.get_or_create(&Queue { pool, queue }).set(saturating(length));
             }
         }
-        to.register("fetchers", "Threads that fetch", fetchers);
-        to.register("fetchers_busy", "Threads that fetch something now", busy);
-        to.register("fetch_queue", "Fetches that wait for a thread", queues);
+        to.register("fetchers", "Threads that fetch from registries", fetchers);
+        to.register("fetchers_busy", "Busy threads that fetch from registries", busy);
+        to.register("fetch_queue", "Queued fetches", queues);
         let endpoints = || Family::<OfEndpoint, Gauge>::default();
         let (open, limit, remaining) = (endpoints(), endpoints(), endpoints());
         for endpoint in &self.endpoints {
             let registry = metrics.label(&endpoint.registry);
-            // Of registries that nobody has listed there could be any number.
+            // The number of registries without a label is unbounded.
             if *registry == *OTHER {
                 continue;
             }
             let of = OfEndpoint { registry, endpoint: endpoint.url.clone() };
             open.get_or_create(&of).set(endpoint.is_open.into());
             if let Some(limited) = endpoint.rate_limit {
-                limit.get_or_create(&of).set(whole(limited));
+                limit.get_or_create(&of).set(saturating(limited));
             }
             if let Some(left) = endpoint.rate_limit_remaining {
-                remaining.get_or_create(&of).set(whole(left));
+                remaining.get_or_create(&of).set(saturating(left));
             }
         }
-        to.register("upstream_breaker_open", "Whether an endpoint is left alone", open);
-        to.register("upstream_rate_limit", "Pulls that a registry allows in a window", limit);
-        let help = "Pulls that a registry still allows";
+        to.register(
+            "upstream_breaker_open",
+            "1 if an endpoint is not contacted because of failures",
+            open,
+        );
+        to.register(
+            "upstream_rate_limit",
+            "Pulls that the rate limit of a registry allows in a window",
+            limit,
+        );
+        let help = "Pulls that remain in the rate limit of a registry";
         to.register("upstream_rate_limit_remaining", help, remaining);
     }
 }
 
-/// By registry, those without a label together.
+/// Registers images and bytes for each registry; registries without a label are added up.
 fn register_registries(usage: &UsageGauges, metrics: &Metrics, to: &mut Registry) {
     let families = || Family::<OfRegistry, Gauge>::default();
     let (images, bytes) = (families(), families());
     for (registry, count, size) in &usage.registries {
         let of = OfRegistry { registry: metrics.label(registry) };
-        images.get_or_create(&of).inc_by(whole(*count));
-        bytes.get_or_create(&of).inc_by(whole(*size));
+        images.get_or_create(&of).inc_by(saturating(*count));
+        bytes.get_or_create(&of).inc_by(saturating(*size));
     }
     to.register("registry_images", "Images in the cache, by registry", images);
-    let help = "Bytes of images, by registry; what repositories share counts in each";
+    let help = "Bytes of images, by registry; blobs that repositories share count in each";
     to.register("registry_bytes", help, bytes);
 }

@@ -1,10 +1,9 @@
-//! What happened how often: counters as fields, gauges as they are handed in, rendered as OpenMetrics.
+//! Metrics in OpenMetrics format: counters are fields, gauges are passed in when metrics are rendered.
 //!
-//! Label values are bounded: routes, outcomes and kinds are words of this program, and registries are
-//! those that the operator has listed and a few that everybody knows. All others are [`OTHER`], so a client
-//! cannot create series.
+//! Label values are bounded. Routes, outcomes and kinds are words of this program. Registries are those in the
+//! configuration and a few well-known ones; all others are [`OTHER`], so that clients cannot create series.
 //!
-//! This room must not know who counts what, and why.
+//! This module must not know which module counts what, or why.
 
 mod gauges;
 
@@ -23,9 +22,9 @@ use prometheus_client::registry::Registry;
 
 pub use gauges::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
 
-/// The label of registries that nobody has listed.
+/// The label of registries that are neither configured nor well known.
 pub const OTHER: &str = "other";
-/// Registries that have a label without being listed.
+/// Registries that have a label without being configured.
 const WELL_KNOWN: [&str; 9] = [
     "docker.io",
     "gcr.io",
@@ -37,24 +36,24 @@ const WELL_KNOWN: [&str; 9] = [
     "quay.io",
     "registry.k8s.io",
 ];
-/// Listed registries that get a label; a configuration that has more is generated, and so is its dashboard.
+/// The maximum number of registries with a label.
 const REGISTRIES_MAX: usize = 256;
-/// Seconds in which requests are answered: from a cached manifest to a large blob on a slow link.
+/// Histogram buckets of response times, in seconds: from a cached manifest to a large blob on a slow link.
 const BUCKETS: [f64; 12] =
     [0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
-/// Steps that the history keeps: a day of minutes.
+/// The number of steps in the history: the minutes of a day.
 const HISTORY_STEPS: usize = 1440;
 
-/// How answers came about, by the words of the access log. Those from `HITS` on needed no download.
+/// How answers were produced, with the words of the access log. Those from index `HITS` on needed no download.
 pub const ANSWERS: [&str; 5] = ["join", "miss", "bypass", "hit", "stale"];
 const HITS: usize = 3;
 
-/// Counters of this process.
+/// The counters of this process.
 pub struct Metrics {
     registries: RwLock<HashSet<Arc<str>>>,
     other: Arc<str>,
     answers: Family<Answer, Counter>,
-    /// The same without kind and registry, in the order of [`ANSWERS`].
+    /// The answers without the labels kind and registry, in the order of [`ANSWERS`].
     answers_in_all: [AtomicU64; ANSWERS.len()],
     requests: Family<Request, Counter>,
     durations: Family<Route, Histogram>,
@@ -64,17 +63,17 @@ pub struct Metrics {
     removed_images: Family<Why, Counter>,
     removed_bytes: Family<Why, Counter>,
     not_cached: Family<Kind, Counter>,
-    /// Bytes of blobs and manifests that came from upstreams.
+    /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
-    /// Connections that broke off in the middle of a blob and were gone on with.
+    /// Connections that failed in the middle of a blob, after which the download resumed.
     pub retries: Counter,
-    /// Downloads that began behind what an earlier one had left.
+    /// Downloads that resumed a partial file of an earlier one.
     pub resumed: Counter,
-    /// Blobs that a scrub has hashed.
+    /// Blobs hashed by scrubs.
     pub scrubbed_blobs: Counter,
-    /// Their sizes together.
+    /// Bytes hashed by scrubs.
     pub scrubbed_bytes: Counter,
-    /// Of them those that were damaged.
+    /// Damaged blobs found by scrubs.
     pub scrub_damaged: Counter,
     history: Mutex<History>,
 }
@@ -121,9 +120,9 @@ pub(super) struct Kind {
 /// Why images were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// Room was needed.
+    /// To free disk space.
     Evicted,
-    /// Somebody, or `pruneConfig`, said so.
+    /// By a prune command, or by `pruneConfig`.
     Pruned,
 }
 
@@ -141,24 +140,24 @@ impl Removal {
 pub struct Traffic {
     /// Answers, in the order of [`ANSWERS`].
     pub answers: [u64; ANSWERS.len()],
-    /// Bytes that clients got.
+    /// Bytes sent to clients.
     pub served_bytes: u64,
-    /// Bytes that upstreams sent.
+    /// Bytes received from upstreams.
     pub fetched_bytes: u64,
 }
 
-/// Traffic in a minute.
+/// The traffic of a minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// When it ended.
+    /// The end of the minute.
     pub time: SystemTime,
     /// Answers without a download.
     pub hits: u64,
-    /// Answers that needed one.
+    /// Answers that needed a download.
     pub misses: u64,
-    /// Bytes that clients got.
+    /// Bytes sent to clients.
     pub served_bytes: u64,
-    /// Bytes that upstreams sent.
+    /// Bytes received from upstreams.
     pub fetched_bytes: u64,
 }
 
@@ -201,9 +200,9 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Gives these registries labels of their own.
+    /// Adds registries with a label.
     pub fn label_registries<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
-        // An insertion is whole or not done at all, so a panic elsewhere leaves the set valid.
+        // Each insertion is complete or did not happen, so the set is valid even after a panic.
         let mut registries = self.registries.write().unwrap_or_else(PoisonError::into_inner);
         for name in names {
             if registries.len() < REGISTRIES_MAX {
@@ -223,7 +222,7 @@ impl Metrics {
         self.registries.read().unwrap_or_else(PoisonError::into_inner).contains(registry)
     }
 
-    /// A client got content: `kind` is manifest, blob or list, and `how` one of [`ANSWERS`].
+    /// Counts an answer with content: `kind` is manifest, blob or list, and `how` is one of [`ANSWERS`].
     pub fn answered(&self, kind: &'static str, how: &'static str, registry: &str) {
         let registry = self.label(registry);
         self.answers.get_or_create(&Answer { kind, how, registry }).inc();
@@ -232,32 +231,32 @@ impl Metrics {
         }
     }
 
-    /// A response has ended.
+    /// Counts a response that has ended.
     pub fn responded(&self, route: &'static str, status: u16, duration: Duration, bytes: u64) {
         self.requests.get_or_create(&Request { route, status }).inc();
         self.durations.get_or_create(&Route { route }).observe(duration.as_secs_f64());
         self.served_bytes.inc_by(bytes);
     }
 
-    /// A registry was asked; `outcome` is one of a few words.
+    /// Counts a request to a registry; `outcome` is one of a few words.
     pub fn asked_upstream(&self, registry: &str, outcome: &'static str) {
         let registry = self.label(registry);
         self.upstream_requests.get_or_create(&Upstream { registry, outcome }).inc();
     }
 
-    /// A blob's download has ended.
+    /// Counts a download of a blob that has ended.
     pub fn downloaded(&self, outcome: &'static str) {
         self.downloads.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// Images were removed.
+    /// Counts removed images and the freed bytes.
     pub fn removed(&self, removal: Removal, images: u64, bytes: u64) {
         let why = Why { why: removal.as_str() };
         self.removed_images.get_or_create(&why).inc_by(images);
         self.removed_bytes.get_or_create(&why).inc_by(bytes);
     }
 
-    /// How many images were removed, and how many bytes that freed.
+    /// The number of removed images and freed bytes so far.
     pub fn removed_so_far(&self, removal: Removal) -> (u64, u64) {
         let why = Why { why: removal.as_str() };
         (
@@ -266,12 +265,12 @@ impl Metrics {
         )
     }
 
-    /// Something, a manifest or a blob, was served that the disk would not have.
+    /// Counts a manifest or blob that was served without being cached, because the disk could not store it.
     pub fn not_cached(&self, kind: &'static str) {
         self.not_cached.get_or_create(&Kind { kind }).inc();
     }
 
-    /// How often that was.
+    /// The number of answers that were not cached so far.
     pub fn not_cached_so_far(&self, kind: &'static str) -> u64 {
         self.not_cached.get_or_create(&Kind { kind }).get()
     }
@@ -285,7 +284,7 @@ impl Metrics {
         }
     }
 
-    /// Ends a step of the history.
+    /// Completes a step of the history.
     pub fn step(&self, time: SystemTime) {
         let now = self.traffic();
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
@@ -310,7 +309,7 @@ impl Metrics {
         history.steps.iter().copied().collect()
     }
 
-    /// All of it in the OpenMetrics text format.
+    /// Renders all metrics in the OpenMetrics text format.
     pub fn render(&self, gauges: &Gauges) -> String {
         let mut registry = Registry::with_prefix("larder");
         self.register(&mut registry);
@@ -324,26 +323,34 @@ impl Metrics {
     fn register(&self, to: &mut Registry) {
         to.register(
             "answers",
-            "Answers with content, by how they came about",
+            "Answers with content, by how they were produced",
             self.answers.clone(),
         );
         to.register("requests", "Responses to clients", self.requests.clone());
-        let help = "From a request's first byte to its response's last";
+        let help = "Time from the first byte of a request to the last byte of its response";
         to.register("request_duration_seconds", help, self.durations.clone());
-        to.register("served_bytes", "Bytes of bodies sent to clients", self.served_bytes.clone());
-        let help = "Bytes of manifests and blobs that came from registries";
+        to.register(
+            "served_bytes",
+            "Bytes of response bodies sent to clients",
+            self.served_bytes.clone(),
+        );
+        let help = "Bytes of manifests and blobs received from registries";
         to.register("fetched_bytes", help, self.fetched_bytes.clone());
-        let help = "Requests to registries, by how they ended";
+        let help = "Requests to registries, by outcome";
         to.register("upstream_requests", help, self.upstream_requests.clone());
-        to.register("downloads", "Downloads of blobs that have ended", self.downloads.clone());
-        let help = "Connections that broke off in the middle of a blob";
+        to.register("downloads", "Finished and failed downloads of blobs", self.downloads.clone());
+        let help = "Connections that failed in the middle of a blob";
         to.register("download_retries", help, self.retries.clone());
-        let help = "Downloads that began behind what an earlier one had left";
+        let help = "Downloads that resumed a partial file";
         to.register("download_resumes", help, self.resumed.clone());
-        to.register("removed_images", "Images evicted and pruned", self.removed_images.clone());
-        let help = "Bytes freed by evicting and pruning";
+        to.register(
+            "removed_images",
+            "Images removed by evictions and prunes",
+            self.removed_images.clone(),
+        );
+        let help = "Bytes freed by evictions and prunes";
         to.register("removed_bytes", help, self.removed_bytes.clone());
-        let help = "Answers whose content the disk would not have";
+        let help = "Answers whose content could not be stored";
         to.register("not_cached", help, self.not_cached.clone());
         to.register("scrubbed_blobs", "Blobs hashed by scrubs", self.scrubbed_blobs.clone());
         to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
@@ -408,7 +415,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|each| each == line), "{line} is not in:\n{text}");
         }
-        assert!(lines(&text, "larder_disk_used_bytes").is_empty(), "what is not known is not said");
+        assert!(lines(&text, "larder_disk_used_bytes").is_empty(), "unknown values have no series");
     }
 
     #[test]
@@ -431,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn the_history_has_what_happened_in_each_step() {
+    fn each_step_of_the_history_has_its_own_traffic() {
         let metrics = Metrics::default();
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         metrics.answered("blob", "miss", "docker.io");

@@ -173,8 +173,13 @@ fn kind_of(wire: Wire, media_type: &MediaType) -> Result<ManifestKind, ManifestE
         true => Err(ManifestError::TooManyDescriptors { count }),
         false => Ok(()),
     };
+    let is_image = wire.config.is_some() || wire.layers.is_some() || wire.blobs.is_some();
     if media_type.is_index() || (wire.manifests.is_some() && wire.layers.is_none()) {
-        let manifests = wire.manifests.ok_or(ManifestError::NoShape)?;
+        // An index without children may have `null`, or nothing, in their place.
+        let manifests = match wire.manifests {
+            None if is_image => return Err(ManifestError::NoShape),
+            manifests => manifests.unwrap_or_default(),
+        };
         check(manifests.count)?;
         return Ok(ManifestKind::Index { manifests: manifests.accepted });
     }
@@ -273,6 +278,14 @@ mod tests {
         for (content_type, field, expected) in table {
             let manifest = parse(&image(field), content_type).unwrap();
             assert_eq!(manifest.media_type().as_str(), expected, "{content_type:?}");
+        }
+    }
+
+    #[test]
+    fn an_index_without_children_is_empty() {
+        for body in [r#"{"schemaVersion":2,"manifests":null}"#, r#"{"schemaVersion":2}"#] {
+            let index = parse(body, Some(MediaType::OCI_INDEX)).unwrap();
+            assert_eq!(*index.kind(), ManifestKind::Index { manifests: Vec::new() }, "{body}");
         }
     }
 

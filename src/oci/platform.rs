@@ -129,7 +129,9 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
         let refuse = || PlatformError(quoted(text));
-        let parts: Vec<&str> = text.split('/').collect();
+        // As containerd normalizes platforms.
+        let lower = text.to_ascii_lowercase();
+        let parts: Vec<&str> = lower.split('/').collect();
         let is_part = |part: &&str| {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
@@ -143,12 +145,14 @@ impl FromStr for Platform {
             _ => return Err(refuse()),
         };
         let architecture = match architecture {
-            "x86_64" => "amd64",
+            "x86_64" | "x86-64" => "amd64",
             "aarch64" => "arm64",
+            "i386" => "386",
             other => other,
         };
         // There is no other 64-bit ARM in use, and most indexes do not say it.
-        let variant = variant.filter(|variant| (architecture, *variant) != ("arm64", "v8"));
+        let variant =
+            variant.filter(|variant| !matches!((architecture, *variant), ("arm64", "v8" | "8")));
         Ok(Platform {
             os: os.to_owned(),
             architecture: architecture.to_owned(),
@@ -200,6 +204,8 @@ mod tests {
             (&["linux/arm"], Some("linux/arm64"), false),
             (&["linux/arm64/v8"], Some("linux/arm64"), true),
             (&["linux/x86_64"], Some("linux/amd64"), true),
+            (&["linux/amd64"], Some("Linux/AMD64"), true),
+            (&["linux/386"], Some("linux/i386"), true),
             (&["linux/amd64"], Some("unknown/unknown"), false),
             (&["linux/amd64", "windows/amd64"], Some("windows/amd64"), true),
             (&["linux/amd64"], None, true),

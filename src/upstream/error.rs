@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustls::{CertificateError, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 use time::OffsetDateTime;
 use ureq::Timeout;
 
@@ -149,6 +149,12 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::RateLimited { .. }) && !self.is_elsewhere
     }
 
+    /// Whether GET may succeed where HEAD failed with this: many registries and proxies support HEAD badly.
+    pub fn may_be_about_head(&self) -> bool {
+        let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
+        !(self.is_about_the_registry() || self.is_rate_limit() || is_slow)
+    }
+
     /// Whether it shows that the endpoint itself has a problem.
     pub(super) fn is_endpoint_trouble(&self) -> bool {
         let is_the_helpers = matches!(self.kind, UpstreamErrorKind::CredentialsUnavailable { .. });
@@ -185,11 +191,6 @@ impl UpstreamError {
     /// Method and URL of the request, without query.
     pub(super) fn request(&self) -> &Arc<str> {
         &self.request
-    }
-
-    /// Whether the registry reports an internal error (500), which may affect this request only.
-    pub fn is_server_error(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::Status { status: 500 })
     }
 
     /// Whether the registry itself did not answer: the network failed, or a gateway could not reach it (520 and above
@@ -327,9 +328,23 @@ fn tls_reason(error: &rustls::Error) -> String {
             CertificateError::UnsupportedSignatureAlgorithmContext { .. }
             | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
         ) => (
-            error.to_string(),
+            "its certificate, or one of its authorities, has an unsupported signature".to_owned(),
             "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
              more, and SHA-256, SHA-384 or SHA-512",
+        ),
+        // webpki's error has no variant of its own in rustls.
+        rustls::Error::InvalidCertificate(other)
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            (
+                "its certificate is self-signed, and is an authority's".to_owned(),
+                "tls.ca in its entry may name this very certificate",
+            )
+        }
+        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => (
+            error.to_string(),
+            "the two have no cipher suite or curve in common: with TLS 1.2 the certificate must not \
+             be P-521, and it may demand a client certificate",
         ),
         other => return other.to_string(),
     };
@@ -463,6 +478,7 @@ mod tests {
             (expired.into(), "its certificate expired on 2021-01-01"),
             (CertificateError::UnknownIssuer.into(), "tls.ca"),
             (rustls::Error::HandshakeNotComplete, "handshake not complete"),
+            (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "must not be P-521"),
         ] {
             let inside = io::Error::new(io::ErrorKind::InvalidData, error);
             let text = UpstreamError::from_body("GET x", inside).to_string();

@@ -20,6 +20,7 @@ mod auth;
 mod client;
 mod endpoints;
 mod error;
+mod large_bodies;
 mod network;
 mod response;
 
@@ -38,6 +39,7 @@ pub use endpoints::{
     RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
+pub use large_bodies::{LargeBodies, LargeBody};
 pub use network::{
     ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
     TlsSettings, UnlistedPorts,
@@ -101,6 +103,7 @@ pub trait Source: Send + Sync {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError>;
 
     /// The blob's size by HEAD; `None` if the registry does not report it.

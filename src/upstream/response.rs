@@ -10,6 +10,7 @@ use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::large_bodies::SMALL_BODY_BYTES;
 use crate::oci::{Digest, MediaType};
 
 /// The most that is read of the body of an error response, in bytes.
@@ -133,6 +134,38 @@ pub(super) fn read_body(
     }
 }
 
+/// Like [`read_body`], but the rest of a large body is read only if `may_continue`, which may block, returns `true`.
+pub(super) fn read_large_body(
+    response: Response<Body>,
+    limit_bytes: u64,
+    request: &Arc<str>,
+    may_continue: impl FnOnce() -> bool,
+) -> Result<Vec<u8>, UpstreamError> {
+    let failed = |error| UpstreamError::from_body(request, error);
+    let size = content_length(response.headers()).unwrap_or_default().min(limit_bytes);
+    let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
+    let mut bytes = Vec::new();
+    let beginning = SMALL_BODY_BYTES as u64;
+    reader.by_ref().take(beginning).read_to_end(&mut bytes).map_err(failed)?;
+    if (bytes.len() as u64) < beginning {
+        return Ok(bytes);
+    }
+    if !may_continue() {
+        let kind = UpstreamErrorKind::TimedOut { phase: "its turn among large manifests" };
+        return Err(UpstreamError::new(Arc::clone(request), kind));
+    }
+    // Allocated once, if the registry reports the size: growing step by step needs up to twice the memory.
+    bytes.reserve_exact(usize::try_from(size).unwrap_or_default().saturating_sub(bytes.len()) + 1);
+    reader.read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 > limit_bytes {
+        true => {
+            let reason = format!("it is larger than {limit_bytes} bytes");
+            Err(UpstreamError::bad_answer(request, reason))
+        }
+        false => Ok(bytes),
+    }
+}
+
 /// Reads the rest of a small body, so that its connection can be reused.
 pub(super) fn discard(response: Response<Body>) {
     let mut rest = response.into_body().into_reader().take(DISCARDED_BODY_BYTES_MAX);
@@ -150,13 +183,6 @@ pub(super) fn is_registry_error(headers: &HeaderMap, body: &[u8]) -> bool {
     }
     headers.contains_key("docker-distribution-api-version")
         || serde_json::from_slice::<Errors>(body).is_ok()
-}
-
-/// Like [`is_registry_error`], but without the body: registries send errors as JSON.
-pub(super) fn looks_like_registry_error(headers: &HeaderMap) -> bool {
-    let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
-    headers.contains_key("docker-distribution-api-version")
-        || media_type.is_some_and(|media_type| media_type.as_str().ends_with("json"))
 }
 
 /// The error for a 404 from another server than the registry, which does not prove that the content is missing.

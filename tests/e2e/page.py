@@ -151,7 +151,7 @@ def check_images(page, expected):
     page.type("#filter [name=pattern]", expected[0].split("/", 1)[1])
     page.wait("one image", lambda: page.images() == [expected[0]])
     page.type("#filter [name=pattern]", "no-such-image")
-    page.wait_for("#images-note", "No image matches")
+    page.wait_for("#images-note", "No matching images")
     page.type("#filter [name=pattern]", " " + Keys.BACKSPACE)
     page.wait("all images", lambda: set(expected) <= set(page.images()))
 
@@ -196,7 +196,7 @@ def check_prune(page, name):
     page.wait("the dialog", lambda: page.is_open("prune"))
     page.type("#prune [name=pattern]", name)
     page.press(Keys.ENTER)
-    page.wait_for("#prune-report", "1 image would go")
+    page.wait_for("#prune-report", "1 image would be removed")
     assert name in page.text("#prune-report") and page.text("#prune-go") == "Remove 1 image"
     page.press("x")
     page.wait("nothing can be removed", lambda: page.text("#prune-go") == "" and page.text("#prune-report") == "")
@@ -288,7 +288,7 @@ def check_downloads(page, mock):
     page.press(Keys.ENTER)
     page.wait("the question", lambda: page.is_open("confirm"))
     page.press(Keys.ENTER)
-    page.wait_for("#downloads-note", "Nothing is being downloaded")
+    page.wait_for("#downloads-note", "No downloads in progress")
     page.js("document.getElementById('resume').focus()")
     page.press(Keys.ENTER)
     page.wait("nothing is left over", lambda: page.js("return document.getElementById('partials-box').hidden"))
@@ -327,10 +327,10 @@ def check_paging(page, mock):
 def check_silence(page, mock):
     step("a server that does not answer is said to, and so is that it is back")
     mock.is_silent = True
-    page.wait_for("#silence", "No answer since")
+    page.wait_for("#silence", "No response since")
     mock.is_silent = False
     page.wait("it is gone", lambda: page.text("#silence") == "")
-    page.wait_for("#notice", "answers again")
+    page.wait_for("#notice", "responds again")
 
 
 def check_locked(directory):
@@ -342,7 +342,7 @@ def check_locked(directory):
         page.wait("the token is asked for", lambda: page.is_open("token"))
         assert "bearer token" in page.text("#token-error")
         page.press(Keys.ESCAPE)
-        page.wait_for("#locked", "needs the token")
+        page.wait_for("#locked", "requires the token")
         page.js("document.getElementById('unlock').focus()")
         page.press(Keys.ENTER)
         page.wait("the token is asked for again", lambda: page.is_open("token"))

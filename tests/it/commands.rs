@@ -39,14 +39,14 @@ fn usage_errors_are_answered_with_advice() {
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
     let at = format!("@{list}");
     for (words, code, message) in [
-        (vec!["list", "--image-path", &none], 2, "--image-path stands before the command".into()),
+        (vec!["list", "--image-path", &none], 2, "--image-path must precede the command".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
             1,
             format!("cannot open the log file {log}: "),
         ),
         (vec!["load", &at], 2, format!("cannot read {list}: ")),
-        (vec!["list", "--pattern", "("], 2, "--pattern: ( is no regular expression".into()),
+        (vec!["list", "--pattern", "("], 2, "--pattern: ( is not a regular expression".into()),
         (vec!["list", "A:B"], 2, "A:B: ".into()),
         (vec!["verify", "/(/"], 2, "/(/: not a pattern".into()),
     ] {
@@ -117,7 +117,8 @@ fn list_shows_cached_and_missing_content() {
     let (_, tree, _) = list(&["/v2$/", "--tree"]);
     let lost = tree.lines().find(|line| line.contains(&missing.digest)).expect("it is in the tree");
     assert!(lost.ends_with("missing") && !tree.contains(":v1"), "{tree}");
-    for (words, message) in [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "none of name")]
+    for (words, message) in
+        [(&["/(/"][..], "not a pattern"), (&["--sort", "age"], "use name, size")]
     {
         let (code, _, stderr) = list(words);
         assert!(code == Some(2) && stderr.contains(message), "{stderr}");
@@ -158,7 +159,7 @@ fn load_accepts_lists_and_bundles_and_reports_failures() {
     let (here, there) = (site(near.path(), &registry), site(far.path(), &registry));
     let name = |tag: &str| format!("{host}/{REPOSITORY}:{tag}");
     let (code, _, message) = on(&here, &["load", &name("v1")]);
-    assert!(code == Some(0) && message.contains("1 of 1 images are in the cache"), "{message}");
+    assert!(code == Some(0) && message.contains("1 of 1 image in the cache"), "{message}");
     let bundle = far.path().join("one.tar").display().to_string();
     let (code, _, message) = on(&here, &["export", "--all", "--output", &bundle]);
     assert_eq!(code, Some(0), "{message}");
@@ -169,7 +170,7 @@ fn load_accepts_lists_and_bundles_and_reports_failures() {
     let (code, _, message) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
     assert_eq!(code, Some(1), "{message}");
     assert!(message.contains(&format!("failed: {}: ", name("v9"))), "{message}");
-    assert!(message.contains("1 of 2 images are in the cache"), "{message}");
+    assert!(message.contains("1 of 2 images in the cache"), "{message}");
     let (_, table, _) = on(&there, &["list"]);
     for tag in ["v1", "v2"] {
         let line = table.lines().find(|line| line.starts_with(&name(tag)));
@@ -196,7 +197,7 @@ fn preloaded_images_are_cached_without_a_client() {
     fs::write(&list, format!("{}/{REPOSITORY}:v1\n", registry.host())).expect("a file");
     let list = list.display().to_string();
     let mut process = Process::serve_and(directory.path(), &registry, &["--preload-images", &list]);
-    process.wait_until_it_logs("preload: 1 of 1 images are here");
+    process.wait_until_it_logs("preload: 1 of 1 image in the cache");
     registry.stop();
     for each in image.blobs() {
         assert!(get(process.address, &blob(REPOSITORY, &each.digest)).body == each.bytes);
@@ -213,10 +214,7 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     let name = format!("{}/{REPOSITORY}:v1", registry.host());
     assert_eq!(on(&site, &["load", &name]).0, Some(0));
     let (code, message, _) = on(&site, &["verify", "--rate", "1GB"]);
-    assert_eq!(
-        (code, message.as_str()),
-        (Some(0), "1 images, 0 of them not whole; 0 damaged blobs\n")
-    );
+    assert_eq!((code, message.as_str()), (Some(0), "1 image, 0 incomplete; 0 damaged blobs\n"));
 
     let file = |digest: &str| Path::new(&site.1).join("blobs").join(digest.replace(':', "/"));
     let layers = image.layers();
@@ -230,15 +228,12 @@ fn verify_reports_damage_and_repairs_it_on_request() {
         let line = message.lines().find(|line| line.starts_with(digest));
         assert!(line.is_some_and(|line| line.contains("damaged") && line.contains("quarantine")));
     }
-    assert!(message.contains(&format!("{name}: its manifest {}", image.digest())), "{message}");
+    assert!(message.contains(&format!("{name}: manifest {}", image.digest())), "{message}");
     let (code, message, _) = on(&site, &["verify"]);
-    assert!(
-        code == Some(1) && message.ends_with("1 of them not whole; 0 damaged blobs\n"),
-        "{message}"
-    );
+    assert!(code == Some(1) && message.ends_with("1 incomplete; 0 damaged blobs\n"), "{message}");
 
     let (code, message, stderr) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(0) && message.contains("; mended"), "{message}{stderr}");
+    assert!(code == Some(0) && message.contains("; repaired"), "{message}{stderr}");
     for each in [flipped, removed] {
         assert!(fs::read(file(&each.digest)).expect("an existing file") == each.bytes);
     }
@@ -246,5 +241,5 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     registry.stop();
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
     let (code, message, _) = on(&site, &["verify", "--repair"]);
-    assert!(code == Some(1) && message.contains("not mended: "), "{message}");
+    assert!(code == Some(1) && message.contains("not repaired: "), "{message}");
 }

@@ -72,7 +72,7 @@ fn files_are_written_only_if_they_change_and_replace_earlier_versions() {
         message
     };
     assert!(write("http://one:1").contains("hosts.toml: written"));
-    assert!(write("http://one:1").contains("as it should be"));
+    assert!(write("http://one:1").contains("up to date"));
     assert!(write("http://two:2").contains("hosts.toml: written"));
     for name in ["_default", "a:1"] {
         let directory = path.join(name);
@@ -90,14 +90,16 @@ fn foreign_files_are_replaced_only_with_force_and_backed_up() {
     let words = ["larder:8080", "--registry", "quay.io", "--write", &certs_d];
     let (code, _, message) = hosts_toml(&words);
     assert!(
-        code == Some(2) && message.contains("is not Larder's") && message.contains("--force"),
+        code == Some(2)
+            && message.contains("was not written by Larder")
+            && message.contains("--force"),
         "{message}"
     );
     assert!(!path.join("_default").exists(), "nothing is written if one file is refused");
     assert_eq!(text(&theirs), "server = \"https://quay.io\"\n");
 
     let (code, _, message) = hosts_toml(&[&words[..], &["--force"]].concat());
-    assert!(code == Some(0) && message.contains("is kept"), "{message}");
+    assert!(code == Some(0) && message.contains("copy of the previous file"), "{message}");
     assert_eq!(
         text(&path.join("quay.io/hosts.toml.before-larder")),
         "server = \"https://quay.io\"\n"
@@ -124,7 +126,7 @@ fn mirror_is_merged_into_the_docker_configuration() {
     assert_eq!(text(&path.with_file_name("daemon.json.before-larder")), "{\"debug\": true}");
     fs::write(&path, "{").expect("a file");
     let (code, _, message) = write();
-    assert!(code == Some(2) && message.contains("cannot be added to"), "{message}");
+    assert!(code == Some(2) && message.contains("cannot add to Docker"), "{message}");
     assert!(message.contains("daemon.json: "), "{message}");
     assert_eq!(text(&path), "{");
 }
@@ -144,7 +146,7 @@ fn stay_exits_cleanly_on_sigterm() {
     let (_directory, path, certs_d) = place("certs.d");
     let mut command = larder(&["hosts-toml", "larder:8080", "--write", &certs_d, "--stay"]);
     let mut process = Process::begin(&mut command);
-    process.wait_until_it_logs("heeds it at the next pull");
+    process.wait_until_it_logs("uses it from the next pull on");
     assert!(path.join("_default/hosts.toml").exists());
     process.signal("TERM");
     let (status, message) = process.wait();

@@ -117,7 +117,7 @@ fn pins_are_added_removed_and_listed_by_the_api() {
             status == 404
                 && message["error"]
                     .as_str()
-                    .is_some_and(|text| text.contains("is no pin of the cache directory")),
+                    .is_some_and(|text| text.contains("is not a pin of the cache directory")),
             "{message}"
         );
     }

@@ -225,7 +225,7 @@ fn every_gauge() -> Gauges {
         blob_bytes: 1,
         registries: vec![("docker.io".into(), 1, 1)],
     };
-    let pool = |name| PoolGauges { name, fetchers: 1, busy: 1, queued: 1, queued_behind: 1 };
+    let pool = |name| PoolGauges { name, fetchers: 1, busy: 1, queued: 1, queued_in_background: 1 };
     Gauges {
         version: "1.2.3",
         started_seconds: 1.0,

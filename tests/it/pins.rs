@@ -18,7 +18,7 @@ fn pinned_images_are_kept_unless_pins_are_included() {
     site.configure(&format!("pin: ['docker.io/library/deb*']\npinLists: [{}]", list.display()));
     site.run_ok(&["pin", "alpine:3"]);
     let message = site.run_ok(&["prune", "*"]);
-    assert!(message.contains("4 images match and are pinned (--include-pinned)"), "{message}");
+    assert!(message.contains("4 images kept: pinned; --include-pinned"), "{message}");
     let kept: Vec<String> = images[..4].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
     assert!(images[..4].iter().all(|each| site.has_all(each)));
@@ -39,7 +39,7 @@ fn configured_pins_of_a_server_apply_to_commands_without_that_configuration() {
     let without = |words: &[&str]| run(&[&["--image-path", &root], words].concat());
     let (code, message, stderr) = without(&["prune", "*"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(message.contains("2 images match and are pinned"), "{message}");
+    assert!(message.contains("2 images kept: pinned"), "{message}");
     let kept: Vec<String> = images[..2].iter().map(NamedImage::full).collect();
     assert_eq!(site.listed(&[]), kept);
     let (_, pins, _) = without(&["pin"]);
@@ -109,7 +109,7 @@ fn pins_are_added_listed_and_removed() {
     let list = list.display().to_string();
     assert_eq!(site.run_ok(&["pin", "alpine:3"]), "pinned docker.io/library/alpine:3\n");
     let message = site.run_ok(&["pin", "alpine:3", "--list", &list]);
-    assert!(message.ends_with("1 of them were pinned before\n"), "{message}");
+    assert!(message.ends_with("1 of them already pinned\n"), "{message}");
     let shown = site.run_ok(&["pin"]);
     let mut lines: Vec<&str> = shown.lines().collect();
     lines.sort_unstable();
@@ -130,10 +130,10 @@ fn pins_are_added_listed_and_removed() {
     };
     assert_eq!([shown("alpine:3"), shown("alpine:edge")], [true, false], "{table}");
     for (words, message) in [
-        (&["unpin"][..], "which pins?"),
-        (&["unpin", "redis"], "docker.io/library/redis is no pin"),
-        (&["unpin", "alpine"], "docker.io/library/alpine is no pin"),
-        (&["unpin", "alpine:3", "redis"], "redis is no pin"),
+        (&["unpin"][..], "name the pins to remove"),
+        (&["unpin", "redis"], "docker.io/library/redis is not pinned"),
+        (&["unpin", "alpine"], "docker.io/library/alpine is not pinned"),
+        (&["unpin", "alpine:3", "redis"], "redis is not pinned"),
         (&["unpin", "nginx"], "pinned by the configuration"),
         (&["pin", "a b"], "a b: "),
         (&["pin", "--list", "/nonexistent"], "--list: cannot read /nonexistent"),
@@ -153,7 +153,7 @@ fn import_pins_images_on_request() {
     let bundle = near.path("one.tar").display().to_string();
     near.run_ok(&["export", "--all", "--output", &bundle]);
     let (code, _, message) = far.run(&["import", "--pin", &bundle]);
-    assert!(code == Some(0) && message.contains("1 images pinned"), "{message}");
+    assert!(code == Some(0) && message.contains("1 image pinned"), "{message}");
     assert_eq!(far.listed(&["--pinned"]), ["docker.io/library/app:1"]);
     far.make_old();
     far.run_ok(&["prune", "*"]);

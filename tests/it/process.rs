@@ -56,7 +56,7 @@ fn configuration_is_checked_without_a_server() {
     };
     let (code, stdout, stderr) = check("registries: [{name: a.io}, {name: b.io}]");
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert_eq!(stdout, format!("{name}: good; 2 registries have an entry\n"));
+    assert_eq!(stdout, format!("{name}: valid, 2 registry entries\n"));
     fs::write(
         directory.path().join("users"),
         "u:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m",
@@ -302,9 +302,9 @@ fn environment_proxies_are_used_and_logged_without_credentials() {
             ("SSL_CERT_FILE", &roots),
         ],
     );
-    let message = format!("https registries are reached by way of the proxy {}\n", proxy.url());
+    let message = format!("proxy for https registries: {}\n", proxy.url());
     assert!(process.banner.contains(&message), "{}", process.banner);
-    assert!(process.banner.contains("NO_PROXY: 10.* is no name"), "{}", process.banner);
+    assert!(process.banner.contains("NO_PROXY: 10.* is not a name"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     for layer in image.layers() {
         assert!(get(process.address, &blob(REPOSITORY, &layer.digest)).body == layer.bytes);

@@ -30,8 +30,8 @@ fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
     let shared = one.image.layers()[0].digest.clone();
 
     let message = site.run_ok(&["prune", "app:1"]);
-    assert!(message.starts_with("docker.io/library/app:1\n1 images removed, "), "{message}");
-    assert!(message.contains("3 blobs removed, 1 are needed by other images"), "{message}");
+    assert!(message.starts_with("docker.io/library/app:1\n1 image removed, "), "{message}");
+    assert!(message.contains("3 blobs removed, 1 kept for other images"), "{message}");
     assert_eq!(site.listed(&[]), [two.full()]);
     for digest in one.digests() {
         assert_eq!(site.has(&digest), digest == shared, "{digest}");
@@ -60,7 +60,7 @@ fn dry_run_changes_nothing_and_reports_what_would_be_removed() {
     let dry = report(&site.run_ok(&["prune", "app:1", "--dry-run", "--json"]));
     let message = site.run_ok(&["prune", "app:1", "--dry-run"]);
     assert!(
-        message.contains("1 images would be removed, ") && message.contains("would be freed"),
+        message.contains("1 image would be removed, ") && message.contains("would be freed"),
         "{message}"
     );
     assert_eq!(site.listed(&[]), before);
@@ -124,13 +124,13 @@ fn prune_conditions_must_all_match() {
 fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
     let (_registry, site, _) = Site::with_samples(&["app:1"]);
     for (words, message) in [
-        (&[][..], "which images?"),
-        (&["--dry-run"], "which images?"),
-        (&["--count", "3"], "which images?"),
-        (&["--include-pinned"], "which images?"),
+        (&[][..], "select images by name"),
+        (&["--dry-run"], "select images by name"),
+        (&["--count", "3"], "select images by name"),
+        (&["--include-pinned"], "select images by name"),
         (&["--unused-for", "30"], "--unused-for: a duration"),
         (&["--created-before", "yesterday"], "--created-before: \"yesterday\""),
-        (&["--date", "7d", "--prune-before", "7d"], "give one of them"),
+        (&["--date", "7d", "--prune-before", "7d"], "use one of them"),
         (&["a b"], "a b: "),
         (&["/(/"], "not a pattern"),
         (&["--pattern", "("], "--pattern"),

@@ -129,7 +129,7 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
 
     put("ca.pem", &format!("{}\n", registry.ca_pem()));
     let message = reload(&mut process, directory.path(), &text);
-    assert!(message.contains("nothing differs"), "{message}");
+    assert!(message.contains("no changes"), "{message}");
     assert_eq!(
         ask(&process).status,
         403,
@@ -236,17 +236,16 @@ fn invalid_file_changes_nothing_and_the_error_names_the_place() {
         (config(&nowhere, ""), "cannot read /nonexistent/ca.pem"),
         (config(&one(&registry, ", auth: {user: u}"), ""), NAME),
         // The remains of a file that was saved on a full disk.
-        ("\n".to_owned(), "larder.yaml: it is empty"),
+        ("\n".to_owned(), "larder.yaml: the file is empty"),
     ] {
         Process::put_config(directory.path(), &text);
         process.signal("HUP");
-        let message =
-            process.wait_until_it_logs("the configuration that was in force stays in force");
+        let message = process.wait_until_it_logs("the previous configuration stays in effect");
         assert!(message.contains("[ERROR]") && message.contains(words), "{message}");
     }
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     let message = reload(&mut process, directory.path(), &good);
-    assert!(message.contains("nothing differs"), "{message}");
+    assert!(message.contains("no changes"), "{message}");
 }
 
 #[test]
@@ -284,14 +283,14 @@ fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
     let mut process = Process::serve_file(directory.path(), &config(&[], ""));
     let extra = format!(", tls: {{ca: {}}}", ca.display());
     Process::put_config(directory.path(), &config(&one(&registry, &extra), ""));
-    process.wait_until_it_logs("the configuration that was in force stays in force");
+    process.wait_until_it_logs("the previous configuration stays in effect");
     // A file that has content from the start.
     fs::write(directory.path().join("new"), registry.ca_pem()).expect("a file can be written");
     fs::rename(directory.path().join("new"), &ca).expect("a file can be moved");
     process.wait_until_it_logs("configuration reloaded (the file has changed)");
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     let log = log_of(process);
-    assert_eq!(log.matches("stays in force").count(), 1, "{log}");
+    assert_eq!(log.matches("stays in effect").count(), 1, "{log}");
 }
 
 #[test]
@@ -380,7 +379,7 @@ fn sighup_without_a_configuration_file_is_reported_and_harmless() {
     let mut client = Connection::open(process.address);
     for _ in 0..2 {
         process.signal("HUP");
-        process.wait_until_it_logs("SIGHUP: there is no configuration file");
+        process.wait_until_it_logs("SIGHUP: nothing to reload");
         assert_eq!(client.get("/v2/").status, 200);
     }
 }

@@ -62,10 +62,10 @@ fn service_manager_is_notified_of_readiness_and_stop() {
     assert!(manager.notification().contains("RELOADING=1\n"));
     let notification = manager.notification();
     assert!(
-        notification.contains("READY=1\n") && notification.contains("not in force"),
+        notification.contains("READY=1\n") && notification.contains("not in effect"),
         "{notification}"
     );
-    process.wait_until_it_logs("stays in force");
+    process.wait_until_it_logs("stays in effect");
 
     process.signal("TERM");
     assert!(manager.notification().contains("STOPPING=1\n"));

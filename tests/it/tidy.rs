@@ -60,7 +60,7 @@ const MODULES: &[Module] = &[
     },
     Module { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
     Module {
-        name: "mirror",
+        name: "client_config",
         may_use: &["oci"],
         must_not_know: "files, or how Larder itself is configured",
     },

@@ -1,4 +1,4 @@
-//! Who may read, and who may change something.
+//! Access control of the management API.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,48 +10,50 @@ use super::super::status::Refusal;
 use crate::http::Request;
 use crate::oci::{Algorithm, Digest};
 
-/// Reads the token, or says why it cannot be read: whenever it is needed, since it may be replaced.
+/// Reads the token, or returns why it cannot be read. Called for each request, since the token may change.
 pub type ReadToken = Box<dyn Fn() -> Result<String, String> + Send + Sync>;
 
-/// How often a wrong token is said in the log: often enough to be seen, and no way to fill a disk.
-const WRONG_SAID_EVERY: Duration = Duration::from_secs(60);
+/// The interval between log lines about wrong tokens, so that they are noticed but cannot fill a disk.
+const WRONG_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The token of the operators.
 pub(super) struct Token {
     read: Option<ReadToken>,
-    /// When a wrong one was last said. Held for no longer than that takes to look at.
-    wrong_said: Mutex<Option<Instant>>,
+    /// When a wrong token was last logged. Locked only to compare and set it.
+    wrong_logged: Mutex<Option<Instant>>,
 }
 
 impl Token {
     pub(super) fn new(read: Option<ReadToken>) -> Token {
-        Token { read, wrong_said: Mutex::new(None) }
+        Token { read, wrong_logged: Mutex::new(None) }
     }
 
-    /// Reading is for everybody on this machine, and for who has the token.
+    /// Reading is allowed from this machine, and with the token.
     pub(super) fn check_reading(&self, request: &Request) -> Result<(), Refusal> {
         let is_local = request.peer().ip().is_loopback()
             && request.header("host").is_some_and(is_loopback_name);
         if is_local && request.header("authorization").is_none() {
             return Ok(());
         }
-        self.check(request, "this can be read without a token from the machine itself only")
+        self.check(request, "reading without a token is allowed from the local machine only")
     }
 
-    /// Changing something is for who has the token.
+    /// Changes are allowed with the token only.
     pub(super) fn check_changing(&self, request: &Request) -> Result<(), Refusal> {
-        self.check(request, "this changes something")
+        self.check(request, "this request makes a change")
     }
 
     fn check(&self, request: &Request, why: &str) -> Result<(), Refusal> {
         let Some(read) = &self.read else {
             return Err(Refusal::Forbidden(format!(
-                "{why}, which needs management.tokenFile in the configuration, and there is none"
+                "{why}; to allow it, set management.tokenFile in the configuration"
             )));
         };
         let expected = read().map_err(|error| {
             log::error!("management.tokenFile: {error}");
-            Refusal::Forbidden("management.tokenFile cannot be read; the log says why".into())
+            Refusal::Forbidden(
+                "management.tokenFile cannot be read; see the log for the reason".into(),
+            )
         })?;
         let given = request.header("authorization").and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
@@ -60,11 +62,11 @@ impl Token {
         match given {
             Some(given) if is_same(given, &expected) => Ok(()),
             Some(_) => {
-                if self.is_to_be_said(request.began()) {
+                if self.should_log(request.began()) {
                     let ip = request.peer().ip();
-                    log::warn!("management: a wrong token from {ip} (said once a minute)");
+                    log::warn!("management: wrong token from {ip} (logged once a minute)");
                 }
-                Err(Refusal::Unauthorized("this is not the token".into()))
+                Err(Refusal::Unauthorized("wrong token".into()))
             }
             None => Err(Refusal::Unauthorized(format!(
                 "{why}: send the content of management.tokenFile as Authorization: Bearer …"
@@ -72,24 +74,25 @@ impl Token {
         }
     }
 
-    fn is_to_be_said(&self, now: Instant) -> bool {
-        // Whatever state it was left in is a time.
-        let mut said = self.wrong_said.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = said.is_none_or(|said| now.duration_since(said) >= WRONG_SAID_EVERY);
+    fn should_log(&self, now: Instant) -> bool {
+        // A panic cannot leave an inconsistent time.
+        let mut logged = self.wrong_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = logged.is_none_or(|logged| now.duration_since(logged) >= WRONG_LOG_INTERVAL);
         if is_due {
-            *said = Some(now);
+            *logged = Some(now);
         }
         is_due
     }
 }
 
-/// In a time that tells nothing of either. Their digests are compared, so that not even the length shows.
+/// Compares in constant time. Compares digests, so that the time does not reveal the length either.
 fn is_same(given: &str, expected: &str) -> bool {
     let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes()).hex();
     digest(given).as_bytes().ct_eq(digest(expected).as_bytes()).into()
 }
 
-/// A web page of somebody else's, whose name leads to this machine, has that name here.
+/// Whether a `Host` header names this machine. A foreign web page whose name resolves to this machine sends its
+/// own name (DNS rebinding).
 fn is_loopback_name(host: &str) -> bool {
     let name = without_port(host);
     name.eq_ignore_ascii_case("localhost")
@@ -110,7 +113,7 @@ mod tests {
 
     fn status(result: Result<(), Refusal>) -> &'static str {
         match result {
-            Ok(()) => "fine",
+            Ok(()) => "allowed",
             Err(Refusal::Unauthorized(_)) => "unauthorized",
             Err(Refusal::Forbidden(_)) => "forbidden",
             Err(_) => "something else",
@@ -130,15 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_token_is_said_once_a_minute() {
+    fn a_wrong_token_is_logged_once_a_minute() {
         let (token, start) = (Token::new(None), Instant::now());
-        let said = [0, 1, 59, 60, 61, 119, 120]
-            .map(|seconds| token.is_to_be_said(start + Duration::from_secs(seconds)));
-        assert_eq!(said, [true, false, false, true, false, false, true]);
+        let logged = [0, 1, 59, 60, 61, 119, 120]
+            .map(|seconds| token.should_log(start + Duration::from_secs(seconds)));
+        assert_eq!(logged, [true, false, false, true, false, false, true]);
     }
 
     #[test]
-    fn who_may_do_what() {
+    fn reading_and_changing_need_their_permissions() {
         let with = Token::new(Some(Box::new(|| Ok("s3cret".into()))));
         let (without, unreadable) =
             (Token::new(None), Token::new(Some(Box::new(|| Err("it is gone".into())))));
@@ -148,14 +151,14 @@ mod tests {
         let wrong = "Host: localhost\r\nAuthorization: Bearer s3cre\r\n";
         let basic = "Host: localhost\r\nAuthorization: Basic s3cret\r\n";
         for (token, peer, headers, reading, changing) in [
-            (&with, here, local, "fine", "unauthorized"),
+            (&with, here, local, "allowed", "unauthorized"),
             (&with, here, "Host: evil.test\r\n", "unauthorized", "unauthorized"),
-            (&with, here, right, "fine", "fine"),
+            (&with, here, right, "allowed", "allowed"),
             (&with, here, wrong, "unauthorized", "unauthorized"),
             (&with, there, local, "unauthorized", "unauthorized"),
-            (&with, there, right, "fine", "fine"),
+            (&with, there, right, "allowed", "allowed"),
             (&with, there, basic, "unauthorized", "unauthorized"),
-            (&without, here, local, "fine", "forbidden"),
+            (&without, here, local, "allowed", "forbidden"),
             (&without, there, local, "forbidden", "forbidden"),
             (&without, here, right, "forbidden", "forbidden"),
         ] {
@@ -164,6 +167,6 @@ mod tests {
             assert_eq!(status(token.check_changing(&request)), changing, "{peer} {headers}");
         }
         assert_eq!(status(unreadable.check_changing(&request(here, right))), "forbidden");
-        assert_eq!(status(unreadable.check_reading(&request(here, local))), "fine");
+        assert_eq!(status(unreadable.check_reading(&request(here, local))), "allowed");
     }
 }

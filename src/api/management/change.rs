@@ -1,40 +1,42 @@
-//! Changing: what is done for who has the token.
+//! Requests that change something.
 
 use serde_json::json;
 
 use super::super::status::Refusal;
-use super::{Desk, accepted, document, documents, look};
+use super::{Handlers, accepted, document, documents, read};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Digest, Upstream};
 use crate::prune::{Criteria, PruneError, parse_duration, parse_since};
 
-pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply, Refusal> {
+pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Result<Reply, Refusal> {
     match what {
-        "pins" => pin(desk, request),
-        "prune" => prune(desk, request),
-        "prefetch" => prefetch(desk, request),
-        "flights/resume" => resume(desk, request),
-        _ => cancel(desk, request),
+        "pins" => pin(handlers, request),
+        "prune" => prune(handlers, request),
+        "prefetch" => prefetch(handlers, request),
+        "flights/resume" => resume(handlers, request),
+        _ => cancel(handlers, request),
     }
 }
 
-fn pin(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = desk.query(request, &["pattern"])?;
+fn pin(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["pattern"])?;
     query.required("pattern")?;
     let patterns: Vec<Choice> = query.patterns()?;
     let [pattern] = &patterns[..] else {
         return Err(Refusal::Parameter("pattern is given twice".into()));
     };
     let texts = [pattern.to_string()];
-    let store = desk.cache.store();
+    let store = handlers.cache.store();
     let changed = match request.method() {
         Method::Delete => store.remove_pins(&texts),
         _ => store.add_pins(&texts),
     };
     let changed = changed.map_err(|error| Refusal::Broken(error.to_string()))?;
     if request.method() == Method::Delete && changed == 0 {
-        let text = format!("{pattern} is no pin of the cache directory; see the pins");
+        let text = format!(
+            "{pattern} is not a pin of the cache directory; GET /api/v1/pins lists all pins"
+        );
         return Err(Refusal::NotFound(text));
     }
     let verb = if request.method() == Method::Delete { "unpinned" } else { "pinned" };
@@ -42,12 +44,12 @@ fn pin(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     Ok(document(&json!({ "pattern": texts[0], "changed": changed > 0 })))
 }
 
-fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
+fn prune(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let known = ["unusedFor", "createdBefore", "pattern", "count", "includePinned", "dryRun"];
-    let query = desk.query(request, &known)?;
+    let query = handlers.query(request, &known)?;
     let wrong = |key: &str, error: String| Refusal::Parameter(format!("{key}: {error}"));
     let unused_for = query.text("unusedFor").map(parse_duration).transpose();
-    let before = query.text("createdBefore").map(|text| parse_since(text, desk.cache.now()));
+    let before = query.text("createdBefore").map(|text| parse_since(text, handlers.cache.now()));
     let criteria = Criteria {
         unused_for: unused_for.map_err(|error| wrong("unusedFor", error))?,
         fetched_before: before.transpose().map_err(|error| wrong("createdBefore", error))?,
@@ -57,13 +59,13 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     let choices: Vec<Choice> = query.patterns()?;
     let is_everything = criteria.unused_for.is_none() && criteria.fetched_before.is_none();
     if is_everything && choices.is_empty() {
-        let text = "say which images: unusedFor, createdBefore or pattern (* is all of them)";
+        let text = "select images with unusedFor, createdBefore or pattern (* selects all)";
         return Err(Refusal::Parameter(text.into()));
     }
     let is_dry_run = query.flag("dryRun")?.unwrap_or(false);
-    let _heavy = desk.heavy()?;
-    let go_on = &mut || !desk.edge.is_draining();
-    let report = desk.cache.prune(&criteria, &choices, is_dry_run, go_on);
+    let _heavy = handlers.heavy()?;
+    let may_continue = &mut || !handlers.edge.is_draining();
+    let report = handlers.cache.prune(&criteria, &choices, is_dry_run, may_continue);
     let report = report.map_err(|error| match error {
         PruneError::Locked(_) => Refusal::Conflict(error.to_string()),
         PruneError::Stopped => Refusal::Busy(error.to_string()),
@@ -76,14 +78,14 @@ fn prune(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     Ok(document(&documents::report_document(&report, is_dry_run)))
 }
 
-fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = desk.query(request, &["image"])?;
-    let (name, reference) = look::reference(&query)?;
-    let begun = desk.cache.prefetch(&name, &reference, desk.platforms.clone());
-    begun.map_err(|error| match error {
-        CacheError::NotCached => {
-            Refusal::Conflict("no upstream may be asked: airGapped, or larder offline".into())
-        }
+fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["image"])?;
+    let (name, reference) = read::reference(&query)?;
+    let started = handlers.cache.prefetch(&name, &reference, handlers.platforms.clone());
+    started.map_err(|error| match error {
+        CacheError::NotCached => Refusal::Conflict(
+            "registries may not be contacted (airGapped, or larder offline on)".into(),
+        ),
         CacheError::GivenUp | CacheError::Suspended => Refusal::Busy(error.to_string()),
         error => Refusal::Conflict(error.to_string()),
     })?;
@@ -92,28 +94,28 @@ fn prefetch(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
     Ok(accepted(&json!({ "image": image })))
 }
 
-fn resume(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    desk.query(request, &[])?;
-    if desk.cache.is_offline() {
-        let text = "no upstream may be asked: airGapped, or larder offline";
+fn resume(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
+    handlers.query(request, &[])?;
+    if handlers.cache.is_offline() {
+        let text = "registries may not be contacted (airGapped, or larder offline on)";
         return Err(Refusal::Conflict(text.into()));
     }
-    let resumed = desk.cache.resume_downloads();
+    let resumed = handlers.cache.resume_downloads();
     log::info!("resumed {resumed} downloads for {}", request.peer().ip());
     Ok(accepted(&json!({ "resumed": resumed })))
 }
 
-fn cancel(desk: &Desk, request: &Request) -> Result<Reply, Refusal> {
-    let query = desk.query(request, &["upstream", "digest"])?;
+fn cancel(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["upstream", "digest"])?;
     query.required("upstream")?;
     query.required("digest")?;
     let upstream: Option<Upstream> = query.parsed("upstream")?;
     let digest: Option<Digest> = query.parsed("digest")?;
     match upstream.zip(digest) {
-        Some((upstream, digest)) if desk.cache.cancel(&upstream, &digest) => {
+        Some((upstream, digest)) if handlers.cache.cancel(&upstream, &digest) => {
             log::info!("cancelled {digest} from {upstream} for {}", request.peer().ip());
             Ok(accepted(&json!({ "cancelled": digest.to_string() })))
         }
-        _ => Err(Refusal::NotFound("there is no such download".into())),
+        _ => Err(Refusal::NotFound("no such download".into())),
     }
 }

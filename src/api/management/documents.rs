@@ -32,14 +32,14 @@ pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Va
     })
 }
 
-/// What a prune did, or would do.
+/// The report of a prune.
 pub fn report_document(report: &Report, is_dry_run: bool) -> Value {
     let mut value = json!(report);
     value["dryRun"] = is_dry_run.into();
     value
 }
 
-/// A point in time of which the seconds since 1970 are known.
+/// A time in seconds since 1970 as a timestamp.
 pub(super) fn time(seconds: Option<u64>) -> Option<String> {
     let since = Duration::from_secs(seconds?);
     SystemTime::UNIX_EPOCH.checked_add(since).map(timestamp)

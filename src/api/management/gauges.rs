@@ -1,37 +1,37 @@
-//! What metrics tell beside counters: how it is at the moment they are asked for.
+//! Collects the gauges of the server when metrics are requested.
 
 use std::time::SystemTime;
 
-use super::Desk;
+use super::Handlers;
 use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
 use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
 use crate::prune::Disk;
 
-/// What metrics tell beside counters.
-pub(super) fn gauges(desk: &Desk) -> Gauges {
-    let cache = &desk.cache;
-    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.upkeep().room);
-    let since_epoch = desk.started.duration_since(SystemTime::UNIX_EPOCH);
+/// The gauges of the server.
+pub(super) fn gauges(handlers: &Handlers) -> Gauges {
+    let cache = &handlers.cache;
+    let (load, disk, room) = (cache.load(), Disk::of(cache.store()), cache.maintenance().room);
+    let since_epoch = handlers.started.duration_since(SystemTime::UNIX_EPOCH);
     let pool = |name, load: SchedulerLoad| PoolGauges {
         name,
         fetchers: load.fetchers,
         busy: load.busy,
         queued: load.queued,
-        queued_behind: load.queued_in_background,
+        queued_in_background: load.queued_in_background,
     };
     Gauges {
-        version: desk.version,
+        version: handlers.version,
         started_seconds: since_epoch.map_or(0.0, |since| since.as_secs_f64()),
-        is_ready: desk.is_ready(),
+        is_ready: handlers.is_ready(),
         is_offline: cache.is_offline(),
-        connections: desk.edge.connections(),
-        response_memory_bytes: desk.edge.response_memory(),
-        busy_workers: desk.edge.busy_workers(),
-        worker_queue: desk.edge.queue_depth(),
+        connections: handlers.edge.connections(),
+        response_memory_bytes: handlers.edge.response_memory(),
+        busy_workers: handlers.edge.busy_workers(),
+        worker_queue: handlers.edge.queue_depth(),
         flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
         pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
         endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
-        failed_handshakes: desk.edge.failed_handshakes(),
+        failed_handshakes: handlers.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,
         disk_used_bytes: disk.used_bytes,
         disk_free_bytes: disk.free_bytes,

@@ -1,16 +1,16 @@
 //! The management port: probes, metrics, the API of `docs/openapi.yaml`, and a page over it.
 //!
-//! It has a small pool of its own, whose workers may read the disk for seconds, unlike those of the
-//! serving port. Reading is free from a loopback address and needs the token from elsewhere; changing
-//! something always needs it. There is no way from the serving port to here.
+//! The port has a small pool of workers, which may read the disk for seconds, unlike those of the serving port.
+//! Reading is free from a loopback address and needs the token from elsewhere; changes always need it. Nothing
+//! here is reachable through the serving port.
 
 mod access;
 mod change;
 mod documents;
 mod gauges;
-mod look;
 mod page;
 mod query;
+mod read;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,10 +32,10 @@ use query::Query;
 pub use access::ReadToken;
 pub use documents::{image_document, report_document};
 
-/// Requests at a time that look at all images, or remove some: they leave workers to the probes.
+/// The number of concurrent requests that read all images or remove some, so that workers are left for probes.
 const HEAVY_MAX: usize = 2;
 
-/// What a listener answers.
+/// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Probes (`health`).
@@ -44,12 +44,12 @@ pub enum Scope {
     Metrics,
     /// Both.
     HealthAndMetrics,
-    /// All there is (`management`).
+    /// Everything (`management`).
     Everything,
 }
 
 impl Scope {
-    /// What answers what either does.
+    /// The union of two scopes.
     #[must_use]
     pub fn and(self, other: Scope) -> Scope {
         match (self, other) {
@@ -68,12 +68,12 @@ impl Scope {
     }
 }
 
-/// Where something is answered, and what.
+/// An address and what is served there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManagementListener {
     /// Address and port.
     pub address: SocketAddr,
-    /// What is answered there.
+    /// What is served there.
     pub scope: Scope,
 }
 
@@ -82,36 +82,36 @@ pub struct ManagementListener {
 pub struct ManagementSettings {
     /// One for each address.
     pub listeners: Vec<ManagementListener>,
-    /// `management.tokenFile`, read when it is needed.
+    /// `management.tokenFile`, read for each request that needs it.
     pub token_file: Option<PathBuf>,
 }
 
-/// What the management port knows of the server.
+/// The parts of the server that the management port uses.
 pub struct Setting {
     /// The cache.
     pub cache: Cache,
-    /// How clients may name registries.
+    /// The rules by which clients name registries.
     pub naming: NamingInForce,
-    /// The serving edge.
+    /// The serving port.
     pub edge: Controller,
-    /// What must be shown to change something; nothing can be changed without it.
+    /// The token that changes require; without it, nothing can be changed.
     pub token: Option<ReadToken>,
-    /// Of an index that is prefetched, these children.
+    /// The platforms that are prefetched of multi-platform images.
     pub platforms: Platforms,
-    /// When the process began.
+    /// The start time of the process.
     pub started: SystemTime,
     /// The program's version.
     pub version: &'static str,
 }
 
-/// Answers operators.
+/// Serves operators.
 pub struct Management {
-    desk: Arc<Desk>,
+    handlers: Arc<Handlers>,
     scope: Scope,
 }
 
-/// What all listeners share.
-struct Desk {
+/// The request handlers' state, shared by all listeners.
+struct Handlers {
     cache: Cache,
     naming: NamingInForce,
     edge: Controller,
@@ -120,7 +120,7 @@ struct Desk {
     started: SystemTime,
     version: &'static str,
     bodies: Bodies,
-    /// Requests that look at all images, or remove some.
+    /// The number of running requests that read all images or remove some.
     heavy: AtomicUsize,
 }
 
@@ -131,9 +131,10 @@ impl Management {
         let token = Token::new(token);
         let heavy = AtomicUsize::new(0);
         let bodies = Bodies::new(cache.clone());
-        let desk = Desk { cache, naming, edge, token, platforms, started, version, bodies, heavy };
-        let desk = Arc::new(desk);
-        let of = |scope: &Scope| Management { desk: Arc::clone(&desk), scope: *scope };
+        let handlers =
+            Handlers { cache, naming, edge, token, platforms, started, version, bodies, heavy };
+        let handlers = Arc::new(handlers);
+        let of = |scope: &Scope| Management { handlers: Arc::clone(&handlers), scope: *scope };
         scopes.iter().map(of).collect()
     }
 }
@@ -146,7 +147,7 @@ impl Handler for Management {
         };
         let client = request.client_address();
         let answered = answered.with_body(|body| match body {
-            Body::Bytes(bytes) => self.desk.bodies.body(bytes, client),
+            Body::Bytes(bytes) => self.handlers.bodies.body(bytes, client),
             other => other,
         });
         Step::Reply(answered.header("Cache-Control", "no-store"))
@@ -155,14 +156,14 @@ impl Handler for Management {
 
 impl Management {
     fn answer(&self, request: &Request) -> Result<Reply, Refusal> {
-        let (desk, path) = (&*self.desk, request.path());
+        let (handlers, path) = (&*self.handlers, request.path());
         let is_read = matches!(request.method(), Method::Get | Method::Head);
         let open = match path {
             "/health" if self.scope.has_health() => Some(self.health(request)),
             "/livez" if self.scope.has_health() => Some(Ok(text("ok\n"))),
-            "/readyz" if self.scope.has_health() => Some(Ok(desk.ready())),
-            "/metrics" if self.scope.has_metrics() => Some(Ok(desk.metrics())),
-            // The reference server's probes may be pointed there.
+            "/readyz" if self.scope.has_health() => Some(Ok(handlers.ready())),
+            "/metrics" if self.scope.has_metrics() => Some(Ok(handlers.metrics())),
+            // Probes written for the server that Larder replaces may use this path.
             "/v2/" if self.scope.has_health() && self.scope != Scope::Everything => {
                 Some(Ok(ping()))
             }
@@ -173,26 +174,26 @@ impl Management {
             return if is_read { reply } else { Err(Refusal::Method("GET, HEAD")) };
         }
         match path.strip_prefix("/api/v1/").filter(|_| self.scope == Scope::Everything) {
-            Some(what) => desk.api(what, request, is_read),
-            None => Err(Refusal::NotFound(format!("there is nothing at {path}"))),
+            Some(what) => handlers.api(what, request, is_read),
+            None => Err(Refusal::NotFound(format!("no such path: {path}"))),
         }
     }
 
-    /// `verbose`, alone or with a value, as Kubernetes' own probes have it.
+    /// `verbose` may have a value or none, as in Kubernetes' own health endpoints.
     fn health(&self, request: &Request) -> Result<Reply, Refusal> {
         let mut pairs = request.query().unwrap_or_default().split('&');
         if !pairs.any(|pair| pair.split('=').next() == Some("verbose")) {
             return Ok(document(&serde_json::json!({ "status": "UP" })));
         }
-        // It has a port of its own, which the operator has opened to whom it is for.
+        // A separate port for `health` needs no token: the operator decides who can reach it.
         if self.scope == Scope::Everything {
-            self.desk.token.check_reading(request)?;
+            self.handlers.token.check_reading(request)?;
         }
-        Ok(document(&look::verbose_health(&self.desk)))
+        Ok(document(&read::verbose_health(&self.handlers)))
     }
 }
 
-impl Desk {
+impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
             "status" | "history" | "images" | "image" | "repositories" | "blobs" | "upstreams" => {
@@ -201,7 +202,7 @@ impl Desk {
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" => "POST",
-            _ => return Err(Refusal::NotFound(format!("there is no /api/v1/{what}"))),
+            _ => return Err(Refusal::NotFound(format!("no such path: /api/v1/{what}"))),
         };
         let method = if request.method() == Method::Head { "GET" } else { request.method_text() };
         if !methods.split(", ").any(|allowed| allowed == method) {
@@ -210,7 +211,7 @@ impl Desk {
         match is_read {
             true => {
                 self.token.check_reading(request)?;
-                look::answer(self, what, request)
+                read::answer(self, what, request)
             }
             false => {
                 self.token.check_changing(request)?;
@@ -219,19 +220,19 @@ impl Desk {
         }
     }
 
-    /// The parameters of a request, with the names of registries in place of their aliases.
+    /// The parameters of a request, with aliases replaced by the names of registries.
     fn query(&self, request: &Request, known: &[&str]) -> Result<Query, Refusal> {
         let query = Query::of(request, known)?;
         Ok(query.expanded(&self.naming.read()))
     }
 
-    /// The right to look at all images, which a few requests have at a time.
+    /// Permission to read all images, which only a few requests have at the same time.
     fn heavy(&self) -> Result<Heavy<'_>, Refusal> {
         let heavy = Heavy(&self.heavy);
         match self.heavy.fetch_add(1, Ordering::AcqRel) < HEAVY_MAX {
             true => Ok(heavy),
             false => Err(Refusal::Busy(
-                "others are looking at all images just now; try again in a moment".into(),
+                "too many requests are reading all images; try again in a moment".into(),
             )),
         }
     }
@@ -258,7 +259,7 @@ impl Desk {
     }
 }
 
-/// Given back when it is dropped.
+/// Permission to read all images, returned when dropped.
 struct Heavy<'a>(&'a AtomicUsize);
 
 impl Drop for Heavy<'_> {
@@ -271,7 +272,7 @@ fn document(value: &Value) -> Reply {
     json(200, value)
 }
 
-/// It was understood, and is done in its time.
+/// The request was accepted and is processed later.
 fn accepted(value: &Value) -> Reply {
     json(202, value)
 }

@@ -1,4 +1,4 @@
-//! The page, and the description of the API: files that are part of the program.
+//! The management page and the API description, which are embedded in the binary.
 
 use crate::http::{Body, Reply};
 
@@ -7,13 +7,13 @@ const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const DESCRIPTION: &str = include_str!("../../../docs/openapi.yaml");
 
-/// Nothing from elsewhere, nothing inline, nobody's frame: text that came from a registry is text
-/// whatever it says.
+/// Forbids foreign resources, inline scripts and styles, and framing, so that text from registries cannot be
+/// executed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// One of the files, if the path is one's.
+/// The file at this path, if there is one.
 pub(super) fn answer(path: &str) -> Option<Reply> {
     let (content_type, text) = match path {
         "/" => ("text/html; charset=utf-8", PAGE),

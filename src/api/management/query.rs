@@ -1,4 +1,4 @@
-//! Parameters of a query, each of which is known, given once, and means something.
+//! Query parameters. Unknown, duplicate and invalid ones are refused.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// The parameters, of which there may be those that are `known`. `pattern` may be there several times.
+    /// Parses the parameters, of which only those in `known` are allowed. `pattern` may be repeated.
     pub(super) fn of(request: &Request, known: &[&str]) -> Result<Query, Refusal> {
         Query::parse(request.query().unwrap_or_default(), known)
     }
@@ -22,17 +22,17 @@ impl Query {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // As forms have it.
+            // The encoding of forms.
             let decoded = |text: &str| decode(&text.replace('+', " "));
             let (Some(key), Some(value)) = (decoded(key), decoded(value)) else {
-                return Err(Refusal::Parameter("the query has a broken escape".into()));
+                return Err(Refusal::Parameter("the query has an invalid percent escape".into()));
             };
             if !known.contains(&key.as_str()) {
                 let known = match known {
-                    [] => "there are none".to_owned(),
-                    known => format!("there are {}", known.join(", ")),
+                    [] => "this request takes no parameters".to_owned(),
+                    known => format!("known parameters: {}", known.join(", ")),
                 };
-                return Err(Refusal::Parameter(format!("no such parameter: {key}; {known}")));
+                return Err(Refusal::Parameter(format!("unknown parameter {key}; {known}")));
             }
             if key != "pattern" && pairs.iter().any(|(before, _)| *before == key) {
                 return Err(Refusal::Parameter(format!("{key} is given twice")));
@@ -42,12 +42,20 @@ impl Query {
         Ok(Query { pairs })
     }
 
-    /// The same with the names of registries in place of their aliases, where images or registries are named.
+    /// Replaces aliases by the names of registries in parameters that contain images or registries.
     pub(super) fn expanded(mut self, naming: &Naming) -> Query {
         for (key, value) in &mut self.pairs {
             match key.as_str() {
-                "image" | "pattern" | "repository" => *value = naming.expand(value),
-                "upstream" => {
+                "image" | "repository" => *value = naming.expand(value),
+                // The search of the page looks for a part of a name, which may begin with an alias.
+                "pattern" => {
+                    let part = value.strip_prefix('*').unwrap_or(value);
+                    let expanded = naming.expand(part);
+                    if expanded != part {
+                        *value = expanded;
+                    }
+                }
+                "upstream" | "registry" => {
                     let upstream = naming.aliases.get(&value.to_ascii_lowercase());
                     upstream.iter().for_each(|upstream| *value = upstream.to_string());
                 }
@@ -62,7 +70,7 @@ impl Query {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// The value of a parameter that has to be there.
+    /// The value of a required parameter.
     pub(super) fn required(&self, key: &str) -> Result<&str, Refusal> {
         let missing = || Refusal::Parameter(format!("{key} is missing"));
         self.text(key).filter(|value| !value.is_empty()).ok_or_else(missing)
@@ -77,7 +85,7 @@ impl Query {
         values.map(|(_, value)| parse("pattern", value)).collect()
     }
 
-    /// A value in its own type.
+    /// The parsed value of a parameter.
     pub(super) fn parsed<T: FromStr>(&self, key: &str) -> Result<Option<T>, Refusal>
     where
         T::Err: std::fmt::Display,
@@ -93,12 +101,14 @@ impl Query {
         most: u32,
     ) -> Result<Option<usize>, Refusal> {
         let Some(text) = self.text(key) else { return Ok(None) };
-        // A sign is no digit, although Rust takes one.
+        // Rust would also accept a sign.
         let number =
             text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u32>().ok());
         match number.flatten().filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(usize::try_from(number).ok()),
-            None => Err(Refusal::Parameter(format!("{key} is a number from {least} to {most}"))),
+            None => {
+                Err(Refusal::Parameter(format!("{key} must be a number from {least} to {most}")))
+            }
         }
     }
 
@@ -108,7 +118,7 @@ impl Query {
             None => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
-            Some(_) => Err(Refusal::Parameter(format!("{key} is true or false"))),
+            Some(_) => Err(Refusal::Parameter(format!("{key} must be true or false"))),
         }
     }
 
@@ -121,7 +131,7 @@ impl Query {
         let Some(text) = self.text(key) else { return Ok(None) };
         match words.iter().find(|word| **word == text) {
             Some(word) => Ok(Some(word)),
-            None => Err(Refusal::Parameter(format!("{key} is one of {}", words.join(", ")))),
+            None => Err(Refusal::Parameter(format!("{key} must be one of {}", words.join(", ")))),
         }
     }
 }
@@ -143,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_is_decoded() {
+    fn parameters_are_decoded() {
         let query = parse("pattern=a%2Fb*&pattern=/x+y/&limit=7&pinned=true&&sort=size").unwrap();
         let patterns: Vec<Pattern> = query.patterns().unwrap();
         assert_eq!(patterns.iter().map(Pattern::to_string).collect::<Vec<_>>(), ["a/b*", "/x y/"]);
@@ -159,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_is_refused() {
+    fn invalid_parameters_are_refused() {
         for query in ["x=1", "limit=1&limit=2", "limit=%zz", "%ff=1"] {
             assert!(parse(query).is_err(), "{query}");
         }

@@ -194,7 +194,7 @@ impl<'a, S: Sink> Download<'a, S> {
             // endpoint_failures, and one that breaks off again and again is not asked without end for its sake.
             let broke_off_before = self.endpoint_failures.of(body.endpoint) > 0;
             self.endpoint_failures.add(body.endpoint);
-            if broke_off_before || !self.endpoint_failures.leave_one_of(source.endpoints()) {
+            if broke_off_before || !self.endpoint_failures.has_clean_endpoint(source.endpoints()) {
                 return Err(error);
             }
             log::warn!("{}: {error}; asking another endpoint", self.what());

@@ -169,7 +169,11 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     let is_limited = matches!(error.reason(), Reason::RateLimited { .. });
     match question {
         ListQuestion::Tags { .. } => cause.is_unreachable() && !is_limited,
-        ListQuestion::Referrers { .. } => cause.is_trouble() && !is_limited,
+        // Content that refers to a cached manifest stays right, so anything but the registry's own answer will do.
+        ListQuestion::Referrers { .. } => {
+            let is_final = matches!(error.reason(), Reason::Unsupported | Reason::NotAllowed);
+            !(is_limited || is_final || cause.is_certainly_not_found())
+        }
     }
 }
 
@@ -414,7 +418,7 @@ impl ListCache {
 
     /// Stores a list of a repository that has images, and holds another for a while.
     fn keep_list(&self, name: &ImageName, key: &str, record: &ListRecord) {
-        let of_cache = self.core.settings().upkeep.room.cap_bytes.map(|bytes| bytes / 100);
+        let of_cache = self.core.settings().maintenance.room.cap_bytes.map(|bytes| bytes / 100);
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
         let stored = self.core.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {

@@ -69,10 +69,8 @@ impl ListCache {
                     error.log(&format!("{name}:{tag}"));
                     self.cached_index_of_tag(name, digest)?
                 }
-                Err(error) => {
-                    log::debug!("{name}:{tag}: {error}");
-                    return Ok(None);
-                }
+                Err(error) if is_certainly_missing(&error) => return Ok(None),
+                Err(error) => return Err(error),
             },
         };
         self.list_of_referrers(index, query).map(Some)
@@ -167,6 +165,14 @@ impl ListCache {
         let body = record.filter(|record| record.body.length() <= MANIFEST_BYTES_MAX);
         let bytes = body.and_then(|record| record.body.read().ok());
         bytes.map(|bytes| descriptors(&bytes)).unwrap_or_default()
+    }
+}
+
+/// Whether the registry itself reported that there is no such tag: not a proxy, nor a token service.
+fn is_certainly_missing(error: &CacheError) -> bool {
+    match error {
+        CacheError::Upstream(cause) => cause.is_certainly_not_found(),
+        other => matches!(other, CacheError::KnownMissing),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Upkeep: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
+//! Maintenance: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
 //! background and slowly.
 
 mod background;
-mod keeper;
+mod index_writer;
 mod scrub;
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::store::PeriodicJob;
 use crate::upstream::Standing;
 
 pub(super) use background::Background;
-pub use keeper::Keeper;
+pub use index_writer::IndexWriter;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
 /// How often it is looked for something to do.
@@ -49,7 +49,7 @@ const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// How the cache is kept within bounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Upkeep {
+pub struct Maintenance {
     /// How large it may be.
     pub room: CacheLimits,
     /// What is never evicted, beside what `larder pin` was told.
@@ -59,21 +59,24 @@ pub struct Upkeep {
 }
 
 /// The thread that sees to it. Dropping it ends what it is at.
-pub struct Upkeeper {
+pub struct MaintenanceThread {
     _thread: Background,
     _evictor: Evictor,
 }
 
-impl Upkeeper {
+impl MaintenanceThread {
     /// Starts to keep up `cache`.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start(cache: Cache) -> std::io::Result<Upkeeper> {
+    pub fn start(cache: Cache) -> std::io::Result<MaintenanceThread> {
         let loss = "nothing is counted, listed or pruned in the background until a restart";
         let evictor = Evictor::start(Arc::clone(&cache.services.eviction))?;
         let work = move |stopped| Work::new(cache, stopped).run();
-        Ok(Upkeeper { _thread: Background::start("upkeeper", loss, work)?, _evictor: evictor })
+        Ok(MaintenanceThread {
+            _thread: Background::start("maintenance", loss, work)?,
+            _evictor: evictor,
+        })
     }
 }
 
@@ -133,7 +136,7 @@ impl Work {
     /// cannot be read just now leave the former note.
     fn note_pins(&mut self) {
         let settings = self.cache.core().settings();
-        let pins = &settings.upkeep.pins;
+        let pins = &settings.maintenance.pins;
         if self.noted.as_ref() == Some(pins) && Instant::now() < self.next_note {
             return;
         }
@@ -175,7 +178,7 @@ impl Work {
 
     fn prune_by_the_clock(&mut self) {
         let cache = &self.cache;
-        let Some(policy) = cache.core().settings().upkeep.prune else { return };
+        let Some(policy) = cache.core().settings().maintenance.prune else { return };
         let now = cache.now();
         let Some(lease) = cache.store().acquire_lease(PeriodicJob::Prune, policy.every, now) else {
             return;
@@ -287,7 +290,7 @@ impl Cache {
     ) -> Result<Report, PruneError> {
         let core = self.core();
         let request = Request::Matching { criteria, choices, is_dry_run };
-        let pins = core.settings().upkeep.pins.clone();
+        let pins = core.settings().maintenance.pins.clone();
         let report = prune::prune(&core.store, &pins, request, core.now(), go_on)?;
         if !is_dry_run {
             self.services.eviction.note_removal(Removal::Pruned, &report);
@@ -300,7 +303,7 @@ impl Cache {
     /// # Errors
     /// [`PinError`] if they cannot be known.
     pub fn pins(&self) -> Result<Pins, PinError> {
-        Pins::load(&self.core().store, &self.core().settings().upkeep.pins)
+        Pins::load(&self.core().store, &self.core().settings().maintenance.pins)
     }
 
     /// Whether upstream would be asked before an image is served whose tag was confirmed at that time, in
@@ -313,7 +316,7 @@ impl Cache {
     }
 
     /// The bounds and pins of the configuration.
-    pub fn upkeep(&self) -> Upkeep {
-        self.core().settings().upkeep.clone()
+    pub fn maintenance(&self) -> Maintenance {
+        self.core().settings().maintenance.clone()
     }
 }

@@ -15,12 +15,13 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::freshness::{Belief, OnUpstreamDelete};
 use super::negative::Asked;
+use super::scheduler::Class;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
-use crate::upstream::{Source, UpstreamError};
+use crate::upstream::{LargeBodies, Source, UpstreamError};
 
 use content::{Content, MEMORY_BYTES_MAX};
 
@@ -34,6 +35,8 @@ const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
+/// How many large manifests are fetched at a time, with some 10 MiB of memory each at most.
+const LARGE_AT_A_TIME: usize = 2;
 /// Large manifests whose sizes need not be read again.
 const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
@@ -62,6 +65,9 @@ pub(super) struct ManifestCache {
     head_flights: heads::HeadFlights,
     /// Manifests in memory. Locked for a look-up or an insertion only, as are the tables below.
     hot: Mutex<BoundedCache<Key, HotManifest>>,
+    /// Large manifests that are being fetched from listed registries, and from all others.
+    large_of_listed: LargeBodies,
+    large_of_unlisted: LargeBodies,
     /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
     /// do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
@@ -84,6 +90,8 @@ impl ManifestCache {
             flights: Flights::new(),
             head_flights: Flights::new(),
             hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
+            large_of_listed: LargeBodies::new(LARGE_AT_A_TIME),
+            large_of_unlisted: LargeBodies::new(LARGE_AT_A_TIME),
             in_use: Mutex::default(),
             heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
@@ -317,7 +325,7 @@ impl ManifestCache {
             Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
             Ok(None) => self.get_manifest(name, &*source, &reference)?,
             // Many registries and proxies do HEAD badly, so that only GET is a verdict.
-            Err(error) if !error.is_trouble() || error.is_server_error() => {
+            Err(error) if error.may_be_about_head() => {
                 match self.get_manifest(name, &*source, &reference) {
                     Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
                         return Err(self.deleted_upstream(name, tag, &record));
@@ -349,7 +357,7 @@ impl ManifestCache {
             return Ok(stored.content);
         }
         match self.get_manifest(name, source, &Reference::Digest(*digest)) {
-            Err(CacheError::Upstream(error)) if !error.is_trouble() => {
+            Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
                 log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
                 self.get_manifest(name, source, tag)
             }
@@ -387,7 +395,13 @@ impl ManifestCache {
         source: &dyn Source,
         reference: &Reference,
     ) -> Result<Arc<Content>, CacheError> {
-        let fetched = source.manifest(&name.repository, reference);
+        let bodies = match self.core.class_of(&name.upstream) {
+            Class::Listed(_) => &self.large_of_listed,
+            _ => &self.large_of_unlisted,
+        };
+        // Until the manifest is stored and sent from its file.
+        let body = bodies.request();
+        let fetched = source.manifest(&name.repository, reference, &body);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;
         self.core.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);

@@ -23,7 +23,7 @@ fn limit(bench: &Bench, spare: u64) {
     bench.cache.store().count_disk(&mut || true).unwrap();
     let used = bench.cache.store().disk_bytes().unwrap();
     let mut settings = Settings::clone(&bench.cache.core().settings());
-    settings.upkeep.room = CacheLimits { cap_bytes: Some(used + spare), floor: None };
+    settings.maintenance.room = CacheLimits { cap_bytes: Some(used + spare), floor: None };
     bench.cache.reconfigure(settings);
 }
 
@@ -102,7 +102,7 @@ fn a_try_in_vain_is_not_repeated_at_once_although_it_could_succeed_by_then() {
 fn a_size_that_can_never_fit_is_refused_before_anything_is_evicted() {
     let bench = bench(|_| {});
     make_old(&bench);
-    let cap = bench.cache.core().settings().upkeep.room.cap_bytes.unwrap();
+    let cap = bench.cache.core().settings().maintenance.room.cap_bytes.unwrap();
     let why = reason(bench.cache.services.eviction.check_size(cap + 1)).unwrap();
     assert!(why.contains("it is larger than the limit itself"), "{why}");
     assert_eq!(reason(bench.cache.services.eviction.check_size(cap)), None);
@@ -129,7 +129,7 @@ fn young_blobs_that_nothing_names_stay_and_old_ones_go_before_images() {
 #[test]
 fn pinned_images_are_counted_in_the_refusal() {
     let pins = PinSettings { pins: vec!["reg.test/a".parse().unwrap()], ..PinSettings::default() };
-    let bench = bench(|settings| settings.upkeep.pins = pins);
+    let bench = bench(|settings| settings.maintenance.pins = pins);
     make_old(&bench);
     refuses(&bench, SPARE + 1, "everything else is pinned (1 images)");
 }
@@ -137,7 +137,7 @@ fn pinned_images_are_counted_in_the_refusal() {
 #[test]
 fn pins_that_cannot_be_read_are_the_reason_for_the_refusal() {
     let missing = PinSettings { lists: vec!["/nonexistent/pins".into()], ..PinSettings::default() };
-    let bench = bench(|settings| settings.upkeep.pins = missing);
+    let bench = bench(|settings| settings.maintenance.pins = missing);
     make_old(&bench);
     refuses(&bench, SPARE + 1, "cannot read the pins in /nonexistent/pins");
 }
@@ -146,7 +146,8 @@ fn pins_that_cannot_be_read_are_the_reason_for_the_refusal() {
 fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
     let bench = bench(|_| {});
     let mut settings = Settings::clone(&bench.cache.core().settings());
-    settings.upkeep.room = CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
+    settings.maintenance.room =
+        CacheLimits { cap_bytes: None, floor: Some(FreeSpace::Bytes(u64::MAX)) };
     bench.cache.reconfigure(settings);
     let why = reason(bench.cache.services.eviction.check_size(1)).unwrap();
     let words = "the disk has no more than freeSpace left, and it is larger than the limit";
@@ -156,7 +157,7 @@ fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
 #[test]
 fn without_a_count_of_the_disk_the_cap_bounds_nothing() {
     let bench = Bench::with(|settings| {
-        settings.upkeep.room = CacheLimits { cap_bytes: Some(1000), floor: None };
+        settings.maintenance.room = CacheLimits { cap_bytes: Some(1000), floor: None };
     });
     assert_eq!(refusal(&bench, 900), None);
     bench.cache.store().count_disk(&mut || true).unwrap();

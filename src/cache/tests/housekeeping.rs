@@ -1,4 +1,4 @@
-//! Lists, closing, and the keeper.
+//! Lists, closing, and the writer.
 
 use rustix::io::Errno;
 
@@ -83,10 +83,10 @@ fn cached_tags_are_listed_when_upstream_never_was_asked() {
 #[test]
 fn the_keeper_writes_the_index_when_it_ends() {
     let bench = Bench::new();
-    let keeper = Keeper::start(bench.cache.clone()).unwrap();
+    let writer = IndexWriter::start(bench.cache.clone()).unwrap();
     bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
-    drop(keeper);
+    drop(writer);
     let index = fs::read_to_string(bench.directory.path().join("index.json")).unwrap();
     assert!(index.contains("reg.test/a:v1"), "{index}");
 }

@@ -21,7 +21,8 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, List, ListSink, Source, Standing, UpstreamError, UpstreamErrorKind,
+    BlobAsk, BlobBody, LargeBody, List, ListSink, Source, Standing, UpstreamError,
+    UpstreamErrorKind,
 };
 
 /// The bodies that a blob's requests get, in order.
@@ -151,6 +152,7 @@ impl Source for FakeSource {
         &self,
         _: &Repository,
         reference: &Reference,
+        _: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
         self.call(format!("GET {reference}"))?;
         match self.manifests.lock().unwrap().get(&reference.to_string()) {

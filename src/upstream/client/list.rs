@@ -26,6 +26,8 @@ const NEXT_QUERY_BYTES_MAX: usize = 6 * 1024;
 const TAGS_ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The largest list of referrers, in bytes.
 const REFERRERS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// The longest string in a list of referrers, in bytes: annotations may contain a signature with its certificates.
+const REFERRER_STRING_BYTES_MAX: u64 = 128 * 1024;
 /// The longest string in a list of tags, in bytes. It is in memory while it is parsed.
 const STRING_BYTES_MAX: u64 = 64 * 1024;
 /// The largest page that is cut, in bytes. A larger one is passed on uncut: it is complete, but longer than requested.
@@ -304,13 +306,42 @@ impl<'de> Visitor<'de> for Tags<'_> {
     }
 }
 
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What decides whether a document is an image index. Read as Go's `encoding/json` reads it, as clients do: the last
+/// of several equal members counts, and case does not.
+#[derive(Default)]
 struct Index {
-    schema_version: u32,
     media_type: Option<String>,
-    #[serde(default)]
     manifests: Manifests,
+}
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Index, D::Error> {
+        deserializer.deserialize_map(IndexVisitor)
+    }
+}
+
+struct IndexVisitor;
+
+impl<'de> Visitor<'de> for IndexVisitor {
+    type Value = Index;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an image index")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
+        let mut index = Index::default();
+        while let Some(key) = map.next_key::<String>()? {
+            if key.eq_ignore_ascii_case("mediaType") {
+                index.media_type = map.next_value()?;
+            } else if key.eq_ignore_ascii_case("manifests") {
+                index.manifests = map.next_value()?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(index)
+    }
 }
 
 /// The `manifests` of an index.
@@ -356,13 +387,16 @@ pub(super) fn read_referrers(
     sink: &mut dyn ListSink,
 ) -> Result<(), ListReadError> {
     sink.restart();
-    let bounded = Bounded::new(reader, REFERRERS_BYTES_MAX, REFERRERS_BYTES_MAX);
+    let bounded = Bounded::new(reader, REFERRERS_BYTES_MAX, REFERRER_STRING_BYTES_MAX);
     let copying = Copying { inner: bounded, sink: &mut *sink };
     let index: Index = serde_json::from_reader(BufReader::new(copying))?;
-    let is_index = index.schema_version == 2
-        && index.manifests != Manifests::Missing
-        && index.media_type.is_none_or(|media_type| media_type == MediaType::OCI_INDEX);
-    if is_index && index.manifests == Manifests::Null {
+    let media_type = index.media_type.filter(|media_type| !media_type.is_empty());
+    // One that states its type may leave out an empty list.
+    let is_index = match &media_type {
+        Some(media_type) => media_type == MediaType::OCI_INDEX,
+        None => index.manifests != Manifests::Missing,
+    };
+    if is_index && index.manifests != Manifests::Some {
         sink.restart();
         sink.write(empty_index().as_bytes());
     }
@@ -370,20 +404,35 @@ pub(super) fn read_referrers(
 }
 
 /// The query of the next page from `Link` headers (RFC 8288). Only the query is used, since the rest of the URL is the
-/// registry's. Fails with the link's target if its query is unusable.
+/// registry's.
+///
+/// Some clients follow any link, whatever its relation. Therefore a link without a relation is the next page, and the
+/// angle brackets may be missing.
+///
+/// # Errors
+/// The link, if it leads to a next page and its query is unusable, or a line without a readable link.
 pub(super) fn next_query<'a>(
     lines: impl IntoIterator<Item = &'a str>,
 ) -> Result<Option<String>, String> {
-    for line in lines {
+    let shortened = |text: &str| text.chars().take(200).collect::<String>();
+    for line in lines.into_iter().filter(|line| !line.trim().is_empty()) {
         let mut rest = line;
-        while let Some((_, link)) = rest.split_once('<') {
-            let Some((target, after)) = link.split_once('>') else { break };
+        let mut has_links = false;
+        loop {
+            let (target, after) = match rest.split_once('<') {
+                Some((_, link)) => match link.split_once('>') {
+                    Some(parts) => parts,
+                    None => return Err(shortened(line)),
+                },
+                // Without brackets: the only link of its line.
+                None if !has_links => rest.split_at(rest.find(';').unwrap_or(rest.len())),
+                None => break,
+            };
+            has_links = true;
             let (is_next, following) = parameters(after);
             rest = following;
             if is_next {
-                return clean_query(target)
-                    .map(Some)
-                    .ok_or_else(|| target.chars().take(200).collect());
+                return clean_query(target).map(Some).ok_or_else(|| shortened(target));
             }
         }
     }
@@ -393,16 +442,14 @@ pub(super) fn next_query<'a>(
 /// Parses the parameters of one link. Returns whether it is the next page, and the rest of the header.
 fn parameters(text: &str) -> (bool, &str) {
     let (mut is_quoted, mut is_escaped) = (false, false);
-    let (mut is_next, mut has_relation, mut start) = (false, false, 0);
+    let (mut relation, mut start) = (None, 0);
     let mut end = text.len();
     let mut take = |parameter: &str| {
         let Some((name, value)) = parameter.split_once('=') else { return };
         // The first `rel` counts (RFC 8288, section 3.3).
-        if name.trim().eq_ignore_ascii_case("rel") && !has_relation {
-            has_relation = true;
-            let value = value.trim().trim_matches('"');
-            is_next =
-                value.split_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"));
+        if name.trim().eq_ignore_ascii_case("rel") && relation.is_none() {
+            let value = value.trim().trim_matches(['"', '\'']);
+            relation = Some(value.split_whitespace().any(|one| one.eq_ignore_ascii_case("next")));
         }
     };
     for (at, byte) in text.bytes().enumerate() {
@@ -424,7 +471,7 @@ fn parameters(text: &str) -> (bool, &str) {
     if end == text.len() {
         take(&text[start..]);
     }
-    (is_next, &text[end..])
+    (relation.unwrap_or(true), &text[end..])
 }
 
 fn clean_query(target: &str) -> Option<String> {
@@ -540,7 +587,14 @@ mod tests {
             (r#"</x?last=n>; rel="prev"; rel="next""#, None),
             (r#"</v2/a/tags/list?n=5>; rel="prev""#, None),
             ("</x?n=5>; rel=nexte", None),
-            ("garbage", None),
+            // As crane and oras read it, which ignore the relation.
+            ("</x?n=5>", Some("n=5")),
+            ("</x?n=5>; title=a", Some("n=5")),
+            ("</x?n=5>; rel='next'", Some("n=5")),
+            // As regctl reads it.
+            (r#"/v2/a/tags/list?n=5&last=b; rel="next""#, Some("n=5&last=b")),
+            ("/x?n=5; rel=prev", None),
+            ("", None),
         ] {
             assert_eq!(next_query([line]), Ok(expected.map(str::to_owned)), "{line}");
         }
@@ -556,6 +610,8 @@ mod tests {
             r#"</x?a"b>; rel="next""#,
             "</page/2>; rel=next",
             "</x?ns=a>; rel=next",
+            "</x?n=5",
+            "garbage",
             &long,
         ] {
             assert!(next_query([line]).is_err(), "{line}");
@@ -572,6 +628,8 @@ mod tests {
                 r#"{"schemaVersion":2,"manifests":[{"a":1}]}"#,
                 Some(r#"{"schemaVersion":2,"manifests":[{"a":1}]}"#),
             ),
+            (r#"{"mediaType":"application/vnd.oci.image.index.v1+json"}"#, Some(index)),
+            (r#"{"MediaType":"","manifests":[],"manifests":null}"#, Some(index)),
             ("<html>", None),
             ("{}", None),
             (r#"{"schemaVersion":2,"layers":[]}"#, None),

@@ -19,9 +19,9 @@ use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
 use crate::upstream::response::{
     ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
-    is_web_page, read_body, text,
+    is_web_page, read_large_body, text,
 };
-use crate::upstream::{BlobBody, List, ListSink, ManifestHead};
+use crate::upstream::{BlobBody, LargeBody, List, ListSink, ManifestHead};
 
 /// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
 /// size of a login page.
@@ -117,14 +117,6 @@ impl Registry {
             deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
         }
     }
-
-    fn list(&self, ask: Ask<'_>) -> Result<Answer, UpstreamError> {
-        let answer = self.session.ask(&ask)?;
-        match answer.response.status().as_u16() {
-            status if is_complete(status) => Ok(answer),
-            _ => Err(answer.failure()),
-        }
-    }
 }
 
 impl Registry {
@@ -177,10 +169,13 @@ impl Registry {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
-        let answer = self.session.ask(&self.metadata(Method::Get, repository, &rest, accept))?;
+        let ask = self.metadata(Method::Get, repository, &rest, accept);
+        let deadline = ask.deadline;
+        let answer = self.session.ask(&ask)?;
         if !is_complete(answer.response.status().as_u16()) {
             return Err(answer.into_failure());
         }
@@ -188,7 +183,8 @@ impl Registry {
         check_encoding(response.headers(), &request)?;
         let reported = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
-        let bytes = read_body(response, MANIFEST_BYTES_MAX as u64, &request)?;
+        let may_continue = || body.wait_for_turn(deadline);
+        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => reported,
@@ -214,9 +210,13 @@ impl Registry {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
+            // The page of a captive portal; GET compares the content.
+            status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
             status if is_complete(status) => Ok(content_length(answer.response.headers())),
+            // Servers before the storage, and storage itself, refuse HEAD in many ways.
+            401 | 403 | 404 | 410 => Ok(None),
             _ if answer.refuses_head() => Ok(None),
-            _ => Err(answer.blob_failure()),
+            _ => Err(answer.failure()),
         }
     }
 
@@ -243,7 +243,7 @@ impl Registry {
             },
             // The range was refused, or is beyond the end: fetches the complete blob instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
-            _ => return Err(answer.blob_failure()),
+            _ => return Err(answer.into_blob_failure()),
         };
         check_encoding(headers, request)?;
         let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {
@@ -261,7 +261,11 @@ impl Registry {
     ) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
         let ask = self.metadata(Method::Get, repository, &rest, None);
-        let Answer { response, request, .. } = self.list(ask)?;
+        let answer = self.session.ask(&ask)?;
+        if !is_complete(answer.response.status().as_u16()) {
+            return Err(answer.into_failure());
+        }
+        let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
         let next = next_page(response.headers(), &request)?;
         let reader = response.into_body().into_reader();
@@ -280,10 +284,14 @@ impl Registry {
         let accept = Some(MediaType::OCI_INDEX);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
         // ghcr.io redirects referrers to a web page.
-        let asked = self.list(Ask { redirects: Redirects::SameOrigin, ..ask });
+        let asked = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask });
         let unsupported = |request: &Arc<str>| {
             UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
         };
+        let asked = asked.and_then(|answer| match answer.response.status().as_u16() {
+            status if is_complete(status) => Ok(answer),
+            _ => Err(answer.failure()),
+        });
         let answer = match asked {
             Err(error) if !error.is_trouble() || error.is_not_implemented() => {
                 return Err(unsupported(error.request()));

@@ -25,8 +25,8 @@ use crate::upstream::network::{
     TlsSettings, UnlistedPorts, is_public,
 };
 use crate::upstream::response::{
-    ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, looks_like_registry_error,
-    read_body, redirect_target, status_error,
+    ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, read_body, redirect_target,
+    status_error,
 };
 use crate::via;
 
@@ -143,6 +143,8 @@ pub(super) struct Answer {
     pub(super) request: Arc<str>,
     /// Whether it comes from another host, to which the endpoint redirected.
     is_elsewhere: bool,
+    /// Whether the endpoint has redirected, be it to itself.
+    is_redirected: bool,
 }
 
 impl Answer {
@@ -159,7 +161,7 @@ impl Answer {
         match self.response.status().as_u16() {
             400 | 405 | 406 | 501 => true,
             429 => false,
-            status => self.is_elsewhere && (400..500).contains(&status),
+            status => self.is_redirected && (400..500).contains(&status),
         }
     }
 }
@@ -179,15 +181,10 @@ impl Answer {
         }
     }
 
-    /// Like [`Answer::into_failure`], but by the headers only, for a body that may take long. A 404 from the host of a
-    /// redirect counts as well, since object stores do not send the errors of a registry.
-    pub(super) fn blob_failure(&self) -> UpstreamError {
-        let failure = self.failure();
-        let is_believed = self.is_elsewhere || looks_like_registry_error(self.response.headers());
-        match failure.is_not_found() && !is_believed {
-            true => foreign_status(self.response.status().as_u16(), &self.request),
-            false => failure,
-        }
+    /// Like [`Answer::into_failure`], for a blob. A 404 from the host of a redirect counts as well, since object stores
+    /// do not send the errors of a registry.
+    pub(super) fn into_blob_failure(self) -> UpstreamError {
+        if self.is_elsewhere { self.failure() } else { self.into_failure() }
     }
 }
 
@@ -276,7 +273,7 @@ impl Session {
         let below_api = ask.path.strip_prefix("/v2").unwrap_or(&ask.path);
         let mut location = self.base.with_path(&format!("{}{below_api}", self.api.as_str()));
         let first: Arc<str> = format!("{method} {}", location.for_log()).into();
-        for _ in 0..=REDIRECTS_MAX {
+        for redirects in 0..=REDIRECTS_MAX {
             let request: Arc<str> = format!("{method} {}", location.for_log()).into();
             let is_elsewhere = !location.is_same_origin(&self.base);
             let mark = |error: UpstreamError| if is_elsewhere { error.elsewhere() } else { error };
@@ -285,7 +282,8 @@ impl Session {
             }
             let response = self.call_authorized(&location, ask, &request).map_err(mark)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let answer = Answer { response, request, is_elsewhere };
+                let is_redirected = redirects > 0;
+                let answer = Answer { response, request, is_elsewhere, is_redirected };
                 if is_elsewhere && answer.response.status().as_u16() == 429 {
                     self.note_limit(&location, &answer.failure(), Instant::now());
                 }

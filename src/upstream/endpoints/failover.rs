@@ -21,7 +21,7 @@ use super::throttle::{RealTime, Throttle};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::client::{RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::{BlobAsk, BlobBody, List, ListSink, ManifestHead, Source};
+use crate::upstream::{BlobAsk, BlobBody, LargeBody, List, ListSink, ManifestHead, Source};
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
@@ -93,7 +93,7 @@ impl EndpointFailures {
     }
 
     /// Whether at least one of `endpoints` endpoints has not failed.
-    pub fn leave_one_of(&self, endpoints: usize) -> bool {
+    pub fn has_clean_endpoint(&self, endpoints: usize) -> bool {
         (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
     }
 
@@ -379,8 +379,9 @@ impl Source for Failover {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(About::Content, |registry| registry.manifest(repository, reference))
+        self.ask(About::Content, |registry| registry.manifest(repository, reference, body))
     }
 
     fn blob_size(
@@ -450,13 +451,15 @@ mod tests {
         assert_eq!(endpoint_failures.order(3), [0, 1, 2]);
         endpoint_failures.add(0);
         assert_eq!(endpoint_failures.order(3), [1, 2, 0]);
-        assert!(endpoint_failures.leave_one_of(2) && !endpoint_failures.leave_one_of(1));
+        assert!(
+            endpoint_failures.has_clean_endpoint(2) && !endpoint_failures.has_clean_endpoint(1)
+        );
         endpoint_failures.add(1);
         assert_eq!(endpoint_failures.order(3), [2, 0, 1]);
         endpoint_failures.add(1);
         endpoint_failures.add(2);
         assert_eq!(endpoint_failures.order(3), [0, 2, 1]);
-        assert!(!endpoint_failures.leave_one_of(3));
+        assert!(!endpoint_failures.has_clean_endpoint(3));
     }
 
     #[test]

@@ -69,9 +69,9 @@ LIST
 near load @list.txt 2>&1 | tee load.log
 readonly IMAGES=("$APP" docker.io/demo/big:v1 docker.io/demo/hello:v1 docker.io/demo/hello:v2 "$MULTI" "$HELLO")
 for image in "${IMAGES[@]}"; do
-  grep -qE "^${image//./\\.}: (loaded, .* fetched|was there)$" load.log || fail "load did not tell of $image"
+  grep -qE "^${image//./\\.}: (loaded, .* fetched|already cached)$" load.log || fail "load did not tell of $image"
 done
-grep -qE "^${#IMAGES[@]} of ${#IMAGES[@]} images are in the cache" load.log || fail "load's summary is another one"
+grep -qE "^${#IMAGES[@]} of ${#IMAGES[@]} images in the cache" load.log || fail "load's summary is another one"
 
 # What list says: name, digest and state, a line an image.
 listed() { "$1" list --json | jq -r '.[] | "\(.image) \(.digest) \(.complete)"' | LC_ALL=C sort; }
@@ -100,7 +100,7 @@ registry_stop
 step "import and verify, with the registry stopped"
 far import images.tar 2>&1 | tee import.log
 far verify | tee verify.log
-equal "verify's last line" "${#IMAGES[@]} images, 0 of them not whole; 0 damaged blobs" "$(tail -n 1 verify.log)"
+equal "verify's last line" "${#IMAGES[@]} images, 0 incomplete; 0 damaged blobs" "$(tail -n 1 verify.log)"
 equal "the images on both sides" "$(listed near)" "$(listed far)"
 
 larder_start

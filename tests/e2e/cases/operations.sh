@@ -96,7 +96,7 @@ take "$GOOD" oci-layout index.json refs
 larder_ --image-path "$LARDER_CACHE" load "$HELLO_V2"
 take "$GOOD" blobs
 client "$E2E_LARDER" --log-level error --image-path "$GOOD" verify >"$CASE_DIR/said"
-grep -qE '^1 images, 0 of them not whole; 0 damaged blobs$' "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
+grep -qE '^1 image, 0 incomplete; 0 damaged blobs$' "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
 
 step "content, then names: the image that was pulled between has no manifest"
 take "$BAD" blobs

@@ -53,8 +53,8 @@ layout_is_valid() { # DIRECTORY
 verify_finds_no_damage() { # CACHE whole|partial
   local status=0 sum
   run_larder "$1" verify >"$SAID" 2>&1 || status=$?
-  sum=$(grep -xE '[0-9]+ images, [0-9]+ of them not whole; 0 damaged blobs' "$SAID") || fail "verify: $(cat "$SAID")"
-  if grep -vE '^larder: |^[^ ]+: (.* blobs are missing, .* among them|none of its platforms is here)$' "$SAID" |
+  sum=$(grep -xE '[0-9]+ images?, [0-9]+ incomplete; 0 damaged blobs' "$SAID") || fail "verify: $(cat "$SAID")"
+  if grep -vE '^larder: |^[^ ]+: (.* missing in [0-9]+ blobs?, first .*|no platform is cached)$' "$SAID" |
     grep -vxF "$sum"; then
     fail "verify finds damage: $(cat "$SAID")"
   fi

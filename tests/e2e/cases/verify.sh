@@ -25,7 +25,7 @@ said() { # WHAT REGEX
   grep -qE -- "$2" "$SAID" || fail "verify did not say $1"
 }
 says_in_the_end() { # BROKEN DAMAGED
-  said "the sum" "^$IMAGES images, $1 of them not whole; $2 damaged blobs\$"
+  said "the sum" "^$IMAGES images, $1 incomplete; $2 damaged blobs?\$"
 }
 
 flip_a_bit() { # FILE OFFSET
@@ -74,7 +74,7 @@ absent "a quarantine" "$LARDER_CACHE/quarantine"
 
 step "--rate is accepted, and what is no rate is not"
 verify_is 0 --rate 1GB "docker.io/demo/*"
-said "that three images match" '^3 images, 0 of them not whole; 0 damaged blobs$'
+said "that three images match" '^3 images, 0 incomplete; 0 damaged blobs$'
 verify_is 2 --rate quickly
 said "which flag is wrong" '--rate: '
 
@@ -89,10 +89,10 @@ for digest in "${DAMAGED[@]}"; do
 done
 equal "files in quarantine" "${#DAMAGED[@]}" "$(find "$LARDER_CACHE/quarantine" -type f | wc -l)"
 equal "bytes of the one that was cut off" 1000 "$(stat -c %s "$(quarantined "$HELLO_LAYER")")"
-said "whose manifest is missing" "^$HELLO_V2: its manifest $HELLO_V2_DIGEST is missing\$"
-said "what is missing of $LIBRARY" "^$LIBRARY: .* in 1 blobs are missing, $HELLO_LAYER among them\$"
-said "what is missing of $HELLO" "^$HELLO: .* in 1 blobs are missing, $HELLO_LAYER among them\$"
-said "what is missing of $BIG" "^$BIG: 67\.1 MB of 67\.1 MB in 2 blobs are missing, $BIG_CONFIG among them\$"
+said "whose manifest is missing" "^$HELLO_V2: manifest $HELLO_V2_DIGEST is missing\$"
+said "what is missing of $LIBRARY" "^$LIBRARY: .* missing in 1 blob, first $HELLO_LAYER\$"
+said "what is missing of $HELLO" "^$HELLO: .* missing in 1 blob, first $HELLO_LAYER\$"
+said "what is missing of $BIG" "^$BIG: 67\.1 MB of 67\.1 MB missing in 2 blobs, first $BIG_CONFIG\$"
 says_in_the_end 4 3
 step "once more: nothing is damaged any more, and as much is missing"
 verify_is 1
@@ -103,7 +103,7 @@ larder_ offline on
 blob_requests=$(registry_requests '[A-Z]+ /v2/')
 verify_is 1 --repair
 for image in "$LIBRARY" "$HELLO" "$HELLO_V2" "$BIG"; do
-  said "why $image was not mended" "^$image: .* missing.*; not mended: sha256:[0-9a-f]{64}: .*(offline|air-gapped|not asked)"
+  said "why $image was not repaired" "^$image: .* missing.*; not repaired: sha256:[0-9a-f]{64}: .*(offline|air-gapped|not asked)"
 done
 says_in_the_end 4 0
 equal "requests that reached the registry" "$blob_requests" "$(registry_requests '[A-Z]+ /v2/')"
@@ -112,7 +112,7 @@ step "online again: repairing beside the server mends all"
 larder_ offline off
 verify_is 0 --repair
 # library/hello is whole again by then: its layer is that of demo/hello:v1.
-for image in "$HELLO" "$HELLO_V2" "$BIG"; do said "that $image was mended" "^$image: .*; mended\$"; done
+for image in "$HELLO" "$HELLO_V2" "$BIG"; do said "that $image was repaired" "^$image: .*; repaired\$"; done
 says_in_the_end 0 0
 verify_is 0
 says_in_the_end 0 0

@@ -169,7 +169,7 @@ configure "$TLS, clientAuth: verify}"
 export SSL_CERT_FILE="$PKI/ca.pem"
 LARDER_READY=(curl -fsS --max-time 2 --cacert "$PKI/ca.pem" --cert "$PKI/node.pem" --key "$PKI/node.key" "$URL/v2/")
 larder_start
-larder_logged "what that means" 'any authority that this machine trusts'
+larder_logged "what that means" 'every authority that this machine trusts'
 get "$URL/v2/" --cacert "$PKI/ca.pem" --cert "$PKI/stranger.pem" --key "$PKI/stranger.key"
 ((CURL_EXIT != 0)) || fail "a stranger's certificate: got $STATUS"
 larder_stop

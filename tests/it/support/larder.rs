@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder::api::{Api, Naming};
-use larder::cache::{self, Cache, Counts, Keeper, UpstreamStatus};
+use larder::cache::{self, Cache, Counts, IndexWriter, UpstreamStatus};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
@@ -77,7 +77,7 @@ struct Running {
     thread: JoinHandle<()>,
     cache: Cache,
     registries: Arc<Registries>,
-    _keeper: Keeper,
+    _keeper: IndexWriter,
 }
 
 /// Starting, stopping, time.
@@ -153,7 +153,7 @@ impl Larder {
         let thread = thread::spawn(move || {
             server.run();
         });
-        let keeper = Keeper::start(cache.clone()).expect("a new thread");
+        let keeper = IndexWriter::start(cache.clone()).expect("a new thread");
         let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
         self.running = Some(running);
     }

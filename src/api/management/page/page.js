@@ -1,26 +1,26 @@
-// The page of the management port: shows what the API tells, and asks it to act.
+// The management page: shows the data of the management API and calls it for changes.
 //
-// Names, platforms, dates and failures come from upstreams and clients, who may be hostile. They become text nodes and
-// nothing else: no innerHTML, no links and no markup made of data. The Content-Security-Policy is the second wall.
-// Must not know: how anything is stored. It is a client of docs/openapi.yaml like any other.
+// Names, platforms, dates and errors come from upstreams and clients, which may be hostile. They only become text nodes:
+// no innerHTML, and no links or markup from data. The Content-Security-Policy is the second line of defence.
+// The page is an ordinary client of docs/openapi.yaml and must not know how anything is stored.
 'use strict';
 
 // ---- Limits, in milliseconds unless the name says otherwise ----------------------------------------------------------
 
-// Progress bars should move; nobody looks at a list of images that often.
+// Progress bars should move; a list of images need not be refreshed that often.
 const FAST_POLL = 2_000;
 const SLOW_POLL = 15_000;
-// Longer than a busy server takes to read; a sweep of a large cache takes as long as its disk does.
+// Reading is quick even on a busy server; a prune of a large cache takes as long as its disk needs.
 const READ_LIMIT = 10_000;
 const CHANGE_LIMIT = 600_000;
-// A search is not sent for every key.
+// Searches are sent after a pause in typing.
 const TYPING_PAUSE = 300;
 const NOTICE_TIME = 8_000;
 const PAGE_IMAGES = 50;
 const PLATFORMS_IN_ROW = 3;
 const PRUNE_NAMES = 200;
 const MINUTE = 60_000;
-// The first that covers what is known is drawn: a server of five minutes would be a hair in a day's chart.
+// The charts use the first span that covers the history, since minutes would be invisible in a chart of a day.
 const SPANS = [{ hours: 1, step: MINUTE }, { hours: 6, step: 5 * MINUTE }, { hours: 24, step: 15 * MINUTE }];
 
 const TOKEN_KEY = 'larder-token';
@@ -46,28 +46,28 @@ function svg(tag, attributes, ...children) {
   return node;
 }
 
-// What did not change is not touched: live regions would be read out again.
+// Unchanged text is not set again: screen readers would repeat live regions.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
 const badge = (kind, text) => el('span', { class: `badge ${kind}` }, text);
 
-// `focusKey` finds the button again when what it stands in is built anew.
+// `focusKey` identifies the button when its parent is rebuilt.
 function button(label, about, focusKey, action, kind = 'small') {
   const node = el('button', { type: 'button', class: kind, 'data-focus': focusKey, 'aria-label': `${label} ${about}` }, label);
   node.addEventListener('click', action);
   return node;
 }
 
-// Display: block on a phone takes the meaning from table cells; the role gives it back.
+// `display: block` on phones removes the semantics of table cells; the roles restore them.
 function row(...cells) {
   return el('tr', { role: 'row' }, ...cells.map(([label, content, kind]) =>
     el('td', { role: 'cell', 'data-label': label, class: kind ?? '' }, content)));
 }
 
-// Makes the children of `parent` those of `items`. Nodes of unchanged items stay, so that neither focus nor a half-done
-// click is lost; `update` spares even changed ones.
+// Sets the children of `parent` from `items`. Keeps the nodes of unchanged items, so that neither the focus nor a click
+// in progress is lost; with `update`, nodes of changed items are kept too.
 function reconcile(parent, items, keyOf, build, update = null) {
   const old = new Map([...parent.children].map((node) => [node.itemKey, node]));
   const focused = parent.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
@@ -84,7 +84,7 @@ function reconcile(parent, items, keyOf, build, update = null) {
   if (focused) focusOn(focused, parent);
 }
 
-// Keys hold data, which a selector would have to escape.
+// Keys contain data, which would have to be escaped in a selector.
 function focusOn(key, parent) {
   const found = [...document.querySelectorAll('[data-focus]')].find((node) => node.dataset.focus === key);
   const next = found ?? parent?.closest('section')?.querySelector('h2');
@@ -92,15 +92,15 @@ function focusOn(key, parent) {
   next?.focus({ preventScroll: true });
 }
 
-// ---- Sizes and times as people read them -----------------------------------------------------------------------------
+// ---- Formatting of sizes and times -----------------------------------------------------------------------------------
 
-// Between a number and its unit: a line does not end there.
+// A no-break space between a number and its unit.
 const GAP = '\u00a0';
 
-// Decimal, as `larder list` prints them.
+// Decimal units, as in the output of the commands.
 function size(bytes) {
   if (bytes < 0) return `−${size(-bytes)}`;
-  if (bytes < 1000) return `${bytes}${GAP}B`;
+  if (bytes < 1000) return `${bytes}${GAP}bytes`;
   const units = ['kB', 'MB', 'GB', 'TB', 'PB'];
   let value = bytes / 1000, unit = 0;
   while (value >= 999.95 && unit + 1 < units.length) {
@@ -121,7 +121,7 @@ function duration(seconds) {
   return seconds < 86_400 ? `${Math.floor(seconds / 3600)}${GAP}h` : `${Math.floor(seconds / 86_400)}${GAP}d`;
 }
 
-// Of the server's clock: a phone's may be wrong.
+// The time of the server's clock, since the browser's may be wrong.
 const now = () => Date.now() + state.clockSkew;
 
 function ageText(moment) {
@@ -129,7 +129,7 @@ function ageText(moment) {
   return seconds < 10 ? 'just now' : `${duration(seconds)} ago`;
 }
 
-// `text` is a time, nothing, or (when an image was made) whatever somebody wrote there.
+// `text` is a time, null, or any text (the creation time comes from the image's config).
 function time(text, none = 'never') {
   if (text === null) return none;
   const moment = Date.parse(text);
@@ -158,13 +158,13 @@ async function send(method, path, parameters, token) {
     const options = { method, headers, cache: 'no-store', signal: AbortSignal.timeout(limit) };
     answer = await fetch(query ? `${path}?${query}` : path, options);
   } catch {
-    throw new Silent('The server does not answer.');
+    throw new Silent('The server does not respond.');
   }
   const body = await answer.json().catch(() => ({}));
   return { status: answer.status, ok: answer.ok, body, error: body.error ?? `The server answered ${answer.status}.` };
 }
 
-// Asks for the token before anything is changed, and whenever the server wants one. A token is kept once it was good.
+// Asks for the token before changes and whenever the server requires it. An accepted token is kept.
 async function call(method, path, parameters = {}) {
   let token = sessionStorage.getItem(TOKEN_KEY);
   if (!token && method !== 'GET') token = await askToken('');
@@ -184,13 +184,13 @@ function keep(token) {
 
 function tokenInsteadOf(refused, error) {
   const stored = sessionStorage.getItem(TOKEN_KEY);
-  // Another request that waited meanwhile has got a good one.
+  // Another request has stored a valid token in the meantime.
   if (stored && stored !== refused) return stored;
   sessionStorage.removeItem(TOKEN_KEY);
   return askToken(error);
 }
 
-// One dialog for all requests that wait for it.
+// A single dialog for all requests that need the token.
 let asking = null;
 function askToken(error) {
   asking ??= showTokenDialog(error).finally(() => { asking = null; });
@@ -204,11 +204,11 @@ async function showTokenDialog(error) {
   const isGiven = (await modal($('token'))) === 'yes';
   const token = input.value.trim();
   input.value = '';
-  if (!isGiven) throw new Dismissed('Nothing was done: it needs the token.');
+  if (!isGiven) throw new Dismissed('Cancelled: this requires the token.');
   return token;
 }
 
-// Reads and shows; what stands in the way is said in `note`.
+// Reads and shows a document; errors are shown in `note`.
 async function read(path, parameters, note, show) {
   if (state.isLocked) return;
   try {
@@ -230,14 +230,14 @@ function refused(note, text) {
 }
 
 function heard() {
-  if (!$('silence').hidden) say('The server answers again.');
+  if (!$('silence').hidden) say('The server responds again.');
   $('silence').hidden = true;
   state.heard = new Date();
 }
 
 function silent() {
-  const since = state.heard ? `No answer since ${state.heard.toLocaleTimeString([], { hourCycle: 'h23' })}.` : 'No answer yet.';
-  setText($('silence'), `${since} What is shown may be old; trying again.`);
+  const since = state.heard ? `No response since ${state.heard.toLocaleTimeString([], { hourCycle: 'h23' })}.` : 'No response yet.';
+  setText($('silence'), `${since} This page may be outdated. Retrying…`);
   $('silence').hidden = false;
 }
 
@@ -248,7 +248,7 @@ function lock(isLocked) {
 
 // ---- Dialogs and notices ---------------------------------------------------------------------------------------------
 
-// Resolves with 'yes' if its form was sent. Focus goes back to where it was, even if that was built anew meanwhile.
+// Resolves with 'yes' if the form was submitted. Restores the focus, even if the focused element was rebuilt.
 function modal(dialog) {
   const from = document.activeElement?.dataset.focus;
   dialog.returnValue = '';
@@ -268,7 +268,7 @@ async function confirmed(title, text, yes) {
   return (await modal($('confirm'))) === 'yes';
 }
 
-// In the dialog that is open, since all else is inert and not read out.
+// Shown in the open dialog, since everything else is inert and not read by screen readers.
 let noticeTimer = 0;
 function say(text) {
   const notice = $('notice');
@@ -278,7 +278,7 @@ function say(text) {
   noticeTimer = setTimeout(() => { notice.textContent = ''; }, NOTICE_TIME);
 }
 
-// Does `task`, says what came of it, and shows how it is now. Whether it was done.
+// Runs `task`, shows its result, and refreshes the page. Resolves to whether it succeeded.
 async function act(task) {
   try {
     say(await task());
@@ -322,7 +322,7 @@ function showTiles({ usage, traffic, disk, started }) {
     setText($('tile-images'), count(usage.images));
     $('tile-images-note').replaceChildren(`${count(usage.completeImages)} complete, as of `, time(usage.asOf));
   } else {
-    setText($('tile-images-note'), 'The first walk over the cache is under way.');
+    setText($('tile-images-note'), 'The images are being counted for the first time.');
   }
   const { hit, stale, join, miss, bypass, bytesServed, bytesFetched } = traffic;
   const hits = hit + stale, answers = hits + join + miss + bypass;
@@ -335,19 +335,19 @@ function showTiles({ usage, traffic, disk, started }) {
 
 function showDisk({ usedBytes, freeBytes, cacheSizeBytes, freeSpaceBytes }) {
   const meter = $('disk-meter');
-  const whole = cacheSizeBytes ?? (freeBytes === null ? null : (usedBytes ?? 0) + freeBytes);
+  const total = cacheSizeBytes ?? (freeBytes === null ? null : (usedBytes ?? 0) + freeBytes);
   setText($('tile-disk'), usedBytes === null ? '–' : size(usedBytes));
-  meter.hidden = usedBytes === null || !whole;
+  meter.hidden = usedBytes === null || !total;
   if (!meter.hidden) {
-    meter.max = whole;
+    meter.max = total;
     meter.value = usedBytes;
-    meter.setAttribute('aria-valuetext', `${size(usedBytes)} of ${size(whole)}`);
+    meter.setAttribute('aria-valuetext', `${size(usedBytes)} of ${size(total)}`);
   }
   const parts = [
-    cacheSizeBytes === null ? 'no cap' : `of at most ${size(cacheSizeBytes)}`,
+    cacheSizeBytes === null ? 'no limit' : `limit ${size(cacheSizeBytes)}`,
     freeBytes === null ? null : `${size(freeBytes)} free`,
-    freeSpaceBytes === null ? null : `${size(freeSpaceBytes)} to be left free`,
-    freeBytes !== null && freeBytes < freeSpaceBytes ? 'too little is free' : null,
+    freeSpaceBytes === null ? null : `${size(freeSpaceBytes)} to keep free`,
+    freeBytes !== null && freeBytes < freeSpaceBytes ? 'too little free space' : null,
   ];
   setText($('tile-disk-note'), parts.filter((part) => part !== null).join(', '));
 }
@@ -357,8 +357,8 @@ function showCounts({ counts, connections, busyWorkers }) {
   const add = (number, text) => { if (number > 0) parts.push(text); };
   add(counts.imagesEvicted, `${many(counts.imagesEvicted, 'image')} (${size(counts.bytesEvicted)}) evicted`);
   add(counts.damagedFiles, `${many(counts.damagedFiles, 'damaged file')} found`);
-  add(counts.blobsNotCached, `${many(counts.blobsNotCached, 'blob')} served without being cached`);
-  add(counts.manifestsNotCached, `${many(counts.manifestsNotCached, 'manifest')} served without being cached`);
+  add(counts.blobsNotCached, `${many(counts.blobsNotCached, 'blob')} served without caching`);
+  add(counts.manifestsNotCached, `${many(counts.manifestsNotCached, 'manifest')} served without caching`);
   setText($('counts'), parts.join(' · '));
 }
 
@@ -376,7 +376,7 @@ function showHistory({ history }) {
   const begin = end - span.hours * 60 * MINUTE;
   const steps = Array.from({ length: (end - begin) / span.step }, noTraffic);
   for (const step of history) {
-    // A step is named by its end.
+    // The time of a step is its end.
     const index = Math.ceil((Date.parse(step.time) - begin) / span.step) - 1;
     if (steps[index]) add(steps[index], step);
   }
@@ -396,12 +396,12 @@ function add(sum, step) {
 
 function historySummary({ hits, misses, bytesServed, bytesFetched }, { hours }) {
   const answers = hits + misses, when = hours === 1 ? 'In the last hour' : `In the last ${hours} h`;
-  if (answers + bytesServed + bytesFetched === 0) return `${when} there was no traffic.`;
+  if (answers + bytesServed + bytesFetched === 0) return `${when}: no traffic.`;
   return `${when}: ${many(answers, 'answer')}, ${percent(hits, answers)} without a download; ` +
     `${size(bytesServed)} served, ${size(bytesFetched)} fetched.`;
 }
 
-// Labels are text around the picture: what is stretched to the width would stretch them too.
+// Labels are outside of the picture, because it is stretched to the width.
 function draw(id, steps, { hours }, summary, top, shapes) {
   const picture = svg('svg', { viewBox: `0 0 ${steps.length} 100`, preserveAspectRatio: 'none', role: 'img', 'aria-label': summary });
   for (const y of [0.5, 50]) picture.append(svg('line', { class: 'grid', x1: 0, x2: steps.length, y1: y, y2: y }));
@@ -416,7 +416,7 @@ function drawBytes(steps, span, summary) {
     const height = (97 * bytes) / most;
     return svg('rect', { class: kind, x: index + 0.1, width: 0.8, y: 100 - height, height });
   };
-  // The lower one is in front.
+  // The lower bar is drawn in front.
   const shapes = steps.flatMap(({ bytesServed, bytesFetched }, index) => {
     const bars = [bar('served', bytesServed, index), bar('fetched', bytesFetched, index)];
     return bytesServed > bytesFetched ? bars : bars.reverse();
@@ -429,7 +429,7 @@ function drawHits(steps, span, summary) {
   steps.forEach(({ hits, misses }, index) => {
     const isKnown = hits + misses > 0;
     const point = `${index + 0.5} ${(98 - (96 * hits) / (hits + misses)).toFixed(2)}`;
-    // The tiny stroke makes a dot of a step that stands alone.
+    // The short stroke draws an isolated step as a dot.
     if (isKnown) path += isDown ? `L${point}` : `M${point}h.01`;
     isDown = isKnown;
   });
@@ -459,13 +459,13 @@ const readFlights = () => read('/api/v1/flights', {}, $('downloads-note'), ({ fl
   const broken = partials.filter((partial) => !flying.has(flightKey(partial)));
   const rated = flights.map((flight) => ({ ...flight, rate: noteRate(flight) }));
   for (const key of rates.keys()) if (!flying.has(key)) rates.delete(key);
-  setText($('downloads-note'), flights.length > 0 ? `${many(flights.length, 'download')} under way.` : 'Nothing is being downloaded.');
+  setText($('downloads-note'), flights.length > 0 ? `${many(flights.length, 'download')} in progress.` : 'No downloads in progress.');
   reconcile($('flights'), rated, flightKey, flightItem, updateFlight);
   reconcile($('partials'), broken, flightKey, partialItem);
   $('partials-box').hidden = broken.length === 0;
 });
 
-// Half new, half old: a rate that can be read while it changes.
+// The average of the old and the new rate, so that the number is readable.
 function noteRate(flight) {
   const before = rates.get(flightKey(flight)), at = performance.now();
   const fresh = before && at > before.at ? ((flight.bytes - before.bytes) * 1000) / (at - before.at) : null;
@@ -485,7 +485,7 @@ function flightItem(flight) {
 }
 
 function updateFlight({ parts }, { bytes, sizeBytes, upstream, rate }) {
-  // Without a value it shows that the end is not known.
+  // Without a value, the bar shows an unknown size.
   if (sizeBytes) Object.assign(parts.progress, { max: sizeBytes, value: bytes });
   else parts.progress.removeAttribute('value');
   const done = sizeBytes ? `${Math.floor((100 * bytes) / sizeBytes)} %, ${size(bytes)} of ${size(sizeBytes)}` : `${size(bytes)} so far`;
@@ -498,11 +498,11 @@ function partialItem({ upstream, digest, bytes, written }) {
 }
 
 async function cancelFlight({ upstream, digest }, about) {
-  const text = `Its clients are cut. What has come of ${about} stays, and the next request goes on from there.`;
-  if (!(await confirmed('Cancel this download?', text, 'Cancel the download'))) return;
+  const text = `The connections of its clients are closed. The downloaded part of ${about} is kept, and the next request resumes it.`;
+  if (!(await confirmed('Cancel this download?', text, 'Cancel download'))) return;
   await act(async () => {
     await call('DELETE', '/api/v1/flights', { upstream, digest });
-    return 'The download ends.';
+    return 'The download is being cancelled.';
   });
 }
 
@@ -511,7 +511,7 @@ const resumeAll = () => act(async () =>
 
 // ---- Images ----------------------------------------------------------------------------------------------------------
 
-// A word is looked for anywhere; who writes a glob or an expression means it.
+// A plain word matches anywhere in the name; globs and regular expressions are used as they are.
 function patternOf(text) {
   return /[*?]/.test(text) || /^\/.+\/$/.test(text) ? text : `*${text}*`;
 }
@@ -526,7 +526,7 @@ function imageParameters() {
 function readImages() {
   const asked = ++state.imagesAsked;
   return read('/api/v1/images', imageParameters(), $('images-note'), (page) => {
-    // An answer to what was typed before is late.
+    // Ignores answers to earlier queries.
     if (asked === state.imagesAsked) showImages(page);
   });
 }
@@ -537,18 +537,18 @@ function showImages({ asOf, total, next, images }) {
     return;
   }
   const range = total > images.length ? `${count(state.offset + 1)} to ${count(state.offset + images.length)} of ` : '';
-  const none = new FormData($('filter')).get('pattern') ? 'No image matches.' : 'No images.';
+  const none = new FormData($('filter')).get('pattern') ? 'No matching images.' : 'No images.';
   setText($('images-note'), total === 0 ? none : `${range}${many(total, 'image')}`);
   $('images-age').replaceChildren(...(asOf ? ['as of ', time(asOf)] : []));
   $('previous').disabled = state.offset === 0;
   $('next').disabled = next === null;
   $('next').value = next ?? '';
   $('previous').parentNode.hidden = state.offset === 0 && next === null;
-  // Whether a pin can be taken off is part of what the row shows.
-  reconcile($('image-rows'), images.map((image) => ({ ...image, isOurPin: isOurPin(image.image) })), ({ image }) => image, imageRow);
+  // The row also depends on whether the pin can be removed.
+  reconcile($('image-rows'), images.map((image) => ({ ...image, isRemovablePin: isRemovablePin(image.image) })), ({ image }) => image, imageRow);
 }
 
-const isOurPin = (image) => state.pins.some(({ pattern, source }) => source === 'cache' && pattern === image);
+const isRemovablePin = (image) => state.pins.some(({ pattern, source }) => source === 'cache' && pattern === image);
 
 function imageRow(image) {
   const open = el('button', { type: 'button', class: 'link', 'data-focus': `image ${image.image}` }, image.image);
@@ -571,8 +571,8 @@ function platforms({ platforms: all }) {
   return all.length === 0 ? '–' : all.slice(0, PLATFORMS_IN_ROW).join(', ') + (rest > 0 ? ` and ${rest} more` : '');
 }
 
-// A pin of the configuration, or of a pattern, is not this image's to take off.
-function imageButtons({ image, pinned, complete, isOurPin: canUnpin }) {
+// Pins from the configuration, and patterns, cannot be removed for a single image.
+function imageButtons({ image, pinned, complete, isRemovablePin: canUnpin }) {
   const buttons = [];
   if (canUnpin) buttons.push(button('Unpin', image, `pin ${image}`, () => unpin(image)));
   else if (!pinned) buttons.push(button('Pin', image, `pin ${image}`, () => pin(image)));
@@ -582,7 +582,7 @@ function imageButtons({ image, pinned, complete, isOurPin: canUnpin }) {
 
 const prefetch = (image) => act(async () => {
   await call('POST', '/api/v1/prefetch', { image });
-  return `${image} is queued; see the downloads.`;
+  return `${image} is queued; see Current downloads.`;
 });
 
 function toPage(offset) {
@@ -604,10 +604,10 @@ async function openDetail(image) {
 async function showDetail(image) {
   try {
     const found = await call('GET', '/api/v1/image', { image });
-    // Closed and opened for another one meanwhile.
+    // The dialog was opened for another image in the meantime.
     if ($('detail-title').textContent !== image) return;
     $('detail-body').replaceChildren(facts(found), el('h3', {}, 'Content'), tree(found.tree));
-    $('detail-buttons').replaceChildren(...detailButtons({ ...found, isOurPin: isOurPin(image) }));
+    $('detail-buttons').replaceChildren(...detailButtons({ ...found, isRemovablePin: isRemovablePin(image) }));
   } catch (error) {
     $('detail-body').replaceChildren(el('p', { class: 'error' }, error.message));
   }
@@ -621,7 +621,7 @@ function facts(image) {
   fact('Platforms', image.platforms.join(', ') || '–');
   fact('Digest', el('span', { class: 'mono' }, image.digest));
   fact('Type', el('span', { class: 'mono' }, image.mediaType));
-  fact('Made', time(image.created, 'unknown'));
+  fact('Created', time(image.created, 'unknown'));
   fact('Fetched', time(image.fetched, 'unknown'));
   fact('Checked', time(image.checked));
   fact('Last pulled', time(image.pulled));
@@ -631,7 +631,7 @@ function facts(image) {
 
 function tree(manifests) {
   const part = (what, { digest, sizeBytes, present }) => [el('span', { class: 'mono', title: digest }, shortDigest(digest)),
-    ` ${what}${size(sizeBytes)} `, present ? badge('good', 'here') : badge('warn', 'missing')];
+    ` ${what}${size(sizeBytes)} `, present ? badge('good', 'cached') : badge('warn', 'missing')];
   return el('ul', { class: 'plain tree' }, ...manifests.map((manifest) =>
     el('li', {}, ...part(manifest.platform ? `${manifest.platform}, ` : 'manifest, ', manifest),
       el('ul', {}, ...manifest.blobs.map((blob) => el('li', {}, ...part('', blob)))))));
@@ -640,9 +640,9 @@ function tree(manifests) {
 function detailButtons(image) {
   const buttons = imageButtons(image);
   for (const each of buttons) {
-    // Not the row's, which has the same key behind this dialog.
+    // The button in the table has the same key.
     each.removeAttribute('data-focus');
-    // Before what it does, which may open a dialog of its own.
+    // Runs before the button's action, which may open another dialog.
     each.addEventListener('click', () => { $('detail').close(); }, { capture: true });
   }
   buttons.push(button('Prune…', image.image, '', () => {
@@ -661,7 +661,7 @@ function openPrune(pattern) {
   return modal($('prune'));
 }
 
-// What was shown belongs to what was typed.
+// A report is valid only for the conditions it was made for.
 function forgetReport() {
   $('prune-error').textContent = '';
   $('prune-report').replaceChildren();
@@ -692,14 +692,14 @@ async function dryRun() {
 
 function reportNodes(report) {
   const { images, removed, freedBytes, keptPinned, keptInUse, blobsShared, blobsYoung } = report;
-  const parts = [`${many(removed, 'image')} would go and free ${size(freedBytes)}.`];
-  if (keptPinned > 0) parts.push(`${many(keptPinned, 'pinned image')} would stay.`);
-  if (keptInUse > 0) parts.push(`${many(keptInUse, 'image')} in use would stay.`);
-  if (blobsShared > 0) parts.push(`${many(blobsShared, 'blob')} would stay for other images.`);
-  if (blobsYoung > 0) parts.push(`${many(blobsYoung, 'blob')} would go the next time, being younger than ten minutes.`);
+  const parts = [`${many(removed, 'image')} would be removed, ${size(freedBytes)} freed.`];
+  if (keptPinned > 0) parts.push(`${many(keptPinned, 'pinned image')} would be kept.`);
+  if (keptInUse > 0) parts.push(`${many(keptInUse, 'image')} in use would be kept.`);
+  if (blobsShared > 0) parts.push(`${many(blobsShared, 'blob')} would be kept for other images.`);
+  if (blobsYoung > 0) parts.push(`${many(blobsYoung, 'blob')} younger than ten minutes would be removed by the next prune.`);
   const names = images.slice(0, PRUNE_NAMES).map((image) => el('li', {}, image));
   if (removed > names.length) names.push(el('li', { class: 'muted' }, `and ${count(removed - names.length)} more`));
-  return [el('p', {}, parts.join(' ')), el('ul', { tabindex: '0', 'aria-label': 'What would go' }, ...names)];
+  return [el('p', {}, parts.join(' ')), el('ul', { tabindex: '0', 'aria-label': 'Images that would be removed' }, ...names)];
 }
 
 async function pruneNow() {
@@ -714,15 +714,15 @@ async function pruneNow() {
 // ---- Upstreams, pins, registries -------------------------------------------------------------------------------------
 
 const readUpstreams = () => read('/api/v1/upstreams', {}, $('upstreams-note'), ({ upstreams }) => {
-  setText($('upstreams-note'), upstreams.length > 0 ? '' : 'No registry was asked since the start.');
+  setText($('upstreams-note'), upstreams.length > 0 ? '' : 'No registry has been contacted since the start.');
   reconcile($('upstream-list'), upstreams, ({ name }) => name, ({ name, endpoints }) =>
     el('li', {}, el('h3', {}, name), ...endpoints.map(endpointNode)));
 });
 
 function endpointNode({ url, breaker, askedAgainInSeconds, failuresInARow, lastFailure, rateLimit }) {
   const lines = [];
-  if (askedAgainInSeconds !== null) lines.push(`asked again in ${duration(askedAgainInSeconds)}`);
-  if (failuresInARow > 0) lines.push(`${many(failuresInARow, 'failure')} in a row`);
+  if (askedAgainInSeconds !== null) lines.push(`next attempt in ${duration(askedAgainInSeconds)}`);
+  if (failuresInARow > 0) lines.push(`${many(failuresInARow, 'consecutive failure')}`);
   if (rateLimit) lines.push(rateLimitText(rateLimit));
   return el('div', { class: 'endpoint' }, el('div', { class: 'line' }, el('span', { class: 'mono' }, url), health(breaker, failuresInARow)),
     lines.length > 0 ? el('p', { class: 'muted' }, lines.join(' · ')) : null,
@@ -732,8 +732,8 @@ function endpointNode({ url, breaker, askedAgainInSeconds, failuresInARow, lastF
 function health(breaker, failuresInARow) {
   switch (breaker) {
     case 'closed': return failuresInARow > 0 ? badge('warn', 'failing') : badge('good', 'healthy');
-    case 'open': return badge('bad', 'left alone: breaker open');
-    case 'half-open': return badge('warn', 'on trial: breaker half-open');
+    case 'open': return badge('bad', 'paused: breaker open');
+    case 'half-open': return badge('warn', 'retrying: breaker half-open');
     default: return badge('', breaker);
   }
 }
@@ -744,12 +744,12 @@ function rateLimitText({ limit, remaining, windowSeconds }) {
   return windowSeconds === null ? left : `${left} in ${duration(windowSeconds)}`;
 }
 
-const SOURCES = { configuration: 'in the configuration', list: 'in the list of pins', cache: 'set by hand' };
+const SOURCES = { configuration: 'in the configuration', list: 'in a pin list', cache: 'in the cache directory' };
 
 const readPins = () => read('/api/v1/pins', {}, $('pins-note'), ({ pins, problem }) => {
   state.pins = pins;
   const none = pins.length > 0 ? 'Never evicted:' : 'Nothing is pinned.';
-  setText($('pins-note'), problem === null ? none : `Pins cannot be known, and nothing is evicted: ${problem}`);
+  setText($('pins-note'), problem === null ? none : `Pins cannot be read, so nothing is evicted: ${problem}`);
   $('pins-note').classList.toggle('error', problem !== null);
   reconcile($('pin-list'), pins, ({ pattern, source }) => `${source} ${pattern}`, pinItem);
 });
@@ -761,10 +761,10 @@ function pinItem({ pattern, source }) {
 
 const pin = (pattern) => act(async () => {
   const kept = await call('POST', '/api/v1/pins', { pattern });
-  return kept.changed ? `${kept.pattern} is pinned.` : `${kept.pattern} was pinned already.`;
+  return kept.changed ? `${kept.pattern} is pinned.` : `${kept.pattern} was already pinned.`;
 });
 
-const unpin = (pattern) => act(async () => `${(await call('DELETE', '/api/v1/pins', { pattern })).pattern} is not pinned any more.`);
+const unpin = (pattern) => act(async () => `${(await call('DELETE', '/api/v1/pins', { pattern })).pattern} is no longer pinned.`);
 
 function showRegistries(usage) {
   if (!usage) return;
@@ -784,14 +784,14 @@ function showRegistryChoice(names) {
   select.value = names.includes(chosen) ? chosen : '';
 }
 
-// ---- Asking again and again ------------------------------------------------------------------------------------------
+// ---- Polling ---------------------------------------------------------------------------------------------------------
 
 const refreshFast = () => Promise.all([readStatus(), readFlights()]);
-// Pins first: they say which images' pins can be taken off.
+// Pins first: they determine which images have a removable pin.
 const refreshSlow = () => Promise.all([readUpstreams(), readHistory(), readPins().then(readImages)]);
 const refreshAll = () => Promise.all([refreshFast(), refreshSlow()]);
 
-// One at a time, only while somebody can see it, and at once when the page comes back into view.
+// Runs one task at a time, only while the page is visible, and at once when it becomes visible again.
 function repeat(period, task) {
   let timer = 0, isRunning = false;
   const run = async () => {
@@ -809,9 +809,9 @@ function repeat(period, task) {
   run();
 }
 
-// ---- What people do --------------------------------------------------------------------------------------------------
+// ---- User actions ----------------------------------------------------------------------------------------------------
 
-// A form is never sent by the browser, which would put what was typed into the address.
+// The browser must not submit forms, because it would put their content into the address.
 function onSubmit(form, action) {
   form.addEventListener('submit', (event) => {
     event.preventDefault();

@@ -380,17 +380,20 @@ fn need_of(ask: &Ask<'_>) -> Need {
     if path.ends_with("/tags/list") { Need::TagList } else { Need::Content }
 }
 
-/// Whether a token was refused or could not be fetched for a reason that does not apply to a password: the token service
-/// refuses the request, does not exist, or does not send a token.
+/// Whether a token was refused or could not be fetched, so that the password is sent instead: the token service may be
+/// down while the registry is not.
 fn is_refused_bearer(error: &UpstreamError) -> bool {
-    match error.kind() {
+    matches!(
+        error.kind(),
         UpstreamErrorKind::Hidden
-        | UpstreamErrorKind::Denied { .. }
-        | UpstreamErrorKind::NotFound
-        | UpstreamErrorKind::BadAnswer { .. } => true,
-        UpstreamErrorKind::Status { status } => *status < 500,
-        _ => false,
-    }
+            | UpstreamErrorKind::Denied { .. }
+            | UpstreamErrorKind::NotFound
+            | UpstreamErrorKind::BadAnswer { .. }
+            | UpstreamErrorKind::Status { .. }
+            | UpstreamErrorKind::OutOfService
+            | UpstreamErrorKind::Unreachable { .. }
+            | UpstreamErrorKind::Tls { .. }
+    )
 }
 
 /// Whether a status refuses the authorization.

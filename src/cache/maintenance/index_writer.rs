@@ -15,19 +15,19 @@ const INDEX_INTERVAL: Duration = Duration::from_secs(1);
 const INDEX_PAUSE_FACTOR: u32 = 100;
 
 /// The thread that keeps house. Dropping it ends the thread and writes what is outstanding.
-pub struct Keeper {
+pub struct IndexWriter {
     _thread: Background,
 }
 
-impl Keeper {
+impl IndexWriter {
     /// Starts to keep house for `cache`.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start(cache: Cache) -> std::io::Result<Keeper> {
+    pub fn start(cache: Cache) -> std::io::Result<IndexWriter> {
         let loss = "index.json may lack the newest tags";
         let work = move |stopped: Receiver<()>| keep(&cache, &stopped);
-        Ok(Keeper { _thread: Background::start("keeper", loss, work)? })
+        Ok(IndexWriter { _thread: Background::start("index-writer", loss, work)? })
     }
 }
 

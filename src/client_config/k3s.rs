@@ -1,15 +1,15 @@
-//! k3s and RKE2: `registries.yaml`, of which they make containerd's configuration themselves.
+//! k3s and RKE2: `registries.yaml`, from which they generate containerd's configuration.
 //!
-//! `"*"` is for every registry that has no entry, since v1.26.13, v1.27.10, v1.28.6 and v1.29.1. There is no
-//! time-out for dialling, and not falling back is a word in the server's own configuration. Falling back is
-//! to https, so a registry in the clear is named as the last of its own endpoints.
+//! `"*"` applies to every registry without an entry, since v1.26.13, v1.27.10, v1.28.6 and v1.29.1. There is no
+//! setting for the dial timeout, and falling back is disabled in the server's own configuration. The fallback
+//! uses HTTPS, so a registry with plain HTTP is listed as the last of its own endpoints.
 
 use super::{Fallback, MARK, Mirror, Registry, Server, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> String {
-    let mut text = format!("{MARK}, which writes over it.\n");
+    let mut text = format!("{MARK}, which overwrites this file.\n");
     if mirror.fallback == Fallback::None {
-        text += "# So that nothing else is asked, config.yaml wants disable-default-registry-endpoint: true.\n";
+        text += "# To disable the fallback, set disable-default-registry-endpoint: true in config.yaml.\n";
     }
     text += "mirrors:\n";
     let urls: Vec<String> = mirror.servers.iter().map(Server::url).collect();

@@ -1,4 +1,4 @@
-//! Reading: what is in the cache, and what is going on.
+//! Requests that read: the content of the cache and the state of the server.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -8,50 +8,50 @@ use serde_json::{Value, json};
 
 use super::super::status::Refusal;
 use super::query::Query;
-use super::{Desk, document, documents};
+use super::{Handlers, document, documents};
 use crate::cache::{Cache, ImageUsage};
 use crate::http::{Reply, Request};
 use crate::metrics::ANSWERS;
 use crate::oci::{Digest, ImageName, PartReference, Pattern, Reference, Upstream};
 use crate::prune::{Disk, Pins, read_pins, timestamp};
 
-/// Entries of a page, if nobody says, and at most.
+/// The default and the maximum number of entries on a page.
 const LIMIT: usize = 100;
 const LIMIT_MAX: u32 = 1000;
 
-pub(super) fn answer(desk: &Desk, what: &str, request: &Request) -> Result<Reply, Refusal> {
+pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Result<Reply, Refusal> {
     let none: &[&str] = &[];
     let value = match what {
-        "status" => desk.query(request, none).map(|_| status(desk)),
-        "history" => desk.query(request, none).map(|_| history(&desk.cache)),
-        "images" => images(desk, request),
-        "image" => image(desk, request),
-        "repositories" => repositories(desk, request),
-        "blobs" => blobs(desk, request),
-        "flights" => desk.query(request, none).map(|_| flights(&desk.cache)),
-        "upstreams" => desk.query(request, none).map(|_| upstreams(&desk.cache)),
-        _ => desk.query(request, none).map(|_| pins(&desk.cache)),
+        "status" => handlers.query(request, none).map(|_| status(handlers)),
+        "history" => handlers.query(request, none).map(|_| history(&handlers.cache)),
+        "images" => images(handlers, request),
+        "image" => image(handlers, request),
+        "repositories" => repositories(handlers, request),
+        "blobs" => blobs(handlers, request),
+        "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
+        "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
+        _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
     };
     value.map(|value| document(&value))
 }
 
-fn status(desk: &Desk) -> Value {
-    let cache = &desk.cache;
+fn status(handlers: &Handlers) -> Value {
+    let cache = &handlers.cache;
     let (metrics, counts) = (cache.metrics(), cache.counts());
     let traffic = metrics.traffic();
-    let mut told = json!({
+    let mut traffic_document = json!({
         "bytesServed": traffic.served_bytes,
         "bytesFetched": traffic.fetched_bytes,
     });
     for (word, count) in ANSWERS.iter().zip(traffic.answers) {
-        told[*word] = count.into();
+        traffic_document[*word] = count.into();
     }
-    let (room, disk) = (cache.upkeep().room, Disk::of(cache.store()));
+    let (room, disk) = (cache.maintenance().room, Disk::of(cache.store()));
     json!({
-        "version": desk.version,
-        "started": timestamp(desk.started),
+        "version": handlers.version,
+        "started": timestamp(handlers.started),
         "now": timestamp(cache.now()),
-        "ready": desk.is_ready(),
+        "ready": handlers.is_ready(),
         "offline": cache.is_offline(),
         "airGapped": cache.is_air_gapped(),
         "readOnly": !cache.store().is_writable(),
@@ -64,9 +64,9 @@ fn status(desk: &Desk) -> Value {
             "cacheSizeBytes": room.cap_bytes,
             "freeSpaceBytes": room.floor_bytes(&disk),
         },
-        "traffic": told,
-        "connections": desk.edge.connections(),
-        "busyWorkers": desk.edge.busy_workers(),
+        "traffic": traffic_document,
+        "connections": handlers.edge.connections(),
+        "busyWorkers": handlers.edge.busy_workers(),
         "counts": {
             "damagedFiles": counts.damaged_files,
             "blobsNotCached": counts.blobs_not_cached,
@@ -90,18 +90,18 @@ fn history(cache: &Cache) -> Value {
     json!({ "history": steps.collect::<Vec<_>>() })
 }
 
-/// Which images are wanted.
+/// The conditions on listed images.
 struct Filter {
     patterns: Vec<Pattern>,
     registry: Option<String>,
     is_complete: Option<bool>,
     is_pinned: Option<bool>,
-    /// The images that need a certain digest.
+    /// The images that contain the requested digest.
     among: Option<HashSet<String>>,
 }
 
 impl Filter {
-    fn of(desk: &Desk, query: &Query) -> Result<Filter, Refusal> {
+    fn of(handlers: &Handlers, query: &Query) -> Result<Filter, Refusal> {
         let digest: Option<Digest> = query.parsed("digest")?;
         Ok(Filter {
             patterns: query.patterns()?,
@@ -110,14 +110,14 @@ impl Filter {
                 .word("state", &["complete", "partial"])?
                 .map(|state| state == "complete"),
             is_pinned: query.flag("pinned")?,
-            among: digest.map(|digest| needing(desk, &digest)).transpose()?,
+            among: digest.map(|digest| needing(handlers, &digest)).transpose()?,
         })
     }
 
-    fn takes(&self, image: &ImageUsage, is_pinned: bool) -> bool {
-        let is_meant =
+    fn matches(&self, image: &ImageUsage, is_pinned: bool) -> bool {
+        let is_match =
             |pattern: &Pattern| pattern.matches(&image.image) || pattern.matches(&image.repository);
-        (self.patterns.is_empty() || self.patterns.iter().any(is_meant))
+        (self.patterns.is_empty() || self.patterns.iter().any(is_match))
             && self.registry.as_ref().is_none_or(|registry| image.image.starts_with(registry))
             && self.is_complete.is_none_or(|complete| complete == image.complete)
             && self.is_pinned.is_none_or(|pinned| pinned == is_pinned)
@@ -125,10 +125,10 @@ impl Filter {
     }
 }
 
-/// The images that need a manifest, config or layer.
-fn needing(desk: &Desk, digest: &Digest) -> Result<HashSet<String>, Refusal> {
-    let _heavy = desk.heavy()?;
-    let catalogue = desk.cache.store().catalogue(&mut || true);
+/// The images that contain a manifest, config or layer.
+fn needing(handlers: &Handlers, digest: &Digest) -> Result<HashSet<String>, Refusal> {
+    let _heavy = handlers.heavy()?;
+    let catalogue = handlers.cache.store().catalogue(&mut || true);
     let catalogue = catalogue.map_err(|error| Refusal::Broken(error.to_string()))?;
     let Some(catalogue) = catalogue else { return Ok(HashSet::new()) };
     let Some(number) = catalogue.number_of(digest) else { return Ok(HashSet::new()) };
@@ -136,25 +136,25 @@ fn needing(desk: &Desk, digest: &Digest) -> Result<HashSet<String>, Refusal> {
     Ok(needing.map(|image| catalogue.full_reference(image)).collect())
 }
 
-fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
+fn images(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
     let known = ["pattern", "registry", "digest", "state", "pinned", "sort", "limit", "offset"];
-    let query = desk.query(request, &known)?;
+    let query = handlers.query(request, &known)?;
     let sort = query.word("sort", &["name", "size", "pulled", "fetched", "created"])?;
     let (limit, offset) = page(&query)?;
-    let filter = Filter::of(desk, &query)?;
-    let pins = match (desk.cache.pins(), filter.is_pinned) {
+    let filter = Filter::of(handlers, &query)?;
+    let pins = match (handlers.cache.pins(), filter.is_pinned) {
         (Ok(pins), _) => pins,
         (Err(error), Some(_)) => return Err(Refusal::Busy(error.to_string())),
-        // The pins say what is wrong with them; the images are there all the same.
+        // The request for pins reports their error; the list of images does not need them.
         (Err(_), None) => Pins::default(),
     };
-    let store = desk.cache.store();
-    // Twice through the list, so that it is never in memory as a whole: places with what they are sorted
-    // by, and then those of the page.
+    let store = handlers.cache.store();
+    // Two passes, so that the complete list is never in memory: the first collects positions and sort keys, the
+    // second reads the entries of the page.
     let mut keys: Vec<(SortKey, usize)> = Vec::new();
     let mut place = 0;
     store.each_usage(&mut |image| {
-        if filter.takes(&image, is_pinned(&desk.cache, &pins, &image)) {
+        if filter.matches(&image, is_pinned(&handlers.cache, &pins, &image)) {
             keys.push((SortKey::of(sort, &image), place));
         }
         place += 1;
@@ -167,8 +167,8 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     let mut place = 0;
     store.each_usage(&mut |image| {
         if let Some(at) = wanted.iter().position(|wanted| *wanted == place) {
-            let is_stale = is_stale(&desk.cache, &image);
-            let is_pinned = is_pinned(&desk.cache, &pins, &image);
+            let is_stale = is_stale(&handlers.cache, &image);
+            let is_pinned = is_pinned(&handlers.cache, &pins, &image);
             let document = documents::image_document(&image, is_pinned, is_stale);
             found.push((at, document));
         }
@@ -184,11 +184,11 @@ fn images(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     }))
 }
 
-fn repositories(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = desk.query(request, &["registry", "limit", "offset"])?;
+fn repositories(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
+    let query = handlers.query(request, &["registry", "limit", "offset"])?;
     let registry = query.parsed::<Upstream>("registry")?.map(|upstream| format!("{upstream}/"));
     let (limit, offset) = page(&query)?;
-    let (store, mut total, mut found) = (desk.cache.store(), 0, Vec::new());
+    let (store, mut total, mut found) = (handlers.cache.store(), 0, Vec::new());
     store.each_repository_usage(&mut |each| {
         if each.images > 0 && registry.as_ref().is_none_or(|registry| each.of.starts_with(registry))
         {
@@ -213,7 +213,7 @@ fn repositories(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
     }))
 }
 
-/// What images are sorted by. Names are in the order of the list; the rest goes downwards.
+/// The sort key of an image. Names keep the order of the list; everything else is in descending order.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum SortKey {
     Name,
@@ -244,13 +244,13 @@ fn next(offset: usize, limit: usize, total: usize) -> Option<usize> {
     (next < total).then_some(next)
 }
 
-/// The name of an image as it is in the list.
+/// The name of an image in the list.
 fn named(image: &ImageUsage) -> Option<(ImageName, Reference)> {
     let part = PartReference::parse(&image.image).ok()?;
     Some((part.name, part.reference?))
 }
 
-/// By its name, or by the digest of a manifest of it: who prunes looks at all of them as well.
+/// Whether an image is pinned, by its name or by the digest of one of its manifests, as in a prune.
 fn is_pinned(cache: &Cache, pins: &Pins, image: &ImageUsage) -> bool {
     named(image).is_some_and(|(name, reference)| {
         let manifests =
@@ -265,10 +265,10 @@ fn is_stale(cache: &Cache, image: &ImageUsage) -> bool {
     named.is_some_and(|((name, reference), checked)| cache.is_stale(&name, &reference, checked))
 }
 
-fn image(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = desk.query(request, &["image"])?;
+fn image(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
+    let query = handlers.query(request, &["image"])?;
     let (name, reference) = reference(&query)?;
-    let (cache, store) = (&desk.cache, desk.cache.store());
+    let (cache, store) = (&handlers.cache, handlers.cache.store());
     let Some(image) = store.image(&name, &reference) else {
         let text = format!("{} is not in the cache", name.with(&reference));
         return Err(Refusal::NotFound(text));
@@ -306,13 +306,13 @@ pub(super) fn reference(query: &Query) -> Result<(ImageName, Reference), Refusal
     Ok(parsed.or_latest())
 }
 
-fn blobs(desk: &Desk, request: &Request) -> Result<Value, Refusal> {
-    let query = desk.query(request, &["digest", "sort", "limit", "offset"])?;
+fn blobs(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
+    let query = handlers.query(request, &["digest", "sort", "limit", "offset"])?;
     let sort = query.word("sort", &["digest", "size", "references"])?.unwrap_or("size");
     let digest: Option<Digest> = query.parsed("digest")?;
     let (limit, offset) = page(&query)?;
-    let _heavy = desk.heavy()?;
-    let store = desk.cache.store();
+    let _heavy = handlers.heavy()?;
+    let store = handlers.cache.store();
     let catalogue = store.catalogue(&mut || true);
     let catalogue = catalogue.map_err(|error| Refusal::Broken(error.to_string()))?;
     let Some(catalogue) = catalogue else { return Ok(Value::Null) };
@@ -363,7 +363,7 @@ fn upstreams(cache: &Cache) -> Value {
 }
 
 fn pins(cache: &Cache) -> Value {
-    let settings = cache.upkeep().pins;
+    let settings = cache.maintenance().pins;
     let configured = settings.named().map(|pin| (pin.to_string(), "configuration"));
     let listed = settings.lists.iter().flat_map(|path| {
         let choices = read_pins(path).unwrap_or_default();
@@ -377,14 +377,14 @@ fn pins(cache: &Cache) -> Value {
 }
 
 /// `/health?verbose`.
-pub(super) fn verbose_health(desk: &Desk) -> Value {
-    let counts = desk.cache.counts();
-    // Anybody may read this, and which other registries clients use is not anybody's business.
-    let (listed, unlisted): (Vec<_>, Vec<_>) = desk
+pub(super) fn verbose_health(handlers: &Handlers) -> Value {
+    let counts = handlers.cache.counts();
+    // This may be public, so registries that are not listed are only counted: they reveal what clients use.
+    let (listed, unlisted): (Vec<_>, Vec<_>) = handlers
         .cache
         .upstreams()
         .into_iter()
-        .partition(|status| desk.cache.metrics().has_label(status.upstream.as_str()));
+        .partition(|status| handlers.cache.metrics().has_label(status.upstream.as_str()));
     json!({
         "status": "UP",
         "upstreams": listed.iter().map(documents::upstream).collect::<Vec<_>>(),

@@ -1,7 +1,8 @@
-//! What container clients have to be told so that they pull through Larder: their own mirror configuration.
+//! The mirror configuration that makes container clients pull through Larder.
 //!
-//! Pure: a [`Mirror`] and a [`Client`] give [`Document`]s. Each client has its own file here, with what is
-//! peculiar about it. This room must not know files, or how Larder itself is configured.
+//! Pure functions turn a [`Mirror`] and a [`Client`] into [`Document`]s. Each client's format and its
+//! peculiarities are in a file of their own. This module must not access files, or know how Larder itself is
+//! configured.
 
 mod buildkit;
 mod containerd;
@@ -15,15 +16,14 @@ use std::time::Duration;
 
 use crate::oci::Upstream;
 
-/// The first words of every text from here, by which it is known again: what somebody else has written must
-/// not be written over.
+/// The beginning of every generated text. It identifies files that Larder wrote and may overwrite.
 pub const MARK: &str = "# Written by larder hosts-toml";
 
-/// How long a client tries to reach Larder before it asks the next, if nobody says: on a node's own network
-/// an answer takes milliseconds, and a node without Larder must not be slow.
+/// The default for how long a client tries to reach Larder before it tries the next server: on a node's own
+/// network a connection takes milliseconds, and pulls must not become slow where Larder is down.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The registries that clients without a mirror for all are told of, beside those that are listed.
+/// The registries that are always configured for clients that cannot mirror all registries with one entry.
 const WELL_KNOWN: [&str; 9] = [
     "docker.io",
     "gcr.io",
@@ -36,10 +36,10 @@ const WELL_KNOWN: [&str; 9] = [
     "registry.k8s.io",
 ];
 
-/// What pulls images.
+/// A program that pulls images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
-    /// containerd by itself, as in kubeadm clusters, kind, nerdctl: `certs.d`.
+    /// containerd, as in kubeadm clusters, kind and nerdctl: `certs.d`.
     Containerd,
     /// CRI-O, podman, buildah, skopeo: `registries.conf`.
     RegistriesConf,
@@ -47,14 +47,14 @@ pub enum Client {
     Docker,
     /// k3s: `registries.yaml`.
     K3s,
-    /// RKE2: the same elsewhere.
+    /// RKE2: the format of k3s at another path.
     Rke2,
     /// BuildKit: `buildkitd.toml`.
     BuildKit,
 }
 
 impl Client {
-    /// The names by which it is asked for.
+    /// The names on the command line.
     const NAMES: [(&'static str, Client); 9] = [
         ("containerd", Client::Containerd),
         ("crio", Client::RegistriesConf),
@@ -67,7 +67,7 @@ impl Client {
         ("buildkit", Client::BuildKit),
     ];
 
-    /// Where it looks for this usually: a file, or a directory for what has several files.
+    /// The usual path of its configuration: a file, or a directory for clients that read several files.
     pub fn usual_place(self) -> &'static str {
         match self {
             Client::Containerd => "/etc/containerd/certs.d",
@@ -79,23 +79,23 @@ impl Client {
         }
     }
 
-    /// When it heeds what was written there.
-    pub fn heeds(self) -> &'static str {
+    /// When the client reads the written configuration, for the user.
+    pub fn when_it_takes_effect(self) -> &'static str {
         match self {
             Client::Containerd => {
-                "containerd heeds it at the next pull, if its own configuration names the directory as \
-                 config_path"
+                "containerd uses it from the next pull on, if config_path in its own configuration is set \
+                 to this directory"
             }
             Client::RegistriesConf => {
-                "podman heeds it at the next pull, CRI-O after systemctl reload crio"
+                "podman uses it from the next pull on, CRI-O after systemctl reload crio"
             }
             Client::Docker => {
-                "Docker heeds it after systemctl reload docker, for images of docker.io; it does not say \
-                 so itself, so Larder wants defaultNs: docker.io"
+                "Docker uses it after systemctl reload docker, for images of docker.io only; its requests do \
+                 not name the registry, so set defaultNs: docker.io in Larder's configuration"
             }
-            Client::K3s => "k3s heeds it after a restart",
-            Client::Rke2 => "RKE2 heeds it after a restart",
-            Client::BuildKit => "buildkitd heeds it after a restart",
+            Client::K3s => "k3s uses it after a restart",
+            Client::Rke2 => "RKE2 uses it after a restart",
+            Client::BuildKit => "buildkitd uses it after a restart",
         }
     }
 }
@@ -114,12 +114,12 @@ impl FromStr for Client {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     is_tls: bool,
-    /// Host and port, as they were given.
+    /// Host and port as given.
     authority: String,
 }
 
 impl Server {
-    /// A server by host and port.
+    /// A server with this host and port.
     pub fn new(is_tls: bool, authority: String) -> Server {
         Server { is_tls, authority }
     }
@@ -141,32 +141,32 @@ impl FromStr for Server {
             _ => return Err(refuse()),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        // The grammar of a registry's name is that of an authority.
+        // The grammar of a registry's name is the grammar of an authority.
         authority.parse::<Upstream>().map_err(|_| refuse())?;
         Ok(Server { is_tls, authority: authority.to_owned() })
     }
 }
 
-/// A registry that is listed, which is what clients fall back to.
+/// A listed registry, to which clients fall back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
     /// Its name.
     pub name: Upstream,
-    /// What it is called in paths, for clients that say it there: a port cannot stand in one.
+    /// Its name in paths, for clients that name the registry there: a path cannot contain a port.
     pub alias: Option<String>,
-    /// Whether it is itself spoken to in the clear.
+    /// Whether the registry is reached over plain HTTP.
     pub is_plain: bool,
 }
 
 impl Registry {
-    /// One that nothing is known of but its name.
+    /// A registry of which only the name is known.
     pub fn named(name: Upstream) -> Registry {
         Registry { name, alias: None, is_plain: false }
     }
 
-    /// Where it is itself.
+    /// The URL of the registry itself.
     fn url(&self) -> String {
-        // Docker Hub has no other way.
+        // Docker Hub supports nothing but TLS.
         let is_tls = !self.is_plain || self.name.is_docker_hub();
         Server::new(is_tls, self.name.api_authority().to_owned()).url()
     }
@@ -175,53 +175,53 @@ impl Registry {
 /// Certificates, by their paths on the client's machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Trust {
-    /// The authority of Larder's certificate, if the client's system does not know it.
+    /// The CA of Larder's certificate, if the client's system does not trust it already.
     pub ca: Option<String>,
-    /// The client's own certificate and its key, if Larder wants to see one.
+    /// The client certificate and its key, if Larder requires one.
     pub identity: Option<(String, String)>,
-    /// Whether any certificate will do.
+    /// Whether the client accepts any certificate.
     pub is_unverified: bool,
 }
 
-/// What becomes of a pull that Larder cannot serve.
+/// What a client does when Larder cannot serve a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fallback {
-    /// The registry itself is asked.
+    /// It pulls from the registry itself.
     #[default]
     Registry,
-    /// It fails: nothing leaves the cluster but by Larder.
+    /// The pull fails: Larder is the only path out of the cluster.
     None,
 }
 
-/// What clients are told.
+/// The configuration of clients, independent of their formats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
-    /// Where Larder is; several are tried in their order. Not empty.
+    /// Larder's servers, tried in order. Not empty.
     pub servers: Vec<Server>,
-    /// The registries that are listed.
+    /// The listed registries.
     pub registries: Vec<Registry>,
     /// Certificates for TLS.
     pub trust: Trust,
-    /// How long a server may take to be reached.
+    /// How long a client tries to connect to a server.
     pub dial_timeout: Duration,
-    /// What becomes of what cannot be served.
+    /// What a client does when Larder cannot serve a pull.
     pub fallback: Fallback,
 }
 
-/// A file for a client.
+/// A configuration file of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// Where it belongs below the client's directory; `None` for a client with one file.
+    /// Its path in the client's directory; `None` for a client with a single file.
     pub path: Option<String>,
-    /// What is in it.
+    /// Its content.
     pub text: String,
 }
 
 impl Mirror {
-    /// What a client is told. For Docker see [`Mirror::daemon_json`] as well.
+    /// The configuration files of a client. For Docker, see also [`Mirror::daemon_json`].
     ///
     /// # Errors
-    /// [`MirrorError`] for what that client cannot be told.
+    /// [`MirrorError`] for settings that the client does not support.
     pub fn documents(&self, client: Client) -> Result<Vec<Document>, MirrorError> {
         self.check()?;
         let one = |text| Ok(vec![Document { path: None, text }]);
@@ -234,27 +234,27 @@ impl Mirror {
         }
     }
 
-    /// Docker's configuration with this in it: it is one file with everything else that Docker is told.
+    /// Docker's existing configuration with the mirrors added: Docker has a single file for all settings.
     ///
     /// # Errors
-    /// [`MirrorError`] if what there is is not understood.
+    /// [`MirrorError`] if the existing configuration cannot be parsed.
     pub fn daemon_json(&self, existing: &str) -> Result<String, MirrorError> {
         self.check()?;
         docker::merged(self, Some(existing))
     }
 
     fn check(&self) -> Result<(), MirrorError> {
-        let is_clear = self.servers.iter().any(|server| !server.is_tls);
-        match is_clear && self.trust != Trust::default() {
+        let is_plain = self.servers.iter().any(|server| !server.is_tls);
+        match is_plain && self.trust != Trust::default() {
             true => Err(MirrorError::TrustInTheClear),
             false => Ok(()),
         }
     }
 
-    /// The registries that a client is told of one by one.
-    fn one_by_one(&self) -> Vec<Registry> {
+    /// The registries for clients that need an entry for each registry.
+    fn explicit_registries(&self) -> Vec<Registry> {
         let mut registries = self.registries.clone();
-        // Names of ours, which are names.
+        // All of these constants are valid names.
         let known = WELL_KNOWN.iter().filter_map(|name| name.parse().ok().map(Registry::named));
         for known in known {
             if !registries.iter().any(|listed| listed.name == known.name) {
@@ -265,7 +265,7 @@ impl Mirror {
     }
 }
 
-/// Where a client that says the registry in the path finds it on a server.
+/// The location of a registry on a server, for clients that name the registry in the path.
 fn path_on(server: &Server, registry: &Registry) -> Result<String, MirrorError> {
     let name = registry.name.as_str();
     match (&registry.alias, name.contains(':')) {
@@ -275,31 +275,31 @@ fn path_on(server: &Server, registry: &Registry) -> Result<String, MirrorError> 
     }
 }
 
-/// A string as TOML, YAML and JSON all read it.
+/// A quoted string that is valid in TOML, YAML and JSON.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// How a text begins for a client that is told of registries one by one.
-fn head_of_some() -> String {
+/// The first lines for clients that need an entry for each registry.
+fn explicit_header() -> String {
     format!(
-        "{MARK}, which writes over it. A registry that is not here is not mirrored:\n\
-         # repeat the command with --registry NAME.\n"
+        "{MARK}, which overwrites this file. Registries without an entry are not\n\
+         # mirrored: to add one, repeat the command with --registry NAME.\n"
     )
 }
 
-/// Why a client cannot be told.
+/// Why a client's configuration cannot be generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MirrorError {
-    /// No such client.
+    /// Unknown client.
     Client(String),
-    /// No address.
+    /// Invalid server address.
     Server(String),
-    /// Certificates, for a server without TLS.
+    /// Certificates were given for a server without TLS.
     TrustInTheClear,
-    /// A port cannot stand in a path.
+    /// The client names the registry in the path, which cannot contain a port.
     NoAlias(Upstream),
-    /// What Docker is told already is no JSON object, or not of the form that Docker wants.
+    /// Docker's existing configuration is not a JSON object, or not in the form that Docker expects.
     DaemonJson(String),
     /// Docker always falls back.
     AlwaysFallsBack,
@@ -310,26 +310,26 @@ impl fmt::Display for MirrorError {
         match self {
             MirrorError::Client(text) => {
                 let names: Vec<&str> = Client::NAMES.iter().map(|(name, _)| *name).collect();
-                write!(f, "{text} is none of the clients known here: {}", names.join(", "))
+                write!(f, "unknown client {text}; use one of {}", names.join(", "))
             }
             MirrorError::Server(text) => write!(
                 f,
-                "{text} is no address of a server, which is http://HOST:PORT or https://HOST:PORT"
+                "{text} is not a server address; use http://HOST:PORT or https://HOST:PORT"
             ),
             MirrorError::TrustInTheClear => f.write_str(
-                "certificates are for https://, and a server is given as http://; leave them out, or say https://",
+                "certificates require https://, but a server has http://; use https://, or omit the certificate options",
             ),
             MirrorError::NoAlias(name) => write!(
                 f,
-                "{name} has a port, which cannot stand in an image's path, and these clients say the \
-                 registry there; give it an alias in Larder's configuration (registries[].aliases)"
+                "{name} has a port, and this client names the registry in the image's path, which cannot \
+                 contain a port; set an alias in Larder's configuration (registries[].aliases)"
             ),
             MirrorError::DaemonJson(reason) => {
-                write!(f, "what Docker is told already cannot be added to: {reason}")
+                write!(f, "cannot add to Docker's existing configuration: {reason}")
             }
             MirrorError::AlwaysFallsBack => f.write_str(
-                "Docker and BuildKit always fall back to the registry; leave out --no-fallback, or keep \
-                 them from reaching it",
+                "Docker and BuildKit always fall back to the registry; omit --no-fallback, or block their \
+                 access to the registry in the network",
             ),
         }
     }

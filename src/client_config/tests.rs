@@ -1,4 +1,4 @@
-//! Each client's text, in full where it is short.
+//! The generated text for each client, in full where it is short.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn trust() -> Trust {
     Trust { ca: Some("/ca.crt".into()), identity, is_unverified: false }
 }
 
-/// The texts without the line that says where they are from.
+/// The generated texts without their first line.
 fn texts(mirror: &Mirror, client: Client) -> Vec<String> {
     let documents = mirror.documents(client).unwrap();
     let body = |text: &str| {
@@ -33,7 +33,7 @@ fn texts(mirror: &Mirror, client: Client) -> Vec<String> {
 }
 
 #[test]
-fn containerd_asks_larder_first_and_the_registry_itself_then() {
+fn containerd_tries_larder_before_the_registry() {
     let mirror = Mirror { registries: vec![corp()], ..mirror(&["http://localhost:31080"]) };
     let documents = mirror.documents(Client::Containerd).unwrap();
     let paths: Vec<&str> = documents.iter().filter_map(|it| it.path.as_deref()).collect();
@@ -47,7 +47,7 @@ fn containerd_asks_larder_first_and_the_registry_itself_then() {
 }
 
 #[test]
-fn containerd_shows_and_wants_certificates_where_larder_speaks_tls() {
+fn containerd_gets_certificates_for_larder_with_tls() {
     let mirror = Mirror {
         trust: Trust { is_unverified: true, ..trust() },
         dial_timeout: Duration::from_millis(500),
@@ -62,14 +62,14 @@ fn containerd_shows_and_wants_certificates_where_larder_speaks_tls() {
 }
 
 #[test]
-fn a_time_out_below_a_millisecond_is_one() {
+fn a_timeout_below_a_millisecond_is_not_zero() {
     let dial_timeout = Duration::from_micros(250);
     let text = texts(&Mirror { dial_timeout, ..mirror(&["a:1"]) }, Client::Containerd).remove(0);
-    assert!(text.contains("dial_timeout = \"250000ns\""), "0s would be none: {text}");
+    assert!(text.contains("dial_timeout = \"250000ns\""), "0s would disable the timeout: {text}");
 }
 
 #[test]
-fn containerd_without_fallback_knows_no_other_server() {
+fn containerd_without_fallback_has_no_server_but_larder() {
     let alone = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
     let keys = "capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"2s\"\n";
     assert_eq!(
@@ -84,7 +84,7 @@ fn containerd_without_fallback_knows_no_other_server() {
 }
 
 #[test]
-fn docker_hub_is_where_it_really_is() {
+fn docker_hub_falls_back_to_its_api_host() {
     let hub = Registry::named("docker.io".parse().unwrap());
     let mirror = Mirror { registries: vec![hub], ..mirror(&["larder:8080"]) };
     let text = texts(&mirror, Client::Containerd).remove(1);
@@ -92,7 +92,7 @@ fn docker_hub_is_where_it_really_is() {
 }
 
 #[test]
-fn podman_finds_the_registry_in_the_path_and_a_port_by_its_alias() {
+fn podman_gets_the_registry_in_the_path_and_an_alias_for_a_port() {
     let mirror = Mirror { registries: vec![corp()], ..mirror(&["larder:8080"]) };
     let text = texts(&mirror, Client::RegistriesConf).remove(0);
     for part in [
@@ -106,7 +106,7 @@ fn podman_finds_the_registry_in_the_path_and_a_port_by_its_alias() {
 }
 
 #[test]
-fn podman_without_fallback_takes_the_last_larder_for_the_registry() {
+fn podman_without_fallback_uses_the_last_larder_as_the_registry() {
     let mirror = Mirror {
         fallback: Fallback::None,
         trust: trust(),
@@ -121,7 +121,7 @@ fn podman_without_fallback_takes_the_last_larder_for_the_registry() {
 }
 
 #[test]
-fn a_registry_with_a_port_and_no_alias_is_refused_where_it_would_stand_in_a_path() {
+fn a_registry_with_a_port_needs_an_alias_for_clients_that_name_it_in_the_path() {
     let registry = Registry { alias: None, ..corp() };
     let mirror = Mirror { registries: vec![registry], ..mirror(&["larder:8080"]) };
     let refused = Err(MirrorError::NoAlias("registry.corp:5000".parse().unwrap()));
@@ -130,7 +130,7 @@ fn a_registry_with_a_port_and_no_alias_is_refused_where_it_would_stand_in_a_path
 }
 
 #[test]
-fn what_docker_is_told_already_stays() {
+fn existing_docker_settings_are_kept() {
     let mirror = mirror(&["http://larder:8080"]);
     let json = |text: &str| -> serde_json::Value {
         serde_json::from_str(&mirror.daemon_json(text).unwrap()).unwrap()
@@ -149,7 +149,7 @@ fn what_docker_is_told_already_stays() {
 }
 
 #[test]
-fn k3s_is_told_where_a_registry_in_the_clear_is_itself() {
+fn k3s_gets_the_url_of_a_plain_http_registry() {
     let mirror = Mirror { registries: vec![corp()], ..mirror(&["a:1"]) };
     let endpoints = |mirror: &Mirror| -> Vec<String> {
         let text = texts(mirror, Client::K3s).remove(0);
@@ -162,7 +162,7 @@ fn k3s_is_told_where_a_registry_in_the_clear_is_itself() {
 }
 
 #[test]
-fn k3s_mirrors_all_by_a_star_and_has_certificates_apart() {
+fn k3s_mirrors_all_registries_with_a_star_and_lists_certificates_separately() {
     let corp = Registry { is_plain: false, ..corp() };
     let mirror = Mirror { registries: vec![corp], trust: trust(), ..mirror(&["https://a:1"]) };
     let expected = "mirrors:\n  \"*\":\n    endpoint:\n      - \"https://a:1\"\n  \
@@ -174,7 +174,7 @@ fn k3s_mirrors_all_by_a_star_and_has_certificates_apart() {
 }
 
 #[test]
-fn buildkit_is_told_how_larder_is_spoken_to_in_an_entry_of_its_own() {
+fn buildkit_gets_an_entry_for_larders_host() {
     let text = texts(&mirror(&["larder:8080"]), Client::BuildKit).remove(0);
     for part in [
         "\n[registry.\"docker.io\"]\n  mirrors = [\"larder:8080\"]\n",
@@ -185,17 +185,17 @@ fn buildkit_is_told_how_larder_is_spoken_to_in_an_entry_of_its_own() {
 }
 
 #[test]
-fn what_cannot_be_told_is_refused() {
+fn unsupported_settings_are_refused() {
     let no_fallback = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
     for client in [Client::Docker, Client::BuildKit] {
         assert_eq!(no_fallback.documents(client), Err(MirrorError::AlwaysFallsBack));
     }
-    let in_the_clear = Mirror { trust: trust(), ..mirror(&["http://larder:8080"]) };
-    assert_eq!(in_the_clear.documents(Client::Containerd), Err(MirrorError::TrustInTheClear));
+    let plain_http = Mirror { trust: trust(), ..mirror(&["http://larder:8080"]) };
+    assert_eq!(plain_http.documents(Client::Containerd), Err(MirrorError::TrustInTheClear));
 }
 
 #[test]
-fn servers_and_clients_as_they_are_typed() {
+fn servers_and_clients_are_parsed() {
     for (text, url) in [
         ("larder", "http://larder"),
         ("http://10.0.0.1:31080/", "http://10.0.0.1:31080"),
@@ -217,7 +217,7 @@ fn servers_and_clients_as_they_are_typed() {
 }
 
 #[test]
-fn quotes_in_a_path_end_no_string() {
+fn quotes_in_a_path_are_escaped() {
     let ca = Some("/a\"b\\c".to_owned());
     let mirror = Mirror { trust: Trust { ca, ..Trust::default() }, ..mirror(&["https://a"]) };
     let text = texts(&mirror, Client::Containerd).remove(0);

@@ -1,18 +1,18 @@
-//! containerd: `certs.d/NAME/hosts.toml`, and `_default` for every registry that has none of its own.
+//! containerd: `certs.d/NAME/hosts.toml`, and `_default` for every registry without a file.
 //!
-//! The registry is said by `?ns=`. Where a file names no `server`, the registry itself is asked last; the one
-//! way to have it not asked is to name Larder there. See containerd's `docs/hosts.md`.
+//! containerd names the registry in `?ns=`. If a file has no `server`, containerd tries the registry itself
+//! last; the only way to prevent that is to set `server` to Larder. See containerd's `docs/hosts.md`.
 
 use std::time::Duration;
 
 use super::{Document, Fallback, MARK, Mirror, Registry, Server, quoted};
 
-/// The directory for all registries that have none.
+/// The directory for registries without a directory.
 const DEFAULT: &str = "_default";
 
 pub(super) fn documents(mirror: &Mirror) -> Vec<Document> {
     let default = document(mirror, DEFAULT, None);
-    // What `_default` says of it would do for one by https; but that it is there tells a reader.
+    // For a registry with TLS, `_default` would be sufficient. The file shows a reader that it is mirrored.
     let listed = mirror
         .registries
         .iter()
@@ -21,7 +21,7 @@ pub(super) fn documents(mirror: &Mirror) -> Vec<Document> {
 }
 
 fn document(mirror: &Mirror, directory: &str, registry: Option<&Registry>) -> Document {
-    let mut text = format!("{MARK}, which writes over it.\n");
+    let mut text = format!("{MARK}, which overwrites this file.\n");
     let (last, others) = match (mirror.fallback, mirror.servers.split_last()) {
         (Fallback::None, Some((last, others))) => (Some(last), others),
         _ => (None, &mirror.servers[..]),
@@ -29,7 +29,7 @@ fn document(mirror: &Mirror, directory: &str, registry: Option<&Registry>) -> Do
     match (last, registry) {
         (Some(server), _) => {
             text += &format!("server = {}\n{}", quoted(&server.url()), keys(mirror, server, ""));
-            // containerd wants to see the table, be there anything in it or not.
+            // containerd requires the table even if it is empty.
             if others.is_empty() {
                 text += "\n[host]\n";
             }
@@ -59,7 +59,7 @@ fn keys(mirror: &Mirror, server: &Server, indent: &str) -> String {
     lines.iter().map(|line| format!("{indent}{line}\n")).collect()
 }
 
-/// As Go reads it.
+/// In the format of Go's `time.ParseDuration`.
 fn duration(duration: Duration) -> String {
     match duration.subsec_nanos() {
         0 => format!("{}s", duration.as_secs()),

@@ -1,17 +1,17 @@
 //! CRI-O, podman, buildah and skopeo: `containers-registries.conf(5)`.
 //!
-//! They never say the registry by `?ns=`, so it goes into the path, and there is no entry for all registries.
+//! These clients do not send `?ns=`, so the registry is part of the path. There is no entry for all registries.
 
-use super::{Fallback, Mirror, MirrorError, Registry, Server, head_of_some, path_on, quoted};
+use super::{Fallback, Mirror, MirrorError, Registry, Server, explicit_header, path_on, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
-    let mut text = head_of_some();
-    for registry in mirror.one_by_one() {
+    let mut text = explicit_header();
+    for registry in mirror.explicit_registries() {
         text += "\n[[registry]]\n";
         text += &format!("prefix = {}\n", quoted(registry.name.as_str()));
         let (location, mirrors) = match (mirror.fallback, mirror.servers.split_last()) {
-            // What it is prefixed with is replaced by where it is, so Larder can stand for the registry. That
-            // is asked after all mirrors.
+            // The prefix is replaced by the location, so the last server can take the place of the registry,
+            // which is tried after all mirrors.
             (Fallback::None, Some((last, others))) => (place(mirror, last, &registry)?, others),
             _ => (itself(&registry), &mirror.servers[..]),
         };
@@ -34,7 +34,7 @@ fn place(mirror: &Mirror, server: &Server, registry: &Registry) -> Result<String
     Ok(format!("location = {}\n{insecure}", quoted(&path_on(server, registry)?)))
 }
 
-/// Certificates are found by the server's name, and not named here.
+/// Comments that tell where to copy certificates: clients find them by the server's name.
 fn certificates(mirror: &Mirror) -> String {
     let mut text = String::new();
     for server in mirror.servers.iter().filter(|server| server.is_tls) {

@@ -1,19 +1,19 @@
-//! BuildKit: `buildkitd.toml`, one entry a registry.
+//! BuildKit: `buildkitd.toml`, with one entry for each registry.
 //!
-//! The registry is said by `?ns=` when the image is from another host, so no path is needed. How Larder is
-//! spoken to is in an entry of its own.
+//! BuildKit names the registry in `?ns=` if the image is from another host, so no path is needed. TLS settings
+//! for the connection to Larder are in an entry for Larder's host.
 
-use super::{Fallback, Mirror, MirrorError, head_of_some, quoted};
+use super::{Fallback, Mirror, MirrorError, explicit_header, quoted};
 
 pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
     if mirror.fallback == Fallback::None {
         return Err(MirrorError::AlwaysFallsBack);
     }
-    let mut text = head_of_some();
+    let mut text = explicit_header();
     let servers: Vec<String> =
         mirror.servers.iter().map(|server| quoted(&server.authority)).collect();
     let servers = servers.join(", ");
-    for registry in mirror.one_by_one() {
+    for registry in mirror.explicit_registries() {
         text +=
             &format!("\n[registry.{}]\n  mirrors = [{servers}]\n", quoted(registry.name.as_str()));
         if registry.is_plain {

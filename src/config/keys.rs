@@ -1,0 +1,193 @@
+//! `section!`: declares the keys of one map of the configuration file, each in one place.
+//!
+//! An entry says what a running server does with a changed value (keys of the top level only), the key, the
+//! field and its type, the default, the flag that overrides it, and, as a doc comment, its documentation:
+//!
+//! ```text
+//! /// The port to listen on; 0 picks a free port and prints it.
+//! Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
+//! ```
+//!
+//! An entry without a default is required. Everything else follows from the entry:
+//!
+//! - parsing: `deny_unknown_fields` refuses unknown keys, and `null` is the default;
+//! - `larder config show`: [`Serialize`](serde::Serialize), unset keys left out;
+//! - the difference between two configurations: [`Section::changed`];
+//! - the tables in `docs/configuration.md` and the schema of the chart: `Value::shape`, in tests only.
+//!
+//! A doc comment is printed in `docs/configuration.md`, so it is written for users. `, default "…"` replaces
+//! what that page shows as the default, where the value itself says too little.
+
+/// What happens when a reload finds another value for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applies {
+    /// A running server uses the new value.
+    AtOnce,
+    /// A running server uses a new value, but does not switch the feature on or off.
+    AtOnceUnlessToggled,
+    /// The new value takes effect after a restart.
+    Restart,
+    /// Servers do not use the key: commands do, and each command reads the file itself.
+    Commands,
+}
+
+/// A key of a section, what a reload does with it, and whether its values in two files differ.
+pub(super) type Comparison<T> = (&'static str, Applies, fn(&T, &T) -> bool);
+
+/// A map of keys, declared by `section!`.
+pub(super) trait Section: Sized + 'static {
+    const COMPARISONS: &'static [Comparison<Self>];
+
+    /// The keys whose values differ in `new`, and what a running server does about it.
+    fn changed(&self, new: &Self) -> impl Iterator<Item = (&'static str, Applies)> {
+        let changed = Self::COMPARISONS.iter().filter(|(.., differs)| differs(self, new));
+        changed.map(|(key, applies, _)| (*key, *applies))
+    }
+}
+
+/// The value of a key.
+pub(super) trait Value {
+    /// Whether `config show` leaves the key out.
+    fn is_unset(&self) -> bool {
+        false
+    }
+
+    /// What a file may contain for it, for the documentation and the chart's schema.
+    #[cfg(test)]
+    fn shape() -> Shape {
+        Shape::Scalar
+    }
+}
+
+impl Value for bool {}
+impl Value for i64 {}
+impl Value for String {}
+impl Value for std::path::PathBuf {}
+
+impl<T: Value> Value for Option<T> {
+    fn is_unset(&self) -> bool {
+        self.is_none()
+    }
+
+    #[cfg(test)]
+    fn shape() -> Shape {
+        T::shape()
+    }
+}
+
+impl<T: Value> Value for Vec<T> {
+    fn is_unset(&self) -> bool {
+        self.is_empty()
+    }
+
+    #[cfg(test)]
+    fn shape() -> Shape {
+        Shape::List(Box::new(T::shape()))
+    }
+}
+
+/// What a file may contain for a key.
+#[cfg(test)]
+pub(super) enum Shape {
+    /// A text, a number or a boolean.
+    Scalar,
+    List(Box<Shape>),
+    Map(Map),
+    /// The short form of a map: a text.
+    ScalarOrMap(Map),
+}
+
+/// A section: the name of its type, and its keys in the order of their declaration.
+#[cfg(test)]
+pub(super) struct Map {
+    pub(super) name: &'static str,
+    pub(super) keys: Vec<Key>,
+}
+
+/// What was declared for a key.
+#[cfg(test)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    /// The lines of the doc comment.
+    pub(super) doc: &'static [&'static str],
+    pub(super) flag: Option<&'static str>,
+    /// `None` if the key is required.
+    pub(super) default: Option<serde_json::Value>,
+    pub(super) default_in_words: Option<&'static str>,
+    /// `None` below the top level.
+    pub(super) applies: Option<Applies>,
+    pub(super) shape: Shape,
+}
+
+macro_rules! section {
+    (@written $type:ty) => { $type };
+    (@written $type:ty = $default:expr) => { Option<$type> };
+    (@value $written:expr) => { $written };
+    (@value $written:expr, $default:expr) => { $written.unwrap_or_else(|| $default) };
+    (@option) => { None };
+    (@option $value:expr) => { Some($value) };
+    (@json $type:ty) => { None };
+    (@json $type:ty = $default:expr) => {{
+        let default: $type = $default;
+        serde_json::to_value(default).ok()
+    }};
+    (
+        $(#[doc = $about:literal])*
+        $name:ident {
+            $(
+                $(#[doc = $doc:literal])*
+                $($applies:ident)? $key:literal $field:ident: $type:ty $(= $default:expr)?
+                $(, flag $flag:literal)? $(, default $words:literal)?;
+            )*
+        }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize)]
+        pub(super) struct $name {
+            $(
+                $(#[doc = $doc])*
+                #[serde(rename = $key, skip_serializing_if = "Value::is_unset")]
+                pub(super) $field: $type,
+            )*
+        }
+
+        const _: () = {
+            /// What the file has: `None` is the default.
+            #[derive(serde::Deserialize)]
+            #[serde(deny_unknown_fields)]
+            struct Written {
+                $( #[serde(rename = $key)] $field: section!(@written $type $(= $default)?), )*
+            }
+
+            impl<'de> serde::Deserialize<'de> for $name {
+                fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                    let written = Written::deserialize(deserializer)?;
+                    Ok($name { $( $field: section!(@value written.$field $(, $default)?), )* })
+                }
+            }
+        };
+
+        impl Section for $name {
+            const COMPARISONS: &'static [Comparison<$name>] =
+                &[ $( $( ($key, Applies::$applies, |old, new| old.$field != new.$field), )? )* ];
+        }
+
+        impl Value for $name {
+            #[cfg(test)]
+            fn shape() -> Shape {
+                let keys = vec![ $( Key {
+                    name: $key,
+                    doc: &[ $( $doc ),* ],
+                    flag: section!(@option $($flag)?),
+                    default: section!(@json $type $(= $default)?),
+                    default_in_words: section!(@option $($words)?),
+                    applies: section!(@option $(Applies::$applies)?),
+                    shape: <$type as Value>::shape(),
+                }, )* ];
+                Shape::Map(Map { name: stringify!($name), keys })
+            }
+        }
+    };
+}
+
+pub(super) use section;

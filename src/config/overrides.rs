@@ -1,0 +1,74 @@
+//! Flags of the command line, which override keys of the file.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::file::File;
+use super::value::{Integer, LogLevel, Text};
+use crate::oci::Upstream;
+
+/// The flags that were given.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--config-file`.
+    pub config_file: Option<PathBuf>,
+    /// `--image-path`.
+    pub image_path: Option<PathBuf>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
+    /// `--log-file`.
+    pub log_file: Option<PathBuf>,
+    /// `--port`.
+    pub port: Option<u16>,
+    /// `--host`.
+    pub host: Option<IpAddr>,
+    /// `--health`.
+    pub health: Option<u16>,
+    /// `--metrics`.
+    pub metrics: Option<u16>,
+    /// `--default-ns`.
+    pub default_ns: Option<Upstream>,
+    /// `--pull-timeout`, in milliseconds.
+    pub pull_timeout_ms: Option<u64>,
+    /// `--preload-images`.
+    pub preload_images: Option<PathBuf>,
+    /// `--os`.
+    pub os: Option<String>,
+    /// `--arch`.
+    pub arch: Option<String>,
+    /// `--air-gapped`.
+    pub air_gapped: bool,
+    /// `--always-pull-latest`.
+    pub always_pull_latest: bool,
+    /// `--hello-world`.
+    pub hello_world: bool,
+}
+
+impl Overrides {
+    /// Sets the keys for which a flag was given.
+    pub(super) fn apply(self, file: &mut File) {
+        // 49 days and forever are the same here.
+        let milliseconds = |number| Integer(u32::try_from(number).unwrap_or(u32::MAX));
+        set(&mut file.image_path, self.image_path);
+        set(&mut file.log_level, self.log_level.map(Text));
+        set(&mut file.log_file, self.log_file.map(Some));
+        set(&mut file.port, self.port.map(Integer));
+        set(&mut file.host, self.host.map(Text));
+        set(&mut file.health, self.health.map(Integer).map(Some));
+        set(&mut file.metrics, self.metrics.map(Integer).map(Some));
+        set(&mut file.default_ns, self.default_ns.map(Text).map(Some));
+        set(&mut file.pull_timeout, self.pull_timeout_ms.map(milliseconds).map(Some));
+        set(&mut file.preload_images, self.preload_images.map(Some));
+        set(&mut file.os, self.os.map(Some));
+        set(&mut file.arch, self.arch.map(Some));
+        file.air_gapped |= self.air_gapped;
+        file.always_pull_latest |= self.always_pull_latest;
+        file.hello_world |= self.hello_world;
+    }
+}
+
+fn set<T>(key: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *key = value;
+    }
+}

@@ -1,0 +1,147 @@
+//! The effective settings: how they are shown, and how two of them differ.
+
+use super::super::Differences;
+use super::generated::{keys, map_of};
+use super::settings;
+use crate::config::keys::Key;
+
+/// Every key, without secrets.
+const ALL: &str = "
+imagePath: /srv/images
+fsync: false
+logLevel: warn
+logFile: /var/log/larder
+host: 127.0.0.1
+port: 9090
+management: {port: 1, host: 127.0.0.2, tokenFile: /t}
+health: 2
+metrics: 2
+serverTlsConfig: {cert: /c, key: /k, clientAuth: verify, ca: /a}
+serverAuthConfig: {htpasswd: /h}
+allowedHosts: [larder.example.com, larder]
+workers: 5
+maxConnections: 100
+drainTimeout: 90s
+cacheSize: 200GB
+freeSpace: 10%
+pin: [alpine, 'quay.io/*', '/^a: b$/']
+pinLists: [/p]
+pruneConfig: {enabled: true, type: created, duration: 36h, frequency: 1d, count: 7, dryRun: true}
+scrub: {every: 1d, rate: 5MiB}
+helloWorld: true
+resumeOnStart: false
+preloadImages: /l
+imageFile: /f
+prefetch: false
+platforms: [linux/amd64, linux/arm64]
+prefetchReferrers: true
+os: linux
+arch: s390x
+tagTtl: 90s
+tags: [{pattern: '*', tagTtl: forever}, {pattern: nightly, tagTtl: '0'}]
+alwaysPullLatest: true
+staleWhileRevalidate: 1500ms
+onUpstreamDelete: drop
+revalidateTimeout: 250us
+negativeTtl: 0
+airGapped: true
+defaultNs: docker.io
+maxDownloads: 3
+pullTimeout: 1234
+unlistedRegistries: deny
+unlistedPorts: [443, 5000]
+registries:
+  - name: docker.io
+    description: for people
+    aliases: [hub, dockerhub]
+    endpoints: ['http://mirror.lan:5000', {url: 'https://docker.io', auth: {user: u, passwordFile: /p}, tls: {insecureSkipVerify: true}}]
+    tagTtl: always
+    tags: [{pattern: 'v?', tagTtl: 1h}]
+    rateLimit: 1MiB
+    maxDownloads: 2
+  - {name: 'a.io:5000', scheme: http, auth: {dockerConfig: /d}, tls: {ca: /ca, cert: /c, key: /k}}
+  - {name: b.io, auth: {credentialHelper: ecr-login, expiry: 1h}, repositories: [{prefix: team, auth: {credentialHelper: /x}}, {prefix: open, auth: {}}]}
+  - {name: 123456789012.dkr.ecr.eu-west-1.amazonaws.com, auth: {token: {provider: ecr, providerOpts: 'profile=dev', expiry: 2h}}}
+";
+
+#[test]
+fn shown_settings_parse_to_the_same_settings() {
+    for text in [
+        "{}",
+        ALL,
+        "unlistedPorts: []",
+        "freeSpace: 1GiB\nmetrics: 1\nhealth: 2",
+        "platforms: [all]",
+    ] {
+        let (given, shown) = (settings(text).unwrap(), settings(text).unwrap().to_yaml());
+        let again = settings(&shown).unwrap_or_else(|error| panic!("{error}:\n{shown}"));
+        assert_eq!(given.differences(&again), Differences::default(), "{shown}");
+        assert_eq!(again.to_yaml(), shown);
+    }
+}
+
+/// A key without a value here has a text form that no test parses again.
+#[test]
+fn every_key_is_shown() {
+    let shown = settings(ALL).unwrap().to_yaml();
+    let mut names = Vec::new();
+    keys().iter().for_each(|key| collect(key, &mut names));
+    for name in &names {
+        // A registry's scheme is shown in the URL of its endpoint, and its secrets are in another test.
+        let is_elsewhere = ["scheme", "password", "passwordFromEnv", "static"].contains(name);
+        assert!(is_elsewhere || shown.contains(&format!("{name}:")), "{name}:\n{shown}");
+    }
+    assert!(names.len() > 80, "{} keys", names.len());
+}
+
+fn collect(key: &Key, names: &mut Vec<&'static str>) {
+    names.push(key.name);
+    map_of(&key.shape).iter().flat_map(|(_, map)| &map.keys).for_each(|key| collect(key, names));
+}
+
+#[test]
+fn defaults_are_shown() {
+    let shown = settings("{}").unwrap().to_yaml();
+    for line in ["port: 8080", "logLevel: info", "prefetch: true", "maxDownloads: 32"] {
+        assert!(shown.lines().any(|each| each == line), "{line}:\n{shown}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let text = "registries:
+  - {name: a.io, auth: {user: robot, password: hunter2}}
+  - {name: b.io, auth: {token: {static: hunter3}}, repositories: [{prefix: x, auth: {user: u, password: hunter4}}]}";
+    let shown = settings(text).unwrap().to_yaml();
+    assert!(!shown.contains("hunter") && shown.contains("robot"), "{shown}");
+    assert_eq!(shown.matches("***").count(), 3, "{shown}");
+}
+
+#[test]
+fn differences_are_grouped_by_what_a_reload_does() {
+    let tls = |cert: &str| format!("serverTlsConfig: {{cert: {cert}, key: /k}}");
+    for (old, new, at_once, after_restart) in [
+        ("", "{}", &[][..], &[][..]),
+        ("", "imageFile: x", &[], &[]),
+        ("", "unlistedPorts: [443]\ntagTtl: 300s", &[], &[]),
+        ("", "port: 1\nlogLevel: debug\nfsync: false", &["logLevel"], &["port", "fsync"]),
+        ("", "management: {port: 1}", &[], &["management"]),
+        ("", "registries: [{name: a.io, tagTtl: 1h}]", &["registries"], &[]),
+        ("", "pruneConfig: {enabled: true}", &["pruneConfig"], &[]),
+        ("", &tls("/c"), &[], &["serverTlsConfig"]),
+        (&tls("/c"), &tls("/d"), &["serverTlsConfig"], &[]),
+        (
+            "registries: [{name: a.io, auth: {token: {static: one}}}]",
+            "registries: [{name: a.io, auth: {token: {static: two}}}]",
+            &["registries"],
+            &[],
+        ),
+    ] {
+        let (old, new) = (settings(old).unwrap(), settings(new).unwrap());
+        let expected =
+            Differences { at_once: at_once.to_vec(), after_restart: after_restart.to_vec() };
+        assert_eq!(old.differences(&new), expected, "{}", new.to_yaml());
+        assert_eq!(new.differences(&old), expected, "{}", new.to_yaml());
+        assert_eq!(new.differences(&new), Differences::default());
+    }
+}

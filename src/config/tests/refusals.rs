@@ -1,0 +1,167 @@
+//! What is refused, and the text of the error.
+
+use super::super::{Overrides, load};
+use super::settings;
+use crate::certificates::IdentityFiles;
+use crate::http::{ClientAuth, ServerTlsSettings};
+
+#[test]
+fn errors_name_line_and_column() {
+    for (text, place, words) in [
+        ("prt: 1", "larder.yaml:1:1:", "unknown key prt: did you mean port?"),
+        ("port: x", "larder.yaml:1:7:", "from 0 to 65535"),
+        ("port: -1", "larder.yaml:1:7:", "from 0 to 65535"),
+        ("workers: 1.5", "larder.yaml:1:10:", "whole number"),
+        ("port: 99999", "larder.yaml:1:7:", "from 0 to 65535"),
+        ("tagTtl: 5", "larder.yaml:1:9:", "unit"),
+        ("logLevel: loud", "larder.yaml:1:11:", "debug, info, warn, error"),
+        ("host: nowhere", "larder.yaml:1:7:", "IP address"),
+        ("port: 1\nport: 2", "larder.yaml:2:1:", "the key port is given twice"),
+        ("registries:\n  - name: a b", "larder.yaml:2:11:", "host name"),
+        ("registries:\n  - scheme: http", "larder.yaml:2:", "name"),
+        ("registries:\n  - name: a.io\n    scheme: ftp", "larder.yaml:3:13:", "http"),
+        ("registries:\n  - name: a.io\n    endpoints: [a]", "larder.yaml:3:", "URL"),
+        ("registries:\n  - name: a.io\n    endpoints: [{u: a}]", "larder.yaml:3:", "url"),
+        ("registries:\n  - name: a.io\n    rateLimit: 5 MB", "larder.yaml:3:16:", "10MB"),
+        ("registries:\n  - name: a.io\n    rateLimit: 0", "larder.yaml:3:16:", "leave it out"),
+        ("registries:\n  - name: a.io\n    maxDownloads: x", "larder.yaml:3:19:", "whole"),
+        ("tags: [{pattern: '/(/', tagTtl: 1m}]", "larder.yaml:1:18:", "not a pattern"),
+        ("tags: [{pattern: x}]", "larder.yaml:1:", "tagTtl"),
+        ("platforms: [linux]", "larder.yaml:1:13:", "linux/amd64"),
+        ("onUpstreamDelete: burn", "larder.yaml:1:19:", "keep"),
+        ("cacheSize: big", "larder.yaml:1:12:", "10MB"),
+        ("freeSpace: 101%", "larder.yaml:1:12:", "10%"),
+        ("pin: ['/(/']", "larder.yaml:1:", "not a pattern"),
+        ("pin: quay.io/org/app", "larder.yaml:1:", "this is a list"),
+        ("management: 8090", "larder.yaml:1:13:", "this is a map"),
+        ("pruneConfig: {type: age}", "larder.yaml:1:21:", "accessed"),
+        ("unlistedRegistries: maybe", "larder.yaml:1:21:", "allow"),
+        (
+            "registries:\n  - name: a.io\n    auth: {token: {provider: gcr}}",
+            "larder.yaml:3:30:",
+            "only token provider is ecr",
+        ),
+        (
+            "registries:\n  - name: a.io\n    auth: {token: {providerOpts: role=x}}",
+            "larder.yaml:3:34:",
+            "profile=NAME",
+        ),
+        (
+            "registries:\n  - name: a.io\n    auth: {credentialHelper: ../x}",
+            "larder.yaml:3:30:",
+            "absolute path",
+        ),
+        (
+            "registries:\n  - name: a.io\n    repositories: [{prefix: \"\", auth: {}}]",
+            "larder.yaml:3:29:",
+            "whole components",
+        ),
+    ] {
+        let error = settings(text).unwrap_err();
+        assert!(error.starts_with(place) && error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn similar_keys_and_values_are_suggested() {
+    for (text, words) in [
+        ("prt: 1", "unknown key prt: did you mean port?"),
+        ("imagepath: /x", "did you mean imagePath?"),
+        ("scrub: {evry: 1d}", "unknown key evry: did you mean every? Allowed: every, rate"),
+        ("pruneConfig: {type: create}", "unknown value create: did you mean created?"),
+        ("onUpstreamDelete: burn", "unknown value burn: use one of keep, drop"),
+        ("logLevel: warning", "unknown log level warning: did you mean warn?"),
+        ("xyz: 1", "unknown key xyz: use one of imagePath, logLevel"),
+        ("serverAuthConfig: {passwd: /x}", "htpasswd"),
+    ] {
+        let error = settings(text).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for (text, words) in [
+        ("port: 8081\nhealth: 8081", "port and health are both 8081"),
+        ("port: 8081\nhost: 127.0.0.1\nmanagement: {port: 8081}", "port and management.port"),
+        ("management: {port: 8081}\nhealth: 8081", "management.port and health are both 8081"),
+        ("management: {tokenFile: /t}", "port"),
+        ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
+        ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),
+        ("pruneConfig: {enabled: true, frequency: '0'}", "pruneConfig.frequency"),
+        ("registries: [{name: a.io}, {name: A.IO}]", "listed twice"),
+        ("registries: [{name: a.io, aliases: [x]}, {name: b.io, aliases: [X]}]", "given twice"),
+        ("registries: [{name: a.io, aliases: [b.io]}, {name: b.io}]", "name of a listed"),
+        ("registries: [{name: a.io, aliases: [\"x/y\"]}]", "letters"),
+        ("registries: [{name: a.io, auth: {user: u}}]", "needs password"),
+        ("registries: [{name: a.io, auth: {password: p}}]", "needs auth.user"),
+        ("registries: [{name: a.io, auth: {user: u, password: p, passwordFile: /f}}]", "keep one"),
+        ("registries: [{name: a.io, auth: {user: u, passwordFromEnv: LARDER_UNSET}}]", "not set"),
+        ("registries: [{name: a.io, tls: {cert: /c}}]", "needs tls.key"),
+        ("registries: [{name: a.io, endpoints: []}]", "endpoints is empty"),
+        ("registries: [{name: a.io, endpoints: [\"http://b\", \"http://b/\"]}]", "twice"),
+        (
+            "registries: [{name: a.io, endpoints: [\"http://b\", \"http://c\"], tls: {}}]",
+            "belong to one of them",
+        ),
+        ("registries: [{name: a.io, auth: {credentialHelper: x, dockerConfig: /d}}]", "keep one"),
+        (
+            "registries: [{name: a.io, auth: {token: {provider: ecr, static: t}}}]",
+            "token.static and token.provider",
+        ),
+        ("registries: [{name: a.io, auth: {user: u, credentialHelper: x}}]", "auth.user"),
+        ("registries: [{name: a.io, auth: {expiry: 1h}}]", "needs auth.credentialHelper"),
+        ("registries: [{name: a.io, auth: {credentialHelper: x, expiry: 1s}}]", "at least 60s"),
+        ("registries: [{name: a.io, auth: {token: {expiry: 1h}}}]", "needs auth.token.provider"),
+        (
+            "registries: [{name: a.io, repositories: [{prefix: x, auth: {}}, \
+                 {prefix: x, auth: {}}]}]",
+            "given twice",
+        ),
+        ("registries: [{name: a.io, repositories: [{prefix: x, auth: {user: u}}]}]", "x: auth"),
+    ] {
+        let error = settings(text).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn incomplete_server_tls_is_refused() {
+    let tls = |text: &str| settings(&format!("serverTlsConfig: {text}")).map(|it| it.tls);
+    let identity = IdentityFiles { cert: "/c".into(), key: "/k".into() };
+    for (text, clients) in [
+        ("{cert: /c, key: /k}", ClientAuth::None),
+        ("{cert: /c, key: /k, ca: /a, clientAuth: none}", ClientAuth::None),
+        ("{cert: /c, key: /k, clientAuth: verify}", ClientAuth::Verify { ca: None }),
+        (
+            "{cert: /c, key: /k, ca: /a, clientAuth: verify}",
+            ClientAuth::Verify { ca: Some("/a".into()) },
+        ),
+    ] {
+        let expected = ServerTlsSettings { identity: identity.clone(), clients };
+        assert_eq!(tls(text), Ok(Some(expected)), "{text}");
+    }
+    for text in ["{}", "{clientAuth: none}"] {
+        assert_eq!(tls(text), Ok(None), "{text}");
+    }
+    for text in ["{cert: /c}", "{key: /k}", "{ca: /a}", "{clientAuth: verify}"] {
+        assert!(tls(text).unwrap_err().contains("both are needed"), "{text}");
+    }
+    assert!(tls("{cert: /c, key: /k, clientAuth: maybe}").unwrap_err().contains("verify"));
+    let unused = settings("serverTlsConfig: {cert: /c, key: /k, ca: /a}").unwrap();
+    assert_eq!(unused.without_effect, ["serverTlsConfig.ca (without clientAuth: verify)"]);
+}
+
+#[test]
+fn error_does_not_quote_secrets_of_the_file() {
+    let error =
+        settings("registries:\n  - name: a.io\n    auth: {password: hunter2, x: 1}").unwrap_err();
+    assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn missing_file_is_named() {
+    let over =
+        Overrides { config_file: Some("/nonexistent/x.yaml".into()), ..Overrides::default() };
+    assert!(load(over).unwrap_err().to_string().contains("/nonexistent/x.yaml"));
+}
