@@ -151,7 +151,7 @@ pub(super) fn read_large_body(
         return Ok(bytes);
     }
     if !may_continue() {
-        let kind = UpstreamErrorKind::TimedOut { phase: "its turn among large manifests" };
+        let kind = UpstreamErrorKind::TimedOut { phase: "a slot for a large manifest" };
         return Err(UpstreamError::new(Arc::clone(request), kind));
     }
     // Allocated once, if the registry reports the size: growing step by step needs up to twice the memory.

@@ -306,8 +306,8 @@ impl<'de> Visitor<'de> for Tags<'_> {
     }
 }
 
-/// What decides whether a document is an image index. Read as Go's `encoding/json` reads it, as clients do: the last
-/// of several equal members counts, and case does not.
+/// The members that show whether a document is an image index. Parsed like Go's `encoding/json`, which clients use: the
+/// last of duplicate members counts, and names ignore case.
 #[derive(Default)]
 struct Index {
     media_type: Option<String>,
@@ -391,7 +391,7 @@ pub(super) fn read_referrers(
     let copying = Copying { inner: bounded, sink: &mut *sink };
     let index: Index = serde_json::from_reader(BufReader::new(copying))?;
     let media_type = index.media_type.filter(|media_type| !media_type.is_empty());
-    // One that states its type may leave out an empty list.
+    // An index with a media type may omit an empty list.
     let is_index = match &media_type {
         Some(media_type) => media_type == MediaType::OCI_INDEX,
         None => index.manifests != Manifests::Missing,
@@ -424,7 +424,7 @@ pub(super) fn next_query<'a>(
                     Some(parts) => parts,
                     None => return Err(shortened(line)),
                 },
-                // Without brackets: the only link of its line.
+                // Without brackets, it is the only link in its line.
                 None if !has_links => rest.split_at(rest.find(';').unwrap_or(rest.len())),
                 None => break,
             };
@@ -587,11 +587,11 @@ mod tests {
             (r#"</x?last=n>; rel="prev"; rel="next""#, None),
             (r#"</v2/a/tags/list?n=5>; rel="prev""#, None),
             ("</x?n=5>; rel=nexte", None),
-            // As crane and oras read it, which ignore the relation.
+            // Like crane and oras, which ignore the relation.
             ("</x?n=5>", Some("n=5")),
             ("</x?n=5>; title=a", Some("n=5")),
             ("</x?n=5>; rel='next'", Some("n=5")),
-            // As regctl reads it.
+            // Like regctl.
             (r#"/v2/a/tags/list?n=5&last=b; rel="next""#, Some("n=5&last=b")),
             ("/x?n=5; rel=prev", None),
             ("", None),

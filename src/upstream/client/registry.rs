@@ -183,7 +183,7 @@ impl Registry {
         check_encoding(response.headers(), &request)?;
         let reported = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
-        let may_continue = || body.wait_for_turn(deadline);
+        let may_continue = || body.wait_for_slot(deadline);
         let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
@@ -210,10 +210,10 @@ impl Registry {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
-            // The page of a captive portal; GET compares the content.
+            // Perhaps a captive portal: GET compares the content.
             status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
             status if is_complete(status) => Ok(content_length(answer.response.headers())),
-            // Servers before the storage, and storage itself, refuse HEAD in many ways.
+            // Storage and the servers in front of it refuse HEAD in many ways.
             401 | 403 | 404 | 410 => Ok(None),
             _ if answer.refuses_head() => Ok(None),
             _ => Err(answer.failure()),

@@ -143,7 +143,7 @@ pub(super) struct Answer {
     pub(super) request: Arc<str>,
     /// Whether it comes from another host, to which the endpoint redirected.
     is_elsewhere: bool,
-    /// Whether the endpoint has redirected, be it to itself.
+    /// Whether the endpoint redirected, to another host or to itself.
     is_redirected: bool,
 }
 
