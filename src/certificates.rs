@@ -74,13 +74,13 @@ impl IdentityFiles {
             Err(rustls::Error::InconsistentKeys(_)) => {
                 Err(CertificateError::Mismatch { cert: self.cert.clone(), key: self.key.clone() })
             }
-            Err(error) => Err(unusable(&self.key, error.to_string())),
+            Err(error) => Err(unusable(&self.key, identity_error(&error))),
         }
     }
 }
 
 /// Why rustls refused a certificate and its key. It does not say which keys it can use.
-pub fn identity_error(error: &rustls::Error) -> String {
+fn identity_error(error: &rustls::Error) -> String {
     let reason = error.to_string();
     match reason.contains("failed to parse private key") {
         true => {

@@ -62,8 +62,9 @@ pub(super) fn refusal(allowed: &[HostName], request: &Request) -> Option<Reply> 
 
 /// The name or address in a `Host` header, without its port.
 pub(super) fn without_port(host: &str) -> &str {
-    match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
+    match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, rest)) if rest.is_empty() || rest.starts_with(':') => address,
+        Some(_) => host,
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     }
 }
@@ -103,6 +104,9 @@ mod tests {
             "larder example",
             "10.0.0.7.evil.example",
             "larder@evil.example",
+            "[::1].evil.example",
+            "[::1]evil.example:443",
+            "[::1",
         ] {
             assert!(!is_allowed(&allowed, host), "{host}");
         }

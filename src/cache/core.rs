@@ -153,7 +153,7 @@ impl Core {
         let has_mirrors =
             self.sources.source(&name.upstream).is_ok_and(|source| source.endpoints() > 1);
         if !has_mirrors {
-            self.negative.note_limit(&name.upstream, result, self.now());
+            self.negative.note_limit(name, result, self.now());
         }
         self.negative.note(&name.upstream, asked, result, self.now());
     }

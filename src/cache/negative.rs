@@ -7,13 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use super::bounded::{Part, PartitionedCache};
 use super::lock;
-use crate::oci::{Digest, ImageName, Reference, Upstream};
+use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
 use crate::upstream::{Sources, Standing, UpstreamError};
 
 /// Names remembered as missing. Clients choose them, so there is a bound.
 const MISSING_MAX: usize = 16_384;
 /// How many requests without an answer in time make an upstream slow as a whole.
 const SLOW_REQUESTS: usize = 3;
+/// How many repositories must be rate limited at a time before their registry counts as limited as a whole.
+const LIMITED_REPOSITORIES: usize = 3;
 /// Upstreams remembered as being in trouble, and requests that failed.
 const TROUBLED_MAX: usize = 1024;
 
@@ -51,8 +53,9 @@ pub(super) struct NegativeCache {
     troubled: Mutex<PartitionedCache<Upstream, SystemTime>>,
     /// Requests that took longer than clients wait, since their registry last answered one.
     slow: Mutex<PartitionedCache<Upstream, Vec<Asked>>>,
-    /// Until when upstreams asked to be left alone.
-    limited: Mutex<PartitionedCache<Upstream, SystemTime>>,
+    /// Repositories that a registry has limited, and until when. A client that knows one for which the registry always
+    /// answers 429 must not take the others away.
+    limited: Mutex<PartitionedCache<Upstream, Vec<(Repository, SystemTime)>>>,
 }
 
 impl NegativeCache {
@@ -110,11 +113,24 @@ impl NegativeCache {
         lock(&self.limited).retain(is_other);
     }
 
-    /// How much longer this upstream asked to be left alone.
-    pub(super) fn backoff(&self, upstream: &Upstream, now: SystemTime) -> Option<Duration> {
-        let until = *lock(&self.limited).get(upstream)?;
-        // A clock that was set back must not hold us back for longer than was asked.
-        until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
+    /// How much longer this repository's registry wants no requests for it.
+    pub(super) fn backoff(&self, name: &ImageName, now: SystemTime) -> Option<Duration> {
+        let limited = lock(&self.limited).get(&name.upstream).cloned()?;
+        let waits = limited
+            .iter()
+            .filter_map(|(repository, until)| Some((repository, time_left(*until, now)?)));
+        let waits: Vec<_> = waits.collect();
+        let is_whole = waits.len() >= LIMITED_REPOSITORIES;
+        let of_name =
+            waits.iter().filter(|(repository, _)| is_whole || **repository == name.repository);
+        of_name.map(|(_, wait)| *wait).max()
+    }
+
+    fn is_limited_as_a_whole(&self, upstream: &Upstream, now: SystemTime) -> bool {
+        let limited = lock(&self.limited);
+        let of_upstream = limited.get(upstream).map(Vec::as_slice).unwrap_or_default();
+        let active = of_upstream.iter().filter(|(_, until)| time_left(*until, now).is_some());
+        active.count() >= LIMITED_REPOSITORIES
     }
 
     /// Notes how a request went.
@@ -126,7 +142,8 @@ impl NegativeCache {
         now: SystemTime,
     ) {
         match result {
-            Err(error) if error.is_about_the_registry() || error.is_rate_limit() => {
+            Err(error) if error.is_about_the_registry() => self.note_trouble(upstream, now),
+            Err(error) if error.is_rate_limit() && self.is_limited_as_a_whole(upstream, now) => {
                 self.note_trouble(upstream, now);
             }
             // An object store that fails or limits us leaves the registry before it as it is.
@@ -151,18 +168,25 @@ impl NegativeCache {
         }
     }
 
-    /// Notes for how long an upstream asked to be left alone, if it did.
+    /// Notes that a registry has limited a repository, and for how long; for [`NegativeCache::ttl`] if it does not say.
     pub(super) fn note_limit<T>(
         &self,
-        upstream: &Upstream,
+        name: &ImageName,
         result: &Result<T, UpstreamError>,
         now: SystemTime,
     ) {
-        let error = result.as_ref().err().filter(|error| !error.is_elsewhere());
-        if let Some(wait) = error.and_then(UpstreamError::retry_after) {
-            let until = now + wait.min(HOLD_BACK_MAX);
-            lock(&self.limited).insert(self.part_of(upstream), upstream.clone(), until);
-        }
+        let Some(error) = result.as_ref().err().filter(|error| error.is_rate_limit()) else {
+            return;
+        };
+        let wait = error.retry_after().unwrap_or_else(|| self.ttl()).min(HOLD_BACK_MAX);
+        let mut limited = lock(&self.limited);
+        let mut repositories = limited.get(&name.upstream).cloned().unwrap_or_default();
+        repositories.retain(|(repository, until)| {
+            *repository != name.repository && time_left(*until, now).is_some()
+        });
+        repositories.truncate(LIMITED_REPOSITORIES - 1);
+        repositories.insert(0, (name.repository.clone(), now + wait));
+        limited.insert(self.part_of(&name.upstream), name.upstream.clone(), repositories);
     }
 
     /// Notes that an upstream cannot be asked.
@@ -190,6 +214,11 @@ impl NegativeCache {
         }
         self.note_failure(asked, now);
     }
+}
+
+/// How long it is until then; `None` if that is over. A clock that was set back must not prolong it.
+fn time_left(until: SystemTime, now: SystemTime) -> Option<Duration> {
+    until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
 }
 
 /// A clock that was set back makes a note old rather than everlasting.
@@ -262,7 +291,6 @@ mod tests {
     fn what_does_not_depend_on_the_request_counts_for_all() {
         for kind in [
             UpstreamErrorKind::TimedOut { phase: "a connection" },
-            UpstreamErrorKind::RateLimited { retry_after: None },
             UpstreamErrorKind::CircuitOpen { wait: TTL, last: None },
             UpstreamErrorKind::Unreachable {
                 source: Arc::new(std::io::ErrorKind::ConnectionRefused.into()),
@@ -296,22 +324,58 @@ mod tests {
         assert!(misses.is_troubled(&listed(), now));
     }
 
+    fn name(upstream: &str, repository: &str) -> ImageName {
+        ImageName::new(upstream.parse().unwrap(), repository.parse().unwrap())
+    }
+
+    #[test]
+    fn a_limited_repository_does_not_delay_the_others_and_several_limit_the_registry() {
+        let (misses, now) = misses();
+        let limit = |seconds: Option<u64>| {
+            let retry_after = seconds.map(Duration::from_secs);
+            failure(UpstreamErrorKind::RateLimited { retry_after })
+        };
+        let note = |repository: &str, seconds| {
+            let (name, limit) = (name("listed.io", repository), limit(seconds));
+            misses.note_limit(&name, &limit, now);
+            misses.note(
+                &name.upstream,
+                Asked::Manifest(name.clone(), "1".parse().unwrap()),
+                &limit,
+                now,
+            );
+        };
+        let backoff = |repository: &str| misses.backoff(&name("listed.io", repository), now);
+        for _ in 0..5 {
+            note("a", Some(1_000_000_000));
+        }
+        note("b", None);
+        assert_eq!((backoff("a"), backoff("b")), (Some(HOLD_BACK_MAX), Some(TTL)));
+        assert_eq!(backoff("c"), None);
+        assert!(!misses.is_troubled(&listed(), now));
+        note("c", None);
+        assert_eq!(backoff("d"), Some(HOLD_BACK_MAX));
+        assert!(misses.is_troubled(&listed(), now));
+        let later = now + HOLD_BACK_MAX;
+        assert_eq!(misses.backoff(&name("listed.io", "a"), later), None);
+    }
+
     #[test]
     fn invented_registries_push_out_nothing_about_a_listed_one() {
         let (misses, now) = misses();
         let limit = failure(UpstreamErrorKind::RateLimited { retry_after: Some(TTL) });
-        misses.note_limit(&listed(), &limit, now);
-        misses.note(&listed(), tag("listed.io/a"), &limit, now);
+        let limited = name("listed.io", "a");
+        misses.note_limit(&limited, &limit, now);
         misses.note(&listed(), tag("listed.io/gone"), &failure(UpstreamErrorKind::NotFound), now);
         misses.note_trouble(&listed(), now);
         for number in 0..2 * MISSING_MAX {
             let invented: Upstream = format!("r{number}.example.com").parse().unwrap();
             let asked = tag(&format!("r{number}.example.com/a"));
-            misses.note_limit(&invented, &limit, now);
+            misses.note_limit(&name(invented.as_str(), "a"), &limit, now);
             misses.note(&invented, asked.clone(), &failure(UpstreamErrorKind::NotFound), now);
             misses.note(&invented, asked, &limit, now);
         }
-        assert_eq!(misses.backoff(&listed(), now), Some(TTL));
+        assert_eq!(misses.backoff(&limited, now), Some(TTL));
         assert!(misses.is_missing(&tag("listed.io/gone"), now));
         assert!(misses.is_troubled(&listed(), now));
     }

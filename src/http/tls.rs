@@ -61,7 +61,7 @@ impl ServerTlsSettings {
         let identity = self.identity.load()?;
         let refused = |error: rustls::Error| CertificateError::Unusable {
             path: self.identity.cert.clone(),
-            reason: certificates::identity_error(&error),
+            reason: error.to_string(),
         };
         let builder = ServerConfig::builder_with_provider(certificates::provider())
             .with_safe_default_protocol_versions()

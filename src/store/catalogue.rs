@@ -175,8 +175,11 @@ impl Store {
         Ok(Some(catalogue))
     }
 
-    /// Checks that all names of a repository can be read. Returns how many are damaged or missing from the
-    /// catalogue; their content is unknown.
+    /// Checks that all names of a repository can be read. Returns how many manifest records are damaged, or names
+    /// missing from the catalogue; their content is unknown.
+    ///
+    /// # Errors
+    /// The first directory or file that cannot be read, and a tag whose record is damaged.
     fn check_repository(
         &self,
         name: &ImageName,
@@ -190,8 +193,19 @@ impl Store {
             let Ok(tag) = tag.parse() else {
                 return Err(foreign_entry(&layout.tags(name).join(&tag)));
             };
-            let is_there = self.inner.is_readable(&layout.tag(name, &tag))?;
-            unknown += usize::from(is_there && !known.contains(&Reference::Tag(tag)));
+            let path = layout.tag(name, &tag);
+            let is_there = self.inner.is_readable(&path)?;
+            // Any image of the repository may be the one that it names, and be pinned by that name.
+            if is_there
+                && !known.contains(&Reference::Tag(tag.clone()))
+                && self.tag(name, &tag, Access::Look).is_none()
+            {
+                let path = path.display();
+                let reason = format!(
+                    "{path}: the record of a tag is damaged; remove it, or pull the tag again"
+                );
+                return Err(io::Error::other(reason));
+            }
         }
         for algorithm in Algorithm::ALL {
             for hex in self.inner.list_strict(&layout.manifests(name, algorithm))? {

@@ -168,6 +168,14 @@ fn invalid_tls_settings_prevent_the_start_and_are_refused_by_a_reload() {
     let swapped = format!("serverTlsConfig: {{cert: {key}, key: {cert}}}");
     assert!(start(&site.config(&swapped)).contains("serverTlsConfig: there is no certificate in"));
     assert!(start(&site.config("serverTlsConfig: {cert: /x}")).contains("both are needed"));
+    let p521 = include_str!("support/certificates/p521-self-signed.pem");
+    site.put("p521.pem", p521);
+    let p521 = site.path("p521.pem").display().to_string();
+    let message = start(&site.config(&format!("serverTlsConfig: {{cert: {p521}, key: {p521}}}")));
+    assert!(
+        message.contains("ECDSA with P-256 or P-384"),
+        "says which keys can be used: {message}"
+    );
     assert!(start(&site.users("nowhere")).contains("serverAuthConfig: cannot read"));
 
     let mut process = site.serve(&site.tls(""));

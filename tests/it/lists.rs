@@ -214,9 +214,39 @@ fn pages_with_opaque_tokens_in_any_order_are_followed_to_the_end() {
 }
 
 #[test]
+fn links_that_other_clients_follow_lead_to_the_next_page() {
+    for (link, has_next) in [
+        // crane and oras ignore the relation.
+        ("</v2/team/app/tags/list?last=b>", true),
+        ("</v2/team/app/tags/list?last=b>; title=more", true),
+        ("</v2/team/app/tags/list?last=b>; rel='next'", true),
+        // regctl does not need the brackets.
+        ("/v2/team/app/tags/list?last=b; rel=\"next\"", true),
+        ("</v2/team/app/tags/list?last=b>; rel=\"prev\"", false),
+        ("/v2/team/app/tags/list?last=b; rel=prev", false),
+    ] {
+        let registry = FakeRegistry::start();
+        registry.fault(On::tags(REPOSITORY).times(1), page(&["a", "b"], link));
+        registry.fault(On::tags(REPOSITORY), page(&["c", "d"], ""));
+        let larder = Larder::start(&registry);
+        let first = larder.get(TAGS);
+        assert_eq!(tags(&first), ["a", "b"], "{link}");
+        let target = next(&first);
+        assert_eq!(target.is_some(), has_next, "{link}: {first:?}");
+        if let Some(target) = target {
+            assert_eq!(tags(&larder.get(&target)), ["c", "d"], "{link}");
+            let asked = registry.requests().pop().expect("a request");
+            assert_eq!(asked.query.as_deref(), Some("last=b"), "{link}");
+        }
+    }
+}
+
+#[test]
 fn unusable_next_page_link_is_an_error() {
     let too_long = format!("</x?{}>; rel=next", "x".repeat(7000));
-    for link in ["</page/2>; rel=next", "</x?last=\u{e9}>; rel=next", &too_long] {
+    for link in
+        ["</page/2>; rel=next", "</x?last=\u{e9}>; rel=next", "</x?last=b", "page 2", &too_long]
+    {
         let registry = registry_with_tags(&["a"]);
         let larder = Larder::start(&registry);
         assert_eq!(larder.get(&manifest(REPOSITORY, "a")).status, 200);
@@ -382,4 +412,25 @@ fn page_with_an_upstream_token_fails_during_an_outage() {
         assert!(got.status >= 500, "{query}: {got:?}");
     }
     assert_eq!(tags(&larder.get(&format!("{TAGS}?n=1&last=a"))), ["b"]);
+}
+
+#[test]
+fn tag_list_404_of_another_server_does_not_deny_the_repository() {
+    for (content_type, body) in [
+        ("text/plain", "default backend - 404"),
+        ("text/html", "<!doctype html>"),
+        ("application/json", r#"{"message":"no Route matched with those values"}"#),
+        ("application/octet-stream", ""),
+    ] {
+        let fault = Fault::Stranger(404, content_type.to_owned(), body.to_owned());
+        let (registry, larder) = listed_once_and_then(fault);
+        for target in [TAGS.to_owned(), format!("{TAGS}?n=1")] {
+            let got = larder.get(&target);
+            assert_eq!(got.status, 502, "{target}: {body}: {got:?}");
+            assert_ne!(got.error_code(), "NAME_UNKNOWN", "{target}: {body}");
+        }
+        registry.clear_faults();
+        larder.advance(seconds(60));
+        assert_eq!(tags(&larder.get(TAGS)), ["v1", "v9"], "{body}");
+    }
 }

@@ -137,6 +137,53 @@ fn selected_platforms_of_an_index_are_loaded() {
 }
 
 #[test]
+fn platforms_are_compared_as_containerd_normalizes_them() {
+    for (os, architecture, wanted) in [
+        ("Linux", "AMD64", "linux/amd64"),
+        ("linux", "x86_64", "linux/amd64"),
+        ("linux", "i386", "linux/386"),
+        ("linux", "arm64", "Linux/ARM64/v8"),
+    ] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("one").platform(os, architecture);
+        let other = Image::sample("other").platform("linux", "s390x");
+        registry.add(REPOSITORY, "v1", &Index::new().image(&image).image(&other));
+        let larder = Larder::start(&registry);
+        let summary = run(&larder, &registry, "$/team/app:v1", &settings(&[wanted]));
+        assert_eq!(summary.failed().collect::<Vec<_>>(), [], "{os}/{architecture}");
+        assert!(image.blobs().iter().all(|each| larder.has(&each.digest)), "{wanted}");
+        assert!(!other.blobs().iter().any(|each| larder.has(&each.digest)), "{wanted}");
+    }
+}
+
+#[test]
+fn referrers_of_the_manifests_of_platforms_are_loaded_too() {
+    let registry = FakeRegistry::start();
+    registry.enable_referrers();
+    let (one, two) = (Image::sample("one"), Image::sample("two").platform("linux", "arm64"));
+    let index = Index::new().image(&one).image(&two);
+    registry.add(REPOSITORY, "v1", &index);
+    let subjects = [index.descriptor(), one.descriptor(), two.descriptor()];
+    let signatures = subjects.map(|subject| {
+        let name = format!("signature of {}", subject.digest);
+        let signature = Image::sample(&name).artifact_type("a/signature").subject(subject);
+        registry.add_untagged(REPOSITORY, &signature);
+        signature
+    });
+    registry.expect_unknown("*/manifests/sha256-*");
+    for referrers in [false, true] {
+        let larder = Larder::start(&registry);
+        let chosen = LoadSettings { referrers, ..settings(&["all"]) };
+        let summary = run(&larder, &registry, "$/team/app:v1", &chosen);
+        assert_eq!(summary.failed().collect::<Vec<_>>(), []);
+        for signature in &signatures {
+            assert_eq!(larder.has(&signature.digest()), referrers);
+            assert!(signature.layers().iter().all(|each| larder.has(&each.digest) == referrers));
+        }
+    }
+}
+
+#[test]
 fn failures_are_retried_missing_images_are_not_and_both_are_reported() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1").layer(bytes(300_000, 1));

@@ -377,5 +377,17 @@ fn commands_and_the_api_understand_aliases() {
     server.wait_for_images(2);
     let found = server.api("image?image=corp/library/app:1");
     assert_eq!(found["image"], "docker.io/library/app:1");
-    assert_eq!(server.api("images?pattern=corp/library/*")["total"], 2);
+    for (query, total) in [
+        ("images?pattern=corp/library/*", 2),
+        ("images?registry=corp", 2),
+        ("images?registry=Corp&pattern=*base*", 1),
+        ("images?registry=docker.io", 2),
+        ("images?registry=other", 0),
+        ("repositories?registry=CORP", 2),
+        // The search of the page surrounds what is typed with asterisks.
+        ("images?pattern=*corp/library/app*", 1),
+        ("images?pattern=*library/app*", 1),
+    ] {
+        assert_eq!(server.api(query)["total"], total, "{query}");
+    }
 }

@@ -32,6 +32,8 @@ fn other_servers() -> Vec<(&'static str, Fault)> {
             "other JSON",
             other_server(404, "application/json", r#"{"message":"no route","error":404}"#),
         ),
+        ("an error of another form", other_server(404, "application/json", r#"{"errors":{}}"#)),
+        ("no errors", other_server(404, "application/json", r#"{"errors":null}"#)),
         ("nothing", other_server(404, "application/octet-stream", "")),
     ]
 }
@@ -55,6 +57,10 @@ fn tag_moves_although_head_names_a_digest_that_cannot_be_fetched() {
         ),
         ("by digest it is something else", On::get_manifest("sha256:*"), Fault::WrongBytes),
         ("by digest it is refused", On::get_manifest("sha256:*"), Fault::status(403)),
+        ("by digest it fails", On::get_manifest("sha256:*"), Fault::status(500)),
+        ("by digest a proxy fails", On::get_manifest("sha256:*"), Fault::status(502)),
+        ("by digest it is unavailable", On::get_manifest("sha256:*"), Fault::status(503)),
+        ("by digest it breaks off", On::get_manifest("sha256:*"), Fault::CutAfter(10)),
         (
             "HEAD says another digest",
             On::head_manifest("v1"),
@@ -86,6 +92,10 @@ fn tag_is_kept_and_moves_although_head_answers_404() {
             ("403", Fault::status(403)),
             ("401", Fault::status(401)),
             ("500", Fault::status(500)),
+            ("502", Fault::status(502)),
+            ("503", Fault::status(503)),
+            ("504", Fault::status(504)),
+            ("no response", Fault::CloseBeforeHead),
             ("an ingress", other_server(404, "text/plain", "default backend - 404")),
         ] {
             let registry = FakeRegistry::start();

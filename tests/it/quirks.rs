@@ -143,6 +143,22 @@ fn missing_media_type_is_derived_from_the_manifest() {
 }
 
 #[test]
+fn index_whose_list_is_null_or_absent_is_served() {
+    for members in [r#","manifests":null"#, r#","manifests":[]"#, ""] {
+        let registry = FakeRegistry::start();
+        let body =
+            format!(r#"{{"schemaVersion":2,"mediaType":"{}"{members}}}"#, media_type::OCI_INDEX);
+        registry.add_manifest(REPOSITORY, "v1", media_type::OCI_INDEX, body.as_bytes());
+        let larder = Larder::start(&registry);
+        for _ in ["fetched", "cached"] {
+            let got = larder.get(&manifest(REPOSITORY, "v1"));
+            assert!(got.status == 200 && got.body == body.as_bytes(), "{body}: {got:?}");
+            assert_eq!(got.header("content-type"), Some(media_type::OCI_INDEX));
+        }
+    }
+}
+
+#[test]
 fn blob_without_a_length_upstream_is_served_with_one() {
     for (name, fault) in [
         ("chunked", Fault::NoContentLength),
@@ -173,6 +189,11 @@ fn head_of_a_blob_works_if_upstream_head_fails() {
         ("405", Fault::HeadNotAllowed),
         ("no length", Fault::NoContentLength),
         ("no digest", Fault::NoDigestHeader),
+        ("the page of a captive portal", Fault::Html200),
+        ("401", Fault::status(401)),
+        ("403", Fault::status(403)),
+        ("404", Fault::status(404)),
+        ("410", Fault::status(410)),
     ] {
         let registry = FakeRegistry::start();
         let digest = registry.add_blob(REPOSITORY, &bytes(5000, 1));
@@ -180,6 +201,30 @@ fn head_of_a_blob_works_if_upstream_head_fails() {
         let larder = Larder::start(&registry);
         let head = larder.head(&blob(REPOSITORY, &digest));
         assert_eq!((head.status, head.header("content-length")), (200, Some("5000")), "{name}");
+    }
+}
+
+#[test]
+fn head_of_a_blob_works_if_storage_behind_a_redirect_refuses_head() {
+    for status in [400, 401, 403, 404, 405, 409] {
+        for is_another_host in [false, true] {
+            let (registry, other) = (FakeRegistry::start(), FakeRegistry::start());
+            let storage = if is_another_host { &other } else { &registry };
+            let content = bytes(5000, 1);
+            let digest = registry.add_blob(REPOSITORY, &content);
+            storage.add_file("/store/layer", "application/octet-stream", &content);
+            // A URL that is signed for GET.
+            let location = storage.url("/store/layer?signature=abc");
+            registry.fault(On::any_blob(), Fault::redirect_to(&location));
+            storage.fault(On::path("HEAD", "/store/layer"), Fault::status(status));
+            let larder = Larder::start(&registry);
+            let head = larder.head(&blob(REPOSITORY, &digest));
+            assert_eq!(
+                (head.status, head.header("content-length")),
+                (200, Some("5000")),
+                "{status}, another host: {is_another_host}"
+            );
+        }
     }
 }
 

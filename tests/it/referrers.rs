@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::larder::{manifest, seconds};
 use crate::support::{
-    FakeRegistry, Fault, Gate, Image, Larder, On, Response, absent_digest, media_type,
+    FakeRegistry, Fault, Gate, Image, Larder, On, Response, TokenAnswer, TokenServer,
+    absent_digest, media_type,
 };
 
 const REPOSITORY: &str = "team/app";
@@ -289,4 +290,96 @@ fn hanging_referrers_request_does_not_block_later_cached_answers() {
     assert!(check_index(&got).is_empty() && got.header("warning").is_some(), "{got:?}");
     gate.open();
     assert_eq!(check_index(&hanging.read_response()).len(), 2);
+}
+
+#[test]
+fn cached_referrers_are_listed_while_another_server_answers_for_the_registry() {
+    let stranger = |status: u16, content_type: &str, body: &str| {
+        Fault::Stranger(status, content_type.to_owned(), body.to_owned())
+    };
+    let portal = FakeRegistry::start();
+    portal.add_file("/login", "text/html", b"<!doctype html>");
+    for (what, fault) in [
+        ("an ingress", stranger(404, "text/plain", "default backend - 404")),
+        ("other JSON", stranger(404, "application/json", r#"{"message":"no route"}"#)),
+        ("a captive portal", Fault::Html200),
+        ("a redirect to a portal", Fault::Redirect(302, portal.url("/login"))),
+        ("401", Fault::status(401)),
+        ("502", Fault::status(502)),
+        ("503", Fault::status(503)),
+    ] {
+        check_cached_referrers(what, |registry| registry.fault(On::anything(), fault));
+    }
+    for (what, answer) in [
+        ("a token service that answers 404", TokenAnswer::Refuse(404)),
+        ("a token service that answers 503", TokenAnswer::Refuse(503)),
+        ("a token service that sends a page", TokenAnswer::Html),
+    ] {
+        check_cached_referrers(what, |registry| {
+            let tokens = TokenServer::new();
+            tokens.answer_with(answer);
+            registry.require_bearer(&tokens);
+        });
+    }
+}
+
+/// With and without a filter, and for an image without referrers.
+fn check_cached_referrers(what: &str, fail: impl FnOnce(&FakeRegistry)) {
+    let (registry, digest) = registry_with_referrers();
+    let image = Image::sample("v1");
+    let signature = Image::new("a/signature").artifact_type("a/signature");
+    let signature = signature.subject(image.descriptor()).digest();
+    let leaf = registry.add(REPOSITORY, "leaf", &Image::sample("leaf"));
+    let larder = Larder::start(&registry);
+    for reference in ["v1", "leaf", &signature] {
+        assert_eq!(larder.get(&manifest(REPOSITORY, reference)).status, 200, "{what}");
+    }
+    fail(&registry);
+    larder.advance(seconds(3600));
+    for (subject, query, expected) in [
+        (&digest, "", 1),
+        (&digest, "?artifactType=a/signature", 1),
+        (&digest, "?artifactType=a/nothing", 0),
+        (&leaf, "", 0),
+        (&leaf, "?artifactType=a/signature", 0),
+    ] {
+        let got = larder.get(&format!("{}{query}", referrers(subject)));
+        assert_eq!(check_index(&got).len(), expected, "{what}: {query}");
+        assert!(got.header("warning").is_some(), "{what}: {query}: {got:?}");
+    }
+}
+
+#[test]
+fn lists_of_referrers_that_other_clients_accept_are_accepted() {
+    let one = entry(&Image::new("sig"), "a/sig");
+    let kind = media_type::OCI_INDEX;
+    for (body, expected) in [
+        (format!(r#"{{"mediaType":"{kind}","manifests":[{one}]}}"#), 1),
+        (format!(r#"{{"schemaVersion":2,"mediaType":"","manifests":[{one}]}}"#), 1),
+        (format!(r#"{{"schemaVersion":2,"schemaVersion":2,"manifests":[{one}]}}"#), 1),
+        (format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":null}}"#), 0),
+        (format!(r#"{{"schemaVersion":2,"mediaType":"{kind}"}}"#), 0),
+    ] {
+        let (registry, digest) = registry_with_referrers();
+        let headers = vec![("Content-Type".to_owned(), kind.to_owned())];
+        let answer = Fault::Status(200, headers, body.clone().into_bytes());
+        registry.fault(On::referrers(&digest), answer);
+        let larder = Larder::start(&registry);
+        let got = larder.get(&referrers(&digest));
+        assert_eq!(got.status, 200, "{body}: {got:?}");
+        let listed = got.json()["manifests"].as_array().map(Vec::len);
+        assert_eq!(listed, Some(expected), "{body}: {got:?}");
+    }
+}
+
+#[test]
+fn referrers_tag_with_an_index_whose_list_is_null_lists_nothing() {
+    let registry = FakeRegistry::start();
+    let digest = registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    let body = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": null });
+    let tag = digest.replace(':', "-");
+    registry.add_manifest(REPOSITORY, &tag, media_type::OCI_INDEX, body.to_string().as_bytes());
+    registry.expect_unknown("*/referrers/*");
+    let larder = Larder::start(&registry);
+    assert!(check_index(&larder.get(&referrers(&digest))).is_empty());
 }

@@ -255,6 +255,11 @@ fn stale_tag_is_served_at_once_and_revalidated_in_the_background() {
     gate.open();
     crate::support::larder::until("the new one", || pull(&larder).digest() == new.digest());
     assert_eq!(registry.count("HEAD", &manifest(REPOSITORY, "v1")), 1);
+    // A job that checked the tag before the clock advances must not answer for later.
+    crate::support::larder::until("the end of all jobs", || {
+        let load = larder.cache().load();
+        load.manifests + load.manifest_pool.busy + load.manifest_pool.queued_in_background == 0
+    });
     // Later than that, the tag is revalidated before it is served.
     registry.add(REPOSITORY, "v1", &old);
     larder.advance(seconds(700));

@@ -135,6 +135,23 @@ fn self_signed_certificate_given_as_authority_is_trusted_for_its_names() {
 }
 
 #[test]
+fn self_signed_certificate_that_is_not_configured_is_refused_with_the_remedy() {
+    let identity = self_signed(&["127.0.0.1", "localhost"]);
+    let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
+    let registry = FakeRegistry::start_with_certificate(&pem);
+    publish(&registry);
+    let (_files, of_another) = trusting(&self_signed(&["127.0.0.1"]).certificate_pem);
+    for tls in [TlsSettings::default(), of_another] {
+        let larder = Larder::start_with(&registry, set(tls));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.status == 502 && got.text().contains("self-signed"), "{got:?}");
+        assert!(got.text().contains("tls.ca"), "the remedy: {got:?}");
+        assert!(!got.text().contains("CaUsedAsEndEntity"), "{got:?}");
+    }
+    assert!(registry.requests().is_empty());
+}
+
+#[test]
 fn chains_with_p_521_and_sha_512_are_trusted() {
     let p521 = include_str!("support/certificates/p521-authority.pem");
     let p384 = include_str!("support/certificates/p384-sha512-authority.pem");

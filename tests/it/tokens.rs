@@ -5,7 +5,9 @@
 use larder::upstream::{Credentials, Secret};
 
 use crate::support::larder::{Settings, blob, manifest, seconds};
-use crate::support::{FakeRegistry, Image, Larder, TokenAnswer, TokenServer};
+use crate::support::{
+    FakeRegistry, Fault, Image, Larder, On, TokenAnswer, TokenServer, reserve_port,
+};
 
 const REPOSITORY: &str = "team/app";
 
@@ -240,6 +242,34 @@ fn basic_is_used_if_both_schemes_are_offered_and_the_token_is_refused() {
     let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
     assert!(matches!(got.status, 403 | 404), "{got:?}");
+}
+
+#[test]
+fn basic_is_used_if_both_schemes_are_offered_and_the_token_service_is_down() {
+    let (_reserved, closed) = reserve_port();
+    for (what, realm, fault) in [
+        ("500", None, Some(Fault::status(500))),
+        ("502", None, Some(Fault::status(502))),
+        ("503", None, Some(Fault::status(503))),
+        ("no response", None, Some(Fault::CloseBeforeHead)),
+        ("half a response", None, Some(Fault::CutAfter(3))),
+        ("nobody listens", Some(format!("http://{closed}/token")), None),
+    ] {
+        let registry = FakeRegistry::start();
+        let image = Image::sample("v1");
+        registry.add(REPOSITORY, "v1", &image);
+        let tokens = TokenServer::new();
+        let tokens = realm.iter().fold(tokens, |tokens, realm| tokens.realm(realm));
+        registry.require_basic_and_offer_bearer(&tokens, "lea", "secret");
+        fault.into_iter().for_each(|fault| registry.fault(On::token(), fault));
+        let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
+        let got = larder.get(&manifest(REPOSITORY, "v1"));
+        assert!(got.body == image.manifest(), "{what}: {got:?}");
+        for layer in image.layers() {
+            let got = larder.get(&blob(REPOSITORY, &layer.digest));
+            assert!(got.body == layer.bytes, "{what}: {got:?}");
+        }
+    }
 }
 
 #[test]

@@ -216,7 +216,7 @@ impl BlobCache {
         if self.core.negative.is_missing(&Asked::Blob(name.clone(), *digest), self.core.now()) {
             return Err(CacheError::KnownMissing);
         }
-        if let Some(wait) = self.core.negative.backoff(&name.upstream, self.core.now()) {
+        if let Some(wait) = self.core.negative.backoff(name, self.core.now()) {
             return Err(CacheError::BackingOff { wait });
         }
         Ok(BlobLookup::Wait(match purpose {

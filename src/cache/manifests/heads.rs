@@ -128,7 +128,7 @@ impl ManifestCache {
         if self.core.negative.is_missing(&Asked::Manifest(name.clone(), reference.clone()), now) {
             return Err(CacheError::KnownMissing);
         }
-        if let Some(wait) = self.core.negative.backoff(&name.upstream, now) {
+        if let Some(wait) = self.core.negative.backoff(name, now) {
             return Err(CacheError::BackingOff { wait });
         }
         if let Some(head) = self.known_head(name, tag, now) {

@@ -152,9 +152,10 @@ impl ManifestCache {
         }
         let asked = Asked::Manifest(name.clone(), reference.clone());
         let is_missing = self.core.negative.is_missing(&asked, now);
-        let backoff = self.core.negative.backoff(&name.upstream, now);
+        let backoff = self.core.negative.backoff(name, now);
         match (cached, backoff) {
-            (Some(content), _) if is_missing || self.core.negative.has_failed(&asked, now) => {
+            (Some(content), Some(_)) => Ok(ready(content, How::Stale)),
+            (Some(content), None) if is_missing || self.core.negative.has_failed(&asked, now) => {
                 Ok(ready(content, How::Stale))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
@@ -168,7 +169,9 @@ impl ManifestCache {
 
     /// Asks what a tag is, for the next client rather than for this one.
     fn revalidate(self: &Arc<Self>, key: Key, client: Option<ClientAddress>, now: SystemTime) {
-        if !self.core.negative.has_failed(&Asked::Manifest(key.0.clone(), key.1.clone()), now) {
+        let asked = Asked::Manifest(key.0.clone(), key.1.clone());
+        let negative = &self.core.negative;
+        if !negative.has_failed(&asked, now) && negative.backoff(&key.0, now).is_none() {
             self.fetch_in_background(key, client);
         }
     }

@@ -138,14 +138,17 @@ impl Build<'_> {
             Ok(())
         })?;
         self.damaged += damaged;
-        // A manifest that no tag and no index refers to is an image itself.
-        store.each_record(name, &mut |digest| {
-            if !self.references.is_named(scope, &digest) {
-                check_stopped(keep_going)?;
-                self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
-            }
-            Ok(())
-        })?;
+        // A manifest that no tag and no index refers to is an image itself. But a tag whose record is damaged may refer
+        // to any of them, and be pinned.
+        if damaged == 0 {
+            store.each_record(name, &mut |digest| {
+                if !self.references.is_named(scope, &digest) {
+                    check_stopped(keep_going)?;
+                    self.add_image(name, Reference::Digest(digest), digest, &mut referrers);
+                }
+                Ok(())
+            })?;
+        }
         self.add_referrers(name, referrers, keep_going)
     }
 

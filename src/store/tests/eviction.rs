@@ -292,6 +292,16 @@ fn blobs_that_a_damaged_record_may_reference_stay() {
 }
 
 #[test]
+fn an_image_whose_tag_is_damaged_stays_since_it_may_be_pinned() {
+    let (directory, store) = two();
+    fs::write(store.inner.layout.tag(&name("quay.io/a"), &tag("v")), b"").unwrap();
+    grow_old(directory.path(), 2);
+    let (sweep, mut index) = build(&store);
+    while evict_next(&sweep, &mut index).is_some() {}
+    assert!(has(&store, b"only a") && !has(&store, b"only b"));
+}
+
+#[test]
 fn leftovers_are_evicted_by_age_and_damaged_blobs_first() {
     let (directory, store) = two();
     let mut ingest = begin(&store, &sha256(b"partial"));

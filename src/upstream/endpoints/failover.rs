@@ -7,8 +7,8 @@
 //!
 //! The breaker counts failures of the endpoint itself or of its token service. Failures at the target of a redirect do
 //! not count, since an object store may fail while the registry works. A 5xx response to one request, which a client has
-//! chosen, says nothing about other requests, so the breaker probes `/v2/` first. A 429 counts for manifests and blobs,
-//! which share a quota; lists often have their own limits.
+//! chosen, says nothing about other requests, so the breaker probes `/v2/` first. A 429 counts if there is another
+//! endpoint, see [`RateLimits`].
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -146,26 +146,30 @@ impl Failover {
         self.endpoints.iter().for_each(|endpoint| endpoint.registry.refresh());
     }
 
+    fn rate_limits(&self) -> RateLimits {
+        if self.endpoints.len() > 1 { RateLimits::Apply } else { RateLimits::Ignore }
+    }
+
     /// Tries the endpoints in order until one succeeds.
     fn ask<T>(
         &self,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let order: Vec<usize> = (0..self.endpoints.len()).collect();
-        self.ask_in(&order, about, |_, registry| ask(registry))
+        self.ask_in(&order, rate_limits, |_, registry| ask(registry))
     }
 
     fn ask_in<T>(
         &self,
         order: &[usize],
-        about: About,
+        rate_limits: RateLimits,
         ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let mut failure: Option<UpstreamError> = None;
         for &index in order {
             let endpoint = &self.endpoints[index];
-            match endpoint.ask(&self.upstream, about, |registry| ask(index, registry)) {
+            match endpoint.ask(&self.upstream, rate_limits, |registry| ask(index, registry)) {
                 Ok(answer) => {
                     self.note_answer();
                     return Ok(answer);
@@ -186,13 +190,14 @@ impl Failover {
     }
 }
 
-/// The kind of a request.
+/// Whether a 429 stops further requests to the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
-    /// Manifests and blobs.
-    Content,
-    /// Tag lists and referrers.
-    Lists,
+enum RateLimits {
+    /// Manifests and blobs share a quota, and there is another endpoint.
+    Apply,
+    /// Lists often have limits of their own. And where there is no other endpoint, the caller decides: the limit may be
+    /// that of one repository, which a client has chosen.
+    Ignore,
 }
 
 /// What the outcome of a request shows about its endpoint.
@@ -208,15 +213,15 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn of<T>(about: About, result: &Result<T, UpstreamError>) -> Verdict {
+    fn of<T>(rate_limits: RateLimits, result: &Result<T, UpstreamError>) -> Verdict {
         let Err(error) = result else { return Verdict::Answers };
         match error.is_endpoint_trouble() {
             false => Verdict::Answers,
             true if error.is_about_the_registry() => Verdict::Down,
             true if !error.is_rate_limit() => Verdict::Doubtful,
-            true => match about {
-                About::Content => Verdict::Down,
-                About::Lists => Verdict::Nothing,
+            true => match rate_limits {
+                RateLimits::Apply => Verdict::Down,
+                RateLimits::Ignore => Verdict::Nothing,
             },
         }
     }
@@ -248,7 +253,7 @@ impl GuardedEndpoint {
     fn ask<T>(
         &self,
         upstream: &Upstream,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let permit = self.health().breaker.permit(Instant::now());
@@ -273,17 +278,17 @@ impl GuardedEndpoint {
                 probed?;
             }
         }
-        self.ask_anyway(upstream, about, ask)
+        self.ask_anyway(upstream, rate_limits, ask)
     }
 
     fn ask_anyway<T>(
         &self,
         upstream: &Upstream,
-        about: About,
+        rate_limits: RateLimits,
         ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let result = ask(&self.registry);
-        let (verdict, failure) = (Verdict::of(about, &result), result.as_ref().err());
+        let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
         let mut should_probe = false;
         let change = {
             let mut health = self.health();
@@ -364,7 +369,7 @@ impl Source for Failover {
     }
 
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.resolve(repository, tag))
+        self.ask(self.rate_limits(), |registry| registry.resolve(repository, tag))
     }
 
     fn head(
@@ -372,7 +377,7 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<ManifestHead>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.head(repository, tag))
+        self.ask(self.rate_limits(), |registry| registry.head(repository, tag))
     }
 
     fn manifest(
@@ -381,7 +386,7 @@ impl Source for Failover {
         reference: &Reference,
         body: &LargeBody<'_>,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(About::Content, |registry| registry.manifest(repository, reference, body))
+        self.ask(self.rate_limits(), |registry| registry.manifest(repository, reference, body))
     }
 
     fn blob_size(
@@ -389,7 +394,7 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        self.ask(About::Content, |registry| registry.blob_size(repository, digest))
+        self.ask(self.rate_limits(), |registry| registry.blob_size(repository, digest))
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
@@ -401,13 +406,14 @@ impl Source for Failover {
             }
             None => BlobBody { endpoint, ..body },
         };
-        let asked =
-            self.ask_in(&order, About::Content, |index, registry| Ok(body(index, open(registry)?)));
+        let asked = self
+            .ask_in(&order, self.rate_limits(), |index, registry| Ok(body(index, open(registry)?)));
         match asked {
             // Clients are already receiving this blob, and the download has its own backoff, so the breaker is ignored.
             Err(error) if ask.from > 0 && error.is_circuit_open() => {
                 let first = order[0];
-                let asked = self.endpoints[first].ask_anyway(&self.upstream, About::Content, open);
+                let asked =
+                    self.endpoints[first].ask_anyway(&self.upstream, self.rate_limits(), open);
                 asked.map(|opened| body(first, opened))
             }
             other => other,
@@ -422,7 +428,7 @@ impl Source for Failover {
     ) -> Result<List, UpstreamError> {
         // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
-        self.ask(About::Lists, |registry| {
+        self.ask(RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
         })
     }
@@ -435,7 +441,7 @@ impl Source for Failover {
         sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(About::Lists, |registry| {
+        self.ask(RateLimits::Ignore, |registry| {
             registry.referrers(repository, digest, query, &mut **sink.borrow_mut())
         })
     }

@@ -58,7 +58,7 @@ impl TlsSettings {
     ) -> Result<Arc<ClientConfig>, CertificateError> {
         let unusable = |path: Option<&PathBuf>, error: rustls::Error| CertificateError::Unusable {
             path: path.cloned().unwrap_or_default(),
-            reason: certificates::identity_error(&error),
+            reason: error.to_string(),
         };
         let builder = ClientConfig::builder_with_provider(certificates::provider())
             .with_safe_default_protocol_versions()

@@ -180,4 +180,4 @@ status=0
 said=$("$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" serve --host 127.0.0.1 \
   --port "$LARDER_PORT" 2>&1) || status=$?
 equal "its exit status" 2 "$status"
-matches "what it says" 'name the authority of your clients with ca' "$said"
+matches "what it says" 'set ca to the certificate of your clients. authority' "$said"
