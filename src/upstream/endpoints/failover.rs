@@ -193,9 +193,9 @@ impl Failover {
 /// Whether a 429 stops further requests to the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RateLimits {
-    /// Manifests and blobs share a quota, and there is another endpoint.
+    /// It does: manifests and blobs share a quota, and there is another endpoint.
     Apply,
-    /// Lists often have limits of their own. And where there is no other endpoint, the caller decides: the limit may be
+    /// It does not. Lists often have separate limits. Without another endpoint the caller decides, since the limit may be
     /// that of one repository, which a client has chosen.
     Ignore,
 }
