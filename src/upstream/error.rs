@@ -149,7 +149,7 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::RateLimited { .. }) && !self.is_elsewhere
     }
 
-    /// Whether GET may succeed where HEAD failed with this: many registries and proxies support HEAD badly.
+    /// Whether GET may succeed after HEAD failed with this error: many registries and proxies support HEAD badly.
     pub fn may_be_about_head(&self) -> bool {
         let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
         !(self.is_about_the_registry() || self.is_rate_limit() || is_slow)
@@ -332,19 +332,19 @@ fn tls_reason(error: &rustls::Error) -> String {
             "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
              more, and SHA-256, SHA-384 or SHA-512",
         ),
-        // webpki's error has no variant of its own in rustls.
+        // rustls has no variant for this error of webpki.
         rustls::Error::InvalidCertificate(other)
             if format!("{other:?}").contains("CaUsedAsEndEntity") =>
         {
             (
-                "its certificate is self-signed, and is an authority's".to_owned(),
-                "tls.ca in its entry may name this very certificate",
+                "its certificate is a self-signed authority".to_owned(),
+                "to trust it, set tls.ca in its entry to this certificate",
             )
         }
         rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => (
             error.to_string(),
-            "the two have no cipher suite or curve in common: with TLS 1.2 the certificate must not \
-             be P-521, and it may demand a client certificate",
+            "there is no common cipher suite or curve (with TLS 1.2 the certificate must not be P-521), \
+             or the server demands a client certificate",
         ),
         other => return other.to_string(),
     };

@@ -163,7 +163,7 @@ fn errors_name_the_failing_helper_and_omit_its_output() {
     let hang = r#"mkfifo "$0.gate"; cat "$0.gate""#;
     for (text, words) in [
         (r#"echo '{"Username":"u","Secret":"hunter2"}'; exit 1"#, "failed"),
-        ("echo hunter2", "something else than JSON"),
+        ("echo hunter2", "did not print JSON"),
         ("yes hunter2", "more than"),
         (hang, "was killed"),
     ] {

@@ -190,11 +190,11 @@ impl<'a, S: Sink> Download<'a, S> {
             if !matches!(&error, CacheError::Upstream(error) if error.is_temporary()) {
                 return Err(error);
             }
-            // Another endpoint need not be waited for, but once: one that never sends anything has no
-            // endpoint_failures, and one that breaks off again and again is not asked without end for its sake.
+            // Tries another endpoint without a backoff, but only once: an endpoint that never sends anything has no
+            // failures, and must not cause endless requests to one that breaks off again and again.
             let broke_off_before = self.endpoint_failures.of(body.endpoint) > 0;
             self.endpoint_failures.add(body.endpoint);
-            if broke_off_before || !self.endpoint_failures.leave_one_of(source.endpoints()) {
+            if broke_off_before || !self.endpoint_failures.has_clean_endpoint(source.endpoints()) {
                 return Err(error);
             }
             log::warn!("{}: {error}; asking another endpoint", self.what());

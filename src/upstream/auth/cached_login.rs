@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_told_to_refresh_gets_another_login_and_minds_no_failure() {
+    fn a_refresh_fetches_another_login_and_ends_the_backoff() {
         let (cached, now) = (CachedLogin::default(), Instant::now());
         assert!(cached.login(now, failed).is_err());
         cached.refresh(now);

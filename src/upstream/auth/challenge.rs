@@ -1,9 +1,9 @@
-//! `WWW-Authenticate`: what a registry wants to see before it answers.
+//! `WWW-Authenticate`: the authentication that a registry demands.
 //!
-//! RFC 9110, section 11.6.1. The header may repeat, one line may hold several challenges, values may
-//! be tokens or quoted strings, and quoted strings may contain commas.
+//! RFC 9110, section 11.6.1. The header may occur several times, one line may contain several challenges, values may be
+//! tokens or quoted strings, and quoted strings may contain commas.
 
-/// One challenge: a scheme and its parameters, names in lower case.
+/// One challenge: a scheme and its parameters, with names in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) struct Challenge {
     scheme: String,
@@ -16,12 +16,12 @@ impl Challenge {
         self.parameters.iter().find(|(each, _)| each == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether one of the challenges is for a user and a password.
+    /// Whether one of the challenges demands user and password.
     pub(in crate::upstream) fn wants_basic<'a>(lines: impl IntoIterator<Item = &'a str>) -> bool {
         lines.into_iter().flat_map(parse).any(|challenge| challenge.scheme == "basic")
     }
 
-    /// Picks the bearer challenge out of all that the lines of a header hold.
+    /// The first bearer challenge in the lines of a header.
     pub(in crate::upstream) fn bearer<'a>(
         lines: impl IntoIterator<Item = &'a str>,
     ) -> Option<Challenge> {
@@ -30,7 +30,7 @@ impl Challenge {
     }
 }
 
-/// Parses one line. What cannot be parsed ends the line: the challenges before it count.
+/// Parses one line up to the first error. The challenges before it count.
 fn parse(line: &str) -> Vec<Challenge> {
     let mut challenges: Vec<Challenge> = Vec::new();
     let mut scanner = Scanner { rest: line };
@@ -42,7 +42,7 @@ fn parse(line: &str) -> Vec<Challenge> {
         }
         scanner.skip(|char| char == ' ' || char == '\t');
         match (scanner.eat('='), challenges.last_mut()) {
-            // `name=value` belongs to the challenge before; a name alone begins a new one.
+            // `name=value` belongs to the current challenge; a name alone begins a new one.
             (true, Some(challenge)) => {
                 scanner.skip(|char| char == ' ' || char == '\t');
                 let Some(value) = scanner.value() else { return challenges };
@@ -104,7 +104,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// RFC 9110 `tchar`, and `/` and `:` for the servers that do not quote their realm.
+/// RFC 9110 `tchar`, and `/` and `:` for servers that do not quote their realm.
 fn is_token(char: char) -> bool {
     char.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~/:".contains(char)
 }

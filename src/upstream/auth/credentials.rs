@@ -1,7 +1,6 @@
-//! Who Larder is to a registry: `registries[].auth` as settings, and what is shown.
+//! Credentials for registries: `registries[].auth` as settings, and the logins that are presented.
 //!
-//! Secrets never appear in `Debug` or in a log. How a login is had, kept and renewed is
-//! [`logins`](super::logins)'.
+//! Secrets never appear in `Debug` or in a log. [`logins`](super::logins) fetches, caches and renews logins.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,15 +14,15 @@ use base64::engine::general_purpose::STANDARD;
 use super::aws::EcrSettings;
 use crate::oci::Repository;
 
-/// How long what a helper says is kept if nobody says otherwise. Helpers do not tell when their
-/// answers expire; those for clouds renew theirs well before this.
+/// The default time for which a helper's answer is cached. Helpers do not report when their answers expire; those for
+/// clouds renew theirs well before this.
 const HELPER_EXPIRY: Duration = Duration::from_secs(10 * 60);
-/// What the names of helpers' programs begin with.
+/// The prefix of helper programs.
 const HELPER_PREFIX: &str = "docker-credential-";
-/// How long a helper may take: some ask a cloud or a password store over the network.
+/// The default timeout of a helper. Some contact a cloud or a password store over the network.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A text that is shown to registries only.
+/// A text that is sent to registries and never displayed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -47,7 +46,7 @@ impl fmt::Debug for Secret {
 /// Where credentials come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Credentials {
-    /// There are none.
+    /// Anonymous access.
     #[default]
     Anonymous,
     /// `user` and `password`, or `passwordFromEnv`.
@@ -57,28 +56,27 @@ pub enum Credentials {
         /// The password.
         password: Secret,
     },
-    /// `user` and `passwordFile`, read each time it is needed.
+    /// `user` and `passwordFile`, which is read for each login.
     PasswordFile {
         /// The user.
         user: String,
-        /// The file; a line break at its end is not part of the password.
+        /// The file; a line break at its end is ignored.
         path: PathBuf,
     },
-    /// `token.static`: a bearer token that is shown as it is.
+    /// `token.static`: a bearer token that is sent unchanged.
     Bearer(Secret),
-    /// `dockerConfig`: a `config.json` as `docker login` and Kubernetes pull secrets have it, read each
-    /// time it is needed.
+    /// `dockerConfig`: a `config.json` of `docker login` or a Kubernetes pull secret, which is read for each login.
     DockerConfig {
         /// The file.
         path: PathBuf,
     },
-    /// `credentialHelper`: a program that is asked.
+    /// `credentialHelper`: a program that returns the login.
     Helper(HelperSettings),
-    /// `token.provider: ecr`: a login that Amazon's registry service hands out.
+    /// `token.provider: ecr`: a login issued by Amazon ECR.
     Ecr(Box<EcrSettings>),
-    /// Who we are depends on the repository (`registries[].repositories`).
+    /// The credentials depend on the repository (`registries[].repositories`).
     ByRepository {
-        /// Credentials of parts of the registry; the longest prefix that covers a repository counts.
+        /// Credentials of parts of the registry. The longest prefix that covers a repository counts.
         parts: Vec<(RepositoryPrefix, Credentials)>,
         /// For all other repositories.
         otherwise: Box<Credentials>,
@@ -86,7 +84,7 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// The files that are read when a login is needed, with the keys that name them.
+    /// The files that are read for logins, with their configuration keys.
     pub fn files(&self) -> Vec<(&'static str, &Path)> {
         match self {
             Credentials::PasswordFile { path, .. } => vec![("passwordFile", path)],
@@ -104,35 +102,35 @@ impl Credentials {
     }
 }
 
-/// How a `docker-credential-*` program is asked.
+/// The settings of a `docker-credential-*` program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelperSettings {
-    /// Which program.
+    /// The program.
     pub program: HelperProgram,
-    /// How long its answer is kept.
+    /// How long its answer is cached.
     pub expiry: Duration,
-    /// How long it may take to answer.
+    /// How long it may run.
     pub timeout: Duration,
 }
 
 impl HelperSettings {
-    /// That program with the usual times.
+    /// The program with the default times.
     pub fn of(program: HelperProgram) -> HelperSettings {
         HelperSettings { program, expiry: HELPER_EXPIRY, timeout: HELPER_TIMEOUT }
     }
 }
 
-/// A credential helper: the `x` of `docker-credential-x`, which is looked for in `PATH`, or an absolute
-/// path. Nothing else, since it is run: a relative path would depend on where Larder was started.
+/// A credential helper: the `x` of `docker-credential-x`, which is searched in `PATH`, or an absolute path. A relative
+/// path is not allowed, since it would depend on the working directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelperProgram(String);
 
 impl HelperProgram {
-    /// The helper that a Docker `config.json` names: a name, and nothing else. The file may come from
-    /// somebody who may choose credentials, and not which program of this machine is run.
+    /// Parses the name of a helper in a Docker `config.json`. Paths are refused: the author of the file may choose
+    /// credentials, but not which program is run on this machine.
     ///
     /// # Errors
-    /// What a helper's name is.
+    /// A description of valid names.
     pub(in crate::upstream) fn named(text: &str) -> Result<HelperProgram, &'static str> {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         match text.bytes().all(is_name) && !text.is_empty() && !text.starts_with('-') {
@@ -142,13 +140,13 @@ impl HelperProgram {
         }
     }
 
-    /// What is run.
+    /// The program to run.
     pub(in crate::upstream) fn command(&self) -> &str {
         &self.0
     }
 }
 
-/// As it is written.
+/// The helper as it is written in the configuration.
 impl fmt::Display for HelperProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.strip_prefix(HELPER_PREFIX).unwrap_or(&self.0))
@@ -169,19 +167,19 @@ impl FromStr for HelperProgram {
     }
 }
 
-/// A part of a registry: the repository of that name and all below it.
+/// A part of a registry: the repository with this name and all repositories below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryPrefix(Repository);
 
 impl RepositoryPrefix {
-    /// Whether a repository is in this part. Components count whole: `team-a` covers `team-a/x` and not
+    /// Whether a repository is in this part. Only complete path components match: `team-a` covers `team-a/x` but not
     /// `team-ab`.
     pub(in crate::upstream) fn covers(&self, repository: &Repository) -> bool {
         let rest = repository.as_str().strip_prefix(self.0.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// How many bytes it is long: the longest counts.
+    /// The length in bytes, for finding the longest match.
     pub(in crate::upstream) fn len(&self) -> usize {
         self.0.as_str().len()
     }
@@ -201,19 +199,19 @@ impl FromStr for RepositoryPrefix {
     }
 }
 
-/// What is shown to a registry or to its token service.
+/// A login that is presented to a registry or to its token service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) enum Login {
-    /// By `Authorization: Basic`.
+    /// `Authorization: Basic`.
     Basic { user: String, password: Secret },
-    /// By `Authorization: Bearer`.
+    /// `Authorization: Bearer`.
     Bearer(Secret),
-    /// An identity token, which a token service takes as `refresh_token`.
+    /// An identity token, which a token service accepts as `refresh_token`.
     Identity(Secret),
 }
 
 impl Login {
-    /// The value of an `Authorization` header; `None` for what only a token service takes.
+    /// The value of an `Authorization` header; `None` for an identity token, which only a token service accepts.
     pub(in crate::upstream) fn header(&self) -> Option<String> {
         match self {
             Login::Basic { user, password } => {
@@ -225,30 +223,31 @@ impl Login {
     }
 }
 
-/// Why there is no login. Cheap to clone: everybody who waits for it gets it.
+/// Why there is no login. Cheap to clone, since every waiting caller gets a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) enum LoginError {
-    /// What is configured does not do: a file that cannot be read, a helper that is not there, keys that
-    /// are refused. Somebody has to change something.
+    /// The configuration is unusable: a file that cannot be read, a missing helper, refused keys. The operator must
+    /// change something.
     Unusable(Arc<str>),
-    /// Whoever hands out the login does not answer just now.
+    /// The helper or the service does not answer at the moment.
     Unavailable(Arc<str>),
 }
 
 impl LoginError {
-    /// Which file, helper or service, what is wrong with it, and what to do; no secrets.
+    /// The file, helper or service, the problem, and what to do. Contains no secrets.
     pub(in crate::upstream) fn reason(&self) -> &Arc<str> {
         match self {
             LoginError::Unusable(reason) | LoginError::Unavailable(reason) => reason,
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_not_shown() {
+    fn secrets_are_not_displayed() {
         let credentials = Credentials::Password { user: "u".into(), password: Secret::new("pw") };
         assert!(!format!("{credentials:?}").contains("pw"));
         let login = Login::Basic { user: "Aladdin".into(), password: Secret::new("open sesame") };
@@ -271,13 +270,13 @@ mod tests {
         }
         assert!(
             HelperProgram::named("/opt/bin/my-helper").is_err(),
-            "a path is the operator's to give"
+            "only the operator may choose a path"
         );
         assert_eq!(HelperProgram::named("a.b_c").unwrap().command(), "docker-credential-a.b_c");
     }
 
     #[test]
-    fn a_prefix_covers_whole_components() {
+    fn a_prefix_covers_complete_components() {
         let covers = |prefix: &str, repository: &str| {
             prefix.parse::<RepositoryPrefix>().unwrap().covers(&repository.parse().unwrap())
         };

@@ -1,6 +1,6 @@
-//! Docker's `config.json`, as `docker login`, podman and Kubernetes pull secrets write it.
+//! Docker's `config.json`, as written by `docker login`, podman and Kubernetes pull secrets.
 //!
-//! Says which login it holds for a repository, or which helper knows it; does not run helpers.
+//! Finds the login for a repository or the helper to run for it. Does not run helpers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::credentials::{Login, RepositoryPrefix, Secret};
 use super::logins::read;
 use crate::oci::{Repository, Upstream};
 
-/// The file, as far as it matters here.
+/// The parts of the file that are used here.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[derive(Default)]
@@ -31,14 +31,14 @@ struct Auth {
     identitytoken: Option<String>,
 }
 
-/// What the file says about a repository.
+/// What the file contains for a repository.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// Nothing: it is pulled anonymously.
     Nothing,
-    /// This.
+    /// A login.
     Login(Login),
-    /// That the helper of this name knows.
+    /// The name of a credential helper.
     Helper(String),
 }
 
@@ -46,15 +46,15 @@ impl DockerConfig {
     /// Reads the file.
     ///
     /// # Errors
-    /// A text that names the file and what is wrong with it.
+    /// A text with the path of the file and the problem.
     pub(super) fn load(path: &Path) -> Result<DockerConfig, String> {
-        // The parser's own text could quote the file.
+        // The parser's text could quote secrets of the file.
         serde_json::from_str(&read(path, "dockerConfig")?)
             .map_err(|_| format!("dockerConfig {} is not valid JSON", path.display()))
     }
 
-    /// The registry's own helper, else an entry of `auths`, else the store for all registries. With a
-    /// store, docker keeps entries without a login in `auths`; these say nothing.
+    /// The registry's own helper, else an entry of `auths`, else the credential store for all registries. With a store,
+    /// docker keeps entries without a login in `auths`; these are ignored.
     pub(super) fn find(&self, upstream: &Upstream, repository: &Repository) -> Found {
         let is_ours = |key: &str| {
             key.parse().is_ok_and(|key: Key| key.registry == *upstream && key.part.is_none())
@@ -70,7 +70,7 @@ impl DockerConfig {
         store.map_or(Found::Nothing, |store| Found::Helper(store.to_owned()))
     }
 
-    /// The entry of `auths` with the longest key that covers the repository and that holds a login.
+    /// The login in `auths` with the longest key that covers the repository.
     fn auth(&self, upstream: &Upstream, repository: &Repository) -> Option<Login> {
         let candidates = self.auths.iter().filter_map(|(key, auth)| {
             let key: Key = key.parse().ok()?;
@@ -81,14 +81,14 @@ impl DockerConfig {
             let login = (key.registry == *upstream && covers).then(|| auth.login())??;
             Some((key.part.map_or(0, |part| part.len()), login))
         });
-        // The first of equally long ones, which are spellings of the same.
+        // Of keys with the same length, which are spellings of the same registry, the first one counts.
         let best = candidates.reduce(|one, other| if other.0 > one.0 { other } else { one });
         best.map(|(_, login)| login)
     }
 }
 
-/// What a key of the file means: `quay.io`, `https://index.docker.io/v1/`, `reg.local:5000/`, or, as
-/// podman writes it, a part of a registry: `quay.io/team-a`.
+/// A key of the file: `quay.io`, `https://index.docker.io/v1/`, `reg.local:5000/`, or a part of a registry, as podman
+/// writes it: `quay.io/team-a`.
 struct Key {
     registry: Upstream,
     part: Option<RepositoryPrefix>,
@@ -105,7 +105,7 @@ impl std::str::FromStr for Key {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let registry = host.parse().map_err(|_| ())?;
         let path = path.trim_end_matches('/');
-        // What stands behind the host of a URL is the API that docker once used.
+        // The path of a URL is that of the API, as old versions of docker wrote it.
         let part = match path {
             "" | "v1" | "v2" => None,
             _ if is_url => None,
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_found_by_every_spelling() {
+    fn every_spelling_of_a_registry_is_found() {
         let json = r#"{"auths": {
             "https://index.docker.io/v1/": {"auth": "dTpwdzp4"},
             "QUAY.IO": {"username": "q", "password": "w"},
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_part_of_a_registry_wins() {
+    fn the_longest_matching_key_wins() {
         let json = r#"{"auths": {
             "quay.io": {"username": "all", "password": "p"},
             "quay.io/team-a": {"username": "a", "password": "p"},
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registrys_helper_stands_before_auths_and_auths_before_the_store() {
+    fn helpers_have_precedence_over_auths_and_auths_over_the_store() {
         let json = r#"{
             "auths": {
                 "helped.io": {"username": "u", "password": "p"},
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_named_and_not_quoted() {
+    fn errors_name_the_file_and_do_not_quote_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         std::fs::write(&path, r#"{"auths": "hunter2"}"#).unwrap();

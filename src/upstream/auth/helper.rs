@@ -1,10 +1,9 @@
-//! Credential helpers: `docker-credential-*` programs, asked with `get`.
+//! Credential helpers: `docker-credential-*` programs, run with `get`.
 //!
-//! The protocol is docker's (docker-credential-helpers): the registry on standard input, JSON on
-//! standard output. A helper is somebody else's program: it may be missing, hang, talk without end or
-//! print anything. So it is given a bounded time and a bounded output, what it prints is never quoted
-//! (it may be the secret), and it is killed with all that it has started. What it writes to standard
-//! error goes to Larder's, as with docker.
+//! The protocol is docker's (docker-credential-helpers): the registry on standard input, JSON on standard output. A
+//! helper is a foreign program: it may be missing, hang, or print anything without end. Therefore its time and output
+//! are bounded, its output is never quoted (it may be the secret), and it is killed together with the processes that it
+//! has started. Its standard error is Larder's, as with docker.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -19,13 +18,13 @@ use super::cached_login::Fetched;
 use super::credentials::{HelperSettings, Login, LoginError, Secret};
 use crate::oci::Upstream;
 
-/// The most that is read of a helper's answer, in bytes: more than any token.
+/// The largest output of a helper, in bytes: larger than any token.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// What helpers say, and docker looks for, when they know nothing about a registry.
+/// The text by which helpers report, and docker recognises, that they have no login for a registry.
 const NOT_FOUND: &str = "credentials not found";
-/// How long that is kept: somebody may be about to log in.
+/// How long that is cached: a user may be about to log in.
 const NOT_FOUND_KEPT: Duration = Duration::from_secs(60);
-/// The user under which an identity token is given.
+/// The user name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
 #[derive(Deserialize)]
@@ -35,7 +34,7 @@ struct Answer {
     secret: String,
 }
 
-/// What went wrong with a run, before it has words for the operator.
+/// Why a run failed.
 enum RunError {
     NotStarted(io::Error),
     TimedOut,
@@ -43,11 +42,11 @@ enum RunError {
     Broken(io::Error),
 }
 
-/// Asks a helper for the login to a registry.
+/// Runs a helper to get the login for a registry.
 ///
 /// # Errors
-/// Which helper, what happened, and what to do.
-pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Fetched, LoginError> {
+/// Which helper failed, how, and what to do.
+pub(super) fn login(settings: &HelperSettings, upstream: &Upstream) -> Result<Fetched, LoginError> {
     let command = settings.program.command();
     let server = server(upstream);
     let (status, output) = run(command, server, settings.timeout)
@@ -64,14 +63,14 @@ pub(super) fn ask(settings: &HelperSettings, upstream: &Upstream) -> Result<Fetc
     }
     let login = parse(&output).ok_or_else(|| {
         unavailable(format!(
-            "the credential helper {command} answered something else than JSON with Username and \
-             Secret; try: echo {server} | {command} get"
+            "the credential helper {command} did not print JSON with Username and Secret; \
+             try: echo {server} | {command} get"
         ))
     })?;
     Ok(Fetched { login: Some(login), lifetime: settings.expiry })
 }
 
-/// The name by which docker asks for a registry.
+/// The name that docker passes to helpers for a registry.
 fn server(upstream: &Upstream) -> &str {
     match upstream.is_docker_hub() {
         true => "https://index.docker.io/v1/",
@@ -92,7 +91,7 @@ fn explain(error: RunError, command: &str, timeout: Duration) -> LoginError {
     match error {
         RunError::NotStarted(error) if error.kind() == io::ErrorKind::NotFound => {
             let reason = format!(
-                "the credential helper {command} is not there: install it, or name it by its path"
+                "the credential helper {command} was not found: install it, or give its absolute path"
             );
             LoginError::Unusable(reason.into())
         }
@@ -101,14 +100,13 @@ fn explain(error: RunError, command: &str, timeout: Duration) -> LoginError {
             LoginError::Unusable(reason.into())
         }
         RunError::TimedOut => unavailable(format!(
-            "the credential helper {command} has not answered within {timeout:?} and was killed"
+            "the credential helper {command} did not finish within {timeout:?} and was killed"
         )),
         RunError::TooLong => unavailable(format!(
-            "the credential helper {command} answered more than {OUTPUT_BYTES_MAX} bytes and was \
-             killed"
+            "the credential helper {command} printed more than {OUTPUT_BYTES_MAX} bytes and was killed"
         )),
         RunError::Broken(error) => {
-            unavailable(format!("the credential helper {command} cannot be watched: {error}"))
+            unavailable(format!("cannot monitor the credential helper {command}: {error}"))
         }
     }
 }
@@ -117,21 +115,21 @@ fn unavailable(reason: String) -> LoginError {
     LoginError::Unavailable(reason.into())
 }
 
-/// Runs `command get` with `input`, until it ends or its time has come.
+/// Runs `command get` with `input` until it exits or the timeout expires.
 fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec<u8>), RunError> {
     let deadline = Instant::now() + timeout;
     let child = Command::new(command)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        // A group of its own, so that it can be killed with what it starts.
+        // Its own process group, so that it can be killed together with its children.
         .process_group(0)
         .spawn()
         .map_err(RunError::NotStarted)?;
     let mut running = Running { child, is_reaped: false };
     if let Some(mut stdin) = running.child.stdin.take() {
-        // A name fits into any pipe, so this does not wait. A helper that does not read has ended, or
-        // does not want to know; its answer tells. Dropping closes: the name is all.
+        // A name fits into the buffer of a pipe, so this does not block. An error means that the helper has exited or
+        // does not read its input; its output decides. Dropping `stdin` closes the pipe.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = running.output(deadline)?;
@@ -140,19 +138,19 @@ fn run(command: &str, input: &str, timeout: Duration) -> Result<(ExitStatus, Vec
     Ok((status, output))
 }
 
-/// A child that does not outlive its use.
+/// A child process that is killed when this is dropped.
 struct Running {
     child: Child,
     is_reaped: bool,
 }
 
 impl Running {
-    /// What the child prints until it ends. Its end counts, not its output's: what it has started may
-    /// hold the pipe open.
+    /// The child's output until it exits. Does not wait for the end of the output, since processes that it has started
+    /// may keep the pipe open.
     fn output(&mut self, deadline: Instant) -> Result<Vec<u8>, RunError> {
         let pid = Pid::from_child(&self.child);
         let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(broken)?;
-        // It was asked for when the child was started.
+        // The child was started with a piped standard output, which is taken once.
         let mut stdout = self.child.stdout.take().expect("standard output is a pipe");
         let (mut output, mut is_open) = (Vec::new(), true);
         loop {
@@ -162,7 +160,7 @@ impl Running {
             wait(watched, left)?;
             let (has_ended, has_output) = (is_ready(&fds[0]), is_open && is_ready(&fds[1]));
             if has_output {
-                is_open = take(&mut stdout, &mut output)?;
+                is_open = read_chunk(&mut stdout, &mut output)?;
             } else if has_ended {
                 return Ok(output);
             } else if left.is_zero() {
@@ -175,15 +173,15 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.is_reaped {
-            // Not reaped, so the number is still its own. Whoever is gone already needs no signal.
+            // The child was not reaped, so its process id is still valid. An error means that the group is gone already.
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             let _ = self.child.wait();
         }
     }
 }
 
-/// Reads what is there; whether more may come.
-fn take(stdout: &mut ChildStdout, output: &mut Vec<u8>) -> Result<bool, RunError> {
+/// Reads the available output. Returns whether more may follow.
+fn read_chunk(stdout: &mut ChildStdout, output: &mut Vec<u8>) -> Result<bool, RunError> {
     let mut chunk = [0; 4096];
     let length = stdout.read(&mut chunk).map_err(RunError::Broken)?;
     output.extend_from_slice(&chunk[..length]);
@@ -215,8 +213,8 @@ mod tests {
 
     use super::*;
 
-    /// A helper that is a shell script. Written by a child: were it written here, a helper that another
-    /// test starts meanwhile could inherit the open file, and a file open for writing cannot be run.
+    /// Creates a helper that is a shell script. A child process writes it: otherwise a helper that another test starts
+    /// at this moment could inherit the open file, and a file that is open for writing cannot be run.
     fn script(directory: &Path, text: &str) -> PathBuf {
         let path = directory.join("helper");
         let mut writer = Command::new("sh")
@@ -231,16 +229,16 @@ mod tests {
         path
     }
 
-    fn ask_within(path: &Path, registry: &str, timeout: Duration) -> Result<Fetched, LoginError> {
+    fn login_within(path: &Path, registry: &str, timeout: Duration) -> Result<Fetched, LoginError> {
         let program = path.to_str().unwrap().parse().unwrap();
         let settings = HelperSettings { timeout, ..HelperSettings::of(program) };
-        ask(&settings, &registry.parse().unwrap())
+        login(&settings, &registry.parse().unwrap())
     }
 
     fn run_script(text: &str) -> Result<Option<Login>, LoginError> {
         let directory = tempfile::tempdir().unwrap();
         let path = script(directory.path(), text);
-        ask_within(&path, "quay.io", Duration::from_secs(10)).map(|got| got.login)
+        login_within(&path, "quay.io", Duration::from_secs(10)).map(|got| got.login)
     }
 
     fn basic(user: &str, password: &str) -> Login {
@@ -248,20 +246,20 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_is_told_the_registry_as_docker_does() {
-        for (registry, said) in
+    fn a_helper_gets_the_registry_name_that_docker_passes() {
+        for (registry, server) in
             [("docker.io", "https://index.docker.io/v1/"), ("quay.io", "quay.io")]
         {
             let directory = tempfile::tempdir().unwrap();
             let text = r#"printf '{"ServerURL":"x","Username":"%s","Secret":"%s"}' "$1" "$(cat)""#;
             let path = script(directory.path(), text);
-            let got = ask_within(&path, registry, Duration::from_secs(10)).unwrap();
-            assert_eq!(got.login, Some(basic("get", said)));
+            let got = login_within(&path, registry, Duration::from_secs(10)).unwrap();
+            assert_eq!(got.login, Some(basic("get", server)));
         }
     }
 
     #[test]
-    fn what_helpers_say() {
+    fn helper_answers() {
         let identity = Login::Identity(Secret::new("refresh"));
         for (text, expected) in [
             (r#"echo '{"Username":"<token>","Secret":"refresh"}'"#, Some(identity)),
@@ -273,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broken_helper_prints_is_never_quoted() {
+    fn the_output_of_a_broken_helper_is_never_quoted() {
         for (text, words) in [
             (r#"echo '{"Username":"u","Secret":"hunter2"}'; exit 3"#, "exit status: 3"),
-            ("echo hunter2", "something else than JSON"),
-            (r#"echo '{"Username":"hunter2"}'"#, "something else than JSON"),
-            (r#"echo '{"Username":"hunter2","Secret":""}'"#, "something else than JSON"),
-            ("", "something else than JSON"),
+            ("echo hunter2", "did not print JSON"),
+            (r#"echo '{"Username":"hunter2"}'"#, "did not print JSON"),
+            (r#"echo '{"Username":"hunter2","Secret":""}'"#, "did not print JSON"),
+            ("", "did not print JSON"),
             ("yes hunter2", "more than 65536 bytes"),
             ("kill -9 $$", "signal: 9"),
         ] {
@@ -291,14 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_helper() {
         let name = "/nonexistent/docker-credential-x";
-        let error = ask_within(Path::new(name), "quay.io", Duration::ZERO).err().unwrap();
+        let error = login_within(Path::new(name), "quay.io", Duration::ZERO).err().unwrap();
         assert!(matches!(error, LoginError::Unusable(_)) && error.reason().contains(name));
     }
 
     #[test]
-    fn a_helper_that_hangs_is_killed_with_what_it_has_started() {
+    fn a_helper_that_hangs_is_killed_with_its_children() {
         let directory = tempfile::tempdir().unwrap();
         let gate = directory.path().join("gate");
         assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
@@ -306,25 +304,25 @@ mod tests {
         // The inner `cat` waits for a writer that never comes, and holds standard output open.
         let text = format!("echo $$ > {}; cat {} & wait", pid.display(), gate.display());
         let path = script(directory.path(), &text);
-        let error = ask_within(&path, "quay.io", Duration::from_millis(200)).err().unwrap();
+        let error = login_within(&path, "quay.io", Duration::from_millis(200)).err().unwrap();
         assert!(error.reason().contains("was killed"), "{error:?}");
         let pid = std::fs::read_to_string(pid).unwrap_or_default();
-        // It may not have come to write its number; then it was killed before.
+        // The helper may have been killed before it wrote its process id.
         let process = Path::new("/proc").join(pid.trim());
         assert!(pid.is_empty() || !process.exists(), "{process:?} was not reaped");
     }
 
     #[test]
-    fn what_a_helper_leaves_behind_is_not_waited_for() {
+    fn children_that_a_helper_leaves_running_are_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let gate = directory.path().join("gate");
         assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
         let text =
             format!(r#"cat {} & echo '{{"Username":"u","Secret":"p"}}'; exit 0"#, gate.display());
         let path = script(directory.path(), &text);
-        let got = ask_within(&path, "quay.io", Duration::from_secs(10)).unwrap();
+        let got = login_within(&path, "quay.io", Duration::from_secs(10)).unwrap();
         assert_eq!(got.login, Some(basic("u", "p")));
-        // Lets the `cat` that was left behind end.
+        // Lets the `cat` that is still running exit.
         assert!(std::fs::OpenOptions::new().write(true).open(&gate).is_ok());
     }
 }

@@ -1,8 +1,8 @@
-//! The logins of one registry: from settings to what is shown, now.
+//! The logins of one registry, by repository.
 //!
-//! Files are read each time, so that a changed one counts at once. What a helper or a cloud hands out
-//! is kept in a [`CachedLogin`], one for each entry of the configuration, until it expires or is refused.
-//! Whose origin a login may be shown to is the session's to decide.
+//! Files are read for each login, so that changes apply at once. Logins of helpers and clouds are cached in a
+//! [`CachedLogin`], one for each entry of the configuration, until they expire or are refused. The session decides to
+//! which hosts a login may be sent.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -23,8 +23,7 @@ use crate::upstream::network::Reach;
 /// The largest credentials file read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A point in time by both clocks: one that never jumps, for waiting, and one that others share, for
-/// signatures.
+/// A point in time by two clocks: the monotonic one for waiting, and the wall clock for signatures.
 #[derive(Clone, Copy)]
 pub(in crate::upstream) struct Moment {
     pub(in crate::upstream) instant: Instant,
@@ -37,7 +36,7 @@ impl Moment {
     }
 }
 
-/// See the file's own doc.
+/// See the module documentation.
 pub(in crate::upstream) struct Logins {
     upstream: Upstream,
     /// Parts of the registry, longest prefix first.
@@ -45,9 +44,9 @@ pub(in crate::upstream) struct Logins {
     otherwise: Source,
 }
 
-/// One entry of the configuration, and what was got for it.
+/// One entry of the configuration, with its cached login.
 enum Source {
-    /// Nothing, or something that does not change.
+    /// Anonymous access, or a login that does not change.
     Fixed(SharedLogin),
     PasswordFile {
         user: String,
@@ -55,7 +54,7 @@ enum Source {
     },
     DockerConfig {
         path: PathBuf,
-        asked: NamedHelper,
+        helper: NamedHelper,
     },
     Helper {
         settings: HelperSettings,
@@ -64,12 +63,12 @@ enum Source {
     Ecr(Box<Ecr>, CachedLogin),
 }
 
-/// The helper that a file names, which may be another one tomorrow.
+/// The helper that the file names. The file may change and name another one.
 #[derive(Default)]
 struct NamedHelper(Mutex<Option<(String, Arc<CachedLogin>)>>);
 
 impl Logins {
-    /// The logins that these credentials give. Nothing is read or asked yet.
+    /// Creates the logins of these credentials. Reads no files and makes no requests.
     pub(in crate::upstream) fn new(
         credentials: &Credentials,
         upstream: &Upstream,
@@ -86,12 +85,12 @@ impl Logins {
         Logins { upstream: upstream.clone(), parts, otherwise: source(otherwise) }
     }
 
-    /// None at all, for registries that nobody has listed.
+    /// Anonymous access, for unlisted registries.
     pub(in crate::upstream) fn none(upstream: &Upstream) -> Logins {
         Logins::new(&Credentials::Anonymous, upstream, &Reach::default())
     }
 
-    /// A token that is shown without being asked for; a token service would not want it.
+    /// A bearer token that is presented before a challenge. A token service would not accept it.
     pub(in crate::upstream) fn preemptive(&self, repository: &Repository) -> SharedLogin {
         match self.source(repository) {
             Source::Fixed(Some(login)) if matches!(**login, Login::Bearer(_)) => {
@@ -101,10 +100,10 @@ impl Logins {
         }
     }
 
-    /// What to show for a repository. May read a file, start a program, or ask a service.
+    /// The login for a repository. May read a file, run a program, or make a request to a cloud.
     ///
     /// # Errors
-    /// What could not be had, why, and what to do.
+    /// Which login is unavailable, why, and what to do.
     pub(in crate::upstream) fn login(
         &self,
         repository: &Repository,
@@ -113,7 +112,7 @@ impl Logins {
         self.get(repository, Wanted::Any, now)
     }
 
-    /// Another login, after the registry has refused `rejected`; `None` if there is no other.
+    /// Another login, after the registry has refused `rejected`; `None` if there is none.
     ///
     /// # Errors
     /// As [`Logins::login`].
@@ -126,13 +125,13 @@ impl Logins {
         self.get(repository, Wanted::OtherThan(rejected), now)
     }
 
-    /// Lets what helpers and clouds have handed out be got anew. Files are read each time in any case.
+    /// Makes the next use fetch the logins of helpers and clouds again. Files are read for each login anyway.
     pub(in crate::upstream) fn refresh(&self, now: Instant) {
         let parts = self.parts.iter().map(|(_, source)| source);
         for source in parts.chain([&self.otherwise]) {
             match source {
                 Source::Helper { cached, .. } | Source::Ecr(_, cached) => cached.refresh(now),
-                Source::DockerConfig { asked, .. } => asked.refresh(now),
+                Source::DockerConfig { helper, .. } => helper.refresh(now),
                 Source::Fixed(_) | Source::PasswordFile { .. } => {}
             }
         }
@@ -144,20 +143,20 @@ impl Logins {
         wanted: Wanted<'_>,
         now: Moment,
     ) -> Result<SharedLogin, LoginError> {
-        let ask = |settings: &HelperSettings| helper::ask(settings, &self.upstream);
+        let run = |settings: &HelperSettings| helper::login(settings, &self.upstream);
         match self.source(repository) {
             Source::Fixed(login) => Ok(wanted.among(login.clone())),
             Source::PasswordFile { user, path } => Ok(wanted.among(Some(password(user, path)?))),
-            Source::Helper { settings, cached } => wanted.out_of(cached, now, || ask(settings)),
+            Source::Helper { settings, cached } => wanted.out_of(cached, now, || run(settings)),
             Source::Ecr(ecr, cached) => wanted.out_of(cached, now, || ecr.login(now.wall)),
-            Source::DockerConfig { path, asked } => {
+            Source::DockerConfig { path, helper } => {
                 let config = DockerConfig::load(path).map_err(unusable)?;
                 match config.find(&self.upstream, repository) {
                     Found::Nothing => Ok(None),
                     Found::Login(login) => Ok(wanted.among(Some(Arc::new(login)))),
                     Found::Helper(name) => {
                         let settings = named(&name, path)?;
-                        wanted.out_of(&asked.cached(&name), now, || ask(&settings))
+                        wanted.out_of(&helper.cached(&name), now, || run(&settings))
                     }
                 }
             }
@@ -171,7 +170,7 @@ impl Logins {
     }
 }
 
-/// Which login will do.
+/// Which login a caller accepts.
 #[derive(Clone, Copy)]
 enum Wanted<'a> {
     Any,
@@ -203,13 +202,13 @@ impl Source {
     fn new(credentials: &Credentials, reach: &Reach) -> Source {
         let fixed = |login| Source::Fixed(Some(Arc::new(login)));
         match credentials.clone() {
-            // Parts within parts cannot be configured.
+            // Nested parts cannot be configured.
             Credentials::Anonymous | Credentials::ByRepository { .. } => Source::Fixed(None),
             Credentials::Password { user, password } => fixed(Login::Basic { user, password }),
             Credentials::Bearer(token) => fixed(Login::Bearer(token)),
             Credentials::PasswordFile { user, path } => Source::PasswordFile { user, path },
             Credentials::DockerConfig { path } => {
-                Source::DockerConfig { path, asked: NamedHelper::default() }
+                Source::DockerConfig { path, helper: NamedHelper::default() }
             }
             Credentials::Helper(settings) => {
                 Source::Helper { settings, cached: CachedLogin::default() }
@@ -224,17 +223,17 @@ impl Source {
 impl NamedHelper {
     fn refresh(&self, now: Instant) {
         // A panic cannot leave the pair half changed.
-        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.iter().for_each(|(_, cached)| cached.refresh(now));
+        let helper = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        helper.iter().for_each(|(_, cached)| cached.refresh(now));
     }
 
-    /// The cached of that helper. What another one has said counts no more.
+    /// The cached login of this helper. That of another helper is dropped.
     fn cached(&self, name: &str) -> Arc<CachedLogin> {
         // A panic cannot leave the pair half changed.
-        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*asked {
+        let mut helper = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*helper {
             Some((before, cached)) if before == name => Arc::clone(cached),
-            _ => Arc::clone(&asked.insert((name.to_owned(), Arc::default())).1),
+            _ => Arc::clone(&helper.insert((name.to_owned(), Arc::default())).1),
         }
     }
 }
@@ -255,11 +254,11 @@ fn unusable(reason: String) -> LoginError {
     LoginError::Unusable(reason.into())
 }
 
-/// Reads a small file; `what` names it for the operator.
+/// Reads a small file; `what` is its configuration key, for error messages.
 pub(in crate::upstream) fn read(path: &Path, what: &str) -> Result<String, String> {
     let refused = |reason: String| format!("cannot read {what} {}: {reason}", path.display());
     let failed = |error: io::Error| refused(error.to_string());
-    // A pipe without a writer would block the fetcher that opens it.
+    // Opening a pipe without a writer would block the fetcher.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(refused("it is not a regular file".into()));
     }
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_prefix_wins_wherever_it_stands() {
+    fn the_longest_prefix_wins_in_any_order() {
         let parts = [("a", "short"), ("a/b/c", "long"), ("a/b", "middle")];
         let parts = parts.map(|(prefix, user)| (prefix.parse().unwrap(), password_of(user)));
         let otherwise = Box::new(password_of("other"));
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_file_is_read_anew_each_time() {
+    fn a_password_file_is_read_for_each_login() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("password");
         let logins = logins(Credentials::PasswordFile { user: "u".into(), path: path.clone() });
@@ -332,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fixed_cannot_be_renewed() {
+    fn fixed_logins_cannot_be_renewed() {
         let repository = "a".parse().unwrap();
         for credentials in [Credentials::Anonymous, password_of("u")] {
             let renewed = logins(credentials).renew(&repository, &basic("u", "p"), Moment::now());
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_in_a_docker_config_must_have_a_helpers_name() {
+    fn a_docker_config_cannot_run_a_helper_by_path() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         for json in [
@@ -364,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credentials_file_that_is_a_pipe_blocks_nobody() {
+    fn pipes_and_large_credentials_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());

@@ -1,6 +1,7 @@
-//! Who we are to a registry: configured credentials, files of Docker, helpers, clouds, and tokens.
+//! Authentication with registries: configured credentials, Docker's configuration files, credential helpers, clouds,
+//! challenges and bearer tokens.
 //!
-//! Decides what may be presented and keeps it. The client attaches it to requests.
+//! Fetches and caches credentials. The client attaches them to requests and decides which hosts may get them.
 
 mod aws;
 mod cached_login;

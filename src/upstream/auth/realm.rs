@@ -1,8 +1,8 @@
-//! A token realm: whether it may be asked, and how it is.
+//! Requests to a token realm.
 //!
-//! Threats: a registry that sends our credentials to another owner, or in the clear. So a login goes to a
-//! realm of the registry's own owner only, and along redirects within one origin. Without a login
-//! nothing secret is sent, and any realm may be asked that the address guard allows.
+//! Threats: a registry sends credentials to another owner, or unencrypted. Therefore a login is sent only to a realm
+//! with the same owner as the registry, and along redirects within one origin. Without a login nothing secret is sent,
+//! and any realm may be used that the address guard allows.
 
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,16 @@ use crate::upstream::error::UpstreamError;
 use crate::upstream::network::{Location, is_same_owner};
 use crate::upstream::response::{discard, redirect_target};
 
-/// How many redirects of a token service are followed: one adds a slash or another one a version.
+/// The most redirects of a token service that are followed: some add a slash or a version.
 const REDIRECTS_MAX: usize = 4;
 
-/// Where a challenge sends us for a token; never in the clear if the registry itself is not.
+/// The URL of a challenge's token service. It must be https if the registry is.
 pub(in crate::upstream) fn realm(
     challenge: &Challenge,
     asking: &Location,
 ) -> Result<Location, UpstreamError> {
     let Some(realm) = challenge.parameter("realm").and_then(|realm| asking.join(realm)) else {
-        return Err(refused(asking, "is missing or no URL"));
+        return Err(refused(asking, "is missing or is not a URL"));
     };
     if asking.is_https() && !realm.is_https() {
         return Err(refused(asking, &format!("{} is not https", realm.for_log())));
@@ -32,7 +32,7 @@ pub(in crate::upstream) fn realm(
     Ok(realm)
 }
 
-/// Refuses to show a login to a realm that does not belong to the registry's owner.
+/// Refuses to send a login to a realm that does not belong to the registry's owner.
 pub(in crate::upstream) fn check_owner(
     realm: &Location,
     asking: &Location,
@@ -41,8 +41,8 @@ pub(in crate::upstream) fn check_owner(
         true => Ok(()),
         false => {
             let reason = format!(
-                "{} belongs to another owner, which must not get the credentials of this registry \
-                 (registries[].auth)",
+                "{} belongs to another owner, to which the credentials of this registry \
+                 (registries[].auth) are not sent",
                 realm.for_log()
             );
             Err(refused(asking, &reason))
@@ -54,10 +54,9 @@ fn refused(asking: &Location, reason: &str) -> UpstreamError {
     UpstreamError::bad_answer(&asking.for_log(), format!("its token realm {reason}"))
 }
 
-/// By GET as the token specification has it, or by POST for an identity token (OAuth 2). Redirects within
-/// the realm's origin are followed, and repeated as what they were. Other answers are returned. All of it takes
-/// `total` at most.
-pub(in crate::upstream) fn ask(
+/// Requests a token by GET, as the token specification has it, or by POST for an identity token (OAuth 2). Follows
+/// redirects within the realm's origin with the same method and returns all other responses. Takes at most `total`.
+pub(in crate::upstream) fn request_token(
     agent: &Agent,
     realm: &Location,
     parameters: &[(&str, &str)],
@@ -65,22 +64,22 @@ pub(in crate::upstream) fn ask(
     total: Duration,
 ) -> Result<Response<Body>, ureq::Error> {
     let end = Instant::now() + total;
-    // Never zero, which would be refused as no time-out at all.
+    // Never zero, which ureq does not accept.
     let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let is_post = matches!(login, Some(Login::Identity(_)));
     let mut location = if is_post { realm.clone() } else { realm.with_query(parameters) };
     for _ in 0..REDIRECTS_MAX {
-        let response = ask_once(agent, &location, parameters, login, left())?;
+        let response = request_once(agent, &location, parameters, login, left())?;
         match redirect(&location, &response).filter(|to| to.is_same_origin(realm)) {
             Some(to) => location = to,
             None => return Ok(response),
         }
         discard(response);
     }
-    ask_once(agent, &location, parameters, login, left())
+    request_once(agent, &location, parameters, login, left())
 }
 
-fn ask_once(
+fn request_once(
     agent: &Agent,
     location: &Location,
     parameters: &[(&str, &str)],

@@ -1,22 +1,22 @@
-//! Says that a registry refuses our credentials: once in a while, not once a request.
+//! Warns that a registry refuses its credentials, at most once a minute instead of for every request.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::oci::{Repository, Upstream};
 
-/// Refused credentials are logged this often.
+/// The shortest time between two warnings.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was logged about one registry.
+/// The latest warning about one registry.
 #[derive(Default)]
 pub(in crate::upstream) struct Refusals {
-    /// When, and for which repository. One is enough: the line is about the registry.
+    /// When, and for which repository. One entry is enough, since the warning is about the registry.
     logged: Mutex<Option<(Instant, Repository)>>,
 }
 
 impl Refusals {
-    /// Says it, unless it was logged a moment ago.
+    /// Logs a warning, unless one was logged within the last minute.
     pub(in crate::upstream) fn warn(
         &self,
         upstream: &Upstream,
@@ -28,8 +28,8 @@ impl Refusals {
         }
     }
 
-    /// The credentials are accepted for that repository: the next refusal is news. A success elsewhere
-    /// changes nothing, since two repositories that take turns would fill the log.
+    /// Records that the registry accepted the credentials for a repository: the next refusal is logged again. A success
+    /// with another repository changes nothing, since two repositories in turn would fill the log.
     pub(in crate::upstream) fn accepted(&self, repository: &Repository) {
         self.lock().take_if(|(_, refused)| refused == repository);
     }
@@ -46,7 +46,7 @@ impl Refusals {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Repository)>> {
-        // A panic elsewhere leaves a time or none, both valid.
+        // A panic leaves a time or none; both are valid.
         self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_said_once_a_minute_and_again_after_a_success() {
+    fn a_refusal_is_logged_once_a_minute_and_again_after_a_success() {
         let refusals = Refusals::default();
         let [ours, other]: [Repository; 2] = ["a/b", "c"].map(|name| name.parse().unwrap());
         let (start, minute) = (Instant::now(), Duration::from_secs(60));
@@ -64,7 +64,7 @@ mod tests {
         assert!(!refusals.is_due(&ours, start) && !refusals.is_due(&other, start));
         assert!(refusals.is_due(&ours, start + minute));
         refusals.accepted(&other);
-        assert!(!refusals.is_due(&ours, start + minute), "another repository was let in");
+        assert!(!refusals.is_due(&ours, start + minute), "another repository was accepted");
         refusals.accepted(&ours);
         assert!(refusals.is_due(&ours, start + minute));
     }

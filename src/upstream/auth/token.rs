@@ -1,10 +1,8 @@
-//! Bearer tokens: fetched once for all who need the same one, used until shortly before they expire.
+//! Bearer tokens (Distribution's "token authentication specification"): each is fetched once for all callers that need
+//! it, and used until shortly before it expires.
 //!
-//! Tokens are kept by the scope that the registry demands: two requests for different scopes of one
-//! repository that are challenged at the same time fetch two tokens and wait for neither's.
-//!
-//! Distribution's "token authentication specification". This room holds the tokens of one registry;
-//! who fetches one holds no lock while doing so, and others who need the same token wait for it.
+//! Tokens are cached by the scope that the registry demands. Two requests with different scopes of one repository fetch
+//! two tokens and do not wait for each other. No lock is held during a fetch.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,44 +13,44 @@ use serde_json::{Map, Value};
 use super::challenge::Challenge;
 use super::single_flight::SingleFlight;
 
-/// The largest answer of a token service, in bytes.
+/// The largest response of a token service, in bytes.
 pub(in crate::upstream) const TOKEN_BODY_BYTES_MAX: u64 = 64 * 1024;
-/// What the specification says of a token without `expires_in`, and the least that is believed.
+/// The lifetime of a token without `expires_in`, as the specification has it, and the shortest that is believed.
 const LIFETIME_MIN: Duration = Duration::from_secs(60);
-/// The most that is believed: a token that is refused earlier is renewed then.
+/// The longest lifetime that is believed. A token that is refused earlier is renewed then.
 const LIFETIME_MAX: Duration = Duration::from_secs(86_400);
-/// A token is renewed this long before it expires, so that it does not expire on its way.
+/// A token is renewed this long before it expires, so that it does not expire in transit.
 const MARGIN: Duration = Duration::from_secs(10);
-/// Tokens kept; one or two a repository. Beyond it, the one that is due first makes room: clients can name any
-/// number of repositories, and must not cost the others their tokens at a stroke.
+/// The most cached tokens; each repository needs one or two. Beyond that, the one that is due first is evicted. Clients
+/// can name any number of repositories and must not evict all tokens at once.
 const TOKENS_MAX: usize = 256;
-/// The longest token that is taken, in bytes: header lines of that length are refused elsewhere, too.
+/// The longest accepted token, in bytes. Other servers refuse longer header lines as well.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
-/// What a token is for: where it is shown, for which repository, and with which scope.
+/// What a token is valid for: origin, repository and scope.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::upstream) struct TokenKey {
     pub(in crate::upstream) place: Place,
-    /// As the challenge demands it. Most registries demand one scope for everything below a repository;
-    /// Azure's demands another for tag lists than for manifests, and each token is good for its own.
+    /// The scope that the challenge demands. Most registries demand one scope for everything in a repository. Azure's
+    /// demands another one for tag lists than for manifests, and each token is valid for its own scope only.
     pub(in crate::upstream) scope: String,
 }
 
-/// Where a token is shown, and for which repository.
+/// Where a token is presented, and for which repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::upstream) struct Place {
     pub(in crate::upstream) origin: String,
     pub(in crate::upstream) repository: String,
 }
 
-/// What is asked for, as far as registries demand different scopes for it.
+/// The kinds of requests for which registries demand different scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::upstream) enum Need {
     Content,
     TagList,
 }
 
-/// A token, and the challenge that it answers, so that it can be renewed before it is refused.
+/// A token, and the challenge for which it was fetched, so that it can be renewed before it expires.
 #[derive(Clone)]
 pub(in crate::upstream) struct Token {
     pub(in crate::upstream) value: String,
@@ -61,19 +59,19 @@ pub(in crate::upstream) struct Token {
 }
 
 impl Token {
-    /// Reads the answer of a token service that came at `now`. The local clock counts the lifetime
-    /// down from there: `issued_at` would bring in another machine's clock.
+    /// Parses a token service's response, received at `now`. The lifetime counts from there by the local clock, since
+    /// `issued_at` comes from another machine's clock.
     pub(in crate::upstream) fn parse(
         body: &[u8],
         challenge: Challenge,
         now: Instant,
     ) -> Option<Token> {
-        // A map and no structure: of a member that occurs twice the last counts, as for Go's clients.
+        // A map instead of a struct: of duplicate members the last one counts, as in Go's clients.
         let answer: Map<String, Value> = serde_json::from_slice(body).ok()?;
-        // Both names occur, and mean the same.
+        // Both names occur and mean the same.
         let mut values = ["token", "access_token"].iter().map(|name| answer.get(*name));
         let value = values.find_map(|value| value?.as_str().filter(|token| !token.is_empty()))?;
-        // Goes into a header line: a token with a line break in it would be a header of its own.
+        // The token is sent in a header: one with a line break would inject another header.
         if value.len() > TOKEN_BYTES_MAX || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
         }
@@ -82,14 +80,14 @@ impl Token {
         Some(Token { value: value.to_owned(), challenge, renew_at: now + (lifetime - MARGIN) })
     }
 
-    /// Whether it should be renewed.
+    /// Whether it is due for renewal.
     pub(in crate::upstream) fn is_due(&self, now: Instant) -> bool {
         now >= self.renew_at
     }
 }
 
-/// A number of seconds. Some services write it as a string or as a fraction; what is no number says
-/// nothing, and no token is refused for it.
+/// A number of seconds. Some services send a string or a fraction. Anything else is ignored, and the token is still
+/// accepted.
 fn seconds(value: &Value) -> Option<Duration> {
     let seconds = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
     Duration::try_from_secs_f64(seconds).ok()
@@ -107,26 +105,26 @@ pub(in crate::upstream) struct Tokens {
 }
 
 impl Tokens {
-    /// The scope that worked for this, or else for something else of the repository.
+    /// The scope that worked for this kind of request, or else for another one to the repository.
     pub(in crate::upstream) fn scope(&self, place: &Place, need: Need) -> Option<String> {
         let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |need| scopes.get(&(place.clone(), need)).cloned();
         of(need).or_else(|| of(Need::Content)).or_else(|| of(Need::TagList))
     }
 
-    /// Whether it is known which scope this needs.
+    /// Whether a scope is known for this kind of request.
     pub(in crate::upstream) fn has_scope(&self, place: &Place, need: Need) -> bool {
         let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         scopes.contains_key(&(place.clone(), need))
     }
 
-    /// Notes that the registry has taken a token with this scope.
+    /// Records that the registry accepted a token with this scope.
     pub(in crate::upstream) fn note_scope(&self, place: &Place, need: Need, scope: &str) {
         // A panic leaves the table valid: each change is one insertion or removal.
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (place.clone(), need);
         if scopes.len() >= TOKENS_MAX && !scopes.contains_key(&key) {
-            // Any of them: what is forgotten costs one challenge.
+            // Any entry will do: a missing one costs one challenge.
             let other = scopes.keys().next().cloned();
             other.and_then(|other| scopes.remove(&other));
         }
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn both_names_of_the_token_are_read() {
+    fn both_names_of_the_token_are_accepted() {
         let now = Instant::now();
         for body in [
             r#"{"token":"abc"}"#,
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_token_answers() {
+    fn refused_token_responses() {
         for body in [
             "",
             "{}",
@@ -229,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_renewed_before_it_expires_and_lives_a_minute_at_least() {
+    fn a_token_is_renewed_before_it_expires_and_lasts_a_minute_at_least() {
         let now = Instant::now();
         for (body, seconds) in [
             (r#"{"token":"a"}"#, 50),
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_fetch_is_tried_again_by_the_next() {
+    fn a_failed_fetch_is_retried_by_the_next_caller() {
         let (tokens, now) = (Tokens::default(), Instant::now());
         assert!(tokens.obtain(&key(), None, now, || Err("down")).is_err());
         let second =
@@ -290,6 +288,6 @@ mod tests {
         let second = tokens.obtain(&key(), Some(&first), now, || token("b")).unwrap();
         assert_eq!(second.value, "b");
         let third = tokens.obtain(&key(), Some(&first), now, || token("c")).unwrap();
-        assert_eq!(third.value, "b", "who was rejected with the old one takes the new one");
+        assert_eq!(third.value, "b", "a caller whose old token was rejected uses the new one");
     }
 }

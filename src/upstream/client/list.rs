@@ -1,13 +1,13 @@
-//! Lists: tag pages and referrers as registries really send them.
+//! Lists: tag pages and referrers, in the variants that registries send.
 //!
-//! They are read as a stream: a list may have megabytes, and many are read at a time.
+//! They are parsed as a stream, since a list may have megabytes and many are read at the same time.
 //!
 //! # Pages
-//! Registries page in different ways. ECR's `last` is a token that has nothing to do with tags, and its pages are
-//! in no order; ghcr.io lists by the time of the push. So a page is passed on as it is. It is cut only if the
-//! registry has certainly ignored the query, as `docker-registry` 2.8 does: it names no next page, and either has
-//! sent more than `n` tags to a first page, or the tag `last` itself. A query with other parameters is the registry's
-//! own, and its answer is passed on as it is.
+//! Registries implement paging differently. ECR's `last` is a token unrelated to tags, and its pages are unordered;
+//! ghcr.io lists tags by the time of the push. Therefore a page is passed on unchanged. It is cut only if the registry
+//! has certainly ignored the query, as `docker-registry` 2.8 does: the response names no next page, and it either has
+//! more than `n` tags for a first page, or contains the tag `last` itself. If the query has other parameters, which are
+//! specific to the registry, its response is passed on unchanged.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,29 +20,27 @@ use crate::oci::{MediaType, Repository, Tag, TagQuery};
 use crate::upstream::error::UpstreamError;
 use crate::upstream::{List, ListSink};
 
-/// The longest query of a next page that is passed on: as long as a request line may be here, with room for
-/// the path before it.
+/// The longest query of a next page that is passed on: the longest request line that Larder accepts, minus the path.
 const NEXT_QUERY_BYTES_MAX: usize = 6 * 1024;
-/// The largest answer to a request for tags, in bytes. That of gcr.io describes every manifest.
+/// The largest list of tags, in bytes. The lists of gcr.io describe every manifest.
 const TAGS_ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The largest list of referrers, in bytes.
 const REFERRERS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The longest string in a list of referrers, in bytes: annotations may contain a signature with its certificates.
 const REFERRER_STRING_BYTES_MAX: u64 = 128 * 1024;
-/// The longest string in a list of tags, which is in memory while it is read, in bytes.
+/// The longest string in a list of tags, in bytes. It is in memory while it is parsed.
 const STRING_BYTES_MAX: u64 = 64 * 1024;
-/// The tags that are held to cut a page, in bytes. A page that needs more is passed on uncut: it has more than was
-/// asked for, and lacks nothing.
+/// The largest page that is cut, in bytes. A larger one is passed on uncut: it is complete, but longer than requested.
 const CUT_BYTES_MAX: usize = 512 * 1024;
-/// What a tag in that set costs beside its own bytes.
+/// The memory for a tag in addition to its bytes.
 const TAG_OVERHEAD_BYTES: usize = 48;
 
-/// Why a list cannot be passed on.
+/// Why a list cannot be read.
 #[derive(Debug)]
 pub(super) enum ListReadError {
-    /// It is something else.
+    /// The response is not a list.
     NotAList,
-    /// It broke off, or is too large.
+    /// The connection broke, or the list is too large.
     Io(io::Error),
 }
 
@@ -67,7 +65,7 @@ impl From<serde_json::Error> for ListReadError {
     }
 }
 
-/// Fails beyond a number of bytes, or on a string that is too long.
+/// A reader that fails after a number of bytes, or on a string that is too long.
 struct Bounded<R> {
     inner: R,
     bytes_max: u64,
@@ -88,7 +86,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.bytes += read as u64;
-        // Between two quotation marks lies a string, or what separates two.
+        // Between two quotation marks is a string, or the text between two strings.
         for byte in &buffer[..read] {
             self.since_quote = match (byte, self.is_escaped) {
                 (b'"', false) => 0,
@@ -117,15 +115,15 @@ pub struct TagListWriter<'a> {
 }
 
 impl<'a> TagListWriter<'a> {
-    /// Begins the document, in place of what is in the sink.
+    /// Begins the document and discards the contents of the sink.
     pub fn start(sink: &'a mut dyn ListSink, repository: &Repository) -> TagListWriter<'a> {
         sink.restart();
-        // Neither a repository nor a tag has a character that JSON would escape.
+        // Names of repositories and tags contain no characters that need escaping in JSON.
         sink.write(format!("{{\"name\":\"{repository}\",\"tags\":[").as_bytes());
         TagListWriter { sink, is_empty: true }
     }
 
-    /// Appends a tag, which must be a valid one.
+    /// Appends a tag, which must be valid.
     pub fn push(&mut self, tag: &str) {
         self.sink.write(if self.is_empty { b"\"" } else { b",\"" });
         self.sink.write(tag.as_bytes());
@@ -139,12 +137,12 @@ impl<'a> TagListWriter<'a> {
     }
 }
 
-/// The tags of the page that a query asks for, as far as they are known.
+/// Selects the tags of the requested page while the list is read.
 struct Cut<'a> {
     query: TagQuery<'a>,
     tags: BTreeSet<String>,
     bytes: usize,
-    /// All that came.
+    /// The number of tags in the response.
     count: usize,
     has_last: bool,
     begins_with_last: bool,
@@ -182,7 +180,7 @@ impl<'a> Cut<'a> {
         if self.tags.insert(tag.to_owned()) {
             self.bytes += tag.len() + TAG_OVERHEAD_BYTES;
         }
-        // One more than the page tells that there is a next one.
+        // One tag more than the page shows that there is a next page.
         if self.query.count.is_some_and(|count| self.tags.len() > count.saturating_add(1))
             && let Some(largest) = self.tags.pop_last()
         {
@@ -199,16 +197,15 @@ impl<'a> Cut<'a> {
             return false;
         }
         match self.query.last {
-            // A list in another order that begins with it comes from a registry that takes `last` for the first
-            // one wanted.
+            // An unsorted list that begins with `last` comes from a registry that includes `last` in the page.
             Some(_) => self.has_last && (self.is_sorted || !self.begins_with_last),
             None => self.query.count.is_some_and(|count| self.count > count),
         }
     }
 }
 
-/// Reads a page of tags: `null` lists and `null` entries occur (Nexus), as do digests among the tags
-/// (Artifactory); neither is a tag. `next` is the query of the next page.
+/// Reads a page of tags. Skips `null` lists and `null` entries, which Nexus sends, and digests, which Artifactory sends
+/// among the tags. `next` is the query of the next page.
 pub(super) fn read_tags(
     reader: impl Read,
     repository: &Repository,
@@ -243,7 +240,7 @@ pub(super) fn read_tags(
     Ok(List { next: page.next, filters_applied: None })
 }
 
-/// The whole answer. Its value is whether it is a list.
+/// The complete response. Its value is whether it is a list.
 struct TagsAnswer<'a> {
     take: &'a mut dyn FnMut(&str),
 }
@@ -259,7 +256,9 @@ impl<'de> Visitor<'de> for TagsAnswer<'_> {
         let (mut has_name, mut has_tags) = (false, false);
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "tags" if has_tags => return Err(de::Error::custom("it has two lists of tags")),
+                "tags" if has_tags => {
+                    return Err(de::Error::custom("it contains two lists of tags"));
+                }
                 "tags" => {
                     has_tags = map.next_value_seed(Tags { take: &mut *self.take })?;
                 }
@@ -273,7 +272,7 @@ impl<'de> Visitor<'de> for TagsAnswer<'_> {
     }
 }
 
-/// The array of tags, or `null`. Its value is whether it is one.
+/// The array of tags, or `null`. Its value is whether it is an array.
 struct Tags<'a> {
     take: &'a mut dyn FnMut(&str),
 }
@@ -307,8 +306,8 @@ impl<'de> Visitor<'de> for Tags<'_> {
     }
 }
 
-/// What decides whether a document is an image index. Read as Go's `encoding/json` reads it, as clients do: the last
-/// of several equal members counts, and case does not.
+/// The members that show whether a document is an image index. Parsed like Go's `encoding/json`, which clients use: the
+/// last of duplicate members counts, and names ignore case.
 #[derive(Default)]
 struct Index {
     media_type: Option<String>,
@@ -345,12 +344,12 @@ impl<'de> Visitor<'de> for IndexVisitor {
     }
 }
 
-/// What an index says that it lists.
+/// The `manifests` of an index.
 #[derive(Default, PartialEq, Eq)]
 enum Manifests {
     #[default]
     Missing,
-    /// As servers written in Go say that there are none.
+    /// An empty list, as servers written in Go send it.
     Null,
     Some,
 }
@@ -362,7 +361,7 @@ impl<'de> Deserialize<'de> for Manifests {
     }
 }
 
-/// Writes all that is read to a sink as well.
+/// A reader that copies everything to a sink.
 struct Copying<'a, R> {
     inner: R,
     sink: &'a mut dyn ListSink,
@@ -376,13 +375,13 @@ impl<R: Read> Read for Copying<'_, R> {
     }
 }
 
-/// The document of an index that lists nothing.
+/// The document of an empty index.
 pub(super) fn empty_index() -> String {
     let media_type = MediaType::OCI_INDEX;
     format!("{{\"schemaVersion\":2,\"mediaType\":\"{media_type}\",\"manifests\":[]}}")
 }
 
-/// Takes a referrers answer as it is, if it is an image index.
+/// Passes on a response to a referrers request unchanged, if it is an image index.
 pub(super) fn read_referrers(
     reader: impl Read,
     sink: &mut dyn ListSink,
@@ -392,7 +391,7 @@ pub(super) fn read_referrers(
     let copying = Copying { inner: bounded, sink: &mut *sink };
     let index: Index = serde_json::from_reader(BufReader::new(copying))?;
     let media_type = index.media_type.filter(|media_type| !media_type.is_empty());
-    // One that states its type may leave out an empty list.
+    // An index with a media type may omit an empty list.
     let is_index = match &media_type {
         Some(media_type) => media_type == MediaType::OCI_INDEX,
         None => index.manifests != Manifests::Missing,
@@ -404,14 +403,14 @@ pub(super) fn read_referrers(
     if is_index { Ok(()) } else { Err(ListReadError::NotAList) }
 }
 
-/// The query of the next page in `Link` header lines (RFC 8288). Only the query: the rest of the URL is the
-/// registry's, and ours is another.
+/// The query of the next page from `Link` headers (RFC 8288). Only the query is used, since the rest of the URL is the
+/// registry's.
 ///
-/// Clients differ: some follow any link, whatever its relation. So a link without a relation is the next page, and the
+/// Some clients follow any link, whatever its relation. Therefore a link without a relation is the next page, and the
 /// angle brackets may be missing.
 ///
 /// # Errors
-/// The link, if it leads to a next page and cannot be passed on, or if a line contains no link that can be read.
+/// The link, if it leads to a next page and its query is unusable, or a line without a readable link.
 pub(super) fn next_query<'a>(
     lines: impl IntoIterator<Item = &'a str>,
 ) -> Result<Option<String>, String> {
@@ -425,7 +424,7 @@ pub(super) fn next_query<'a>(
                     Some(parts) => parts,
                     None => return Err(shortened(line)),
                 },
-                // Without brackets: the only link of its line.
+                // Without brackets, it is the only link in its line.
                 None if !has_links => rest.split_at(rest.find(';').unwrap_or(rest.len())),
                 None => break,
             };
@@ -440,14 +439,14 @@ pub(super) fn next_query<'a>(
     Ok(None)
 }
 
-/// Reads the parameters of one link: whether it is the next page, and what follows.
+/// Parses the parameters of one link. Returns whether it is the next page, and the rest of the header.
 fn parameters(text: &str) -> (bool, &str) {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let (mut relation, mut start) = (None, 0);
     let mut end = text.len();
     let mut take = |parameter: &str| {
         let Some((name, value)) = parameter.split_once('=') else { return };
-        // The first one counts: RFC 8288, 3.3.
+        // The first `rel` counts (RFC 8288, section 3.3).
         if name.trim().eq_ignore_ascii_case("rel") && relation.is_none() {
             let value = value.trim().trim_matches(['"', '\'']);
             relation = Some(value.split_whitespace().any(|one| one.eq_ignore_ascii_case("next")));
@@ -479,7 +478,7 @@ fn clean_query(target: &str) -> Option<String> {
     let query = target.trim().split('#').next()?.split_once('?')?.1;
     let is_clean = query.len() <= NEXT_QUERY_BYTES_MAX
         && query.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\".contains(&byte));
-    // `ns` chooses the registry at ours; a registry has no say in that.
+    // `ns` selects the registry in requests to Larder; a registry must not change that.
     let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
     let query = pairs.collect::<Vec<_>>().join("&");
     (is_clean && !query.is_empty()).then_some(query)
@@ -536,17 +535,17 @@ mod tests {
             (r#""b","a""#, "n=1", None, r#""a""#, Some("n=1&last=a")),
             (r#""b","a""#, "last=a", None, r#""b""#, None),
             (r#""c","b","a""#, "n=1&last=a", None, r#""b""#, Some("n=1&last=b")),
-            // A page with a next one was cut by the registry.
+            // The registry names a next page, so it has cut this one.
             (r#""b","a""#, "n=1", Some("x=y"), r#""b","a""#, Some("x=y")),
-            // An opaque token, and the order of pushes.
+            // An opaque token, and tags in the order of pushes.
             (r#""10","9""#, "last=eyJuIjo1fQ%3D%3D", None, r#""10","9""#, None),
             (r#""10","9""#, "n=1&last=zz", None, r#""10","9""#, None),
             (r#""v2","v1""#, "last=v3&n=0", None, r#""v2","v1""#, None),
-            // Parameters of the registry's own (Quay, Harbor).
+            // Parameters specific to a registry (Quay, Harbor).
             (r#""10","9""#, "n=1&next_page=gAAA", None, r#""10","9""#, None),
             (r#""10","9""#, "n=0&page=2", None, r#""10","9""#, None),
             (r#""a","b""#, "page=2&last=a", None, r#""a","b""#, None),
-            // Inclusive, in another order.
+            // `last` is included, in another order.
             (r#""v3","v2","v1""#, "last=v3&n=5", None, r#""v3","v2","v1""#, None),
         ] {
             let body = format!(r#"{{"name":"x","tags":[{tags}]}}"#);
@@ -557,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_too_large_to_be_cut_is_complete() {
+    fn a_page_too_large_to_be_cut_is_passed_on_completely() {
         let tags: Vec<String> = (0..9_000).map(|number| format!("\"{number:0100}\"")).collect();
         let tags = tags.join(",");
         let got = accept(&format!(r#"{{"tags":[{tags}]}}"#), "n=8000", None);
@@ -565,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn one_string_cannot_fill_the_memory() {
+    fn the_length_of_a_string_is_bounded() {
         for piece in ["x", "\\\""] {
             let tag = piece.repeat(100_000);
             let (mut text, repository) = (Text::default(), "r".parse().unwrap());
@@ -576,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_a_query_only() {
+    fn only_the_query_of_the_next_page_is_used() {
         for (line, expected) in [
             (r#"</v2/a/tags/list?n=5&last=b>; rel="next""#, Some("n=5&last=b")),
             (r#"<https://reg.io/v2/a/tags/list?last=b&ns=evil&n=5>; rel=next"#, Some("last=b&n=5")),
@@ -588,11 +587,11 @@ mod tests {
             (r#"</x?last=n>; rel="prev"; rel="next""#, None),
             (r#"</v2/a/tags/list?n=5>; rel="prev""#, None),
             ("</x?n=5>; rel=nexte", None),
-            // As crane and oras read it, which ignore the relation.
+            // Like crane and oras, which ignore the relation.
             ("</x?n=5>", Some("n=5")),
             ("</x?n=5>; title=a", Some("n=5")),
             ("</x?n=5>; rel='next'", Some("n=5")),
-            // As regctl reads it.
+            // Like regctl.
             (r#"/v2/a/tags/list?n=5&last=b; rel="next""#, Some("n=5&last=b")),
             ("/x?n=5; rel=prev", None),
             ("", None),
@@ -604,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn a_next_page_that_cannot_be_passed_on_is_not_the_end() {
+    fn an_unusable_link_to_the_next_page_is_an_error() {
         let long = format!("</x?{}>; rel=next", "x".repeat(NEXT_QUERY_BYTES_MAX + 1));
         for line in [
             "<>; rel=next",

@@ -1,4 +1,4 @@
-//! Requests to one endpoint of a registry: its session, and the answers for manifests, blobs and lists.
+//! Requests to one endpoint of a registry: its session, and its responses with manifests, blobs and lists.
 
 mod list;
 mod quota;

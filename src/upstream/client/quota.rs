@@ -1,6 +1,6 @@
-//! How many pulls a registry has left for us, as its answers tell: Docker Hub's `ratelimit-*` headers.
+//! How many pulls a registry still allows, by Docker Hub's `ratelimit-*` headers.
 //!
-//! They are on answers to HEAD as well, which cost nothing, so what is known here is rarely old.
+//! Responses to HEAD, which is not counted, contain them as well, so the values are usually current.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,29 +10,28 @@ use ureq::http::HeaderMap;
 use crate::oci::Upstream;
 use crate::upstream::response::text;
 
-/// That little is left is warned this often, not once a request.
+/// The shortest time between two warnings.
 const WARN_INTERVAL: Duration = Duration::from_secs(3600);
-/// Below this part of the limit it is warned.
+/// A warning is logged if less than this part of the limit remains.
 const LOW_PERCENT: u64 = 10;
-/// The longest name of who is counted, in bytes: an address or an account.
+/// The longest `source`, in bytes: an address or an account.
 const SOURCE_BYTES_MAX: usize = 64;
 
-/// What a registry warned last about its rate limit.
+/// The rate limit that a registry reported last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Pulls allowed in a window.
+    /// Allowed pulls in a window.
     pub limit: Option<u64>,
-    /// Pulls left in it.
+    /// Remaining pulls in the window.
     pub remaining: Option<u64>,
-    /// How long a window is.
+    /// The length of the window.
     pub window: Option<Duration>,
-    /// Whose pulls are counted: an address of ours, or an account.
+    /// Whose pulls are counted: Larder's address, or an account.
     pub source: Option<String>,
 }
 
 impl RateLimit {
-    /// What the headers of an answer say; `None` if they say nothing of use, as those of registries
-    /// without a limit do.
+    /// Parses the headers of a response; `None` if they contain no rate limit.
     fn of(headers: &HeaderMap) -> Option<RateLimit> {
         let count = |name| text(headers, name).and_then(parse);
         let (limit, remaining) = (count("ratelimit-limit"), count("ratelimit-remaining"));
@@ -48,7 +47,7 @@ impl RateLimit {
         })
     }
 
-    /// Limit and remaining, if there is cause for worry.
+    /// Limit and remaining pulls, if few remain.
     fn low(&self) -> Option<(u64, u64)> {
         let (limit, remaining) = self.limit.zip(self.remaining)?;
         let percent = u128::from(remaining) * 100;
@@ -56,9 +55,9 @@ impl RateLimit {
     }
 }
 
-/// Reads `100;w=21600`: a count, and a window in seconds.
+/// Parses `100;w=21600`: a count, and a window in seconds.
 fn parse(value: &str) -> Option<(u64, Option<Duration>)> {
-    // Some send a list whose first member is what counts.
+    // Some registries send a list, whose first element counts.
     let mut parts = value.split(',').next()?.split(';').map(str::trim);
     let count = parts.next()?.parse().ok()?;
     let seconds = parts.find_map(|part| {
@@ -69,7 +68,7 @@ fn parse(value: &str) -> Option<(u64, Option<Duration>)> {
     Some((count, seconds.map(Duration::from_secs)))
 }
 
-/// What is known of one registry's limit.
+/// The rate limit of one registry.
 #[derive(Debug, Default)]
 pub(super) struct Quota {
     state: Mutex<State>,
@@ -78,12 +77,12 @@ pub(super) struct Quota {
 #[derive(Debug, Default)]
 struct State {
     latest: Option<RateLimit>,
-    /// When it was last warned that little is left.
+    /// When a warning was last logged.
     warned: Option<Instant>,
 }
 
 impl Quota {
-    /// Takes note of an answer of the registry itself.
+    /// Records the headers of a response of the registry itself.
     pub(super) fn note(&self, headers: &HeaderMap, upstream: &Upstream, now: Instant) {
         let Some(latest) = RateLimit::of(headers) else { return };
         if let Some(warning) = self.update(latest, now) {
@@ -91,12 +90,12 @@ impl Quota {
         }
     }
 
-    /// What the registry warned last.
+    /// The rate limit that the registry reported last.
     pub(super) fn latest(&self) -> Option<RateLimit> {
         self.lock().latest.clone()
     }
 
-    /// Keeps it, and returns what is to be warned about it, if it is time to say something.
+    /// Stores the rate limit and returns a warning, if one is due.
     fn update(&self, latest: RateLimit, now: Instant) -> Option<String> {
         let mut state = self.lock();
         let low = latest.low();
@@ -112,13 +111,13 @@ impl Quota {
         let of = window.map(|window| format!(" in {} s", window.as_secs())).unwrap_or_default();
         let by = source.map(|source| format!(" by {source}")).unwrap_or_default();
         Some(format!(
-            "{remaining} of {limit} pulls{of}{by} are left; then it answers 429, and what is not \
-             cached has to wait (registries[].auth and tagTtl help)"
+            "{remaining} of {limit} pulls{of}{by} are left; after that it answers 429, and images that \
+             are not cached must wait (registries[].auth and tagTtl help)"
         ))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere leaves the former values or the new ones, all valid.
+        // A panic leaves the old values or the new ones; both are valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_says_nothing_leaves_what_was_known() {
+    fn a_response_without_a_rate_limit_changes_nothing() {
         let (quota, upstream) = (Quota::default(), "docker.io".parse().unwrap());
         let now = Instant::now();
         assert_eq!(quota.latest(), None);
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn little_that_is_left_is_said_once_an_hour() {
+    fn a_low_quota_is_logged_once_an_hour() {
         let (quota, start) = (Quota::default(), Instant::now());
         let left = |remaining| RateLimit {
             limit: Some(100),

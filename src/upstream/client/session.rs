@@ -1,9 +1,9 @@
-//! A session with a registry: one question through tokens, credentials and redirects to its answer.
+//! A session with an endpoint: sends requests with tokens and credentials, and follows redirects.
 //!
-//! Threats: a registry or a redirect that wants our credentials for somebody else, our certificate for
-//! somebody else, or a connection to where it cannot reach itself. So credentials go to the endpoint's
-//! own origin and to a token realm of the same owner, client certificates to the endpoint alone, and
-//! every other host is dialled by agents that mind the address.
+//! Threats: a registry or a redirect obtains credentials or the client certificate for another host, or makes Larder
+//! connect to a host that the attacker cannot reach. Therefore credentials are sent only to the endpoint's own origin
+//! and to a token realm of the same owner, client certificates are presented to the endpoint only, and all other hosts
+//! are dialled by agents that check addresses.
 
 mod authorization;
 
@@ -30,93 +30,93 @@ use crate::upstream::response::{
 };
 use crate::via;
 
-/// How many redirects are followed: more than any registry needs, fewer than a loop would like.
+/// The most redirects that are followed: more than any registry needs.
 const REDIRECTS_MAX: usize = 10;
 
-/// The longest that `Retry-After` of a host keeps us from asking it.
+/// The longest wait that `Retry-After` of a redirect's host can demand.
 const HOST_LIMIT_MAX: Duration = Duration::from_secs(60);
-/// Hosts remembered for it.
+/// The most hosts whose waits are stored.
 const LIMITED_HOSTS_MAX: usize = 64;
 
-/// How long the probe of a circuit breaker waits: somebody waits for what was asked meanwhile.
+/// The timeout of a circuit breaker's probe: short, since a client's request waits for it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A registry, and what is known of how to speak to it.
+/// An endpoint of a registry, and what has been learned about it.
 pub(super) struct Session {
     upstream: Upstream,
     base: Location,
-    /// What precedes the repository in a path.
+    /// The prefix of all paths.
     api: ApiPath,
-    /// For the endpoint itself, with its own TLS; an unlisted registry has none.
+    /// For the endpoint itself, with its TLS settings; `None` for an unlisted registry.
     own: Option<LazyAgent>,
-    /// For other hosts of a private network that has its own certificate authority: trusts it, and
-    /// shows no certificate of ours.
+    /// For other hosts of a private network with its own certificate authority: trusts this authority, and presents no
+    /// client certificate.
     trusting: Option<LazyAgent>,
-    /// For all other hosts that it leads to.
+    /// For all other hosts.
     foreign: Arc<ForeignAgents>,
     /// The ports at which an unlisted registry, its redirects and its token services may be contacted.
     ports: Option<UnlistedPorts>,
-    /// Whether the endpoint's own address is private; resolved when it first matters.
+    /// Whether the endpoint's address is private; resolved on first use.
     is_private: OnceLock<bool>,
-    /// Who we are to the endpoint.
     logins: Logins,
-    /// Whether the endpoint has asked for user and password: then they are sent without being asked.
+    /// Whether the endpoint has demanded user and password: then they are sent preemptively.
     wants_basic: AtomicBool,
-    /// Whether it refused a token, offered Basic beside Bearer, and took the password.
+    /// Whether the endpoint refused a token, offered Basic in addition to Bearer, and accepted the password.
     prefers_basic: AtomicBool,
     refusals: Refusals,
     tokens: Tokens,
     quota: Quota,
-    /// Until when hosts to which the endpoint redirects asked to be left alone. Locked for a look-up or an insertion.
+    /// Hosts to which the endpoint redirects and that limit the rate, with the end of their wait. Locked for a lookup or
+    /// an insertion.
     limited: Mutex<HashMap<String, Instant>>,
-    /// Whether the connections that idle are probably dead: somebody waited on one in vain.
+    /// Whether idle connections are probably dead: a request timed out.
     idle_is_suspect: AtomicBool,
     timeouts: Timeouts,
 }
 
-/// What becomes of the connections that idle.
+/// Whether a request may use an idle connection.
 #[derive(Clone, Copy)]
 enum Idle {
-    /// One is used if there is one.
+    /// It may.
     Used,
-    /// All towards this host are dropped: the request is sent on a fresh one.
+    /// All idle connections to the host are dropped, and the request uses a new one.
     Dropped,
 }
 
-/// One question to the registry.
+/// A request to the registry.
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
-    /// Path and query, with `/v2` for wherever the endpoint's API is.
+    /// Path and query; its prefix `/v2` is replaced by the path of the endpoint's API.
     pub(super) path: String,
     pub(super) accept: Option<&'a str>,
     pub(super) repository: &'a Repository,
     pub(super) redirects: Redirects,
-    /// The first byte wanted; 0 is the whole.
+    /// The offset of the first byte to fetch.
     pub(super) from: u64,
-    /// Bounds one exchange, its body included; `None` for blobs, which take as long as they take.
+    /// The timeout of one exchange, body included; `None` for blobs, which may take any time.
     pub(super) total: Option<Duration>,
-    /// When all of it must be over: redirects, tokens and, where `total` bounds it, the last body. Without it, ten
-    /// redirects that take their time each would hold a fetcher for minutes.
+    /// The deadline for redirects, tokens and, with `total`, the last body. Without it, ten slow redirects would occupy a
+    /// fetcher for minutes.
     pub(super) deadline: Instant,
 }
 
 impl Ask<'_> {
-    /// How long the next exchange may take.
+    /// The timeout of the next exchange.
     ///
     /// # Errors
-    /// [`UpstreamErrorKind::TimedOut`] if the time is over.
+    /// [`UpstreamErrorKind::TimedOut`] if the deadline has passed.
     fn time_left(&self, request: &Arc<str>) -> Result<Option<Duration>, UpstreamError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let kind = UpstreamErrorKind::TimedOut { phase: "the last of redirects and tokens" };
+            let kind = UpstreamErrorKind::TimedOut { phase: "redirects and tokens" };
             return Err(UpstreamError::new(Arc::clone(request), kind));
         }
         Ok(self.total.map(|total| total.min(left)))
     }
 
-    /// How long a token service may take for it.
+    /// The timeout of a token service.
     fn time_for_token(&self, at_most: Duration) -> Duration {
-        // Never zero: it is the request after the token that says that the time is over.
+        // Never zero: the request after the token reports that the deadline has passed.
         let left = self.deadline.saturating_duration_since(Instant::now());
         at_most.min(left).max(Duration::from_millis(1))
     }
@@ -130,33 +130,33 @@ pub(super) enum Method {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Redirects {
-    /// Content may be anywhere: CDNs, object stores.
+    /// For content, which may be at any host: CDNs, object stores.
     Anywhere,
-    /// Lists may not: ghcr.io redirects referrers to a web page.
+    /// For lists: ghcr.io redirects referrers to a web page.
     SameOrigin,
 }
 
-/// What the registry said in the end, after tokens and redirects.
+/// The final response, after tokens and redirects.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// Method and URL for messages.
     pub(super) request: Arc<str>,
-    /// Whether it is another host's, to which the endpoint has redirected.
+    /// Whether it comes from another host, to which the endpoint redirected.
     is_elsewhere: bool,
-    /// Whether the endpoint has redirected, be it to itself.
+    /// Whether the endpoint redirected, to another host or to itself.
     is_redirected: bool,
 }
 
 impl Answer {
-    /// What it means if its status is none that was hoped for.
+    /// The error for its status.
     pub(super) fn failure(&self) -> UpstreamError {
         let status = self.response.status().as_u16();
         let error = status_error(status, self.response.headers(), &self.request);
         if self.is_elsewhere { error.elsewhere() } else { error }
     }
 
-    /// Whether this answer to HEAD says nothing about a GET. Some registries do not support HEAD, and where
-    /// they redirect to is often signed for GET alone.
+    /// Whether this response to HEAD says nothing about a GET. Some registries do not support HEAD, and the targets of
+    /// redirects are often signed for GET only.
     pub(super) fn refuses_head(&self) -> bool {
         match self.response.status().as_u16() {
             400 | 405 | 406 | 501 => true,
@@ -167,8 +167,7 @@ impl Answer {
 }
 
 impl Answer {
-    /// As [`Answer::failure`] for an answer to GET with a small body: that something does not exist is
-    /// believed only of a registry.
+    /// Like [`Answer::failure`], for a response to GET with a small body: a 404 counts only if it comes from a registry.
     pub(super) fn into_failure(self) -> UpstreamError {
         let status = self.response.status().as_u16();
         let failure = self.failure();
@@ -182,8 +181,8 @@ impl Answer {
         }
     }
 
-    /// The same for a blob. An object store to which the registry redirects reports in its own format that it does not
-    /// have the blob.
+    /// Like [`Answer::into_failure`], for a blob. A 404 from the host of a redirect counts as well, since object stores
+    /// do not send the errors of a registry.
     pub(super) fn into_blob_failure(self) -> UpstreamError {
         if self.is_elsewhere { self.failure() } else { self.into_failure() }
     }
@@ -257,7 +256,7 @@ impl Session {
         format!("{}{path}", self.base.origin())
     }
 
-    /// What the registry said last about its rate limit.
+    /// The rate limit that the registry reported last.
     pub(super) fn quota(&self) -> Option<RateLimit> {
         self.quota.latest()
     }
@@ -268,7 +267,7 @@ impl Session {
         self.logins.refresh(Instant::now());
     }
 
-    /// Asks, follows redirects, and returns whatever answer is not one.
+    /// Sends a request, follows redirects, and returns the final response, whatever its status.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let method = if ask.method == Method::Head { "HEAD" } else { "GET" };
         let below_api = ask.path.strip_prefix("/v2").unwrap_or(&ask.path);
@@ -297,8 +296,8 @@ impl Session {
         Err(UpstreamError::new(first, UpstreamErrorKind::Redirect { reason }))
     }
 
-    /// Refuses a request to a host that limits us: an object store, while the registry that redirects there is
-    /// asked as before.
+    /// Refuses a request to a host that limits the rate: an object store, for example. The registry that redirects to it
+    /// is not affected.
     fn check_limit(
         &self,
         location: &Location,
@@ -321,13 +320,13 @@ impl Session {
         let Some(wait) = error.retry_after() else { return };
         let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
         limited.retain(|_, until| *until > now);
-        // Registries choose these hosts, so there is a bound; one that is not noted is asked again.
+        // Registries choose these hosts, so their number is bounded. A host that is not stored gets further requests.
         if limited.len() < LIMITED_HOSTS_MAX {
             limited.insert(location.origin(), now + wait.min(HOST_LIMIT_MAX));
         }
     }
 
-    /// One request on the wire, repeated once on a fresh connection if a pooled one may have been dead.
+    /// Sends one request without following redirects.
     fn call(
         &self,
         location: &Location,
@@ -336,7 +335,7 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
         let range = (ask.from > 0).then(|| format!("bytes={}-", ask.from));
-        // To the endpoint itself alone: what it redirects to is no Larder.
+        // For the endpoint only: the host of a redirect is not a Larder.
         let via = location.is_same_origin(&self.base).then(|| via::current().to_string());
         let headers = [
             (header::VIA, via.as_deref()),
@@ -352,7 +351,7 @@ impl Session {
         Ok(response)
     }
 
-    /// Asks for the version of the endpoint's API, without credentials.
+    /// Requests the version of the endpoint's API, without credentials.
     pub(super) fn probe(&self) -> Result<(), UpstreamError> {
         let location = self.base.with_path(&format!("{}/", self.api.as_str()));
         let request: Arc<str> = format!("GET {}", location.for_log()).into();
@@ -369,6 +368,7 @@ impl Session {
         }
     }
 
+    /// Sends one request, and repeats it once on a new connection if an idle one may have been dead.
     fn send(
         &self,
         method: Method,
@@ -393,12 +393,12 @@ impl Session {
                 Idle::Dropped => config.max_idle_age(Duration::ZERO).build().call(),
             }
         };
-        // A network that has forgotten a connection may say nothing at all: then it took a time-out to
-        // find out, and the other idle ones are no better.
+        // A network that has dropped a connection may not report this. Then the request times out, and the other idle
+        // connections are probably dead as well.
         let suspect = self.idle_is_suspect.swap(false, Ordering::Relaxed);
         let answered = match send(if suspect { Idle::Dropped } else { Idle::Used }) {
             Err(error) if is_stale_connection(&error) => {
-                log::debug!("{request}: {error} before an answer, trying a fresh connection");
+                log::debug!("{request}: {error} before a response, retrying on a new connection");
                 send(Idle::Dropped)
             }
             other => other,
@@ -409,20 +409,20 @@ impl Session {
         answered.map_err(|error| UpstreamError::from_ureq(request, error))
     }
 
-    /// The agent for a host: the endpoint's own, or one that minds where it connects.
+    /// The agent for a host: the endpoint's own, or one that checks addresses.
     ///
     /// # Errors
-    /// An unlisted registry leads to a port that is not among `unlistedPorts`; files with certificates cannot
-    /// be used.
+    /// If the port of an unlisted registry or of its redirect is not in `unlistedPorts`, or certificate files are
+    /// unusable.
     fn agent(&self, location: &Location, request: &Arc<str>) -> Result<Agent, UpstreamError> {
         if self.ports.as_ref().is_some_and(|ports| !ports.allows(location.port())) {
-            let reason = format!("port {} is not among `unlistedPorts`", location.port()).into();
+            let reason = format!("port {} is not in `unlistedPorts`", location.port()).into();
             let kind = UpstreamErrorKind::NotAllowed { reason };
             return Err(UpstreamError::new(Arc::clone(request), kind));
         }
         let agent = match (&self.own, &self.trusting) {
             (Some(own), _) if location.is_same_origin(&self.base) => own,
-            // The operator listed it, and so vouches for the network it is in.
+            // The operator listed the registry and thereby trusts its network.
             (Some(own), Some(trusting)) if self.is_private(own) => trusting,
             (Some(own), None) if self.is_private(own) => &self.foreign.private_too,
             _ => &self.foreign.public,
@@ -433,14 +433,14 @@ impl Session {
         })
     }
 
-    /// Whether a listed endpoint is in a private network: then what it redirects to may be as well.
+    /// Whether a listed endpoint is in a private network: then it may redirect to private addresses.
     fn is_private(&self, own: &LazyAgent) -> bool {
         if let Some(known) = self.is_private.get() {
             return *known;
         }
         let addresses = own.addresses(&self.base.host_and_port());
         if addresses.is_empty() {
-            // A name that does not resolve right now may do so later: only an answer is remembered here.
+            // The name may resolve later, so a failure is not stored.
             return false;
         }
         let is_private = addresses.iter().any(|address| !is_public(*address));
@@ -448,15 +448,15 @@ impl Session {
     }
 }
 
-/// Reads the rest of an answer that is of no use, to keep its connection, where that is bounded in time;
-/// a request for a blob is not, and its connection is dropped.
+/// Reads the rest of an unused response to reuse its connection, if the request has a timeout. A request for a blob has
+/// none, and its connection is dropped.
 fn discard_for(ask: &Ask<'_>, response: Response<Body>) {
     if ask.total.is_some() {
         discard(response);
     }
 }
 
-/// Where a redirect leads, if it may be followed.
+/// The target of a redirect, if it may be followed.
 fn redirect(
     from: &Location,
     ask: &Ask<'_>,
@@ -469,7 +469,7 @@ fn redirect(
     };
     let target = redirect_target(response.headers());
     let Some(to) = target.and_then(|target| from.join(&target)) else {
-        return refused("it has no usable Location".into());
+        return refused("its Location is missing or invalid".into());
     };
     if from.is_https() && !to.is_https() {
         return refused(format!("it leads from https to {}", to.for_log()));
@@ -480,8 +480,8 @@ fn redirect(
     Ok(to)
 }
 
-/// Whether a request failed the way it does on a pooled connection that the other side has closed
-/// meanwhile. It was not answered, and it changes nothing, so it may be repeated.
+/// Whether a request failed as it does on an idle connection that the server has closed. It may be repeated, since it
+/// got no response and changes nothing.
 fn is_stale_connection(error: &ureq::Error) -> bool {
     matches!(error, ureq::Error::Io(error) if is_broken_connection(error.kind()))
 }
@@ -500,11 +500,11 @@ mod tests {
     }
 
     #[test]
-    fn redirects_and_token_services_of_an_unlisted_registry_are_at_allowed_ports() {
+    fn redirects_and_token_services_of_an_unlisted_registry_must_use_allowed_ports() {
         let upstream: Upstream = "registry.test".parse().unwrap();
         let ports = UnlistedPorts::default();
         let unlisted = Session::unlisted(&upstream, Timeouts::default(), foreign(), ports);
-        // At an address, so that nothing is looked up.
+        // An address, so that there is no DNS lookup.
         let entry = EndpointSettings::at(Endpoint::new(Scheme::Https, "127.0.0.1:5000"));
         let listed = Session::listed(&upstream, &entry, Timeouts::default(), foreign());
         for (target, allowed) in [

@@ -1,36 +1,34 @@
-//! The circuit breaker of one endpoint: after failures in a row it is left alone for a while.
+//! The circuit breaker of one endpoint: after repeated failures, no requests are sent to it for a while.
 //!
-//! Pure: what happened and when come in, a verdict comes out. Three states, as the field has them:
+//! Pure: callers pass in the time. Three states:
 //!
-//! * **closed**: it is asked.
-//! * **open**: it is not asked until a time. Whoever would have is answered with the failure that
-//!   opened it, at once.
-//! * **half-open**: the time is over, and one request of ours, the probe, is on its way to find out. Others
-//!   are still refused.
+//! * **closed**: requests are sent.
+//! * **open**: no requests are sent until a certain time. They fail at once with the failure that opened the breaker.
+//! * **half-open**: this time has passed, and one request of Larder's own, the probe, is under way. Other requests are
+//!   still refused.
 //!
-//! Any success closes it. A failure of the probe opens it again, for twice as long.
+//! Any success closes the breaker. A failed probe opens it again, for twice as long.
 //!
-//! Threat: clients choose what is asked, and a client may know a request that the registry fails. So a failure
-//! is either **certain** (no connection: every request would fare the same) or **doubtful** (an answer of 5xx,
-//! a connection that broke after the request). Certain ones open the breaker; doubtful ones are a reason to
-//! probe, and the probe decides.
+//! Threat: clients choose requests, and a client may know one that makes the registry fail. Therefore a failure is either
+//! **certain** (no connection, so every request would fail) or **doubtful** (a 5xx response, or a connection that broke
+//! after the request). Certain failures open the breaker. Doubtful ones cause a probe, which decides.
 
 use std::time::{Duration, Instant};
 
-/// A probe that was never heard of again (its thread panicked) does not keep the breaker half-open.
+/// A probe that has not reported after this time (its thread panicked) is replaced.
 const PROBE_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
-/// A registry that fails some requests and answers the probe is not probed again for this long.
+/// The shortest time between two probes of a registry that fails some requests but answers the probe.
 const PROBED_EVERY: Duration = Duration::from_secs(5);
 
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerPolicy {
-    /// Failures in a row that open it.
+    /// The number of consecutive failures that opens it.
     pub failures: u32,
-    /// How long it stays open the first time; doubled by each probe that fails.
+    /// How long it stays open the first time; each failed probe doubles this time.
     pub first_wait: Duration,
-    /// It never stays open for longer: a registry that is back must be used soon.
+    /// The longest time for which it stays open: a recovered registry must be used soon.
     pub longest_wait: Duration,
 }
 
@@ -44,34 +42,34 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// What a breaker says to somebody who wants to ask.
+/// Whether a request may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Permit {
-    /// Go ahead.
+    /// It may.
     Ask,
-    /// Go ahead, and be the one by whom we find out.
+    /// The caller must probe the endpoint first.
     Probe,
-    /// Do not ask for this long.
+    /// It may not, for this long.
     Wait(Duration),
 }
 
-/// A change of state that an operator should see.
+/// A change of state, to be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It is left alone for this long.
+    /// No requests are sent for this long.
     Opened(Duration),
-    /// It answers again.
+    /// The endpoint answers again.
     Closed,
 }
 
-/// What is shown of a breaker's state.
+/// The state of a breaker, for the status page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BreakerState {
-    /// Asked as usual.
+    /// Requests are sent.
     Closed,
-    /// Not asked for this long.
+    /// No requests are sent for this long.
     Open(Duration),
-    /// One request is finding out; or the next one will.
+    /// A probe is under way, or the next request will start one.
     HalfOpen,
 }
 
@@ -80,9 +78,9 @@ pub(super) struct Breaker {
     policy: BreakerPolicy,
     /// Failures since the last success.
     failures: u32,
-    /// Of them those that do not depend on what was asked.
+    /// The certain ones among them, which do not depend on the request.
     certain: u32,
-    /// When doubtful failures were last a reason to probe.
+    /// When doubtful failures last caused a probe.
     probed: Option<Instant>,
     state: State,
 }
@@ -99,7 +97,7 @@ impl Breaker {
         Breaker { policy, failures: 0, certain: 0, probed: None, state: State::Closed }
     }
 
-    /// Whether to ask at `now`. Whoever gets a [`Permit::Probe`] must report how it went.
+    /// Whether a request may be sent at `now`. A caller that gets [`Permit::Probe`] must report the outcome.
     pub(super) fn permit(&mut self, now: Instant) -> Permit {
         let wait = match self.state {
             State::Closed => return Permit::Ask,
@@ -113,7 +111,7 @@ impl Breaker {
         Permit::Probe
     }
 
-    /// It answered, whatever it said.
+    /// Records a response, whatever its status.
     pub(super) fn succeeded(&mut self) -> Option<Change> {
         (self.failures, self.certain) = (0, 0);
         match std::mem::replace(&mut self.state, State::Closed) {
@@ -122,8 +120,8 @@ impl Breaker {
         }
     }
 
-    /// It failed in a way that may be about the request. Returns whether to probe: then the caller must, and
-    /// report how it went.
+    /// Records a failure that may depend on the request. Returns whether the caller must probe the endpoint and report
+    /// the outcome.
     pub(super) fn doubted(&mut self, now: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
         let is_due = |probed| now.saturating_duration_since(probed) >= PROBED_EVERY;
@@ -136,7 +134,7 @@ impl Breaker {
         is_needed
     }
 
-    /// The probe that doubtful failures asked for failed as well.
+    /// Records that the probe after doubtful failures failed as well.
     pub(super) fn confirmed(&mut self, now: Instant) -> Option<Change> {
         match self.state {
             State::Closed => self.open(now, self.policy.first_wait),
@@ -144,14 +142,14 @@ impl Breaker {
         }
     }
 
-    /// It cannot be reached. `asked` is what it said to wait, which needs no second failure to be believed.
-    pub(super) fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Option<Change> {
+    /// Records a certain failure. `retry_after` is the wait that the endpoint demands, which opens the breaker at once.
+    pub(super) fn failed(&mut self, now: Instant, retry_after: Option<Duration>) -> Option<Change> {
         self.failures = self.failures.saturating_add(1);
         self.certain = self.certain.saturating_add(1);
-        let wait = match (self.state, asked) {
-            // It has been given up on already: this request had begun before.
+        let wait = match (self.state, retry_after) {
+            // This request began before the breaker was opened.
             (State::Open { .. }, _) => return None,
-            (_, Some(asked)) => asked.min(self.policy.longest_wait),
+            (_, Some(retry_after)) => retry_after.min(self.policy.longest_wait),
             (State::HalfOpen { wait, .. }, None) => (wait * 2).min(self.policy.longest_wait),
             (State::Closed, None) if self.certain < self.policy.failures => return None,
             (State::Closed, None) => self.policy.first_wait,
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_a_success_between_them_does_not() {
+    fn consecutive_failures_open_it_and_a_success_resets_the_count() {
         let (mut breaker, now) = breaker();
         for _ in 0..5 {
             assert_eq!(breaker.failed(now, None), None);
@@ -212,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_time_is_over_one_finds_out_for_all() {
+    fn after_the_wait_one_caller_probes_and_the_others_are_refused() {
         let (mut breaker, now) = opened();
         let later = now + SECOND;
         assert_eq!(breaker.state(later), BreakerState::HalfOpen);
@@ -224,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_fails_doubles_the_wait_up_to_the_longest() {
+    fn a_failed_probe_doubles_the_wait_up_to_the_longest() {
         let (mut breaker, mut now) = opened();
         for wait in [2, 3, 3] {
             now += 3 * SECOND;
@@ -234,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_requests_that_began_before_change_nothing() {
+    fn failures_of_earlier_requests_do_not_extend_the_wait() {
         let (mut breaker, now) = opened();
         assert_eq!(breaker.failed(now + SECOND / 2, None), None);
         assert_eq!(breaker.permit(now + SECOND), Permit::Probe);
     }
 
     #[test]
-    fn what_it_asks_for_opens_it_at_once_within_bounds() {
+    fn retry_after_opens_it_at_once_within_bounds() {
         for (asked, wait) in [(2, 2), (3600, 3)] {
             let (mut breaker, now) = breaker();
             let change = breaker.failed(now, Some(asked * SECOND));
@@ -250,22 +248,22 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_failures_ask_for_a_probe_and_never_open_it_by_themselves() {
+    fn doubtful_failures_cause_a_probe_and_do_not_open_it() {
         let (mut breaker, now) = breaker();
         assert_eq!([1, 2, 3, 4].map(|_| breaker.doubted(now)), [false, false, true, false]);
         assert_eq!((breaker.permit(now), breaker.failures()), (Permit::Ask, 4));
         assert_eq!(breaker.failed(now, None), None, "one certain failure among doubtful ones");
         assert_eq!(breaker.succeeded(), None, "the probe was answered");
         for _ in 0..100 {
-            assert!(!breaker.doubted(now + PROBED_EVERY / 2), "probed a moment ago");
+            assert!(!breaker.doubted(now + PROBED_EVERY / 2), "probed within the interval");
         }
         assert!(breaker.doubted(now + PROBED_EVERY));
         assert_eq!(breaker.confirmed(now + PROBED_EVERY), Some(Change::Opened(SECOND)));
-        assert!(!breaker.doubted(now + PROBED_EVERY), "it is open already");
+        assert!(!breaker.doubted(now + PROBED_EVERY), "already open");
     }
 
     #[test]
-    fn a_probe_that_is_never_heard_of_again_is_replaced() {
+    fn a_probe_that_never_reports_is_replaced() {
         let (mut breaker, now) = opened();
         assert_eq!(breaker.permit(now + SECOND), Permit::Probe);
         assert_eq!(breaker.permit(now + SECOND + PROBE_FORGOTTEN_AFTER), Permit::Probe);

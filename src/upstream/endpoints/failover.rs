@@ -1,14 +1,14 @@
-//! A registry with one or more endpoints: asked in order, each behind a circuit breaker.
+//! A registry with one or more endpoints, which are tried in order. Each endpoint has a circuit breaker.
 //!
-//! Whatever goes wrong at one endpoint (trouble, no such content, refused credentials, an answer that
-//! cannot be used) is a reason to ask the next: a mirror need not have everything, and a login that
-//! fails here proves nothing about the next endpoint. If none answers, the error that leaves most hope is reported: that
-//! one is down rather than that others have no such content, since a 404 is remembered.
+//! After any failure at one endpoint (an error, missing content, refused credentials, an unusable response) the next one
+//! is tried: a mirror need not have all content, and credentials differ between endpoints. If all fail, the error with
+//! the highest [`rank`] is returned. For example, "endpoint is down" outranks "no such content", which the cache would
+//! remember.
 //!
-//! A breaker counts failures of the endpoint itself, or of its token service. Failures after a redirect to another host
-//! do not count: object stores fail while the registry works. A 5xx answer to one request, which a client has chosen,
-//! proves nothing about the next request, so a probe of `/v2/` decides. A 429 counts where there is another endpoint
-//! ([`RateLimits`]).
+//! The breaker counts failures of the endpoint itself or of its token service. Failures at the target of a redirect do
+//! not count, since an object store may fail while the registry works. A 5xx response to one request, which a client has
+//! chosen, says nothing about other requests, so the breaker probes `/v2/` first. A 429 counts if there is another
+//! endpoint, see [`RateLimits`].
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
@@ -23,63 +23,63 @@ use crate::upstream::client::{RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{BlobAsk, BlobBody, LargeBody, List, ListSink, ManifestHead, Source};
 
-/// The endpoints of a registry, in the order in which they are asked.
+/// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
     upstream: Upstream,
     endpoints: Vec<GuardedEndpoint>,
-    /// Slows its blobs down, those of all endpoints together.
+    /// Limits the rate of blobs, over all endpoints together.
     throttle: Option<Arc<Throttle>>,
-    /// Whether it has ever answered a request with content.
+    /// Whether it has ever returned content.
     has_answered: AtomicBool,
 }
 
-/// One endpoint behind its breaker.
+/// An endpoint with its circuit breaker.
 struct GuardedEndpoint {
     registry: Registry,
-    /// Locked for a look or a change, never while it is asked.
+    /// Locked for a lookup or a change, never during a request.
     health: Mutex<Health>,
 }
 
 struct Health {
     breaker: Breaker,
-    /// The latest failure that counted.
+    /// The latest failure that the breaker counted.
     last_failure: Option<UpstreamError>,
 }
 
-/// What is known of a registry's endpoints.
+/// The status of a registry's endpoints.
 #[derive(Debug, Clone)]
 pub struct UpstreamStatus {
     /// The registry.
     pub upstream: Upstream,
-    /// Its endpoints, in the order in which they are asked.
+    /// Its endpoints, in the order in which they are tried.
     pub endpoints: Vec<EndpointStatus>,
 }
 
-/// What is known of an endpoint.
+/// The status of an endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointStatus {
     /// Scheme, host and port.
     pub url: String,
-    /// Whether it is asked.
+    /// Whether requests are sent to it.
     pub breaker: BreakerState,
     /// Failures since its last success.
     pub failures: u32,
     /// The latest failure, with method and URL of its request.
     pub last_failure: Option<String>,
-    /// What it said last about its rate limit.
+    /// The rate limit that it reported last.
     pub quota: Option<RateLimit>,
 }
 
-/// How the endpoints of a registry fared with one blob, so that the next try begins with another one.
-/// Each body that broke off or was wrong is a demerit for the endpoint that sent it.
+/// How often each endpoint of a registry has failed to deliver one blob: its body broke off or was wrong. The next
+/// attempt begins with the endpoint that has failed least.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointFailures {
-    /// By endpoint; those that are not there have none.
+    /// By endpoint; missing entries are 0.
     counts: Vec<u32>,
 }
 
 impl EndpointFailures {
-    /// Notes that what this endpoint sent ([`BlobBody::endpoint`]) was of no use.
+    /// Records that the body from this endpoint ([`BlobBody::endpoint`]) was unusable.
     pub fn add(&mut self, endpoint: usize) {
         if self.counts.len() <= endpoint {
             self.counts.resize(endpoint + 1, 0);
@@ -87,17 +87,17 @@ impl EndpointFailures {
         self.counts[endpoint] = self.counts[endpoint].saturating_add(1);
     }
 
-    /// How many this endpoint has.
+    /// The failures of this endpoint.
     pub fn of(&self, endpoint: usize) -> u32 {
         self.counts.get(endpoint).copied().unwrap_or_default()
     }
 
-    /// Whether one of so many endpoints has none.
-    pub fn leave_one_of(&self, endpoints: usize) -> bool {
+    /// Whether at least one of `endpoints` endpoints has not failed.
+    pub fn has_clean_endpoint(&self, endpoints: usize) -> bool {
         (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
     }
 
-    /// The order in which to ask: the configured one, but for those that were of less use than others.
+    /// The order in which to try the endpoints: by failures, then by configuration.
     fn order(&self, endpoints: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..endpoints).collect();
         order.sort_by_key(|endpoint| self.of(*endpoint));
@@ -119,18 +119,18 @@ impl Failover {
         Failover { upstream, endpoints, throttle: None, has_answered: AtomicBool::new(false) }
     }
 
-    /// With so many bytes of blobs a second at most.
+    /// Limits the rate of blobs to `rate` bytes per second.
     pub(super) fn with_rate_limit(self, rate: Option<NonZeroU64>) -> Failover {
         let throttle = rate.map(|rate| Arc::new(Throttle::new(rate, Box::new(RealTime))));
         Failover { throttle, ..self }
     }
 
-    /// Whether it has ever answered a request with content: anybody can have a host that answers 404.
+    /// Whether it has ever returned content. Other responses do not count, since any web server answers 404.
     pub(super) fn has_answered(&self) -> bool {
         self.has_answered.load(Ordering::Relaxed)
     }
 
-    /// Notes that it answered with content.
+    /// Records that it returned content.
     pub(super) fn note_answer(&self) {
         self.has_answered.store(true, Ordering::Relaxed);
     }
@@ -150,7 +150,7 @@ impl Failover {
         if self.endpoints.len() > 1 { RateLimits::Apply } else { RateLimits::Ignore }
     }
 
-    /// Asks the endpoints one after the other until one answers.
+    /// Tries the endpoints in order until one succeeds.
     fn ask<T>(
         &self,
         rate_limits: RateLimits,
@@ -184,31 +184,31 @@ impl Failover {
             }
         }
         Err(failure.unwrap_or_else(|| {
-            let reason = "it has no endpoint".into();
+            let reason = "it has no endpoints".into();
             UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
         }))
     }
 }
 
-/// Whether a 429 keeps later requests away from the endpoint.
+/// Whether a 429 stops further requests to the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RateLimits {
-    /// Manifests and blobs share a quota, and there is another endpoint.
+    /// It does: manifests and blobs share a quota, and there is another endpoint.
     Apply,
-    /// Lists often have limits of their own. And where there is no other endpoint, the caller decides: the limit may be
+    /// It does not. Lists often have separate limits. Without another endpoint the caller decides, since the limit may be
     /// that of one repository, which a client has chosen.
     Ignore,
 }
 
-/// What the outcome of a request says about its endpoint.
+/// What the outcome of a request shows about its endpoint.
 enum Verdict {
-    /// It answers.
+    /// It works.
     Answers,
     /// Nothing.
     Nothing,
-    /// Something is wrong with it, or with the request.
+    /// It may be down, or fail for this request only.
     Doubtful,
-    /// It cannot be used just now.
+    /// It cannot be used at the moment.
     Down,
 }
 
@@ -227,7 +227,7 @@ impl Verdict {
     }
 }
 
-/// How much a failure lets rank that the content is to be had after all.
+/// Ranks errors by the chance that a later attempt succeeds.
 fn rank(kind: &UpstreamErrorKind) -> u32 {
     match kind {
         UpstreamErrorKind::NotFound => 0,
@@ -249,7 +249,7 @@ fn rank(kind: &UpstreamErrorKind) -> u32 {
 }
 
 impl GuardedEndpoint {
-    /// Asks, if the breaker lets it, and tells the breaker how it went.
+    /// Sends a request if the breaker permits it, and reports the outcome to the breaker.
     fn ask<T>(
         &self,
         upstream: &Upstream,
@@ -262,7 +262,7 @@ impl GuardedEndpoint {
             Permit::Wait(wait) => return Err(self.refusal(wait)),
             Permit::Probe => {
                 log::info!("{upstream}: asking {} again", self.registry.url());
-                // With a request of our own: a client's may be one that fails whatever state the endpoint is in.
+                // With a request of Larder's own: the client's request may fail even if the endpoint works.
                 let probed = self.registry.probe();
                 let change = {
                     let mut health = self.health();
@@ -313,7 +313,7 @@ impl GuardedEndpoint {
         result
     }
 
-    /// Finds out whether failures of single requests are the endpoint's.
+    /// Probes the endpoint after doubtful failures.
     fn probe(&self, upstream: &Upstream) {
         let probed = self.registry.probe();
         let mut health = self.health();
@@ -339,7 +339,7 @@ impl GuardedEndpoint {
         }
     }
 
-    /// The failure that opened the breaker, once more.
+    /// The error of a request that the breaker refuses. Contains the failure that opened it.
     fn refusal(&self, wait: Duration) -> UpstreamError {
         let last = self.health().last_failure.clone();
         let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
@@ -358,7 +358,7 @@ impl GuardedEndpoint {
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
-        // Each change is a field or two, and a breaker in any state is a valid one.
+        // A panic cannot leave an invalid state: each change sets one or two fields, and any state of a breaker is valid.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -409,7 +409,7 @@ impl Source for Failover {
         let asked = self
             .ask_in(&order, self.rate_limits(), |index, registry| Ok(body(index, open(registry)?)));
         match asked {
-            // Somebody has begun to receive this blob, and the download has waits of its own.
+            // Clients are already receiving this blob, and the download has its own backoff, so the breaker is ignored.
             Err(error) if ask.from > 0 && error.is_circuit_open() => {
                 let first = order[0];
                 let asked =
@@ -426,7 +426,7 @@ impl Source for Failover {
         query: &str,
         sink: &mut dyn ListSink,
     ) -> Result<List, UpstreamError> {
-        // One request at a time: each endpoint has the sink to itself.
+        // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
         self.ask(RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
@@ -452,22 +452,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn demerits_put_an_endpoint_behind_those_that_have_fewer() {
+    fn endpoints_with_fewer_failures_are_tried_first() {
         let mut endpoint_failures = EndpointFailures::default();
         assert_eq!(endpoint_failures.order(3), [0, 1, 2]);
         endpoint_failures.add(0);
         assert_eq!(endpoint_failures.order(3), [1, 2, 0]);
-        assert!(endpoint_failures.leave_one_of(2) && !endpoint_failures.leave_one_of(1));
+        assert!(
+            endpoint_failures.has_clean_endpoint(2) && !endpoint_failures.has_clean_endpoint(1)
+        );
         endpoint_failures.add(1);
         assert_eq!(endpoint_failures.order(3), [2, 0, 1]);
         endpoint_failures.add(1);
         endpoint_failures.add(2);
         assert_eq!(endpoint_failures.order(3), [0, 2, 1]);
-        assert!(!endpoint_failures.leave_one_of(3));
+        assert!(!endpoint_failures.has_clean_endpoint(3));
     }
 
     #[test]
-    fn an_endpoint_that_is_down_outweighs_one_that_has_no_such_content() {
+    fn an_endpoint_that_is_down_outranks_one_without_the_content() {
         let down = UpstreamErrorKind::OutOfService;
         let refused = UpstreamErrorKind::CircuitOpen { wait: Duration::ZERO, last: None };
         let denied = UpstreamErrorKind::Denied { status: 403 };

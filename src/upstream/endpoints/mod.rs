@@ -1,4 +1,4 @@
-//! The registries of a configuration and their endpoints: which is asked, in which order, and when it is left alone.
+//! The configured registries and their endpoints: failover, circuit breakers and rate limits.
 
 mod breaker;
 mod failover;

@@ -1,4 +1,4 @@
-//! Which registries there are, and which may be dialled at all. Both may change while Larder runs.
+//! The table of registries, which can be reconfigured while Larder runs.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,67 +15,67 @@ use crate::upstream::network::{
 };
 use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 
-/// How upstreams are reached.
+/// The settings of all upstreams.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// The listed registries.
     pub registries: Vec<RegistrySettings>,
-    /// Whether the others may be contacted.
+    /// Whether other registries may be contacted.
     pub unlisted: UnlistedRegistries,
-    /// The ports at which they may be.
+    /// The ports at which other registries may be contacted.
     pub unlisted_ports: UnlistedPorts,
-    /// How long they may take.
+    /// The timeouts of requests.
     pub timeouts: Timeouts,
-    /// When an endpoint that fails is left alone.
+    /// The circuit breakers of endpoints.
     pub breaker: BreakerPolicy,
-    /// By way of which proxies they are reached.
+    /// The proxies.
     pub proxies: ProxySettings,
 }
 
 /// One entry of `registries`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistrySettings {
-    /// The key under which clients name it.
+    /// The name that clients use.
     pub upstream: Upstream,
-    /// Where it really is, and where its mirrors are, in the order in which they are asked.
+    /// The registry and its mirrors, in the order in which they are tried.
     pub endpoints: Vec<EndpointSettings>,
-    /// How many bytes of blobs may come in a second, over all endpoints and downloads together.
+    /// The most bytes of blobs per second, over all endpoints and downloads together.
     pub rate_limit: Option<NonZeroU64>,
 }
 
 /// All registries of this server.
 pub struct Registries {
-    /// Locked for a look-up or its replacement, never while a registry is asked: who has a [`Source`]
-    /// keeps it, whatever becomes of the table.
+    /// Locked for a lookup or a replacement, never during a request. A [`Source`] remains usable after its table was
+    /// replaced.
     table: RwLock<Table>,
 }
 
-/// What one configuration makes of the registries.
+/// The registries of one configuration.
 struct Table {
     listed: HashMap<Upstream, Listed>,
     unlisted: UnlistedRegistries,
     unlisted_ports: UnlistedPorts,
-    /// The unlisted registries met so far.
+    /// The unlisted registries used so far.
     others: Mutex<UnlistedTable>,
     timeouts: Timeouts,
     breaker: BreakerPolicy,
     foreign: Arc<ForeignAgents>,
 }
 
-/// A listed registry, and what it was made of.
+/// A listed registry and its settings.
 struct Listed {
     settings: RegistrySettings,
     failover: Arc<Failover>,
 }
 
-/// Which listed registries a new configuration brought, changed or took away.
+/// The listed registries that a new configuration added, changed or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryChanges {
-    /// They were not listed before.
+    /// Registries that were not listed before.
     pub added: Vec<Upstream>,
-    /// They were listed, and begin anew: other settings, or other time-outs for all.
+    /// Registries with other settings, or all of them if the timeouts changed. Their state is reset.
     pub changed: Vec<Upstream>,
-    /// They are not listed any more.
+    /// Registries that are no longer listed.
     pub removed: Vec<Upstream>,
 }
 
@@ -102,28 +102,28 @@ impl fmt::Display for RegistryChanges {
 }
 
 impl Registries {
-    /// The registries of a configuration. Nothing is dialled.
+    /// Creates the registries of a configuration. Makes no connections.
     pub fn new(settings: Settings) -> Registries {
         Registries { table: RwLock::new(Table::new(settings)) }
     }
 
-    /// Puts another configuration into force. Nothing is dialled, and nothing is waited for.
+    /// Applies another configuration. Makes no connections and does not block.
     ///
-    /// A registry whose settings are the same keeps what is known of it: tokens, breakers, connections,
-    /// its limit and its quota. The others begin anew. Who holds a [`Source`] goes on with it.
+    /// A registry with unchanged settings keeps its state: tokens, breakers, connections, rate limit and quota. The state
+    /// of other registries is reset. A [`Source`] that is in use remains usable.
     pub fn reconfigure(&self, settings: Settings) -> RegistryChanges {
-        // Replaced at once or not at all, so a panic leaves a whole table.
+        // The table is replaced in one assignment, so a panic leaves a valid one.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let (new, changes) = table.succeeded_by(settings);
+        let (new, changes) = table.reconfigured(settings);
         let old = std::mem::replace(&mut *table, new);
         drop(table);
-        // Here, where nobody waits for it: the last one to use a registry closes its connections.
+        // Without the lock, since dropping the last reference to a registry closes its connections.
         drop(old);
         changes
     }
 
-    /// Lets files with certificates be looked at when they are needed next, however lately that was done, and
-    /// logins that helpers and clouds have handed out be got anew.
+    /// Makes the next use of each registry check its certificate files for changes and fetch the logins of helpers and
+    /// clouds again.
     pub fn refresh(&self) {
         self.table().listed.values().for_each(|listed| listed.failover.refresh());
     }
@@ -169,19 +169,19 @@ impl Table {
         self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
     }
 
-    /// The table of another configuration, with what can be kept of this one.
-    fn succeeded_by(&self, settings: Settings) -> (Table, RegistryChanges) {
-        let is_reached_alike = self.timeouts == settings.timeouts
+    /// The table of another configuration. Keeps the state of unchanged registries.
+    fn reconfigured(&self, settings: Settings) -> (Table, RegistryChanges) {
+        let has_same_transport = self.timeouts == settings.timeouts
             && self.breaker == settings.breaker
             && *self.foreign.proxies == settings.proxies;
         let mut new = Table::new(Settings { registries: Vec::new(), ..settings.clone() });
-        if is_reached_alike {
+        if has_same_transport {
             new.foreign = Arc::clone(&self.foreign);
         }
         let mut changes = RegistryChanges::default();
         for entry in settings.registries {
             match self.listed.get(&entry.upstream) {
-                Some(before) if is_reached_alike && before.settings == entry => {
+                Some(before) if has_same_transport && before.settings == entry => {
                     let failover = Arc::clone(&before.failover);
                     new.listed.insert(entry.upstream.clone(), Listed { settings: entry, failover });
                     continue;
@@ -194,7 +194,7 @@ impl Table {
         let gone = self.listed.keys().filter(|upstream| !new.listed.contains_key(upstream));
         changes.removed = gone.cloned().collect();
         changes.removed.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        if is_reached_alike
+        if has_same_transport
             && settings.unlisted == UnlistedRegistries::Allow
             && settings.unlisted_ports == self.unlisted_ports
         {
@@ -270,7 +270,7 @@ mod tests {
     use crate::upstream::network::{Endpoint, Scheme};
 
     #[test]
-    fn a_listed_registry_may_be_anywhere_even_in_a_closed_world() {
+    fn a_listed_registry_may_have_any_address_even_if_unlisted_ones_are_denied() {
         let upstream: Upstream = "localhost:5000".parse().unwrap();
         let entry = RegistrySettings {
             upstream: upstream.clone(),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn registry_whose_settings_are_the_same_is_kept_and_the_others_begin_anew() {
+    fn reconfiguring_keeps_registries_with_unchanged_settings_and_resets_the_others() {
         let [same, before, after, gone, new] = [
             entry("same.io", Scheme::Https),
             entry("changed.io", Scheme::Https),
@@ -310,19 +310,19 @@ mod tests {
         ];
         let registries = Registries::new(listing(&[same.clone(), before, gone]));
         let source = |name: &str| registries.source(&name.parse().unwrap()).unwrap();
-        let met = ["same.io", "changed.io", "gone.io", "new.io", "unlisted.io"];
-        let old = met.map(source);
+        let used = ["same.io", "changed.io", "gone.io", "new.io", "unlisted.io"];
+        let old = used.map(source);
         let changes = registries.reconfigure(listing(&[new, after, same]));
         assert_eq!(names(&changes.added), ["new.io"]);
         assert_eq!(names(&changes.changed), ["changed.io"]);
         assert_eq!(names(&changes.removed), ["gone.io"]);
         assert_eq!(changes.to_string(), "added new.io; changed changed.io; removed gone.io");
-        let kept = std::array::from_fn(|at| Arc::ptr_eq(&old[at], &source(met[at])));
-        assert_eq!(kept, [true, false, false, false, true], "{met:?}");
+        let kept = std::array::from_fn(|at| Arc::ptr_eq(&old[at], &source(used[at])));
+        assert_eq!(kept, [true, false, false, false, true], "{used:?}");
     }
 
     #[test]
-    fn other_time_outs_are_for_all_registries() {
+    fn changed_timeouts_reset_all_registries() {
         let entries = [entry("listed.io", Scheme::Https)];
         let registries = Registries::new(listing(&entries));
         let source = |name: &str| registries.source(&name.parse().unwrap()).unwrap();
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn world_that_is_closed_knows_only_who_is_listed() {
+    fn denying_unlisted_registries_removes_them() {
         let registries = Registries::new(Settings::default());
         let quay: Upstream = "quay.io".parse().unwrap();
         assert!(registries.source(&quay).is_ok());

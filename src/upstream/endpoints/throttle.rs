@@ -1,8 +1,8 @@
-//! `rateLimit`: how fast the blobs of one registry may come, all its downloads together.
+//! `rateLimit`: limits the rate of a registry's blobs, over all its downloads together.
 //!
-//! The bucket is arithmetic over a time that it is given. A reader takes its turn from the bucket, sleeps
-//! until it has come, and reads no more than it took; so what is not read piles up at the registry, by
-//! TCP's own means. The transport's limit on silence is one of each read, and does not see the sleep.
+//! The token bucket is pure: callers pass in the time. A reader takes bytes from the bucket, sleeps until they are due,
+//! and reads no more than it took. TCP's flow control then slows the registry down. The stall timeout of the transport
+//! applies to each read and does not include the sleep.
 
 use std::io::{self, Read};
 use std::num::NonZeroU64;
@@ -10,23 +10,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A reader that has to wait longer says so after this (by `Interrupted`, which asks to be called
-/// again), so that whoever wants its download stopped is heard.
+/// The longest sleep. A reader that must wait longer returns `Interrupted`, so that its caller can stop the download.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// How many pieces a second's worth is read in, so that downloads that share a rate take turns.
+/// The bytes of one second are read in this many pieces, so that downloads that share a rate take turns.
 const PIECES_PER_SECOND: u64 = 20;
-/// The largest piece, in bytes: what a download reads at a time without a limit.
+/// The largest piece, in bytes: as much as a download without a limit reads at a time.
 const PIECE_BYTES_MAX: u64 = 128 * 1024;
-/// What a registry that was idle may send at once, in time at its rate.
+/// How much an idle registry may send at once, as a time at its rate.
 const CREDIT: Duration = Duration::from_millis(200);
 
-/// Tells the time and lets it pass: an argument, so that tests own it.
+/// The clock: an argument, so that tests can control it.
 pub(super) trait Time: Send + Sync {
     fn now(&self) -> Instant;
     fn sleep(&self, duration: Duration);
 }
 
-/// The machine's.
+/// The machine's clock.
 pub(super) struct RealTime;
 
 impl Time for RealTime {
@@ -39,16 +38,16 @@ impl Time for RealTime {
     }
 }
 
-/// What is left of a rate. Knows no clock.
+/// A token bucket. Has no clock.
 #[derive(Debug)]
 struct Bucket {
     bytes_per_second: NonZeroU64,
-    /// When all that was taken will have been paid for at this rate.
+    /// When the bytes taken so far are used up at this rate.
     paid: Option<Instant>,
 }
 
 impl Bucket {
-    /// Takes `bytes`, and returns how long to wait before they may be read.
+    /// Takes `bytes` and returns how long to wait before reading them.
     fn take(&mut self, bytes: u64, now: Instant) -> Duration {
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
         let turn = self.paid.map_or(earliest, |paid| paid.max(earliest));
@@ -56,7 +55,7 @@ impl Bucket {
         turn.saturating_duration_since(now)
     }
 
-    /// Gives back what was taken and not read.
+    /// Returns bytes that were taken and not read.
     fn refund(&mut self, bytes: u64) {
         let cost = self.cost(bytes);
         self.paid = self.paid.and_then(|paid| paid.checked_sub(cost));
@@ -68,9 +67,9 @@ impl Bucket {
     }
 }
 
-/// One registry's rate, shared by its downloads.
+/// The rate limit of one registry, shared by its downloads.
 pub(super) struct Throttle {
-    /// Locked for a sum at a time.
+    /// Locked for one calculation at a time.
     bucket: Mutex<Bucket>,
     piece_bytes: u64,
     time: Box<dyn Time>,
@@ -83,13 +82,13 @@ impl Throttle {
         Throttle { bucket: Mutex::new(bucket), piece_bytes, time }
     }
 
-    /// The same bytes, at this rate.
+    /// Limits a reader to this rate.
     pub(super) fn slow<R: Read>(self: &Arc<Self>, reader: R) -> Throttled<R> {
         Throttled { reader, throttle: Arc::clone(self), turn: None }
     }
 
     fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        // A panic elsewhere leaves a time, which is valid whatever it is.
+        // A panic leaves a time, and any time is valid.
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,25 +99,24 @@ impl Throttle {
     }
 }
 
-/// Bytes that were taken from the bucket, and when they may be read.
+/// Bytes that were taken from the bucket, and the time when they may be read.
 #[derive(Clone, Copy)]
 struct Turn {
     bytes: u64,
     at: Instant,
 }
 
-/// A reader that keeps to a rate.
+/// A reader with a limited rate.
 pub(super) struct Throttled<R> {
     reader: R,
     throttle: Arc<Throttle>,
-    /// Taken and not read yet.
+    /// The bytes that were taken and not read yet.
     turn: Option<Turn>,
 }
 
 impl<R: Read> Read for Throttled<R> {
     /// # Errors
-    /// `Interrupted` if there is nothing to read yet, by which callers mean to try again; else the
-    /// reader's own.
+    /// `Interrupted` if no bytes are due yet, so that the caller reads again; otherwise those of the inner reader.
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if out.is_empty() {
             return Ok(0);
@@ -172,7 +170,7 @@ mod tests {
             (600, 100, 0),
             (650, 1000, 50),
             (700, 0, 1000),
-            // Idle for long, and yet no more than the credit at once.
+            // After a long idle time, still no more than the credit at once.
             (9000, 200, 0),
             (9000, 1, 0),
             (9000, 1, 1),
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_was_never_taken() {
+    fn returned_bytes_cost_nothing() {
         let (mut bucket, now) = (bucket(1000), Instant::now());
         bucket.take(1000, now);
         bucket.refund(700);
@@ -191,13 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn rates_of_every_size_have_a_cost() {
+    fn costs_do_not_overflow() {
         assert_eq!(bucket(1).cost(3), Duration::from_secs(3));
         assert_eq!(bucket(u64::MAX).cost(u64::MAX), Duration::from_secs(1));
         assert_eq!(bucket(1).cost(u64::MAX), Duration::from_nanos(u64::MAX));
     }
 
-    /// Passes when somebody sleeps.
+    /// Advances only by sleeping.
     #[derive(Clone)]
     struct FakeTime {
         start: Instant,
@@ -231,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn a_body_comes_whole_and_at_its_rate() {
+    fn a_body_arrives_completely_and_at_its_rate() {
         let (throttle, time) = throttle(100_000);
         let content: Vec<u8> = (0..250_000u32).map(|number| number as u8).collect();
         let mut read = Vec::new();
         throttle.slow(&content[..]).read_to_end(&mut read).unwrap();
         assert!(read == content);
-        // 2.5 seconds' worth, the first 0.2 s at once, and the last piece is not waited for.
+        // The bytes of 2.5 seconds: those of the first 0.2 s at once, and without a wait after the last piece.
         assert!((millis(2200)..=millis(2300)).contains(&time.passed()), "{:?}", time.passed());
     }
 
@@ -257,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_a_stop_is_heard_at_any_rate() {
+    fn a_download_can_be_stopped_at_any_rate() {
         let (throttle, time) = throttle(1);
         let mut reader = throttle.slow(&[7; 10][..]);
         let mut out = [0; 10];
@@ -269,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_leaves_gives_its_turn_back() {
+    fn a_dropped_reader_returns_its_bytes() {
         let (throttle, time) = throttle(10);
         let mut out = [0; 10];
         drop(throttle.slow(&[][..]).read(&mut out));

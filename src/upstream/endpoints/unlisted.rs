@@ -1,9 +1,9 @@
-//! Registries that clients name and the operator did not list: which of them may be contacted, and what is
-//! remembered of them.
+//! Registries that clients name and that are not in the configuration: which of them may be contacted, and a table of
+//! those in use.
 //!
-//! Threat: clients can invent any number of names. So the table is bounded, and what makes room in it is
-//! what costs least to lose: names that have never answered with content, then those used least recently.
-//! Docker Hub is never forgotten, since its tokens and its breaker serve almost everyone.
+//! Threat: clients can invent any number of names. Therefore the table is bounded. It evicts registries that have never
+//! returned content first, then the least recently used ones. Docker Hub is never evicted, since almost all clients share
+//! its tokens and its breaker.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use super::failover::Failover;
 use crate::oci::Upstream;
 use crate::upstream::network::{HTTPS_PORT, UnlistedPorts};
 
-/// Unlisted registries that are remembered, with their tokens, quota and breaker.
+/// The most unlisted registries in the table, each with its tokens, quota and breaker.
 const UNLISTED_MAX: usize = 1024;
-/// How many make room at a time, so that the table is searched once for many newcomers.
-const FORGOTTEN_AT_ONCE: usize = UNLISTED_MAX / 16;
+/// How many are evicted at a time, so that the table is searched once for many new registries.
+const EVICTED_AT_ONCE: usize = UNLISTED_MAX / 16;
 
 /// Whether registries that are not listed may be contacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UnlistedRegistries {
-    /// Those whose DNS name leads to public addresses.
+    /// Those with a DNS name that resolves to public addresses.
     #[default]
     Allow,
-    /// None: a closed world.
+    /// None.
     Deny,
 }
 
-/// Why an unlisted registry may not be contacted; `None` if it may, subject to where its name leads.
+/// Why an unlisted registry may not be contacted; `None` if it may. The addresses of its name are checked later.
 pub(super) fn refusal_reason(
     upstream: &Upstream,
     unlisted: UnlistedRegistries,
@@ -42,18 +42,18 @@ pub(super) fn refusal_reason(
         Some("a registry whose name has no dot needs an entry in `registries`")
     } else if !ports.allows(upstream.port().unwrap_or(HTTPS_PORT)) {
         Some(
-            "a registry at this port needs an entry in `registries`, or the port one in `unlistedPorts`",
+            "a registry at this port needs an entry in `registries`, or add the port to `unlistedPorts`",
         )
     } else {
         None
     }
 }
 
-/// The unlisted registries known so far.
+/// The unlisted registries used so far.
 #[derive(Default, Clone)]
 pub(super) struct UnlistedTable {
     known: HashMap<Upstream, Known>,
-    /// Counts uses: the order of the last ones.
+    /// The number of uses, which orders them.
     uses: u64,
 }
 
@@ -64,7 +64,7 @@ struct Known {
 }
 
 impl UnlistedTable {
-    /// The registry of this name, built if it is new.
+    /// The registry with this name; builds it if it is new.
     pub(super) fn get_or_insert(
         &mut self,
         upstream: &Upstream,
@@ -84,17 +84,17 @@ impl UnlistedTable {
         registry
     }
 
-    /// The registry of this name, if it was known.
+    /// The registry with this name, if it is in the table.
     pub(super) fn get(&self, upstream: &Upstream) -> Option<&Arc<Failover>> {
         self.known.get(upstream).map(|known| &known.registry)
     }
 
-    /// All that were known.
+    /// All registries in the table.
     pub(super) fn registries(&self) -> impl Iterator<Item = &Arc<Failover>> {
         self.known.values().map(|known| &known.registry)
     }
 
-    /// Forgets those that `keep` does not want.
+    /// Removes the registries for which `keep` returns false.
     pub(super) fn retain(&mut self, keep: impl Fn(&Upstream) -> bool) {
         self.known.retain(|upstream, _| keep(upstream));
     }
@@ -107,7 +107,7 @@ impl UnlistedTable {
             })
             .collect();
         ranked.sort_unstable_by_key(|(has_answered, last_use, _)| (*has_answered, *last_use));
-        for (_, _, upstream) in ranked.into_iter().take(FORGOTTEN_AT_ONCE) {
+        for (_, _, upstream) in ranked.into_iter().take(EVICTED_AT_ONCE) {
             self.known.remove(&upstream);
         }
     }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn invented_names_push_out_neither_docker_hub_nor_a_registry_that_has_answered() {
+    fn invented_names_evict_neither_docker_hub_nor_a_registry_that_has_returned_content() {
         let mut table = UnlistedTable::default();
         meet(&mut table, "docker.io");
         meet(&mut table, "proven.example.com").note_answer();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn of_registries_that_have_answered_those_used_recently_are_kept() {
+    fn recently_used_registries_that_have_returned_content_are_kept() {
         let mut table = UnlistedTable::default();
         meet(&mut table, "used.example.com").note_answer();
         meet(&mut table, "unused.example.com").note_answer();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn unlisted_registries_need_a_public_looking_name_and_an_allowed_port() {
+    fn unlisted_registries_need_a_public_name_and_an_allowed_port() {
         for (name, allowed) in [
             ("quay.io", true),
             ("quay.io:443", true),

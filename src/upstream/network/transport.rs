@@ -58,7 +58,7 @@ pub(in crate::upstream) struct Reach {
     pub(in crate::upstream) proxies: Arc<ProxySettings>,
 }
 
-/// How often it is checked whether certificate files have changed.
+/// How often certificate files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Agents for one kind of host: one without a proxy and one for each proxy. Built on first use (loading the root
@@ -144,7 +144,7 @@ impl LazyAgent {
         resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
     }
 
-    /// Lets the files be checked at when an agent is needed next, however lately that was done.
+    /// Forces a check of the certificate files on the next use.
     pub(in crate::upstream) fn refresh(&self) {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         built.iter_mut().for_each(|built| built.checked = None);
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(stamp(), first, "the new certificate has no key yet");
         put("key", &format!("{new_key}\n"));
         agent.get_at(&to, start + CHECK_INTERVAL).unwrap();
-        assert_eq!(stamp(), first, "it is not checked all the time");
+        assert_eq!(stamp(), first, "not checked again within the interval");
         agent.get_at(&to, start + 2 * CHECK_INTERVAL).unwrap();
         let second = stamp();
         assert_ne!(second, first);

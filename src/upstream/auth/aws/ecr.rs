@@ -1,4 +1,4 @@
-//! The login of a private registry at Amazon: `GetAuthorizationToken`.
+//! The login for a private ECR registry: `GetAuthorizationToken`.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,17 +20,17 @@ const OPERATION: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationTo
 /// `token.provider: ecr`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcrSettings {
-    /// Whose login.
+    /// The registry.
     pub registry: EcrRegistry,
-    /// `profile` of `providerOpts`: the keys come from this profile and from nowhere else.
+    /// `profile` of `providerOpts`: only the keys of this profile are used.
     pub profile: Option<String>,
-    /// The longest time for which a login is kept; Amazon says twelve hours.
+    /// The longest time for which a login is cached. Amazon's logins last twelve hours.
     pub expiry: Duration,
-    /// Where keys are.
+    /// Where to find keys.
     pub environment: AwsEnvironment,
 }
 
-/// Who asks for the login of one registry.
+/// Gets the login for one registry.
 pub(in crate::upstream) struct Ecr {
     settings: EcrSettings,
     agents: Agents,
@@ -56,10 +56,10 @@ impl Ecr {
         Ecr { settings, agents }
     }
 
-    /// Asks for a login at the time `now`, which is signed.
+    /// Requests a login. The signature includes the time `now`.
     ///
     /// # Errors
-    /// Whom it target in vain, what was answered, and what to do.
+    /// Which service failed, its response, and what to do.
     pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Fetched, LoginError> {
         let keys = keys(&self.settings, &self.agents)?;
         let registry = &self.settings.registry;
@@ -80,16 +80,16 @@ impl Ecr {
             body: b"{}".to_vec(),
         };
         let body = self.agents.call(Target::Service, endpoint.scheme, call)?.ok(
-            "these AWS credentials must be valid, allow ecr:GetAuthorizationToken, and be used with \
-             the right time",
+            "the AWS credentials must be valid and allow ecr:GetAuthorizationToken, and the clock must \
+             be right",
         )?;
         parse(&body, now, self.settings.expiry).ok_or_else(|| {
-            unavailable("the answer to ECR's GetAuthorizationToken holds no login".into())
+            unavailable("the response to ECR's GetAuthorizationToken contains no login".into())
         })
     }
 }
 
-/// The token is `user:password`; the service's time bounds ours, whatever is configured.
+/// The token is `user:password`. The lifetime is that of the service, at most `expiry`.
 fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Fetched> {
     let answer: Answer = serde_json::from_str(body).ok()?;
     let authorization = answer.authorization_data.first()?;
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_services_time_bounds_ours() {
+    fn the_service_limits_the_configured_lifetime() {
         let hour = Duration::from_secs(3600);
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let token = STANDARD.encode("AWS:pass:word");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_without_a_login() {
+    fn responses_without_a_login() {
         let no_password = STANDARD.encode("AWS");
         for body in [
             "",

@@ -1,5 +1,5 @@
-//! What Amazon's variables and names say, as values: parsed at the door, so that what is target later is
-//! an address that may be target.
+//! Amazon's environment variables and registry names as validated values, so that only permitted addresses are contacted
+//! later.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -9,21 +9,20 @@ use crate::oci::Upstream;
 use crate::upstream::auth::credentials::Secret;
 use crate::upstream::network::{Endpoint, Location, Scheme};
 
-/// Where ECS keeps a task's credentials.
+/// The address from which ECS serves a task's credentials.
 const ECS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
-/// Where EKS Pod Identity keeps a pod's.
+/// The addresses from which EKS Pod Identity serves a pod's credentials.
 const EKS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
 ];
 
-/// The variables by which Amazon's SDKs are told where keys are. The environment itself is read by the
-/// configuration, and handed on as this.
+/// The variables that tell Amazon's SDKs where keys are. The configuration reads them from the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AwsEnvironment {
     /// `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
     pub keys: Option<(String, Secret)>,
-    /// `AWS_SESSION_TOKEN`, which goes with them.
+    /// `AWS_SESSION_TOKEN`, which belongs to `keys`.
     pub session_token: Option<Secret>,
     /// `AWS_WEB_IDENTITY_TOKEN_FILE` and `AWS_ROLE_ARN`.
     pub web_identity: Option<(PathBuf, String)>,
@@ -37,35 +36,35 @@ pub struct AwsEnvironment {
     pub container: Option<ContainerEndpoint>,
     /// `AWS_CONTAINER_AUTHORIZATION_TOKEN`.
     pub container_token: Option<Secret>,
-    /// `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, read each time it is needed.
+    /// `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, which is read for each request.
     pub container_token_file: Option<PathBuf>,
-    /// Where the instance metadata service is (`AWS_EC2_METADATA_SERVICE_ENDPOINT`); `None` if it is
-    /// not to be target (`AWS_EC2_METADATA_DISABLED`).
+    /// The instance metadata service (`AWS_EC2_METADATA_SERVICE_ENDPOINT`); `None` if it must not be used
+    /// (`AWS_EC2_METADATA_DISABLED`).
     pub metadata: Option<Endpoint>,
     /// `AWS_ENDPOINT_URL_ECR`.
     pub ecr_endpoint: Option<Endpoint>,
     /// `AWS_ENDPOINT_URL_STS`.
     pub sts_endpoint: Option<Endpoint>,
-    /// `AWS_CA_BUNDLE`: authorities that are trusted beside the usual ones.
+    /// `AWS_CA_BUNDLE`: authorities that are trusted in addition to the usual ones.
     pub ca_bundle: Option<PathBuf>,
 }
 
-/// Where a container asks for its credentials.
+/// The URL from which a container gets its credentials.
 ///
-/// Threat: the answer's keys go into requests, and the request carries a token. So it is https, this
-/// machine, or one of the addresses that Amazon has set apart for this.
+/// Threat: the keys in the response are used in requests, and the request contains a token. Therefore the URL must be
+/// https, or lead to this machine or to one of the addresses that Amazon reserves for this purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerEndpoint(String);
 
 impl ContainerEndpoint {
-    /// The place on ECS, by its path (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`).
+    /// The URL on ECS with this path (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`).
     ///
     /// # Errors
-    /// If it is no path.
+    /// If it is not a path.
     pub fn relative(path: &str) -> Result<ContainerEndpoint, &'static str> {
         match path.starts_with('/') {
             true => format!("http://{ECS}{path}").parse(),
-            false => Err("is no path: it begins with /"),
+            false => Err("is not a path, which begins with /"),
         }
     }
 
@@ -78,20 +77,22 @@ impl FromStr for ContainerEndpoint {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<ContainerEndpoint, &'static str> {
-        let location = Location::parse(text).ok_or("is no http or https URL")?;
+        let location = Location::parse(text).ok_or("is not an http or https URL")?;
         let host = location.host().trim_start_matches('[').trim_end_matches(']');
         let is_set_apart = |ip: IpAddr| ip.is_loopback() || ip == ECS || EKS.contains(&ip);
         let may_be_asked =
             location.is_https() || host == "localhost" || host.parse().is_ok_and(is_set_apart);
         match may_be_asked {
             true => Ok(ContainerEndpoint(location.url())),
-            false => Err("is neither https, nor of this machine, nor 169.254.170.2, \
-                          169.254.170.23 or [fd00:ec2::23]"),
+            false => {
+                Err("must be https, or have a loopback address, 169.254.170.2, 169.254.170.23 or \
+                          [fd00:ec2::23]")
+            }
         }
     }
 }
 
-/// What the name of a registry at Amazon tells, or what is configured instead.
+/// The region of an ECR registry, from its name or from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcrRegistry {
     region: String,
@@ -99,7 +100,7 @@ pub struct EcrRegistry {
 }
 
 impl EcrRegistry {
-    /// Reads `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or its dual-stack form
+    /// Parses `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or its dual-stack form
     /// `<account>.dkr-ecr[-fips].<region>.on.aws`. `None` for any other name.
     pub fn of(upstream: &Upstream) -> Option<EcrRegistry> {
         let labels: Vec<&str> = upstream.host().split('.').collect();
@@ -123,10 +124,10 @@ impl EcrRegistry {
         Some(EcrRegistry { is_fips, ..registry })
     }
 
-    /// A registry that has a name of its own, in that region.
+    /// A registry with another name, in this region.
     ///
     /// # Errors
-    /// If that cannot be a region.
+    /// If it is not a valid region.
     pub fn in_region(region: &str) -> Result<EcrRegistry, &'static str> {
         let is_region = region.contains('-')
             && region.len() <= 32
@@ -144,12 +145,12 @@ impl EcrRegistry {
         &self.region
     }
 
-    /// Where the registry service's API is.
+    /// The endpoint of the ECR API.
     pub(super) fn ecr(&self) -> Endpoint {
         self.endpoint(if self.is_fips { "ecr-fips" } else { "api.ecr" })
     }
 
-    /// Where roles are assumed.
+    /// The endpoint of the STS API, which issues keys for roles.
     pub(super) fn sts(&self) -> Endpoint {
         self.endpoint(if self.is_fips { "sts-fips" } else { "sts" })
     }
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registrys_name_tells_its_region_and_endpoints() {
+    fn region_and_endpoints_follow_from_the_registry_name() {
         for (name, region, ecr, sts) in [
             (
                 "123456789012.dkr.ecr.eu-central-1.amazonaws.com",
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_only_look_like_amazons() {
+    fn names_that_only_resemble_ecr() {
         for name in [
             "public.ecr.aws",
             "123.dkr.ecr.eu-central-1.amazonaws.com",
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_asks_nobody_but_its_own() {
+    fn container_endpoints_are_https_or_local_or_reserved() {
         for url in [
             "https://vault.example.com/aws?role=x",
             "http://127.0.0.1:8080/x",

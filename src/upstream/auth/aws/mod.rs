@@ -1,8 +1,8 @@
-//! Amazon's side of `token.provider: ecr`: keys from where its SDKs find them, and a login for its registry.
+//! `token.provider: ecr`: finds AWS keys as Amazon's SDKs do, and gets a login for ECR with them.
 //!
-//! Threat: whoever can make us ask a metadata service can have the machine's keys. So the addresses
-//! target in here come from the operator's environment or are Amazon's own, never from a registry, a
-//! redirect or a challenge, and the agents that ask them follow no redirect and serve nobody else.
+//! Threat: whoever can make Larder contact a metadata service can get the machine's keys. Therefore all addresses here
+//! come from the operator's environment or are Amazon's own, never from a registry, a redirect or a challenge. The
+//! agents follow no redirects and are used for nothing else.
 
 mod ecr;
 mod environment;
@@ -26,30 +26,30 @@ use crate::upstream::network::{
     Endpoint, Guard, LazyAgent, Location, Reach, Scheme, Timeouts, TlsSettings,
 };
 
-/// The largest answer read, in bytes; a login or a set of keys is a few thousand.
+/// The largest response, in bytes; a login or a set of keys has a few thousand.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
-/// How long a metadata service may take to accept a connection: it is on the same machine, and where
-/// there is none nothing answers at all.
+/// How long a metadata service may take to accept a connection: short, since it is on the same machine, and without one
+/// nothing answers.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long it may take as a whole.
+/// How long a request to a metadata service may take in total.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who asks Amazon. Not the registry's agents, and not theirs to use. Any address may be target, since
-/// what is target is the operator's or Amazon's to say: VPC endpoints are private, metadata link-local.
+/// The agents for Amazon's services, separate from those of the registry. They may dial any address, since the operator
+/// or Amazon has chosen it: VPC endpoints are private, and metadata services are link-local.
 struct Agents {
-    /// By TLS, with the usual roots.
+    /// TLS with the usual roots.
     tls: LazyAgent,
-    /// In the clear: metadata services, and stand-ins for the others.
+    /// Plain HTTP: metadata services, and substitutes for other services in tests.
     plain: LazyAgent,
     timeouts: Timeouts,
 }
 
-/// Who is target, and so how long that may take.
+/// The kind of service, which decides the timeouts.
 #[derive(Clone, Copy)]
 enum Target {
     /// One of Amazon's services.
     Service,
-    /// What hands out the keys of this machine, or of this container.
+    /// A service that returns the keys of this machine or container.
     Metadata,
 }
 
@@ -59,7 +59,7 @@ impl Agents {
         let tls = TlsSettings { ca: environment.ca_bundle.clone(), ..TlsSettings::default() };
         Agents {
             tls: LazyAgent::new(Guard::Any, Some(tls), timeouts, Arc::clone(&reach.proxies)),
-            // A metadata service is this machine's own: what a proxy would reach is the proxy's.
+            // A metadata service belongs to this machine: through a proxy, it would be the proxy's machine's.
             plain: LazyAgent::new(Guard::Any, None, timeouts, Arc::default()),
             timeouts,
         }
@@ -67,7 +67,7 @@ impl Agents {
 
     fn call(&self, target: Target, scheme: Scheme, call: Call) -> Result<Answer, LoginError> {
         let location = Location::parse(&call.url)
-            .ok_or_else(|| unusable(format!("{} is no URL that can be target", call.url)))?;
+            .ok_or_else(|| unusable(format!("{} is not a valid URL", call.url)))?;
         let agent = match scheme {
             Scheme::Https => self.tls.get(&location),
             Scheme::Http => self.plain.get(&location),
@@ -77,7 +77,7 @@ impl Agents {
             Target::Service => (self.timeouts.connect, self.timeouts.metadata),
             Target::Metadata => (METADATA_CONNECT_TIMEOUT, METADATA_TIMEOUT),
         };
-        // The query is left out: that of a container's service is nobody's business.
+        // Without the query, which may be confidential for a container's service.
         let place = call.url.split('?').next().unwrap_or_default();
         let request = format!("{} {place}", call.method);
         let response = call
@@ -107,7 +107,7 @@ impl Call {
             .headers
             .into_iter()
             .fold(builder, |builder, (name, value)| builder.header(name, value));
-        // A GET has no body, not even an empty one.
+        // A GET must not have a body, not even an empty one.
         if self.method == "GET" {
             let request = agent.configure_request(builder.body(())?);
             let request = request.timeout_connect(Some(connect)).timeout_global(Some(total));
@@ -124,7 +124,7 @@ fn url(endpoint: &Endpoint, path: &str) -> String {
     endpoint.url() + path
 }
 
-/// A whole answer.
+/// A response with its body.
 struct Answer {
     status: u16,
     body: String,
@@ -143,17 +143,17 @@ impl Answer {
         }
     }
 
-    /// The body of a 200.
+    /// The body of a response with status 200.
     ///
     /// # Errors
-    /// The status and Amazon's name for the error. Its text may name accounts, and clients see this.
+    /// The status and Amazon's error code. The text is left out: it may name accounts, and clients see this error.
     fn ok(self, hint: &str) -> Result<String, LoginError> {
         if self.status == 200 {
             return Ok(self.body);
         }
         let code = error_code(&self.body).unwrap_or("no error code");
         let reason = format!("{}: {} ({code}); {hint}", self.request, self.status);
-        // Throttling is a 400.
+        // Amazon reports throttling with status 400.
         let is_temporary = self.status >= 500
             || self.status == 429
             || code.contains("Throttl")
@@ -162,7 +162,7 @@ impl Answer {
     }
 }
 
-/// The name of an error: `__type` in JSON, possibly behind a namespace, or `<Code>` in XML.
+/// The error code: `__type` in JSON, possibly after a namespace, or `<Code>` in XML.
 fn error_code(body: &str) -> Option<&str> {
     let json = || {
         let (_, rest) = body.split_once("\"__type\"")?;
@@ -175,8 +175,8 @@ fn error_code(body: &str) -> Option<&str> {
         .then_some(code)
 }
 
-/// The text of the first element of that name. Enough for what is read by it (names, keys, tokens and
-/// times), in which XML escapes nothing.
+/// The text of the first XML element with this name. Sufficient for names, keys, tokens and times, which need no
+/// escaping in XML.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn error_codes_are_found_in_both_forms() {
+    fn error_codes_are_found_in_json_and_xml() {
         for (body, code) in [
             (r#"{"__type":"AccessDeniedException","message":"x"}"#, Some("AccessDeniedException")),
             (r#"{"__type": "com.amazonaws.ecr#ServerException"}"#, Some("ServerException")),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_temporary_is_told_from_what_somebody_must_mend() {
+    fn temporary_errors_are_told_apart_from_permanent_ones() {
         let ok = |status, body: &str| {
             let answer = Answer { status, body: body.into(), request: "POST https://x/".into() };
             answer.ok("hint")

@@ -1,7 +1,7 @@
-//! Signature version 4, by which Amazon knows who asks.
+//! AWS Signature Version 4 for API requests.
 //!
-//! "AWS Signature Version 4 for API requests", for requests whose path and query are plain already:
-//! those in here are `/` without a query. Pure: keys, time and request in, header lines out.
+//! Supports only requests whose path needs no encoding and that have no query; here the path is always `/`. Pure: keys,
+//! time and request in, headers out.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -10,29 +10,29 @@ use time::macros::format_description;
 
 use crate::upstream::auth::credentials::Secret;
 
-/// Keys that sign.
+/// The keys for signing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Keys {
     pub(super) id: String,
     pub(super) secret: Secret,
-    /// For keys that are temporary_keys for a while.
+    /// Only temporary keys have one.
     pub(super) session_token: Option<Secret>,
 }
 
-/// What the signature is good for.
+/// The scope of a signature.
 pub(super) struct Scope<'a> {
     pub(super) region: &'a str,
     pub(super) service: &'a str,
     pub(super) time: UtcDateTime,
 }
 
-/// What is signed.
+/// The request to sign.
 pub(super) struct Signed<'a> {
     pub(super) method: &'a str,
     /// `/`, or an encoded path.
     pub(super) path: &'a str,
     pub(super) body: &'a [u8],
-    /// DnsCache in lower case; `host` among them.
+    /// With names in lower case; must contain `host`.
     pub(super) headers: Vec<(&'static str, String)>,
 }
 
@@ -40,8 +40,8 @@ impl Scope<'_> {
     /// `20150830T123600Z`.
     fn timestamp(&self) -> String {
         let format = format_description!("[year][month][day]T[hour][minute][second]Z");
-        // All the components are there, and a String takes everything.
-        self.time.format(format).expect("a time can be written")
+        // A UtcDateTime has all components of the format, and writing to a String cannot fail.
+        self.time.format(format).expect("every component is formatted")
     }
 
     /// `20150830/us-east-1/ecr/aws4_request`.
@@ -52,7 +52,7 @@ impl Scope<'_> {
 }
 
 impl Keys {
-    /// All header lines of the request: those given, the time, the session's token, the signature.
+    /// All headers of the request: the given ones, the time, the session token and the signature.
     pub(super) fn sign(
         &self,
         scope: &Scope<'_>,
@@ -114,7 +114,7 @@ impl Signed<'_> {
 
 fn hmac(key: &[u8], text: &str) -> Vec<u8> {
     // HMAC is defined for keys of every length.
-    let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("any key will do");
+    let mut hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC accepts keys of any length");
     hmac.update(text.as_bytes());
     hmac.finalize().into_bytes().to_vec()
 }
@@ -148,10 +148,9 @@ mod tests {
         Scope { region: "us-east-1", service, time: utc_datetime!(2015-08-30 12:36:00) }
     }
 
-    /// The cases of Amazon's signature version 4 test suite (aws-sig-v4-test-suite) whose requests are
-    /// such as are made here, by their names there.
+    /// The cases of Amazon's test suite (aws-sig-v4-test-suite) with requests of the supported form, by name.
     #[test]
-    fn amazons_own_test_vectors() {
+    fn test_vectors_of_amazon() {
         let form = ("content-type", "application/x-www-form-urlencoded".to_owned());
         let form_utf8 =
             ("content-type", "application/x-www-form-urlencoded; charset=utf8".to_owned());
@@ -216,9 +215,9 @@ mod tests {
         }
     }
 
-    /// The key that Amazon's "Create a signature" derives.
+    /// From Amazon's documentation, "Create a signature".
     #[test]
-    fn the_signing_key_of_amazons_documentation() {
+    fn the_signing_key_of_the_documentation() {
         assert_eq!(
             hex(&keys().signing_key(&scope("iam"))),
             "c4afb1cc5771d871763a393e44b703571b55cc28424d1a5e86da6ed3c154a4b9"

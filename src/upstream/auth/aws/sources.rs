@@ -1,9 +1,8 @@
-//! Where Amazon's keys are: the places that its SDKs look at, in their order.
+//! Finds AWS keys, in the order of Amazon's SDKs.
 //!
-//! Environment, web identity (IRSA), shared credentials file, container (ECS, EKS Pod Identity),
-//! instance metadata. The first that is there counts, even if it then fails: going on would use
-//! another identity than the one that was meant. Keys are not kept, since the login that they are
-//! for is.
+//! Environment, web identity (IRSA), shared credentials file, container (ECS, EKS Pod Identity), instance metadata. The
+//! first configured source is used, even if it fails: the next one would use another identity than the intended one.
+//! Keys are not cached, since the login that is obtained with them is.
 
 use std::path::Path;
 
@@ -18,16 +17,16 @@ use crate::upstream::auth::credentials::{LoginError, Secret};
 use crate::upstream::auth::logins::read;
 use crate::upstream::network::{Endpoint, Scheme, encode_into};
 
-/// The session's name in Amazon's audit log if nobody gives one.
+/// The default name of the session in Amazon's audit log.
 const SESSION_NAME: &str = "larder";
-/// The profile if nobody names one.
+/// The default profile.
 const DEFAULT_PROFILE: &str = "default";
-/// How long the token for the instance metadata service is good for: three requests.
+/// The lifetime of a token for the instance metadata service: long enough for three requests.
 const METADATA_TOKEN_SECONDS: &str = "60";
 const METADATA_TOKEN_PATH: &str = "/latest/api/token";
 const METADATA_ROLES_PATH: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// What ECS, EKS and the instance metadata service answer.
+/// The response of ECS, EKS and the instance metadata service.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct TemporaryKeys {
@@ -36,13 +35,13 @@ struct TemporaryKeys {
     token: Option<String>,
 }
 
-/// The keys to sign with.
+/// The keys for signing.
 ///
 /// # Errors
-/// Which place fails, how, and what to do; or that there is none.
+/// Which source fails, how, and what to do; or that there is none.
 pub(super) fn keys(settings: &EcrSettings, agents: &Agents) -> Result<Keys, LoginError> {
     let environment = &settings.environment;
-    // Who names a profile for this registry means it and not the process's own identity.
+    // A profile in the registry's entry takes precedence over the identity of the process.
     if let Some(profile) = &settings.profile {
         return from_profile(environment, profile);
     }
@@ -67,13 +66,13 @@ pub(super) fn keys(settings: &EcrSettings, agents: &Agents) -> Result<Keys, Logi
         None => Err(unusable(
             "there are no AWS credentials: not in AWS_ACCESS_KEY_ID, AWS_WEB_IDENTITY_TOKEN_FILE, \
              the shared credentials file or AWS_CONTAINER_CREDENTIALS_FULL_URI, and \
-             AWS_EC2_METADATA_DISABLED forbids asking the instance"
+             AWS_EC2_METADATA_DISABLED disables the instance metadata service"
                 .into(),
         )),
     }
 }
 
-/// A role for a token that the cluster has put into a file (IRSA), renewed there from time to time.
+/// Assumes a role with a token that the cluster has written to a file (IRSA) and renews there from time to time.
 fn from_web_identity(
     settings: &EcrSettings,
     file: &Path,
@@ -108,11 +107,11 @@ fn from_web_identity(
             secret: Secret::new(secret),
             session_token: Some(Secret::new(token)),
         }),
-        _ => Err(unavailable("the answer to AssumeRoleWithWebIdentity holds no keys".into())),
+        _ => Err(unavailable("the response to AssumeRoleWithWebIdentity contains no keys".into())),
     }
 }
 
-/// A profile that somebody has named: then it must be there.
+/// The keys of a configured profile, which must exist.
 fn from_profile(environment: &AwsEnvironment, profile: &str) -> Result<Keys, LoginError> {
     let Some(path) = &environment.shared_credentials_file else {
         return Err(unusable(format!(
@@ -128,7 +127,7 @@ fn from_profile(environment: &AwsEnvironment, profile: &str) -> Result<Keys, Log
     })
 }
 
-/// The profile that nobody has named: used if it is there.
+/// The keys of the default profile, if it exists.
 fn from_default_profile(environment: &AwsEnvironment) -> Result<Option<Keys>, LoginError> {
     match &environment.shared_credentials_file {
         Some(path) if path.exists() => {
@@ -159,7 +158,7 @@ fn profile_keys(text: &str, profile: &str) -> Option<Keys> {
     Some(Keys { id: id?.to_owned(), secret: Secret::new(secret?), session_token })
 }
 
-/// The task's (ECS) or the pod's (EKS Pod Identity).
+/// The keys of the task (ECS) or pod (EKS Pod Identity).
 fn from_container(
     environment: &AwsEnvironment,
     endpoint: &ContainerEndpoint,
@@ -183,8 +182,8 @@ fn from_container(
     temporary_keys(&body, "the container's credentials service")
 }
 
-/// The instance's, by version 2 of its metadata service only: version 1 answers whoever can make a
-/// process send a GET.
+/// The keys of the instance, by version 2 of its metadata service only: version 1 answers any GET that an attacker can
+/// make a process send.
 fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginError> {
     let ask = |method, path: &str, header| {
         let call =
@@ -195,27 +194,27 @@ fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginErro
     let token = ask("PUT", METADATA_TOKEN_PATH, ttl).map_err(|error| {
         unavailable(format!(
             "there are no AWS credentials in the environment, and the instance metadata service does \
-             not answer ({}); for a container on an instance its hop limit must be 2",
+             not answer ({}); for containers its hop limit must be 2",
             error.reason()
         ))
     })?;
     let token = token.ok("the instance metadata service must be enabled")?;
-    let shown = || ("x-aws-ec2-metadata-token", token.trim().to_owned());
-    let roles = ask("GET", METADATA_ROLES_PATH, shown())?.ok("the instance must have a role")?;
+    let header = || ("x-aws-ec2-metadata-token", token.trim().to_owned());
+    let roles = ask("GET", METADATA_ROLES_PATH, header())?.ok("the instance must have a role")?;
     let role = roles.lines().next().unwrap_or_default().trim();
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
     if role.is_empty() || !role.bytes().all(is_name) {
         return Err(unusable("the instance has no role (instance metadata service)".into()));
     }
     let path = format!("{METADATA_ROLES_PATH}{role}");
-    let body = ask("GET", &path, shown())?.ok("the instance must have a role")?;
+    let body = ask("GET", &path, header())?.ok("the instance must have a role")?;
     temporary_keys(&body, "the instance metadata service")
 }
 
 fn temporary_keys(body: &str, whose: &str) -> Result<Keys, LoginError> {
     let temporary_keys: TemporaryKeys = serde_json::from_str(body)
-        // The parser's own text could quote the keys.
-        .map_err(|_| unavailable(format!("the answer of {whose} holds no keys")))?;
+        // The parser's text could quote the keys.
+        .map_err(|_| unavailable(format!("the response of {whose} contains no keys")))?;
     Ok(Keys {
         id: temporary_keys.access_key_id,
         secret: Secret::new(temporary_keys.secret_access_key),
@@ -273,7 +272,7 @@ aws_secret_access_key =
     }
 
     #[test]
-    fn lent_keys_are_read_and_never_quoted() {
+    fn temporary_keys_are_parsed_and_never_quoted() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"s","Token":"t",
                        "Expiration":"2030-01-01T00:00:00Z"}"#;
         assert_eq!(temporary_keys(body, "x"), Ok(keys_of("A", "s", Some("t"))));

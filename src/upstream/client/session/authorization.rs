@@ -1,7 +1,7 @@
-//! What a request shows to be let in: a token, a login, or nothing, and what follows when it is refused.
+//! Authorization of requests: by a token, a login or nothing; and the reaction to a refusal.
 //!
-//! The rules that protect credentials are enforced here: a login goes to the endpoint's own scheme, host
-//! and port, and to a token realm of the same owner.
+//! This module enforces the rules that protect credentials: a login is sent only to the endpoint's own scheme, host and
+//! port, and to a token realm of the same owner.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use crate::upstream::response::{
     discard, foreign_status, is_complete, read_body, status_error, texts,
 };
 
-/// What a request shows to be let in.
+/// The authorization that a request presents.
 enum Presented {
     Nothing,
     Token(Arc<Token>),
@@ -47,7 +47,7 @@ impl Presented {
 }
 
 impl Session {
-    /// One hop, with what its host wants to see.
+    /// Sends one request, without following redirects, with the authorization that its host demands.
     pub(super) fn call_authorized(
         &self,
         location: &Location,
@@ -61,8 +61,8 @@ impl Session {
         match (response.status().as_u16(), &presented) {
             (_, Presented::Login(login)) => self.judge(response, login, location, ask, request),
             (401, _) => self.answer_challenge(response, &presented, place, location, ask, request),
-            // With the scope of something else: a registry may say 403, and names the scope to those
-            // without a token.
+            // The token has the scope of another kind of request. The registry may answer 403, and names the right scope
+            // only in response to a request without a token.
             (403, Presented::Token(_)) if !self.tokens.has_scope(&place, need_of(ask)) => {
                 discard_for(ask, response);
                 let response = self.call(location, ask, None, request)?;
@@ -83,7 +83,7 @@ impl Session {
         }
     }
 
-    /// What is presented without being asked: what worked before.
+    /// The preemptive authorization: the one that worked before.
     fn first_presented(
         &self,
         location: &Location,
@@ -112,7 +112,7 @@ impl Session {
         if let Some(login) = self.logins.preemptive(repository) {
             return Ok(Presented::Login(login));
         }
-        // A helper or a cloud is not asked for what nobody wants to see.
+        // Helpers and clouds are not used unless the endpoint demands a login.
         if !self.wants_basic.load(Ordering::Relaxed) {
             return Ok(Presented::Nothing);
         }
@@ -120,7 +120,7 @@ impl Session {
         Ok(login.map_or(Presented::Nothing, Presented::Login))
     }
 
-    /// Goes on after a 401: with a token, with user and password, or not at all.
+    /// Reacts to a 401: repeats the request with a token or with user and password, or returns the response.
     fn answer_challenge(
         &self,
         response: Response<Body>,
@@ -170,9 +170,9 @@ impl Session {
 
     /// Repeats a request with the token that its challenge demands.
     ///
-    /// A 401 to that is the registry's verdict only if the token was fetched for this very request, with
-    /// the scope that the registry demands: so registries hide what does not exist or is private (Docker
-    /// Hub since 2023). A token that another request has fetched may be refused for reasons of its own.
+    /// Registries answer with 401 to hide content that does not exist or is private (Docker Hub since 2023). A 401 counts
+    /// as that only if the token was fetched for this request, with the scope that the registry demands. A token that
+    /// another request has fetched may be refused for other reasons.
     fn answer_bearer(
         &self,
         challenge: Challenge,
@@ -210,9 +210,9 @@ impl Session {
         Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Hidden))
     }
 
-    /// Shows user and password to a registry that offers both and refused a token: some servers put a token
-    /// service in front of a registry that does not know its tokens. If the password is refused as
-    /// well, what became of the token counts: that is how content is hidden.
+    /// Presents user and password to a registry that offers Basic and Bearer and refused a token: some servers have a
+    /// token service in front of a registry that does not accept its tokens. If the password is refused as well, the
+    /// outcome with the token counts, since registries hide content that way.
     fn answer_basic_instead(
         &self,
         login: &Login,
@@ -239,7 +239,7 @@ impl Session {
         })
     }
 
-    /// User and password, if there are any.
+    /// The login, if it is one with user and password.
     fn basic_login(
         &self,
         location: &Location,
@@ -250,8 +250,8 @@ impl Session {
         Ok(login.filter(|login| matches!(**login, Login::Basic { .. })))
     }
 
-    /// Goes on after an answer to a login. One that is refused is got anew and presented once more: it may
-    /// have expired, which Amazon says by 403, or have been replaced.
+    /// Checks a response to a login. If the login is refused, fetches it again and repeats the request once: it may have
+    /// expired, which Amazon reports with 403, or have been replaced.
     fn judge(
         &self,
         response: Response<Body>,
@@ -301,14 +301,14 @@ impl Session {
         request: &Arc<str>,
         error: LoginError,
     ) -> UpstreamError {
-        // What is only unavailable is trouble, which is said once a fetch.
+        // A temporary error is logged by the fetch.
         if let LoginError::Unusable(reason) = &error {
             self.refusals.warn(&self.upstream, repository, &format!("no credentials: {reason}"));
         }
         UpstreamError::no_login(request, error)
     }
 
-    /// Says, once in a while, that the credentials are refused; the requests themselves fail fast.
+    /// Warns, at most once a minute, that the credentials are refused. The requests fail at once.
     fn refused(&self, repository: &Repository, request: &Arc<str>, status: u16) -> UpstreamError {
         let what =
             format!("the credentials in registries[].auth are refused ({request}: {status})");
@@ -316,7 +316,7 @@ impl Session {
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
     }
 
-    /// Asks the realm of a challenge for a token.
+    /// Fetches a token from the realm of a challenge.
     fn fetch_token(
         &self,
         challenge: Challenge,
@@ -335,7 +335,7 @@ impl Session {
         let agent = self.agent(&realm, &named)?;
         let ask = |login: Option<&Login>| {
             let total = ask.time_for_token(self.timeouts.metadata);
-            realm::ask(&agent, &realm, &parameters, login, total)
+            realm::request_token(&agent, &realm, &parameters, login, total)
                 .map_err(|error| UpstreamError::from_ureq(&named, error))
         };
         let login = self.login(asking, repository, request)?;
@@ -356,26 +356,25 @@ impl Session {
             status if is_refusal(status) && login.is_some() => {
                 return Err(self.refused(repository, &named, status));
             }
-            // A token service knows nothing about content.
+            // A 404 of a token service says nothing about content.
             status @ (404 | 410) => return Err(foreign_status(status, &named)),
             status => return Err(status_error(status, response.headers(), &named)),
         }
         let request: Arc<str> = format!("GET {}", realm.for_log()).into();
         let body = read_body(response, TOKEN_BODY_BYTES_MAX, &request)?;
         Token::parse(&body, challenge, Instant::now())
-            .ok_or_else(|| UpstreamError::bad_answer(&request, "it holds no token"))
+            .ok_or_else(|| UpstreamError::bad_answer(&request, "it contains no token"))
     }
 }
 
-/// How many tokens are presented for one request: one that another request was fetching, one of its own, and
-/// one of another scope than the first challenge has demanded.
+/// The most tokens that are tried for one request: one that another request was fetching, one that was fetched for this
+/// request, and one with another scope than the first challenge demanded.
 const TOKEN_ATTEMPTS_MAX: usize = 3;
 
-/// The longest scope that is asked for, in bytes: a repository with its actions has some 300. Tokens are
-/// kept by scope.
+/// The longest accepted scope, in bytes; a repository with its actions has some 300. Tokens are cached by scope.
 const SCOPE_BYTES_MAX: usize = 2048;
 
-/// What a request needs a token for.
+/// The kind of request, for the choice of a token.
 fn need_of(ask: &Ask<'_>) -> Need {
     let path = ask.path.split('?').next().unwrap_or_default();
     if path.ends_with("/tags/list") { Need::TagList } else { Need::Content }
@@ -397,7 +396,7 @@ fn is_refused_bearer(error: &UpstreamError) -> bool {
     )
 }
 
-/// Whether a status says that what was presented does not do.
+/// Whether a status refuses the authorization.
 fn is_refusal(status: u16) -> bool {
     matches!(status, 401 | 403)
 }
