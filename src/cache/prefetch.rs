@@ -166,11 +166,11 @@ impl Prefetcher {
         if !seen.insert(*digest) {
             return;
         }
-        let Some(kind) = self.manifests.stored_kind(name, digest) else { return };
-        match &kind {
+        let Some(manifest) = self.core.store.stored_manifest(name, digest) else { return };
+        match manifest.kind() {
             ManifestKind::Image { .. } => {
                 // Foreign layers are somebody else's to distribute; a client that wants one asks.
-                for blob in kind.descriptors().filter(|blob| !blob.is_foreign) {
+                for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
                     self.fetch_if_missing(name, blob);
                 }
             }

@@ -149,14 +149,7 @@ impl Manifest {
 
     /// Every descriptor in it: config and layers, or children.
     pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
-        self.kind.descriptors()
-    }
-}
-
-impl ManifestKind {
-    /// Every descriptor in it: config and layers, or children.
-    pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
-        let (first, rest) = match self {
+        let (first, rest) = match &self.kind {
             ManifestKind::Image { config, layers } => (config.as_ref(), layers),
             ManifestKind::Index { manifests } => (None, manifests),
         };

@@ -1,18 +1,17 @@
-//! How many large bodies are in memory at a time.
+//! Limits the number of large bodies in memory.
 //!
-//! Clients choose which manifests are fetched, and a manifest has to be complete in memory to be checked. A request
-//! whose body turns out to be large waits for its turn and keeps it until the caller has stored the manifest. Threat:
-//! a registry that sends large bodies slowly keeps others waiting; so unlisted registries have turns of their own,
-//! and each request has a deadline.
+//! Clients choose which manifests are fetched, and a manifest must be completely in memory to be checked. A request with
+//! a large body waits for a slot and holds it until the caller has stored the manifest. Threat: a registry that sends
+//! large bodies slowly blocks others. Therefore unlisted registries have separate slots, and each request has a deadline.
 
 use std::cell::Cell;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Smaller bodies need no turn, in bytes: those of all fetchers together take few MiB.
+/// Smaller bodies, in bytes, need no slot: those of all fetchers together need few MiB.
 pub(super) const SMALL_BODY_BYTES: usize = 128 * 1024;
 
-/// The turns.
+/// The slots.
 #[derive(Debug)]
 pub struct LargeBodies {
     free: Mutex<usize>,
@@ -20,33 +19,33 @@ pub struct LargeBodies {
 }
 
 impl LargeBodies {
-    /// So many at a time.
-    pub fn new(at_a_time: usize) -> LargeBodies {
-        LargeBodies { free: Mutex::new(at_a_time), freed: Condvar::new() }
+    /// Creates `slots` slots.
+    pub fn new(slots: usize) -> LargeBodies {
+        LargeBodies { free: Mutex::new(slots), freed: Condvar::new() }
     }
 
-    /// For one request, which may need a turn.
+    /// Registers a request, which may need a slot later.
     pub fn request(&self) -> LargeBody<'_> {
-        LargeBody { bodies: self, has_turn: Cell::new(false) }
+        LargeBody { bodies: self, has_slot: Cell::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
-        // A number is valid whatever panicked elsewhere.
+        // A panic leaves a number, and any number is valid.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One request. Dropping it ends its turn.
+/// One request. Dropping it frees its slot.
 #[derive(Debug)]
 pub struct LargeBody<'a> {
     bodies: &'a LargeBodies,
-    has_turn: Cell<bool>,
+    has_slot: Cell<bool>,
 }
 
 impl LargeBody<'_> {
-    /// Waits for a turn, unless the request has it already. `false` if the deadline passes first.
-    pub fn wait_for_turn(&self, deadline: Instant) -> bool {
-        if self.has_turn.get() {
+    /// Waits for a slot, unless the request has one. Returns `false` if the deadline passes first.
+    pub(super) fn wait_for_slot(&self, deadline: Instant) -> bool {
+        if self.has_slot.get() {
             return true;
         }
         let mut free = self.bodies.lock();
@@ -59,14 +58,14 @@ impl LargeBody<'_> {
             free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         *free -= 1;
-        self.has_turn.set(true);
+        self.has_slot.set(true);
         true
     }
 }
 
 impl Drop for LargeBody<'_> {
     fn drop(&mut self) {
-        if self.has_turn.get() {
+        if self.has_slot.get() {
             *self.bodies.lock() += 1;
             self.bodies.freed.notify_one();
         }
@@ -84,16 +83,19 @@ mod tests {
         let bodies = LargeBodies::new(1);
         let soon = || Instant::now() + Duration::from_secs(60);
         let first = bodies.request();
-        assert!(first.wait_for_turn(soon()) && first.wait_for_turn(soon()), "one turn is enough");
+        assert!(
+            first.wait_for_slot(soon()) && first.wait_for_slot(soon()),
+            "a request needs one slot"
+        );
         let second = bodies.request();
-        assert!(!second.wait_for_turn(Instant::now()));
+        assert!(!second.wait_for_slot(Instant::now()));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let third = bodies.request();
-                assert!(third.wait_for_turn(soon()));
+                assert!(third.wait_for_slot(soon()));
             });
             drop(first);
         });
-        assert!(second.wait_for_turn(Instant::now()));
+        assert!(second.wait_for_slot(Instant::now()));
     }
 }

@@ -1,8 +1,7 @@
-//! Reading answers: headers that matter, small bodies, and what a status means.
+//! Reading responses: headers, small bodies, and the meaning of a status.
 
 use std::io::{Read, copy, sink};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -14,9 +13,9 @@ use super::error::{UpstreamError, UpstreamErrorKind};
 use super::large_bodies::SMALL_BODY_BYTES;
 use crate::oci::{Digest, MediaType};
 
-/// The most that is read of the body of an error.
+/// The most that is read of the body of an error response, in bytes.
 pub(super) const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
-/// How much of an answer that is of no use is read, to keep its connection.
+/// The most that is read of an unused body to reuse its connection, in bytes.
 const DISCARDED_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 /// A header's first value, if it is text.
@@ -24,8 +23,8 @@ pub(super) fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Opti
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// What `Location` says. Some servers send a name in UTF-8, or in whatever encoding a file system has, which
-/// belongs into a URL percent-encoded.
+/// The value of `Location`. Some servers send names in UTF-8 or in the encoding of a file system; these bytes are
+/// percent-encoded.
 pub(super) fn redirect_target(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::LOCATION)?.as_bytes();
     let mut target = String::with_capacity(value.len());
@@ -45,7 +44,7 @@ pub(super) fn texts(
     headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
 }
 
-/// What `Docker-Content-Digest` says. A malformed one says nothing: the bytes decide.
+/// The value of `Docker-Content-Digest`. A malformed one is ignored, since the bytes are hashed anyway.
 pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     text(headers, "docker-content-digest").and_then(|text| text.parse().ok())
 }
@@ -54,23 +53,23 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
 }
 
-/// Whether a captive portal or a login form answered.
+/// Whether the response is a web page: that of a captive portal or a login form.
 pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
-    let said = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
-    said.is_some_and(|said| said.as_str() == "text/html")
+    let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
+    media_type.is_some_and(|media_type| media_type.as_str() == "text/html")
 }
 
-/// What a 206 contains.
+/// The range of a 206 response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ContentRange {
     /// The offset of its first byte.
     pub(super) start: u64,
-    /// The size of the complete content, where the answer states it.
+    /// The size of the complete content, if the response contains it.
     pub(super) size: Option<u64>,
 }
 
-/// What `Content-Range: bytes 5-9/10` says of a range that reaches the end. `bytes 5-9/*` leaves open
-/// whether it does: then the size that a manifest states, or the digest, tells.
+/// Parses `Content-Range: bytes 5-9/10`, which must reach the end of the content. For `bytes 5-9/*` this is unknown; the
+/// size in a manifest or the digest then decides.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     let value = text(headers, header::CONTENT_RANGE)?.trim();
     let (unit, value) = value.split_at_checked("bytes".len())?;
@@ -87,9 +86,8 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     is_usable.then_some(ContentRange { start, size })
 }
 
-/// Codings that change the bytes (IANA's registry of content codings). Other words that servers put into
-/// `Content-Encoding` say nothing about the bytes: `aws-chunked` is what an upload was framed with,
-/// and `utf-8` or `binary` belong into other headers.
+/// Codings that change the bytes (IANA's registry of content codings). Other values of `Content-Encoding` do not affect
+/// the bytes: `aws-chunked` is the framing of an upload, and `utf-8` and `binary` belong in other headers.
 const CONTENT_CODINGS: [&str; 12] = [
     "aes128gcm",
     "br",
@@ -105,20 +103,20 @@ const CONTENT_CODINGS: [&str; 12] = [
     "zstd",
 ];
 
-/// Content that is compressed for the transfer would be hashed compressed.
+/// Refuses content that is compressed for the transfer, since its hash would be wrong.
 pub(super) fn check_encoding(headers: &HeaderMap, request: &Arc<str>) -> Result<(), UpstreamError> {
     let words = texts(headers, header::CONTENT_ENCODING).flat_map(|line| line.split(','));
     let mut words = words.map(|word| word.trim().to_ascii_lowercase());
     match words.find(|word| CONTENT_CODINGS.contains(&word.as_str())) {
         None => Ok(()),
         Some(encoding) => {
-            let reason = format!("it is encoded as {encoding} although identity was asked for");
+            let reason = format!("it is encoded as {encoding} although identity was requested");
             Err(UpstreamError::bad_answer(request, reason))
         }
     }
 }
 
-/// Reads a small body; one byte more than `limit_bytes` is an error.
+/// Reads a small body of at most `limit_bytes`.
 pub(super) fn read_body(
     response: Response<Body>,
     limit_bytes: u64,
@@ -136,63 +134,47 @@ pub(super) fn read_body(
     }
 }
 
-/// As [`read_body`], and passes the bytes to `parse`. A body that turns out to be large is read on once `may_continue`
-/// returns `true`; it may block.
-///
-/// A large body is read and parsed on a thread of its own: allocators keep memory per thread, so if each fetcher read
-/// large bodies, all of them together would keep as much as that many bodies take.
-pub(super) fn read_large_body<T: Send>(
+/// Like [`read_body`], but the rest of a large body is read only if `may_continue`, which may block, returns `true`.
+pub(super) fn read_large_body(
     response: Response<Body>,
     limit_bytes: u64,
     request: &Arc<str>,
     may_continue: impl FnOnce() -> bool,
-    parse: impl FnOnce(Vec<u8>) -> Result<T, UpstreamError> + Send,
-) -> Result<T, UpstreamError> {
+) -> Result<Vec<u8>, UpstreamError> {
     let failed = |error| UpstreamError::from_body(request, error);
     let size = content_length(response.headers()).unwrap_or_default().min(limit_bytes);
     let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
-    let mut beginning = Vec::new();
-    let small = SMALL_BODY_BYTES as u64;
-    reader.by_ref().take(small).read_to_end(&mut beginning).map_err(failed)?;
-    if (beginning.len() as u64) < small {
-        return parse(beginning);
+    let mut bytes = Vec::new();
+    let beginning = SMALL_BODY_BYTES as u64;
+    reader.by_ref().take(beginning).read_to_end(&mut bytes).map_err(failed)?;
+    if (bytes.len() as u64) < beginning {
+        return Ok(bytes);
     }
     if !may_continue() {
-        let kind = UpstreamErrorKind::TimedOut { phase: "its turn among large manifests" };
+        let kind = UpstreamErrorKind::TimedOut { phase: "a slot for a large manifest" };
         return Err(UpstreamError::new(Arc::clone(request), kind));
     }
-    let work = move || {
-        // Once, where the registry states the size: growing step by step takes up to twice the memory.
-        let capacity = usize::try_from(size).unwrap_or_default().max(beginning.len()) + 1;
-        let mut bytes = Vec::with_capacity(capacity);
-        bytes.append(&mut beginning);
-        reader.read_to_end(&mut bytes).map_err(failed)?;
-        match bytes.len() as u64 > limit_bytes {
-            true => {
-                let reason = format!("it is larger than {limit_bytes} bytes");
-                Err(UpstreamError::bad_answer(request, reason))
-            }
-            false => parse(bytes),
+    // Allocated once, if the registry reports the size: growing step by step needs up to twice the memory.
+    bytes.reserve_exact(usize::try_from(size).unwrap_or_default().saturating_sub(bytes.len()) + 1);
+    reader.read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 > limit_bytes {
+        true => {
+            let reason = format!("it is larger than {limit_bytes} bytes");
+            Err(UpstreamError::bad_answer(request, reason))
         }
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("large-body".into()).spawn_scoped(scope, work);
-        let thread = thread.map_err(failed)?;
-        // A panic of the parser is one of this request, as it would be on this thread.
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+        false => Ok(bytes),
+    }
 }
 
-/// Reads what is left of a small answer, so that its connection can be used again.
+/// Reads the rest of a small body, so that its connection can be reused.
 pub(super) fn discard(response: Response<Body>) {
     let mut rest = response.into_body().into_reader().take(DISCARDED_BODY_BYTES_MAX);
-    // An error here only means that the connection is not used again.
+    // An error only means that the connection is not reused.
     let _ = copy(&mut rest, &mut sink());
 }
 
-/// Whether an answer that something does not exist comes from a registry, which sends a list of errors
-/// (distribution-spec, "Error Codes") or says that it is one, and not from an ingress without a backend, a
-/// proxy or a captive portal.
+/// Whether a 404 comes from a registry, and not from an ingress without a backend, a proxy or a captive portal. A
+/// registry sends a list of errors (distribution-spec, "Error Codes") or its version header.
 pub(super) fn is_registry_error(headers: &HeaderMap, body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Errors {
@@ -203,18 +185,18 @@ pub(super) fn is_registry_error(headers: &HeaderMap, body: &[u8]) -> bool {
         || serde_json::from_slice::<Errors>(body).is_ok()
 }
 
-/// An answer that something does not exist, from something that cannot know.
+/// The error for a 404 from another server than the registry, which does not prove that the content is missing.
 pub(super) fn foreign_status(status: u16, request: &Arc<str>) -> UpstreamError {
     UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Status { status })
 }
 
-/// Whether the answer contains the complete content. 203 is what a proxy that has changed a header says
-/// instead of 200 (RFC 9110, section 15.3.4).
+/// Whether the response contains the complete content. A proxy that has changed a header sends 203 instead of 200 (RFC
+/// 9110, section 15.3.4).
 pub(super) fn is_complete(status: u16) -> bool {
     matches!(status, 200 | 203)
 }
 
-/// What a status other than 200 means.
+/// The error for a status other than 200.
 pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>) -> UpstreamError {
     let kind = match status {
         404 | 410 => UpstreamErrorKind::NotFound,
@@ -232,8 +214,8 @@ fn http_date(text: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(text.trim()).ok()
 }
 
-/// How long `Retry-After` asks us to wait: seconds, or a date (RFC 9110, section 10.2.3). A date is compared
-/// with the answer's own `Date`, so that the clocks need not agree.
+/// The wait that `Retry-After` demands, in seconds or as a date (RFC 9110, section 10.2.3). A date is compared with the
+/// response's own `Date`, so that the clocks need not agree.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = text(headers, header::RETRY_AFTER)?.trim();
     if let Ok(seconds) = value.parse() {
@@ -260,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_that_change_the_bytes_are_refused_and_other_words_are_ignored() {
+    fn content_codings_are_refused_and_other_values_are_ignored() {
         for (value, accepted) in [
             ("identity", true),
             ("Identity", true),
@@ -283,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_reach_the_end_or_may() {
+    fn ranges_must_reach_the_end_if_the_size_is_known() {
         let range = |start, size| Some(ContentRange { start, size });
         for (value, expected) in [
             ("bytes 5-9/10", range(5, Some(10))),
@@ -304,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_says_how_long_to_wait() {
+    fn retry_after_accepts_seconds_and_dates() {
         let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
         for (value, seconds) in [
             ("120", Some(120)),

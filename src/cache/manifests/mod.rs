@@ -9,7 +9,7 @@ mod wait;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::bounded::BoundedCache;
 use super::core::Core;
@@ -19,7 +19,7 @@ use super::scheduler::Class;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
-use crate::oci::{Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
+use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{LargeBodies, Source, UpstreamError};
 
@@ -37,8 +37,6 @@ const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 const HOT_MANIFESTS: usize = 512;
 /// How many large manifests are fetched at a time, with some 10 MiB of memory each at most.
 const LARGE_AT_A_TIME: usize = 2;
-/// How long the completion of an image waits for its turn to read the manifest.
-const READ_TURN_MAX: Duration = Duration::from_secs(60);
 /// Large manifests whose sizes need not be read again.
 const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
@@ -106,22 +104,6 @@ impl ManifestCache {
     /// How many requests for manifests are under way.
     pub(super) fn flights(&self) -> usize {
         self.flights.len()
-    }
-
-    fn large_bodies(&self, name: &ImageName) -> &LargeBodies {
-        match self.core.class_of(&name.upstream) {
-            Class::Listed(_) => &self.large_of_listed,
-            _ => &self.large_of_unlisted,
-        }
-    }
-
-    /// What a stored manifest refers to. A manifest is read into memory for this, one in its turn.
-    pub(super) fn stored_kind(&self, name: &ImageName, digest: &Digest) -> Option<ManifestKind> {
-        let turn = self.large_bodies(name).request();
-        if !turn.wait_for_turn(Instant::now() + READ_TURN_MAX) {
-            return None;
-        }
-        self.core.store.stored_manifest(name, digest).map(|manifest| manifest.kind().clone())
     }
 
     /// Forgets the manifests in memory: what is stored, or for how long a tag is believed, has changed.
@@ -410,8 +392,12 @@ impl ManifestCache {
         source: &dyn Source,
         reference: &Reference,
     ) -> Result<Arc<Content>, CacheError> {
+        let bodies = match self.core.class_of(&name.upstream) {
+            Class::Listed(_) => &self.large_of_listed,
+            _ => &self.large_of_unlisted,
+        };
         // Until the manifest is stored and sent from its file.
-        let body = self.large_bodies(name).request();
+        let body = bodies.request();
         let fetched = source.manifest(&name.repository, reference, &body);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;

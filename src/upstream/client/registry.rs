@@ -1,4 +1,4 @@
-//! One endpoint of a registry over HTTP: the distribution-spec's pull and discovery requests.
+//! One endpoint of a registry: the distribution-spec's pull and discovery requests.
 
 use std::io::{Cursor, Read};
 use std::sync::Arc;
@@ -23,33 +23,33 @@ use crate::upstream::response::{
 };
 use crate::upstream::{BlobBody, LargeBody, List, ListSink, ManifestHead};
 
-/// How much of a blob that claims to be a web page is read before anything of it is passed on, in bytes:
-/// more than a login page has.
+/// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
+/// size of a login page.
 const WEB_PAGE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A request with its redirects and tokens may take as long as this many exchanges that use up their time.
+/// The time for a request with its redirects and tokens, as a multiple of the timeout of one exchange.
 const EXCHANGES_OF_FULL_LENGTH: u32 = 2;
 
 /// One entry of `registries[].endpoints`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSettings {
-    /// Where it is.
+    /// The location.
     pub endpoint: Endpoint,
-    /// Whom it must prove to be, and as whom we present ourselves.
+    /// The trusted authorities and the client certificate.
     pub tls: TlsSettings,
-    /// Who we are.
+    /// The credentials.
     pub credentials: Credentials,
 }
 
 impl EndpointSettings {
-    /// An endpoint that wants no credentials, and whose certificate the usual authorities sign.
+    /// An endpoint without credentials, with the usual trusted authorities.
     pub fn at(endpoint: Endpoint) -> EndpointSettings {
         let (tls, credentials) = (TlsSettings::default(), Credentials::default());
         EndpointSettings { endpoint, tls, credentials }
     }
 }
 
-/// What can be asked of a registry, over one session with one of its endpoints.
+/// One endpoint of a registry.
 pub(in crate::upstream) struct Registry {
     session: Session,
     timeouts: Timeouts,
@@ -66,7 +66,7 @@ impl Registry {
         Registry { session: Session::listed(upstream, endpoint, timeouts, foreign), timeouts }
     }
 
-    /// A registry that a client named and nobody listed: https, and public addresses only.
+    /// A registry that a client named and that is not in the configuration: https and public addresses only.
     pub(in crate::upstream) fn unlisted(
         upstream: &Upstream,
         timeouts: Timeouts,
@@ -76,7 +76,7 @@ impl Registry {
         Registry { session: Session::unlisted(upstream, timeouts, foreign, ports), timeouts }
     }
 
-    /// What it said last about its rate limit; `None` if it never did.
+    /// The rate limit that it reported last; `None` if it has reported none.
     pub(in crate::upstream) fn quota(&self) -> Option<RateLimit> {
         self.session.quota()
     }
@@ -86,10 +86,10 @@ impl Registry {
         self.session.url()
     }
 
-    /// Finds out whether the registry answers at all.
+    /// Checks whether the registry answers.
     ///
     /// # Errors
-    /// [`UpstreamError`] if it does not, or answers with a server error.
+    /// [`UpstreamError`] if it does not, or reports a server error.
     pub(in crate::upstream) fn probe(&self) -> Result<(), UpstreamError> {
         self.session.probe()
     }
@@ -120,7 +120,7 @@ impl Registry {
 }
 
 impl Registry {
-    /// [`Source::resolve`](crate::upstream::Source::resolve), as the other methods here.
+    /// See [`Source::resolve`](crate::upstream::Source::resolve); the other methods correspond likewise.
     pub(in crate::upstream) fn resolve(
         &self,
         repository: &Repository,
@@ -138,7 +138,7 @@ impl Registry {
         let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
         let headers = answer.response.headers();
         let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
-        // A manifest has some bytes; 0 is what some servers say to HEAD in any case.
+        // A manifest is never empty, but some servers always report 0 for HEAD.
         let size = content_length(headers).filter(|size| *size > 0);
         let all = (content_digest(headers), media_type.filter(MediaType::is_manifest), size);
         Ok(match all {
@@ -149,7 +149,7 @@ impl Registry {
         })
     }
 
-    /// The answer to HEAD; `None` from a registry that does not support it, where GET tells.
+    /// The response to HEAD; `None` if the registry does not support it, so that GET must be used.
     fn head_of_manifest(
         &self,
         repository: &Repository,
@@ -181,22 +181,18 @@ impl Registry {
         }
         let (response, request) = (answer.response, answer.request);
         check_encoding(response.headers(), &request)?;
-        let told = content_digest(response.headers());
+        let reported = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
+        let may_continue = || body.wait_for_slot(deadline);
+        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(_) => told,
+            Reference::Tag(_) => reported,
         };
         let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let parse = |bytes: Vec<u8>| {
-            let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
-                .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
-            Ok((Digest::of(algorithm, manifest.bytes()), manifest))
-        };
-        let may_continue = || body.wait_for_turn(deadline);
-        let limit_bytes = MANIFEST_BYTES_MAX as u64;
-        let (actual, manifest) =
-            read_large_body(response, limit_bytes, &request, may_continue, parse)?;
+        let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
+            .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
+        let actual = Digest::of(algorithm, manifest.bytes());
         match expected {
             Some(expected) if expected != actual => {
                 let reason = format!("its bytes have the digest {actual}, not {expected}");
@@ -214,10 +210,10 @@ impl Registry {
         let rest = format!("blobs/{digest}");
         let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
-            // The page of a captive portal; GET compares the content.
+            // Perhaps a captive portal: GET compares the content.
             status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
             status if is_complete(status) => Ok(content_length(answer.response.headers())),
-            // Servers before the storage, and storage itself, refuse HEAD in many ways.
+            // Storage and the servers in front of it refuse HEAD in many ways.
             401 | 403 | 404 | 410 => Ok(None),
             _ if answer.refuses_head() => Ok(None),
             _ => Err(answer.failure()),
@@ -238,11 +234,14 @@ impl Registry {
             status if is_complete(status) => (0, content_length(headers)),
             206 => match content_range(headers).filter(|range| range.start == from) {
                 Some(ContentRange { start, size }) => (start, size),
-                // Less than was asked for, or elsewhere: this registry does not do ranges well.
+                // Another range than requested: the registry does not support ranges properly.
                 None if from > 0 => return self.blob(repository, digest, 0),
-                None => return Err(UpstreamError::bad_answer(request, "a part nobody asked for")),
+                None => {
+                    let reason = "a partial response without a range in the request";
+                    return Err(UpstreamError::bad_answer(request, reason));
+                }
             },
-            // A range that it does not like, or that lies beyond the end: the whole instead.
+            // The range was refused, or is beyond the end: fetches the complete blob instead.
             400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
             _ => return Err(answer.into_blob_failure()),
         };
@@ -271,7 +270,7 @@ impl Registry {
         let next = next_page(response.headers(), &request)?;
         let reader = response.into_body().into_reader();
         read_tags(reader, repository, query, next, sink)
-            .map_err(|error| error.of_request(&request, "it is no tag list"))
+            .map_err(|error| error.of_request(&request, "it is not a tag list"))
     }
 
     pub(in crate::upstream) fn referrers(
@@ -304,7 +303,7 @@ impl Registry {
         let filters_applied = text(headers, "oci-filters-applied").map(str::to_owned);
         let is_index = text(headers, header::CONTENT_TYPE)
             .and_then(MediaType::parse)
-            .is_some_and(|said| said.as_str() == MediaType::OCI_INDEX);
+            .is_some_and(|media_type| media_type.as_str() == MediaType::OCI_INDEX);
         if !is_index {
             return Err(unsupported(&request));
         }
@@ -312,26 +311,27 @@ impl Registry {
         match read_referrers(response.into_body().into_reader(), sink) {
             Ok(()) => Ok(List { next, filters_applied }),
             Err(ListReadError::NotAList) => Err(unsupported(&request)),
-            Err(error) => Err(error.of_request(&request, "it is no index")),
+            Err(error) => Err(error.of_request(&request, "it is not an index")),
         }
     }
 }
 
-/// The query of the next page. A page whose next one cannot be asked for is none: without it, a client would
-/// take the page for the end.
+/// The query of the next page. Fails if there is a next page that cannot be requested: otherwise a client would take this
+/// page for the last one.
 fn next_page(headers: &HeaderMap, request: &Arc<str>) -> Result<Option<String>, UpstreamError> {
     let lines = headers.get_all(header::LINK).into_iter();
     let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
     next_query(lines.iter().map(|line| &**line)).map_err(|target| {
-        let reason = format!("its link to the next page cannot be passed on: {target}");
+        let reason = format!("its link to the next page is unusable: {target}");
         UpstreamError::bad_answer(request, reason)
     })
 }
 
-/// The body of a blob that is labelled as a web page. A login page has no place among a blob's bytes, and
-/// must not replace what was kept of them; but the blob may be a page (artifacts of all kinds are), or
-/// have been labelled wrongly. So what is small enough to be a login page is read and must have
-/// the digest; what is larger is none, and is checked like any other blob.
+/// The body of a blob with the content type of a web page.
+///
+/// A login page must not replace a partial download of the blob. But the blob may really be a web page (artifacts can
+/// have any type), or the content type may be wrong. Therefore a body that is small enough to be a login page is read
+/// completely and must have the digest. A larger body is verified like any other blob.
 fn unless_it_is_a_web_page(
     response: Response<Body>,
     digest: &Digest,
