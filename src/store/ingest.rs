@@ -153,8 +153,11 @@ impl Store {
         if if_missing == IfMissing::Create {
             if let Some(parent) = path.parent() {
                 match self.inner.create_directories(parent) {
-                    // Another writer has removed the directory with its last partial.
-                    Err(_) if !parent.exists() => return Ok(None),
+                    // Another writer has removed the directory with its last partial, and a third one may have
+                    // created it again since.
+                    Err(error) if !parent.exists() || was_removed_meanwhile(&error, parent) => {
+                        return Ok(None);
+                    }
                     created => created.map_err(|error| StoreError::write(parent, error))?,
                 }
             }
@@ -185,6 +188,12 @@ impl Store {
         let path = self.inner.layout.blob(digest);
         self.inner.replace(&path, bytes).map_err(IngestError::Store)
     }
+}
+
+/// Whether an error of the creation of an existing directory shows that it was absent in between.
+fn was_removed_meanwhile(error: &io::Error, directory: &Path) -> bool {
+    matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+        && directory.is_dir()
 }
 
 /// Whether `path` still refers to the open file.
