@@ -1,6 +1,6 @@
-//! What upstreams denied or failed a moment ago, so that the next client need not wait for it again.
+//! Recent misses and failures of registries, so that later clients do not wait for them again.
 //!
-//! Seconds only: a push must show soon, and an upstream that is back must be used soon.
+//! Entries live for seconds: a pushed tag must become visible, and a registry that recovers must be used again.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -10,17 +10,17 @@ use super::lock;
 use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
 use crate::upstream::{Sources, Standing, UpstreamError};
 
-/// Names remembered as missing. Clients choose them, so there is a bound.
+/// Names remembered as missing. Clients choose them, so the number is bounded.
 const MISSING_MAX: usize = 16_384;
-/// How many requests without an answer in time make an upstream slow as a whole.
+/// How many different requests must time out before the registry counts as slow.
 const SLOW_REQUESTS: usize = 3;
-/// How many repositories must be rate limited at a time before their registry counts as limited as a whole.
+/// How many repositories must be rate limited at a time before the registry counts as rate limited.
 const LIMITED_REPOSITORIES: usize = 3;
 /// Upstreams remembered as being in trouble, and requests that failed.
 const TROUBLED_MAX: usize = 1024;
 
-/// The longest that a `Retry-After` holds us back: a client may be let in again sooner than that, and a
-/// registry that says a day would else be a day's outage.
+/// The longest time for which a `Retry-After` is respected. Registries often accept requests sooner, and a value of one
+/// day would cause an outage of one day.
 const HOLD_BACK_MAX: Duration = Duration::from_secs(60);
 
 /// What was asked for.
@@ -113,24 +113,22 @@ impl NegativeCache {
         lock(&self.limited).retain(is_other);
     }
 
-    /// How much longer this repository's registry wants no requests for it.
-    pub(super) fn backoff(&self, name: &ImageName, now: SystemTime) -> Option<Duration> {
-        let limited = lock(&self.limited).get(&name.upstream).cloned()?;
-        let waits = limited
-            .iter()
-            .filter_map(|(repository, until)| Some((repository, time_left(*until, now)?)));
-        let waits: Vec<_> = waits.collect();
-        let is_whole = waits.len() >= LIMITED_REPOSITORIES;
-        let of_name =
-            waits.iter().filter(|(repository, _)| is_whole || **repository == name.repository);
-        of_name.map(|(_, wait)| *wait).max()
-    }
-
-    fn is_limited_as_a_whole(&self, upstream: &Upstream, now: SystemTime) -> bool {
+    /// The repositories that a registry limits now, and for how much longer.
+    fn limits(&self, upstream: &Upstream, now: SystemTime) -> Vec<(Repository, Duration)> {
         let limited = lock(&self.limited);
         let of_upstream = limited.get(upstream).map(Vec::as_slice).unwrap_or_default();
-        let active = of_upstream.iter().filter(|(_, until)| time_left(*until, now).is_some());
-        active.count() >= LIMITED_REPOSITORIES
+        let left = |(repository, until): &(Repository, SystemTime)| {
+            Some((repository.clone(), time_left(*until, now)?))
+        };
+        of_upstream.iter().filter_map(left).collect()
+    }
+
+    /// How much longer the registry accepts no requests for this repository.
+    pub(super) fn backoff(&self, name: &ImageName, now: SystemTime) -> Option<Duration> {
+        let limits = self.limits(&name.upstream, now);
+        let applies_to_all = limits.len() >= LIMITED_REPOSITORIES;
+        let applies = |repository: &Repository| applies_to_all || *repository == name.repository;
+        limits.iter().filter(|(repository, _)| applies(repository)).map(|(_, wait)| *wait).max()
     }
 
     /// Notes how a request went.
@@ -143,7 +141,10 @@ impl NegativeCache {
     ) {
         match result {
             Err(error) if error.is_about_the_registry() => self.note_trouble(upstream, now),
-            Err(error) if error.is_rate_limit() && self.is_limited_as_a_whole(upstream, now) => {
+            Err(error)
+                if error.is_rate_limit()
+                    && self.limits(upstream, now).len() >= LIMITED_REPOSITORIES =>
+            {
                 self.note_trouble(upstream, now);
             }
             // An object store that fails or limits us leaves the registry before it as it is.

@@ -103,17 +103,24 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the directory is read-only or a write fails.
     pub fn unlinked_file(&self, bytes: &[u8]) -> Result<File, StoreError> {
+        let mut file = self.create_unlinked_file()?;
+        // The file has no path any more.
+        let failed = |error| StoreError::write(&self.inner.layout.incoming(), error);
+        file.write_all(bytes).map_err(failed)?;
+        Ok(file)
+    }
+
+    /// As [`Store::unlinked_file`], without content.
+    pub(super) fn create_unlinked_file(&self) -> Result<File, StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let path = self.inner.layout.temporary();
         let failed = |error| StoreError::write(&path, error);
-        let mut options = File::options();
-        let created = options.read(true).write(true).create_new(true).open(&path);
-        let mut file = created.map_err(failed)?;
-        // Unlinked at once: a kill before this leaves an empty temporary file, which cleanup removes.
+        let created = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = created.map_err(failed)?;
+        // A kill before this leaves an empty temporary file, which cleanup removes.
         fs::remove_file(&path).map_err(failed)?;
-        file.write_all(bytes).map_err(failed)?;
         Ok(file)
     }
 }

@@ -229,8 +229,8 @@ impl ListWriter {
         }
         if self.file.is_none() {
             match self.store.create_unlinked_file() {
-                Some(file) => self.file = Some((file, 0)),
-                None => return false,
+                Ok(file) => self.file = Some((file, 0)),
+                Err(_) => return false,
             }
         }
         let Some((file, written)) = &mut self.file else { return false };
@@ -331,17 +331,6 @@ impl Store {
             is_in_memory: false,
             is_refused: false,
         }
-    }
-
-    /// Creates a file and unlinks it at once, so that a crash cannot leave it behind.
-    fn create_unlinked_file(&self) -> Option<File> {
-        if !self.is_writable() {
-            return None;
-        }
-        let path = self.inner.layout.temporary();
-        let file = File::options().read(true).write(true).create_new(true).open(&path).ok()?;
-        fs::remove_file(&path).ok()?;
-        Some(file)
     }
 
     /// The last good answer to the query `key` about a repository.

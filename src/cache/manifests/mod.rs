@@ -176,13 +176,14 @@ impl ManifestCache {
         }
     }
 
-    /// Fetches a manifest that nobody waits for.
+    /// Fetches a manifest in the background.
     pub(super) fn fetch_in_background(self: &Arc<Self>, key: Key, client: Option<ClientAddress>) {
         let service = Arc::clone(self);
         let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
         self.core.metadata_fetchers.submit_in_background(purpose, move || {
             let joined = service.flights.join(&key, || CacheError::GivenUp);
             if let Some(leader) = joined.leader {
+                leader.begin();
                 service.fetch_manifest(leader);
             }
         });
@@ -270,7 +271,6 @@ impl ManifestCache {
 
     /// The work of a manifest flight, on a fetcher.
     pub(super) fn fetch_manifest(&self, leader: ManifestLeader) {
-        leader.begin();
         let (name, reference) = leader.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
@@ -453,7 +453,7 @@ impl ManifestCache {
     ) {
         let size = content.size();
         if self.core.store.blob(&content.digest, Some(size)).is_none() {
-            // The disk refused the manifest, which was said: a name without content helps nobody.
+            // The manifest could not be written, which has been logged. A name without content is useless.
             return;
         }
         let now = self.core.now();

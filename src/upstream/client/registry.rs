@@ -117,6 +117,15 @@ impl Registry {
             deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
         }
     }
+
+    /// Sends a GET whose response must be complete, and returns the response and the request for messages.
+    fn get(&self, ask: &Ask<'_>) -> Result<(Response<Body>, Arc<str>), UpstreamError> {
+        let answer = self.session.ask(ask)?;
+        match is_complete(answer.response.status().as_u16()) {
+            true => Ok((answer.response, answer.request)),
+            false => Err(answer.into_failure()),
+        }
+    }
 }
 
 impl Registry {
@@ -175,11 +184,7 @@ impl Registry {
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
         let deadline = ask.deadline;
-        let answer = self.session.ask(&ask)?;
-        if !is_complete(answer.response.status().as_u16()) {
-            return Err(answer.into_failure());
-        }
-        let (response, request) = (answer.response, answer.request);
+        let (response, request) = self.get(&ask)?;
         check_encoding(response.headers(), &request)?;
         let reported = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
@@ -261,11 +266,7 @@ impl Registry {
     ) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
         let ask = self.metadata(Method::Get, repository, &rest, None);
-        let answer = self.session.ask(&ask)?;
-        if !is_complete(answer.response.status().as_u16()) {
-            return Err(answer.into_failure());
-        }
-        let (response, request) = (answer.response, answer.request);
+        let (response, request) = self.get(&ask)?;
         check_encoding(response.headers(), &request)?;
         let next = next_page(response.headers(), &request)?;
         let reader = response.into_body().into_reader();
