@@ -339,7 +339,7 @@ impl Naming<'_> {
         Ok(graph)
     }
 
-    /// Whether everything that an image needs is here; if not, that is told.
+    /// Whether the cache has everything that an image needs. If not, that is reported.
     fn is_whole(&mut self, root: &Root, graph: &Graph, label: &str) -> bool {
         if is_whole(graph) {
             return true;

@@ -1,20 +1,19 @@
-//! The decision: what is served from the store, what is joined, what is fetched, what is stale.
+//! Decides whether content is served from the store, from a download under way or from the registry, and when it is stale.
 //!
-//! Every question has the same way down: memory (manifests only, for a second), store, a flight that
-//! is under way, a new flight. A lookup never waits: it answers, or hands out something to wait on.
-//! The work of a flight is done by a fetcher of one of two fixed pools, so blobs cannot hold up
-//! manifests, and one upstream cannot hold up the others.
+//! Every lookup tries, in this order: memory (manifests only, for one second), the store, a flight under way, a new
+//! flight. A lookup never blocks: it returns the content, or a handle to wait on. Fetchers from one of two fixed pools do
+//! the work of flights, so that blobs do not delay manifests, and one registry does not delay the others.
 //!
-//! This room must not know sockets to clients, routes, the command line or the configuration file.
+//! This module must not know client sockets, routes, the command line or the configuration file.
 //!
 //! # Invariants
-//! * **Every reader is a follower**, the one whose request began the download included; a client that
-//!   leaves or reads slowly changes nothing for anybody else.
-//! * **A hit asks nobody** and takes no lock for longer than a table look-up.
-//! * **The last byte of a blob is shown only after its digest agreed**, so nobody gets a complete copy
+//! * **Every reader is a follower**, including the client that caused the download. A client that leaves or reads slowly
+//!   does not affect others.
+//! * **A hit sends no request** and holds locks for table lookups only.
+//! * **The last byte of a blob is published only after its digest was verified**, so no client receives a complete copy
 //!   of wrong bytes.
-//! * **Store first, flight second, store again**: a leader looks once more before it works, since the
-//!   flight before may have landed between its look and its joining (see [`crate::flight`]).
+//! * **Store, flight, store again**: a leader checks the store again before it works, since the previous flight may have
+//!   finished between the lookup and the join (see [`crate::flight`]).
 
 mod blobs;
 mod bounded;

@@ -41,14 +41,14 @@ pub(super) trait Sink {
     fn waits_for(&self) -> Waits;
 }
 
-/// Who waits for a download.
+/// The clients of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// Somebody follows it. It can continue later all the same.
+    /// One or more clients follow it. It can be suspended.
     Followers,
-    /// Nobody: it is finished for the sake of those that come later.
+    /// None: it is finished for later requests. It can be suspended.
     Nobody,
-    /// One client whom it is handed to as it comes: it cannot continue later.
+    /// One client receives it as it arrives, and it is not stored. It cannot be suspended.
     OneClient,
 }
 
@@ -245,8 +245,7 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// Whether its fetcher is of more use to another job: one that somebody waits for, while nobody waits for
-    /// this download, or nothing comes of it.
+    /// Whether a client's job needs the fetcher more: this download has no followers, or makes too little progress.
     fn should_be_suspended(&self) -> bool {
         let is_dispensable = match self.sink.waits_for() {
             Waits::Nobody => true,

@@ -211,7 +211,7 @@ impl ToStore<'_> {
 }
 
 impl ToStore<'_> {
-    /// Bounds a blob of which nobody tells how large it is: it may have no end.
+    /// Limits a blob of unknown size, which may be endless.
     fn check_unknown_size(&self, more_bytes: u64) -> Result<(), CacheError> {
         if self.bytes_written() + more_bytes > UNKNOWN_SIZE_MAX {
             let reason = format!(

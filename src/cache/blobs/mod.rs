@@ -276,7 +276,7 @@ impl BlobCache {
                 forget(&cache, &queued);
                 return;
             }
-            // A client may have begun it meanwhile. We do not follow: nobody waits for it.
+            // A client may have started it meanwhile. The job does not follow the flight, since no client waits for it.
             let joined = cache.flights.join(&queued, || given_up(&name));
             forget(&cache, &queued);
             drop(joined.flight);
@@ -360,7 +360,7 @@ impl BlobCache {
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
         leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         self.core.store.remove_empty_partials(&name.upstream);
-        // After the end: nobody finds this flight any more to leave a note that would end the next.
+        // After the flight has left the table, so that no later note can end the next flight.
         self.uncancel(&key);
         if is_wrong && self.should_try_again(&key) {
             self.try_again(name, &key, size_hint, client);
@@ -448,7 +448,7 @@ impl BlobCache {
     }
 }
 
-/// How a flight fails that nobody flies any more.
+/// The failure of a flight whose leader was dropped.
 fn given_up(name: &ImageName) -> BlobFailure {
     BlobFailure { origin: name.clone(), error: CacheError::GivenUp }
 }

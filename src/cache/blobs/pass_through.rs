@@ -1,9 +1,8 @@
-//! Passages: a blob that cannot be kept goes from upstream to one client through a little memory.
+//! Pass-through: streams a blob that cannot be stored from the registry to one client, with little memory.
 //!
-//! For the day the disk is full or read-only: the pull succeeds all the same, only nothing is shared
-//! and nothing stays. The bytes are hashed from the blob's first on, whatever part the client wants,
-//! and the last byte waits for the digest as it does in a flight. The fetcher waits for its client as
-//! long as that takes something now and then; who takes nothing is the edge's to cut.
+//! When the disk is full or read-only, pulls still succeed, but nothing is shared or stored. The blob is hashed from its
+//! first byte, whatever range the client requests, and its last byte is held back until the digest is verified, as in a
+//! flight. The fetcher waits as long as the client reads from time to time; the HTTP server closes clients that do not.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -140,12 +139,12 @@ impl Drop for PassThrough {
     }
 }
 
-/// What a client has had of a blob already, from the file of a flight that could not go on. Nobody has
-/// verified it, so it must be what the passage brings.
+/// The part of a blob that a client has already received from the file of an interrupted flight. It is not verified, so
+/// the pass-through must deliver the same bytes.
 pub struct AlreadySent {
     /// The flight's file.
     pub file: Arc<File>,
-    /// The client has had nothing at or behind this offset.
+    /// The client has received nothing from this offset on.
     pub end: u64,
 }
 
@@ -192,7 +191,7 @@ impl PassThroughWriter {
 
 impl Drop for PassThroughWriter {
     fn drop(&mut self) {
-        // After a complete passage nobody asks any more.
+        // Has no effect after a complete transfer.
         self.fail(CacheError::GivenUp);
     }
 }

@@ -15,10 +15,10 @@ use crate::upstream::ManifestHead;
 /// Larger manifests are sent from their file, so that memory stays bounded.
 pub(super) const MEMORY_BYTES_MAX: usize = 16 * 1024;
 
-/// The table of large manifests in use is swept of those that no longer are when it has this many.
+/// When the table of large manifests in use has this many entries, unused ones are removed.
 const IN_USE_SWEPT_AT: usize = 1024;
 
-/// A manifest's bytes and what is said about them.
+/// The bytes of a manifest, with its digest and media type.
 #[derive(Debug)]
 pub(in crate::cache) struct Content {
     pub(super) digest: Digest,

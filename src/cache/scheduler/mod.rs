@@ -60,9 +60,9 @@ pub struct SchedulerLoad {
     pub fetchers: usize,
     /// Those at work.
     pub busy: usize,
-    /// Jobs that somebody waits for.
+    /// Queued jobs of clients.
     pub queued: usize,
-    /// Jobs that nobody waits for.
+    /// Queued background jobs.
     pub queued_in_background: usize,
 }
 
@@ -70,19 +70,19 @@ struct Shared {
     state: Mutex<State>,
     /// Fetchers wait here for a job.
     queued: Condvar,
-    /// Whoever waits for the end of a job or of the scheduler waits here.
+    /// Signalled when a job ends, and when the scheduler closes.
     ended: Condvar,
     threads: usize,
-    /// A job that is older has no waiter any more.
+    /// Clients of older jobs have timed out.
     patience: Duration,
     closed: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    /// Jobs that somebody waits for.
+    /// Jobs of clients.
     foreground: Queue,
-    /// Jobs that nobody waits for.
+    /// Jobs without a waiting client.
     background: Queue,
     running: HashMap<Class, usize>,
     running_in_background: HashMap<Class, usize>,
@@ -205,7 +205,7 @@ impl Scheduler {
         dropped
     }
 
-    /// Queues a job that nobody waits for. Returns whether there was room.
+    /// Queues a background job. Returns `false` if the queue is full.
     pub(super) fn submit_in_background(
         &self,
         purpose: Purpose,
@@ -230,8 +230,8 @@ impl Scheduler {
         is_queued
     }
 
-    /// Whether a job that somebody waits for could begin if a job of `class` ended: one that works for nobody
-    /// should be given up for it.
+    /// Whether a client's job could start if a job of `class` ended. A job without a waiting client should then give up
+    /// its fetcher.
     pub(super) fn is_contended(&self, class: &Class) -> bool {
         let state = self.shared.lock();
         let mut waiting = state.foreground.classes.order.iter();

@@ -160,7 +160,7 @@ impl ClassQueue {
         None
     }
 
-    /// Takes out the jobs that nobody waits for any more, unless that was done a moment ago.
+    /// Removes the jobs whose clients have left, unless that was done a moment ago.
     pub(super) fn take_unwanted(
         &mut self,
         is_unwanted: &dyn Fn(&Job) -> bool,
@@ -233,8 +233,7 @@ impl Queue {
         self.jobs += 1;
     }
 
-    /// The next job of the class whose turn it is among those that may begin one. Jobs that nobody waits for any
-    /// more are moved to `unwanted`.
+    /// The next job of the next class that may start one. Jobs whose clients have left are moved to `unwanted`.
     pub(super) fn pick(
         &mut self,
         may_begin: impl Fn(&Class) -> bool,
