@@ -149,7 +149,7 @@ mv "$PASSWORD_FILE.new" "$PASSWORD_FILE"
 image_pulled file.test
 
 step "a whole image by skopeo, which has no credentials itself"
-refused "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" "nothing" --src-no-creds
+must_fail "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" "nothing" --src-no-creds
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/multi:v1" through-multi --all --src-no-creds
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:v1" through --src-no-creds
 same_tree "through larder" "$CASE_DIR/direct" "$CASE_DIR/through"
@@ -185,6 +185,6 @@ step "no password is in the log, in an answer or in the cache"
 [[ -s $ANSWERS ]] || fail "no answers were kept"
 printf '%s\n' "$PASSWORD" "$WRONG" "$(encoded "$PASSWORD")" "$(encoded "$WRONG")" 'h0rse' >"$CASE_DIR/secrets"
 grep -qFf "$CASE_DIR/secrets" "$CASE_DIR/larder.yaml" || fail "the search finds no secrets at all"
-refused "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
-refused "a secret in an answer" grep -naFf "$CASE_DIR/secrets" "$ANSWERS"
-refused "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"
+must_fail "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
+must_fail "a secret in an answer" grep -naFf "$CASE_DIR/secrets" "$ANSWERS"
+must_fail "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"

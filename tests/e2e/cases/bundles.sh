@@ -170,7 +170,7 @@ far import hello.tar
 find "$FAR/blobs/sha256" -type f -printf 'sha256:%f\n' >have.txt
 larder_ export --all --output now.tar
 larder_ export --all --except have.txt --output delta.tar
-refused "a delta alone" client "$E2E_LARDER" --image-path "$CASE_DIR/empty" import delta.tar
+must_fail "a delta alone" client "$E2E_LARDER" --image-path "$CASE_DIR/empty" import delta.tar
 absent "a name of an incomplete image" "$CASE_DIR/empty/refs/docker.io/library/hello/_tags/v1"
 far import delta.tar
 far export --all --output far.tar

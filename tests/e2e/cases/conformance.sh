@@ -25,7 +25,7 @@ conformance() { # WHEN
   # The report is the verdict, not the exit status: with data that it did not push, this version of the suite panics when
   # it writes results.yaml, after the report.
   cat -- "$report"
-  refused "failures in the report, $1" grep -E ': (FAIL|Error)$' "$report"
+  must_fail "failures in the report, $1" grep -E ': (FAIL|Error)$' "$report"
   # Nor a pass by skipping: the whole, and each branch that read-only data can reach.
   for branch in '' /ping '/empty/tag list' /read-only/tag-list /read-only/head/manifest-head-by-tag \
     /read-only/head/manifest-head-by-digest /read-only/head/blob-head /read-only/pull/manifest-by-tag \

@@ -28,5 +28,5 @@ copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:v1" image
 verify warm
 registry_stop
 verify "without upstream"
-refused "another key" client "$TOOL" verify --key "$CASE_DIR/cosign.key" --insecure-ignore-tlog --allow-http-registry "$MIRROR:v2"
+must_fail "another key" client "$TOOL" verify --key "$CASE_DIR/cosign.key" --insecure-ignore-tlog --allow-http-registry "$MIRROR:v2"
 larder_stop

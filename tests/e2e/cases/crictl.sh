@@ -46,6 +46,6 @@ forget
 pull_all
 
 step "what was never pulled is refused, and what is here is still had"
-refused "a pull of what nobody has" crictl_ node pull docker.io/demo/big:v1
+must_fail "a pull of what nobody has" crictl_ node pull docker.io/demo/big:v1
 crictl_ node pull "$TAGGED"
 larder_stop

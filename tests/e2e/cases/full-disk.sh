@@ -112,7 +112,7 @@ step "a read-only disk: larder starts, serves what is there, and streams the res
 link_cut
 link_start 64m
 remount ro
-refused "a write to the read-only disk" touch "$FILLER"
+must_fail "a write to the read-only disk" touch "$FILLER"
 larder_start --health "$HEALTH_PORT"
 pulled hello:v1 read-only-cached
 equal "blobs without caching" 0 "$(not_cached blobs)"

@@ -54,7 +54,7 @@ ctr_pull "$IMAGE"
 step "containerd: without larder, the registry itself is asked, or nobody"
 forget "$IMAGE"
 larder_stop
-refused "a pull by larder alone" ctr_pull "$UPSTREAM/library/hello:v1"
+must_fail "a pull by larder alone" ctr_pull "$UPSTREAM/library/hello:v1"
 hosts_toml --write "$CONTAINERD_DIR/certs.d"
 ctr_pull "$UPSTREAM/library/hello:v1"
 equal "its digest" "$HELLO_DIGEST" "$(digest_in_ctr "$UPSTREAM/library/hello:v1")"

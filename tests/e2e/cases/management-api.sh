@@ -216,4 +216,4 @@ get "$MANAGEMENT/readyz"
 expect_status "/readyz" 200
 larder_stop
 cache_is_sound
-refused "a panic in the log" grep -E 'panicked at' "$LARDER_LOG"
+must_fail "a panic in the log" grep -E 'panicked at' "$LARDER_LOG"

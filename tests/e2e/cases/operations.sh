@@ -78,7 +78,7 @@ larder_ --image-path "$THEIRS" load "$HELLO_V2"
 copy "127.0.0.1:$LARDER_PORT/$MULTI" theirs-multi
 stop_server theirs
 equal "what is not theirs" "" "$(find "$THEIRS" ! -user 65532 -o ! -group 65532)"
-refused "a complaint in the log" grep -qE 'WARN|ERROR|denied' "$LOGS/theirs.log"
+must_fail "a complaint in the log" grep -qE 'WARN|ERROR|denied' "$LOGS/theirs.log"
 
 # ---- Copies --------------------------------------------------------------------------------------------------------------
 

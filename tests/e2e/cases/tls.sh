@@ -94,7 +94,7 @@ registry_start
 https_registry_start tls-registry "$TLS_PORT"
 https_registry_start mtls-registry "$MTLS_PORT" "clientcas: [$PKI/ca.pem]"
 gate_start "$GATE_PORT"
-refused "the registry that demands a certificate, without one" \
+must_fail "the registry that demands a certificate, without one" \
   curl -fsS --max-time 2 --cacert "$PKI/ca.pem" "https://127.0.0.1:$MTLS_PORT/v2/"
 
 # ---- Larder ------------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ step "the certificate $OLD_SERIAL is renewed to $NEW_SERIAL"
 pulled rotating.test
 seen() { grep -qE "^$1 200 (GET|HEAD) /v2/demo/hello/manifests/v1 " "$SERIALS"; }
 wait_until 5 "the old certificate at the gate" seen "$OLD_SERIAL"
-refused "the new certificate at the gate, before it is there" seen "$NEW_SERIAL"
+must_fail "the new certificate at the gate, before it is there" seen "$NEW_SERIAL"
 for kind in key pem; do
   cp "$PKI/renewed.$kind" "$PKI/rotating.$kind.new"
   mv "$PKI/rotating.$kind.new" "$PKI/rotating.$kind"
@@ -235,7 +235,7 @@ is_renewed() {
 step "the renewed certificate is shown within $RENEWAL_LIMIT s, and nobody has noticed"
 wait_until $((RENEWAL_LIMIT - SECONDS + RENEWED_AT)) "the new certificate at the gate" is_renewed
 equal "answers to pulls meanwhile" 'HTTP/1.1 200 OK' "$(tr -d '\r' <"$CASE_DIR/rotating-heads" | grep '^HTTP/' | sort -u)"
-refused "an unconfirmed answer meanwhile" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
+must_fail "an unconfirmed answer meanwhile" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
 larder_stop
 
 # ---- The system's roots ------------------------------------------------------------------------------------------------

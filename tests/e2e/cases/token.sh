@@ -109,7 +109,7 @@ for image in hello:v1 multi:v1 big:v1; do
   copy "$REGISTRY/demo/$image" "direct-$image" --all --src-creds "$CLIENT_USER:$PASSWORD"
 done
 copy "$REGISTRY/library/hello:v1" direct-library --src-no-creds
-refused "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" nothing --src-no-creds
+must_fail "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" nothing --src-no-creds
 
 # ---- Nobody in particular ----------------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ equal "lines that the credentials are refused" 1 \
   "$(larder_lines '\[WARN\] wrong\.test: the credentials in registries\[\]\.auth are refused')"
 equal "warnings in all" 1 "$(larder_lines '\[(WARN|ERROR)\]')"
 (($(tokens 401 "$CLIENT_USER") > 0)) || fail "the token server has not refused anything"
-refused "skopeo" copy "$THROUGH/wrong.test/demo/hello:v1" nothing
+must_fail "skopeo" copy "$THROUGH/wrong.test/demo/hello:v1" nothing
 
 step "the right one: whole images, and one token for each repository"
 : >"$LOGS/tokens.log"
@@ -202,6 +202,6 @@ step "no password and no token is in the log, in an answer or in the cache"
 printf '%s\n' "$PASSWORD" "$WRONG" "$(encoded "$PASSWORD")" "$(encoded "$WRONG")" \
   "$(printf '{"typ": "JWT", "alg": "RS256"' | base64 -w 0 | head -c 32)" >"$CASE_DIR/secrets"
 [[ -s $ANSWERS ]] || fail "no answers were kept"
-refused "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
-refused "a secret in an answer" grep -naFf "$CASE_DIR/secrets" "$ANSWERS"
-refused "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"
+must_fail "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
+must_fail "a secret in an answer" grep -naFf "$CASE_DIR/secrets" "$ANSWERS"
+must_fail "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"

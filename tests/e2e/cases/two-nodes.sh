@@ -79,7 +79,7 @@ log_to() { # FILE
 }
 pod_runs() { # NODE POD IMAGE
   pod_start "$1" "$2" "$3"
-  wait_until 20 "what $2 says on $1" container_says "$1" "$CONTAINER" "$GREETING"
+  wait_until 20 "what $2 says on $1" container_logged "$1" "$CONTAINER" "$GREETING"
   equal "the state of $2" CONTAINER_RUNNING "$(crictl_ "$1" inspect "$CONTAINER" | jq -r .status.state)"
 }
 has_nothing() { # NODE
@@ -128,7 +128,7 @@ equal "requests to registries" 0 "$(metric "$CASE_DIR/tmp/after" larder_upstream
 equal "the digest on node two" "$(digest_on one "$APP")" "$(digest_on two "$APP")"
 
 step "what nobody has ever pulled is refused"
-refused "a pull of $OTHER" crictl_ two pull "$OTHER"
+must_fail "a pull of $OTHER" crictl_ two pull "$OTHER"
 
 step "tags that cannot be confirmed any more: a pod on node two starts with images that it had to pull anew"
 pods_remove two

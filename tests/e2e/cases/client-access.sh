@@ -67,7 +67,7 @@ for version in 1.2 1.3; do
   get "$URL/v2/library/hello/manifests/v1" --cacert "$PKI/ca.pem" "--tlsv$version" --tls-max "$version"
   expect_status "TLS $version" 200
 done
-refused "TLS 1.1" openssl s_client -connect "$HOST" -tls1_1 -cipher DEFAULT@SECLEVEL=0 </dev/null >/dev/null 2>&1
+must_fail "TLS 1.1" openssl s_client -connect "$HOST" -tls1_1 -cipher DEFAULT@SECLEVEL=0 </dev/null >/dev/null 2>&1
 
 step "a request in the clear is told what to do, a client that does not know the authority is not fooled"
 get "http://$HOST/v2/"
@@ -82,7 +82,7 @@ mkdir -p "$CASE_DIR/certs"
 cp "$PKI/ca.pem" "$CASE_DIR/certs/ca.crt"
 skopeo_ copy --quiet --src-cert-dir "$CASE_DIR/certs" "docker://$HOST/docker.io/library/hello:v1" "dir:$CASE_DIR/by-skopeo"
 equal "the digest by skopeo" "${HELLO_DIGEST#sha256:}" "$(sha256sum "$CASE_DIR/by-skopeo/manifest.json" | cut -d ' ' -f 1)"
-refused "skopeo without the authority" copy "$HOST/docker.io/library/hello:v1" not-trusted --src-tls-verify=true
+must_fail "skopeo without the authority" copy "$HOST/docker.io/library/hello:v1" not-trusted --src-tls-verify=true
 
 # ---- Clients' certificates ---------------------------------------------------------------------------------------------
 
@@ -133,13 +133,13 @@ get "$URL/v2/" --cacert "$PKI/ca.pem" --user 'nodes:open sesame'
 expect_status "a user" 200
 readonly FROM="docker://$HOST/docker.io/library/hello:v1"
 trusting=(--quiet --src-cert-dir "$CASE_DIR/certs")
-refused "skopeo without a password" skopeo_ copy "${trusting[@]}" "$FROM" "dir:$CASE_DIR/without"
-refused "skopeo with a wrong one" skopeo_ copy "${trusting[@]}" --src-creds 'nodes:sesame' "$FROM" "dir:$CASE_DIR/wrong"
+must_fail "skopeo without a password" skopeo_ copy "${trusting[@]}" "$FROM" "dir:$CASE_DIR/without"
+must_fail "skopeo with a wrong one" skopeo_ copy "${trusting[@]}" --src-creds 'nodes:sesame' "$FROM" "dir:$CASE_DIR/wrong"
 skopeo_ copy "${trusting[@]}" --src-creds 'nodes:open sesame' "$FROM" "dir:$CASE_DIR/with"
 
 step "podman logs in, and pulls"
 podman_login() { podman_ login --cert-dir "$CASE_DIR/certs" --authfile "$CASE_DIR/auth.json" --username nodes "$HOST" "$@"; }
-refused "podman login with a wrong password" podman_login --password sesame
+must_fail "podman login with a wrong password" podman_login --password sesame
 podman_login --password 'open sesame'
 podman_ pull --quiet --signature-policy "$PODMAN_POLICY" --cert-dir "$CASE_DIR/certs" --authfile "$CASE_DIR/auth.json" \
   "$HOST/docker.io/library/hello:v1"
@@ -159,7 +159,7 @@ ctr_pull docker.io/library/hello:v1
 equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr docker.io/library/hello:v1)"
 
 step "no password in the log"
-refused "a password in the log" grep -qE "sesame|[$]2y[$]" "$LARDER_LOG"
+must_fail "a password in the log" grep -qE "sesame|[$]2y[$]" "$LARDER_LOG"
 larder_stop
 
 # ---- The operating system's authorities --------------------------------------------------------------------------------
