@@ -1,6 +1,6 @@
 # Proves OCI distribution conformance with the specification's suite in read-only mode, cold and warm. It also runs the suite
-# of release v1.1.1 if it is installed as `oci-conformance-v1.1.1` (`go test -c` in its conformance/), because `go install`
-# cannot build that version.
+# of release v1.1.1 if it is installed as `oci-conformance-v1.1.1` (`go test -c` in its conformance/), because not
+# every module proxy has that version.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 

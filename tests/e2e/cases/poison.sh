@@ -1,5 +1,5 @@
-# Proves promise 1, never wrong bytes: a blob or a manifest that upstream serves with the right length but damaged (its file
-# edited in docker-registry's storage) never ends as a complete 200, is never stored, and is served once upstream is whole.
+# Proves promise 1, never wrong bytes: a damaged blob or manifest of the right length (its file is edited in the storage of
+# docker-registry) is never served as a complete 200 and never stored, and is served once the upstream is repaired.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -7,7 +7,7 @@ REGISTRY_STORAGE=$(own_storage)
 registry_start
 larder_start
 
-# Flips the lowest bit of one byte: the length stays, and a digit stays a digit.
+# Flips the lowest bit of one byte, which keeps the length, and turns a digit into another digit.
 flip_bit() { # FILE OFFSET
   local byte
   byte=$(od -An -tu1 -j "$2" -N 1 -- "$1")
