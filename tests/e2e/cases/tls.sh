@@ -233,7 +233,7 @@ is_renewed() {
   cat -- "$HEAD_FILE" >>"$CASE_DIR/rotating-heads"
   seen "$NEW_SERIAL"
 }
-step "the renewed certificate is shown within $RENEWAL_LIMIT s, and anonymous has noticed"
+step "the renewed certificate is used within $RENEWAL_LIMIT s, without failed pulls"
 wait_until $((RENEWAL_LIMIT - SECONDS + RENEWED_AT)) "the new certificate at the gate" is_renewed
 equal "responses to pulls in the meantime" 'HTTP/1.1 200 OK' "$(tr -d '\r' <"$CASE_DIR/rotating-heads" | grep '^HTTP/' | sort -u)"
 must_fail "a stale response in the meantime" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
