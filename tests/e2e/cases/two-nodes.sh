@@ -119,10 +119,10 @@ has_nothing two
 metrics_to "$CASE_DIR/tmp/before"
 pod_runs two app "$APP"
 log_to "$CASE_DIR/tmp/log"
-came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
-came_from_cache "$CASE_DIR/tmp/log" registry.k8s.io pause
+was_cached "$CASE_DIR/tmp/log" docker.io demo/app
+was_cached "$CASE_DIR/tmp/log" registry.k8s.io pause
 metrics_to "$CASE_DIR/tmp/after"
-registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
 # There were no failed requests either, because the tags were confirmed less than tagTtl ago.
 equal "requests to registries" 0 "$(metric "$CASE_DIR/tmp/after" larder_upstream_requests_total)"
 equal "the digest on node two" "$(digest_on one "$APP")" "$(digest_on two "$APP")"
@@ -141,10 +141,10 @@ larder_start
 metrics_to "$CASE_DIR/tmp/before"
 pod_runs two again "$APP"
 log_to "$CASE_DIR/tmp/log"
-came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
+was_cached "$CASE_DIR/tmp/log" docker.io demo/app
 some_line "the tag" ' cache=stale' "$(lines_of "$CASE_DIR/tmp/log" docker.io demo/app manifests)"
 metrics_to "$CASE_DIR/tmp/after"
-registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
 
 step "node two restarts and pulls again"
 pods_remove two
