@@ -1,8 +1,8 @@
-# Larder's commands. `make help` lists them.
+# `make help` lists the targets.
 
 CARGO ?= cargo
 LARDER := $(or $(CARGO_TARGET_DIR),target)/release/larder
-# What `make install` installs, and where; DESTDIR goes before every path.
+# The binary and the paths for `make install`. DESTDIR is prepended to every path.
 BINARY ?= $(LARDER)
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
@@ -10,7 +10,7 @@ PORT ?= 8080
 CACHE ?= .larder
 
 .PHONY: help
-help: ## list the commands
+help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 .PHONY: build
@@ -18,46 +18,46 @@ build: ## build the release binary, target/release/larder
 	$(CARGO) build --release --locked
 
 .PHONY: run
-run: build ## build and serve on PORT (8080), with the cache in CACHE (.larder); prints how to pull through it
+run: build ## build and serve on PORT (8080) with the cache in CACHE (.larder), and print how to pull through it
 	@printf '%s\n' '' \
-	  'Larder will listen on port $(PORT), its cache is in $(CACHE). In another terminal:' '' \
+	  'Larder will listen on port $(PORT), with its cache in $(CACHE). In another terminal:' '' \
 	  '  curl http://127.0.0.1:$(PORT)/v2/docker.io/library/alpine/manifests/latest' \
 	  '  skopeo copy --src-tls-verify=false docker://127.0.0.1:$(PORT)/docker.io/library/alpine:latest dir:/tmp/alpine' \
 	  '  podman pull --tls-verify=false 127.0.0.1:$(PORT)/docker.io/library/alpine:latest' '' \
-	  'Any public registry works the same way: put its name first in the path. Ctrl-C stops.' ''
+	  'Any public registry works the same way: put its name first in the path. Ctrl-C stops Larder.' ''
 	$(LARDER) --image-path $(CACHE) serve --host 127.0.0.1 --port $(PORT)
 
 .PHONY: demo
-demo: build ## show the promise in one terminal without any network: cold pull, registry stopped, warm pull
+demo: build ## demonstrate Larder without a network: cold pull, stop the registry, warm pull
 	@$(CARGO) run --release --locked --quiet --example demo -- $(LARDER)
 
 .PHONY: test
-test: ## run every test that needs nothing but a Rust toolchain
+test: ## run the tests that need only a Rust toolchain
 	$(CARGO) test --locked
 
 .PHONY: generate
-generate: ## write what is generated from src/config/file.rs: tables in docs/configuration.md, the chart's schema
+generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
 
 .PHONY: e2e
-e2e: build ## pull with the real clients through Larder (root and Debian packages; says what is missing)
+e2e: build ## run the end-to-end tests with real clients (needs root and Debian packages; lists missing ones)
 	tests/e2e/run $(LARDER)
 
 .PHONY: static
-static: ## build the static binary, target/static/ARCH/larder (ARCH=amd64 or arm64, default this machine's)
+static: ## build the static binary target/static/ARCH/larder (ARCH=amd64 or arm64, default: that of this machine)
 	SYSROOT=$(SYSROOT) scripts/build-static $(ARCH)
 
 .PHONY: image-tar
-image-tar: ## put what `make static` has built into an image, target/larder-image.tar (buildah)
+image-tar: ## build the image target/larder-image.tar from the static binaries (needs buildah)
 	scripts/build-image target/larder-image.tar
 
 .PHONY: image
-image: image-tar ## the same, and load it as localhost/larder:VERSION (podman)
+image: image-tar ## build the image and load it as localhost/larder:VERSION (needs podman)
 	podman load --input target/larder-image.tar
 
 .PHONY: install
-install: ## install BINARY (default: what make build made), unit, completions, manual page and a default configuration
-	@test -x $(BINARY) || { echo "there is no $(BINARY): make build, or make static and BINARY=target/static/amd64/larder"; exit 1; }
+install: ## install BINARY (default: the one from make build), unit, completions, manual page and default configuration
+	@test -x $(BINARY) || { echo "$(BINARY) does not exist: run make build, or make static and set BINARY=target/static/amd64/larder"; exit 1; }
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/larder
 	install -d $(foreach dir,$(SHARED),$(DESTDIR)$(PREFIX)/$(dir)) $(DESTDIR)$(SYSCONFDIR)/larder
 	$(BINARY) completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/larder
@@ -67,12 +67,12 @@ install: ## install BINARY (default: what make build made), unit, completions, m
 	sed 's#/usr/local/bin#$(PREFIX)/bin#; s#/etc/larder/#$(SYSCONFDIR)/larder/#g' contrib/systemd/larder.service \
 	  >$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
 	test -e $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml || install -m 644 contrib/larder.yaml $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml
-	@echo 'Now: systemctl daemon-reload && systemctl enable --now larder'
+	@echo 'Next: systemctl daemon-reload && systemctl enable --now larder'
 
 SHARED := share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d share/man/man8 lib/systemd/system
 
 .PHONY: uninstall
-uninstall: ## remove what install has put there; the cache, and a configuration that was changed, stay
+uninstall: ## remove the installed files, but keep the cache and a changed configuration
 	rm -f $(DESTDIR)$(PREFIX)/bin/larder $(DESTDIR)$(PREFIX)/share/bash-completion/completions/larder \
 	  $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_larder $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/larder.fish \
 	  $(DESTDIR)$(PREFIX)/share/man/man8/larder.8 $(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
@@ -80,32 +80,32 @@ uninstall: ## remove what install has put there; the cache, and a configuration 
 	  rm -f $(DESTDIR)$(SYSCONFDIR)/larder/larder.yaml; rmdir $(DESTDIR)$(SYSCONFDIR)/larder 2>/dev/null || true; fi
 
 .PHONY: chart
-chart: build ## lint, render, validate and start what the Helm chart deploys, without a cluster (root, Go)
+chart: build ## lint, render and validate the Helm chart, and start its pods without a cluster (needs root and Go)
 	tests/chart/run $(LARDER)
 
 .PHONY: kind-up
-kind-up: ## make a cluster with kind that pulls through Larder (Docker, kind, helm, kubectl; docs/kind.md)
+kind-up: ## create a kind cluster that pulls through Larder (needs Docker, kind, helm, kubectl; docs/kind.md)
 	tests/kind/up
 
 .PHONY: kind-test
-kind-test: ## in it, take the registry away: pods still start on nodes that have never pulled
+kind-test: ## remove the registry of that cluster, and start pods on nodes that have never pulled
 	tests/kind/test
 
 .PHONY: kind-down
-kind-down: ## remove that cluster and its registry
+kind-down: ## delete the cluster and its registry
 	tests/kind/down
 
 .PHONY: bench
-bench: build ## measure against nginx and docker-registry, as ratios in one run
+bench: build ## compare performance with nginx and docker-registry
 	$(CARGO) build --release --locked --example load
 	bench/run $(LARDER)
 
 .PHONY: lint
-lint: ## formatting, clippy and documentation, warnings are errors
+lint: ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
 .PHONY: clean
-clean: ## remove what was built; the cache in CACHE stays
+clean: ## remove build output, but keep the cache in CACHE
 	$(CARGO) clean

@@ -5,11 +5,11 @@
     hostile.py abuse  --port PORT --registry NAME --seconds N --attack KIND
     hostile.py upstream --port PORT [--delay-ms N]
 
-`unread` opens N connections that request a large answer and read nothing, and prints the resident memory of the server before
-and during that. `abuse` counts cold manifests and blobs that four clients pull from a healthy registry, first alone and then
-beside the attack. `upstream` is the registry of both: it makes up manifests, tag lists and blobs from their names.
+`unread` opens N connections that request a large response and do not read it, and prints the resident memory of the server
+before and during that. `abuse` counts uncached manifests and blobs that four clients pull from a healthy registry, first alone
+and then during the attack. `upstream` is the registry of both: it generates manifests, tag lists and blobs from their names.
 
-Prints one line of name=value. Exit status 1 if the server gave a wrong answer to a client that behaves well.
+Prints one line of name=value. Exit status 1 if the server sent a wrong response to a well-behaved client.
 """
 import argparse
 import hashlib
@@ -25,9 +25,9 @@ from http.client import HTTPConnection, HTTPException
 
 LARGE_BYTES = 3_900_000
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-# A drip that keeps a download just alive, in seconds between two bytes.
+# Seconds between two bytes of a response that is just fast enough to keep a download alive.
 DRIP_INTERVAL = 5
-# Requests per second of an attacker that does not wait for answers.
+# Requests per second of an attacker that does not wait for responses.
 ATTACK_RATE = 30
 WELL_BEHAVED_CLIENTS = 4
 
@@ -35,7 +35,7 @@ WELL_BEHAVED_CLIENTS = 4
 # ---- The registry -------------------------------------------------------------------------------------------------------
 
 def manifest_of(tag, padding):
-    """A manifest with one small layer. Its content depends on the tag alone, so every tag is another image."""
+    """Returns a manifest with one small layer. Its content depends only on the tag, so every tag is a different image."""
     layer = blob_of(tag)
     document = {
         "schemaVersion": 2,
@@ -56,7 +56,7 @@ def digest(content):
 
 
 class Registry(socketserver.StreamRequestHandler):
-    """One connection. Repositories decide how it answers: `hang/*` never, `drip/*` a byte at a time, others at once."""
+    """Serves one connection. The repository sets the speed: `hang/*` never responds, `drip/*` sends a byte at a time."""
 
     def handle(self):
         try:
@@ -148,7 +148,7 @@ def resident_kib(pid):
 
 
 def unread_path(kind, registry, number):
-    """What client `number` requests; the number makes answers differ where that is the point."""
+    """Returns the path for client `number`. The number makes the responses of some kinds differ."""
     large_blob = digest(b"b" * (64 * 1000 * 1000)) if kind == "blob" else ""
     return {
         "blob": f"/v2/many/app/blobs/{large_blob}?ns={registry}",
@@ -171,7 +171,7 @@ def get(port, path, seconds=60):
 
 def unread(options):
     wanted = 404 if options.kind == "error" else 200
-    # What many clients request has been requested before: memory for downloads is another case.
+    # Cache the content first, because this case does not measure the memory of downloads.
     for number in range(100 if options.kind == "manifests" else 1):
         status, _ = get(options.port, unread_path(options.kind, options.registry, number))
         if status != wanted:
@@ -193,14 +193,14 @@ def unread(options):
         time.sleep(0.2)
     status, _ = get(options.port, "/v2/")
     if status != 200:
-        sys.exit(f"beside clients that do not read, /v2/ is answered {status}")
+        sys.exit(f"with clients that do not read, the server answered /v2/ with {status}")
     print(f"before_kib={before} peak_kib={peak}")
 
 
-# ---- Cold pulls beside an abusive client --------------------------------------------------------------------------------
+# ---- Cold pulls during an attack ----------------------------------------------------------------------------------------
 
 def pull_cold(port, registry, name, until, results, lock):
-    """Pulls images that nobody has pulled before, one after the other."""
+    """Pulls uncached images, one after the other."""
     number = 0
     while time.monotonic() < until:
         tag = f"{name}-{number}"
@@ -237,7 +237,7 @@ def rate_of(port, registry, name, seconds):
 
 
 class Attack:
-    """Sends what `kind` says until it is stopped; never reads."""
+    """Sends the requests of `kind` until it is stopped. Never reads."""
 
     def __init__(self, kind, port, registry, hostile):
         self.port, self.registry, self.hostile, self.held, self.requests = port, registry, hostile, [], 0
@@ -259,7 +259,7 @@ class Attack:
             client.close()
 
     def request(self, path, registry, is_held):
-        # Two hostile registries: one alone is held back by its own share.
+        # Use two hostile registries, because larder limits the share of one.
         if registry == self.hostile:
             self.requests += 1
             registry = f"{self.requests // 2 % 2}.{registry}"
@@ -295,7 +295,7 @@ class Attack:
 
     def __enter__(self):
         self.thread.start()
-        # The attack is under way before anything is measured.
+        # Let the attack start before the measurement.
         time.sleep(5)
         return self
 
@@ -309,7 +309,7 @@ class Attack:
 def abuse(options):
     alone, failed_alone, _ = rate_of(options.port, options.registry, f"{options.attack}-alone", options.seconds)
     if failed_alone:
-        sys.exit(f"{failed_alone} cold pulls failed before anybody attacked")
+        sys.exit(f"{failed_alone} cold pulls failed before the attack")
     with Attack(options.attack, options.port, options.registry, options.hostile):
         beside, failed, slowest = rate_of(options.port, options.registry, f"{options.attack}-beside", options.seconds)
     print(f"alone={alone:.2f} beside={beside:.2f} failed={failed} slowest_ms={slowest * 1000:.0f}")

@@ -1,13 +1,14 @@
-//! What the benchmarks need and `wrk` cannot do: many clients of one blob with their times and every
-//! byte compared, slow readers beside idle connections, a seeded cache, the time from exec to the
-//! first answer, CPU and memory of a process, and an upstream behind a link of a given rate.
+//! The parts of the benchmarks that `wrk` cannot do: many clients of one blob that measure times and
+//! compare every byte, slow readers and idle connections, a seeded cache, the time from exec to the
+//! first response, CPU and memory of a process, and an upstream with a link of a given rate.
 //!
-//! `load MODE --option value …` prints one line of `name=value` and ends with status 1 if anything
-//! was not as it must be. The modes stand in `run`, their options where they are read.
+//! `load MODE --option value …` prints one line of `name=value`, and exits with status 1 if a check
+//! failed. `run` lists the modes; each mode documents its options.
 //!
-//! Clients are driven by one thread with epoll, so that they leave the cores to what is measured.
-//! They compare the body with the original in memory instead of hashing it: that is as strict and
-//! costs a tenth. Many of them at once may share the comparison, see `--compare-every`. It must not know Larder beyond its URLs and the layout of its directory.
+//! One thread drives the clients with epoll, which leaves the cores to the measured server. They
+//! compare the body with the original in memory instead of hashing it, which is as strict and takes a
+//! tenth of the time. Many clients may share the comparison, see `--compare-every`. This program knows
+//! nothing about Larder but its URLs and the layout of its directory.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program whose result is a line")]
 
@@ -30,27 +31,27 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 use sha2::{Digest, Sha256};
 
-/// Read at a time from one client's socket: system calls cost little beside the copy, and a thousand
-/// clients are all looked at within a few hundred megabytes.
+/// Bytes per read from a client's socket: large enough that system calls cost little compared to the
+/// copy, small enough that a thousand clients all get a turn within a few hundred megabytes.
 const READ_BYTES: usize = 256 * 1024;
-/// What a client compares or discards as one, see `--compare-every`.
+/// The unit that a client compares or discards, see `--compare-every`.
 const BLOCK_BYTES: usize = 1024 * 1024;
-/// Longer than any server's head here.
+/// Longer than the response head of any server here.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Socket events taken per system call.
+/// Socket events per system call.
 const EVENTS_PER_WAIT: usize = 1024;
-/// How long a wait for sockets may last before the limit of the whole run is looked at again.
+/// The longest wait for sockets before the deadline of the run is checked again.
 const TICK: Duration = Duration::from_millis(100);
-/// The pace of a throttled upstream: 50 KB at 100 MB/s, so that its link is smooth.
+/// The tick of a throttled upstream: 50 KB at 100 MB/s, which makes the link smooth.
 const LINK_TICK: Duration = Duration::from_micros(500);
-/// What a link saves up while this process does not get the CPU, in ticks: a real one would not wait for
-/// it.
+/// How many ticks a link may make up for when this process did not get the CPU, which would not slow
+/// down a real link.
 const LINK_BURST_TICKS: u32 = 40;
-/// One `sendfile` of an unthrottled upstream.
+/// Bytes per `sendfile` of an unthrottled upstream.
 const SLICE_BYTES: usize = 1024 * 1024;
-/// `USER_HZ`: what `/proc/<pid>/stat` counts in, on every architecture that Larder is built for.
+/// `USER_HZ`, the unit of `/proc/<pid>/stat`, on every architecture that Larder supports.
 const TICKS_PER_SECOND: u64 = 100;
-/// Between two attempts to connect to a server that is starting.
+/// The pause between attempts to connect to a server that is starting.
 const RETRY_PAUSE: Duration = Duration::from_micros(200);
 /// Images in one repository of a seeded cache.
 const IMAGES_PER_REPOSITORY: u64 = 100;
@@ -84,7 +85,7 @@ fn run() -> Outcome {
     }
 }
 
-/// `--name value` pairs, and what follows `--`.
+/// `--name value` pairs, and the command after `--`.
 struct Options {
     values: HashMap<String, String>,
     command: Vec<String>,
@@ -97,7 +98,9 @@ impl Options {
             if argument == "--" {
                 break;
             }
-            let name = argument.strip_prefix("--").ok_or_else(|| format!("what is {argument}?"))?;
+            let name = argument
+                .strip_prefix("--")
+                .ok_or_else(|| format!("unexpected argument {argument}"))?;
             let value = arguments.next().ok_or_else(|| format!("--{name} needs a value"))?;
             values.insert(name.to_owned(), value);
         }
@@ -122,35 +125,35 @@ impl Options {
     }
 }
 
-// ---- Answers ------------------------------------------------------------------------------------
+// ---- Responses ----------------------------------------------------------------------------------
 
 fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {MANIFEST_TYPE}, */*\r\n\r\n").into()
 }
 
-/// An answer as it comes in; it must be a 200 with exactly the expected body.
+/// A response that is being received. It must be a 200 with exactly the expected body.
 #[derive(Default)]
-struct Answer {
+struct Response {
     head: Vec<u8>,
-    headed: Option<Instant>,
+    head_received: Option<Instant>,
     first_byte: Option<Instant>,
     position: usize,
 }
 
-impl Answer {
-    /// Takes what was read; true once the body is complete.
+impl Response {
+    /// Adds received bytes. Returns true once the body is complete.
     fn take(&mut self, mut bytes: &[u8], expected: &[u8]) -> Outcome<bool> {
-        if self.headed.is_none() {
+        if self.head_received.is_none() {
             let before = self.head.len();
             self.head.extend_from_slice(bytes);
             let Some(end) = self.head.windows(4).position(|four| four == b"\r\n\r\n") else {
                 let fits = self.head.len() < HEAD_BYTES_MAX;
-                return if fits { Ok(false) } else { Err("an endless head".into()) };
+                return if fits { Ok(false) } else { Err("the response head is too long".into()) };
             };
             bytes = &bytes[end + 4 - before..];
             self.head.truncate(end);
             self.check_head(expected.len())?;
-            self.headed = Some(Instant::now());
+            self.head_received = Some(Instant::now());
         }
         if !bytes.is_empty() {
             self.first_byte.get_or_insert_with(Instant::now);
@@ -163,19 +166,19 @@ impl Answer {
         Ok(end == expected.len())
     }
 
-    /// What the client with this number may do with the next bytes: compare them or let the kernel
-    /// discard them, and how many at most.
+    /// Returns whether the client with this number compares the next bytes or lets the kernel discard
+    /// them, and how many at most.
     fn plan(&self, client: usize, compare_every: usize, body_bytes: usize) -> Plan {
         let (block, within) = (self.position / BLOCK_BYTES, self.position % BLOCK_BYTES);
         let left = (BLOCK_BYTES - within).min(body_bytes - self.position);
-        if self.headed.is_none() || block % compare_every == client % compare_every {
+        if self.head_received.is_none() || block % compare_every == client % compare_every {
             Plan::Compare(left.min(READ_BYTES))
         } else {
             Plan::Discard(left)
         }
     }
 
-    /// Counts bytes that nobody looked at; true once the body is complete.
+    /// Counts discarded bytes. Returns true once the body is complete.
     fn skip(&mut self, bytes: usize, body_bytes: usize) -> bool {
         self.first_byte.get_or_insert_with(Instant::now);
         self.position += bytes;
@@ -187,7 +190,7 @@ impl Answer {
         let mut lines = head.lines();
         let status = lines.next().unwrap_or_default();
         if status.split(' ').nth(1) != Some("200") {
-            return Err(format!("answered {status}").into());
+            return Err(format!("the response is {status}").into());
         }
         let length = lines.find_map(|line| {
             let (name, value) = line.split_once(':')?;
@@ -205,17 +208,17 @@ enum Plan {
     Discard(usize),
 }
 
-/// One GET on an open, blocking connection.
-fn ask(stream: &mut TcpStream, path: &str, expected: &[u8]) -> Outcome {
+/// Sends a GET on an open, blocking connection, and checks the response.
+fn exchange(stream: &mut TcpStream, path: &str, expected: &[u8]) -> Outcome {
     stream.write_all(&get(path))?;
-    let mut answer = Answer::default();
+    let mut response = Response::default();
     let mut buffer = [0; 16 * 1024];
     loop {
         let read = stream.read(&mut buffer)?;
         if read == 0 {
-            return Err("the connection ended in mid-answer".into());
+            return Err("the connection was closed during a response".into());
         }
-        if answer.take(&buffer[..read], expected)? {
+        if response.take(&buffer[..read], expected)? {
             return Ok(());
         }
     }
@@ -224,11 +227,11 @@ fn ask(stream: &mut TcpStream, path: &str, expected: &[u8]) -> Outcome {
 // ---- fetch: many clients of one URL -------------------------------------------------------------
 
 /// `--port`, `--path`, `--expect FILE`, `--clients` (1), `--repeat` (1: requests per connection),
-/// `--limit` seconds (60), `--pid` (whose CPU time is told, with that of its children).
+/// `--limit` seconds (60), `--pid` (a process whose CPU time is printed, including its children).
 ///
-/// `--compare-every N` (1): each client compares one block of N and discards the others without
-/// copying them, each a different one, so that N clients compare the whole body; its length is checked by
-/// each. Without it, fifty clients on the server's own machine would be what is measured.
+/// `--compare-every N` (1): each client compares one of N blocks and discards the others without
+/// copying them. Each compares a different block, so N clients together compare the complete body, and
+/// each checks its length. Otherwise fifty clients on the same machine would dominate the measurement.
 fn fetch(options: &Options) -> Outcome {
     let (address, request) = (options.address()?, get(options.text("path")?));
     let expected = fs::read(options.text("expect")?)?;
@@ -262,7 +265,7 @@ fn fetch(options: &Options) -> Outcome {
     }
 }
 
-/// What all clients do.
+/// The request of all clients, and the expected response.
 struct Load {
     request: Vec<u8>,
     expected: Vec<u8>,
@@ -275,13 +278,13 @@ struct Client {
     number: usize,
     requests_left: u64,
     began: Instant,
-    asked: bool,
-    answer: Answer,
+    requested: bool,
+    response: Response,
     ended: Option<Instant>,
     failure: Option<String>,
 }
 
-/// What a client waits for now.
+/// What a client waits for.
 enum Next {
     Bytes,
     Nothing,
@@ -297,23 +300,23 @@ impl Client {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let answer = Answer::default();
+        let response = Response::default();
         Ok(Client {
             stream,
             number,
             requests_left,
             began,
-            asked: false,
-            answer,
+            requested: false,
+            response,
             ended: None,
             failure: None,
         })
     }
 
     fn advance(&mut self, load: &Load, buffer: &mut [u8]) -> Outcome<Next> {
-        if !self.asked {
+        if !self.requested {
             sockopt::socket_error(&self.stream)??;
-            self.ask(&load.request)?;
+            self.send(&load.request)?;
             return Ok(Next::Bytes);
         }
         if !self.read(load, buffer)? {
@@ -322,40 +325,42 @@ impl Client {
         if self.requests_left == 0 {
             return Ok(Next::Nothing);
         }
-        self.answer = Answer::default();
-        self.ask(&load.request)?;
+        self.response = Response::default();
+        self.send(&load.request)?;
         Ok(Next::Bytes)
     }
 
-    /// Reads once; true once the answer is complete.
+    /// Reads once. Returns true once the response is complete.
     fn read(&mut self, load: &Load, buffer: &mut [u8]) -> Outcome<bool> {
         let body_bytes = load.expected.len();
-        let plan = self.answer.plan(self.number, load.compare_every, body_bytes);
+        let plan = self.response.plan(self.number, load.compare_every, body_bytes);
         let (count, flags) = match plan {
-            Plan::Compare(count) if self.answer.headed.is_some() => (count, RecvFlags::empty()),
+            Plan::Compare(count) if self.response.head_received.is_some() => {
+                (count, RecvFlags::empty())
+            }
             Plan::Compare(_) => (READ_BYTES, RecvFlags::empty()),
-            // For TCP: the bytes are dropped, and their number told (tcp(7)).
+            // With TCP, this discards the bytes and returns their number (tcp(7)).
             Plan::Discard(count) => (count, RecvFlags::TRUNC),
         };
         let read = match rustix::net::recv(&self.stream, &mut buffer[..count], flags) {
-            Ok((0, _)) => return Err("the connection ended in mid-answer".into()),
+            Ok((0, _)) => return Err("the connection was closed during a response".into()),
             Ok((read, _)) => read,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         };
         match plan {
-            Plan::Compare(_) => self.answer.take(&buffer[..read], &load.expected),
-            Plan::Discard(_) => Ok(self.answer.skip(read, body_bytes)),
+            Plan::Compare(_) => self.response.take(&buffer[..read], &load.expected),
+            Plan::Discard(_) => Ok(self.response.skip(read, body_bytes)),
         }
     }
 
-    fn ask(&mut self, request: &[u8]) -> Outcome {
-        self.asked = true;
+    fn send(&mut self, request: &[u8]) -> Outcome {
+        self.requested = true;
         self.requests_left -= 1;
-        // A new request finds an empty socket buffer, so it fits as a whole.
+        // The socket buffer is empty, so the complete request fits.
         match rustix::io::write(&self.stream, request)? == request.len() {
             true => Ok(()),
-            false => Err("a request was sent in part only".into()),
+            false => Err("a request was sent only partially".into()),
         }
     }
 }
@@ -370,12 +375,12 @@ fn drive(epoll: &OwnedFd, clients: &mut [Client], load: &Load) -> Outcome {
         }
         wait(epoll, &mut events, Some(TICK))?;
         for event in &events {
-            // The fields of a packed structure must be copied out.
+            // Fields of a packed structure must be copied.
             let data = event.data;
             let client = &mut clients[usize::try_from(data.u64())?];
-            let was_asked = client.asked;
+            let was_requested = client.requested;
             match client.advance(load, &mut buffer) {
-                Ok(Next::Bytes) if was_asked => continue,
+                Ok(Next::Bytes) if was_requested => continue,
                 Ok(Next::Bytes) => {
                     epoll::modify(epoll, &client.stream, data, epoll::EventFlags::IN)?;
                     continue;
@@ -401,12 +406,13 @@ fn wait(epoll: &OwnedFd, events: &mut Vec<epoll::Event>, at_most: Option<Duratio
     }
 }
 
-/// Times in milliseconds since each client's connect; the heads' also as microseconds since 1970, to
-/// be compared with an upstream's.
+/// Returns times in milliseconds since each client connected; those of response heads also in
+/// microseconds since 1970, for comparison with the upstream.
 fn report(clients: &[Client], wall: Duration, body_bytes: usize) -> String {
-    let whole: Vec<&Client> = clients.iter().filter(|client| client.failure.is_none()).collect();
+    let succeeded: Vec<&Client> =
+        clients.iter().filter(|client| client.failure.is_none()).collect();
     let since = |pick: &dyn Fn(&Client) -> Option<Instant>| {
-        let mut times: Vec<Duration> = whole
+        let mut times: Vec<Duration> = succeeded
             .iter()
             .filter_map(|client| Some(pick(client)?.duration_since(client.began)))
             .collect();
@@ -416,12 +422,12 @@ fn report(clients: &[Client], wall: Duration, body_bytes: usize) -> String {
     let mut line = format!(
         "clients={} failed={} body_bytes={body_bytes} wall_ms={:.1}",
         clients.len(),
-        clients.len() - whole.len(),
+        clients.len() - succeeded.len(),
         milliseconds(wall)
     );
     for (name, times) in [
-        ("head", since(&|client| client.answer.headed)),
-        ("first", since(&|client| client.answer.first_byte)),
+        ("head", since(&|client| client.response.head_received)),
+        ("first", since(&|client| client.response.first_byte)),
         ("total", since(&|client| client.ended)),
     ] {
         if let (Some(first), Some(last)) = (times.first(), times.last()) {
@@ -434,7 +440,7 @@ fn report(clients: &[Client], wall: Duration, body_bytes: usize) -> String {
             );
         }
     }
-    let last_head = whole.iter().filter_map(|client| client.answer.headed).max();
+    let last_head = succeeded.iter().filter_map(|client| client.response.head_received).max();
     if let Some(last_head) = last_head {
         let _ = write!(line, " last_head_unix_us={}", unix_us() - last_head.elapsed().as_micros());
     }
@@ -449,10 +455,10 @@ fn unix_us() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros())
 }
 
-// ---- crowd: slow readers beside idle connections ------------------------------------------------
+// ---- crowd: slow readers and idle connections ---------------------------------------------------
 
-/// `--port`, `--path`, `--expect FILE`, `--streams`, `--idle`, `--seconds`, `--pid`: so many readers
-/// that take 8 KiB a second, so many connections that had one answer and ask no more; then the memory
+/// `--port`, `--path`, `--expect FILE`, `--streams`, `--idle`, `--seconds`, `--pid`: `--streams`
+/// readers read 8 KiB per second, `--idle` connections are idle after one response. Prints the memory
 /// of the process.
 fn crowd(options: &Options) -> Outcome {
     let (address, path) = (options.address()?, options.text("path")?);
@@ -469,22 +475,22 @@ fn crowd(options: &Options) -> Outcome {
         let mut head = [0; 1024];
         let read = stream.read(&mut head)?;
         if !head[..read].starts_with(b"HTTP/1.1 200") {
-            return Err("an idle connection's first answer is not 200".into());
+            return Err("the first response of an idle connection is not 200".into());
         }
         stream.set_nonblocking(true)?;
     }
     let mut streams = Vec::new();
     for _ in 0..options.number("streams")? {
-        streams.push((slow_reader(address, path)?, Answer::default()));
+        streams.push((slow_reader(address, path)?, Response::default()));
     }
     let mut memory_max = Memory::default();
     let (mut buffer, mut is_over) = (vec![0; 8 * 1024], false);
     for _ in 0..options.number("seconds")? {
         let pass = Instant::now();
-        for (stream, answer) in &mut streams {
+        for (stream, response) in &mut streams {
             match stream.read(&mut buffer) {
-                Ok(0) => return Err("a slow reader was cut off".into()),
-                Ok(read) => is_over |= answer.take(&buffer[..read], &expected)?,
+                Ok(0) => return Err("the connection of a slow reader was closed".into()),
+                Ok(read) => is_over |= response.take(&buffer[..read], &expected)?,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
@@ -492,7 +498,7 @@ fn crowd(options: &Options) -> Outcome {
         thread::sleep(Duration::from_secs(1).saturating_sub(pass.elapsed()));
         memory_max = memory_max.max(memory(pid)?);
     }
-    let slowest = streams.iter().map(|(_, answer)| answer.position).min().unwrap_or(0);
+    let slowest = streams.iter().map(|(_, response)| response.position).min().unwrap_or(0);
     let closed = idle.iter().filter(|stream| !is_open(stream)).count();
     println!(
         "streams={} idle={} closed={closed} least_bytes={slowest} rss_kib={} anon_kib={}",
@@ -503,11 +509,11 @@ fn crowd(options: &Options) -> Outcome {
     );
     match (slowest, closed, is_over) {
         (1.., 0, false) => Ok(()),
-        _ => Err("the crowd is not what it should be".into()),
+        _ => Err("a stream made no progress or finished, or an idle connection was closed".into()),
     }
 }
 
-/// With a small window, so that the server and not the kernel holds what is not yet read.
+/// Connects with a small receive buffer, so that the kernel does not buffer the unread bytes.
 fn slow_reader(address: SocketAddr, path: &str) -> Outcome<TcpStream> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     sockopt::set_socket_recv_buffer_size(&socket, 16 * 1024)?;
@@ -525,7 +531,7 @@ fn is_open(mut stream: &TcpStream) -> bool {
 
 // ---- sweep: every image of a seeded cache -------------------------------------------------------
 
-/// `--port`, `--upstream`, `--images`, `--threads` (4): asks for every tag once and compares it.
+/// `--port`, `--upstream`, `--images`, `--threads` (4): requests every tag once, and compares it.
 fn sweep(options: &Options) -> Outcome {
     let (address, upstream) = (options.address()?, options.text("upstream")?);
     let images = options.number("images")?;
@@ -539,7 +545,7 @@ fn sweep(options: &Options) -> Outcome {
             for image in (part..images).step_by(usize::try_from(threads)?).map(Image) {
                 let path =
                     format!("/v2/{upstream}/{}/manifests/{}", image.repository(), image.tag());
-                ask(&mut stream, &path, image.manifest().as_bytes())
+                exchange(&mut stream, &path, image.manifest().as_bytes())
                     .map_err(|error| format!("{path}: {error}"))?;
             }
             Ok(())
@@ -552,10 +558,10 @@ fn sweep(options: &Options) -> Outcome {
     Ok(())
 }
 
-// ---- start: exec to first answer ----------------------------------------------------------------
+// ---- start: exec to first response --------------------------------------------------------------
 
-/// `--port`, `--path`, `--expect FILE`, `--rounds`, `-- COMMAND…`: runs the command, asks until there
-/// is an answer, ends it; so many times.
+/// `--port`, `--path`, `--expect FILE`, `--rounds`, `-- COMMAND…`: in each round, runs the command,
+/// sends requests until there is a response, and stops the command.
 fn start(options: &Options) -> Outcome {
     let (address, path) = (options.address()?, options.text("path")?);
     let expected = fs::read(options.text("expect")?)?;
@@ -588,17 +594,17 @@ fn first_answer(address: SocketAddr, path: &str, expected: &[u8], began: Instant
         match TcpStream::connect(address) {
             Ok(mut stream) => {
                 stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-                return ask(&mut stream, path, expected);
+                return exchange(&mut stream, path, expected);
             }
             Err(_) if began.elapsed() < Duration::from_secs(10) => thread::sleep(RETRY_PAUSE),
-            Err(error) => return Err(format!("no answer after 10 s: {error}").into()),
+            Err(error) => return Err(format!("no response after 10 s: {error}").into()),
         }
     }
 }
 
-// ---- usage: what a process takes ----------------------------------------------------------------
+// ---- usage: CPU and memory of a process ---------------------------------------------------------
 
-/// `--pid`: CPU time since its start, with that of its children, and its memory.
+/// `--pid`: prints the CPU time since its start, including its children, and its memory.
 fn usage(options: &Options) -> Outcome {
     let pid = options.text("pid")?;
     let (cpu, memory) = (cpu_time(pid)?, memory(pid)?);
@@ -616,7 +622,7 @@ fn cpu_time(pid: &str) -> Outcome<Duration> {
     let mut ticks = 0;
     for process in children.split_whitespace().chain([pid]) {
         let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-        // The name may hold spaces and parentheses; utime and stime are the 12th and 13th after it.
+        // The name may contain spaces and parentheses; utime and stime are fields 12 and 13 after it.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         for field in fields.split_whitespace().skip(11).take(2) {
             ticks += field.parse::<u64>()?;
@@ -643,7 +649,7 @@ fn memory(pid: &str) -> Outcome<Memory> {
 
 // ---- seed: a cache with many images -------------------------------------------------------------
 
-/// One image of a seeded cache. All have the same config and layer, which are there.
+/// One image of a seeded cache. All images share a config and a layer, which exist.
 #[derive(Clone, Copy)]
 struct Image(u64);
 
@@ -659,7 +665,7 @@ impl Image {
         format!("t{}", self.0 % IMAGES_PER_REPOSITORY)
     }
 
-    /// About as long as that of an image with six layers.
+    /// About as long as the manifest of an image with six layers.
     fn manifest(self) -> String {
         let (config, layer) = (hex_digest(SHARED_CONFIG), hex_digest(SHARED_LAYER));
         let layer = format!(
@@ -675,7 +681,7 @@ impl Image {
     }
 }
 
-/// `--root DIR`, `--upstream`, `--images`: writes the directory as Larder would have left it.
+/// `--root DIR`, `--upstream`, `--images`: writes a cache directory in Larder's layout.
 fn seed(options: &Options) -> Outcome {
     let root = Path::new(options.text("root")?);
     let upstream = options.text("upstream")?;
@@ -717,7 +723,7 @@ fn seed(options: &Options) -> Outcome {
     index.write_all(b"\n]}\n")?;
     index.flush()?;
     fs::write(root.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    // The last one, for whoever wants to ask for it.
+    // Also write the last manifest to a file, for comparison.
     let last = Image(images.saturating_sub(1));
     if let Ok(path) = options.text("last-manifest") {
         fs::write(path, last.manifest())?;
@@ -735,11 +741,11 @@ fn hex_digest(bytes: &[u8]) -> String {
     hex
 }
 
-// ---- upstream: a registry behind a link ---------------------------------------------------------
+// ---- upstream: a registry with a link -----------------------------------------------------------
 
-/// `--port`, `--blobs DIR` (files named by their hex), `--rate` bytes per second of the whole link (0:
-/// as fast as it goes), `--head-delay-ms` (0: before a blob's head). `GET /stats` tells what was sent.
-/// Runs until it is killed.
+/// `--port`, `--blobs DIR` (files named by their hex digests), `--rate` in bytes per second of the
+/// link (0: unlimited), `--head-delay-ms` (0) before the response head of a blob. `GET /stats` returns
+/// what was sent. Runs until it is killed.
 fn upstream(options: &Options) -> Outcome {
     let listener = TcpListener::bind(options.address()?)?;
     listener.set_nonblocking(true)?;
@@ -769,7 +775,7 @@ fn upstream(options: &Options) -> Outcome {
     }
 }
 
-/// The token of the listener; no peer's number gets there.
+/// The token of the listener, which the number of a peer never reaches.
 const LISTENER: u64 = u64::MAX;
 
 struct Upstream {
@@ -794,18 +800,18 @@ struct Peer {
     stream: TcpStream,
     input: Vec<u8>,
     output: Option<Output>,
-    /// The socket is full; epoll will say when it is not.
+    /// The socket buffer is full; epoll reports when it is writable again.
     blocked: bool,
 }
 
-/// An answer on its way.
+/// A response that is being sent.
 struct Output {
     not_before: Instant,
     head: Vec<u8>,
     body: Option<(File, Range<u64>)>,
 }
 
-/// What may be sent now.
+/// How many bytes may be sent now.
 struct Link {
     bytes_per_second: u64,
     allowance: f64,
@@ -830,7 +836,7 @@ impl Link {
         if self.bytes_per_second == 0 {
             return SLICE_BYTES;
         }
-        // Never negative, and far below what fits.
+        // Never negative, and far below the maximum.
         self.allowance as usize
     }
 
@@ -840,7 +846,7 @@ impl Link {
 }
 
 impl Upstream {
-    /// How long there is nothing to do unless a socket has news.
+    /// How long there is nothing to do without socket events.
     fn patience(&self) -> Option<Duration> {
         let mut sending = self.peers.values().filter(|peer| peer.output.is_some() && !peer.blocked);
         match (sending.next(), self.link.bytes_per_second, self.head_delay) {
@@ -889,14 +895,14 @@ impl Upstream {
         }
         // Clients here do not pipeline, so this is one request.
         let head = std::mem::take(&mut peer.input);
-        let output = self.answer(&String::from_utf8_lossy(&head));
+        let output = self.response(&String::from_utf8_lossy(&head));
         if let Some(peer) = self.peers.get_mut(&number) {
             peer.output = Some(output);
         }
         Ok(())
     }
 
-    fn answer(&mut self, head: &str) -> Output {
+    fn response(&mut self, head: &str) -> Output {
         let mut words = head.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let now = Instant::now();
@@ -924,7 +930,7 @@ impl Upstream {
         Ok((file, length))
     }
 
-    /// A slice for everybody who can take one.
+    /// Sends a slice to every peer that can receive one.
     fn send(&mut self) -> Outcome {
         self.link.refill();
         let mut gone = Vec::new();
@@ -954,7 +960,7 @@ impl Peer {
             return Ok(());
         }
         if !output.head.is_empty() {
-            // Before the write, which may already let the reader run.
+            // Before the write, after which the reader may already run.
             let now = unix_us();
             let sent = rustix::io::write(&self.stream, &output.head)?;
             output.head.drain(..sent);

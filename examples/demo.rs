@@ -1,4 +1,4 @@
-//! `make demo`: a demonstration in one terminal, without any network.
+//! `make demo`: a demonstration in one terminal, without a network.
 //!
 //! Starts a registry on loopback with a sample image (a second, air-gapped Larder over a directory
 //! that this program fills), pulls through Larder, stops the registry, and pulls again.
@@ -35,7 +35,7 @@ fn main() -> Fallible<()> {
 fn run(larder: &Path, work: &Path) -> Fallible<()> {
     let upstream_dir = work.join("upstream");
     let image = publish(&upstream_dir)?;
-    println!("A registry on loopback holds registry.test/demo:v1, {} MB.", LAYER_BYTES >> 20);
+    println!("A registry on loopback has registry.test/demo:v1, {} MB.", LAYER_BYTES >> 20);
     let flags = ["--air-gapped", "--default-ns", "registry.test"];
     let mut upstream = Server::start(larder, &upstream_dir, None, &flags)?;
 
@@ -46,7 +46,7 @@ fn run(larder: &Path, work: &Path) -> Fallible<()> {
     );
     std::fs::write(&config, entry)?;
     let mut cache = Server::start(larder, &work.join("cache"), Some(&config), &[])?;
-    println!("Larder in front of it listens on {}.\n", cache.address);
+    println!("Larder listens on {} and pulls from it.\n", cache.address);
 
     println!("cold pull through Larder:       {}", pull(&cache.address, &image)?);
     println!("warm pull:                      {}", pull(&cache.address, &image)?);
@@ -55,7 +55,7 @@ fn run(larder: &Path, work: &Path) -> Fallible<()> {
     println!("warm pull without the registry: {}", pull(&cache.address, &image)?);
     cache.stop()?;
     let mut cache = Server::start(larder, &work.join("cache"), Some(&config), &[])?;
-    println!("and after a restart of Larder:  {}", pull(&cache.address, &image)?);
+    println!("after a restart of Larder:      {}", pull(&cache.address, &image)?);
     cache.stop()
 }
 
@@ -133,7 +133,7 @@ impl Server {
         let log = process.stderr.take().ok_or("a pipe for the log")?;
         let mut lines = BufReader::new(log).lines();
         let address = loop {
-            let line = lines.next().ok_or("larder ended before it listened")??;
+            let line = lines.next().ok_or("larder exited before it listened")??;
             if let Some((_, address)) = line.split_once("listening on ") {
                 break address.to_owned();
             }
@@ -148,13 +148,13 @@ impl Server {
         let pid = self.process.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
         let status = self.process.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("larder ended with {status}").into()) }
+        if status.success() { Ok(()) } else { Err(format!("larder exited with {status}").into()) }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Runs only if the demonstration failed half-way; the process may have exited by itself.
+        // Only after a failure; the process may have exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -164,7 +164,7 @@ impl Drop for Server {
 fn pull(address: &str, image: &Image) -> Fallible<String> {
     let began = Instant::now();
     let manifest = get(address, "manifests/v1", None)?;
-    let first_answer = began.elapsed();
+    let first_response = began.elapsed();
     for digest in [&image.config, &image.layer] {
         get(address, &format!("blobs/{digest}"), Some(digest))?;
     }
@@ -172,33 +172,34 @@ fn pull(address: &str, image: &Image) -> Fallible<String> {
     let rate = LAYER_BYTES as f64 / 1e6 / total.as_secs_f64();
     Ok(format!(
         "manifest after {:6.1} ms, all bytes verified after {:7.1} ms ({rate:5.0} MB/s), {}",
-        first_answer.as_secs_f64() * 1e3,
+        first_response.as_secs_f64() * 1e3,
         total.as_secs_f64() * 1e3,
-        manifest.how
+        manifest.cache_status
     ))
 }
 
-struct Answer {
-    how: String,
+struct Response {
+    cache_status: String,
 }
 
-fn get(address: &str, path: &str, digest: Option<&Digest>) -> Fallible<Answer> {
+fn get(address: &str, path: &str, digest: Option<&Digest>) -> Fallible<Response> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(READ_TIMEOUT))?;
     let request = format!(
         "GET /v2/registry.test/demo/{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or("an answer's head")?;
-    let (head, body) = (String::from_utf8_lossy(&answer[..end]), &answer[end + 4..]);
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response)?;
+    let end = response.windows(4).position(|four| four == b"\r\n\r\n").ok_or("no response head")?;
+    let (head, body) = (String::from_utf8_lossy(&response[..end]), &response[end + 4..]);
     if !head.starts_with("HTTP/1.1 200") {
         return Err(format!("{path}: {}", head.lines().next().unwrap_or_default()).into());
     }
     if digest.is_some_and(|digest| Digest::of(digest.algorithm(), body) != *digest) {
         return Err(format!("{path}: wrong bytes").into());
     }
-    let how = head.lines().find_map(|line| line.strip_prefix("Cache-Status: ")).unwrap_or("?");
-    Ok(Answer { how: how.to_owned() })
+    let cache_status =
+        head.lines().find_map(|line| line.strip_prefix("Cache-Status: ")).unwrap_or("?");
+    Ok(Response { cache_status: cache_status.to_owned() })
 }

@@ -1,6 +1,6 @@
-"""What the chart makes of values: told as tests, run by tests/chart/run.
+"""Tests of the objects that the chart renders from values. tests/chart/run runs them.
 
-CHART is the chart's directory, HELM the program. Everything is rendered by `helm template`, so no cluster is asked.
+The environment variable CHART is the directory of the chart, HELM the helm program. `helm template` renders everything, so no cluster is needed.
 """
 
 import base64
@@ -22,7 +22,7 @@ DEFAULT_KUBE = "1.30.0"
 
 
 def helm(values=None, files=(), sets=(), kube=DEFAULT_KUBE, chart=CHART, release="larder"):
-    """The run of `helm template` as it ended."""
+    """Runs `helm template` and returns the completed process."""
     command = [HELM, "template", release, chart, "--namespace", "caches", "--kube-version", kube]
     for file in files:
         command += ["--values", file]
@@ -36,7 +36,7 @@ def helm(values=None, files=(), sets=(), kube=DEFAULT_KUBE, chart=CHART, release
 
 
 def render(values=None, **kwargs):
-    """The objects, by kind and name."""
+    """Renders the chart and returns the objects by kind and name."""
     run = helm(values, **kwargs)
     if run.returncode != 0:
         raise AssertionError(run.stderr)
@@ -44,7 +44,7 @@ def render(values=None, **kwargs):
     for document in yaml.safe_load_all(run.stdout):
         if document is not None:
             key = (document["kind"], document["metadata"]["name"])
-            assert key not in objects, f"twice: {key}"
+            assert key not in objects, f"duplicate object: {key}"
             objects[key] = document
     return objects
 
@@ -66,19 +66,19 @@ def ci(name):
 
 
 class Defaults(unittest.TestCase):
-    """What a release is if nothing is said."""
+    """A release with default values."""
 
     @classmethod
     def setUpClass(cls):
         cls.objects = render()
 
-    def test_five_objects_and_no_more(self):
+    def test_only_four_objects_are_created(self):
         self.assertEqual(
             sorted(self.objects),
             [("ConfigMap", "larder-config"), ("Deployment", "larder"), ("Service", "larder"), ("ServiceAccount", "larder")],
         )
 
-    def test_the_service_is_what_the_reference_has(self):
+    def test_the_service_matches_the_reference_chart(self):
         spec = self.objects[("Service", "larder")]["spec"]
         self.assertEqual(spec["type"], "NodePort")
         self.assertEqual(spec["ports"], [{"name": "http", "port": 8080, "targetPort": "http", "protocol": "TCP", "nodePort": 31080}])
@@ -86,7 +86,7 @@ class Defaults(unittest.TestCase):
         self.assertLessEqual(spec["selector"].items(), labels.items())
         self.assertEqual(self.objects[("Deployment", "larder")]["spec"]["selector"]["matchLabels"], spec["selector"])
 
-    def test_the_image_is_the_one_that_make_image_tar_names(self):
+    def test_the_image_is_the_one_that_make_image_tar_builds(self):
         with open(os.path.join(ROOT, "Cargo.toml"), encoding="utf-8") as file:
             version = re.search(r'^version = "(.*)"$', file.read(), re.M).group(1)
         with open(os.path.join(CHART, "Chart.yaml"), encoding="utf-8") as file:
@@ -115,40 +115,40 @@ class Defaults(unittest.TestCase):
         self.assertIs(spec["automountServiceAccountToken"], False)
         self.assertIs(self.objects[("ServiceAccount", "larder")]["automountServiceAccountToken"], False)
 
-    def test_probes_ask_the_port_of_health(self):
+    def test_probes_use_the_health_port(self):
         larder = container(self.objects)
         for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             self.assertEqual(larder[probe]["httpGet"], {"path": path, "port": 8081})
         self.assertEqual(configuration(self.objects)["health"], 8081)
 
-    def test_a_pod_has_longer_than_the_drain_takes(self):
+    def test_the_grace_period_exceeds_the_drain_timeout(self):
         spec = pod(self.objects)
         sleep = container(self.objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
         self.assertGreater(spec["terminationGracePeriodSeconds"], 60 + sleep)
         self.assertNotIn("drainTimeout", configuration(self.objects))
 
-    def test_the_new_pod_is_ready_before_the_old_one_goes(self):
+    def test_the_new_pod_is_ready_before_the_old_one_stops(self):
         self.assertEqual(
             self.objects[("Deployment", "larder")]["spec"]["strategy"],
             {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         )
 
-    def test_the_cache_is_bounded_below_what_kubernetes_evicts_for(self):
+    def test_cache_size_is_below_the_limit_at_which_kubernetes_evicts_the_pod(self):
         self.assertEqual(pod(self.objects)["volumes"][0], {"name": "images", "emptyDir": {"sizeLimit": "2Gi"}})
         size = int(configuration(self.objects)["cacheSize"].removesuffix("MB")) * 1000000
         self.assertLess(size, 2 * 1024**3 * 0.9)
         self.assertGreater(size, 2 * 1024**3 * 0.8)
 
-    def test_clusters_before_1_30_do_not_get_a_sleep_that_they_do_not_know(self):
+    def test_clusters_before_1_30_do_not_get_a_sleep_hook(self):
         self.assertNotIn("lifecycle", container(render(kube="1.29.9")))
         self.assertIn("lifecycle", container(render(kube="v1.31.4+k3s1")))
 
 
 class Configuration(unittest.TestCase):
-    """The file is what was said, and what the chart must add."""
+    """The configuration file contains the given configuration and the keys that the chart adds."""
 
-    def test_a_text_is_written_as_it_is(self):
-        text = "# Ours.\nport: 5000\n\nhealth:   5001\ncacheSize: 1GB\n"
+    def test_a_text_is_written_unchanged(self):
+        text = "# A comment.\nport: 5000\n\nhealth:   5001\ncacheSize: 1GB\n"
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(text)
             file.flush()
@@ -157,13 +157,13 @@ class Configuration(unittest.TestCase):
         self.assertEqual(container(objects)["ports"][0]["containerPort"], 5000)
         self.assertEqual(container(objects)["livenessProbe"]["httpGet"]["port"], 5001)
 
-    def test_what_is_added_to_a_text_stands_behind_it(self):
+    def test_added_keys_follow_a_text(self):
         objects = render(files=[ci("text-configuration")])
         text = objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
-        self.assertTrue(text.startswith("# What is cached here is for builds.\nport: 5000\n"), text)
+        self.assertTrue(text.startswith("# A cache for builds.\nport: 5000\n"), text)
         self.assertTrue(text.endswith("# Added by the chart.\ndrainTimeout: 20s\n"), text)
 
-    def test_a_text_in_json_is_added_to_all_the_same(self):
+    def test_keys_are_added_to_a_text_in_json(self):
         objects = render({"serverConfig": {"configuration": '{"port": 5000, "health": 5001}'}})
         self.assertEqual(configuration(objects), {"port": 5000, "health": 5001, "cacheSize": "1825MB"})
 
@@ -171,18 +171,18 @@ class Configuration(unittest.TestCase):
         of = configuration(render({"serverConfig": {"configuration": {"logLevel": "warn", "tagTtl": "1h"}}}))
         self.assertEqual((of["logLevel"], of["tagTtl"], of["health"]), ("warn", "1h", 8081))
 
-    def test_large_numbers_stay_whole(self):
+    def test_large_numbers_are_not_written_in_scientific_notation(self):
         text = render({"serverConfig": {"configuration": {"pullTimeout": 30000000}}})[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
         self.assertIn("pullTimeout: 30000000\n", text)
 
-    def test_without_a_configuration_there_is_no_file_and_there_are_probes(self):
+    def test_without_a_configuration_there_is_no_file_but_there_are_probes(self):
         objects = render(files=[ci("no-configuration")])
         self.assertNotIn(("ConfigMap", "larder-config"), objects)
         self.assertEqual(container(objects)["args"], ["--image-path", "/var/lib/larder", "serve", "--health", "8081"])
         self.assertEqual(container(objects)["readinessProbe"]["httpGet"]["port"], 8081)
         self.assertEqual([m["name"] for m in container(objects)["volumeMounts"]], ["images"])
 
-    def test_a_change_makes_new_pods_unless_it_shall_not(self):
+    def test_a_change_restarts_the_pods_unless_disabled(self):
         def sums(values):
             annotations = render(values)[("Deployment", "larder")]["spec"]["template"]["metadata"].get("annotations", {})
             return annotations.get("checksum/config")
@@ -192,7 +192,7 @@ class Configuration(unittest.TestCase):
         self.assertEqual(sums({}), sums({"podLabels": {"a": "b"}}))
         self.assertIsNone(sums({"serverConfig": {"restartOnChange": False}}))
 
-    def test_an_empty_dir_bounds_the_cache_only_where_nothing_else_does(self):
+    def test_an_empty_dir_limits_the_cache_only_without_another_limit(self):
         for values, size in (
             ({"persistence": {"emptyDir": {"sizeLimit": "1.5Gi"}}}, "1369MB"),
             ({"persistence": {"emptyDir": {"sizeLimit": "10G"}}}, "8500MB"),
@@ -214,37 +214,37 @@ class Configuration(unittest.TestCase):
 
 
 class Ports(unittest.TestCase):
-    """Each port is said once, wherever it was said."""
+    """Each port is used consistently, whether the values or the configuration set it."""
 
-    def test_the_values_of_the_reference_stand_over_the_configuration(self):
+    def test_the_values_of_the_reference_override_the_configuration(self):
         larder = container(render({"health": {"port": 9001}, "metrics": {"port": 9002}}))
         self.assertEqual(larder["args"][-5:], ["serve", "--health", "9001", "--metrics", "9002"])
         self.assertEqual([p["containerPort"] for p in larder["ports"]], [8080, 9001, 9002])
         self.assertEqual(larder["livenessProbe"]["httpGet"]["port"], 9001)
 
-    def test_one_port_for_health_and_metrics_is_one_port(self):
+    def test_a_port_shared_by_health_and_metrics_is_listed_once(self):
         objects = render(files=[ci("text-configuration")])
         self.assertEqual([p["containerPort"] for p in container(objects)["ports"]], [5000, 5001])
         self.assertEqual(objects[("Service", "larder-metrics")]["spec"]["ports"][0]["targetPort"], 5001)
 
-    def test_a_management_port_for_the_cluster_does_for_probes_and_metrics(self):
+    def test_a_management_port_open_to_the_cluster_serves_probes_and_metrics(self):
         objects = render(files=[ci("management")])
         self.assertEqual(container(objects)["readinessProbe"]["httpGet"], {"path": "/readyz", "port": 8090})
         self.assertEqual(objects[("Service", "larder-metrics")]["spec"]["ports"][0]["port"], 8090)
         self.assertEqual([p["containerPort"] for p in container(objects)["ports"]], [8080, 8090])
 
-    def test_the_service_leads_to_where_larder_listens(self):
+    def test_the_service_routes_to_the_port_of_larder(self):
         objects = render({"service": {"port": 80}, "serverConfig": {"configuration": {"port": 5000}}})
         self.assertEqual(objects[("Service", "larder")]["spec"]["ports"][0]["port"], 80)
         self.assertEqual(container(objects)["ports"][0], {"name": "http", "containerPort": 5000, "protocol": "TCP"})
 
-    def test_a_node_port_is_for_types_that_have_one(self):
+    def test_a_cluster_ip_service_has_no_node_port(self):
         port = render({"service": {"type": "ClusterIP"}})[("Service", "larder")]["spec"]["ports"][0]
         self.assertNotIn("nodePort", port)
 
 
 class Storage(unittest.TestCase):
-    """The cache is on a volume, whatever the paths are called."""
+    """The cache is on a volume, whatever its path."""
 
     def mounts(self, values):
         larder = container(render(values))
@@ -253,28 +253,28 @@ class Storage(unittest.TestCase):
         flag = args[args.index("--image-path") + 1] if "--image-path" in args else None
         return path, flag
 
-    def test_the_configured_path_is_what_is_mounted(self):
+    def test_the_volume_is_mounted_at_the_configured_path(self):
         self.assertEqual(self.mounts({}), ("/var/lib/larder", "/var/lib/larder"))
         self.assertEqual(self.mounts({"serverConfig": {"configuration": {"imagePath": "/data"}}}), ("/data", None))
 
-    def test_a_mount_alone_says_where_the_cache_is(self):
+    def test_a_mount_alone_sets_the_cache_directory(self):
         self.assertEqual(self.mounts({"volumeMounts": [{"name": "images", "mountPath": "/data"}]}), ("/data", "/data"))
 
     def test_a_cache_may_be_below_its_mount(self):
         values = {"volumeMounts": [{"name": "images", "mountPath": "/data"}], "serverConfig": {"configuration": {"imagePath": "/data/a"}}}
         self.assertEqual(self.mounts(values), ("/data", None))
 
-    def test_a_claim_is_made_or_taken(self):
-        made = render(files=[ci("claim")])
-        claim = made[("PersistentVolumeClaim", "larder")]
+    def test_a_claim_is_created_or_an_existing_one_used(self):
+        created = render(files=[ci("claim")])
+        claim = created[("PersistentVolumeClaim", "larder")]
         self.assertEqual(claim["metadata"]["annotations"], {"helm.sh/resource-policy": "keep"})
         self.assertEqual(claim["spec"]["storageClassName"], "nfs-client")
-        self.assertEqual(pod(made)["volumes"][0]["persistentVolumeClaim"], {"claimName": "larder"})
-        self.assertNotIn("cacheSize", configuration(made))
-        taken = render(files=[ci("recreate")])
-        self.assertNotIn("PersistentVolumeClaim", [kind for kind, _ in taken])
-        self.assertEqual(pod(taken)["volumes"][0]["persistentVolumeClaim"], {"claimName": "images"})
-        self.assertEqual(taken[("Deployment", "larder")]["spec"]["strategy"], {"type": "Recreate"})
+        self.assertEqual(pod(created)["volumes"][0]["persistentVolumeClaim"], {"claimName": "larder"})
+        self.assertNotIn("cacheSize", configuration(created))
+        existing = render(files=[ci("recreate")])
+        self.assertNotIn("PersistentVolumeClaim", [kind for kind, _ in existing])
+        self.assertEqual(pod(existing)["volumes"][0]["persistentVolumeClaim"], {"claimName": "images"})
+        self.assertEqual(existing[("Deployment", "larder")]["spec"]["strategy"], {"type": "Recreate"})
 
     def test_the_storage_class_is_the_default_one_a_named_one_or_none(self):
         for name, expected in (("", None), ("-", ""), ("fast", "fast")):
@@ -284,9 +284,9 @@ class Storage(unittest.TestCase):
 
 
 class Tls(unittest.TestCase):
-    """TLS to clients, by a secret that exists or by one that is made."""
+    """TLS for clients, with an existing secret or one that the chart creates."""
 
-    def test_a_secret_is_mounted_where_the_configuration_looks(self):
+    def test_a_secret_is_mounted_at_the_configured_path(self):
         objects = render(files=[ci("tls")])
         self.assertEqual(
             configuration(objects)["serverTlsConfig"],
@@ -296,17 +296,17 @@ class Tls(unittest.TestCase):
         self.assertIn({"name": "server-tls", "mountPath": "/run/secrets/tls", "readOnly": True}, container(objects)["volumeMounts"])
         self.assertNotIn("Secret", [kind for kind, _ in objects])
 
-    def test_probes_stay_in_the_clear_on_a_port_of_their_own(self):
+    def test_probes_use_plain_http_on_a_separate_port(self):
         probe = container(render(files=[ci("tls")]))["readinessProbe"]["httpGet"]
         self.assertEqual(probe, {"path": "/readyz", "port": 8081})
 
-    def test_a_secret_is_made_of_what_is_inline(self):
+    def test_a_secret_is_created_from_inline_values(self):
         objects = render({"serverTls": {"enabled": True, "cert": "CERT\n", "key": "KEY\n"}})
         data = objects[("Secret", "larder-tls")]["data"]
         self.assertEqual({key: base64.b64decode(value) for key, value in data.items()}, {"tls.crt": b"CERT\n", "tls.key": b"KEY\n"})
         self.assertEqual(configuration(objects)["serverTlsConfig"], {"cert": "/run/secrets/tls/tls.crt", "key": "/run/secrets/tls/tls.key"})
 
-    def test_authorities_are_used_for_verifying_only(self):
+    def test_the_ca_is_used_only_to_verify_clients(self):
         inline = {"enabled": True, "cert": "CERT", "key": "KEY", "ca": "CA"}
         self.assertNotIn("ca", configuration(render({"serverTls": inline}))["serverTlsConfig"])
         objects = render({"serverTls": inline | {"clientAuth": "verify"}})
@@ -315,13 +315,13 @@ class Tls(unittest.TestCase):
 
 
 class Nodes(unittest.TestCase):
-    """A cache on each node, and what tells containerd of it."""
+    """A cache on each node, and the daemon set that configures containerd."""
 
     @classmethod
     def setUpClass(cls):
         cls.objects = render(files=[ci("daemonset")])
 
-    def test_each_node_talks_to_its_own(self):
+    def test_each_node_uses_its_own_pod(self):
         larder = container(self.objects, "DaemonSet")
         self.assertEqual(
             larder["ports"][0],
@@ -332,7 +332,7 @@ class Nodes(unittest.TestCase):
         self.assertEqual((service["type"], service["internalTrafficPolicy"]), ("ClusterIP", "Local"))
         self.assertNotIn("replicas", self.objects[("DaemonSet", "larder")]["spec"])
 
-    def test_containerd_is_told_of_the_host_port(self):
+    def test_containerd_is_configured_with_the_host_port(self):
         spec = pod(self.objects, "DaemonSet", "larder-configure")
         self.assertEqual(
             spec["containers"][0]["args"],
@@ -340,7 +340,7 @@ class Nodes(unittest.TestCase):
             + ["--registry", "docker.io", "--registry", "registry.corp:5000"],
         )
 
-    def test_what_writes_on_nodes_sees_one_directory_and_has_no_capability(self):
+    def test_the_pods_that_write_on_nodes_see_one_directory_and_have_no_capabilities(self):
         spec = pod(self.objects, "DaemonSet", "larder-configure")
         self.assertEqual([v["hostPath"]["path"] for v in spec["volumes"]], ["/etc/containerd/certs.d"])
         context = spec["containers"][0]["securityContext"]
@@ -349,12 +349,12 @@ class Nodes(unittest.TestCase):
         self.assertIs(context["readOnlyRootFilesystem"], True)
         self.assertIs(spec["automountServiceAccountToken"], False)
 
-    def test_the_service_does_not_lead_to_it(self):
+    def test_the_service_does_not_select_the_configuring_pods(self):
         selector = self.objects[("Service", "larder")]["spec"]["selector"]
         labels = self.objects[("DaemonSet", "larder-configure")]["spec"]["template"]["metadata"]["labels"]
         self.assertFalse(selector.items() <= labels.items())
 
-    def test_without_a_network_of_pods_it_is_on_the_node_and_reached_there(self):
+    def test_with_host_network_larder_is_reached_on_the_node(self):
         objects = render(files=[ci("host-network")])
         spec = pod(objects, "DaemonSet")
         self.assertEqual((spec["hostNetwork"], spec["dnsPolicy"]), (True, "Default"))
@@ -365,19 +365,19 @@ class Nodes(unittest.TestCase):
         self.assertIs(configure["hostNetwork"], True)
         self.assertNotIn("hostNetwork", pod(self.objects, "DaemonSet", "larder-configure"))
 
-    def test_with_a_node_port_containerd_is_told_of_that(self):
+    def test_containerd_is_configured_with_the_node_port(self):
         args = pod(render({"configureNodes": {"enabled": True}}), "DaemonSet", "larder-configure")["containers"][0]["args"]
         self.assertEqual(args[1], "http://127.0.0.1:31080")
 
 
 class Observability(unittest.TestCase):
-    """Prometheus and Grafana get what the repository has."""
+    """Prometheus and Grafana get the files of the repository."""
 
     @classmethod
     def setUpClass(cls):
         cls.objects = render(files=[ci("observability")])
 
-    def test_the_monitor_finds_the_service_of_metrics_and_no_other(self):
+    def test_the_monitor_selects_only_the_metrics_service(self):
         selector = self.objects[("ServiceMonitor", "larder")]["spec"]["selector"]["matchLabels"]
         found = [n for (k, n), o in self.objects.items() if k == "Service" and selector.items() <= o["metadata"]["labels"].items()]
         self.assertEqual(found, ["larder-metrics"])
@@ -386,7 +386,7 @@ class Observability(unittest.TestCase):
         self.assertEqual((port["name"], port["targetPort"], endpoint["port"]), ("metrics", 2112, "metrics"))
         self.assertEqual(self.objects[("ServiceMonitor", "larder")]["spec"]["namespaceSelector"]["matchNames"], ["caches"])
 
-    def test_the_job_has_the_name_that_the_alerts_look_for(self):
+    def test_the_job_has_the_name_that_the_alerts_expect(self):
         for values in ({}, {"fullnameOverride": "mirror"}):
             values = values | {"metrics": {"port": 2112}, "observability": {"enabled": True}}
             monitor = next(o for (k, _), o in render(values).items() if k == "ServiceMonitor")
@@ -394,7 +394,7 @@ class Observability(unittest.TestCase):
             self.assertEqual(relabeling["targetLabel"], "job")
             self.assertRegex(relabeling["replacement"], "^.*larder.*$")
 
-    def test_rules_are_those_of_the_repository(self):
+    def test_the_rules_are_those_of_the_repository(self):
         with open(os.path.join(CHART, "rules", "larder.yaml"), encoding="utf-8") as file:
             self.assertEqual(self.objects[("PrometheusRule", "larder")]["spec"], yaml.safe_load(file))
 
@@ -404,14 +404,14 @@ class Observability(unittest.TestCase):
         with open(os.path.join(CHART, "dashboards", "larder.json"), encoding="utf-8") as file:
             self.assertEqual(json.loads(config_map["data"]["larder.json"]), json.load(file))
 
-    def test_each_part_can_be_left_out(self):
+    def test_each_part_can_be_disabled(self):
         for part, kind in (("serviceMonitor", "ServiceMonitor"), ("prometheusRule", "PrometheusRule")):
             values = {"observability": {"enabled": True, part: {"enabled": False}}, "metrics": {"port": 2112}}
             self.assertNotIn(kind, [k for k, _ in render(values)])
 
 
 class Others(unittest.TestCase):
-    """What else can be asked for."""
+    """The other values."""
 
     def test_an_image_is_named_by_tag_digest_or_both(self):
         digest = "sha256:" + "0" * 64
@@ -423,40 +423,40 @@ class Others(unittest.TestCase):
         ):
             self.assertEqual(container(render({"image": image}))["image"], expected)
 
-    def test_pull_secrets_are_files_for_docker_config(self):
+    def test_pull_secrets_are_mounted_for_docker_config(self):
         objects = render(files=[ci("private-registries")])
         self.assertIn({"name": "pull-0", "secret": {"secretName": "quay-pull"}}, pod(objects)["volumes"])
         named = configuration(objects)["registries"][1]["auth"]["dockerConfig"]
         self.assertIn(os.path.dirname(named), [m["mountPath"] for m in container(objects)["volumeMounts"]])
 
-    def test_a_budget_lets_a_single_pod_go(self):
+    def test_a_disruption_budget_lets_a_single_pod_be_evicted(self):
         budget = render({"podDisruptionBudget": {"enabled": True}})[("PodDisruptionBudget", "larder")]["spec"]
         self.assertEqual((budget["maxUnavailable"], budget.get("minAvailable")), (1, None))
         least = render(files=[ci("claim")])[("PodDisruptionBudget", "larder")]["spec"]
         self.assertEqual((least["minAvailable"], least.get("maxUnavailable")), (1, None))
 
-    def test_a_network_policy_opens_images_and_metrics_and_nothing_else(self):
+    def test_a_network_policy_allows_only_images_and_metrics(self):
         policy = render({"networkPolicy": {"enabled": True}, "metrics": {"port": 2112}})[("NetworkPolicy", "larder")]["spec"]
         self.assertEqual([rule["ports"][0]["port"] for rule in policy["ingress"]], [8080, 2112])
         self.assertEqual(policy["policyTypes"], ["Ingress"])
         self.assertEqual(render(files=[ci("management")])[("NetworkPolicy", "larder")]["spec"]["policyTypes"], ["Ingress", "Egress"])
 
-    def test_extra_manifests_are_templates(self):
+    def test_extra_manifests_are_rendered_as_templates(self):
         objects = render(files=[ci("everything-else")])
         self.assertEqual(objects[("ConfigMap", "mirror-extra")]["data"], {"release": "larder"})
         self.assertIn(("ConfigMap", "larder-text"), objects)
 
-    def test_a_user_may_be_left_to_the_cluster(self):
+    def test_the_cluster_may_choose_the_user(self):
         spec = pod(render("podSecurityContext: {runAsUser: , runAsGroup: , fsGroup: , fsGroupChangePolicy: }"))
         self.assertEqual(spec["securityContext"], {"seccompProfile": {"type": "RuntimeDefault"}})
 
-    def test_a_container_of_ones_own_may_be_root(self):
+    def test_an_additional_container_may_run_as_root(self):
         spec = pod(render(files=[ci("everything-else")]), name="mirror")
         self.assertEqual(spec["securityContext"]["runAsUser"], 1000)
         self.assertNotIn("runAsNonRoot", spec["securityContext"])
         self.assertEqual(spec["initContainers"][0]["securityContext"], {"runAsUser": 0})
 
-    def test_routes_and_ingresses_lead_to_the_service(self):
+    def test_routes_and_ingresses_route_to_the_service(self):
         objects = render(files=[ci("outside")])
         rules = objects[("Ingress", "larder")]["spec"]["rules"]
         self.assertEqual(rules[0]["http"]["paths"][0]["pathType"], "Prefix")
@@ -464,12 +464,12 @@ class Others(unittest.TestCase):
             self.assertEqual(rule["http"]["paths"][0]["backend"]["service"], {"name": "larder", "port": {"number": 8080}})
         self.assertEqual(objects[("HTTPRoute", "larder")]["spec"]["rules"][0]["backendRefs"], [{"name": "larder", "port": 8080}])
 
-    def test_names_leave_room_for_what_is_appended(self):
+    def test_long_names_are_truncated(self):
         objects = render({"configureNodes": {"enabled": True}}, release="a" * 53)
         for _, name in objects:
             self.assertLessEqual(len(name), 63)
 
-    def test_two_releases_in_a_namespace_do_not_meet(self):
+    def test_two_releases_in_a_namespace_do_not_conflict(self):
         values = {"configureNodes": {"enabled": True}}
         one, other = render(values, release="one"), render(values, release="other")
         self.assertFalse(set(one) & set(other))
@@ -479,7 +479,7 @@ class Others(unittest.TestCase):
 
 
 class Reference(unittest.TestCase):
-    """Values of the reference's chart install unchanged."""
+    """Values of the reference server's chart work unchanged."""
 
     def test_every_file_renders(self):
         files = glob.glob(os.path.join(HERE, "reference", "*.yaml"))
@@ -488,7 +488,7 @@ class Reference(unittest.TestCase):
             with self.subTest(os.path.basename(file)):
                 render(files=[file])
 
-    def test_all_keys_give_what_they_say(self):
+    def test_all_keys_take_effect(self):
         objects = render(files=[os.path.join(HERE, "reference", "all-keys.yaml")])
         larder = container(objects)
         self.assertEqual(larder["args"], ["--config-file", "/var/ociregistry/config/larder.yaml", "serve"])
@@ -497,14 +497,14 @@ class Reference(unittest.TestCase):
         self.assertIs(pod(objects)["automountServiceAccountToken"], True)
         self.assertEqual(larder["securityContext"]["capabilities"], {"drop": ["ALL"]})
 
-    def test_its_image_is_refused_with_what_to_do(self):
+    def test_the_reference_image_is_rejected_with_instructions(self):
         run = helm({"image": {"ociregistry": {"registry": "quay.io", "tag": "1.12.5"}}})
         self.assertNotEqual(run.returncode, 0)
-        self.assertIn("image.ociregistry names the reference server's image: take it out", run.stderr)
+        self.assertIn("image.ociregistry names the reference server's image: remove it", run.stderr)
 
 
-# Values, and what is said of them.
-REFUSED = (
+# Values, and the error for them.
+REJECTED = (
     ("replicas: 2", "Additional property replicas is not allowed"),
     ("image: {name: larder}", "image: Additional property name is not allowed"),
     ("image: {pullPolicy: Sometimes}", "image.pullPolicy must be one of"),
@@ -548,8 +548,8 @@ REFUSED = (
     ("observability: {serviceMonitor: {path: /}}", "observability.serviceMonitor: Additional property path is not allowed"),
     ("observability: {dashboards: {label: a}}", "observability.dashboards: Additional property label is not allowed"),
     ("observability: {prometheusRule: {rules: []}}", "observability.prometheusRule: Additional property rules is not allowed"),
-    # What no schema can say.
-    ("observability: {enabled: true}", "observability.enabled needs a port for metrics: metrics.port=2112"),
+    # Errors that the templates report, because a schema cannot.
+    ("observability: {enabled: true}", "observability.enabled needs a port for metrics: set metrics.port=2112"),
     (
         "persistence: {hostPath: {enabled: true}, persistentVolumeClaim: {enabled: true}}",
         "persistence.persistentVolumeClaim and persistence.hostPath are both enabled",
@@ -561,13 +561,13 @@ REFUSED = (
     ("serverTls: {enabled: true, cert: a, key: b, clientAuth: verify}", "serverTls.clientAuth: verify needs serverTls.ca"),
     (
         "{serverTls: {enabled: true, secretName: a}, serverConfig: {configuration: {serverTlsConfig: {cert: a, key: b}}}}",
-        "say the same thing twice",
+        "serverTls.enabled and serverConfig.configuration.serverTlsConfig conflict",
     ),
     (
         "serverConfig: {configuration: {drainTimeout: 1m30s}}",
         "terminationGracePeriodSeconds (70) must be more than preStopSleepSeconds (5) and serverConfig.configuration.drainTimeout (1m30s)",
     ),
-    ("terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds (5) leaves nothing to drain in"),
+    ("terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds (5) leaves no time to drain"),
     (
         "{volumeMounts: [{name: images, mountPath: /a}], serverConfig: {configuration: {imagePath: /ab}}}",
         "serverConfig.configuration.imagePath (/ab) is not in the volume images, which volumeMounts mounts at /a",
@@ -576,31 +576,31 @@ REFUSED = (
     (
         "{mode: daemonset, daemonset: {hostNetwork: true}, metrics: {port: 1}, observability: {enabled: true},"
         " serverConfig: {configuration: {host: 127.0.0.1}}}",
-        "is loopback: Prometheus would not reach the metrics",
+        "is loopback: Prometheus could not reach the metrics",
     ),
-    ("{mode: daemonset, daemonset: {hostNetwork: true, hostPort: {enabled: true}}}", "daemonset.hostNetwork needs no daemonset.hostPort"),
-    ("{daemonset: {hostNetwork: true}, serverConfig: {configuration: {host: 127.0.0.1}}}", "host (127.0.0.1) is loopback: nobody"),
-    ("serverConfig: {configuration: {port: 8081}}", "health is 8081, where Larder serves images"),
-    ("metrics: {port: 8090}", "metrics is 8090, which is serverConfig.configuration.management.port too"),
-    ('serverConfig: {configuration: "a: ["}', "serverConfig.configuration is no YAML"),
+    ("{mode: daemonset, daemonset: {hostNetwork: true, hostPort: {enabled: true}}}", "daemonset.hostNetwork conflicts with daemonset.hostPort"),
+    ("{daemonset: {hostNetwork: true}, serverConfig: {configuration: {host: 127.0.0.1}}}", "host (127.0.0.1) is loopback: clients outside the pod"),
+    ("serverConfig: {configuration: {port: 8081}}", "health is 8081, which is also serverConfig.configuration.port"),
+    ("metrics: {port: 8090}", "metrics is 8090, which is also serverConfig.configuration.management.port"),
+    ('serverConfig: {configuration: "a: ["}', "serverConfig.configuration is not valid YAML"),
     ("{service: {nodePort: }, configureNodes: {enabled: true}}", "configureNodes.server is needed"),
-    ("{mode: daemonset, podDisruptionBudget: {enabled: true}}", "podDisruptionBudget does nothing for mode: daemonset"),
+    ("{mode: daemonset, podDisruptionBudget: {enabled: true}}", "podDisruptionBudget has no effect with mode: daemonset"),
     ("ingress: {enabled: true}", "ingress.enabled needs ingress.hosts"),
     ("httpRoute: {enabled: true}", "httpRoute.enabled needs httpRoute.parentRefs"),
 )
 
 
-class Refusals(unittest.TestCase):
-    """What cannot be meant is refused, with a text that says what."""
+class Rejections(unittest.TestCase):
+    """Invalid values are rejected with an error that names the key."""
 
-    def test_each_is_refused_for_its_reason(self):
-        for values, text in REFUSED:
+    def test_each_value_is_rejected_with_its_error(self):
+        for values, text in REJECTED:
             with self.subTest(values):
                 run = helm(values)
                 self.assertNotEqual(run.returncode, 0, "accepted")
                 self.assertIn(text, run.stderr)
 
-    def test_clusters_that_are_too_old_are_refused(self):
+    def test_clusters_that_are_too_old_are_rejected(self):
         self.assertIn("chart requires kubeVersion: >=1.25.0-0", helm(kube="1.24.17").stderr)
 
 
@@ -612,14 +612,14 @@ class Schema(unittest.TestCase):
         with open(os.path.join(CHART, "values.schema.json"), encoding="utf-8") as file:
             cls.schema = json.load(file)
 
-    def test_every_default_has_a_place_in_it(self):
+    def test_every_default_is_in_the_schema(self):
         with open(os.path.join(CHART, "values.yaml"), encoding="utf-8") as file:
             values = yaml.safe_load(file)
         self.assertEqual(set(values), set(self.schema["properties"]) - {"global"})
 
 
 def notes(**kwargs):
-    """NOTES.txt, which `helm template` does not print: as a template of a copy of the chart."""
+    """Renders NOTES.txt, which `helm template` does not print, as a template in a copy of the chart."""
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["cp", "-r", f"{CHART}/.", copy], check=True)
         with open(os.path.join(copy, "templates", "NOTES.txt"), encoding="utf-8") as file:
@@ -633,9 +633,9 @@ def notes(**kwargs):
 
 
 class Notes(unittest.TestCase):
-    """What is printed after an installation are steps that fit it."""
+    """The notes after an installation match its values."""
 
-    def test_a_node_port_is_named_with_where_it_answers(self):
+    def test_the_notes_name_the_node_port_and_its_address(self):
         text = notes()
         self.assertIn('[host."http://127.0.0.1:31080"]\n    capabilities = ["pull", "resolve"]', text)
         self.assertIn("iptables mode", text)
@@ -643,13 +643,13 @@ class Notes(unittest.TestCase):
         self.assertIn("kubectl --namespace caches logs deployment/larder --follow", text)
         self.assertNotIn("enforce=privileged", text)
 
-    def test_clients_of_tls_are_told_of_certificates(self):
+    def test_the_notes_for_tls_name_the_certificates(self):
         text = notes(files=[ci("tls")])
         self.assertIn('[host."https://127.0.0.1:31080"]', text)
         self.assertIn("    ca = ", text)
         self.assertIn("    client = ", text)
 
-    def test_what_is_done_by_a_daemon_set_need_not_be_done_by_hand(self):
+    def test_the_notes_omit_steps_that_a_daemon_set_does(self):
         text = notes(files=[ci("daemonset")])
         self.assertIn("daemonset/larder-configure", text)
         self.assertNotIn("[host.", text)
@@ -657,13 +657,13 @@ class Notes(unittest.TestCase):
         self.assertIn("enforce=privileged", text)
         self.assertNotIn("install -d", notes(files=[ci("root")]))
 
-    def test_addresses_that_are_not_known_here_are_asked_for(self):
+    def test_the_notes_have_a_command_for_an_unknown_address(self):
         self.assertIn("jsonpath='{.status.loadBalancer.ingress[0]}'", notes(files=[ci("route-rules")]))
         self.assertIn("jsonpath='{.spec.clusterIP}'", notes(values={"service": {"type": "ClusterIP"}}))
         self.assertIn("jsonpath='{.spec.ports[0].nodePort}'", notes(values="service: {nodePort: }"))
-        self.assertIn("for SERVER, larder.example, by https\n", notes(files=[ci("outside")]))
+        self.assertIn("Replace SERVER with\n   larder.example and use https:\n", notes(files=[ci("outside")]))
 
-    def test_every_file_of_values_has_notes_without_gaps(self):
+    def test_the_notes_render_for_every_file_of_values(self):
         for file in glob.glob(os.path.join(CHART, "ci", "*.yaml")):
             with self.subTest(os.path.basename(file)):
                 text = notes(files=[file])
@@ -673,9 +673,9 @@ class Notes(unittest.TestCase):
 
 
 class Documentation(unittest.TestCase):
-    """What docs/helm.md says to write can be written."""
+    """The examples in docs/helm.md work."""
 
-    def test_every_block_of_yaml_is_values(self):
+    def test_every_yaml_block_is_a_valid_values_file(self):
         with open(os.path.join(ROOT, "docs", "helm.md"), encoding="utf-8") as file:
             blocks = re.findall(r"^```yaml\n(.*?)^```$", file.read(), re.M | re.S)
         self.assertGreaterEqual(len(blocks), 8)

@@ -1,10 +1,10 @@
-"""Lays out what the kubelet would make of a rendered pod, without a cluster.
+"""Creates the files that the kubelet would create for a rendered pod, without a cluster.
 
     pod.py MANIFEST WORKLOAD CONTAINER GIVEN DIR
 
-DIR/root gets the files of ConfigMaps and Secrets at their mount paths: those of the manifest, and of GIVEN/NAME/KEY for what exists
-outside of it. DIR/volumes lists, a line each, "VOLUME PATH" for the writable ones, which are mounted there; DIR/args has the
-arguments, DIR/env the environment, DIR/user "UID:GID" and DIR/port the port that probes ask.
+DIR/root gets the files of ConfigMaps and Secrets at their mount paths, from the manifest, or from GIVEN/NAME/KEY for those that the
+manifest does not contain. DIR/volumes lists the writable volumes, one "VOLUME PATH" per line, to be mounted below DIR/root. DIR/args has
+the arguments, DIR/env the environment, DIR/user "UID:GID", and DIR/port the port of the readiness probe.
 """
 
 import base64
@@ -25,15 +25,15 @@ def lines(path, items):
 
 
 def source(objects, given, volume):
-    """The files of a volume, or None if it is a writable one."""
+    """Returns the files of a volume, or None if the volume is writable."""
     for kind, key, field in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
         if key not in volume:
             continue
         name = volume[key][field]
-        made = objects.get((kind, name))
-        if made is not None:
+        rendered = objects.get((kind, name))
+        if rendered is not None:
             decode = base64.b64decode if kind == "Secret" else str.encode
-            return {file: decode(text) for file, text in made["data"].items()}
+            return {file: decode(text) for file, text in rendered["data"].items()}
         directory = os.path.join(given, name)
         return {file: open(os.path.join(directory, file), "rb").read() for file in os.listdir(directory)}
     assert {"emptyDir", "hostPath", "persistentVolumeClaim"} & set(volume), volume

@@ -1,32 +1,30 @@
-# What every case of the end-to-end suite shares: the sample facts, servers that are started and stopped by pid, bounded
-# waits, checks with clear texts. `run` says what a case may rely on; a case sources this file first.
+# Functions for all cases of the end-to-end suite: facts about the samples, servers that are started and stopped by pid, waits
+# with a limit, and checks with clear messages. `run` describes the environment of a case. A case sources this file first.
 # shellcheck shell=bash
 #
-# Must not know: what a client is to prove; one file per client stands in cases/. Here is how those are started that several
-# cases use.
+# This file does not contain what the cases prove. It starts the clients and servers that several cases use.
 
 set -Eeuo pipefail
 
-# ---- Limits, in seconds unless the name says otherwise -----------------------------------------------------------------
+# ---- Limits in seconds, unless the name says otherwise -----------------------------------------------------------------
 
-# A loopback server that has not answered by then will not.
+# A server on loopback that has not answered after this time will not.
 readonly START_LIMIT=20
-# Longer than a drain of idle connections needs, shorter than a reader's patience.
+# Longer than draining idle connections takes.
 readonly STOP_LIMIT=20
-# One client command: two orders of magnitude above what it needs when all is well.
+# For one client command: a hundred times what it normally takes.
 readonly CLIENT_LIMIT=60
-# How long a client of a blob whose upstream is gone for good may wait to be told: containerd's progress time-out is
-# 60 s at its shortest.
+# For the error response to a blob whose upstream is down permanently: the shortest progress time-out of containerd is 60 s.
 readonly GIVE_UP_LIMIT=60
-# What crane took at most on two busy cores, times two.
+# Twice the longest build of crane on two busy cores.
 readonly BUILD_LIMIT=150
 # index.json is written at most every 2 s.
 # shellcheck disable=SC2034  # for the cases
 readonly INDEX_LIMIT=10
 
-# ---- Where things are ---------------------------------------------------------------------------------------------------
+# ---- Paths --------------------------------------------------------------------------------------------------------------
 
-# `run` sets these; a case that is started by hand stops here with bash's own message.
+# A case that is not started by `run` fails here.
 : "${E2E_WORK:?is set by tests/e2e/run}" "${E2E_CASE:?is set by tests/e2e/run}" "${E2E_LARDER:?is set by tests/e2e/run}"
 : "${E2E_TOOLS:?is set by tests/e2e/run}"
 
@@ -34,31 +32,31 @@ readonly SAMPLES="$E2E_WORK/samples"
 readonly CASE_DIR="$E2E_WORK/cases/$E2E_CASE"
 readonly LOGS="$CASE_DIR/logs"
 mkdir -p "$LOGS" "$CASE_DIR/tmp"
-# Clients unpack into it; nothing of theirs is to lie elsewhere.
+# Keeps the temporary files of clients in the case's directory.
 export TMPDIR="$CASE_DIR/tmp"
 export HOME="$CASE_DIR"
 
-# The sample images' digests and sizes, once cases/samples.sh has written them.
+# The digests and sizes of the sample images, which cases/samples.sh writes.
 if [[ -f $SAMPLES/facts ]]; then
   # shellcheck source=/dev/null
   . "$SAMPLES/facts"
 fi
 
-# For every process that might ask a real registry when the cache fails it: HTTPS goes to a port where nobody listens.
+# Keeps processes from contacting a real registry if the cache fails: HTTPS requests go to a closed port.
 readonly OFFLINE=(env HTTPS_PROXY=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 "NO_PROXY=127.0.0.1,localhost")
 
-# ---- Saying -------------------------------------------------------------------------------------------------------------
+# ---- Messages -----------------------------------------------------------------------------------------------------------
 
-# The current step of a case; `run` shows the last ones when the case fails.
+# Names the current step of a case. `run` shows the last steps if the case fails.
 step() { printf -- '-- %s\n' "$*"; }
 
-# A case ends here. In `$(…)` it ends the substitution, and `set -e` the case.
+# Ends the case. In `$(…)` it ends the substitution, and then `set -e` ends the case.
 fail() {
   printf 'FAILED: %s\n' "$*" >&2
   exit 1
 }
 
-# A case that this machine cannot run: status 77, the reason in a file.
+# Skips a case that this machine cannot run: status 77, with the reason in a file.
 skip() {
   printf '%s\n' "$*" >"$CASE_DIR/skipped"
   exit 77
@@ -86,19 +84,19 @@ absent() { # WHAT PATH
   [[ ! -e $2 ]] || fail "$1: $2 exists"
 }
 
-# A command that is expected to fail.
-refused() { # WHAT COMMAND…
+# Runs a command that must fail.
+must_fail() { # WHAT COMMAND…
   local what=$1
   shift
   if "$@"; then fail "$what: succeeded"; fi
 }
 
-# Runs a client command with CLIENT_LIMIT, without a way out to the Internet.
+# Runs a client command with CLIENT_LIMIT and without access to the Internet.
 client() { "${OFFLINE[@]}" timeout --kill-after=5 "$CLIENT_LIMIT" "$@"; }
 
 # ---- Waits --------------------------------------------------------------------------------------------------------------
 
-# The one place that sleeps: a bounded wait for COMMAND to succeed.
+# Waits until COMMAND succeeds, at most SECONDS.
 wait_until() { # SECONDS WHAT COMMAND…
   local limit=$1 what=$2 deadline=$((SECONDS + $1))
   shift 2
@@ -112,12 +110,12 @@ at_least_bytes() { # FILE BYTES
   [[ -f $1 ]] && (($(stat -c %s -- "$1") >= $2))
 }
 
-# What a client keeps unfinished has names of its own.
+# Looks for a file by size, because clients choose the names of their partial files.
 holds_a_file_of() { # DIR BYTES
   [[ -n $(find "$1" -type f -size "+$2c" -print -quit) ]]
 }
 
-# False for a zombie too: what has ended but is not yet waited for.
+# False for a zombie too.
 is_running() { # PID
   local state
   state=$(sed -n 's/^State:\s*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) || return 1
@@ -128,10 +126,10 @@ is_running() { # PID
 
 declare -A SERVER_PID=()
 SERVER_ORDER=()
-# The exit status of the server that stop_server stopped last.
+# The exit status of the last server that stop_server stopped.
 STOPPED_WITH=
 
-# A port on which nobody listens and that no other call has got. Below the range of outgoing connections.
+# Prints a free port that no other call has returned, below the range for outgoing connections.
 free_port() {
   local port
   for _ in {1..200}; do
@@ -144,7 +142,7 @@ free_port() {
   fail "no free port found between 20000 and 31999"
 }
 
-# Starts COMMAND (no shell around it, so that the pid is the server's own). Its output is appended to NAME.log.
+# Starts COMMAND without a shell, so that the pid is that of the server. Appends its output to NAME.log.
 start_server() { # NAME COMMAND…
   local name=$1
   shift
@@ -154,18 +152,18 @@ start_server() { # NAME COMMAND…
   SERVER_ORDER+=("$name")
 }
 
-# Waits until COMMAND succeeds, and says so at once if the server ends instead.
+# Waits until COMMAND succeeds. Fails immediately if the server exits.
 wait_for_server() { # NAME COMMAND…
   local name=$1 deadline=$((SECONDS + START_LIMIT))
   shift
   until "$@" >/dev/null 2>&1; do
-    is_running "${SERVER_PID[$name]}" || fail "$name ended while it started: $(tail -n 3 "$LOGS/$name.log")"
+    is_running "${SERVER_PID[$name]}" || fail "$name exited during startup: $(tail -n 3 "$LOGS/$name.log")"
     ((SECONDS <= deadline)) || fail "$name does not answer after $START_LIMIT s: $*"
     sleep 0.05
   done
 }
 
-# Stops a server by its pid and leaves its exit status in STOPPED_WITH. One that does not end is killed, and the case fails.
+# Stops a server by its pid and sets STOPPED_WITH to its exit status. If the server does not exit, kills it and fails.
 stop_server() { # NAME [SIGNAL]
   local name=$1 signal=${2:-TERM} pid=${SERVER_PID[$1]:-}
   STOPPED_WITH=
@@ -183,10 +181,10 @@ stop_server() { # NAME [SIGNAL]
   done
   STOPPED_WITH=0
   wait "$pid" 2>/dev/null || STOPPED_WITH=$?
-  [[ -z $late ]] || fail "$name did not end within $STOP_LIMIT s of SIG$signal and was killed"
+  [[ -z $late ]] || fail "$name did not exit within $STOP_LIMIT s after SIG$signal and was killed"
 }
 
-# Runs at the end of every case, however it ends: the last server started is the first to be stopped.
+# Runs at the end of every case, even a failed one. Stops the servers in reverse order.
 stop_servers() {
   local status=$? index
   trap - ERR
@@ -199,7 +197,7 @@ stop_servers() {
 trap stop_servers EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
-# An unexpected failure, with the lines that led to it, the innermost first.
+# Reports an unexpected failure with its call stack, innermost first.
 on_error() { # STATUS COMMAND
   local frame
   printf 'FAILED: status %s of: %s\n' "$1" "$2" >&2
@@ -214,7 +212,7 @@ trap 'on_error "$?" "$BASH_COMMAND"' ERR
 REGISTRY_PORT=
 REGISTRY_STORAGE=
 
-# Starts docker-registry over the samples, or over DIR: a case that changes something changes a copy (own_storage).
+# Starts docker-registry with the samples, or with DIR. A case that changes the storage uses a copy (own_storage).
 registry_start() { # [DIR]
   REGISTRY_STORAGE=${1:-${REGISTRY_STORAGE:-$SAMPLES/registry}}
   REGISTRY_PORT=${REGISTRY_PORT:-$(free_port)}
@@ -232,27 +230,27 @@ YAML
 
 registry_stop() { stop_server registry; }
 
-# A copy of the samples' storage, for a case that writes to it or damages it.
+# Copies the storage of the samples, for a case that writes to it or damages it.
 own_storage() {
   cp -a --reflink=auto "$SAMPLES/registry" "$CASE_DIR/storage"
   printf '%s\n' "$CASE_DIR/storage"
 }
 
-# The file in which docker-registry keeps a blob; it serves its bytes without checking them.
+# Prints the file of a blob in the storage of docker-registry, which serves it without verification.
 registry_blob_file() { # DIGEST [STORAGE]
   local hex=${1#sha256:}
   printf '%s\n' "${2:-$REGISTRY_STORAGE}/docker/registry/v2/blobs/sha256/${hex:0:2}/$hex/data"
 }
 
-# How many requests that match REGEX ("GET /v2/…") have reached the registry.
+# Counts the requests to the registry that match REGEX ("GET /v2/…").
 registry_requests() { # REGEX
   grep -cE "\"$1" "$LOGS/registry.log" || true
 }
 
-# ---- nginx, in front of it or instead of it ------------------------------------------------------------------------------
+# ---- nginx, in front of the registry or instead of it --------------------------------------------------------------------
 
-# nginx in one process, so that its pid is the whole of it. HTTP is what stands in its http block beside the paths that it
-# wants to know; READY… is a command that succeeds once it serves.
+# Starts nginx in one process, so that stopping its pid stops it completely. HTTP is added to the http block of its
+# configuration. READY… is a command that succeeds once nginx serves.
 nginx_start() { # NAME HTTP READY…
   local name=$1 directives=$2 dir="$CASE_DIR/nginx-$1"
   shift 2
@@ -277,11 +275,11 @@ NGINX
   wait_for_server "$name" "$@"
 }
 
-# ---- The upstream behind a slow link that can be cut: nginx -------------------------------------------------------------
+# ---- nginx as a slow link to the upstream that can be cut ---------------------------------------------------------------
 
 LINK_PORT=
 
-# RATE as in `limit_rate`, per connection: 4m is 4 MiB/s.
+# RATE is a `limit_rate` per connection: 4m is 4 MiB/s.
 link_start() { # RATE
   LINK_PORT=${LINK_PORT:-$(free_port)}
   nginx_start link "server {
@@ -295,12 +293,12 @@ link_start() { # RATE
   }" curl -fsS --max-time 2 "http://127.0.0.1:$LINK_PORT/v2/"
 }
 
-# How many bytes of a path went over the link, in all requests that have ended.
+# Prints how many bytes of a path went over the link in finished requests.
 link_bytes() { # PATH
   awk -v path="$1" '$7 == path { bytes += $10 } END { print bytes + 0 }' "$LOGS/link-access.log"
 }
 
-# Cuts every connection in the middle of whatever it carries.
+# Cuts all connections, also in the middle of a response.
 link_cut() { stop_server link KILL; }
 
 # ---- Larder -------------------------------------------------------------------------------------------------------------
@@ -310,16 +308,16 @@ readonly LARDER_PORT
 readonly LARDER_URL="http://127.0.0.1:$LARDER_PORT"
 readonly LARDER_CACHE="$CASE_DIR/cache"
 readonly LARDER_LOG="$LOGS/larder.log"
-# The alias under which the upstream can be named in a path: `:` is not allowed in the name of an image.
+# An alias for the upstream in paths, because the name of an image cannot contain `:`.
 readonly ALIAS=up.test
-# Seconds, or a text such as 5m; '0' asks the upstream for every pull of a tag.
+# Seconds, or a duration such as 5m. With '0', every pull of a tag checks the upstream.
 TAG_TTL=5m
 LOG_LEVEL=info
 
-# Succeeds once larder serves; a case whose larder wants TLS or a password says more.
+# Succeeds once larder serves. Cases with TLS or passwords for clients override it.
 LARDER_READY=(curl -fsS --max-time 2 "$LARDER_URL/v2/")
 
-# Names the upstream three ways: by its own address, by the alias, and as docker.io. ADDRESS may be the slow link's.
+# Configures the upstream under three names: its address, the alias, and docker.io. ADDRESS may be that of the slow link.
 larder_config() { # ADDRESS
   local address=$1
   cat >"$CASE_DIR/larder.yaml" <<YAML
@@ -341,28 +339,28 @@ larder_start() { # [FLAG OF serve…]
   wait_for_server larder "${LARDER_READY[@]}"
 }
 
-# An orderly end: SIGTERM, drained, status 0.
+# Stops larder with SIGTERM, and expects exit status 0.
 larder_stop() {
   stop_server larder
   equal "larder's exit status after SIGTERM" 0 "$STOPPED_WITH"
 }
 
-# How many lines of larder's log match REGEX.
+# Counts the lines of larder's log that match REGEX.
 larder_lines() { # REGEX
   grep -cE -- "$1" "$LARDER_LOG" || true
 }
 
-# The access line follows the answer, so it is waited for.
+# Waits for the line, because larder writes its access log after the response.
 larder_logged() { # WHAT REGEX
   wait_until 5 "$1 in larder's log" grep -qE -- "$2" "$LARDER_LOG"
 }
 
-# Where the cache keeps a blob once it is complete and verified.
+# Prints the file of a complete and verified blob in the cache.
 cached_blob() { # DIGEST
   printf '%s\n' "$LARDER_CACHE/blobs/${1%%:*}/${1#*:}"
 }
 
-# No blob under a name that its bytes do not have.
+# Checks that all blobs in the cache match their digests.
 cache_is_sound() {
   local file
   while IFS= read -r file; do
@@ -370,15 +368,15 @@ cache_is_sound() {
   done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
 }
 
-# ---- containerd, which mirrors every registry ---------------------------------------------------------------------------
+# ---- containerd with a mirror for all registries ------------------------------------------------------------------------
 
-# Short: a socket's path has at most 107 bytes.
+# Short, because the path of a socket has at most 107 bytes.
 readonly CONTAINERD_DIR="$CASE_DIR/c"
 
-# Starts containerd with the mirrors that `larder hosts-toml` writes: SERVER for all registries.
+# Starts containerd with the configuration that `larder hosts-toml` writes: SERVER for all registries.
 containerd_start() { # SERVER [OPTION OF hosts-toml…]
   mkdir -p "$CONTAINERD_DIR"
-  # Without a fallback: a failed pull would go to registry-1.docker.io.
+  # Without fallback, because a failed pull would go to registry-1.docker.io.
   "$E2E_LARDER" hosts-toml "$1" --no-fallback --write "$CONTAINERD_DIR/certs.d" "${@:2}"
   cat >"$CONTAINERD_DIR/config.toml" <<TOML
 version = 2
@@ -395,30 +393,30 @@ TOML
   wait_for_server containerd ctr_ version
 }
 ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
-# By way of the mirror.
+# Pulls through the mirror.
 ctr_pull() { # [OPTION…] IMAGE
   local how=()
-  # Since version 2 the server pulls unless it is told otherwise, and unpacks for snapshotters of its configuration only.
+  # From version 2 the server pulls by default, and unpacks only for the snapshotters in its configuration.
   [[ $(ctr images pull --help) != *--local* ]] || how=(--local)
-  # Version 2 takes all of an index if nothing is said.
+  # Version 2 pulls all platforms of an index by default.
   [[ " $* " == *" --all-platforms "* ]] || how+=(--platform linux/amd64)
   ctr_ images pull "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 
-# ---- Nodes: containerd with the CRI plugin, driven by crictl as a kubelet would -------------------------------------------
+# ---- Nodes: containerd with the CRI plugin, and crictl instead of a kubelet -----------------------------------------------
 
 NODES=()
 
-# Starts a node whose images all come by way of larder, as `larder hosts-toml` tells it: that of its pods' sandboxes, SANDBOX,
-# included. What larder does not have is asked of a registry by HTTPS, and that leads nowhere here (OFFLINE). A case has crictl in
-# TOOL before (need_tool).
+# Starts a node that pulls all images through larder, including SANDBOX, the image of pod sandboxes. `larder hosts-toml` writes
+# its configuration. If larder does not have an image, containerd contacts the registry by HTTPS, which fails here (OFFLINE).
+# TOOL must be crictl (need_tool).
 node_start() { # NAME SANDBOX
   local dir="$CASE_DIR/$1"
   mkdir -p "$dir/cni"
   "$E2E_LARDER" hosts-toml "$LARDER_URL" --write "$dir/certs.d"
-  # Pods have the node's network, so there is no CNI. The last two lines of `cri` are for machines whose root may less than
-  # root: neither is what is shown here.
+  # Pods use the network of the node, so there is no CNI. `disable_cgroup` and `restrict_oom_score_adj` are for machines with a
+  # restricted root.
   cat >"$dir/config.toml" <<TOML
 version = 2
 root = "$dir/root"
@@ -451,14 +449,14 @@ crictl_() { # NODE ARGUMENT…
     --timeout "${CLIENT_LIMIT}s" "${@:2}"
 }
 
-# The digest under which NODE has IMAGE, named by tag. Images with the same configuration are one to the CRI.
+# Prints the digest of IMAGE, named by tag, on NODE. The CRI treats images with the same config as one image.
 digest_on() { # NODE IMAGE
   crictl_ "$1" images --output json | jq -r --arg image "$2" --arg repository "${2%:*}@" '.images[] |
     select(any(.repoTags[]?; . == $image)) | .repoDigests[] | select(startswith($repository)) | split("@")[1]'
 }
 
-# A pod on the node's own network with one container of IMAGE, in the order in which a kubelet goes about it. Leaves the
-# container's id in CONTAINER.
+# Starts a pod on the node's network with one container of IMAGE, in the order of a kubelet. Sets CONTAINER to the id of the
+# container.
 CONTAINER=
 pod_start() { # NODE POD IMAGE
   local pod
@@ -472,7 +470,7 @@ pod_start() { # NODE POD IMAGE
   crictl_ "$1" start "$CONTAINER"
 }
 
-container_says() { # NODE CONTAINER TEXT
+container_logged() { # NODE CONTAINER TEXT
   [[ $(crictl_ "$1" logs "$2") == "$3" ]]
 }
 
@@ -480,7 +478,7 @@ pods_remove() { # NODE
   crictl_ "$1" rmp --all --force
 }
 
-# Ends what outlives a containerd that ended before its pods: the shims, and the containers below them.
+# Kills the shims and containers that remain if containerd exited before its pods.
 pods_kill() { # NODE
   local process bundle id
   for process in /proc/[0-9]*; do
@@ -490,13 +488,13 @@ pods_kill() { # NODE
     [[ -d $bundle ]] || continue
     id=$(basename "$bundle")
     runc --root /run/containerd/runc/k8s.io delete --force "$id"
-    # What an interrupted `runc create` and a killed shim leave.
+    # Remove the files of an interrupted `runc create` and of a killed shim.
     rm -rf -- "/run/containerd/runc/k8s.io/$id" "$(sed 's#^unix://##' "$bundle/address")"
     rmdir /sys/fs/cgroup/*/"$id" /sys/fs/cgroup/"$id"
   done
 }
 
-# For the end of a case with nodes, instead of stop_servers. When `run` is interrupted, so are the containerds.
+# Runs at the end of a case with nodes, instead of stop_servers. If `run` is interrupted, so are the containerds.
 stop_nodes() {
   local status=$? node
   trap - ERR
@@ -510,9 +508,9 @@ stop_nodes() {
   stop_servers
 }
 
-# ---- podman and Docker, each with a store of the case's own ---------------------------------------------------------------
+# ---- podman and Docker, with separate stores for each case ----------------------------------------------------------------
 
-# Podman has no signatures to go by. Pulls and loads take it by `--signature-policy "$PODMAN_POLICY"`.
+# Accepts unsigned images. Pass it to pulls and loads as `--signature-policy "$PODMAN_POLICY"`.
 readonly PODMAN_POLICY="$CASE_DIR/policy.json"
 printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$PODMAN_POLICY"
 podman_() {
@@ -520,10 +518,10 @@ podman_() {
     --cgroup-manager cgroupfs --events-backend none "$@"
 }
 
-# Short, as containerd's.
+# Short, like CONTAINERD_DIR.
 readonly DOCKER_DIR="$CASE_DIR/d"
-# Starts dockerd with the daemon.json that is in DOCKER_DIR, if there is one. No bridge and no iptables: it only pulls, and the
-# machine's network is to stay as it is.
+# Starts dockerd with the daemon.json in DOCKER_DIR, if any. Without iptables, because it only pulls, and must not change the
+# network of the machine.
 docker_start() { # [OPTION…]
   mkdir -p "$DOCKER_DIR"
   [[ -f $DOCKER_DIR/daemon.json ]] || printf '{}\n' >"$DOCKER_DIR/daemon.json"
@@ -538,14 +536,14 @@ docker_() { client docker --config "$DOCKER_DIR" --host "unix://$DOCKER_DIR/d.so
 
 skopeo_() { client skopeo --insecure-policy --tmpdir "$TMPDIR" "$@"; }
 
-# An image into a directory of the case.
+# Copies an image into a directory of the case.
 copy() { # FROM TO [OPTION…]
   local from=$1 to=$2
   shift 2
   skopeo_ copy --quiet --src-tls-verify=false "$@" "docker://$from" "dir:$CASE_DIR/$to"
 }
 
-# Puts standard input into a layout as a blob and prints its descriptor.
+# Adds standard input to an image layout as a blob, and prints its descriptor.
 blob_of() { # LAYOUT MEDIA_TYPE
   cat >"$CASE_DIR/tmp/blob"
   local hex
@@ -557,13 +555,13 @@ blob_of() { # LAYOUT MEDIA_TYPE
 
 # ---- curl ---------------------------------------------------------------------------------------------------------------
 
-# After `get`: the status, curl's own exit status, and the files with head and body.
+# Results of `get`: the HTTP status, the exit status of curl, and the files with head and body.
 STATUS=
 CURL_EXIT=
 readonly HEAD_FILE="$CASE_DIR/tmp/head"
 readonly BODY_FILE="$CASE_DIR/tmp/body"
 
-# Any answer is an answer; the caller says which one it expects.
+# Sends a request. The caller checks the status.
 get() { # URL [CURL OPTION…]
   local url=$1
   shift
@@ -574,12 +572,12 @@ get() { # URL [CURL OPTION…]
     CURL_EXIT=$?
 }
 
-# A header of the last answer, without regard to the case of its name; empty if absent.
+# Prints a header of the last response, empty if absent. Ignores the case of the name.
 header() { # NAME
   tr -d '\r' <"$HEAD_FILE" | sed -n "s/^$1:[[:space:]]*//Ip" | head -n 1
 }
 
-# The OCI error code of the last answer.
+# Prints the OCI error code of the last response.
 error_code() { jq -r '.errors[0].code' "$BODY_FILE"; }
 
 expect_status() { # WHAT STATUS
@@ -587,18 +585,18 @@ expect_status() { # WHAT STATUS
     fail "$1: expected $2, got $STATUS (curl $CURL_EXIT): $(head -c 300 "$BODY_FILE" | tr -d '\0')"
 }
 
-# ---- Tools that Debian does not have ------------------------------------------------------------------------------------
+# ---- Tools that Debian does not package ---------------------------------------------------------------------------------
 
-# Leaves the path of a Go tool in TOOL: from PATH, or as `run` builds it in the background meanwhile, for which it waits.
-# Without it the case is skipped.
+# Sets TOOL to the path of a Go tool in PATH, or waits until `run` has built it in the background. Skips the case if there is
+# no such tool.
 TOOL=
-tool_is_decided() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
+build_has_ended() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
 need_tool() { # NAME [HINT]
   if TOOL=$(type -P "$1"); then return; fi
   TOOL="$E2E_TOOLS/$1"
   if [[ -n ${E2E_TOOLS_PID:-} ]]; then
     step "waiting for the build of $1"
-    (wait_until "$BUILD_LIMIT" "the build of $1" tool_is_decided) || skip "$1 was not built within $BUILD_LIMIT s"
+    (wait_until "$BUILD_LIMIT" "the build of $1" build_has_ended) || skip "$1 was not built within $BUILD_LIMIT s"
   fi
-  [[ -x $TOOL ]] || skip "$1 is not in PATH, and was not built${2:+: $2}"
+  [[ -x $TOOL ]] || skip "$1 is not in PATH and was not built${2:+: $2}"
 }

@@ -1,11 +1,11 @@
-"""Drives the page of the management port in headless Chromium, as somebody with a keyboard does.
+"""Tests the management page in headless Chromium, mostly with the keyboard.
 
-    page.py URL TOKENFILE DIRECTORY IMAGE…    a larder that has these images, all of them complete
-    page.py --mock DIRECTORY                  the mock, friendly and hostile
-    page.py --pictures DIRECTORY              page-light.png, page-dark.png and page-phone.png of the friendly mock
+    page.py URL TOKENFILE DIRECTORY IMAGE…    test a larder that has these complete images
+    page.py --mock DIRECTORY                  test the mock with normal and hostile data
+    page.py --pictures DIRECTORY              write page-light.png, page-dark.png and page-phone.png of the normal mock
 
-DIRECTORY takes the browser's profile, and pictures of what failed. Every wait is bounded; nothing is asserted about how
-long anything takes. Needs chromium, chromium-driver and python3-selenium.
+DIRECTORY is for the browser's profile and a screenshot of a failure. Every wait has a limit; durations are not tested.
+Needs chromium, chromium-driver and python3-selenium.
 """
 
 import base64
@@ -24,9 +24,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import page_mock
 
-# Seconds; the slowest thing is a poll of 15 s on a machine that does other things too.
+# In seconds: enough for a poll every 15 s on a busy machine.
 LIMIT = 40
-# More than there are places for the focus on a page with a full list.
+# More than the focusable elements of a page with a full list.
 TABS_MAX = 400
 DESKTOP, PHONE = (1200, 900), (320, 640)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -35,7 +35,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
 
 @contextlib.contextmanager
 def browser(directory):
-    """A browser with an empty profile, which ends with the block; a picture is taken of what failed."""
+    """Runs a browser with an empty profile. Takes a screenshot if the block fails."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for flag in (*FLAGS, f"--user-data-dir={tempfile.mkdtemp(dir=directory)}"):
@@ -56,7 +56,7 @@ class Page:
     def __init__(self, driver):
         self.driver = driver
 
-    # ---- Looking
+    # ---- Reading the page
 
     def wait(self, what, condition):
         return WebDriverWait(self.driver, LIMIT, poll_frequency=0.1).until(lambda _: condition(), f"not within {LIMIT} s: {what}")
@@ -65,7 +65,7 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def text(self, selector):
-        """What is hidden has none; the gaps between numbers and units are spaces here."""
+        """Returns the text of an element, empty if it is hidden, with spaces instead of no-break spaces."""
         return self.js("const node = document.querySelector(arguments[0]); return node.checkVisibility() ? node.innerText : ''", selector).replace("\u00a0", " ")
 
     def texts(self, selector):
@@ -80,12 +80,12 @@ class Page:
     def wait_for(self, selector, part):
         self.wait(f"{part!r} in {selector}, which says {self.text(selector)!r}", lambda: part in self.text(selector))
 
-    def complaints(self, *expected):
-        """What the console says beside the network failures that were provoked."""
+    def console_errors(self, *expected):
+        """Returns the console messages except expected network failures."""
         return [entry["message"] for entry in self.driver.get_log("browser")
                 if entry["level"] != "INFO" and not (entry["source"] == "network" and any(part in entry["message"] for part in expected))]
 
-    # ---- Doing
+    # ---- Using the page
 
     def open(self, url):
         self.driver.get(url)
@@ -97,30 +97,30 @@ class Page:
             self.driver.switch_to.active_element.send_keys(key)
 
     def tab_to(self, label):
-        """Presses Tab until the focus is on what has that label or text, and checks that the focus can be seen."""
+        """Presses Tab until an element with that label or text has the focus, and checks that the focus is visible."""
         script = """const node = document.activeElement, style = getComputedStyle(node);
             return [node.getAttribute('aria-label') ?? node.labels?.[0]?.innerText ?? node.innerText, style.outlineStyle]"""
         for _ in range(TABS_MAX):
             self.press(Keys.TAB)
             found, outline = self.js(script)
             if found.strip() == label:
-                assert outline != "none", f"the focus on {label!r} cannot be seen"
+                assert outline != "none", f"the focus on {label!r} is not visible"
                 return
-        raise AssertionError(f"Tab does not lead to {label!r}")
+        raise AssertionError(f"Tab does not reach {label!r}")
 
     def type(self, selector, text):
         field = self.driver.find_element(By.CSS_SELECTOR, selector)
         field.clear()
         field.send_keys(text)
 
-    def look(self, size=DESKTOP, scheme="light"):
+    def emulate(self, size=DESKTOP, scheme="light"):
         width, height = size
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE})
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
 
     def picture(self, file, height, begin="body"):
-        """`height` pixels of the page, from where an element begins."""
+        """Writes a screenshot of `height` pixels, starting at an element."""
         top = self.js("return document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY", begin)
         clip = {"x": 0, "y": max(0, top - 16), "width": self.js("return innerWidth"), "height": height, "scale": 1}
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
@@ -131,23 +131,23 @@ def step(text):
     print("-- " + text, flush=True)
 
 
-# ---- What holds for any server ------------------------------------------------------------------------------------------
+# ---- Checks for any server ----------------------------------------------------------------------------------------------
 
 def check_headers(url):
-    step("the three files are served with the policy")
+    step("the three files have the security headers")
     for path in page_mock.FILES:
-        with urllib.request.urlopen(url.rstrip("/") + path, timeout=LIMIT) as answer:
+        with urllib.request.urlopen(url.rstrip("/") + path, timeout=LIMIT) as response:
             for name, value in {"Content-Security-Policy": page_mock.POLICY, "X-Content-Type-Options": "nosniff",
                                 "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}.items():
-                assert answer.headers[name] == value, f"{path}: {name}: {answer.headers[name]}"
+                assert response.headers[name] == value, f"{path}: {name}: {response.headers[name]}"
 
 
 def check_images(page, expected):
-    step("the images are shown with their completeness")
+    step("the list shows the images and whether they are complete")
     for name in expected:
         page.wait(f"{name} in {page.images()}", lambda name=name: name in page.images())
         page.wait(f"{name} is complete", lambda name=name: any(name in row and "complete" in row for row in page.texts("#image-rows tr")))
-    step("a search narrows, and an impossible one says so")
+    step("a search filters the list, and one without results says so")
     page.type("#filter [name=pattern]", expected[0].split("/", 1)[1])
     page.wait("one image", lambda: page.images() == [expected[0]])
     page.type("#filter [name=pattern]", "no-such-image")
@@ -157,7 +157,7 @@ def check_images(page, expected):
 
 
 def check_detail(page, name):
-    step("by keyboard: Tab to an image, Enter opens it, Escape closes it, and the focus is back")
+    step("keyboard: Tab to an image, Enter opens it, Escape closes it, and the focus returns")
     page.js("document.activeElement.blur()")
     page.tab_to(name)
     page.press(Keys.ENTER)
@@ -170,26 +170,26 @@ def check_detail(page, name):
 
 
 def check_pin(page, name, token):
-    step("by keyboard: a pin asks for the token, says what is wrong with a wrong one, and is set with the right one")
+    step("keyboard: a pin asks for the token, rejects a wrong one, and is set with the right one")
     page.tab_to(f"Pin {name}")
     page.press(Keys.ENTER)
     page.wait("the token is asked for", lambda: page.is_open("token"))
     assert page.js("return document.activeElement.name") == "token"
     page.press("wrong-token", Keys.ENTER)
-    page.wait("the server's word on the wrong token", lambda: page.text("#token-error"))
+    page.wait("the error for the wrong token", lambda: page.text("#token-error"))
     assert page.is_open("token")
-    assert page.js("return sessionStorage.length + localStorage.length + document.cookie.length") == 0, "a wrong token was kept"
+    assert page.js("return sessionStorage.length + localStorage.length + document.cookie.length") == 0, "a wrong token was stored"
     page.press(token, Keys.ENTER)
     page.wait_for("#pin-list", name)
     page.wait("the pin in the list of images", lambda: any(name in row and "pinned" in row for row in page.texts("#image-rows tr")))
-    step("the focus is on the button that takes it off again, and it does, without asking")
+    step("the focus is on the unpin button, which removes the pin without asking")
     page.wait("the focus", lambda: page.js("return document.activeElement.getAttribute('aria-label')") == f"Unpin {name}")
     page.press(Keys.ENTER)
-    page.wait("the pin is off", lambda: name not in page.text("#pin-list"))
+    page.wait("the removal of the pin", lambda: name not in page.text("#pin-list"))
 
 
 def check_prune(page, name):
-    step("the prune dialog shows what would go, and forgets it when another thing is typed")
+    step("the prune dialog shows what would be removed, and clears it when the pattern changes")
     page.wait("the focus", lambda: page.js("return document.activeElement !== document.body"))
     page.js("document.getElementById('prune-open').focus()")
     page.press(Keys.ENTER)
@@ -206,17 +206,17 @@ def check_prune(page, name):
 
 
 def check_width(page, dialogs=()):
-    step("light and dark, wide and 320 pixels narrow: nothing to scroll sideways")
+    step("no horizontal scrolling, in light and dark, on a desktop and at 320 pixels")
     script = "const root = document.scrollingElement; return [root.scrollWidth, innerWidth]"
-    grounds = set()
+    backgrounds = set()
     for scheme in ("light", "dark"):
         for size in (DESKTOP, PHONE):
-            page.look(size, scheme)
+            page.emulate(size, scheme)
             needed, width = page.wait("the size", lambda size=size: (found := page.js(script))[1] >= size[0] and found)
             assert width == size[0] and needed <= width, f"{scheme}, {size[0]} wide: the page is {needed} of {width} wide"
-            grounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
-    assert len(grounds) == 2, f"light and dark are the same: {grounds}"
-    page.look()
+            backgrounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2, f"light and dark have the same background: {backgrounds}"
+    page.emulate()
 
 
 def check_nothing_injected(page):
@@ -233,17 +233,17 @@ def check_nothing_injected(page):
 def run_live(url, token_file, directory, expected):
     check_headers(url)
     with browser(directory) as page:
-        page.look()
+        page.emulate()
         page.open(url)
         check_images(page, expected)
         check_detail(page, expected[0])
-        assert page.complaints() == []
+        assert page.console_errors() == []
         check_pin(page, expected[0], pathlib.Path(token_file).read_text().strip())
-        assert page.complaints("401") == []
+        assert page.console_errors("401") == []
         check_prune(page, expected[0])
         check_width(page)
         check_nothing_injected(page)
-        assert page.complaints() == []
+        assert page.console_errors() == []
         page.picture(directory / "live.png", DESKTOP[1])
 
 
@@ -252,7 +252,7 @@ def run_mock(directory):
     complete = [each["image"] for each in friendly.data["images"] if each["complete"]]
     check_headers(friendly.url)
     with browser(directory) as page:
-        page.look()
+        page.emulate()
         page.open(friendly.url)
         check_images(page, complete[:3])
         check_detail(page, complete[0].replace("alpine:3.20", "nginx:1.27"))
@@ -263,7 +263,7 @@ def run_mock(directory):
         check_downloads(page, friendly)
         check_paging(page, friendly)
         check_width(page)
-        assert page.complaints("401") == []
+        assert page.console_errors("401") == []
         check_silence(page, friendly)
     check_locked(directory)
     check_hostile(directory)
@@ -271,7 +271,7 @@ def run_mock(directory):
 
 
 def check_overview(page):
-    step("the overview, the history, the upstreams and the registries have their numbers")
+    step("overview, history, upstreams and registries show their numbers")
     assert page.text("#tile-images") == "12" and "11 complete" in page.text("#tile-images-note")
     assert "%" in page.text("#tile-hits") and "GB" in page.text("#tile-saved") and "2.0 GB" in page.text("#tile-disk")
     assert "without a download" in page.js("return document.querySelector('#chart-bytes svg').getAttribute('aria-label')")
@@ -280,23 +280,23 @@ def check_overview(page):
 
 
 def check_downloads(page, mock):
-    step("a download shows its progress; it is cancelled, and those that broke off are resumed")
+    step("a download shows its progress and can be cancelled, and partial downloads can be resumed")
     page.wait_for("#flights", "/s, from quay.io")
     assert page.js("const bar = document.querySelector('#flights progress'); return bar.value / bar.max > 0.6")
     assert "docker.io" in page.text("#partials")
     page.js("document.querySelector('#flights button').focus()")
     page.press(Keys.ENTER)
-    page.wait("the question", lambda: page.is_open("confirm"))
+    page.wait("the confirmation", lambda: page.is_open("confirm"))
     page.press(Keys.ENTER)
     page.wait_for("#downloads-note", "No downloads in progress")
     page.js("document.getElementById('resume').focus()")
     page.press(Keys.ENTER)
-    page.wait("nothing is left over", lambda: page.js("return document.getElementById('partials-box').hidden"))
+    page.wait("no partial downloads", lambda: page.js("return document.getElementById('partials-box').hidden"))
     assert [path for _, path, _ in mock.changes][-2:] == ["/api/v1/flights", "/api/v1/flights/resume"], mock.changes
 
 
 def check_prefetch(page, mock):
-    step("what is missing of an image is got from its detail")
+    step("the detail of an incomplete image fetches the missing content")
     name = next(each["image"] for each in mock.data["images"] if not each["complete"])
     page.tab_to(name)
     page.press(Keys.ENTER)
@@ -309,7 +309,7 @@ def check_prefetch(page, mock):
 
 
 def check_paging(page, mock):
-    step("a long list has pages")
+    step("a long list is paged")
     data = mock.data["images"]
     mock.data["images"] = [page_mock.image(number, f"docker.io/many/image:{number:03}", 1, ["linux/amd64"], 60) for number in range(120)]
     page.type("#filter [name=pattern]", "many")
@@ -325,16 +325,16 @@ def check_paging(page, mock):
 
 
 def check_silence(page, mock):
-    step("a server that does not answer is said to, and so is that it is back")
+    step("the page reports that the server does not respond, and that it responds again")
     mock.is_silent = True
     page.wait_for("#silence", "No response since")
     mock.is_silent = False
-    page.wait("it is gone", lambda: page.text("#silence") == "")
+    page.wait("the end of the warning", lambda: page.text("#silence") == "")
     page.wait_for("#notice", "responds again")
 
 
 def check_locked(directory):
-    step("from another machine: reading asks for the token; without it the page waits for it")
+    step("from another machine: reading needs the token, and the page waits for it")
     mock = page_mock.Mock(0, page_mock.friendly()).start()
     mock.is_locked = True
     with browser(directory) as page:
@@ -349,14 +349,14 @@ def check_locked(directory):
         page.press(page_mock.TOKEN, Keys.ENTER)
         page.wait("images", page.images)
         assert page.text("#locked") == ""
-        assert page.complaints("401") == []
+        assert page.console_errors("401") == []
 
 
 def check_hostile(directory):
-    step("markup from upstreams and clients is text, in every place")
+    step("markup from upstreams and clients is shown as text everywhere")
     mock = page_mock.Mock(0, page_mock.hostile()).start()
     with browser(directory) as page:
-        page.look()
+        page.emulate()
         page.open(mock.url)
         for selector in ("#image-rows", "#upstream-list", "#pin-list", "#flights", "#partials"):
             page.wait_for(selector, page_mock.HOSTILE)
@@ -366,18 +366,18 @@ def check_hostile(directory):
         page.wait("the image's content", lambda: page.texts("#detail .tree li"))
         assert page.text("#detail-body").count("<img src=x") >= 5
         check_nothing_injected(page)
-        page.look(PHONE)
-        page.wait("nothing to scroll sideways in the dialog", lambda: page.js(
+        page.emulate(PHONE)
+        page.wait("no horizontal scrolling in the dialog", lambda: page.js(
             "const dialog = document.getElementById('detail'); return innerWidth == 320 && dialog.scrollWidth <= dialog.clientWidth"))
         page.press(Keys.ESCAPE)
         page.wait("the dialog is closed", lambda: not page.is_open("detail"))
         check_width(page)
         check_nothing_injected(page)
-        assert page.complaints() == []
+        assert page.console_errors() == []
 
 
 def check_without_script(directory, mock):
-    step("without JavaScript the page says what to use instead")
+    step("without JavaScript the page names the alternative")
     with browser(directory) as page:
         page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
         page.driver.get(mock.url)
@@ -389,7 +389,7 @@ def take_pictures(directory):
                                               ("phone", (390, 844), "light", "#downloads", 1500)):
         mock = page_mock.Mock(0, page_mock.friendly()).start()
         with tempfile.TemporaryDirectory() as profiles, browser(pathlib.Path(profiles)) as page:
-            page.look(size, scheme)
+            page.emulate(size, scheme)
             page.open(mock.url)
             page.wait_for("#flights", "/s, from")
             page.js("document.activeElement.blur()")
@@ -409,6 +409,6 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    # An end from outside ends the browser as well.
+    # Close the browser on SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main(sys.argv[1:])

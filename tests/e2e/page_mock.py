@@ -1,9 +1,9 @@
-"""A mock of the management API with the page in front of it, for looking at the page without a larder.
+"""A mock of the management API that serves the page without a larder.
 
     page_mock.py PORT [friendly|hostile]
 
-`friendly` is a cache as people have it, `hostile` one whose upstreams and clients put markup wherever the API lets text
-through. Listens on 127.0.0.1; port 0 takes a free one. The token is TOKEN. What can be changed is kept until it ends.
+`friendly` has typical data; in `hostile`, upstreams and clients put markup into every string of the API. Listens on 127.0.0.1;
+port 0 takes a free port. The token is TOKEN. Changes are kept in memory.
 """
 
 import datetime
@@ -96,7 +96,7 @@ def hostile():
 
 
 def history():
-    """A day with a quiet night, some deployments, and a node that joins in the afternoon; the same every time."""
+    """Returns a day with a quiet night, some deployments, and a node that joins in the afternoon. Reproducible."""
     chance = random.Random(7)
     steps = []
     for minute in range(1440):
@@ -115,7 +115,7 @@ class Mock(http.server.ThreadingHTTPServer):
     def __init__(self, port, data):
         super().__init__(("127.0.0.1", port), Handler)
         self.data = data
-        # Whether reading needs the token too, as from another machine; and whether connections are cut unanswered.
+        # is_locked: reading needs the token, as from another machine. is_silent: connections are closed without a response.
         self.is_locked = self.is_silent = False
         self.changes = []
         self.history = history()
@@ -130,13 +130,13 @@ class Mock(http.server.ThreadingHTTPServer):
 
 
 def is_pinned(data, name):
-    def means(pattern):
+    def matches(pattern):
         return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name)
-    return any(means(pin["pattern"]) for pin in data["pins"])
+    return any(matches(pin["pattern"]) for pin in data["pins"])
 
 
 def matching(data, query):
-    """The filters of /api/v1/images that the page has."""
+    """Applies the filters of /api/v1/images that the page uses."""
     found = [each | {"pinned": is_pinned(data, each["image"])} for each in data["images"]]
     if query.get("pattern"):
         glob = ".*".join(map(re.escape, query["pattern"].split("*")))
@@ -168,16 +168,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.command == "GET" and url.path in FILES:
             name, kind = FILES[url.path]
-            self.answer(200, (PAGE / name).read_bytes(), kind)
+            self.send(200, (PAGE / name).read_bytes(), kind)
             return
         if (self.command != "GET" or self.server.is_locked) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.tell(401, {"error": "the bearer token is missing or is not that of management.tokenFile"})
+            self.send_json(401, {"error": "the bearer token is missing or is not that of management.tokenFile"})
             return
         if self.command != "GET":
             self.server.changes.append((self.command, url.path, query))
         name = f"{self.command.lower()}_{url.path.removeprefix('/api/v1/').replace('/', '_')}"
         answer = getattr(self, name, None)
-        self.tell(*(answer(query) if answer else (404, {"error": "there is no such thing here"})))
+        self.send_json(*(answer(query) if answer else (404, {"error": "not found"})))
 
     def get_status(self, _):
         images, steps = self.server.data["images"], self.server.history
@@ -187,7 +187,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return {"name": name, "repositories": len(own), "images": len(own), "bytes": sum(each["sizeBytes"] for each in own),
                     "pulled": max((each["pulled"] for each in own), default=None)}
         used = sum(each["sizeBytes"] for each in images)
-        # Nine days like this one.
+        # Totals of nine such days.
         total = {key: 9 * sum(step[key] for step in steps) for key in ("hits", "misses", "bytesServed", "bytesFetched")}
         return 200, {
             "version": "0.1.0", "started": ago(9 * 86400 + 4000), "now": ago(0), "ready": True, "offline": False, "airGapped": False,
@@ -223,7 +223,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def get_flights(self, _):
         flights = self.server.data["flights"]
         for each in flights:
-            # Progress, from one poll to the next, up to where the picture is taken.
+            # Progress between polls, up to the state in the screenshots.
             each["bytes"] = min(each["bytes"] + 3_100_000, int(each["sizeBytes"] * 0.629))
         return 200, {"flights": flights, "partials": self.server.data["partials"]}
 
@@ -269,10 +269,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def post_prefetch(self, query):
         return 202, {"image": query["image"]}
 
-    def tell(self, status, value):
-        self.answer(status, json.dumps(value).encode(), "application/json")
+    def send_json(self, status, value):
+        self.send(status, json.dumps(value).encode(), "application/json")
 
-    def answer(self, status, body, kind):
+    def send(self, status, body, kind):
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": POLICY,
                             "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}.items():
@@ -281,7 +281,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Nothing: the cases look at what the page shows."""
+        """Logs nothing."""
 
 
 if __name__ == "__main__":

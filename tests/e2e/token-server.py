@@ -1,10 +1,10 @@
-"""A small token server for the end-to-end cases: Distribution's token authentication with RS256, signed by openssl.
+"""A small token server for the end-to-end cases: Docker registry token authentication with RS256, signed by openssl.
 
     token-server.py PORT KEY CERTIFICATE DIRECTORY
 
-DIRECTORY holds what may change while it runs: `users`, lines of `name:password:repository…`, where the line of nobody in
-particular (`::repository…`) says what is public and its absence that nobody is let in without a password; and `life`,
-for how many seconds a token is good. Each line on standard output is one answer: status, user (- if none), scope.
+DIRECTORY has files that may change while it runs: `users`, with lines `name:password:repository…`, and `life`, the number of
+seconds that a token is valid. In `users` the line `::repository…` lists public repositories; without it all requests need a
+password. The server prints one line for each response: status, user (- if none), scope.
 """
 
 import base64
@@ -17,7 +17,7 @@ import time
 import urllib.parse
 
 PORT, KEY, CERTIFICATE, DIRECTORY = int(sys.argv[1]), sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
-# docker-registry takes a token for a minute longer than it says, because clocks differ.
+# docker-registry accepts a token for a minute after it has expired, because clocks differ.
 REGISTRY_LEEWAY = 60
 
 

@@ -1,12 +1,12 @@
-# What up, test and down share: names, what they need, bounded waits. Everything is called larder-e2e, kubectl and helm get a
-# file of their own for the cluster, and nothing else of the machine is read or changed.
-# shellcheck shell=bash disable=SC2034  # names are for the scripts
+# Shared by up, test and down: names, required commands, waits with a limit. All objects are named larder-e2e, kubectl and helm
+# use a separate kubeconfig, and no other configuration of the machine is read or changed.
+# shellcheck shell=bash disable=SC2034  # the scripts use the names
 
 set -euo pipefail
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$ROOT"
-# The script that sourced this, for what it says.
+# The script that sourced this file, for messages.
 SELF=tests/kind/$(basename -- "$0")
 readonly ROOT SELF
 
@@ -15,17 +15,17 @@ readonly WORK=$ROOT/target/kind
 readonly CLUSTER_ACCESS=$WORK/kubeconfig
 readonly IMAGE_TAR=$ROOT/target/larder-image.tar
 readonly CONTROL_PLANE=$CLUSTER-control-plane WORKER_ONE=$CLUSTER-worker WORKER_TWO=$CLUSTER-worker2
-# A registry of our own in a container, which plays the public one, and whose image is what the pods run.
+# A registry in a container that acts as the public one. The pods run its image too.
 readonly REGISTRY_IMAGE=${LARDER_KIND_REGISTRY_IMAGE:-docker.io/library/registry:2}
-# `.test` is no domain of the Internet's: what Larder does not have, nobody has.
+# `.test` does not exist on the Internet, so images that Larder does not have cannot be pulled.
 readonly PUBLIC=public.test APP=demo/app OTHER=demo/other TAG=v1
-# As in values.yaml.
+# Must match values.yaml.
 readonly METRICS_PORT=9091
 
-# Seconds. Creating a cluster pulls an image of 400 MB, if it is not there yet; everything else is local.
+# In seconds. Creating a cluster pulls an image of 400 MB if it is not cached; everything else is local.
 readonly PULL_LIMIT=900 CLUSTER_LIMIT=600 READY_LIMIT=180 COMMAND_LIMIT=120
 
-# One provider for all commands, whatever kind would find first.
+# Use Docker, whatever other provider kind would detect.
 export KIND_EXPERIMENTAL_PROVIDER=docker
 
 step() { printf -- '-- %s\n' "$*"; }
@@ -35,7 +35,7 @@ fail() {
   exit 1
 }
 
-# Says which commands are missing, and where they are had.
+# Reports missing commands, and how to install them.
 need() { # COMMAND…
   local command missing=()
   for command in "$@"; do
@@ -59,7 +59,7 @@ need() { # COMMAND…
 need_docker() {
   need docker "$@"
   timeout "$COMMAND_LIMIT" docker info >"$WORK/docker-info" 2>&1 || {
-    printf '%s: docker does not reach an engine: %s\n' "$SELF" "$(tail -n 1 "$WORK/docker-info")" >&2
+    printf '%s: docker cannot connect to an engine: %s\n' "$SELF" "$(tail -n 1 "$WORK/docker-info")" >&2
     exit 3
   }
 }
@@ -77,7 +77,7 @@ cluster_exists() { kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; }
 container_exists() { [[ -n $(docker ps --all --quiet --filter "name=^$1\$") ]]; }
 
 kubectl_() { timeout "$COMMAND_LIMIT" kubectl --kubeconfig "$CLUSTER_ACCESS" --context "kind-$CLUSTER" "$@"; }
-# Waits are longer, and bounded by kubectl itself.
+# Waits longer, with the limit in kubectl.
 kubectl_wait() { # WHAT COMMAND…
   local what=$1
   shift

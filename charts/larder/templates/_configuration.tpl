@@ -1,15 +1,15 @@
 {{/*
-Larder's configuration: what was given, what the chart adds, and what follows from both. Helm's templates return text, so maps
-come back as YAML.
+The configuration of Larder: what the values contain, what the chart adds, and what follows from both. Templates return text, so maps
+are returned as YAML.
 */}}
 
-{{/* What was given, as a map. */}}
+{{/* The configuration in the values, as a map. */}}
 {{- define "larder.given" -}}
 {{- $given := .Values.serverConfig.configuration -}}
 {{- if kindIs "string" $given -}}
 {{- $parsed := fromYaml $given -}}
 {{- if hasKey $parsed "Error" -}}
-{{- fail (printf "serverConfig.configuration is no YAML: %s" (get $parsed "Error")) -}}
+{{- fail (printf "serverConfig.configuration is not valid YAML: %s" (get $parsed "Error")) -}}
 {{- end -}}
 {{- toYaml $parsed -}}
 {{- else -}}
@@ -17,7 +17,7 @@ come back as YAML.
 {{- end -}}
 {{- end }}
 
-{{/* Seconds of a duration such as 1h30m. */}}
+{{/* A duration, e.g. 1h30m, in seconds. */}}
 {{- define "larder.seconds" -}}
 {{- $units := dict "ns" 0.000000001 "us" 0.000001 "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 -}}
 {{- $sum := 0.0 -}}
@@ -27,13 +27,13 @@ come back as YAML.
 {{- $sum -}}
 {{- end }}
 
-{{/* Bytes of a Kubernetes quantity such as 1.5Gi. */}}
+{{/* A Kubernetes quantity, e.g. 1.5Gi, in bytes. */}}
 {{- define "larder.bytes" -}}
 {{- $units := dict "" 1.0 "k" 1000.0 "M" 1000000.0 "G" 1000000000.0 "T" 1000000000000.0 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
 {{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) -}}
 {{- end }}
 
-{{/* The limit of the emptyDir. A plain number comes as a float, which would be written as 1e+09. */}}
+{{/* The size limit of the emptyDir. Helm parses a plain number as a float, which would be printed as 1e+09. */}}
 {{- define "larder.sizeLimit" -}}
 {{- with .Values.persistence.emptyDir.sizeLimit -}}
 {{- ternary . (toString (int64 .)) (kindIs "string" .) -}}
@@ -45,8 +45,8 @@ come back as YAML.
 {{- end }}
 
 {{/*
-What the chart adds to the configuration: where the secret of serverTls is mounted, a bound for an emptyDir that Kubernetes
-would otherwise evict the pod for, and a drain that ends before Kubernetes kills.
+The keys that the chart adds to the configuration: the paths of the mounted TLS secret, a cacheSize below the size limit of the
+emptyDir, which Kubernetes would otherwise evict the pod for exceeding, and a drainTimeout that ends before Kubernetes kills the pod.
 */}}
 {{- define "larder.added" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
@@ -54,7 +54,7 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
 {{- $tls := .Values.serverTls -}}
 {{- if $tls.enabled -}}
   {{- if get $given "serverTlsConfig" -}}
-  {{- fail "serverTls.enabled and serverConfig.configuration.serverTlsConfig say the same thing twice: take one of them out" -}}
+  {{- fail "serverTls.enabled and serverConfig.configuration.serverTlsConfig conflict: remove one of them" -}}
   {{- end -}}
   {{- if not (or $tls.secretName (and $tls.cert $tls.key)) -}}
   {{- fail "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key (helm … --set-file serverTls.cert=tls.crt)" -}}
@@ -62,7 +62,7 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
   {{- $of := dict "cert" "/run/secrets/tls/tls.crt" "key" "/run/secrets/tls/tls.key" -}}
   {{- if eq (default "none" $tls.clientAuth) "verify" -}}
     {{- if not (or $tls.secretName $tls.ca) -}}
-    {{- fail "serverTls.clientAuth: verify needs serverTls.ca: the image has no authorities of an operating system" -}}
+    {{- fail "serverTls.clientAuth: verify needs serverTls.ca: the image does not contain the CA certificates of an operating system" -}}
     {{- end -}}
     {{- $_ := set $of "clientAuth" "verify" -}}
     {{- $_ := set $of "ca" "/run/secrets/tls/ca.crt" -}}
@@ -77,18 +77,18 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
 {{- $drain := get $given "drainTimeout" -}}
 {{- if $drain -}}
   {{- if le (float64 $has) (include "larder.seconds" $drain | float64) -}}
-  {{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSleepSeconds (%d) and serverConfig.configuration.drainTimeout (%s) together: Kubernetes kills what still drains" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds) $drain) -}}
+  {{- fail (printf "terminationGracePeriodSeconds (%d) must be more than preStopSleepSeconds (%d) and serverConfig.configuration.drainTimeout (%s) together: otherwise Kubernetes kills the pod while it drains" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds) $drain) -}}
   {{- end -}}
 {{- else if le $has 60 -}}
   {{- if lt $has 2 -}}
-  {{- fail (printf "terminationGracePeriodSeconds (%d) leaves nothing to drain in after preStopSleepSeconds (%d)" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds)) -}}
+  {{- fail (printf "terminationGracePeriodSeconds (%d) leaves no time to drain after preStopSleepSeconds (%d)" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds)) -}}
   {{- end -}}
   {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
 {{- end -}}
 {{- toYaml $added -}}
 {{- end }}
 
-{{/* The text of the file; empty if everything is default. */}}
+{{/* The text of the configuration file; empty if all keys have their default. */}}
 {{- define "larder.configuration" -}}
 {{- $given := .Values.serverConfig.configuration -}}
 {{- $added := include "larder.added" . | fromYaml -}}
@@ -111,14 +111,14 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
 {{- end -}}
 {{- end }}
 
-{{/* Where the cache is: what the configuration says, or where the volume `images` is mounted, or the default. */}}
+{{/* The directory of the cache: imagePath of the configuration, else the mount path of the volume `images`, else the default. */}}
 {{- define "larder.imagePath" -}}
 {{- $path := get (include "larder.given" . | fromYaml) "imagePath" -}}
 {{- range .Values.volumeMounts -}}
   {{- if eq .name "images" -}}
     {{- if not $path -}}{{- $path = .mountPath -}}{{- end -}}
     {{- if not (or (eq .mountPath $path) (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $path)) -}}
-    {{- fail (printf "serverConfig.configuration.imagePath (%s) is not in the volume images, which volumeMounts mounts at %s: the cache would not outlive the container" $path .mountPath) -}}
+    {{- fail (printf "serverConfig.configuration.imagePath (%s) is not in the volume images, which volumeMounts mounts at %s: the cache would be deleted with the container" $path .mountPath) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
@@ -134,18 +134,19 @@ would otherwise evict the pod for, and a drain that ends before Kubernetes kills
 {{- end }}
 
 {{/*
-The ports: `http`, `health` (0 without probes), `metrics` (0 if there are none), `management` (0 if there is none, or only on
-loopback), and `flags` for those that the configuration does not name; and `host`, if it is loopback, where probes have to ask then.
+The ports: `http`, `health` (0 without probes), `metrics` (0 if disabled) and `management` (0 if disabled or only on loopback).
+`flags` are the command-line options for ports that the configuration does not set. `host` is the address for probes if Larder
+listens on loopback only, otherwise empty.
 */}}
 {{- define "larder.ports" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
 {{- $host := default "0.0.0.0" (get $given "host") -}}
 {{- if include "larder.isLoopback" $host -}}
   {{- if not (include "larder.usesHostNetwork" .) -}}
-  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: nobody outside of the pod would reach Larder" $host) -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: clients outside the pod could not reach Larder" $host) -}}
   {{- end -}}
   {{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled -}}
-  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: Prometheus would not reach the metrics of observability" $host) -}}
+  {{- fail (printf "serverConfig.configuration.host (%s) is loopback: Prometheus could not reach the metrics" $host) -}}
   {{- end -}}
 {{- end -}}
 {{- $management := default dict (get $given "management") -}}
@@ -173,26 +174,26 @@ loopback), and `flags` for those that the configuration does not name; and `host
 {{- end -}}
 {{- range $name, $port := dict "health" $health "metrics" $metrics "management.port" $managed -}}
   {{- if and $port (eq $port $http) -}}
-  {{- fail (printf "%s is %d, where Larder serves images (serverConfig.configuration.port)" $name $port) -}}
+  {{- fail (printf "%s is %d, which is also serverConfig.configuration.port" $name $port) -}}
   {{- end -}}
 {{- end -}}
 {{- range $name, $port := dict "health" $health "metrics" $metrics -}}
   {{- if and $managed (eq $port $managed) (not (eq $port $open)) -}}
-  {{- fail (printf "%s is %d, which is serverConfig.configuration.management.port too" $name $port) -}}
+  {{- fail (printf "%s is %d, which is also serverConfig.configuration.management.port" $name $port) -}}
   {{- end -}}
 {{- end -}}
 {{- if and .Values.observability.enabled .Values.observability.serviceMonitor.enabled (not $metrics) -}}
-{{- fail "observability.enabled needs a port for metrics: metrics.port=2112, or serverConfig.configuration.metrics" -}}
+{{- fail "observability.enabled needs a port for metrics: set metrics.port=2112 or serverConfig.configuration.metrics" -}}
 {{- end -}}
 {{- toYaml (dict "http" $http "health" $health "metrics" $metrics "management" $open "flags" $flags "host" (ternary $host "" (eq "yes" (include "larder.isLoopback" $host)))) -}}
 {{- end }}
 
-{{/* What clients speak. */}}
+{{/* The URL scheme that clients use. */}}
 {{- define "larder.scheme" -}}
 {{- ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
 {{- end }}
 
-{{/* Where nodes reach Larder, as a URL; empty if that cannot be known here. */}}
+{{/* The URL at which nodes reach Larder; empty if the values do not determine it. */}}
 {{- define "larder.nodeUrl" -}}
 {{- $scheme := include "larder.scheme" . -}}
 {{- $hostPort := .Values.daemonset.hostPort -}}

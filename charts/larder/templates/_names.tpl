@@ -4,7 +4,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* 52 characters, so that `-configure` and what Kubernetes appends to the names of pods still fit. */}}
+{{/* At most 52 characters, which leaves space for `-configure` and the suffixes that Kubernetes appends to pod names. */}}
 {{- define "larder.fullname" -}}
 {{- $name := include "larder.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -16,13 +16,13 @@
 {{- end -}}
 {{- end }}
 
-{{/* What never changes, of all objects of the release. */}}
+{{/* Labels of all objects of the release that never change. */}}
 {{- define "larder.identity" -}}
 app.kubernetes.io/name: {{ include "larder.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* The server's pods, and not those of configureNodes. */}}
+{{/* Selects the server's pods, but not those of configureNodes. */}}
 {{- define "larder.selector" -}}
 {{ include "larder.identity" . }}
 app.kubernetes.io/component: server
@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "larder.image" -}}
 {{- $image := .Values.image -}}
 {{- if hasKey $image "ociregistry" -}}
-{{- fail "image.ociregistry names the reference server's image: take it out, and say by image.registry and image.repository where Larder's is (see docs/helm.md)" -}}
+{{- fail "image.ociregistry names the reference server's image: remove it, and set image.registry and image.repository to those of Larder (see docs/helm.md)" -}}
 {{- end -}}
 {{- $name := $image.repository -}}
 {{- if $image.registry -}}{{- $name = printf "%s/%s" $image.registry $name -}}{{- end -}}

@@ -1,4 +1,4 @@
-{{/* The pod template of the server, the same for a deployment and a daemon set. */}}
+{{/* The pod template of the server, used by the deployment and by the daemon set. */}}
 {{- define "larder.pod" -}}
 {{- $ports := include "larder.ports" . | fromYaml -}}
 {{- $configuration := include "larder.configuration" . -}}
@@ -86,7 +86,7 @@ spec:
           containerPort: {{ $ports.health }}
           protocol: TCP
         {{- end }}
-        {{- /* Kubernetes merges ports by their number: one that serves for two things stands here once. */}}
+        {{- /* Kubernetes merges ports by number, so a port that serves two purposes is listed once. */}}
         {{- if and $ports.metrics (ne $ports.metrics $ports.health) }}
         - name: metrics
           containerPort: {{ $ports.metrics }}

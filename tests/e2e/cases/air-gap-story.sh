@@ -1,6 +1,6 @@
-# Proves the way of images to where there is no network, from a list to a pod: larder load from a list, export to a tar,
-# import on the far side, which has no upstream and serves containerd and skopeo the near side's digests; then a delta that
-# carries what changed and nothing else, and that is refused where its base is missing.
+# Proves the transfer of images into an air-gapped network: larder load with a list on the near side, export to a tar, and
+# import on the far side, which has no upstream and serves containerd and skopeo the same digests. Then a delta contains only
+# what changed, and an import without its base fails.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -9,7 +9,7 @@ readonly NEAR="$CASE_DIR/near" FAR="$LARDER_CACHE" STICK="$CASE_DIR/stick"
 mkdir -p "$STICK"
 cd "$STICK"
 
-# The far side's server, and its commands beside it, know of no upstream.
+# The far side's server and commands have no upstream.
 cat >"$CASE_DIR/larder.yaml" <<YAML
 imagePath: $FAR
 airGapped: true
@@ -19,7 +19,7 @@ far() { client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" "$@"; }
 
 # ---- An image of two layers, of which one changes ------------------------------------------------------------------------
 
-# Pushes demo/hello:v1 with a layer above it that holds NOTE as demo/app:stable, and leaves its digests in APP_….
+# Pushes demo/hello:v1 plus a layer with NOTE as demo/app:stable. Sets APP_… to its digests.
 push_app() { # NOTE
   local layout="$CASE_DIR/tmp/app" manifest config layer diff
   rm -rf -- "$layout" "$CASE_DIR/tmp/rootfs"
@@ -43,7 +43,7 @@ push_app() { # NOTE
 }
 
 registry_start "$(own_storage)"
-# The near side asks for its tags each time: the story is over before one would grow old.
+# The near side checks tags on every pull, because the case ends before a tag would expire.
 cat >"$CASE_DIR/near.yaml" <<YAML
 imagePath: $NEAR
 registries:
@@ -58,10 +58,10 @@ readonly FIRST_APP_DIGEST=$APP_DIGEST
 
 step "load a list"
 cat >list.txt <<LIST
-# What the far side runs.
-library/hello:v1, $APP   # two in a line
+# Images of the far side.
+library/hello:v1, $APP   # two on a line
 
-  # One by its digest, for this machine's platform:
+  # By digest, for the platform of this machine:
 $MULTI
 docker.io/demo/hello:v*
 demo/big:v1
@@ -69,16 +69,16 @@ LIST
 near load @list.txt 2>&1 | tee load.log
 readonly IMAGES=("$APP" docker.io/demo/big:v1 docker.io/demo/hello:v1 docker.io/demo/hello:v2 "$MULTI" "$HELLO")
 for image in "${IMAGES[@]}"; do
-  grep -qE "^${image//./\\.}: (loaded, .* fetched|already cached)$" load.log || fail "load did not tell of $image"
+  grep -qE "^${image//./\\.}: (loaded, .* fetched|already cached)$" load.log || fail "load did not report $image"
 done
-grep -qE "^${#IMAGES[@]} of ${#IMAGES[@]} images in the cache" load.log || fail "load's summary is another one"
+grep -qE "^${#IMAGES[@]} of ${#IMAGES[@]} images in the cache" load.log || fail "load printed another summary"
 
-# What list says: name, digest and state, a line an image.
+# Prints name, digest and completeness of each image in list.
 listed() { "$1" list --json | jq -r '.[] | "\(.image) \(.digest) \(.complete)"' | LC_ALL=C sort; }
-step "list says that all is complete"
+step "list shows that all images are complete"
 near list | tee table
 equal "lines of the table" $((${#IMAGES[@]} + 1)) "$(wc -l <table)"
-equal "images that are complete" "${#IMAGES[@]}" "$(grep -cE ' complete(, stale)?$' table)"
+equal "complete images" "${#IMAGES[@]}" "$(grep -cE ' complete(, stale)?$' table)"
 cat >expected <<EXPECTED
 $APP $APP_DIGEST true
 docker.io/demo/big:v1 $BIG_DIGEST true
@@ -89,10 +89,10 @@ $HELLO $HELLO_DIGEST true
 EXPECTED
 equal "the images" "$(LC_ALL=C sort expected)" "$(listed near)"
 
-step "export them by the same list"
+step "export with the same list"
 near export --list list.txt --output images.tar
 near export --all --output all.tar
-same_bytes "by the list and all" all.tar images.tar
+same_bytes "the exports with the list and with --all" all.tar images.tar
 registry_stop
 
 # ---- The far side --------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ pulled_by_ctr() { # IMAGE DIGEST
   equal "the digest of $1 in containerd" "$2" "$(digest_in_ctr "$1")"
 }
 runs() { # IMAGE NAME
-  equal "what $1 says" "hello from the larder" "$(ctr_ run --rm --snapshotter native --net-host "$1" "$2")"
+  equal "the output of $1" "hello from the larder" "$(ctr_ run --rm --snapshotter native --net-host "$1" "$2")"
 }
 pulled_by_skopeo() { # IMAGE DIGEST
   rm -rf -- "$CASE_DIR/pulled"
@@ -119,7 +119,7 @@ pulled_by_skopeo() { # IMAGE DIGEST
   equal "the digest of $1 for skopeo" "$2" "sha256:$(sha256sum <"$CASE_DIR/pulled/manifest.json" | cut -d ' ' -f 1)"
 }
 
-step "containerd pulls and runs, by its one mirror for all registries"
+step "containerd pulls and runs, with one mirror for all registries"
 pulled_by_ctr "$HELLO" "$HELLO_DIGEST"
 runs "$HELLO" larder-e2e-hello
 pulled_by_ctr "$APP" "$FIRST_APP_DIGEST"
@@ -135,7 +135,7 @@ pulled_by_skopeo "$HELLO" "$HELLO_DIGEST"
 
 # ---- A delta -------------------------------------------------------------------------------------------------------------
 
-step "one layer of one image changes"
+step "change one layer of one image"
 far list --digests >have.txt
 registry_start
 push_app "the second note"
@@ -143,43 +143,43 @@ push_app "the second note"
 near load @list.txt
 near export --all --except have.txt --output delta.tar
 
-step "the delta carries that layer, its config, and manifests"
+step "the delta contains that layer, its config, and manifests"
 tar -tf delta.tar | sed -n 's,^blobs/\([a-z0-9]*\)/\(..*\)$,\1:\2,p' | LC_ALL=C sort >carried
 LC_ALL=C sort -o have.txt have.txt
 printf '%s\n' "$APP_LAYER" "$APP_CONFIG" "$APP_DIGEST" | LC_ALL=C sort >changed
-equal "what is new in it" "$(cat changed)" "$(LC_ALL=C comm -23 carried have.txt)"
+equal "new blobs in the delta" "$(cat changed)" "$(LC_ALL=C comm -23 carried have.txt)"
 while IFS= read -r digest; do
   tar -xOf delta.tar "blobs/sha256/${digest#sha256:}" | jq -e '.config.digest // .manifests' >/dev/null ||
-    fail "$digest is carried, which is known on the far side and no manifest"
+    fail "the delta contains $digest, which the far side has and which is not a manifest"
 done < <(LC_ALL=C comm -12 carried have.txt)
-equal "what is no blob" "index.json oci-layout" "$(tar -tf delta.tar | grep -v '^blobs/' | LC_ALL=C sort | paste -sd ' ')"
+equal "other files in the delta" "index.json oci-layout" "$(tar -tf delta.tar | grep -v '^blobs/' | LC_ALL=C sort | paste -sd ' ')"
 (($(stat -c %s delta.tar) < 64 * 1024)) || fail "the delta has $(stat -c %s delta.tar) bytes"
 
-step "without its base it is refused, by name"
+step "without its base the import fails, and lists images and blobs"
 status=0
 client "$E2E_LARDER" --image-path "$CASE_DIR/other" import delta.tar 2>refusal || status=$?
 cat refusal
 equal "the exit code" 1 "$status"
 for image in "${IMAGES[@]}"; do
   grep -qE "^${image//./\\.}: not imported; [1-9][0-9]* of its blobs .* are in neither the bundle nor the cache:" refusal ||
-    fail "the refusal does not name $image"
+    fail "the error does not name $image"
 done
 for digest in "$HELLO_LAYER" "$BIG_LAYER"; do
-  grep -q "^ *$digest ([0-9]* bytes)$" refusal || fail "the refusal does not name $digest"
+  grep -q "^ *$digest ([0-9]* bytes)$" refusal || fail "the error does not name $digest"
 done
-refused "a layer that the delta carries is said to be missing" grep -q "$APP_LAYER" refusal
-equal "images of which a name was written" '[]' "$(client "$E2E_LARDER" --image-path "$CASE_DIR/other" list --json)"
+must_fail "a layer in the delta is reported as missing" grep -q "$APP_LAYER" refusal
+equal "images that were named" '[]' "$(client "$E2E_LARDER" --image-path "$CASE_DIR/other" list --json)"
 
-step "the far side takes it while it serves"
+step "the far side imports it while it serves"
 registry_stop
 far import delta.tar 2>&1 | tee import.log
-grep -qF "$APP $APP_DIGEST" import.log || fail "import did not tell of the new image"
-grep -qF "(was $FIRST_APP_DIGEST)" import.log || fail "import did not tell what the tag was"
+grep -qF "$APP $APP_DIGEST" import.log || fail "import did not report the new image"
+grep -qF "(was $FIRST_APP_DIGEST)" import.log || fail "import did not report the old digest of the tag"
 far verify
 equal "the images on both sides" "$(listed near)" "$(listed far)"
 pulled_by_ctr "$APP" "$APP_DIGEST"
 runs "$APP" larder-e2e-app-2
-equal "the note in its new layer" "the second note" \
+equal "the note in the new layer" "the second note" \
   "$(ctr_ content get "$APP_LAYER" | tar -xzO note)"
 pulled_by_skopeo "$APP" "$APP_DIGEST"
 pulled_by_skopeo "$HELLO" "$HELLO_DIGEST"

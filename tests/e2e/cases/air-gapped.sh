@@ -1,5 +1,5 @@
-# Proves --air-gapped: what is cached is served, however old its tags are; what is not is refused at once; and not a single
-# request goes to the upstream, which is up all the while.
+# Proves --air-gapped: cached content is served, however old its tags are; other requests fail immediately; and larder sends
+# no request to the upstream, which is running.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -9,7 +9,7 @@ larder_start
 readonly REPOSITORY="$LARDER_URL/v2/$ALIAS/demo/hello"
 readonly CACHED=("manifests/v1" "manifests/$HELLO_DIGEST" "blobs/$HELLO_CONFIG" "blobs/$HELLO_LAYER")
 
-step "filled while there is a network"
+step "fill the cache while there is a network"
 for path in "${CACHED[@]}"; do
   get "$REPOSITORY/$path"
   expect_status "$path" 200
@@ -17,7 +17,7 @@ done
 larder_stop
 
 step "air-gapped"
-asked=$(registry_requests '[A-Z]+ /v2/demo/')
+requests=$(registry_requests '[A-Z]+ /v2/demo/')
 larder_start --air-gapped
 for path in "${CACHED[@]}"; do
   get "$REPOSITORY/$path"
@@ -28,5 +28,5 @@ for path in hello/manifests/v2 "hello/manifests/$HELLO_V2_DIGEST" "big/blobs/$BI
   matches "$path, not cached" '^(404|503|504)$' "$STATUS"
   matches "the body" '.+' "$(error_code)"
 done
-equal "requests that reached the upstream" "$asked" "$(registry_requests '[A-Z]+ /v2/demo/')"
+equal "requests to the upstream" "$requests" "$(registry_requests '[A-Z]+ /v2/demo/')"
 larder_stop

@@ -1,22 +1,22 @@
-# Proves registries[].auth against a registry that wants user and password: from the configuration, the environment, a file
-# that changes while larder runs, and what `skopeo login` writes. Wrong ones are refused at once and said once, never cost
-# what is cached, and are found neither in the log, nor in an answer, nor in the cache.
+# Proves registries[].auth with a registry that requires user and password: from the configuration, the environment, a file
+# that changes while larder runs, and the file that `skopeo login` writes. With wrong credentials requests fail immediately,
+# the log has one line, and cached content is still served. No credentials appear in the log, a response or the cache.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
-# How long a client waits to hear that larder's credentials are refused.
-readonly REFUSAL_LIMIT=3
+# The time limit for an error response when the registry rejects larder's credentials.
+readonly ERROR_LIMIT=3
 readonly CLIENT_USER=puller
-# With a colon, which ends the user's name only, and with what YAML and the shell take for theirs.
+# With a colon, which separates only the user name, and with special characters of YAML and the shell.
 readonly PASSWORD='right: h0rse "battery" #staple'
 readonly WRONG='wr0ng: h0rse "battery" #staple'
 
-# Every pull by tag asks upstream, so that what is served without it is served *because* it is gone.
+# Every pull by tag checks the upstream, so content that is served without the upstream comes from the cache.
 TAG_TTL=0
-# What larder says of itself at its most talkative is to be no secret either.
+# The debug log must not contain secrets either.
 LOG_LEVEL=debug
 
-# ---- The registry, larder, and their clients ---------------------------------------------------------------------------
+# ---- The registry, larder and their clients ----------------------------------------------------------------------------
 
 htpasswd -Bbn "$CLIENT_USER" "$PASSWORD" >"$CASE_DIR/htpasswd"
 REGISTRY_PORT=$(free_port)
@@ -35,8 +35,8 @@ protected_registry_start() {
   wait_for_server registry curl -fsS --max-time 2 -u "$CLIENT_USER:$PASSWORD" "http://$REGISTRY/v2/"
 }
 
-# One entry for each way to give credentials, all for the same registry. dockerConfig goes by the registry's own address,
-# since that is what a login notes.
+# One entry for each source of credentials, all for the same registry. The entry with dockerConfig is named by the registry's
+# address, because a login stores that.
 readonly PASSWORD_FILE="$CASE_DIR/password" DOCKER_CONFIG_FILE="$CASE_DIR/config.json"
 auth_config() {
   cat >"$CASE_DIR/larder.yaml" <<YAML
@@ -64,17 +64,17 @@ revalidateTimeout: 2s
 YAML
 }
 
-# Asks larder, and keeps every answer for a look at what it tells.
-readonly ANSWERS="$CASE_DIR/answers"
+# Sends a request to larder, and keeps the response for the search for secrets.
+readonly RESPONSES="$CASE_DIR/responses"
 ask() { # REGISTRY PATH
-  get "$LARDER_URL/v2/$1/$2" --max-time "$REFUSAL_LIMIT"
-  cat -- "$HEAD_FILE" "$BODY_FILE" >>"$ANSWERS"
+  get "$LARDER_URL/v2/$1/$2" --max-time "$ERROR_LIMIT"
+  cat -- "$HEAD_FILE" "$BODY_FILE" >>"$RESPONSES"
 }
 pulled() { # REGISTRY PATH
   ask "$1" "$2"
   expect_status "$1: $2" 200
 }
-# The whole image, by tag and by digest.
+# The complete image, by tag and by digest.
 readonly IMAGE=("manifests/v1" "manifests/$HELLO_DIGEST" "blobs/$HELLO_CONFIG" "blobs/$HELLO_LAYER")
 image_pulled() { # REGISTRY
   local path
@@ -82,7 +82,7 @@ image_pulled() { # REGISTRY
     pulled "$1" "demo/hello/$path"
   done
 }
-# 403 for a manifest; a blob never gets one, since clients take it for final.
+# Manifests get 403. Blobs never do, because clients treat it as permanent.
 denied() { # REGISTRY
   ask "$1" demo/hello/manifests/v2
   expect_status "$1: a manifest" 403
@@ -91,7 +91,7 @@ denied() { # REGISTRY
   expect_status "$1: a blob" 404
 }
 
-step "the registry lets nobody in without the password; a login by skopeo is written down"
+step "the registry requires the password; skopeo login stores it"
 protected_registry_start
 get "http://$REGISTRY/v2/demo/hello/manifests/v1"
 expect_status "the registry, without credentials" 401
@@ -100,63 +100,63 @@ copy "$REGISTRY/demo/hello:v1" direct --src-authfile "$DOCKER_CONFIG_FILE"
 
 # ---- Start -------------------------------------------------------------------------------------------------------------
 
-# `larder serve` refuses to start: status 2, and it says why.
-no_start() { # WHAT REGEX
+# `larder serve` does not start: exit status 2, and an error.
+does_not_start() { # WHAT REGEX
   local status=0
   client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$CASE_DIR/none" \
-    serve --host 127.0.0.1 --port 0 >"$CASE_DIR/tmp/said" 2>&1 || status=$?
-  cat -- "$CASE_DIR/tmp/said" >>"$ANSWERS"
+    serve --host 127.0.0.1 --port 0 >"$CASE_DIR/tmp/output" 2>&1 || status=$?
+  cat -- "$CASE_DIR/tmp/output" >>"$RESPONSES"
   equal "$1: the exit status" 2 "$status"
-  matches "$1: what it says" "$2" "$(<"$CASE_DIR/tmp/said")"
+  matches "$1: the error" "$2" "$(<"$CASE_DIR/tmp/output")"
 }
 
-step "what contradicts itself or is not there is said at start"
+step "contradictory settings and missing variables are errors at startup"
 auth_config
-no_start "a variable that is not set" 'env\.test.*LARDER_E2E_PASSWORD'
+does_not_start "a variable that is not set" 'env\.test.*LARDER_E2E_PASSWORD'
 export LARDER_E2E_PASSWORD=$PASSWORD
 cat >"$CASE_DIR/larder.yaml" <<YAML
 registries: [{name: two.test, auth: {user: u, password: '$PASSWORD', passwordFile: /nowhere}}]
 YAML
-no_start "two sources" 'two\.test.*password.*passwordFile'
+does_not_start "two sources" 'two\.test.*password.*passwordFile'
 
-# ---- Refused -----------------------------------------------------------------------------------------------------------
+# ---- Rejected credentials ----------------------------------------------------------------------------------------------
 
-step "without credentials nothing is pulled"
+step "without credentials pulls fail"
 auth_config
 printf '%s\n' "$WRONG" >"$PASSWORD_FILE"
 larder_start
 denied none.test
 
-refusals() { larder_lines "\[WARN\] $1: the credentials in registries\[\]\.auth are refused"; }
-step "wrong credentials are refused at once, and that is said once"
+rejections() { larder_lines "\[WARN\] $1: the credentials in registries\[\]\.auth are refused"; }
+step "with wrong credentials pulls fail immediately, and the log has one line"
 for registry in wrong.test file.test; do
   for _ in {1..3}; do
     denied "$registry"
   done
-  equal "lines that $registry refuses the credentials" 1 "$(refusals "$registry")"
+  equal "log lines that $registry rejects the credentials" 1 "$(rejections "$registry")"
 done
 
-# ---- Let in ------------------------------------------------------------------------------------------------------------
+# ---- Accepted credentials ----------------------------------------------------------------------------------------------
 
 step "user and password, passwordFromEnv, dockerConfig"
 for registry in password.test env.test "$REGISTRY"; do
   image_pulled "$registry"
 done
 
-step "the right passwordFile counts at once"
+step "a corrected passwordFile is used immediately"
 printf '%s\n' "$PASSWORD" >"$PASSWORD_FILE.new"
 mv "$PASSWORD_FILE.new" "$PASSWORD_FILE"
 image_pulled file.test
 
-step "a whole image by skopeo, which has no credentials itself"
-refused "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" "nothing" --src-no-creds
+step "skopeo, which has no credentials, pulls complete images"
+must_fail "skopeo without credentials" copy "$REGISTRY/demo/hello:v1" "nothing" --src-no-creds
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/multi:v1" through-multi --all --src-no-creds
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:v1" through --src-no-creds
 same_tree "through larder" "$CASE_DIR/direct" "$CASE_DIR/through"
 
-# ---- Let in no longer --------------------------------------------------------------------------------------------------
+# ---- Credentials that become invalid -----------------------------------------------------------------------------------
 
-step "passwordFile turns wrong, then away: what is cached is served, and no more"
+step "passwordFile becomes wrong, then is removed: only cached content is served"
 printf '%s\n' "$WRONG" >"$PASSWORD_FILE"
 image_pulled file.test
 denied file.test
@@ -164,9 +164,9 @@ rm -f -- "$PASSWORD_FILE"
 image_pulled file.test
 denied file.test
 ask file.test demo/hello/manifests/v2
-matches "what is told of it" 'passwordFile' "$(jq -r '.errors[0].message' "$BODY_FILE")"
+matches "the error message" 'passwordFile' "$(jq -r '.errors[0].message' "$BODY_FILE")"
 
-step "the registry is stopped: what was pulled is served"
+step "the registry is stopped: cached content is served"
 registry_stop
 for registry in password.test env.test file.test "$REGISTRY"; do
   image_pulled "$registry"
@@ -174,17 +174,17 @@ done
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:v1" stopped --src-no-creds
 same_tree "without the registry" "$CASE_DIR/direct" "$CASE_DIR/stopped"
 ask none.test demo/hello/manifests/v1
-matches "what was never allowed" '^(403|404|502|503)$' "$STATUS"
+matches "content that was never pulled" '^(403|404|502|503)$' "$STATUS"
 cache_is_sound
 larder_stop
 
 # ---- Secrets -----------------------------------------------------------------------------------------------------------
 
 encoded() { printf '%s' "$CLIENT_USER:$1" | base64 -w 0; }
-step "no password is in the log, in an answer or in the cache"
-[[ -s $ANSWERS ]] || fail "no answers were kept"
+step "no password is in the log, in a response or in the cache"
+[[ -s $RESPONSES ]] || fail "no responses were kept"
 printf '%s\n' "$PASSWORD" "$WRONG" "$(encoded "$PASSWORD")" "$(encoded "$WRONG")" 'h0rse' >"$CASE_DIR/secrets"
-grep -qFf "$CASE_DIR/secrets" "$CASE_DIR/larder.yaml" || fail "the search finds no secrets at all"
-refused "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
-refused "a secret in an answer" grep -naFf "$CASE_DIR/secrets" "$ANSWERS"
-refused "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"
+grep -qFf "$CASE_DIR/secrets" "$CASE_DIR/larder.yaml" || fail "the search does not find the secrets in the configuration"
+must_fail "a secret in larder's log" grep -nFf "$CASE_DIR/secrets" "$LARDER_LOG"
+must_fail "a secret in a response" grep -naFf "$CASE_DIR/secrets" "$RESPONSES"
+must_fail "a secret in the cache" grep -rlFf "$CASE_DIR/secrets" "$LARDER_CACHE"

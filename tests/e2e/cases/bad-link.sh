@@ -1,33 +1,33 @@
-# Proves pulls over a bad link between larder and its registry, and nothing else bad: packets are lost (and delayed, where
-# the kernel can), and each connection is reset after some hundred kilobytes. Skopeos pull several images at a time, their
-# bytes are right, and the registry sends little more than the images' size. Idle connections that the network has
-# forgotten cost nobody a pull.
+# Proves pulls over a bad link between larder and its registry: packets are lost (and delayed, if the kernel supports that), and
+# each connection is reset after some hundred kilobytes. Several skopeo processes pull images at the same time and get the
+# right bytes, and the registry sends little more than the size of the images. No pull fails because the network has dropped
+# idle connections.
 # shellcheck shell=bash source=../lib.sh
 
-# In a network namespace of its own, which ends with it.
+# Runs in its own network namespace.
 if [[ -z ${E2E_NAMESPACE:-} ]] && unshare --net true; then
   E2E_NAMESPACE=own exec unshare --net bash "${BASH_SOURCE[0]}"
 fi
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
-[[ -n ${E2E_NAMESPACE:-} ]] || skip "there are no network namespaces here"
+[[ -n ${E2E_NAMESPACE:-} ]] || skip "this machine has no network namespaces"
 
 readonly IMAGES=4 LAYERS=3 LAYER_BYTES=1200000
 readonly LOSS_PERCENT=3
-# Each connection is reset when it has carried so much: no layer comes over one.
+# Each connection is reset after this many bytes, so no layer fits through one connection.
 readonly RESET_AFTER_BYTES=500000
-# What a socket holds is lost with its connection, and is to be little beside a layer.
+# Bytes in the send buffer are lost with the connection, so the buffer is small compared to a layer.
 readonly SEND_BUFFER_BYTES=65536
-# What may leave the registry in all, of what the images have: with packets' heads, what was lost and was sent once more, and
-# what was on its way when a connection was reset.
+# The limit for all bytes that the registry sends, in percent of the size of the images: with packet headers, retransmissions,
+# and bytes in flight when a connection is reset.
 readonly SENT_PERCENT_MAX=135
-# Idle connections that are forgotten: more than a request that is repeated once would get past.
+# The number of idle connections that the network drops: too many for a request that is retried once.
 readonly FORGOTTEN=4
-# The addresses that are kept for documents (RFC 5737): there is nobody else in this network.
+# Addresses reserved for documentation (RFC 5737), in a network without other hosts.
 readonly NEAR=192.0.2.1 FAR=192.0.2.2
 
 # ---- Images ------------------------------------------------------------------------------------------------------------
 
-# An image in a directory as skopeo keeps it, of layers that no other has.
+# Creates an image with unique layers in a directory in skopeo's format.
 make_image() { # DIR
   local n hex layers=()
   mkdir -p "$1"
@@ -52,7 +52,7 @@ make_image() { # DIR
        {mediaType: ($type + "layer.v1.tar"), digest: ("sha256:" + .[0]), size: (.[1] | tonumber)}]}' >"$1/manifest.json"
 }
 
-step "$IMAGES images of $LAYERS layers each, pushed while all is well"
+step "push $IMAGES images of $LAYERS layers each over a good link"
 ip link set lo up
 mkdir -p "$CASE_DIR/storage"
 registry_start "$CASE_DIR/storage"
@@ -70,15 +70,15 @@ registry_stop
 
 # ---- The link ----------------------------------------------------------------------------------------------------------
 
-# The registry again, in a namespace of its own, at the other end of a cable.
-step "the registry moves to the other end of a bad link"
+# Restarts the registry in another network namespace, connected by a veth pair.
+step "move the registry to the other end of a bad link"
 sed -i "s/addr: \"127.0.0.1:/addr: \"0.0.0.0:/" "$CASE_DIR/registry.yml"
 start_server registry unshare --net env OTEL_TRACES_EXPORTER=none docker-registry serve "$CASE_DIR/registry.yml"
 has_moved() { [[ $(readlink "/proc/${SERVER_PID[registry]}/ns/net") != "$(readlink /proc/self/ns/net)" ]]; }
 wait_for_server registry has_moved
 far() { nsenter --net --target "${SERVER_PID[registry]}" "$@"; }
 ip link add near type veth peer name far netns "${SERVER_PID[registry]}" || skip "the kernel offers no veth"
-# Packets are as large as on a network, and not as large as a machine can pass to itself.
+# Limit packets to the size that they have on a real network.
 ip addr add "$NEAR/30" dev near
 ip link set near up gso_max_segs 1
 far ip addr add "$FAR/30" dev far
@@ -86,7 +86,7 @@ far ip link set far up gso_max_segs 1
 far sh -c "echo 4096 $((SEND_BUFFER_BYTES / 4)) $SEND_BUFFER_BYTES >/proc/sys/net/ipv4/tcp_wmem"
 wait_for_server registry curl -fsS --max-time 2 "http://$FAR:$REGISTRY_PORT/v2/"
 
-# Loses packets of both directions where they arrive.
+# Drops incoming packets at both ends.
 lose() {
   local way
   if tc qdisc add dev near root netem delay 30ms loss "$LOSS_PERCENT%" 2>/dev/null; then
@@ -104,10 +104,10 @@ lose || skip "the kernel offers neither netem nor iptables' statistic match"
 far iptables -w -I INPUT -p tcp --dport "$REGISTRY_PORT" -m connbytes --connbytes "$RESET_AFTER_BYTES:" \
   --connbytes-dir reply --connbytes-mode bytes -j REJECT --reject-with tcp-reset 2>/dev/null ||
   skip "the kernel does not offer iptables' connbytes match"
-# Docker-registry's log does not tell of what broke off, so packets are counted.
+# The log of docker-registry does not show broken responses, so iptables counts packets.
 far iptables -w -A OUTPUT -p tcp --sport "$REGISTRY_PORT" -j ACCEPT
-# Packets (1) or bytes (2) that the rules of a chain with a target have met at the far end.
-met() { # CHAIN TARGET COLUMN
+# Prints how many packets (1) or bytes (2) matched the rules of a chain with a target at the far end.
+counted() { # CHAIN TARGET COLUMN
   far iptables -w -nvxL "$1" | awk -v target="$2" -v column="$3" '$3 == target { sum += $column } END { print sum + 0 }'
 }
 
@@ -119,7 +119,7 @@ registries:
     endpoints: ["http://$FAR:$REGISTRY_PORT"]
 YAML
 larder_start
-# Through larder, and compared with what was pushed.
+# Pulls through larder, and compares with the pushed image.
 pull() { # IMAGE
   skopeo_ copy --quiet --src-tls-verify=false "docker://127.0.0.1:$LARDER_PORT/bad.test/bad/image-$1:v1" \
     "dir:$CASE_DIR/pulled-$1"
@@ -136,43 +136,43 @@ pull_at_once() { # IMAGE…
   done
 }
 
-step "all images at once"
+step "pull all images at the same time"
 mapfile -t all < <(seq 1 "$IMAGES")
-before=$(met OUTPUT ACCEPT 2)
+before=$(counted OUTPUT ACCEPT 2)
 pull_at_once "${all[@]}"
-sent=$(($(met OUTPUT ACCEPT 2) - before))
+sent=$(($(counted OUTPUT ACCEPT 2) - before))
 
-step "the link was as bad as it was meant to be, and what came was gone on with"
-resets=$(met INPUT REJECT 1)
+step "the link lost packets and connections, and larder resumed the downloads"
+resets=$(counted INPUT REJECT 1)
 resumed=$(larder_lines '\[WARN\] .*; going on after [1-9][0-9]* bytes')
 size=$(find "${all[@]/#/$CASE_DIR/image-}" -type f ! -name version -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
-echo "sent $sent bytes for $size ($((sent * 100 / size)) %), $resets resets, went on $resumed times"
+echo "sent $sent bytes for $size ($((sent * 100 / size)) %), $resets resets, $resumed resumed"
 ((resets > 0)) || fail "no connection was reset"
-((resumed >= IMAGES * LAYERS)) || fail "only $resumed downloads were gone on with"
+((resumed >= IMAGES * LAYERS)) || fail "only $resumed downloads were resumed"
 ((sent > size)) || fail "only $sent bytes were counted for images of $size"
 ((sent * 100 <= size * SENT_PERCENT_MAX)) || fail "the registry sent $sent bytes for images of $size"
 
-# ---- Connections that the network forgets ------------------------------------------------------------------------------
+# ---- Idle connections that the network drops ---------------------------------------------------------------------------
 
-# What a router does that has restarted, or lost patience with who says nothing: the next packet is answered by a reset.
+# A router that has restarted, or that drops idle connections, answers the next packet with a reset.
 larder_connections() { ss -Htn state "$1" dst "$FAR" | awk '{ sub(/.*:/, "", $3); print $3 }'; }
-as_many_begin() { (($(larder_connections syn-sent | wc -l) >= FORGOTTEN)); }
+enough_connecting() { (($(larder_connections syn-sent | wc -l) >= FORGOTTEN)); }
 larder_stop
 larder_start
-step "$FORGOTTEN requests at once, so that as many connections idle after them"
+step "$FORGOTTEN requests at the same time, which leave as many idle connections"
 far iptables -w -I OUTPUT -p tcp --sport "$REGISTRY_PORT" -j DROP
 pids=()
 for ((n = 1; n <= FORGOTTEN; n++)); do
   curl -fsS --max-time "$GIVE_UP_LIMIT" -o /dev/null "$LARDER_URL/v2/bad.test/bad/idle-$n/manifests/v1" &
   pids+=($!)
 done
-wait_until 4 "$FORGOTTEN connections on their way" as_many_begin
+wait_until 4 "$FORGOTTEN connections in SYN-SENT" enough_connecting
 far iptables -w -D OUTPUT -p tcp --sport "$REGISTRY_PORT" -j DROP
 for pid in "${pids[@]}"; do
   wait "$pid" || fail "a request failed"
 done
 
-step "the network forgets them, and nobody notices"
+step "the network drops them, and the next pull succeeds"
 mapfile -t ports < <(larder_connections established)
 echo "${#ports[@]} idle connections"
 ((${#ports[@]} >= 2)) || fail "larder keeps ${#ports[@]} idle connections"

@@ -1,5 +1,6 @@
-# Proves what a client sees when upstream dies in the middle of a blob: if it comes back, nothing (the fetch resumes, promise
-# 4); if it does not, a short read, soon and never a hang; and what is cached is served at once meanwhile (promise 5).
+# Proves what a client sees if the upstream fails in the middle of a blob. If the upstream comes back, the client does not notice,
+# because the fetch resumes (promise 4). If not, the client gets a short read instead of a hang. Cached content is served
+# immediately in the meantime (promise 5).
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -11,7 +12,7 @@ readonly BLOB="$LARDER_URL/v2/$ALIAS/demo/big/blobs/$BIG_LAYER"
 ORIGINAL=$(registry_blob_file "$BIG_LAYER")
 readonly ORIGINAL
 
-# In the background, because its upstream is cut meanwhile.
+# Downloads in the background, so that the upstream can be cut.
 DOWNLOAD=
 download() { # FILE
   curl -sS --max-time "$GIVE_UP_LIMIT" -o "$1" "$BLOB" &
@@ -19,11 +20,11 @@ download() { # FILE
   wait_until 15 "the first MiB of the blob" at_least_bytes "$1" 1048576
 }
 
-step "a small blob is cached for later"
+step "cache a small blob for later"
 get "$LARDER_URL/v2/$ALIAS/demo/hello/blobs/$HELLO_LAYER"
 expect_status "the small blob" 200
 
-step "upstream is cut in mid-blob and comes back: the client does not notice"
+step "the upstream is cut in the middle of a blob and comes back: the client does not notice"
 download "$CASE_DIR/tmp/resumed"
 link_cut
 link_start 64m
@@ -33,7 +34,7 @@ equal "curl's exit status" 0 "$status"
 same_bytes "the blob" "$ORIGINAL" "$CASE_DIR/tmp/resumed"
 larder_stop
 
-step "upstream is cut in mid-blob and stays away: a short read, not a hang"
+step "the upstream is cut in the middle of a blob and stays down: a short read, not a hang"
 rm -f -- "$(cached_blob "$BIG_LAYER")"
 link_cut
 link_start 8m
@@ -41,18 +42,18 @@ larder_start
 download "$CASE_DIR/tmp/short"
 link_cut
 
-step "meanwhile what is cached is served"
+step "in the meantime cached content is served"
 get "$LARDER_URL/v2/$ALIAS/demo/hello/blobs/$HELLO_LAYER" --max-time 5
-expect_status "the cached blob while its upstream is down" 200
+expect_status "the cached blob while the upstream is down" 200
 get "$LARDER_URL/v2/" --max-time 5
 expect_status "the ping while the upstream is down" 200
 
 status=0
 wait "$DOWNLOAD" || status=$?
 equal "curl's exit status (18 is a short read, 28 a hang)" 18 "$status"
-absent "the blob that was never complete" "$(cached_blob "$BIG_LAYER")"
+absent "the incomplete blob" "$(cached_blob "$BIG_LAYER")"
 
-step "an uncached image of a dead upstream fails in time"
+step "a pull of an uncached image fails in time while the upstream is down"
 get "$LARDER_URL/v2/$ALIAS/demo/big/manifests/v1" --max-time 28
 matches "the status" '^(404|502|503|504)$' "$STATUS"
 equal "curl's exit status" 0 "$CURL_EXIT"

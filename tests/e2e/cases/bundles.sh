@@ -1,6 +1,6 @@
-# Proves larder import and export with the tools that write and read bundles. What skopeo, podman, ctr and docker save is
-# imported and then pulled through an air-gapped larder, with the registry's digest wherever the form keeps it; what larder
-# exports is read by skopeo, ctr, podman and docker, and ctr and skopeo find the registry's digest.
+# Proves larder import and export with the tools that write and read bundles. Larder imports the bundles of skopeo, podman, ctr
+# and docker, and serves them air-gapped, with the registry's digest if the format keeps it. Skopeo, ctr, podman and docker
+# read the bundles that larder exports, and ctr and skopeo find the registry's digest.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -14,14 +14,14 @@ cd "$BUNDLES"
 
 larder_() { client "$E2E_LARDER" --image-path "$LARDER_CACHE" "$@"; }
 
-# ---- The tools, each with a store of its own --------------------------------------------------------------------------
+# ---- The tools, with separate stores ----------------------------------------------------------------------------------
 
 containerd_start "http://$UPSTREAM"
 docker_start --bridge none --registry-mirror "http://$UPSTREAM"
 
-# ---- What they write --------------------------------------------------------------------------------------------------
+# ---- Import of their bundles ------------------------------------------------------------------------------------------
 
-step "what skopeo, podman, ctr and docker write"
+step "write bundles with skopeo, podman, ctr and docker"
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "oci-archive:skopeo-oci.tar:$IMAGE"
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "oci-archive:skopeo-tag.tar:v1"
 skopeo_ copy --quiet --src-tls-verify=false --all "docker://$UPSTREAM/demo/multi:v1" "oci:skopeo-dir:$MULTI"
@@ -40,7 +40,7 @@ docker_ save --output docker.tar hello:v1
 gzip -k ctr.tar skopeo-docker.tar
 if type -P zstd >/dev/null; then zstd -q ctr.tar -o ctr.tar.zst; fi
 
-# Serves what was imported, with the registry out of reach, and pulls it.
+# Pulls an imported image from the air-gapped larder.
 pulled() { # WHAT IMAGE DIGEST
   rm -rf -- "$CASE_DIR/pulled"
   local digest
@@ -49,35 +49,35 @@ pulled() { # WHAT IMAGE DIGEST
   skopeo_ copy --quiet --src-tls-verify=false --all "docker://127.0.0.1:$LARDER_PORT/$2" "dir:$CASE_DIR/pulled"
 }
 
-# A server over a cache that is filled while it runs.
+# Imports into the cache of a running server.
 imports() { # BUNDLE IMAGE DIGEST [FLAG OF import…]
   local bundle=$1 image=$2 digest=$3
   shift 3
   step "import $bundle"
   rm -rf -- "$LARDER_CACHE"
   larder_start --air-gapped
-  larder_ import "$bundle" "$@" 2>&1 | tee "$CASE_DIR/tmp/said"
+  larder_ import "$bundle" "$@" 2>&1 | tee "$CASE_DIR/tmp/output"
   pulled "$bundle" "$image" "$digest"
   cache_is_sound
   larder_stop
 }
-said() { grep -qE -- "$1" "$CASE_DIR/tmp/said" || fail "larder did not say '$1': $(cat "$CASE_DIR/tmp/said")"; }
-readonly LOST='pin the image by digest'
+printed() { grep -qE -- "$1" "$CASE_DIR/tmp/output" || fail "larder did not print '$1': $(cat "$CASE_DIR/tmp/output")"; }
+readonly DIGEST_LOST='pin the image by digest'
 
 imports skopeo-oci.tar "$IMAGE" "$HELLO_DIGEST"
 imports skopeo-tag.tar "$IMAGE" "$HELLO_DIGEST" --name docker.io/library/hello
 imports skopeo-dir "$MULTI" "$MULTI_DIGEST"
 imports skopeo-docker.tar "$IMAGE" ''
-said "$LOST"
+printed "$DIGEST_LOST"
 imports skopeo-docker.tar.gz "$IMAGE" ''
 imports podman-oci.tar "$IMAGE" ''
 imports podman-docker.tar "$IMAGE" ''
-said "$LOST"
+printed "$DIGEST_LOST"
 imports ctr.tar "$IMAGE" "$HELLO_DIGEST"
 imports ctr.tar.gz "$IMAGE" "$HELLO_DIGEST"
 [[ ! -e ctr.tar.zst ]] || imports ctr.tar.zst "$IMAGE" "$HELLO_DIGEST"
 imports docker.tar "$IMAGE" ''
-said "$LOST"
+printed "$DIGEST_LOST"
 imports ctr-multi.tar "$MULTI" "$MULTI_DIGEST"
 
 step "one platform of an index"
@@ -85,9 +85,9 @@ rm -rf -- "$LARDER_CACHE"
 larder_ import ctr-one-platform.tar
 equal "the index" "$MULTI_DIGEST" "$(jq -r '.manifests[0].digest' "$LARDER_CACHE/index.json")"
 
-# ---- What larder writes -----------------------------------------------------------------------------------------------
+# ---- Export -----------------------------------------------------------------------------------------------------------
 
-step "export, in every form"
+step "export in every format"
 rm -rf -- "$LARDER_CACHE"
 larder_ import ctr-multi.tar
 larder_ export --all --output all.tar
@@ -95,15 +95,15 @@ larder_ export --all --output - >piped.tar
 same_bytes "standard output" all.tar piped.tar
 larder_ export --all --output all.tar.gz
 larder_ export --all --output all.tar.zst
-gzip -dc all.tar.gz | cmp - all.tar || fail "gzip does not give the tar back"
+gzip -dc all.tar.gz | cmp - all.tar || fail "gzip -d does not restore the tar"
 if type -P zstd >/dev/null; then
-  zstd -q -dc all.tar.zst | cmp - all.tar || fail "zstd does not give the tar back"
+  zstd -q -dc all.tar.zst | cmp - all.tar || fail "zstd -d does not restore the tar"
 fi
 larder_ export --all --output layout/
 larder_ export "$IMAGE" --output hello.tar
 larder_ export "$MULTI" --platform linux/amd64 --output amd64.tar
 larder_ export --all --output volume --volume-size 5kB
-cat volume.* | cmp - all.tar || fail "the volumes do not give the tar back"
+cat volume.* | cmp - all.tar || fail "the volumes do not concatenate to the tar"
 
 step "skopeo reads them"
 for from in "oci-archive:all.tar:$IMAGE" "oci-archive:all.tar.gz:$IMAGE" "oci-archive:hello.tar" "oci:layout:$IMAGE" \
@@ -130,7 +130,7 @@ forget_in_ctr
 ctr_ images import --snapshotter native --platform linux/amd64 amd64.tar
 equal "the index in containerd" "$MULTI_DIGEST" "$(digest_in_ctr "$MULTI")"
 
-step "a signature comes along, and ctr is not disturbed by it"
+step "signatures are exported, and ctr ignores them"
 skopeo_ copy --quiet --src-tls-verify=false "docker://$UPSTREAM/library/hello:v1" "oci:signed:$IMAGE"
 config=$(printf '{}' | blob_of signed application/vnd.oci.empty.v1+json)
 layer=$(printf 'signed' | blob_of signed application/vnd.example.signature)
@@ -163,17 +163,17 @@ docker_ rmi hello:v1
 docker_ load --input all.tar
 equal "the image's id" "$HELLO_CONFIG" "$(docker_ image inspect --format '{{.Id}}' hello:v1)"
 
-step "a delta to a far side that has the image's old version"
+step "a delta for a far side that has an older version of the image"
 readonly FAR="$CASE_DIR/far"
 far() { client "$E2E_LARDER" --image-path "$FAR" "$@"; }
 far import hello.tar
 find "$FAR/blobs/sha256" -type f -printf 'sha256:%f\n' >have.txt
 larder_ export --all --output now.tar
 larder_ export --all --except have.txt --output delta.tar
-refused "a delta alone" client "$E2E_LARDER" --image-path "$CASE_DIR/empty" import delta.tar
+must_fail "the import of a delta without its base" client "$E2E_LARDER" --image-path "$CASE_DIR/empty" import delta.tar
 absent "a name of an incomplete image" "$CASE_DIR/empty/refs/docker.io/library/hello/_tags/v1"
 far import delta.tar
 far export --all --output far.tar
-same_bytes "what the far side has" now.tar far.tar
+same_bytes "the export of the far side" now.tar far.tar
 stop_server dockerd
 stop_server containerd

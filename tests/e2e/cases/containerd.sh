@@ -1,6 +1,6 @@
-# Proves, with containerd as itself and the hosts.toml of the README (one `_default` mirror for all registries): the pull
-# names its registry by ?ns=, works cold, warm and without upstream after the image and all its content were removed, and
-# the image runs.
+# Proves pulls by containerd with the hosts.toml of the README (one `_default` mirror for all registries): the pull names its
+# registry with ?ns=, works cold, warm and without the upstream after the image and its content were removed, and the image
+# runs.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 

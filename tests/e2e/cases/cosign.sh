@@ -1,5 +1,5 @@
-# Proves that cosign verifies an image through larder, and again without upstream: the signature, which has a tag of its own,
-# was prefetched with the image.
+# Proves that cosign verifies an image through larder, and again without the upstream: the signature, which has a separate
+# tag, was prefetched with the image.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -23,10 +23,10 @@ verify() { # WHEN
     >"$CASE_DIR/tmp/verified"
   matches "$1: the digest that was signed" "$HELLO_DIGEST" "$(cat "$CASE_DIR/tmp/verified")"
 }
-# The image is pulled first, so that its signature is prefetched: verifying comes afterwards.
+# Pull the image before verifying it, so that its signature is prefetched.
 copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:v1" image
 verify warm
 registry_stop
 verify "without upstream"
-refused "another key" client "$TOOL" verify --key "$CASE_DIR/cosign.key" --insecure-ignore-tlog --allow-http-registry "$MIRROR:v2"
+must_fail "another key" client "$TOOL" verify --key "$CASE_DIR/cosign.key" --insecure-ignore-tlog --allow-http-registry "$MIRROR:v2"
 larder_stop

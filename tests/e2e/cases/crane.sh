@@ -1,5 +1,5 @@
-# Proves that crane (go-containerregistry, below ko, kaniko and wharfie) pulls, lists and reads manifests through larder, which
-# it asks for exact lengths and digests; again without upstream.
+# Proves that crane (go-containerregistry, the library of ko, kaniko and wharfie) pulls, lists and reads manifests through
+# larder, and checks exact lengths and digests; and again without the upstream.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -19,7 +19,7 @@ check_all() { # WHEN
   equal "$1: manifest" "$MULTI_DIGEST" "sha256:$(sha256sum <"$CASE_DIR/tmp/manifest" | cut -d ' ' -f 1)"
   crane_ blob "$MIRROR/demo/big@$BIG_LAYER" >"$CASE_DIR/tmp/blob"
   equal "$1: blob" "$BIG_LAYER" "sha256:$(sha256sum <"$CASE_DIR/tmp/blob" | cut -d ' ' -f 1)"
-  # An image layout: byte for byte what the registry has.
+  # The image layout must be identical to that of the registry.
   rm -rf "$CASE_DIR/layout"
   crane_ pull --format oci "$MIRROR/demo/big:v1" "$CASE_DIR/layout"
   same_tree "$1: pull" "$CASE_DIR/direct" "$CASE_DIR/layout"

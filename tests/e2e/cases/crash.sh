@@ -1,5 +1,5 @@
-# Proves "a file under blobs/ is complete and verified": kill -9 in the middle of a fetch leaves no file under the digest's
-# name, and the next larder over the same directory serves the blob, right, and finishes it.
+# Proves that files in blobs/ are complete and verified: kill -9 in the middle of a fetch leaves no file named by the digest,
+# and the next larder on the same directory serves the right bytes and completes the blob.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -9,7 +9,7 @@ larder_config "127.0.0.1:$LINK_PORT"
 readonly BLOB="$LARDER_URL/v2/$ALIAS/demo/big/blobs/$BIG_LAYER"
 
 for round in first second; do
-  step "kill -9 in mid-blob, the $round time"
+  step "kill -9 in the middle of a blob, the $round time"
   larder_start
   rm -f "$CASE_DIR/tmp/killed"
   curl -sS --max-time "$GIVE_UP_LIMIT" -o "$CASE_DIR/tmp/killed" "$BLOB" &
@@ -18,7 +18,7 @@ for round in first second; do
   stop_server larder KILL
   status=0
   wait "$reader" || status=$?
-  [[ $status != 0 ]] || fail "the download was over before larder was killed"
+  [[ $status != 0 ]] || fail "the download finished before larder was killed"
   equal "files in the cache under the digest" "" "$(find "$LARDER_CACHE/blobs" -name "${BIG_LAYER#sha256:}*" 2>/dev/null)"
   cache_is_sound
 done

@@ -1,5 +1,5 @@
-# Proves, with dockerd's --registry-mirror, which names no registry at all: --default-ns docker.io serves it, cold, warm and
-# without upstream, with the image removed in between.
+# Proves pulls by dockerd with --registry-mirror, whose requests do not name a registry: --default-ns docker.io serves them,
+# cold, warm and without the upstream, with the image removed in between.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -20,7 +20,7 @@ forget() {
 
 step "cold"
 pull
-larder_logged "a request without any registry" 'GET:/v2/library/hello/'
+larder_logged "a request without a registry" 'GET:/v2/library/hello/'
 blob_gets=$(registry_requests 'GET /v2/library/hello/blobs/')
 ((blob_gets > 0)) || fail "the cold pull did not reach the upstream"
 

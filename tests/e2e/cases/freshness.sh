@@ -1,5 +1,5 @@
-# Proves the freshness of tags: within tagTtl upstream is not asked, after it a moved tag is seen at once, and a tag that
-# upstream has deleted, or that it cannot be asked about, is served as it was.
+# Proves the freshness of tags: within tagTtl larder does not contact the upstream, after it a moved tag is detected
+# immediately, and a tag is served from the cache if the upstream has deleted it or is down.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -8,7 +8,7 @@ registry_start
 readonly UPSTREAM_MANIFESTS="http://127.0.0.1:$REGISTRY_PORT/v2/demo/hello/manifests"
 readonly TYPE=application/vnd.oci.image.manifest.v1+json
 
-upstream_moves() { # TAG DIGEST
+move_tag() { # TAG DIGEST
   curl -fsS --max-time 10 -H "Accept: $TYPE" -o "$CASE_DIR/tmp/manifest" "$UPSTREAM_MANIFESTS/$2"
   curl -fsS --max-time 10 -X PUT -H "Content-Type: $TYPE" --data-binary "@$CASE_DIR/tmp/manifest" "$UPSTREAM_MANIFESTS/$1"
 }
@@ -18,33 +18,33 @@ moving_is() { # DIGEST
   equal "the digest of demo/hello:moving" "$1" "$(header Docker-Content-Digest)"
 }
 
-step "tagTtl 5m: the first answer stands"
-upstream_moves moving "$HELLO_DIGEST"
+step "tagTtl 5m: the cached tag is served"
+move_tag moving "$HELLO_DIGEST"
 TAG_TTL=5m
 larder_config "127.0.0.1:$REGISTRY_PORT"
 larder_start
 moving_is "$HELLO_DIGEST"
-upstream_moves moving "$HELLO_V2_DIGEST"
-asked=$(registry_requests '(GET|HEAD) /v2/demo/hello/manifests/moving')
+move_tag moving "$HELLO_V2_DIGEST"
+requests=$(registry_requests '(GET|HEAD) /v2/demo/hello/manifests/moving')
 moving_is "$HELLO_DIGEST"
-equal "requests for the tag at the upstream" "$asked" "$(registry_requests '(GET|HEAD) /v2/demo/hello/manifests/moving')"
+equal "requests for the tag at the upstream" "$requests" "$(registry_requests '(GET|HEAD) /v2/demo/hello/manifests/moving')"
 larder_stop
 
-step "tagTtl 0: the move is seen, and the way back too"
+step "tagTtl 0: each move of the tag is detected"
 TAG_TTL=0
 larder_config "127.0.0.1:$REGISTRY_PORT"
 larder_start
 moving_is "$HELLO_V2_DIGEST"
-upstream_moves moving "$HELLO_DIGEST"
+move_tag moving "$HELLO_DIGEST"
 moving_is "$HELLO_DIGEST"
 
-step "upstream deletes the manifest: the cached one is served"
+step "the upstream deletes the manifest: the cached one is served"
 curl -fsS --max-time 10 -X DELETE "$UPSTREAM_MANIFESTS/$HELLO_DIGEST"
 get "$UPSTREAM_MANIFESTS/moving" -H "Accept: $TYPE"
 expect_status "the deleted tag at the upstream" 404
 moving_is "$HELLO_DIGEST"
 
-step "upstream is stopped: the cached one is served, and says that it is stale"
+step "the upstream is stopped: the cached one is served as stale"
 registry_stop
 moving_is "$HELLO_DIGEST"
 matches "Warning" '^110' "$(header Warning)"

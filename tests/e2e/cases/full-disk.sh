@@ -1,21 +1,21 @@
-# Proves what a disk that is too small, full, full in the middle of a blob, or read-only costs: nothing but the caching. The
-# cache directory is a small file system in memory; skopeo pulls through it, right to the last byte, and the log and
-# /health?verbose tell what was streamed without being kept.
+# Proves that a disk that is too small, full, full in the middle of a blob, or read-only only prevents caching. The cache
+# directory is a small tmpfs. Skopeo pulls through it and gets the right bytes, and the log and /health?verbose report what
+# was streamed without being cached.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
-# Less than the big image, and more than the small ones together; then more than all of them.
+# SMALL is less than the big image and more than the small ones together, LARGE is more than all of them.
 readonly SMALL=16m LARGE=96m
 
-# Every pull by tag asks upstream, so that what is served without it is served *because* it is gone.
+# Every pull by tag checks the upstream, so content that is served without the upstream comes from the cache.
 TAG_TTL=0
 
-# ---- The disk and larder on it -----------------------------------------------------------------------------------------
+# ---- The disk and larder -----------------------------------------------------------------------------------------------
 
 mkdir -p "$LARDER_CACHE"
-mount -t tmpfs -o "size=$SMALL" larder-e2e "$LARDER_CACHE" || skip "no tmpfs can be mounted here"
+mount -t tmpfs -o "size=$SMALL" larder-e2e "$LARDER_CACHE" || skip "this machine cannot mount a tmpfs"
 remount() { mount -o "remount,$1" "$LARDER_CACHE"; }
-# Takes every byte there is; that it fails is its purpose.
+# Writes a file until the disk is full.
 readonly FILLER="$LARDER_CACHE/filler"
 fill() {
   cat /dev/zero >"$FILLER" 2>/dev/null || true
@@ -28,7 +28,7 @@ link_start 64m
 larder_config "127.0.0.1:$LINK_PORT"
 larder_start --health "$HEALTH_PORT"
 
-# How many have been served without being kept since larder's start.
+# Prints how many were served without being cached since larder started.
 not_cached() { # blobs|manifests
   curl -fsS --max-time 5 "http://127.0.0.1:$HEALTH_PORT/health?verbose" | jq ".servedWithoutCaching.$1"
 }
@@ -39,24 +39,24 @@ is_cached() { # DIGEST…
   done
 }
 streamed() { # DIGEST
-  larder_logged "that $1 is not kept" "\[WARN\] .*@$1: streaming it to a client without caching it"
+  larder_logged "that $1 is not cached" "\[WARN\] .*@$1: streaming it to a client without caching it"
   absent "a blob that does not fit" "$(cached_blob "$1")"
 }
-# Through larder, and compared with what upstream has.
+# Pulls through larder, and compares with the upstream.
 pulled() { # NAME TO
   rm -rf -- "${CASE_DIR:?}/$2"
   copy "127.0.0.1:$LARDER_PORT/$ALIAS/demo/$1" "$2"
   same_tree "$1 as $2" "$CASE_DIR/direct-$1" "$CASE_DIR/$2"
 }
 
-step "what upstream itself gives"
+step "copy directly from the upstream"
 for image in big:v1 hello:v1 hello:v2; do
   copy "127.0.0.1:$REGISTRY_PORT/demo/$image" "direct-$image"
 done
 
 # ---- Too small ---------------------------------------------------------------------------------------------------------
 
-step "an image that does not fit is streamed, and all of it comes"
+step "an image that does not fit is streamed completely"
 equal "blobs without caching, before" 0 "$(not_cached blobs)"
 pulled big:v1 too-big
 streamed "$BIG_LAYER"
@@ -64,7 +64,7 @@ equal "blobs without caching" 1 "$(not_cached blobs)"
 equal "manifests without caching" 0 "$(not_cached manifests)"
 is_cached "$BIG_DIGEST" "$BIG_CONFIG"
 
-step "one that fits is cached, and served when upstream is gone"
+step "an image that fits is cached, and served without the upstream"
 pulled hello:v1 fits
 is_cached "$HELLO_DIGEST" "$HELLO_CONFIG" "$HELLO_LAYER"
 equal "blobs without caching" 1 "$(not_cached blobs)"
@@ -74,7 +74,7 @@ link_start 64m
 
 # ---- Full --------------------------------------------------------------------------------------------------------------
 
-step "not a byte is free: what is new is streamed, what is cached is served"
+step "with no free space new content is streamed, and cached content is served"
 fill
 pulled hello:v2 full
 (($(not_cached blobs) > 1)) || fail "no blob was counted"
@@ -82,21 +82,21 @@ pulled hello:v2 full
 absent "a manifest that does not fit" "$(cached_blob "$HELLO_V2_DIGEST")"
 pulled hello:v1 full-cached
 
-step "there is room again: what is new is cached"
+step "with free space again new content is cached"
 rm -f -- "$FILLER"
-pulled hello:v2 room-again
+pulled hello:v2 space-again
 is_cached "$HELLO_V2_DIGEST"
 
 # ---- Full in the middle of a blob --------------------------------------------------------------------------------------
 
-step "the disk fills up while a blob arrives: the client does not notice"
+step "the disk fills up during a download: the client does not notice"
 remount "size=$LARGE"
 link_cut
 link_start 8m
 before=$(not_cached blobs)
-pulled big:v1 under-way &
+pulled big:v1 in-progress &
 pulling=$!
-wait_until 15 "the first MiB of the blob" holds_a_file_of "$CASE_DIR/under-way" 1048576
+wait_until 15 "the first MiB of the blob" holds_a_file_of "$CASE_DIR/in-progress" 1048576
 equal "blobs without caching, so far" "$before" "$(not_cached blobs)"
 fill
 wait "$pulling" || fail "the pull during which the disk filled up failed"
@@ -108,11 +108,11 @@ larder_stop
 
 # ---- Read-only ---------------------------------------------------------------------------------------------------------
 
-step "a read-only disk: larder starts, serves what is there, and streams the rest"
+step "with a read-only disk larder starts, serves cached content, and streams the rest"
 link_cut
 link_start 64m
 remount ro
-refused "a write to the read-only disk" touch "$FILLER"
+must_fail "a write to the read-only disk" touch "$FILLER"
 larder_start --health "$HEALTH_PORT"
 pulled hello:v1 read-only-cached
 equal "blobs without caching" 0 "$(not_cached blobs)"
@@ -124,7 +124,7 @@ pulled hello:v1 read-only-from-cache
 larder_stop
 link_start 64m
 
-step "it is writable again: what was streamed is cached"
+step "with a writable disk again content is cached"
 remount rw
 larder_start
 pulled big:v1 writable

@@ -1,8 +1,8 @@
-# Proves that helm pulls a chart from oci:// through larder, and again without upstream.
+# Proves that helm pulls a chart from oci:// through larder, and again without the upstream.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
-need_tool helm "LARDER_E2E_HELM=1 asks for it"
+need_tool helm "set LARDER_E2E_HELM=1 to build it"
 REGISTRY_STORAGE=$(own_storage)
 registry_start
 TAG_TTL=0

@@ -1,21 +1,20 @@
-# Proves Larder's own image: the same binary at the same commit gives the same file and the same layer, containerd imports it
-# and runs Larder from it, as nobody in particular with a read-only root and one volume, and pulls through it; skopeo, podman
-# and docker read the file as well.
+# Proves the image of Larder: builds are reproducible; containerd imports it, runs Larder from it as an unprivileged user with a
+# read-only root and one volume, and pulls through it; skopeo, podman and docker read the file too.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." && pwd)
 readonly ROOT TAR="$CASE_DIR/larder-image.tar"
-[[ -x $ROOT/target/static/amd64/larder ]] || skip "there is no static binary: make static"
+[[ -x $ROOT/target/static/amd64/larder ]] || skip "there is no static binary: run make static"
 VERSION=$("$E2E_LARDER" version | cut -d ' ' -f 2)
 readonly IMAGE=localhost/larder:$VERSION
 
-step "two builds, one file"
+step "two builds give the same file"
 "$ROOT/scripts/build-image" "$TAR"
 "$ROOT/scripts/build-image" "$CASE_DIR/again.tar"
 same_bytes "the image built twice" "$TAR" "$CASE_DIR/again.tar"
 
-step "what is in it"
+step "the contents of the image"
 skopeo_ inspect --config "oci-archive:$TAR" >"$CASE_DIR/config.json"
 equal "its user" 65532:65532 "$(jq -r .config.User "$CASE_DIR/config.json")"
 equal "its entry point" '["/larder"]' "$(jq -c .config.Entrypoint "$CASE_DIR/config.json")"
@@ -24,16 +23,16 @@ equal "its version" "$VERSION" "$(jq -r '.config.Labels["org.opencontainers.imag
 equal "its licence" Apache-2.0 "$(jq -r '.config.Labels["org.opencontainers.image.licenses"]' "$CASE_DIR/config.json")"
 
 if [[ -x $ROOT/target/static/arm64/larder ]]; then
-  step "arm64 is in it as well"
+  step "the image contains arm64 too"
   skopeo_ copy --quiet --override-arch arm64 "oci-archive:$TAR" "dir:$CASE_DIR/arm64"
   tar -xzf "$CASE_DIR/arm64/$(jq -r '.layers[0].digest' "$CASE_DIR/arm64/manifest.json" | cut -d : -f 2)" -C "$CASE_DIR/arm64"
   same_bytes "its program" "$ROOT/target/static/arm64/larder" "$CASE_DIR/arm64/larder"
   if type -P qemu-aarch64 >/dev/null; then
-    equal "what it says" "larder $VERSION" "$(client qemu-aarch64 "$CASE_DIR/arm64/larder" version)"
+    equal "the output" "larder $VERSION" "$(client qemu-aarch64 "$CASE_DIR/arm64/larder" version)"
   fi
 fi
 
-step "containerd imports it, and runs Larder from it"
+step "containerd imports the image, and runs Larder from it"
 registry_start
 larder_config "127.0.0.1:$REGISTRY_PORT"
 mkdir -p "$CASE_DIR/etc" "$CASE_DIR/volume"
@@ -50,7 +49,7 @@ start_server container "${OFFLINE[@]}" ctr --address "$CONTAINERD_DIR/c.sock" ru
   --mount "type=bind,src=$CASE_DIR/volume,dst=/var/lib/larder,options=rbind:rw" \
   "$IMAGE" larder-e2e-image /larder --config-file /etc/larder/larder.yaml serve --host 127.0.0.1 --port "$LARDER_PORT"
 wait_for_server container "${LARDER_READY[@]}"
-matches "whom it runs as" 'uid:gid=65532:65532' "$(cat "$LOGS/container.log")"
+matches "the user" 'uid:gid=65532:65532' "$(cat "$LOGS/container.log")"
 
 step "containerd pulls through it"
 ctr_pull docker.io/library/hello:v1
@@ -59,14 +58,14 @@ registry_stop
 ctr_ images rm --sync docker.io/library/hello:v1
 ctr_pull docker.io/library/hello:v1
 copy "127.0.0.1:$LARDER_PORT/docker.io/library/hello:v1" by-skopeo
-equal "who owns what is in the volume" 65532 "$(stat -c %u "$CASE_DIR/volume/oci-layout")"
+equal "the owner of the files in the volume" 65532 "$(stat -c %u "$CASE_DIR/volume/oci-layout")"
 
-step "it ends in order"
+step "Larder stops cleanly"
 ctr_ tasks kill --signal SIGTERM larder-e2e-image
-ended() { ! is_running "${SERVER_PID[container]}"; }
-wait_until "$STOP_LIMIT" "the container's end" ended
-wait "${SERVER_PID[container]}" || fail "the container ended with $?"
-matches "its last words" '\] stopped' "$(tail -n 1 "$LOGS/container.log")"
+has_exited() { ! is_running "${SERVER_PID[container]}"; }
+wait_until "$STOP_LIMIT" "the container's exit" has_exited
+wait "${SERVER_PID[container]}" || fail "the container exited with status $?"
+matches "the last line of the log" '\] stopped' "$(tail -n 1 "$LOGS/container.log")"
 
 step "podman and docker read the file"
 podman_ load --quiet --input "$TAR" --signature-policy "$PODMAN_POLICY"

@@ -1,12 +1,11 @@
-# Proves that the cache directory is a valid OCI image layout while the server writes to it: skopeo reads it beside pulls that
-# go on, and copies that tar and rsync (or cp) make of the live directory are sound, and are served air-gapped with the same
-# digests.
+# Proves that the cache directory is a valid OCI image layout while the server writes to it: skopeo reads it during pulls.
+# Copies of the live directory by tar and rsync (or cp) are undamaged, and an air-gapped larder serves them with the same digests.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
 readonly HELLO=docker.io/library/hello:v1 HELLO_V2=docker.io/demo/hello:v2 MULTI=docker.io/demo/multi:v1
 readonly BIG=docker.io/demo/big:v1
-# So that a pull of the large image lasts as long as the copies do.
+# Slow enough that a pull of the large image takes longer than the copies.
 readonly LINK_RATE=4m
 
 larder_() { client "$E2E_LARDER" --log-level error "$@"; }
@@ -33,18 +32,18 @@ is_indexed() { # IMAGE
 }
 for image in "$HELLO" "$HELLO_V2" "$MULTI"; do wait_until "$INDEX_LIMIT" "$image in index.json" is_indexed "$image"; done
 
-# ---- Pulls that go on meanwhile ------------------------------------------------------------------------------------------
+# ---- Concurrent pulls ----------------------------------------------------------------------------------------------------
 
-# The large image arrives, by tag and with a manifest of its own, while it is looked at and copied.
-begin_to_pull_big() {
+# Starts a pull of the large image, by tag, which continues while the directory is read and copied.
+start_pull_of_big() {
   curl -fsS --max-time "$CLIENT_LIMIT" -o "$CASE_DIR/tmp/manifest" -H 'Accept: */*' \
     "$LARDER_URL/v2/demo/big/manifests/v1?ns=docker.io"
   curl -fsS --max-time "$CLIENT_LIMIT" -o "$CASE_DIR/tmp/layer" "$LARDER_URL/v2/demo/big/blobs/$BIG_LAYER?ns=docker.io" &
   PULLING=$!
   wait_until 15 "the first MiB of the layer" at_least_bytes "$CASE_DIR/tmp/layer" 1048576
 }
-still_arriving() { # WHAT
-  is_running "$PULLING" || fail "the pull was over before $1"
+is_still_pulling() { # WHAT
+  is_running "$PULLING" || fail "the pull finished before $1"
   absent "the layer under its name" "$(cached_blob "$BIG_LAYER")"
 }
 
@@ -59,29 +58,29 @@ reads_as_a_layout() { # DIRECTORY
     equal "the digest of the copy of $image" "$digest" \
       "sha256:$(sha256sum <"$CASE_DIR/tmp/copied/manifest.json" | cut -d ' ' -f 1)"
   done
-  equal "what skopeo inspect says" "$HELLO_DIGEST" "$(skopeo_ inspect --format '{{.Digest}}' "oci:$1:$HELLO")"
+  equal "the digest that skopeo inspect prints" "$HELLO_DIGEST" "$(skopeo_ inspect --format '{{.Digest}}' "oci:$1:$HELLO")"
 }
 
 step "skopeo reads the live directory"
-begin_to_pull_big
+start_pull_of_big
 reads_as_a_layout "$LARDER_CACHE"
-still_arriving "skopeo was done"
+is_still_pulling "skopeo did"
 
 # ---- Copies of the live directory ----------------------------------------------------------------------------------------
 
 readonly TARRED="$CASE_DIR/tarred" MIRRORED="$CASE_DIR/mirrored"
 mkdir "$TARRED" "$MIRRORED"
 
-# GNU tar says 1 where a file changed while it was read, as the one that is arriving does.
-step "tar takes it along"
+# GNU tar exits with 1 if a file changed while it was read, as the partial download does.
+step "tar copies it"
 status=0
 tar -C "$LARDER_CACHE" -cf "$CASE_DIR/cache.tar" . || status=$?
 ((status <= 1)) || fail "tar: status $status"
 tar -C "$TARRED" -xf "$CASE_DIR/cache.tar"
-still_arriving "tar was done"
+is_still_pulling "tar did"
 
-# rsync says 24 where a file vanished.
-step "so does rsync, or cp"
+# rsync exits with 24 if a file vanished.
+step "rsync or cp copies it"
 status=0
 if type -P rsync >/dev/null; then
   rsync -a "$LARDER_CACHE/" "$MIRRORED/" || status=$?
@@ -89,9 +88,9 @@ if type -P rsync >/dev/null; then
 else
   cp -a -- "$LARDER_CACHE/." "$MIRRORED/" || fail "cp: status $?"
 fi
-still_arriving "the second copy was done"
+is_still_pulling "the second copy did"
 
-step "the pull ends well, and the live directory has it"
+step "the pull succeeds, and the live directory contains the image"
 link_cut
 link_start 64m
 status=0
@@ -108,7 +107,7 @@ stop_server link
 
 # ---- The copies ----------------------------------------------------------------------------------------------------------
 
-# Nobody is asked: the registry is gone, and the copy is served as it is.
+# Serves the copy without a registry.
 served_air_gapped() { # DIRECTORY
   local each image digest
   printf 'imagePath: %s\nairGapped: true\n' "$1" >"$CASE_DIR/far.yaml"
@@ -126,12 +125,12 @@ served_air_gapped() { # DIRECTORY
 for copy in "$TARRED" "$MIRRORED"; do
   step "${copy##*/}: verify finds no damage, skopeo reads it, larder serves it"
   reads_as_a_layout "$copy"
-  # The large image was named and had no layer yet: that is said, and is no damage.
+  # The large image had a name but no layer yet. Verify reports that, but not as damage.
   status=0
-  larder_ --image-path "$copy" verify | tee "$CASE_DIR/said" || status=${PIPESTATUS[0]}
+  larder_ --image-path "$copy" verify | tee "$CASE_DIR/output" || status=${PIPESTATUS[0]}
   equal "the exit code of verify" 1 "$status"
-  equal "what verify found" "4 images, 1 incomplete; 0 damaged blobs" "$(tail -n 1 "$CASE_DIR/said")"
-  grep -qE "^$BIG: .* missing in [0-9]+ blobs?, first " "$CASE_DIR/said" || fail "verify does not say that $BIG lacks its layer"
+  equal "the summary of verify" "4 images, 1 incomplete; 0 damaged blobs" "$(tail -n 1 "$CASE_DIR/output")"
+  grep -qE "^$BIG: .* missing in [0-9]+ blobs?, first " "$CASE_DIR/output" || fail "verify does not report that $BIG lacks its layer"
   for each in "${PULLED[@]}"; do
     larder_ --image-path "$copy" verify "${each% *}"
   done

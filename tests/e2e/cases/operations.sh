@@ -1,6 +1,6 @@
-# Proves what docs/operations.md rests on: two servers on one directory fetch a blob once for the clients of both, a successor
-# listens on the port while its predecessor drains, and a copy that takes the names before the content has all that it names,
-# whatever is pulled meanwhile. In the other order it does not.
+# Proves statements in docs/operations.md: two servers on one directory fetch a blob once for the clients of both; a new server
+# listens on the port while the old one drains; and a backup that copies the names before the content is complete, despite
+# concurrent pulls. In the other order it is not.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -12,8 +12,8 @@ link_start 16m
 larder_config "127.0.0.1:$LINK_PORT"
 readonly CONTENT="/v2/demo/big/blobs/$BIG_LAYER?ns=docker.io"
 
-# A server of its own on the same directory: NAME PORT.
-another() {
+# Starts another server on the same directory.
+another() { # NAME PORT
   start_server "$1" "${OFFLINE[@]}" "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" \
     serve --host 127.0.0.1 --port "$2"
   wait_for_server "$1" curl -fsS --max-time 2 "http://127.0.0.1:$2/v2/"
@@ -30,20 +30,21 @@ for port in "$LARDER_PORT" "$SECOND_PORT"; do
   curl -fsS --max-time "$CLIENT_LIMIT" -o "$CASE_DIR/tmp/by-$port" "http://127.0.0.1:$port$CONTENT" &
   pulls+=("$!")
 done
-for pull in "${pulls[@]}"; do wait "$pull" || fail "a client of the two got status $?"; done
+for pull in "${pulls[@]}"; do wait "$pull" || fail "a client failed with curl status $?"; done
 for port in "$LARDER_PORT" "$SECOND_PORT"; do
-  same_bytes "the layer by port $port" "$(registry_blob_file "$BIG_LAYER")" "$CASE_DIR/tmp/by-$port"
+  same_bytes "the layer from port $port" "$(registry_blob_file "$BIG_LAYER")" "$CASE_DIR/tmp/by-$port"
 done
-# Both may ask at the same moment. The second to get an answer reads what the first writes, and closes its connection.
+# Both servers may send a request at the same time. The second one to get a response reads what the first writes, and closes
+# its connection.
 size=$(stat -c %s "$(registry_blob_file "$BIG_LAYER")")
 sent=$(link_bytes "/v2/demo/big/blobs/$BIG_LAYER")
 ((sent >= size && sent < size + size / 8)) || fail "the registry sent $sent bytes of a layer of $size bytes"
 stop_server second
 equal "the second server's exit status" 0 "$STOPPED_WITH"
 
-# ---- A successor ---------------------------------------------------------------------------------------------------------
+# ---- Replacement of a server ---------------------------------------------------------------------------------------------
 
-step "a successor takes the port while its predecessor drains"
+step "a new server listens on the port while the old one drains"
 curl -fsS --max-time "$CLIENT_LIMIT" --limit-rate 24M -o "$CASE_DIR/tmp/drained" "$LARDER_URL$CONTENT" &
 reader=$!
 wait_until 15 "the first MiB" at_least_bytes "$CASE_DIR/tmp/drained" 1048576
@@ -52,17 +53,17 @@ larder_logged "that it drains" 'SIGTERM: draining'
 refuses() { ! curl -fsS --max-time 2 "$LARDER_URL/v2/"; }
 wait_until 5 "the port is free" refuses
 another successor "$LARDER_PORT"
-is_running "${SERVER_PID[larder]}" || fail "the predecessor was gone before its successor served"
+is_running "${SERVER_PID[larder]}" || fail "the old server exited before the new one served"
 status=0
 wait "$reader" || status=$?
-equal "curl's exit status at the predecessor" 0 "$status"
+equal "curl's exit status for the old server" 0 "$status"
 same_bytes "the layer that was being sent" "$(registry_blob_file "$BIG_LAYER")" "$CASE_DIR/tmp/drained"
 larder_stop
 stop_server successor
 
-# ---- Root beside another user ---------------------------------------------------------------------------------------------
+# ---- Commands run by root -------------------------------------------------------------------------------------------------
 
-step "what root loads into the cache of another user's server is that user's"
+step "files that root loads into another user's cache belong to that user"
 readonly THEIRS="$CASE_DIR/theirs"
 chmod a+x "$E2E_WORK" "$CASE_DIR"
 install -d -o 65532 -g 65532 -m 750 "$THEIRS"
@@ -77,37 +78,37 @@ copy "127.0.0.1:$LARDER_PORT/$HELLO" theirs-v1
 larder_ --image-path "$THEIRS" load "$HELLO_V2"
 copy "127.0.0.1:$LARDER_PORT/$MULTI" theirs-multi
 stop_server theirs
-equal "what is not theirs" "" "$(find "$THEIRS" ! -user 65532 -o ! -group 65532)"
-refused "a complaint in the log" grep -qE 'WARN|ERROR|denied' "$LOGS/theirs.log"
+equal "files that do not belong to the user" "" "$(find "$THEIRS" ! -user 65532 -o ! -group 65532)"
+must_fail "a warning in the log" grep -qE 'WARN|ERROR|denied' "$LOGS/theirs.log"
 
-# ---- Copies --------------------------------------------------------------------------------------------------------------
+# ---- Backups -------------------------------------------------------------------------------------------------------------
 
 readonly GOOD="$CASE_DIR/names-first" BAD="$CASE_DIR/content-first"
 mkdir "$GOOD" "$BAD"
-take() { # TO ENTRY…
+copy_to() { # TO ENTRY…
   local to=$1
   shift
   (cd "$LARDER_CACHE" && tar -cf - "$@") | tar -C "$to" -xf -
 }
 
-step "names, then content: what is pulled between is not named, and what is named is there"
+step "names, then content: an image pulled in between is not named, and all named images are complete"
 larder_ --image-path "$LARDER_CACHE" load "$HELLO"
-take "$GOOD" oci-layout index.json refs
+copy_to "$GOOD" oci-layout index.json refs
 larder_ --image-path "$LARDER_CACHE" load "$HELLO_V2"
-take "$GOOD" blobs
-client "$E2E_LARDER" --log-level error --image-path "$GOOD" verify >"$CASE_DIR/said"
-grep -qE '^1 image, 0 incomplete; 0 damaged blobs$' "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
+copy_to "$GOOD" blobs
+client "$E2E_LARDER" --log-level error --image-path "$GOOD" verify >"$CASE_DIR/output"
+grep -qE '^1 image, 0 incomplete; 0 damaged blobs$' "$CASE_DIR/output" || fail "verify printed: $(cat "$CASE_DIR/output")"
 
-step "content, then names: the image that was pulled between has no manifest"
-take "$BAD" blobs
+step "content, then names: an image pulled in between has no manifest"
+copy_to "$BAD" blobs
 larder_ --image-path "$LARDER_CACHE" load "$MULTI"
-take "$BAD" oci-layout index.json refs
+copy_to "$BAD" oci-layout index.json refs
 status=0
-client "$E2E_LARDER" --log-level error --image-path "$BAD" verify >"$CASE_DIR/said" || status=$?
+client "$E2E_LARDER" --log-level error --image-path "$BAD" verify >"$CASE_DIR/output" || status=$?
 equal "the exit code of verify" 1 "$status"
-grep -qE "^$MULTI: manifest $MULTI_DIGEST is missing$" "$CASE_DIR/said" || fail "verify said: $(cat "$CASE_DIR/said")"
+grep -qE "^$MULTI: manifest $MULTI_DIGEST is missing$" "$CASE_DIR/output" || fail "verify printed: $(cat "$CASE_DIR/output")"
 
-step "the good copy serves, with nobody to ask"
+step "larder serves the good copy without a registry"
 link_cut
 registry_stop
 start_server larder "${OFFLINE[@]}" "$E2E_LARDER" --image-path "$GOOD" serve --air-gapped --host 127.0.0.1 --port "$LARDER_PORT"

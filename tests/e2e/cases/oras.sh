@@ -1,5 +1,5 @@
-# Proves that an artifact that is no image (its own artifact type, config and layer types) comes through oras byte for byte,
-# and again without upstream.
+# Proves that oras pulls an artifact that is not an image (with its own artifact type, config and layer types) byte for byte
+# through larder, and again without the upstream.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -12,7 +12,7 @@ larder_start
 
 mkdir -p "$CASE_DIR/artifact"
 head -c 3000000 /dev/urandom >"$CASE_DIR/artifact/model.bin"
-printf 'how it was made\n' >"$CASE_DIR/artifact/README"
+printf 'a readme\n' >"$CASE_DIR/artifact/README"
 (cd "$CASE_DIR/artifact" && client "$TOOL" push --plain-http --image-spec v1.0 --artifact-type application/vnd.larder.e2e \
   "127.0.0.1:$REGISTRY_PORT/demo/artifact:v1" model.bin:application/vnd.larder.e2e.model README:text/plain)
 

@@ -1,12 +1,12 @@
-# Proves the page of the management port in headless Chromium: what was pulled is shown, it can be used with the keyboard
-# alone, actions ask for the token, nothing is wider than a phone, and what upstreams and clients say is text. That last,
-# and what a healthy larder does not show, is looked at on a mock of the API.
+# Proves the management page in headless Chromium: it lists pulled images, works with the keyboard alone, asks for the token
+# before actions, fits a phone, and shows strings from upstreams and clients as plain text. A mock of the API tests the
+# latter, and states that a healthy larder does not show.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
-# Three times what it takes on two busy cores.
+# Three times what it needs on two busy cores.
 readonly PAGE_LIMIT=75
-# Debian's own, which has Debian's selenium.
+# Debian's Python, because Debian packages selenium for it.
 readonly PYTHON=/usr/bin/python3
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 readonly HERE
@@ -20,7 +20,7 @@ page() { # ARGUMENT OF page.py…
   "${OFFLINE[@]}" PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=15 "$PAGE_LIMIT" "$PYTHON" "$HERE/page.py" "$@"
 }
 
-step "a mock of the API, friendly and hostile"
+step "the page with a mock of the API, with normal and hostile data"
 page --mock "$CASE_DIR/browser"
 
 step "larder with a management port, and three images"
@@ -37,7 +37,7 @@ for image in demo/hello:v1 library/hello:v1 demo/multi:v1; do
   copy "127.0.0.1:$LARDER_PORT/docker.io/$image" "${image//[\/:]/-}"
 done
 
-step "the page of that larder"
+step "the page with larder"
 page "http://127.0.0.1:$MANAGEMENT_PORT/" "$CASE_DIR/token" "$CASE_DIR/browser" \
   docker.io/demo/hello:v1 docker.io/library/hello:v1 docker.io/demo/multi:v1
 larder_stop

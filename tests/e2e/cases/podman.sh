@@ -1,5 +1,5 @@
-# Proves, with podman and a [[registry.mirror]] whose location carries the registry's name (podman and CRI-O never send
-# ?ns=): cold, warm and without upstream, with the image removed in between.
+# Proves pulls by podman with a [[registry.mirror]] whose location contains the registry's name (podman and CRI-O do not send
+# ?ns=): cold, warm and without the upstream, with the image removed in between.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 

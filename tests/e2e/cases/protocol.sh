@@ -1,5 +1,5 @@
-# Proves the HTTP contract that clients rest on: the ping, equal heads for HEAD and GET, exact Ranges, 405 for everything
-# that would change something, errors as OCI JSON with the statuses that make clients fall back, and no path out of the cache.
+# Proves the HTTP behaviour that clients rely on: the ping, the same headers for HEAD and GET, exact ranges, 405 for all
+# requests that change something, OCI JSON errors with statuses that make clients fall back, and no path traversal.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -17,8 +17,8 @@ for path in /v2/ /v2; do
   equal "$path: Docker-Distribution-API-Version" registry/2.0 "$(header Docker-Distribution-API-Version)"
 done
 
-step "HEAD says what GET says"
-# What identifies the content; Date may differ, Age and Warning as well.
+step "HEAD and GET return the same headers"
+# Headers that identify the content. Date, Age and Warning may differ.
 content_head() { tr -d '\r' <"$HEAD_FILE" | grep -iE '^(content-(type|length)|docker-content-digest|etag|accept-ranges):' | LC_ALL=C sort -f; }
 for url in "$REPOSITORY/manifests/v1" "$REPOSITORY/manifests/$HELLO_DIGEST" "$BLOB" "$REPOSITORY/blobs/$HELLO_CONFIG"; do
   get "$url"
@@ -65,7 +65,7 @@ done
 get "$BLOB" -H "Range: bytes=$SIZE-"
 equal "Content-Range of a 416" "bytes */$SIZE" "$(header Content-Range)"
 for range in bytes=0-9,20-29 lines=1-2 nonsense; do
-  step "Range: $range is answered with the whole"
+  step "Range: $range gets the complete blob"
   get "$BLOB" -H "Range: $range"
   expect_status "$range" 200
   same_bytes "$range" "$ORIGINAL" "$BODY_FILE"
@@ -76,11 +76,11 @@ tag=$(header ETag)
 get "$BLOB" -H "If-None-Match: $tag"
 expect_status "If-None-Match with the ETag" 304
 get "$BLOB" -H 'If-None-Match: "other"'
-expect_status "If-None-Match with another" 200
+expect_status "If-None-Match with another ETag" 200
 get "$BLOB" -H 'Range: bytes=0-9' -H 'If-Range: "other"'
-expect_status "If-Range with another" 200
+expect_status "If-Range with another ETag" 200
 
-step "nothing can be changed from outside"
+step "clients cannot change anything"
 for method in DELETE PUT POST PATCH; do
   for url in "$BLOB" "$REPOSITORY/manifests/v1" "$REPOSITORY/blobs/uploads/"; do
     get "$url" -X "$method" --data x
@@ -100,16 +100,16 @@ oci_error() { # WHAT URL STATUSES CODES
   matches "$1: code" "^($4)$" "$(error_code)"
 }
 readonly NOWHERE=sha256:b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9
-oci_error "a tag that upstream does not have" "$REPOSITORY/manifests/absent" 404 'MANIFEST_UNKNOWN|NAME_UNKNOWN'
-oci_error "a repository that upstream does not have" "$LARDER_URL/v2/$ALIAS/demo/absent/manifests/v1" 404 'MANIFEST_UNKNOWN|NAME_UNKNOWN'
-oci_error "a blob that upstream does not have" "$REPOSITORY/blobs/$NOWHERE" 404 'BLOB_UNKNOWN|NAME_UNKNOWN'
-oci_error "a tag that cannot be one" "$REPOSITORY/manifests/.INVALID_MANIFEST_NAME" 404 MANIFEST_UNKNOWN
-oci_error "a digest that cannot be one" "$REPOSITORY/manifests/sha256:totallywrong" '400|404' 'DIGEST_INVALID|MANIFEST_UNKNOWN'
-oci_error "a blob digest that cannot be one" "$REPOSITORY/blobs/sha256:totallywrong" '400|404' 'DIGEST_INVALID|BLOB_UNKNOWN'
-oci_error "a name that cannot be one" "$LARDER_URL/v2/$ALIAS/Demo/HELLO/manifests/v1" '400|404' 'NAME_INVALID|NAME_UNKNOWN'
+oci_error "an unknown tag" "$REPOSITORY/manifests/absent" 404 'MANIFEST_UNKNOWN|NAME_UNKNOWN'
+oci_error "an unknown repository" "$LARDER_URL/v2/$ALIAS/demo/absent/manifests/v1" 404 'MANIFEST_UNKNOWN|NAME_UNKNOWN'
+oci_error "an unknown blob" "$REPOSITORY/blobs/$NOWHERE" 404 'BLOB_UNKNOWN|NAME_UNKNOWN'
+oci_error "an invalid tag" "$REPOSITORY/manifests/.INVALID_MANIFEST_NAME" 404 MANIFEST_UNKNOWN
+oci_error "an invalid digest" "$REPOSITORY/manifests/sha256:totallywrong" '400|404' 'DIGEST_INVALID|MANIFEST_UNKNOWN'
+oci_error "an invalid blob digest" "$REPOSITORY/blobs/sha256:totallywrong" '400|404' 'DIGEST_INVALID|BLOB_UNKNOWN'
+oci_error "an invalid name" "$LARDER_URL/v2/$ALIAS/Demo/HELLO/manifests/v1" '400|404' 'NAME_INVALID|NAME_UNKNOWN'
 oci_error "the catalogue" "$LARDER_URL/v2/_catalog" 404 '.+'
 
-step "no path leads out of the cache"
+step "no path traversal"
 printf 'secret-content' >"$CASE_DIR/secret"
 for path in "/v2/../secret" "/v2/$ALIAS/../../../secret/manifests/v1" "/v2/$ALIAS/demo/hello/manifests/../../../../secret" \
   "/v2/$ALIAS/demo/hello/blobs/../../../secret" "/v2/$ALIAS/%2e%2e/%2e%2e/secret/manifests/v1" \
@@ -118,7 +118,7 @@ for path in "/v2/../secret" "/v2/$ALIAS/../../../secret/manifests/v1" "/v2/$ALIA
   "/v2/demo/hello/manifests/v1?ns=..%2F..%2Fsecret" "/v2//$ALIAS//demo/hello/manifests/v1" "/../../secret"; do
   get "$LARDER_URL$path"
   matches "$path" '^(400|404)$' "$STATUS"
-  refused "the secret in the answer to $path" grep -q secret-content "$BODY_FILE"
+  must_fail "the secret in the response to $path" grep -q secret-content "$BODY_FILE"
 done
-equal "files of the cache outside of it" "" "$(find "$CASE_DIR" -maxdepth 1 -newer "$CASE_DIR/secret" -type d -name 'secret*')"
+equal "cache files outside the cache directory" "" "$(find "$CASE_DIR" -maxdepth 1 -newer "$CASE_DIR/secret" -type d -name 'secret*')"
 larder_stop

@@ -1,5 +1,5 @@
-# Proves that regctl copies an image with its referrers through larder, byte for byte, and again without upstream: what was
-# prefetched is found.
+# Proves that regctl copies an image with its referrers through larder, byte for byte, and again without the upstream, because
+# referrers are prefetched.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -18,7 +18,7 @@ printf '{"hosts":{"127.0.0.1:%s":{"tls":"disabled"},"127.0.0.1:%s":{"tls":"disab
   >"$REGCTL_CONFIG"
 regctl_() { client "$TOOL" "$@"; }
 
-printf 'made by hand\n' >"$CASE_DIR/statement"
+printf 'a statement\n' >"$CASE_DIR/statement"
 regctl_ artifact put --artifact-type application/vnd.larder.e2e.statement --subject "$UPSTREAM:v1" \
   -f "$CASE_DIR/statement" --file-media-type text/plain
 
@@ -31,10 +31,10 @@ check_all() { # WHEN
     "$(regctl_ artifact list "$MIRROR:v1" --format '{{range .Descriptors}}{{.ArtifactType}}{{end}}')"
   rm -rf "$CASE_DIR/copied"
   regctl_ image copy --referrers "$MIRROR:v1" "ocidir://$CASE_DIR/copied:v1"
-  grep -rqF 'made by hand' "$CASE_DIR/copied/blobs/sha256" || fail "$1: the referrer's content was not copied"
+  grep -rqF 'a statement' "$CASE_DIR/copied/blobs/sha256" || fail "$1: the referrer's content was not copied"
 }
 check_all cold
-wait_until 20 "the referrer in the cache" grep -rqsF 'made by hand' "$LARDER_CACHE/blobs/sha256"
+wait_until 20 "the referrer in the cache" grep -rqsF 'a statement' "$LARDER_CACHE/blobs/sha256"
 check_all warm
 registry_stop
 check_all "without upstream"

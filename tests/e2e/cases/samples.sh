@@ -1,5 +1,5 @@
-# The sample images, built by buildah and pushed to docker-registry once; every other case serves this storage again, or a
-# copy of it. Proves that the upstream side works before anything is said about larder.
+# Builds the sample images with buildah and pushes them to docker-registry. Every other case serves this storage, or a copy of
+# it. Proves that the upstream works, before larder is involved.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -10,7 +10,7 @@ mkdir -p "$BUILD" "$SAMPLES/registry"
 
 buildah_() { client buildah "${STORE[@]}" "$@"; }
 
-# A `FROM scratch` image of the given files.
+# Builds a `FROM scratch` image from the given files.
 build() { # IMAGE ARCHITECTURE FILE…
   local image=$1 architecture=$2 context
   shift 2
@@ -29,7 +29,7 @@ push() { # IMAGE NAME [OPTION…]
   buildah_ push --signature-policy "$BUILD/policy.json" --tls-verify=false "$@" "$image" "docker://127.0.0.1:$REGISTRY_PORT/$name"
 }
 
-step "a static program that says who it is"
+step "build a static program"
 printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$BUILD/policy.json"
 printf '#include <stdio.h>\nint main(void) { puts("hello from the larder"); return 0; }\n' >"$BUILD/hello.c"
 musl-gcc -static -Os -s -o "$BUILD/hello" "$BUILD/hello.c"
@@ -53,7 +53,7 @@ buildah_ manifest add multi:v1 hello:arm
 buildah_ manifest push --signature-policy "$BUILD/policy.json" --tls-verify=false --all multi:v1 \
   "docker://127.0.0.1:$REGISTRY_PORT/demo/multi:v1"
 
-step "note their digests"
+step "write their digests to a file"
 upstream() { printf 'http://127.0.0.1:%s/v2/%s' "$REGISTRY_PORT" "$1"; }
 readonly ACCEPT='Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json'
 manifest_facts() { # PREFIX REPOSITORY TAG
@@ -77,5 +77,5 @@ mv "$SAMPLES/facts.new" "$SAMPLES/facts"
 # shellcheck source=/dev/null
 . "$SAMPLES/facts"
 cat "$SAMPLES/facts"
-((BIG_LAYER_SIZE > BIG_SIZE)) || fail "the big layer is only $BIG_LAYER_SIZE bytes long"
+((BIG_LAYER_SIZE > BIG_SIZE)) || fail "the big layer has only $BIG_LAYER_SIZE bytes"
 registry_stop

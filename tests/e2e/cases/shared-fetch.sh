@@ -1,5 +1,5 @@
-# Proves promise 3 and the first half of 4 over a slow link: many clients of one cold blob, some of whom ask for a Range or
-# come late, cost one download and get right bytes while it runs; when all clients leave, it is finished all the same.
+# Proves promise 3 and the first half of 4 over a slow link: many clients of one uncached blob, some with a Range or later than
+# others, share one download and get the right bytes while it runs. If all clients disconnect, larder finishes the download.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -14,13 +14,13 @@ readonly ORIGINAL
 
 readonly CURL=(curl -fsS --max-time "$GIVE_UP_LIMIT")
 
-step "the first client: bytes arrive long before the blob is complete"
+step "the first client gets bytes long before the blob is complete"
 "${CURL[@]}" -o "$CASE_DIR/tmp/1" "$BLOB" &
 pids=($!)
 wait_until 15 "the first MiB of a cold blob" at_least_bytes "$CASE_DIR/tmp/1" 1048576
-absent "the blob, not yet complete" "$(cached_blob "$BIG_LAYER")"
+absent "the incomplete blob" "$(cached_blob "$BIG_LAYER")"
 
-step "$CLIENTS clients in all, and one that wants a Range far ahead"
+step "$CLIENTS clients in total, and one that requests a Range far ahead"
 for ((n = 2; n <= CLIENTS; n++)); do
   "${CURL[@]}" -o "$CASE_DIR/tmp/$n" "$BLOB" &
   pids+=($!)
@@ -28,7 +28,7 @@ done
 "${CURL[@]}" -r 41943040-50331647 -D "$CASE_DIR/tmp/range-head" -o "$CASE_DIR/tmp/range" "$BLOB" &
 pids+=($!)
 for pid in "${pids[@]}"; do
-  wait "$pid" || fail "a client failed with curl's status $?"
+  wait "$pid" || fail "a client failed with curl status $?"
 done
 for ((n = 1; n <= CLIENTS; n++)); do
   same_bytes "client $n" "$ORIGINAL" "$CASE_DIR/tmp/$n"
@@ -40,7 +40,7 @@ equal "blob GETs at the upstream" 1 "$(registry_requests "GET /v2/demo/big/blobs
 larder_logged "a client that joined" 'cache=join'
 larder_stop
 
-step "every client leaves: the fetch is finished"
+step "all clients disconnect: larder finishes the fetch"
 rm -rf -- "$LARDER_CACHE"
 larder_start
 "${CURL[@]}" -o "$CASE_DIR/tmp/left" "$BLOB" &
@@ -48,8 +48,8 @@ leaving=$!
 wait_until 15 "the first MiB" at_least_bytes "$CASE_DIR/tmp/left" 1048576
 kill "$leaving"
 wait "$leaving" 2>/dev/null || true
-absent "the blob, not yet complete" "$(cached_blob "$BIG_LAYER")"
-wait_until 30 "the blob in the cache after its only client left" test -f "$(cached_blob "$BIG_LAYER")"
+absent "the incomplete blob" "$(cached_blob "$BIG_LAYER")"
+wait_until 30 "the blob in the cache after its only client disconnected" test -f "$(cached_blob "$BIG_LAYER")"
 same_bytes "the blob in the cache" "$ORIGINAL" "$(cached_blob "$BIG_LAYER")"
 equal "blob GETs at the upstream" 2 "$(registry_requests "GET /v2/demo/big/blobs/$BIG_LAYER")"
 larder_stop

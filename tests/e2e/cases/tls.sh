@@ -1,15 +1,15 @@
-# Proves registries[].tls against registries with a certificate of their own authority: whom larder believes (the system's
-# roots, tls.ca, anybody), as whom it presents itself to those that demand a certificate (each key format, beside each of
-# those three), that unusable files are said at start, and that a renewed certificate is shown without a restart.
+# Proves registries[].tls with registries whose certificates are from a private CA: which certificates larder trusts (the
+# system's roots, tls.ca, any), the client certificates that it presents (with each key format, combined with each kind of
+# trust), errors for unusable files at startup, and that a renewed client certificate is used without a restart.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
-# How long after a certificate file has changed it may take to be used: larder looks every 10 s.
+# The time until a changed certificate file is used: larder checks every 10 s.
 readonly RENEWAL_LIMIT=15
-# How long a client waits to hear that there is no way to the registry.
-readonly REFUSAL_LIMIT=5
+# The time limit for an error response when larder cannot connect to the registry.
+readonly ERROR_LIMIT=5
 
-# Every pull by tag asks upstream, which is what is looked at here.
+# Every pull by tag checks the upstream.
 TAG_TTL=0
 
 # ---- Certificates ------------------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ authority() { # NAME
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 2 -subj "/CN=$1" \
     -keyout "$PKI/$1.key" -out "$PKI/$1.pem" 2>/dev/null
 }
-# A certificate of the authority `ca` for the key NAME.key.
+# Issues a certificate of the CA `ca` for the key NAME.key.
 certificate() { # NAME EXTENSIONS
   printf '%s\n' "$2" >"$PKI/extensions"
   openssl req -new -key "$PKI/$1.key" -subj "/CN=$1" -out "$PKI/request"
@@ -32,7 +32,7 @@ has_format() { # NAME FIRST_LINE
   equal "the format of $1.key" "-----BEGIN $2-----" "$(head -n 1 "$PKI/$1.key")"
 }
 
-step "an authority, a registry's certificate, clients' certificates in each format of a key"
+step "create CAs, the registry's certificate, and client certificates with each key format"
 authority ca
 authority other-ca
 for name in server pkcs8 renewed; do
@@ -49,12 +49,12 @@ for name in pkcs8 sec1 pkcs1 renewed; do
 done
 cp "$PKI/pkcs8.pem" "$PKI/rotating.pem"
 cp "$PKI/pkcs8.key" "$PKI/rotating.key"
-printf 'this is no certificate\n' >"$PKI/text.pem"
+printf 'not a certificate\n' >"$PKI/text.pem"
 
 # ---- Registries --------------------------------------------------------------------------------------------------------
 
 CURL_CERT=(--cert "$PKI/pkcs8.pem" --key "$PKI/pkcs8.key" --cacert "$PKI/ca.pem")
-# docker-registry with a certificate; MORE is further YAML below http.tls.
+# Starts docker-registry with a certificate. MORE is additional YAML for http.tls.
 https_registry_start() { # NAME PORT [MORE]
   cat >"$CASE_DIR/$1.yml" <<YAML
 version: 0.1
@@ -70,7 +70,8 @@ YAML
   wait_for_server "$1" curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$2/v2/"
 }
 
-# nginx in front of the plain registry, which demands a certificate as well, but by an HTTP status, and notes whose it got.
+# Starts nginx in front of the registry without TLS. It requires a client certificate too, but answers with an HTTP status, and
+# logs the serial number of the certificate.
 readonly SERIALS="$LOGS/gate-access.log"
 gate_start() { # PORT
   nginx_start gate "
@@ -86,7 +87,7 @@ gate_start() { # PORT
   }" curl -fsS --max-time 2 "${CURL_CERT[@]}" "https://127.0.0.1:$1/v2/"
 }
 
-step "a registry with a certificate, one that demands one, and a gate that does"
+step "start a registry with TLS, one that requires client certificates, and a gate that does too"
 TLS_PORT=$(free_port)
 MTLS_PORT=$(free_port)
 GATE_PORT=$(free_port)
@@ -94,7 +95,7 @@ registry_start
 https_registry_start tls-registry "$TLS_PORT"
 https_registry_start mtls-registry "$MTLS_PORT" "clientcas: [$PKI/ca.pem]"
 gate_start "$GATE_PORT"
-refused "the registry that demands a certificate, without one" \
+must_fail "a request without a client certificate" \
   curl -fsS --max-time 2 --cacert "$PKI/ca.pem" "https://127.0.0.1:$MTLS_PORT/v2/"
 
 # ---- Larder ------------------------------------------------------------------------------------------------------------
@@ -111,9 +112,9 @@ readonly CA="ca: $PKI/ca.pem" SKIP="insecureSkipVerify: true"
   entry other-ca.test "127.0.0.1:$TLS_PORT" "ca: $PKI/other-ca.pem"
   entry other-name.test "localhost:$TLS_PORT" "$CA"
   entry skip.test "127.0.0.1:$TLS_PORT" "$SKIP"
-  entry nobody.test "127.0.0.1:$MTLS_PORT" "$CA"
-  entry nobody-skip.test "127.0.0.1:$MTLS_PORT" "$SKIP"
-  entry nobody-gate.test "127.0.0.1:$GATE_PORT" "$CA"
+  entry anonymous.test "127.0.0.1:$MTLS_PORT" "$CA"
+  entry anonymous-skip.test "127.0.0.1:$MTLS_PORT" "$SKIP"
+  entry anonymous-gate.test "127.0.0.1:$GATE_PORT" "$CA"
   for name in pkcs8 sec1 pkcs1; do
     entry "$name.test" "127.0.0.1:$MTLS_PORT" "$CA, $(identity "$name")"
     entry "$name-skip.test" "127.0.0.1:$MTLS_PORT" "$SKIP, $(identity "$name")"
@@ -122,50 +123,50 @@ readonly CA="ca: $PKI/ca.pem" SKIP="insecureSkipVerify: true"
   entry gate.test "127.0.0.1:$GATE_PORT" "$CA, $(identity pkcs1)"
   entry gate-skip.test "127.0.0.1:$GATE_PORT" "$SKIP, $(identity sec1)"
   entry rotating.test "127.0.0.1:$GATE_PORT" "$CA, $(identity rotating)"
-  # A blob that was fetched behind one registry would be there for all.
+  # Without prefetching, because a blob fetched from one registry would be cached for all of them.
   printf "tagTtl: '%s'\nrevalidateTimeout: 2s\nprefetch: false\n" "$TAG_TTL"
 } >"$CASE_DIR/larder.yaml"
 
-# A manifest from the registry itself, each time: the tag's, and with it, at first, its content.
+# Pulls a manifest, for which larder contacts the registry each time.
 pulled() { # REGISTRY
   get "$LARDER_URL/v2/$1/demo/hello/manifests/v1"
   expect_status "$1" 200
   equal "$1: the digest" "$HELLO_DIGEST" "$(header Docker-Content-Digest)"
-  equal "$1: a warning that it is unconfirmed" '' "$(header Warning)"
+  equal "$1: the Warning of a stale response" '' "$(header Warning)"
 }
 not_pulled() { # REGISTRY [REGEX]
-  get "$LARDER_URL/v2/$1/demo/hello/manifests/v1" --max-time "$REFUSAL_LIMIT"
+  get "$LARDER_URL/v2/$1/demo/hello/manifests/v1" --max-time "$ERROR_LIMIT"
   expect_status "$1" 502
-  matches "$1: why" "${2:-.}" "$(jq -r '.errors[0].message' "$BODY_FILE")"
+  matches "$1: the error" "${2:-.}" "$(jq -r '.errors[0].message' "$BODY_FILE")"
 }
 
 larder_start
 
-# ---- Renewal, begun: larder looks for it while the rest is done ---------------------------------------------------------
+# ---- Start of the renewal, which larder detects while the case continues -------------------------------------------------
 
-# nginx writes serials as openssl does, in upper-case hexadecimal.
+# nginx and openssl both print serial numbers in upper-case hexadecimal.
 serial() { openssl x509 -in "$PKI/$1.pem" -noout -serial | cut -d = -f 2; }
 OLD_SERIAL=$(serial pkcs8)
 NEW_SERIAL=$(serial renewed)
-step "the certificate $OLD_SERIAL is renewed to $NEW_SERIAL"
+step "renew the certificate $OLD_SERIAL as $NEW_SERIAL"
 pulled rotating.test
 seen() { grep -qE "^$1 200 (GET|HEAD) /v2/demo/hello/manifests/v1 " "$SERIALS"; }
 wait_until 5 "the old certificate at the gate" seen "$OLD_SERIAL"
-refused "the new certificate at the gate, before it is there" seen "$NEW_SERIAL"
+must_fail "the new certificate at the gate, before the renewal" seen "$NEW_SERIAL"
 for kind in key pem; do
   cp "$PKI/renewed.$kind" "$PKI/rotating.$kind.new"
   mv "$PKI/rotating.$kind.new" "$PKI/rotating.$kind"
 done
 RENEWED_AT=$SECONDS
 
-# ---- Who the registry is -----------------------------------------------------------------------------------------------
+# ---- Verification of the registry --------------------------------------------------------------------------------------
 
-step "an unknown authority, another authority, another name: 502, and it is TLS"
+step "an unknown CA, another CA, another name: 502 with a TLS error"
 for registry in roots.test other-ca.test other-name.test; do
   not_pulled "$registry" 'TLS failed'
 done
-get "$LARDER_URL/v2/roots.test/demo/hello/blobs/$HELLO_LAYER" --max-time "$REFUSAL_LIMIT"
-expect_status "a blob from an unknown authority" 503
+get "$LARDER_URL/v2/roots.test/demo/hello/blobs/$HELLO_LAYER" --max-time "$ERROR_LIMIT"
+expect_status "a blob from a registry with an unknown CA" 503
 
 step "tls.ca"
 pulled ca.test
@@ -178,10 +179,10 @@ done
 step "insecureSkipVerify"
 pulled skip.test
 
-# ---- Who we are --------------------------------------------------------------------------------------------------------
+# ---- Client certificates -----------------------------------------------------------------------------------------------
 
-step "a registry that demands a certificate gets none"
-for registry in nobody.test nobody-skip.test nobody-gate.test; do
+step "without a client certificate pulls fail"
+for registry in anonymous.test anonymous-skip.test anonymous-gate.test; do
   not_pulled "$registry"
 done
 
@@ -196,55 +197,55 @@ for name in pkcs1 sec1; do
   wait_until 5 "the certificate $name at the gate" seen "$(serial "$name")"
 done
 
-# ---- Files that cannot be used -----------------------------------------------------------------------------------------
+# ---- Unusable files ----------------------------------------------------------------------------------------------------
 
-# `larder serve` refuses to start: status 2, and it says of which registry, which file, and what.
-no_start() { # WHAT REGEX TLS
-  local status=0 said
+# `larder serve` does not start: exit status 2, and an error with the registry, the file and the reason.
+does_not_start() { # WHAT REGEX TLS
+  local status=0 output
   { echo 'registries:' && entry bad.test 127.0.0.1:9 "$3"; } >"$CASE_DIR/bad.yaml"
-  said=$(client "$E2E_LARDER" --config-file "$CASE_DIR/bad.yaml" --image-path "$CASE_DIR/none" \
+  output=$(client "$E2E_LARDER" --config-file "$CASE_DIR/bad.yaml" --image-path "$CASE_DIR/none" \
     serve --host 127.0.0.1 --port 0 2>&1) || status=$?
   equal "$1: the exit status" 2 "$status"
-  matches "$1: what it says" "bad\.test.*$2" "$said"
+  matches "$1: the error" "bad\.test.*$2" "$output"
 }
 
-step "unusable files are said at start"
-no_start "a missing ca" 'cannot read .*/missing\.pem' "ca: $PKI/missing.pem"
-no_start "a ca that is not PEM" '/text\.pem is no PEM' "ca: $PKI/text.pem"
-no_start "a ca that is a key" 'no certificate in .*/ca\.key' "ca: $PKI/ca.key"
-no_start "a missing certificate" 'cannot read .*/missing\.pem' "cert: $PKI/missing.pem, key: $PKI/pkcs8.key"
-no_start "a missing key" 'cannot read .*/missing\.key' "cert: $PKI/pkcs8.pem, key: $PKI/missing.key"
-no_start "a certificate that is not PEM" '/text\.pem is no PEM' "cert: $PKI/text.pem, key: $PKI/pkcs8.key"
-no_start "a key that is not PEM" '/text\.pem is no PEM' "cert: $PKI/pkcs8.pem, key: $PKI/text.pem"
-no_start "a key that is a certificate" 'no private key in .*/pkcs8\.pem' "cert: $PKI/pkcs8.pem, key: $PKI/pkcs8.pem"
-no_start "another certificate's key" 'key .*/sec1\.key .*certificate .*/pkcs8\.pem' \
+step "unusable files are errors at startup"
+does_not_start "a missing ca" 'cannot read .*/missing\.pem' "ca: $PKI/missing.pem"
+does_not_start "a ca that is not PEM" '/text\.pem is no PEM' "ca: $PKI/text.pem"
+does_not_start "a ca that is a key" 'no certificate in .*/ca\.key' "ca: $PKI/ca.key"
+does_not_start "a missing certificate" 'cannot read .*/missing\.pem' "cert: $PKI/missing.pem, key: $PKI/pkcs8.key"
+does_not_start "a missing key" 'cannot read .*/missing\.key' "cert: $PKI/pkcs8.pem, key: $PKI/missing.key"
+does_not_start "a certificate that is not PEM" '/text\.pem is no PEM' "cert: $PKI/text.pem, key: $PKI/pkcs8.key"
+does_not_start "a key that is not PEM" '/text\.pem is no PEM' "cert: $PKI/pkcs8.pem, key: $PKI/text.pem"
+does_not_start "a key that is a certificate" 'no private key in .*/pkcs8\.pem' "cert: $PKI/pkcs8.pem, key: $PKI/pkcs8.pem"
+does_not_start "another certificate's key" 'key .*/sec1\.key .*certificate .*/pkcs8\.pem' \
   "cert: $PKI/pkcs8.pem, key: $PKI/sec1.key"
-no_start "another kind of key" 'key .*/pkcs1\.key .*certificate .*/pkcs8\.pem' \
+does_not_start "another kind of key" 'key .*/pkcs1\.key .*certificate .*/pkcs8\.pem' \
   "cert: $PKI/pkcs8.pem, key: $PKI/pkcs1.key"
-no_start "a certificate without its key" 'tls\.key' "cert: $PKI/pkcs8.pem"
-no_start "a key without its certificate" 'tls\.cert' "key: $PKI/pkcs8.key"
+does_not_start "a certificate without its key" 'tls\.key' "cert: $PKI/pkcs8.pem"
+does_not_start "a key without its certificate" 'tls\.cert' "key: $PKI/pkcs8.key"
 
-# ---- Renewal, ended ----------------------------------------------------------------------------------------------------
+# ---- End of the renewal ------------------------------------------------------------------------------------------------
 
-# Asks again, as clients do, until the gate has seen the new one.
+# Repeats the pull until the gate has received the new certificate.
 is_renewed() {
   get "$LARDER_URL/v2/rotating.test/demo/hello/manifests/v1"
   cat -- "$HEAD_FILE" >>"$CASE_DIR/rotating-heads"
   seen "$NEW_SERIAL"
 }
-step "the renewed certificate is shown within $RENEWAL_LIMIT s, and nobody has noticed"
+step "the renewed certificate is used within $RENEWAL_LIMIT s, without failed pulls"
 wait_until $((RENEWAL_LIMIT - SECONDS + RENEWED_AT)) "the new certificate at the gate" is_renewed
-equal "answers to pulls meanwhile" 'HTTP/1.1 200 OK' "$(tr -d '\r' <"$CASE_DIR/rotating-heads" | grep '^HTTP/' | sort -u)"
-refused "an unconfirmed answer meanwhile" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
+equal "responses to pulls in the meantime" 'HTTP/1.1 200 OK' "$(tr -d '\r' <"$CASE_DIR/rotating-heads" | grep '^HTTP/' | sort -u)"
+must_fail "a stale response in the meantime" grep -i '^Warning:' "$CASE_DIR/rotating-heads"
 larder_stop
 
 # ---- The system's roots ------------------------------------------------------------------------------------------------
 
-step "the authority is one of the system's"
+step "a CA of the system"
 export SSL_CERT_FILE="$PKI/ca.pem"
 larder_start
 pulled roots.test
 pulled roots-pkcs8.test
-not_pulled nobody.test
+not_pulled anonymous.test
 cache_is_sound
 larder_stop

@@ -1,7 +1,7 @@
-# Proves the promise to a cluster, with two nodes that are containerds with the CRI plugin, driven by crictl: one pulls and runs
-# a pod, all of it, the sandbox's image too, by way of larder. Then the registry is gone for good, larder is killed and started
-# again, and the other node, which has never pulled anything, still starts the pod, without a request to any registry. While
-# larder is dead, a node pulls from the registry itself. tests/kind shows the same in a cluster of kind's.
+# Proves the promise to a cluster, with two nodes: containerds with the CRI plugin, and crictl. One node pulls a pod's images
+# through larder, including the sandbox image, and runs the pod. Then the registry is removed, larder is killed and restarted, and
+# the other node, which has never pulled, starts the pod without a request to any registry. While larder is down, a node pulls
+# from the registry directly. tests/kind proves the same in a kind cluster.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source=../../kind/assertions.sh
@@ -15,8 +15,8 @@ need_tool crictl
 readonly SANDBOX=registry.k8s.io/pause:3.9 APP=docker.io/demo/app:v1 OTHER=docker.io/demo/other:v1
 readonly GREETING="open for business"
 
-# What a pod needs: a program that says something and then runs until it is told to end. A file beside it makes its image another.
-step "push an image for sandboxes, and two for pods"
+# The program of the pods prints a line and runs until SIGTERM. A file with the name makes each image different.
+step "push a sandbox image, and two images for pods"
 cat >"$CASE_DIR/tmp/app.c" <<'C'
 #include <signal.h>
 #include <stdio.h>
@@ -71,7 +71,7 @@ YAML
 metrics_to() { # FILE
   curl -fsS --max-time 5 -o "$1" "http://127.0.0.1:$METRICS_PORT/metrics"
 }
-# Larder's access lines since the last `log_from_here`. The line of a request follows its answer, so what is looked for may come late.
+# log_to writes larder's log since the last log_from_here to a file. Larder logs a request after its response, so a line may be late.
 LOGGED=0
 log_from_here() { LOGGED=$(wc -l <"$LARDER_LOG"); }
 log_to() { # FILE
@@ -79,7 +79,7 @@ log_to() { # FILE
 }
 pod_runs() { # NODE POD IMAGE
   pod_start "$1" "$2" "$3"
-  wait_until 20 "what $2 says on $1" container_says "$1" "$CONTAINER" "$GREETING"
+  wait_until 20 "the output of $2 on $1" container_logged "$1" "$CONTAINER" "$GREETING"
   equal "the state of $2" CONTAINER_RUNNING "$(crictl_ "$1" inspect "$CONTAINER" | jq -r .status.state)"
 }
 has_nothing() { # NODE
@@ -91,46 +91,46 @@ larder_start
 node_start one "$SANDBOX"
 node_start two "$SANDBOX"
 
-step "node one: a pod, all of it through larder"
+step "node one starts a pod and pulls all images through larder"
 has_nothing one
 pod_runs one app "$APP"
 log_to "$CASE_DIR/tmp/log"
 pulled_through "$CASE_DIR/tmp/log" docker.io demo/app
 pulled_through "$CASE_DIR/tmp/log" registry.k8s.io pause
 metrics_to "$CASE_DIR/tmp/metrics"
-(($(metric "$CASE_DIR/tmp/metrics" larder_upstream_requests_total 'outcome="ok"') > 0)) || fail "no metric tells of requests to the registry"
-(($(metric "$CASE_DIR/tmp/metrics" larder_downloads_total 'outcome="done"') >= 4)) || fail "no metric tells of four blobs downloaded"
+(($(metric "$CASE_DIR/tmp/metrics" larder_upstream_requests_total 'outcome="ok"') > 0)) || fail "the metrics count no requests to the registry"
+(($(metric "$CASE_DIR/tmp/metrics" larder_downloads_total 'outcome="done"') >= 4)) || fail "the metrics count less than four downloaded blobs"
 
-step "larder is dead: node one asks the registry itself, and the pod that runs does not notice"
+step "larder is down: node one pulls from the registry, and the pod keeps running"
 stop_server larder KILL
 gets=$(registry_requests 'GET /v2/demo/hello/blobs/')
 crictl_ one pull "127.0.0.1:$REGISTRY_PORT/demo/hello:v1"
-(($(registry_requests 'GET /v2/demo/hello/blobs/') > gets)) || fail "the registry was not asked"
+(($(registry_requests 'GET /v2/demo/hello/blobs/') > gets)) || fail "the registry got no request"
 equal "the state of the pod" CONTAINER_RUNNING "$(crictl_ one inspect "$CONTAINER" | jq -r .status.state)"
 
-step "the registry is gone, with all it had, and larder starts again"
+step "the registry and its storage are removed, and larder restarts"
 registry_stop
 rm -rf "$REGISTRY_STORAGE"
 log_from_here
 larder_start
 
-step "node two, which has never pulled: the pod starts, and no registry is asked"
+step "node two, which has never pulled, starts the pod without a request to a registry"
 has_nothing two
 metrics_to "$CASE_DIR/tmp/before"
 pod_runs two app "$APP"
 log_to "$CASE_DIR/tmp/log"
-came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
-came_from_cache "$CASE_DIR/tmp/log" registry.k8s.io pause
+was_cached "$CASE_DIR/tmp/log" docker.io demo/app
+was_cached "$CASE_DIR/tmp/log" registry.k8s.io pause
 metrics_to "$CASE_DIR/tmp/after"
-registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
-# Not even in vain: the tags were confirmed less than tagTtl ago.
+nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+# There were no failed requests either, because the tags were confirmed less than tagTtl ago.
 equal "requests to registries" 0 "$(metric "$CASE_DIR/tmp/after" larder_upstream_requests_total)"
 equal "the digest on node two" "$(digest_on one "$APP")" "$(digest_on two "$APP")"
 
-step "what nobody has ever pulled is refused"
-refused "a pull of $OTHER" crictl_ two pull "$OTHER"
+step "an image that was never pulled fails"
+must_fail "a pull of $OTHER" crictl_ two pull "$OTHER"
 
-step "tags that cannot be confirmed any more: a pod on node two starts with images that it had to pull anew"
+step "expired tags: node two removes its images, pulls them again and starts a pod"
 pods_remove two
 crictl_ two rmi --all
 has_nothing two
@@ -141,12 +141,12 @@ larder_start
 metrics_to "$CASE_DIR/tmp/before"
 pod_runs two again "$APP"
 log_to "$CASE_DIR/tmp/log"
-came_from_cache "$CASE_DIR/tmp/log" docker.io demo/app
+was_cached "$CASE_DIR/tmp/log" docker.io demo/app
 some_line "the tag" ' cache=stale' "$(lines_of "$CASE_DIR/tmp/log" docker.io demo/app manifests)"
 metrics_to "$CASE_DIR/tmp/after"
-registries_gave_nothing "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
 
-step "node two starts again, and pulls again"
+step "node two restarts and pulls again"
 pods_remove two
 stop_server two
 node_start two "$SANDBOX"

@@ -1,6 +1,6 @@
-# Proves larder verify on damage of every kind, made to the files of a cache that is served meanwhile: a flipped bit in a
-# layer and in a manifest, a truncated layer, a layer that is gone. Each is named and what is damaged is kept aside;
-# --repair mends all of it from the registry, unless larder offline forbids asking it.
+# Proves larder verify with all kinds of damage in the cache of a running server: a flipped bit in a layer and in a manifest, a
+# truncated layer, a missing blob. Verify reports each, and moves damaged files to quarantine. --repair fetches all of them from
+# the registry, unless larder is offline.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -12,20 +12,20 @@ larder_start
 larder_() { client "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" --log-level error "$@"; }
 larder_ load "$LIBRARY" "$HELLO" "$HELLO_V2" "$BIG"
 
-readonly SAID="$CASE_DIR/said"
-# Runs verify, which must end with STATUS; what it says stands in SAID.
+readonly OUTPUT="$CASE_DIR/output"
+# Runs verify, which must exit with STATUS, and writes its output to OUTPUT.
 verify_is() { # STATUS [FLAG OF verify…]
   local expected=$1 status=0
   shift
-  larder_ verify "$@" >"$SAID" 2>&1 || status=$?
-  cat "$SAID"
+  larder_ verify "$@" >"$OUTPUT" 2>&1 || status=$?
+  cat "$OUTPUT"
   equal "the exit code of verify $*" "$expected" "$status"
 }
-said() { # WHAT REGEX
-  grep -qE -- "$2" "$SAID" || fail "verify did not say $1"
+prints() { # WHAT REGEX
+  grep -qE -- "$2" "$OUTPUT" || fail "verify did not print $1"
 }
-says_in_the_end() { # BROKEN DAMAGED
-  said "the sum" "^$IMAGES images, $1 incomplete; $2 damaged blobs?\$"
+summary_is() { # BROKEN DAMAGED
+  prints "the summary" "^$IMAGES images, $1 incomplete; $2 damaged blobs?\$"
 }
 
 flip_a_bit() { # FILE OFFSET
@@ -35,8 +35,8 @@ flip_a_bit() { # FILE OFFSET
   printf "\\x$(printf %02x $((byte ^ 1)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
 
-# A manifest of a repository's own, a layer of 64 MiB, one that is cut off and one that is gone. library/hello and
-# demo/hello:v1 are one manifest and one layer: an image may be named twice.
+# Damages a manifest, a layer of 64 MiB, truncates a layer and removes a config. library/hello and demo/hello:v1 share their
+# manifest and layer.
 damage() {
   flip_a_bit "$(cached_blob "$HELLO_V2_DIGEST")" 100
   flip_a_bit "$(cached_blob "$BIG_LAYER")" 33554432
@@ -46,7 +46,7 @@ damage() {
 readonly DAMAGED=("$HELLO_V2_DIGEST" "$BIG_LAYER" "$HELLO_LAYER")
 quarantined() { printf '%s\n' "$LARDER_CACHE/quarantine/${1/:/-}"; }
 
-# Every image is served, and with the registry's bytes.
+# Checks that larder serves every image with the registry's bytes.
 served() {
   local image digest name
   while read -r image digest; do
@@ -67,67 +67,67 @@ LIST
   done
 }
 
-step "nothing is wrong"
+step "no damage"
 verify_is 0
-says_in_the_end 0 0
+summary_is 0 0
 absent "a quarantine" "$LARDER_CACHE/quarantine"
 
-step "--rate is accepted, and what is no rate is not"
+step "--rate takes a rate, and rejects an invalid one"
 verify_is 0 --rate 1GB "docker.io/demo/*"
-said "that three images match" '^3 images, 0 incomplete; 0 damaged blobs$'
+prints "that three images match" '^3 images, 0 incomplete; 0 damaged blobs$'
 verify_is 2 --rate quickly
-said "which flag is wrong" '--rate: '
+prints "which flag is wrong" '--rate: '
 
-step "what is damaged is named and kept aside, what is missing is named"
+step "verify reports damaged and missing blobs, and moves damaged ones to quarantine"
 damage
 verify_is 1
 for digest in "${DAMAGED[@]}"; do
-  said "that $digest is damaged" \
+  prints "that $digest is damaged" \
     "^$digest: damaged: its [0-9]+ bytes have the digest sha256:[0-9a-f]{64}; moved to .*/quarantine/${digest/:/-}\$"
   [[ -f $(quarantined "$digest") ]] || fail "$digest is not in quarantine"
   absent "the damaged blob" "$(cached_blob "$digest")"
 done
 equal "files in quarantine" "${#DAMAGED[@]}" "$(find "$LARDER_CACHE/quarantine" -type f | wc -l)"
-equal "bytes of the one that was cut off" 1000 "$(stat -c %s "$(quarantined "$HELLO_LAYER")")"
-said "whose manifest is missing" "^$HELLO_V2: manifest $HELLO_V2_DIGEST is missing\$"
-said "what is missing of $LIBRARY" "^$LIBRARY: .* missing in 1 blob, first $HELLO_LAYER\$"
-said "what is missing of $HELLO" "^$HELLO: .* missing in 1 blob, first $HELLO_LAYER\$"
-said "what is missing of $BIG" "^$BIG: 67\.1 MB of 67\.1 MB missing in 2 blobs, first $BIG_CONFIG\$"
-says_in_the_end 4 3
-step "once more: nothing is damaged any more, and as much is missing"
+equal "bytes of the truncated layer" 1000 "$(stat -c %s "$(quarantined "$HELLO_LAYER")")"
+prints "whose manifest is missing" "^$HELLO_V2: manifest $HELLO_V2_DIGEST is missing\$"
+prints "what is missing of $LIBRARY" "^$LIBRARY: .* missing in 1 blob, first $HELLO_LAYER\$"
+prints "what is missing of $HELLO" "^$HELLO: .* missing in 1 blob, first $HELLO_LAYER\$"
+prints "what is missing of $BIG" "^$BIG: 67\.1 MB of 67\.1 MB missing in 2 blobs, first $BIG_CONFIG\$"
+summary_is 4 3
+step "a second run reports no damage, and the same missing blobs"
 verify_is 1
-says_in_the_end 4 0
+summary_is 4 0
 
-step "offline: repairing fails, and says why"
+step "offline: --repair fails and reports why"
 larder_ offline on
 blob_requests=$(registry_requests '[A-Z]+ /v2/')
 verify_is 1 --repair
 for image in "$LIBRARY" "$HELLO" "$HELLO_V2" "$BIG"; do
-  said "why $image was not repaired" "^$image: .* missing.*; not repaired: sha256:[0-9a-f]{64}: .*(offline|air-gapped|not asked)"
+  prints "why $image was not repaired" "^$image: .* missing.*; not repaired: sha256:[0-9a-f]{64}: .*(offline|air-gapped|not asked)"
 done
-says_in_the_end 4 0
-equal "requests that reached the registry" "$blob_requests" "$(registry_requests '[A-Z]+ /v2/')"
+summary_is 4 0
+equal "requests to the registry" "$blob_requests" "$(registry_requests '[A-Z]+ /v2/')"
 
-step "online again: repairing beside the server mends all"
+step "online again: --repair repairs all images while the server runs"
 larder_ offline off
 verify_is 0 --repair
-# library/hello is whole again by then: its layer is that of demo/hello:v1.
-for image in "$HELLO" "$HELLO_V2" "$BIG"; do said "that $image was repaired" "^$image: .*; repaired\$"; done
-says_in_the_end 0 0
+# library/hello is complete by then, because it shares its layer with demo/hello:v1.
+for image in "$HELLO" "$HELLO_V2" "$BIG"; do prints "that $image was repaired" "^$image: .*; repaired\$"; done
+summary_is 0 0
 verify_is 0
-says_in_the_end 0 0
+summary_is 0 0
 cache_is_sound
 
-step "damage, found and repaired at once"
+step "one run of --repair finds and repairs damage"
 damage
 verify_is 0 --repair
-for digest in "${DAMAGED[@]}"; do said "that $digest is damaged" "^$digest: damaged: .*; moved to "; done
-says_in_the_end 0 3
+for digest in "${DAMAGED[@]}"; do prints "that $digest is damaged" "^$digest: damaged: .*; moved to "; done
+summary_is 0 3
 verify_is 0
-says_in_the_end 0 0
+summary_is 0 0
 cache_is_sound
 
-step "the registry is not asked for what was repaired"
+step "repaired content is served without the registry"
 registry_stop
 served
 larder_stop
