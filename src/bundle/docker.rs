@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::compression::{Compression, decompress};
 use super::error::BundleError;
+use super::event::Origin;
 use super::import::Root;
 use super::layout::{EntryName, blob_name};
-use super::take::Taken;
-use super::told::Origin;
+use super::reader::Contents;
 use crate::oci::{
     Algorithm, DESCRIPTORS_MAX, Descriptor, Digest, MANIFEST_BYTES_MAX, Manifest, ManifestKind,
     MediaType, Reference, Verifier, json_reason, quoted,
@@ -150,7 +150,7 @@ impl NewDescriptor {
 /// `manifest.json` says: each config is parsed once, and each layer is unpacked once.
 pub(super) struct Rebuild<'a> {
     store: &'a Store,
-    taken: &'a Taken,
+    contents: &'a Contents,
     /// The config that was parsed last, with its layers.
     config: Option<(Digest, Option<Vec<Digest>>)>,
     /// The manifest that was stored last: images that differ in their names only come one after the other.
@@ -160,8 +160,8 @@ pub(super) struct Rebuild<'a> {
 }
 
 impl<'a> Rebuild<'a> {
-    pub(super) fn new(store: &'a Store, taken: &'a Taken) -> Rebuild<'a> {
-        Rebuild { store, taken, config: None, stored: None, unpacked: HashMap::new() }
+    pub(super) fn new(store: &'a Store, contents: &'a Contents) -> Rebuild<'a> {
+        Rebuild { store, contents, config: None, stored: None, unpacked: HashMap::new() }
     }
 
     /// Builds and stores the manifests of images, each once for each of its names, in the order of the
@@ -174,7 +174,7 @@ impl<'a> Rebuild<'a> {
         images: &[SavedImage],
     ) -> Result<Vec<Result<Vec<Root>, String>>, BundleError> {
         // Images that share a config one after the other, so that only one config is kept.
-        let config = |at: &usize| self.taken.file(self.store, &images[*at].config);
+        let config = |at: &usize| self.contents.file(self.store, &images[*at].config);
         let mut order: Vec<usize> = (0..images.len()).collect();
         order.sort_by_cached_key(config);
         let mut rebuilt: Vec<Result<Vec<Root>, String>> = Vec::new();
@@ -250,7 +250,7 @@ impl<'a> Rebuild<'a> {
     }
 
     fn file(&self, path: &str) -> Result<(Digest, u64), String> {
-        let file = self.taken.file(self.store, path);
+        let file = self.contents.file(self.store, path);
         file.ok_or_else(|| format!("{} is not in the bundle", quoted(path)))
     }
 

@@ -6,10 +6,10 @@ use std::io;
 use std::iter;
 use std::time::SystemTime;
 
-use super::closure::{is_whole, missing};
+use super::completeness::{is_complete, missing};
 use super::docker::{self, SavedImage};
+use super::event::Bytes;
 use super::layout::Audience;
-use super::told::Bytes;
 use crate::oci::{
     Choice, Descriptor, Digest, ImageName, Manifest, ManifestKind, PartReference, Platform,
     Platforms, Reference, Tag, quoted, uncommented,
@@ -248,7 +248,7 @@ impl Selecting<'_> {
                         continue;
                     }
                     let graph = self.graph_of(&image, &[]);
-                    if !is_whole(&graph) {
+                    if !is_complete(&graph) {
                         self.plan.left_out.push(Missing::Referrer { reference });
                         continue;
                     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::{CommandError, logging, note};
-use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary, Told};
+use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
 use crate::config::Settings;
 use crate::oci::PartReference;
@@ -58,7 +58,7 @@ fn take_with(
     let mut summary = ImportSummary::default();
     for source in &sources {
         match bundle::import(store, source, &import_settings, &mut |told| {
-            if let Told::Imported { reference, .. } = told {
+            if let ImportEvent::Imported { reference, .. } = told {
                 named(reference);
             }
             note(told);

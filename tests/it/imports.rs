@@ -238,7 +238,7 @@ fn entries_that_lead_out_are_refused() {
     for path in ["../escaped", "/tmp/larder-escaped", "blobs/../../escaped"] {
         let site = Site::new();
         let bundle = Tar::default().file(path, b"x").end();
-        site.import_bytes(&bundle).fails(1, &["leads out", path]);
+        site.import_bytes(&bundle).fails(1, &["leads outside", path]);
         assert!(!site.path("escaped").exists());
     }
     // A link is a name in the bundle, and never a file of this machine.
@@ -270,10 +270,10 @@ fn what_is_no_bundle_or_too_large_is_refused() {
         Tar::default().blob(&digest_of(&large), &large).file("index.json", &index_json(&[index]));
     for (bundle, words) in [
         (b"no tar at all".to_vec(), "given.tar"),
-        (Tar::default().file("readme", b"x").end(), "no index.json"),
+        (Tar::default().file("readme", b"x").end(), "neither an index.json"),
         (Tar::default().file("index.json", b"{").end(), "index.json"),
         (Tar::default().file("manifest.json", b"{}").end(), "dir:"),
-        (too_large.end(), "no manifest that clients take"),
+        (too_large.end(), "not a manifest that clients accept"),
     ] {
         site.import_bytes(&bundle).fails(1, &[words]);
     }
