@@ -91,7 +91,7 @@ impl fmt::Display for PatternError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "not a pattern ({}): a glob such as v1.*, or a regular expression between slashes such \
+            "not a pattern ({}): give a glob such as v1.*, or a regular expression between slashes such \
              as /^v[0-9]+$/",
             self.reason
         )
