@@ -42,7 +42,7 @@ pub struct Identity {
 }
 
 /// Modification times, sizes and inodes of files. If the value differs, the files have changed. The inode is included
-/// because an update of a mounted secret replaces the file behind the same symbolic link, and files that were written
+/// because an update of a mounted secret replaces the file that a symbolic link leads to, and files that were written
 /// together may have the same time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
