@@ -1,8 +1,8 @@
-//! Certificates and keys in PEM files: read, checked against each other, and watched for change.
+//! Reads certificates and keys from PEM files, checks that they belong together, and detects changes.
 //!
-//! [`crate::upstream`] trusts registries by them and says who it is, [`crate::http`] proves to clients who it
-//! is and whom it serves. This room must not know either. Each thing that can be wrong with a file has an
-//! error of its own.
+//! [`crate::upstream`] uses them to verify registries and to authenticate to them. [`crate::http`] uses them to
+//! authenticate to clients and to verify clients. This module must not know either. Every kind of defect of a file
+//! has its own error.
 
 mod algorithms;
 mod verify;
@@ -24,31 +24,31 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use x509_cert::der::Decode;
 
-/// A certificate and its key, PEM files.
+/// The PEM files of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFiles {
-    /// The certificate chain, its owner's own first.
+    /// The certificate chain, with the end-entity certificate first.
     pub cert: PathBuf,
     /// The private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
 }
 
-/// What [`IdentityFiles`] hold.
+/// The content of [`IdentityFiles`].
 pub struct Identity {
-    /// The certificate chain, its owner's own first.
+    /// The certificate chain, with the end-entity certificate first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The private key of the first.
+    /// The private key of the first certificate.
     pub key: PrivateKeyDer<'static>,
 }
 
-/// Modification times, sizes and inodes of files; another value means that they changed. Inodes since what is
-/// mounted from a secret is another file after a change, behind the same link, and files that were made in one
-/// go may have one time.
+/// Modification times, sizes and inodes of files. If the value differs, the files have changed. The inode is included
+/// because an update of a mounted secret replaces the file that a symbolic link leads to, and files that were written
+/// together may have the same time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
 
 impl Stamp {
-    /// What the files at `paths` look like now.
+    /// The current stamp of the files at `paths`.
     pub fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Stamp {
         let stamp = |path: &PathBuf| {
             let metadata = fs::metadata(path).ok()?;
@@ -59,7 +59,7 @@ impl Stamp {
 }
 
 impl IdentityFiles {
-    /// Certificate and key, which must belong together.
+    /// Loads the certificate and the key, and checks that they belong together.
     ///
     /// # Errors
     /// [`CertificateError`].
@@ -92,7 +92,7 @@ fn identity_error(error: &rustls::Error) -> String {
     }
 }
 
-/// The certificates of a file, of which there must be one.
+/// Loads the certificates of a file, at least one.
 ///
 /// # Errors
 /// [`CertificateError`].
@@ -110,8 +110,8 @@ fn key_in(path: &Path, bytes: &[u8]) -> Result<PrivateKeyDer<'static>, Certifica
     match PrivateKeyDer::from_pem_slice(bytes) {
         Ok(key) => Ok(key),
         Err(pem::Error::NoItemsFound) if contains(bytes, b"ENCRYPTED PRIVATE KEY") => {
-            let reason = "the key is encrypted, and nobody is here to type its passphrase; \
-                          `openssl pkey` writes it without one";
+            let reason = "the key is encrypted, and Larder cannot ask for a passphrase; \
+                          use `openssl pkey` to write it without one";
             Err(unusable(path, reason.into()))
         }
         Err(pem::Error::NoItemsFound) => Err(lacks(path, bytes, "private key")),
@@ -141,8 +141,8 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The first certificate of a file that is past its time. A bundle may hold old ones beside those in
-/// use, so an authority is said to have expired only if none of them is left.
+/// The error for a file whose certificates have all expired. A CA bundle may contain expired certificates beside
+/// valid ones, so it counts as expired only if no valid one is left.
 pub fn expired_in(path: &Path, now: SystemTime) -> Option<CertificateError> {
     let ends = load_chain(path).ok()?.into_iter().filter_map(|certificate| {
         let parsed = x509_cert::Certificate::from_der(&certificate).ok()?;
@@ -155,44 +155,44 @@ pub fn expired_in(path: &Path, now: SystemTime) -> Option<CertificateError> {
 /// What is wrong with a file of certificates or keys.
 #[derive(Debug, Clone)]
 pub enum CertificateError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: Arc<io::Error>,
     },
-    /// There is nothing in it that looks like PEM.
+    /// The file is not in PEM format.
     NotPem {
         /// The file.
         path: PathBuf,
     },
-    /// It is PEM, but what is needed is not in it.
+    /// The file is in PEM format, but does not contain the required item.
     Lacks {
         /// The file.
         path: PathBuf,
-        /// What is needed.
+        /// The required item.
         what: &'static str,
     },
-    /// The key is not the certificate's.
+    /// The key does not belong to the certificate.
     Mismatch {
         /// The certificate's file.
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
     },
-    /// Its certificate is past its time.
+    /// The certificate has expired.
     Expired {
         /// The file.
         path: PathBuf,
-        /// Since when.
+        /// When it expired.
         since: SystemTime,
     },
-    /// Its content cannot be used.
+    /// The content of the file cannot be used.
     Unusable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -204,7 +204,7 @@ impl fmt::Display for CertificateError {
                 write!(f, "cannot read {}: {source}", path.display())
             }
             CertificateError::NotPem { path } => {
-                write!(f, "{} is no PEM file (-----BEGIN ...)", path.display())
+                write!(f, "{} is not a PEM file (-----BEGIN ...)", path.display())
             }
             CertificateError::Lacks { path, what } => {
                 write!(f, "there is no {what} in {}", path.display())
@@ -217,7 +217,7 @@ impl fmt::Display for CertificateError {
             ),
             CertificateError::Expired { path, since } => {
                 let since = OffsetDateTime::from(*since).date();
-                write!(f, "the certificate in {} has expired on {since}; renew it", path.display())
+                write!(f, "the certificate in {} expired on {since}; renew it", path.display())
             }
             CertificateError::Unusable { path, reason } => {
                 write!(f, "{} cannot be used: {reason}", path.display())
@@ -262,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_can_be_wrong_is_said() {
+    fn every_defect_has_its_own_error() {
         let files = Files::new();
         let ((cert, key), (_, other_key)) = (self_signed(), self_signed());
         let sealed =
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
         let sealed = files.put("s", sealed);
         let (cert, key) = (files.put("c", &cert), files.put("k", &key));
-        let (other_key, text) = (files.put("o", &other_key), files.put("t", "no pem"));
+        let (other_key, text) = (files.put("o", &other_key), files.put("t", "not pem"));
         let missing = files.0.path().join("missing");
         let broken = files.put("b", "-----BEGIN CERTIFICATE-----\n%%\n-----END CERTIFICATE-----\n");
         let load = |cert: &PathBuf, key: &PathBuf| {
@@ -278,11 +278,11 @@ mod tests {
         load(&cert, &key).unwrap();
         for (cert, key, words) in [
             (&missing, &key, "cannot read"),
-            (&text, &key, "no PEM"),
+            (&text, &key, "not a PEM"),
             (&key, &key, "no certificate"),
             (&broken, &key, "cannot be used"),
             (&cert, &missing, "cannot read"),
-            (&cert, &text, "no PEM"),
+            (&cert, &text, "not a PEM"),
             (&cert, &cert, "no private key"),
             (&cert, &sealed, "encrypted"),
             (&cert, &other_key, "does not belong"),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_certificate_is_said() {
+    fn an_expired_certificate_is_reported() {
         let files = Files::new();
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::new(vec!["x".into()]).unwrap();
@@ -302,7 +302,7 @@ mod tests {
         let old = parameters.self_signed(&key).unwrap().pem();
         let error = expired_in(&files.put("c", &old), SystemTime::now()).unwrap();
         assert!(error.to_string().contains("expired on 2020-02-29"), "{error}");
-        // A bundle of an old and a new one is what a rotation looks like.
+        // During a rotation, a bundle contains an old and a new certificate.
         let both = files.put("ca", &format!("{old}{}", self_signed().0));
         assert!(expired_in(&both, SystemTime::now()).is_none());
     }

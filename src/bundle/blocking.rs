@@ -1,10 +1,10 @@
-//! Waiting for the cache on a thread of one's own, as commands do and servers must not.
+//! Blocks a thread until the cache has a result. Commands may block; the server must not.
 
 use std::sync::Arc;
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-/// Wakes a thread that is parked.
+/// Wakes a parked thread.
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -13,13 +13,13 @@ impl Wake for Unpark {
     }
 }
 
-/// Polls until there is an answer, and sleeps in between.
+/// Polls until there is a result, and parks the thread between polls.
 pub(super) fn wait<T>(mut poll: impl FnMut(&Waker) -> Poll<T>) -> T {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
         match poll(&waker) {
-            Poll::Ready(answer) => return answer,
-            // A wake-up before this is not lost, and a needless one does no harm.
+            Poll::Ready(value) => return value,
+            // A wake-up before this call is not lost, and a spurious one is harmless.
             Poll::Pending => thread::park(),
         }
     }

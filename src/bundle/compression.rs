@@ -1,7 +1,7 @@
-//! Compression of whole bundles and, where a digest is over what is inside, of layers.
+//! Compression of bundles, and of layers whose digest covers the uncompressed content.
 //!
-//! Reading goes by what the bytes say and not by the file's name. Zstandard is read and written by
-//! `ruzstd`, since the C library would be the only one in the static binary.
+//! Reading detects the format from the first bytes, not from the file's name. Zstandard is read and written by
+//! `ruzstd`, because the C library would be the only one in the static binary.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,22 +15,22 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// The buffer between the disk and what is decompressed, in bytes.
+/// The read buffer in front of a decompressor, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// How much is compressed to a Zstandard frame of its own, in bytes. Frames that follow each other are
-/// one stream to every reader, and the memory needed is that of one.
+/// How much content goes into one Zstandard frame, in bytes. Every reader treats consecutive frames as one stream,
+/// and writing needs memory for one frame only.
 const ZSTD_FRAME_BYTES: usize = 1024 * 1024;
-/// How much more than was read may come out of it: what no gzip stream exceeds (1,032 to 1), and a
-/// gigabyte for the runs that Zstandard packs better.
+/// The limit on the size of decompressed content: this many times the compressed size, which no gzip stream exceeds
+/// (1,032 to 1), plus a gigabyte for repetitive content, which Zstandard compresses better.
 const RATIO_MAX: u64 = 1_100;
 const SLACK_BYTES: u64 = 1 << 30;
-/// Layers in a bundle are compressed already; the rest is small. (At level 1, what cannot be packed grows.)
+/// Layers in a bundle are compressed already, and the rest is small. (At level 1, incompressible content grows.)
 const GZIP_LEVEL: u32 = 2;
 
-/// How bytes are compressed.
+/// A compression format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
     /// Gzip, RFC 1952.
     Gzip,
@@ -39,7 +39,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What the name of a file asks for: `.tar.gz`, `.tgz`, `.tar.zst`.
+    /// The format for a file name: `.tar.gz`, `.tgz`, `.tar.zst`.
     pub fn of_name(path: &Path) -> Compression {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         match name.rsplit_once('.').map(|(_, extension)| extension) {
@@ -49,11 +49,11 @@ impl Compression {
         }
     }
 
-    /// What the first bytes of some content say.
+    /// The format that the first bytes indicate.
     fn of_magic(bytes: &[u8]) -> Compression {
         match bytes {
             [0x1f, 0x8b, ..] => Compression::Gzip,
-            // A frame, or one to be skipped, which may come first.
+            // A frame, or a skippable frame, which may come first.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
             _ => Compression::None,
         }
@@ -68,27 +68,27 @@ impl FromStr for Compression {
             "none" => Ok(Compression::None),
             "gzip" | "gz" => Ok(Compression::Gzip),
             "zstd" | "zst" => Ok(Compression::Zstd),
-            _ => Err(format!("{text} is none of gzip, zstd, none")),
+            _ => Err(format!("{text} is none of gzip, zstd and none")),
         }
     }
 }
 
-/// What is inside of `source`, and how it was compressed. It ends with an error where it is out of all
-/// proportion to what was read: a few kilobytes of Zstandard can unpack to terabytes.
+/// Detects the format of `source`, and returns it with the decompressed content. Reading fails when the content is
+/// disproportionately larger than the compressed input: a few kilobytes of Zstandard can expand to terabytes.
 ///
 /// # Errors
 /// Those of `source`.
 pub(super) fn decompress<'a>(
     source: impl Read + 'a,
 ) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
-    // A pipe may give less than a magic number at once.
+    // A pipe may return fewer bytes than a magic number at first.
     let (mut source, mut first) = (source, Vec::new());
     source.by_ref().take(4).read_to_end(&mut first)?;
     let compression = Compression::of_magic(&first);
-    let taken_in = Rc::new(Cell::new(0));
-    let source = Counted { source: io::Cursor::new(first).chain(source), read: taken_in.clone() };
+    let bytes_read = Rc::new(Cell::new(0));
+    let source = Counted { source: io::Cursor::new(first).chain(source), read: bytes_read.clone() };
     let source = BufReader::with_capacity(BUFFER_BYTES, source);
-    let bounded = |unpacked| Box::new(Proportionate { unpacked, taken_in, given_out: 0 });
+    let bounded = |unpacked| Box::new(Proportionate { unpacked, bytes_read, bytes_unpacked: 0 });
     let unpacked: Box<dyn Read + 'a> = match compression {
         Compression::None => return Ok((compression, Box::new(source))),
         Compression::Gzip => Box::new(MultiGzDecoder::new(source)),
@@ -97,7 +97,7 @@ pub(super) fn decompress<'a>(
     Ok((compression, bounded(unpacked)))
 }
 
-/// Counts what is read through it.
+/// Counts the bytes that are read through it.
 struct Counted<R> {
     source: R,
     read: Rc<Cell<u64>>,
@@ -111,21 +111,21 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Unpacked bytes, as long as they are in proportion to the packed ones.
+/// Passes on unpacked bytes as long as they are in proportion to the packed ones.
 struct Proportionate<'a> {
     unpacked: Box<dyn Read + 'a>,
-    taken_in: Rc<Cell<u64>>,
-    given_out: u64,
+    bytes_read: Rc<Cell<u64>>,
+    bytes_unpacked: u64,
 }
 
 impl Read for Proportionate<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.unpacked.read(buffer)?;
-        self.given_out += read as u64;
-        let taken_in = self.taken_in.get();
-        if self.given_out > taken_in.saturating_mul(RATIO_MAX).saturating_add(SLACK_BYTES) {
+        self.bytes_unpacked += read as u64;
+        let bytes_read = self.bytes_read.get();
+        if self.bytes_unpacked > bytes_read.saturating_mul(RATIO_MAX).saturating_add(SLACK_BYTES) {
             let reason = format!(
-                "{taken_in} compressed bytes unpack to more than {RATIO_MAX} times as many"
+                "{bytes_read} compressed bytes expand to more than {RATIO_MAX} times as many"
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
@@ -133,7 +133,7 @@ impl Read for Proportionate<'_> {
     }
 }
 
-/// Decodes any number of Zstandard frames.
+/// Decodes consecutive Zstandard frames.
 struct ZstdFrames<R> {
     source: R,
     decoder: FrameDecoder,
@@ -142,11 +142,11 @@ struct ZstdFrames<R> {
 
 impl<R: BufRead> ZstdFrames<R> {
     fn new(source: R) -> ZstdFrames<R> {
-        // Its own limit on the window, 128 MiB, is what `zstd` itself refuses to go beyond.
+        // The decoder's own limit on the window is 128 MiB, as in `zstd` itself.
         ZstdFrames { source, decoder: FrameDecoder::new(), in_frame: false }
     }
 
-    /// Begins the next frame, or passes over one without content. `false` at the end.
+    /// Starts the next frame, or skips a skippable one. Returns `false` at the end.
     fn next_frame(&mut self) -> io::Result<bool> {
         if self.source.fill_buf()?.is_empty() {
             return Ok(false);
@@ -208,7 +208,7 @@ impl<W: Write> Compressor<W> {
     pub(super) fn new(compression: Compression, out: W) -> Compressor<W> {
         match compression {
             Compression::None => Compressor::Plain(out),
-            // Without a time and without a name: the same content is the same file.
+            // Without a time and a name, so that the same content gives the same file.
             Compression::Gzip => Compressor::Gzip(Box::new(GzEncoder::new(
                 out,
                 flate2::Compression::new(GZIP_LEVEL),
@@ -219,10 +219,10 @@ impl<W: Write> Compressor<W> {
         }
     }
 
-    /// Writes what is outstanding.
+    /// Writes the remaining bytes.
     ///
     /// # Errors
-    /// Those of the writer below.
+    /// Those of the underlying writer.
     pub(super) fn finish(self) -> io::Result<W> {
         match self {
             Compressor::Plain(out) => Ok(out),
@@ -250,12 +250,12 @@ impl<W: Write> Write for Compressor<W> {
             Compressor::Plain(out) => out.write(bytes),
             Compressor::Gzip(encoder) => encoder.write(bytes),
             Compressor::Zstd { out, frame } => {
-                let taken = bytes.len().min(ZSTD_FRAME_BYTES - frame.len());
-                frame.extend_from_slice(&bytes[..taken]);
+                let length = bytes.len().min(ZSTD_FRAME_BYTES - frame.len());
+                frame.extend_from_slice(&bytes[..length]);
                 if frame.len() == ZSTD_FRAME_BYTES {
                     end_frame(out, frame)?;
                 }
-                Ok(taken)
+                Ok(length)
             }
         }
     }
@@ -284,7 +284,7 @@ mod tests {
         Ok(content)
     }
 
-    /// Two and a half frames, half of it repetitive.
+    /// Content for two and a half frames; its second part is repetitive.
     fn sample() -> Vec<u8> {
         let mut state = 1u32;
         let random = std::iter::repeat_with(|| {
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_unpacked() {
+    fn compressed_content_can_be_decompressed() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for content in [Vec::new(), b"abc".to_vec(), sample()] {
                 let bytes = packed(compression, &content);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn members_and_frames_that_follow_each_other_are_one_stream() {
+    fn consecutive_members_and_frames_are_one_stream() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let bytes = [packed(compression, b"one "), packed(compression, b"two")].concat();
             assert_eq!(unpacked(&bytes).unwrap(), b"one two");
@@ -319,18 +319,18 @@ mod tests {
     }
 
     #[test]
-    fn what_unpacks_out_of_all_proportion_is_an_error() {
+    fn disproportionate_expansion_is_an_error() {
         let mut unpacked = Proportionate {
             unpacked: Box::new(io::repeat(0)),
-            taken_in: Rc::new(Cell::new(1_000)),
-            given_out: SLACK_BYTES + RATIO_MAX * 1_000 - 100,
+            bytes_read: Rc::new(Cell::new(1_000)),
+            bytes_unpacked: SLACK_BYTES + RATIO_MAX * 1_000 - 100,
         };
         let mut buffer = [0; 100];
         assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
         let error = unpacked.read(&mut buffer).unwrap_err().to_string();
-        assert!(error.contains("1000 compressed bytes unpack to more than 1100 times"), "{error}");
-        // What is packed is counted as it is read.
-        unpacked.taken_in.set(2_000);
+        assert!(error.contains("1000 compressed bytes expand to more than 1100 times"), "{error}");
+        // Reading more compressed bytes raises the limit.
+        unpacked.bytes_read.set(2_000);
         assert_eq!(unpacked.read(&mut buffer).unwrap(), 100);
         let packed = packed(Compression::Zstd, &sample());
         let counted = Rc::new(Cell::new(0));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_an_error() {
+    fn truncated_content_is_an_error() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let bytes = packed(compression, &sample());
             for end in [bytes.len() - 1, bytes.len() / 2, 9] {
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn names_say_how_to_compress() {
+    fn the_file_name_determines_the_compression() {
         for (name, compression) in [
             ("a.tar", Compression::None),
             ("a.tar.gz", Compression::Gzip),

@@ -1,7 +1,7 @@
-//! `docker save`: `manifest.json`, which names config and layers by paths, and no registry's manifest.
+//! `docker save` archives: `manifest.json` names config and layers by paths. There is no registry manifest.
 //!
-//! <https://github.com/moby/moby/blob/master/image/spec/v1.2.md>. What a registry called the image, and
-//! with what digest, is not in there. A manifest is built from what is, the same one every time.
+//! <https://github.com/moby/moby/blob/master/image/spec/v1.2.md>. The archive contains neither the registry's
+//! name of the image nor its digest. Larder builds a manifest from the content, the same one each time.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use super::compression::{Compression, decompress};
 use super::error::BundleError;
+use super::event::Origin;
 use super::import::Root;
 use super::layout::{EntryName, blob_name};
-use super::take::Taken;
-use super::told::Origin;
+use super::reader::Contents;
 use crate::oci::{
     Algorithm, DESCRIPTORS_MAX, Descriptor, Digest, MANIFEST_BYTES_MAX, Manifest, ManifestKind,
     MediaType, Reference, Verifier, json_reason, quoted,
 };
 use crate::store::{Blob, Graph, IngestError, Store, StoredImage};
 
-/// The media types that go with a Docker manifest; these are what containerd gives to what it imports.
+/// The media types for a Docker manifest, the ones that containerd uses for its imports.
 const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar";
-/// Configs of what container engines run.
+/// The media types of configs of runnable images.
 const IMAGE_CONFIGS: [&str; 2] = ["application/vnd.oci.image.config.v1+json", CONFIG_TYPE];
-/// How an uncompressed layer is called in an OCI manifest.
+/// The media type of an uncompressed layer in an OCI manifest.
 const UNPACKED_LAYER: &str = r#""application/vnd.oci.image.layer.v1.tar""#;
 
 /// An image in `manifest.json`.
@@ -41,7 +41,7 @@ pub(super) struct SavedImage {
 }
 
 impl SavedImage {
-    /// What people know it by.
+    /// A name for messages.
     pub(super) fn label(&self) -> String {
         match self.repo_tags.as_deref() {
             Some([first, ..]) => first.clone(),
@@ -50,8 +50,8 @@ impl SavedImage {
     }
 }
 
-/// A tagged image as `docker load` is to know it: the first of its platforms that an engine can run.
-/// `None` if there is none with all of its content.
+/// The entry for a tagged image in `manifest.json`, read by `docker load`: the first of its platforms that an
+/// engine can run. `None` if no platform has all of its content.
 pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     if !matches!(image.reference, Reference::Tag(_)) {
         return None;
@@ -61,7 +61,7 @@ pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     let ManifestKind::Image { config: Some(config), layers } = manifest.kind() else {
         return None;
     };
-    // Foreign layers too: an engine loads no image without them.
+    // Including foreign layers: no engine loads an image without them.
     let present: HashSet<Digest> = graph.present_digests().collect();
     if !layers.iter().chain([config]).all(|each| present.contains(&each.digest)) {
         return None;
@@ -73,8 +73,8 @@ pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     })
 }
 
-/// Whether an engine can run it, which types tell: an attestation in an index claims an image's config,
-/// but has no layers of a file system.
+/// Whether an engine can run the image. The media types decide: an attestation in an index claims to have an
+/// image's config, but its layers are not file systems.
 fn is_runnable(manifest: &Manifest) -> bool {
     #[derive(Deserialize)]
     struct View {
@@ -96,17 +96,19 @@ fn is_runnable(manifest: &Manifest) -> bool {
 /// Reads `manifest.json`.
 ///
 /// # Errors
-/// What is wrong with it, as a text.
+/// A text that describes the error.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<SavedImage>, String> {
     serde_json::from_slice(bytes).map_err(|error| match bytes.trim_ascii_start().first() {
-        Some(b'{') => "it is the manifest of one image, as skopeo's dir: writes it; copy it to \
-                       oci-archive: instead"
-            .to_owned(),
+        Some(b'{') => {
+            "it is the manifest of a single image, as in skopeo's dir: format; copy the image \
+                       to oci-archive: instead"
+                .to_owned()
+        }
         _ => json_reason(&error),
     })
 }
 
-/// Whether a manifest looks like one of `docker save`'s own making: a registry's has compressed layers.
+/// Whether `docker save` appears to have created the manifest: a registry's manifest has compressed layers.
 pub(super) fn is_over_unpacked_layers(manifest: &Manifest) -> bool {
     let needle = UNPACKED_LAYER.as_bytes();
     manifest.bytes().windows(needle.len()).any(|window| window == needle)
@@ -146,35 +148,35 @@ impl NewDescriptor {
     }
 }
 
-/// Rebuilds the manifests of saved images. Work is proportional to the archive, whatever its
-/// `manifest.json` says: each config is parsed once, and each layer is unpacked once.
+/// Rebuilds the manifests of saved images. Work is proportional to the archive, whatever its `manifest.json`
+/// contains: each config is parsed once, and each layer is unpacked once.
 pub(super) struct Rebuild<'a> {
     store: &'a Store,
-    taken: &'a Taken,
-    /// The config that was parsed last, with its layers.
+    contents: &'a Contents,
+    /// The last config that was parsed, with its layers.
     config: Option<(Digest, Option<Vec<Digest>>)>,
-    /// The manifest that was stored last: images that differ in their names only come one after the other.
+    /// The last manifest that was stored. Images that differ only in their names are adjacent.
     stored: Option<Digest>,
-    /// Layers that were unpacked, with the digests of their content.
+    /// The layers that were unpacked, with the digests of their content.
     unpacked: HashMap<(Digest, Algorithm), Result<(Compression, Digest), String>>,
 }
 
 impl<'a> Rebuild<'a> {
-    pub(super) fn new(store: &'a Store, taken: &'a Taken) -> Rebuild<'a> {
-        Rebuild { store, taken, config: None, stored: None, unpacked: HashMap::new() }
+    pub(super) fn new(store: &'a Store, contents: &'a Contents) -> Rebuild<'a> {
+        Rebuild { store, contents, config: None, stored: None, unpacked: HashMap::new() }
     }
 
-    /// Builds and stores the manifests of images, each once for each of its names, in the order of the
-    /// images. The inner error says what is wrong with an image.
+    /// Builds and stores the manifests of images, in the order of the images, with one root for each name of
+    /// an image. The inner error describes a problem with one image.
     ///
     /// # Errors
-    /// [`BundleError`] if the cache's disk refuses.
+    /// [`BundleError`] if the cache cannot be written.
     pub(super) fn all(
         &mut self,
         images: &[SavedImage],
     ) -> Result<Vec<Result<Vec<Root>, String>>, BundleError> {
-        // Images that share a config one after the other, so that only one config is kept.
-        let config = |at: &usize| self.taken.file(self.store, &images[*at].config);
+        // Handle images with the same config together, so that only one config is kept in memory.
+        let config = |at: &usize| self.contents.file(self.store, &images[*at].config);
         let mut order: Vec<usize> = (0..images.len()).collect();
         order.sort_by_cached_key(config);
         let mut rebuilt: Vec<Result<Vec<Root>, String>> = Vec::new();
@@ -207,7 +209,7 @@ impl<'a> Rebuild<'a> {
         };
         Ok(Ok(match image.repo_tags.as_deref() {
             Some([]) | None => vec![root(EntryName::None)],
-            // `alpine:3` and `alpine` alike are references here, and never tags alone.
+            // Both `alpine:3` and `alpine` are references here; neither is a bare tag.
             Some(names) => names.iter().map(|name| root(EntryName::Full(name.clone()))).collect(),
         }))
     }
@@ -221,7 +223,7 @@ impl<'a> Rebuild<'a> {
             return Err(format!("{path}: the bytes have the digest {}, not {claimed}", config.0));
         }
         let diff_ids = self.diff_ids(config).ok_or_else(|| {
-            format!("{path} is no image config: it does not list the image's layers")
+            format!("{path} is not an image config: it does not list the layers of the image")
         })?;
         let (layers, listed) = (image.layers.len(), diff_ids.len());
         if layers != listed {
@@ -250,11 +252,11 @@ impl<'a> Rebuild<'a> {
     }
 
     fn file(&self, path: &str) -> Result<(Digest, u64), String> {
-        let file = self.taken.file(self.store, path);
+        let file = self.contents.file(self.store, path);
         file.ok_or_else(|| format!("{} is not in the bundle", quoted(path)))
     }
 
-    /// The digests that a config gives for its uncompressed layers.
+    /// The digests of the uncompressed layers, from the config.
     fn diff_ids(&mut self, file: (Digest, u64)) -> Option<&Vec<Digest>> {
         if self.config.as_ref().is_none_or(|(digest, _)| *digest != file.0) {
             self.config = Some((file.0, diff_ids(self.store, file)));
@@ -262,7 +264,7 @@ impl<'a> Rebuild<'a> {
         self.config.as_ref()?.1.as_ref()
     }
 
-    /// Checks a layer against what the config says about its uncompressed content.
+    /// Verifies a layer against the digest of its uncompressed content in the config.
     fn verified(&mut self, file: (Digest, u64), diff_id: &Digest) -> Result<Compression, String> {
         if file.0 == *diff_id {
             return Ok(Compression::None);
@@ -278,7 +280,7 @@ impl<'a> Rebuild<'a> {
         match actual == *diff_id {
             true => Ok(compression),
             false => {
-                Err(format!("its content has the digest {actual}, and the config says {diff_id}"))
+                Err(format!("its content has the digest {actual}, but the config lists {diff_id}"))
             }
         }
     }
@@ -304,7 +306,7 @@ fn unpacked_digest(blob: &Blob, algorithm: Algorithm) -> io::Result<(Compression
     }
 }
 
-/// Reads a blob's shared file by offset.
+/// Reads a blob's file by offset, since the file is shared.
 pub(super) struct BlobReader<'a> {
     pub(super) blob: &'a Blob,
     pub(super) offset: u64,

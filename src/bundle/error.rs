@@ -1,4 +1,4 @@
-//! What can go wrong between a bundle and the cache.
+//! Errors of reading and writing bundles.
 
 use std::fmt;
 use std::io;
@@ -7,56 +7,56 @@ use std::path::{Path, PathBuf};
 use crate::oci::{Digest, quoted, quoted_up_to};
 use crate::store::StoreError;
 
-/// The most characters of a reason that a document or a library gives.
+/// The most characters that are printed of a reason from a document or a library.
 pub(super) const REASON_CHARS_MAX: usize = 300;
 
-/// Why a bundle could not be read or written as a whole. What concerns one image only is told as it is
-/// met, and counted in [`BundleError::SomeFailed`].
+/// Why a bundle could not be read or written. A problem with one image is reported as an event when it
+/// occurs, and counted in [`BundleError::SomeFailed`].
 #[derive(Debug)]
 pub enum BundleError {
     /// A file or directory cannot be opened.
     Open {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A bundle cannot be read on.
+    /// Reading a bundle failed.
     Read {
         /// The bundle.
         bundle: String,
-        /// The last thing in it that was begun.
+        /// The last entry whose reading began.
         entry: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// All volumes that are there were read, and they end in the middle.
+    /// The last volume that exists ends in the middle of the archive.
     CutOff {
         /// The bundle.
         bundle: String,
-        /// The volume that would be the next.
+        /// The volume that should follow.
         next: PathBuf,
     },
-    /// The name of an entry leads out of the bundle.
+    /// The path of an entry leads outside the bundle.
     Escapes {
         /// The bundle.
         bundle: String,
         /// The entry.
         entry: String,
     },
-    /// A bundle has more entries than anything that holds images.
+    /// A bundle has more entries than any bundle of images.
     TooManyEntries {
         /// The bundle.
         bundle: String,
         /// The limit.
         limit: u64,
     },
-    /// Its documents name the same manifests over and over.
+    /// The bundle's documents refer to the same manifests too often.
     Entangled {
         /// The bundle.
         bundle: String,
     },
-    /// A document in it is larger than any that describes images.
+    /// A document is larger than the limit.
     TooLarge {
         /// The bundle.
         bundle: String,
@@ -67,7 +67,7 @@ pub enum BundleError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A document in it does not say what it should.
+    /// A document is malformed.
     Document {
         /// The bundle.
         bundle: String,
@@ -76,60 +76,60 @@ pub enum BundleError {
         /// What is wrong.
         reason: String,
     },
-    /// There is neither an `index.json` nor a `manifest.json` in it.
+    /// The bundle has neither an `index.json` nor a `manifest.json`.
     NoImages {
         /// The bundle.
         bundle: String,
     },
-    /// A volume is missing, or a later one was given without the first.
+    /// A volume is missing, or a later volume was given instead of the first.
     MissingVolume {
         /// The volume.
         path: PathBuf,
     },
-    /// One tagged name was given for a bundle of several images.
+    /// `--name` gives one tag, and the bundle has several images.
     OneNameForMany {
         /// The bundle.
         bundle: String,
-        /// How many images it has.
+        /// How many images the bundle has.
         images: usize,
     },
-    /// Nothing in the cache was chosen.
+    /// No image in the cache matches the selection.
     NothingChosen,
-    /// Images were refused, each with its reason told before; nothing was written.
+    /// Images were refused, and nothing was written. An event has reported the reason for each.
     Refused {
-        /// How many.
+        /// How many images.
         images: usize,
     },
-    /// Images or blobs failed, each with its reason told before; the others were imported.
+    /// Some images or blobs failed, and the others were imported. An event has reported the reason for each.
     SomeFailed {
-        /// How many.
+        /// How many images and blobs.
         failures: usize,
     },
-    /// A blob of the cache cannot be read, or is not what its name says.
+    /// A blob in the cache cannot be read, or does not match its digest.
     DamagedBlob {
-        /// Which.
+        /// The blob's digest.
         digest: Digest,
         /// What is wrong.
         reason: String,
     },
-    /// What is written cannot be written.
+    /// Writing the output failed.
     Write {
-        /// Where.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A directory holds something that is no image layout, and is left alone.
+    /// The destination directory has content that is not an image layout. It was not changed.
     NotALayout {
         /// The directory.
         path: PathBuf,
     },
-    /// The volumes would be more than their names can count.
+    /// The output needs more volumes than the names can number.
     TooManyVolumes {
         /// The limit.
         limit: u32,
     },
-    /// The cache's disk refused.
+    /// Reading or writing the cache failed.
     Store(StoreError),
 }
 
@@ -153,22 +153,29 @@ impl fmt::Display for BundleError {
             }
             BundleError::Read { bundle, entry, source } => write!(
                 f,
-                "{bundle}: cannot be read beyond {} ({}); it is damaged, cut off, or no tar. What came \
-                 before is kept without a name: get a whole copy and import it again",
+                "{bundle}: cannot be read beyond {} ({}); it is damaged, truncated or not a tar archive. The \
+                 content before that point is kept without a name: get an intact copy and import it again",
                 quoted(entry),
                 quoted_up_to(REASON_CHARS_MAX, source)
             ),
             BundleError::CutOff { bundle, next } => {
-                write!(f, "{bundle}: its volumes end in the middle; {} is missing", next.display())
+                write!(
+                    f,
+                    "{bundle}: the last volume is truncated, or {} is missing",
+                    next.display()
+                )
             }
             BundleError::Escapes { bundle, entry } => write!(
                 f,
-                "{bundle}: the entry \"{}\" leads out of the bundle; no image tool writes that, so \
-                 nothing is taken from it",
+                "{bundle}: the entry \"{}\" leads outside the bundle; no image tool writes such a path, so \
+                 nothing is imported from this bundle",
                 quoted(entry)
             ),
             BundleError::TooManyEntries { bundle, limit } => {
-                write!(f, "{bundle}: it has more than {limit} entries; it is no bundle of images")
+                write!(
+                    f,
+                    "{bundle}: it has more than {limit} entries; this is not a bundle of images"
+                )
             }
             BundleError::Entangled { bundle } => write!(
                 f,
@@ -184,30 +191,30 @@ impl fmt::Display for BundleError {
             }
             BundleError::NoImages { bundle } => write!(
                 f,
-                "{bundle}: there is no index.json and no manifest.json in it, so it is cut off, or no \
-                 OCI image layout and no output of docker, podman or ctr"
+                "{bundle}: it has neither an index.json nor a manifest.json, so it is truncated, or neither an \
+                 OCI image layout nor the output of docker, podman or ctr"
             ),
             BundleError::MissingVolume { path } => write!(
                 f,
-                "the volume {} is missing; all volumes have to be in one directory, and the first \
-                 one (.001) or their common name is what to import",
+                "the volume {} is missing; all volumes must be in one directory, and the argument must be the \
+                 first one (.001) or their common name",
                 path.display()
             ),
             BundleError::OneNameForMany { bundle, images } => write!(
                 f,
-                "{bundle}: it has {images} images, and --name gives all of them the same tag; give a \
-                 name without a tag, or one image a bundle"
+                "{bundle}: it has {images} images, and --name would give all of them the same tag; give a \
+                 name without a tag, or import bundles of one image each"
             ),
             BundleError::NothingChosen => {
-                write!(f, "nothing was written: the cache has none of what was chosen")
+                write!(f, "nothing was written: no image in the cache matches the selection")
             }
             BundleError::Refused { images } => write!(
                 f,
-                "nothing was written: {images} of what was chosen cannot be exported whole; pull it \
-                 first, or export what there is with --partial"
+                "nothing was written: {images} of the selected images cannot be exported completely; pull \
+                 them first, or export what is cached with --partial"
             ),
             BundleError::SomeFailed { failures } => {
-                write!(f, "{failures} failed, as said above; everything else was imported")
+                write!(f, "{failures} failed, as reported above; everything else was imported")
             }
             BundleError::DamagedBlob { digest, reason } => write!(
                 f,
@@ -218,11 +225,14 @@ impl fmt::Display for BundleError {
             }
             BundleError::NotALayout { path } => write!(
                 f,
-                "{} is neither empty nor an OCI image layout; give a directory of its own",
+                "{} is neither empty nor an OCI image layout; choose an empty directory",
                 path.display()
             ),
             BundleError::TooManyVolumes { limit } => {
-                write!(f, "more than {limit} volumes; choose a larger --volume-size")
+                write!(
+                    f,
+                    "the output needs more than {limit} volumes; choose a larger --volume-size"
+                )
             }
             BundleError::Store(error) => error.fmt(f),
         }

@@ -1,7 +1,7 @@
-//! Export: chosen images as an OCI image layout, byte for byte.
+//! Export: writes selected images as an OCI image layout, byte for byte.
 //!
-//! Blobs are hashed once more on their way out, so that what the disk has spoilt is not carried away. The
-//! same images give the same bytes: entries are sorted by name and digest.
+//! Each blob is hashed while it is written, so damaged content is never exported. The same images always
+//! give the same bytes: entries are sorted by name and digest.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
@@ -14,49 +14,49 @@ use super::select::{Chosen, parse_digests};
 use crate::oci::{Digest, Verifier};
 use crate::store::{Blob, Store};
 
-/// What an export came to.
+/// The result of an export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExportSummary {
     /// Images written.
     pub images: usize,
     /// Manifests, configs and layers written.
     pub blobs: u64,
-    /// Their bytes, before compression.
+    /// Their size in bytes, before compression.
     pub bytes: u64,
-    /// Blobs left out, since the far side has them.
+    /// Blobs omitted because the destination has them.
     pub blobs_left_out: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes_left_out: u64,
     /// Volumes written.
     pub volumes: Option<u32>,
 }
 
-/// What the far side has: blobs that need not be carried.
+/// The blobs that the destination already has.
 #[derive(Debug, Clone, Default)]
 pub struct Have(HashSet<Digest>);
 
 impl Have {
-    /// Reads a file of digests, one a line; `#` begins a comment.
+    /// Parses a list of digests, one per line; `#` begins a comment.
     ///
     /// # Errors
-    /// What is wrong, with the number of its line.
+    /// A description of the error, with its line number.
     pub fn parse(text: &str) -> Result<Have, String> {
         parse_digests(text).map(Have)
     }
 }
 
-/// Writes images, with the blobs of them that are here and that the far side does not have.
+/// Writes images, with those of their blobs that the cache has and the destination lacks.
 ///
 /// # Errors
-/// [`BundleError`] if something cannot be written, or a blob of the cache is damaged; then a tar has not
-/// got its name.
+/// [`BundleError`] if the output cannot be written, or a blob in the cache is damaged. Then a tar archive does
+/// not get its final name.
 pub fn export(
     store: &Store,
     images: &[Chosen],
     have: &Have,
     form: &Form,
 ) -> Result<ExportSummary, BundleError> {
-    // So that no sweep takes what is to be read later. Who cannot write cannot sweep either.
+    // The lock keeps sweeps from removing blobs before they are written. Without write access there are no sweeps.
     let _lock = if store.is_writable() { Some(store.bundle_lock()?) } else { None };
     let contents = Contents::of(images, have);
     let mut output = Output::open(form)?;
@@ -80,7 +80,7 @@ fn write_documents(output: &mut Output, documents: &[(&str, Vec<u8>)]) -> Result
         .try_for_each(|(name, bytes)| output.put(name, bytes.len() as u64, &mut bytes.as_slice()))
 }
 
-/// What is written.
+/// The files to write.
 #[derive(Default)]
 struct Contents {
     manifests: BTreeMap<Digest, u64>,
@@ -114,7 +114,7 @@ impl Contents {
         contents
     }
 
-    /// The files that are no blobs, in the order in which they are read.
+    /// The files other than blobs, in the order in which they are read.
     fn documents(
         &self,
         images: &[Chosen],
@@ -126,7 +126,7 @@ impl Contents {
             source: io::Error::other(error),
         };
         let mut documents = vec![("oci-layout", OCI_LAYOUT.to_vec())];
-        // `docker load` and old versions of podman read this. A delta is for Larder: they want it all.
+        // For `docker load` and old versions of podman. They cannot use a delta, which needs Larder.
         let saved: Vec<&SavedImage> =
             images.iter().filter_map(|chosen| chosen.saved.as_ref()).collect();
         if self.summary.blobs_left_out == 0 && !saved.is_empty() {
@@ -155,7 +155,7 @@ fn write_blob(
     }
     let blob = store.blob(digest, Some(size)).ok_or_else(|| BundleError::DamagedBlob {
         digest: *digest,
-        reason: "it is gone or has another size".into(),
+        reason: "it is absent or has another size".into(),
     })?;
     let mut content = Verified::new(&blob, digest);
     let put = output.put(&name, size, &mut content);
@@ -165,7 +165,7 @@ fn write_blob(
     }
 }
 
-/// Reads a blob and compares its digest at its end.
+/// Reads a blob, and compares its digest at the end.
 struct Verified<'a> {
     source: BlobReader<'a>,
     left: u64,
@@ -197,7 +197,7 @@ impl Read for Verified<'_> {
         };
         self.verifier.update(&buffer[..read]);
         self.left = self.left.saturating_sub(read as u64);
-        // Before the last piece is handed on: what is wrong never gets its end.
+        // Before the last bytes are passed on, so that damaged content is never written completely.
         let is_end = read == 0 && !buffer.is_empty() || self.left == 0;
         if is_end && self.damage.is_none() {
             let actual = self.verifier.clone().finish();

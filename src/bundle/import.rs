@@ -1,47 +1,47 @@
-//! Import: a bundle's content into the store, and then the names of what is whole.
+//! Import: stores the content of a bundle, then names the images that are complete.
 //!
-//! Content before names: everything a name needs is looked up in the store before it is written, so an
-//! import that is killed at any point leaves blobs that nothing refers to, and repeating it passes over
-//! what is there. The commit lock is held from the first blob to the last name: a sweep must not take
-//! the blobs of an image whose turn has not come yet.
+//! Content comes before names: before a name is written, the store is checked for everything that it needs. An
+//! import that is killed leaves only unreferenced blobs, and repeating it skips the content that is stored.
+//! The import holds the commit lock from the first blob to the last name. Otherwise a sweep could remove the
+//! blobs of an image that has no name yet.
 //!
-//! Work is proportional to the bundle. Documents in it may name one manifest half a million times, or half
-//! a million indexes with one large child: each distinct image is looked up once, and what is read on
-//! the way is charged against a budget that grows with the bundle ([`Budget`]).
+//! Work is proportional to the size of the bundle. Its documents may name one manifest half a million times, or
+//! half a million indexes that share one large child. So each distinct image is looked up once, and every
+//! manifest that is read is charged against a budget that grows with the bundle ([`Budget`]).
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
-use super::closure::{is_whole, manifest_by_digest, missing};
+use super::completeness::{is_complete, manifest_by_digest, missing};
 use super::docker::{self, Rebuild, SavedImage};
 use super::error::BundleError;
+use super::event::{Before, Bytes, ImportEvent, ImportSummary, Origin};
 use super::layout::{EntryName, parse_index};
+use super::reader::{Contents, read};
 use super::source::BundleSource;
-use super::take::{Taken, take};
-use super::told::{Before, Bytes, ImportSummary, Origin, Told};
 use crate::oci::{
     DESCRIPTORS_MAX, Descriptor, Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, PartReference,
     Reference, Tag,
 };
 use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
 
-/// What an import may read: manifests and their bytes, per entry and byte of the bundle. A bundle that
-/// tools write needs each of its manifests once or twice.
+/// How many manifests an import may read per entry of the bundle, and how many bytes of manifests per byte. A
+/// bundle from an image tool needs each of its manifests once or twice.
 const PER_ENTRY: u64 = 8;
-/// The most names that a bundle gives to images: more than its `index.json` has room for with the
-/// annotations that tools write.
+/// The most names that a bundle may give to images. With the annotations that tools write, `index.json` cannot
+/// hold this many.
 const NAMES_MAX: usize = 200_000;
-/// What even the smallest bundle may read: one that names images of which the cache has everything.
+/// The minimum budget: a small bundle may name images whose content is already in the cache.
 const MANIFESTS_MIN: u64 = 100_000;
 const BYTES_MIN: u64 = 1 << 30;
 
 /// How a bundle is imported.
 #[derive(Debug, Clone)]
 pub struct ImportSettings {
-    /// The name to import under, instead of what the bundle says.
+    /// The name to import under, instead of the names in the bundle.
     pub name: Option<PartReference>,
-    /// The time that imported names are said to be fetched and confirmed at.
+    /// The time to record as the time at which the names were fetched and confirmed.
     pub now: SystemTime,
 }
 
@@ -54,43 +54,43 @@ pub(super) struct Root {
     pub(super) origin: Origin,
 }
 
-/// Imports a bundle, and tells every image and every refusal.
+/// Imports a bundle, and reports every image and every refusal.
 ///
 /// # Errors
-/// [`BundleError`] if the bundle cannot be read to its end or the disk refuses; then nothing of it was
-/// named, or only what had its turn before.
+/// [`BundleError`] if the bundle cannot be read to its end, or the cache cannot be written. Images that were
+/// reported before stay named.
 pub fn import(
     store: &Store,
     source: &BundleSource,
     settings: &ImportSettings,
-    told: &mut dyn FnMut(&Told<'_>),
+    report: &mut dyn FnMut(&ImportEvent<'_>),
 ) -> Result<ImportSummary, BundleError> {
-    import_within(&Budget::of, store, source, settings, told)
+    import_within(&Budget::of, store, source, settings, report)
 }
 
 fn import_within(
-    budget_of: &dyn Fn(&Taken) -> Budget,
+    budget_of: &dyn Fn(&Contents) -> Budget,
     store: &Store,
     source: &BundleSource,
     settings: &ImportSettings,
-    told: &mut dyn FnMut(&Told<'_>),
+    report: &mut dyn FnMut(&ImportEvent<'_>),
 ) -> Result<ImportSummary, BundleError> {
     store.remove_abandoned_imports();
     let _lock = store.bundle_lock()?;
-    let taken = take(store, source, told)?;
+    let contents = read(store, source, report)?;
     let bundle = source.name();
     let summary = ImportSummary {
-        failures: taken.failures,
-        blobs_written: taken.blobs_written,
-        bytes_written: taken.bytes_written,
-        blobs_present: taken.blobs_present,
+        failures: contents.failures,
+        blobs_written: contents.blobs_written,
+        bytes_written: contents.bytes_written,
+        blobs_present: contents.blobs_present,
         images: 0,
     };
-    let budget = budget_of(&taken);
+    let budget = budget_of(&contents);
     let (waiting, recorded) = (HashMap::new(), Recorded::default());
     let mut naming =
-        Naming { store, bundle: &bundle, settings, told, summary, budget, waiting, recorded };
-    let roots = naming.roots(&taken)?;
+        Naming { store, bundle: &bundle, settings, report, summary, budget, waiting, recorded };
+    let roots = naming.roots(&contents)?;
     naming.name_all(roots)?;
     let summary = naming.summary;
     store.settle_index()?;
@@ -101,10 +101,10 @@ struct Naming<'a> {
     store: &'a Store,
     bundle: &'a str,
     settings: &'a ImportSettings,
-    told: &'a mut dyn FnMut(&Told<'_>),
+    report: &'a mut dyn FnMut(&ImportEvent<'_>),
     summary: ImportSummary,
     budget: Budget,
-    /// Manifests without a name, by what they refer to.
+    /// Manifests without a name, by the digest of their subject.
     waiting: HashMap<Digest, Vec<Root>>,
     recorded: Recorded,
 }
@@ -116,22 +116,22 @@ struct Recorded {
     left: VecDeque<(ImageName, Digest)>,
 }
 
-/// What may still be read of manifests.
+/// How much of manifests may still be read.
 struct Budget {
     manifests: Cell<u64>,
     bytes: Cell<u64>,
 }
 
 impl Budget {
-    fn of(taken: &Taken) -> Budget {
+    fn of(contents: &Contents) -> Budget {
         let allowed = |min: u64, size: u64| Cell::new(size.saturating_mul(PER_ENTRY).max(min));
         Budget {
-            manifests: allowed(MANIFESTS_MIN, taken.entries),
-            bytes: allowed(BYTES_MIN, taken.content_bytes),
+            manifests: allowed(MANIFESTS_MIN, contents.entries),
+            bytes: allowed(BYTES_MIN, contents.content_bytes),
         }
     }
 
-    /// Takes that much out of it, as far as there is.
+    /// Charges this much, down to an empty budget.
     fn charge(&self, manifests: u64, bytes: u64) {
         self.manifests.set(self.manifests.get().saturating_sub(manifests));
         self.bytes.set(self.bytes.get().saturating_sub(bytes));
@@ -143,19 +143,19 @@ impl Budget {
 }
 
 impl Naming<'_> {
-    fn roots(&mut self, taken: &Taken) -> Result<Vec<Root>, BundleError> {
+    fn roots(&mut self, contents: &Contents) -> Result<Vec<Root>, BundleError> {
         let malformed = |entry: &str, reason| BundleError::Document {
             bundle: self.bundle.to_owned(),
             entry: entry.to_owned(),
             reason,
         };
-        match (&taken.index, &taken.docker) {
+        match (&contents.index, &contents.docker) {
             (Some(index), _) => {
                 let entries =
                     parse_index(index).map_err(|reason| malformed("index.json", reason))?;
                 self.check_names(entries.len())?;
                 let roots = entries.into_iter().map(|entry| {
-                    let origin = match taken.has_repositories {
+                    let origin = match contents.has_repositories {
                         true => self.origin(&entry.descriptor),
                         false => Origin::Original,
                     };
@@ -172,7 +172,7 @@ impl Naming<'_> {
                 };
                 self.check_names(images.iter().map(names).sum())?;
                 let mut roots = Vec::new();
-                let rebuilt = Rebuild::new(self.store, taken).all(&images)?;
+                let rebuilt = Rebuild::new(self.store, contents).all(&images)?;
                 for (image, rebuilt) in images.iter().zip(rebuilt) {
                     match rebuilt {
                         Ok(of_image) => roots.extend(of_image),
@@ -185,8 +185,8 @@ impl Naming<'_> {
         }
     }
 
-    /// `docker save` without containerd's store writes an image layout as well, with manifests of its
-    /// own over layers that it has unpacked.
+    /// Whether the manifest is the original one. Without containerd's image store, `docker save` also writes an
+    /// image layout, with its own manifests over the layers that it unpacked.
     fn origin(&self, descriptor: &Descriptor) -> Origin {
         match manifest_by_digest(self.store, descriptor, None) {
             Some(manifest) if docker::is_over_unpacked_layers(&manifest) => Origin::Rebuilt,
@@ -207,12 +207,12 @@ impl Naming<'_> {
         let mut named: Vec<(Root, (ImageName, Reference))> =
             images.into_iter().zip(names).filter_map(|(root, name)| Some((root, name?))).collect();
         keep_last_of_each_name(&mut named);
-        // Names of one manifest one after the other, so that it is looked up once.
-        let mut places: HashMap<Digest, usize> = HashMap::new();
+        // Group the names of each manifest, so that it is looked up once.
+        let mut first_positions: HashMap<Digest, usize> = HashMap::new();
         for (at, (root, _)) in named.iter().enumerate() {
-            places.entry(root.descriptor.digest).or_insert(at);
+            first_positions.entry(root.descriptor.digest).or_insert(at);
         }
-        named.sort_by_key(|(root, _)| places[&root.descriptor.digest]);
+        named.sort_by_key(|(root, _)| first_positions[&root.descriptor.digest]);
         let mut found: Option<(Digest, Option<String>, Graph)> = None;
         for (root, (name, reference)) in &named {
             let is_same = found.as_ref().is_some_and(|(digest, media_type, _)| {
@@ -246,7 +246,7 @@ impl Naming<'_> {
         }
     }
 
-    /// What a manifest without a name refers to.
+    /// The subject of a manifest without a name.
     fn subject_of(&self, root: &Root) -> Option<Digest> {
         let manifest = match root.name {
             EntryName::None => self.load(root, &root.descriptor)?,
@@ -255,7 +255,7 @@ impl Naming<'_> {
         manifest.subject().map(|subject| subject.digest)
     }
 
-    /// Under which name each of them goes. A refusal is told here.
+    /// Determines the name of each root. Reports roots that cannot be named.
     fn names_of(
         &mut self,
         roots: &[Root],
@@ -272,7 +272,7 @@ impl Naming<'_> {
                         EntryName::Tag(tag) => format!("only the tag {tag}"),
                         EntryName::Full(_) | EntryName::None => "no name".to_owned(),
                     };
-                    self.refuse(&label, &format!("it has {tag} there; give one with --name"));
+                    self.refuse(&label, &format!("the bundle gives it {tag}; set one with --name"));
                     None
                 }
                 Err(error) => {
@@ -283,7 +283,7 @@ impl Naming<'_> {
             };
             names.push(name);
         }
-        // What was written may say a name twice, and then the last one counts, as with a registry.
+        // Without --name, a name may occur twice: the last one counts, as at a registry.
         let ambiguous = given.is_some() && {
             let distinct: HashSet<String> =
                 names.iter().flatten().map(|(name, reference)| name.with(reference)).collect();
@@ -310,17 +310,17 @@ impl Naming<'_> {
         if let Reference::Digest(named) = reference
             && named != digest
         {
-            self.refuse(&full, &format!("what is there under that name is {digest}"));
+            self.refuse(&full, &format!("the manifest under that name is {digest}"));
             return Ok(());
         }
-        if !self.is_whole(root, graph, &full) {
+        if !self.check_complete(root, graph, &full) {
             return Ok(());
         }
         self.budget.charge(graph.manifests.len() as u64, 0);
         self.check_budget()?;
         let before = self.record(name, reference, graph)?;
         self.summary.images += 1;
-        (self.told)(&Told::Imported {
+        (self.report)(&ImportEvent::Imported {
             reference: &full,
             digest,
             platforms: graph.platforms().collect(),
@@ -330,33 +330,33 @@ impl Naming<'_> {
         Ok(())
     }
 
-    /// Everything that an image needs, here or not.
+    /// The image's manifests and content, each present or absent.
     fn graph(&self, root: &Root) -> Result<Graph, BundleError> {
         let load = |descriptor: &Descriptor| self.load(root, descriptor);
         let graph = self.store.graph_by(root.descriptor.clone(), &load, &|_| true);
-        // Where the budget was spent, manifests look absent that are not.
+        // Once the budget is spent, manifests that exist are not read and look absent.
         self.check_budget()?;
         Ok(graph)
     }
 
-    /// Whether the cache has everything that an image needs. If not, that is reported.
-    fn is_whole(&mut self, root: &Root, graph: &Graph, label: &str) -> bool {
-        if is_whole(graph) {
+    /// Whether the store has everything that an image needs. Reports what is missing.
+    fn check_complete(&mut self, root: &Root, graph: &Graph, label: &str) -> bool {
+        if is_complete(graph) {
             return true;
         }
         let digest = &root.descriptor.digest;
-        let is_here = self.store.blob(digest, root.descriptor.known_size()).is_some();
-        if is_here && graph.manifests.iter().all(|each| each.manifest.is_none()) {
+        let is_stored = self.store.blob(digest, root.descriptor.known_size()).is_some();
+        if is_stored && graph.manifests.iter().all(|each| each.manifest.is_none()) {
             let limit = Bytes(MANIFEST_BYTES_MAX as u64);
             let reason = format!(
-                "{digest} is no manifest that clients take, or exceeds {limit} or \
+                "{digest} is not a manifest that clients accept, or exceeds {limit} or \
                  {DESCRIPTORS_MAX} descriptors"
             );
             self.refuse(label, &reason);
             return false;
         }
         self.summary.failures += 1;
-        (self.told)(&Told::Incomplete { reference: label, missing: missing(graph) });
+        (self.report)(&ImportEvent::Incomplete { reference: label, missing: missing(graph) });
         false
     }
 
@@ -372,7 +372,7 @@ impl Naming<'_> {
         manifest
     }
 
-    /// Children before parents, and the tag last.
+    /// Records an image's manifests, children before parents, and the tag last.
     fn record(
         &mut self,
         name: &ImageName,
@@ -422,12 +422,12 @@ impl Naming<'_> {
         Ok(before)
     }
 
-    /// Signatures and the like that have no name of their own go where their subject is, and what refers
-    /// to them follows.
+    /// Records signatures and other referrers without a name of their own under the name of their subject, then
+    /// the referrers of those.
     fn attach(&mut self) -> Result<(), BundleError> {
         let mut attached: HashSet<Digest> = HashSet::new();
         while let Some((name, subject)) = self.recorded.left.pop_front() {
-            // Given back below: a subject may be recorded under several names.
+            // Inserted again below: a subject may be recorded under several names.
             let Some(roots) = self.waiting.remove(&subject) else { continue };
             for root in &roots {
                 let graph = self.graph(root)?;
@@ -452,7 +452,7 @@ impl Naming<'_> {
 
     fn refuse(&mut self, entry: &str, reason: &str) {
         self.summary.failures += 1;
-        (self.told)(&Told::Refused { bundle: self.bundle, entry, reason });
+        (self.report)(&ImportEvent::Refused { bundle: self.bundle, entry, reason });
     }
 }
 
@@ -465,7 +465,7 @@ impl Recorded {
     }
 }
 
-/// What was written may say a name twice, and then the last one counts, as with a registry.
+/// A bundle may give the same name to several manifests. The last one counts, as at a registry.
 fn keep_last_of_each_name(named: &mut Vec<(Root, (ImageName, Reference))>) {
     let mut seen = HashSet::new();
     let mut is_last: Vec<bool> =
@@ -540,7 +540,7 @@ mod tests {
             Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
         let settings = ImportSettings { name: None, now: SystemTime::now() };
         let budget =
-            |_: &Taken| Budget { manifests: Cell::new(manifests), bytes: Cell::new(bytes) };
+            |_: &Contents| Budget { manifests: Cell::new(manifests), bytes: Cell::new(bytes) };
         let imported = import_within(&budget, &store, source, &settings, &mut |_| {});
         let mut tags = Vec::new();
         let visited = store.each_image(&mut |image| {
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_of_many_names_is_read_once() {
+    fn a_manifest_with_many_names_is_read_once() {
         let mut bundle = Bundle::default();
         let (one, two) = (bundle.image("one"), bundle.image("two"));
         // The names of the two alternate, so that it is not enough to remember the last one.
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_name_that_occurs_twice_the_last_counts() {
+    fn the_last_of_two_manifests_with_the_same_name_wins() {
         let mut bundle = Bundle::default();
         let (one, two) = (bundle.image("one"), bundle.image("two"));
         let name = || "quay.io/a:1".to_owned();
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn indexes_that_share_their_children_over_and_over_are_refused() {
+    fn indexes_that_share_a_child_too_often_are_refused() {
         let mut bundle = Bundle::default();
         let child = bundle.image(&"x".repeat(10_000));
         let indexes: Vec<Value> = (0..50).map(|n| bundle.index(&[&child], n)).collect();
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_countless_names_are_refused_before_they_take_memory() {
+    fn lists_with_too_many_names_are_refused_before_they_use_memory() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         let store = Store::open(&Settings { root, fsync: false }).unwrap();
@@ -640,9 +640,9 @@ mod tests {
     #[test]
     fn the_budget_grows_with_the_bundle() {
         let budget = |entries, content_bytes| {
-            let mut taken = Taken::default();
-            (taken.entries, taken.content_bytes) = (entries, content_bytes);
-            let Budget { manifests, bytes } = Budget::of(&taken);
+            let mut contents = Contents::default();
+            (contents.entries, contents.content_bytes) = (entries, content_bytes);
+            let Budget { manifests, bytes } = Budget::of(&contents);
             (manifests.get(), bytes.get())
         };
         assert_eq!(budget(0, 0), (MANIFESTS_MIN, BYTES_MIN));
@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_many_images_share_is_unpacked_once() {
+    fn a_layer_shared_by_many_images_is_unpacked_once() {
         use crate::bundle::compression::{Compression, Compressor};
         use std::io::Write;
         let directory = tempfile::tempdir().unwrap();
@@ -704,23 +704,24 @@ mod tests {
                 images.push(json!({"Config": path, "RepoTags": [format!("quay.io/a:{n}{tag}")], "Layers": ["a/layer.tar"]}));
             }
         }
-        // Not the only images of their configs, and not one after the other.
+        // Images with the same config are not adjacent.
         images.sort_by_key(|image| {
             image["RepoTags"][0].as_str().unwrap().chars().rev().collect::<String>()
         });
         let images = docker::parse(json!(images).to_string().as_bytes()).unwrap();
         let tar: Arc<[u8]> = tar.into_inner().unwrap().into();
-        let taken = take(&store, &BundleSource::Memory { name: "test", tar }, &mut |_| {}).unwrap();
-        let mut rebuild = Rebuild::new(&store, &taken);
+        let contents =
+            read(&store, &BundleSource::Memory { name: "test", tar }, &mut |_| {}).unwrap();
+        let mut rebuild = Rebuild::new(&store, &contents);
         assert!(rebuild.all(&images[..1]).unwrap()[0].is_ok());
-        // Nobody can unpack it again.
+        // Without the file, the layer cannot be unpacked a second time.
         let digest = Digest::of(Algorithm::Sha256, &layer);
         std::fs::remove_file(directory.path().join("blobs/sha256").join(digest.hex())).unwrap();
         let rebuilt = rebuild.all(&images).unwrap();
         assert!(rebuilt.iter().all(Result::is_ok) && rebuilt.len() == 6, "{rebuilt:?}");
-        let mut fresh = Rebuild::new(&store, &taken);
+        let mut fresh = Rebuild::new(&store, &contents);
         assert!(fresh.all(&images).unwrap().iter().all(Result::is_err));
-        // Images come out in their own order, whatever order they are rebuilt in.
+        // The results have the order of the images, whatever the order of rebuilding.
         for (image, roots) in images.iter().zip(rebuilt) {
             let names: Vec<_> = roots.unwrap().into_iter().map(|root| root.name).collect();
             assert_eq!(names, [EntryName::Full(image.repo_tags.as_ref().unwrap()[0].clone())]);

@@ -1,6 +1,6 @@
-//! `index.json` of an image layout, read and written: image-spec, image-layout.md.
+//! Reads and writes the `index.json` of an image layout: image-spec, image-layout.md.
 //!
-//! Under which name an entry goes is said by annotations, and each tool looks at its own.
+//! Annotations give the name of an entry. Each tool reads its own annotation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,13 +12,13 @@ use crate::oci::{
     quoted,
 };
 
-/// The full reference, for containerd.
+/// The full reference, read by containerd.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// The reference, or the tag alone, for skopeo and podman.
+/// The reference or the bare tag, read by skopeo and podman.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The full reference of what is no image to run (a signature, a bill of materials). `ctr images import`
-/// unpacks whatever has one of the other two, and fails on these.
-const OWN_NAME: &str = "larder.image.name";
+/// The full reference of content that is not a runnable image, such as a signature or an SBOM. `ctr images import`
+/// unpacks every entry with one of the other two annotations, and fails on these.
+const LARDER_NAME: &str = "larder.image.name";
 
 /// The content of `oci-layout`.
 pub(super) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -28,25 +28,25 @@ pub(super) fn blob_name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 
-/// An entry of `index.json` as it is read.
+/// An entry of an `index.json` that is read.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// The manifest or index.
     pub(super) descriptor: Descriptor,
-    /// What it is said to be.
+    /// The media type that the entry gives.
     pub(super) media_type: Option<String>,
-    /// Under which name it goes.
+    /// The name that the entry gives.
     pub(super) name: EntryName,
 }
 
-/// What an entry says about its name.
+/// The name of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EntryName {
     /// A reference.
     Full(String),
-    /// A tag alone: the repository has to be given.
+    /// A bare tag: the user has to give the repository.
     Tag(String),
-    /// Nothing.
+    /// The entry has no name.
     None,
 }
 
@@ -60,7 +60,8 @@ impl fmt::Display for EntryName {
 }
 
 impl EntryName {
-    /// What a tool wrote: a tag has none of the characters that every reference to a repository has.
+    /// Parses the value of an annotation. References to repositories contain one of three characters that a tag
+    /// cannot contain.
     pub(super) fn of(text: &str) -> EntryName {
         match text {
             "" => EntryName::None,
@@ -69,7 +70,8 @@ impl EntryName {
         }
     }
 
-    /// The reference, with what was `given` over what was written. `None` if neither names a repository.
+    /// The reference to import under. The `given` name takes precedence over the written one. `None` if neither
+    /// names a repository.
     pub(super) fn resolve(
         &self,
         given: Option<&PartReference>,
@@ -105,7 +107,7 @@ struct IndexWire {
 struct EntryWire {
     media_type: Option<String>,
     digest: String,
-    /// Go clients accept one that is negative or absent.
+    /// Go clients accept a negative or absent size.
     size: Option<i64>,
     annotations: Option<BTreeMap<String, String>>,
 }
@@ -113,7 +115,7 @@ struct EntryWire {
 /// Reads `index.json`.
 ///
 /// # Errors
-/// What is wrong with it, as a text.
+/// A text that describes the error.
 pub(super) fn parse_index(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let wire: IndexWire = serde_json::from_slice(bytes).map_err(|error| json_reason(&error))?;
     wire.manifests.into_iter().map(accept).collect()
@@ -123,7 +125,7 @@ fn accept(wire: EntryWire) -> Result<Entry, String> {
     let digest: Digest =
         wire.digest.parse().map_err(|error| format!("{}: {error}", quoted(&wire.digest)))?;
     let annotations = wire.annotations.unwrap_or_default();
-    let annotated = [OWN_NAME, CONTAINERD_NAME, REF_NAME].map(|key| annotations.get(key));
+    let annotated = [LARDER_NAME, CONTAINERD_NAME, REF_NAME].map(|key| annotations.get(key));
     let name = annotated.into_iter().flatten().find(|text| !text.is_empty());
     Ok(Entry {
         descriptor: Descriptor::new(digest, wire.size.unwrap_or_default().max(0).unsigned_abs()),
@@ -132,16 +134,16 @@ fn accept(wire: EntryWire) -> Result<Entry, String> {
     })
 }
 
-/// Who is to see an entry that is written.
+/// The tools that should see an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
-    /// Every tool: an image that was chosen.
-    Everybody,
-    /// Larder: what came along with an image.
+    /// Every tool: an image that was selected.
+    AllTools,
+    /// Larder only: a referrer that accompanies an image.
     Larder,
 }
 
-/// An entry of `index.json` as it is written.
+/// An entry of an `index.json` that is written.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NewEntry {
@@ -160,8 +162,8 @@ impl NewEntry {
         audience: Audience,
     ) -> NewEntry {
         let keys: &[&str] = match audience {
-            Audience::Everybody => &[CONTAINERD_NAME, REF_NAME],
-            Audience::Larder => &[OWN_NAME],
+            Audience::AllTools => &[CONTAINERD_NAME, REF_NAME],
+            Audience::Larder => &[LARDER_NAME],
         };
         NewEntry {
             media_type: media_type.to_string(),
@@ -172,10 +174,10 @@ impl NewEntry {
     }
 }
 
-/// The bytes of an `index.json`.
+/// Serializes an `index.json`.
 ///
 /// # Errors
-/// Only if memory fails.
+/// Does not fail in practice: the values always serialize.
 pub(super) fn index_json(entries: &[NewEntry]) -> serde_json::Result<Vec<u8>> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_where_tools_write_them() {
+    fn names_are_read_from_the_annotations_that_tools_write() {
         let full = EntryName::Full("docker.io/library/hello:v1".into());
         for (annotations, name) in [
             ("null", EntryName::None),
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_name_stands_over_the_written_one() {
+    fn a_given_name_takes_precedence_over_the_written_one() {
         let resolved = |written: &str, given: Option<&str>| {
             let given = given.map(|text| PartReference::parse(text).unwrap());
             let resolved = EntryName::of(written).resolve(given.as_ref()).unwrap();
@@ -241,17 +243,17 @@ mod tests {
     }
 
     #[test]
-    fn documents_that_are_none_are_refused() {
+    fn malformed_indexes_are_refused() {
         for text in ["", "[]", "{}", r#"{"manifests":[{"digest":"sha256:x","size":1}]}"#] {
             assert!(parse_index(text.as_bytes()).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_entries_can_be_read() {
         let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
         let digest = DIGEST.parse().unwrap();
-        for audience in [Audience::Everybody, Audience::Larder] {
+        for audience in [Audience::AllTools, Audience::Larder] {
             let entry = NewEntry::new(&digest, 7, &media_type, "quay.io/a:1", audience);
             let read = parse_index(&index_json(&[entry]).unwrap()).unwrap().remove(0);
             assert_eq!((read.descriptor.digest, read.descriptor.size), (digest, 7));

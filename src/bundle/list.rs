@@ -1,30 +1,31 @@
-//! Image lists: what to load, as people write it.
+//! Image lists: the images to load, as users write them.
 
 use std::fmt;
 
 use crate::oci::{ImageName, PartReference, Pattern, Reference, entries, quoted};
 
-/// Something to load.
+/// An entry of an image list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
     /// One image.
     Image(ImageName, Reference),
-    /// Those tags of a repository that match.
+    /// The tags of a repository that match a pattern.
     Tags(ImageName, Pattern),
 }
 
-/// Why a text is no entry of an image list.
+/// Why a text is not an entry of an image list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListError {
-    /// Its line in the list, from 1; `None` if it was typed.
+    /// The line in the list, from 1; `None` for an argument of a command.
     line: Option<usize>,
     text: String,
     reason: String,
 }
 
 impl Wanted {
-    /// Parses one entry: a reference as clients take it (`alpine` is `docker.io/library/alpine:latest`), or
-    /// one whose tag is a pattern (`quay.io/org/app:v1.*`, `app:/^v[0-9]+$/`).
+    /// Parses one entry: a reference in the form that clients accept (`alpine` is
+    /// `docker.io/library/alpine:latest`), or one whose tag is a pattern (`quay.io/org/app:v1.*`,
+    /// `app:/^v[0-9]+$/`).
     ///
     /// # Errors
     /// [`ListError`].
@@ -34,13 +35,13 @@ impl Wanted {
             return Err(refuse("a reference has no scheme such as https://".into()));
         }
         let (name, tag) = match text.split_once(":/") {
-            // A regular expression may have slashes of its own.
+            // A regular expression may contain slashes.
             Some((name, tag)) => (name, Some(format!("/{tag}"))),
             None => {
-                let behind_path = text.rfind('/').map_or(0, |at| at + 1);
-                match text[behind_path..].split_once(':') {
+                let after_path = text.rfind('/').map_or(0, |at| at + 1);
+                match text[after_path..].split_once(':') {
                     Some((last, tag)) if tag.contains(['*', '?']) => {
-                        (&text[..behind_path + last.len()], Some(tag.to_owned()))
+                        (&text[..after_path + last.len()], Some(tag.to_owned()))
                     }
                     _ => (text, None),
                 }
@@ -48,7 +49,7 @@ impl Wanted {
         };
         if name.contains(['*', '?']) {
             return Err(refuse(
-                "a pattern can stand for a tag only: registries list no names".into(),
+                "only the tag can be a pattern: registries do not list their repositories".into(),
             ));
         }
         let parsed = PartReference::parse(name).map_err(|error| refuse(error.to_string()))?;
@@ -64,7 +65,8 @@ impl Wanted {
         }
     }
 
-    /// Parses a list: entries in lines or separated by commas, `#` before a comment. `expand` replaces aliases.
+    /// Parses a list: entries on separate lines or separated by commas, `#` before a comment. `expand` replaces
+    /// aliases.
     ///
     /// # Errors
     /// The first [`ListError`].
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_read_as_clients_read_them() {
+    fn entries_are_parsed_as_clients_parse_references() {
         for (text, full) in [
             ("alpine", "docker.io/library/alpine:latest"),
             ("alpine:3.*", "docker.io/library/alpine:3.*"),
@@ -115,7 +117,7 @@ mod tests {
             assert_eq!(shown(&Wanted::parse(text).unwrap()), full, "{text}");
         }
         for (text, words) in [
-            ("quay.io/*", "tag only"),
+            ("quay.io/*", "only the tag"),
             ("app:/(/", "not a pattern"),
             ("a b", "a b: "),
             ("http://a/b:c", "no scheme"),
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_have_comments_blank_lines_and_commas() {
+    fn lists_allow_comments_blank_lines_and_commas() {
         let list = "# base images\n\nalpine:3.20, busybox # small ones\n  quay.io/org/app:v1  \n";
         let all: Vec<String> =
             Wanted::parse_list(list, str::to_owned).unwrap().iter().map(shown).collect();

@@ -1,7 +1,7 @@
-//! Loading: images named in lists are pulled into the cache, through the same flights as clients'.
+//! Load: pulls the images of a list into the cache, through the same fetches that serve clients.
 //!
-//! What is there already is not fetched again, what was begun is gone on with, and what fails is tried
-//! again: so a list can be loaded over a bad link by repeating the command until nothing is left.
+//! Skips content that is cached, resumes partial downloads, and retries failures. So a list can be loaded over
+//! an unreliable link by repeating the command until it succeeds.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -20,99 +20,99 @@ use crate::oci::{
     json_reason,
 };
 
-/// Pages of a tag list that are read for a pattern: at a registry's usual hundred a page, more tags than
-/// any repository has.
+/// The most pages of a tag list that are read for a pattern. With a hundred tags per page, as is usual, this is
+/// more than any repository has.
 const TAG_PAGES_MAX: usize = 1000;
-/// How deep manifests are followed: an index of indexes is the most that is seen.
+/// How deep nested indexes are followed: an index of indexes is the deepest in use.
 const DEPTH_MAX: usize = 4;
-/// How many platforms are listed when none of them is wanted.
-const PLATFORMS_TOLD_MAX: usize = 20;
-/// No wait between two tries is longer.
+/// How many platforms are listed when no requested platform exists.
+const PLATFORMS_LISTED_MAX: usize = 20;
+/// The longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How images are loaded.
+/// Settings of a load.
 #[derive(Debug, Clone)]
 pub struct LoadSettings {
-    /// Which children of an index.
+    /// The platforms to load from an index.
     pub platforms: Platforms,
-    /// How many images at a time.
+    /// How many images to load at the same time.
     pub parallel: usize,
-    /// How often an image is tried.
+    /// The number of attempts per image.
     pub attempts: u32,
-    /// The wait before the second try; doubled with each further one.
+    /// The wait before the second attempt. It doubles with each further attempt.
     pub first_wait: Duration,
-    /// Signatures, attestations and SBOMs as well.
+    /// Whether to load signatures, attestations and SBOMs as well.
     pub referrers: bool,
 }
 
-/// What happens while images are loaded.
+/// An event of a load.
 #[derive(Debug, Clone, Copy)]
 pub enum LoadEvent<'a> {
-    /// It is known of how many bytes a blob is, which are not here yet.
+    /// A blob is being fetched, and its size is known.
     Blob {
-        /// The image for which it is fetched first.
+        /// The first image that needs the blob.
         image: &'a str,
         /// The blob.
         digest: &'a Digest,
         /// Its size in bytes.
         size: u64,
     },
-    /// So much of a blob is here.
+    /// More of a blob has been fetched.
     Progress {
         /// The blob.
         digest: &'a Digest,
-        /// How many bytes.
+        /// How many bytes have been fetched so far.
         bytes: u64,
     },
-    /// A blob is here.
+    /// The fetch of a blob has ended.
     BlobDone {
         /// The blob.
         digest: &'a Digest,
     },
-    /// An image failed and is tried again.
+    /// An attempt to load an image failed, and another will follow.
     Retry {
         /// The image.
         image: &'a str,
-        /// Why.
+        /// The reason.
         reason: &'a str,
-        /// After this long.
+        /// The wait before the next attempt.
         wait: Duration,
     },
-    /// An image is here, or given up.
+    /// An image was loaded, or its last attempt failed.
     Image {
         /// The image.
         image: &'a str,
-        /// How it went.
+        /// The result.
         outcome: &'a Outcome,
     },
 }
 
-/// How the loading of an image went.
+/// The result of loading an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the cache, whole, and upstream was asked which it is.
+    /// The cache has the complete image, and the registry confirmed the digest.
     Loaded {
-        /// Bytes that had to be fetched.
+        /// Bytes fetched from the registry.
         fetched_bytes: u64,
     },
-    /// It is in the cache, whole, but upstream could not say whether it is still this one.
+    /// The cache has the complete image, but the registry could not confirm that the digest is current.
     Unconfirmed,
-    /// It could not be had.
+    /// The image could not be loaded.
     Failed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// What came of a list.
+/// The result of loading a list.
 #[derive(Debug, Clone, Default)]
 pub struct LoadSummary {
-    /// Each image with how it went, in the order of the list.
+    /// Each image with its result, in the order of the list.
     pub images: Vec<(String, Outcome)>,
 }
 
 impl LoadSummary {
-    /// The images that could not be had, with the reasons.
+    /// The images that could not be loaded, with the reasons.
     pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
         self.images.iter().filter_map(|(image, outcome)| match outcome {
             Outcome::Failed { reason } => Some((image.as_str(), reason.as_str())),
@@ -130,16 +130,16 @@ impl LoadSummary {
     }
 }
 
-/// Loads what is wanted. Blocks; `tell` is called from several threads.
+/// Loads images. Blocks; `report` is called from several threads.
 pub fn load(
     cache: &Cache,
     wanted: &[Wanted],
     settings: &LoadSettings,
-    tell: &(dyn Fn(LoadEvent<'_>) + Sync),
+    report: &(dyn Fn(LoadEvent<'_>) + Sync),
 ) -> LoadSummary {
-    let loading = Loading { cache, settings, tell };
+    let loading = Loading { cache, settings, report };
     let mut images: Vec<Image> = wanted.iter().flat_map(|each| loading.expand(each)).collect();
-    // A list may name an image twice, or by a pattern and by itself.
+    // A list may name an image twice, or by a pattern and by its tag.
     let mut seen = HashSet::new();
     images.retain(|image| seen.insert(image.reference.clone()));
     let next = AtomicUsize::new(0);
@@ -149,7 +149,7 @@ pub fn load(
             && let Some(image) = images.get(at)
         {
             let outcome = loading.image(image);
-            tell(LoadEvent::Image { image: &image.reference, outcome: &outcome });
+            report(LoadEvent::Image { image: &image.reference, outcome: &outcome });
             if let Ok(mut slot) = outcomes[at].lock() {
                 *slot = Some(outcome);
             }
@@ -162,12 +162,12 @@ pub fn load(
     });
     let outcomes = outcomes.into_iter().map(|slot| {
         let outcome = slot.into_inner().ok().flatten();
-        outcome.unwrap_or_else(|| Outcome::Failed { reason: "its loading panicked".into() })
+        outcome.unwrap_or_else(|| Outcome::Failed { reason: "loading it panicked".into() })
     });
     LoadSummary { images: images.into_iter().map(|image| image.reference).zip(outcomes).collect() }
 }
 
-/// An image to load, or what failed before it was known which.
+/// An image to load, or an entry of the list that failed before its images were known.
 struct Image {
     reference: String,
     wanted: Result<(ImageName, Reference), String>,
@@ -176,13 +176,13 @@ struct Image {
 struct Loading<'a> {
     cache: &'a Cache,
     settings: &'a LoadSettings,
-    tell: &'a (dyn Fn(LoadEvent<'_>) + Sync),
+    report: &'a (dyn Fn(LoadEvent<'_>) + Sync),
 }
 
-/// Why a try failed.
+/// Why an attempt failed.
 struct Failure {
     reason: String,
-    /// How long to wait before another, if that may help.
+    /// The minimum wait before another attempt; `None` if another attempt cannot help.
     retry: Option<Duration>,
 }
 
@@ -206,32 +206,32 @@ impl From<String> for Failure {
     }
 }
 
-/// What was found below a manifest.
+/// What an attempt fetched below a manifest.
 struct Below {
     fetched_bytes: u64,
-    /// Image manifests, and other content of indexes, of which everything is here now.
+    /// How many image manifests, and other content of indexes, are now complete.
     manifests: usize,
-    /// Platforms that indexes list, for the message if none of them is wanted.
+    /// Platforms that indexes list, for the message if none of the requested ones exists.
     others: Vec<String>,
 }
 
 impl Below {
     fn of_index(children: &[Descriptor]) -> Below {
         let platforms = children.iter().filter_map(|child| child.platform.clone());
-        let others = platforms.take(PLATFORMS_TOLD_MAX).collect();
+        let others = platforms.take(PLATFORMS_LISTED_MAX).collect();
         Below { fetched_bytes: 0, manifests: 0, others }
     }
 
     fn add(&mut self, other: Below) {
         self.fetched_bytes += other.fetched_bytes;
         self.manifests += other.manifests;
-        let left = PLATFORMS_TOLD_MAX.saturating_sub(self.others.len());
+        let left = PLATFORMS_LISTED_MAX.saturating_sub(self.others.len());
         self.others.extend(other.others.into_iter().take(left));
     }
 }
 
 impl Loading<'_> {
-    /// The images that an entry of a list means.
+    /// The images that an entry of the list names.
     fn expand(&self, wanted: &Wanted) -> Vec<Image> {
         match wanted {
             Wanted::Image(name, reference) => vec![Image {
@@ -270,12 +270,12 @@ impl Loading<'_> {
             };
             if answer.how == How::Stale {
                 return Err(Failure::from(
-                    "the registry does not list its tags just now".to_owned(),
+                    "the registry cannot list its tags right now".to_owned(),
                 ));
             }
             let body = answer.body.read().map_err(|error| format!("the tag list: {error}"))?;
             let page: serde_json::Value = serde_json::from_slice(&body)
-                .map_err(|error| format!("the tag list is no JSON: {}", json_reason(&error)))?;
+                .map_err(|error| format!("the tag list is not JSON: {}", json_reason(&error)))?;
             let tags = page["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
             let matching = tags.filter(|tag| pattern.matches(tag));
             found.extend(matching.filter_map(|tag| tag.parse::<Tag>().ok()));
@@ -303,23 +303,23 @@ impl Loading<'_> {
         image: &str,
         attempt: impl Fn() -> Result<T, Failure>,
     ) -> Result<T, String> {
-        let mut own = self.settings.first_wait;
+        let mut backoff = self.settings.first_wait;
         for left in (0..self.settings.attempts.max(1)).rev() {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(Failure { reason, retry: Some(asked) }) if left > 0 => {
-                    let wait = own.max(asked).min(LONGEST_WAIT);
-                    (self.tell)(LoadEvent::Retry { image, reason: &reason, wait });
+                Err(Failure { reason, retry: Some(required) }) if left > 0 => {
+                    let wait = backoff.max(required).min(LONGEST_WAIT);
+                    (self.report)(LoadEvent::Retry { image, reason: &reason, wait });
                     thread::sleep(wait);
-                    own = own.saturating_mul(2);
+                    backoff = backoff.saturating_mul(2);
                 }
                 Err(Failure { reason, .. }) => return Err(reason),
             }
         }
-        Err("it was not tried".into())
+        Err("it was not attempted".into())
     }
 
-    /// One try: the manifest, then all that hangs below it.
+    /// One attempt: fetches the manifest, then everything below it.
     fn pull(
         &self,
         image: &str,
@@ -332,7 +332,8 @@ impl Loading<'_> {
         if let Below { manifests: 0, others, .. } = &below
             && !others.is_empty()
         {
-            return Err(format!("it has no such platform; it has {}", others.join(", ")).into());
+            let listed = others.join(", ");
+            return Err(format!("it has none of the requested platforms; it has {listed}").into());
         }
         if self.settings.referrers {
             // Also those of each platform's manifest, which clients look up after they have selected one.
@@ -361,8 +362,8 @@ impl Loading<'_> {
         }
     }
 
-    /// Fetches what hangs below a manifest. `seen` are the manifests that were visited: an index may name the
-    /// same one any number of times.
+    /// Fetches everything below a manifest. `seen` has the manifests that were visited, because indexes may name
+    /// one manifest any number of times.
     fn below(
         &self,
         image: &str,
@@ -378,7 +379,7 @@ impl Loading<'_> {
             .map_err(|error| format!("{}: {error}", answer.digest()))?;
         match manifest.kind() {
             ManifestKind::Image { .. } => {
-                // Nobody but their maker may distribute foreign layers, and the registry may not have them.
+                // Only their vendor may distribute foreign layers, so the registry may not have them.
                 let mut named = HashSet::new();
                 let blobs: Vec<&Descriptor> = manifest
                     .descriptors()
@@ -398,10 +399,13 @@ impl Loading<'_> {
                     }
                     match self.child(image, name, child, depth, seen) {
                         Ok(of_child) => below.add(of_child),
-                        // Registries that copy platforms leave attestations behind, and no client
-                        // needs them to run the image.
+                        // Tools that copy single platforms often omit attestations, and no client needs
+                        // them to run the image.
                         Err(Failure { retry: None, reason }) if child.attests.is_some() => {
-                            log::info!("{image}: the attestation {}: {reason}", child.digest);
+                            log::info!(
+                                "{image}: skipped the attestation {}: {reason}",
+                                child.digest
+                            );
                         }
                         Err(failure) => return Err(failure),
                     }
@@ -427,7 +431,7 @@ impl Loading<'_> {
         self.below(image, name, &answer, depth + 1, seen)
     }
 
-    /// Fetches blobs, all at the same time as far as there are fetchers.
+    /// Fetches blobs, in parallel as far as there are fetch threads.
     fn blobs(&self, image: &str, name: &ImageName, blobs: &[&Descriptor]) -> Result<u64, Failure> {
         let mut waits = Vec::new();
         let mut first_failure = None;
@@ -436,7 +440,7 @@ impl Loading<'_> {
                 Ok(BlobLookup::Ready(_)) => {}
                 Ok(BlobLookup::Wait(waiting)) => {
                     let (digest, size) = (&blob.digest, blob.size);
-                    (self.tell)(LoadEvent::Blob { image, digest, size });
+                    (self.report)(LoadEvent::Blob { image, digest, size });
                     waits.push((blob, waiting));
                 }
                 Err(error) => first_failure = first_failure.or(Some(error)),
@@ -446,19 +450,19 @@ impl Loading<'_> {
         for (blob, waiting) in waits {
             let digest = &blob.digest;
             let mut position = 0;
-            // All of it is shown before it has its name; whoever loads wants the name.
+            // All bytes are visible before the blob has its name. A load must wait for the name.
             while position < blob.size
                 && let Ok(bytes) = wait(|waker| waiting.poll_available(position, waker))
                 && bytes > position
             {
                 position = bytes;
-                (self.tell)(LoadEvent::Progress { digest, bytes });
+                (self.report)(LoadEvent::Progress { digest, bytes });
             }
             match wait(|waker| waiting.poll_end(waker)) {
                 Ok(size) => fetched_bytes += size,
                 Err(failure) => first_failure = first_failure.or(Some(failure.error)),
             }
-            (self.tell)(LoadEvent::BlobDone { digest });
+            (self.report)(LoadEvent::BlobDone { digest });
         }
         first_failure.map_or(Ok(fetched_bytes), |error| Err(error.into()))
     }

@@ -1,34 +1,35 @@
-//! Bundles: images from lists into the cache, and by hand from there to where there is no network.
+//! Bundles: loads images from lists into the cache, and moves images between caches without a network.
 //!
-//! A bundle is an OCI image layout, in a directory or in a tar, or what `docker save`, `podman save` and
-//! `ctr images export` write. [`load()`] pulls what a list names, through the cache; [`import()`] takes
-//! content into the store under verified digests, and names images when all that they need is there;
-//! [`export()`] writes chosen images, byte for byte; [`repair()`] fetches again what was damaged.
+//! A bundle is an OCI image layout, in a directory or a tar archive, or the output of `docker save`,
+//! `podman save` or `ctr images export`. [`load()`] pulls the images of a list through the cache.
+//! [`import()`] stores the content of a bundle under verified digests, and names each image whose content
+//! is complete. [`export()`] writes the selected images byte for byte. [`repair()`] fetches damaged content
+//! again.
 //!
-//! This room must not know HTTP, upstreams, or how a terminal looks: what happens is told to a function,
-//! as a value.
+//! This module must not know HTTP, upstreams or terminals. It reports events to a callback, as values.
 
 mod blocking;
-mod closure;
+mod completeness;
 mod compression;
 mod docker;
 mod error;
+mod event;
 mod export;
 mod import;
 mod layout;
 mod list;
 mod load;
 mod output;
+mod reader;
 mod repair;
 mod select;
 mod source;
-mod take;
-mod told;
 mod unfinished;
 mod volumes;
 
 pub use compression::Compression;
 pub use error::BundleError;
+pub use event::{Before, Bytes, ImportEvent, ImportSummary, Origin};
 pub use export::{ExportSummary, Have, export};
 pub use import::{ImportSettings, import};
 pub use list::{ListError, Wanted};
@@ -37,5 +38,4 @@ pub use output::{Destination, Form};
 pub use repair::repair;
 pub use select::{Chosen, Missing, Plan, Selection, select};
 pub use source::{BundleSource, STANDARD_INPUT};
-pub use told::{Before, Bytes, ImportSummary, Origin, Told};
 pub use volumes::parse_size;

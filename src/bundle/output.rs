@@ -1,7 +1,7 @@
-//! Where an export goes: a tar, its volumes, standard output, a directory.
+//! The output of an export: a tar archive, its volumes, standard output, or a directory.
 //!
-//! Nothing gets its final name before it is whole. What is written depends on content alone: no times, no
-//! owners, and the order is the caller's.
+//! No file gets its final name before it is complete. The bytes depend on the content alone: they include no
+//! times or owners, and the caller determines the order.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -15,39 +15,39 @@ use super::layout::OCI_LAYOUT;
 use super::unfinished::Unfinished;
 use super::volumes::VolumeWriter;
 
-/// What is written at a time, in bytes.
+/// The size of the write buffer, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
-/// Everybody may read, as with any archive.
+/// Readable by all users, as usual for archives.
 const FILE_MODE: u32 = 0o644;
 
-/// Where to write.
+/// Where an export is written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// A tar on standard output.
+    /// A tar archive on standard output.
     StandardOutput,
-    /// A tar file.
+    /// A tar archive in a file.
     File(PathBuf),
-    /// A tar in volumes.
+    /// A tar archive in volumes.
     Volumes {
         /// Their common name.
         prefix: PathBuf,
-        /// The most bytes of each.
+        /// The maximum size of a volume in bytes.
         volume_bytes: u64,
     },
     /// A directory.
     Directory(PathBuf),
 }
 
-/// How to write.
+/// The form of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
-    /// Where.
+    /// Where it is written to.
     pub destination: Destination,
-    /// How a tar is compressed.
+    /// The compression of a tar archive.
     pub compression: Compression,
 }
 
-/// The bytes of a tar on their way out.
+/// The destination of a tar archive's bytes.
 pub(super) enum Sink {
     StandardOutput(io::Stdout),
     /// A pipe or a device.
@@ -103,11 +103,11 @@ impl Write for Sink {
 
 /// A layout that is being written.
 pub(super) enum Output {
-    /// Into a tar.
+    /// Into a tar archive.
     Tar {
-        /// What errors call it.
+        /// The path for error messages.
         path: PathBuf,
-        /// The tar.
+        /// The archive.
         tar: Box<Builder<Compressor<BufWriter<Sink>>>>,
     },
     /// Into a directory.
@@ -115,10 +115,10 @@ pub(super) enum Output {
 }
 
 impl Output {
-    /// Opens it.
+    /// Opens the output.
     ///
     /// # Errors
-    /// [`BundleError`] if it cannot be created, or is a directory with something else in it.
+    /// [`BundleError`] if it cannot be created, or is a directory with other content.
     pub(super) fn open(form: &Form) -> Result<Output, BundleError> {
         let path = match &form.destination {
             Destination::Directory(path) => {
@@ -135,8 +135,8 @@ impl Output {
         Ok(Output::Tar { path, tar })
     }
 
-    /// Whether names have to be written behind what they name: a tar gets its own name at the end, and
-    /// whoever reads it wants to know first what it holds.
+    /// Whether names must be written after the content that they refer to. In a directory, they must. A tar
+    /// archive gets its own name at the end, and its readers want the list of its content first.
     pub(super) fn wants_names_last(&self) -> bool {
         matches!(self, Output::Directory(_))
     }
@@ -144,7 +144,7 @@ impl Output {
     /// Writes a file.
     ///
     /// # Errors
-    /// [`BundleError::Write`], also for what `content` says.
+    /// [`BundleError::Write`], also if reading `content` fails.
     pub(super) fn put(
         &mut self,
         name: &str,
@@ -169,7 +169,7 @@ impl Output {
         }
     }
 
-    /// Whether a blob is there already: an earlier export into the same directory has verified it.
+    /// Whether a blob exists already. An earlier export into the same directory has verified it.
     pub(super) fn has_blob(&self, name: &str, size: u64) -> bool {
         match self {
             Output::Tar { .. } => false,
@@ -179,7 +179,7 @@ impl Output {
         }
     }
 
-    /// Writes what is outstanding, and gives a tar its name. Says how many volumes there are.
+    /// Flushes the output and gives a tar archive its name. Returns the number of volumes.
     ///
     /// # Errors
     /// [`BundleError::Write`].
@@ -194,21 +194,21 @@ impl Output {
     }
 }
 
-/// Makes the directory of a layout, unless there is something else in it.
+/// Creates the directory of a layout. Refuses a directory with other content.
 fn prepare(root: &Path) -> Result<(), BundleError> {
-    // What an export has left that was killed before it had written anything is nobody's.
-    let is_ours = |name: std::ffi::OsString| name == "oci-layout.part";
+    // Left by an export that was killed before it had written anything else.
+    let is_leftover = |name: std::ffi::OsString| name == "oci-layout.part";
     let is_occupied = fs::read_dir(root).is_ok_and(|mut entries| {
-        entries.any(|entry| entry.is_ok_and(|entry| !is_ours(entry.file_name())))
+        entries.any(|entry| entry.is_ok_and(|entry| !is_leftover(entry.file_name())))
     });
     if is_occupied && !root.join("oci-layout").is_file() {
         return Err(BundleError::NotALayout { path: root.to_owned() });
     }
-    let made = fs::create_dir_all(root).and_then(|()| {
-        // First of all, so that an export that was killed can be repeated.
+    let created = fs::create_dir_all(root).and_then(|()| {
+        // The first file of the layout, so that an export can be repeated after it was killed.
         put_file(&root.join("oci-layout"), &mut &*OCI_LAYOUT)
     });
-    made.map_err(|error| BundleError::write(root, error))
+    created.map_err(|error| BundleError::write(root, error))
 }
 
 fn put_file(path: &Path, content: &mut dyn Read) -> io::Result<()> {

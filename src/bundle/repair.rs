@@ -1,4 +1,4 @@
-//! Repairing: what a check of the store found to be missing is fetched again.
+//! Repair: fetches the content that a check of the store reported as missing or damaged.
 
 use std::collections::HashSet;
 
@@ -7,13 +7,13 @@ use crate::cache::{BlobLookup, Cache, CacheError, ManifestLookup, Purpose};
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Graph, StoredImage};
 
-/// Fetches the rest of an image: its manifest, those of its children that were `damaged`, and every config
-/// and layer of the manifests that are there. Blocks.
+/// Fetches the missing content of an image: its manifest, the `damaged` ones among its children, and every
+/// config and layer of the manifests in the store. Blocks.
 ///
 /// # Errors
-/// The first thing that could not be had, with the reason.
+/// The first content that could not be fetched, with the reason.
 pub fn repair(cache: &Cache, image: &StoredImage, damaged: &HashSet<Digest>) -> Result<(), String> {
-    // A manifest that is back may name children that were damaged as well, so each round looks anew.
+    // A manifest that was fetched may name damaged children, so each round walks the image again.
     loop {
         let graph = cache.store().graph_of(image);
         let Some(digest) = wanted_manifest(&graph, image, damaged) else {
@@ -21,7 +21,7 @@ pub fn repair(cache: &Cache, image: &StoredImage, damaged: &HashSet<Digest>) -> 
         };
         manifest(cache, &image.name, digest).map_err(|error| format!("{digest}: {error}"))?;
         if cache.store().stored_manifest(&image.name, &digest).is_none() {
-            return Err(format!("{digest}: it was fetched and is not there; see the log"));
+            return Err(format!("{digest}: it was fetched but is not in the store; see the log"));
         }
     }
 }
@@ -45,9 +45,9 @@ fn manifest(cache: &Cache, name: &ImageName, digest: Digest) -> Result<(), Cache
 
 fn blobs(cache: &Cache, name: &ImageName, graph: &Graph) -> Result<(), String> {
     let missing = graph.missing_blobs().map(|blob| blob.digest);
-    let begun = missing.map(|digest| (digest, cache.blob(name, &digest, Purpose::Read)));
+    let lookups = missing.map(|digest| (digest, cache.blob(name, &digest, Purpose::Read)));
     let mut failed = None;
-    for (digest, lookup) in begun.collect::<Vec<_>>() {
+    for (digest, lookup) in lookups.collect::<Vec<_>>() {
         let outcome = match lookup {
             Ok(BlobLookup::Ready(_)) => Ok(()),
             Ok(BlobLookup::Wait(waiting)) => {

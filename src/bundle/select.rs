@@ -1,4 +1,4 @@
-//! Selection: from what was asked for to the images that an export carries, and what they lack.
+//! Selection: finds the images to export, and the content that the cache lacks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -6,20 +6,20 @@ use std::io;
 use std::iter;
 use std::time::SystemTime;
 
-use super::closure::{is_whole, missing};
+use super::completeness::{is_complete, missing};
 use super::docker::{self, SavedImage};
+use super::event::Bytes;
 use super::layout::Audience;
-use super::told::Bytes;
 use crate::oci::{
     Choice, Descriptor, Digest, ImageName, Manifest, ManifestKind, PartReference, Platform,
     Platforms, Reference, Tag, quoted, uncommented,
 };
 use crate::store::{Graph, Store, StoredImage};
 
-/// Reads a file of digests, one a line, as the far side lists them.
+/// Parses a list of digests, one per line, as the destination prints them.
 ///
 /// # Errors
-/// What is wrong, with the number of its line.
+/// A description of the error, with its line number.
 pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
     let lines = text.lines().zip(1..).map(|(line, number)| (uncommented(line), number));
     let digests = lines.filter(|(line, _)| !line.is_empty()).map(|(line, number)| {
@@ -28,35 +28,35 @@ pub(super) fn parse_digests(text: &str) -> Result<HashSet<Digest>, String> {
     digests.collect()
 }
 
-/// What is asked for.
+/// The images that a user selects for an export.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// The images; [`None`] is all of them.
+    /// The selected images; [`None`] selects all.
     pub choices: Option<Vec<Choice>>,
-    /// Only images that were fetched since then.
+    /// Selects only images that were fetched since this time.
     pub since: Option<SystemTime>,
-    /// Of an index only these; all that are in the cache if empty.
+    /// The platforms to export from an index; if empty, all that are cached.
     pub platforms: Vec<Platform>,
 }
 
-/// An image to be carried.
+/// An image to export.
 #[derive(Debug, Clone)]
 pub struct Chosen {
     /// The image.
     pub image: StoredImage,
-    /// The platforms that are carried, as an index tells them.
+    /// The platforms to export, as the index names them.
     pub platforms: Vec<String>,
-    /// Manifests that are here: digests and sizes.
+    /// The manifests in the cache: digests and sizes.
     pub(super) manifests: Vec<(Digest, u64)>,
-    /// Configs and layers that are here.
+    /// The configs and layers in the cache.
     pub(super) blobs: Vec<(Digest, u64)>,
-    /// How `docker load` knows it.
+    /// The entry for `docker load`.
     pub(super) saved: Option<SavedImage>,
     pub(super) audience: Audience,
 }
 
 impl Chosen {
-    /// Without the manifests themselves: a cache may have more of them than there is memory.
+    /// Keeps digests and sizes, not the manifests themselves: a cache may have more of them than fit in memory.
     fn new(store: &Store, image: &StoredImage, graph: &Graph, audience: Audience) -> Chosen {
         let manifests = graph.manifests.iter().filter_map(|each| {
             Some((each.descriptor.digest, each.manifest.as_ref()?.bytes().len() as u64))
@@ -72,63 +72,63 @@ impl Chosen {
             manifests: manifests.collect(),
             blobs: blobs.map(|blob| (blob.digest, size_of(blob))).collect(),
             saved: match audience {
-                Audience::Everybody => docker::saved(image, graph),
+                Audience::AllTools => docker::saved(image, graph),
                 Audience::Larder => None,
             },
             audience,
         }
     }
 
-    /// The bytes of all that is carried of it.
+    /// The size of the image's content in bytes.
     pub fn bytes(&self) -> u64 {
         self.manifests.iter().chain(&self.blobs).map(|(_, size)| size).sum()
     }
 }
 
-/// Something that was asked for and is not in the cache.
+/// A selected image or content that is not in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// No image matches.
+    /// No image in the cache matches.
     Nothing {
-        /// What was asked for.
+        /// The selection.
         choice: String,
     },
-    /// An index has no such platform, or its image is not here.
+    /// The index does not list the platform, or its image is not in the cache.
     Platform {
         /// The image.
         reference: String,
         /// The platform.
         platform: String,
     },
-    /// Manifests or blobs are not here.
+    /// Manifests or blobs are not in the cache.
     Content {
         /// The image.
         reference: String,
-        /// Digest and size of each.
+        /// Digest and size of each manifest or blob.
         missing: Vec<(Digest, u64)>,
     },
-    /// A signature or the like of a chosen image is not here as a whole; it is left out.
+    /// A referrer of a selected image, such as a signature, is incomplete in the cache. It is omitted.
     Referrer {
-        /// The signature.
+        /// The referrer.
         reference: String,
     },
 }
 
-/// What an export would carry.
+/// The plan of an export.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// The images, by their full references in order.
+    /// The images, ordered by their full references.
     pub images: Vec<Chosen>,
-    /// What is missing of what was asked for.
+    /// The selected content that is missing.
     pub missing: Vec<Missing>,
-    /// What is missing of what came along, and does not matter.
+    /// Referrers that are omitted. This is not an error.
     pub left_out: Vec<Missing>,
 }
 
-/// Chooses images.
+/// Selects the images to export.
 ///
 /// # Errors
-/// If the cache cannot be walked.
+/// If the cache cannot be read.
 pub fn select(store: &Store, selection: &Selection) -> io::Result<Plan> {
     let mut selecting =
         Selecting { store, selection, chosen: BTreeMap::new(), plan: Plan::default() };
@@ -136,7 +136,7 @@ pub fn select(store: &Store, selection: &Selection) -> io::Result<Plan> {
     selecting.choose()?;
     selecting.add_referrers();
     if store.unreadable_files() != unreadable {
-        // What could not be read would be reported as missing, or left out without a word.
+        // Unreadable content would look missing, or be omitted without a message.
         return Err(io::Error::other("some files in the cache cannot be read, see the log"));
     }
     let Selecting { chosen, mut plan, .. } = selecting;
@@ -160,21 +160,21 @@ impl Selecting<'_> {
                 Ok(())
             });
         };
-        let mut is_met = vec![false; choices.len()];
+        let mut is_matched = vec![false; choices.len()];
         if choices.iter().all(|choice| matches!(choice, Choice::Exact(_))) {
             let names: HashSet<&ImageName> = choices.iter().filter_map(name_of).collect();
             for image in names.into_iter().flat_map(|name| store.images_of(name)) {
-                self.consider(&image, choices, &mut is_met);
+                self.consider(&image, choices, &mut is_matched);
             }
         } else {
             store.each_image(&mut |image| {
-                self.consider(image, choices, &mut is_met);
+                self.consider(image, choices, &mut is_matched);
                 Ok(())
             })?;
         }
-        for (choice, is_met) in choices.iter().zip(is_met) {
+        for (choice, is_matched) in choices.iter().zip(is_matched) {
             match by_digest(store, choice) {
-                _ if is_met => {}
+                _ if is_matched => {}
                 Some(image) => self.add_if_recent(&image),
                 None => self.plan.missing.push(Missing::Nothing { choice: choice.to_string() }),
             }
@@ -182,11 +182,11 @@ impl Selecting<'_> {
         Ok(())
     }
 
-    fn consider(&mut self, image: &StoredImage, choices: &[Choice], is_met: &mut [bool]) {
+    fn consider(&mut self, image: &StoredImage, choices: &[Choice], is_matched: &mut [bool]) {
         let mut is_chosen = false;
-        for (choice, is_met) in choices.iter().zip(is_met) {
+        for (choice, is_matched) in choices.iter().zip(is_matched) {
             if choice.covers(&image.name, &image.reference) {
-                (is_chosen, *is_met) = (true, true);
+                (is_chosen, *is_matched) = (true, true);
             }
         }
         if is_chosen {
@@ -206,7 +206,7 @@ impl Selecting<'_> {
             if !has_platform(&graph, platform) {
                 let (reference, platform) = (reference.clone(), platform.to_string());
                 self.plan.missing.push(Missing::Platform { reference, platform });
-                // A platform that is not here is said by its name, and not by its manifest as well.
+                // A missing platform is reported by its name only, without its manifest.
                 missing = graph.missing_blobs().collect();
             }
         }
@@ -227,11 +227,11 @@ impl Selecting<'_> {
         if platforms.is_empty() {
             return self.store.graph_by(root, &load, &|_| true);
         }
-        let meant = meant_below(&root, &load, &Platforms::Only(platforms.to_vec()));
-        self.store.graph_by(root, &load, &|child| meant.contains(&child.digest))
+        let selected = selected_below(&root, &load, &Platforms::Only(platforms.to_vec()));
+        self.store.graph_by(root, &load, &|child| selected.contains(&child.digest))
     }
 
-    /// What refers to a chosen manifest comes along, and what refers to that.
+    /// Adds the referrers of selected manifests, and the referrers of those.
     fn add_referrers(&mut self) {
         let mut subjects: HashMap<ImageName, HashMap<Digest, Vec<StoredImage>>> = HashMap::new();
         let mut left: Vec<Chosen> = self.chosen.values().cloned().collect();
@@ -248,13 +248,13 @@ impl Selecting<'_> {
                         continue;
                     }
                     let graph = self.graph_of(&image, &[]);
-                    if !is_whole(&graph) {
+                    if !is_complete(&graph) {
                         self.plan.left_out.push(Missing::Referrer { reference });
                         continue;
                     }
-                    let along = Chosen::new(self.store, &image, &graph, Audience::Larder);
-                    self.chosen.insert(reference, along.clone());
-                    left.push(along);
+                    let referrer = Chosen::new(self.store, &image, &graph, Audience::Larder);
+                    self.chosen.insert(reference, referrer.clone());
+                    left.push(referrer);
                 }
             }
         }
@@ -262,29 +262,29 @@ impl Selecting<'_> {
     }
 }
 
-/// The manifests below an index that those platforms mean.
-fn meant_below(
+/// The manifests below an index that match the platforms.
+fn selected_below(
     root: &Descriptor,
     load: &dyn Fn(&Descriptor) -> Option<Manifest>,
     platforms: &Platforms,
 ) -> HashSet<Digest> {
-    let (mut meant, mut left) = (HashSet::new(), vec![root.clone()]);
+    let (mut selected, mut left) = (HashSet::new(), vec![root.clone()]);
     while let Some(descriptor) = left.pop() {
         let manifest = load(&descriptor);
         if let Some(ManifestKind::Index { manifests }) = manifest.as_ref().map(Manifest::kind) {
             let children = platforms.select(manifests).into_iter();
-            left.extend(children.filter(|child| meant.insert(child.digest)).cloned());
+            left.extend(children.filter(|child| selected.insert(child.digest)).cloned());
         }
     }
-    meant
+    selected
 }
 
-/// Whether an index has an image for that platform here. One that the index gives no platform for fits
+/// Whether the cache has an image of the index for this platform. An image without a platform in the index fits
 /// every platform.
 fn has_platform(graph: &Graph, platform: &Platform) -> bool {
     graph.manifests.iter().skip(1).any(|each| {
         let kind = each.manifest.as_ref().map(Manifest::kind);
-        let fits = |told: &String| platform.runs(told);
+        let fits = |listed: &String| platform.runs(listed);
         matches!(kind, Some(ManifestKind::Image { .. }))
             && each.descriptor.platform.as_ref().is_none_or(fits)
     })
@@ -297,7 +297,8 @@ fn name_of(choice: &Choice) -> Option<&ImageName> {
     }
 }
 
-/// A manifest that is meant by its digest though a tag or an index leads to it.
+/// The image for a choice by digest, if the cache has a manifest with that digest. A tag or an index may refer to it
+/// as well.
 fn by_digest(store: &Store, choice: &Choice) -> Option<StoredImage> {
     match choice {
         Choice::Exact(PartReference { name, reference: Some(digest @ Reference::Digest(_)) }) => {
@@ -307,7 +308,7 @@ fn by_digest(store: &Store, choice: &Choice) -> Option<StoredImage> {
     }
 }
 
-/// The manifests of a repository that refer to another, by that.
+/// The manifests of a repository that have a subject, by its digest.
 fn by_subject(store: &Store, name: &ImageName) -> HashMap<Digest, Vec<StoredImage>> {
     let mut found: HashMap<Digest, Vec<StoredImage>> = HashMap::new();
     for digest in store.manifests(name) {
@@ -322,19 +323,20 @@ fn by_subject(store: &Store, name: &ImageName) -> HashMap<Digest, Vec<StoredImag
     found
 }
 
-/// What stands behind a digest in tags by which signatures and the like hang on it: nothing in the
-/// referrers tag schema of the distribution-spec, and cosign's.
+/// The suffixes of tags that contain a digest and mark a referrer: none in the referrers tag schema of the
+/// distribution-spec, and cosign's.
 fn referrer_suffixes() -> impl Iterator<Item = &'static str> {
     iter::once("").chain(Tag::COSIGN_SUFFIXES)
 }
 
-/// The tags of a repository that refer to a manifest by their own names.
+/// The tags of a repository that contain the digest of a manifest and so refer to it.
 fn by_tag(store: &Store, name: &ImageName, digest: &Digest) -> Vec<StoredImage> {
     let tags = referrer_suffixes().filter_map(|suffix| Tag::of_digest(digest, suffix));
     tags.filter_map(|tag| store.image(name, &Reference::Tag(tag))).collect()
 }
 
-/// Signatures and the like are no images to other tools, also if they were chosen with all the rest.
+/// The audience of a selected image. Signatures and other referrers are not images to other tools, even if the user
+/// selected them together with everything else.
 fn audience_of(image: &StoredImage, graph: &Graph) -> Audience {
     let root = graph.manifests.first().and_then(|root| root.manifest.as_ref());
     let has_subject = root.is_some_and(|manifest| manifest.subject().is_some());
@@ -344,7 +346,7 @@ fn audience_of(image: &StoredImage, graph: &Graph) -> Audience {
         digest
             .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
     });
-    if has_subject || is_referrer_tag { Audience::Larder } else { Audience::Everybody }
+    if has_subject || is_referrer_tag { Audience::Larder } else { Audience::AllTools }
 }
 
 impl fmt::Display for Missing {
@@ -352,7 +354,7 @@ impl fmt::Display for Missing {
         match self {
             Missing::Nothing { choice } => write!(f, "{choice}: nothing in the cache matches"),
             Missing::Platform { reference, platform } => {
-                write!(f, "{reference}: there is no {platform} of it in the cache")
+                write!(f, "{reference}: the cache has no {platform} image of it")
             }
             Missing::Content { reference, missing } => {
                 let sizes = missing.iter().map(|(_, size)| *size);
@@ -368,7 +370,7 @@ impl fmt::Display for Missing {
                     .try_for_each(|(digest, size)| write!(f, "\n    {digest} ({size} bytes)"))
             }
             Missing::Referrer { reference } => {
-                write!(f, "{reference}: left out, since it is not whole in the cache")
+                write!(f, "{reference}: omitted, because it is incomplete in the cache")
             }
         }
     }
@@ -379,17 +381,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_have_comments_and_several_a_line() {
+    fn lists_allow_comments_and_several_entries_per_line() {
         let text = "# far side\n\nalpine:3, quay.io/a/*  # all of a\n/^ghcr.io.#/\n";
         let choices = Choice::parse_list(text).unwrap();
-        let told: Vec<String> = choices.iter().map(Choice::to_string).collect();
-        assert_eq!(told, ["docker.io/library/alpine:3", "quay.io/a/*", "/^ghcr.io.#/"]);
+        let printed: Vec<String> = choices.iter().map(Choice::to_string).collect();
+        assert_eq!(printed, ["docker.io/library/alpine:3", "quay.io/a/*", "/^ghcr.io.#/"]);
         let error = Choice::parse_list("alpine\nA B\n").unwrap_err();
         assert!(error.starts_with("line 2"), "{error}");
     }
 
     #[test]
-    fn digests_are_one_a_line() {
+    fn digest_lists_have_one_digest_per_line() {
         let digest = Digest::of(crate::oci::Algorithm::Sha256, b"x");
         let text = format!("# have\n\n{digest}\n  {digest} # twice\n");
         assert_eq!(parse_digests(&text).unwrap(), HashSet::from([digest]));

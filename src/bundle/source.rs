@@ -1,7 +1,7 @@
-//! Where a bundle is read from: a tar file, its volumes, standard input, a directory.
+//! The source of a bundle: a tar file, its volumes, standard input, or a directory.
 //!
-//! Entries are handed on one after the other, with their content as a stream. Names are only compared,
-//! never opened, so nothing in a bundle can lead to a file outside of it; links are told as links.
+//! The entries are passed on in order, with their content as a stream. Their paths are only compared, never opened,
+//! so no path in a bundle can lead to a file outside it. Links are reported as links.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -17,14 +17,14 @@ use super::error::BundleError;
 use super::volumes::{VolumeReader, split_volume, volume, volumes};
 use crate::oci::quoted_up_to;
 
-/// The path by which the command line names standard input.
+/// The path that represents standard input on the command line.
 pub const STANDARD_INPUT: &str = "/dev/stdin";
-/// The most entries in a bundle: some ten times what a registry's worth of images would have.
+/// The most entries in a bundle: about ten times what the images of an entire registry would need.
 const ENTRIES_MAX: u64 = 1_000_000;
-/// What may stand between the content of two entries: headers, long names, padding. Long names are read
-/// into memory by the tar library, whatever size they announce.
+/// The most bytes between the content of two entries: headers, long names and padding. The tar library reads long
+/// names into memory, whatever size they announce.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
-/// The most characters of a path in messages: what Linux opens has fewer.
+/// The most characters of a path in messages: Linux does not open longer paths.
 const PATH_CHARS_MAX: usize = 4096;
 /// How deep a directory is walked: an image layout has three levels.
 const DEPTH_MAX: usize = 8;
@@ -32,29 +32,29 @@ const DEPTH_MAX: usize = 8;
 /// A bundle, not yet opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BundleSource {
-    /// A tar on standard input.
+    /// A tar archive on standard input.
     StandardInput,
-    /// A tar file.
+    /// A tar archive in a file.
     File(PathBuf),
-    /// A tar file in volumes.
+    /// A tar archive in volumes.
     Volumes {
         /// Their common name.
         prefix: PathBuf,
         /// The volumes in order.
         paths: Vec<PathBuf>,
     },
-    /// A directory with the same content as a tar file has.
+    /// A directory with the content of a bundle.
     Directory(PathBuf),
-    /// A tar in memory.
+    /// A tar archive in memory.
     Memory {
-        /// What people call it.
+        /// The name for messages.
         name: &'static str,
-        /// The tar.
+        /// The archive.
         tar: Arc<[u8]>,
     },
 }
 
-/// What an entry is.
+/// An entry of a bundle.
 pub(super) enum Item<'a> {
     /// A regular file.
     File {
@@ -63,22 +63,22 @@ pub(super) enum Item<'a> {
         /// Its bytes.
         content: &'a mut dyn Read,
     },
-    /// A link to another entry, by its path in the bundle.
+    /// A link to another entry.
     Link {
-        /// That path; `None` if it leads out of the bundle.
+        /// The path of that entry; `None` if the link leads outside the bundle.
         target: Option<String>,
     },
 }
 
-/// What takes entries: path, content.
+/// A callback for entries: path and content.
 pub(super) type Visit<'a> = dyn FnMut(&str, Item<'_>) -> Result<(), BundleError> + 'a;
 
 impl BundleSource {
-    /// The bundles that those paths mean: volumes are one bundle, by their common name or by the first of
-    /// them, and the later ones may be named as well (a shell's `name.*`).
+    /// The bundles at these paths. Volumes are one bundle: they can be given by their common name or by the first
+    /// volume, and the later ones may be given as well (as in a shell's `name.*`).
     ///
     /// # Errors
-    /// [`BundleError`] for a path that leads nowhere, and for volumes that are not all there.
+    /// [`BundleError`] for a path that does not exist, and for a missing volume.
     pub fn all_of(paths: &[PathBuf]) -> Result<Vec<BundleSource>, BundleError> {
         let mut sources: Vec<BundleSource> = Vec::new();
         for path in paths {
@@ -97,7 +97,7 @@ impl BundleSource {
         if let Some((prefix, number)) = split_volume(path) {
             let paths = volumes(&prefix)?;
             return match paths.is_empty() {
-                // It is one by its name only, or the first is missing.
+                // Only the name looks like that of a volume, or the first volume is missing.
                 true if number == 1 => Err(BundleError::MissingVolume { path: path.to_owned() }),
                 true => Ok(BundleSource::File(path.to_owned())),
                 false => Ok(BundleSource::Volumes { prefix, paths }),
@@ -115,11 +115,11 @@ impl BundleSource {
         }
     }
 
-    /// What people call it.
+    /// The name for messages.
     pub fn name(&self) -> String {
         match self {
             BundleSource::StandardInput => "standard input".into(),
-            // A shell's `*` may have named it.
+            // A shell's `*` may have expanded to this name, so it is escaped.
             BundleSource::File(path)
             | BundleSource::Directory(path)
             | BundleSource::Volumes { prefix: path, .. } => {
@@ -129,10 +129,10 @@ impl BundleSource {
         }
     }
 
-    /// Hands every file and every link to `visit`, in the order in which they come.
+    /// Calls `visit` for every file and every link, in the order of the bundle.
     ///
     /// # Errors
-    /// [`BundleError`] if it cannot be read to its end; and the first error of `visit`.
+    /// [`BundleError`] if the bundle cannot be read to its end, or the first error of `visit`.
     pub(super) fn each_entry(&self, visit: &mut Visit<'_>) -> Result<(), BundleError> {
         let open = |path: &Path| {
             let opened = File::open(path);
@@ -174,9 +174,9 @@ impl BundleSource {
             let mut entry = entry.map_err(|error| failed(&last, error))?;
             meter.allow(entry.size().saturating_add(HEADER_BYTES_MAX));
             self.count_entry(&mut count)?;
-            let told = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let escapes = || BundleError::Escapes { bundle: self.name(), entry: told.clone() };
-            let path = inside(&told).ok_or_else(escapes)?;
+            let written = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let escapes = || BundleError::Escapes { bundle: self.name(), entry: written.clone() };
+            let path = inside(&written).ok_or_else(escapes)?;
             let target = entry
                 .link_name_bytes()
                 .map(|target| String::from_utf8_lossy(&target).into_owned())
@@ -190,7 +190,7 @@ impl BundleSource {
                     visit(&path, Item::Link { target: beside(&path, &target) })?;
                 }
                 EntryType::Link => visit(&path, Item::Link { target: inside(&target) })?,
-                // Directories say nothing; devices and the like are nothing that an image needs.
+                // No image needs directories, devices or other special files.
                 _ => {}
             }
             last = path;
@@ -229,7 +229,7 @@ impl BundleSource {
         let (mut names, mut count) = (Vec::new(), 0);
         for entry in fs::read_dir(directory).map_err(failed)? {
             self.count_entry(&mut count)?;
-            // No tool gives a name that is no UTF-8 to anything that matters here.
+            // No file that an image needs has a name that is not UTF-8.
             names.extend(entry.map_err(failed)?.file_name().into_string());
         }
         names.sort();
@@ -245,12 +245,12 @@ impl BundleSource {
     }
 }
 
-/// A path in a bundle in one spelling; `None` if it leads out of it.
+/// The normalized form of a path in a bundle; `None` if it leads outside the bundle.
 fn inside(path: &str) -> Option<String> {
     joined(Vec::new(), path, false)
 }
 
-/// What a symbolic link at `path` leads to.
+/// The target of a symbolic link at `path`; `None` if it leads outside the bundle.
 fn beside(path: &str, target: &str) -> Option<String> {
     let mut parents: Vec<&str> = path.split('/').collect();
     parents.pop();
@@ -271,7 +271,7 @@ fn joined<'a>(mut parts: Vec<&'a str>, path: &'a str, may_go_up: bool) -> Option
     Some(parts.join("/"))
 }
 
-/// How many bytes may still be read before the next entry has to be there.
+/// How many bytes may still be read before the next entry must begin.
 #[derive(Clone, Default)]
 struct Meter(Rc<Cell<u64>>);
 
@@ -290,10 +290,10 @@ impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.meter.0.get();
         if left == 0 && !buffer.is_empty() {
-            return Err(io::Error::other("a header is longer than any that tar writes"));
+            return Err(io::Error::other("a header is longer than those that tar writes"));
         }
-        let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = self.source.read(&mut buffer[..room])?;
+        let allowed = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = self.source.read(&mut buffer[..allowed])?;
         self.meter.0.set(left - read as u64);
         Ok(read)
     }
@@ -307,7 +307,7 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, content) in entries {
             let mut header = tar::Header::new_gnu();
-            // Unchecked, as an attacker writes it.
+            // Unchecked, as an attacker could write it.
             header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
             header.set_size(content.len() as u64);
             header.set_cksum();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_have_one_spelling_and_stay_inside() {
+    fn paths_are_normalized_and_stay_inside_the_bundle() {
         let bytes = tar_of(&[("./a", b"1"), ("b//c", b""), ("b/./d", b"")]);
         assert_eq!(paths_of(&bytes).unwrap(), ["a", "b/c", "b/d"]);
         for path in ["../a", "a/../../b", "a/../b", "/etc/passwd", ".."] {
@@ -337,20 +337,20 @@ mod tests {
     }
 
     #[test]
-    fn symbolic_links_lead_to_entries_only() {
-        for (path, target, told) in [
+    fn symbolic_links_resolve_only_to_entries() {
+        for (path, target, expected) in [
             ("a/layer.tar", "../b/layer.tar", Some("b/layer.tar")),
             ("a", "b", Some("b")),
             ("a/b", "./c", Some("a/c")),
             ("a/b", "../../c", None),
             ("a", "/etc/passwd", None),
         ] {
-            assert_eq!(beside(path, target).as_deref(), told, "{path} -> {target}");
+            assert_eq!(beside(path, target).as_deref(), expected, "{path} -> {target}");
         }
     }
 
     #[test]
-    fn a_name_of_gigabytes_is_refused_before_it_is_in_memory() {
+    fn a_name_of_gigabytes_is_refused_before_it_is_read_into_memory() {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(EntryType::GNULongName);
         header.set_size(8 << 30);
@@ -370,23 +370,23 @@ mod tests {
         fs::write(root.join("blobs/a"), b"abc").unwrap();
         std::os::unix::fs::symlink(outside.path(), root.join("out")).unwrap();
         std::os::unix::fs::symlink("blobs/a", root.join("in")).unwrap();
-        let mut told = Vec::new();
+        let mut visited = Vec::new();
         let source = BundleSource::Directory(root.to_owned());
         source
             .each_entry(&mut |path, item| {
-                told.push(match item {
+                visited.push(match item {
                     Item::File { size, .. } => format!("{path} {size}"),
                     Item::Link { target } => format!("{path} -> {target:?}"),
                 });
                 Ok(())
             })
             .unwrap();
-        told.sort();
-        assert_eq!(told, ["blobs/a 3", "in -> Some(\"blobs/a\")", "out -> None"]);
+        visited.sort();
+        assert_eq!(visited, ["blobs/a 3", "in -> Some(\"blobs/a\")", "out -> None"]);
     }
 
     #[test]
-    fn volumes_are_one_bundle_however_they_are_named() {
+    fn volumes_are_one_bundle_under_any_of_their_names() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         for name in ["b.001", "b.002", "lone.007"] {

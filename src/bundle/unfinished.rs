@@ -1,8 +1,8 @@
-//! Files under their unfinished names, `b.tar.part`, until they are complete.
+//! Files with a temporary name, such as `b.tar.part`, until they are complete.
 //!
-//! The directory of an export may be one that others can write, such as `/tmp`. So the unfinished file is
-//! always a new one: `O_EXCL` follows no symbolic link that somebody has put in its place, and opens no
-//! file that somebody else holds open. What a killed export has left under that name is removed first.
+//! Other users may be able to write to the directory of an export, as in `/tmp`. So the unfinished file is always
+//! newly created: `O_EXCL` does not follow a symbolic link that another user has put in its place, and does not
+//! open a file that another process holds open. A file that a killed export left under that name is removed first.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use super::volumes::with_suffix;
 
-/// What a file is called while it is written.
+/// The suffix of an unfinished file.
 const SUFFIX: &str = ".part";
-/// How often the name may be taken again between its removal and the creation. Each round needs somebody
-/// who creates it just then.
+/// How often creation is retried when the name is taken again after its removal. Each round needs another process
+/// that creates the file at that moment.
 const ROUNDS_MAX: u32 = 8;
 
-/// A file that gets its name when it is complete, and is removed if that never comes.
+/// A file that gets its final name when it is complete. It is removed if it is never completed.
 pub(super) struct Unfinished {
     pub(super) file: File,
     finished: PathBuf,
@@ -25,10 +25,10 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Creates the file that is to be called `finished`.
+    /// Creates the unfinished file for `finished`.
     ///
     /// # Errors
-    /// Those of the disk, and if another process keeps creating it.
+    /// I/O errors, also if another process keeps creating the file.
     pub(super) fn create(finished: &Path) -> io::Result<Unfinished> {
         let path = with_suffix(finished, SUFFIX);
         let mut round = 0;
@@ -42,7 +42,7 @@ impl Unfinished {
                 Err(error)
                     if error.kind() == io::ErrorKind::AlreadyExists && round < ROUNDS_MAX =>
                 {
-                    // A link is removed itself, and not what it leads to.
+                    // Removes a link itself, not its target.
                     fs::remove_file(&path)?;
                 }
                 Err(error) => return Err(error),
@@ -50,15 +50,15 @@ impl Unfinished {
         }
     }
 
-    /// Forces the content to the disk and gives the file its name.
+    /// Syncs the content to disk and gives the file its final name.
     ///
     /// # Errors
-    /// Those of the disk, and if the unfinished name leads to another file by now: another export writes
-    /// to the same place.
+    /// I/O errors, also if the unfinished name now refers to another file: another export is writing to the same
+    /// place.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.file.sync_data()?;
-        if !self.is_ours()? {
-            return Err(io::Error::other("another process writes the same file"));
+        if !self.is_unchanged()? {
+            return Err(io::Error::other("another process is writing to the same file"));
         }
         fs::rename(self.path(), &self.finished)?;
         self.is_finished = true;
@@ -69,16 +69,16 @@ impl Unfinished {
         with_suffix(&self.finished, SUFFIX)
     }
 
-    fn is_ours(&self) -> io::Result<bool> {
-        let (ours, there) = (self.file.metadata()?, fs::symlink_metadata(self.path())?);
-        Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    fn is_unchanged(&self) -> io::Result<bool> {
+        let (opened, named) = (self.file.metadata()?, fs::symlink_metadata(self.path())?);
+        Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if !self.is_finished && self.is_ours().unwrap_or(false) {
-            // The error that led here was reported already, and an unfinished file is of no use.
+        if !self.is_finished && self.is_unchanged().unwrap_or(false) {
+            // The error that led here was reported already, and an unfinished file is useless.
             let _ = fs::remove_file(self.path());
         }
     }
@@ -105,7 +105,7 @@ mod tests {
             assert_eq!(path(target).exists(), exists, "{target}");
         }
         assert_eq!(fs::read(path("victim")).unwrap(), b"untouched");
-        // The finished name is replaced, and not what it leads to.
+        // The final name is replaced, not the target of the link.
         fs::remove_file(path("b.tar")).unwrap();
         symlink(path("victim"), path("b.tar")).unwrap();
         Unfinished::create(&path("b.tar")).unwrap().finish().unwrap();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_of_one_file_do_not_take_each_others_content() {
+    fn two_writers_of_one_file_do_not_mix_their_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("b.tar");
         let first = Unfinished::create(&path).unwrap();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_finished_is_removed() {
+    fn an_unfinished_file_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         drop(Unfinished::create(&directory.path().join("b.tar")).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -1,6 +1,6 @@
-//! Volumes: one stream cut into files of a size that a medium takes, `name.001`, `name.002`, …
+//! Volumes: a stream split into files that fit on a medium, `name.001`, `name.002`, …
 //!
-//! They are the bytes of the stream and nothing else, so that `cat name.*` puts it together anywhere.
+//! The volumes contain the bytes of the stream and nothing else, so `cat name.*` restores it anywhere.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::error::BundleError;
 use super::unfinished::Unfinished;
 
-/// The most volumes: three digits sort in the order of the numbers, for `cat` too.
+/// The most volumes: names with three digits sort in numerical order, also for `cat`.
 const VOLUMES_MAX: u32 = 999;
 
 /// The path of a volume.
@@ -17,14 +17,14 @@ pub(super) fn volume(prefix: &Path, number: u32) -> PathBuf {
     with_suffix(prefix, &format!(".{number:03}"))
 }
 
-/// A path with something behind its whole name.
+/// A path with a suffix after its name and extension.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// The common name and the number, if the path is that of a volume.
+/// The common name and the number of a volume; `None` for other paths.
 pub(super) fn split_volume(path: &Path) -> Option<(PathBuf, u32)> {
     let extension = path.extension()?.to_str()?;
     let is_number = extension.len() == 3 && extension.bytes().all(|byte| byte.is_ascii_digit());
@@ -32,21 +32,21 @@ pub(super) fn split_volume(path: &Path) -> Option<(PathBuf, u32)> {
     Some((path.with_extension(""), number))
 }
 
-/// The volumes of that common name, in order; none if there is no first one.
+/// The volumes with this common name, in order; empty if there are none.
 ///
 /// # Errors
-/// [`BundleError::MissingVolume`] if there is a later one behind a gap.
+/// [`BundleError::MissingVolume`] if a volume before the last one is missing.
 pub(super) fn volumes(prefix: &Path) -> Result<Vec<PathBuf>, BundleError> {
-    let there: Vec<u32> =
+    let found: Vec<u32> =
         (1..=VOLUMES_MAX).filter(|number| volume(prefix, *number).is_file()).collect();
-    let paths = there.iter().zip(1..).map(|(is, expected)| match *is == expected {
-        true => Ok(volume(prefix, *is)),
+    let paths = found.iter().zip(1..).map(|(number, expected)| match *number == expected {
+        true => Ok(volume(prefix, *number)),
         false => Err(BundleError::MissingVolume { path: volume(prefix, expected) }),
     });
     paths.collect()
 }
 
-/// Reads volumes one after the other.
+/// Reads the volumes as one stream.
 pub(super) struct VolumeReader {
     open: Option<File>,
     left: std::vec::IntoIter<PathBuf>,
@@ -58,7 +58,7 @@ impl VolumeReader {
         VolumeReader { open: None, left: paths.into_iter(), is_at_end: false }
     }
 
-    /// Whether somebody wanted more than there is.
+    /// Whether a read went beyond the last volume.
     pub(super) fn is_at_end(&self) -> bool {
         self.is_at_end
     }
@@ -84,25 +84,25 @@ impl Read for VolumeReader {
     }
 }
 
-/// Cuts what is written to it into volumes. Each gets its name when it is finished, and loses it if the last
-/// one never is.
+/// Splits what is written to it into volumes. Each gets its final name when it is complete. All are removed if the
+/// last one is never completed.
 pub(super) struct VolumeWriter {
     prefix: PathBuf,
     volume_bytes: u64,
     number: u32,
     open: Option<Unfinished>,
-    room: u64,
+    left: u64,
     is_finished: bool,
 }
 
 impl VolumeWriter {
     pub(super) fn new(prefix: &Path, volume_bytes: u64) -> VolumeWriter {
         let prefix = prefix.to_owned();
-        VolumeWriter { prefix, volume_bytes, number: 0, open: None, room: 0, is_finished: false }
+        VolumeWriter { prefix, volume_bytes, number: 0, open: None, left: 0, is_finished: false }
     }
 
-    /// Ends the last volume, and removes those that a longer export left under the same name: they
-    /// would be read as its continuation. Says how many volumes there are.
+    /// Completes the last volume, and removes later volumes that a longer export left under the same name: they
+    /// would be read as its continuation. Returns the number of volumes.
     pub(super) fn finish(mut self) -> io::Result<u32> {
         self.end_volume()?;
         self.is_finished = true;
@@ -126,20 +126,20 @@ impl VolumeWriter {
         }
         self.number += 1;
         self.open = Some(Unfinished::create(&volume(&self.prefix, self.number))?);
-        self.room = self.volume_bytes;
+        self.left = self.volume_bytes;
         Ok(())
     }
 }
 
 impl Write for VolumeWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.room == 0 && !bytes.is_empty() {
+        if self.left == 0 && !bytes.is_empty() {
             self.next_volume()?;
         }
         let Some(Unfinished { file, .. }) = &mut self.open else { return Ok(0) };
-        let taken = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
-        let written = file.write(&bytes[..taken])?;
-        self.room -= written as u64;
+        let length = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let written = file.write(&bytes[..length])?;
+        self.left -= written as u64;
         Ok(written)
     }
 
@@ -153,8 +153,8 @@ impl Drop for VolumeWriter {
         if self.is_finished {
             return;
         }
-        // What could not be finished is of no use, and the error was reported already. The last volume has
-        // no name of its own yet; a file that has it is of an earlier export.
+        // The error was reported already, and an incomplete set of volumes is useless. The last volume still
+        // has its temporary name; a file with its final name belongs to an earlier export.
         let written = if self.open.take().is_some() { self.number - 1 } else { self.number };
         for number in 1..=written {
             let _ = fs::remove_file(volume(&self.prefix, number));
@@ -162,10 +162,10 @@ impl Drop for VolumeWriter {
     }
 }
 
-/// A size as people write it: `4GB`, `700MiB`, `1048576`.
+/// Parses a size such as `4GB`, `700MiB` or `1048576`.
 ///
 /// # Errors
-/// What is allowed, as a text.
+/// A text that describes the accepted sizes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let factor = match text[digits..].trim().to_ascii_lowercase().as_str() {
@@ -183,7 +183,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let bytes = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
         format!(
-            "{text:?} is no size: a number with a unit of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
+            "{text:?} is not a size: give a number with a unit of B, kB, MB, GB, TB, KiB, MiB, GiB or TiB"
         )
     })
 }
@@ -205,18 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_put_together() {
+    fn volumes_restore_the_stream() {
         let directory = tempfile::tempdir().unwrap();
         let prefix = directory.path().join("bundle.tar");
         for (content, count) in [(&b"abcdefg"[..], 3), (b"abcdef", 2), (b"a", 1)] {
             assert_eq!(write(&prefix, 3, content), count);
-            assert_eq!(read(&prefix), content, "none of a longer one is left");
+            assert_eq!(read(&prefix), content, "volumes of a longer stream are removed");
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_gap_is_named() {
+    fn a_missing_volume_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let prefix = directory.path().join("b");
         write(&prefix, 1, b"abc");
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_does_not_finish_leaves_no_volume_that_looks_whole() {
+    fn an_unfinished_writer_leaves_no_volumes() {
         let directory = tempfile::tempdir().unwrap();
         let mut out = VolumeWriter::new(&directory.path().join("b"), 10);
         out.write_all(b"more than one").unwrap();
@@ -235,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_told_by_three_digits() {
-        for (name, told) in [
+    fn volume_names_end_in_three_digits() {
+        for (name, expected) in [
             ("a/b.tar.001", Some(("a/b.tar", 1))),
             ("b.120", Some(("b", 120))),
             ("b.000", None),
@@ -244,13 +244,13 @@ mod tests {
             ("b.tar", None),
             ("b.+01", None),
         ] {
-            let told = told.map(|(prefix, number)| (PathBuf::from(prefix), number));
-            assert_eq!(split_volume(Path::new(name)), told, "{name}");
+            let expected = expected.map(|(prefix, number)| (PathBuf::from(prefix), number));
+            assert_eq!(split_volume(Path::new(name)), expected, "{name}");
         }
     }
 
     #[test]
-    fn sizes() {
+    fn sizes_have_decimal_or_binary_units() {
         for (text, bytes) in
             [("1", 1), ("4GB", 4_000_000_000), ("700 MiB", 700 << 20), ("2k", 2_000)]
         {

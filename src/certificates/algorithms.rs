@@ -1,8 +1,8 @@
-//! Which signatures of certificates and handshakes are accepted: *ring*'s, and ECDSA with P-521 or SHA-512.
+//! The signature algorithms for certificates and handshakes: those of *ring*, and ECDSA with P-521 or SHA-512.
 //!
-//! *ring* verifies neither, and proxies that inspect TLS use both; curl, Docker and containerd accept
-//! them. RustCrypto's curves fill the gap in Rust alone. They verify only, what they are given is public,
-//! and only certificates that *ring* cannot verify reach them.
+//! *ring* cannot verify these two, and TLS-inspecting proxies use both; curl, Docker and containerd accept them.
+//! RustCrypto's curves add them in pure Rust. They are used for verification only, their input is public, and they
+//! only see certificates that *ring* cannot verify.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -15,8 +15,8 @@ use rustls::pki_types::{
 };
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
-/// The cryptography of all TLS connections, in and out. Named wherever it is used, because with two providers
-/// in one program rustls refuses to choose.
+/// The cryptography provider of all TLS connections, incoming and outgoing. Every use names it explicitly: with two
+/// providers in one program, rustls refuses to choose one.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| {
@@ -28,10 +28,10 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 type Algorithm = &'static dyn SignatureVerificationAlgorithm;
 
-/// Adds to *ring*'s algorithms. Leaks some short lists, once in a process: rustls wants them static.
+/// Adds to *ring*'s algorithms. Leaks some short lists once per process, because rustls needs static ones.
 fn extended(ring: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
     let all: Vec<Algorithm> = ring.all.iter().copied().chain(ADDED.iter().copied()).collect();
-    // TLS 1.3 names the curve in the scheme and takes the first algorithm, TLS 1.2 names the hash alone.
+    // In TLS 1.3, the scheme names the curve and the first algorithm is used. In TLS 1.2, it names only the hash.
     let sha512: Vec<Algorithm> = vec![&P521_SHA512, &P384_SHA512, &P256_SHA512];
     let with_p521 = |(scheme, algorithms): &(SignatureScheme, &'static [Algorithm])| {
         let added: Option<Algorithm> = match scheme {
@@ -57,7 +57,7 @@ static P521_SHA256: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha256 };
 static P521_SHA384: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha384 };
 static P521_SHA512: Ecdsa = Ecdsa { curve: Curve::P521, hash: Hash::Sha512 };
 
-/// ECDSA with one curve and one hash (RFC 5758).
+/// ECDSA with a curve and a hash (RFC 5758).
 #[derive(Clone, Copy)]
 struct Ecdsa {
     curve: Curve,
@@ -78,7 +78,7 @@ enum Hash {
     Sha512,
 }
 
-/// How many bytes a number of the largest curve has.
+/// The size of a field element of P-521 in bytes.
 const P521_BYTES: usize = 66;
 
 impl Ecdsa {
@@ -89,15 +89,15 @@ impl Ecdsa {
             Hash::Sha512 => Sha512::digest(message).to_vec(),
         };
         match self.curve {
-            // ECDSA takes the digest as a number. RustCrypto demands one that is not much shorter
-            // than the curve's, and zeros in front do not change it.
+            // ECDSA interprets the digest as a number. RustCrypto requires a digest that is not much shorter than
+            // the curve's order, and leading zeros do not change the number.
             Curve::P521 => [vec![0; P521_BYTES - digest.len()], digest].concat(),
             Curve::P256 | Curve::P384 => digest,
         }
     }
 }
 
-/// The same three steps for each curve, whose types differ.
+/// Verifies a signature: the same three steps for each curve, whose types differ.
 macro_rules! verify {
     ($curve:ident, $public_key:expr, $digest:expr, $signature:expr) => {{
         let key = $curve::ecdsa::VerifyingKey::from_sec1_bytes($public_key);
@@ -154,11 +154,11 @@ mod tests {
 
     use super::*;
 
-    /// A key, and its signature of the digest that the algorithm makes of a message.
+    /// The public key of a new key pair, and its signature of the algorithm's digest of a message.
     macro_rules! signed {
         ($curve:ident, $algorithm:expr, $message:expr) => {{
             let mut secret = vec![0; $curve::FieldBytes::default().len()];
-            // Any number below the order of the curve.
+            // Any number below the order of the curve is a key.
             *secret.last_mut().unwrap() = 7;
             let key = $curve::ecdsa::SigningKey::from_slice(&secret).unwrap();
             let digest = $algorithm.digest($message);
@@ -192,10 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn rings_algorithms_come_first_and_p_521_is_offered() {
+    fn rings_algorithms_are_kept_and_p_521_is_offered() {
         let ring = rustls::crypto::ring::default_provider().signature_verification_algorithms;
-        let ours = provider().signature_verification_algorithms;
-        assert_eq!(ours.all.len(), ring.all.len() + ADDED.len());
-        assert!(ours.supported_schemes().contains(&SignatureScheme::ECDSA_NISTP521_SHA512));
+        let extended = provider().signature_verification_algorithms;
+        assert_eq!(extended.all.len(), ring.all.len() + ADDED.len());
+        assert!(extended.supported_schemes().contains(&SignatureScheme::ECDSA_NISTP521_SHA512));
     }
 }

@@ -1,14 +1,13 @@
-//! Verification of certificates against authorities, as everywhere, and of the usual self-signed certificate.
+//! Verifies certificates against authorities with WebPKI, and also accepts the usual self-signed certificate.
 //!
-//! `openssl req -x509`, with which most private registries make their certificate, makes one that
-//! is its own authority (`CA:TRUE`), and operators name it as the authority. WebPKI refuses an authority as
-//! the certificate of a server; Go, OpenSSL and with them all container clients accept it, since it *is*
-//! what the operator trusts (RFC 5280, section 6.1, begins with a trusted anchor).
+//! Most private registries create their certificate with `openssl req -x509`. That certificate is its own authority
+//! (`CA:TRUE`), and operators configure it as the trusted authority. WebPKI rejects an authority as the certificate of
+//! a server. Go, OpenSSL and therefore all container clients accept it, because it *is* what the operator trusts
+//! (in RFC 5280, section 6.1, a path begins with a trust anchor).
 //!
-//! Threat: anything that an authority has issued must not be able to pass as that authority. So this
-//! rule applies to a certificate that is byte for byte one of the anchors, the other side proves in the
-//! handshake that it has its key, and validity, names and purpose are checked here. In all
-//! other cases WebPKI's answer counts.
+//! Threat: a certificate issued by an authority must not be able to pass as that authority. So this rule applies only
+//! to a certificate that equals one of the anchors byte for byte. The peer proves in the handshake that it has the
+//! key, and validity, names and purpose are checked here. In all other cases, WebPKI's result is final.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -33,12 +32,12 @@ const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY_PURPOSE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 
-/// Trusted certificates, each by the SHA-256 of its bytes: there are some 150, and each agent has them.
+/// Trusted certificates, each stored as the SHA-256 of its bytes: there are about 150, and each agent has a copy.
 #[derive(Debug)]
 struct Anchors(Vec<[u8; 32]>);
 
 impl Anchors {
-    /// The anchors, and what WebPKI needs of them.
+    /// The anchors, and the root store for WebPKI.
     fn new(certificates: Vec<CertificateDer<'static>>) -> (Anchors, Arc<RootCertStore>) {
         let anchors = certificates.iter().map(|each| Sha256::digest(each).into()).collect();
         let mut roots = RootCertStore::empty();
@@ -46,22 +45,22 @@ impl Anchors {
         (Anchors(anchors), Arc::new(roots))
     }
 
-    /// What becomes of a certificate that WebPKI refused.
+    /// Accepts a certificate that WebPKI rejected if it is an anchor and valid.
     fn reconsider(
         &self,
-        refusal: Error,
+        rejection: Error,
         certificate: &CertificateDer<'_>,
         purpose: ObjectIdentifier,
         now: UnixTime,
     ) -> Result<(), Error> {
         match self.0.contains(&Sha256::digest(certificate).into()) {
             true => check(certificate, purpose, now),
-            false => Err(refusal),
+            false => Err(rejection),
         }
     }
 }
 
-/// Checks validity and purpose.
+/// Checks validity period and purpose.
 fn check(
     certificate: &CertificateDer<'_>,
     purpose: ObjectIdentifier,
@@ -95,8 +94,8 @@ fn check(
     }
 }
 
-/// What the other side has signed to prove that it has the key of what it shows: verified by the same algorithms
-/// as certificates, whatever is thought of these.
+/// Verifies the signature by which the peer proves in the handshake that it has the key of its certificate. The
+/// algorithms are those for certificates. The result does not depend on whether the certificate is trusted.
 macro_rules! handshake_signatures {
     () => {
         fn verify_tls12_signature(
@@ -125,17 +124,17 @@ macro_rules! handshake_signatures {
     };
 }
 
-/// Verifies servers.
+/// Verifies the certificates of servers.
 #[derive(Debug)]
 struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
     anchors: Anchors,
 }
 
-/// A verifier of servers by these authorities.
+/// Creates a verifier of servers that trusts these authorities.
 ///
 /// # Errors
-/// [`Error`] if none of them can be used.
+/// [`Error`] if none of the certificates can be used.
 pub fn server_verifier(
     anchors: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<dyn ServerCertVerifier>, Error> {
@@ -161,8 +160,8 @@ impl ServerCertVerifier for ServerVerifier {
             ocsp_response,
             now,
         );
-        verified.or_else(|refusal| {
-            self.anchors.reconsider(refusal, end_entity, SERVER_AUTH, now)?;
+        verified.or_else(|rejection| {
+            self.anchors.reconsider(rejection, end_entity, SERVER_AUTH, now)?;
             let parsed = ParsedCertificate::try_from(end_entity)?;
             rustls::client::verify_server_name(&parsed, server_name)?;
             Ok(ServerCertVerified::assertion())
@@ -172,17 +171,17 @@ impl ServerCertVerifier for ServerVerifier {
     handshake_signatures!();
 }
 
-/// Verifies clients.
+/// Verifies the certificates of clients.
 #[derive(Debug)]
 struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     anchors: Anchors,
 }
 
-/// A verifier of clients by these authorities.
+/// Creates a verifier of clients that trusts these authorities.
 ///
 /// # Errors
-/// [`Error`] if none of them can be used.
+/// [`Error`] if none of the certificates can be used.
 pub fn client_verifier(
     anchors: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
@@ -204,8 +203,8 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, now);
-        verified.or_else(|refusal| {
-            self.anchors.reconsider(refusal, end_entity, CLIENT_AUTH, now)?;
+        verified.or_else(|rejection| {
+            self.anchors.reconsider(rejection, end_entity, CLIENT_AUTH, now)?;
             Ok(ClientCertVerified::assertion())
         })
     }
@@ -213,8 +212,8 @@ impl ClientCertVerifier for ClientVerifier {
     handshake_signatures!();
 }
 
-/// Accepts every certificate: `tls.insecureSkipVerify`. The handshake still proves that the other side has the
-/// key of what it shows.
+/// Accepts every certificate: `tls.insecureSkipVerify`. The handshake still proves that the peer has the key of the
+/// certificate that it presents.
 #[derive(Debug)]
 pub struct AnyServer;
 
@@ -239,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    fn made(
+    fn self_signed(
         names: &[&str],
         change: impl FnOnce(&mut CertificateParams),
     ) -> CertificateDer<'static> {
@@ -252,30 +251,31 @@ mod tests {
 
     fn verify(
         anchors: Vec<CertificateDer<'static>>,
-        shown: &CertificateDer<'_>,
+        presented: &CertificateDer<'_>,
         name: &str,
     ) -> Result<(), Error> {
         let name = ServerName::try_from(name).unwrap();
         let verifier = server_verifier(anchors).unwrap();
-        verifier.verify_server_cert(shown, &[], &name, &[], UnixTime::now()).map(drop)
+        verifier.verify_server_cert(presented, &[], &name, &[], UnixTime::now()).map(drop)
     }
 
     #[test]
-    fn an_anchor_itself_is_accepted_for_its_own_names_while_it_is_valid() {
-        let usual = made(&["reg.corp", "10.0.0.1"], |_| ());
-        let (other, shown) = (made(&["other"], |_| ()), made(&["reg.corp"], |_| ()));
+    fn an_anchor_is_accepted_for_its_own_names_while_it_is_valid() {
+        let usual = self_signed(&["reg.corp", "10.0.0.1"], |_| ());
+        let (other, presented) =
+            (self_signed(&["other"], |_| ()), self_signed(&["reg.corp"], |_| ()));
         for name in ["reg.corp", "10.0.0.1"] {
             verify(vec![other.clone(), usual.clone()], &usual, name).unwrap();
         }
         assert!(verify(vec![usual.clone()], &usual, "other.corp").is_err(), "another name");
-        assert!(verify(vec![usual], &shown, "reg.corp").is_err(), "the same name, not trusted");
-        let old = made(&["reg.corp"], |parameters| {
+        assert!(verify(vec![usual], &presented, "reg.corp").is_err(), "the same name, not trusted");
+        let old = self_signed(&["reg.corp"], |parameters| {
             parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
             parameters.not_before = rcgen::date_time_ymd(2019, 1, 1);
         });
         let error = verify(vec![old.clone()], &old, "reg.corp").unwrap_err();
         assert!(format!("{error:?}").contains("Expired"), "{error:?}");
-        let early = made(&["reg.corp"], |parameters| {
+        let early = self_signed(&["reg.corp"], |parameters| {
             parameters.not_before = rcgen::date_time_ymd(2999, 1, 1);
             parameters.not_after = rcgen::date_time_ymd(3000, 1, 1);
         });
@@ -284,20 +284,20 @@ mod tests {
     }
 
     #[test]
-    fn an_anchor_with_a_purpose_is_accepted_for_that_purpose_only() {
+    fn an_anchor_with_a_purpose_is_accepted_only_for_that_purpose() {
         let purpose = |purpose| {
-            made(&["reg.corp"], |parameters| parameters.extended_key_usages = vec![purpose])
+            self_signed(&["reg.corp"], |parameters| parameters.extended_key_usages = vec![purpose])
         };
         let server = purpose(ExtendedKeyUsagePurpose::ServerAuth);
         let client = purpose(ExtendedKeyUsagePurpose::ClientAuth);
         verify(vec![server.clone()], &server, "reg.corp").unwrap();
         assert!(verify(vec![client.clone()], &client, "reg.corp").is_err());
-        let verify_client = |shown: &CertificateDer<'static>| {
-            let verifier = client_verifier(vec![shown.clone()]).unwrap();
-            verifier.verify_client_cert(shown, &[], UnixTime::now()).map(drop)
+        let verify_client = |presented: &CertificateDer<'static>| {
+            let verifier = client_verifier(vec![presented.clone()]).unwrap();
+            verifier.verify_client_cert(presented, &[], UnixTime::now()).map(drop)
         };
         verify_client(&client).unwrap();
-        verify_client(&made(&["x"], |_| ())).unwrap();
+        verify_client(&self_signed(&["x"], |_| ())).unwrap();
         assert!(verify_client(&server).is_err());
     }
 }

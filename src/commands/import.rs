@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::units::plural;
 use super::{CommandError, logging, note};
-use crate::bundle::{self, BundleError, BundleSource, ImportSettings, ImportSummary, Told};
+use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
 use crate::config::Settings;
 use crate::oci::PartReference;
@@ -59,7 +59,7 @@ fn import_with(
     let mut summary = ImportSummary::default();
     for source in &sources {
         match bundle::import(store, source, &import_settings, &mut |event| {
-            if let Told::Imported { reference, .. } = event {
+            if let ImportEvent::Imported { reference, .. } = event {
                 named(reference);
             }
             note(event);

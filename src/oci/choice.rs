@@ -1,4 +1,4 @@
-//! Which images are meant, as people write it: one by one, by patterns, and in lists.
+//! The selection of images by users: single references, patterns, and lists of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,12 @@ use super::part_reference::PartReference;
 use super::pattern::Pattern;
 use super::quoted::quoted;
 
-/// Images that are meant: a reference as clients write it, or a pattern over full references.
+/// A selection of images: a reference in the form that clients accept, or a pattern for full references.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// That image; all tags of a repository if there is no tag.
+    /// One image, or all tags of a repository if there is no tag.
     Exact(PartReference),
-    /// What matches.
+    /// The images that match a pattern.
     Matching(Pattern),
 }
 
@@ -47,15 +47,15 @@ impl fmt::Display for Choice {
 }
 
 impl Choice {
-    /// Reads an image list: one or more a line, separated by commas; `#` begins a comment.
+    /// Parses an image list: entries on separate lines or separated by commas; `#` begins a comment.
     ///
     /// # Errors
-    /// What is wrong, with the number of its line.
+    /// A description of the error, with its line number.
     pub fn parse_list(text: &str) -> Result<Vec<Choice>, String> {
         Choice::parse_list_with(text, str::to_owned)
     }
 
-    /// The same with other names: `expand` replaces aliases.
+    /// Parses an image list after `expand` has replaced the aliases in each entry.
     ///
     /// # Errors
     /// As [`Choice::parse_list`].
@@ -70,18 +70,18 @@ impl Choice {
         Ok(choices)
     }
 
-    /// Whether an image is one of those.
+    /// Whether the selection includes an image.
     pub fn covers(&self, name: &ImageName, reference: &Reference) -> bool {
         match self {
             Choice::Matching(pattern) => pattern.matches_image(name, reference),
-            Choice::Exact(PartReference { name: meant, reference: which }) => {
-                meant == name && which.as_ref().is_none_or(|which| which == reference)
+            Choice::Exact(PartReference { name: selected, reference: only }) => {
+                selected == name && only.as_ref().is_none_or(|only| only == reference)
             }
         }
     }
 }
 
-/// The entries of an image list with the numbers of their lines: one or more a line, separated by commas.
+/// The entries of an image list with their line numbers. Entries are on separate lines or separated by commas.
 pub fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = (1..).zip(text.lines());
     lines.flat_map(|(number, line)| {
@@ -92,7 +92,7 @@ pub fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// A line without its comment.
 pub fn uncommented(line: &str) -> &str {
-    // Regular expressions may have the character; a comment stands alone.
+    // Regular expressions may contain `#`, so a comment begins only after a space or at the start of the line.
     let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
     if line.starts_with('#') { "" } else { line }
 }

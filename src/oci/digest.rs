@@ -1,7 +1,7 @@
-//! Content digests: the name that bytes get from their own hash.
+//! Content digests: names of content that are derived from its hash.
 //!
-//! Grammar: image-spec `descriptor.md`, "Digests"; the three registered algorithms whose hex has a
-//! fixed length. Anything else is refused: a digest that cannot be verified protects nobody.
+//! Grammar: image-spec `descriptor.md`, "Digests". Accepts the three registered algorithms whose hex has a fixed
+//! length. Other digests are refused, because a digest that cannot be verified gives no protection.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ const HASH_BYTES_MAX: usize = 64;
 /// A hash algorithm that Larder can verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// SHA-256, what nearly every image uses.
+    /// SHA-256, used by nearly every image.
     Sha256,
     /// SHA-384.
     Sha384,
@@ -26,7 +26,7 @@ impl Algorithm {
     /// Every algorithm, for code that walks the `blobs/` directory.
     pub const ALL: [Algorithm; 3] = [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512];
 
-    /// The name in front of the colon.
+    /// The name before the colon.
     pub fn as_str(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",
@@ -45,11 +45,11 @@ impl Algorithm {
     }
 }
 
-/// The digest of some content, e.g. `sha256:b5b2…`: algorithm and hash, always of the right length.
+/// The digest of some content, for example `sha256:b5b2…`. The hash always has the length of its algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// The hash in the first `algorithm.hash_bytes()` bytes, zeros behind it.
+    /// The hash in the first `algorithm.hash_bytes()` bytes, followed by zeros.
     hash: [u8; HASH_BYTES_MAX],
 }
 
@@ -61,7 +61,7 @@ impl Digest {
         verifier.finish()
     }
 
-    /// Whether this is the digest of no bytes, the only content that may be empty.
+    /// Whether this is the digest of empty content. Content with any other digest cannot be empty.
     pub fn is_of_nothing(&self) -> bool {
         *self == Digest::of(self.algorithm, b"")
     }
@@ -71,7 +71,7 @@ impl Digest {
         self.algorithm
     }
 
-    /// The lower-case hex behind the colon.
+    /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let hash = &self.hash[..self.algorithm.hash_bytes()];
@@ -83,12 +83,12 @@ impl Digest {
         text
     }
 
-    /// Algorithm and hex with a dash between, e.g. `sha256-b5b2…`: for names that may have no colon.
+    /// Algorithm and hex separated by a dash, for example `sha256-b5b2…`: for names that cannot contain a colon.
     pub fn dashed(&self) -> String {
         format!("{}-{}", self.algorithm.as_str(), self.hex())
     }
 
-    /// The digest that [`Digest::dashed`] writes so, if that is one.
+    /// Parses the form that [`Digest::dashed`] writes.
     pub fn from_dashed(text: &str) -> Option<Digest> {
         let (algorithm, hex) = text.split_once('-')?;
         format!("{algorithm}:{hex}").parse().ok()
@@ -116,8 +116,8 @@ impl fmt::Debug for Digest {
 impl FromStr for Digest {
     type Err = DigestError;
 
-    /// Parses `algorithm:hex`. Upper-case hex is refused, as the image-spec demands: two spellings of
-    /// one digest would be two names of one file.
+    /// Parses `algorithm:hex`. Refuses upper-case hex, as the image-spec requires: two spellings of one digest would
+    /// be two names for one file.
     fn from_str(text: &str) -> Result<Digest, DigestError> {
         let (name, hex) = text.split_once(':').ok_or(DigestError::NoColon)?;
         let algorithm = Algorithm::ALL
@@ -146,27 +146,27 @@ fn nibble(char: u8) -> Result<u8, DigestError> {
 /// Why a text is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DigestError {
-    /// There is no `:` between algorithm and hex.
+    /// The text has no `:` between algorithm and hex.
     NoColon,
-    /// The algorithm is none of sha256, sha384, sha512.
+    /// The algorithm is not sha256, sha384 or sha512.
     UnknownAlgorithm,
     /// The hex is not as long as the algorithm's hash.
     WrongLength {
-        /// The algorithm named.
+        /// The algorithm in the digest.
         algorithm: Algorithm,
-        /// How many characters stand behind the colon.
+        /// How many characters follow the colon.
         hex_chars: usize,
     },
-    /// A character is not one of `0-9a-f`; upper case is not accepted.
+    /// A character is not one of `0-9a-f`; upper case is refused.
     NotHex,
 }
 
 impl fmt::Display for DigestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DigestError::NoColon => write!(f, "a digest has the form algorithm:hex"),
+            DigestError::NoColon => write!(f, "a digest must have the form algorithm:hex"),
             DigestError::UnknownAlgorithm => {
-                write!(f, "the digest's algorithm is none of sha256, sha384, sha512")
+                write!(f, "the algorithm of the digest is not sha256, sha384 or sha512")
             }
             DigestError::WrongLength { algorithm, hex_chars } => write!(
                 f,
@@ -174,14 +174,14 @@ impl fmt::Display for DigestError {
                 algorithm.as_str(),
                 algorithm.hash_bytes() * 2
             ),
-            DigestError::NotHex => write!(f, "a digest's hex has only the characters 0-9 and a-f"),
+            DigestError::NotHex => write!(f, "the hex of a digest may contain only 0-9 and a-f"),
         }
     }
 }
 
 impl std::error::Error for DigestError {}
 
-/// Hashes content as it passes; cloneable, so that a prefix's state can be kept.
+/// Hashes content incrementally. Cloning keeps the state for a prefix of the content.
 #[derive(Clone)]
 pub struct Verifier(State);
 
@@ -193,7 +193,7 @@ enum State {
 }
 
 impl Verifier {
-    /// A verifier that has seen nothing yet.
+    /// A verifier for new content.
     pub fn new(algorithm: Algorithm) -> Verifier {
         Verifier(match algorithm {
             Algorithm::Sha256 => State::Sha256(Sha256::new()),
@@ -202,7 +202,7 @@ impl Verifier {
         })
     }
 
-    /// Takes the next bytes of the content.
+    /// Hashes the next bytes of the content.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Sha256(hasher) => hasher.update(bytes),
@@ -211,7 +211,7 @@ impl Verifier {
         }
     }
 
-    /// The digest of everything seen.
+    /// The digest of the content so far.
     pub fn finish(self) -> Digest {
         match self.0 {
             State::Sha256(hasher) => Digest::from_hash(Algorithm::Sha256, &hasher.finalize()),
@@ -239,7 +239,7 @@ mod tests {
     ];
 
     #[test]
-    fn each_algorithm_hashes_with_itself() {
+    fn each_algorithm_computes_its_own_hash() {
         for (algorithm, expected) in Algorithm::ALL.into_iter().zip(ABC) {
             assert_eq!(Digest::of(algorithm, b"abc").to_string(), expected);
         }

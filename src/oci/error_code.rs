@@ -1,37 +1,36 @@
 //! Error codes of the distribution-spec, section "Error Codes".
 
-/// A code from the specification's closed list for 4xx answers, and the two that distribution uses
-/// for 5xx.
+/// The codes of the specification for 4xx responses, and the two that distribution uses for 5xx responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// The blob is not known here.
+    /// The registry does not have the blob.
     BlobUnknown,
     /// Access to the resource is denied.
     Denied,
-    /// The digest is malformed or of an unsupported algorithm.
+    /// The digest is malformed, or its algorithm is not supported.
     DigestInvalid,
-    /// The manifest cannot be accepted.
+    /// The manifest is not acceptable.
     ManifestInvalid,
-    /// The manifest is not known here.
+    /// The registry does not have the manifest.
     ManifestUnknown,
-    /// The repository name breaks the grammar.
+    /// The repository name violates the grammar.
     NameInvalid,
-    /// The repository, or the registry named, is not known here.
+    /// The repository, or the upstream registry in its name, is unknown.
     NameUnknown,
     /// Too many requests.
     TooManyRequests,
     /// Authentication is required.
     Unauthorized,
-    /// Nothing here works right now (503, 504).
+    /// The service is temporarily unavailable (503, 504).
     Unavailable,
-    /// An error without a code of its own (500, 502).
+    /// An error without a specific code (500, 502).
     Unknown,
-    /// The operation is not offered.
+    /// The operation is not supported.
     Unsupported,
 }
 
 impl ErrorCode {
-    /// The code as it stands in an error body.
+    /// The code in an error body.
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::BlobUnknown => "BLOB_UNKNOWN",

@@ -1,8 +1,8 @@
-//! Image manifests and indexes: a parsed view beside the bytes it came from.
+//! Image manifests and indexes: the original bytes with a parsed view.
 //!
-//! The bytes are never written again from the view: a digest is over bytes, and a manifest that was
-//! re-serialised is another manifest. Specifications: image-spec `manifest.md` and `image-index.md`,
-//! and Docker's "Image Manifest Version 2, Schema 2".
+//! The view is never serialized again: a digest covers the bytes, and a re-serialized manifest would be a
+//! different manifest. Specifications: image-spec `manifest.md` and `image-index.md`, and Docker's "Image
+//! Manifest Version 2, Schema 2".
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use super::manifest_wire::Wire;
 use super::media_type::MediaType;
 use super::quoted::json_reason;
 
-/// The largest manifest taken from an upstream, in bytes: what clients accept (containerd stops at
-/// 4,393,216, podman at 4 MiB) and what the distribution-spec asks registries to support.
+/// The largest manifest that is accepted from an upstream, in bytes. Clients accept about as much (containerd
+/// 4,393,216 bytes, podman 4 MiB), and the distribution-spec asks registries to support this size.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The most descriptors in a manifest: its config and layers, or the entries of an index. Images have some
-/// tens, the largest artifacts some hundreds; work and memory per manifest are proportional to it.
+/// The most descriptors in a manifest: its config and layers, or the entries of an index. Images have tens, the
+/// largest artifacts hundreds. Work and memory per manifest are proportional to the number.
 pub const DESCRIPTORS_MAX: usize = 4096;
 
-/// A manifest or an index that was accepted: JSON of a known shape, not schema 1.
+/// An accepted manifest or index: JSON with a known structure, not schema 1.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     bytes: Arc<[u8]>,
@@ -29,7 +29,7 @@ pub struct Manifest {
     subject: Option<Descriptor>,
 }
 
-/// What a manifest points at.
+/// The content that a manifest refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestKind {
     /// One image: a config (absent in artifact manifests) and layers in order.
@@ -39,14 +39,14 @@ pub enum ManifestKind {
         /// Layers, or an artifact's blobs.
         layers: Vec<Descriptor>,
     },
-    /// Several manifests, one a platform.
+    /// Several manifests, usually one per platform.
     Index {
         /// The children.
         manifests: Vec<Descriptor>,
     },
 }
 
-/// Points at content: image-spec `descriptor.md`, reduced to what Larder uses.
+/// A reference to content: image-spec `descriptor.md`, reduced to what Larder uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
     /// The content's digest.
@@ -54,21 +54,21 @@ pub struct Descriptor {
     /// The content's size in bytes; 0 if the descriptor does not give it. To compare it with a file, use
     /// [`Descriptor::known_size`].
     pub size: u64,
-    /// The platform of an index's child as `os/architecture[/variant]`, without control characters.
+    /// The platform of a child of an index as `os/architecture[/variant]`, without control characters.
     pub platform: Option<String>,
-    /// The manifest in the same index that this one is an attestation of
+    /// The manifest in the same index for which this one is an attestation
     /// (`vnd.docker.reference.digest`).
     pub attests: Option<Digest>,
-    /// Whether the registry need not have the content: a layer of a non-distributable media type, or one
-    /// with `urls`, as Windows base images have them.
+    /// Whether the registry may lack the content: a layer with a non-distributable media type or with `urls`, as in
+    /// Windows base images.
     pub is_foreign: bool,
-    /// Whether this can be the child of an index that is a manifest itself. An index may list any content,
-    /// and registries have what is no manifest among their blobs.
+    /// Whether this child of an index may be a manifest. An index may list any content, and registries store
+    /// content that is not a manifest as blobs.
     pub may_be_manifest: bool,
 }
 
 impl Descriptor {
-    /// A descriptor of content of that digest and size, and nothing else.
+    /// A descriptor with this digest and size, and no other properties.
     pub fn new(digest: Digest, size: u64) -> Descriptor {
         Descriptor {
             digest,
@@ -80,74 +80,74 @@ impl Descriptor {
         }
     }
 
-    /// The size to compare with that of a file. `None` if the descriptor gives none, as in
-    /// `"size": -1`, which Go clients accept; an empty blob needs no comparison either.
+    /// The size to compare with the size of a file. `None` if the descriptor gives no size, as in
+    /// `"size": -1`, which Go clients accept. An empty blob needs no comparison either.
     pub fn known_size(&self) -> Option<u64> {
         (self.size > 0).then_some(self.size)
     }
 
-    /// Whether a file of so many bytes may be the content.
+    /// Whether the content may have this many bytes.
     pub fn is_of_size(&self, bytes: u64) -> bool {
         self.known_size().is_none_or(|size| size == bytes)
     }
 }
 
 impl Manifest {
-    /// Accepts the body of a manifest answer.
+    /// Parses the body of a manifest response.
     ///
-    /// `content_type` is what the server said; where it says nothing useful (missing, `text/plain`,
-    /// `application/json`, …) the body's `mediaType` decides, and failing that its shape. The same goes for
-    /// a schema 1 type on a body that says `schemaVersion` 2.
+    /// `content_type` is the type that the server sent. If it does not identify a manifest (missing, `text/plain`,
+    /// `application/json`, …), the `mediaType` in the body decides, and otherwise the structure of the body. The
+    /// same applies to a schema 1 type for a body with `schemaVersion` 2.
     ///
     /// # Errors
-    /// [`ManifestError`] for anything that no client could use: too large, not a JSON object (a
-    /// captive portal's page), schema 1, or neither manifest nor index.
+    /// [`ManifestError`] for a body that no client could use: too large, not a JSON object (such as the page of
+    /// a captive portal), schema 1, or neither a manifest nor an index.
     pub fn parse(bytes: Arc<[u8]>, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge { bytes: bytes.len() });
         }
         let wire: Wire = serde_json::from_slice(&bytes)
             .map_err(|error| ManifestError::NotJson { reason: json_reason(&error) })?;
-        let said = content_type.and_then(MediaType::parse);
+        let declared = content_type.and_then(MediaType::parse);
         let is_schema1 = match wire.schema_version {
             Some(version) => version == 1,
-            None => said.as_ref().is_some_and(MediaType::is_schema1),
+            None => declared.as_ref().is_some_and(MediaType::is_schema1),
         };
         if is_schema1 {
             return Err(ManifestError::Schema1);
         }
-        let own = wire.media_type.as_deref().and_then(MediaType::parse);
-        let media_type = said
-            .filter(|said| !said.is_vague() && !said.is_schema1())
-            .or_else(|| own.filter(|own| !own.is_schema1()))
-            .or_else(|| shape(&wire).and_then(MediaType::parse))
+        let in_body = wire.media_type.as_deref().and_then(MediaType::parse);
+        let media_type = declared
+            .filter(|declared| !declared.is_vague() && !declared.is_schema1())
+            .or_else(|| in_body.filter(|in_body| !in_body.is_schema1()))
+            .or_else(|| type_from_structure(&wire).and_then(MediaType::parse))
             .ok_or(ManifestError::NoShape)?;
         let subject = wire.subject.as_ref().and_then(|subject| subject.accept());
         let kind = kind_of(wire, &media_type)?;
         Ok(Manifest { bytes, media_type, kind, subject })
     }
 
-    /// The bytes as upstream sent them.
+    /// The original bytes.
     pub fn bytes(&self) -> &Arc<[u8]> {
         &self.bytes
     }
 
-    /// The media type to answer with.
+    /// The media type to serve the manifest with.
     pub fn media_type(&self) -> &MediaType {
         &self.media_type
     }
 
-    /// What it points at.
+    /// The content that the manifest refers to.
     pub fn kind(&self) -> &ManifestKind {
         &self.kind
     }
 
-    /// The manifest that this one refers to (a signature's image), if any.
+    /// The subject: the manifest that this one refers to, such as the image of a signature.
     pub fn subject(&self) -> Option<&Descriptor> {
         self.subject.as_ref()
     }
 
-    /// Every descriptor in it: config and layers, or children.
+    /// All descriptors: config and layers, or children.
     pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
         let (first, rest) = match &self.kind {
             ManifestKind::Image { config, layers } => (config.as_ref(), layers),
@@ -157,8 +157,8 @@ impl Manifest {
     }
 }
 
-/// What the members of a manifest say it is, where no media type does.
-fn shape(wire: &Wire) -> Option<&'static str> {
+/// Determines the media type from the members of a manifest that does not declare one.
+fn type_from_structure(wire: &Wire) -> Option<&'static str> {
     if wire.manifests.is_some() {
         Some(MediaType::OCI_INDEX)
     } else if wire.config.is_some() && wire.layers.is_some() {
@@ -192,7 +192,7 @@ fn kind_of(wire: Wire, media_type: &MediaType) -> Result<ManifestKind, ManifestE
     Ok(ManifestKind::Image { config, layers: layers.accepted })
 }
 
-/// Why a body is not taken as a manifest.
+/// Why a body was not accepted as a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestError {
     /// It is larger than [`MANIFEST_BYTES_MAX`].
@@ -200,9 +200,9 @@ pub enum ManifestError {
         /// Its size.
         bytes: usize,
     },
-    /// It is not a JSON object: an HTML page, a truncated answer.
+    /// It is not a JSON object: an HTML page or a truncated response, for example.
     NotJson {
-        /// What the JSON parser said, bounded.
+        /// The error of the JSON parser, shortened.
         reason: String,
     },
     /// It has more descriptors than [`DESCRIPTORS_MAX`].
@@ -210,9 +210,9 @@ pub enum ManifestError {
         /// How many.
         count: usize,
     },
-    /// It is Docker's schema 1, which clients dropped and whose digest cannot be checked.
+    /// It is Docker's schema 1, which clients no longer support and whose digest cannot be verified.
     Schema1,
-    /// It is JSON but neither manifest nor index.
+    /// It is JSON, but neither a manifest nor an index.
     NoShape,
 }
 
@@ -223,7 +223,7 @@ impl fmt::Display for ManifestError {
                 write!(f, "the manifest has {bytes} bytes, the limit is {MANIFEST_BYTES_MAX}")
             }
             ManifestError::NotJson { reason } => {
-                write!(f, "the answer is not a JSON manifest ({reason})")
+                write!(f, "the response is not a JSON manifest ({reason})")
             }
             ManifestError::TooManyDescriptors { count } => {
                 write!(f, "the manifest has {count} descriptors, the limit is {DESCRIPTORS_MAX}")
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_kept_as_they_came() {
+    fn the_original_bytes_are_kept() {
         let body = image("");
         let manifest = parse(&body, Some(MediaType::OCI_MANIFEST)).unwrap();
         assert_eq!(&**manifest.bytes(), body.as_bytes());
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vague_content_type_is_decided_by_the_body() {
+    fn the_body_decides_if_the_content_type_is_vague() {
         let docker = format!(r#","mediaType":"{}""#, MediaType::DOCKER_MANIFEST);
         let table = [
             (Some("application/json"), docker.as_str(), MediaType::DOCKER_MANIFEST),
@@ -300,7 +300,11 @@ mod tests {
         let manifest = parse(&body, None).unwrap();
         assert_eq!(manifest.media_type().as_str(), MediaType::OCI_INDEX);
         let platforms: Vec<_> = manifest.descriptors().map(|each| each.platform.clone()).collect();
-        assert_eq!(platforms, [Some("linux/arm64/v8".to_owned())], "an unknown digest is left out");
+        assert_eq!(
+            platforms,
+            [Some("linux/arm64/v8".to_owned())],
+            "a descriptor with an unknown digest is skipped"
+        );
     }
 
     #[test]
@@ -332,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_2_body_labelled_as_schema_1_is_what_the_body_says() {
+    fn the_body_decides_for_schema_2_labelled_as_schema_1() {
         let schema1 = Some("application/vnd.docker.distribution.manifest.v1+prettyjws");
         let docker = format!(r#","mediaType":"{}""#, MediaType::DOCKER_MANIFEST);
         for (field, expected) in
@@ -343,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_read_as_go_reads_them() {
+    fn members_are_read_as_in_go() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let other = Digest::of(Algorithm::Sha256, b"other");
         for layers in [
@@ -363,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_none_is_not_compared() {
+    fn an_absent_or_invalid_size_is_not_compared() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         for size in [r#","size":-1"#, "", r#","size":null"#, r#","size":0"#] {
             let body = format!(
@@ -378,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_layers_are_recognised_by_urls_and_by_media_type() {
+    fn foreign_layers_are_recognized_by_urls_and_by_media_type() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         for (members, expected) in [
             (r#""mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip""#, true),
@@ -468,7 +472,7 @@ mod tests {
             assert_eq!(error, ManifestError::TooManyDescriptors { count });
             assert!(error.to_string().contains("4096"), "{error}");
         }
-        // Entries that say nothing count as well: they cost as much to read.
+        // Empty entries count as well: they cost as much to read.
         let empty = format!(r#"{{"manifests":[{}]}}"#, vec!["{}"; DESCRIPTORS_MAX + 1].join(","));
         assert!(matches!(parse(&empty, None), Err(ManifestError::TooManyDescriptors { .. })));
     }

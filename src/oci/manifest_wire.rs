@@ -1,10 +1,10 @@
-//! The JSON of manifests and descriptors, as Go's `encoding/json` reads it.
+//! The JSON of manifests and descriptors, read as Go's `encoding/json` reads it.
 //!
-//! Registries contain documents of many ages and makers, and what counts is what their clients read, which
-//! are written in Go: every member is optional, `null` is absence, of a member that occurs twice the last
-//! one counts, and the names of members are compared without regard to case. Larder serves the bytes
-//! unchanged and uses this view for what hangs below a manifest only, so a document that another reader
-//! understands differently harms nobody but its own image.
+//! Registries contain documents of many ages and from many tools. What counts is how their clients read them, and
+//! the clients are written in Go: every member is optional, `null` means absent, the last of several members with
+//! the same name counts, and names are compared case-insensitively. Larder serves the original bytes and uses this
+//! view only to find the content below a manifest. So if another reader interprets a document differently, only
+//! that image is affected.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,19 +16,19 @@ use super::manifest::{DESCRIPTORS_MAX, Descriptor};
 use super::media_type::MediaType;
 use super::quoted::quoted;
 
-/// What `vnd.docker.reference.type` says of an attestation in an index.
+/// The value of `vnd.docker.reference.type` for an attestation in an index.
 const ATTESTATION: &str = "attestation-manifest";
-/// How the media types of layers begin that registries need not have: image-spec, "Non-Distributable
-/// Layers", and Docker's "foreign" ones.
+/// The prefixes of the media types of layers that registries may lack: image-spec, "Non-Distributable Layers", and
+/// Docker's "foreign" layers.
 const FOREIGN_TYPES: [&str; 2] = [
     "application/vnd.oci.image.layer.nondistributable.v1.",
     "application/vnd.docker.image.rootfs.foreign.",
 ];
-/// A blob of more bytes than this does not exist; so that sums of sizes stay within 64 bits.
+/// The largest size that is accepted, so that sums of sizes fit in 64 bits. No blob is larger.
 const SIZE_MAX: i64 = 1 << 50;
 
-/// A struct of optional members that is read as Go reads it. (`serde`'s own derive refuses a member that
-/// occurs twice, and compares names exactly.)
+/// Defines a struct of optional members that is read as in Go. (`serde`'s derive refuses duplicate members, and
+/// compares names case-sensitively.)
 macro_rules! object {
     ($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty = $member:literal,)* }) => {
         $(#[$doc])*
@@ -87,7 +87,7 @@ object! {
         digest: String = "digest",
         size: i64 = "size",
         platform: WirePlatform = "platform",
-        // Takes no memory, however many there are.
+        // Zero-sized elements: takes no memory, however many there are.
         urls: Vec<IgnoredAny> = "urls",
         annotations: WireAnnotations = "annotations",
     }
@@ -103,18 +103,18 @@ object! {
 }
 
 object! {
-    /// Annotations that Larder understands; others may contain anything.
+    /// The annotations that Larder uses; others may have any value.
     struct WireAnnotations {
         reference_type: String = "vnd.docker.reference.type",
         reference_digest: String = "vnd.docker.reference.digest",
     }
 }
 
-/// A list of descriptors. Those with a digest that Larder cannot verify are left out: the manifest itself
-/// is still served to the client, which may know more.
+/// A list of descriptors. Descriptors with a digest that Larder cannot verify are skipped: the manifest itself is
+/// still served to the client, which may support the algorithm.
 #[derive(Default)]
 pub(super) struct Descriptors {
-    /// How many there are. Beyond [`DESCRIPTORS_MAX`] they are counted and not kept.
+    /// The number of descriptors. Those beyond [`DESCRIPTORS_MAX`] are counted but not kept.
     pub(super) count: usize,
     pub(super) accepted: Vec<Descriptor>,
 }
@@ -152,13 +152,13 @@ impl<'de> Deserialize<'de> for Descriptors {
 }
 
 impl WireDescriptor {
-    /// The descriptor; `None` without a digest that can be verified.
+    /// Converts it to a descriptor; `None` without a digest that can be verified.
     pub(super) fn accept(&self) -> Option<Descriptor> {
         let media_type = self.media_type.as_deref().unwrap_or_default();
         let has_foreign_type = FOREIGN_TYPES.iter().any(|prefix| {
             media_type.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
         });
-        let says_otherwise =
+        let is_other_type =
             |media_type: MediaType| !media_type.is_manifest() && !media_type.is_schema1();
         let size = self.size.filter(|size| (1..=SIZE_MAX).contains(size)).unwrap_or_default();
         Some(Descriptor {
@@ -166,7 +166,7 @@ impl WireDescriptor {
             size: size.unsigned_abs(),
             platform: self.platform.as_ref().and_then(WirePlatform::accept),
             attests: self.annotations.as_ref().and_then(WireAnnotations::attests),
-            may_be_manifest: !MediaType::parse(media_type).is_some_and(says_otherwise),
+            may_be_manifest: !MediaType::parse(media_type).is_some_and(is_other_type),
             is_foreign: has_foreign_type || self.urls.as_ref().is_some_and(|urls| !urls.is_empty()),
         })
     }
@@ -180,18 +180,18 @@ impl WireAnnotations {
 }
 
 impl WirePlatform {
-    /// As users write it. One without an operating system is Linux, as containerd normalises it; one that
-    /// says nothing is none.
+    /// The platform in the form that users write. A platform without an operating system is Linux, as in containerd;
+    /// an empty one is none.
     fn accept(&self) -> Option<String> {
-        let said = |text: &'_ Option<String>| text.clone().filter(|text| !text.is_empty());
-        let (os, architecture) = match (said(&self.os), said(&self.architecture)) {
+        let non_empty = |text: &'_ Option<String>| text.clone().filter(|text| !text.is_empty());
+        let (os, architecture) = match (non_empty(&self.os), non_empty(&self.architecture)) {
             (None, None) => return None,
             (os, architecture) => (
                 os.unwrap_or_else(|| "linux".to_owned()),
                 architecture.unwrap_or_else(|| "unknown".to_owned()),
             ),
         };
-        Some(match said(&self.variant) {
+        Some(match non_empty(&self.variant) {
             Some(variant) => quoted(format_args!("{os}/{architecture}/{variant}")),
             None => quoted(format_args!("{os}/{architecture}")),
         })

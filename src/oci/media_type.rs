@@ -1,4 +1,4 @@
-//! Media types of manifests, as they stand in `Content-Type` and in descriptors.
+//! Media types of manifests, as in `Content-Type` headers and descriptors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ impl MediaType {
     pub const DOCKER_MANIFEST: &'static str =
         "application/vnd.docker.distribution.manifest.v2+json";
 
-    /// What is asked of every upstream, whatever the client asked: the manifest a tag names must not
-    /// depend on who pulled it first. No schema 1 and no `*/*`, since both make some registries
-    /// convert the manifest, and a converted manifest has another digest.
+    /// The `Accept` value of every request for a manifest, whatever the client accepts: the manifest that a tag
+    /// refers to must not depend on which client pulled it first. It excludes schema 1 and `*/*`, because both make
+    /// some registries convert the manifest, and a converted manifest has a different digest.
     pub const ACCEPTED_MANIFESTS: &'static str = concat!(
         "application/vnd.oci.image.index.v1+json, ",
         "application/vnd.docker.distribution.manifest.list.v2+json, ",
@@ -32,7 +32,7 @@ impl MediaType {
         "application/vnd.oci.artifact.manifest.v1+json"
     );
 
-    /// Parses the value of a `Content-Type` header or of a `mediaType` field; parameters are dropped.
+    /// Parses the value of a `Content-Type` header or a `mediaType` field, without its parameters.
     /// `None` if it is not `type/subtype` in the characters of RFC 6838.
     pub fn parse(text: &str) -> Option<MediaType> {
         let essence = text.split(';').next().unwrap_or_default().trim();
@@ -57,7 +57,7 @@ impl MediaType {
         matches!(self.as_str(), Self::OCI_INDEX | Self::DOCKER_LIST)
     }
 
-    /// Whether this is one of the manifest types that Larder asks for.
+    /// Whether this is one of the manifest types that Larder requests.
     pub fn is_manifest(&self) -> bool {
         self.is_index()
             || matches!(
@@ -75,9 +75,9 @@ impl MediaType {
         )
     }
 
-    /// Whether a browser takes content of this type for data: the types of containers and artifacts, as
-    /// RFC 6838 names them, and nothing that any browser renders or executes, which are the types of
-    /// text, pictures, scripts, XML (`…+xml` included) and PDF.
+    /// Whether browsers treat content of this type as data. This holds for the types of containers and artifacts, as
+    /// RFC 6838 names them. It does not hold for types that some browser renders or executes: text, images, scripts,
+    /// XML (including `…+xml`) and PDF.
     pub fn is_inert(&self) -> bool {
         let Some(subtype) = self.as_str().strip_prefix("application/") else { return false };
         let (name, suffix) = match subtype.rsplit_once('+') {
@@ -93,9 +93,9 @@ impl MediaType {
         }
     }
 
-    /// Whether a server that says this says nothing about a manifest, so that the body decides: everything
-    /// but a vendor's type in JSON, which may be a kind of manifest that is not known here. Object stores and
-    /// web servers label files `binary/octet-stream`, `text/json` and much else.
+    /// Whether this type does not identify the kind of a manifest, so that the body decides. All types are vague
+    /// except vendor types in JSON, which may be a kind of manifest that is not known here. Object stores and web
+    /// servers label files `binary/octet-stream`, `text/json` and many others.
     pub fn is_vague(&self) -> bool {
         let is_specific = self.as_str().starts_with("application/vnd.")
             && (self.as_str().ends_with("+json") || self.is_schema1());
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_dropped_and_case_is_folded() {
+    fn parameters_are_dropped_and_case_is_normalized() {
         let parsed = MediaType::parse("Application/JSON; charset=utf-8").unwrap();
         assert_eq!(parsed.as_str(), "application/json");
         assert!(parsed.is_vague());
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn types_of_containers_and_artifacts_are_inert_and_those_of_pages_are_not() {
+    fn container_and_artifact_types_are_inert_and_page_types_are_not() {
         let is_inert = |text: &str| MediaType::parse(text).unwrap().is_inert();
         for text in MediaType::ACCEPTED_MANIFESTS.split(", ").chain([
             "application/vnd.docker.distribution.manifest.v1+prettyjws",

@@ -1,8 +1,8 @@
-//! The nouns of the OCI specifications, parsed at the door.
+//! The nouns of the OCI specifications, validated when they are parsed.
 //!
-//! A [`Digest`], an [`Upstream`], a [`Repository`], a [`Tag`] or a [`Manifest`] exists only if it is
-//! valid, so the rooms behind never check a name twice. This room must not know files, networks,
-//! clocks or HTTP: it is values and functions on values.
+//! A [`Digest`], an [`Upstream`], a [`Repository`], a [`Tag`] or a [`Manifest`] exists only if it is valid, so the
+//! other modules never validate a name again. This module must not know files, networks, clocks or HTTP: it has
+//! only values and functions on values.
 
 mod choice;
 mod digest;

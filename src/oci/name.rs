@@ -1,8 +1,7 @@
 //! Names of images: registry host, repository, tag, reference.
 //!
-//! Grammars: distribution-spec, "Pulling manifests" (`<name>`, `<reference>`), and for the registry
-//! host the reference grammar that container clients share (a domain with an optional port, or an
-//! IPv6 literal in brackets).
+//! Grammars: distribution-spec, "Pulling manifests" (`<name>`, `<reference>`). For the registry host, the reference
+//! grammar that container clients share: a domain with an optional port, or an IPv6 literal in brackets.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,24 +9,24 @@ use std::sync::Arc;
 
 use super::digest::{Digest, DigestError};
 
-/// Clients limit host, slash and repository together to this many characters.
+/// The limit that clients put on the length of host, slash and repository together.
 const NAME_CHARS_MAX: usize = 255;
-/// Of a digest's encoded part, what the distribution-spec takes for a referrers tag.
+/// How many characters of the hex of a digest a referrers tag contains: distribution-spec.
 const REFERRERS_ENCODED_CHARS_MAX: usize = 64;
-/// The distribution-spec's limit of a tag.
+/// The limit on the length of a tag: distribution-spec.
 const TAG_CHARS_MAX: usize = 128;
-/// RFC 1035's limit of a domain name.
+/// The limit on the length of a domain name: RFC 1035.
 const HOST_CHARS_MAX: usize = 253;
 
-/// The key of an upstream registry: its host and port in one canonical spelling.
+/// The key of an upstream registry: its host and port in canonical form.
 ///
-/// Lower-case; `:443` stripped; `index.docker.io` and `registry-1.docker.io` are `docker.io`. So the
-/// same registry is one cache entry however a client spells it.
+/// The canonical form is lower-case and without `:443`; `index.docker.io` and `registry-1.docker.io` become
+/// `docker.io`. So a registry has one entry in the cache, however a client spells its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Upstream(Arc<str>);
 
 impl Upstream {
-    /// The name under which clients know Docker Hub.
+    /// The name that clients use for Docker Hub.
     pub const DOCKER_HUB: &'static str = "docker.io";
 
     /// The canonical text, which is also the directory name under `refs/`.
@@ -41,23 +40,23 @@ impl Upstream {
         host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
     }
 
-    /// The port, where the name says one.
+    /// The port, if the name has one.
     pub fn port(&self) -> Option<u16> {
         split_port(&self.0).1.and_then(|port| port.parse().ok())
     }
 
-    /// Whether this is Docker Hub, the one registry whose short names get `library/`.
+    /// Whether this is Docker Hub, the only registry whose short names get `library/`.
     pub fn is_docker_hub(&self) -> bool {
         &*self.0 == Self::DOCKER_HUB
     }
 
-    /// Host and port of its API: Docker Hub's is at another name than its images.
+    /// Host and port of the registry's API. Docker Hub's API has a different host name than its images.
     pub fn api_authority(&self) -> &str {
         if self.is_docker_hub() { "registry-1.docker.io" } else { &self.0 }
     }
 
-    /// Whether a first path component is meant as a registry host rather than as part of a
-    /// repository: it contains `.` or `:` or is `localhost`, as every container client decides.
+    /// Whether the first component of a name is a registry host and not part of the repository: it contains `.` or
+    /// `:`, or is `localhost`. All container clients use this rule.
     pub fn looks_like_host(component: &str) -> bool {
         component.contains(['.', ':']) || component == "localhost"
     }
@@ -77,7 +76,7 @@ impl FromStr for Upstream {
         if !is_ipv6_literal(host) && !is_domain(host) {
             return Err(NameError::Host);
         }
-        // "1" to five digits, no sign, no leading zero: one spelling a port.
+        // One to five digits, no sign, no leading zero: each port has one spelling.
         let port = match port {
             None => None,
             Some(digits) => {
@@ -125,7 +124,7 @@ fn is_domain_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
-/// A repository's path within its registry, e.g. `library/alpine`: any number of components.
+/// The path of a repository within its registry, for example `library/alpine`: any number of components.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository(Arc<str>);
 
@@ -178,25 +177,26 @@ fn is_path_component(component: &str) -> bool {
     }
 }
 
-/// A tag, e.g. `3.20`: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
+/// A tag, for example `3.20`: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
 
 impl Tag {
-    /// What cosign puts behind a digest's tag: for signatures, attestations, bills of materials.
+    /// The suffixes that cosign appends to the dashed digest: for signatures, attestations and SBOMs.
     pub const COSIGN_SUFFIXES: [&str; 3] = [".sig", ".att", ".sbom"];
 
-    /// The tag by which something hangs on a digest where a registry has no referrers: distribution-spec,
-    /// "Referrers Tag Schema", where `suffix` is empty, or one of cosign's. The specification cuts what is
-    /// encoded at 64 characters, cosign does not: `None` if that is too long for a tag.
+    /// The tag for the referrers of a digest, for registries without a referrers API. With an empty `suffix`, this is
+    /// the tag of the distribution-spec, "Referrers Tag Schema"; with one of cosign's suffixes, it is cosign's tag.
+    /// The specification truncates the hex to 64 characters, cosign does not: `None` if the result is too long for a
+    /// tag.
     pub fn of_digest(digest: &Digest, suffix: &str) -> Option<Tag> {
-        let whole = digest.dashed();
-        let cut = digest.algorithm().as_str().len() + 1 + REFERRERS_ENCODED_CHARS_MAX;
-        let base = if suffix.is_empty() { whole.get(..cut).unwrap_or(&whole) } else { &whole };
+        let full = digest.dashed();
+        let length = digest.algorithm().as_str().len() + 1 + REFERRERS_ENCODED_CHARS_MAX;
+        let base = if suffix.is_empty() { full.get(..length).unwrap_or(&full) } else { &full };
         format!("{base}{suffix}").parse().ok()
     }
 
-    /// The digest on which what has this tag hangs, if it is such a tag and has the whole of it.
+    /// The digest whose referrers have this tag, if the tag contains a complete digest.
     pub fn subject(&self) -> Option<Digest> {
         let strip = |suffix: &&str| self.0.strip_suffix(*suffix);
         let base = Self::COSIGN_SUFFIXES.iter().find_map(strip).unwrap_or(&self.0);
@@ -226,12 +226,12 @@ impl FromStr for Tag {
     }
 }
 
-/// What stands behind `/manifests/`: a tag, which may move, or a digest, which cannot.
+/// The last component of `/manifests/<reference>`: a tag, which may move, or a digest, which cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reference {
-    /// A name that the registry can move to another manifest.
+    /// A name that the registry can point at another manifest.
     Tag(Tag),
-    /// The manifest itself.
+    /// The digest of the manifest itself.
     Digest(Digest),
 }
 
@@ -247,7 +247,7 @@ impl fmt::Display for Reference {
 impl FromStr for Reference {
     type Err = NameError;
 
-    /// A text with a colon is a digest, since no tag can have one.
+    /// A text with a colon is a digest, because a tag cannot contain a colon.
     fn from_str(text: &str) -> Result<Reference, NameError> {
         match text.contains(':') {
             true => text.parse().map(Reference::Digest).map_err(NameError::Digest),
@@ -256,18 +256,18 @@ impl FromStr for Reference {
     }
 }
 
-/// One repository of one upstream registry.
+/// A repository of an upstream registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageName {
     /// The registry.
     pub upstream: Upstream,
-    /// The repository in it, `library/` added where Docker Hub wants it.
+    /// The repository, with `library/` added if Docker Hub requires it.
     pub repository: Repository,
 }
 
 impl ImageName {
-    /// Joins the two, and adds `library/` to a one-component repository of Docker Hub, the only
-    /// registry with that convention.
+    /// Joins the two. Adds `library/` to a repository of Docker Hub with only one component; no other registry
+    /// has this convention.
     pub fn new(upstream: Upstream, repository: Repository) -> ImageName {
         let repository = match upstream.is_docker_hub() && !repository.as_str().contains('/') {
             true => Repository(format!("library/{repository}").into()),
@@ -276,7 +276,7 @@ impl ImageName {
         ImageName { upstream, repository }
     }
 
-    /// The full reference as users write it: `host/repository:tag` or `host/repository@digest`.
+    /// The full reference: `host/repository:tag` or `host/repository@digest`.
     pub fn with(&self, reference: &Reference) -> String {
         let separator = match reference {
             Reference::Tag(_) => ':',
@@ -299,13 +299,13 @@ pub enum NameError {
     Host,
     /// The registry's port is not a number from 1 to 65535.
     Port,
-    /// A component of the repository breaks the grammar.
+    /// A component of the repository violates the grammar.
     Repository,
-    /// The repository is longer than clients can name.
+    /// The repository is longer than clients support.
     TooLong,
-    /// The tag breaks the grammar.
+    /// The tag violates the grammar.
     Tag,
-    /// The reference has a colon but is not a digest.
+    /// The reference contains a colon but is not a digest.
     Digest(DigestError),
 }
 
@@ -314,21 +314,21 @@ impl fmt::Display for NameError {
         match self {
             NameError::Host => write!(
                 f,
-                "a registry is a host name or an address with an optional port, e.g. quay.io or \
+                "a registry must be a host name or an address with an optional port, e.g. quay.io or \
                  registry.local:5000"
             ),
-            NameError::Port => write!(f, "a registry's port is a number from 1 to 65535"),
+            NameError::Port => write!(f, "the port of a registry must be a number from 1 to 65535"),
             NameError::Repository => write!(
                 f,
-                "a repository's components are lower-case letters and digits, separated by one of \
-                 '.', '_', '__' or dashes, and joined by '/'"
+                "the components of a repository must be lower-case letters and digits, separated by one \
+                 of '.', '_', '__' or dashes, and joined by '/'"
             ),
             NameError::TooLong => {
-                write!(f, "a repository's name has at most {NAME_CHARS_MAX} characters")
+                write!(f, "the name of a repository may have at most {NAME_CHARS_MAX} characters")
             }
             NameError::Tag => write!(
                 f,
-                "a tag has 1 to {TAG_CHARS_MAX} letters, digits, '.', '_' and '-', and does not \
+                "a tag must have 1 to {TAG_CHARS_MAX} letters, digits, '.', '_' and '-', and must not \
                  begin with '.' or '-'"
             ),
             NameError::Digest(error) => error.fmt(f),
@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepted_upstreams_have_one_spelling() {
+    fn accepted_upstreams_have_a_canonical_form() {
         let table = [
             ("docker.io", "docker.io"),
             ("index.docker.io", "docker.io"),
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn host_and_port_are_told_apart() {
+    fn host_and_port_are_separated() {
         let table = [
             ("[::1]:5000", "::1", Some(5000)),
             ("reg:5000", "reg", Some(5000)),
@@ -494,7 +494,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_panics_and_what_is_accepted_reparses(text in ".{0,300}") {
+        fn no_text_panics_and_accepted_names_parse_again(text in ".{0,300}") {
             if let Ok(upstream) = text.parse::<Upstream>() {
                 proptest::prop_assert_eq!(upstream.as_str().parse(), Ok(upstream.clone()));
                 let _ = (upstream.host(), upstream.port());
@@ -504,14 +504,14 @@ mod tests {
         }
 
         #[test]
-        fn the_component_grammar_is_the_specifications(text in "[a-z0-9._-]{0,12}") {
-            proptest::prop_assert_eq!(is_path_component(&text), by_the_letter(&text), "{}", text);
+        fn the_component_grammar_matches_the_specification(text in "[a-z0-9._-]{0,12}") {
+            proptest::prop_assert_eq!(is_path_component(&text), is_component_by_specification(&text), "{}", text);
         }
     }
 
-    /// The specification's regular expression, as a slow but obvious machine: separators between
-    /// non-empty runs, each separator one of the four kinds.
-    fn by_the_letter(text: &str) -> bool {
+    /// A slow but obvious implementation of the specification's regular expression: non-empty runs with separators
+    /// between them, where each separator is of one of the four kinds.
+    fn is_component_by_specification(text: &str) -> bool {
         let runs: Vec<&str> = text.split(['.', '_', '-']).collect();
         let letter = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit();
         if !text.starts_with(letter) || !text.ends_with(letter) || runs.is_empty() {
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_has_tags_for_what_refers_to_it() {
+    fn a_digest_has_tags_for_its_referrers() {
         let sha256 = format!("sha256:{}", "a".repeat(64));
         let sha512 = format!("sha512:{}", "b".repeat(128));
         for (digest, suffix, expected) in [
@@ -534,9 +534,9 @@ mod tests {
         ] {
             let tag = Tag::of_digest(&digest.parse().unwrap(), suffix);
             assert_eq!(tag.as_ref().map(Tag::as_str), expected.as_deref(), "{digest}{suffix}");
-            let is_whole = digest == &sha256;
+            let is_complete = digest == &sha256;
             let subject = tag.and_then(|tag| tag.subject()).map(|digest| digest.to_string());
-            assert_eq!(subject.as_ref(), is_whole.then_some(digest), "{digest}{suffix}");
+            assert_eq!(subject.as_ref(), is_complete.then_some(digest), "{digest}{suffix}");
         }
         for text in ["v1", "sha256-abc", "latest.sig"] {
             assert_eq!(text.parse::<Tag>().unwrap().subject(), None, "{text}");

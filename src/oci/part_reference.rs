@@ -1,25 +1,25 @@
-//! References as people and tools write them, normalised as container clients do.
+//! References as users and tools write them, normalized as in container clients.
 
 use super::name::{ImageName, NameError, Reference, Upstream};
 
-/// The tag of a reference that has none.
+/// The tag of a reference without one.
 const DEFAULT_TAG: &str = "latest";
 
-/// A reference whose tag may be missing.
+/// A reference whose tag may be absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartReference {
     /// The repository.
     pub name: ImageName,
-    /// What stands behind it, if anything does.
+    /// The tag or digest, if present.
     pub reference: Option<Reference>,
 }
 
 impl PartReference {
-    /// Parses `alpine`, `alpine:3`, `quay.io/org/app@sha256:…`, `registry:5000/app:1@sha256:…`. A first
-    /// component that does not look like a host is Docker Hub's, and a digest outweighs a tag.
+    /// Parses `alpine`, `alpine:3`, `quay.io/org/app@sha256:…`, `registry:5000/app:1@sha256:…`. If the first
+    /// component does not look like a host, the registry is Docker Hub. A digest takes precedence over a tag.
     ///
     /// # Errors
-    /// [`NameError`] for what no client would take.
+    /// [`NameError`] for a reference that no client accepts.
     pub fn parse(text: &str) -> Result<PartReference, NameError> {
         let (text, digest) = match text.split_once('@') {
             Some((text, digest)) => {
@@ -27,9 +27,9 @@ impl PartReference {
             }
             None => (text, None),
         };
-        let behind_path = text.rfind('/').map_or(0, |at| at + 1);
-        let (path, tag) = match text[behind_path..].split_once(':') {
-            Some((last, tag)) => (&text[..behind_path + last.len()], Some(tag.parse()?)),
+        let after_path = text.rfind('/').map_or(0, |at| at + 1);
+        let (path, tag) = match text[after_path..].split_once(':') {
+            Some((last, tag)) => (&text[..after_path + last.len()], Some(tag.parse()?)),
             None => (text, None),
         };
         let (upstream, repository) = match path.split_once('/') {
@@ -40,10 +40,10 @@ impl PartReference {
         Ok(PartReference { name, reference: digest.or(tag.map(Reference::Tag)) })
     }
 
-    /// The reference, `latest` if there was none.
+    /// The reference, with the tag `latest` if there is neither a tag nor a digest.
     pub fn or_latest(self) -> (ImageName, Reference) {
         let reference = self.reference.unwrap_or_else(|| {
-            // A tag by its grammar: letters only.
+            // Consists of letters only, so it is a valid tag.
             Reference::Tag(DEFAULT_TAG.parse().expect("latest is a tag"))
         });
         (self.name, reference)
@@ -57,7 +57,7 @@ mod tests {
     const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn references_are_normalised_as_clients_do() {
+    fn references_are_normalized_as_in_clients() {
         let pinned = format!("quay.io/a/b@{DIGEST}");
         let both = format!("quay.io/a/b:1@{DIGEST}");
         for (text, full) in [
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_client_would_take_is_refused() {
+    fn references_that_no_client_accepts_are_refused() {
         for text in ["", ":", "a:", "A", "a@b", "a b", "quay.io/", "/a", "a@sha256:1", "http://a/b"]
         {
             assert!(PartReference::parse(text).is_err(), "{text}");

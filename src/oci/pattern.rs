@@ -1,4 +1,4 @@
-//! Patterns for names: globs as people type them, or regular expressions.
+//! Patterns for names: globs or regular expressions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,9 +8,8 @@ use regex_lite::Regex;
 use super::name::{ImageName, Reference};
 use super::quoted::quoted;
 
-/// A glob (`*` is any text, `?` any character) or, between slashes, a regular expression: `v1.*`,
-/// `docker.io/library/*`, `/^v[0-9]+$/`. A glob has to match the whole text, a regular expression some
-/// part of it.
+/// A glob (`*` matches any text, `?` any character) or, between slashes, a regular expression: `v1.*`,
+/// `docker.io/library/*`, `/^v[0-9]+$/`. A glob has to match the entire text, a regular expression any part of it.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: String,
@@ -18,13 +17,13 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Whether it matches that text.
+    /// Whether the pattern matches a text.
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
 
-    /// Whether it means that image: by its full reference, or by its name alone, which means all of
-    /// its tags.
+    /// Whether the pattern matches an image: by its full reference, or by its name without a tag, which selects all
+    /// tags.
     pub fn matches_image(&self, name: &ImageName, reference: &Reference) -> bool {
         self.matches(&name.with(reference)) || self.matches(&name.to_string())
     }
@@ -47,7 +46,7 @@ impl FromStr for Pattern {
     }
 }
 
-/// A glob as a regular expression.
+/// Converts a glob to a regular expression.
 fn glob(text: &str) -> String {
     let mut expression = String::from("^");
     for char in text.chars() {
@@ -82,7 +81,7 @@ pub struct PatternError {
 }
 
 impl PatternError {
-    /// What is wrong, without what is allowed.
+    /// The error, without the description of valid patterns.
     pub fn reason(&self) -> &str {
         &self.reason
     }
@@ -92,7 +91,7 @@ impl fmt::Display for PatternError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "not a pattern ({}): a glob such as v1.*, or a regular expression between slashes such \
+            "not a pattern ({}): give a glob such as v1.*, or a regular expression between slashes such \
              as /^v[0-9]+$/",
             self.reason
         )
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn globs_match_the_whole_and_expressions_a_part() {
+    fn globs_match_the_entire_text_and_expressions_a_part() {
         for (pattern, text, expected) in [
             ("v1.*", "v1.2", true),
             ("v1.*", "v1", false),
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_meant_by_its_reference_or_its_name() {
+    fn an_image_is_matched_by_its_reference_or_its_name() {
         let name = ImageName::new("docker.io".parse().unwrap(), "alpine".parse().unwrap());
         let reference = "3.20".parse().unwrap();
         for (pattern, expected) in [

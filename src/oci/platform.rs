@@ -1,4 +1,4 @@
-//! Platforms: which children of an index are meant.
+//! Platforms: selects children of an index.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,11 +8,11 @@ use super::digest::Digest;
 use super::manifest::Descriptor;
 use super::quoted::quoted;
 
-/// The versions of 32-bit ARM that there are images for.
+/// The versions of 32-bit ARM for which images exist.
 const ARM_OLDEST: u8 = 5;
 const ARM_NEWEST: u8 = 8;
 
-/// A platform as users write it: `os/architecture[/variant]`, e.g. `linux/arm64`.
+/// A platform in the form `os/architecture[/variant]`, for example `linux/arm64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
     os: String,
@@ -20,31 +20,31 @@ pub struct Platform {
     variant: Option<String>,
 }
 
-/// Which children of an index are meant.
+/// A selection of children of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Platforms {
-    /// Every one.
+    /// All children.
     All,
-    /// Those of these platforms.
+    /// The children for these platforms.
     Only(Vec<Platform>),
 }
 
 impl Platform {
-    /// Whether that is the platform of an index's child. Without a variant any is meant.
-    pub fn is(&self, told: &str) -> bool {
-        told.parse::<Platform>().is_ok_and(|told| {
-            (&told.os, &told.architecture) == (&self.os, &self.architecture)
-                && (self.variant.is_none() || self.variant == told.variant)
+    /// Whether the platform of a child of an index is this one. A platform without a variant includes all variants.
+    pub fn is(&self, listed: &str) -> bool {
+        listed.parse::<Platform>().is_ok_and(|listed| {
+            (&listed.os, &listed.architecture) == (&self.os, &self.architecture)
+                && (self.variant.is_none() || self.variant == listed.variant)
         })
     }
 
-    /// Whether an image of that platform runs on this one: of the platform itself, or of one that its
-    /// processors run as well.
-    pub fn runs(&self, told: &str) -> bool {
-        self.is(told) || self.substitutes().iter().any(|each| each.is(told))
+    /// Whether an image for the listed platform runs on this one: the image is for this platform, or for another one
+    /// that its processors support.
+    pub fn runs(&self, listed: &str) -> bool {
+        self.is(listed) || self.substitutes().iter().any(|each| each.is(listed))
     }
 
-    /// What its processors run as well, the best first, as containerd has it (`platforms.Only`).
+    /// The other platforms that its processors support, the best first, as in containerd (`platforms.Only`).
     fn substitutes(&self) -> Vec<Platform> {
         let arm = |newest: u8| {
             let older = (ARM_OLDEST..=newest).rev();
@@ -66,11 +66,13 @@ impl Platform {
         substitutes.into_iter().map(platform).collect()
     }
 
-    /// The platform that is meant by this one in an index: itself if the index has it, else the best
-    /// substitute that it has.
+    /// The platform to select from an index: this one if the index lists it, otherwise the best substitute that the
+    /// index lists.
     fn best_in(&self, index: &[Descriptor]) -> Platform {
         let has = |platform: &Platform| {
-            index.iter().any(|child| child.platform.as_ref().is_some_and(|told| platform.is(told)))
+            index
+                .iter()
+                .any(|child| child.platform.as_ref().is_some_and(|listed| platform.is(listed)))
         };
         let substitute = || self.substitutes().into_iter().find(has);
         if has(self) { self.clone() } else { substitute().unwrap_or_else(|| self.clone()) }
@@ -78,43 +80,43 @@ impl Platform {
 }
 
 impl Platforms {
-    /// None.
+    /// No children.
     pub const NONE: Platforms = Platforms::Only(Vec::new());
 
-    /// Whether no child is meant.
+    /// Whether no child is selected.
     pub fn is_none(&self) -> bool {
         *self == Platforms::NONE
     }
 
-    /// The children of an index that are meant, in their order, as containerd selects them: a child
-    /// without a platform (an artifact, an index within an index) matches every platform, and where a
-    /// platform is not there, the best that its processors run as well is taken (`linux/arm/v6` for
-    /// `linux/arm/v7`). An attestation is meant with the manifest that it attests.
+    /// The selected children of an index, in their order. The rules are those of containerd: a child without a
+    /// platform (an artifact, an index within an index) matches every platform. If a platform is absent, the best
+    /// platform that its processors support is selected instead (`linux/arm/v6` for `linux/arm/v7`). An attestation
+    /// is selected together with the manifest that it attests.
     pub fn select<'a>(&self, children: &'a [Descriptor]) -> Vec<&'a Descriptor> {
         let platforms = match self {
             Platforms::All => return children.iter().collect(),
-            Platforms::Only(none) if none.is_empty() => return Vec::new(),
+            Platforms::Only(platforms) if platforms.is_empty() => return Vec::new(),
             Platforms::Only(platforms) => platforms,
         };
         let platforms: Vec<Platform> =
             platforms.iter().map(|each| each.best_in(children)).collect();
         let matches = |child: &Descriptor| match &child.platform {
-            Some(told) => platforms.iter().any(|platform| platform.is(told)),
+            Some(listed) => platforms.iter().any(|platform| platform.is(listed)),
             None => true,
         };
         let matching: HashSet<Digest> =
             children.iter().filter(|child| matches(child)).map(|child| child.digest).collect();
-        let is_meant = |child: &&Descriptor| {
+        let is_selected = |child: &&Descriptor| {
             matching.contains(&child.digest)
                 || child.attests.is_some_and(|attested| matching.contains(&attested))
         };
-        children.iter().filter(is_meant).collect()
+        children.iter().filter(is_selected).collect()
     }
 
-    /// Reads `all`, or platforms.
+    /// Parses `all`, or platforms.
     ///
     /// # Errors
-    /// The first text that is no platform.
+    /// The first text that is not a platform.
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Platforms, PlatformError> {
         let texts: Vec<&str> = texts.into_iter().collect();
         if texts.contains(&"all") {
@@ -150,7 +152,7 @@ impl FromStr for Platform {
             "i386" => "386",
             other => other,
         };
-        // There is no other 64-bit ARM in use, and most indexes do not say it.
+        // No other 64-bit ARM is in use, and most indexes omit the variant.
         let variant =
             variant.filter(|variant| !matches!((architecture, *variant), ("arm64", "v8" | "8")));
         Ok(Platform {
@@ -168,13 +170,17 @@ impl fmt::Display for Platform {
     }
 }
 
-/// A text that is no platform.
+/// A text that is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformError(String);
 
 impl fmt::Display for PlatformError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is no platform: os/architecture[/variant], e.g. linux/amd64, or all", self.0)
+        write!(
+            f,
+            "{} is not a platform: must be os/architecture[/variant], e.g. linux/amd64, or all",
+            self.0
+        )
     }
 }
 
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_cover_their_variants() {
+    fn platforms_include_their_variants_and_substitutes() {
         for (wanted, platform, expected) in [
             (&["linux/amd64"][..], Some("linux/amd64"), true),
             (&["linux/arm64"], Some("linux/arm64/v8"), true),
@@ -224,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attestation_is_meant_with_its_manifest() {
+    fn an_attestation_is_selected_with_its_manifest() {
         let (amd64, arm64) = (child(Some("linux/amd64")), child(Some("linux/arm64")));
         let attestation = |of: &Descriptor, number: u8| Descriptor {
             platform: Some("unknown/unknown".to_owned()),
@@ -246,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn the_best_platform_of_an_index_is_meant() {
+    fn the_best_platform_of_an_index_is_selected() {
         let index = ["linux/386", "linux/arm/v5", "linux/arm/v6", "linux/arm/v7", "linux/arm64"];
-        let index: Vec<Descriptor> = index.into_iter().map(|told| child(Some(told))).collect();
+        let index: Vec<Descriptor> = index.into_iter().map(|listed| child(Some(listed))).collect();
         for (wanted, without, expected) in [
             ("linux/arm/v7", "", &["linux/arm/v7"][..]),
             ("linux/arm/v7", "linux/arm/v7", &["linux/arm/v6"]),
@@ -257,10 +263,10 @@ mod tests {
             ("linux/amd64", "", &["linux/386"]),
             ("linux/arm/v5", "linux/arm/v5", &[]),
         ] {
-            let mut there = index.clone();
-            there.retain(|each| each.platform.as_deref() != Some(without));
+            let mut children = index.clone();
+            children.retain(|each| each.platform.as_deref() != Some(without));
             let selected = Platforms::parse([wanted]).unwrap();
-            let selected = selected.select(&there).into_iter();
+            let selected = selected.select(&children).into_iter();
             let platforms: Vec<&str> =
                 selected.filter_map(|each| each.platform.as_deref()).collect();
             assert_eq!(platforms, expected, "{wanted} without {without}");

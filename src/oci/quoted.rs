@@ -1,34 +1,34 @@
-//! Text from outside, as it may appear in messages, tables and documents.
+//! Makes untrusted text safe for messages, tables and documents.
 //!
-//! A manifest, an archive or a registry may contain any text: one of four megabytes, or one with control
-//! characters that move a terminal's cursor or reverse the direction of what follows. So whatever is quoted
-//! is bounded and escaped here, where it is taken over, and not by everything that prints it.
+//! A manifest, an archive or a registry may contain any text: four megabytes of it, or control characters that move
+//! a terminal's cursor or reverse the direction of the text that follows. So untrusted text is shortened and escaped
+//! here, where it enters the program, and not by every part of the code that prints it.
 
 use std::fmt::{self, Display, Write};
 
-/// The most characters that are quoted of one text.
+/// The most characters of one text that are quoted.
 pub const QUOTED_CHARS_MAX: usize = 100;
 
-/// At most [`QUOTED_CHARS_MAX`] characters of a text. Control characters, line breaks and characters that
-/// change the direction of writing are escaped as in Rust (`\u{1b}`); `…` marks where a text was cut.
+/// At most [`QUOTED_CHARS_MAX`] characters of a text. Control characters, line breaks and characters that change the
+/// direction of writing are escaped as in Rust (`\u{1b}`). A final `…` shows that the text was cut.
 ///
-/// Formatting stops at the bound: a value that prints megabytes is not printed first and cut then.
+/// Formatting stops at the limit: a value that prints megabytes is not formatted completely first.
 pub fn quoted(text: impl Display) -> String {
     quoted_up_to(QUOTED_CHARS_MAX, text)
 }
 
-/// [`quoted`] with a bound of its own.
+/// [`quoted`] with another limit.
 pub fn quoted_up_to(chars_max: usize, text: impl Display) -> String {
     let mut bounded = Bounded { text: String::new(), chars_left: chars_max };
-    // An error is the bound that was reached; nothing else fails here.
+    // The only possible error is that the limit was reached.
     if write!(bounded, "{text}").is_err() {
         bounded.text.push('…');
     }
     bounded.text
 }
 
-/// What a JSON parser says, with the place in the document. Its own text contains the offending string
-/// in full length.
+/// The message of a JSON parser, with the position in the document. The parser's own message contains the offending
+/// string in full.
 pub fn json_reason(error: &serde_json::Error) -> String {
     let reason = quoted(error);
     match reason.ends_with('…') {
@@ -47,7 +47,7 @@ impl Write for Bounded {
         for char in text.chars() {
             self.chars_left = self.chars_left.checked_sub(1).ok_or(fmt::Error)?;
             match char {
-                // Escaped by Rust within quotes only, and harmless.
+                // Rust escapes these only for use within quotes. They are harmless.
                 '"' | '\'' | '\\' => self.text.push(char),
                 _ => self.text.extend(char.escape_debug()),
             }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_and_changes_of_direction_are_escaped() {
+    fn control_and_direction_characters_are_escaped() {
         for (text, expected) in [
             ("linux/amd64", "linux/amd64"),
             ("it's \"quoted\" \\ as is", "it's \"quoted\" \\ as is"),
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_before_it_is_formatted_in_full() {
+    fn a_long_text_is_cut_while_it_is_formatted() {
         struct Endless;
         impl Display for Endless {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_error_keeps_its_place_without_the_string_that_caused_it() {
+    fn a_json_error_keeps_its_position_without_the_full_string() {
         let json =
             format!("{{\"a\":\n\"{}\u{1b}\"}}", "x".repeat(1_000_000)).replace('\u{1b}', "\\u001b");
         let error =

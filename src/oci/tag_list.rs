@@ -1,8 +1,8 @@
-//! Tag lists and their pages: distribution-spec, "Listing Tags".
+//! Tag lists and their pagination: distribution-spec, "Listing Tags".
 
 use super::Tag;
 
-/// The part of a tag list that a query asks for.
+/// A page of a tag list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagPage {
     /// The tags, in byte order.
@@ -11,22 +11,21 @@ pub struct TagPage {
     pub next: Option<String>,
 }
 
-/// What a tag list's query says; other parameters are a registry's own.
+/// The query of a request for a tag list. Parameters other than `n` and `last` are specific to a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TagQuery<'a> {
-    /// `n`: at most this many. Beside any other parameter, 0 is not a number but the word of ghcr.io for "as many
-    /// as you like": its links to the next page say so.
+    /// `n`: the maximum number of tags. Together with any other parameter, 0 is not a number: in ghcr.io's links to
+    /// the next page it means "no limit".
     pub count: Option<usize>,
-    /// `last`: only those behind this one.
+    /// `last`: only tags after this one.
     pub last: Option<&'a str>,
-    /// There are other parameters. A registry has put them into its link to a next page, and knows what they
-    /// mean, and what `n` and `last` mean beside them.
+    /// Whether there are other parameters. A registry put them into its link to the next page. Only the registry
+    /// knows what they mean, and what `n` and `last` mean beside them.
     pub has_others: bool,
 }
 
 impl<'a> TagQuery<'a> {
-    /// Reads a raw query. A tag needs no percent-encoding, so nothing is decoded; a value that makes no
-    /// sense counts as not given.
+    /// Parses a raw query. Tags need no percent-encoding, so nothing is decoded. Invalid values are ignored.
     pub fn parse(query: &'a str) -> TagQuery<'a> {
         let value = |name: &str| {
             query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
@@ -41,17 +40,17 @@ impl<'a> TagQuery<'a> {
         TagQuery { count: count.filter(is_number), last, has_others }
     }
 
-    /// Whether it asks for no tag at all: distribution-spec, "Listing Tags".
+    /// Whether the query requests no tags at all: distribution-spec, "Listing Tags".
     pub fn is_for_none(&self) -> bool {
         self.count == Some(0)
     }
 
-    /// Whether a page of any list of tags can be cut by it. `last` may also be a token of a registry's own (ECR).
+    /// Whether the query can be applied to any list of tags. In some registries (ECR), `last` may be an opaque token.
     pub fn is_by_name(&self) -> bool {
         !self.has_others && self.last.is_none_or(|last| last.parse::<Tag>().is_ok())
     }
 
-    /// The page of a whole list.
+    /// The page of a complete list.
     pub fn page(&self, mut tags: Vec<String>) -> TagPage {
         tags.sort();
         tags.dedup();
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_a_registrys_own_are_noticed() {
+    fn registry_specific_parameters_are_detected() {
         for (query, is_for_none, is_by_name) in [
             ("", false, true),
             ("n=0", true, true),

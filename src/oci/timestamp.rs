@@ -1,10 +1,10 @@
-//! Timestamps in documents: image-spec asks for RFC 3339, section 5.6.
+//! Timestamps in documents: image-spec requires RFC 3339, section 5.6.
 
 /// The longest timestamp: nanoseconds and an offset have 35 characters.
 const CHARS_MAX: usize = 40;
 
-/// Whether a text has the form of a timestamp, `2026-01-31T08:00:00.5Z`, so that it can be printed. Whether
-/// there is such a day does not matter.
+/// Whether a text has the form of a timestamp, `2026-01-31T08:00:00.5Z`, and is therefore safe to print. Does not
+/// check that the day exists.
 pub fn is_timestamp(text: &str) -> bool {
     let Some((date, time)) = text.split_once(['T', 't']) else { return false };
     let is_date = date.len() == 10

@@ -47,7 +47,7 @@ fn exported_images_are_imported_byte_for_byte() {
         assert!(far.blobs() == site.blobs(), "{form}");
         assert_eq!(far.tags(), site.tags(), "{form}");
         assert_eq!(far.manifests(), site.manifests(), "{form}");
-        far.larder(&["import", &bundle]).succeeds().says(&["0 blobs", "as before"]);
+        far.larder(&["import", &bundle]).succeeds().says(&["0 blobs", "unchanged"]);
         assert_eq!(far.leftovers(), Vec::<String>::new());
     }
 }
@@ -145,7 +145,8 @@ fn missing_volume_is_named() {
     }
     fs::remove_file(site.path(&volumes[volumes.len() - 1])).unwrap();
     fs::write(site.path("v.002"), &second).unwrap();
-    site.larder(&["import", "v"]).fails(1, &["end in the middle", &volumes[volumes.len() - 1]]);
+    site.larder(&["import", "v"])
+        .fails(1, &["the last volume is truncated", &volumes[volumes.len() - 1]]);
 }
 
 #[test]

@@ -204,7 +204,7 @@ fn missing_platform_is_an_error_that_lists_the_available_ones() {
     shelf.tag("v1", &shelf.index(&[&inner]));
     let commands = shelf.site();
     let words = ["load", "--platform", "linux/s390x", &shelf.name("v1")];
-    commands.0.larder(&words).fails(1, &["no such platform", "linux/arm64"]);
+    commands.0.larder(&words).fails(1, &["none of the requested platforms", "linux/arm64"]);
 }
 
 #[test]

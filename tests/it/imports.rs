@@ -238,7 +238,7 @@ fn archive_entries_outside_the_archive_are_refused() {
     for path in ["../escaped", "/tmp/larder-escaped", "blobs/../../escaped"] {
         let site = Site::new();
         let bundle = Tar::default().file(path, b"x").end();
-        site.import_bytes(&bundle).fails(1, &["leads out", path]);
+        site.import_bytes(&bundle).fails(1, &["leads outside", path]);
         assert!(!site.path("escaped").exists());
     }
     // A link refers to an entry of the bundle, never to a local file.
@@ -270,10 +270,10 @@ fn invalid_or_oversized_bundles_are_refused() {
         Tar::default().blob(&digest_of(&large), &large).file("index.json", &index_json(&[index]));
     for (bundle, words) in [
         (b"no tar at all".to_vec(), "given.tar"),
-        (Tar::default().file("readme", b"x").end(), "no index.json"),
+        (Tar::default().file("readme", b"x").end(), "neither an index.json"),
         (Tar::default().file("index.json", b"{").end(), "index.json"),
         (Tar::default().file("manifest.json", b"{}").end(), "dir:"),
-        (too_large.end(), "no manifest that clients take"),
+        (too_large.end(), "not a manifest that clients accept"),
     ] {
         site.import_bytes(&bundle).fails(1, &[words]);
     }

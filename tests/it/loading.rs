@@ -127,7 +127,7 @@ fn selected_platforms_of_an_index_are_loaded() {
     let larder = Larder::start(&registry);
     let list = "$/team/app:v1";
     let mars = run(&larder, &registry, list, &settings(&["linux/mars"]));
-    let (_, reason) = mars.failed().next().expect("it has no such platform");
+    let (_, reason) = mars.failed().next().expect("it has none of the requested platforms");
     assert!(reason.contains("it has linux/amd64, linux/arm64"), "{reason}");
     run(&larder, &registry, list, &settings(&["linux/arm64"]));
     let has = |image: &Image| image.blobs().iter().all(|each| larder.has(&each.digest));

@@ -408,7 +408,7 @@ fn invalid_files_are_reported() {
     fs::write(site.path("text"), "no PEM").unwrap();
     let ca = |name: &str| ClientAuth::Verify { ca: Some(site.path(name)) };
     for (clients, words) in
-        [(ca("missing"), "cannot read"), (ca("text"), "no PEM"), (ca("key"), "no certificate")]
+        [(ca("missing"), "cannot read"), (ca("text"), "not a PEM"), (ca("key"), "no certificate")]
     {
         let error = site.settings(clients).check().unwrap_err();
         assert!(error.to_string().contains(words), "{words}: {error}");

@@ -211,12 +211,12 @@ does_not_start() { # WHAT REGEX TLS
 
 step "unusable files are errors at startup"
 does_not_start "a missing ca" 'cannot read .*/missing\.pem' "ca: $PKI/missing.pem"
-does_not_start "a ca that is not PEM" '/text\.pem is no PEM' "ca: $PKI/text.pem"
+does_not_start "a ca that is not PEM" '/text\.pem is not a PEM' "ca: $PKI/text.pem"
 does_not_start "a ca that is a key" 'no certificate in .*/ca\.key' "ca: $PKI/ca.key"
 does_not_start "a missing certificate" 'cannot read .*/missing\.pem' "cert: $PKI/missing.pem, key: $PKI/pkcs8.key"
 does_not_start "a missing key" 'cannot read .*/missing\.key' "cert: $PKI/pkcs8.pem, key: $PKI/missing.key"
-does_not_start "a certificate that is not PEM" '/text\.pem is no PEM' "cert: $PKI/text.pem, key: $PKI/pkcs8.key"
-does_not_start "a key that is not PEM" '/text\.pem is no PEM' "cert: $PKI/pkcs8.pem, key: $PKI/text.pem"
+does_not_start "a certificate that is not PEM" '/text\.pem is not a PEM' "cert: $PKI/text.pem, key: $PKI/pkcs8.key"
+does_not_start "a key that is not PEM" '/text\.pem is not a PEM' "cert: $PKI/pkcs8.pem, key: $PKI/text.pem"
 does_not_start "a key that is a certificate" 'no private key in .*/pkcs8\.pem' "cert: $PKI/pkcs8.pem, key: $PKI/pkcs8.pem"
 does_not_start "another certificate's key" 'key .*/sec1\.key .*certificate .*/pkcs8\.pem' \
   "cert: $PKI/pkcs8.pem, key: $PKI/sec1.key"

@@ -1,35 +1,36 @@
-//! What an image needs: the walk from its manifest to everything below.
+//! Completeness: whether the store has everything that an image needs.
 
 use std::sync::Arc;
 
 use crate::oci::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestKind, MediaType};
 use crate::store::{Graph, Store};
 
-/// Whether everything that has to be there is: at least one image with all of its content, or an index
-/// that lists nothing (of referrers, say). Children of an index that were never asked for do not count.
-pub(super) fn is_whole(graph: &Graph) -> bool {
+/// Whether the store has enough of an image to name it: at least one platform with all of its content, or an
+/// index without entries (of referrers, for example). Children of an index that were never requested may be
+/// absent.
+pub(super) fn is_complete(graph: &Graph) -> bool {
     let lists_nothing = |manifest: &Manifest| matches!(manifest.kind(), ManifestKind::Index { manifests } if manifests.is_empty());
     let root = graph.manifests.first().and_then(|root| root.manifest.as_ref());
     graph.is_complete() || root.is_some_and(lists_nothing)
 }
 
-/// What is missing of it: blobs, and manifests if there is no image at all.
+/// The content that an incomplete image lacks: its blobs, or its manifests if none of them is present.
 pub(super) fn missing(graph: &Graph) -> Vec<&Descriptor> {
     let mut missing: Vec<&Descriptor> = graph.missing_blobs().collect();
-    if missing.is_empty() && !is_whole(graph) {
+    if missing.is_empty() && !is_complete(graph) {
         let absent = graph.manifests.iter().filter(|each| each.manifest.is_none());
         missing.extend(absent.map(|each| &each.descriptor));
     }
     missing
 }
 
-/// A manifest by its digest alone, whatever repository it may belong to.
+/// Reads a manifest by its digest, from any repository.
 pub(super) fn manifest_by_digest(
     store: &Store,
     descriptor: &Descriptor,
     media_type: Option<&str>,
 ) -> Option<Manifest> {
-    // A layout's author may have written anything here; what is no manifest's type tells nothing.
+    // A layout may give any media type here. Ignore a type that is not a manifest's.
     let media_type = media_type
         .filter(|text| MediaType::parse(text).is_some_and(|media_type| media_type.is_manifest()));
     let size = store.blob(&descriptor.digest, descriptor.known_size())?.size;

@@ -1,63 +1,63 @@
-//! The one pass over a bundle: content into the store as it comes, documents into memory.
+//! Reads a bundle in one pass: content goes into the store, documents into memory.
 //!
-//! A tar may list its images before or behind their content, so nothing is decided here but what is
-//! content. Blobs of an image layout carry their digest in their path; layers and configs of `docker
-//! save` get theirs when they have been read. What no image turns out to need is an unreferenced blob.
+//! A tar archive may list its images before or after their content, so this pass only decides what is content.
+//! Blobs of an image layout carry their digest in their path. Layers and configs of `docker save` get their
+//! digests once they have been read. Content that no image needs becomes an unreferenced blob.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
 
 use super::error::BundleError;
+use super::event::ImportEvent;
 use super::source::{BundleSource, Item};
-use super::told::Told;
 use crate::oci::{Algorithm, Digest, MANIFEST_BYTES_MAX};
 use crate::store::{DigestingWriter, IngestError, Store};
 
-/// The largest `index.json` or `manifest.json`: some hundred thousand images.
+/// The largest `index.json` or `manifest.json`: enough for several hundred thousand images.
 const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// The most strings in one of them. Each costs some tens of bytes of memory, however short it is: without
-/// this, 64 MiB of empty strings would take gigabytes.
+/// The most strings in an `index.json` or `manifest.json`. Each costs some tens of bytes of memory, however
+/// short it is: without this limit, 64 MiB of empty strings would take gigabytes.
 const INDEX_STRINGS_MAX: usize = 4_000_000;
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 * 1024;
-/// How many links may lead to one file: `docker save` writes one.
+/// The most links to follow to a file: `docker save` writes one.
 const LINKS_MAX: usize = 8;
-/// How many files and links are remembered for `manifest.json`: a thousand images with thirty layers in
-/// files of their own are 30,000.
+/// How many files and links are remembered for `manifest.json`. A thousand images with thirty layers each, in
+/// separate files, are 30,000.
 const REMEMBERED_MAX: usize = 100_000;
-/// The longest path that is remembered, in bytes: those that tools write have some 80.
+/// The longest path that is remembered, in bytes: tools write paths of about 80.
 const PATH_BYTES_MAX: usize = 255;
 
-/// What a bundle held.
+/// What a bundle contains.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub(super) struct Contents {
     /// `index.json`.
     pub(super) index: Option<Vec<u8>>,
     /// `manifest.json`.
     pub(super) docker: Option<Vec<u8>>,
-    /// Whether there is a file `repositories`, which only `docker save` and `podman save` write.
+    /// Whether the bundle has a file `repositories`, which only `docker save` and `podman save` write.
     pub(super) has_repositories: bool,
-    /// Digest and size of what `manifest.json` may name by its path, blobs of a layout aside: their
-    /// paths are their digests.
+    /// Digest and size of the files that `manifest.json` may name by their paths. Blobs of a layout are not
+    /// among them: their paths are their digests.
     files: HashMap<String, (Digest, u64)>,
     links: HashMap<String, String>,
-    /// Entries of the bundle.
+    /// How many entries the bundle has.
     pub(super) entries: u64,
-    /// Bytes of their content.
+    /// The size of their content in bytes.
     pub(super) content_bytes: u64,
-    /// Blobs that the store did not have.
+    /// Blobs written because the store did not have them.
     pub(super) blobs_written: u64,
-    /// Their bytes.
+    /// Bytes written.
     pub(super) bytes_written: u64,
-    /// Blobs that it had.
+    /// Blobs skipped because the store had them.
     pub(super) blobs_present: u64,
-    /// Blobs that are not what their name says.
+    /// Blobs that do not match their digests.
     pub(super) failures: usize,
 }
 
-impl Taken {
-    /// The file at a path of `manifest.json`, through the links that `docker save` and `podman save` use
-    /// for layers that occur twice.
+impl Contents {
+    /// Digest and size of the file at a path of `manifest.json`. Follows the links that `docker save` and
+    /// `podman save` write for layers that occur twice.
     pub(super) fn file(&self, store: &Store, path: &str) -> Option<(Digest, u64)> {
         let mut path = path.strip_prefix("./").unwrap_or(path);
         for _ in 0..LINKS_MAX {
@@ -79,27 +79,27 @@ impl Taken {
 /// Reads a bundle to its end.
 ///
 /// # Errors
-/// [`BundleError`] if it cannot be read or the disk refuses. Content that came before stays, without a
-/// name.
-pub(super) fn take(
+/// [`BundleError`] if the bundle cannot be read, or the cache cannot be written. Content read before the
+/// failure stays in the store, without a name.
+pub(super) fn read(
     store: &Store,
     source: &BundleSource,
-    told: &mut dyn FnMut(&Told<'_>),
-) -> Result<Taken, BundleError> {
-    let mut taker = Taker { store, bundle: source.name(), told, taken: Taken::default() };
-    source.each_entry(&mut |path, item| taker.entry(path, item))?;
-    Ok(taker.taken)
+    report: &mut dyn FnMut(&ImportEvent<'_>),
+) -> Result<Contents, BundleError> {
+    let mut reader = Reader { store, bundle: source.name(), report, contents: Contents::default() };
+    source.each_entry(&mut |path, item| reader.entry(path, item))?;
+    Ok(reader.contents)
 }
 
-/// What an entry is, by its path.
+/// The role of an entry, determined by its path.
 #[derive(Debug, PartialEq, Eq)]
 enum Role {
     Index,
     Docker,
     Repositories,
-    /// Content of this digest.
+    /// Content with this digest.
     Blob(Digest),
-    /// A layer of `docker save`, and its digest if the path claims one.
+    /// A layer of `docker save`, and the digest that the path claims, if any.
     Layer(Option<Digest>),
     /// A config of `docker save`.
     Config,
@@ -132,38 +132,38 @@ impl Role {
     }
 }
 
-struct Taker<'a> {
+struct Reader<'a> {
     store: &'a Store,
     bundle: String,
-    told: &'a mut dyn FnMut(&Told<'_>),
-    taken: Taken,
+    report: &'a mut dyn FnMut(&ImportEvent<'_>),
+    contents: Contents,
 }
 
-impl Taker<'_> {
+impl Reader<'_> {
     fn entry(&mut self, path: &str, item: Item<'_>) -> Result<(), BundleError> {
-        self.taken.entries += 1;
+        self.contents.entries += 1;
         let (size, content) = match item {
             Item::File { size, content } => (size, content),
             Item::Link { target } => {
                 let is_short = |path: &str| path.len() <= PATH_BYTES_MAX;
                 let target = target.filter(|target| is_short(target) && is_short(path));
                 self.check_remembered()?;
-                self.taken.links.extend(target.map(|target| (path.to_owned(), target)));
+                self.contents.links.extend(target.map(|target| (path.to_owned(), target)));
                 return Ok(());
             }
         };
-        self.taken.content_bytes = self.taken.content_bytes.saturating_add(size);
+        self.contents.content_bytes = self.contents.content_bytes.saturating_add(size);
         if path.len() > PATH_BYTES_MAX {
             return Ok(());
         }
         match Role::of(path) {
             Role::Index => {
-                self.taken.index = Some(self.list(path, size, content)?);
+                self.contents.index = Some(self.list(path, size, content)?);
             }
             Role::Docker => {
-                self.taken.docker = Some(self.list(path, size, content)?);
+                self.contents.docker = Some(self.list(path, size, content)?);
             }
-            Role::Repositories => self.taken.has_repositories = true,
+            Role::Repositories => self.contents.has_repositories = true,
             Role::Blob(digest) => self.blob(path, &digest, size, content)?,
             Role::Layer(Some(digest)) if self.is_present(&digest, size) => {
                 self.remember(path, (digest, size))?;
@@ -198,12 +198,13 @@ impl Taker<'_> {
     }
 
     fn is_present(&mut self, digest: &Digest, size: u64) -> bool {
-        // Of what may be a manifest the bytes are looked at too: a damaged one is replaced.
+        // A manifest may be damaged and still have the right size. Its bytes are verified, so that a damaged
+        // copy is replaced.
         let is_present = match size <= MANIFEST_BYTES_MAX as u64 {
             true => self.store.read(digest, size).is_some(),
             false => self.store.blob(digest, Some(size)).is_some(),
         };
-        self.taken.blobs_present += u64::from(is_present);
+        self.contents.blobs_present += u64::from(is_present);
         is_present
     }
 
@@ -214,8 +215,8 @@ impl Taker<'_> {
     ) -> Result<(), BundleError> {
         match stored {
             Ok((digest, size)) => {
-                self.taken.blobs_written += 1;
-                self.taken.bytes_written += size;
+                self.contents.blobs_written += 1;
+                self.contents.bytes_written += size;
                 if !matches!(Role::of(path), Role::Blob(_)) {
                     self.remember(path, (digest, size))?;
                 }
@@ -223,8 +224,12 @@ impl Taker<'_> {
             Err(IngestError::Store(error)) => return Err(error.into()),
             Err(error) => {
                 let reason = error.to_string();
-                (self.told)(&Told::Refused { bundle: &self.bundle, entry: path, reason: &reason });
-                self.taken.failures += 1;
+                (self.report)(&ImportEvent::Refused {
+                    bundle: &self.bundle,
+                    entry: path,
+                    reason: &reason,
+                });
+                self.contents.failures += 1;
             }
         }
         Ok(())
@@ -232,12 +237,12 @@ impl Taker<'_> {
 
     fn remember(&mut self, path: &str, file: (Digest, u64)) -> Result<(), BundleError> {
         self.check_remembered()?;
-        self.taken.files.insert(path.to_owned(), file);
+        self.contents.files.insert(path.to_owned(), file);
         Ok(())
     }
 
     fn check_remembered(&self) -> Result<(), BundleError> {
-        match self.taken.files.len() + self.taken.links.len() < REMEMBERED_MAX {
+        match self.contents.files.len() + self.contents.links.len() < REMEMBERED_MAX {
             true => Ok(()),
             false => {
                 let limit = REMEMBERED_MAX as u64;
@@ -246,7 +251,7 @@ impl Taker<'_> {
         }
     }
 
-    /// Copies content into a spool, hashed as it passes.
+    /// Copies content into a temporary file and hashes it.
     fn spool(
         &self,
         path: &str,
@@ -269,7 +274,7 @@ impl Taker<'_> {
         Ok(spool)
     }
 
-    /// A document that lists images.
+    /// Reads a document that lists images.
     fn list(&self, path: &str, size: u64, content: &mut dyn Read) -> Result<Vec<u8>, BundleError> {
         let bytes = self.document(path, size, INDEX_BYTES_MAX, content)?;
         match bytes.iter().filter(|byte| **byte == b'"').count() / 2 > INDEX_STRINGS_MAX {
@@ -314,7 +319,7 @@ mod tests {
     const HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn paths_say_what_an_entry_is() {
+    fn the_role_of_an_entry_follows_from_its_path() {
         let digest: Digest = format!("sha256:{HEX}").parse().unwrap();
         for (path, role) in [
             ("index.json", Role::Index),
@@ -339,20 +344,20 @@ mod tests {
     }
 
     #[test]
-    fn links_that_lead_in_circles_end() {
+    fn circular_links_are_not_followed_forever() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&crate::store::Settings {
             root: directory.path().to_owned(),
             fsync: false,
         })
         .unwrap();
-        let mut taken = Taken::default();
-        taken.links.insert("a".into(), "b".into());
-        taken.links.insert("b".into(), "a".into());
-        assert_eq!(taken.file(&store, "a"), None);
+        let mut contents = Contents::default();
+        contents.links.insert("a".into(), "b".into());
+        contents.links.insert("b".into(), "a".into());
+        assert_eq!(contents.file(&store, "a"), None);
         let file = (Digest::of(Algorithm::Sha256, b"x"), 1);
-        taken.files.insert("c".into(), file);
-        taken.links.insert("d".into(), "c".into());
-        assert_eq!(taken.file(&store, "./d"), Some(file));
+        contents.files.insert("c".into(), file);
+        contents.links.insert("d".into(), "c".into());
+        assert_eq!(contents.file(&store, "./d"), Some(file));
     }
 }

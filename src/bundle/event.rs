@@ -1,86 +1,86 @@
-//! What an import tells as it goes, and what it came to, with the words for it.
+//! Events and summaries of imports, and their texts.
 
 use std::fmt;
 
 use super::error::REASON_CHARS_MAX;
 use crate::oci::{Descriptor, Digest, quoted_up_to};
 
-/// How many platforms of one image are listed.
+/// How many platforms of an image are listed.
 const PLATFORMS_LISTED_MAX: usize = 32;
-/// How many missing blobs of one image are listed.
+/// How many missing blobs of an image are listed.
 const MISSING_LISTED_MAX: usize = 20;
 
-/// Something that happened to one image or blob.
+/// An event of an import, about one image or blob.
 #[derive(Debug)]
-pub enum Told<'a> {
-    /// An image has its name.
+pub enum ImportEvent<'a> {
+    /// An image was imported and has its name.
     Imported {
         /// The full reference.
         reference: &'a str,
-        /// Its manifest or index.
+        /// The digest of its manifest or index.
         digest: &'a Digest,
-        /// The platforms that came, as an index tells them.
+        /// The platforms that were imported, as the index names them.
         platforms: Vec<&'a str>,
-        /// What the name was before.
+        /// What the name referred to before.
         before: Before,
-        /// Whether its digest is the registry's.
+        /// Whether the digest is the registry's.
         origin: Origin,
     },
-    /// An image was not named, since something is in neither the bundle nor the cache.
+    /// An image was not named, because neither the bundle nor the cache has all of its content.
     Incomplete {
         /// The full reference.
         reference: &'a str,
-        /// Digest and size of what is missing.
+        /// The missing content.
         missing: Vec<&'a Descriptor>,
     },
-    /// Something in a bundle was not taken.
+    /// An entry or image of a bundle was not imported.
     Refused {
         /// The bundle.
         bundle: &'a str,
-        /// A blob's path, or an image.
+        /// The path of a blob, or the name of an image.
         entry: &'a str,
-        /// Why.
+        /// The reason.
         reason: &'a str,
     },
 }
 
-/// What a name was before the import.
+/// What a name referred to before the import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Before {
-    /// It was not there.
+    /// Nothing: the name is new.
     Absent,
-    /// The same.
+    /// The same manifest.
     Same,
-    /// Another manifest.
+    /// A different manifest.
     Other(Digest),
 }
 
 /// Where a manifest comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// From whoever made the image, byte for byte.
+    /// From the builder of the image, byte for byte.
     Original,
-    /// Made from config and layers, by us or by `docker save`: the registry's digest is lost.
+    /// From its config and layers, rebuilt by Larder or by `docker save`. The registry's digest is lost.
     Rebuilt,
 }
 
-/// What an import came to.
+/// The result of an import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportSummary {
-    /// Images that have their names, also those that had them before.
+    /// Images that were named, including those that had their names before.
     pub images: usize,
-    /// Images and blobs that were refused or are not whole.
+    /// Images and blobs that were refused or are incomplete.
     pub failures: usize,
     /// Blobs written.
     pub blobs_written: u64,
     /// Bytes written.
     pub bytes_written: u64,
-    /// Blobs passed over, since the cache had them.
+    /// Blobs skipped because the cache had them.
     pub blobs_present: u64,
 }
 
 impl ImportSummary {
-    /// Adds what another import came to.
+    /// Adds the result of another import.
     pub fn add(&mut self, other: ImportSummary) {
         self.images += other.images;
         self.failures += other.failures;
@@ -90,7 +90,7 @@ impl ImportSummary {
     }
 }
 
-/// A number of bytes as people read it, e.g. `45.2 MB`.
+/// A number of bytes in a human-readable form, for example `45.2 MB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -108,11 +108,11 @@ impl fmt::Display for Bytes {
     }
 }
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for ImportEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Told::Imported { reference, digest, platforms, before, origin } => {
-                // What is known by its digest has it in its reference.
+            ImportEvent::Imported { reference, digest, platforms, before, origin } => {
+                // A reference by digest already contains it.
                 let shown =
                     if reference.contains('@') { String::new() } else { format!(" {digest}") };
                 write!(f, "{reference}{shown}")?;
@@ -125,19 +125,19 @@ impl fmt::Display for Told<'_> {
                 }
                 match before {
                     Before::Absent => {}
-                    Before::Same => write!(f, " (as before)")?,
+                    Before::Same => write!(f, " (unchanged)")?,
                     Before::Other(digest) => write!(f, " (was {digest})")?,
                 }
                 match origin {
                     Origin::Original => Ok(()),
                     Origin::Rebuilt => write!(
                         f,
-                        "\n    docker save keeps no registry digest: this one was made from config \
-                         and layers, and pods that pin the image by digest will not find it"
+                        "\n    docker save does not keep the registry's digest: this one was computed from the \
+                         config and layers, and pods that pin the image by digest will not find it"
                     ),
                 }
             }
-            Told::Incomplete { reference, missing } => {
+            ImportEvent::Incomplete { reference, missing } => {
                 let bytes = missing.iter().map(|each| each.size).fold(0, u64::saturating_add);
                 write!(
                     f,
@@ -155,7 +155,7 @@ impl fmt::Display for Told<'_> {
                     more => write!(f, "\n    and {more} more"),
                 }
             }
-            Told::Refused { bundle, entry, reason } => {
+            ImportEvent::Refused { bundle, entry, reason } => {
                 let reason = quoted_up_to(REASON_CHARS_MAX, reason);
                 write!(
                     f,
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_at_a_glance() {
+    fn sizes_are_printed_in_decimal_units() {
         for (bytes, text) in [
             (0, "0 bytes"),
             (999, "999 bytes"),
