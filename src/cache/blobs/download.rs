@@ -140,7 +140,7 @@ impl<'a, S: Sink> Download<'a, S> {
             };
             self.cache.core.metrics.retries.inc();
             log::warn!(
-                "{}: {error}; going on after {reached} bytes in {} ms",
+                "{}: {error}; {reached} bytes received, resuming in {} ms",
                 self.what(),
                 wait.as_millis()
             );

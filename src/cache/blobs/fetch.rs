@@ -140,7 +140,7 @@ impl BlobCache {
             0 => {}
             bytes => {
                 self.core.metrics.resumed.inc();
-                log::info!("{}: going on after {bytes} bytes", download.what());
+                log::info!("{}: resuming after {bytes} bytes", download.what());
             }
         }
         Ok(())
