@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::store::{IngestError, StoreError};
+use crate::units::duration;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// A lookup failed. Cheap to clone: it reaches everybody who waits for the same thing.
@@ -171,8 +172,8 @@ impl fmt::Display for CacheError {
             CacheError::BackingOff { wait } => {
                 write!(
                     f,
-                    "upstream's rate limit is reached, and it asked to wait {} s more",
-                    wait.as_secs()
+                    "upstream's rate limit is reached, and it asked to wait {} more",
+                    duration(*wait)
                 )
             }
             CacheError::Upstream(error) => error.fmt(f),

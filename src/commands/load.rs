@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::units::{plural, size};
 use super::{CommandError, import, note};
 use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
@@ -19,6 +18,7 @@ use crate::config::Settings;
 use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
+use crate::units::{duration, plural, size};
 use crate::upstream::Registries;
 
 /// The number of bytes of a file that are read to distinguish a list from a bundle.
@@ -192,10 +192,10 @@ fn conclude(summary: &LoadSummary, took: Duration) -> Result<(), CommandError> {
     let unconfirmed = summary.images.iter().filter(|(_, how)| *how == Outcome::Unconfirmed);
     let loaded = summary.images.len() - failed.len();
     note(&format!(
-        "{loaded} of {} in the cache, {} fetched in {:.1} s",
+        "{loaded} of {} in the cache, {} fetched in {}",
         plural(summary.images.len(), "image"),
         size(summary.fetched_bytes()),
-        took.as_secs_f64()
+        duration(took)
     ));
     for (image, _) in unconfirmed {
         note(&format!(
@@ -251,7 +251,7 @@ impl Display {
                 Outcome::Failed { reason } => format!("{image}: failed: {reason}"),
             },
             LoadEvent::Retry { image, reason, wait } => {
-                format!("{image}: {reason}; retrying in {} s", wait.as_secs())
+                format!("{image}: {reason}; retrying in {}", duration(wait))
             }
             _ => String::new(),
         };
