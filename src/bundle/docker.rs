@@ -19,6 +19,7 @@ use crate::oci::{
     MediaType, Reference, Verifier, json_reason, quoted,
 };
 use crate::store::{Blob, Graph, IngestError, Store, StoredImage};
+use crate::units::plural;
 
 /// The media types for a Docker manifest, the ones that containerd uses for its imports.
 const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
@@ -233,7 +234,7 @@ impl<'a> Rebuild<'a> {
         })?;
         let (layers, listed) = (image.layers.len(), diff_ids.len());
         if layers != listed {
-            return Err(format!("it has {layers} layers, and {path} lists {listed}"));
+            return Err(format!("it has {}, and {path} lists {listed}", plural(layers, "layer")));
         }
         if layers >= DESCRIPTORS_MAX {
             return Err(format!("it has {layers} layers, the limit is {}", DESCRIPTORS_MAX - 1));

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::error::REASON_CHARS_MAX;
 use crate::oci::{Descriptor, Digest, quoted_up_to};
+use crate::units::{plural, size};
 
 /// How many platforms of an image are listed.
 const PLATFORMS_LISTED_MAX: usize = 32;
@@ -90,24 +91,6 @@ impl ImportSummary {
     }
 }
 
-/// A number of bytes in a human-readable form, for example `45.2 MB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bytes(pub u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(&str, u64); 4] =
-            [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)];
-        match UNITS.into_iter().find(|(_, factor)| self.0 >= *factor) {
-            Some((unit, factor)) => {
-                let (whole, tenth) = (self.0 / factor, self.0 % factor * 10 / factor);
-                write!(f, "{whole}.{tenth} {unit}")
-            }
-            None => write!(f, "{} bytes", self.0),
-        }
-    }
-}
-
 impl fmt::Display for ImportEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -141,14 +124,13 @@ impl fmt::Display for ImportEvent<'_> {
                 let bytes = missing.iter().map(|each| each.size).fold(0, u64::saturating_add);
                 write!(
                     f,
-                    "{reference}: not imported; {} of its blobs ({}) are in neither the bundle nor the \
-                     cache:",
-                    missing.len(),
-                    Bytes(bytes)
+                    "{reference}: not imported; {} ({}) missing in both the bundle and the cache:",
+                    plural(missing.len(), "blob"),
+                    size(bytes)
                 )?;
                 let listed = missing.iter().take(MISSING_LISTED_MAX);
                 listed.clone().try_for_each(|each| {
-                    write!(f, "\n    {} ({} bytes)", each.digest, each.size)
+                    write!(f, "\n    {} ({})", each.digest, size(each.size))
                 })?;
                 match missing.len().saturating_sub(MISSING_LISTED_MAX) {
                     0 => Ok(()),
@@ -169,33 +151,13 @@ impl fmt::Display for ImportEvent<'_> {
 
 impl fmt::Display for ImportSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.images == 1 { "" } else { "s" };
         write!(
             f,
-            "{} image{plural} imported; {} blobs ({}) written, {} were in the cache",
-            self.images,
-            self.blobs_written,
-            Bytes(self.bytes_written),
+            "{} imported; {} ({}) written, {} already in the cache",
+            plural(self.images, "image"),
+            plural(self.blobs_written, "blob"),
+            size(self.bytes_written),
             self.blobs_present
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_printed_in_decimal_units() {
-        for (bytes, text) in [
-            (0, "0 bytes"),
-            (999, "999 bytes"),
-            (1_000, "1.0 kB"),
-            (45_290_000, "45.2 MB"),
-            (4_000_000_000, "4.0 GB"),
-            (u64::MAX, "18446744.0 TB"),
-        ] {
-            assert_eq!(Bytes(bytes).to_string(), text);
-        }
     }
 }

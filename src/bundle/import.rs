@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use super::completeness::{is_complete, manifest_by_digest, missing};
 use super::docker::{self, Rebuild, SavedImage};
 use super::error::BundleError;
-use super::event::{Before, Bytes, ImportEvent, ImportSummary, Origin};
+use super::event::{Before, ImportEvent, ImportSummary, Origin};
 use super::layout::{EntryName, parse_index};
 use super::reader::{Contents, read};
 use super::source::BundleSource;
@@ -25,6 +25,7 @@ use crate::oci::{
     Reference, Tag,
 };
 use crate::store::{Access, Graph, ManifestRecord, Store, StoreError, TagRecord};
+use crate::units::size;
 
 /// How many manifests an import may read per entry of the bundle, and how many bytes of manifests per byte. A
 /// bundle from an image tool needs each of its manifests once or twice.
@@ -351,7 +352,7 @@ impl Naming<'_> {
         let digest = &root.descriptor.digest;
         let is_stored = self.store.blob(digest, root.descriptor.known_size()).is_some();
         if is_stored && graph.manifests.iter().all(|each| each.manifest.is_none()) {
-            let limit = Bytes(MANIFEST_BYTES_MAX as u64);
+            let limit = size(MANIFEST_BYTES_MAX as u64);
             let reason = format!(
                 "{digest} is not a manifest that clients accept, or exceeds {limit} or \
                  {DESCRIPTORS_MAX} descriptors"

@@ -92,11 +92,15 @@ pub enum LoadEvent<'a> {
 pub enum Outcome {
     /// The cache has the complete image, and the registry confirmed the digest.
     Loaded {
-        /// Bytes fetched from the registry.
+        /// Bytes of manifests and blobs of the image that were not cached before. Content that images share counts for each
+        /// image that waited for it, and a resumed blob counts completely.
         fetched_bytes: u64,
     },
     /// The cache has the complete image, but the registry could not confirm that the digest is current.
-    Unconfirmed,
+    Unconfirmed {
+        /// As for [`Outcome::Loaded`].
+        fetched_bytes: u64,
+    },
     /// The image could not be loaded.
     Failed {
         /// The reason.
@@ -118,15 +122,6 @@ impl LoadSummary {
             Outcome::Failed { reason } => Some((image.as_str(), reason.as_str())),
             _ => None,
         })
-    }
-
-    /// How many bytes were fetched.
-    pub fn fetched_bytes(&self) -> u64 {
-        let fetched = self.images.iter().map(|(_, outcome)| match outcome {
-            Outcome::Loaded { fetched_bytes } => *fetched_bytes,
-            _ => 0,
-        });
-        fetched.sum()
     }
 }
 
@@ -206,9 +201,16 @@ impl From<String> for Failure {
     }
 }
 
-/// What an attempt fetched below a manifest.
-struct Below {
+/// What an attempt has visited and fetched, also if it fails.
+#[derive(Default)]
+struct Walk {
+    /// The manifests that were visited, because indexes may name one manifest any number of times.
+    seen: HashSet<Digest>,
     fetched_bytes: u64,
+}
+
+/// What is below a manifest.
+struct Below {
     /// How many image manifests, and other content of indexes, are now complete.
     manifests: usize,
     /// Platforms that indexes list, for the message if none of the requested ones exists.
@@ -219,11 +221,10 @@ impl Below {
     fn of_index(children: &[Descriptor]) -> Below {
         let platforms = children.iter().filter_map(|child| child.platform.clone());
         let others = platforms.take(PLATFORMS_LISTED_MAX).collect();
-        Below { fetched_bytes: 0, manifests: 0, others }
+        Below { manifests: 0, others }
     }
 
     fn add(&mut self, other: Below) {
-        self.fetched_bytes += other.fetched_bytes;
         self.manifests += other.manifests;
         let left = PLATFORMS_LISTED_MAX.saturating_sub(self.others.len());
         self.others.extend(other.others.into_iter().take(left));
@@ -292,8 +293,17 @@ impl Loading<'_> {
             Ok(wanted) => wanted,
             Err(reason) => return Outcome::Failed { reason: reason.clone() },
         };
-        match self.retrying(&image.reference, || self.pull(&image.reference, name, reference)) {
-            Ok(outcome) => outcome,
+        // In all attempts.
+        let mut fetched_bytes = 0;
+        let how = self.retrying(&image.reference, || {
+            let mut walk = Walk::default();
+            let how = self.pull(&image.reference, name, reference, &mut walk);
+            fetched_bytes += walk.fetched_bytes;
+            how
+        });
+        match how {
+            Ok(How::Stale) => Outcome::Unconfirmed { fetched_bytes },
+            Ok(_) => Outcome::Loaded { fetched_bytes },
             Err(reason) => Outcome::Failed { reason },
         }
     }
@@ -301,7 +311,7 @@ impl Loading<'_> {
     fn retrying<T>(
         &self,
         image: &str,
-        attempt: impl Fn() -> Result<T, Failure>,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, String> {
         let mut backoff = self.settings.first_wait;
         for left in (0..self.settings.attempts.max(1)).rev() {
@@ -319,16 +329,16 @@ impl Loading<'_> {
         Err("it was not attempted".into())
     }
 
-    /// One attempt: fetches the manifest, then everything below it.
+    /// One attempt: fetches the manifest, then everything below it. Returns where the manifest came from.
     fn pull(
         &self,
         image: &str,
         name: &ImageName,
         reference: &Reference,
-    ) -> Result<Outcome, Failure> {
+        walk: &mut Walk,
+    ) -> Result<How, Failure> {
         let answer = self.manifest(name, reference)?;
-        let mut seen = HashSet::new();
-        let mut below = self.below(image, name, &answer, 0, &mut seen)?;
+        let below = self.below(image, name, &answer, 0, walk)?;
         if let Below { manifests: 0, others, .. } = &below
             && !others.is_empty()
         {
@@ -337,18 +347,15 @@ impl Loading<'_> {
         }
         if self.settings.referrers {
             // Also those of each platform's manifest, which clients look up after they have selected one.
-            let subjects: Vec<Digest> = seen.iter().copied().collect();
+            let subjects: Vec<Digest> = walk.seen.iter().copied().collect();
             for subject in subjects {
                 for referrer in self.cache.fetch_referrers(name, &subject) {
                     let answer = self.manifest(name, &Reference::Digest(referrer))?;
-                    below.add(self.below(image, name, &answer, 0, &mut seen)?);
+                    self.below(image, name, &answer, 0, walk)?;
                 }
             }
         }
-        Ok(match answer.how {
-            How::Stale => Outcome::Unconfirmed,
-            _ => Outcome::Loaded { fetched_bytes: below.fetched_bytes },
-        })
+        Ok(answer.how)
     }
 
     fn manifest(
@@ -362,20 +369,22 @@ impl Loading<'_> {
         }
     }
 
-    /// Fetches everything below a manifest. `seen` has the manifests that were visited, because indexes may name
-    /// one manifest any number of times.
+    /// Fetches everything below a manifest.
     fn below(
         &self,
         image: &str,
         name: &ImageName,
         answer: &ManifestAnswer,
         depth: usize,
-        seen: &mut HashSet<Digest>,
+        walk: &mut Walk,
     ) -> Result<Below, Failure> {
-        seen.insert(*answer.digest());
+        walk.seen.insert(*answer.digest());
         let media_type = Some(answer.media_type().as_str());
         let bytes =
             answer.body().read().map_err(|error| format!("{}: {error}", answer.digest()))?;
+        if !matches!(answer.how, How::Hit | How::Stale) {
+            walk.fetched_bytes += bytes.len() as u64;
+        }
         let manifest = Manifest::parse(&bytes, media_type)
             .map_err(|error| format!("{}: {error}", answer.digest()))?;
         match manifest.kind() {
@@ -386,8 +395,8 @@ impl Loading<'_> {
                     .descriptors()
                     .filter(|blob| !blob.is_foreign && named.insert(blob.digest))
                     .collect();
-                let fetched_bytes = self.blobs(image, name, &blobs)?;
-                Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() })
+                self.blobs(image, name, &blobs, walk)?;
+                Ok(Below { manifests: 1, others: Vec::new() })
             }
             ManifestKind::Index { .. } if depth >= DEPTH_MAX => {
                 Err(format!("its indexes are nested deeper than {DEPTH_MAX}").into())
@@ -395,10 +404,10 @@ impl Loading<'_> {
             ManifestKind::Index { manifests } => {
                 let mut below = Below::of_index(manifests);
                 for child in self.settings.platforms.select(manifests) {
-                    if seen.contains(&child.digest) {
+                    if walk.seen.contains(&child.digest) {
                         continue;
                     }
-                    match self.child(image, name, child, depth, seen) {
+                    match self.child(image, name, child, depth, walk) {
                         Ok(of_child) => below.add(of_child),
                         // Tools that copy single platforms often omit attestations, and no client needs
                         // them to run the image.
@@ -422,18 +431,24 @@ impl Loading<'_> {
         name: &ImageName,
         child: &Descriptor,
         depth: usize,
-        seen: &mut HashSet<Digest>,
+        walk: &mut Walk,
     ) -> Result<Below, Failure> {
         if !child.may_be_manifest {
-            let fetched_bytes = self.blobs(image, name, &[child])?;
-            return Ok(Below { fetched_bytes, manifests: 1, others: Vec::new() });
+            self.blobs(image, name, &[child], walk)?;
+            return Ok(Below { manifests: 1, others: Vec::new() });
         }
         let answer = self.manifest(name, &Reference::Digest(child.digest))?;
-        self.below(image, name, &answer, depth + 1, seen)
+        self.below(image, name, &answer, depth + 1, walk)
     }
 
     /// Fetches blobs, in parallel as far as there are fetch threads.
-    fn blobs(&self, image: &str, name: &ImageName, blobs: &[&Descriptor]) -> Result<u64, Failure> {
+    fn blobs(
+        &self,
+        image: &str,
+        name: &ImageName,
+        blobs: &[&Descriptor],
+        walk: &mut Walk,
+    ) -> Result<(), Failure> {
         let mut waits = Vec::new();
         let mut first_failure = None;
         for blob in blobs {
@@ -447,7 +462,6 @@ impl Loading<'_> {
                 Err(error) => first_failure = first_failure.or(Some(error)),
             }
         }
-        let mut fetched_bytes = 0;
         for (blob, waiting) in waits {
             let digest = &blob.digest;
             let mut position = 0;
@@ -460,11 +474,11 @@ impl Loading<'_> {
                 (self.report)(LoadEvent::Progress { digest, bytes });
             }
             match wait(|waker| waiting.poll_end(waker)) {
-                Ok(size) => fetched_bytes += size,
+                Ok(size) => walk.fetched_bytes += size,
                 Err(failure) => first_failure = first_failure.or(Some(failure.error)),
             }
             (self.report)(LoadEvent::BlobDone { digest });
         }
-        first_failure.map_or(Ok(fetched_bytes), |error| Err(error.into()))
+        first_failure.map_or(Ok(()), |error| Err(error.into()))
     }
 }

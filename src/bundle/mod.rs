@@ -29,7 +29,7 @@ mod volumes;
 
 pub use compression::Compression;
 pub use error::BundleError;
-pub use event::{Before, Bytes, ImportEvent, ImportSummary, Origin};
+pub use event::{Before, ImportEvent, ImportSummary, Origin};
 pub use export::{ExportSummary, Have, export};
 pub use import::{ImportSettings, import};
 pub use list::{ListError, Wanted};

@@ -8,13 +8,13 @@ use std::time::SystemTime;
 
 use super::completeness::{is_complete, missing};
 use super::docker::{self, SavedImage};
-use super::event::Bytes;
 use super::layout::Audience;
 use crate::oci::{
     Choice, Descriptor, Digest, ImageName, Manifest, ManifestKind, PartReference, Platform,
     Platforms, Reference, Tag, quoted, uncommented,
 };
 use crate::store::{Graph, Store, StoredImage};
+use crate::units::{plural, size};
 
 /// Parses a list of digests, one per line, as the destination prints them.
 ///
@@ -362,13 +362,13 @@ impl fmt::Display for Missing {
                 let bytes = sizes.fold(0, u64::saturating_add);
                 write!(
                     f,
-                    "{reference}: incomplete; {} of its blobs ({}) are not in the cache:",
-                    missing.len(),
-                    Bytes(bytes)
+                    "{reference}: incomplete; {} ({}) missing in the cache:",
+                    plural(missing.len(), "blob"),
+                    size(bytes)
                 )?;
                 missing
                     .iter()
-                    .try_for_each(|(digest, size)| write!(f, "\n    {digest} ({size} bytes)"))
+                    .try_for_each(|(digest, bytes)| write!(f, "\n    {digest} ({})", size(*bytes)))
             }
             Missing::Referrer { reference } => {
                 write!(f, "{reference}: omitted, because it is incomplete in the cache")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::store::{IngestError, StoreError};
+use crate::units::duration;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 /// The reason why a lookup failed. Cheap to clone: every follower of a flight receives it.
@@ -175,8 +176,8 @@ impl fmt::Display for CacheError {
             CacheError::BackingOff { wait } => {
                 write!(
                     f,
-                    "the registry's rate limit is reached, the next request is allowed in {} s",
-                    wait.as_secs()
+                    "the registry's rate limit is reached, the next request is allowed in {}",
+                    duration(*wait)
                 )
             }
             CacheError::Upstream(error) => error.fmt(f),

@@ -22,6 +22,7 @@ use super::{CacheError, lock};
 use crate::metrics::Removal;
 use crate::prune::{self, CacheLimits, Disk, Eviction, FreeSpace, PruneError, Report};
 use crate::store::StoreError;
+use crate::units::{plural, size};
 
 /// How often the thread compares the disk with the watermarks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -278,10 +279,10 @@ impl EvictionService {
         self.note_removed(Removal::Evicted, eviction.images, eviction.freed_bytes);
         if eviction.images > 0 || eviction.freed_bytes > 0 {
             log::warn!(
-                "evicted {} images and {} other files, {} bytes in all",
-                eviction.images,
-                eviction.leftovers,
-                eviction.freed_bytes
+                "evicted {} and {}, {} in all",
+                plural(eviction.images, "image"),
+                plural(eviction.leftovers, "other file"),
+                size(eviction.freed_bytes)
             );
         }
         ended.map(|()| eviction)
@@ -303,8 +304,8 @@ impl EvictionService {
 
 fn nothing_left(eviction: &Eviction) -> String {
     format!(
-        "everything else is pinned ({} images) or was used in the last ten minutes",
-        eviction.pinned
+        "everything else is pinned ({}) or was used in the last ten minutes",
+        plural(eviction.pinned, "image")
     )
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{CommandError, load, note, reload, say};
 use crate::config::Settings;
+use crate::units::plural;
 
 /// Reads the files that the configuration refers to, and prints errors and warnings.
 ///
@@ -17,11 +18,7 @@ pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), Comm
         note(&remark);
     }
     let file = file.map_or("the default configuration".into(), |file| file.display().to_string());
-    let registries = settings.upstream.registries.len();
-    let registries = match registries {
-        1 => "1 registry entry".to_owned(),
-        count => format!("{count} registry entries"),
-    };
+    let registries = plural(settings.upstream.registries.len(), "registry entry");
     say(&format!("{file}: valid, {registries}"));
     Ok(())
 }

@@ -5,16 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::units::plural;
 use super::{CommandError, existing_store, logging, note};
 use crate::bundle::{
-    self, BundleError, Bytes, Chosen, Compression, Destination, ExportSummary, Form, Have,
-    Selection,
+    self, BundleError, Chosen, Compression, Destination, ExportSummary, Form, Have, Selection,
 };
 use crate::cli::Export;
 use crate::config::Settings;
 use crate::oci::{Choice, PlatformError};
 use crate::prune::parse_since;
+use crate::units::{plural, size};
 
 /// Exports the selected images. If something is missing, prints what and writes nothing.
 ///
@@ -146,7 +145,7 @@ impl fmt::Display for Line<'_> {
         if !platforms.is_empty() {
             write!(f, " {}", platforms.join(", "))?;
         }
-        write!(f, " {}", Bytes(chosen.bytes()))
+        write!(f, " {}", size(chosen.bytes()))
     }
 }
 
@@ -160,14 +159,14 @@ impl fmt::Display for Summary<'_> {
             "{}, {} ({}) written to {}",
             plural(summary.images, "image"),
             plural(summary.blobs, "blob"),
-            Bytes(summary.bytes),
+            size(summary.bytes),
             output.display()
         )?;
         if let Some(volumes) = summary.volumes {
             write!(f, " in {}", plural(volumes, "volume"))?;
         }
         if summary.blobs_left_out > 0 {
-            let left_out = Bytes(summary.bytes_left_out);
+            let left_out = size(summary.bytes_left_out);
             let blobs = plural(summary.blobs_left_out, "blob");
             write!(f, "; {blobs} ({left_out}) left out because of --except")?;
         }

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::units::plural;
 use super::{CommandError, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
 use crate::config::Settings;
 use crate::oci::PartReference;
 use crate::store::Store;
+use crate::units::plural;
 
 /// Imports every given bundle. One that cannot be read does not prevent the import of the others.
 ///

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::export::choices;
-use super::{CommandError, existing_store, units};
+use super::{CommandError, existing_store};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
 use crate::prune::{Pins, PruneError};
 use crate::store::{Graph, ImageUsage, Store, StoreError, StoredImage};
+use crate::units;
 
 /// Hexadecimal characters of a digest in a table, as in other tools.
 const SHORT_DIGEST: usize = 12;

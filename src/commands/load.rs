@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::units::{plural, size};
 use super::{CommandError, import, note};
 use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
@@ -19,6 +18,7 @@ use crate::config::Settings;
 use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
+use crate::units::{duration, plural, size};
 use crate::upstream::Registries;
 
 /// The number of bytes of a file that are read to distinguish a list from a bundle.
@@ -69,7 +69,8 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     cache.close();
     // Also after failures: the images that were loaded must be in the index.
     store.settle_index()?;
-    conclude(&summary, began.elapsed())
+    // The cache is new, so the counter has what this command fetched: exactly, unlike the sum of the images.
+    conclude(&summary, cache.metrics().fetched_bytes.get(), began.elapsed())
 }
 
 /// A cache with the server's settings, but without the negative cache and prefetching of blobs, since commands
@@ -187,19 +188,20 @@ fn platforms(settings: &Settings, command: &cli::Load) -> Result<Platforms, Comm
     Ok(settings.load_platforms.clone())
 }
 
-fn conclude(summary: &LoadSummary, took: Duration) -> Result<(), CommandError> {
+fn conclude(summary: &LoadSummary, fetched_bytes: u64, took: Duration) -> Result<(), CommandError> {
     let failed: Vec<_> = summary.failed().collect();
-    let unconfirmed = summary.images.iter().filter(|(_, how)| *how == Outcome::Unconfirmed);
+    let unconfirmed =
+        summary.images.iter().filter(|(_, how)| matches!(how, Outcome::Unconfirmed { .. }));
     let loaded = summary.images.len() - failed.len();
     note(&format!(
-        "{loaded} of {} in the cache, {} fetched in {:.1} s",
+        "{loaded} of {} in the cache, {} fetched in {}",
         plural(summary.images.len(), "image"),
-        size(summary.fetched_bytes()),
-        took.as_secs_f64()
+        size(fetched_bytes),
+        duration(took)
     ));
     for (image, _) in unconfirmed {
         note(&format!(
-            "  unconfirmed: {image}: cached, but the registry could not be reached to check for a newer version"
+            "  unconfirmed: {image}: cached, but the registry did not confirm that this is the current version"
         ));
     }
     for (image, reason) in &failed {
@@ -247,11 +249,16 @@ impl Display {
                 Outcome::Loaded { fetched_bytes } => {
                     format!("{image}: loaded, {} fetched", size(*fetched_bytes))
                 }
-                Outcome::Unconfirmed => format!("{image}: already cached, unconfirmed"),
+                Outcome::Unconfirmed { fetched_bytes: 0 } => {
+                    format!("{image}: already cached, unconfirmed")
+                }
+                Outcome::Unconfirmed { fetched_bytes } => {
+                    format!("{image}: loaded, {} fetched, unconfirmed", size(*fetched_bytes))
+                }
                 Outcome::Failed { reason } => format!("{image}: failed: {reason}"),
             },
             LoadEvent::Retry { image, reason, wait } => {
-                format!("{image}: {reason}; retrying in {} s", wait.as_secs())
+                format!("{image}: {reason}; retrying in {}", duration(wait))
             }
             _ => String::new(),
         };

@@ -16,7 +16,6 @@ mod prune;
 mod reload;
 mod serve;
 mod service;
-mod units;
 mod verify;
 
 use std::fmt;
@@ -31,8 +30,8 @@ use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
+use crate::units::plural;
 use crate::users::HtpasswdError;
-use units::plural;
 
 /// Runs the command.
 ///

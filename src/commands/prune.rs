@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::export::choices;
-use super::units::{plural, size};
 use super::{CommandError, existing_store, list, logging, say};
 use crate::api::report_document;
 use crate::cli;
 use crate::config::Settings;
 use crate::oci::Choice;
 use crate::prune::{self, Criteria, Report, Request, parse_duration, parse_since};
+use crate::units::{plural, size};
 
 /// Removes the selected images, and prints which.
 ///

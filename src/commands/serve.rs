@@ -14,7 +14,6 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
-use super::units::plural;
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
@@ -23,6 +22,7 @@ use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::store::Store;
+use crate::units::{duration, plural};
 use crate::upstream::{ProxySettings, Registries};
 use crate::users::Users;
 
@@ -105,7 +105,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
 
     service::ready(&format!("serving on {}", server.address()));
     let report = server.run();
-    log::info!("drained: {} connections finished, {} closed by force", report.finished, report.cut);
+    let finished = plural(report.finished, "connection");
+    log::info!("drained: {finished} finished, {} closed by force", report.cut);
     management.iter().for_each(Controller::drain);
     // First, because this ends evictions for which fetches wait.
     cache.close();
@@ -147,7 +148,7 @@ fn preload_in_background(
     let work = move || {
         let summary = bundle::load(&cache, &wanted, &load_settings, &|event| {
             if let LoadEvent::Retry { image, reason, wait } = event {
-                log::info!("preload: {image}: {reason}; retrying in {} s", wait.as_secs());
+                log::info!("preload: {image}: {reason}; retrying in {}", duration(wait));
             }
         });
         for (image, reason) in summary.failed() {

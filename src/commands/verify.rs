@@ -10,7 +10,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::export::choices;
 use super::list::images;
-use super::units::{plural, size};
 use super::{CommandError, existing_store, load, say};
 use crate::bundle;
 use crate::cache::Pace;
@@ -18,6 +17,7 @@ use crate::cli;
 use crate::config::{Settings, parse_rate};
 use crate::oci::Digest;
 use crate::store::{Checked, Store, StoreError, StoredImage};
+use crate::units::{plural, size};
 
 /// The size of the read buffer, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;

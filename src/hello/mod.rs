@@ -1,31 +1,23 @@
 //! `helloWorld`: a built-in image for testing whether a cluster can pull, even if no registry is reachable.
 //!
-//! The image is generated when it is needed, with the same bytes each time, as an ordinary bundle. This module
+//! The image is put together when it is needed, with the same bytes each time, as an ordinary bundle. This module
 //! must not access files, or know how images are served.
-
-mod program;
 
 use serde_json::{Value, json};
 
 use crate::oci::{Algorithm, Digest, PartReference};
-use program::{Architecture, program};
 
 /// The full name of the image.
 const NAME: &str = "docker.io/library/hello-world:latest";
 /// The user that distroless images call nonroot; it needs no entry in /etc/passwd.
 const USER: &str = "65532:65532";
 
-/// The output of the image. A change of the text changes the image's digest.
-const TEXT: &str = "
-Hello from Larder!
-
-This image came out of Larder itself (helloWorld: true), and no registry was asked for it.
-That it runs shows that your container client
- 1. finds Larder,
- 2. gets manifests and layers from it, byte for byte, and
- 3. takes the platform that it needs.
-
-";
+/// The program of the image for each processor, with the name that images use for it. It writes `program/hello.txt` and
+/// exits with 0. `program/build` assembles it; a change changes the image's digest.
+const PROGRAMS: [(&str, &[u8]); 2] = [
+    ("amd64", include_bytes!("program/hello-amd64")),
+    ("arm64", include_bytes!("program/hello-arm64")),
+];
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -41,8 +33,10 @@ pub fn reference() -> PartReference {
 /// The image with all its platforms, as the tar of an OCI image layout.
 pub fn bundle() -> Vec<u8> {
     let mut bundle = Bundle(tar::Builder::new(Vec::new()));
-    let manifests: Vec<Value> =
-        Architecture::ALL.iter().map(|architecture| bundle.platform(*architecture)).collect();
+    let manifests: Vec<Value> = PROGRAMS
+        .iter()
+        .map(|(architecture, program)| bundle.platform(architecture, program))
+        .collect();
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
     let mut root = bundle.blob(INDEX, index.to_string().as_bytes());
     root["annotations"] = json!({"org.opencontainers.image.ref.name": NAME});
@@ -60,11 +54,11 @@ struct Bundle(tar::Builder<Vec<u8>>);
 
 impl Bundle {
     /// Adds config, layer and manifest of a platform, and returns the manifest's descriptor.
-    fn platform(&mut self, architecture: Architecture) -> Value {
+    fn platform(&mut self, architecture: &str, program: &[u8]) -> Value {
         let mut layer = Bundle(tar::Builder::new(Vec::new()));
-        layer.file("hello", 0o755, &program(architecture, TEXT));
+        layer.file("hello", 0o755, program);
         let layer = self.blob(LAYER, &layer.finish());
-        let platform = json!({"os": "linux", "architecture": architecture.as_str()});
+        let platform = json!({"os": "linux", "architecture": architecture});
         let mut config = platform.clone();
         config["config"] = json!({"Cmd": ["/hello"], "User": USER});
         // The layer is not compressed, so its digest is also its diff ID.
@@ -104,7 +98,38 @@ impl Bundle {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn the_program_for_this_processor_writes_the_text() {
+        let own = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            // There is no program for other processors.
+            _ => return,
+        };
+        let (_, program) = PROGRAMS.iter().find(|(name, _)| *name == own).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hello");
+        fs::write(&path, program).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let output = Command::new(&path).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), include_str!("program/hello.txt"));
+    }
+
+    #[test]
+    fn every_program_contains_the_text() {
+        let text = include_bytes!("program/hello.txt");
+        for (architecture, program) in PROGRAMS {
+            let mut windows = program.windows(text.len());
+            assert!(windows.any(|window| window == text), "{architecture}: run program/build");
+        }
+    }
 
     #[test]
     fn the_bytes_are_reproducible() {
@@ -112,7 +137,7 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, &bundle()).to_string();
         assert_eq!(
             digest,
-            "sha256:d59b6a978a271d68aa3a1af98d6e415464a4e7bccdcb93c6292fe5dff6dc39e3"
+            "sha256:c9605b757d79c43f467c09bbb75d526c19c0d5514d64830e4a7e124227d95429"
         );
     }
 

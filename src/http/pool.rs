@@ -8,6 +8,7 @@ use super::poller;
 use super::shared::Shared;
 use super::table::{Job, Stage};
 use super::worker::{Worker, panic_text};
+use crate::units::plural;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,7 +82,8 @@ impl Threads {
         }
         let stuck = self.shared.table.open();
         if stuck > 0 {
-            log::warn!("abandoning {stuck} connections: their handlers have not returned");
+            let stuck = plural(stuck, "connection");
+            log::warn!("abandoning {stuck} whose handlers have not returned");
             self.workers.clear();
         }
         for worker in self.workers.drain(..) {

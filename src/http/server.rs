@@ -11,6 +11,7 @@ use super::shared::Shared;
 use super::table::{ConnectionTable, Stage};
 use super::tls::ServerTls;
 use super::worker::Service;
+use crate::units::plural;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::fmt;
 use std::io;
@@ -65,7 +66,7 @@ impl fmt::Display for ServerError {
             Self::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
             Self::Watch(source) => write!(f, "cannot watch sockets: {source}"),
             Self::Threads { workers, source } => {
-                write!(f, "cannot start {workers} workers: {source}")
+                write!(f, "cannot start {}: {source}", plural(*workers, "worker"))
             }
         }
     }

@@ -234,7 +234,7 @@ impl Gauges {
         {
             fetchers.get_or_create(&Pool { pool }).set(saturating(all));
             busy.get_or_create(&Pool { pool }).set(saturating(at_work));
-            for (queue, length) in [("clients", queued), ("behind", queued_in_background)] {
+            for (queue, length) in [("clients", queued), ("background", queued_in_background)] {
                 queues.get_or_create(&Queue { pool, queue }).set(saturating(length));
             }
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::oci::Digest;
+use crate::units::size;
 
 /// A disk operation failed. Damage and absence are not errors: they are misses.
 #[derive(Debug)]
@@ -126,16 +127,18 @@ impl fmt::Display for StoreError {
             }
             StoreError::InsufficientSpace { root, missing_bytes, free_bytes } => write!(
                 f,
-                "not enough space for {missing_bytes} bytes on the disk of {}, which has {free_bytes} \
-                 left; free some, or move the cache with imagePath",
-                root.display()
+                "not enough space for {} on the disk of {}, which has {} left; free some, or move the \
+                 cache with imagePath",
+                size(*missing_bytes),
+                root.display(),
+                size(*free_bytes)
             ),
             StoreError::IncompleteScan { source } => {
                 write!(f, "cannot read {source}; nothing is removed until it can be read")
             }
             StoreError::LimitReached { missing_bytes: 0, reason } => f.write_str(reason),
             StoreError::LimitReached { missing_bytes, reason } => {
-                write!(f, "not enough space for {missing_bytes} bytes: {reason}")
+                write!(f, "not enough space for {}: {reason}", size(*missing_bytes))
             }
             StoreError::Read { path, source } => write!(
                 f,

@@ -23,6 +23,7 @@ use super::partials::{PartialNote, remove_empty_parent};
 use super::sweep::renew;
 use super::{Blob, Inner, Store};
 use crate::oci::{Digest, ImageName, Upstream, Verifier};
+use crate::units::plural;
 
 /// How often another process may have committed a partial between opening and locking it. In each round another
 /// process finishes the blob, so one round is the normal case.
@@ -366,7 +367,7 @@ impl fmt::Display for IngestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             IngestError::WrongSize { expected, actual } => {
-                write!(f, "received {actual} bytes instead of {expected}")
+                write!(f, "received {} instead of {expected}", plural(*actual, "byte"))
             }
             IngestError::WrongDigest { expected, actual } => {
                 write!(f, "the bytes have the digest {actual}, not {expected}")

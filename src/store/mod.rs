@@ -74,6 +74,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use crate::oci::{Digest, Verifier};
+use crate::units::plural;
 
 pub use catalogue::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, RepositoryNames, RepositoryTimes,
@@ -253,7 +254,8 @@ impl Store {
         let Some((file, size)) = self.open_file(&path)? else { return Ok(None) };
         Ok(match expected_bytes {
             Some(expected) if expected != size => {
-                self.damaged(&path, &format!("it has {size} bytes instead of {expected}"))
+                let size = plural(size, "byte");
+                self.damaged(&path, &format!("it has {size} instead of {expected}"))
             }
             // Each algorithm has one digest of empty content; any other empty file was truncated.
             None if size == 0 && !digest.is_of_nothing() => self.damaged(&path, "it is empty"),

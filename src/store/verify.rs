@@ -14,6 +14,7 @@ use super::refs::from_seconds;
 use super::sweep::renew_path;
 use super::{CHUNK_BYTES, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::units::plural;
 
 /// Damaged blobs are kept this long for inspection: one week.
 const QUARANTINE_AGE: Duration = Duration::from_secs(7 * 86_400);
@@ -234,7 +235,8 @@ fn hash(
     match actual == *digest {
         true => Checked::Sound,
         false => {
-            let reason = format!("its {position} bytes have the digest {actual}");
+            let reason =
+                format!("its content ({}) has the digest {actual}", plural(position, "byte"));
             damaged(digest, file, reason)
         }
     }

@@ -12,6 +12,7 @@ use ureq::Timeout;
 use super::auth::LoginError;
 use super::network::{AddressRefused, ProxyFailed};
 use crate::oci::quoted_up_to;
+use crate::units::duration;
 
 /// The longest URL or reason in a message, in characters: longer than the longest repository with a digest. A
 /// registry controls the contents of both.
@@ -396,7 +397,7 @@ impl fmt::Display for UpstreamError {
                 write!(f, "no credentials: {}", reason(text))
             }
             UpstreamErrorKind::RateLimited { retry_after: Some(wait) } => {
-                write!(f, "the registry's rate limit is reached, retry after {} s", wait.as_secs())
+                write!(f, "the registry's rate limit is reached, retry after {}", duration(*wait))
             }
             UpstreamErrorKind::RateLimited { retry_after: None } => {
                 write!(f, "the registry's rate limit is reached")
@@ -413,8 +414,8 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::CircuitOpen { wait, last } => {
                 write!(
                     f,
-                    "circuit breaker open for {:.1} s more after repeated failures",
-                    wait.as_secs_f64()
+                    "circuit breaker open for {} more after repeated failures",
+                    duration(*wait)
                 )?;
                 last.iter().try_for_each(|last| write!(f, "; last failure: {last}"))
             }

@@ -116,7 +116,7 @@ fn delta_contains_only_what_the_target_lacks() {
 
     let empty = Site::new();
     let missing = digest_of(&base);
-    empty.larder(&["import", &delta]).fails(1, &[HELLO, &missing, "5000 bytes", "not imported"]);
+    empty.larder(&["import", &delta]).fails(1, &[HELLO, &missing, "(5.0 kB)", "not imported"]);
     assert!(empty.tags().is_empty() && empty.manifests().is_empty());
     // The imported part is kept, and the rest completes it.
     far.larder(&["export", HELLO, "--output", "all.tar"]).succeeds();
@@ -214,7 +214,7 @@ fn export_of_incomplete_images_is_refused_and_names_them() {
     let lost = &torn.layers()[0].digest;
     site.remove_blob(lost);
     site.larder(&["export", "--all", "--output", "b.tar"])
-        .fails(1, &[OTHER, lost, "2048 bytes", "--partial"]);
+        .fails(1, &[OTHER, lost, "(2.0 kB)", "--partial"]);
     assert!(!site.path("b.tar").exists());
     site.larder(&["export", "--all", "--partial", "--output", "b.tar"]).succeeds().says(&[OTHER]);
     let far = Site::new();

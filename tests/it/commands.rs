@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
 use crate::support::process::{Process, run};
-use crate::support::{FakeRegistry, Image, Publish};
+use crate::support::{FakeRegistry, Image, Publish, bytes};
 
 const REPOSITORY: &str = "team/app";
 
@@ -184,6 +184,24 @@ fn load_accepts_lists_and_bundles_and_reports_failures() {
     ] {
         let (code, _, stderr) = on(&there, words);
         assert!(code == Some(2) && stderr.contains(message), "{words:?}: {stderr}");
+    }
+}
+
+#[test]
+fn load_counts_the_bytes_of_shared_layers_once() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(3_000_000, 1));
+    let host = registry.host();
+    let names = ["v1", "v2"].map(|tag| {
+        registry.add(REPOSITORY, tag, &image);
+        format!("{host}/{REPOSITORY}:{tag}")
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let site = site(directory.path(), &registry);
+    for fetched in ["3.0 MB", "0 bytes"] {
+        let (_, _, message) = on(&site, &["load", &names[0], &names[1]]);
+        let summary = format!("2 of 2 images in the cache, {fetched} fetched in ");
+        assert!(message.contains(&summary), "{message}");
     }
 }
 

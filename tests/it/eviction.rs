@@ -68,7 +68,7 @@ fn least_recently_used_image_is_evicted_for_a_pull_that_does_not_fit() {
     site.wait_for(new);
     assert_eq!(kept(&site, &images), [true, false, true]);
     assert!(!site.has(&images[1].image.layers()[0].digest));
-    server.process.wait_until_it_logs("evicted 1 images and 0 other files");
+    server.process.wait_until_it_logs("evicted 1 image and 0 other files");
     assert_eq!((server.metric(EVICTED), server.metric(PASSED_THROUGH)), (1.0, 0.0));
     let status = server.api("status");
     assert_eq!(status["counts"]["imagesEvicted"], 1);
@@ -173,9 +173,12 @@ fn partial_download_is_evicted_in_its_turn() {
         assert_eq!(server.api("flights")["partials"][0]["bytes"], 1_500_000);
         new.pull(server.address());
         site.wait_for(&new);
-        let message = server.process.wait_until_it_logs("bytes in all");
-        let expected =
-            if stays { "evicted 1 images and 0 other" } else { "evicted 0 images and 1 other" };
+        let message = server.process.wait_until_it_logs(" in all");
+        let expected = if stays {
+            "evicted 1 image and 0 other files"
+        } else {
+            "evicted 0 images and 1 other file,"
+        };
         assert!(message.contains(expected), "{message}");
         assert_eq!((!partials().is_empty(), site.has_all(&old)), (stays, !stays));
     }
@@ -225,7 +228,7 @@ fn limit_lowered_by_a_reload_is_enforced_in_the_background() {
         server.process.signal("HUP");
         let message = server.process.wait_until_it_logs("configuration reloaded (SIGHUP)");
         assert!(message.contains("cacheSize"), "{message}");
-        server.process.wait_until_it_logs("evicted 1 images");
+        server.process.wait_until_it_logs("evicted 1 image");
         assert_eq!(kept(&site, &images), kept_now);
     }
     // The list soon shows what is left.
@@ -283,7 +286,7 @@ fn eviction_begins_in_the_background_before_the_limit() {
     let new = &images[3];
     new.pull(server.address());
     site.wait_for(new);
-    server.process.wait_until_it_logs("evicted 1 images");
+    server.process.wait_until_it_logs("evicted 1 image");
     assert_eq!(kept(&site, &images), [true, false, true]);
     assert_eq!(server.metric(PASSED_THROUGH), 0.0);
 }

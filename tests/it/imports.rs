@@ -172,7 +172,7 @@ fn docker_save_with_a_wrong_layer_or_config_is_refused() {
     let table = [
         (&config.bytes[..], &b"other"[..], &both, "a/layer.tar"),
         (b"{}", &layers[0].bytes, &both, &config.digest),
-        (&config.bytes, &layers[0].bytes, &manifest(&["a/layer.tar"]), "1 layers"),
+        (&config.bytes, &layers[0].bytes, &manifest(&["a/layer.tar"]), "1 layer,"),
         (&config.bytes, &layers[0].bytes, &manifest(&["a/layer.tar", "../x"]), "../x"),
     ];
     for (config, first, manifest, words) in table {
@@ -213,7 +213,7 @@ fn import_repairs_a_damaged_cached_manifest() {
     site.import_bytes(&bundle).succeeds();
     let path = site.cache().join("blobs").join(image.digest().replace(':', "/"));
     std::fs::write(path, vec![b' '; image.manifest().len()]).unwrap();
-    site.import_bytes(&bundle).succeeds().says(&["1 blobs"]);
+    site.import_bytes(&bundle).succeeds().says(&["1 blob "]);
     site.is_sound();
 }
 

@@ -39,7 +39,8 @@ fn loaded(bytes: usize) -> Outcome {
     Outcome::Loaded { fetched_bytes: bytes as u64 }
 }
 
-fn size_of(image: &Image) -> usize {
+/// The size of the blobs. The manifest is not included.
+fn blobs_size(image: &Image) -> usize {
     image.blobs().iter().map(|blob| blob.bytes.len()).sum()
 }
 
@@ -56,7 +57,8 @@ fn list_is_loaded_completely_and_the_second_run_fetches_nothing() {
     );
     let host = registry.host();
     let names = [format!("{host}/team/app:v1"), format!("{host}/team/app@{}", two.digest())];
-    for sizes in [[size_of(&one), size_of(&two)], [0, 0]] {
+    let size = |image: &Image| image.manifest().len() + blobs_size(image);
+    for sizes in [[size(&one), size(&two)], [0, 0]] {
         let summary = run(&larder, &registry, &list, &settings(&["all"]));
         let expected: Vec<_> = names.iter().cloned().zip(sizes.map(loaded)).collect();
         assert_eq!(summary.images, expected);
@@ -223,7 +225,36 @@ fn cached_image_loads_successfully_during_an_outage() {
     registry.stop();
     larder.advance(Duration::from_secs(3600));
     let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
-    assert_eq!(summary.images[0].1, Outcome::Unconfirmed);
+    assert_eq!(summary.images[0].1, Outcome::Unconfirmed { fetched_bytes: 0 });
+}
+
+#[test]
+fn layers_below_an_unconfirmed_manifest_are_counted_in_all_attempts() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    larder.advance(Duration::from_secs(3600));
+    registry.fault(On::manifest("v1"), Fault::status(503));
+    let layer = image.layers().last().expect("a layer").digest.clone();
+    registry.fault(On::get_blob(&layer).times(1), Fault::status(500));
+    let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
+    let fetched_bytes = blobs_size(&image) as u64;
+    assert_eq!(summary.images[0].1, Outcome::Unconfirmed { fetched_bytes });
+}
+
+#[test]
+fn new_manifest_with_cached_layers_is_counted() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    registry.add(REPOSITORY, "v2", &image.clone().annotation("a", "b"));
+    let larder = Larder::start(&registry);
+    run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
+    let summary = run(&larder, &registry, "$/team/app:v2", &settings(&["all"]));
+    let manifest = image.annotation("a", "b").manifest();
+    assert_eq!(summary.images[0].1, loaded(manifest.len()));
 }
 
 #[test]

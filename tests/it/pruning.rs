@@ -230,9 +230,9 @@ fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
         set_back(&mark, HOURS);
         let mut server = site.serve();
         let words =
-            if is_dry_run { "pruneConfig (dryRun): 1 images" } else { "pruneConfig: 1 images" };
+            if is_dry_run { "pruneConfig (dryRun): 1 image," } else { "pruneConfig: 1 image," };
         let message = server.wait_for_log(words);
-        assert!(message.contains("1 images are pinned"), "{message}");
+        assert!(message.contains("1 image pinned"), "{message}");
         assert_eq!(site.listed(&[]).len(), if is_dry_run { 3 } else { 2 });
         assert_eq!(site.has_all(&images[0]), is_dry_run);
         assert!(site.has_all(&images[1]) && site.has_all(&images[2]));
@@ -259,11 +259,11 @@ fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
     fs::write(&mark, "").expect("a file");
     set_back(&mark, HOURS);
     let mut server = site.serve();
-    server.wait_for_log("pruneConfig: 1 images");
+    server.wait_for_log("pruneConfig: 1 image,");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:1", "docker.io/library/app:3"]);
     until("the mark to be renewed", || is_new(&mark));
     set_back(&mark, HOURS);
-    server.process.wait_until_it_logs("pruneConfig: 1 images");
+    server.process.wait_until_it_logs("pruneConfig: 1 image,");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:3"]);
     assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 2.0);
 }

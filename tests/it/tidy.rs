@@ -18,13 +18,14 @@ struct Module {
 
 const MODULES: &[Module] = &[
     Module { name: "oci", may_use: &[], must_not_know: "files, network, clocks, HTTP" },
+    Module { name: "units", may_use: &[], must_not_know: "what is measured or counted" },
     Module { name: "client_address", may_use: &[], must_not_know: "sockets, HTTP, what is shared" },
     Module { name: "via", may_use: &[], must_not_know: "what a request is about" },
     Module { name: "budget", may_use: &["client_address"], must_not_know: "what is counted" },
     Module { name: "flight", may_use: &[], must_not_know: "digests' meaning, store, upstream" },
     Module {
         name: "store",
-        may_use: &["oci"],
+        may_use: &["oci", "units"],
         must_not_know: "that upstreams exist, HTTP, policy",
     },
     Module {
@@ -35,7 +36,7 @@ const MODULES: &[Module] = &[
     Module { name: "certificates", may_use: &[], must_not_know: "which connections use them" },
     Module {
         name: "upstream",
-        may_use: &["oci", "certificates", "via"],
+        may_use: &["oci", "certificates", "via", "units"],
         must_not_know: "disk, cache, server",
     },
     Module {
@@ -49,13 +50,14 @@ const MODULES: &[Module] = &[
             "metrics",
             "client_address",
             "via",
+            "units",
         ],
         must_not_know: "sockets to clients, routes, command line, configuration file",
     },
     Module { name: "prune", may_use: &["oci", "store"], must_not_know: "HTTP to clients" },
     Module {
         name: "bundle",
-        may_use: &["oci", "store", "cache"],
+        may_use: &["oci", "store", "cache", "units"],
         must_not_know: "HTTP to clients",
     },
     Module { name: "hello", may_use: &["oci"], must_not_know: "files, or how images are served" },
@@ -67,7 +69,7 @@ const MODULES: &[Module] = &[
     Module { name: "metrics", may_use: &[], must_not_know: "what is counted, and why" },
     Module {
         name: "http",
-        may_use: &["certificates", "client_address", "budget"],
+        may_use: &["certificates", "client_address", "budget", "units"],
         must_not_know: "registries, digests, store",
     },
     Module {
@@ -82,6 +84,7 @@ const MODULES: &[Module] = &[
             "client_address",
             "budget",
             "via",
+            "units",
         ],
         must_not_know: "the upstream client, file paths",
     },

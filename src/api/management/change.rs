@@ -8,6 +8,7 @@ use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Digest, Upstream};
 use crate::prune::{Criteria, PruneError, parse_duration, parse_since};
+use crate::units::{plural, size};
 
 pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Result<Reply, Refusal> {
     match what {
@@ -72,8 +73,8 @@ fn prune(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         PruneError::Pins(_) | PruneError::Store(_) => Refusal::Broken(error.to_string()),
     })?;
     if !is_dry_run {
-        let (images, bytes) = (report.removed, report.freed_bytes);
-        log::info!("pruned {images} images, {bytes} bytes, for {}", request.peer().ip());
+        let (images, bytes) = (plural(report.removed, "image"), size(report.freed_bytes));
+        log::info!("pruned {images}, {bytes}, for {}", request.peer().ip());
     }
     Ok(document(&documents::report_document(&report, is_dry_run)))
 }
@@ -101,7 +102,7 @@ fn resume(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         return Err(Refusal::Conflict(text.into()));
     }
     let resumed = handlers.cache.resume_downloads();
-    log::info!("resumed {resumed} downloads for {}", request.peer().ip());
+    log::info!("resumed {} for {}", plural(resumed, "download"), request.peer().ip());
     Ok(accepted(&json!({ "resumed": resumed })))
 }
 

@@ -13,6 +13,7 @@ use crate::cache::CacheError;
 use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
+use crate::units::{duration, plural, size};
 use crate::upstream::{BlobAsk, EndpointFailures, UpstreamError};
 
 /// How much is read from upstream at a time: large enough that system calls cost nothing beside the
@@ -140,9 +141,10 @@ impl<'a, S: Sink> Download<'a, S> {
             };
             self.cache.core.metrics.retries.inc();
             log::warn!(
-                "{}: {error}; going on after {reached} bytes in {} ms",
+                "{}: {error}; {} received, resuming in {}",
                 self.what(),
-                wait.as_millis()
+                size(reached),
+                duration(wait)
             );
             self.pause(wait)?;
         }
@@ -271,7 +273,10 @@ impl<'a, S: Sink> Download<'a, S> {
         };
         match (told, self.size) {
             (Some(told), Some(before)) if self.is_begun && told != before => {
-                return Err(bad(format!("it has {told} bytes now and had {before} before")));
+                return Err(bad(format!(
+                    "it has {} now and had {before} before",
+                    plural(told, "byte")
+                )));
             }
             (Some(0), _) if !self.digest.is_of_nothing() => {
                 return Err(bad("an empty body for content that is not empty".into()));

@@ -15,6 +15,7 @@ use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
 use crate::store::{Begin, Blob, Ingest, StoreError};
+use crate::units::{plural, size};
 use crate::upstream::{EndpointFailures, UpstreamError};
 
 /// How often it is looked whether another process has finished a partial, and how often in all: a
@@ -140,7 +141,7 @@ impl BlobCache {
             0 => {}
             bytes => {
                 self.core.metrics.resumed.inc();
-                log::info!("{}: going on after {bytes} bytes", download.what());
+                log::info!("{}: resuming after {}", download.what(), size(bytes));
             }
         }
         Ok(())
@@ -258,7 +259,7 @@ impl Sink for ToStore<'_> {
             && let Some(before) = incoming.size.filter(|before| *before != now)
         {
             let what = format!("GET blob {}@{}", self.name, self.leader.key().1);
-            let reason = format!("it has {now} bytes now and had {before} before");
+            let reason = format!("it has {} now and had {before} before", plural(now, "byte"));
             return Err(UpstreamError::bad_answer(&what, reason).into());
         }
         self.show(size);

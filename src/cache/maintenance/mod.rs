@@ -18,6 +18,7 @@ use crate::prune::{
     Request,
 };
 use crate::store::PeriodicJob;
+use crate::units::{plural, size};
 use crate::upstream::Standing;
 
 pub(super) use background::Background;
@@ -189,11 +190,11 @@ impl Work {
         match cache.prune(&criteria, &[], policy.is_dry_run, &mut go_on) {
             Ok(report) => {
                 log::info!(
-                    "pruneConfig{}: {} images, {} bytes freed, {} images are pinned",
+                    "pruneConfig{}: {}, {} freed, {} pinned",
                     if policy.is_dry_run { " (dryRun)" } else { "" },
-                    report.removed,
-                    report.freed_bytes,
-                    report.kept_pinned
+                    plural(report.removed, "image"),
+                    size(report.freed_bytes),
+                    plural(report.kept_pinned, "image")
                 );
                 lease.finish(cache.now());
             }
@@ -218,7 +219,7 @@ impl Work {
         match self.cache.store().bound_partials(UNLISTED_PARTIALS_MAX, &is_bounded) {
             Ok(0) => {}
             Ok(bytes) => {
-                log::info!("removed partial downloads of unlisted registries: {bytes} bytes")
+                log::info!("removed partial downloads of unlisted registries: {}", size(bytes))
             }
             Err(error) => log::warn!("partial downloads of unlisted registries stay: {error}"),
         }
@@ -233,7 +234,9 @@ impl Work {
         let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
         match store.trim_quarantine(now, &mut go_on) {
             Ok(0) => {}
-            Ok(bytes) => log::info!("removed old damaged blobs from quarantine/: {bytes} bytes"),
+            Ok(bytes) => {
+                log::info!("removed old damaged blobs from quarantine/: {}", size(bytes))
+            }
             Err(error) => log::warn!("damaged blobs stay in quarantine/: {error}"),
         }
         // A pass is bounded, and what is left waits for no more than the next look.

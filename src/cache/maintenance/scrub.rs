@@ -12,6 +12,7 @@ use super::background::Background;
 use crate::cache::Cache;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Checked, PeriodicJob, StoredImage};
+use crate::units::{plural, size};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -94,9 +95,9 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
             });
             if let Some(report) = report {
                 log::info!(
-                    "scrub: {} blobs, {} bytes, {} damaged",
-                    report.blobs,
-                    report.bytes,
+                    "scrub: {}, {}, {} damaged",
+                    plural(report.blobs, "blob"),
+                    size(report.bytes),
                     report.damaged.len()
                 );
                 lease.finish(cache.now());

@@ -131,7 +131,7 @@ fn pinned_images_are_counted_in_the_refusal() {
     let pins = PinSettings { pins: vec!["reg.test/a".parse().unwrap()], ..PinSettings::default() };
     let bench = bench(|settings| settings.maintenance.pins = pins);
     make_old(&bench);
-    refuses(&bench, SPARE + 1, "everything else is pinned (1 images)");
+    refuses(&bench, SPARE + 1, "everything else is pinned (1 image)");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::http::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
 use crate::http::reply::{Ending, Outcome};
 use crate::http::table::Interest;
 use crate::http::worker::Worker;
+use crate::units::size;
 use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
@@ -28,7 +29,8 @@ impl Connection {
         drop(body);
         worker.spare_head = head.into_buffer();
         if outcome != Outcome::Complete {
-            log::debug!("{}: response {status} after {bytes_sent} bytes: {outcome:?}", self.peer);
+            let sent = size(bytes_sent);
+            log::debug!("{}: response {status} after {sent}: {outcome:?}", self.peer);
         }
         let next = self.what_follows(&outcome, after);
         let now = Instant::now();

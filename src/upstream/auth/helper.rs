@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::cached_login::Fetched;
 use super::credentials::{HelperSettings, Login, LoginError, Secret};
 use crate::oci::Upstream;
+use crate::units::duration;
 
 /// The largest output of a helper, in bytes: larger than any token.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -100,7 +101,8 @@ fn explain(error: RunError, command: &str, timeout: Duration) -> LoginError {
             LoginError::Unusable(reason.into())
         }
         RunError::TimedOut => unavailable(format!(
-            "the credential helper {command} did not finish within {timeout:?} and was killed"
+            "the credential helper {command} did not finish within {} and was killed",
+            duration(timeout)
         )),
         RunError::TooLong => unavailable(format!(
             "the credential helper {command} printed more than {OUTPUT_BYTES_MAX} bytes and was killed"

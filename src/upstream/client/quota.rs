@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ureq::http::HeaderMap;
 
 use crate::oci::Upstream;
+use crate::units::duration;
 use crate::upstream::response::text;
 
 /// The shortest time between two warnings.
@@ -108,7 +109,7 @@ impl Quota {
             return None;
         }
         state.warned = Some(now);
-        let of = window.map(|window| format!(" in {} s", window.as_secs())).unwrap_or_default();
+        let of = window.map(|window| format!(" in {}", duration(window))).unwrap_or_default();
         let by = source.map(|source| format!(" by {source}")).unwrap_or_default();
         Some(format!(
             "{remaining} of {limit} pulls{of}{by} are left; after that it answers 429, and images that \
@@ -200,7 +201,7 @@ mod tests {
             let text = quota.update(left(remaining), start + Duration::from_secs(minutes * 60));
             assert_eq!(text.is_some(), warned, "{remaining} left after {minutes} minutes");
             if let Some(text) = text {
-                let words = format!("{remaining} of 100 pulls in 21600 s by 192.0.2.1");
+                let words = format!("{remaining} of 100 pulls in 6 h by 192.0.2.1");
                 assert!(text.starts_with(&words), "{text}");
             }
         }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use super::throttle::{RealTime, Throttle};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
+use crate::units::duration;
 use crate::upstream::client::{RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{BlobAsk, BlobBody, DocumentSink, List, ManifestHead, Source};
@@ -332,9 +333,9 @@ impl GuardedEndpoint {
                 log::info!("{upstream}: {} answers again", self.registry.url());
             }
             (Some(Change::Opened(wait)), Some(error)) => log::warn!(
-                "{upstream}: {} is not asked for {:.1} s: {error}",
+                "{upstream}: {} is not asked for {}: {error}",
                 self.registry.url(),
-                wait.as_secs_f64()
+                duration(wait)
             ),
             _ => {}
         }

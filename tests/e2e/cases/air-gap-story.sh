@@ -161,7 +161,7 @@ client "$E2E_LARDER" --image-path "$CASE_DIR/other" import delta.tar 2>refusal |
 cat refusal
 equal "the exit code" 1 "$status"
 for image in "${IMAGES[@]}"; do
-  grep -qE "^${image//./\\.}: not imported; [1-9][0-9]* of its blobs .* are in neither the bundle nor the cache:" refusal ||
+  grep -qE "^${image//./\\.}: not imported; [1-9][0-9]* blobs? \(.*\) missing in both the bundle and the cache:" refusal ||
     fail "the error does not name $image"
 done
 for digest in "$HELLO_LAYER" "$BIG_LAYER"; do

@@ -114,7 +114,7 @@ equal "the mirror's breaker" open "$(health 0 breaker)"
 matches "the time until the next request" '^[0-4]\.[0-9]+$|^5(\.0)?$' "$(health 0 askedAgainInSeconds)"
 matches "the mirror's last failure" '(HEAD|GET) http://.*refused' "$(health 0 lastFailure)"
 equal "the registry's breaker" closed "$(health 1 breaker)"
-readonly OPENED="\[WARN\] $HUB: http://127\.0\.0\.1:$LINK_PORT is not asked for 5\.0 s"
+readonly OPENED="\[WARN\] $HUB: http://127\.0\.0\.1:$LINK_PORT is not asked for 5 s"
 equal "log lines that the breaker opened" 1 "$(larder_lines "$OPENED")"
 
 step "in the meantime larder uses only the registry, for new images too"

@@ -83,7 +83,7 @@ damage
 verify_is 1
 for digest in "${DAMAGED[@]}"; do
   prints "that $digest is damaged" \
-    "^$digest: damaged: its [0-9]+ bytes have the digest sha256:[0-9a-f]{64}; moved to .*/quarantine/${digest/:/-}\$"
+    "^$digest: damaged: its content \([^)]+\) has the digest sha256:[0-9a-f]{64}; moved to .*/quarantine/${digest/:/-}\$"
   [[ -f $(quarantined "$digest") ]] || fail "$digest is not in quarantine"
   absent "the damaged blob" "$(cached_blob "$digest")"
 done
