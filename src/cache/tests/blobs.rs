@@ -353,7 +353,7 @@ fn a_size_that_changes_between_connections_ends_the_download() {
     first.send(reset()).unwrap();
     // The readers' Content-Length is 11: they must not get an eleventh byte that nobody verified.
     let failure = read_followed(&waiting).unwrap_err();
-    assert!(failure.error.to_string().contains("99 bytes now"), "{}", failure.error);
+    assert!(failure.error.to_string().contains("from 11 to 99 bytes"), "{}", failure.error);
     assert!(
         bench
             .cache
