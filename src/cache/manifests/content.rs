@@ -1,6 +1,6 @@
-//! The bytes of a manifest: small ones in memory, large ones in their file, shared by all that ask.
+//! The bytes of a manifest: in memory if it is small, in its file if it is large, shared by all clients.
 //!
-//! It must not know freshness, or how a manifest came into the store.
+//! This module must not know freshness, nor how a manifest is stored.
 
 use std::fs::File;
 use std::io;
@@ -31,12 +31,11 @@ pub(in crate::cache) struct Content {
 pub enum Payload {
     /// In memory.
     Memory(Arc<[u8]>),
-    /// In the store, checked against the digest: a large one takes no memory for as long as a client
-    /// takes to read it.
+    /// In the store, verified. A large manifest thus uses no memory while a slow client reads it.
     File {
-        /// It has just these bytes.
+        /// It contains only these bytes.
         file: Arc<File>,
-        /// How many they are.
+        /// The number of bytes.
         size: u64,
     },
 }
@@ -67,11 +66,11 @@ impl Content {
     }
 }
 
-/// A manifest that can be answered.
+/// A manifest to be served.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
     pub(super) content: Arc<Content>,
-    /// How it came about.
+    /// Where it comes from.
     pub how: How,
 }
 
@@ -81,12 +80,12 @@ impl ManifestAnswer {
         &self.content.digest
     }
 
-    /// The media type to answer with.
+    /// The media type for the response.
     pub fn media_type(&self) -> &MediaType {
         &self.content.media_type
     }
 
-    /// Where the bytes are, as upstream sent them.
+    /// The bytes as the registry sent them.
     pub fn payload(&self) -> &Payload {
         &self.content.payload
     }
@@ -94,7 +93,7 @@ impl ManifestAnswer {
     /// The bytes, wherever they are.
     ///
     /// # Errors
-    /// The file cannot be read any more.
+    /// If the file can no longer be read.
     pub fn read(&self) -> io::Result<Arc<[u8]>> {
         self.content.read()
     }
@@ -124,8 +123,7 @@ impl ManifestCache {
         Ok(Some(Arc::new(Content { digest, media_type, payload })))
     }
 
-    /// A manifest that is sent from its file. It is read into memory only once in a while, for the sizes
-    /// that it states.
+    /// A manifest that is sent from its file. It is read into memory only occasionally, for the sizes that it states.
     fn large_content(
         &self,
         name: &ImageName,
@@ -151,7 +149,7 @@ impl ManifestCache {
         Ok(Some(self.share(Content { digest, media_type, payload })))
     }
 
-    /// Lets all that ask for a large manifest have one file.
+    /// Makes all clients of a large manifest share one file.
     pub(super) fn share(&self, content: Content) -> Arc<Content> {
         let content = Arc::new(content);
         let mut in_use = lock(&self.in_use);
