@@ -1,14 +1,12 @@
-//! Eviction: a thread keeps the cache below its limits, ahead of demand; a download waits only at the limit
-//! itself.
+//! Eviction: a thread keeps the cache below its limits, ahead of demand. A download waits only at the limit itself.
 //!
-//! Nothing is reserved for a size that a registry states: what counts is the bytes that arrive. Each write of a
-//! download is admitted by [`EvictionService::admit`], which compares a few numbers. Between the high watermark and the
-//! limit the thread has time to remove the least recently used; a download that reaches the limit all the
-//! same does it on its own fetcher. One of them evicts at a time, and the others find room afterwards. No
-//! worker evicts.
+//! No space is reserved for the size that a registry reports; only received bytes count. Each write of a download is
+//! admitted by [`EvictionService::admit`], which compares a few numbers. Between the high watermark and the limit, the
+//! thread has time to remove the least recently used images. A download that reaches the limit anyway evicts on its
+//! fetcher. One thread evicts at a time; the others find free space afterwards. HTTP workers never evict.
 //!
-//! Where nothing may be removed, the download fails, and what does not fit is passed through to clients. That is
-//! not tried again for a while.
+//! If nothing may be removed, the download fails, and blobs that do not fit are passed through to clients. The next
+//! attempt to evict is delayed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -25,27 +23,27 @@ use crate::store::StoreError;
 use crate::units::{plural, size};
 
 /// How often the thread compares the disk with the watermarks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// After nothing could be evicted it is tried again so much later: when something may have changed.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// The delay before the next attempt after nothing could be evicted.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// In the background the same error is logged again after this time.
+/// The thread logs the same error again after this time.
 const LOGGED_AGAIN_AFTER: Duration = Duration::from_secs(600);
-/// The thread lets downloads that wait go on once there is room for so many bytes, and continues afterwards.
+/// Once this many bytes fit, the thread lets waiting downloads continue before it evicts more.
 const HANDED_OVER_BYTES: u64 = 64 * 1024 * 1024;
-/// What stays free of a disk without `freeSpace`: a hundredth, and at most so many bytes.
+/// Without `freeSpace`, 1 % of the disk stays free, and at most this many bytes.
 const LEFT_FREE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// The disk is counted anew before something is evicted ahead of demand, since other processes may have removed
-/// something: at most this often, and at most this share of the time is spent on it.
+/// Disk usage is counted again before the thread evicts, since other processes may have removed files. At most this
+/// often, and in at most this fraction of the time.
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(5);
 const RECOUNT_SHARE: u32 = 20;
 
-/// The service. It evicts for one thread at a time.
+/// Evicts images, for one thread at a time.
 pub(super) struct EvictionService {
     core: Arc<Core>,
     manifests: Arc<ManifestCache>,
-    /// Held while something is evicted.
+    /// Locked during an eviction.
     work: Mutex<Work>,
-    /// Downloads that wait for it: the thread does not rest meanwhile.
+    /// Downloads that wait for an eviction. The thread does not rest while there are any.
     waiting: AtomicUsize,
     /// Whether images were removed since they were last listed.
     is_usage_outdated: AtomicBool,
@@ -58,11 +56,11 @@ struct Work {
     failed: Option<SystemTime>,
     /// When the thread last found nothing to evict.
     failed_ahead: Option<SystemTime>,
-    /// When the thread last logged that.
+    /// When the thread last logged it.
     logged: Option<SystemTime>,
 }
 
-/// The thread. Dropping it ends what it does.
+/// The thread that evicts ahead of demand. Dropping it ends the thread.
 pub(super) struct Evictor {
     _thread: Background,
 }
@@ -77,7 +75,7 @@ impl Evictor {
 
 fn run(service: &EvictionService, stopped: &Receiver<()>) {
     let mut next_count = Instant::now() + RECOUNT_INTERVAL;
-    while matches!(stopped.recv_timeout(LOOK_INTERVAL), Err(RecvTimeoutError::Timeout)) {
+    while matches!(stopped.recv_timeout(CHECK_INTERVAL), Err(RecvTimeoutError::Timeout)) {
         if !service.is_eviction_due() {
             continue;
         }
@@ -109,22 +107,21 @@ impl EvictionService {
         }
     }
 
-    /// Whether images were removed since this was last called.
+    /// Whether images were removed since the last call.
     pub(super) fn take_usage_outdated(&self) -> bool {
         self.is_usage_outdated.swap(false, Ordering::Relaxed)
     }
 
-    /// Refuses a blob of a size that can never fit, or does not while nothing can be evicted. Nothing is evicted
-    /// for it.
+    /// Refuses a blob that can never fit, or that does not fit while nothing can be evicted. Does not evict.
     ///
     /// # Errors
     /// [`CacheError::Store`].
     pub(super) fn check_size(&self, size: u64) -> Result<(), CacheError> {
-        let (policy, disk) = (self.room_policy(), Disk::of(&self.core.store));
+        let (policy, disk) = (self.limits(), Disk::of(&self.core.store));
         if self.can_never_fit(&policy, &disk, size) {
             return Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself"));
         }
-        // Who evicts at this moment may well succeed.
+        // If another thread is evicting now, it may succeed.
         let failed = self.work.try_lock().ok().and_then(|work| work.failed.max(work.failed_ahead));
         if was_within(failed, TRIED_AGAIN_AFTER, self.core.now()) && !policy.fits(&disk, size) {
             let why = "there was nothing to evict a moment ago";
@@ -133,12 +130,12 @@ impl EvictionService {
         Ok(())
     }
 
-    /// Admits bytes that arrived. At the limit it evicts, on the download's fetcher.
+    /// Admits received bytes. At the limit it evicts, on the download's fetcher.
     ///
     /// # Errors
-    /// [`CacheError::Store`] if they do not fit and nothing may be removed.
+    /// [`CacheError::Store`] if they do not fit and nothing may be evicted.
     pub(super) fn admit(&self, more_bytes: u64) -> Result<(), CacheError> {
-        let policy = self.room_policy();
+        let policy = self.limits();
         if policy.fits(&Disk::of(&self.core.store), more_bytes) {
             return Ok(());
         }
@@ -150,7 +147,7 @@ impl EvictionService {
 
     fn evict_for(&self, policy: &CacheLimits, more_bytes: u64) -> Result<(), CacheError> {
         let mut work = lock(&self.work);
-        // Another download, or the thread, may have made room meanwhile.
+        // Another download, or the thread, may have freed space meanwhile.
         let disk = Disk::of(&self.core.store);
         if policy.fits(&disk, more_bytes) {
             return Ok(());
@@ -167,7 +164,7 @@ impl EvictionService {
                 return Ok(());
             }
             Ok(eviction) => nothing_left(&eviction),
-            // Another process makes room, or a bundle is done soon: the next one tries again.
+            // Another process is evicting, or a bundle is in use: the next write tries again.
             Err(PruneError::Locked(busy)) => return refuse(busy.as_str()),
             Err(PruneError::Stopped) => return Err(CacheError::GivenUp),
             Err(error) => error.to_string(),
@@ -178,8 +175,8 @@ impl EvictionService {
         Err(refused)
     }
 
-    /// Whether the thread has something to do. Without limits in the configuration a full disk is no concern
-    /// before a download needs it: others may be filling it.
+    /// Whether the thread should evict. Without configured limits it never should: other programs may be filling the
+    /// disk, so only a download that needs space evicts.
     fn is_eviction_due(&self) -> bool {
         let policy = self.core.settings().maintenance.room;
         policy.is_bounded()
@@ -198,16 +195,16 @@ impl EvictionService {
         let policy = self.core.settings().maintenance.room;
         let is_enough = || {
             let disk = Disk::of(&self.core.store);
-            let lets_wait = self.waiting.load(Ordering::Relaxed) > 0;
+            let has_waiters = self.waiting.load(Ordering::Relaxed) > 0;
             policy.below_low_watermark(&disk)
-                || (lets_wait && policy.fits(&disk, HANDED_OVER_BYTES))
+                || (has_waiters && policy.fits(&disk, HANDED_OVER_BYTES))
         };
         let why = match self.evict(&mut work.evictor, &is_enough, go_on) {
             _ if is_enough() => {
                 work.failed_ahead = None;
                 return;
             }
-            // More may have come meanwhile.
+            // Downloads may have added more meanwhile.
             Ok(eviction)
                 if eviction.freed_bytes > 0 && policy.fits(&Disk::of(&self.core.store), 0) =>
             {
@@ -215,7 +212,7 @@ impl EvictionService {
             }
             Ok(eviction) if eviction.leftovers > 0 => return,
             Ok(eviction) => nothing_left(&eviction),
-            // Soon that is over.
+            // Temporary: the next check tries again.
             Err(PruneError::Locked(_) | PruneError::Stopped) => return,
             Err(error) => error.to_string(),
         };
@@ -228,9 +225,9 @@ impl EvictionService {
         }
     }
 
-    /// The limits in force. A disk that is full is one whatever the configuration says; a little of it stays
-    /// for manifests, names and lists.
-    fn room_policy(&self) -> CacheLimits {
+    /// The configured limits, and the end of the disk in any case. A little space always stays free for manifests,
+    /// names and lists.
+    fn limits(&self) -> CacheLimits {
         let policy = self.core.settings().maintenance.room;
         let little = || {
             let of_disk = self.core.store.disk_size().unwrap_or_default() / 100;
@@ -265,7 +262,7 @@ impl EvictionService {
         StoreError::LimitReached { missing_bytes, reason }.into()
     }
 
-    /// Evicts, and logs it.
+    /// Evicts images and logs the result.
     fn evict(
         &self,
         evictor: &mut prune::Evictor,
@@ -296,7 +293,7 @@ impl EvictionService {
         self.core.metrics.removed(removal, images as u64, freed_bytes);
         if images > 0 {
             self.is_usage_outdated.store(true, Ordering::Relaxed);
-            // Memory may still have what was removed.
+            // The removed manifests may still be in memory.
             self.manifests.forget_hot();
         }
     }
@@ -309,7 +306,7 @@ fn nothing_left(eviction: &Eviction) -> String {
     )
 }
 
-/// Whether that was so short a time ago. A clock that was set back makes it long ago.
+/// Whether `then` is less than `span` ago. If the clock was set back, it is not.
 fn was_within(then: Option<SystemTime>, span: Duration, now: SystemTime) -> bool {
     then.is_some_and(|then| now.duration_since(then).is_ok_and(|age| age < span))
 }

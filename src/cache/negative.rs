@@ -10,20 +10,20 @@ use super::lock;
 use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
 use crate::upstream::{Sources, Standing, UpstreamError};
 
-/// Names remembered as missing. Clients choose them, so the number is bounded.
+/// How many missing names are remembered. Clients choose them, so the number is bounded.
 const MISSING_MAX: usize = 16_384;
 /// How many different requests must time out before the registry counts as slow.
 const SLOW_REQUESTS: usize = 3;
 /// How many repositories must be rate limited at a time before the registry counts as rate limited.
 const LIMITED_REPOSITORIES: usize = 3;
-/// Upstreams remembered as being in trouble, and requests that failed.
+/// How many failing registries and how many failed requests are remembered.
 const TROUBLED_MAX: usize = 1024;
 
 /// The longest time for which a `Retry-After` is respected. Registries often accept requests sooner, and a value of one
 /// day would cause an outage of one day.
 const HOLD_BACK_MAX: Duration = Duration::from_secs(60);
 
-/// What was asked for.
+/// The subject of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Asked {
     Manifest(ImageName, Reference),
@@ -38,23 +38,22 @@ impl Asked {
     }
 }
 
-/// The tables are locked for a look-up or an insertion only, or to forget some of them.
+/// The tables are locked for a lookup, an insertion or a removal only.
 ///
-/// Threat: clients choose what is asked. So a request that fails counts for itself alone, unless it failed before
-/// the registry could know what is asked for; and names of registries that anybody can invent push out no
-/// others.
+/// Threat: clients choose the requests. Therefore a failure counts for its own request only, unless it happened before
+/// the registry could know the request. And registries that a client invents do not displace entries about others.
 pub(super) struct NegativeCache {
     ttl: Mutex<Duration>,
     sources: Arc<dyn Sources>,
     missing: Mutex<PartitionedCache<Asked, SystemTime>>,
-    /// Requests that their registry failed.
+    /// Requests that failed at their registry.
     failed: Mutex<PartitionedCache<Asked, SystemTime>>,
-    /// Registries that cannot be asked just now.
+    /// Registries that currently fail.
     troubled: Mutex<PartitionedCache<Upstream, SystemTime>>,
-    /// Requests that took longer than clients wait, since their registry last answered one.
+    /// Requests that timed out since the last response of their registry.
     slow: Mutex<PartitionedCache<Upstream, Vec<Asked>>>,
-    /// Repositories that a registry has limited, and until when. A client that knows one for which the registry always
-    /// answers 429 must not take the others away.
+    /// Repositories with a rate limit, and when it ends. A client that knows a repository for which the registry always
+    /// responds with 429 must not make the other repositories unavailable.
     limited: Mutex<PartitionedCache<Upstream, Vec<(Repository, SystemTime)>>>,
 }
 
@@ -78,17 +77,17 @@ impl NegativeCache {
         }
     }
 
-    /// Whether upstream said a moment ago that it does not have this.
+    /// Whether the registry recently reported that this does not exist.
     pub(super) fn is_missing(&self, asked: &Asked, now: SystemTime) -> bool {
         is_young(lock(&self.missing).get(asked), self.ttl(), now)
     }
 
-    /// Whether this upstream could not be asked a moment ago.
+    /// Whether this registry recently failed.
     pub(super) fn is_troubled(&self, upstream: &Upstream, now: SystemTime) -> bool {
         is_young(lock(&self.troubled).get(upstream), self.ttl(), now)
     }
 
-    /// Whether this could not be had a moment ago, because the registry could not be asked or failed at it.
+    /// Whether this request recently failed, or its registry did.
     pub(super) fn has_failed(&self, asked: &Asked, now: SystemTime) -> bool {
         self.is_troubled(asked.upstream(), now)
             || is_young(lock(&self.failed).get(asked), self.ttl(), now)
@@ -98,12 +97,12 @@ impl NegativeCache {
         *lock(&self.ttl)
     }
 
-    /// How long things are remembered from now on, those that were noted before included.
+    /// Sets how long entries are valid, existing ones included.
     pub(super) fn set_ttl(&self, ttl: Duration) {
         *lock(&self.ttl) = ttl;
     }
 
-    /// Forgets all about these upstreams.
+    /// Removes all entries about these registries.
     pub(super) fn forget(&self, upstreams: &[Upstream]) {
         let is_other = |upstream: &Upstream| !upstreams.contains(upstream);
         lock(&self.missing).retain(|asked| is_other(asked.upstream()));
@@ -113,7 +112,7 @@ impl NegativeCache {
         lock(&self.limited).retain(is_other);
     }
 
-    /// The repositories that a registry limits now, and for how much longer.
+    /// The repositories with a rate limit, and the time until it ends.
     fn limits(&self, upstream: &Upstream, now: SystemTime) -> Vec<(Repository, Duration)> {
         let limited = lock(&self.limited);
         let of_upstream = limited.get(upstream).map(Vec::as_slice).unwrap_or_default();
@@ -123,7 +122,7 @@ impl NegativeCache {
         of_upstream.iter().filter_map(left).collect()
     }
 
-    /// How much longer the registry accepts no requests for this repository.
+    /// The time until the next request for this repository is allowed; `None` if it is allowed now.
     pub(super) fn backoff(&self, name: &ImageName, now: SystemTime) -> Option<Duration> {
         let limits = self.limits(&name.upstream, now);
         let applies_to_all = limits.len() >= LIMITED_REPOSITORIES;
@@ -131,7 +130,7 @@ impl NegativeCache {
         limits.iter().filter(|(repository, _)| applies(repository)).map(|(_, wait)| *wait).max()
     }
 
-    /// Notes how a request went.
+    /// Records the outcome of a request.
     pub(super) fn note<T>(
         &self,
         upstream: &Upstream,
@@ -147,7 +146,7 @@ impl NegativeCache {
             {
                 self.note_trouble(upstream, now);
             }
-            // An object store that fails or limits us leaves the registry before it as it is.
+            // The failure or rate limit of an object store does not count against the registry that redirected to it.
             Err(error) if error.is_trouble() => self.note_failure(asked, now),
             Err(error) if error.is_not_found() => {
                 self.note_answer(upstream);
@@ -163,13 +162,14 @@ impl NegativeCache {
     }
 
     fn note_failure(&self, asked: Asked, now: SystemTime) {
-        // Only what is known of a tag or a manifest is asked for.
+        // Only failures of manifests are ever looked up.
         if let Asked::Manifest(name, _) = &asked {
             lock(&self.failed).insert(self.part_of(&name.upstream), asked, now);
         }
     }
 
-    /// Notes that a registry has limited a repository, and for how long; for [`NegativeCache::ttl`] if it does not say.
+    /// Records a rate limit for a repository and when it ends. Without `Retry-After`, it lasts for
+    /// [`NegativeCache::ttl`].
     pub(super) fn note_limit<T>(
         &self,
         name: &ImageName,
@@ -190,13 +190,13 @@ impl NegativeCache {
         limited.insert(self.part_of(&name.upstream), name.upstream.clone(), repositories);
     }
 
-    /// Notes that an upstream cannot be asked.
+    /// Records that a registry fails.
     pub(super) fn note_trouble(&self, upstream: &Upstream, now: SystemTime) {
         lock(&self.troubled).insert(self.part_of(upstream), upstream.clone(), now);
     }
 
-    /// Notes that an upstream did not answer in the time that a client waits. It counts as one that cannot be
-    /// asked when that happens for several requests in a row: one may be slow for reasons of its own.
+    /// Records that a registry did not respond in the time that a client waits. The registry counts as failing when
+    /// that happens for several requests in a row: a single request may be slow for other reasons.
     pub(super) fn note_slow(&self, asked: Asked, now: SystemTime) {
         let upstream = asked.upstream().clone();
         let part = self.part_of(&upstream);
@@ -217,12 +217,12 @@ impl NegativeCache {
     }
 }
 
-/// How long it is until then; `None` if that is over. A clock that was set back must not prolong it.
+/// The time left until `until`; `None` if it has passed. Setting the clock back does not extend it.
 fn time_left(until: SystemTime, now: SystemTime) -> Option<Duration> {
     until.duration_since(now).ok().filter(|wait| !wait.is_zero() && *wait <= HOLD_BACK_MAX)
 }
 
-/// A clock that was set back makes a note old rather than everlasting.
+/// Whether an entry is valid. If the clock was set back, it is not: otherwise it could last forever.
 fn is_young(noted: Option<&SystemTime>, ttl: Duration, now: SystemTime) -> bool {
     noted.is_some_and(|noted| now.duration_since(*noted).is_ok_and(|age| age < ttl))
 }
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use crate::upstream::{Source, UpstreamErrorKind, UpstreamStatus};
 
-    /// `listed.io` is listed, and nothing else is known.
+    /// Only `listed.io` is listed. All other registries are unproven.
     struct OneListed;
 
     impl Sources for OneListed {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_its_registry_fails_counts_for_itself_alone() {
+    fn a_failed_request_does_not_affect_other_requests() {
         for kind in [
             UpstreamErrorKind::Status { status: 500 },
             UpstreamErrorKind::OutOfService,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_depend_on_the_request_counts_for_all() {
+    fn a_failure_that_does_not_depend_on_the_request_affects_all_requests() {
         for kind in [
             UpstreamErrorKind::TimedOut { phase: "a connection" },
             UpstreamErrorKind::CircuitOpen { wait: TTL, last: None },
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn several_slow_requests_in_a_row_make_a_slow_registry_and_one_does_not() {
+    fn a_registry_is_slow_after_several_slow_requests_in_a_row() {
         let (misses, now) = misses();
         for _ in 0..5 {
             misses.note_slow(tag("listed.io/a"), now);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn invented_registries_push_out_nothing_about_a_listed_one() {
+    fn invented_registries_do_not_displace_entries_of_a_listed_one() {
         let (misses, now) = misses();
         let limit = failure(UpstreamErrorKind::RateLimited { retry_after: Some(TTL) });
         let limited = name("listed.io", "a");

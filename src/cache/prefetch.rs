@@ -1,10 +1,10 @@
-//! Completeness: what hangs below a manifest that was answered is fetched before somebody asks for it.
+//! Completes images: fetches the content that a served manifest refers to before a client requests it.
 //!
-//! So that an image that was pulled once is whole on the day the network is gone, whichever of its layers
-//! the client had already. It is done behind clients' requests: by fetchers that they do not need, and
-//! one flight a blob as ever, which clients join.
+//! An image that was pulled once can then be pulled without the network, even if the first client already had some of
+//! its layers. The work is done in the background, by fetchers that clients do not need. Each blob has one flight as
+//! usual, which clients join.
 //!
-//! Who asks for a manifest by HEAD does not pull, and nothing is fetched for it.
+//! A HEAD request for a manifest is not a pull, so it does not complete the image.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -21,24 +21,24 @@ use crate::oci::{
     Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Reference, Tag,
 };
 
-/// An image is not looked at again for so long: its manifest is asked for by every node of a cluster.
+/// An image is checked at most this often, since every node of a cluster requests its manifest.
 const COMPLETED_EVERY: Duration = Duration::from_secs(60);
-/// Referrers of an image that are fetched; more than signers and scanners attach.
+/// How many referrers of an image are fetched; more than signers and scanners attach.
 const REFERRERS_MAX: usize = 64;
-/// Manifests of one image that are fetched; more than the platforms of any index. An index of indexes can
-/// name as many as its author likes.
+/// How many manifests of one image are fetched; more than the platforms of any index. An index of indexes can refer to
+/// any number.
 const MANIFESTS_MAX: usize = 1024;
-/// How deep manifests are followed: an index of indexes, and what refers to what refers to an image.
+/// The maximum depth of nested indexes, and of referrers of referrers.
 const DEPTH_MAX: usize = 4;
 
-/// What is fetched of an image beyond what is asked for.
+/// Which parts of an image are fetched before a client requests them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefetch {
-    /// Config and layers of image manifests that were answered.
+    /// The config and layers of served image manifests.
     pub blobs: bool,
-    /// Children of indexes that were answered, with their configs and layers.
+    /// The children of served indexes, with their configs and layers.
     pub platforms: Platforms,
-    /// Signatures, attestations and SBOMs that refer to what was answered.
+    /// Signatures, attestations and SBOMs that refer to served manifests.
     pub referrers: bool,
 }
 
@@ -48,13 +48,13 @@ impl Default for Prefetch {
     }
 }
 
-/// The service.
+/// Completes images in the background.
 pub(super) struct Prefetcher {
     core: Arc<Core>,
     manifests: Arc<ManifestCache>,
     blobs: Arc<BlobCache>,
     lists: Arc<ListCache>,
-    /// When images were last completed. Locked for a look-up or an insertion only, as is the next one.
+    /// When images were last completed. Locked for a lookup or an insertion only, as is the next table.
     completed: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
     /// When the referrers of images were fetched.
     referrers_fetched: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
@@ -77,7 +77,7 @@ impl Prefetcher {
         }
     }
 
-    /// Forgets what was completed: the settings have changed.
+    /// Forgets which images were completed, because the settings have changed.
     pub(super) fn restart(&self) {
         lock(&self.completed).clear();
         lock(&self.referrers_fetched).clear();
@@ -110,7 +110,7 @@ impl Prefetcher {
         if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
     }
 
-    /// Sees to it, behind clients' requests, that an image whose manifest was answered becomes whole.
+    /// Completes an image whose manifest was served, in the background.
     pub(super) fn complete_later(
         self: &Arc<Self>,
         name: &ImageName,
@@ -149,12 +149,12 @@ impl Prefetcher {
         });
     }
 
-    /// Fetches what is missing below a manifest that is in the store, as far as it is wanted.
+    /// Fetches the missing content of a stored manifest; of an index, for the wanted platforms.
     pub(super) fn complete(&self, name: &ImageName, digest: &Digest, wanted: &Platforms) {
         self.complete_below(name, digest, wanted, 0, &mut HashSet::new());
     }
 
-    /// `seen` are the manifests that were visited: an index may name the same one any number of times.
+    /// `seen` contains the visited manifests: an index may refer to the same one any number of times.
     fn complete_below(
         &self,
         name: &ImageName,
@@ -169,7 +169,7 @@ impl Prefetcher {
         let Some(manifest) = self.core.store.stored_manifest(name, digest) else { return };
         match manifest.kind() {
             ManifestKind::Image { .. } => {
-                // Foreign layers are somebody else's to distribute; a client that wants one asks.
+                // Foreign layers come from other servers. They are fetched only if a client requests them.
                 for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
                     self.fetch_if_missing(name, blob);
                 }
@@ -201,8 +201,8 @@ impl Prefetcher {
         }
     }
 
-    /// Fetches the manifests that refer to a manifest, directly or by way of others: by the referrers API,
-    /// and by the tags that tools use where there is none. Blocks; what cannot be had is passed over.
+    /// Fetches the manifests that refer to a manifest, directly or through others: with the referrers API, and by
+    /// the tags that tools use without it. Blocks. Referrers that cannot be fetched are skipped.
     pub(super) fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
         let mut found = Vec::new();
         self.collect_referrers(name, digest, 0, &mut found);
@@ -228,7 +228,7 @@ impl Prefetcher {
             let tag = Tag::of_digest(digest, suffix)?;
             Some(self.manifests.fetch_by_tag(name, &tag))
         });
-        // Both are lazy: what is beyond the bound is not fetched.
+        // Both iterators are lazy: nothing is fetched beyond the limit.
         for fetched in by_digest.chain(companions) {
             match fetched {
                 Ok(content) if !found.contains(content.digest()) => {
@@ -246,10 +246,10 @@ impl Prefetcher {
 }
 
 impl Prefetcher {
-    /// The referrers that the registry lists, page by page, as far as they are fetched.
+    /// The referrers that the registry lists, page by page, up to the limit.
     fn listed_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
         let (mut listed, mut query) = (Vec::new(), String::new());
-        // Each page lists something, or there would be no end.
+        // The number of pages is limited: a registry could return empty pages forever.
         for _ in 0..REFERRERS_MAX {
             let question = ListQuestion::Referrers { digest: *digest, query };
             let page = match self.lists.fetch_list(name, &question) {
@@ -268,17 +268,17 @@ impl Prefetcher {
         listed
     }
 
-    /// Whether the referrers of a manifest were fetched as lately as a tag is believed: they change as tags do.
+    /// Whether the referrers of a manifest were fetched recently. They change as tags do, so the TTL of tags applies.
     fn knows_referrers(&self, name: &ImageName, digest: &Digest) -> bool {
         let fetched = lock(&self.referrers_fetched).get(&(name.clone(), *digest)).copied();
-        // Where there is no referrers API, they are listed under this very tag.
+        // Without the referrers API, this tag lists them.
         let tag = Tag::of_digest(digest, "");
         fetched.zip(tag).is_some_and(|(fetched, tag)| {
             self.core.settings().freshness.is_fresh(name, &tag, fetched, self.core.now())
         })
     }
 
-    /// Notes that they were fetched, unless the registry could not be asked for all of them.
+    /// Records that the referrers were fetched, unless the registry may not have been reachable for all of them.
     fn note_referrers(&self, name: &ImageName, digest: &Digest) {
         let now = self.core.now();
         if !self.core.is_offline() && !self.core.negative.is_troubled(&name.upstream, now) {
@@ -287,7 +287,7 @@ impl Prefetcher {
     }
 }
 
-/// The manifests in an answer of the referrers API, which is an index.
+/// The manifests in a response of the referrers API, which is an index.
 fn referrers_in(body: &[u8]) -> Vec<Digest> {
     let parsed = Manifest::parse(body, None);
     parsed.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()

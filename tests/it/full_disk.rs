@@ -124,7 +124,7 @@ fn blob_of_unknown_size_is_refused_with_a_reason() {
     let larder = read_only(&registry);
     let got = larder.get(&blob(REPOSITORY, &digest));
     assert_eq!(got.status, 503);
-    assert!(got.text().contains("does not tell the size"), "{got:?}");
+    assert!(got.text().contains("does not report the size"), "{got:?}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn scrub_quarantines_damaged_content_which_is_then_fetched_again() {
         assert_eq!(report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(), [&*damaged]);
         let aside = larder.root().join("quarantine").join(damaged.replace(':', "-"));
         assert!(aside.exists() && !larder.has(&damaged));
-        larder.cache().heal(&report.damaged, &mut || true);
+        larder.cache().refetch_damaged(&report.damaged, &mut || true);
         larder.wait_until_cached(&damaged);
         assert_eq!(registry.requests().len(), 1);
     }

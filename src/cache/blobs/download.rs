@@ -1,8 +1,7 @@
-//! A download of one blob: over as many connections as it takes, into whatever takes its bytes.
+//! Downloads one blob into a [`Sink`], over as many connections as necessary.
 //!
-//! Asks for what is missing, takes what comes, and when that breaks off waits and goes on behind it,
-//! at another endpoint if there is one. What becomes of the bytes is its [`Sink`]'s business: the store
-//! (`fetch.rs`) or one client (`pass_through.rs`).
+//! A download requests the missing bytes. If the connection breaks off, it waits and resumes, at another endpoint if
+//! there is one. The sink writes to the store (`fetch.rs`) or to one client (`pass_through.rs`).
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,26 +15,26 @@ use crate::store::IngestError;
 use crate::units::{duration, plural, size};
 use crate::upstream::{BlobAsk, EndpointFailures, UpstreamError};
 
-/// How much is read from upstream at a time: large enough that system calls cost nothing beside the
-/// hash, small enough that the first bytes leave at once.
+/// How much is read from the registry at a time: large enough that system calls are cheap compared with hashing, small
+/// enough that the first bytes are forwarded at once.
 const CHUNK_BYTES: usize = 128 * 1024;
 
-/// How often a download that waits looks whether its fetcher is of more use elsewhere.
-const USE_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a waiting download checks whether another job needs its fetcher.
+const CONTENTION_CHECK_EVERY: Duration = Duration::from_millis(500);
 
-/// Takes the bytes of a download.
+/// Receives the bytes of a download.
 pub(super) trait Sink {
-    /// How many of the blob's bytes it has.
+    /// How many bytes of the blob were written so far.
     fn bytes_written(&self) -> u64;
 
-    /// Upstream has answered, and `size` is what the blob will have, where that is known. Called for
-    /// each connection; a size that was told once does not change.
+    /// Called when the registry has responded, for each connection. `size` is the size of the blob, if it is known;
+    /// once reported, it does not change.
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError>;
 
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
 
-    /// Whether a body that ended here, of a blob whose size the registry does not tell, is probably not complete.
+    /// Whether a body that ended here is probably incomplete. For blobs whose size the registry does not report.
     fn is_short(&self) -> bool;
 
     /// Whether the download can give up its fetcher and continue later.
@@ -48,7 +47,7 @@ pub(super) enum Waits {
     /// One or more clients follow it. It can be suspended.
     Followers,
     /// None: it is finished for later requests. It can be suspended.
-    Nobody,
+    NoClient,
     /// One client receives it as it arrives, and it is not stored. It cannot be suspended.
     OneClient,
 }
@@ -56,7 +55,7 @@ pub(super) enum Waits {
 /// A download that is slower than the minimum rate over this time gives up its fetcher if another job needs it.
 const PROGRESS_WINDOW: Duration = Duration::from_secs(60);
 
-/// How much came in the current [`PROGRESS_WINDOW`].
+/// The bytes received in the current [`PROGRESS_WINDOW`].
 struct Progress {
     since: Instant,
     bytes: u64,
@@ -86,12 +85,12 @@ pub(super) struct Download<'a, S> {
     digest: Digest,
     /// The size of the blob, once it is known.
     size: Option<u64>,
-    /// Whether the sink was told that size.
+    /// Whether that size was reported to the sink.
     is_begun: bool,
     endpoint_failures: EndpointFailures,
     /// The endpoints that sent bytes.
     senders: Vec<usize>,
-    /// With whom it shares fetchers.
+    /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
     pub(super) chunk: Vec<u8>,
@@ -126,7 +125,7 @@ impl<'a, S: Sink> Download<'a, S> {
         format!("{}@{}", self.name, self.digest)
     }
 
-    /// Downloads what is missing, over as many connections as it takes.
+    /// Downloads the missing bytes, over as many connections as necessary.
     pub(super) fn run(&mut self) -> Result<(), CacheError> {
         let mut retries = Retries::new(self.cache.core.settings().retry.clone());
         loop {
@@ -150,7 +149,7 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// Waits before another try, unless the fetcher is of more use elsewhere.
+    /// Waits before the next attempt, unless another job needs the fetcher.
     fn pause(&self, wait: Duration) -> Result<(), CacheError> {
         let end = Instant::now() + wait;
         loop {
@@ -159,18 +158,18 @@ impl<'a, S: Sink> Download<'a, S> {
             if left.is_zero() {
                 return Ok(());
             }
-            self.cache.core.blob_fetchers.pause(left.min(USE_LOOK_EVERY));
+            self.cache.core.blob_fetchers.pause(left.min(CONTENTION_CHECK_EVERY));
         }
     }
 
-    /// The endpoints that sent something, each a demerit more: together they sent something wrong.
-    pub(super) fn blame(&self) -> EndpointFailures {
+    /// The endpoint failures, with one more for each endpoint that sent bytes: together they sent wrong content.
+    pub(super) fn failures_of_senders(&self) -> EndpointFailures {
         let mut endpoint_failures = self.endpoint_failures.clone();
         self.senders.iter().for_each(|endpoint| endpoint_failures.add(*endpoint));
         endpoint_failures
     }
 
-    /// One connection: asks for what is missing and takes what comes.
+    /// Requests the missing bytes and writes them, over one connection to each endpoint it tries.
     fn receive(&mut self) -> Result<(), CacheError> {
         let source = self.cache.core.source(&self.name.upstream)?;
         loop {
@@ -199,7 +198,7 @@ impl<'a, S: Sink> Download<'a, S> {
             if broke_off_before || !self.endpoint_failures.has_clean_endpoint(source.endpoints()) {
                 return Err(error);
             }
-            log::warn!("{}: {error}; asking another endpoint", self.what());
+            log::warn!("{}: {error}; trying another endpoint", self.what());
         }
     }
 
@@ -213,7 +212,7 @@ impl<'a, S: Sink> Download<'a, S> {
         self.settle_size(size, have)?;
         self.is_begun = true;
         self.sink.begin(self.size)?;
-        // A registry that does not do ranges begins anew; what was had before is passed over.
+        // A registry without support for ranges starts from the beginning; bytes that were received before are skipped.
         let mut surplus = have - start.min(have);
         loop {
             self.stop_if_unwanted()?;
@@ -224,11 +223,11 @@ impl<'a, S: Sink> Download<'a, S> {
             if read == 0 {
                 return self.check_end(surplus);
             }
-            let passed_over = surplus.min(read as u64);
-            surplus -= passed_over;
+            let skipped = surplus.min(read as u64);
+            surplus -= skipped;
             self.progress.add(read as u64, Instant::now(), self.cache.core.settings().minimum_rate);
             // Both are at most `read`, which is a `usize`.
-            let fresh = &self.chunk[passed_over as usize..read];
+            let fresh = &self.chunk[skipped as usize..read];
             let written = self.sink.bytes_written() + fresh.len() as u64;
             if let Some(expected) = self.size.filter(|size| written > *size) {
                 return Err(IngestError::WrongSize { expected, actual: written }.into());
@@ -237,7 +236,7 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// The server stops, or somebody has cancelled it.
+    /// Ends the download if the server is stopping, an operator has cancelled it, or another job needs the fetcher.
     fn stop_if_unwanted(&self) -> Result<(), CacheError> {
         self.cache.core.stop_if_closed()?;
         match self.cache.is_cancelled(&self.name.upstream, &self.digest) {
@@ -250,7 +249,7 @@ impl<'a, S: Sink> Download<'a, S> {
     /// Whether a client's job needs the fetcher more: this download has no followers, or makes too little progress.
     fn should_be_suspended(&self) -> bool {
         let is_dispensable = match self.sink.waits_for() {
-            Waits::Nobody => true,
+            Waits::NoClient => true,
             Waits::Followers => self.progress.is_slow,
             Waits::OneClient => false,
         };
@@ -262,26 +261,26 @@ impl<'a, S: Sink> Download<'a, S> {
         CacheError::Upstream(UpstreamError::from_body(&request, error))
     }
 
-    /// Decides which size this download has, of which the last byte will be held back.
+    /// Decides the size of the blob, and with it which byte is the last, which is held back.
     ///
-    /// Clients compute their `Content-Length` from it, so it cannot change once they were told: with
-    /// another one, a byte that is not the last for us would be the last for them.
-    fn settle_size(&mut self, told: Option<u64>, have: u64) -> Result<(), CacheError> {
+    /// Clients receive it as `Content-Length`, so it cannot change after that. Otherwise a byte that is not the last
+    /// here could be the last for them.
+    fn settle_size(&mut self, reported: Option<u64>, have: u64) -> Result<(), CacheError> {
         let bad = |reason: String| {
             let request = format!("GET blob {}", self.what());
             CacheError::from(UpstreamError::bad_answer(&request, reason))
         };
-        match (told, self.size) {
-            (Some(told), Some(before)) if self.is_begun && told != before => {
+        match (reported, self.size) {
+            (Some(now), Some(before)) if self.is_begun && now != before => {
                 return Err(bad(format!(
-                    "it has {} now and had {before} before",
-                    plural(told, "byte")
+                    "its size changed from {before} to {}",
+                    plural(now, "byte")
                 )));
             }
             (Some(0), _) if !self.digest.is_of_nothing() => {
                 return Err(bad("an empty body for content that is not empty".into()));
             }
-            _ => self.size = told.or(self.size),
+            _ => self.size = reported.or(self.size),
         }
         match self.size {
             Some(expected) if expected < have => {
@@ -291,8 +290,8 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// Whether the end of a body is the end of the blob. Where the size is known, an early end is a
-    /// broken connection that was closed politely; where it is not, only the digest can tell.
+    /// Checks that the end of a body is the end of the blob. If the size is known, an early end counts as a broken
+    /// connection. If it is not, only the digest shows whether the blob is complete.
     fn check_end(&self, surplus: u64) -> Result<(), CacheError> {
         match self.size {
             Some(size) if self.sink.bytes_written() < size || surplus > 0 => {
@@ -305,7 +304,7 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// A number from 0 to 1 that differs from download to download; it need not be more random.
+    /// A number from 0 to 1 that differs between downloads. It need not be random.
     fn spread(&self) -> f64 {
         let since_epoch = self.cache.core.now().duration_since(SystemTime::UNIX_EPOCH);
         f64::from(since_epoch.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0

@@ -1,11 +1,11 @@
-//! The work of a blob flight, on a fetcher: look once more, ingest, verify, commit.
+//! The work of a blob flight, on a fetcher: check the store again, ingest, verify, commit.
 //!
-//! What readers are shown is decided here, and with it promise 1: [`ToStore::show`] never reaches the
-//! last byte, and what "last" means does not change once it was told.
+//! This module decides which bytes readers may receive, and so keeps promise 1: [`ToStore::show`] never includes the
+//! last byte of a blob, and the announced size does not change.
 //!
-//! Wrong content ends the flight: those who follow it have had some of it, and must be cut. The blob is
-//! fetched once more from its beginning all the same, by a flight of its own, so that a client that
-//! comes back finds it; endpoints that sent something wrong are asked last from then on.
+//! Wrong content ends the flight. Its followers have already received some of it, so their connections are closed. The
+//! blob is then fetched once more from its beginning, by another flight, for clients that retry. Endpoints that sent
+//! wrong content are tried last from then on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,37 +18,37 @@ use crate::store::{Begin, Blob, Ingest, StoreError};
 use crate::units::{plural, size};
 use crate::upstream::{EndpointFailures, UpstreamError};
 
-/// How often it is looked whether another process has finished a partial, and how often in all: a
-/// minute, after which the client may ask again.
-const OTHER_PROCESS_LOOK_EVERY: Duration = Duration::from_millis(250);
-const OTHER_PROCESS_LOOKS_MAX: u32 = 240;
-/// A blob of unknown size may have at most so many bytes: hardly a layer is as large, and such a layer has a
-/// size.
+/// How often to check whether another process has finished a partial download, and the maximum number of checks: a
+/// minute in total, after which the client may retry.
+const OTHER_PROCESS_CHECK_EVERY: Duration = Duration::from_millis(250);
+const OTHER_PROCESS_CHECKS_MAX: u32 = 240;
+/// The maximum size of a blob whose size the registry does not report. Hardly any layer is larger, and registries
+/// report the size of such layers.
 const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
 impl BlobCache {
-    /// The work of a blob flight, on a fetcher: store again, ingest, verify, commit.
+    /// The work of a blob flight, on a fetcher: check the store again, ingest, verify, commit.
     pub(super) fn fetch(
         &self,
         name: &ImageName,
         leader: &BlobLeader,
         size_hint: Option<u64>,
     ) -> Result<Blob, CacheError> {
-        for _ in 0..OTHER_PROCESS_LOOKS_MAX {
+        for _ in 0..OTHER_PROCESS_CHECKS_MAX {
             self.core.stop_if_closed()?;
             let ingest = match self.core.store.resume(&name.upstream, &leader.key().1, size_hint)? {
                 Begin::Writing(ingest) => Some(*ingest),
                 Begin::Absent => None,
-                Begin::Present(blob) => return Ok(arrived(name, leader, blob)),
+                Begin::Present(blob) => return Ok(announce_stored(name, leader, blob)),
                 Begin::Locked => {
-                    self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
+                    self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
                     continue;
                 }
             };
             match self.download_blob(name, leader, size_hint, ingest) {
-                // Another process has begun, or finished, the blob since we looked.
+                // Another process has started or finished the blob since the check.
                 Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
-                    self.core.blob_fetchers.pause(OTHER_PROCESS_LOOK_EVERY);
+                    self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
                 }
                 result => return result,
             }
@@ -56,8 +56,8 @@ impl BlobCache {
         Err(CacheError::GivenUp)
     }
 
-    /// Downloads a blob from where an earlier download left it, or from its beginning. Nothing is created
-    /// before its upstream has answered that it has the blob.
+    /// Downloads a blob from where an earlier download ended, or from its beginning. No file is created before the
+    /// registry has confirmed that it has the blob.
     fn download_blob(
         &self,
         name: &ImageName,
@@ -81,14 +81,14 @@ impl BlobCache {
         self.recover(&mut download)?;
         let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_complete);
         if !is_complete && let Err(error) = download.run() {
-            // What was kept does not fit what upstream sends, or fills the disk: it is given up.
-            // Refused before anything was written: what was kept is as good as it was.
+            // A partial that does not match the registry's bytes, or that fills the disk, is discarded. One to which
+            // nothing was written before the refusal is kept.
             let has_written = download.sink.has_written;
             let is_full = matches!(&error, CacheError::Store(store) if store.is_full()
                 && (has_written || matches!(**store, StoreError::Write { .. })));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
-                self.note_wrong(leader.key(), download.blame());
+                self.note_wrong(leader.key(), download.failures_of_senders());
             }
             if let Some(ingest) = download.sink.ingest
                 && (is_full || is_wrong)
@@ -97,19 +97,19 @@ impl BlobCache {
             }
             return Err(error);
         }
-        let blame = download.blame();
-        // Begun at the latest with the first answer of the upstream.
+        let failures = download.failures_of_senders();
+        // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
         announce(name, leader, &ingest, Some(size), SizeSource::Registry);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
-            self.note_wrong(leader.key(), blame);
+            self.note_wrong(leader.key(), failures);
         })?;
         lock(&self.wrong).remove(leader.key());
         lock(&self.verified_sizes).insert(digest, size);
-        // Verified bytes may be shown before the disk has them: they are right whatever it does. Clients that were
-        // told another size are shown no more, since their last byte would be in the middle of the blob; the
-        // others learn of it from the end of the flight.
+        // Verified bytes may be sent before they are on the disk: they are correct in any case. Clients that received
+        // another size get no more bytes, since their last byte would be in the middle of the blob. Clients without a
+        // size learn it from the end of the flight.
         let promised = leader.flight().header().and_then(|incoming| incoming.size);
         if promised.is_none_or(|promised| promised == size) {
             leader.advance(size);
@@ -117,10 +117,10 @@ impl BlobCache {
         Ok(verified.commit()?)
     }
 
-    /// Begins to write a blob that its upstream was found to have.
+    /// Creates the partial of a blob that the registry has.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] if another process has begun or finished it meanwhile.
+    /// [`StoreError::Locked`] if another process has started or finished it meanwhile.
     fn begin_ingest(&self, key: &BlobKey, size: Option<u64>) -> Result<Ingest, CacheError> {
         match self.core.store.ingest(&key.0, &key.1, size)? {
             Begin::Writing(ingest) => Ok(*ingest),
@@ -130,8 +130,8 @@ impl BlobCache {
         }
     }
 
-    /// Takes up what an earlier download has left. It is not shown before upstream has told the size:
-    /// only then is it known which byte is the last.
+    /// Recovers the partial of an earlier download. Readers receive none of it before the registry has reported the
+    /// size: only then is it known which byte is the last.
     fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
         let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
         while ingest.recover(&mut download.chunk)? {
@@ -147,21 +147,21 @@ impl BlobCache {
         Ok(())
     }
 
-    /// How the endpoints have fared with this blob in earlier downloads.
+    /// The failures of each endpoint in earlier downloads of this blob.
     pub(super) fn endpoint_failures(&self, name: &ImageName, digest: &Digest) -> EndpointFailures {
         let key = (name.upstream.clone(), *digest);
         lock(&self.wrong).get(&key).map(|blob| blob.endpoint_failures.clone()).unwrap_or_default()
     }
 
-    /// Notes who sent something wrong, to be asked last the next time.
+    /// Records which endpoints sent wrong content, so that they are tried last the next time.
     pub(super) fn note_wrong(&self, key: &BlobKey, endpoint_failures: EndpointFailures) {
         let mut wrong = lock(&self.wrong);
-        // This was another try already, whoever began it.
+        // If there is an entry, this was the second attempt, whether a client or the cache started it.
         let is_tried_again = wrong.get(key).is_some();
         wrong.insert(key.clone(), WrongBlob { endpoint_failures, is_tried_again });
     }
 
-    /// Whether a blob that came wrong should be fetched once more unasked: says so once.
+    /// Whether a blob with wrong content should be fetched once more without a client. Returns `true` once.
     pub(super) fn should_try_again(&self, key: &BlobKey) -> bool {
         let mut wrong = lock(&self.wrong);
         match wrong.get(key) {
@@ -178,32 +178,32 @@ impl BlobCache {
     }
 }
 
-/// What is remembered of a blob that came wrong.
+/// What is remembered of a blob with wrong content.
 pub(super) struct WrongBlob {
     endpoint_failures: EndpointFailures,
-    /// Whether it was fetched again since it first did.
+    /// Whether it was fetched again since then.
     is_tried_again: bool,
 }
 
-/// Into the store, in sight of those who follow the flight.
+/// Writes to the store and makes the bytes available to the followers of the flight.
 struct ToStore<'a> {
     cache: &'a BlobCache,
     name: &'a ImageName,
     leader: &'a BlobLeader,
-    /// Nothing until the upstream has answered that it has the blob.
+    /// `None` until the registry has confirmed that it has the blob.
     ingest: Option<Ingest>,
-    /// The size that a manifest of this repository told.
+    /// The size that a manifest of this repository states.
     claim: Option<u64>,
-    /// The size that clients were told, by this download or by one that the flight had before.
+    /// The size announced to clients, by this download or by an earlier one of the flight.
     promised: Option<u64>,
-    /// Whether it was noted beside the partial whose it is.
+    /// Whether the origin was recorded beside the partial.
     is_noted: bool,
     /// Whether this download has written something.
     has_written: bool,
 }
 
 impl ToStore<'_> {
-    /// Tells the readers how far they may go: never to the last byte.
+    /// Makes the written bytes available to readers, except the last byte of the blob.
     fn show(&self, size: Option<u64>) {
         let written = self.bytes_written();
         let end = self.promised.or(size).unwrap_or(written);
@@ -216,8 +216,8 @@ impl ToStore<'_> {
     fn check_unknown_size(&self, more_bytes: u64) -> Result<(), CacheError> {
         if self.bytes_written() + more_bytes > UNKNOWN_SIZE_MAX {
             let reason = format!(
-                "the registry does not tell the size of this blob, and {UNKNOWN_SIZE_MAX} bytes are \
-                 not all of it"
+                "the registry does not report the size of this blob, and it is larger than \
+                 {UNKNOWN_SIZE_MAX} bytes"
             );
             let what = format!("{}@{}", self.name, self.leader.key().1);
             return Err(UpstreamError::bad_answer(&what, reason).into());
@@ -233,8 +233,8 @@ impl Sink for ToStore<'_> {
 
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
-            // Better before the first byte than after the last that fits. Nothing is evicted for it yet: a size
-            // is only a promise.
+            // Refusing now is better than after the last byte that fits. Nothing is evicted yet: the size is only a
+            // claim of the registry.
             self.cache.eviction.check_size(size)?;
         }
         let ingest = match &mut self.ingest {
@@ -244,14 +244,14 @@ impl Sink for ToStore<'_> {
         if !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note_origin(self.name)
         {
-            // The download itself will say what is wrong with the disk, if it matters.
+            // If the disk has failed, the download itself reports it.
             log::debug!("{}: {error}", self.name);
         }
         match size {
             Some(_) => announce(self.name, self.leader, ingest, size, SizeSource::Registry),
             None => announce(self.name, self.leader, ingest, self.claim, SizeSource::Manifest),
         }
-        // The first announcement counts: a flight that gave up its fetcher has made one before.
+        // The first announcement counts. A flight that was suspended has made one before.
         let announced = self.leader.flight().header();
         self.promised = announced.as_ref().and_then(|incoming| incoming.size);
         if let (Some(incoming), Some(now)) = (announced, size)
@@ -259,7 +259,7 @@ impl Sink for ToStore<'_> {
             && let Some(before) = incoming.size.filter(|before| *before != now)
         {
             let what = format!("GET blob {}@{}", self.name, self.leader.key().1);
-            let reason = format!("it has {} now and had {before} before", plural(now, "byte"));
+            let reason = format!("its size changed from {before} to {}", plural(now, "byte"));
             return Err(UpstreamError::bad_answer(&what, reason).into());
         }
         self.show(size);
@@ -272,7 +272,7 @@ impl Sink for ToStore<'_> {
         }
         self.cache.eviction.admit(bytes.len() as u64)?;
         self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
-        // `begin` comes before the first byte.
+        // `begin` is called before the first byte.
         let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
         ingest.write(bytes)?;
         self.has_written = true;
@@ -286,7 +286,7 @@ impl Sink for ToStore<'_> {
     }
 
     fn waits_for(&self) -> Waits {
-        if self.leader.has_followers() { Waits::Followers } else { Waits::Nobody }
+        if self.leader.has_followers() { Waits::Followers } else { Waits::NoClient }
     }
 }
 
@@ -301,8 +301,8 @@ fn announce(
     leader.announce(Incoming { origin, file, size, size_source });
 }
 
-/// A blob that somebody else has finished: all of it is available at once.
-fn arrived(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
+/// Announces a blob that is in the store already: all of it is available at once.
+fn announce_stored(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
     leader.announce(Incoming { origin, file, size, size_source: SizeSource::Registry });
     leader.advance(blob.size);

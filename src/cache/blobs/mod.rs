@@ -32,47 +32,47 @@ pub use wait::BlobWait;
 
 use wait::WaitsFor;
 
-/// Blobs with wrong content that are remembered, with the endpoints that sent them.
+/// How many blobs with wrong content are remembered, with the endpoints that sent them.
 const WRONG_REMEMBERED: usize = 1024;
 
-/// By upstream as well: a registry that a client chose must have no say in what the clients of another
-/// one get, not even in how long it takes.
+/// The key includes the registry: a registry that a client chose must not affect what clients of another registry
+/// receive, nor how long that takes.
 type BlobKey = (Upstream, Digest);
 pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
 type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
 type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
-/// A blob that is arriving: for whom it was begun, where its bytes go, and how many there will be.
+/// A blob that is being downloaded.
 #[derive(Debug, Clone)]
 pub struct Incoming {
-    /// The repository whose request began it.
+    /// The repository whose request started it.
     pub origin: ImageName,
-    /// The growing file, to be read by offset up to what the flight says is available.
+    /// The growing file, which may be read up to the available bytes of the flight.
     pub file: Arc<File>,
-    /// The size in bytes, if upstream or a manifest told.
+    /// The size in bytes, if the registry or a manifest states it.
     pub size: Option<u64>,
-    /// Who told it.
+    /// Where the size comes from.
     pub size_source: SizeSource,
 }
 
-/// Who told the size of a blob.
+/// Where the size of a blob comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SizeSource {
-    /// The registry, or this process has verified it.
+    /// The registry, or the verified bytes.
     Registry,
-    /// A manifest of the repository for which the download began, since the registry told none: anybody can
-    /// publish one, so it counts for that repository alone.
+    /// A manifest of the repository for which the download was started, because the registry does not report the size.
+    /// Anyone can publish a manifest, so this size applies to that repository only.
     Manifest,
 }
 
-/// A download failed, for whom it was begun. Who joined it from another repository has a registry of
-/// their own to ask, and no business with what this one said.
+/// The failure of a download, with the repository for which it was started. Clients of other repositories that joined
+/// it must not receive this error: they send their own request.
 #[derive(Debug, Clone)]
 pub struct BlobFailure {
-    /// The repository whose request began the download.
+    /// The repository whose request started the download.
     pub origin: ImageName,
-    /// What went wrong.
+    /// The error.
     pub error: CacheError,
 }
 
@@ -81,7 +81,7 @@ pub struct BlobFailure {
 pub enum Purpose {
     /// Its bytes.
     Read,
-    /// Only whether it is there and how large (HEAD): no reason to download it.
+    /// Only its existence and size (HEAD), which does not cause a download.
     Size,
 }
 
@@ -93,20 +93,20 @@ pub enum BlobLookup {
     Wait(BlobWait),
 }
 
-/// The service.
+/// Looks up and downloads blobs.
 pub(super) struct BlobCache {
     core: Arc<Core>,
     manifests: Arc<ManifestCache>,
     eviction: Arc<EvictionService>,
     pub(super) flights: BlobFlights,
     size_flights: SizeFlights,
-    /// Sizes of blobs that this process verified. Locked for a look-up or an insertion only, as are the tables below.
+    /// Sizes of blobs that this process verified. Locked for a lookup or an insertion only, as are the tables below.
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.
     wrong: Mutex<BoundedCache<BlobKey, fetch::WrongBlob>>,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
-    /// Downloads that an operator wants to end.
+    /// Downloads that an operator has cancelled.
     cancelled: Mutex<HashSet<BlobKey>>,
 }
 
@@ -161,7 +161,7 @@ impl BlobCache {
     /// Ends a download at its next bytes; what was received is kept. `false` if there is no such download.
     pub(super) fn cancel(&self, upstream: &Upstream, digest: &Digest) -> bool {
         let key = (upstream.clone(), *digest);
-        // Noted first: a flight that ends in between removes the note again.
+        // Recorded first: a flight that ends in between removes the record again.
         lock(&self.cancelled).insert(key.clone());
         if self.flights.peek(&key).is_some() {
             return true;
@@ -192,7 +192,7 @@ impl BlobCache {
     /// The blob of a digest. Does not wait for anything but the local disk.
     ///
     /// # Errors
-    /// [`CacheError`] if it is known that there is none to be had.
+    /// [`CacheError`] if it is known that the blob is not available.
     pub(super) fn find(
         self: &Arc<Self>,
         name: &ImageName,
@@ -225,10 +225,10 @@ impl BlobCache {
         }))
     }
 
-    /// Resumes the downloads of listed registries that have broken off, or that an earlier process has left, in
-    /// the background. Waits for nothing. Returns how many there are.
+    /// Resumes the downloads of listed registries that were interrupted, in this process or an earlier one, in the
+    /// background. Does not wait. Returns how many there are.
     ///
-    /// Those of unlisted registries wait for a client: anybody can begin any number of them.
+    /// Those of unlisted registries wait for a client: anyone can start any number of them.
     pub(super) fn resume_downloads(self: &Arc<Self>) -> usize {
         if self.core.is_offline() {
             return 0;
@@ -263,7 +263,7 @@ impl BlobCache {
         let forget = |cache: &BlobCache, key: &BlobKey| {
             lock(&cache.queued_in_background).remove(key);
         };
-        // After the note: a job that has begun takes its note away only when its flight can be seen.
+        // Checked after the insertion: a job that has started removes its entry only once its flight is visible.
         if self.flights.peek(&key).is_some() {
             forget(self, &key);
             return false;
@@ -308,7 +308,7 @@ impl BlobCache {
         Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
     }
 
-    /// Queues the work of a flight that somebody follows.
+    /// Queues the work of a flight that has followers.
     fn submit_flight(
         self: &Arc<Self>,
         purpose: JobPurpose,
@@ -327,11 +327,11 @@ impl BlobCache {
         );
     }
 
-    /// Does the work of a flight, on a fetcher. A blob that comes wrong is fetched once more, for clients that
-    /// come back: its way here may have corrupted it, or there is another endpoint.
+    /// Does the work of a flight, on a fetcher. A blob with wrong content is fetched once more, for clients that retry:
+    /// the network may have corrupted it, or there is another endpoint.
     ///
-    /// A download that gave its fetcher up for another job continues later: behind the jobs that wait now if
-    /// somebody follows it, in the background if not.
+    /// A suspended download continues later: after the jobs that wait now if it has followers, in the background
+    /// otherwise.
     fn run_flight(
         self: &Arc<Self>,
         name: ImageName,
@@ -360,14 +360,14 @@ impl BlobCache {
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
         leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         self.core.store.remove_empty_partials(&name.upstream);
-        // After the flight has left the table, so that no later note can end the next flight.
+        // After the flight has left the table, so that a late cancellation cannot end the next flight.
         self.uncancel(&key);
         if is_wrong && self.should_try_again(&key) {
             self.try_again(name, &key, size_hint, client);
         }
     }
 
-    /// Begins another flight at once, so that clients that come back join it.
+    /// Starts another flight at once, so that clients that retry join it.
     fn try_again(
         self: &Arc<Self>,
         name: ImageName,
@@ -407,22 +407,22 @@ impl BlobCache {
 }
 
 impl BlobCache {
-    /// The size that a blob must have, in bytes: as it was verified, or else as manifests of this repository state it.
+    /// The expected size of a blob in bytes: the verified size, or the one that manifests of this repository state.
     fn size_hint(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
         let verified = lock(&self.verified_sizes).get(digest).copied();
         verified.or_else(|| self.manifests.stated_size(name, digest))
     }
 
-    /// Asks upstream for a blob's size, by HEAD, or by beginning a GET where HEAD does not tell.
+    /// Requests a blob's size with HEAD, or with the head of a GET response if HEAD does not report it.
     fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
         let source = self.core.source(&name.upstream)?;
-        let told = source.blob_size(&name.repository, digest);
-        // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
-        if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
-            self.note_outcome(name, digest, &told);
+        let reported = source.blob_size(&name.repository, digest);
+        // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
+        if !reported.as_ref().is_err_and(UpstreamError::is_not_found) {
+            self.note_outcome(name, digest, &reported);
         }
-        // A length of nothing is what some registries say when they do not want to tell.
-        if let Some(size) = told?.filter(|size| *size > 0 || digest.is_of_nothing()) {
+        // Some registries report a length of 0 if they do not know the size.
+        if let Some(size) = reported?.filter(|size| *size > 0 || digest.is_of_nothing()) {
             return Ok(size);
         }
         let begun = source.blob(&BlobAsk {
@@ -433,7 +433,7 @@ impl BlobCache {
         });
         self.note_outcome(name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
-            let reason = "the registry does not tell the size of this blob";
+            let reason = "the registry does not report the size of this blob";
             UpstreamError::bad_answer(&format!("{name}@{digest}"), reason).into()
         })
     }

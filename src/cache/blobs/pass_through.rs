@@ -19,12 +19,12 @@ use crate::oci::{Digest, ImageName, Verifier};
 use crate::store::IngestError;
 use crate::upstream::UpstreamError;
 
-/// How much of a blob may be on its way between a fetcher and a client, in bytes.
+/// How many bytes may be queued between a fetcher and a client.
 const WINDOW_BYTES: usize = 1024 * 1024;
-/// How often a fetcher that waits for its client looks whether the server is stopping.
-const STOPPING_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a fetcher that waits for its client checks whether the server is stopping.
+const STOP_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// The client's end of a blob that is not kept. Dropping it ends the download.
+/// The client's end of a pass-through. Dropping it ends the download.
 pub struct PassThrough {
     pipe: Arc<Pipe>,
 }
@@ -32,19 +32,19 @@ pub struct PassThrough {
 #[derive(Default)]
 struct Pipe {
     state: Mutex<State>,
-    /// Signalled when the client has taken something, or is gone.
+    /// Signalled when the client has taken bytes or has left.
     taken: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// The size of the blob in bytes, once upstream has told it.
+    /// The size of the blob in bytes, once the registry has reported it.
     size: Option<u64>,
     /// The offset of the first queued byte.
     position: u64,
     queue: VecDeque<Arc<[u8]>>,
     queued_bytes: usize,
-    /// What the client wants begins here: what comes before is not queued.
+    /// The offset from which the client wants bytes. Earlier bytes are not queued.
     wanted_from: u64,
     failure: Option<CacheError>,
     waker: Option<Waker>,
@@ -56,7 +56,7 @@ impl State {
         self.position + self.queued_bytes as u64
     }
 
-    /// Forgets what lies before what is wanted.
+    /// Drops the queued bytes before `wanted_from`.
     fn trim(&mut self) {
         while let Some(first) = self.queue.front() {
             let end = self.position + first.len() as u64;
@@ -89,7 +89,7 @@ impl Pipe {
 }
 
 impl PassThrough {
-    /// The size of the whole blob in bytes, once upstream has told it.
+    /// The size of the blob (not of the range) in bytes, once the registry has reported it.
     pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, CacheError>> {
         let mut state = self.pipe.state();
         match (state.size, &state.failure) {
@@ -102,7 +102,7 @@ impl PassThrough {
         }
     }
 
-    /// The next bytes, from `position` on; it may not go back.
+    /// The next bytes, from `position` on. `position` must not decrease.
     pub fn poll_bytes(&self, position: u64, waker: &Waker) -> Poll<Result<Arc<[u8]>, CacheError>> {
         let mut state = self.pipe.state();
         state.wanted_from = position;
@@ -112,9 +112,9 @@ impl PassThrough {
             let offset = position.checked_sub(state.position).map(usize::try_from);
             return Poll::Ready(match offset {
                 Some(Ok(0)) => Ok(Arc::clone(first)),
-                // Less than the piece is long: what lies before it was trimmed.
+                // Less than the length of the first piece: earlier pieces were trimmed.
                 Some(Ok(offset)) => Ok(Arc::from(&first[offset..])),
-                // What was taken is gone.
+                // These bytes were dropped already.
                 Some(Err(_)) | None => Err(CacheError::GivenUp),
             });
         }
@@ -148,7 +148,7 @@ pub struct AlreadySent {
     pub end: u64,
 }
 
-/// The fetcher's end. Dropping it before all came tells the client that no more will.
+/// The fetcher's end. Dropping it before the end of the blob reports a failure to the client.
 struct PassThroughWriter {
     pipe: Arc<Pipe>,
 }
@@ -160,7 +160,7 @@ impl PassThroughWriter {
         });
     }
 
-    /// Queues bytes that lie at the end of what was queued before, once there is room for them.
+    /// Appends bytes to the queue, once it has space for them.
     fn push(&self, cache: &BlobCache, bytes: &[u8]) -> Result<(), CacheError> {
         let mut state = self.pipe.state();
         loop {
@@ -176,8 +176,8 @@ impl PassThroughWriter {
             if state.queued_bytes < WINDOW_BYTES {
                 break;
             }
-            let waited = self.pipe.taken.wait_timeout(state, STOPPING_LOOK_EVERY);
-            // The tables of this room survive a panic elsewhere, see `lock`; so does this.
+            let waited = self.pipe.taken.wait_timeout(state, STOP_CHECK_EVERY);
+            // The state remains valid after a panic elsewhere, as the tables do (see `lock`).
             state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         drop(state);
@@ -196,20 +196,20 @@ impl Drop for PassThroughWriter {
     }
 }
 
-/// To one client, all but the last byte.
+/// Sends a blob to one client, except the last byte.
 struct ToClient<'a> {
     cache: &'a BlobCache,
     what: String,
     writer: &'a PassThroughWriter,
     verifier: Verifier,
     bytes_written: u64,
-    /// The blob's last byte, which waits for the digest.
+    /// The blob's last byte, held back until the digest is verified.
     last: Option<u8>,
     already_sent: Option<AlreadySent>,
 }
 
 impl ToClient<'_> {
-    /// Compares what came with what the client was sent before.
+    /// Compares received bytes with those that were already sent to the client.
     fn compare(&self, bytes: &[u8]) -> Result<(), CacheError> {
         let Some(AlreadySent { file, end }) = &self.already_sent else { return Ok(()) };
         let left = usize::try_from(end.saturating_sub(self.bytes_written)).unwrap_or(usize::MAX);
@@ -218,7 +218,7 @@ impl ToClient<'_> {
         match file.read_exact_at(&mut sent, self.bytes_written) {
             Ok(()) if sent == bytes => Ok(()),
             _ => {
-                let reason = "it is not what was sent before the disk refused";
+                let reason = "it differs from the bytes that were sent before the disk failed";
                 Err(UpstreamError::bad_answer(&self.what, reason).into())
             }
         }
@@ -232,8 +232,9 @@ impl Sink for ToClient<'_> {
 
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         let Some(size) = size else {
-            // Clients need a length, and there is nowhere to put the bytes until it is known.
-            let reason = "the registry does not tell the size of this blob, which cannot be cached";
+            // Clients need a length, and the bytes cannot be stored until it is known.
+            let reason =
+                "the registry does not report the size of this blob, which cannot be cached";
             return Err(UpstreamError::bad_answer(&self.what, reason).into());
         };
         self.writer.pipe.change(|state| state.size = Some(size));
@@ -256,7 +257,7 @@ impl Sink for ToClient<'_> {
     }
 
     fn is_short(&self) -> bool {
-        // Without a size there is no passage.
+        // A pass-through always has a size.
         false
     }
 
@@ -266,8 +267,8 @@ impl Sink for ToClient<'_> {
 }
 
 impl BlobCache {
-    /// Passes a blob on to one client without keeping it, for a flight that failed for want of a disk, from
-    /// which the client may have had something.
+    /// Passes a blob through to one client without storing it, after a flight that failed because of the disk, and
+    /// from which the client may have received something.
     pub(in crate::cache) fn pass_through(
         self: &Arc<Self>,
         name: &ImageName,
@@ -292,7 +293,7 @@ impl BlobCache {
             log::warn!("{name}@{digest}: streaming it to a client without caching it");
             cache.core.metrics.not_cached("blob");
             if let Err(error) = cache.pass_blob(&name, &digest, size_hint, already_sent, &writer) {
-                // A client that leaves is its own affair.
+                // A client that has left is no failure.
                 if !writer.pipe.state().is_abandoned {
                     error.log(&format!("{name}@{digest}"));
                 }
@@ -323,11 +324,11 @@ impl BlobCache {
         };
         let mut download = Download::new(self, name, *digest, size_hint, sink);
         download.run()?;
-        let blame = download.blame();
+        let failures = download.failures_of_senders();
         let ToClient { verifier, last, .. } = download.sink;
         let actual = verifier.finish();
         if actual != *digest {
-            self.note_wrong(&(name.upstream.clone(), *digest), blame);
+            self.note_wrong(&(name.upstream.clone(), *digest), failures);
             return Err(
                 IngestError::WrongDigest { expected: *digest, actual: actual.into() }.into()
             );

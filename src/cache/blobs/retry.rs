@@ -1,22 +1,22 @@
-//! When to try again, and for how long. Pure: a policy, what happened, a verdict.
+//! Decides when a download is retried. Pure functions of the policy and the progress.
 
 use std::time::Duration;
 
-/// How a download that broke off is gone on with.
+/// How a download that broke off is resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// The wait before the first retry after progress; doubled with each one that brings nothing.
+    /// The wait before the first retry after progress. It doubles with each retry without progress.
     pub first_wait: Duration,
-    /// No wait is longer.
+    /// The longest wait.
     pub longest_wait: Duration,
-    /// How many retries in a row may bring nothing. Progress begins the count anew, so a link that
-    /// works now and then finishes any blob.
+    /// The maximum number of retries in a row without progress. Progress resets the count, so any blob is finished
+    /// over a link that works from time to time.
     pub fruitless_max: u32,
 }
 
 impl Default for RetryPolicy {
-    /// About fifteen seconds without a byte, and the upstream's own time-outs between them: below the
-    /// minute after which clients see a stalled pull.
+    /// Waits of about fifteen seconds without a byte, plus the timeouts of the requests: below the minute after which
+    /// clients give up a stalled pull.
     fn default() -> Self {
         RetryPolicy {
             first_wait: Duration::from_millis(250),
@@ -40,11 +40,11 @@ impl Retries {
         Retries { policy, fruitless: 0, reached: 0 }
     }
 
-    /// How long to wait before the next try of a download that broke off at `reached` bytes; `None` to
-    /// give up. A download that has not begun is not retried: its client has other registries to ask.
+    /// How long to wait before the next attempt of a download that broke off at `reached` bytes; `None` to give up. A
+    /// download without a byte is not retried: its client can use other registries.
     ///
-    /// `asked` is what the registry said to wait, `spread` a number from 0 to 1 that keeps the downloads
-    /// of one outage from coming back at the same moment.
+    /// `asked` is the registry's `Retry-After`. `spread` is a number from 0 to 1 that keeps the downloads interrupted
+    /// by one outage from retrying at the same moment.
     pub(super) fn next_wait(
         &mut self,
         reached: u64,
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_begins_the_count_anew() {
+    fn progress_resets_the_count() {
         let mut retries = retries();
         for reached in 1..100 {
             assert_eq!(retries.next_wait(reached, None, 1.0), Some(Duration::from_secs(1)));
@@ -98,12 +98,12 @@ mod tests {
     }
 
     #[test]
-    fn a_download_that_has_not_begun_is_not_retried() {
+    fn a_download_without_a_byte_is_not_retried() {
         assert_eq!(retries().next_wait(0, None, 1.0), None);
     }
 
     #[test]
-    fn what_the_registry_asks_for_is_kept_or_the_download_given_up() {
+    fn retry_after_is_respected_or_the_download_given_up() {
         for (asked, wait) in [(3, Some(3)), (0, Some(1)), (6, None)] {
             let got = retries().next_wait(7, Some(Duration::from_secs(asked)), 1.0);
             assert_eq!(got, wait.map(Duration::from_secs), "{asked}");

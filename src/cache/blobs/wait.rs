@@ -8,13 +8,13 @@ use crate::flight::Follower;
 use crate::oci::ImageName;
 use crate::store::IngestError;
 
-/// Follows a download, or a question for a size.
+/// Follows a download, or a request for a size.
 pub struct BlobWait {
     pub(super) waits_for: WaitsFor,
     pub(super) name: ImageName,
-    /// How the answer will have come about.
+    /// Where the response comes from.
     pub how: How,
-    /// The size that a manifest told, in bytes.
+    /// The size that a manifest states, in bytes.
     pub size_hint: Option<u64>,
 }
 
@@ -24,9 +24,9 @@ pub(super) enum WaitsFor {
 }
 
 impl BlobWait {
-    /// The size, as soon as it is known; for [`Purpose::Size`](super::Purpose::Size), and for the head of an answer.
+    /// The size, as soon as it is known; for [`Purpose::Size`](super::Purpose::Size), and for the head of a response.
     ///
-    /// A download of unknown size is pending here until it has ended.
+    /// For a download of unknown size, this is pending until it ends.
     pub fn poll_size(&self, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Size(flight) => flight.poll_outcome(waker),
@@ -41,7 +41,7 @@ impl BlobWait {
         }
     }
 
-    /// The growing file, once it is there. Pending for ever if only the size was asked for.
+    /// The growing file, once it exists. Always pending if only the size was requested.
     pub fn poll_file(&self, waker: &Waker) -> Poll<Result<Incoming, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Bytes(flight) => flight.poll_header(waker),
@@ -49,7 +49,7 @@ impl BlobWait {
         }
     }
 
-    /// The size, once the blob has its name; pending for ever if only the size was asked for.
+    /// The size, once the blob is committed. Always pending if only the size was requested.
     pub fn poll_end(&self, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         match &self.waits_for {
             WaitsFor::Bytes(flight) => flight.poll_outcome(waker).map_ok(|blob| blob.size),
@@ -57,7 +57,7 @@ impl BlobWait {
         }
     }
 
-    /// Stops waiting with this waker.
+    /// Removes this waker.
     pub fn forget(&self, waker: &Waker) {
         match &self.waits_for {
             WaitsFor::Bytes(flight) => flight.forget(waker),
@@ -65,14 +65,14 @@ impl BlobWait {
         }
     }
 
-    /// How many bytes may be read, once more than `position`.
+    /// How many bytes may be read. Ready once there are more than `position`.
     pub fn poll_available(&self, position: u64, waker: &Waker) -> Poll<Result<u64, BlobFailure>> {
         let WaitsFor::Bytes(flight) = &self.waits_for else { return Poll::Pending };
         let available = ready!(flight.poll_available(position, waker))?;
         if available > position {
             return Poll::Ready(Ok(available));
         }
-        // It has ended well and shows no more: the size that was told was wrong.
+        // It has succeeded without more bytes: the announced size was wrong.
         let blob = ready!(flight.poll_outcome(waker))?;
         let believed = flight.header().filter(|incoming| self.believes(incoming));
         Poll::Ready(match believed.map(|incoming| (incoming.size, incoming.origin)) {
@@ -84,7 +84,7 @@ impl BlobWait {
         })
     }
 
-    /// Whether the size of a download is one for this client.
+    /// Whether the announced size of a download applies to this client.
     fn believes(&self, incoming: &Incoming) -> bool {
         incoming.size.is_some_and(|size| match incoming.size_source {
             SizeSource::Registry => true,

@@ -1,12 +1,14 @@
-//! Tag lists and referrers: passed on, kept for a short time, and the last good answer while upstream cannot be
-//! reached.
+//! Tag lists and referrers: forwarded from the registry and cached for a short time. While the registry is unreachable,
+//! its last good response is served.
 //!
 //! # Interleavings
-//! * *A flight ends between a look and a join.* The next flight looks once more before it asks ([`ListCache::fresh_list`]).
-//! * *The registry fails while some wait with a last good answer and some without.* The flight looks whether there is
-//!   one when it has failed: if so, all that wait have it, or get the failure. Else it makes a list of what is cached.
-//! * *A list is asked for while the flight of the same question hangs at a registry that has since been found
-//!   unreachable.* Lists of what is cached have flights of their own, so that nobody joins the one that hangs.
+//! * *A flight ends between a lookup and a join.* The next flight checks again before it sends a request
+//!   ([`ListCache::fresh_list`]).
+//! * *The registry fails while some clients have a last good response and some do not.* The failed flight checks whether
+//!   there is one now. If so, it fails, and clients that have one fall back to it. Otherwise it builds a list of the
+//!   cached content.
+//! * *A list is requested while the flight of the same question hangs at a registry that has since become unreachable.*
+//!   Lists of cached content have separate flights, so that no client joins the one that hangs.
 
 mod referrers;
 mod unstored;
@@ -26,13 +28,13 @@ use crate::oci::{Digest, ImageName, TagPage, TagQuery};
 use crate::store::{Access, Document, DocumentWriter, ListRecord};
 use crate::upstream::{List, TagListWriter, UpstreamError};
 
-/// How long a list is answered without asking again: enough for a client that pages back and forth,
-/// short enough that a new tag shows.
+/// How long a list is fresh: long enough for a client that pages back and forth, short enough that new tags appear
+/// soon.
 const LIST_TTL: Duration = Duration::from_secs(60);
-/// Stored lists altogether, in bytes; or a hundredth of `cacheSize`, if that is less.
+/// The maximum size of all stored lists in bytes; 1 % of `cacheSize`, if that is less.
 const STORED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// A question whose answer changes.
+/// A request for a list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ListQuestion {
     /// A page of the tag list.
@@ -40,7 +42,7 @@ pub enum ListQuestion {
         /// `n=…&last=…`, or empty.
         query: String,
     },
-    /// What refers to a manifest.
+    /// The referrers of a manifest.
     Referrers {
         /// The manifest.
         digest: Digest,
@@ -58,34 +60,34 @@ impl ListQuestion {
     }
 }
 
-/// A list, as a flight ends with it.
+/// The outcome of a list flight.
 #[derive(Debug, Clone)]
 struct Listed {
     record: ListRecord,
     origin: Origin,
 }
 
-/// What a list is made of.
+/// Where a list comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// The registry's answer.
+    /// The registry.
     Registry,
-    /// What is cached, which may be only a part of what the registry has.
+    /// The cached content, which may be only a part of what the registry has.
     Cache,
 }
 
 type ListFlights = Flights<(ImageName, ListQuestion), (), Listed, CacheError>;
 
-/// A list that can be answered.
+/// A list to be served.
 #[derive(Debug, Clone)]
 pub struct ListAnswer {
-    /// The document, shared with everybody else who reads it.
+    /// The document, shared by all readers.
     pub body: Document,
     /// The query of the next page.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters_applied: Option<String>,
-    /// How it came about.
+    /// Where it comes from.
     pub how: How,
 }
 
@@ -98,13 +100,13 @@ impl ListAnswer {
 
 /// What a lookup found.
 pub enum ListLookup {
-    /// The answer.
+    /// The list.
     Ready(ListAnswer),
-    /// Upstream is being asked.
+    /// A flight is under way.
     Wait(ListWait),
 }
 
-/// Waits for upstream, with the last good answer as the fallback.
+/// Waits for the registry, with the last good response as the fallback.
 pub struct ListWait {
     flight: Follower<(), Listed, CacheError>,
     patience: Duration,
@@ -114,7 +116,7 @@ pub struct ListWait {
 }
 
 impl ListWait {
-    /// The answer, or the failure, once the flight has ended.
+    /// The list or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ListAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.last_good) {
             (Ok(Listed { record, origin: Origin::Registry }), _) => {
@@ -130,9 +132,9 @@ impl ListWait {
         })
     }
 
-    /// Whether the registry has refused, so that its last good answer is not repeated. Tags are listed by
-    /// programs that look for the newest one, and none of them reads `Warning`. Referrers are looked up by
-    /// digest, and what was signed once stays signed.
+    /// Whether the registry has refused the request, so that its last good response is not served. Programs list tags
+    /// to find the newest one, and none of them reads `Warning`. Referrers are looked up by digest, and a signature
+    /// remains valid.
     fn is_final(&self, error: &CacheError) -> bool {
         let is_refused = matches!(error, CacheError::Upstream(cause) if !cause.is_trouble());
         error.is_not_found() || (self.is_about_tags && is_refused)
@@ -143,13 +145,12 @@ impl ListWait {
         self.patience
     }
 
-    /// The answer when patience is over. `waker` is the one that was polled with, and is no longer woken.
-    /// What is cached is not looked through here, on a worker: the flight does so as soon as it has failed,
-    /// and later requests do so at once.
+    /// The fallback when the time is over. `waker` is the one that was polled with; it is no longer woken. The cached
+    /// content is not searched here, on an HTTP worker: the flight does that as soon as it has failed, and later
+    /// requests at once.
     ///
     /// # Errors
-    /// [`CacheError::TimedOut`] if there is no last good answer; [`CacheError::GivenUp`] if upstream was not
-    /// even asked.
+    /// [`CacheError::TimedOut`] if there is no last good response; [`CacheError::GivenUp`] if no request was sent.
     pub fn give_up(self, waker: &Waker) -> Result<ListAnswer, CacheError> {
         self.flight.forget(waker);
         match self.last_good {
@@ -160,8 +161,8 @@ impl ListWait {
     }
 }
 
-/// Whether the registry cannot be reached. One that refuses, limits the rate or fails at this one request can be.
-/// Where it can, cached tags are no answer: a client that looks for the newest would take an old one.
+/// Whether the registry is unreachable. One that refuses, limits the rate or fails for this request only is reachable.
+/// Then cached tags are not served: a client that looks for the newest tag would take an old one.
 fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     let CacheError::Upstream(cause) = error else {
         return matches!(error, CacheError::TimedOut | CacheError::NotCached);
@@ -169,7 +170,7 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     let is_limited = matches!(error.reason(), Reason::RateLimited { .. });
     match question {
         ListQuestion::Tags { .. } => cause.is_unreachable() && !is_limited,
-        // Content that refers to a cached manifest stays right, so anything but the registry's own answer will do.
+        // A referrer remains valid, so cached ones are served unless the registry itself reports that there are none.
         ListQuestion::Referrers { .. } => {
             let is_final = matches!(error.reason(), Reason::Unsupported | Reason::NotAllowed);
             !(is_limited || is_final || cause.is_certainly_not_found())
@@ -177,16 +178,16 @@ fn cannot_be_reached(error: &CacheError, question: &ListQuestion) -> bool {
     }
 }
 
-/// The service.
+/// Looks up and fetches lists.
 pub(super) struct ListCache {
     core: Arc<Core>,
     manifests: Arc<ManifestCache>,
     flights: ListFlights,
-    /// Lists of what is cached, for which no request is made.
+    /// Flights for lists of cached content, which send no request.
     cached_flights: ListFlights,
-    /// Locked for a look-up or an insertion only, as is the next one.
+    /// Locked for a lookup or an insertion only, as is the next table.
     unstored: Mutex<unstored::UnstoredLists>,
-    /// What each cached manifest refers to, if to anything. Content does not change, so this does not either.
+    /// The subject of each cached manifest, if it has one. Content does not change, so entries stay valid.
     subjects: Mutex<BoundedCache<Digest, Option<Digest>>>,
 }
 
@@ -202,7 +203,7 @@ impl ListCache {
         }
     }
 
-    /// How many lists are being requested or made.
+    /// How many lists are being fetched or built.
     pub(super) fn flights(&self) -> usize {
         self.flights.len() + self.cached_flights.len()
     }
@@ -210,7 +211,7 @@ impl ListCache {
     /// A list. Does not wait for anything but the local disk, of which it reads one small file.
     ///
     /// # Errors
-    /// [`CacheError`] if it is known that there is none to be had.
+    /// [`CacheError`] if it is known that the list is not available.
     pub(super) fn find(
         self: &Arc<Self>,
         name: &ImageName,
@@ -250,7 +251,7 @@ impl ListCache {
         let purpose = self.core.purpose(name, client)?;
         let patience = match last_good {
             Some(_) => self.core.settings().revalidate_timeout,
-            // Some of it is worse than all of it a little later.
+            // A partial list is worse than a complete one a little later.
             None => PATIENCE,
         };
         let work = ListCache::fresh_or_cached_list;
@@ -258,8 +259,8 @@ impl ListCache {
         Ok(ListWait { patience, last_good, ..run })
     }
 
-    /// Makes a list of what is cached. Many files may have to be read, so a fetcher does it. Its class is not that
-    /// of the registry, whose fetchers may all be waiting for it.
+    /// Builds a list of the cached content. It may read many files, so a fetcher does it. Its class is not that of the
+    /// registry, whose fetchers may all be waiting for the registry.
     fn find_in_cache(
         self: &Arc<Self>,
         name: &ImageName,
@@ -301,7 +302,7 @@ impl ListCache {
         unstored.or_else(|| self.core.store.list(name, &key))
     }
 
-    /// The work of a list flight: asks upstream, unless a flight that landed just now has done so.
+    /// The work of a list flight: sends a request, unless a flight that has just finished did so.
     pub(super) fn fresh_list(
         &self,
         name: &ImageName,
@@ -313,7 +314,8 @@ impl ListCache {
         }
     }
 
-    /// As [`ListCache::fresh_list`]; if the registry cannot be reached and has never answered, what is cached.
+    /// As [`ListCache::fresh_list`]. If the registry is unreachable and there is no last good response, a list of the
+    /// cached content.
     fn fresh_or_cached_list(
         &self,
         name: &ImageName,
@@ -322,7 +324,7 @@ impl ListCache {
         match self.fresh_list(name, question) {
             Ok(record) => Ok(Listed { record, origin: Origin::Registry }),
             Err(error) if !cannot_be_reached(&error, question) => Err(error),
-            // It is what those that wait fall back to.
+            // Clients fall back to it.
             Err(error) if self.known_list(name, question).is_some() => Err(error),
             Err(error) => {
                 let record = self.cached_list(name, question)?.ok_or(error)?;
@@ -331,10 +333,10 @@ impl ListCache {
         }
     }
 
-    /// Whether a list can certainly be made of what is cached.
+    /// Whether a list can certainly be built from the cached content.
     fn has_cached_list(&self, name: &ImageName, question: &ListQuestion) -> bool {
         match question {
-            // The registry is asked once more: cached tags are only some of its tags.
+            // The registry is tried once more: cached tags are only some of its tags.
             ListQuestion::Tags { .. } => false,
             ListQuestion::Referrers { digest, .. } => {
                 self.core.store.manifest(name, digest, Access::Look).is_some()
@@ -342,28 +344,28 @@ impl ListCache {
         }
     }
 
-    /// A list made of what is cached: what can be pulled, at least. Reads many files.
+    /// A list of the cached content, which can be pulled. Reads many files.
     fn cached_list(
         &self,
         name: &ImageName,
         question: &ListQuestion,
     ) -> Result<Option<ListRecord>, CacheError> {
-        let made = match question {
+        let record = match question {
             ListQuestion::Tags { query } => self.cached_tags(name, query)?,
             ListQuestion::Referrers { digest, query } => {
                 self.cached_referrers(name, digest, query)?
             }
         };
-        if made.is_some() {
+        if record.is_some() {
             let what = match question {
                 ListQuestion::Tags { .. } => "tags",
                 ListQuestion::Referrers { .. } => "referrers",
             };
             log::info!(
-                "{name}: the registry cannot list its {what}, answering those that are cached"
+                "{name}: the registry cannot list its {what}, serving those that are cached"
             );
         }
-        Ok(made)
+        Ok(record)
     }
 
     pub(super) fn fetch_list(
@@ -387,7 +389,7 @@ impl ListCache {
             (Err(error), ListQuestion::Referrers { digest, query })
                 if error.reason() == Reason::Unsupported =>
             {
-                // Not kept: the tag is stored itself, and is believed for as long as any tag.
+                // Not stored: the tag is, and it is fresh for as long as any tag.
                 return self.referrers_by_tag(name, digest, query)?.ok_or(error);
             }
             (Err(error), _) => return Err(error),
@@ -406,13 +408,13 @@ impl ListCache {
         })
     }
 
-    /// Stores a list of a repository that has images, and holds another for a while.
+    /// Stores a list of a repository that has cached images. Keeps other lists in the table of unstored lists.
     fn keep_list(&self, name: &ImageName, key: &str, record: &ListRecord) {
         let of_cache = self.core.settings().maintenance.room.cap_bytes.map(|bytes| bytes / 100);
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
         let stored = self.core.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {
-            log::warn!("{name}: a list is answered but not stored: {error}");
+            log::warn!("{name}: a list is served but could not be stored: {error}");
         }
         let mut unstored = lock(&self.unstored);
         match stored {
@@ -421,8 +423,8 @@ impl ListCache {
         }
     }
 
-    /// The page of the cached tags that a query asks for; `None` if there are none, or if the query continues a
-    /// list of the registry's in a way that only the registry understands.
+    /// The requested page of the cached tags; `None` if there are none, or if the query continues the registry's list
+    /// in a form that only the registry understands.
     fn cached_tags(&self, name: &ImageName, query: &str) -> Result<Option<ListRecord>, CacheError> {
         let query = TagQuery::parse(query);
         let tags = self.core.store.find_tags(name)?;
@@ -438,7 +440,7 @@ impl ListCache {
         self.record_of(writer, List { next, filters_applied: None }).map(Some)
     }
 
-    /// A document of ours as a list.
+    /// A document created by this server as a list.
     fn own_list(&self, document: &str, list: List) -> Result<ListRecord, CacheError> {
         let mut writer = self.core.store.list_writer();
         writer.write(document.as_bytes());

@@ -1,8 +1,8 @@
-//! Referrers that the cache can list by itself: signatures and the like that are here, for the day the registry
-//! cannot be reached; and those of registries without the referrers API, which clients list in a tag.
+//! Referrers that the cache lists itself: cached signatures and the like while the registry is unreachable, and those of
+//! registries without the referrers API, which clients list under a tag.
 //! distribution-spec, "Listing Referrers" and "Referrers Tag Schema".
 //!
-//! All of this reads many files or asks the registry, so it is done by fetchers.
+//! All of this reads many files or sends requests, so it runs on fetchers.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,20 +16,20 @@ use crate::oci::{Digest, ImageName, Manifest, MediaType, Reference, Tag};
 use crate::store::{Access, ListRecord};
 use crate::upstream::List;
 
-/// Manifests of a repository that are looked through. Each is read once, and then remembered.
+/// How many manifests of a repository are searched. Each is read once, and its subject is remembered.
 const MANIFESTS_MAX: usize = 16_384;
-/// The largest manifest that is taken for a referrer, and the largest list that is merged or filtered here, in
-/// bytes. Some dozens may be read at a time.
+/// The maximum size of a referrer, and of a list that is merged or filtered here, in bytes. A few dozen may be in
+/// memory at a time.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
 /// How many referrers are listed; more than signers and scanners attach.
 const REFERRERS_MAX: usize = 1024;
-/// Annotations that are copied from referrers into one list, in bytes. Further referrers are listed without.
+/// The maximum size of the annotations in one list, in bytes. Further referrers are listed without annotations.
 const ANNOTATION_BYTES_MAX: usize = 1024 * 1024;
 
 impl ListCache {
-    /// The manifests of this repository that refer to `digest`, as the referrers API lists them: what the
-    /// registry listed last, if that is here, and what is cached. `None` if there are none and the manifest
-    /// itself is not cached. `query` may filter by `artifactType`.
+    /// The manifests of this repository that refer to `digest`, in the format of the referrers API: those in the
+    /// registry's last list, if it is cached, and the cached ones. `None` if there are none and the manifest itself is
+    /// not cached. `query` may filter by `artifactType`.
     pub(super) fn cached_referrers(
         &self,
         name: &ImageName,
@@ -46,8 +46,8 @@ impl ListCache {
         self.list_of_referrers(found, query).map(Some)
     }
 
-    /// The referrers that clients list under the tag `sha256-…` at a registry without the referrers API. A client
-    /// would ask for that tag next. `None` if there is no such tag.
+    /// The referrers listed under the tag `sha256-…` at a registry without the referrers API. A client would request
+    /// that tag next. `None` if the tag does not exist.
     pub(super) fn referrers_by_tag(
         &self,
         name: &ImageName,
@@ -85,7 +85,7 @@ impl ListCache {
         self.core.negative.is_missing(&asked, self.core.now())
     }
 
-    /// An index of these descriptors, each once, that match the query.
+    /// An index of the descriptors that match the query, without duplicates.
     fn list_of_referrers(
         &self,
         mut found: Vec<(Digest, Value)>,
@@ -129,7 +129,7 @@ impl ListCache {
             let bytes = bytes.unwrap_or_default();
             let manifest = Manifest::parse(&bytes, Some(record.media_type.as_str())).ok();
             let subject = manifest.as_ref().and_then(Manifest::subject).map(|is| is.digest);
-            // A blob that is missing just now may come back.
+            // Not recorded for a blob that is missing now: it may return.
             if manifest.is_some() || !is_small {
                 lock(&self.subjects).insert(*each, subject);
             }
@@ -140,7 +140,7 @@ impl ListCache {
         Ok(())
     }
 
-    /// The cached index that clients keep under the tag `sha256-…`, if there is one.
+    /// The cached index under the tag `sha256-…`, if there is one.
     fn cached_index_of_tag(
         &self,
         name: &ImageName,
@@ -157,7 +157,7 @@ impl ListCache {
         }
     }
 
-    /// What the registry listed when it was last asked for all referrers.
+    /// The registry's last list of all referrers.
     fn listed_before(&self, name: &ImageName, digest: &Digest) -> Vec<(Digest, Value)> {
         let question = ListQuestion::Referrers { digest: *digest, query: String::new() };
         let record = self.known_list(name, &question);
@@ -167,7 +167,7 @@ impl ListCache {
     }
 }
 
-/// Whether the registry itself reported that there is no such tag: not a proxy, nor a token service.
+/// Whether the registry itself reported that the tag does not exist, rather than a proxy or a token service.
 fn is_certainly_missing(error: &CacheError) -> bool {
     match error {
         CacheError::Upstream(cause) => cause.is_certainly_not_found(),
@@ -179,13 +179,13 @@ fn is_certainly_missing(error: &CacheError) -> bool {
 fn descriptors(index: &[u8]) -> Vec<(Digest, Value)> {
     let index: Value = serde_json::from_slice(index).unwrap_or_default();
     let listed = index["manifests"].as_array().cloned().unwrap_or_default();
-    // What is no descriptor is nothing to a client either.
+    // Entries that are not descriptors are useless to clients too.
     let parsed =
         listed.into_iter().filter_map(|each| Some((each["digest"].as_str()?.parse().ok()?, each)));
     parsed.collect()
 }
 
-/// What a manifest says of itself that the referrers API lists.
+/// The fields of a manifest that the referrers API lists.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct Described {
@@ -200,7 +200,7 @@ struct ConfigType {
     media_type: Option<String>,
 }
 
-/// A descriptor as the referrers API has it. `annotation_bytes` are those of the list so far.
+/// A descriptor as the referrers API returns it. `annotation_bytes` is the total of the list so far.
 fn descriptor(
     digest: &Digest,
     manifest: &Manifest,

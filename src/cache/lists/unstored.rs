@@ -1,21 +1,21 @@
-//! Lists of repositories that have no image here, for as long as they are fresh. Clients can ask for any number
-//! of them, so they are not stored.
+//! Lists of repositories without a cached image, while they are fresh. Clients can request any number of them, so they
+//! are not stored.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::oci::ImageName;
 use crate::store::{Document, ListRecord};
 
-/// Bytes of the lists in the table, in memory or in files without a name.
+/// The maximum size of the lists in the table in bytes, in memory or in unlinked files.
 const BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// What an entry costs beside its text, in bytes.
+/// The overhead of an entry in bytes.
 const ENTRY_BYTES: u64 = 512;
-/// What a list in a file counts at least, in bytes: it keeps the file open.
+/// The minimum cost of a list in a file, in bytes: it keeps the file open.
 const FILE_BYTES: u64 = 64 * 1024;
 
 type Key = (ImageName, String);
 
-/// A bounded table. The first that came are the first that go.
+/// A bounded table that drops the oldest entries first.
 #[derive(Debug, Default)]
 pub(super) struct UnstoredLists {
     lists: HashMap<Key, ListRecord>,
@@ -65,7 +65,7 @@ fn cost((name, question): &Key, record: &ListRecord) -> u64 {
     };
     let name = name.upstream.as_str().len() + name.repository.as_str().len();
     let next = record.next.as_ref().map_or(0, String::len);
-    // Name and question are keys twice.
+    // Name and question are stored twice, in the map and in the order.
     body + (2 * (name + question.len()) + next) as u64 + ENTRY_BYTES
 }
 
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_and_the_bound_holds() {
+    fn the_oldest_entries_are_dropped_at_the_limit() {
         let name = ImageName::new("quay.io".parse().unwrap(), "a".parse().unwrap());
         let mut table = UnstoredLists::default();
         for number in 0..40_000 {

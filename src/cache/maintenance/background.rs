@@ -3,18 +3,17 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-/// A thread that ends when this is dropped, and is waited for.
+/// A background thread. Dropping this stops it and waits for its end.
 pub(in crate::cache) struct Background {
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    /// What is lost if it panics.
+    /// What no longer works if it panics.
     loss: &'static str,
 }
 
 impl Background {
-    /// Starts a thread. Its work ends soon after the other end of what it gets is gone, which is told by
-    /// `Disconnected`.
+    /// Starts a thread. `work` must return soon after its receiver reports `Disconnected`.
     pub(in crate::cache) fn start(
         name: &str,
         loss: &'static str,
@@ -30,7 +29,7 @@ impl Drop for Background {
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("a thread in the background panicked: {}", self.loss);
+            log::error!("a background thread panicked: {}", self.loss);
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Maintenance: the disk is counted, images are listed, room is kept, and what is old is pruned, in the
-//! background and slowly.
+//! Maintenance: counts disk usage, lists images, evicts and prunes, slowly and in the background.
 
 mod background;
 mod index_writer;
@@ -25,51 +24,51 @@ pub(super) use background::Background;
 pub use index_writer::IndexWriter;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
-/// How often it is looked for something to do.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The disk is counted at most this often, and at most this share of the time is spent on it.
+/// How often the thread checks for work.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Disk usage is counted at most this often, and in at most this fraction of the time.
 const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 const COUNT_SHARE: u32 = 50;
-/// Images are listed at most this often, and at most this share of the time is spent on it: what is written
-/// wears a disk.
+/// Images are listed at most this often, and in at most this fraction of the time, since each walk writes to the disk,
+/// which wears it.
 const WALK_INTERVAL: Duration = Duration::from_secs(15);
 const WALK_SHARE: u32 = 200;
-/// After images were removed they are listed again this soon.
+/// The shorter interval after images were removed.
 const OUTDATED_INTERVAL: Duration = Duration::from_secs(2);
-/// A walk in the background rests this many times as long as it works, so that it takes a fifth of a core.
+/// A background walk rests this many times as long as it works, so that it takes a fifth of a core.
 const REST: u32 = 4;
-/// How often traffic is noted for the history.
+/// How often traffic is recorded for the history.
 const STEP_INTERVAL: Duration = Duration::from_secs(60);
-/// How often `pinLists` are read for who does not read the configuration.
+/// How often the pins of the configuration are stored for commands that do not read it.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
-/// Partial downloads of registries that are not listed: at most so many are kept, and they are counted this often.
+/// How many partial downloads of unlisted registries are kept, and how often that is enforced.
 const UNLISTED_PARTIALS_MAX: usize = 256;
 const PARTIALS_INTERVAL: Duration = Duration::from_secs(60);
-/// How often what killed processes have left is looked for.
+/// How often files that killed processes left are removed.
 const LEFTOVERS_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How the cache is kept within bounds.
+/// The limits of the cache, pins and pruning.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Maintenance {
-    /// How large it may be.
+    /// How large the cache may be.
     pub room: CacheLimits,
-    /// What is never evicted, beside what `larder pin` was told.
+    /// Images that are never evicted, in addition to those pinned with `larder pin`.
     pub pins: PinSettings,
-    /// What is pruned by the clock.
+    /// What is pruned periodically.
     pub prune: Option<PrunePolicy>,
 }
 
-/// The thread that sees to it. Dropping it ends what it is at.
+/// The threads for maintenance and eviction. Dropping it stops them.
 pub struct MaintenanceThread {
     _thread: Background,
     _evictor: Evictor,
 }
 
 impl MaintenanceThread {
-    /// Starts to keep up `cache`.
+    /// Starts the threads for `cache`.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If a thread cannot be started.
     pub fn start(cache: Cache) -> std::io::Result<MaintenanceThread> {
         let loss = "nothing is counted, listed or pruned in the background until a restart";
         let evictor = Evictor::start(Arc::clone(&cache.services.eviction))?;
@@ -86,12 +85,12 @@ struct Work {
     stopped: Receiver<()>,
     next_count: Instant,
     next_walk: Instant,
-    /// When the last one ended.
+    /// When the last walk ended.
     walked: Instant,
     next_step: Instant,
     next_leftovers: Instant,
     next_partials: Instant,
-    /// What the configuration pinned when that was noted.
+    /// The pins of the configuration that were last stored.
     noted: Option<PinSettings>,
     next_note: Instant,
 }
@@ -118,23 +117,23 @@ impl Work {
             if self.cache.store().is_writable() {
                 self.note_pins();
                 self.count();
-                self.prune_by_the_clock();
-                self.leftovers();
+                self.prune_if_due();
+                self.remove_leftovers();
                 self.bound_partials();
             }
             if Instant::now() >= self.next_step {
                 self.cache.core().metrics.step(self.cache.now());
                 self.next_step += STEP_INTERVAL;
             }
-            match self.stopped.recv_timeout(LOOK_INTERVAL) {
+            match self.stopped.recv_timeout(CHECK_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// Notes what the configuration pins: a command that does not read it must not remove that. Lists that
-    /// cannot be read just now leave the former note.
+    /// Stores the pins of the configuration, so that a command that does not read it does not remove these images. If
+    /// a list cannot be read, the former pins stay.
     fn note_pins(&mut self) {
         let settings = self.cache.core().settings();
         let pins = &settings.maintenance.pins;
@@ -146,13 +145,13 @@ impl Work {
             self.cache.store().note_configured_pins(&texts).map_err(|error| error.to_string())
         });
         if let Err(error) = noted {
-            log::debug!("what is pinned is not noted for commands: {error}");
+            log::debug!("cannot store the configured pins for commands: {error}");
         }
         self.noted = Some(pins.clone());
         self.next_note = Instant::now() + NOTE_INTERVAL;
     }
 
-    /// Counts the disk, and lists the images.
+    /// Counts disk usage and lists the images.
     fn count(&mut self) {
         let eviction = &self.cache.services.eviction;
         let is_soon = Instant::now() >= self.walked + OUTDATED_INTERVAL;
@@ -171,20 +170,20 @@ impl Work {
         let (core, mut pace) = (self.cache.core(), Rests::new(&self.stopped));
         let walked = store.walk_usage(&disk, &|| core.now(), &mut || pace.go_on());
         if let Err(error) = walked {
-            log::warn!("what is in the cache cannot be listed for the management port: {error}");
+            log::warn!("cannot list the images for the management API: {error}");
         }
         self.walked = Instant::now();
         self.next_walk = self.walked + WALK_INTERVAL.max(pace.worked() * WALK_SHARE);
     }
 
-    fn prune_by_the_clock(&mut self) {
+    fn prune_if_due(&mut self) {
         let cache = &self.cache;
         let Some(policy) = cache.core().settings().maintenance.prune else { return };
         let now = cache.now();
         let Some(lease) = cache.store().acquire_lease(PeriodicJob::Prune, policy.every, now) else {
             return;
         };
-        // Without rests: meanwhile nobody else can make room.
+        // Without rests: no other thread can evict meanwhile.
         let mut go_on = || matches!(self.stopped.try_recv(), Err(TryRecvError::Empty));
         let criteria = policy.criteria(now);
         match cache.prune(&criteria, &[], policy.is_dry_run, &mut go_on) {
@@ -199,7 +198,7 @@ impl Work {
                 lease.finish(cache.now());
             }
             Err(PruneError::Stopped) => {}
-            // Somebody is at it: it is tried again at the next look.
+            // Another process is pruning or evicting: the next check tries again.
             Err(PruneError::Locked(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
             Err(error) => {
                 log::error!("pruneConfig: {error}");
@@ -221,11 +220,13 @@ impl Work {
             Ok(bytes) => {
                 log::info!("removed partial downloads of unlisted registries: {}", size(bytes))
             }
-            Err(error) => log::warn!("partial downloads of unlisted registries stay: {error}"),
+            Err(error) => {
+                log::warn!("cannot remove partial downloads of unlisted registries: {error}")
+            }
         }
     }
 
-    fn leftovers(&mut self) {
+    fn remove_leftovers(&mut self) {
         if Instant::now() < self.next_leftovers {
             return;
         }
@@ -237,10 +238,10 @@ impl Work {
             Ok(bytes) => {
                 log::info!("removed old damaged blobs from quarantine/: {}", size(bytes))
             }
-            Err(error) => log::warn!("damaged blobs stay in quarantine/: {error}"),
+            Err(error) => log::warn!("cannot remove old damaged blobs from quarantine/: {error}"),
         }
-        // A pass is bounded, and what is left waits for no more than the next look.
-        let interval = if has_more { LOOK_INTERVAL } else { LEFTOVERS_INTERVAL };
+        // A pass is bounded. The rest is removed at the next check.
+        let interval = if has_more { CHECK_INTERVAL } else { LEFTOVERS_INTERVAL };
         self.next_leftovers = Instant::now() + interval;
     }
 }
@@ -257,30 +258,31 @@ impl Rests<'_> {
         Rests { stopped, since: Instant::now(), worked: Duration::ZERO }
     }
 
+    /// Rests. Returns `false` if the thread should stop.
     pub(super) fn go_on(&mut self) -> bool {
         let worked = self.since.elapsed();
         self.worked += worked;
-        let told = self.stopped.recv_timeout(worked * REST);
+        let signal = self.stopped.recv_timeout(worked * REST);
         self.since = Instant::now();
-        matches!(told, Err(RecvTimeoutError::Timeout))
+        matches!(signal, Err(RecvTimeoutError::Timeout))
     }
 
-    /// The same without a rest, for work that somebody waits for.
+    /// As [`Rests::go_on`] without a rest, for work that a download waits for.
     pub(super) fn go_on_at_once(&mut self) -> bool {
         self.worked += self.since.elapsed();
         self.since = Instant::now();
         matches!(self.stopped.try_recv(), Err(TryRecvError::Empty))
     }
 
-    /// For how long it has worked, rests apart.
+    /// The time spent working, without the rests.
     fn worked(&self) -> Duration {
         self.worked + self.since.elapsed()
     }
 }
 
 impl Cache {
-    /// Removes the images of which all holds that is said, or says what would go. Blocks for as long as
-    /// that takes; `go_on` ends it by `false`.
+    /// Removes images that match all of the given conditions, or reports which ones it would remove. Blocks until it is
+    /// done, or until `go_on` returns `false`.
     ///
     /// # Errors
     /// [`PruneError`].
@@ -301,16 +303,16 @@ impl Cache {
         Ok(report)
     }
 
-    /// The pins that are in force.
+    /// The pins of the configuration and of `larder pin`.
     ///
     /// # Errors
-    /// [`PinError`] if they cannot be known.
+    /// [`PinError`] if they cannot be read.
     pub fn pins(&self) -> Result<Pins, PinError> {
         Pins::load(&self.core().store, &self.core().settings().maintenance.pins)
     }
 
-    /// Whether upstream would be asked before an image is served whose tag was confirmed at that time, in
-    /// seconds since 1970.
+    /// Whether a request for an image would be revalidated. `checked` is when its tag was last confirmed, in seconds
+    /// since 1970.
     pub fn is_stale(&self, name: &ImageName, reference: &Reference, checked: u64) -> bool {
         let Reference::Tag(tag) = reference else { return false };
         let checked = SystemTime::UNIX_EPOCH + Duration::from_secs(checked);
@@ -318,7 +320,7 @@ impl Cache {
         !policy.is_fresh(name, tag, checked, self.core().now())
     }
 
-    /// The bounds and pins of the configuration.
+    /// The limits and pins of the configuration.
     pub fn maintenance(&self) -> Maintenance {
         self.core().settings().maintenance.clone()
     }

@@ -1,8 +1,8 @@
-//! Scrubbing: all blobs are hashed now and then, so that a disk that forgets is noticed before the day the
-//! content is needed and nobody can be asked.
+//! Scrubbing: all blobs are hashed periodically, so that damage on the disk is detected while the registries are still
+//! available.
 //!
-//! Damage is kept aside and fetched again. The pass is slow on purpose, and of several processes on one
-//! directory one is at it.
+//! Damaged blobs are moved to quarantine and fetched again. A pass is slow on purpose. If several processes share a
+//! directory, one of them scrubs it.
 
 use std::num::NonZeroU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -16,30 +16,30 @@ use crate::units::{plural, size};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// How often it is looked whether a pass is due.
-const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the thread checks whether a pass is due.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// When blobs are hashed, and how fast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScrubPolicy {
-    /// From one pass to the next.
+    /// The time from one pass to the next.
     pub every: Duration,
-    /// Bytes a second at most.
+    /// The maximum rate in bytes per second.
     pub rate: NonZeroU64,
 }
 
 /// What a pass found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ScrubReport {
-    /// Blobs that were hashed.
+    /// The number of hashed blobs.
     pub blobs: u64,
-    /// Bytes of them.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Those that were damaged.
+    /// The damaged ones.
     pub damaged: Vec<Digest>,
 }
 
-/// Keeps to a rate. Pure: bytes and times in, a wait out.
+/// Computes the pauses that keep work below a rate.
 #[derive(Debug)]
 pub struct Pace {
     rate: NonZeroU64,
@@ -48,7 +48,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many bytes a second from `now` on.
+    /// `rate` bytes per second from `now` on.
     pub fn new(rate: NonZeroU64, now: Instant) -> Pace {
         Pace { rate, began: now, bytes: 0 }
     }
@@ -56,24 +56,24 @@ impl Pace {
     /// How long to wait after these bytes.
     pub fn after(&mut self, bytes: u64, now: Instant) -> Duration {
         self.bytes += bytes;
-        // Precise enough: it is about seconds.
+        // The precision of `f64` is enough for pauses.
         let due = Duration::from_secs_f64(self.bytes as f64 / self.rate.get() as f64);
         due.saturating_sub(now.duration_since(self.began))
     }
 }
 
-/// The thread that scrubs. Dropping it ends the pass where it is.
+/// The thread that scrubs. Dropping it stops the current pass.
 pub struct Scrubber {
     _thread: Background,
 }
 
 impl Scrubber {
-    /// Scrubs the store of `cache` as the policy says.
+    /// Starts the thread for `cache`.
     ///
     /// # Errors
     /// If no thread can be started.
     pub fn start(cache: Cache, policy: ScrubPolicy) -> std::io::Result<Scrubber> {
-        let loss = "blobs are not looked at until a restart";
+        let loss = "blobs are not scrubbed until a restart";
         let work = move |stopped: Receiver<()>| work(&cache, &policy, &stopped);
         Ok(Scrubber { _thread: Background::start("scrubber", loss, work)? })
     }
@@ -81,8 +81,8 @@ impl Scrubber {
 
 fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
     let mut go_on = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
-    // What an earlier pass has found, and was stopped before it could be fetched again.
-    cache.heal(&cache.store().quarantined(), &mut go_on);
+    // Damage from an earlier pass that ended before the blobs were fetched again.
+    cache.refetch_damaged(&cache.store().quarantined(), &mut go_on);
     loop {
         let store = cache.store();
         if store.is_writable()
@@ -101,10 +101,10 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
                     report.damaged.len()
                 );
                 lease.finish(cache.now());
-                cache.heal(&report.damaged, &mut go_on);
+                cache.refetch_damaged(&report.damaged, &mut go_on);
             }
         }
-        match stopped.recv_timeout(LOOK_INTERVAL) {
+        match stopped.recv_timeout(CHECK_INTERVAL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -112,8 +112,8 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
 }
 
 impl Cache {
-    /// Hashes every blob and takes damaged ones out of the way. `pace` is told the bytes that were read,
-    /// and ends the pass by `false`: then there is no report.
+    /// Hashes every blob and moves damaged ones to quarantine. `pace` receives the number of bytes that were read. If
+    /// it returns `false`, the pass ends without a report.
     pub fn scrub(&self, pace: &mut dyn FnMut(u64) -> bool) -> Option<ScrubReport> {
         let store = self.store();
         let (mut report, mut buffer) = (ScrubReport::default(), vec![0; CHUNK_BYTES]);
@@ -129,7 +129,7 @@ impl Cache {
                 Checked::Sound => {}
                 Checked::Gone => continue,
                 Checked::Unreadable(error) => {
-                    log::warn!("{digest} cannot be looked at: {error}");
+                    log::warn!("{digest} cannot be read: {error}");
                     continue;
                 }
                 Checked::Stopped => return None,
@@ -141,7 +141,9 @@ impl Cache {
                             path.display()
                         ),
                         Ok(None) => continue,
-                        Err(error) => log::error!("{digest} is damaged and stays: {error}"),
+                        Err(error) => log::error!(
+                            "{digest} is damaged and cannot be moved to quarantine: {error}"
+                        ),
                     }
                     report.damaged.push(digest);
                     self.metrics().scrub_damaged.inc();
@@ -156,8 +158,8 @@ impl Cache {
         Some(report)
     }
 
-    /// Fetches again what is missing of these, for the images that need them, behind clients' requests.
-    pub fn heal(&self, damaged: &[Digest], go_on: &mut dyn FnMut() -> bool) {
+    /// Fetches damaged content again if an image needs it, in the background.
+    pub fn refetch_damaged(&self, damaged: &[Digest], go_on: &mut dyn FnMut() -> bool) {
         if damaged.is_empty() || self.is_offline() {
             return;
         }
@@ -177,7 +179,7 @@ impl Cache {
             }
             Ok(())
         };
-        // The visitor fails only to end the walk.
+        // The visitor returns an error only to end the walk.
         let _ = store.each_image(&mut visit);
     }
 
@@ -192,13 +194,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pace_is_kept_whatever_the_pieces() {
+    fn pauses_keep_the_average_rate() {
         let start = Instant::now();
         let mut pace = Pace::new(NonZeroU64::new(1000).unwrap(), start);
         let second = Duration::from_secs(1);
         assert_eq!(pace.after(500, start), second / 2);
         assert_eq!(pace.after(500, start + second / 2), second / 2);
-        // Time that was lost elsewhere is made up for.
+        // A pass that fell behind schedule catches up.
         assert_eq!(pace.after(1000, start + 5 * second), Duration::ZERO);
         assert_eq!(pace.after(4000, start + 5 * second), second);
     }

@@ -1,6 +1,6 @@
-//! The bytes of a manifest: small ones in memory, large ones in their file, shared by all that ask.
+//! The bytes of a manifest: in memory if it is small, in its file if it is large, shared by all clients.
 //!
-//! It must not know freshness, or how a manifest came into the store.
+//! This module must not know freshness, nor how a manifest is stored.
 
 use std::sync::{Arc, Weak};
 
@@ -40,11 +40,11 @@ impl Content {
     }
 }
 
-/// A manifest that can be answered.
+/// A manifest to be served.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
     pub(super) content: Arc<Content>,
-    /// How it came about.
+    /// Where it comes from.
     pub how: How,
 }
 
@@ -54,7 +54,7 @@ impl ManifestAnswer {
         &self.content.digest
     }
 
-    /// The media type to answer with.
+    /// The media type for the response.
     pub fn media_type(&self) -> &MediaType {
         &self.content.media_type
     }
@@ -84,8 +84,7 @@ impl ManifestCache {
         Ok(Some(Arc::new(Content { digest, media_type, body })))
     }
 
-    /// A manifest that is sent from its file. It is read into memory only once in a while, for the sizes
-    /// that it states.
+    /// A manifest that is sent from its file. It is read into memory only occasionally, for the sizes that it states.
     fn large_content(
         &self,
         name: &ImageName,
@@ -112,7 +111,7 @@ impl ManifestCache {
         Ok(Some(self.share(Content { digest, media_type, body })))
     }
 
-    /// Lets all that ask for a large manifest have one file.
+    /// Makes all clients of a large manifest share one file.
     pub(super) fn share(&self, content: Content) -> Arc<Content> {
         let content = Arc::new(content);
         let mut in_use = lock(&self.in_use);

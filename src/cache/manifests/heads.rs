@@ -1,16 +1,17 @@
-//! HEAD of a tag that is not cached: answered by a HEAD upstream, which rate limits do not count.
+//! HEAD requests for tags that are not cached: answered with a HEAD request to the registry, which does not count
+//! towards rate limits.
 //!
-//! Tools that only look (`crane digest`, update checkers) would otherwise cost a pull each. Where the registry's answer
-//! lacks a digest, a type or a length, and where it has no such tag for HEAD, the manifest is fetched.
+//! Otherwise each check by `crane digest` or an update checker would cost a pull. If the registry's response lacks a
+//! digest, media type or length, or if it is 404, the manifest is fetched.
 //!
-//! # A pull that begins with HEAD is cached under its tag
+//! # A pull that starts with HEAD is cached under its tag
 //!
-//! containerd asks for the tag by HEAD and fetches the digest that it got. What HEAD said is therefore remembered, and
-//! when a manifest with that digest enters the store of the same repository within [`PULL_FOLLOWS_MAX`], the tag
-//! is written as if it had been fetched by its name. The two may meet in either order: what HEAD said is noted
-//! before the store is looked at, and a manifest is stored before the notes are looked at, so whichever comes
-//! second sees the other. A crash between the two leaves the manifest without the tag; the next HEAD finds the
-//! manifest in the store and writes the tag.
+//! containerd sends HEAD for the tag and then fetches the digest of the response. Therefore that digest is remembered.
+//! When a manifest with it enters the store of the same repository within [`PULL_FOLLOWS_MAX`], the tag is written as
+//! if the manifest had been fetched by tag. Either order works: a HEAD response is remembered before the store is
+//! checked, and a manifest is stored before the remembered responses are checked, so the second of the two finds the
+//! first. A crash in between leaves the manifest without the tag; the next HEAD finds the manifest in the store and
+//! writes the tag.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -30,28 +31,28 @@ use crate::upstream::{ManifestHead, UpstreamError};
 
 /// How long after HEAD a pull of the digest counts as a pull of the tag.
 const PULL_FOLLOWS_MAX: Duration = Duration::from_secs(120);
-/// What HEAD said of so many tags is remembered. Clients choose them, so there is a bound.
+/// How many HEAD responses are remembered. Clients choose the tags, so the number is bounded.
 pub(super) const HEADS_REMEMBERED: usize = 4096;
-/// So many tags of one digest are remembered: `3`, `3.20`, `3.20.1`, `latest` and some more.
+/// How many tags of one digest are remembered: `3`, `3.20`, `3.20.1`, `latest` and some more.
 const TAGS_OF_A_DIGEST_MAX: usize = 16;
 
 pub(super) type HeadFlights = Flights<(ImageName, Tag), (), ManifestHead, CacheError>;
 
-/// What HEAD said of a tag, and when.
+/// A HEAD response for a tag, and when it was received.
 #[derive(Debug, Clone)]
 pub(super) struct KnownHead {
     head: ManifestHead,
     checked: SystemTime,
 }
 
-/// The tags that HEAD said of a digest, and when.
+/// The tags whose HEAD responses contained a digest, and when.
 pub(super) type TagsOfDigest = Vec<(Tag, SystemTime)>;
 
-/// A HEAD that can be answered without the manifest.
+/// The response to a HEAD request, without the manifest.
 #[derive(Debug, Clone)]
 pub struct HeadAnswer {
     head: ManifestHead,
-    /// How it came about.
+    /// Where it comes from.
     pub how: How,
 }
 
@@ -66,13 +67,13 @@ impl HeadAnswer {
 pub enum HeadLookup {
     /// The manifest, cached or being fetched.
     Manifest(ManifestLookup),
-    /// The answer.
+    /// The response.
     Ready(HeadAnswer),
-    /// Upstream is being asked.
+    /// A flight is under way.
     Wait(HeadWait),
 }
 
-/// Waits for upstream.
+/// Waits for the registry.
 pub struct HeadWait {
     core: Arc<Core>,
     name: ImageName,
@@ -82,7 +83,7 @@ pub struct HeadWait {
 }
 
 impl HeadWait {
-    /// The answer, or the failure, once the flight has ended.
+    /// The response or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<HeadAnswer, CacheError>> {
         let outcome = self.flight.poll_outcome(waker);
         outcome.map_ok(|head| HeadAnswer { head, how: self.how })
@@ -96,10 +97,10 @@ impl HeadWait {
     /// Stops waiting. `waker` is the one that was polled with.
     ///
     /// # Errors
-    /// [`CacheError::TimedOut`], always.
+    /// Always: [`CacheError::TimedOut`], or [`CacheError::GivenUp`] if no request was sent.
     pub fn give_up(self, waker: &Waker) -> Result<HeadAnswer, CacheError> {
         self.flight.forget(waker);
-        // A request that was never sent for want of a fetcher says nothing about the registry.
+        // Without a free fetcher, no request was sent. That does not count against the registry.
         if !self.flight.has_begun() {
             return Err(CacheError::GivenUp);
         }
@@ -110,10 +111,10 @@ impl HeadWait {
 }
 
 impl ManifestCache {
-    /// What HEAD of a manifest is answered with. Does not wait for anything but the local disk.
+    /// The response to HEAD for a manifest. Does not wait for anything but the local disk.
     ///
     /// # Errors
-    /// [`CacheError`] if it is known that there is none to be had.
+    /// [`CacheError`] if it is known that the manifest is not available.
     pub(in crate::cache) fn head(
         self: &Arc<Self>,
         name: &ImageName,
@@ -151,34 +152,34 @@ impl ManifestCache {
 }
 
 impl ManifestCache {
-    /// Whether a tag is neither cached nor being fetched, and may be asked for.
+    /// Whether a tag is neither cached nor being fetched, and the server is online.
     fn is_unknown(&self, name: &ImageName, tag: &Tag) -> bool {
         let key = (name.clone(), Reference::Tag(tag.clone()));
         !self.core.is_offline()
             && self.flights.peek(&key).is_none()
-            // A record that cannot be read is for the look-up of the manifest to report.
+            // If the record cannot be read, the lookup of the manifest reports the error.
             && matches!(self.core.store.find_tag(name, tag, Access::Look), Ok(None))
     }
 
     fn known_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
-        let told = lock(&self.heads_by_tag).get(&(name.clone(), tag.clone())).cloned()?;
-        let belief = self.core.settings().freshness.belief(name, tag, told.checked, now);
-        matches!(belief, Belief::Fresh(_)).then_some(told.head)
+        let known = lock(&self.heads_by_tag).get(&(name.clone(), tag.clone())).cloned()?;
+        let belief = self.core.settings().freshness.belief(name, tag, known.checked, now);
+        matches!(belief, Belief::Fresh(_)).then_some(known.head)
     }
 
     /// The work of a flight, on a fetcher.
     fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<ManifestHead, CacheError> {
         let source = self.core.source(&name.upstream)?;
-        let told = source.head(&name.repository, tag);
-        // A HEAD that says 404 is not believed for GET: some registries do not do HEAD well.
-        if !told.as_ref().is_err_and(UpstreamError::is_not_found) {
+        let result = source.head(&name.repository, tag);
+        // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
+        if !result.as_ref().is_err_and(UpstreamError::is_not_found) {
             self.core.note_outcome(
                 name,
                 Asked::Manifest(name.clone(), Reference::Tag(tag.clone())),
-                &told,
+                &result,
             );
         }
-        match told {
+        match result {
             Ok(Some(head)) => {
                 self.remember_head(name, tag, &head);
                 Ok(head)
@@ -189,23 +190,23 @@ impl ManifestCache {
     }
 
     fn remember_head(&self, name: &ImageName, tag: &Tag, head: &ManifestHead) {
-        let told = KnownHead { head: head.clone(), checked: self.core.now() };
+        let known = KnownHead { head: head.clone(), checked: self.core.now() };
         {
             let mut tags = lock(&self.tags_by_digest);
             let key = (name.clone(), head.digest);
             let mut of_digest = tags.get(&key).cloned().unwrap_or_default();
             of_digest.retain(|(other, _)| other != tag);
             of_digest.truncate(TAGS_OF_A_DIGEST_MAX - 1);
-            of_digest.insert(0, (tag.clone(), told.checked));
+            of_digest.insert(0, (tag.clone(), known.checked));
             tags.insert(key, of_digest);
         }
-        lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), told);
+        lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), known);
         if let Ok(Some(stored)) = self.stored_manifest(name, &head.digest, Access::Look) {
             self.write_tags_known_from_head(name, &stored.content);
         }
     }
 
-    /// A manifest is in the store: writes the tags that HEAD said of it a moment ago.
+    /// Writes the tags of a stored manifest that recent HEAD responses contained.
     pub(super) fn write_tags_known_from_head(&self, name: &ImageName, content: &Content) {
         let key = (name.clone(), *content.digest());
         let tags = {
@@ -223,7 +224,7 @@ impl ManifestCache {
         }
     }
 
-    /// Forgets what these upstreams said.
+    /// Forgets the HEAD responses for all names for which `is_other` is false.
     pub(in crate::cache) fn forget_heads(&self, is_other: impl Fn(&ImageName) -> bool) {
         lock(&self.heads_by_tag).retain(|(name, _)| is_other(name));
         lock(&self.tags_by_digest).retain(|(name, _): &(ImageName, Digest)| is_other(name));

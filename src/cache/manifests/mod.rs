@@ -1,6 +1,6 @@
-//! The service for manifests: by digest for ever, by tag for as long as the freshness policy says.
+//! The service for manifests. Manifests by digest are always fresh, those by tag according to the freshness policy.
 //!
-//! It must not know blob downloads, lists or prefetching, which are built on it.
+//! This module must not know blob downloads, lists or prefetching, which are built on it.
 
 mod content;
 mod heads;
@@ -28,13 +28,13 @@ pub use content::ManifestAnswer;
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use wait::ManifestWait;
 
-/// How long a manifest in memory is believed without a look at the store, where another process may
-/// have changed the tag or removed the image.
+/// How long a manifest in memory is served without a check of the store, where another process may have changed the tag
+/// or removed the image.
 const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
-/// Large manifests whose sizes need not be read again.
+/// How many large manifests are remembered whose sizes need not be read again.
 const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
 type Outcome = Arc<Content>;
@@ -49,27 +49,27 @@ struct HotManifest {
 
 /// What a lookup found.
 pub enum ManifestLookup {
-    /// The answer.
+    /// The manifest.
     Ready(ManifestAnswer),
-    /// Upstream is being asked.
+    /// A flight is under way.
     Wait(ManifestWait),
 }
 
-/// The service.
+/// Looks up and fetches manifests.
 pub(super) struct ManifestCache {
     core: Arc<Core>,
     pub(super) flights: ManifestFlights,
     head_flights: heads::HeadFlights,
-    /// Manifests in memory. Locked for a look-up or an insertion only, as are the tables below.
+    /// Manifests in memory. Locked for a lookup or an insertion only, as are the tables below.
     hot: Mutex<BoundedCache<Key, HotManifest>>,
     /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
     /// do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
-    /// What HEAD said about tags that are not cached.
+    /// HEAD responses for tags that are not cached.
     heads_by_tag: Mutex<BoundedCache<(ImageName, Tag), heads::KnownHead>>,
     /// The same by digest, until a manifest with that digest is cached.
     tags_by_digest: Mutex<BoundedCache<(ImageName, Digest), heads::TagsOfDigest>>,
-    /// Sizes of blobs as manifests state them, each for the repository of the manifest.
+    /// The blob sizes that manifests state, for the repository of each manifest.
     sizes_from_manifests: Mutex<BoundedCache<(ImageName, Digest), u64>>,
     /// Large manifests whose sizes are in that table, as far as it is remembered.
     sizes_read: Mutex<BoundedCache<(ImageName, Digest), ()>>,
@@ -98,7 +98,7 @@ impl ManifestCache {
         self.flights.len()
     }
 
-    /// Forgets the manifests in memory: what is stored, or for how long a tag is believed, has changed.
+    /// Removes the manifests from memory, because the store or the freshness policy has changed.
     pub(super) fn forget_hot(&self) {
         lock(&self.hot).clear();
     }
@@ -108,7 +108,7 @@ impl ManifestCache {
     /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
     ///
     /// # Errors
-    /// [`CacheError`] if it is known that there is none to be had.
+    /// [`CacheError`] if it is known that the manifest is not available.
     pub(super) fn find(
         self: &Arc<Self>,
         name: &ImageName,
@@ -159,7 +159,7 @@ impl ManifestCache {
         }
     }
 
-    /// Asks what a tag is, for the next client rather than for this one.
+    /// Revalidates a tag in the background, for the next client.
     fn revalidate(self: &Arc<Self>, key: Key, client: Option<ClientAddress>, now: SystemTime) {
         let asked = Asked::Manifest(key.0.clone(), key.1.clone());
         let negative = &self.core.negative;
@@ -202,7 +202,7 @@ fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
     ManifestLookup::Ready(ManifestAnswer { content, how })
 }
 
-/// A manifest from the store, and whether it is believed.
+/// A manifest from the store, and whether it is fresh.
 struct Stored {
     content: Arc<Content>,
     belief: Belief,
@@ -212,7 +212,7 @@ impl ManifestCache {
     fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
         let hot = lock(&self.hot);
         let entry = hot.get(key)?;
-        // Both bounds: a clock that was set back must not keep it for ever.
+        // The second condition applies if the clock was set back, so that the entry does not last forever.
         let is_believed = now < entry.believed_until
             && entry.believed_until.duration_since(now).is_ok_and(|left| left <= HOT_AGE_MAX);
         is_believed.then(|| Arc::clone(&entry.content))
@@ -266,7 +266,8 @@ impl ManifestCache {
         let (name, reference) = leader.key().clone();
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
-            // Who looked before a flight landed and joined after it is the next leader: that landing is its answer.
+            // A request that looked up the tag before a flight ended, and joined after it, leads the next flight. Then
+            // the store has the manifest already.
             Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
                 Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
                 Ok(_) => self.fetch_by_tag(&name, tag),
@@ -297,7 +298,7 @@ impl ManifestCache {
         Ok(content)
     }
 
-    /// Asks what the tag is: by HEAD if the cache has something to compare, else by GET.
+    /// Resolves the tag with HEAD if it is cached, or else fetches the manifest with GET.
     pub(super) fn fetch_by_tag(
         &self,
         name: &ImageName,
@@ -313,7 +314,7 @@ impl ManifestCache {
         let content = match source.resolve(&name.repository, tag) {
             Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
             Ok(None) => self.get_manifest(name, &*source, &reference)?,
-            // Many registries and proxies do HEAD badly, so that only GET is a verdict.
+            // Many registries and proxies do not support HEAD well, so only the response to GET counts.
             Err(error) if error.may_be_about_head() => {
                 match self.get_manifest(name, &*source, &reference) {
                     Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
@@ -331,9 +332,9 @@ impl ManifestCache {
         Ok(content)
     }
 
-    /// The manifest that HEAD has named for a tag. By its digest, so that what is stored is what HEAD named,
-    /// even if the tag moves now. Some proxies name a digest under which they have nothing, or something
-    /// else; what clients of theirs get is what GET of the tag says.
+    /// Fetches the manifest that HEAD reported for a tag. By digest, so that the stored manifest is the reported one,
+    /// even if the tag moves meanwhile. Some proxies report a digest under which they have nothing or other content;
+    /// then the manifest is fetched by tag, as their clients do.
     fn get_resolved(
         &self,
         name: &ImageName,
@@ -354,15 +355,17 @@ impl ManifestCache {
         }
     }
 
-    /// Upstream has a tag no more that is here.
+    /// Handles a cached tag that the registry has deleted.
     fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
-        // An import, or another process, may have set it anew while upstream was asked.
+        // An import, or another process, may have written the tag during the request.
         if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
         }
         let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
             OnUpstreamDelete::Drop => {
-                log::info!("{name}:{tag}: upstream has deleted it, and so it is forgotten here");
+                log::info!(
+                    "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
+                );
                 (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
             }
             OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
@@ -373,7 +376,7 @@ impl ManifestCache {
             }
         };
         if let Err(error) = noted {
-            log::warn!("{name}:{tag}: that upstream has deleted it cannot be noted: {error}");
+            log::warn!("{name}:{tag}: cannot record that upstream has deleted it: {error}");
         }
         error
     }
@@ -393,13 +396,13 @@ impl ManifestCache {
         self.remember_sizes(name, &manifest);
         let kept = self.keep_manifest(name, &digest, &manifest, &body);
         if let Err(error) = &kept {
-            // The client can have it all the same: it is verified.
+            // The client still receives it: it is verified.
             self.core.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
         let (media_type, size) = (manifest.media_type().clone(), body.length());
         if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
-            // It was verified as it was kept.
+            // It was verified when it was stored.
             if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
                 lock(&self.sizes_read).insert((name.clone(), digest), ());
                 let body = Document::File { file: blob.file, range: 0..size };
@@ -409,7 +412,7 @@ impl ManifestCache {
         Ok(Arc::new(Content { digest, media_type, body }))
     }
 
-    /// Content before names: blob, then the repository's record of it.
+    /// Stores content before names: first the blob, then the repository's record of it.
     fn keep_manifest(
         &self,
         name: &ImageName,
@@ -430,7 +433,7 @@ impl ManifestCache {
         Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
-    /// Writes what the tag is now, and that upstream has just confirmed it.
+    /// Writes the tag, with the current time as the time of its confirmation.
     fn point_tag(
         &self,
         name: &ImageName,
@@ -440,7 +443,7 @@ impl ManifestCache {
     ) {
         let size = content.size();
         if self.core.store.blob(&content.digest, Some(size)).is_none() {
-            // The manifest could not be written, which has been logged. A name without content is useless.
+            // The manifest could not be stored, which was logged. A tag without its content is useless.
             return;
         }
         let now = self.core.now();

@@ -1,24 +1,23 @@
-//! The sizes of blobs that manifests state: a file of another size is truncated, and a client need not wait for the
-//! registry to learn the size.
+//! The blob sizes that manifests state. They show that a file is truncated, and make it unnecessary to wait for the
+//! registry to report the size.
 
 use super::ManifestCache;
 use crate::cache::lock;
 use crate::oci::{Digest, ImageName, Manifest};
 use crate::store::Access;
 
-/// Descriptors remembered of one manifest: more than any image has, so that one made to push out
-/// everybody else's does not.
+/// How many descriptors of one manifest are remembered: more than any image has. A manifest with more cannot displace
+/// all other entries.
 const DESCRIPTORS_REMEMBERED: usize = 512;
 
-/// How many manifests of a repository are read for the sizes in them, and how large each may be: some milliseconds
-/// of work.
+/// How many manifests of a repository are read for their sizes, and the maximum size of each: a few milliseconds of
+/// work.
 const MANIFESTS_LEARNED_MAX: usize = 8;
 const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
 
 impl ManifestCache {
-    /// Reads the sizes that the cached manifests of a repository state, once in the life of a process: after a
-    /// restart clients may ask for blobs of manifests that they have, and a file that was truncated meanwhile must
-    /// be noticed all the same.
+    /// Reads the sizes that the cached manifests of a repository state, once per process. After a restart, clients may
+    /// request blobs of manifests that they already have, and a file that was truncated meanwhile must be detected.
     fn learn_sizes(&self, name: &ImageName) {
         if lock(&self.learned).get(name).is_some() {
             return;
@@ -33,9 +32,9 @@ impl ManifestCache {
         }
     }
 
-    /// The size of a blob as the cached manifests of this repository state it, in bytes.
+    /// The size of a blob in bytes, as stated by the cached manifests of this repository.
     ///
-    /// Anybody can publish a manifest that lies about the size of a blob, so it counts for its own repository only.
+    /// Anyone can publish a manifest with a wrong size, so it applies to its own repository only.
     pub(in crate::cache) fn stated_size(&self, name: &ImageName, digest: &Digest) -> Option<u64> {
         let stated = || lock(&self.sizes_from_manifests).get(&(name.clone(), *digest)).copied();
         stated().or_else(|| {
@@ -44,8 +43,7 @@ impl ManifestCache {
         })
     }
 
-    /// Remembers the sizes of the blobs of a manifest. Clients request these blobs next, and a file of another size is
-    /// truncated.
+    /// Remembers the blob sizes in a manifest. Its blobs will be requested next, and the sizes show truncated files.
     pub(super) fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
         let mut sizes = lock(&self.sizes_from_manifests);
         for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {

@@ -1,4 +1,4 @@
-//! Waiting for a manifest, with what the cache has as the fallback.
+//! Waiting for a manifest, with the cached one as the fallback.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -12,7 +12,7 @@ use crate::cache::{CacheError, How, PATIENCE};
 use crate::flight::Follower;
 use crate::oci::{ImageName, Reference};
 
-/// Waits for upstream, with what the cache has as the fallback.
+/// Waits for the registry, with the cached manifest as the fallback.
 pub struct ManifestWait {
     pub(super) core: Arc<Core>,
     pub(super) name: ImageName,
@@ -23,7 +23,7 @@ pub struct ManifestWait {
 }
 
 impl ManifestWait {
-    /// The answer, or the failure, once the flight has ended.
+    /// The manifest or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
             (Ok(content), Some(cached)) if content.digest() == cached.digest() => {
@@ -44,29 +44,30 @@ impl ManifestWait {
         }
     }
 
-    /// The answer when patience is over: what the cache has, or a time-out. The flight goes on, and
-    /// counts as slow, so that the next client need not wait as long. `waker` is the one
-    /// that was polled with, and is no longer woken.
+    /// The fallback when the time is over: the cached manifest. The flight continues and counts as slow, so that the
+    /// next client does not wait as long. `waker` is the one that was polled with; it is no longer woken.
     ///
     /// # Errors
-    /// [`CacheError::TimedOut`] if the cache has nothing.
+    /// [`CacheError::TimedOut`] if the manifest is not cached; [`CacheError::GivenUp`] if no request was sent either.
     pub fn give_up(self, waker: &Waker) -> Result<ManifestAnswer, CacheError> {
         self.flight.forget(waker);
-        // A request that was never sent for want of a fetcher says nothing about the registry.
+        // Without a free fetcher, no request was sent. That does not count against the registry.
         let was_sent = self.flight.has_begun();
         if was_sent {
             let asked = Asked::Manifest(self.name.clone(), self.reference.clone());
             self.core.negative.note_slow(asked, self.core.now());
         }
         match &self.cached {
-            Some(cached) => Ok(self.stale(cached, "upstream did not answer in revalidateTimeout")),
+            Some(cached) => {
+                Ok(self.stale(cached, "the registry did not respond within revalidateTimeout"))
+            }
             None if was_sent => Err(CacheError::TimedOut),
             None => Err(CacheError::GivenUp),
         }
     }
 
     fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
-        // What went wrong is warned of once a fetch; this is once a client.
+        // Not a warning: the fetch logs one, and this is logged for each client.
         log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest());
         ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
     }

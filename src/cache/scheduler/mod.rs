@@ -1,29 +1,29 @@
-//! Fetchers: a fixed number of threads that wait on upstreams, so that workers need not; and the order in
-//! which jobs get one.
+//! Fetchers: a fixed number of threads that wait for registries, so that HTTP workers need not, and the order in which
+//! jobs get one.
 //!
 //! # Sharing
-//! * **A class** is a listed registry, all unlisted registries together, or work on the local disk. A class may begin a job as long as
-//!   it holds fewer fetchers than are free (Choudhury and Hahne, "Dynamic queue length thresholds", 1998): one
-//!   class that hangs gets a half, two get a third each, and some fetchers are always left for the others.
-//!   `maxDownloads` of a registry replaces this share.
-//! * **Unlisted registries** get at most half of the fetchers together, and those of them that have never
-//!   answered a quarter: a client can invent any number of names that lead to hosts which drop packets.
-//! * **Within a class** clients take turns, and for each client its repositories: a client that queues a
-//!   thousand jobs waits for them by itself. One client holds at most three quarters of what its class may, so
-//!   that the next one finds a fetcher before the first one's downloads have ended.
-//! * **Background jobs** begin when no job that somebody waits for can, and hold at most half of the fetchers
-//!   and a quarter for each class.
-//! * **A job has a waiter.** One whose last waiter has left, or that is older than clients wait, is dropped
-//!   when its turn comes, and before anything is refused for want of room in the queue.
+//! * **A class** is a listed registry, all unlisted registries together, or work on the local disk. A class may start a
+//!   job as long as it uses fewer fetchers than are free (Choudhury and Hahne, "Dynamic queue length thresholds",
+//!   1998): one class that hangs gets half of them, two get a third each, and some fetchers always remain for the
+//!   others. `maxDownloads` of a registry replaces this share.
+//! * **Unlisted registries** together get at most half of the fetchers, and those of them that have never responded
+//!   a quarter: a client can invent any number of names that lead to hosts which drop packets.
+//! * **Within a class**, clients take turns, and so do the repositories of each client: a client that queues a thousand
+//!   jobs delays only itself. One client uses at most three quarters of the share of its class, so that the next one
+//!   gets a fetcher before the first one's downloads have ended.
+//! * **Background jobs** start when no client's job can. They use at most half of the fetchers, and a quarter for each
+//!   class.
+//! * **A client's job** whose last follower has left, or that is older than clients wait, is dropped when its turn
+//!   comes, or earlier if the queue is full.
 //!
 //! # Interleavings
-//! * *Submit against pick.* Both are under one lock, and a submit wakes one fetcher. A fetcher that takes a job
-//!   wakes the next as long as jobs are queued, since the job that it left may be eligible by then.
-//! * *The last waiter leaves while its job is picked.* The job runs, unneeded: its downloads look again
-//!   whether they have followers.
-//! * *Close against everything.* The flag is set before the queues are emptied under the lock; a submit after
-//!   that is refused, a pick finds nothing. Jobs are dropped outside of the lock, since a job's leader wakes
-//!   those that wait.
+//! * *Submit against pick.* Both hold the same lock, and a submit wakes one fetcher. A fetcher that takes a job wakes
+//!   the next one while jobs are queued, since a job that it skipped may be eligible by then.
+//! * *The last follower leaves while its job is picked.* The job runs although it is not needed. Its downloads check
+//!   again whether they have followers.
+//! * *Close against everything.* The flag is set before the queues are emptied under the lock. A later submit is
+//!   refused, and a later pick finds nothing. Jobs are dropped outside of the lock, since a job's leader wakes its
+//!   followers.
 
 mod queue;
 
@@ -43,22 +43,22 @@ use queue::{Job, Queue, Run};
 
 pub(super) use queue::{Class, Purpose};
 
-/// The stack of a fetcher. Unoptimised builds need several times what a release needs.
+/// The stack size of a fetcher. Unoptimised builds need several times as much as release builds.
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 * 1024 } else { 512 * 1024 };
 
-/// A pool of fetchers and its queue. Dropping it closes it; its threads end when their job does, since what
-/// they wait for is bounded but not ours to interrupt.
+/// A pool of fetchers and its queue. Dropping it closes it. Its threads end with their current job, whose waits are
+/// bounded but cannot be interrupted.
 pub(super) struct Scheduler {
     shared: Arc<Shared>,
     threads: usize,
 }
 
-/// How much a scheduler has to do.
+/// The load of a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SchedulerLoad {
-    /// Its fetchers.
+    /// The number of fetchers.
     pub fetchers: usize,
-    /// Those at work.
+    /// The fetchers that run a job.
     pub busy: usize,
     /// Queued jobs of clients.
     pub queued: usize,
@@ -73,7 +73,7 @@ struct Shared {
     /// Signalled when a job ends, and when the scheduler closes.
     ended: Condvar,
     threads: usize,
-    /// Clients of older jobs have timed out.
+    /// The maximum age of a client's job: clients of older jobs have timed out.
     patience: Duration,
     closed: AtomicBool,
 }
@@ -86,9 +86,9 @@ struct State {
     background: Queue,
     running: HashMap<Class, usize>,
     running_in_background: HashMap<Class, usize>,
-    /// Of the running ones those that each client caused.
+    /// The running jobs of each client.
     running_of_clients: HashMap<(Class, ClientAddress), usize>,
-    /// How many fetchers some registries may hold.
+    /// The maximum number of fetchers for registries with `maxDownloads`.
     per_upstream_max: HashMap<Upstream, usize>,
 }
 
@@ -128,8 +128,8 @@ fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 }
 
 impl Scheduler {
-    /// Starts `threads` fetchers named `name`. `per_upstream_max` is how many of them some registries may hold;
-    /// the others share them as the module says. Jobs older than `patience` are dropped.
+    /// Starts `threads` fetchers named `name`. `per_upstream_max` limits how many of them a registry may use; the
+    /// others share them as described above. Clients' jobs older than `patience` are dropped.
     pub(super) fn start(
         name: &str,
         threads: usize,
@@ -149,14 +149,14 @@ impl Scheduler {
             let shared = Arc::clone(&shared);
             let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
             if let Err(error) = builder.spawn(move || shared.work()) {
-                log::error!("cannot start a thread of {name}: {error}; fewer downloads at once");
+                log::error!("cannot start a {name} thread: {error}; fewer fetches run at a time");
             }
         }
         Scheduler { shared, threads }
     }
 
-    /// Queues a job that somebody waits for, as long as `is_wanted` says so. If there is no room, or the
-    /// scheduler is closed, the job is dropped unrun.
+    /// Queues a client's job, which is needed as long as `is_wanted` returns `true`. If the queue is full or the
+    /// scheduler is closed, the job is dropped.
     pub(super) fn submit(
         &self,
         purpose: Purpose,
@@ -171,11 +171,11 @@ impl Scheduler {
         };
         let dropped = self.queue(job);
         self.shared.queued.notify_one();
-        // Here, outside of the lock: a job's leader wakes those that wait.
+        // Dropped outside of the lock: a job's leader wakes its followers.
         drop(dropped);
     }
 
-    /// Queues the job and returns those that are dropped for it, or it itself.
+    /// Queues the job and returns the jobs to drop: others that make space for it, or the job itself.
     fn queue(&self, job: Job) -> Vec<Job> {
         let mut state = self.shared.lock();
         if self.is_closed() {
@@ -241,15 +241,15 @@ impl Scheduler {
         })
     }
 
-    /// How many fetchers some registries may hold from now on. A job that runs continues, even if its registry
-    /// may hold fewer by now.
+    /// Changes how many fetchers some registries may use. Running jobs continue, even if their registry may now use
+    /// fewer.
     pub(super) fn set_limits(&self, per_upstream_max: HashMap<Upstream, usize>) {
         self.shared.lock().per_upstream_max = per_upstream_max;
-        // Any number of jobs may begin now.
+        // Any number of jobs may start now.
         self.shared.queued.notify_all();
     }
 
-    /// Takes no more jobs and drops those that wait.
+    /// Accepts no more jobs and drops the queued ones.
     pub(super) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         let waiting = {
@@ -261,21 +261,21 @@ impl Scheduler {
         drop(waiting);
     }
 
-    /// Waits, or less long if the scheduler is closed. For jobs, which have a thread to wait on.
+    /// Waits for `wait`, or until the scheduler is closed. For jobs, which may block their thread.
     pub(super) fn pause(&self, wait: Duration) {
         let state = self.shared.lock();
         let open = |_: &mut State| !self.is_closed();
         drop(self.shared.ended.wait_timeout_while(state, wait, open));
     }
 
-    /// Waits until no job runs, or the time is over.
+    /// Waits until no job runs, at most for `at_most`.
     pub(super) fn wait_until_idle(&self, at_most: Duration) {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.running.is_empty();
         drop(self.shared.ended.wait_timeout_while(state, at_most, busy));
     }
 
-    /// How many fetchers there are, how many are at work, and how many jobs wait.
+    /// The numbers of fetchers and jobs.
     pub(super) fn load(&self) -> SchedulerLoad {
         let state = self.shared.lock();
         SchedulerLoad {
@@ -298,7 +298,7 @@ impl Drop for Scheduler {
     }
 }
 
-/// A job is part of the same chain of Larders as the request that needs it.
+/// Runs a job in the same chain of Larders as the request that needs it.
 fn in_this_chain(run: impl FnOnce() + Send + 'static) -> Run {
     let chain = via::current();
     Box::new(move || chain.enter(run))
@@ -307,12 +307,12 @@ fn in_this_chain(run: impl FnOnce() + Send + 'static) -> Run {
 /// What a fetcher does next.
 #[derive(Default)]
 struct Next {
-    /// Jobs whose waiters have left: dropped first, outside of the lock.
+    /// Jobs whose followers have left. They are dropped first, outside of the lock.
     unwanted: Vec<Job>,
     job: Option<Begun>,
 }
 
-/// A job that has a fetcher.
+/// A job that a fetcher runs.
 struct Begun {
     class: Class,
     client: Option<ClientAddress>,
@@ -329,7 +329,7 @@ impl Begun {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No job runs under this lock, so a panic cannot leave it half changed.
+        // No job runs under this lock, so a panic cannot leave the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -338,12 +338,12 @@ impl Shared {
             drop(unwanted);
             let Some(Begun { class, client, is_background, run }) = job else { continue };
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                log::error!("a fetch panicked; everyone that waited for it was answered");
+                log::error!("a fetch panicked; its clients received an error");
             }
             self.lock().end(&class, client, is_background);
             self.ended.notify_all();
-            // Its end may let two begin: one of its class and one of another. This fetcher takes one of them, and
-            // wakes the next one if jobs are left.
+            // Its end may allow two jobs to start: one of its class and one of another. This fetcher takes one of
+            // them, and wakes another fetcher if jobs are left.
             self.queued.notify_one();
         }
     }
@@ -352,7 +352,7 @@ impl Shared {
         job.queued.elapsed() >= self.patience || !(job.is_wanted)()
     }
 
-    /// Whether a class may begin a job, or could if a job of the class `released` ended.
+    /// Whether a class may start a job, or could if a job of the class `released` ended.
     fn has_share(&self, state: &State, class: &Class, released: Option<&Class>) -> bool {
         let running = |class: &Class| {
             let count = state.running.get(class).copied().unwrap_or_default();
@@ -373,7 +373,7 @@ impl Shared {
             && (*class != Class::Unproven || is_below(own, 4))
     }
 
-    /// Whether a client may hold one more fetcher for a class that may begin a job.
+    /// Whether a client may use one more fetcher of a class that may start a job.
     fn client_has_share(&self, state: &State, class: &Class, client: ClientAddress) -> bool {
         let count = |class: &Class| state.running.get(class).copied().unwrap_or_default();
         let own = count(class);
@@ -384,7 +384,7 @@ impl Shared {
             Class::Unproven => Some(self.threads / 4),
             Class::Local => None,
         };
-        // As far as the class would get if nothing else changed.
+        // The number of fetchers that the class would reach if nothing else changed.
         let reachable = (own + free).div_ceil(2);
         let class_max = match class {
             Class::Listed(_) => class_max.unwrap_or(reachable),
@@ -396,7 +396,7 @@ impl Shared {
         of_client.copied().unwrap_or_default() < (class_max - class_max / 4).max(1)
     }
 
-    /// The next job that may begin: one that somebody waits for if there is one.
+    /// The next job that may start: a client's job if there is one.
     fn pick(&self, state: &mut State) -> Option<Next> {
         let mut unwanted = Vec::new();
         let mut queue = std::mem::take(&mut state.foreground);
@@ -441,7 +441,7 @@ impl Shared {
         picked
     }
 
-    /// Waits for something to do; `None` once the scheduler is closed.
+    /// Waits for a job; `None` once the scheduler is closed.
     fn next(&self) -> Option<Next> {
         let mut state = self.lock();
         loop {

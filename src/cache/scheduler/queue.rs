@@ -1,6 +1,6 @@
-//! Jobs in the order of fair shares: classes take turns, in a class its clients, of a client its repositories.
+//! A fair queue: classes take turns, within a class its clients, and within a client its repositories.
 //!
-//! A plain data structure: it knows neither threads nor locks.
+//! A plain data structure without threads and locks.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -10,20 +10,21 @@ use crate::client_address::ClientAddress;
 use crate::oci::{ImageName, Upstream};
 use crate::upstream::Standing;
 
-/// Jobs that may wait for a fetcher: far more than clients ask for at once, and some hundred bytes each.
+/// The maximum number of queued jobs: far more than clients request at once, at a few hundred bytes each.
 const QUEUE_MAX: usize = 4096;
-/// Of them in one class, so that one registry that hangs leaves room for the others.
+/// The maximum number of queued jobs in one class, so that a registry that hangs leaves space for the others.
 pub(super) const QUEUE_PER_CLASS_MAX: usize = 1024;
-/// With whom a registry shares its fetchers.
+
+/// Jobs that share fetchers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::cache) enum Class {
-    /// A listed registry has a share of its own.
+    /// A listed registry, which has its own share.
     Listed(Upstream),
-    /// An unlisted registry that has answered before.
+    /// Unlisted registries that have responded before.
     Unlisted,
-    /// An unlisted registry that has never answered.
+    /// Unlisted registries that have never responded.
     Unproven,
-    /// Work on the local disk, which waits for no registry.
+    /// Work on the local disk, without a registry.
     Local,
 }
 
@@ -42,21 +43,21 @@ impl Class {
     }
 }
 
-/// What a job is for, which decides when it gets a fetcher.
+/// The purpose of a job, which decides when it gets a fetcher.
 #[derive(Debug, Clone)]
 pub(in crate::cache) struct Purpose {
-    /// With whom it shares fetchers.
+    /// The class whose share of fetchers it uses.
     pub(in crate::cache) class: Class,
     /// The repository.
     pub(in crate::cache) name: ImageName,
-    /// The client that caused it; none for what Larder does by itself.
+    /// The client that caused it; `None` for Larder's own jobs.
     pub(in crate::cache) client: Option<ClientAddress>,
 }
 
 pub(super) type Run = Box<dyn FnOnce() + Send>;
 pub(super) type IsWanted = Box<dyn Fn() -> bool + Send>;
 
-/// A job that somebody waits for.
+/// A queued job.
 pub(super) struct Job {
     pub(super) purpose: Purpose,
     pub(super) queued: Instant,
@@ -64,7 +65,7 @@ pub(super) struct Job {
     pub(super) run: Run,
 }
 
-/// Keys that take turns, each with a queue of its own.
+/// Keys that take turns, each with its own queue.
 pub(super) struct Turns<K, Q> {
     pub(super) order: VecDeque<K>,
     pub(super) queues: HashMap<K, Q>,
@@ -77,7 +78,7 @@ impl<K, Q> Default for Turns<K, Q> {
 }
 
 impl<K: Clone + Eq + Hash, Q: Default> Turns<K, Q> {
-    /// The queue of a key, which is last in turn if it is new.
+    /// The queue of a key. A new key has the last turn.
     pub(super) fn queue(&mut self, key: &K) -> &mut Q {
         if !self.queues.contains_key(key) {
             self.order.push_back(key.clone());
@@ -85,7 +86,7 @@ impl<K: Clone + Eq + Hash, Q: Default> Turns<K, Q> {
         self.queues.entry(key.clone()).or_default()
     }
 
-    /// Takes something of the queue whose turn it is. `pop` says what is left of it.
+    /// Takes an element from the queue whose turn it is. `pop` also returns whether that queue is empty afterwards.
     pub(super) fn pop<T>(&mut self, pop: impl FnOnce(&mut Q) -> (Option<T>, IsEmpty)) -> Option<T> {
         let key = self.order.pop_front()?;
         let (taken, is_empty) = pop(self.queues.get_mut(&key)?);
@@ -119,11 +120,11 @@ pub(super) struct ClientQueue {
 pub(super) struct ClassQueue {
     pub(super) clients: Turns<Option<ClientAddress>, ClientQueue>,
     pub(super) jobs: usize,
-    /// When unwanted jobs were last looked for.
+    /// When unwanted jobs were last searched for.
     searched: Option<Instant>,
 }
 
-/// A full queue is searched for unwanted jobs at most so often: the search is linear, and a client may fill the
+/// A full queue is searched for unwanted jobs at most this often: the search is linear, and a client may fill the
 /// queue as fast as it can send.
 const SEARCHED_EVERY: Duration = Duration::from_millis(50);
 
@@ -136,8 +137,8 @@ impl ClassQueue {
         self.jobs += 1;
     }
 
-    /// The next job of the client whose turn it is among those that may begin one. What Larder does by itself
-    /// always may. Clients that may not hold a fetcher already, so that few are passed over.
+    /// The next job of the first client in turn that may start one. Larder's own jobs always may. Clients that may not
+    /// start one use a fetcher already, so only a few are skipped.
     pub(super) fn pop(&mut self, may_begin: impl Fn(ClientAddress) -> bool) -> Option<Job> {
         for _ in 0..self.clients.order.len() {
             if let Some(Some(client)) = self.clients.order.front()
@@ -160,7 +161,7 @@ impl ClassQueue {
         None
     }
 
-    /// Removes the jobs whose clients have left, unless that was done a moment ago.
+    /// Removes the jobs whose clients have left, unless that was done recently.
     pub(super) fn take_unwanted(
         &mut self,
         is_unwanted: &dyn Fn(&Job) -> bool,
@@ -180,7 +181,7 @@ impl ClassQueue {
         unwanted
     }
 
-    /// Takes out the newest job of the client that has the most, if that is more than `client` has.
+    /// Removes the newest job of the client with the most jobs, if it has at least two more than `client`.
     pub(super) fn take_of_the_busiest(&mut self, client: Option<ClientAddress>) -> Option<Job> {
         let own = self.clients.queues.get(&client).map_or(0, |queue| queue.jobs);
         let (busiest, queue) =
@@ -222,8 +223,8 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn is_full(&self, class: &Class) -> bool {
         let queued = self.classes.queues.get(class).map_or(0, |queue| queue.jobs);
-        // The two of unlisted registries share one bound in halves, so that jobs for registries that never answer,
-        // which wait long, leave room for the others.
+        // The two classes of unlisted registries get half of the limit each, so that jobs for registries that never
+        // respond, which wait long, leave space for the others.
         let max = if class.is_unlisted() { QUEUE_PER_CLASS_MAX / 2 } else { QUEUE_PER_CLASS_MAX };
         queued >= max || self.jobs >= QUEUE_MAX
     }

@@ -9,7 +9,7 @@ use crate::oci::ImageName;
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A scheduler, and what its jobs say when they begin.
+/// A scheduler, and the labels of its jobs in the order of their start.
 struct Bench {
     scheduler: Scheduler,
     started: Sender<&'static str>,
@@ -32,7 +32,7 @@ impl Bench {
         Bench { scheduler, started, starts, release: Some(release), gate }
     }
 
-    /// A job that says `label` when it begins, and waits until the test lets all of them go.
+    /// A job that sends `label` when it starts, and blocks until the test releases all jobs.
     fn held(&self, label: &'static str) -> impl FnOnce() + Send + 'static {
         let (started, gate) = (self.started.clone(), Arc::clone(&self.gate));
         move || {
@@ -41,7 +41,7 @@ impl Bench {
         }
     }
 
-    /// A job that says `label` and ends.
+    /// A job that sends `label` and ends.
     fn quick(&self, label: &'static str) -> impl FnOnce() + Send + 'static {
         let started = self.started.clone();
         move || started.send(label).unwrap()
@@ -58,7 +58,7 @@ impl Bench {
     }
 
     fn nothing_begins(&self) {
-        // Every fetcher has looked at the queue when an eligible job has come and gone.
+        // Once an eligible job has been started and has ended, every fetcher has checked the queue.
         self.scheduler.submit(of("idle.io/a"), || true, self.quick("looked"));
         assert_eq!(self.next(1), ["looked"]);
         assert!(self.starts.try_recv().is_err());
@@ -89,7 +89,7 @@ fn from(client: u8, purpose: Purpose) -> Purpose {
 }
 
 #[test]
-fn one_registry_that_hangs_gets_a_half_and_two_get_a_third_each() {
+fn one_hanging_registry_gets_half_and_two_get_a_third_each() {
     let bench = Bench::new(12, &[]);
     for _ in 0..20 {
         bench.hold("hung", of("hung.io/a"));
@@ -98,7 +98,7 @@ fn one_registry_that_hangs_gets_a_half_and_two_get_a_third_each() {
     bench.nothing_begins();
 
     let bench = Bench::new(12, &[]);
-    // In turns, so that both are there from the beginning.
+    // Alternating, so that both classes have jobs from the beginning.
     for _ in 0..4 {
         bench.hold("hung", of("hung.io/a"));
         bench.hold("other", of("other.io/a"));
@@ -113,7 +113,7 @@ fn one_registry_that_hangs_gets_a_half_and_two_get_a_third_each() {
 }
 
 #[test]
-fn work_on_the_disk_for_a_registry_that_hangs_has_a_share_of_its_own() {
+fn local_work_for_a_hanging_registry_has_a_separate_share() {
     let bench = Bench::new(12, &[]);
     for _ in 0..20 {
         bench.hold("hung", of("hung.io/a"));
@@ -125,7 +125,7 @@ fn work_on_the_disk_for_a_registry_that_hangs_has_a_share_of_its_own() {
 }
 
 #[test]
-fn a_registry_holds_as_many_fetchers_as_it_is_given() {
+fn a_registry_uses_at_most_its_configured_number_of_fetchers() {
     let mut bench = Bench::new(4, &[("one.io", 1), ("all.io", 3)]);
     for name in ["one.io/a", "one.io/a", "all.io/a", "all.io/a", "all.io/a"] {
         bench.hold(if name == "one.io/a" { "one" } else { "all" }, of(name));
@@ -136,7 +136,7 @@ fn a_registry_holds_as_many_fetchers_as_it_is_given() {
 }
 
 #[test]
-fn a_changed_limit_lets_waiting_jobs_begin_and_stops_none_that_runs() {
+fn a_changed_limit_starts_waiting_jobs_and_stops_no_running_one() {
     let limit = |threads| HashMap::from([("one.io".parse().unwrap(), threads)]);
     let mut bench = Bench::new(4, &[("one.io", 1)]);
     for label in ["0", "1", "2", "3", "4"] {
@@ -153,7 +153,7 @@ fn a_changed_limit_lets_waiting_jobs_begin_and_stops_none_that_runs() {
 }
 
 #[test]
-fn unlisted_registries_get_a_half_and_those_that_have_never_answered_a_quarter() {
+fn unlisted_registries_get_half_and_unproven_ones_a_quarter() {
     let bench = Bench::new(16, &[]);
     for number in 0..30 {
         bench.hold("unproven", unproven(&format!("host{number}.io/a")));
@@ -167,7 +167,7 @@ fn unlisted_registries_get_a_half_and_those_that_have_never_answered_a_quarter()
 }
 
 #[test]
-fn clients_take_turns_and_so_do_the_repositories_of_one() {
+fn clients_take_turns_and_so_do_the_repositories_of_each() {
     let mut bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);
@@ -182,12 +182,12 @@ fn clients_take_turns_and_so_do_the_repositories_of_one() {
 }
 
 #[test]
-fn one_client_leaves_a_quarter_of_its_registrys_share_to_the_next() {
+fn one_client_leaves_a_quarter_of_the_share_for_others() {
     let mut bench = Bench::new(16, &[]);
     for _ in 0..20 {
         bench.hold("greedy", from(1, of("a.io/x")));
     }
-    // Of the eight that one registry may hold.
+    // Of the eight fetchers that one registry may use.
     assert_eq!(bench.next(6), ["greedy"; 6]);
     bench.nothing_begins();
     bench.hold("modest", from(2, of("a.io/x")));
@@ -213,7 +213,7 @@ fn background_jobs_of_clients_take_turns() {
 }
 
 #[test]
-fn a_job_whose_waiters_have_left_is_dropped_when_its_turn_comes() {
+fn a_job_without_followers_is_dropped_when_its_turn_comes() {
     let mut bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);
@@ -242,7 +242,7 @@ fn a_job_whose_waiters_have_left_is_dropped_when_its_turn_comes() {
 #[test]
 fn a_job_that_is_older_than_clients_wait_is_dropped() {
     let mut bench = Bench::with_patience(1, &[], Duration::ZERO);
-    // Already too old when a fetcher looks at it.
+    // Already too old when a fetcher picks it.
     bench.hold("late", of("a.io/x"));
     bench.let_all_go();
     bench.scheduler.submit_in_background(of("a.io/x"), bench.quick("background"));
@@ -251,7 +251,7 @@ fn a_job_that_is_older_than_clients_wait_is_dropped() {
 }
 
 #[test]
-fn a_full_queue_refuses_the_client_that_fills_it_and_not_the_others() {
+fn a_full_queue_refuses_only_the_client_that_fills_it() {
     let bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);
@@ -275,7 +275,7 @@ fn a_full_queue_refuses_the_client_that_fills_it_and_not_the_others() {
 }
 
 #[test]
-fn jobs_for_registries_that_never_answer_leave_room_in_the_queue_for_other_unlisted_ones() {
+fn jobs_of_unproven_registries_leave_queue_space_for_unlisted_ones() {
     let bench = Bench::new(4, &[]);
     bench.hold("unproven", unproven("hole.io/a"));
     assert_eq!(bench.next(1), ["unproven"]);
@@ -288,7 +288,7 @@ fn jobs_for_registries_that_never_answer_leave_room_in_the_queue_for_other_unlis
 }
 
 #[test]
-fn jobs_that_nobody_waits_for_any_more_make_room_in_a_full_queue() {
+fn unwanted_jobs_are_dropped_from_a_full_queue() {
     let bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);
@@ -304,7 +304,7 @@ fn jobs_that_nobody_waits_for_any_more_make_room_in_a_full_queue() {
 }
 
 #[test]
-fn background_jobs_begin_when_no_other_can_and_leave_fetchers_free() {
+fn background_jobs_start_when_no_other_can_and_leave_fetchers_free() {
     let mut bench = Bench::new(8, &[]);
     for name in ["a.io/x", "a.io/x", "a.io/x", "b.io/x", "b.io/x", "b.io/x"] {
         let label = if name == "a.io/x" { "a" } else { "b" };
@@ -320,7 +320,7 @@ fn background_jobs_begin_when_no_other_can_and_leave_fetchers_free() {
 }
 
 #[test]
-fn a_fetcher_is_contended_if_giving_it_up_lets_a_job_begin() {
+fn a_fetcher_is_contended_if_releasing_it_lets_a_job_start() {
     let bench = Bench::new(2, &[]);
     let (a, b) = (of("a.io/x"), of("b.io/x"));
     bench.hold("a", a.clone());
@@ -341,7 +341,7 @@ fn a_fetcher_is_contended_if_giving_it_up_lets_a_job_begin() {
 }
 
 #[test]
-fn a_panic_costs_its_own_job_only() {
+fn a_panic_affects_only_its_own_job() {
     let bench = Bench::new(1, &[]);
     bench.scheduler.submit(of("a.io/x"), || true, || panic!("a fetch that panics"));
     bench.scheduler.submit(of("a.io/x"), || true, bench.quick("next"));
@@ -349,7 +349,7 @@ fn a_panic_costs_its_own_job_only() {
 }
 
 #[test]
-fn a_closed_scheduler_drops_what_waits_and_what_comes() {
+fn a_closed_scheduler_drops_queued_and_new_jobs() {
     let bench = Bench::new(1, &[]);
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);

@@ -1,9 +1,9 @@
-//! Blobs: followers, the held-back byte, failures, resuming, sizes.
+//! Blobs: followers, the last byte, failures, resuming, sizes.
 
 use super::*;
 
 #[test]
-fn air_gapped_serves_what_it_has_and_asks_nobody() {
+fn air_gapped_serves_cached_content_and_sends_no_request() {
     let bench = Bench::new();
     bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
@@ -34,8 +34,8 @@ fn readers_follow_the_download_and_the_last_byte_waits_for_the_digest() {
     assert_eq!((first.how, late.how), (How::Miss, How::Join));
     sender.send(Ok(b" world".to_vec())).unwrap();
     assert_eq!(wait(|waker| late.poll_available(5, waker)).unwrap(), 10, "all but the last byte");
-    assert!(late.poll_available(10, Waker::noop()).is_pending(), "upstream has not ended");
-    assert!(!bench.file_of(&digest).exists(), "and nothing has a name");
+    assert!(late.poll_available(10, Waker::noop()).is_pending(), "the body has not ended");
+    assert!(!bench.file_of(&digest).exists(), "the blob is not committed");
     drop(sender);
     assert_eq!(read_all(&first).unwrap(), b"hello world");
     assert_eq!(read_all(&late).unwrap(), b"hello world");
@@ -43,7 +43,7 @@ fn readers_follow_the_download_and_the_last_byte_waits_for_the_digest() {
 }
 
 #[test]
-fn wrong_bytes_never_complete_and_are_not_kept() {
+fn wrong_bytes_never_complete_and_are_not_stored() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -55,7 +55,7 @@ fn wrong_bytes_never_complete_and_are_not_kept() {
 }
 
 #[test]
-fn what_came_wrong_is_fetched_once_more_unasked_and_then_no_more() {
+fn wrong_content_is_fetched_once_more_without_a_client() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let (_, again) = bench.source.stream(b"hello world");
@@ -65,12 +65,12 @@ fn what_came_wrong_is_fetched_once_more_unasked_and_then_no_more() {
     let second = bench.follow(&digest);
     send_all(again, b"hello wOrld");
     assert!(matches!(read_all(&second), Err(CacheError::WrongContent(_))));
-    bench.wait_for_landing(&digest);
+    bench.wait_for_finish(&digest);
     assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a"]);
 }
 
 #[test]
-fn a_body_that_is_too_long_fails_everybody_who_waits() {
+fn a_body_that_is_too_long_fails_all_followers() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waits = [bench.follow(&digest), bench.follow(&digest)];
@@ -86,7 +86,7 @@ fn reset() -> io::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_broken_connection_is_gone_on_with_behind_what_came() {
+fn a_broken_connection_is_resumed_after_the_received_bytes() {
     let bench = Bench::new();
     let (digest, first) = bench.source.stream(b"hello world");
     let (_, second) = bench.source.stream(b"hello world");
@@ -94,7 +94,7 @@ fn a_broken_connection_is_gone_on_with_behind_what_came() {
     let waits = [bench.follow(&digest), bench.follow(&digest)];
     first.send(Ok(b"hello".to_vec())).unwrap();
     first.send(reset()).unwrap();
-    // A body that ends early without an error is as broken.
+    // A body that ends early without an error is also resumed.
     send_all(second, b" w");
     send_all(third, b"orld");
     for waiting in &waits {
@@ -106,7 +106,7 @@ fn a_broken_connection_is_gone_on_with_behind_what_came() {
 }
 
 #[test]
-fn a_registry_without_ranges_sends_again_what_clients_have_had() {
+fn a_registry_without_ranges_sends_the_first_bytes_again() {
     let bench = Bench::new();
     bench.source.ignores_ranges.store(true, Ordering::SeqCst);
     let (digest, first) = bench.source.stream(b"hello world");
@@ -122,7 +122,7 @@ fn a_registry_without_ranges_sends_again_what_clients_have_had() {
 }
 
 #[test]
-fn retries_that_bring_nothing_end_and_what_came_is_gone_on_with_after_a_restart() {
+fn retries_without_progress_end_and_a_restart_resumes_the_download() {
     let bench = Bench::new();
     let (digest, first) = bench.source.stream(b"hello world");
     let rest: Vec<_> = (0..2).map(|_| bench.source.stream(b"hello world").1).collect();
@@ -144,7 +144,7 @@ fn retries_that_bring_nothing_end_and_what_came_is_gone_on_with_after_a_restart(
 }
 
 #[test]
-fn a_download_that_has_not_begun_fails_at_once() {
+fn a_download_without_a_byte_fails_at_once() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -154,7 +154,7 @@ fn a_download_that_has_not_begun_fails_at_once() {
 }
 
 #[test]
-fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero() {
+fn a_damaged_partial_is_discarded_and_the_next_download_starts_at_zero() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
     let partial = bench.partial(&digest);
@@ -165,7 +165,7 @@ fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero
     let waiting = bench.follow(&digest);
     send_all(sender, b" world");
     assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
-    // The second try is under way, or has ended.
+    // The second attempt is under way or has ended.
     if let Ok(BlobLookup::Wait(waiting)) = bench.cache.blob(&name(), &digest, Purpose::Read) {
         assert_eq!(read_all(&waiting).unwrap(), b"hello world");
     }
@@ -174,21 +174,21 @@ fn a_partial_that_was_damaged_on_disk_is_thrown_away_and_the_next_begins_at_zero
 }
 
 #[test]
-fn a_partial_that_is_longer_than_the_blob_is_thrown_away() {
+fn a_partial_that_is_longer_than_the_blob_is_discarded() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello");
     let partial = bench.partial(&digest);
     fs::write(&partial, b"hello and more").unwrap();
     let (_, _sender) = bench.source.stream(b"hello");
-    // The size alone tells: not a byte is waited for.
+    // The size is sufficient: the download fails before the first byte.
     let waiting = bench.follow(&digest);
     assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
-    bench.wait_for_landing(&digest);
+    bench.wait_for_finish(&digest);
     assert!(!partial.exists());
 }
 
 #[test]
-fn a_partial_that_is_whole_needs_no_upstream() {
+fn a_complete_partial_needs_no_request() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
     let partial = bench.partial(&digest);
@@ -200,7 +200,7 @@ fn a_partial_that_is_whole_needs_no_upstream() {
 }
 
 #[test]
-fn content_that_vanishes_upstream_in_mid_download_ends_it() {
+fn a_blob_deleted_upstream_ends_its_download() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -211,7 +211,7 @@ fn content_that_vanishes_upstream_in_mid_download_ends_it() {
 }
 
 #[test]
-fn a_download_goes_on_when_every_client_has_left() {
+fn a_download_continues_after_every_client_has_left() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     drop(bench.follow(&digest));
@@ -224,7 +224,7 @@ fn a_download_goes_on_when_every_client_has_left() {
 }
 
 #[test]
-fn a_body_without_a_length_is_answered_when_it_is_whole() {
+fn a_body_without_a_length_is_served_when_it_is_complete() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     bench.source.sizes.lock().unwrap().clear();
@@ -236,7 +236,7 @@ fn a_body_without_a_length_is_answered_when_it_is_whole() {
 }
 
 #[test]
-fn a_size_alone_does_not_download() {
+fn a_request_for_the_size_does_not_download() {
     let bench = Bench::new();
     let (digest, _sender) = bench.source.stream(b"hello world");
     let Ok(BlobLookup::Wait(waiting)) = bench.cache.blob(&name(), &digest, Purpose::Size) else {
@@ -247,7 +247,7 @@ fn a_size_alone_does_not_download() {
 }
 
 #[test]
-fn a_manifest_that_lies_about_a_size_harms_only_its_own_repository() {
+fn a_manifest_with_a_wrong_size_affects_only_its_own_repository() {
     let bench = Bench::new();
     let digest = bench.deliver(b"layer");
     let lie = format!(
@@ -275,30 +275,30 @@ fn pull_image_of(bench: &Bench, layer: &Digest, size: u64) {
 }
 
 #[test]
-fn a_size_that_only_a_manifest_tells_counts_for_its_own_repository() {
-    for told in [5, 99] {
+fn a_size_from_a_manifest_applies_only_to_its_own_repository() {
+    for stated in [5, 99] {
         let bench = Bench::new();
         let (digest, sender) = bench.source.stream(b"hello world");
         bench.source.sizes.lock().unwrap().clear();
-        pull_image_of(&bench, &digest, told);
+        pull_image_of(&bench, &digest, stated);
         let liar = bench.follow(&digest);
         sender.send(Ok(b"hello".to_vec())).unwrap();
-        assert_eq!(wait(|waker| liar.poll_size(waker)).unwrap(), told);
+        assert_eq!(wait(|waker| liar.poll_size(waker)).unwrap(), stated);
         let other = ImageName::new(name().upstream, "other".parse().unwrap());
         let found = bench.cache.blob(&other, &digest, Purpose::Read).unwrap();
         let BlobLookup::Wait(honest) = found else { panic!("it is under way") };
-        assert!(honest.poll_size(Waker::noop()).is_pending(), "nobody it believes has told");
+        assert!(honest.poll_size(Waker::noop()).is_pending(), "no size applies to it yet");
         send_all(sender, b" world");
-        assert_eq!(read_all(&honest).unwrap(), b"hello world", "{told}");
+        assert_eq!(read_all(&honest).unwrap(), b"hello world", "{stated}");
         let error = read_all(&liar).unwrap_err();
-        assert!(matches!(error, CacheError::WrongContent(_)), "{told}: {error}");
-        assert_eq!(bench.stored(&digest).unwrap(), b"hello world", "{told}");
-        assert_eq!(bench.source.calls().len(), 2, "{told}: the manifest and the blob, once");
+        assert!(matches!(error, CacheError::WrongContent(_)), "{stated}: {error}");
+        assert_eq!(bench.stored(&digest).unwrap(), b"hello world", "{stated}");
+        assert_eq!(bench.source.calls().len(), 2, "{stated}: one manifest and one blob");
     }
 }
 
 #[test]
-fn a_size_that_only_a_manifest_tells_is_enough_to_stream_where_it_is_right() {
+fn a_correct_size_from_a_manifest_is_enough_to_stream() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     bench.source.sizes.lock().unwrap().clear();
@@ -329,11 +329,11 @@ fn a_blob_shorter_than_its_manifest_says_is_fetched_again() {
 }
 
 #[test]
-fn a_landing_between_look_and_join_is_noticed() {
+fn a_flight_that_ends_between_lookup_and_join_is_noticed() {
     let bench = Bench::new();
     let digest = bench.deliver(b"layer");
-    bench.wait_for_landing(&digest);
-    // As if the look into the store had come before the commit, and the joining after the landing.
+    bench.wait_for_finish(&digest);
+    // As if the lookup in the store had preceded the commit, and the join had followed the end of the flight.
     let late = bench.cache.services.blobs.ask_for_blob(&name(), &digest, None, None).unwrap();
     assert_eq!(read_all(&late).unwrap(), b"layer");
     assert_eq!(bench.source.calls(), ["GET blob a"]);
@@ -351,9 +351,9 @@ fn a_size_that_changes_between_connections_ends_the_download() {
     bench.source.blobs.lock().unwrap().entry(digest).or_default().push_back(receiver);
     send_all(sender, b" world and more");
     first.send(reset()).unwrap();
-    // The readers' Content-Length is 11: they must not get an eleventh byte that nobody verified.
+    // The readers' Content-Length is 11: they must not receive an unverified eleventh byte.
     let failure = read_followed(&waiting).unwrap_err();
-    assert!(failure.error.to_string().contains("99 bytes now"), "{}", failure.error);
+    assert!(failure.error.to_string().contains("from 11 to 99 bytes"), "{}", failure.error);
     assert!(
         bench
             .cache
@@ -366,7 +366,7 @@ fn a_size_that_changes_between_connections_ends_the_download() {
 }
 
 #[test]
-fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
+fn the_last_byte_of_a_damaged_partial_is_never_available() {
     for size in [5, 99] {
         let bench = Bench::new();
         let digest = Digest::of(Algorithm::Sha256, b"hello");
@@ -383,7 +383,7 @@ fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
         let waiting = bench.follow(&digest);
         gate.wait_until_reached();
         let flight = bench.cache.services.blobs.flights.find(&key(&digest)).unwrap();
-        assert_eq!(flight.available(), 0, "nothing is shown before upstream has told the size");
+        assert_eq!(flight.available(), 0, "nothing is available before the size is known");
         gate.open();
         drop(sender);
         assert!(read_followed(&waiting).is_err(), "{size}");
@@ -392,7 +392,7 @@ fn a_damaged_partial_is_not_shown_to_its_end_before_the_digest_agreed() {
 }
 
 #[test]
-fn a_start_goes_on_with_what_was_not_finished() {
+fn a_start_resumes_unfinished_downloads() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -413,7 +413,7 @@ fn a_start_goes_on_with_what_was_not_finished() {
 }
 
 #[test]
-fn an_air_gapped_start_asks_nobody_for_the_rest() {
+fn an_air_gapped_start_sends_no_request_for_unfinished_downloads() {
     let bench = Bench::with(|settings| settings.air_gapped = true);
     let digest = Digest::of(Algorithm::Sha256, b"hello world");
     let partial = bench.partial(&digest);

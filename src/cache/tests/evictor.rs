@@ -1,12 +1,12 @@
-//! Whether bytes that arrive are admitted, and what is evicted for them.
+//! Which bytes are admitted, and what is evicted for them.
 
 use super::*;
 use crate::prune::{CacheLimits, FreeSpace, PinSettings};
 use crate::store::StoreError;
 
-/// How long after a try in vain the next one is made.
+/// Longer than the delay after a failed eviction.
 const A_WHILE: Duration = Duration::from_secs(31);
-/// What the limit leaves beside what is there.
+/// The free space below the limit, in bytes.
 const SPARE: u64 = 1_000_000;
 
 /// A cache with an image, and a limit that leaves [`SPARE`] bytes.
@@ -18,7 +18,7 @@ fn bench(change: impl FnOnce(&mut Settings)) -> Bench {
     bench
 }
 
-/// Leaves so many bytes.
+/// Sets a limit that leaves `spare` bytes.
 fn limit(bench: &Bench, spare: u64) {
     bench.cache.store().count_disk(&mut || true).unwrap();
     let used = bench.cache.store().disk_bytes().unwrap();
@@ -27,7 +27,7 @@ fn limit(bench: &Bench, spare: u64) {
     bench.cache.reconfigure(settings);
 }
 
-/// Lets the image have been used long before the test's time, and its files be as old.
+/// Sets the last use of the image, and the times of its files, to long ago.
 fn make_old(bench: &Bench) {
     let mut directories =
         vec![bench.directory.path().join("refs"), bench.directory.path().join("blobs")];
@@ -48,7 +48,7 @@ fn has_image(bench: &Bench) -> bool {
     !bench.cache.store().tags(&name()).is_empty()
 }
 
-/// Why bytes are not admitted; nothing if they are.
+/// The reason why bytes are not admitted; `None` if they are.
 fn refusal(bench: &Bench, bytes: u64) -> Option<String> {
     reason(bench.cache.services.eviction.admit(bytes))
 }
@@ -87,7 +87,7 @@ fn bytes_that_fit_evict_nothing_and_one_more_evicts() {
 }
 
 #[test]
-fn a_try_in_vain_is_not_repeated_at_once_although_it_could_succeed_by_then() {
+fn a_failed_eviction_is_not_repeated_at_once() {
     let bench = bench(|_| {});
     let words = "everything else is pinned (0 images) or was used in the last ten minutes";
     refuses(&bench, SPARE + 1, words);
@@ -106,11 +106,11 @@ fn a_size_that_can_never_fit_is_refused_before_anything_is_evicted() {
     let why = reason(bench.cache.services.eviction.check_size(cap + 1)).unwrap();
     assert!(why.contains("it is larger than the limit itself"), "{why}");
     assert_eq!(reason(bench.cache.services.eviction.check_size(cap)), None);
-    assert!(has_image(&bench), "a size is only a promise");
+    assert!(has_image(&bench), "nothing is evicted for a reported size");
 }
 
 #[test]
-fn young_blobs_that_nothing_names_stay_and_old_ones_go_before_images() {
+fn old_unreferenced_blobs_are_evicted_before_images_and_young_ones_stay() {
     for is_old in [false, true] {
         let bench = bench(|_| {});
         let stray = bench.deliver(&[7; 600_000]);
@@ -155,7 +155,7 @@ fn a_floor_that_the_disk_does_not_have_refuses_every_size() {
 }
 
 #[test]
-fn without_a_count_of_the_disk_the_cap_bounds_nothing() {
+fn the_cap_has_no_effect_before_the_disk_is_counted() {
     let bench = Bench::with(|settings| {
         settings.maintenance.room = CacheLimits { cap_bytes: Some(1000), floor: None };
     });
@@ -169,7 +169,7 @@ fn the_thread_evicts_above_the_high_watermark_before_any_download_waits() {
     let bench = bench(|_| {});
     make_old(&bench);
     bench.cache.services.eviction.evict_ahead(&mut || true);
-    assert!(has_image(&bench), "a megabyte is free of a little more");
+    assert!(has_image(&bench), "the high watermark is not reached");
     limit(&bench, 100);
     assert_eq!(refusal(&bench, 50), None, "it would fit");
     assert!(has_image(&bench));

@@ -1,11 +1,11 @@
-//! Lists, closing, and the writer.
+//! Lists, closing, the index writer and unreadable stores.
 
 use rustix::io::Errno;
 
 use super::*;
 
 #[test]
-fn closing_tells_everybody_who_waits() {
+fn closing_fails_all_followers() {
     let bench = Bench::with(|settings| settings.blob_fetchers = 1);
     let (running, sender) = bench.source.stream(b"running");
     let (queued, _sender) = bench.source.stream(b"queued");
@@ -20,7 +20,7 @@ fn closing_tells_everybody_who_waits() {
 }
 
 #[test]
-fn a_body_that_only_says_interrupted_hears_of_the_end() {
+fn a_download_whose_reads_are_interrupted_notices_the_close() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"content");
     let waiting = bench.follow(&digest);
@@ -34,7 +34,7 @@ fn a_body_that_only_says_interrupted_hears_of_the_end() {
 }
 
 #[test]
-fn a_list_is_relayed_for_a_minute_and_the_last_good_one_afterwards() {
+fn a_list_is_fresh_for_a_minute_and_stale_while_the_registry_is_unreachable() {
     let bench = Bench::new();
     let ask = || {
         let question = ListQuestion::Tags { query: String::new() };
@@ -53,7 +53,7 @@ fn a_list_is_relayed_for_a_minute_and_the_last_good_one_afterwards() {
 }
 
 #[test]
-fn cached_tags_are_listed_when_upstream_never_was_asked() {
+fn cached_tags_are_listed_without_a_list_of_the_registry() {
     let bench = Bench::new();
     for tag in ["v2", "v1"] {
         bench.source.publish(tag, &manifest(tag));
@@ -63,7 +63,7 @@ fn cached_tags_are_listed_when_upstream_never_was_asked() {
     let ask = || {
         let question = ListQuestion::Tags { query: "n=1".into() };
         let Ok(ListLookup::Wait(waiting)) = bench.cache.list(&name(), question) else {
-            panic!("a fetcher reads the disk, not the worker that asks")
+            panic!("a fetcher reads the disk, not an HTTP worker")
         };
         wait(|waker| waiting.poll(waker))
     };
@@ -75,13 +75,13 @@ fn cached_tags_are_listed_when_upstream_never_was_asked() {
     assert_eq!(answer.next.as_deref(), Some("n=1&last=v1"));
     assert_eq!(bench.source.calls(), ["GET v2", "GET v1"]);
 
-    // What cannot be read is not taken for nothing.
+    // Unreadable tags are not treated as missing.
     bench.cache.store().fail_reads("tags", 0, usize::MAX, Errno::MFILE);
     assert_eq!(ask().unwrap_err().reason(), Reason::Overloaded);
 }
 
 #[test]
-fn the_keeper_writes_the_index_when_it_ends() {
+fn the_index_writer_writes_the_index_when_it_ends() {
     let bench = Bench::new();
     let writer = IndexWriter::start(bench.cache.clone()).unwrap();
     bench.source.publish("v1", &manifest("one"));
@@ -91,13 +91,14 @@ fn the_keeper_writes_the_index_when_it_ends() {
     assert!(index.contains("reg.test/a:v1"), "{index}");
 }
 
-/// Without descriptors, or with a disk that fails, it is not known what the cache has: that is no miss.
+/// Without file descriptors, or with a failing disk, the content of the cache is unknown. That must neither count as a
+/// miss nor cause a download.
 #[test]
-fn a_store_that_cannot_be_read_is_an_error_and_neither_a_miss_nor_a_reason_to_download() {
+fn an_unreadable_store_is_an_error_and_not_a_miss() {
     for air_gapped in [false, true] {
         let bench = Bench::new();
         let layer = bench.deliver(b"layer");
-        bench.wait_for_landing(&layer);
+        bench.wait_for_finish(&layer);
         bench.source.publish("v1", br#"{"schemaVersion":2,"config":{},"layers":[]}"#);
         bench.how("v1");
         let bench = bench.restarted(|settings| settings.air_gapped = air_gapped);
@@ -108,10 +109,10 @@ fn a_store_that_cannot_be_read_is_an_error_and_neither_a_miss_nor_a_reason_to_do
             let blob = bench.cache.blob(&name(), &layer, Purpose::Read).err().unwrap();
             for error in [manifest, blob] {
                 assert_eq!(error.reason(), Reason::Overloaded, "{errno:?}: {error}");
-                assert!(!error.is_the_disks(), "it is not passed on from the registry either");
+                assert!(!error.is_the_disks(), "it is not passed through either");
             }
         }
-        assert_eq!(bench.source.calls().len(), before, "nobody is asked");
+        assert_eq!(bench.source.calls().len(), before, "no request is sent");
         bench.cache.store().fail_reads("", 0, 0, Errno::IO);
         assert!(bench.pull("v1").is_ok());
     }

@@ -20,14 +20,14 @@ fn an_old_tag_is_confirmed_by_head_and_a_moved_one_fetched_by_its_digest() {
     bench.advance(Duration::from_secs(301));
     assert_eq!(bench.how("v1"), How::Hit);
     let moved = bench.source.publish("v1", &manifest("two"));
-    assert_eq!(bench.how("v1"), How::Hit, "it was confirmed just now");
+    assert_eq!(bench.how("v1"), How::Hit, "it was confirmed recently");
     bench.advance(Duration::from_secs(301));
     assert_eq!(bench.pull("v1").unwrap(), (manifest("two"), How::Miss));
     assert_eq!(bench.source.calls(), ["GET v1", "HEAD v1", "HEAD v1", &format!("GET {moved}")]);
 }
 
 #[test]
-fn a_hundred_clients_of_one_tag_ask_upstream_once() {
+fn a_hundred_clients_of_one_tag_cause_one_request() {
     let bench = Bench::new();
     bench.source.publish("v1", &manifest("one"));
     let gate = Arc::new(Gate::default());
@@ -48,7 +48,7 @@ fn a_hundred_clients_of_one_tag_ask_upstream_once() {
 }
 
 #[test]
-fn a_dead_upstream_leaves_a_cached_tag_stale_and_is_not_asked_again_at_once() {
+fn a_cached_tag_of_a_failing_registry_is_stale_without_further_requests() {
     let bench = Bench::new();
     bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
@@ -56,14 +56,18 @@ fn a_dead_upstream_leaves_a_cached_tag_stale_and_is_not_asked_again_at_once() {
     bench.advance(Duration::from_secs(301));
     assert_eq!(bench.pull("v1").unwrap(), (manifest("one"), How::Stale));
     assert_eq!(bench.how("v1"), How::Stale);
-    assert_eq!(bench.source.calls().len(), 2, "the second client did not wait for a dead upstream");
+    assert_eq!(
+        bench.source.calls().len(),
+        2,
+        "the second client did not wait for a failing registry"
+    );
     bench.source.fail(None);
     bench.advance(Duration::from_secs(10));
     assert_eq!(bench.how("v1"), How::Hit);
 }
 
 #[test]
-fn a_slow_upstream_counts_as_down_after_the_clients_patience() {
+fn a_slow_registry_counts_as_failing_after_clients_time_out() {
     let bench = Bench::new();
     bench.source.publish("v1", &manifest("one"));
     bench.how("v1");
@@ -78,7 +82,7 @@ fn a_slow_upstream_counts_as_down_after_the_clients_patience() {
     gate.wait_until_reached();
     assert_eq!(waiting.patience(), Duration::from_secs(2));
     assert_eq!(waiting.give_up(Waker::noop()).unwrap().how, How::Stale);
-    assert_eq!(bench.how("v1"), How::Stale, "the next client waits for nobody");
+    assert_eq!(bench.how("v1"), How::Stale, "the next client does not wait");
     gate.open();
 }
 
@@ -93,7 +97,7 @@ fn a_tag_deleted_upstream_is_kept() {
 }
 
 #[test]
-fn what_is_missing_is_known_to_be_missing_for_a_moment_only() {
+fn missing_manifests_are_remembered_for_the_negative_ttl() {
     let bench = Bench::new();
     assert!(bench.pull("v1").unwrap_err().is_not_found());
     bench.source.publish("v1", &manifest("one"));
@@ -104,7 +108,7 @@ fn what_is_missing_is_known_to_be_missing_for_a_moment_only() {
 }
 
 #[test]
-fn an_uncached_manifest_of_a_dead_upstream_fails_with_its_reason() {
+fn an_uncached_manifest_of_a_failing_registry_fails_with_its_reason() {
     let bench = Bench::new();
     bench.source.fail(Some(UpstreamErrorKind::RateLimited { retry_after: None }));
     let error = bench.pull("v1").unwrap_err();
@@ -125,7 +129,7 @@ fn a_truncated_manifest_on_disk_is_fetched_again() {
 }
 
 #[test]
-fn who_looked_before_a_landing_and_joined_after_it_does_not_ask_again() {
+fn a_lookup_before_the_end_of_a_flight_and_a_join_after_it_send_no_request() {
     let bench = Bench::new();
     let published = bench.source.publish("v1", &manifest("one"));
     bench.how("v1");

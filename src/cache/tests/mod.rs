@@ -1,6 +1,6 @@
-//! The decision with a fake source: interleavings are forced by gates, time is the test's own.
+//! Tests of the cache with a fake source. Gates force interleavings, and the tests control the time.
 //!
-//! This file holds the fake and what drives the cache; the tests are in a file a subject.
+//! This file contains the fake and the helpers. There is one file of tests per subject.
 
 mod blobs;
 mod evictor;
@@ -24,26 +24,26 @@ use crate::upstream::{
     BlobAsk, BlobBody, DocumentSink, List, Source, Standing, UpstreamError, UpstreamErrorKind,
 };
 
-/// The bodies that a blob's requests get, in order.
+/// The response bodies for a blob, in order.
 type Bodies = VecDeque<Receiver<io::Result<Vec<u8>>>>;
 
-/// A registry of values. Every call is recorded; content and failures are set by the test.
+/// A fake registry. It records every call. The test sets content and failures.
 #[derive(Default)]
 struct FakeSource {
     calls: Mutex<Vec<String>>,
     manifests: Mutex<HashMap<String, Vec<u8>>>,
     blobs: Mutex<HashMap<Digest, Bodies>>,
-    /// Whether a blob is sent from its beginning whatever was asked for.
+    /// Whether blobs are sent from their beginning, whatever range is requested.
     ignores_ranges: AtomicBool,
     sizes: Mutex<HashMap<Digest, u64>>,
     failure: Mutex<Option<UpstreamErrorKind>>,
     gate: Mutex<Option<Arc<Gate>>>,
 }
 
-/// Holds callers until it is opened.
+/// Blocks callers until it is opened.
 #[derive(Default)]
 struct Gate {
-    /// How many have come, and whether it is open.
+    /// The number of callers, and whether it is open.
     state: Mutex<(usize, bool)>,
     changed: Condvar,
 }
@@ -65,7 +65,7 @@ impl Gate {
         let state = self.state.lock().unwrap();
         let limit = Duration::from_secs(10);
         let waited = self.changed.wait_timeout_while(state, limit, |(come, _)| *come == 0);
-        assert!(!waited.unwrap().1.timed_out(), "nobody came to the gate");
+        assert!(!waited.unwrap().1.timed_out(), "no call reached the gate");
     }
 }
 
@@ -103,7 +103,7 @@ impl FakeSource {
         digest
     }
 
-    /// Announces a blob whose bytes the test sends piece by piece.
+    /// Publishes a blob whose bytes the test sends piece by piece.
     fn stream(&self, content: &[u8]) -> (Digest, Sender<io::Result<Vec<u8>>>) {
         let digest = Digest::of(Algorithm::Sha256, content);
         let (sender, receiver) = mpsc::channel();
@@ -113,7 +113,7 @@ impl FakeSource {
     }
 }
 
-/// Reads what the test sends; the end of sending is the end of the body.
+/// Reads what the test sends. The body ends when the sender is dropped.
 struct Pieces {
     receiver: Receiver<io::Result<Vec<u8>>>,
     rest: Vec<u8>,
@@ -259,17 +259,17 @@ fn wait<T>(mut poll: impl FnMut(&Waker) -> Poll<T>) -> T {
         let limit = Duration::from_secs(10);
         let (mut rung, timeout) =
             bell.changed.wait_timeout_while(rung, limit, |rung| !*rung).unwrap();
-        assert!(!timeout.timed_out(), "nobody woke the waiter");
+        assert!(!timeout.timed_out(), "the waiter was not woken");
         *rung = false;
     }
 }
 
-/// Looks again and again until something holds that nobody signals.
+/// Polls until a condition holds that is not signalled.
 #[track_caller]
 fn until(holds: impl Fn() -> bool) {
     let end = std::time::Instant::now() + Duration::from_secs(10);
     while !holds() {
-        assert!(std::time::Instant::now() < end, "ten seconds have passed without it");
+        assert!(std::time::Instant::now() < end, "the condition did not hold within ten seconds");
         std::thread::yield_now();
     }
 }
@@ -309,7 +309,7 @@ impl Bench {
         Bench { cache, source, now, directory }
     }
 
-    /// The same directory and registry with another process's memory.
+    /// The same directory and registry in a new cache, as after a restart.
     fn restarted(self, change: impl FnOnce(&mut Settings)) -> Bench {
         let Bench { source, directory, .. } = self;
         Bench::over(directory, source, change)
@@ -339,15 +339,15 @@ impl Bench {
         }
     }
 
-    /// Bytes are shown when they are verified, which is before they are committed.
-    fn wait_for_landing(&self, digest: &Digest) {
+    /// Waits for the end of a flight: bytes are available once they are verified, which is before they are committed.
+    fn wait_for_finish(&self, digest: &Digest) {
         if let Some(flight) = self.cache.services.blobs.flights.find(&key(digest)) {
             drop(wait(|waker| flight.poll_outcome(waker)));
         }
     }
 
     fn stored(&self, digest: &Digest) -> Option<Vec<u8>> {
-        self.wait_for_landing(digest);
+        self.wait_for_finish(digest);
         match self.cache.blob(&name(), digest, Purpose::Read) {
             Ok(BlobLookup::Ready(blob)) => {
                 let mut bytes = vec![0; usize::try_from(blob.size).unwrap()];
@@ -358,17 +358,17 @@ impl Bench {
         }
     }
 
-    /// Streams a blob through in one piece.
+    /// Downloads a blob in one piece.
     fn deliver(&self, content: &[u8]) -> Digest {
         let (digest, sender) = self.source.stream(content);
         let waiting = self.follow(&digest);
         send_all(sender, content);
         assert_eq!(read_all(&waiting).unwrap(), content);
-        self.wait_for_landing(&digest);
+        self.wait_for_finish(&digest);
         digest
     }
 
-    /// Where an earlier download would have left its bytes.
+    /// The path where an earlier download would have left its bytes.
     fn partial(&self, digest: &Digest) -> std::path::PathBuf {
         let directory = self.directory.path().join("partials/reg.test");
         fs::create_dir_all(&directory).unwrap();
@@ -397,7 +397,7 @@ fn send_all(sender: Sender<io::Result<Vec<u8>>>, bytes: &[u8]) {
     sender.send(Ok(bytes.to_vec())).unwrap();
 }
 
-/// Reads a followed blob to its end as a client would, in steps of what is available.
+/// Reads a followed blob to its end as a client would, as bytes become available.
 fn read_all(waiting: &BlobWait) -> Result<Vec<u8>, CacheError> {
     read_followed(waiting).map_err(|failure| failure.error)
 }

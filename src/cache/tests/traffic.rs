@@ -1,4 +1,4 @@
-//! What somebody wants of downloads: to see them, to end them, to go on with them, to have more.
+//! Management of downloads: listing, cancelling, resuming and prefetching.
 
 use super::*;
 use crate::oci::Platforms;
@@ -7,7 +7,7 @@ fn upstream() -> Upstream {
     name().upstream
 }
 
-/// An image of one layer, its manifest published and its layer announced.
+/// Publishes an image of one layer. Returns the digests of its manifest and its layer.
 fn image(bench: &Bench, layer: &[u8]) -> (Digest, Digest) {
     let (blob, sender) = bench.source.stream(layer);
     send_all(sender, layer);
@@ -20,7 +20,7 @@ fn image(bench: &Bench, layer: &[u8]) -> (Digest, Digest) {
 }
 
 #[test]
-fn a_cancelled_download_ends_at_its_next_bytes_and_what_came_is_gone_on_with() {
+fn a_cancelled_download_ends_at_its_next_bytes_and_can_be_resumed() {
     let bench = Bench::new();
     let (digest, sender) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
@@ -31,7 +31,7 @@ fn a_cancelled_download_ends_at_its_next_bytes_and_what_came_is_gone_on_with() {
     assert_eq!(flight.origin, Some(name()));
 
     assert!(bench.cache.cancel(&upstream(), &digest));
-    // The fetcher may have seen it already, before it waited for more.
+    // The fetcher may have noticed the cancellation already, before it waited for more.
     let _ = sender.send(Ok(b"lo".to_vec()));
     assert!(matches!(read_all(&waiting), Err(CacheError::GivenUp)));
     until(|| bench.cache.flights().is_empty() && bench.cache.load().blob_pool.busy == 0);
@@ -47,18 +47,18 @@ fn a_cancelled_download_ends_at_its_next_bytes_and_what_came_is_gone_on_with() {
 }
 
 #[test]
-fn a_cancel_of_nothing_ends_nothing_later() {
+fn cancelling_an_absent_download_does_not_affect_later_ones() {
     let bench = Bench::new();
     let digest = Digest::of(Algorithm::Sha256, b"content");
     assert!(!bench.cache.cancel(&upstream(), &digest));
     assert_eq!(bench.deliver(b"content"), digest);
-    assert!(!bench.cache.cancel(&upstream(), &digest), "it has landed");
+    assert!(!bench.cache.cancel(&upstream(), &digest), "the download has ended");
     fs::remove_file(bench.file_of(&digest)).unwrap();
     assert_eq!(bench.deliver(b"content"), digest);
 }
 
 #[test]
-fn a_download_can_be_cancelled_while_it_is_queued_and_the_others_go_on() {
+fn a_queued_download_can_be_cancelled_and_the_others_continue() {
     let bench = Bench::with(|settings| settings.blob_fetchers = 1);
     let (running, sender) = bench.source.stream(b"running");
     let (queued, _sender) = bench.source.stream(b"queued");
@@ -77,7 +77,7 @@ fn a_download_can_be_cancelled_while_it_is_queued_and_the_others_go_on() {
 }
 
 #[test]
-fn what_broke_off_is_counted_once_and_not_while_it_is_under_way() {
+fn interrupted_downloads_are_counted_once_and_not_while_under_way() {
     let bench = Bench::new();
     let mut digests = Vec::new();
     for (content, begun) in [(&b"hello world"[..], &b"hello"[..]), (b"other bytes", b"ot")] {
@@ -87,7 +87,7 @@ fn what_broke_off_is_counted_once_and_not_while_it_is_under_way() {
         fs::write(partial.with_extension("json"), r#"{"repository":"a"}"#).unwrap();
         digests.push(digest);
     }
-    // Of nobody knows which repository: it waits for who asks.
+    // Its repository is unknown, so it waits for a client.
     let unknown = bench.partial(&Digest::of(Algorithm::Sha256, b"unknown"));
     fs::write(&unknown, b"un").unwrap();
     let (_, hello) = bench.source.stream(b"hello world");
@@ -105,7 +105,7 @@ fn what_broke_off_is_counted_once_and_not_while_it_is_under_way() {
 }
 
 #[test]
-fn offline_nothing_is_resumed_and_nothing_prefetched() {
+fn nothing_is_resumed_or_prefetched_offline() {
     let bench = Bench::with(|settings| settings.air_gapped = true);
     let partial = bench.partial(&Digest::of(Algorithm::Sha256, b"hello world"));
     fs::write(&partial, b"hello").unwrap();
@@ -118,7 +118,7 @@ fn offline_nothing_is_resumed_and_nothing_prefetched() {
 }
 
 #[test]
-fn a_prefetch_gets_the_platforms_that_are_wanted_and_no_others() {
+fn a_prefetch_fetches_only_the_wanted_platforms() {
     for (wanted, expected) in [
         (Platforms::parse(["linux/arm64"]).unwrap(), [false, true]),
         (Platforms::parse(["linux/amd64", "linux/arm64"]).unwrap(), [true, true]),
@@ -156,7 +156,7 @@ fn a_prefetch_gets_the_platforms_that_are_wanted_and_no_others() {
 }
 
 #[test]
-fn a_prefetch_by_digest_of_what_upstream_has_not_leaves_nothing() {
+fn a_prefetch_of_an_absent_digest_stores_nothing() {
     let bench = Bench::new();
     let (digest, layer) = image(&bench, b"a layer");
     let absent = Reference::Digest(Digest::of(Algorithm::Sha256, b"absent"));

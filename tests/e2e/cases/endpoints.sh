@@ -91,7 +91,7 @@ same_tree "the image from both endpoints" "$CASE_DIR/direct-big" "$CASE_DIR/fail
 equal "GETs of the blob at the mirror" 1 "$(registry_requests "GET /v2/demo/big/blobs/$BIG_LAYER")"
 equal "range GETs of the blob at the registry" 1 "$(origin_requests "GET /v2/demo/big/blobs/$BIG_LAYER HTTP/1.1\" 206 ")"
 equal "GETs of the blob at the registry" 1 "$(origin_requests "GET /v2/demo/big/blobs/$BIG_LAYER")"
-larder_logged "the change of the endpoint" '\[WARN\] .*asking another endpoint'
+larder_logged "the change of the endpoint" '\[WARN\] .*trying another endpoint'
 
 # ---- The breaker -------------------------------------------------------------------------------------------------------
 
