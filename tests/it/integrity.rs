@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::{
-    FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
+    Blob, FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
 };
 
 const REPOSITORY: &str = "team/app";
@@ -262,19 +262,25 @@ fn damaged_blob_file_is_fetched_again() {
     }
 }
 
+/// A server that was restarted after damage to a cached layer: with its registry, the layer and its path.
+fn restarted_after(damage: Damage) -> (FakeRegistry, Larder, Blob, String) {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let layer = image.layers().remove(0);
+    let path = blob(REPOSITORY, &layer.digest);
+    let mut larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert!(larder.get(&path).body == layer.bytes);
+    larder.wait_until_cached(&layer.digest);
+    larder.stop();
+    damage.to(&larder.blob_file(&layer.digest));
+    larder.run();
+    (registry, larder, layer, path)
+}
+
 #[test]
 fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
     for damage in DAMAGES {
-        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
-        let layer = &image.layers()[0];
-        let path = blob(REPOSITORY, &layer.digest);
-        let mut larder = Larder::start(&registry);
-        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-        assert!(larder.get(&path).body == layer.bytes);
-        larder.wait_until_cached(&layer.digest);
-        larder.stop();
-        damage.to(&larder.blob_file(&layer.digest));
-        larder.run();
+        let (registry, larder, layer, path) = restarted_after(damage);
         // As every client does, and as they all did before the power failure.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         let got = larder.get(&path);
@@ -285,16 +291,7 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
 
 #[test]
 fn truncated_blob_file_is_fetched_again_without_its_manifest() {
-    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
-    let layer = &image.layers()[0];
-    let path = blob(REPOSITORY, &layer.digest);
-    let mut larder = Larder::start(&registry);
-    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-    assert!(larder.get(&path).body == layer.bytes);
-    larder.wait_until_cached(&layer.digest);
-    larder.stop();
-    Damage::Truncated.to(&larder.blob_file(&layer.digest));
-    larder.run();
+    let (_registry, larder, layer, path) = restarted_after(Damage::Truncated);
     let got = larder.get(&path);
     assert!(got.complete && got.body == layer.bytes, "{got:?}");
 }
