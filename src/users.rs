@@ -188,7 +188,9 @@ impl Users {
         let joined = self.shared.running.join(&digest, || Unchecked);
         if let Some(leader) = joined.leader {
             let check = Check { leader, user: user.to_owned(), password: password.to_owned() };
-            let refused = lock(&self.shared.queue).checks.push(client, user, check);
+            let has_entry = lock(&self.shared.known).hashes.contains_key(user);
+            let listed = has_entry.then_some(user);
+            let refused = lock(&self.shared.queue).checks.push(client, listed, check);
             self.shared.queue_changed.notify_one();
             // Dropping its leader fails the flight for all clients that joined it.
             drop(refused);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::waiting::wait;
 use super::{Call, Failure, Storage};
-use crate::cache::{CacheError, How, ListAnswer, ListBody, ListLookup, ListQuestion};
+use crate::cache::{CacheError, Document, How, ListAnswer, ListLookup, ListQuestion};
 use crate::http::{Body, Context, Reply, Request, Step};
 use crate::oci::{ImageName, MediaType, TagQuery};
 
@@ -57,8 +57,8 @@ fn reply(
         Kind::Referrers => MediaType::OCI_INDEX,
     };
     let body = match answer.body {
-        ListBody::Memory(bytes) => Body::Bytes(bytes),
-        ListBody::File { file, range } => Body::File { file, range },
+        Document::Memory(bytes) => Body::Bytes(bytes),
+        Document::File { file, range } => Body::File { file, range },
     };
     let mut reply = Reply::new(200, body).header("Content-Type", content_type);
     if let Some(next) = answer.next {

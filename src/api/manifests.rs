@@ -6,7 +6,7 @@ use super::range::{entity_tag, is_not_modified};
 use super::waiting::wait;
 use super::{Call, Failure, Storage};
 use crate::cache::{
-    CacheError, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup, Payload,
+    CacheError, Document, HeadAnswer, HeadLookup, ManifestAnswer, ManifestHead, ManifestLookup,
 };
 use crate::http::{Body, Context, Method, Reply, Request, Step};
 use crate::oci::{Digest, ImageName, MediaType, Reference};
@@ -55,9 +55,9 @@ fn content_type(media_type: &MediaType) -> String {
 
 /// Large manifests are sent from their file, so that slow clients cost no memory.
 fn body(answer: &ManifestAnswer) -> Body {
-    match answer.payload() {
-        Payload::Memory(bytes) => Body::Bytes(Arc::clone(bytes)),
-        Payload::File { file, size } => Body::File { file: file.clone(), range: 0..*size },
+    match answer.body() {
+        Document::Memory(bytes) => Body::Bytes(Arc::clone(bytes)),
+        Document::File { file, range } => Body::File { file: file.clone(), range: range.clone() },
     }
 }
 

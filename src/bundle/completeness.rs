@@ -1,7 +1,5 @@
 //! Completeness: whether the store has everything that an image needs.
 
-use std::sync::Arc;
-
 use crate::oci::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestKind, MediaType};
 use crate::store::{Graph, Store};
 
@@ -37,6 +35,5 @@ pub(super) fn manifest_by_digest(
     if size > MANIFEST_BYTES_MAX as u64 {
         return None;
     }
-    let bytes = store.read(&descriptor.digest, size)?;
-    Manifest::parse(Arc::from(bytes), media_type).ok()
+    store.parse_manifest(&descriptor.digest, size, media_type)
 }

@@ -52,12 +52,16 @@ impl SavedImage {
 
 /// The entry for a tagged image in `manifest.json`, read by `docker load`: the first of its platforms that an
 /// engine can run. `None` if no platform has all of its content.
-pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
+pub(super) fn saved(store: &Store, image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
     if !matches!(image.reference, Reference::Tag(_)) {
         return None;
     }
-    let manifests = graph.manifests.iter().filter_map(|each| each.manifest.as_ref());
-    let manifest = manifests.into_iter().find(|manifest| is_runnable(manifest))?;
+    let mut manifests = graph
+        .manifests
+        .iter()
+        .filter_map(|each| Some((&each.descriptor.digest, each.manifest.as_ref()?)));
+    let (_, manifest) =
+        manifests.find(|(digest, manifest)| is_runnable(store, digest, manifest))?;
     let ManifestKind::Image { config: Some(config), layers } = manifest.kind() else {
         return None;
     };
@@ -75,7 +79,7 @@ pub(super) fn saved(image: &StoredImage, graph: &Graph) -> Option<SavedImage> {
 
 /// Whether an engine can run the image. The media types decide: an attestation in an index claims to have an
 /// image's config, but its layers are not file systems.
-fn is_runnable(manifest: &Manifest) -> bool {
+fn is_runnable(store: &Store, digest: &Digest, manifest: &Manifest) -> bool {
     #[derive(Deserialize)]
     struct View {
         config: TypedDescriptor,
@@ -86,7 +90,8 @@ fn is_runnable(manifest: &Manifest) -> bool {
     struct TypedDescriptor {
         media_type: String,
     }
-    let view: Option<View> = serde_json::from_slice(manifest.bytes()).ok();
+    let view = |bytes: &[u8]| serde_json::from_slice::<View>(bytes).ok();
+    let view = store.with_document(digest, manifest.size(), view).ok().flatten().flatten();
     view.is_some_and(|view| {
         IMAGE_CONFIGS.contains(&view.config.media_type.as_str())
             && view.layers.iter().all(|layer| layer.media_type.contains(".tar"))
@@ -109,9 +114,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<SavedImage>, String> {
 }
 
 /// Whether `docker save` appears to have created the manifest: a registry's manifest has compressed layers.
-pub(super) fn is_over_unpacked_layers(manifest: &Manifest) -> bool {
+pub(super) fn is_over_unpacked_layers(store: &Store, digest: &Digest, manifest: &Manifest) -> bool {
     let needle = UNPACKED_LAYER.as_bytes();
-    manifest.bytes().windows(needle.len()).any(|window| window == needle)
+    let contains = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+    store.with_document(digest, manifest.size(), contains).is_ok_and(|found| found == Some(true))
 }
 
 #[derive(Deserialize)]

@@ -189,7 +189,11 @@ impl Naming<'_> {
     /// image layout, with its own manifests over the layers that it unpacked.
     fn origin(&self, descriptor: &Descriptor) -> Origin {
         match manifest_by_digest(self.store, descriptor, None) {
-            Some(manifest) if docker::is_over_unpacked_layers(&manifest) => Origin::Rebuilt,
+            Some(manifest)
+                if docker::is_over_unpacked_layers(self.store, &descriptor.digest, &manifest) =>
+            {
+                Origin::Rebuilt
+            }
             _ => Origin::Original,
         }
     }
@@ -367,8 +371,7 @@ impl Naming<'_> {
         let is_root = descriptor.digest == root.descriptor.digest;
         let media_type = root.media_type.as_deref().filter(|_| is_root);
         let manifest = manifest_by_digest(self.store, descriptor, media_type);
-        let bytes = manifest.as_ref().map_or(0, |manifest| manifest.bytes().len());
-        self.budget.charge(1, bytes as u64);
+        self.budget.charge(1, manifest.as_ref().map_or(0, Manifest::size));
         manifest
     }
 
@@ -388,7 +391,7 @@ impl Naming<'_> {
             if self.waiting.contains_key(&digest) {
                 self.recorded.add(name, digest);
             }
-            let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len() as u64);
+            let (media_type, size) = (manifest.media_type().clone(), manifest.size());
             top = Some((digest, media_type.clone(), size));
             let known = self.store.manifest(name, &digest, Access::Look);
             if known.is_none_or(|known| (&known.media_type, known.size) != (&media_type, size)) {

@@ -374,8 +374,9 @@ impl Loading<'_> {
     ) -> Result<Below, Failure> {
         seen.insert(*answer.digest());
         let media_type = Some(answer.media_type().as_str());
-        let bytes = answer.read().map_err(|error| format!("{}: {error}", answer.digest()))?;
-        let manifest = Manifest::parse(bytes, media_type)
+        let bytes =
+            answer.body().read().map_err(|error| format!("{}: {error}", answer.digest()))?;
+        let manifest = Manifest::parse(&bytes, media_type)
             .map_err(|error| format!("{}: {error}", answer.digest()))?;
         match manifest.kind() {
             ManifestKind::Image { .. } => {

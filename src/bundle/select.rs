@@ -58,9 +58,10 @@ pub struct Chosen {
 impl Chosen {
     /// Keeps digests and sizes, not the manifests themselves: a cache may have more of them than fit in memory.
     fn new(store: &Store, image: &StoredImage, graph: &Graph, audience: Audience) -> Chosen {
-        let manifests = graph.manifests.iter().filter_map(|each| {
-            Some((each.descriptor.digest, each.manifest.as_ref()?.bytes().len() as u64))
-        });
+        let manifests = graph
+            .manifests
+            .iter()
+            .filter_map(|each| Some((each.descriptor.digest, each.manifest.as_ref()?.size())));
         let blobs = graph.blobs.iter().filter(|blob| blob.is_present).map(|blob| &blob.descriptor);
         let size_of = |blob: &Descriptor| {
             let found = || store.blob(&blob.digest, None).map(|found| found.size);
@@ -72,7 +73,7 @@ impl Chosen {
             manifests: manifests.collect(),
             blobs: blobs.map(|blob| (blob.digest, size_of(blob))).collect(),
             saved: match audience {
-                Audience::AllTools => docker::saved(image, graph),
+                Audience::AllTools => docker::saved(store, image, graph),
                 Audience::Larder => None,
             },
             audience,

@@ -1,13 +1,12 @@
-//! A bounded table of what was used recently.
+//! Bounded tables that forget the oldest entries.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A map of at most `capacity` entries that forgets the oldest half at a time.
+/// A map of at most `capacity` entries that drops the oldest half at a time.
 ///
-/// Two generations: inserts go to the young one; when that is half of the capacity, it becomes the old
-/// one and the former old one is dropped. Coarser than an exact least-recently-used order, and without
-/// its links and its bookkeeping on every read.
+/// It has two generations. Inserts go to the young one; when it reaches half of the capacity, it becomes the old one,
+/// and the former old one is dropped. Coarser than an LRU list, but a read changes nothing.
 #[derive(Debug)]
 pub(super) struct BoundedCache<K, V> {
     young: HashMap<K, V>,
@@ -51,15 +50,14 @@ impl<K: Eq + Hash, V> BoundedCache<K, V> {
     }
 }
 
-/// Two tables, so that what is known of registries that anybody can invent pushes out nothing that is known of the
-/// others.
+/// Two tables, so that entries about registries that a client invents do not displace entries about other registries.
 #[derive(Debug)]
 pub(super) struct PartitionedCache<K, V> {
     proven: BoundedCache<K, V>,
     unproven: BoundedCache<K, V>,
 }
 
-/// In which part something belongs.
+/// The part that an entry belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// About a registry that is listed, or has answered with content.
@@ -69,7 +67,7 @@ pub(super) enum Part {
 }
 
 impl<K: Eq + Hash, V> PartitionedCache<K, V> {
-    /// So many entries in each part.
+    /// Each part has at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> PartitionedCache<K, V> {
         PartitionedCache {
             proven: BoundedCache::new(capacity),
@@ -77,7 +75,7 @@ impl<K: Eq + Hash, V> PartitionedCache<K, V> {
         }
     }
 
-    /// In whichever part it is: a registry may have answered since it was inserted.
+    /// Looks in both parts: a registry may have been proven since the insertion.
     pub(super) fn get(&self, key: &K) -> Option<&V> {
         self.proven.get(key).or_else(|| self.unproven.get(key))
     }
@@ -108,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_are_forgotten_and_the_bound_holds() {
+    fn the_oldest_entries_are_dropped_at_the_capacity() {
         let mut recent = BoundedCache::new(4);
         for number in 0..100 {
             recent.insert(number, number);
@@ -120,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_value_hides_an_older_one_and_removal_removes_both() {
+    fn a_newer_value_replaces_an_older_one_and_remove_clears_both_generations() {
         let mut recent = BoundedCache::new(2);
         for (key, value) in [('a', 1), ('b', 2), ('a', 3)] {
             recent.insert(key, value);
@@ -131,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_retained_is_gone_from_both_generations() {
+    fn retain_applies_to_both_generations() {
         let mut recent = BoundedCache::new(4);
         for number in 0..4 {
             recent.insert(number, number);
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn invented_names_push_out_no_others() {
+    fn unproven_entries_do_not_displace_proven_ones() {
         let mut table = PartitionedCache::new(4);
         table.insert(Part::Unproven, 0, "before");
         table.insert(Part::Proven, 0, "known");

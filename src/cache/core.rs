@@ -1,5 +1,5 @@
-//! What all services of the cache share: the store, the registries, the settings in force, the fetchers, and what is
-//! known about failures.
+//! What all services of the cache share: the store, the registries, the current settings, the fetchers and the negative
+//! cache.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -14,8 +14,8 @@ use crate::client_address::ClientAddress;
 use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
 use crate::oci::{ImageName, Upstream};
-use crate::store::Store;
-use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
+use crate::store::{DocumentWriter, Store};
+use crate::upstream::{DocumentSink, Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 
 pub(super) struct Core {
     pub(super) store: Store,
@@ -26,13 +26,13 @@ pub(super) struct Core {
     pub(super) negative: NegativeCache,
     /// Counters of this process.
     pub(super) metrics: Arc<Metrics>,
-    /// Replaced as a whole, and locked only to replace or to copy the pointer. Code that makes several decisions
-    /// takes one copy for all of them.
+    /// Replaced as one, and locked only to replace or to copy the pointer. Code that makes several decisions uses one
+    /// copy for all of them.
     settings: RwLock<Arc<Settings>>,
     clock: Clock,
     /// The state of `larder offline` when it was last checked.
     is_switched_off: AtomicBool,
-    /// Held while the switch is checked, which looks up the name of a file.
+    /// Held while the switch is checked, which looks up a file.
     checking_switch: Mutex<()>,
 }
 
@@ -137,8 +137,8 @@ impl Core {
         Ok(Purpose { class, name: name.clone(), client })
     }
 
-    /// Has a flight that this request started done by a fetcher for metadata, unless all of its followers leave first.
-    /// `work` must finish it.
+    /// Queues a flight that this request started for a metadata fetcher. It is dropped if all of its followers leave
+    /// before it starts. `work` must finish the flight.
     pub(super) fn run_metadata_flight<K, H, T, E>(
         &self,
         joined: Joined<K, H, T, E>,
@@ -168,8 +168,8 @@ impl Core {
         Class::of(upstream, standing.unwrap_or(Standing::Unproven))
     }
 
-    /// Records the outcome of a request. With mirrors, a rate limit holds back one endpoint only, which is the task
-    /// of its circuit breaker.
+    /// Records the outcome of a request. With mirrors, a rate limit applies to one endpoint, whose circuit breaker
+    /// handles it.
     pub(super) fn note_outcome<T>(
         &self,
         name: &ImageName,
@@ -186,7 +186,7 @@ impl Core {
     }
 }
 
-/// The outcome of a request to a registry, as the metrics name it.
+/// The label value for the outcome of a request to a registry.
 fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
     let Err(error) = result else { return "ok" };
     match error.kind() {
@@ -197,6 +197,7 @@ fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
         | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
         UpstreamErrorKind::RateLimited { .. } => "429",
         UpstreamErrorKind::OutOfService => "503",
+        UpstreamErrorKind::NoSpace => "no-space",
         UpstreamErrorKind::Loop => "loop",
         UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
         UpstreamErrorKind::Status { status } => match status / 100 {
@@ -211,5 +212,19 @@ fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
         UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
         UpstreamErrorKind::Redirect { .. } => "redirect",
         UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
+    }
+}
+
+impl DocumentSink for DocumentWriter {
+    fn restart(&mut self) {
+        DocumentWriter::restart(self);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        DocumentWriter::write(self, bytes);
+    }
+
+    fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool {
+        DocumentWriter::with_bytes(self, use_bytes).is_some()
     }
 }

@@ -1,4 +1,4 @@
-//! Why there is no answer.
+//! The errors of lookups and fetches.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,66 +7,66 @@ use std::time::Duration;
 use crate::store::{IngestError, StoreError};
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
-/// A lookup failed. Cheap to clone: it reaches everybody who waits for the same thing.
+/// The reason why a lookup failed. Cheap to clone: every follower of a flight receives it.
 #[derive(Debug, Clone)]
 pub enum CacheError {
-    /// It is not in the cache, and no upstream may be asked (`airGapped`).
+    /// The content is not in the cache, and the server is offline (`airGapped` or `larder offline`).
     NotCached,
-    /// Upstream has deleted the tag, and so it was forgotten here (`onUpstreamDelete: drop`).
+    /// The registry has deleted the tag, so it was removed from the cache (`onUpstreamDelete: drop`).
     DeletedUpstream,
-    /// Upstream said so a moment ago (`negativeTtl`).
+    /// The registry recently reported that the content does not exist (`negativeTtl`).
     KnownMissing,
-    /// Upstream asked, with its last 429, not to be asked again so soon.
+    /// The registry has limited the rate of requests.
     BackingOff {
-        /// How much longer.
+        /// The time until the next request.
         wait: Duration,
     },
-    /// Upstream was asked and failed.
+    /// The request to the registry failed.
     Upstream(UpstreamError),
-    /// What upstream sent is not what was asked for. Nothing was kept.
+    /// The registry sent other content than was requested. Nothing was stored.
     WrongContent(Arc<IngestError>),
-    /// The cache's disk refused.
+    /// The cache's disk failed or is full.
     Store(Arc<StoreError>),
-    /// Too many fetches wait already, or the server is stopping.
+    /// The queue of fetches is full, or the server is stopping.
     GivenUp,
-    /// The download gave its fetcher up to a job that somebody waits for, and continues later.
+    /// The download gave up its fetcher to a client's job and continues later.
     Suspended,
-    /// Nothing came in the time that clients wait.
+    /// The registry did not respond in the time that clients wait.
     TimedOut,
-    /// Clients are reading as many large lists as there is room for.
-    NoRoomForList,
+    /// Clients are reading the maximum number of large lists or manifests.
+    NoRoomForDocument,
 }
 
-/// What a failure means to whoever asked, whichever room it came from.
+/// What a failure means to the client, whichever module it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// There is no such content, as far as can be known.
+    /// The content does not exist, as far as is known.
     NotFound,
-    /// The upstream does not offer this API.
+    /// The registry does not support this API.
     Unsupported,
-    /// This upstream may not be asked.
+    /// The configuration does not allow this registry.
     NotAllowed,
-    /// Upstream wants other credentials.
+    /// The registry requires other credentials.
     Denied,
-    /// Upstream's rate limit is reached.
+    /// The rate limit of the registry is reached.
     RateLimited {
-        /// How long upstream says to wait.
+        /// The registry's `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Upstream did not answer in time.
+    /// The registry did not respond in time.
     TimedOut,
-    /// Upstream says of itself that it is out of service.
+    /// The registry reports that it is out of service.
     OutOfService,
-    /// Upstream cannot be reached, or its answer cannot be used.
+    /// The registry is unreachable, or its response is unusable.
     Broken,
-    /// Upstream is a Larder that asks this one.
+    /// The registry is a Larder that pulls through this one.
     Loop,
-    /// This server cannot do it right now.
+    /// This server cannot serve the request right now.
     Overloaded,
 }
 
 impl CacheError {
-    /// What the failure means to whoever asked.
+    /// What the failure means to the client.
     pub fn reason(&self) -> Reason {
         match self {
             CacheError::NotCached | CacheError::KnownMissing | CacheError::DeletedUpstream => {
@@ -78,13 +78,13 @@ impl CacheError {
             CacheError::Store(_)
             | CacheError::GivenUp
             | CacheError::Suspended
-            | CacheError::NoRoomForList => Reason::Overloaded,
+            | CacheError::NoRoomForDocument => Reason::Overloaded,
             CacheError::TimedOut => Reason::TimedOut,
         }
     }
 
-    /// Says, once a fetch, that it failed. Worth a warning or not: clients ask for what does not exist
-    /// all the time, and refused credentials are said where they are shown, once in a while.
+    /// Logs the failure of a fetch, once per fetch. Missing content is not worth a warning, since clients request it
+    /// all the time. Refused credentials are logged where they are used, at a limited rate.
     pub(super) fn log(&self, what: &str) {
         match self.reason() {
             Reason::NotFound | Reason::Denied => log::debug!("{what}: {self}"),
@@ -92,18 +92,19 @@ impl CacheError {
         }
     }
 
-    /// Whether the disk took nothing more, so that the content can be had past it. A disk that cannot be read is
-    /// another matter: the content may be on it, and a download would take descriptors that it lacks as well.
+    /// Whether the disk accepts no more data, so that the content can only be passed through. A disk that cannot be
+    /// read does not count: the content may be on it, and a download would need file descriptors, which may be what is
+    /// missing.
     pub fn is_the_disks(&self) -> bool {
         matches!(self, CacheError::Store(error) if !error.is_unreadable())
     }
 
-    /// Whether what came was not what was asked for, so that another try may fare better.
+    /// Whether the registry sent wrong content, so that another attempt may succeed.
     pub fn is_wrong_content(&self) -> bool {
         matches!(self, CacheError::WrongContent(_))
     }
 
-    /// Whether the content does not exist, as far as can be known.
+    /// Whether the content does not exist, as far as is known.
     pub fn is_not_found(&self) -> bool {
         self.reason() == Reason::NotFound
     }
@@ -120,6 +121,7 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         }
         UpstreamErrorKind::TimedOut { .. } => Reason::TimedOut,
         UpstreamErrorKind::OutOfService => Reason::OutOfService,
+        UpstreamErrorKind::NoSpace => Reason::Overloaded,
         UpstreamErrorKind::Loop => Reason::Loop,
         UpstreamErrorKind::CircuitOpen { last: Some(last), .. } => upstream_reason(last.kind()),
         UpstreamErrorKind::CircuitOpen { last: None, .. } => Reason::Broken,
@@ -160,37 +162,39 @@ impl fmt::Display for CacheError {
             CacheError::NotCached => {
                 write!(
                     f,
-                    "it is not in the cache, and no upstream may be asked (airGapped, or larder \
+                    "it is not in the cache, and the server is offline (airGapped, or larder \
                      offline on)"
                 )
             }
             CacheError::DeletedUpstream => {
-                write!(f, "upstream has deleted the tag (onUpstreamDelete: drop)")
+                write!(f, "the registry has deleted the tag (onUpstreamDelete: drop)")
             }
-            CacheError::KnownMissing => write!(f, "upstream did not have it a moment ago"),
+            CacheError::KnownMissing => {
+                write!(f, "the registry recently reported that it does not exist")
+            }
             CacheError::BackingOff { wait } => {
                 write!(
                     f,
-                    "upstream's rate limit is reached, and it asked to wait {} s more",
+                    "the registry's rate limit is reached, the next request is allowed in {} s",
                     wait.as_secs()
                 )
             }
             CacheError::Upstream(error) => error.fmt(f),
             CacheError::WrongContent(error) => {
-                write!(f, "upstream sent wrong content, nothing was kept: {error}")
+                write!(f, "the registry sent wrong content, nothing was stored: {error}")
             }
             CacheError::Store(error) => error.fmt(f),
             CacheError::GivenUp => {
-                write!(f, "the fetch was given up: too many are waiting, or the server is stopping")
+                write!(f, "the fetch was dropped: the queue is full, or the server is stopping")
             }
             CacheError::Suspended => {
-                write!(f, "the download was suspended in favour of one that somebody waits for")
+                write!(f, "the download was suspended in favour of a client's request")
             }
-            CacheError::NoRoomForList => {
-                write!(f, "clients are reading as many large lists as there is room for")
+            CacheError::NoRoomForDocument => {
+                write!(f, "clients are reading the maximum number of large documents")
             }
             CacheError::TimedOut => {
-                write!(f, "upstream has not answered in the time that clients wait")
+                write!(f, "the registry did not respond in the time that clients wait")
             }
         }
     }

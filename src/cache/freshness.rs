@@ -1,27 +1,27 @@
-//! How long a tag is believed. Pure: a policy, a record's age, a verdict.
+//! How long a tag is fresh. Pure functions of the policy and the age of a record.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use crate::oci::{ImageName, PartReference, Pattern, Reference, Tag, Upstream};
 
-/// How long the answer to "which manifest is this tag" stays good.
+/// How long a tag is served without a confirmation by its registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ttl {
-    /// Not at all: upstream is asked every time.
+    /// Never: the tag is revalidated on every request.
     Always,
-    /// This long after upstream last confirmed it.
+    /// For this time after the registry last confirmed it.
     For(Duration),
-    /// For ever: once pulled, a tag never moves.
+    /// Forever: a tag never moves once it was pulled.
     Forever,
 }
 
-/// Rules for the tags of a registry, or of all.
+/// Rules for the tags of one registry or of all registries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TagRules {
-    /// For tags of a kind; the first that matches wins.
+    /// Rules by pattern. The first that matches applies.
     pub patterns: Vec<(Pattern, Ttl)>,
-    /// For the others; `None` leaves them to the next rules.
+    /// The rule for other tags. `None` leaves them to the next rules.
     pub otherwise: Option<Ttl>,
 }
 
@@ -32,45 +32,45 @@ impl TagRules {
     }
 }
 
-/// What becomes of a cached tag that upstream says it does not have any more.
+/// What happens to a cached tag that its registry has deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnUpstreamDelete {
-    /// It stays, is served as stale, and is noted as gone.
+    /// It is kept, marked as deleted and served as stale.
     #[default]
     Keep,
-    /// It is forgotten.
+    /// It is removed.
     Drop,
 }
 
 /// The freshness policy of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FreshnessPolicy {
-    /// The image that is this server's own, if there is one: nobody else knows it better, whatever the rules
-    /// say.
+    /// This server's own image, if there is one. It is always fresh, whatever the rules are: no registry has a newer
+    /// version.
     pub own: Option<PartReference>,
-    /// Whether `latest` is asked for every time whatever the rules say.
+    /// Whether the tag `latest` is revalidated on every request, whatever the rules are.
     pub always_pull_latest: bool,
-    /// By registry. A registry's own rules stand before those for all.
+    /// Rules by registry, which override the general rules.
     pub by_upstream: HashMap<Upstream, TagRules>,
-    /// For all.
+    /// The general rules.
     pub rules: TagRules,
-    /// For how long after its time a tag is served at once, while upstream is asked in the background.
+    /// How long after its expiry a tag is still served at once while it is revalidated in the background.
     pub stale_while_revalidate: Duration,
-    /// What becomes of tags that upstream has deleted.
+    /// What happens to tags that their registry has deleted.
     pub on_upstream_delete: OnUpstreamDelete,
 }
 
-/// Five minutes: a rollout of one tag to a cluster asks upstream once, a re-tag is seen soon.
+/// Five minutes: a rollout of one tag to a cluster causes one request, and a re-tag becomes visible soon.
 pub const TAG_TTL: Ttl = Ttl::For(Duration::from_secs(300));
 
-/// Whether a tag is believed.
+/// Whether a tag is fresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Belief {
-    /// Yes, until then; `None` is for ever.
+    /// Yes, until this time; `None` means forever.
     Fresh(Option<SystemTime>),
-    /// It is served at once, and upstream is asked in the background.
+    /// It is served at once and revalidated in the background.
     Revalidate,
-    /// Upstream is asked first.
+    /// It is revalidated before it is served.
     Stale,
 }
 
@@ -81,7 +81,7 @@ impl FreshnessPolicy {
         FreshnessPolicy { rules, ..FreshnessPolicy::default() }
     }
 
-    /// How long this tag is believed.
+    /// How long this tag is fresh.
     pub fn ttl(&self, name: &ImageName, tag: &Tag) -> Ttl {
         if self.own.as_ref().is_some_and(|own| is_tag_of(own, name, tag)) {
             return Ttl::Forever;
@@ -93,7 +93,7 @@ impl FreshnessPolicy {
         own.or_else(|| self.rules.ttl(tag)).unwrap_or(TAG_TTL)
     }
 
-    /// Whether a tag that upstream confirmed at `checked` would be served without asking.
+    /// Whether a tag that was confirmed at `checked` is served without a request.
     pub fn is_fresh(
         &self,
         name: &ImageName,
@@ -104,10 +104,10 @@ impl FreshnessPolicy {
         matches!(self.belief(name, tag, checked, now), Belief::Fresh(_))
     }
 
-    /// Whether a tag that upstream confirmed at `checked` is believed.
+    /// Whether a tag that was confirmed at `checked` is fresh.
     ///
-    /// A `checked` in the future (the clock was set back) counts as now: such a record would else be
-    /// believed for as long as the clock was wrong.
+    /// A `checked` in the future counts as now. Otherwise, after the clock was set back, the record would be fresh
+    /// for as long as the clock had been wrong.
     pub(super) fn belief(
         &self,
         name: &ImageName,
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts() {
+    fn a_tag_is_fresh_until_its_ttl_ends() {
         for (ttl, always_pull_latest, tag, checked, now, fresh) in [
             (MINUTE, false, "1", 1000, 1059, true),
             (MINUTE, false, "1", 1000, 1060, false),
@@ -176,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_the_future_is_not_believed_until_then() {
+    fn a_record_from_the_future_is_fresh_for_one_ttl_only() {
         let policy = FreshnessPolicy::of(MINUTE);
         let belief = policy.belief(&quay(), &"1".parse().unwrap(), at(9_999_999), at(1000));
         assert_eq!(belief, Belief::Fresh(Some(at(1060))));
     }
 
     #[test]
-    fn the_first_rule_that_matches_wins_and_a_registrys_own_stand_first() {
+    fn the_first_matching_rule_applies_and_rules_of_a_registry_come_first() {
         let rule = |pattern: &str, ttl| (pattern.parse().unwrap(), ttl);
         let own = TagRules {
             patterns: vec![rule("/^v[0-9.]+$/", Ttl::Forever), rule("v*", Ttl::Always)],
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_for_what_is_our_own() {
+    fn the_servers_own_image_is_never_revalidated() {
         let own = Some(PartReference::parse("quay.io/org/app:latest").unwrap());
         let asked =
             FreshnessPolicy { always_pull_latest: true, ..FreshnessPolicy::of(Ttl::Always) };
@@ -220,11 +220,11 @@ mod tests {
         assert_eq!(belief, Belief::Fresh(None));
         assert_eq!(policy.ttl(&image("ghcr.io"), &"latest".parse().unwrap()), Ttl::Always);
         let other = policy.ttl(&quay(), &"linux".parse().unwrap());
-        assert_eq!(other, Ttl::Always, "another tag of that name is the registry's");
+        assert_eq!(other, Ttl::Always, "the rules apply to the other tags of that repository");
     }
 
     #[test]
-    fn for_a_while_a_stale_tag_is_served_while_it_is_confirmed() {
+    fn an_expired_tag_is_served_while_it_is_revalidated_for_a_limited_time() {
         let stale_while_revalidate = Duration::from_secs(30);
         let policy = |ttl| FreshnessPolicy { stale_while_revalidate, ..FreshnessPolicy::of(ttl) };
         for (ttl, now, belief) in [
@@ -232,7 +232,7 @@ mod tests {
             (MINUTE, 1060, Belief::Revalidate),
             (MINUTE, 1089, Belief::Revalidate),
             (MINUTE, 1090, Belief::Stale),
-            // Who wants to be asked every time wants the answer.
+            // `Always` means that each request waits for the registry.
             (Ttl::Always, 1001, Belief::Stale),
         ] {
             let got = policy(ttl).belief(&quay(), &"1".parse().unwrap(), at(1000), at(now));

@@ -50,13 +50,13 @@ pub use maintenance::{
     IndexWriter, Maintenance, MaintenanceThread, Pace, ScrubPolicy, ScrubReport, Scrubber,
 };
 pub use manifests::{
-    HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait, Payload,
+    HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait,
 };
 pub use prefetch::Prefetch;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 
-pub use crate::store::{Blob, ImageUsage, ListBody, SweepLocked, UsageSummary};
+pub use crate::store::{Blob, Document, ImageUsage, SweepLocked, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 
 use blobs::BlobCache;
@@ -66,40 +66,40 @@ use lists::ListCache;
 use manifests::ManifestCache;
 use prefetch::Prefetcher;
 
-/// How long a client waits for what is not in the cache: below the 30 s after which containerd gives
-/// up, so that it gets an answer that says why.
+/// How long a client waits for content that is not in the cache. Below the 30 s after which containerd gives up, so
+/// that it receives an error with the reason.
 pub const PATIENCE: Duration = Duration::from_secs(25);
-/// How many sizes of blobs are remembered, to notice a truncated file and to answer before a slow registry does. Two
-/// tables of about a hundred bytes an entry.
+/// How many blob sizes are remembered, to detect truncated files and to answer before a slow registry does. Two
+/// tables of about a hundred bytes per entry.
 const SIZES_REMEMBERED: usize = 16_384;
 
-/// The default of `minimumRate`, in bytes a second: slower than any link that a pull over it would finish on.
+/// The default of `minimumRate`, in bytes per second: below the rate of any link over which a pull could finish.
 pub const MINIMUM_RATE: u64 = 16 * 1024;
 
-/// How the cache decides.
+/// The settings of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a tag is believed.
+    /// How long a tag is fresh.
     pub freshness: FreshnessPolicy,
     /// How long a client waits for the confirmation of a tag that is in the cache.
     pub revalidate_timeout: Duration,
-    /// How long "there is no such thing" and "this upstream is in trouble" are remembered.
+    /// How long missing content and failing registries are remembered.
     pub negative_ttl: Duration,
-    /// How downloads that break off are resumed.
+    /// How interrupted downloads are resumed.
     pub retry: RetryPolicy,
-    /// A download that brings fewer bytes a second than this gives up its fetcher to jobs that wait.
+    /// A download that receives fewer bytes per second than this gives up its fetcher to waiting jobs.
     pub minimum_rate: u64,
-    /// What is fetched of an image beyond what is asked for.
+    /// Which parts of an image are fetched before a client requests them.
     pub prefetch: Prefetch,
-    /// How the cache is kept within bounds.
+    /// The limits of the cache, pins and pruning.
     pub maintenance: Maintenance,
-    /// Never ask any upstream.
+    /// Forbids requests to registries.
     pub air_gapped: bool,
-    /// Fetchers for blobs.
+    /// The number of fetchers for blobs.
     pub blob_fetchers: usize,
-    /// How many of them one upstream may hold at a time; half of them for those that are not in here.
+    /// How many of them one registry may use at a time. The others share half of them.
     pub downloads_per_upstream: HashMap<Upstream, usize>,
-    /// Fetchers for manifests, tag lists and sizes.
+    /// The number of fetchers for manifests, lists and blob sizes.
     pub manifest_fetchers: usize,
 }
 
@@ -121,26 +121,26 @@ impl Default for Settings {
     }
 }
 
-/// Tells the time: an argument, so that tests own it.
+/// The source of the current time. An argument, so that tests control it.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// How an answer came about; what `cache=` says in the access log.
+/// Where a response came from: the field `cache=` of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
-    /// From the store, confirmed with upstream or not.
+    /// The store, with or without a confirmation by the registry.
     Hit,
-    /// From a download that somebody else's request began.
+    /// A download that another request started.
     Join,
-    /// From a download that this request began.
+    /// A download that this request started.
     Miss,
-    /// From the store although upstream should have been asked, and could not be, or denied it.
+    /// The store, although a confirmation was due: the registry was unreachable or refused the request.
     Stale,
-    /// From upstream past the store, which could not take it.
+    /// The registry, because the content could not be stored.
     Bypass,
 }
 
 impl How {
-    /// The word in the access log.
+    /// The value in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             How::Hit => "hit",
@@ -160,7 +160,7 @@ pub struct Cache {
     client: Option<ClientAddress>,
 }
 
-/// One service for each kind of content, and those that look after all of it. Each uses only those above it.
+/// One service for each kind of content, and the services for all kinds. Each uses only those above it.
 struct Services {
     core: Arc<Core>,
     manifests: Arc<ManifestCache>,
@@ -335,7 +335,7 @@ impl Cache {
         self.core().is_offline()
     }
 
-    /// Whether the configuration forbids them.
+    /// Whether the configuration forbids requests to registries.
     pub fn is_air_gapped(&self) -> bool {
         self.core().settings().air_gapped
     }
@@ -350,7 +350,7 @@ impl Cache {
         &self.core().metrics
     }
 
-    /// How often what needs attention has happened since the start.
+    /// The events since the start that need an operator's attention.
     pub fn counts(&self) -> Counts {
         let metrics = self.metrics();
         let (images_evicted, bytes_evicted) = metrics.removed_so_far(Removal::Evicted);
@@ -371,7 +371,7 @@ impl Cache {
     /// The flights under way, and the load of the fetchers.
     pub fn load(&self) -> Load {
         let Services { core, manifests, blobs, lists, .. } = &*self.services;
-        // Before the other: its jobs start downloads, which are never missed in this order.
+        // Read before the blob pool: its jobs start downloads, and this order never misses one.
         let manifest_pool = core.metadata_fetchers.load();
         Load {
             blobs: blobs.flights(),
@@ -400,8 +400,8 @@ impl Cache {
     }
 }
 
-/// Locks one of the small tables of this room. Each change to them is one insertion or removal, so a
-/// panic elsewhere leaves them valid.
+/// Locks one of the small tables of this module. Each change to them is one insertion or removal, so they remain valid
+/// after a panic elsewhere.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -289,6 +289,6 @@ impl Prefetcher {
 
 /// The manifests in an answer of the referrers API, which is an index.
 fn referrers_in(body: &[u8]) -> Vec<Digest> {
-    let parsed = Manifest::parse(Arc::from(body), None);
+    let parsed = Manifest::parse(body, None);
     parsed.iter().flat_map(Manifest::descriptors).map(|each| each.digest).collect()
 }

@@ -10,40 +10,40 @@ pub struct FlightStatus {
     pub upstream: Upstream,
     /// The blob.
     pub digest: Digest,
-    /// The repository whose request began it; nothing while it is queued.
+    /// The repository whose request started it; `None` while it is queued.
     pub origin: Option<ImageName>,
-    /// Bytes that have come.
+    /// The bytes received so far.
     pub bytes: u64,
-    /// Bytes that will have, once that is known.
+    /// The size of the blob in bytes, once it is known.
     pub size: Option<u64>,
 }
 
-/// How much there is to do.
+/// The fetches under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     /// Downloads of blobs.
     pub blobs: usize,
-    /// Questions for manifests.
+    /// Requests for manifests.
     pub manifests: usize,
-    /// Questions for lists and sizes.
+    /// Requests for lists and blob sizes.
     pub others: usize,
-    /// Those who download blobs.
+    /// The fetchers for blobs.
     pub blob_pool: SchedulerLoad,
-    /// Those who ask for everything else.
+    /// The fetchers for everything else.
     pub manifest_pool: SchedulerLoad,
 }
 
-/// How often what needs attention has happened since the start.
+/// The events since the start that need an operator's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Blobs that were streamed to a client because the disk would not have them.
+    /// Blobs that were streamed to a client because they could not be stored.
     pub blobs_not_cached: u64,
-    /// Manifests that were answered and could not be written.
+    /// Manifests that were served but could not be stored.
     pub manifests_not_cached: u64,
-    /// Files of the store that were found to be damaged.
+    /// Damaged files found in the store.
     pub damaged_files: u64,
-    /// Images that went because room was needed.
+    /// Images that were evicted.
     pub images_evicted: u64,
-    /// The bytes that this freed.
+    /// The bytes freed by eviction.
     pub bytes_evicted: u64,
 }

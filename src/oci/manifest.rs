@@ -1,11 +1,10 @@
-//! Image manifests and indexes: the original bytes with a parsed view.
+//! Image manifests and indexes: a parsed view of their bytes.
 //!
-//! The view is never serialized again: a digest covers the bytes, and a re-serialized manifest would be a
+//! The view is never serialized: a digest covers the bytes, and a re-serialized manifest would be a
 //! different manifest. Specifications: image-spec `manifest.md` and `image-index.md`, and Docker's "Image
 //! Manifest Version 2, Schema 2".
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::digest::Digest;
 use super::manifest_wire::Wire;
@@ -23,7 +22,7 @@ pub const DESCRIPTORS_MAX: usize = 4096;
 /// An accepted manifest or index: JSON with a known structure, not schema 1.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    bytes: Arc<[u8]>,
+    size: u64,
     media_type: MediaType,
     kind: ManifestKind,
     subject: Option<Descriptor>,
@@ -102,11 +101,11 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`] for a body that no client could use: too large, not a JSON object (such as the page of
     /// a captive portal), schema 1, or neither a manifest nor an index.
-    pub fn parse(bytes: Arc<[u8]>, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
+    pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge { bytes: bytes.len() });
         }
-        let wire: Wire = serde_json::from_slice(&bytes)
+        let wire: Wire = serde_json::from_slice(bytes)
             .map_err(|error| ManifestError::NotJson { reason: json_reason(&error) })?;
         let declared = content_type.and_then(MediaType::parse);
         let is_schema1 = match wire.schema_version {
@@ -124,12 +123,13 @@ impl Manifest {
             .ok_or(ManifestError::NoShape)?;
         let subject = wire.subject.as_ref().and_then(|subject| subject.accept());
         let kind = kind_of(wire, &media_type)?;
-        Ok(Manifest { bytes, media_type, kind, subject })
+        let size = bytes.len() as u64;
+        Ok(Manifest { size, media_type, kind, subject })
     }
 
-    /// The original bytes.
-    pub fn bytes(&self) -> &Arc<[u8]> {
-        &self.bytes
+    /// The number of its bytes.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// The media type to serve the manifest with.
@@ -246,7 +246,7 @@ mod tests {
     use crate::oci::Algorithm;
 
     fn parse(body: &str, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
-        Manifest::parse(body.as_bytes().into(), content_type)
+        Manifest::parse(body.as_bytes(), content_type)
     }
 
     fn image(media_type: &str) -> String {
@@ -259,10 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn the_original_bytes_are_kept() {
+    fn an_image_has_a_size_and_descriptors() {
         let body = image("");
         let manifest = parse(&body, Some(MediaType::OCI_MANIFEST)).unwrap();
-        assert_eq!(&**manifest.bytes(), body.as_bytes());
+        assert_eq!(manifest.size(), body.len() as u64);
         assert_eq!(manifest.descriptors().map(|each| each.size).collect::<Vec<_>>(), [2, 5]);
     }
 
@@ -331,8 +331,8 @@ mod tests {
             let error = parse(body, content_type).unwrap_err();
             assert!(expected(&error), "{body}: {error:?}");
         }
-        let large: Arc<[u8]> = vec![b' '; MANIFEST_BYTES_MAX + 1].into();
-        assert!(matches!(Manifest::parse(large, None), Err(ManifestError::TooLarge { .. })));
+        let large = vec![b' '; MANIFEST_BYTES_MAX + 1];
+        assert!(matches!(Manifest::parse(&large, None), Err(ManifestError::TooLarge { .. })));
     }
 
     #[test]
@@ -494,12 +494,12 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_body_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-            let _ = Manifest::parse(body.into(), None);
+            let _ = Manifest::parse(&body, None);
         }
 
         #[test]
         fn no_json_like_body_panics(body in r#"\{("(schemaVersion|layers|manifests|config|digest|size)":(\[|\]|\{|\}|null|-?[0-9]{1,20}|"x"|,)){0,8}\}"#) {
-            let _ = Manifest::parse(body.into_bytes().into(), None);
+            let _ = Manifest::parse(body.as_bytes(), None);
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Store;
@@ -92,7 +91,7 @@ impl Graph {
     pub fn present_bytes(&self) -> u64 {
         let manifests = self.manifests.iter().filter_map(|each| each.manifest.as_ref());
         let blobs = self.blobs.iter().filter(|blob| blob.is_present);
-        manifests.map(|manifest| manifest.bytes().len() as u64).sum::<u64>()
+        manifests.map(Manifest::size).sum::<u64>()
             + blobs.map(|blob| blob.descriptor.size).sum::<u64>()
     }
 
@@ -254,8 +253,18 @@ impl Store {
     /// Reads a manifest of this repository.
     pub fn stored_manifest(&self, name: &ImageName, digest: &Digest) -> Option<Manifest> {
         let record = self.manifest(name, digest, Access::Look)?;
-        let bytes = self.read(digest, record.size)?;
-        Manifest::parse(Arc::from(bytes), Some(record.media_type.as_str())).ok()
+        self.parse_manifest(digest, record.size, Some(record.media_type.as_str()))
+    }
+
+    /// Parses a blob as a manifest. `None` if it is absent or unreadable, or not a manifest.
+    pub fn parse_manifest(
+        &self,
+        digest: &Digest,
+        size_bytes: u64,
+        media_type: Option<&str>,
+    ) -> Option<Manifest> {
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, media_type).ok();
+        self.with_document(digest, size_bytes, parse).ok().flatten().flatten()
     }
 
     /// A manifest of a repository and its descendants.

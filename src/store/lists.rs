@@ -1,36 +1,25 @@
 //! Lists: the last good answers to queries whose answers change (tag lists, referrers).
 //!
-//! A list has a few bytes or several megabytes, and many clients may read many lists slowly. So only small lists
-//! stay in memory. A larger one is a file that all its readers share: a stored list, or an unlinked file that
-//! vanishes with its last reader. If the disk accepts no file, the list stays in memory. Both uses are bounded.
+//! Their bodies are documents (`documents.rs`): a large list is a file that all its readers share.
 //!
 //! Stored lists share the directory `lists/`, so one directory listing is enough to enforce the bounds. Their names
 //! are `<hash of the repository>-<hash of the query>`. A file is one line of JSON followed by the document. It is
 //! replaced atomically, so a crash leaves the old list or the new one; a damaged file is a miss.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::fs;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::documents::{Document, SMALL_LIST_BYTES_MAX};
 use super::error::StoreError;
 use super::layout::open_to_read;
 use super::{Inner, Store};
 use crate::oci::ImageName;
 
-/// Lists up to this size stay in memory: two thousand slow readers of different lists use 16 MiB.
-const SMALL_BYTES_MAX: usize = 8 * 1024;
-/// The buffer size for writes to a file, and the step in which space is reserved.
-const CHUNK_BYTES: usize = 64 * 1024;
-/// Bytes of unlinked files: enough for dozens of large lists at a time.
-const UNLINKED_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Bytes of large lists in memory when the disk accepts no file.
-const LARGE_IN_MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Size of the first line of a stored list. The query of the next page is the longest part.
 const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Stored lists per repository: clients choose the query.
@@ -46,69 +35,11 @@ pub struct ListRecord {
     /// When upstream sent it, in seconds since 1970.
     pub checked: u64,
     /// The JSON document.
-    pub body: ListBody,
+    pub body: Document,
     /// The query of the next page, from upstream's `Link` header.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`, if upstream filtered.
     pub filters_applied: Option<String>,
-}
-
-/// The document of a list, shared by all its readers.
-#[derive(Debug, Clone)]
-pub enum ListBody {
-    /// In memory.
-    Memory(Arc<[u8]>),
-    /// A range of a file that never changes.
-    File {
-        /// Read it by explicit offset.
-        file: Arc<File>,
-        /// Offsets in bytes.
-        range: Range<u64>,
-    },
-}
-
-impl ListBody {
-    /// Its size in bytes.
-    pub fn length(&self) -> u64 {
-        match self {
-            ListBody::Memory(bytes) => bytes.len() as u64,
-            ListBody::File { range, .. } => range.end.saturating_sub(range.start),
-        }
-    }
-
-    /// Reads the complete document, for parsing.
-    ///
-    /// # Errors
-    /// Read errors of the disk.
-    pub fn read(&self) -> io::Result<Vec<u8>> {
-        match self {
-            ListBody::Memory(bytes) => Ok(bytes.to_vec()),
-            ListBody::File { file, range } => {
-                let mut bytes = vec![0; usize::try_from(self.length()).unwrap_or(usize::MAX)];
-                file.read_exact_at(&mut bytes, range.start)?;
-                Ok(bytes)
-            }
-        }
-    }
-
-    fn copy_to(&self, target: &mut File) -> io::Result<()> {
-        use std::io::Write;
-        match self {
-            ListBody::Memory(bytes) => target.write_all(bytes),
-            ListBody::File { file, range } => {
-                let mut buffer = vec![0; CHUNK_BYTES];
-                let mut at = range.start;
-                while at < range.end {
-                    let left = usize::try_from(range.end - at).unwrap_or(CHUNK_BYTES);
-                    let chunk = &mut buffer[..left.min(CHUNK_BYTES)];
-                    file.read_exact_at(chunk, at)?;
-                    target.write_all(chunk)?;
-                    at += chunk.len() as u64;
-                }
-                Ok(())
-            }
-        }
-    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -121,218 +52,7 @@ struct Header {
     size: u64,
 }
 
-/// A limit in bytes for lists. Counts lists that are being written and lists that still have readers.
-#[derive(Debug)]
-struct Budget<T: ?Sized> {
-    max: u64,
-    writing: u64,
-    shared: Vec<(Weak<T>, u64)>,
-    shared_bytes: u64,
-}
-
-impl<T: ?Sized> Budget<T> {
-    fn new(max: u64) -> Budget<T> {
-        Budget { max, writing: 0, shared: Vec::new(), shared_bytes: 0 }
-    }
-
-    fn reserve(&mut self, bytes: u64) -> bool {
-        let fits = |budget: &Self| budget.writing + budget.shared_bytes + bytes <= budget.max;
-        if !fits(self) {
-            // Also frees the memory of lists without readers.
-            self.shared.retain(|(shared, _)| shared.strong_count() > 0);
-            self.shared_bytes = self.shared.iter().map(|(_, bytes)| bytes).sum();
-        }
-        let is_granted = fits(self);
-        self.writing += if is_granted { bytes } else { 0 };
-        is_granted
-    }
-
-    fn release(&mut self, bytes: u64) {
-        self.writing = self.writing.saturating_sub(bytes);
-    }
-
-    fn share(&mut self, reserved: u64, what: &Arc<T>) {
-        self.release(reserved);
-        self.shared_bytes += reserved;
-        self.shared.push((Arc::downgrade(what), reserved));
-    }
-}
-
-/// Limits for lists that are not stored.
-#[derive(Debug)]
-pub(super) struct ListBudgets {
-    files: Mutex<Budget<File>>,
-    memory: Mutex<Budget<[u8]>>,
-}
-
-impl Default for ListBudgets {
-    fn default() -> ListBudgets {
-        ListBudgets {
-            files: Mutex::new(Budget::new(UNLINKED_BYTES_MAX)),
-            memory: Mutex::new(Budget::new(LARGE_IN_MEMORY_BYTES_MAX)),
-        }
-    }
-}
-
-/// Locks a budget. A panic cannot leave it inconsistent, so poisoning is ignored.
-fn lock<T: ?Sized>(budget: &Mutex<Budget<T>>) -> MutexGuard<'_, Budget<T>> {
-    budget.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A list that is being written. No reader sees it yet.
-#[derive(Debug)]
-pub struct ListWriter {
-    store: Store,
-    /// The file and the number of bytes written to it.
-    file: Option<(File, u64)>,
-    /// The complete list, or the part that is not in the file yet.
-    buffer: Vec<u8>,
-    reserved_of_files: u64,
-    reserved_of_memory: u64,
-    /// The disk accepts no more bytes.
-    is_in_memory: bool,
-    is_refused: bool,
-}
-
-impl ListWriter {
-    /// Discards everything written so far.
-    pub fn restart(&mut self) {
-        *self = self.store.list_writer();
-    }
-
-    /// Appends bytes. If they do not fit, [`ListWriter::finish`] returns `None`.
-    pub fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(CHUNK_BYTES) {
-            if self.is_refused {
-                return;
-            }
-            self.buffer.extend_from_slice(chunk);
-            let limit = if self.file.is_some() { CHUNK_BYTES } else { SMALL_BYTES_MAX };
-            if self.is_in_memory {
-                self.reserve_memory(self.buffer.len() as u64);
-            } else if self.buffer.len() > limit && !self.write_out() {
-                self.keep_in_memory();
-            }
-        }
-    }
-
-    /// Writes the buffer to the file; returns false if that fails.
-    fn write_out(&mut self) -> bool {
-        let budget = &self.store.inner.list_budgets.files;
-        let (needed, written) =
-            (self.buffer.len() as u64, self.file.as_ref().map_or(0, |(_, written)| *written));
-        while written + needed > self.reserved_of_files {
-            if !lock(budget).reserve(CHUNK_BYTES as u64) {
-                return false;
-            }
-            self.reserved_of_files += CHUNK_BYTES as u64;
-        }
-        if self.file.is_none() {
-            match self.store.create_unlinked_file() {
-                Ok(file) => self.file = Some((file, 0)),
-                Err(_) => return false,
-            }
-        }
-        let Some((file, written)) = &mut self.file else { return false };
-        if file.write_all_at(&self.buffer, *written).is_err() {
-            return false;
-        }
-        *written += needed;
-        self.buffer.clear();
-        true
-    }
-
-    /// Moves the content of the file back to memory, since the file cannot grow.
-    fn keep_in_memory(&mut self) {
-        self.is_in_memory = true;
-        let (file, written) = self.file.take().unzip();
-        let written = written.unwrap_or(0);
-        if !self.reserve_memory(written + self.buffer.len() as u64) {
-            return;
-        }
-        if let Some(file) = file {
-            let mut all = vec![0; usize::try_from(written).unwrap_or(usize::MAX)];
-            if file.read_exact_at(&mut all, 0).is_err() {
-                return self.refuse();
-            }
-            all.append(&mut self.buffer);
-            self.buffer = all;
-        }
-        lock(&self.store.inner.list_budgets.files).release(self.reserved_of_files);
-        self.reserved_of_files = 0;
-    }
-
-    /// Reserves memory for `bytes` bytes, doubled because a vector grows by doubling.
-    fn reserve_memory(&mut self, bytes: u64) -> bool {
-        if 2 * bytes <= self.reserved_of_memory {
-            return true;
-        }
-        let step = (2 * bytes - self.reserved_of_memory).max(CHUNK_BYTES as u64);
-        let is_granted = lock(&self.store.inner.list_budgets.memory).reserve(step);
-        match is_granted {
-            true => self.reserved_of_memory += step,
-            false => self.refuse(),
-        }
-        is_granted
-    }
-
-    fn refuse(&mut self) {
-        self.is_refused = true;
-        (self.buffer, self.file) = (Vec::new(), None);
-    }
-
-    /// Returns the document; `None` if it did not fit.
-    pub fn finish(mut self) -> Option<ListBody> {
-        if self.file.is_some() && !self.buffer.is_empty() && !self.write_out() {
-            self.keep_in_memory();
-        }
-        if self.is_refused {
-            return None;
-        }
-        let budgets = &self.store.inner.list_budgets;
-        Some(match self.file.take() {
-            Some((file, written)) => {
-                let file = Arc::new(file);
-                lock(&budgets.files).share(std::mem::take(&mut self.reserved_of_files), &file);
-                ListBody::File { file, range: 0..written }
-            }
-            None => {
-                let bytes: Arc<[u8]> = std::mem::take(&mut self.buffer).into();
-                if self.reserved_of_memory > 0 {
-                    lock(&budgets.memory).release(self.reserved_of_memory);
-                    self.reserved_of_memory = 0;
-                    if lock(&budgets.memory).reserve(bytes.len() as u64) {
-                        lock(&budgets.memory).share(bytes.len() as u64, &bytes);
-                    }
-                }
-                ListBody::Memory(bytes)
-            }
-        })
-    }
-}
-
-impl Drop for ListWriter {
-    fn drop(&mut self) {
-        let budgets = &self.store.inner.list_budgets;
-        lock(&budgets.files).release(self.reserved_of_files);
-        lock(&budgets.memory).release(self.reserved_of_memory);
-    }
-}
-
 impl Store {
-    /// Starts a list.
-    pub fn list_writer(&self) -> ListWriter {
-        ListWriter {
-            store: self.clone(),
-            file: None,
-            buffer: Vec::new(),
-            reserved_of_files: 0,
-            reserved_of_memory: 0,
-            is_in_memory: false,
-            is_refused: false,
-        }
-    }
-
     /// The last good answer to the query `key` about a repository.
     pub fn list(&self, name: &ImageName, key: &str) -> Option<ListRecord> {
         let path = self.inner.layout.list(name, key);
@@ -374,8 +94,8 @@ impl Store {
         }
         self.inner.evict_lists_for(&path, name, bytes, total_bytes_max);
         self.inner.replace_with(&path, |file| {
-            io::Write::write_all(file, &line)?;
-            is.body.copy_to(file)
+            file.write_all(&line)?;
+            is.body.chunks(|error| error, |chunk| file.write_all(chunk))
         })?;
         self.inner.note_bytes_added(bytes);
         Ok(true)
@@ -453,7 +173,7 @@ fn read_list(path: &Path) -> io::Result<ListRecord> {
     let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
     let file = open_to_read(path)?;
     let mut head = Vec::new();
-    (&file).take((HEADER_BYTES_MAX + SMALL_BYTES_MAX) as u64).read_to_end(&mut head)?;
+    (&file).take((HEADER_BYTES_MAX + SMALL_LIST_BYTES_MAX) as u64).read_to_end(&mut head)?;
     let end = head.iter().position(|byte| *byte == b'\n').ok_or_else(|| invalid("no header"))?;
     let header: Header = serde_json::from_slice(&head[..end])?;
     let start = end as u64 + 1;
@@ -461,10 +181,10 @@ fn read_list(path: &Path) -> io::Result<ListRecord> {
         return Err(invalid("its length differs from its header"));
     }
     let body = match head.get(end + 1..) {
-        Some(body) if body.len() as u64 == header.size && body.len() <= SMALL_BYTES_MAX => {
-            ListBody::Memory(body.into())
+        Some(body) if body.len() as u64 == header.size && body.len() <= SMALL_LIST_BYTES_MAX => {
+            Document::Memory(body.into())
         }
-        _ => ListBody::File { file: Arc::new(file), range: start..start + header.size },
+        _ => Document::File { file: Arc::new(file), range: start..start + header.size },
     };
     let Header { checked, next, filters_applied, .. } = header;
     Ok(ListRecord { checked, body, next, filters_applied })

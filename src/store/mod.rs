@@ -43,6 +43,7 @@
 mod catalogue;
 mod digesting_writer;
 mod disk;
+mod documents;
 mod error;
 mod eviction;
 mod faults;
@@ -79,12 +80,13 @@ pub use catalogue::{
 };
 pub use digesting_writer::DigestingWriter;
 pub use disk::{DiskUsage, Space};
+pub use documents::{Document, DocumentWriter};
 pub use error::StoreError;
 pub use eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex, IsPinned};
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use ingest::{Begin, Ingest, IngestError};
 pub use lease::{JobLease, PeriodicJob};
-pub use lists::{ListBody, ListRecord, ListWriter};
+pub use lists::ListRecord;
 pub use partials::PartialFile;
 pub use refs::{Access, ManifestRecord, TagRecord};
 pub use sweep::{FUTURE_TOLERANCE, GRACE, Removal, Sweep, SweepLocked, Swept};
@@ -132,8 +134,10 @@ struct Inner {
     bytes_changed: AtomicI64,
     /// Held during a count: two concurrent counts would subtract the changes twice.
     counting: Mutex<()>,
-    /// Budgets for lists that are being sent.
-    list_budgets: lists::ListBudgets,
+    /// Budgets for documents that are being sent, by kind.
+    budgets: [documents::DocumentBudgets; documents::KINDS],
+    /// The memory in which large documents are parsed.
+    large_document: Mutex<Vec<u8>>,
 }
 
 /// A stored blob: verified when it was ingested, and open, so that it cannot vanish.
@@ -166,7 +170,8 @@ impl Store {
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
             counting: Mutex::new(()),
-            list_budgets: lists::ListBudgets::default(),
+            budgets: Default::default(),
+            large_document: Mutex::default(),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

@@ -38,7 +38,7 @@ use super::layout::{MANIFESTS, TAGS, names_in, open_to_read};
 use super::lock::FileLock;
 use super::refs::ManifestRecord;
 use super::{Inner, Store};
-use crate::oci::{Algorithm, Digest, ImageName, Manifest, Reference, Upstream};
+use crate::oci::{Algorithm, Digest, ImageName, Reference, Upstream};
 
 /// Unreferenced blobs are kept this long: a pull requests the layers after the manifest, and retries after a broken
 /// connection.
@@ -182,8 +182,8 @@ impl Store {
     pub(super) fn renew_content(&self, digest: &Digest, is: &ManifestRecord) {
         let layout = &self.inner.layout;
         renew_path(&layout.blob(digest));
-        let Some(bytes) = self.read(digest, is.size) else { return };
-        if let Ok(manifest) = Manifest::parse(bytes.into(), Some(is.media_type.as_str())) {
+        let media_type = Some(is.media_type.as_str());
+        if let Some(manifest) = self.parse_manifest(digest, is.size, media_type) {
             manifest.descriptors().for_each(|each| renew_path(&layout.blob(&each.digest)));
         }
     }

@@ -104,6 +104,8 @@ pub enum UpstreamErrorKind {
         /// Why.
         reason: Arc<str>,
     },
+    /// Neither the disk nor the memory for documents has space for the response.
+    NoSpace,
     /// Larder may not dial this (`registries`, `unlistedRegistries`).
     NotAllowed {
         /// Why, and what to configure.
@@ -400,6 +402,9 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the registry's rate limit is reached")
             }
             UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
+            UpstreamErrorKind::NoSpace => {
+                write!(f, "neither the disk nor the memory for documents has space for it")
+            }
             UpstreamErrorKind::Loop => write!(
                 f,
                 "the endpoint is a Larder that requests the same content from this one (508): remove one \

@@ -20,7 +20,6 @@ mod auth;
 mod client;
 mod endpoints;
 mod error;
-mod large_bodies;
 mod network;
 mod response;
 
@@ -39,7 +38,6 @@ pub use endpoints::{
     RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
-pub use large_bodies::{LargeBodies, LargeBody};
 pub use network::{
     ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
     TlsSettings, UnlistedPorts,
@@ -96,6 +94,7 @@ pub trait Source: Send + Sync {
     }
 
     /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports.
+    /// Its bytes are written to `sink`.
     ///
     /// # Errors
     /// [`UpstreamError`].
@@ -103,7 +102,7 @@ pub trait Source: Send + Sync {
         &self,
         repository: &Repository,
         reference: &Reference,
-        body: &LargeBody<'_>,
+        sink: &mut dyn DocumentSink,
     ) -> Result<(Digest, Manifest), UpstreamError>;
 
     /// The blob's size by HEAD; `None` if the registry does not report it.
@@ -132,7 +131,7 @@ pub trait Source: Send + Sync {
         &self,
         repository: &Repository,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError>;
 
     /// The manifests that refer to `digest`; `query` may filter and page. The document is written to `sink`.
@@ -145,7 +144,7 @@ pub trait Source: Send + Sync {
         repository: &Repository,
         digest: &Digest,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError>;
 }
 
@@ -185,17 +184,20 @@ pub struct BlobBody {
     pub reader: Box<dyn Read + Send>,
 }
 
-/// Receives the document of a list in pieces, so that it need not fit into memory.
-pub trait ListSink {
+/// Receives the bytes of a manifest or a list in pieces, so that they need not fit into memory.
+pub trait DocumentSink {
     /// Discards what was written: another endpoint is tried, or a page is cut out of the list.
     fn restart(&mut self);
 
     /// Appends to the document.
     fn write(&mut self, bytes: &[u8]);
+
+    /// Calls `use_bytes` with the complete document. Returns `false` if there was no space for it.
+    fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool;
 }
 
 /// A response that changes over time: a page of tags or the referrers of a manifest. Its document is in a
-/// [`ListSink`].
+/// [`DocumentSink`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct List {
     /// The query of the next page.

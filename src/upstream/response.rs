@@ -1,6 +1,6 @@
 //! Reading responses: headers, small bodies, and the meaning of a status.
 
-use std::io::{Read, copy, sink};
+use std::io::{ErrorKind, Read, copy, sink};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +9,12 @@ use serde::de::IgnoredAny;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
+use super::DocumentSink;
 use super::error::{UpstreamError, UpstreamErrorKind};
-use super::large_bodies::SMALL_BODY_BYTES;
 use crate::oci::{Digest, MediaType};
 
+/// The size of the buffer for a body, in bytes.
+const CHUNK_BYTES: usize = 16 * 1024;
 /// The most that is read of the body of an error response, in bytes.
 pub(super) const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// The most that is read of an unused body to reuse its connection, in bytes.
@@ -134,35 +136,29 @@ pub(super) fn read_body(
     }
 }
 
-/// Like [`read_body`], but the rest of a large body is read only if `may_continue`, which may block, returns `true`.
-pub(super) fn read_large_body(
+/// Copies a body of at most `limit_bytes` to `sink`.
+pub(super) fn copy_body(
     response: Response<Body>,
     limit_bytes: u64,
     request: &Arc<str>,
-    may_continue: impl FnOnce() -> bool,
-) -> Result<Vec<u8>, UpstreamError> {
-    let failed = |error| UpstreamError::from_body(request, error);
-    let size = content_length(response.headers()).unwrap_or_default().min(limit_bytes);
+    sink: &mut dyn DocumentSink,
+) -> Result<(), UpstreamError> {
     let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
-    let mut bytes = Vec::new();
-    let beginning = SMALL_BODY_BYTES as u64;
-    reader.by_ref().take(beginning).read_to_end(&mut bytes).map_err(failed)?;
-    if (bytes.len() as u64) < beginning {
-        return Ok(bytes);
-    }
-    if !may_continue() {
-        let kind = UpstreamErrorKind::TimedOut { phase: "a slot for a large manifest" };
-        return Err(UpstreamError::new(Arc::clone(request), kind));
-    }
-    // Allocated once, if the registry reports the size: growing step by step needs up to twice the memory.
-    bytes.reserve_exact(usize::try_from(size).unwrap_or_default().saturating_sub(bytes.len()) + 1);
-    reader.read_to_end(&mut bytes).map_err(failed)?;
-    match bytes.len() as u64 > limit_bytes {
-        true => {
-            let reason = format!("it is larger than {limit_bytes} bytes");
-            Err(UpstreamError::bad_answer(request, reason))
+    let (mut chunk, mut length) = (vec![0; CHUNK_BYTES], 0);
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                length += count as u64;
+                if length > limit_bytes {
+                    let reason = format!("it is larger than {limit_bytes} bytes");
+                    return Err(UpstreamError::bad_answer(request, reason));
+                }
+                sink.write(&chunk[..count]);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(UpstreamError::from_body(request, error)),
         }
-        false => Ok(bytes),
     }
 }
 

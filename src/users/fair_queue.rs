@@ -3,8 +3,8 @@
 //! A check takes about 50 ms of one thread, so anyone who guesses passwords keeps that thread busy. Because addresses
 //! take turns, a guesser delays every other address by only one check. An address with several wrong passwords in a row
 //! has to pause between its checks. Users who share an address with a guesser take turns with the user names that it
-//! guesses, and a password that was checked once is remembered. This module must not know passwords; time is an
-//! argument.
+//! guesses, where all names without an entry count as one user, and a password that was checked once is remembered. This
+//! module must not know passwords; time is an argument.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use crate::client_address::ClientAddress;
 
 /// How many checks may wait in total. Beyond that, the client with the most of them loses its newest one.
 const WAITING_MAX: usize = 512;
-/// How many checks of one client address may wait. Even with the longest pause between them, they are done before
-/// clients time out (`api/login.rs`).
+/// How many checks of one client address may wait. Beyond that, the user with the most of them loses the newest one. Even
+/// with the longest pause between them, they are done before clients time out (`api/login.rs`).
 const CLIENT_MAX: usize = 32;
 /// How many checks, with different passwords, may wait for one user of one client address.
 const USER_MAX: usize = 2;
@@ -40,8 +40,8 @@ pub(super) struct FairQueue<T> {
 #[derive(Debug)]
 struct Client<T> {
     waiting: usize,
-    /// The users with waiting checks, next one first.
-    users: VecDeque<(String, VecDeque<T>)>,
+    /// The users with waiting checks, next one first. `None` stands for all names without an entry.
+    users: VecDeque<(Option<String>, VecDeque<T>)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,35 +71,51 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Adds a check. If there is no space, returns the check to refuse: this one, or the newest check of the client with
-    /// the most of them.
-    pub(super) fn push(&mut self, client: ClientAddress, user: &str, check: T) -> Option<T> {
-        let held = self.clients.get(&client).map_or(0, |client| client.waiting);
-        let mut refused = None;
-        if held >= CLIENT_MAX {
+    /// Adds a check for a user, or `None` for a name without an entry. If there is no space, returns the check to refuse:
+    /// this one, or the newest check of the user or the client with the most of them.
+    pub(super) fn push(
+        &mut self,
+        client: ClientAddress,
+        user: Option<&str>,
+        check: T,
+    ) -> Option<T> {
+        let (held, held_by_user) = self.held(client, user);
+        if held_by_user >= USER_MAX {
             return Some(check);
         }
-        if self.waiting >= WAITING_MAX {
+        let mut refused = None;
+        if held >= CLIENT_MAX {
+            refused = self.pop_latest(client, held_by_user + 1);
+        } else if self.waiting >= WAITING_MAX {
             let largest = self.clients.iter().max_by_key(|(_, client)| client.waiting);
-            let Some((&largest, most)) = largest else { return Some(check) };
-            if most.waiting <= held + 1 {
-                return Some(check);
+            if let Some((&largest, most)) = largest
+                && most.waiting > held + 1
+            {
+                refused = self.pop_latest(largest, 0);
             }
-            refused = self.pop_latest(largest);
+        }
+        if refused.is_none() && (held >= CLIENT_MAX || self.waiting >= WAITING_MAX) {
+            return Some(check);
         }
         let order = &mut self.order;
         let entry = self.clients.entry(client).or_insert_with(|| {
             order.push_back(client);
             Client { waiting: 0, users: VecDeque::new() }
         });
-        match entry.users.iter_mut().find(|(name, _)| name == user) {
-            Some((_, checks)) if checks.len() >= USER_MAX => return Some(check),
+        match entry.users.iter_mut().find(|(name, _)| name.as_deref() == user) {
             Some((_, checks)) => checks.push_back(check),
-            None => entry.users.push_back((user.to_owned(), VecDeque::from([check]))),
+            None => entry.users.push_back((user.map(str::to_owned), VecDeque::from([check]))),
         }
         entry.waiting += 1;
         self.waiting += 1;
         refused
+    }
+
+    /// How many checks of a client are waiting, and how many of these for the user.
+    fn held(&self, client: ClientAddress, user: Option<&str>) -> (usize, usize) {
+        let Some(client) = self.clients.get(&client) else { return (0, 0) };
+        let of_user = client.users.iter().find(|(name, _)| name.as_deref() == user);
+        (client.waiting, of_user.map_or(0, |(_, checks)| checks.len()))
     }
 
     /// Removes and returns the next check.
@@ -162,13 +178,19 @@ impl<T> FairQueue<T> {
         check
     }
 
-    /// Removes the check of this client that would run last. The client has more than one.
-    fn pop_latest(&mut self, client: ClientAddress) -> Option<T> {
+    /// Removes the newest check of the user with the most checks of this client, if these are more than `least`. Of equals,
+    /// the user whose turn is last. A client has no empty users.
+    fn pop_latest(&mut self, client: ClientAddress, least: usize) -> Option<T> {
         let entry = self.clients.get_mut(&client)?;
-        let (user, mut checks) = entry.users.pop_back()?;
+        let users = entry.users.iter().enumerate();
+        let (position, most) = users.max_by_key(|(_, (_, checks))| checks.len())?;
+        if most.1.len() <= least {
+            return None;
+        }
+        let checks = &mut entry.users[position].1;
         let check = checks.pop_back()?;
-        if !checks.is_empty() {
-            entry.users.push_back((user, checks));
+        if checks.is_empty() {
+            entry.users.remove(position);
         }
         entry.waiting -= 1;
         self.waiting -= 1;
@@ -214,7 +236,7 @@ mod tests {
             (2, "ann", "2-ann-1"),
             (2, "ann", "2-ann-2"),
         ] {
-            assert_eq!(queue.push(client(of), user, check.to_owned()), None);
+            assert_eq!(queue.push(client(of), Some(user), check.to_owned()), None);
         }
         let order = drain(&mut queue, now);
         assert_eq!(order, ["1-ann-1", "2-ann-1", "1-bob-1", "2-ann-2", "1-ann-2"]);
@@ -225,10 +247,10 @@ mod tests {
     fn a_guesser_delays_another_address_by_one_check() {
         let (mut queue, now) = (FairQueue::new(), Instant::now());
         let refused = (0..1_000).filter(|guess| {
-            queue.push(client(1), &format!("user{guess}"), String::new()).is_some()
+            queue.push(client(1), Some(&format!("user{guess}")), String::new()).is_some()
         });
         assert_eq!(refused.count(), 1_000 - CLIENT_MAX);
-        assert_eq!(queue.push(client(2), "ann", "right".to_owned()), None);
+        assert_eq!(queue.push(client(2), Some("ann"), "right".to_owned()), None);
         let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
     }
@@ -237,11 +259,36 @@ mod tests {
     fn guessing_one_user_leaves_space_for_others_at_the_same_address() {
         let (mut queue, now) = (FairQueue::new(), Instant::now());
         for _ in 0..1_000 {
-            queue.push(client(1), "root", String::new());
+            queue.push(client(1), Some("root"), String::new());
         }
-        assert_eq!(queue.push(client(1), "ann", "right".to_owned()), None);
+        assert_eq!(queue.push(client(1), Some("ann"), "right".to_owned()), None);
         let order = drain(&mut queue, now);
         assert_eq!(order.iter().position(|check| check == "right"), Some(1));
+    }
+
+    #[test]
+    fn invented_names_are_one_user_and_leave_space_for_those_at_the_same_address() {
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
+        let refused = (0..1_000).filter(|_| queue.push(client(1), None, String::new()).is_some());
+        assert_eq!(refused.count(), 1_000 - USER_MAX);
+        assert_eq!(queue.push(client(1), Some("ann"), "right".to_owned()), None);
+        let order = drain(&mut queue, now);
+        assert_eq!(order.iter().position(|check| check == "right"), Some(1));
+    }
+
+    #[test]
+    fn guessing_several_users_leaves_space_for_another_one_at_the_same_address() {
+        let (mut queue, now) = (FairQueue::new(), Instant::now());
+        for guess in 0..1_000 {
+            let user = format!("user{}", guess % (CLIENT_MAX / USER_MAX));
+            queue.push(client(1), Some(&user), user.clone());
+        }
+        let refused = queue.push(client(1), Some("ann"), "right".to_owned());
+        assert!(refused.is_some_and(|check| check.starts_with("user")));
+        let order = drain(&mut queue, now);
+        assert_eq!(order.len(), CLIENT_MAX);
+        assert!(order.contains(&"right".to_owned()));
+        assert!(queue.clients.is_empty() && queue.order.is_empty() && queue.waiting == 0);
     }
 
     #[test]
@@ -250,10 +297,10 @@ mod tests {
         for number in 0..u16::try_from(WAITING_MAX / CLIENT_MAX).unwrap() {
             for user in 0..CLIENT_MAX {
                 let check = format!("guess {number} {user}");
-                assert_eq!(queue.push(client(number), &format!("user{user}"), check), None);
+                assert_eq!(queue.push(client(number), Some(&format!("user{user}")), check), None);
             }
         }
-        let refused = queue.push(client(999), "ann", "right".to_owned()).unwrap();
+        let refused = queue.push(client(999), Some("ann"), "right".to_owned()).unwrap();
         assert!(refused.starts_with("guess"), "{refused}");
         assert!(drain(&mut queue, now).contains(&"right".to_owned()));
     }
@@ -264,19 +311,19 @@ mod tests {
         for _ in 0..FAILURES_FREE {
             queue.checked(client(1), false, start);
         }
-        queue.push(client(1), "ann", "1".to_owned());
+        queue.push(client(1), Some("ann"), "1".to_owned());
         assert_eq!(queue.next(start), Next::Check(client(1), "1".to_owned()));
         queue.checked(client(1), false, start);
-        queue.push(client(1), "ann", "2".to_owned());
+        queue.push(client(1), Some("ann"), "2".to_owned());
         assert_eq!(queue.next(start), Next::Pause(start + PAUSE_FIRST));
-        queue.push(client(2), "bob", "3".to_owned());
+        queue.push(client(2), Some("bob"), "3".to_owned());
         assert_eq!(queue.next(start), Next::Check(client(2), "3".to_owned()));
         let later = start + PAUSE_FIRST;
         assert_eq!(queue.next(later), Next::Check(client(1), "2".to_owned()));
         for _ in 0..1_000 {
             queue.checked(client(1), false, later);
         }
-        queue.push(client(1), "ann", "4".to_owned());
+        queue.push(client(1), Some("ann"), "4".to_owned());
         assert_eq!(queue.next(later), Next::Pause(later + PAUSE_MAX));
         queue.checked(client(1), true, later);
         assert_eq!(queue.next(later), Next::Check(client(1), "4".to_owned()));

@@ -23,8 +23,8 @@ use super::{CacheError, How, PATIENCE, Reason, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
-use crate::store::{Access, ListBody, ListRecord, ListWriter};
-use crate::upstream::{List, ListSink, TagListWriter, UpstreamError};
+use crate::store::{Access, Document, DocumentWriter, ListRecord};
+use crate::upstream::{List, TagListWriter, UpstreamError};
 
 /// How long a list is answered without asking again: enough for a client that pages back and forth,
 /// short enough that a new tag shows.
@@ -80,7 +80,7 @@ type ListFlights = Flights<(ImageName, ListQuestion), (), Listed, CacheError>;
 #[derive(Debug, Clone)]
 pub struct ListAnswer {
     /// The document, shared with everybody else who reads it.
-    pub body: ListBody,
+    pub body: Document,
     /// The query of the next page.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
@@ -396,11 +396,11 @@ impl ListCache {
         Ok(record)
     }
 
-    fn record_of(&self, writer: ListWriter, list: List) -> Result<ListRecord, CacheError> {
+    fn record_of(&self, writer: DocumentWriter, list: List) -> Result<ListRecord, CacheError> {
         let since_epoch = self.core.now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(ListRecord {
             checked: since_epoch.map_or(0, |since| since.as_secs()),
-            body: writer.finish().ok_or(CacheError::NoRoomForList)?,
+            body: writer.finish().ok_or(CacheError::NoRoomForDocument)?,
             next: list.next,
             filters_applied: list.filters_applied,
         })
@@ -443,16 +443,6 @@ impl ListCache {
         let mut writer = self.core.store.list_writer();
         writer.write(document.as_bytes());
         self.record_of(writer, list)
-    }
-}
-
-impl ListSink for ListWriter {
-    fn restart(&mut self) {
-        ListWriter::restart(self);
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        ListWriter::write(self, bytes);
     }
 }
 

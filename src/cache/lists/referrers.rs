@@ -62,7 +62,7 @@ impl ListCache {
             None if self.is_known_missing(name, &tag) => return Ok(None),
             known => match self.manifests.fetch_by_tag(name, &tag) {
                 Ok(index) if index.size() <= MANIFEST_BYTES_MAX => {
-                    index.read().map(|bytes| descriptors(&bytes)).unwrap_or_default()
+                    index.body.read().map(|bytes| descriptors(&bytes)).unwrap_or_default()
                 }
                 Ok(_) => return Ok(None),
                 Err(error) if known.is_some() && !error.is_not_found() => {
@@ -126,16 +126,15 @@ impl ListCache {
             let is_small = record.size <= MANIFEST_BYTES_MAX;
             let bytes =
                 if is_small { self.core.store.find_bytes(each, record.size)? } else { None };
-            let manifest = bytes.and_then(|bytes| {
-                Manifest::parse(bytes.into(), Some(record.media_type.as_str())).ok()
-            });
+            let bytes = bytes.unwrap_or_default();
+            let manifest = Manifest::parse(&bytes, Some(record.media_type.as_str())).ok();
             let subject = manifest.as_ref().and_then(Manifest::subject).map(|is| is.digest);
             // A blob that is missing just now may come back.
             if manifest.is_some() || !is_small {
                 lock(&self.subjects).insert(*each, subject);
             }
             if let Some(manifest) = manifest.filter(|_| subject == Some(*digest)) {
-                found.push((*each, descriptor(each, &manifest, &mut annotation_bytes)));
+                found.push((*each, descriptor(each, &manifest, &bytes, &mut annotation_bytes)));
             }
         }
         Ok(())
@@ -202,14 +201,19 @@ struct ConfigType {
 }
 
 /// A descriptor as the referrers API has it. `annotation_bytes` are those of the list so far.
-fn descriptor(digest: &Digest, manifest: &Manifest, annotation_bytes: &mut usize) -> Value {
-    let described: Described = serde_json::from_slice(manifest.bytes()).unwrap_or_default();
+fn descriptor(
+    digest: &Digest,
+    manifest: &Manifest,
+    bytes: &[u8],
+    annotation_bytes: &mut usize,
+) -> Value {
+    let described: Described = serde_json::from_slice(bytes).unwrap_or_default();
     let own = described.artifact_type.filter(|own| !own.is_empty());
     let artifact_type = own.or_else(|| described.config.and_then(|config| config.media_type));
     let mut descriptor = json!({
         "mediaType": manifest.media_type().as_str(),
         "digest": digest.to_string(),
-        "size": manifest.bytes().len(),
+        "size": manifest.size(),
     });
     if let Some(artifact_type) = artifact_type {
         descriptor["artifactType"] = artifact_type.into();

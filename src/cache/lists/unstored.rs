@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::oci::ImageName;
-use crate::store::{ListBody, ListRecord};
+use crate::store::{Document, ListRecord};
 
 /// Bytes of the lists in the table, in memory or in files without a name.
 const BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -60,8 +60,8 @@ impl UnstoredLists {
 
 fn cost((name, question): &Key, record: &ListRecord) -> u64 {
     let body = match &record.body {
-        ListBody::Memory(bytes) => bytes.len() as u64,
-        ListBody::File { .. } => record.body.length().max(FILE_BYTES),
+        Document::Memory(bytes) => bytes.len() as u64,
+        Document::File { .. } => record.body.length().max(FILE_BYTES),
     };
     let name = name.upstream.as_str().len() + name.repository.as_str().len();
     let next = record.next.as_ref().map_or(0, String::len);
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn record(bytes: usize) -> ListRecord {
-        let body = ListBody::Memory(vec![b'x'; bytes].into());
+        let body = Document::Memory(vec![b'x'; bytes].into());
         ListRecord { checked: 1, body, next: None, filters_applied: None }
     }
 

@@ -2,14 +2,12 @@
 //!
 //! It must not know freshness, or how a manifest came into the store.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 
 use super::ManifestCache;
 use crate::cache::{CacheError, How, lock};
-use crate::oci::{Digest, ImageName, MediaType};
+use crate::oci::{Digest, ImageName, Manifest, MediaType};
+use crate::store::Document;
 use crate::upstream::ManifestHead;
 
 /// Larger manifests are sent from their file, so that memory stays bounded.
@@ -23,22 +21,8 @@ const IN_USE_SWEPT_AT: usize = 1024;
 pub(in crate::cache) struct Content {
     pub(super) digest: Digest,
     pub(super) media_type: MediaType,
-    pub(super) payload: Payload,
-}
-
-/// Where a manifest's bytes are.
-#[derive(Debug)]
-pub enum Payload {
-    /// In memory.
-    Memory(Arc<[u8]>),
-    /// In the store, checked against the digest: a large one takes no memory for as long as a client
-    /// takes to read it.
-    File {
-        /// It has just these bytes.
-        file: Arc<File>,
-        /// How many they are.
-        size: u64,
-    },
+    /// A large manifest is a file of the store: a client that reads slowly takes no memory.
+    pub(in crate::cache) body: Document,
 }
 
 impl Content {
@@ -51,19 +35,8 @@ impl Content {
         ManifestHead { digest, media_type, size: self.size() }
     }
 
-    /// The bytes, wherever they are.
-    pub(in crate::cache) fn read(&self) -> io::Result<Arc<[u8]>> {
-        match &self.payload {
-            Payload::Memory(bytes) => Ok(Arc::clone(bytes)),
-            Payload::File { file, size } => read_all(file, *size),
-        }
-    }
-
     pub(in crate::cache) fn size(&self) -> u64 {
-        match &self.payload {
-            Payload::Memory(bytes) => bytes.len() as u64,
-            Payload::File { size, .. } => *size,
-        }
+        self.body.length()
     }
 }
 
@@ -86,24 +59,10 @@ impl ManifestAnswer {
         &self.content.media_type
     }
 
-    /// Where the bytes are, as upstream sent them.
-    pub fn payload(&self) -> &Payload {
-        &self.content.payload
+    /// The bytes, as the registry sent them.
+    pub fn body(&self) -> &Document {
+        &self.content.body
     }
-
-    /// The bytes, wherever they are.
-    ///
-    /// # Errors
-    /// The file cannot be read any more.
-    pub fn read(&self) -> io::Result<Arc<[u8]>> {
-        self.content.read()
-    }
-}
-
-fn read_all(file: &File, size: u64) -> io::Result<Arc<[u8]>> {
-    let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes.into())
 }
 
 impl ManifestCache {
@@ -118,10 +77,11 @@ impl ManifestCache {
             return self.large_content(name, digest, media_type, size);
         }
         let Some(bytes) = self.core.store.find_bytes(&digest, size)? else { return Ok(None) };
-        let bytes: Arc<[u8]> = bytes.into();
-        self.parse_sizes(name, &media_type, &bytes);
-        let payload = Payload::Memory(bytes);
-        Ok(Some(Arc::new(Content { digest, media_type, payload })))
+        if let Ok(manifest) = Manifest::parse(&bytes, Some(media_type.as_str())) {
+            self.remember_sizes(name, &manifest);
+        }
+        let body = Document::Memory(bytes.into());
+        Ok(Some(Arc::new(Content { digest, media_type, body })))
     }
 
     /// A manifest that is sent from its file. It is read into memory only once in a while, for the sizes
@@ -141,14 +101,15 @@ impl ManifestCache {
         let Some(blob) = self.core.store.find_verified(&digest, size)? else { return Ok(None) };
         let file = blob.file;
         let key = (name.clone(), digest);
-        if lock(&self.sizes_read).get(&key).is_none()
-            && let Ok(bytes) = read_all(&file, size)
-        {
-            self.parse_sizes(name, &media_type, &bytes);
-            lock(&self.sizes_read).insert(key, ());
+        if lock(&self.sizes_read).get(&key).is_none() {
+            let parse = |bytes: &[u8]| Manifest::parse(bytes, Some(media_type.as_str())).ok();
+            if let Ok(manifest) = self.core.store.with_range(&file, 0..size, parse) {
+                manifest.iter().for_each(|manifest| self.remember_sizes(name, manifest));
+                lock(&self.sizes_read).insert(key, ());
+            }
         }
-        let payload = Payload::File { file, size };
-        Ok(Some(self.share(Content { digest, media_type, payload })))
+        let body = Document::File { file, range: 0..size };
+        Ok(Some(self.share(Content { digest, media_type, body })))
     }
 
     /// Lets all that ask for a large manifest have one file.

@@ -15,17 +15,16 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::freshness::{Belief, OnUpstreamDelete};
 use super::negative::Asked;
-use super::scheduler::Class;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
-use crate::store::{Access, ManifestRecord, StoreError, TagRecord};
-use crate::upstream::{LargeBodies, Source, UpstreamError};
+use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
+use crate::upstream::{Source, UpstreamError};
 
 use content::{Content, MEMORY_BYTES_MAX};
 
-pub use content::{ManifestAnswer, Payload};
+pub use content::ManifestAnswer;
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
 pub use wait::ManifestWait;
 
@@ -35,8 +34,6 @@ const HOT_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// How many manifests are kept in memory, for a second each.
 const HOT_MANIFESTS: usize = 512;
-/// How many large manifests are fetched at a time, with some 10 MiB of memory each at most.
-const LARGE_AT_A_TIME: usize = 2;
 /// Large manifests whose sizes need not be read again.
 const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
@@ -65,9 +62,6 @@ pub(super) struct ManifestCache {
     head_flights: heads::HeadFlights,
     /// Manifests in memory. Locked for a look-up or an insertion only, as are the tables below.
     hot: Mutex<BoundedCache<Key, HotManifest>>,
-    /// Large manifests that are being fetched from listed registries, and from all others.
-    large_of_listed: LargeBodies,
-    large_of_unlisted: LargeBodies,
     /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
     /// do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
@@ -90,8 +84,6 @@ impl ManifestCache {
             flights: Flights::new(),
             head_flights: Flights::new(),
             hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
-            large_of_listed: LargeBodies::new(LARGE_AT_A_TIME),
-            large_of_unlisted: LargeBodies::new(LARGE_AT_A_TIME),
             in_use: Mutex::default(),
             heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
@@ -392,35 +384,29 @@ impl ManifestCache {
         source: &dyn Source,
         reference: &Reference,
     ) -> Result<Arc<Content>, CacheError> {
-        let bodies = match self.core.class_of(&name.upstream) {
-            Class::Listed(_) => &self.large_of_listed,
-            _ => &self.large_of_unlisted,
-        };
-        // Until the manifest is stored and sent from its file.
-        let body = bodies.request();
-        let fetched = source.manifest(&name.repository, reference, &body);
+        let mut writer = self.core.store.manifest_writer();
+        let fetched = source.manifest(&name.repository, reference, &mut writer);
         self.note(name, reference, &fetched);
         let (digest, manifest) = fetched?;
-        self.core.metrics.fetched_bytes.inc_by(manifest.bytes().len() as u64);
+        let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
+        self.core.metrics.fetched_bytes.inc_by(body.length());
         self.remember_sizes(name, &manifest);
-        let kept = self.keep_manifest(name, &digest, &manifest);
+        let kept = self.keep_manifest(name, &digest, &manifest, &body);
         if let Err(error) = &kept {
-            // The client can have it all the same: it is verified and in memory.
+            // The client can have it all the same: it is verified.
             self.core.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
-        let (media_type, size) = (manifest.media_type().clone(), manifest.bytes().len());
-        if size > MEMORY_BYTES_MAX && kept.is_ok() {
-            let size = size as u64;
+        let (media_type, size) = (manifest.media_type().clone(), body.length());
+        if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
             // It was verified as it was kept.
             if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
                 lock(&self.sizes_read).insert((name.clone(), digest), ());
-                let payload = Payload::File { file: blob.file, size };
-                return Ok(self.share(Content { digest, media_type, payload }));
+                let body = Document::File { file: blob.file, range: 0..size };
+                return Ok(self.share(Content { digest, media_type, body }));
             }
         }
-        let payload = Payload::Memory(Arc::clone(manifest.bytes()));
-        Ok(Arc::new(Content { digest, media_type, payload }))
+        Ok(Arc::new(Content { digest, media_type, body }))
     }
 
     /// Content before names: blob, then the repository's record of it.
@@ -429,15 +415,16 @@ impl ManifestCache {
         name: &ImageName,
         digest: &Digest,
         manifest: &Manifest,
+        body: &Document,
     ) -> Result<(), CacheError> {
         if !self.core.store.is_writable() {
             return Err(StoreError::ReadOnly { root: self.core.store.root().to_owned() }.into());
         }
         let lock = self.core.store.commit_lock()?;
-        self.core.store.ingest_bytes(digest, manifest.bytes())?;
+        self.core.store.ingest_document(digest, body)?;
         let record = ManifestRecord {
             media_type: manifest.media_type().clone(),
-            size: manifest.bytes().len() as u64,
+            size: body.length(),
             fetched: self.core.now(),
         };
         Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)

@@ -1,11 +1,9 @@
 //! The sizes of blobs that manifests state: a file of another size is truncated, and a client need not wait for the
 //! registry to learn the size.
 
-use std::sync::Arc;
-
 use super::ManifestCache;
 use crate::cache::lock;
-use crate::oci::{Digest, ImageName, Manifest, MediaType};
+use crate::oci::{Digest, ImageName, Manifest};
 use crate::store::Access;
 
 /// Descriptors remembered of one manifest: more than any image has, so that one made to push out
@@ -46,13 +44,8 @@ impl ManifestCache {
         })
     }
 
-    /// Its blobs will be asked for next: their sizes tell a truncated file from a whole one.
-    pub(super) fn parse_sizes(&self, name: &ImageName, media_type: &MediaType, bytes: &Arc<[u8]>) {
-        if let Ok(manifest) = Manifest::parse(Arc::clone(bytes), Some(media_type.as_str())) {
-            self.remember_sizes(name, &manifest);
-        }
-    }
-
+    /// Remembers the sizes of the blobs of a manifest. Clients request these blobs next, and a file of another size is
+    /// truncated.
     pub(super) fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
         let mut sizes = lock(&self.sizes_from_manifests);
         for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {

@@ -21,8 +21,7 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, LargeBody, List, ListSink, Source, Standing, UpstreamError,
-    UpstreamErrorKind,
+    BlobAsk, BlobBody, DocumentSink, List, Source, Standing, UpstreamError, UpstreamErrorKind,
 };
 
 /// The bodies that a blob's requests get, in order.
@@ -152,14 +151,16 @@ impl Source for FakeSource {
         &self,
         _: &Repository,
         reference: &Reference,
-        _: &LargeBody<'_>,
+        sink: &mut dyn DocumentSink,
     ) -> Result<(Digest, Manifest), UpstreamError> {
         self.call(format!("GET {reference}"))?;
         match self.manifests.lock().unwrap().get(&reference.to_string()) {
             Some(bytes) => {
                 let is_index = bytes.windows(11).any(|part| part == b"\"manifests\"");
                 let kind = if is_index { MediaType::OCI_INDEX } else { MediaType::OCI_MANIFEST };
-                let manifest = Manifest::parse(bytes.as_slice().into(), Some(kind)).unwrap();
+                let manifest = Manifest::parse(bytes, Some(kind)).unwrap();
+                sink.restart();
+                sink.write(bytes);
                 Ok((Digest::of(Algorithm::Sha256, bytes), manifest))
             }
             None => Self::not_found(format!("GET {reference}")),
@@ -197,7 +198,7 @@ impl Source for FakeSource {
         &self,
         _: &Repository,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         self.call(format!("tags {query}"))?;
         sink.write(br#"{"name":"a","tags":["x"]}"#);
@@ -209,7 +210,7 @@ impl Source for FakeSource {
         _: &Repository,
         _: &Digest,
         _: &str,
-        _: &mut dyn ListSink,
+        _: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         self.call("referrers".into())?;
         Self::not_found("referrers".into())
@@ -324,7 +325,7 @@ impl Bench {
             ManifestLookup::Ready(answer) => answer,
             ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
         };
-        Ok((answer.read().unwrap().to_vec(), answer.how))
+        Ok((answer.body().read().unwrap(), answer.how))
     }
 
     fn how(&self, reference: &str) -> How {

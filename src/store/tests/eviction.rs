@@ -394,7 +394,7 @@ fn lists_of_version_0_1_go_at_once_with_their_directories() {
 }
 
 fn empty_list() -> ListRecord {
-    let body = ListBody::Memory(b"[]".as_slice().into());
+    let body = Document::Memory(b"[]".as_slice().into());
     ListRecord { checked: 1, body, next: None, filters_applied: None }
 }
 

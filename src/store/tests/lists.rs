@@ -1,11 +1,11 @@
 //! Lists: stored for repositories that have images, bounded, and shared by slow readers.
 
 use super::*;
-use crate::store::lists::ListWriter;
+use crate::store::DocumentWriter;
 
 const TOTAL: u64 = 1 << 30;
 
-fn written(store: &Store, bytes: &[u8]) -> ListBody {
+fn written(store: &Store, bytes: &[u8]) -> Document {
     let mut writer = store.list_writer();
     writer.write(b"of another endpoint");
     writer.restart();
@@ -31,10 +31,6 @@ fn stored(store: &Store) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-fn files_in_incoming(store: &Store) -> usize {
-    fs::read_dir(store.inner.layout.incoming()).unwrap().count()
-}
-
 #[test]
 fn a_list_is_read_back_unchanged_and_damage_is_a_miss() {
     let (_directory, store) = fresh();
@@ -43,7 +39,7 @@ fn a_list_is_read_back_unchanged_and_damage_is_a_miss() {
     for size in [0, 1, 8 * 1024, 8 * 1024 + 1, 40_000, 500_000] {
         let bytes: Vec<u8> = (0..size).map(|number: u32| number.to_le_bytes()[0]).collect();
         let is = record(&store, &bytes);
-        assert_eq!(matches!(is.body, ListBody::Memory(_)), size <= 8 * 1024, "{size}");
+        assert_eq!(matches!(is.body, Document::Memory(_)), size <= 8 * 1024, "{size}");
         assert!(store.put_list(&name, "tags?", &is, TOTAL).unwrap());
         let got = store.list(&name, "tags?").unwrap();
         assert_eq!((got.checked, got.body.read().unwrap()), (7, bytes));
@@ -88,7 +84,7 @@ fn a_large_list_is_an_unlinked_file() {
     let before = files_in_incoming(&store);
     let body = written(&store, &[b'x'; 1_000_000]);
     assert_eq!(files_in_incoming(&store), before);
-    assert!(matches!(body, ListBody::File { .. }));
+    assert!(matches!(body, Document::File { .. }));
     assert_eq!(body.read().unwrap(), [b'x'; 1_000_000]);
 }
 
@@ -97,19 +93,19 @@ fn lists_of_slow_readers_are_bounded_and_release_their_budget() {
     let (directory, store) = fresh();
     // No file can be created any more.
     fs::remove_dir_all(directory.path().join("incoming")).unwrap();
-    let large = |store: &Store| -> Option<ListBody> {
-        let mut writer: ListWriter = store.list_writer();
+    let large = |store: &Store| -> Option<Document> {
+        let mut writer: DocumentWriter = store.list_writer();
         (0..2_000).for_each(|_| writer.write(&[b'x'; 1_000]));
         writer.finish()
     };
-    let mut readers: Vec<ListBody> = Vec::new();
+    let mut readers: Vec<Document> = Vec::new();
     while let Some(body) = large(&store) {
         assert_eq!(body.read().unwrap(), vec![b'x'; 2_000_000]);
         readers.push(body);
         assert!(readers.len() <= 8, "16 MiB");
     }
     assert!(readers.len() >= 6, "{}", readers.len());
-    assert!(matches!(written(&store, b"small"), ListBody::Memory(_)));
+    assert!(matches!(written(&store, b"small"), Document::Memory(_)));
     readers.clear();
     assert!(large(&store).is_some());
 }

@@ -1,6 +1,7 @@
 //! What any store must do: a conformance suite for one directory on disk.
 
 mod digesting_writer;
+mod documents;
 mod eviction;
 mod eviction_scale;
 mod images;
@@ -78,6 +79,10 @@ fn at(seconds: u64) -> SystemTime {
 fn record(digest: Digest, size: u64) -> TagRecord {
     let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
     TagRecord { digest, media_type, size, fetched: at(1_000), checked: at(2_000), gone: None }
+}
+
+fn files_in_incoming(store: &Store) -> usize {
+    fs::read_dir(store.inner.layout.incoming()).unwrap().count()
 }
 
 #[test]

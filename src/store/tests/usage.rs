@@ -225,7 +225,7 @@ fn everything_below_the_directory_counts_with_its_allocated_size() {
     store.put_tag(&name("quay.io/a"), &tag("v"), &record(digest, size)).unwrap();
     let list = ListRecord {
         checked: 1,
-        body: ListBody::Memory([b'x'; 100_000].as_slice().into()),
+        body: Document::Memory([b'x'; 100_000].as_slice().into()),
         next: None,
         filters_applied: None,
     };

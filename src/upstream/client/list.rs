@@ -18,7 +18,7 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 
 use crate::oci::{MediaType, Repository, Tag, TagQuery};
 use crate::upstream::error::UpstreamError;
-use crate::upstream::{List, ListSink};
+use crate::upstream::{DocumentSink, List};
 
 /// The longest query of a next page that is passed on: the longest request line that Larder accepts, minus the path.
 const NEXT_QUERY_BYTES_MAX: usize = 6 * 1024;
@@ -110,13 +110,13 @@ fn too_large(what: &str, bytes_max: u64) -> io::Error {
 
 /// Writes the document of a tag list: distribution-spec, "Listing Tags".
 pub struct TagListWriter<'a> {
-    sink: &'a mut dyn ListSink,
+    sink: &'a mut dyn DocumentSink,
     is_empty: bool,
 }
 
 impl<'a> TagListWriter<'a> {
     /// Begins the document and discards the contents of the sink.
-    pub fn start(sink: &'a mut dyn ListSink, repository: &Repository) -> TagListWriter<'a> {
+    pub fn start(sink: &'a mut dyn DocumentSink, repository: &Repository) -> TagListWriter<'a> {
         sink.restart();
         // Names of repositories and tags contain no characters that need escaping in JSON.
         sink.write(format!("{{\"name\":\"{repository}\",\"tags\":[").as_bytes());
@@ -211,7 +211,7 @@ pub(super) fn read_tags(
     repository: &Repository,
     query: &str,
     next: Option<String>,
-    sink: &mut dyn ListSink,
+    sink: &mut dyn DocumentSink,
 ) -> Result<List, ListReadError> {
     let reader = Bounded::new(reader, TAGS_ANSWER_BYTES_MAX, STRING_BYTES_MAX);
     let mut cut = Cut::new(TagQuery::parse(query));
@@ -364,7 +364,7 @@ impl<'de> Deserialize<'de> for Manifests {
 /// A reader that copies everything to a sink.
 struct Copying<'a, R> {
     inner: R,
-    sink: &'a mut dyn ListSink,
+    sink: &'a mut dyn DocumentSink,
 }
 
 impl<R: Read> Read for Copying<'_, R> {
@@ -384,7 +384,7 @@ pub(super) fn empty_index() -> String {
 /// Passes on a response to a referrers request unchanged, if it is an image index.
 pub(super) fn read_referrers(
     reader: impl Read,
-    sink: &mut dyn ListSink,
+    sink: &mut dyn DocumentSink,
 ) -> Result<(), ListReadError> {
     sink.restart();
     let bounded = Bounded::new(reader, REFERRERS_BYTES_MAX, REFERRER_STRING_BYTES_MAX);
@@ -491,13 +491,18 @@ mod tests {
     #[derive(Default)]
     struct Text(Vec<u8>);
 
-    impl ListSink for Text {
+    impl DocumentSink for Text {
         fn restart(&mut self) {
             self.0.clear();
         }
 
         fn write(&mut self, bytes: &[u8]) {
             self.0.extend_from_slice(bytes);
+        }
+
+        fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool {
+            use_bytes(&self.0);
+            true
         }
     }
 

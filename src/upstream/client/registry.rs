@@ -18,10 +18,10 @@ use crate::upstream::auth::Credentials;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
 use crate::upstream::response::{
-    ContentRange, check_encoding, content_digest, content_length, content_range, is_complete,
-    is_web_page, read_large_body, text,
+    ContentRange, check_encoding, content_digest, content_length, content_range, copy_body,
+    is_complete, is_web_page, text,
 };
-use crate::upstream::{BlobBody, LargeBody, List, ListSink, ManifestHead};
+use crate::upstream::{BlobBody, DocumentSink, List, ManifestHead};
 
 /// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
 /// size of a login page.
@@ -178,26 +178,32 @@ impl Registry {
         &self,
         repository: &Repository,
         reference: &Reference,
-        body: &LargeBody<'_>,
+        sink: &mut dyn DocumentSink,
     ) -> Result<(Digest, Manifest), UpstreamError> {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
-        let deadline = ask.deadline;
         let (response, request) = self.get(&ask)?;
         check_encoding(response.headers(), &request)?;
         let reported = content_digest(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
-        let may_continue = || body.wait_for_slot(deadline);
-        let bytes = read_large_body(response, MANIFEST_BYTES_MAX as u64, &request, may_continue)?;
+        sink.restart();
+        copy_body(response, MANIFEST_BYTES_MAX as u64, &request, sink)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => reported,
         };
         let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let manifest = Manifest::parse(bytes.into(), content_type.as_deref())
-            .map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
-        let actual = Digest::of(algorithm, manifest.bytes());
+        let mut parsed = None;
+        let has_space = sink.with_bytes(&mut |bytes| {
+            let manifest = Manifest::parse(bytes, content_type.as_deref());
+            parsed = Some((Digest::of(algorithm, bytes), manifest));
+        });
+        let Some((actual, manifest)) = parsed.filter(|_| has_space) else {
+            return Err(UpstreamError::new(request, UpstreamErrorKind::NoSpace));
+        };
+        let manifest =
+            manifest.map_err(|error| UpstreamError::bad_answer(&request, error.to_string()))?;
         match expected {
             Some(expected) if expected != actual => {
                 let reason = format!("its bytes have the digest {actual}, not {expected}");
@@ -262,7 +268,7 @@ impl Registry {
         &self,
         repository: &Repository,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let rest = with_query("tags/list", query);
         let ask = self.metadata(Method::Get, repository, &rest, None);
@@ -279,7 +285,7 @@ impl Registry {
         repository: &Repository,
         digest: &Digest,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let rest = with_query(&format!("referrers/{digest}"), query);
         let accept = Some(MediaType::OCI_INDEX);

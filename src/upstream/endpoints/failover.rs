@@ -21,7 +21,7 @@ use super::throttle::{RealTime, Throttle};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::client::{RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::{BlobAsk, BlobBody, LargeBody, List, ListSink, ManifestHead, Source};
+use crate::upstream::{BlobAsk, BlobBody, DocumentSink, List, ManifestHead, Source};
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
@@ -244,7 +244,8 @@ fn rank(kind: &UpstreamErrorKind) -> u32 {
         | UpstreamErrorKind::Tls { .. }
         | UpstreamErrorKind::Proxy { .. }
         | UpstreamErrorKind::CredentialsUnavailable { .. }
-        | UpstreamErrorKind::OutOfService => 5,
+        | UpstreamErrorKind::OutOfService
+        | UpstreamErrorKind::NoSpace => 5,
     }
 }
 
@@ -384,9 +385,13 @@ impl Source for Failover {
         &self,
         repository: &Repository,
         reference: &Reference,
-        body: &LargeBody<'_>,
+        sink: &mut dyn DocumentSink,
     ) -> Result<(Digest, Manifest), UpstreamError> {
-        self.ask(self.rate_limits(), |registry| registry.manifest(repository, reference, body))
+        // There is one request at a time, so the sink is never borrowed twice.
+        let sink = RefCell::new(sink);
+        self.ask(self.rate_limits(), |registry| {
+            registry.manifest(repository, reference, &mut **sink.borrow_mut())
+        })
     }
 
     fn blob_size(
@@ -424,9 +429,8 @@ impl Source for Failover {
         &self,
         repository: &Repository,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
-        // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
         self.ask(RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
@@ -438,7 +442,7 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
         query: &str,
-        sink: &mut dyn ListSink,
+        sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
         self.ask(RateLimits::Ignore, |registry| {
