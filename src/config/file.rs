@@ -109,7 +109,7 @@ section! {
         /// refreshed like tags.
         AtOnce "prefetchReferrers" prefetch_referrers: bool = cache::Prefetch::default().referrers;
         /// Serve `docker.io/library/hello-world:latest` from an image that is built into the program, to
-        /// [test whether clients can pull](bootstrap.md#whether-a-cluster-can-pull-at-all). The image is pinned, and no
+        /// [test whether clients can pull](bootstrap.md#testing-whether-a-cluster-can-pull). The image is pinned, and no
         /// registry is contacted for it.
         Restart "helloWorld" hello_world: bool = false, flag "--hello-world";
         /// A list of images to load at start, while the server is already serving: one or more per line, `#` for

@@ -201,9 +201,7 @@ fn request_that_was_never_sent_does_not_mark_its_registry_as_failing() {
 #[test]
 fn wrong_size_in_a_manifest_does_not_affect_other_repositories() {
     for stated in [500, 900_000] {
-        let registry = FakeRegistry::start();
-        let content = bytes(300_000, 1);
-        let digest = registry.add_blob(REPOSITORY, &content);
+        let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 300_000);
         registry.add_blob("evil/app", &content);
         let layer = format!(
             r#"{{"mediaType":"application/octet-stream","digest":"{digest}","size":{stated}}}"#
@@ -251,9 +249,7 @@ fn child_process_without_file_descriptors() {
     if std::env::var_os("LARDER_TEST_NO_DESCRIPTORS").is_none() {
         return;
     }
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     for is_air_gapped in [false, true] {
         let mut larder = Larder::start(&registry);
         let layer = &image.blobs()[0];
@@ -297,9 +293,7 @@ fn cached_content_that_cannot_be_opened_is_answered_with_503_and_not_downloaded_
 
 #[test]
 fn request_that_always_fails_does_not_block_other_pulls() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     for kind in ["tags/list", "manifests/bad"] {
         registry.fault(On::path("GET", &format!("/v2/odd/app/{kind}")), Fault::status(500));
     }

@@ -23,9 +23,7 @@ struct Site {
 
 impl Site {
     fn new() -> Site {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let directory = tempfile::tempdir().expect("a directory");
         let site = Site { directory, authority: Authority::new("clients"), registry, image };
         site.issue();

@@ -3,7 +3,7 @@
 //! Proves protocol 2.4 and 9.1 (docs/protocol.md), and that responses to pipelined requests keep their order.
 
 use crate::support::larder::{blob, manifest};
-use crate::support::{End, FakeRegistry, Image, Larder, bytes};
+use crate::support::{End, FakeRegistry, Larder, bytes};
 
 const REPOSITORY: &str = "team/app";
 
@@ -38,9 +38,7 @@ fn connection_close_is_honoured_after_the_last_byte() {
 
 #[test]
 fn absolute_form_targets_are_accepted() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start(&registry);
     for origin in ["http://larder.local:8080", "http://127.0.0.1"] {
         let target = format!("{origin}{}", manifest(REPOSITORY, "v1"));
@@ -52,9 +50,7 @@ fn absolute_form_targets_are_accepted() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start(&registry);
     let mut expected = vec![image.manifest()];
     let mut targets = vec![manifest(REPOSITORY, "v1")];

@@ -13,9 +13,7 @@ const REPOSITORY: &str = "team/app";
 #[test]
 fn offline_command_switches_a_running_server() {
     let directory = tempfile::tempdir().expect("a directory");
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let mut process = Process::serve(directory.path(), &registry);
     let cache = directory.path().join("cache").display().to_string();
     let offline = |words: &[&str]| run(&[&["--image-path", &cache, "offline"], words].concat());
@@ -207,9 +205,7 @@ fn load_counts_the_bytes_of_shared_layers_once() {
 
 #[test]
 fn preloaded_images_are_cached_without_a_client() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = tempfile::tempdir().expect("a directory");
     let list = directory.path().join("list.txt");
     fs::write(&list, format!("{}/{REPOSITORY}:v1\n", registry.host())).expect("a file");
@@ -224,9 +220,7 @@ fn preloaded_images_are_cached_without_a_client() {
 
 #[test]
 fn verify_reports_damage_and_repairs_it_on_request() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = tempfile::tempdir().expect("a directory");
     let site = site(directory.path(), &registry);
     let name = format!("{}/{REPOSITORY}:v1", registry.host());

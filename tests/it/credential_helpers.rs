@@ -58,20 +58,13 @@ fn set(credentials: Credentials) -> impl FnOnce(&mut Settings) {
     move |settings| settings.upstream.registries[0].endpoints[0].credentials = credentials
 }
 
-fn registry_with_image() -> (FakeRegistry, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    (registry, image)
-}
-
 fn login(user: &str, secret: &str) -> String {
     format!(r#"{{"ServerURL":"x","Username":"{user}","Secret":"{secret}"}}"#)
 }
 
 #[test]
 fn credential_helper_runs_once_per_image() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "pw");
     let helper = Helper::saying(&login("u", "pw"));
     let larder = Larder::start_with(&registry, helper.set());
@@ -86,7 +79,7 @@ fn credential_helper_runs_once_per_image() {
 
 #[test]
 fn credential_helper_does_not_run_for_a_registry_without_authentication() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let helper = Helper::saying("");
     let larder = Larder::start_with(&registry, helper.set());
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
@@ -95,7 +88,7 @@ fn credential_helper_does_not_run_for_a_registry_without_authentication() {
 
 #[test]
 fn refused_login_is_requested_from_the_helper_once_more() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
     let larder = Larder::start_with(&registry, helper.set());
@@ -110,7 +103,7 @@ fn refused_login_is_requested_from_the_helper_once_more() {
 
 #[test]
 fn login_that_stays_refused_fails_fast_without_a_loop() {
-    let (registry, _) = registry_with_image();
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "right");
     let helper = Helper::saying(&login("u", "wrong"));
     let larder = Larder::start_with(&registry, helper.set());
@@ -124,7 +117,7 @@ fn login_that_stays_refused_fails_fast_without_a_loop() {
 
 #[test]
 fn refused_token_request_is_repeated_with_a_new_login() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new().user("u", "new");
     registry.require_bearer(&tokens);
     let text = r#"echo . >> "$0.starts"; s=old; [ -e "$0.asked" ] && s=new; : > "$0.asked"
@@ -137,7 +130,7 @@ fn refused_token_request_is_repeated_with_a_new_login() {
 
 #[test]
 fn identity_token_of_a_helper_is_exchanged_by_post() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new().refresh_token("refresh-me");
     registry.require_bearer(&tokens);
     let helper = Helper::saying(&login("<token>", "refresh-me"));
@@ -148,7 +141,7 @@ fn identity_token_of_a_helper_is_exchanged_by_post() {
 
 #[test]
 fn helper_without_a_login_means_anonymous_access() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_bearer(&TokenServer::new());
     let helper = Helper::doing("echo credentials not found in native keychain; exit 1");
     let larder = Larder::start_with(&registry, helper.set());
@@ -167,7 +160,7 @@ fn errors_name_the_failing_helper_and_omit_its_output() {
         ("yes hunter2", "more than"),
         (hang, "was killed"),
     ] {
-        let (registry, _) = registry_with_image();
+        let (registry, _) = FakeRegistry::with_image(REPOSITORY);
         registry.require_basic("u", "pw");
         let helper = Helper::doing(text);
         // Only the hanging helper needs time to pass.
@@ -183,7 +176,7 @@ fn errors_name_the_failing_helper_and_omit_its_output() {
 
 #[test]
 fn errors_name_a_missing_helper() {
-    let (registry, _) = registry_with_image();
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "pw");
     let program = "/nonexistent/docker-credential-x".parse().unwrap();
     let credentials = Credentials::Helper(HelperSettings::of(program));
@@ -195,7 +188,7 @@ fn errors_name_a_missing_helper() {
 
 #[test]
 fn cached_images_are_served_while_the_helper_fails() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "old");
     let helper = Helper::saying(&login("u", "old"));
     let larder = Larder::start_with(&registry, helper.set());
@@ -233,7 +226,7 @@ fn serve_by_docker_config(
 #[test]
 fn docker_config_helpers_apply_to_one_registry_or_to_all() {
     for key in ["credHelpers", "credsStore"] {
-        let (registry, image) = registry_with_image();
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         registry.require_basic("u", "pw");
         let helper = Helper::saying(&login("u", "pw"));
         let larder = serve_by_docker_config(&registry, &helper, key, "test");
@@ -248,7 +241,7 @@ fn docker_config_helpers_apply_to_one_registry_or_to_all() {
 #[test]
 fn docker_config_cannot_start_a_program_by_path() {
     for key in ["credHelpers", "credsStore"] {
-        let (registry, _) = registry_with_image();
+        let (registry, _) = FakeRegistry::with_image(REPOSITORY);
         registry.require_basic("u", "pw");
         let helper = Helper::saying(&login("u", "pw"));
         let path = helper.path().display().to_string();

@@ -7,16 +7,9 @@ use std::fs;
 use larder::upstream::{Credentials, Secret};
 
 use crate::support::larder::{Settings, blob, manifest, seconds};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On, TokenServer, base64};
+use crate::support::{FakeRegistry, Fault, Larder, On, TokenServer, base64};
 
 const REPOSITORY: &str = "team/app";
-
-fn registry_with_image() -> (FakeRegistry, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    (registry, image)
-}
 
 fn password(user: &str, password: &str) -> Credentials {
     Credentials::Password { user: user.into(), password: Secret::new(password) }
@@ -32,7 +25,7 @@ fn basic(user: &str, password: &str) -> String {
 
 #[test]
 fn password_is_sent_after_the_first_challenge_and_then_with_every_request() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("robot$x", "p:w ü");
     let larder = Larder::start_with(&registry, set(password("robot$x", "p:w ü")));
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
@@ -50,7 +43,7 @@ fn password_is_sent_after_the_first_challenge_and_then_with_every_request() {
 
 #[test]
 fn password_goes_to_the_token_service_and_the_token_to_the_registry() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new().user("u", "pw");
     registry.require_bearer(&tokens);
     let larder = Larder::start_with(&registry, set(password("u", "pw")));
@@ -66,7 +59,7 @@ fn password_goes_to_the_token_service_and_the_token_to_the_registry() {
 
 #[test]
 fn identity_token_is_exchanged_by_post() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new().refresh_token("refresh-me");
     registry.require_bearer(&tokens);
     let directory = tempfile::tempdir().unwrap();
@@ -84,7 +77,7 @@ fn identity_token_is_exchanged_by_post() {
 
 #[test]
 fn wrong_credentials_fail_fast_without_a_loop() {
-    let (registry, _) = registry_with_image();
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "right");
     let larder = Larder::start_with(&registry, set(password("u", "wrong")));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
@@ -101,7 +94,7 @@ fn wrong_credentials_fail_fast_without_a_loop() {
 
 #[test]
 fn changed_password_file_applies_to_the_next_request() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "new");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("password");
@@ -115,7 +108,7 @@ fn changed_password_file_applies_to_the_next_request() {
 
 #[test]
 fn errors_name_an_unreadable_credentials_file() {
-    let (registry, _) = registry_with_image();
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "pw");
     let path = "/nonexistent/password".into();
     let credentials = Credentials::PasswordFile { user: "u".into(), path };
@@ -126,7 +119,7 @@ fn errors_name_an_unreadable_credentials_file() {
 
 #[test]
 fn fixed_token_is_sent_unchanged() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start_with(&registry, set(Credentials::Bearer(Secret::new("abc"))));
     assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
     assert_eq!(registry.requests()[0].header("authorization"), Some("Bearer abc"));
@@ -134,7 +127,7 @@ fn fixed_token_is_sent_unchanged() {
 
 #[test]
 fn credentials_do_not_follow_a_redirect() {
-    let ((registry, image), other) = (registry_with_image(), FakeRegistry::start());
+    let ((registry, image), other) = (FakeRegistry::with_image(REPOSITORY), FakeRegistry::start());
     registry.require_basic("u", "pw");
     let layer = &image.layers()[0];
     other.add_file("/store/layer", "application/octet-stream", &layer.bytes);
@@ -147,7 +140,7 @@ fn credentials_do_not_follow_a_redirect() {
 
 #[test]
 fn password_is_not_sent_to_a_token_realm_of_another_owner() {
-    let (registry, _) = registry_with_image();
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new().user("u", "pw").realm("http://tokens.elsewhere.example/token");
     registry.require_bearer(&tokens);
     let larder = Larder::start_with(&registry, set(password("u", "pw")));
@@ -157,7 +150,7 @@ fn password_is_not_sent_to_a_token_realm_of_another_owner() {
 
 #[test]
 fn images_pulled_with_credentials_are_served_after_they_expire() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "pw");
     let larder = Larder::start_with(&registry, set(password("u", "pw")));
     larder.get(&manifest(REPOSITORY, "v1"));

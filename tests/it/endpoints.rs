@@ -206,9 +206,7 @@ fn open_breaker_of_the_only_endpoint_answers_at_once_with_the_same_status() {
 
 #[test]
 fn half_open_breaker_sends_one_probe() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.fault(On::anything().times(3), Fault::CloseBeforeHead);
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.breaker = breaker(Duration::ZERO);
@@ -240,9 +238,7 @@ fn failure_of_a_redirect_target_does_not_count_against_the_endpoint() {
 
 #[test]
 fn download_in_progress_ignores_the_breaker() {
-    let registry = FakeRegistry::start();
-    let content = bytes(300_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 300_000);
     registry.fault(On::get_blob(&digest).times(1), Fault::CutAfter(100_000));
     registry.fault(On::get_blob(&digest).times(3), Fault::status(500));
     let larder = Larder::start_with(&registry, |settings| {
@@ -257,9 +253,7 @@ fn download_in_progress_ignores_the_breaker() {
 
 #[test]
 fn endpoint_that_never_responds_counts_as_down() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.breaker =
             BreakerPolicy { failures: 1, ..breaker(Duration::from_secs(3600)) };

@@ -26,8 +26,7 @@ fn image(repository: &str, layer: usize) -> NamedImage {
 /// A registry with the images `a`, `b`, `c` and `d`. The first three are cached, and were last used two, four and
 /// three hours ago.
 fn three_cached() -> (FakeRegistry, Site, Vec<NamedImage>) {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (registry, site) = Site::empty("");
     let images = ["a", "b", "c", "d"].map(|repository| image(repository, LAYER));
     site.fill(&registry, &images[..3]);
     for (each, hours) in images.iter().zip([2, 4, 3]) {
@@ -148,8 +147,7 @@ fn blob_larger_than_the_limit_evicts_nothing() {
 #[test]
 fn partial_download_is_evicted_in_its_turn() {
     for (hours, stays) in [(5, false), (1, true)] {
-        let registry = FakeRegistry::start();
-        let site = Site::new(&registry, "");
+        let (registry, site) = Site::empty("");
         let old = image("a", LAYER);
         site.fill(&registry, slice::from_ref(&old));
         site.unused_for(&old, 3);

@@ -90,9 +90,7 @@ fn non_http_response_is_an_error_that_says_so() {
 #[test]
 fn content_encodings_without_effect_are_ignored() {
     for encoding in ["identity", "Identity", "aws-chunked", "identity, aws-chunked", "utf-8", ""] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         registry.fault(On::path("*", "/v2/*"), Fault::ContentEncoding(encoding.into()));
         let larder = Larder::start(&registry);
         assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest(), "{encoding}");
@@ -104,9 +102,7 @@ fn content_encodings_without_effect_are_ignored() {
 
 #[test]
 fn status_203_is_accepted() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let body = image.manifest();
     let headers = |content_type: &str, digest: String| {
         vec![
@@ -206,9 +202,7 @@ fn manifest_type_is_taken_from_the_body_if_an_object_store_mislabels_it() {
         "",
     ] {
         for tag in ["v1", "index"] {
-            let registry = FakeRegistry::start();
-            let image = Image::sample("v1");
-            registry.add(REPOSITORY, "v1", &image);
+            let (registry, image) = FakeRegistry::with_image(REPOSITORY);
             registry.add(REPOSITORY, "index", &crate::support::Index::new().image(&image));
             registry.fault(On::any_manifest(), Fault::content_type(content_type));
             let larder = Larder::start(&registry);
@@ -266,9 +260,8 @@ fn retry_after_as_a_date_is_passed_on_in_seconds() {
 
 #[test]
 fn head_of_an_uncached_tag_costs_one_head_and_no_pull() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let digest = image.digest();
     let larder = Larder::start(&registry);
     let path = manifest(REPOSITORY, "v1");
     for cache_status in ["larder; fwd=miss", "larder; hit"] {
@@ -293,9 +286,8 @@ fn head_of_an_uncached_tag_costs_one_head_and_no_pull() {
 
 #[test]
 fn pull_that_starts_with_head_is_cached_under_its_tag() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let digest = image.digest();
     registry.add(REPOSITORY, "other", &image);
     let larder = Larder::start(&registry);
     // containerd starts a pull like this.
@@ -322,9 +314,8 @@ fn head_of_a_tag_falls_back_to_get_if_upstream_head_is_unusable() {
         ("a length of nothing", Fault::ContentLength(0)),
         ("another type", Fault::content_type("application/json")),
     ] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        let digest = registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+        let digest = image.digest();
         registry.fault(On::head_manifest("v1"), fault);
         let larder = Larder::start(&registry);
         let head = larder.head(&manifest(REPOSITORY, "v1"));

@@ -7,7 +7,7 @@ use std::fs;
 use larder::cache::RetryPolicy;
 
 use crate::support::larder::{blob, manifest};
-use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
+use crate::support::{FakeRegistry, Fault, Gate, Larder, On, bytes};
 
 const REPOSITORY: &str = "team/app";
 const NOT_CACHED: Option<&str> = Some("larder; fwd=miss; detail=not-cached");
@@ -30,9 +30,7 @@ fn read_only_with(registry: &FakeRegistry, retry: RetryPolicy) -> Larder {
 
 #[test]
 fn image_is_pulled_without_being_stored() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = read_only(&registry);
     let before = larder.names();
     for round in 1..=2 {
@@ -55,9 +53,7 @@ fn image_is_pulled_without_being_stored() {
 
 #[test]
 fn ranges_are_served_from_a_pass_through_stream() {
-    let registry = FakeRegistry::start();
-    let content = bytes(3_000_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 3_000_000);
     let larder = read_only(&registry);
     for (range, from, to) in [
         ("bytes=0-", 0, 3_000_000),
@@ -89,9 +85,7 @@ fn wrong_bytes_never_look_complete_without_the_cache() {
 
 #[test]
 fn interrupted_pass_through_resumes_without_repeating_bytes() {
-    let registry = FakeRegistry::start();
-    let content = bytes(400_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 400_000);
     registry.fault(On::get_blob(&digest).times(3), Fault::CutAfter(100_000));
     let retry = RetryPolicy { first_wait: std::time::Duration::ZERO, ..RetryPolicy::default() };
     let larder = read_only_with(&registry, retry);
@@ -129,9 +123,7 @@ fn blob_of_unknown_size_is_refused_with_a_reason() {
 
 #[test]
 fn pass_through_streams_before_the_blob_is_complete() {
-    let registry = FakeRegistry::start();
-    let content = bytes(500_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 500_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(400_000, gate.clone()));
     let larder = read_only(&registry);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::{
-    FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
+    Blob, FakeRegistry, Fault, Gate, Image, Larder, On, bytes, digest_of, media_type, sha512_of,
 };
 
 const REPOSITORY: &str = "team/app";
@@ -102,9 +102,7 @@ fn followers_do_not_get_the_last_byte_of_a_wrong_blob() {
 
 #[test]
 fn wrong_size_in_a_manifest_does_not_invalidate_the_blob() {
-    let registry = FakeRegistry::start();
-    let content = bytes(5000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 5000);
     let lie = format!(
         r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"digest":"{digest}","size":4}},"layers":[]}}"#,
         media_type::OCI_MANIFEST
@@ -128,9 +126,8 @@ fn wrong_manifest_is_refused_and_the_retry_succeeds() {
         ("a login page, by digest", true, Fault::Html200),
         ("an unrequested encoding", false, Fault::ContentEncoding("gzip".into())),
     ] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        let digest = registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+        let digest = image.digest();
         registry.fault(On::any_manifest(), fault);
         let larder = Larder::start(&registry);
         let path = manifest(REPOSITORY, if by_digest { &digest } else { "v1" });
@@ -183,9 +180,7 @@ fn manifests_above_four_mebibytes_are_refused() {
 
 #[test]
 fn compressed_blob_is_refused_and_identity_encoding_requested() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let layer = &image.layers()[0];
     registry.fault(On::get_blob(&layer.digest), Fault::ContentEncoding("gzip".into()));
     let larder = Larder::start(&registry);
@@ -207,9 +202,7 @@ fn compressed_blob_is_refused_and_identity_encoding_requested() {
 #[test]
 fn blob_is_an_octet_stream_whatever_type_upstream_sends() {
     for called in ["application/gzip", "text/plain", "nonsense"] {
-        let registry = FakeRegistry::start();
-        let content = bytes(5000, 1);
-        let digest = registry.add_blob(REPOSITORY, &content);
+        let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 5000);
         registry.fault(On::any_blob(), Fault::content_type(called));
         let larder = Larder::start(&registry);
         for _ in 0..2 {
@@ -250,9 +243,7 @@ impl Damage {
 #[test]
 fn damaged_blob_file_is_fetched_again() {
     for damage in DAMAGES {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let layer = &image.layers()[0];
         let path = blob(REPOSITORY, &layer.digest);
         // A prefetch that runs late would serve the file that is damaged here.
@@ -271,21 +262,25 @@ fn damaged_blob_file_is_fetched_again() {
     }
 }
 
+/// A server that was restarted after damage to a cached layer: with its registry, the layer and its path.
+fn restarted_after(damage: Damage) -> (FakeRegistry, Larder, Blob, String) {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let layer = image.layers().remove(0);
+    let path = blob(REPOSITORY, &layer.digest);
+    let mut larder = Larder::start(&registry);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+    assert!(larder.get(&path).body == layer.bytes);
+    larder.wait_until_cached(&layer.digest);
+    larder.stop();
+    damage.to(&larder.blob_file(&layer.digest));
+    larder.run();
+    (registry, larder, layer, path)
+}
+
 #[test]
 fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
     for damage in DAMAGES {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
-        let layer = &image.layers()[0];
-        let path = blob(REPOSITORY, &layer.digest);
-        let mut larder = Larder::start(&registry);
-        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-        assert!(larder.get(&path).body == layer.bytes);
-        larder.wait_until_cached(&layer.digest);
-        larder.stop();
-        damage.to(&larder.blob_file(&layer.digest));
-        larder.run();
+        let (registry, larder, layer, path) = restarted_after(damage);
         // As every client does, and as they all did before the power failure.
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         let got = larder.get(&path);
@@ -296,27 +291,15 @@ fn blob_file_damaged_while_the_server_was_down_is_fetched_again() {
 
 #[test]
 fn truncated_blob_file_is_fetched_again_without_its_manifest() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    let layer = &image.layers()[0];
-    let path = blob(REPOSITORY, &layer.digest);
-    let mut larder = Larder::start(&registry);
-    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
-    assert!(larder.get(&path).body == layer.bytes);
-    larder.wait_until_cached(&layer.digest);
-    larder.stop();
-    Damage::Truncated.to(&larder.blob_file(&layer.digest));
-    larder.run();
+    let (_registry, larder, layer, path) = restarted_after(Damage::Truncated);
     let got = larder.get(&path);
     assert!(got.complete && got.body == layer.bytes, "{got:?}");
 }
 
 /// Pulls by tag and by digest, each time after damaging the manifest file.
 fn damage_manifest(damage: Damage) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let digest = image.digest();
     let larder = Larder::start(&registry);
     for reference in ["v1", &digest] {
         let path = manifest(REPOSITORY, reference);
@@ -344,9 +327,8 @@ fn manifest_file_with_a_flipped_bit_is_fetched_again_and_repaired() {
 #[test]
 fn damaged_tag_or_manifest_record_is_rewritten() {
     for damage in ["", "{", "null", r#"{"digest":"sha256:00"}"#] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        let digest = registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+        let digest = image.digest();
         let larder = Larder::start(&registry);
         for reference in ["v1", &digest] {
             let path = manifest(REPOSITORY, reference);

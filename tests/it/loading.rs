@@ -219,7 +219,7 @@ fn failures_are_retried_missing_images_are_not_and_both_are_reported() {
 #[test]
 fn cached_image_loads_successfully_during_an_outage() {
     let registry = FakeRegistry::start();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     let larder = Larder::start(&registry);
     run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
     registry.stop();

@@ -3,7 +3,7 @@
 use crate::support::client::get;
 use crate::support::larder::manifest;
 use crate::support::process::Process;
-use crate::support::{FakeRegistry, Image, Larder};
+use crate::support::{FakeRegistry, Larder};
 
 const REPOSITORY: &str = "team/app";
 
@@ -37,9 +37,7 @@ fn two_larders_in_a_loop_fail_at_once_and_name_each_other() {
 
 #[test]
 fn chained_larders_serve_content_of_the_last_one() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
     let parent = Process::serve_file(directories[0].path(), &config(&registry.url("")));
     let url = format!("http://{}/v2/reg.test", parent.address);
@@ -60,7 +58,7 @@ fn chained_larders_serve_content_of_the_last_one() {
 #[test]
 fn via_of_other_intermediaries_is_ignored_and_not_forwarded() {
     let registry = FakeRegistry::start();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     let larder = Larder::start(&registry);
     let headers = [("Via", "1.1 nginx, 1.0 larder-x (secret)")];
     assert_eq!(larder.request("GET", &manifest(REPOSITORY, "v1"), &headers).status, 200);

@@ -16,13 +16,7 @@ use crate::support::{
 #[test]
 fn every_operation_matches_the_openapi_document() {
     let description = Description::read();
-    let registry = FakeRegistry::start();
-    let (image, other) = (Image::sample("a"), Image::sample("b"));
-    let site = Site::new(&registry, "");
-    site.fill(
-        &registry,
-        &[NamedImage::new("app", "1", &image), NamedImage::new("app", "2", &other)],
-    );
+    let (registry, site, _) = Site::with_samples(&["app:1", "app:2"]);
     site.configure("pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB");
     let digest = registry.add_blob("library/big", &bytes(100_000, 1));
     let gate = Gate::new();
@@ -94,15 +88,9 @@ fn every_operation_matches_the_openapi_document() {
 
 #[test]
 fn repositories_are_listed_with_their_contents_in_pages() {
-    let registry = FakeRegistry::start();
-    let (image, other) = (Image::sample("a"), Image::sample("b"));
-    let site = Site::new(&registry, "");
-    let all = [
-        NamedImage::new("app", "1", &image),
-        NamedImage::new("app", "2", &other),
-        NamedImage::new("base", "1", &image),
-    ];
-    site.fill(&registry, &all);
+    let image = Image::sample("a");
+    let (_registry, site, _) =
+        Site::filled(&[("app:1", &image), ("app:2", &Image::sample("b")), ("base:1", &image)]);
     let server = site.serve();
     server.wait_for_images(3);
     let first = server.api("repositories?limit=1");
@@ -119,13 +107,9 @@ fn repositories_are_listed_with_their_contents_in_pages() {
 
 #[test]
 fn status_reports_everything_in_one_response() {
-    let registry = FakeRegistry::start();
     let (image, other) = (Image::sample("a"), Image::sample("b"));
-    let site = Site::new(&registry, "cacheSize: 1GB");
-    site.fill(
-        &registry,
-        &[NamedImage::new("app", "1", &image), NamedImage::new("db", "1", &other)],
-    );
+    let (_registry, site, _) = Site::filled(&[("app:1", &image), ("db:1", &other)]);
+    site.configure("cacheSize: 1GB");
     let server = site.serve();
     server.wait_for_images(2);
     server.wait_until_counted();
@@ -169,16 +153,11 @@ fn status_reports_everything_in_one_response() {
 
 #[test]
 fn images_are_filtered_sorted_and_paged() {
-    let registry = FakeRegistry::start();
     let (small, middle) = (Image::sample("a"), Image::sample("b").layer(bytes(9000, 3)));
     let (large, partial) = (Image::sample("c").layer(bytes(90_000, 4)), Image::sample("d"));
-    let site = Site::new(&registry, "pin: [beta]\ntags: [{pattern: '2', tagTtl: always}]");
-    let complete = [
-        NamedImage::new("alpha", "1", &small),
-        NamedImage::new("alpha", "2", &large),
-        NamedImage::new("beta", "1", &middle),
-    ];
-    site.fill(&registry, &complete);
+    let (registry, site, complete) =
+        Site::filled(&[("alpha:1", &small), ("alpha:2", &large), ("beta:1", &middle)]);
+    site.configure("pin: [beta]\ntags: [{pattern: '2', tagTtl: always}]");
     for (each, hours) in complete.iter().zip([3, 9, 6]) {
         site.fetched_ago(each, hours);
         site.unused_for(each, 10 - hours);

@@ -12,8 +12,7 @@ use crate::support::{FakeRegistry, Response, absent_digest};
 
 #[test]
 fn changes_require_the_token_and_local_reads_do_not() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (registry, site) = Site::empty("");
     let server = site.serve();
     let plain = |method: &str, what: &str, headers: &[(&str, &str)]| {
         request(server.management, method, &format!("/api/v1/{what}"), headers)
@@ -98,8 +97,7 @@ fn changes_are_forbidden_without_a_token_file() {
 
 #[test]
 fn invalid_parameters_are_refused_with_the_valid_ones() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (_registry, site) = Site::empty("");
     let server = site.serve();
     for (method, what, message) in [
         ("GET", "status?x=1", "unknown parameter x; this request takes no parameters"),
@@ -148,8 +146,7 @@ fn invalid_parameters_are_refused_with_the_valid_ones() {
 
 #[test]
 fn unknown_paths_get_404_and_other_methods_405_with_allow() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (_registry, site) = Site::empty("");
     let server = site.serve();
     for path in [
         "/x",
@@ -192,8 +189,7 @@ fn unknown_paths_get_404_and_other_methods_405_with_allow() {
 
 #[test]
 fn management_api_is_not_on_the_serving_port() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (registry, site) = Site::empty("");
     let server = site.serve();
     let operations = Description::read().operations();
     let bearer = format!("Bearer {TOKEN}");
@@ -210,8 +206,7 @@ fn management_api_is_not_on_the_serving_port() {
 
 #[test]
 fn errors_are_reported_as_json() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "airGapped: true");
+    let (_registry, site) = Site::empty("airGapped: true");
     let server = site.serve();
     let refused = |got: Response, status: u16| {
         assert_eq!((got.status, got.header("content-type")), (status, Some("application/json")));

@@ -124,9 +124,7 @@ fn tag_is_kept_and_moves_although_head_answers_404() {
 #[test]
 fn responses_of_other_servers_say_nothing_about_tags() {
     for (what, fault) in other_servers() {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let larder = start(&registry, OnUpstreamDelete::Drop);
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
         registry.fault(On::anything(), fault);
@@ -170,7 +168,7 @@ fn every_registry_404_is_recognized() {
         ("its name in a header", Fault::Status(404, Vec::new(), Vec::new())),
     ] {
         let registry = FakeRegistry::start();
-        registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+        registry.add_sample(REPOSITORY);
         let larder = start(&registry, OnUpstreamDelete::Drop);
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
         registry.fault(On::anything(), fault);
@@ -194,9 +192,7 @@ fn token_service_404_says_nothing_about_tags() {
         ("a web page", TokenAnswer::Html),
     ] {
         let tokens = TokenServer::new();
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         registry.require_bearer(&tokens);
         let larder = start(&registry, OnUpstreamDelete::Drop);
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200, "{what}");
@@ -221,7 +217,7 @@ fn tag_lists_and_manifests_use_tokens_of_separate_scopes() {
         let tokens =
             TokenServer::new().scope_of_lists("metadata_read").refuses_other_scopes_by(refusal);
         let registry = FakeRegistry::start();
-        registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+        registry.add_sample(REPOSITORY);
         registry.require_bearer(&tokens);
         let larder = Larder::start_with(&registry, |settings| {
             settings.cache.freshness = FreshnessPolicy::of(Ttl::For(seconds(0)));
@@ -239,7 +235,7 @@ fn tag_lists_and_manifests_use_tokens_of_separate_scopes() {
 fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
     let tokens = TokenServer::new().scope_of_lists("metadata_read");
     let registry = FakeRegistry::start();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     registry.require_bearer(&tokens);
     let gate = Gate::new();
     // Both requests are challenged before either gets a token.
@@ -266,9 +262,7 @@ fn concurrent_requests_for_different_scopes_do_not_refuse_each_other() {
 fn token_fetched_by_another_request_proves_nothing() {
     // The first token is invalid; all others are valid.
     let tokens = TokenServer::new();
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.add(REPOSITORY, "v2", &image);
     registry.require_bearer(&tokens);
     let gate = Gate::new();

@@ -11,9 +11,7 @@ const STALE: &str = "110 - \"Response is Stale\"";
 
 /// A registry whose tag `v1` was pulled with all blobs, and is due for revalidation.
 fn pulled() -> (FakeRegistry, Larder, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start(&registry);
     assert_eq!(pull(&larder).status, 200);
     for layer in image.layers() {
@@ -111,9 +109,7 @@ fn rate_limit_causes_no_request_storm() {
 
 #[test]
 fn slow_upstream_does_not_slow_down_a_cached_tag() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start_with(&registry, |settings| {
         settings.cache.revalidate_timeout = std::time::Duration::from_millis(100);
     });

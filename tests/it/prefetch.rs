@@ -49,7 +49,7 @@ fn pulled_manifest_prefetches_each_blob_once() {
 #[test]
 fn head_of_a_manifest_does_not_prefetch() {
     let registry = FakeRegistry::start();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     let larder = start(&registry, Prefetch::default());
     assert_eq!(larder.head(&manifest(REPOSITORY, "v1")).status, 200);
     // If HEAD had started a prefetch, it would run before that of the next request.
@@ -228,9 +228,8 @@ fn artifact_without_a_config_is_completed() {
 
 #[test]
 fn cached_referrers_are_listed_when_air_gapped() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let digest = image.digest();
     let signature = Image::new("signature").artifact_type("a/sig").subject(image.descriptor());
     let sbom = Image::new("sbom").artifact_type("a/sbom+json").subject(image.descriptor());
     for each in [&signature, &sbom] {

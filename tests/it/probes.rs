@@ -100,8 +100,7 @@ fn counters_follow_events() {
 
 #[test]
 fn page_may_load_nothing_from_other_origins() {
-    let registry = FakeRegistry::start();
-    let site = Site::new(&registry, "");
+    let (_registry, site) = Site::empty("");
     let server = site.serve();
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),

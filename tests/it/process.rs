@@ -126,9 +126,7 @@ fn invalid_cache_directory_exits_with_1_and_advice() {
 #[test]
 fn signal_drains_responses_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
-        let registry = FakeRegistry::start();
-        let content = bytes(100_000, 1);
-        let digest = registry.add_blob(REPOSITORY, &content);
+        let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
         let gate = Gate::new();
         registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
         let directory = tempfile::tempdir().expect("a directory");
@@ -153,9 +151,7 @@ fn signal_drains_responses_and_exits_with_0() {
 
 #[test]
 fn next_process_uses_the_cache() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = tempfile::tempdir().expect("a directory");
     for signal in ["TERM", "KILL", "TERM"] {
         let process = Process::serve(directory.path(), &registry);
@@ -174,9 +170,7 @@ fn next_process_uses_the_cache() {
 
 #[test]
 fn killed_process_leaves_no_incomplete_blob() {
-    let registry = FakeRegistry::start();
-    let content = bytes(100_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(50_000, gate.clone()));
     let directory = tempfile::tempdir().expect("a directory");
@@ -227,9 +221,7 @@ fn log_contains_no_signature_and_no_token() {
 
 #[test]
 fn disconnecting_clients_are_not_logged_as_errors() {
-    let registry = FakeRegistry::start();
-    let content = bytes(200_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 200_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(100_000, gate.clone()));
     let directory = tempfile::tempdir().expect("a directory");
@@ -252,9 +244,7 @@ fn disconnecting_clients_are_not_logged_as_errors() {
 #[test]
 fn disk_that_fills_up_during_a_download_does_not_disconnect_its_clients() {
     let directory = tempfile::tempdir().expect("a directory");
-    let registry = FakeRegistry::start();
-    let content = bytes(1_000_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 1_000_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));
     let process = Process::serve_small_files(directory.path(), &registry);

@@ -44,12 +44,6 @@ fn larder_behind(
     })
 }
 
-fn publish(registry: &FakeRegistry) -> Image {
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    image
-}
-
 #[track_caller]
 fn assert_pulls(larder: &Larder, image: &Image) {
     let got = larder.get(&manifest(REPOSITORY, "v1"));
@@ -63,7 +57,7 @@ fn assert_pulls(larder: &Larder, image: &Image) {
 #[test]
 fn https_registry_is_reached_through_a_tunnel_with_verified_tls() {
     let (registry, other) = (FakeRegistry::start_mtls(), FakeRegistry::start_tls());
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let files = tempfile::tempdir().expect("a directory");
     let put = |name: &str, content: String| {
         let path = files.path().join(name);
@@ -97,7 +91,7 @@ fn https_registry_is_reached_through_a_tunnel_with_verified_tls() {
 #[test]
 fn http_registry_is_reached_through_a_tunnel() {
     let registry = FakeRegistry::start();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let proxy = FakeProxy::start();
     let larder = larder_behind(&proxy, &registry, |_| {});
     assert_pulls(&larder, &image);
@@ -110,7 +104,7 @@ fn http_registry_is_reached_through_a_tunnel() {
 #[test]
 fn layers_share_tunnels() {
     let registry = FakeRegistry::start();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let proxy = FakeProxy::start();
     let larder = larder_behind(&proxy, &registry, |_| {});
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
@@ -122,7 +116,7 @@ fn layers_share_tunnels() {
 #[test]
 fn localhost_and_no_proxy_hosts_bypass_the_proxy() {
     let registry = FakeRegistry::start();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let proxy = FakeProxy::start();
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.proxies = by_way_of(&proxy.url());
@@ -142,7 +136,7 @@ fn localhost_and_no_proxy_hosts_bypass_the_proxy() {
 #[test]
 fn proxy_credentials_go_to_the_proxy_only() {
     let registry = FakeRegistry::start();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     registry.require_basic("robot", "letmein");
     let proxy = FakeProxy::start();
     proxy.demand("user", "p@ss");
@@ -165,7 +159,7 @@ fn proxy_credentials_go_to_the_proxy_only() {
 #[test]
 fn refused_proxy_credentials_name_the_proxy_and_not_the_credentials() {
     let registry = FakeRegistry::start();
-    publish(&registry);
+    registry.add_sample(REPOSITORY);
     let proxy = FakeProxy::start();
     proxy.demand("user", "right");
     for url in [proxy.url(), proxy.url_with("user", "hunter2")] {
@@ -183,7 +177,7 @@ fn refused_proxy_credentials_name_the_proxy_and_not_the_credentials() {
 #[test]
 fn errors_name_a_proxy_that_cannot_connect() {
     let registry = FakeRegistry::start();
-    publish(&registry);
+    registry.add_sample(REPOSITORY);
     let proxy = FakeProxy::start();
     for status in [403, 502, 503, 504] {
         proxy.refuse(status);
@@ -197,7 +191,7 @@ fn errors_name_a_proxy_that_cannot_connect() {
 #[test]
 fn registry_settings_do_not_apply_to_an_https_proxy() {
     let registry = FakeRegistry::start_tls();
-    publish(&registry);
+    registry.add_sample(REPOSITORY);
     // No trusted authority has signed its certificate.
     let proxy = FakeProxy::start_tls();
     let larder = larder_behind(&proxy, &registry, |settings| {
@@ -213,7 +207,7 @@ fn registry_settings_do_not_apply_to_an_https_proxy() {
 #[test]
 fn cached_images_do_not_need_the_proxy() {
     let registry = FakeRegistry::start();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let mut proxy = FakeProxy::start();
     let larder = larder_behind(&proxy, &registry, |_| {});
     assert_pulls(&larder, &image);

@@ -5,7 +5,7 @@
 
 use crate::support::larder::{blob, manifest};
 use crate::support::{
-    End, FakeRegistry, Image, Index, Larder, Publish, Response, absent_digest, bytes, digest_of,
+    End, FakeRegistry, Image, Index, Larder, Publish, Response, absent_digest, digest_of,
     media_type, sha512_of,
 };
 
@@ -108,9 +108,7 @@ fn pulled_image_is_byte_exact_and_needs_no_upstream_afterwards() {
 
 #[test]
 fn head_of_a_blob_returns_its_length_and_keeps_the_connection_usable() {
-    let registry = FakeRegistry::start();
-    let content = bytes(5000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 5000);
     let larder = Larder::start(&registry);
     let path = blob(REPOSITORY, &digest);
     let mut connection = larder.connect();
@@ -165,9 +163,8 @@ fn zero_byte_body_under_any_other_digest_is_not_served() {
 
 #[test]
 fn only_a_matching_if_none_match_gets_304() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    let digest = registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let digest = image.digest();
     let layer = &image.layers()[0].digest;
     let larder = Larder::start(&registry);
     let targets = [
@@ -201,9 +198,7 @@ fn only_a_matching_if_none_match_gets_304() {
 
 #[test]
 fn every_response_states_the_api_version() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.expect_unknown("/v2/*/absent");
     let larder = Larder::start(&registry);
     for path in [

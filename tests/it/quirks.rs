@@ -107,9 +107,8 @@ fn manifest_is_accepted_in_every_framing_and_under_every_content_type() {
         ("identity", Fault::ContentEncoding("identity".into())),
     ] {
         for by_digest in [false, true] {
-            let registry = FakeRegistry::start();
-            let image = Image::sample("v1");
-            let digest = registry.add(REPOSITORY, "v1", &image);
+            let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+            let digest = image.digest();
             registry.fault(On::any_manifest(), fault.clone());
             let larder = Larder::start(&registry);
             let got = larder.get(&manifest(REPOSITORY, if by_digest { &digest } else { "v1" }));
@@ -242,9 +241,7 @@ fn head_of_a_blob_ignores_an_upstream_length_of_zero() {
 #[test]
 fn request_on_a_dead_pooled_connection_is_retried_once() {
     for death in [Fault::CloseBeforeHead, Fault::ResetBeforeHead] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let larder = Larder::start(&registry);
         assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
         let layer = &image.layers()[0];

@@ -67,9 +67,7 @@ fn ranges_of_a_cold_blob() {
 
 #[test]
 fn ranges_of_a_warm_blob() {
-    let registry = FakeRegistry::start();
-    let content = bytes(2048, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 2048);
     let larder = Larder::start(&registry);
     let path = blob(REPOSITORY, &digest);
     assert_eq!(larder.get(&path).status, 200);
@@ -84,9 +82,7 @@ fn ranges_of_a_warm_blob() {
 
 #[test]
 fn parallel_ranges_get_206_and_right_bytes_during_the_download() {
-    let registry = FakeRegistry::start();
-    let content = bytes(300_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 300_000);
     let (middle, end) = (Gate::new(), Gate::new());
     let pauses =
         vec![Fault::GateAfter(150_000, middle.clone()), Fault::GateAfter(299_000, end.clone())];
@@ -123,9 +119,7 @@ fn parallel_ranges_get_206_and_right_bytes_during_the_download() {
 
 #[test]
 fn range_is_honoured_only_if_if_range_matches() {
-    let registry = FakeRegistry::start();
-    let content = bytes(2048, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 2048);
     let larder = Larder::start(&registry);
     let path = blob(REPOSITORY, &digest);
     let quoted = format!("\"{digest}\"");

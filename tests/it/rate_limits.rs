@@ -12,9 +12,7 @@ const REPOSITORY: &str = "team/app";
 
 #[test]
 fn rate_limited_registry_still_delivers_complete_blobs() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     let content = bytes(500_000, 1);
     let digest = registry.add_blob(REPOSITORY, &content);
     // The second connection continues where the first one broke off.
@@ -31,9 +29,7 @@ fn rate_limited_registry_still_delivers_complete_blobs() {
 
 #[test]
 fn registry_gets_at_most_its_configured_concurrent_downloads() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
     let blobs: Vec<(String, Vec<u8>)> = (0..4)
         .map(|seed| bytes(1000, seed))
         .map(|content| (registry.add_blob(REPOSITORY, &content), content))
@@ -59,9 +55,7 @@ fn registry_gets_at_most_its_configured_concurrent_downloads() {
 
 #[test]
 fn manifests_do_not_wait_for_blobs() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let digests: Vec<String> =
         (0..3).map(|seed| registry.add_blob(REPOSITORY, &bytes(1000, seed))).collect();
     registry.fault(On::any_blob(), Fault::StallForever);

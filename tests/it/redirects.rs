@@ -29,9 +29,7 @@ fn authorization_does_not_follow_a_redirect_to_another_port() {
 
 #[test]
 fn authorization_is_sent_to_its_host_only() {
-    let registry = FakeRegistry::start();
-    let content = bytes(5000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 5000);
     registry.add_blob("storage/app", &content);
     // Tokens apply to one repository, so the second hop must carry the first one's.
     registry.require_bearer(&TokenServer::new());

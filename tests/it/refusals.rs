@@ -142,7 +142,7 @@ fn failures() -> Vec<(&'static str, Fault, &'static [u16])> {
 fn upstream_failures_of_a_manifest_become_statuses_that_clients_handle() {
     for (name, fault, statuses) in failures() {
         let registry = FakeRegistry::start();
-        registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+        registry.add_sample(REPOSITORY);
         registry.fault(On::anything(), fault);
         let larder = Larder::start(&registry);
         let got = larder.get(&manifest(REPOSITORY, "v1"));

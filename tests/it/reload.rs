@@ -32,13 +32,6 @@ fn one(at: &FakeRegistry, extra: &str) -> [String; 1] {
     [entry(NAME, at, extra)]
 }
 
-fn registry_with_image() -> (FakeRegistry, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    (registry, image)
-}
-
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
@@ -60,7 +53,8 @@ fn log_of(process: Process) -> String {
 
 #[test]
 fn reload_adds_and_removes_registries() {
-    let ((first, image), (second, _)) = (registry_with_image(), registry_with_image());
+    let ((first, image), (second, _)) =
+        (FakeRegistry::with_image(REPOSITORY), FakeRegistry::with_image(REPOSITORY));
     let directory = directory();
     let closed = "unlistedRegistries: deny";
     let entries =
@@ -87,7 +81,7 @@ fn reload_adds_and_removes_registries() {
 
 #[test]
 fn changed_credentials_are_used_for_the_next_request() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_basic("u", "right");
     let directory = directory();
     let text = |password: &str| {
@@ -143,9 +137,7 @@ fn sighup_rereads_helper_logins_and_certificate_files() {
 
 /// A registry that sends half of a blob and stops at a gate, with content, digest and gate.
 fn gated() -> (FakeRegistry, Vec<u8>, String, Gate) {
-    let registry = FakeRegistry::start();
-    let content = bytes(100_000, 1);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
     (registry, content, digest, gate)
@@ -207,7 +199,7 @@ fn interrupted_download_resumes_at_the_reloaded_endpoint() {
 
 #[test]
 fn registry_with_an_unchanged_entry_keeps_its_tokens() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.tag(REPOSITORY, "v2", &image.digest());
     let tokens = TokenServer::new();
     registry.require_bearer(&tokens);
@@ -224,7 +216,7 @@ fn registry_with_an_unchanged_entry_keeps_its_tokens() {
 
 #[test]
 fn invalid_file_changes_nothing_and_the_error_names_the_place() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = directory();
     let good = config(&one(&registry, ""), "");
     let mut process = Process::serve_file(directory.path(), &good);
@@ -250,7 +242,7 @@ fn invalid_file_changes_nothing_and_the_error_names_the_place() {
 
 #[test]
 fn changed_file_is_noticed_without_a_signal_even_through_symlinks() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = directory();
     let path = |name: &str| directory.path().join(name);
     // The layout of a ConfigMap mounted by Kubernetes.
@@ -295,7 +287,7 @@ fn refused_file_is_reported_once_and_applied_when_its_references_exist() {
 
 #[test]
 fn reload_changes_the_log_level() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
     let text = |level: &str| config(&one(&registry, ""), &format!("logLevel: {level}"));
@@ -323,7 +315,7 @@ fn reload_changes_the_log_level() {
 
 #[test]
 fn reload_turns_air_gapped_mode_on_and_off() {
-    let (registry, image) = registry_with_image();
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.tag(REPOSITORY, "v2", &image.digest());
     let directory = directory();
     let text = |extra: &str| config(&one(&registry, ""), extra);
@@ -341,7 +333,7 @@ fn reload_turns_air_gapped_mode_on_and_off() {
 
 #[test]
 fn reloaded_tag_ttl_applies_at_once() {
-    let (registry, old) = registry_with_image();
+    let (registry, old) = FakeRegistry::with_image(REPOSITORY);
     let directory = directory();
     let mut process =
         Process::serve_file(directory.path(), &config(&one(&registry, ", tagTtl: forever"), ""));

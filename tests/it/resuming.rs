@@ -7,7 +7,7 @@ use std::time::Duration;
 use larder::cache::RetryPolicy;
 
 use crate::support::larder::{Settings, blob};
-use crate::support::{FakeRegistry, Fault, Gate, Larder, On, TokenServer, bytes};
+use crate::support::{FakeRegistry, Fault, Gate, Larder, On, TokenServer};
 
 const REPOSITORY: &str = "team/app";
 
@@ -19,9 +19,7 @@ fn resuming(settings: &mut Settings) {
 
 /// A registry with one blob, its content, its digest and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
-    let registry = FakeRegistry::start();
-    let content = bytes(length, 3);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, length);
     let path = blob(REPOSITORY, &digest);
     (registry, content, digest, path)
 }

@@ -11,9 +11,7 @@ const REPOSITORY: &str = "team/app";
 
 /// A completely pulled image.
 fn pulled() -> (FakeRegistry, Larder, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = Larder::start(&registry);
     assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
     for each in image.blobs() {

@@ -14,9 +14,7 @@ const REPOSITORY: &str = "team/app";
 
 /// A registry with one blob, its content and its path.
 fn registry_with_blob(length: usize) -> (FakeRegistry, Vec<u8>, String, String) {
-    let registry = FakeRegistry::start();
-    let content = bytes(length, 7);
-    let digest = registry.add_blob(REPOSITORY, &content);
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, length);
     let path = blob(REPOSITORY, &digest);
     (registry, content, digest, path)
 }
@@ -77,9 +75,7 @@ fn hundred_clients_of_a_cold_blob_cost_one_upstream_get() {
 
 #[test]
 fn hundred_clients_of_a_cold_manifest_cost_one_upstream_get() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let gate = Gate::new();
     registry.fault(On::any_manifest(), Fault::Gate(gate.clone()));
     let larder = Larder::start(&registry);

@@ -272,9 +272,7 @@ fn tag_deleted_upstream_is_kept_or_dropped_as_configured() {
     for (on_upstream_delete, statuses) in
         [(OnUpstreamDelete::Keep, [200, 200]), (OnUpstreamDelete::Drop, [404, 404])]
     {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let larder = Larder::start_with(&registry, |settings| {
             let policy = FreshnessPolicy::of(Ttl::For(seconds(60)));
             settings.cache.freshness = FreshnessPolicy { on_upstream_delete, ..policy };
@@ -299,7 +297,7 @@ fn tag_deleted_upstream_is_kept_or_dropped_as_configured() {
 #[test]
 fn refused_token_does_not_drop_a_tag() {
     let registry = FakeRegistry::start();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     let larder = Larder::start_with(&registry, |settings| {
         let policy = FreshnessPolicy::of(Ttl::For(seconds(60)));
         settings.cache.freshness =

@@ -9,7 +9,7 @@ use larder::certificates::IdentityFiles;
 use larder::upstream::TlsSettings;
 
 use crate::support::larder::{Settings, blob, manifest};
-use crate::support::{FakeRegistry, Fault, Image, Larder, On, self_signed};
+use crate::support::{FakeRegistry, Fault, Larder, On, self_signed};
 
 const REPOSITORY: &str = "team/app";
 
@@ -47,16 +47,10 @@ fn set(tls: TlsSettings) -> impl FnOnce(&mut Settings) {
     move |settings| settings.upstream.registries[0].endpoints[0].tls = tls
 }
 
-fn publish(registry: &FakeRegistry) -> Image {
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
-    image
-}
-
 #[test]
 fn registry_of_the_configured_authority_is_trusted() {
     let registry = FakeRegistry::start_tls();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let files = Files::of(&registry);
     let larder = Larder::start_with(
         &registry,
@@ -69,7 +63,7 @@ fn registry_of_the_configured_authority_is_trusted() {
 #[test]
 fn registry_of_another_authority_is_not_trusted() {
     let (registry, other) = (FakeRegistry::start_tls(), FakeRegistry::start_tls());
-    publish(&registry);
+    registry.add_sample(REPOSITORY);
     let files = Files::of(&other);
     let larder = Larder::start_with(
         &registry,
@@ -84,7 +78,7 @@ fn registry_of_another_authority_is_not_trusted() {
 fn client_certificate_is_accepted_by_a_registry_that_requires_one() {
     for insecure_skip_verify in [false, true] {
         let registry = FakeRegistry::start_mtls();
-        let image = publish(&registry);
+        let image = registry.add_sample(REPOSITORY);
         let files = Files::of(&registry);
         let ca = files.ca().filter(|_| !insecure_skip_verify);
         let without = TlsSettings { ca: ca.clone(), identity: None, insecure_skip_verify };
@@ -115,7 +109,7 @@ fn self_signed_certificate_given_as_authority_is_trusted_for_its_names() {
     let identity = self_signed(&["127.0.0.1", "localhost"]);
     let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
     let registry = FakeRegistry::start_with_certificate(&pem);
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let (_files, tls) = trusting(&identity.certificate_pem);
     let larder = Larder::start_with(&registry, set(tls));
     let got = larder.get(&manifest(REPOSITORY, "v1"));
@@ -139,7 +133,7 @@ fn self_signed_certificate_that_is_not_configured_is_refused_with_the_remedy() {
     let identity = self_signed(&["127.0.0.1", "localhost"]);
     let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
     let registry = FakeRegistry::start_with_certificate(&pem);
-    publish(&registry);
+    registry.add_sample(REPOSITORY);
     let (_files, of_another) = trusting(&self_signed(&["127.0.0.1"]).certificate_pem);
     for tls in [TlsSettings::default(), of_another] {
         let larder = Larder::start_with(&registry, set(tls));
@@ -172,7 +166,7 @@ fn chains_with_p_521_and_sha_512_are_trusted() {
         ),
         ("a server with P-521", FakeRegistry::start_p521(), p521),
     ] {
-        let image = publish(&registry);
+        let image = registry.add_sample(REPOSITORY);
         let (_files, tls) = trusting(ca);
         let larder = Larder::start_with(&registry, set(tls));
         let got = larder.get(&manifest(REPOSITORY, "v1"));
@@ -186,7 +180,7 @@ fn chains_with_p_521_and_sha_512_are_trusted() {
 #[test]
 fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let registry = FakeRegistry::start_mtls();
-    let image = publish(&registry);
+    let image = registry.add_sample(REPOSITORY);
     let layer = &image.layers()[0];
     let files = Files::of(&registry);
     // Another server that requires a certificate. Larder's must not be sent to it.

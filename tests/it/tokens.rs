@@ -12,9 +12,7 @@ use crate::support::{
 const REPOSITORY: &str = "team/app";
 
 fn registry_with_image(tokens: &TokenServer) -> (FakeRegistry, Image) {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     registry.require_bearer(tokens);
     (registry, image)
 }
@@ -174,7 +172,7 @@ fn registry_with_a_realm_of_another_owner() -> (FakeRegistry, FakeRegistry) {
     let port = issuer.address().port();
     let realm = format!("http://localhost:{port}/token");
     let tokens = TokenServer::new().realm(&realm);
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     issuer.serve_tokens(&tokens);
     registry.require_bearer_from(&tokens, &issuer);
     (registry, issuer)
@@ -224,9 +222,7 @@ fn realm_redirect_to_another_origin_or_in_a_loop_yields_no_token() {
 
 #[test]
 fn basic_is_used_if_both_schemes_are_offered_and_the_token_is_refused() {
-    let registry = FakeRegistry::start();
-    let image = Image::sample("v1");
-    registry.add(REPOSITORY, "v1", &image);
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let tokens = TokenServer::new();
     registry.require_basic_and_offer_bearer(&tokens, "lea", "secret");
     let larder = Larder::start_with(&registry, |settings| log_in(settings, "lea", "secret"));
@@ -255,9 +251,7 @@ fn basic_is_used_if_both_schemes_are_offered_and_the_token_service_is_down() {
         ("half a response", None, Some(Fault::CutAfter(3))),
         ("nobody listens", Some(format!("http://{closed}/token")), None),
     ] {
-        let registry = FakeRegistry::start();
-        let image = Image::sample("v1");
-        registry.add(REPOSITORY, "v1", &image);
+        let (registry, image) = FakeRegistry::with_image(REPOSITORY);
         let tokens = TokenServer::new();
         let tokens = realm.iter().fold(tokens, |tokens, realm| tokens.realm(realm));
         registry.require_basic_and_offer_bearer(&tokens, "lea", "secret");
@@ -286,7 +280,7 @@ fn realm_of_another_owner_gets_no_login() {
 fn realm_of_an_https_registry_must_be_https() {
     let (registry, issuer) = (FakeRegistry::start_tls(), FakeRegistry::start());
     let tokens = TokenServer::new();
-    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    registry.add_sample(REPOSITORY);
     registry.require_bearer_from(&tokens, &issuer);
     let larder = Larder::start_with(&registry, |settings| {
         settings.upstream.registries[0].endpoints[0].tls.insecure_skip_verify = true;

@@ -36,12 +36,12 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 use rustls::ServerConfig;
 
 use super::fault::{Fault, On};
-use super::image::{Manifest, Publish};
+use super::image::{Image, Manifest, Publish};
 use super::server::{Shared, State, line};
 use super::tls::{self, Authority, ClientCertificate, Identity};
 use super::token::{Auth, TokenServer};
 use super::wire::Recorded;
-use super::{Gate, PATIENCE, digest_of, lock};
+use super::{Gate, PATIENCE, bytes, digest_of, lock};
 
 /// See the module documentation.
 pub struct FakeRegistry {
@@ -63,6 +63,21 @@ impl FakeRegistry {
     /// An empty registry over plain HTTP.
     pub fn start() -> FakeRegistry {
         FakeRegistry::launch(None, None)
+    }
+
+    /// With the sample image `v1` under the tag `v1`.
+    pub fn with_image(repository: &str) -> (FakeRegistry, Image) {
+        let registry = FakeRegistry::start();
+        let image = registry.add_sample(repository);
+        (registry, image)
+    }
+
+    /// With a blob of `length` bytes. Returns its content and digest as well.
+    pub fn with_blob(repository: &str, length: usize) -> (FakeRegistry, Vec<u8>, String) {
+        let registry = FakeRegistry::start();
+        let content = bytes(length, 1);
+        let digest = registry.add_blob(repository, &content);
+        (registry, content, digest)
     }
 
     /// With TLS and a certificate of a private authority for `127.0.0.1`, `localhost` and `registry.test`.
@@ -172,6 +187,13 @@ impl FakeRegistry {
         let digest = self.add_untagged(repository, content);
         self.tag(repository, tag, &digest);
         digest
+    }
+
+    /// Adds the sample image `v1` under the tag `v1`.
+    pub fn add_sample(&self, repository: &str) -> Image {
+        let image = Image::sample("v1");
+        self.add(repository, "v1", &image);
+        image
     }
 
     /// As [`FakeRegistry::add`], reachable by digest only.

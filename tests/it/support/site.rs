@@ -11,7 +11,7 @@
 //! let (code, stdout, stderr) = site.run(&["prune", "*"]);    // a command next to the server
 //! ```
 //!
-//! [`Site::new`] starts with an empty cache, [`Site::filled`] with the images that the test supplies.
+//! [`Site::new`] and [`Site::empty`] start with an empty cache, [`Site::filled`] with the images that the test supplies.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -111,12 +111,18 @@ impl Site {
         site
     }
 
+    /// An empty registry and an empty cache, with this configuration in addition.
+    pub fn empty(extra: &str) -> (FakeRegistry, Site) {
+        let registry = FakeRegistry::start();
+        let site = Site::new(&registry, extra);
+        (registry, site)
+    }
+
     /// A registry and a cache that both hold these images. Names are like `app:1`; the content of the cache is as
     /// old as [`Site::make_old`] makes it.
     #[track_caller]
     pub fn filled(images: &[(&str, &Image)]) -> (FakeRegistry, Site, Vec<NamedImage>) {
-        let registry = FakeRegistry::start();
-        let site = Site::new(&registry, "");
+        let (registry, site) = Site::empty("");
         let named = |(name, image): &(&str, &Image)| {
             let (repository, tag) = name.split_once(':').expect("a name with a tag");
             NamedImage::new(repository, tag, image)
@@ -137,10 +143,8 @@ impl Site {
     /// A registry with a blob of one million bytes in `library/big`, and an empty cache. The first download stops at
     /// a gate after `sent` bytes. Returns the content, its digest and the gate as well.
     pub fn gated(sent: usize) -> (FakeRegistry, Site, Vec<u8>, String, Gate) {
-        let registry = FakeRegistry::start();
+        let (registry, content, digest) = FakeRegistry::with_blob("library/big", 1_000_000);
         let site = Site::new(&registry, "");
-        let content = bytes(1_000_000, 1);
-        let digest = registry.add_blob("library/big", &content);
         let gate = Gate::new();
         registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(sent, gate.clone()));
         (registry, site, content, digest, gate)
