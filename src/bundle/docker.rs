@@ -117,7 +117,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<SavedImage>, String> {
 /// Whether `docker save` appears to have created the manifest: a registry's manifest has compressed layers.
 pub(super) fn is_over_unpacked_layers(store: &Store, digest: &Digest, manifest: &Manifest) -> bool {
     let needle = UNPACKED_LAYER.as_bytes();
-    let contains = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+    let contains = move |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
     store.with_document(digest, manifest.size(), contains).is_ok_and(|found| found == Some(true))
 }
 

@@ -13,7 +13,7 @@ use super::{CacheError, Clock, How, PATIENCE, Settings, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
-use crate::oci::{ImageName, Upstream};
+use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestError, Upstream};
 use crate::store::{DocumentWriter, Store};
 use crate::upstream::{DocumentSink, Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 
@@ -224,7 +224,14 @@ impl DocumentSink for DocumentWriter {
         DocumentWriter::write(self, bytes);
     }
 
-    fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool {
-        DocumentWriter::with_bytes(self, use_bytes).is_some()
+    fn parse(
+        &mut self,
+        algorithm: Algorithm,
+        content_type: Option<&str>,
+    ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
+        let content_type = content_type.map(str::to_owned);
+        self.with_bytes(move |bytes| {
+            (Digest::of(algorithm, bytes), Manifest::parse(bytes, content_type.as_deref()))
+        })
     }
 }

@@ -3,13 +3,14 @@
 //! A document has a few bytes or several megabytes, and many clients may request many documents and read them slowly. So
 //! only small documents stay in memory. A larger one is a file that all its readers share: a stored one, or an unlinked
 //! file that vanishes with its last reader. If the disk accepts no file, the document stays in memory. Both uses are
-//! bounded. To parse a large document, it is read into a buffer of which the store has only one.
+//! bounded. Large documents are parsed one at a time, on a thread that exists for this: the allocator gives each thread
+//! memory of its own and hardly returns any, so parsing on every fetcher and worker would leave some MiB with each.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::panic::resume_unwind;
+use std::sync::mpsc::{self, SendError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
@@ -176,7 +177,7 @@ pub struct DocumentWriter {
     store: Store,
     kind: Kind,
     /// The file and the number of bytes written to it.
-    file: Option<(File, u64)>,
+    file: Option<(Arc<File>, u64)>,
     /// The complete document, or the part that is not in the file yet.
     buffer: Vec<u8>,
     reserved_of_files: u64,
@@ -221,7 +222,7 @@ impl DocumentWriter {
         }
         if self.file.is_none() {
             match self.store.create_unlinked_file() {
-                Ok(file) => self.file = Some((file, 0)),
+                Ok(file) => self.file = Some((Arc::new(file), 0)),
                 Err(_) => return false,
             }
         }
@@ -281,12 +282,12 @@ impl DocumentWriter {
         !self.is_refused
     }
 
-    /// Calls `use_bytes` with all bytes written so far. Returns `None` if they did not fit or cannot be read.
-    /// `use_bytes` must not read a document from the store: see [`Store::with_document`].
-    pub fn with_bytes<T>(&mut self, use_bytes: impl FnOnce(&[u8]) -> T + Send) -> Option<T>
-    where
-        T: Send,
-    {
+    /// Calls `use_bytes` with all bytes written so far, as [`Store::with_document`] does. Returns `None` if they did not fit
+    /// or cannot be read.
+    pub fn with_bytes<T: Send + 'static>(
+        &mut self,
+        use_bytes: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Option<T> {
         if !self.complete() {
             return None;
         }
@@ -305,7 +306,6 @@ impl DocumentWriter {
         let budgets = self.kind.budgets(&store);
         Some(match self.file.take() {
             Some((file, written)) => {
-                let file = Arc::new(file);
                 lock(&budgets.files).share(std::mem::take(&mut self.reserved_of_files), &file);
                 Document::File { file, range: 0..written }
             }
@@ -383,23 +383,21 @@ impl Store {
     /// Calls `use_bytes` with the content of the blob `digest` of `size_bytes` bytes, after it was verified. Returns
     /// `None` if it is absent or damaged.
     ///
-    /// Large documents are read one at a time, because many of them at once would fill the memory. So `use_bytes` must not
-    /// read another document from the store (deadlock) or do slow work.
+    /// Large documents are used one at a time, on the thread for documents. So `use_bytes` must not read another document
+    /// from the store (deadlock) or do slow work.
     ///
     /// # Errors
     /// [`StoreError::Read`] if the blob exists but cannot be read, or if its existence is unknown.
-    pub fn with_document<T>(
+    pub fn with_document<T: Send + 'static>(
         &self,
         digest: &Digest,
         size_bytes: u64,
-        use_bytes: impl FnOnce(&[u8]) -> T + Send,
-    ) -> Result<Option<T>, StoreError>
-    where
-        T: Send,
-    {
+        use_bytes: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
         let Some(blob) = self.find_blob(digest, Some(size_bytes))? else { return Ok(None) };
-        let used = self.with_range(&blob.file, 0..blob.size, |bytes| {
-            (Digest::of(digest.algorithm(), bytes) == *digest).then(|| use_bytes(bytes))
+        let expected = *digest;
+        let used = self.with_range(&blob.file, 0..blob.size, move |bytes| {
+            (Digest::of(expected.algorithm(), bytes) == expected).then(|| use_bytes(bytes))
         });
         let path = self.inner.layout.blob(digest);
         match used {
@@ -413,49 +411,72 @@ impl Store {
     ///
     /// # Errors
     /// The range cannot be read.
-    pub fn with_range<T>(
+    pub fn with_range<T: Send + 'static>(
         &self,
-        file: &File,
+        file: &Arc<File>,
         range: Range<u64>,
-        use_bytes: impl FnOnce(&[u8]) -> T + Send,
-    ) -> io::Result<T>
-    where
-        T: Send,
-    {
-        let length = range.end.saturating_sub(range.start);
-        let length = usize::try_from(length).map_err(io::Error::other)?;
+        use_bytes: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let length = usize::try_from(range.end.saturating_sub(range.start));
+        let length = length.map_err(io::Error::other)?;
         if length <= SMALL_MANIFEST_BYTES_MAX {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, range.start)?;
             return Ok(use_bytes(&bytes));
         }
-        // After a panic, the buffer has some bytes, and they are overwritten.
-        let mut buffer = self.inner.large_document.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffer.len() < length {
-            // Kept for the next document: a new one each time would fragment the memory of many threads.
-            *buffer = vec![0; length.max(MANIFEST_BYTES_MAX)];
-        }
-        file.read_exact_at(&mut buffer[..length], range.start)?;
-        let used = on_another_thread(|| use_bytes(&buffer[..length]));
-        if buffer.len() > MANIFEST_BYTES_MAX {
-            *buffer = Vec::new();
-        }
-        Ok(used)
+        let (file, (reply, result)) = (Arc::clone(file), mpsc::sync_channel(1));
+        self.inner.large_documents.run(Box::new(move |buffer| {
+            if buffer.len() < length {
+                *buffer = vec![0; length];
+            }
+            let read = file.read_exact_at(&mut buffer[..length], range.start);
+            let _ = reply.send(read.map(|()| use_bytes(&buffer[..length])));
+        }));
+        // A panic of `use_bytes` is in the log.
+        result.recv().unwrap_or_else(|_| Err(io::Error::other("a document cannot be parsed")))
     }
 }
 
-/// Runs `work` on a thread that lives no longer. The allocator gives each thread memory of its own and hardly returns any,
-/// so a parser that ran on every fetcher and worker would leave some MiB with each. Threads one after another share it.
-fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let mut work = Some(work);
-    let done = thread::scope(|scope| {
-        let run = || work.take().map(|work| work());
-        let thread = thread::Builder::new().name("document".into()).spawn_scoped(scope, run);
-        match thread.ok()?.join() {
-            Ok(done) => done,
-            Err(panic) => resume_unwind(panic),
+type Job = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+
+/// The thread for large documents. It starts with the first one and ends with the store.
+#[derive(Debug, Default)]
+pub(super) struct LargeDocuments {
+    jobs: Mutex<Option<Sender<Job>>>,
+}
+
+impl LargeDocuments {
+    /// Runs a job with the buffer of the thread.
+    fn run(&self, job: Job) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = jobs.take().or_else(start_thread);
+        let refused = match sender {
+            Some(sender) => match sender.send(job) {
+                Ok(()) => {
+                    *jobs = Some(sender);
+                    return;
+                }
+                Err(SendError(job)) => job,
+            },
+            None => job,
+        };
+        drop(jobs);
+        // The thread has panicked, or the system starts no thread.
+        refused(&mut Vec::new());
+    }
+}
+
+/// Starts the thread. `None` if the system has no more threads.
+fn start_thread() -> Option<Sender<Job>> {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    let run = move || {
+        let mut buffer = Vec::new();
+        for job in jobs {
+            job(&mut buffer);
+            if buffer.len() > MANIFEST_BYTES_MAX {
+                buffer = Vec::new();
+            }
         }
-    });
-    // No thread could be started, so `work` is left.
-    done.or_else(|| work.map(|work| work())).expect("the work runs once, here or there")
+    };
+    thread::Builder::new().name("documents".into()).spawn(run).ok().map(|_| sender)
 }

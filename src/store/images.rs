@@ -263,7 +263,8 @@ impl Store {
         size_bytes: u64,
         media_type: Option<&str>,
     ) -> Option<Manifest> {
-        let parse = |bytes: &[u8]| Manifest::parse(bytes, media_type).ok();
+        let media_type = media_type.map(str::to_owned);
+        let parse = move |bytes: &[u8]| Manifest::parse(bytes, media_type.as_deref()).ok();
         self.with_document(digest, size_bytes, parse).ok().flatten().flatten()
     }
 

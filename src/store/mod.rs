@@ -137,8 +137,7 @@ struct Inner {
     counting: Mutex<()>,
     /// Budgets for documents that are being sent, by kind.
     budgets: [documents::DocumentBudgets; documents::KINDS],
-    /// The memory in which large documents are parsed.
-    large_document: Mutex<Vec<u8>>,
+    large_documents: documents::LargeDocuments,
 }
 
 /// A stored blob: verified when it was ingested, and open, so that it cannot vanish.
@@ -172,7 +171,7 @@ impl Store {
             bytes_changed: AtomicI64::new(0),
             counting: Mutex::new(()),
             budgets: Default::default(),
-            large_document: Mutex::default(),
+            large_documents: documents::LargeDocuments::default(),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

@@ -26,7 +26,9 @@ mod response;
 use std::io::Read;
 use std::sync::Arc;
 
-use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, Upstream};
+use crate::oci::{
+    Algorithm, Digest, Manifest, ManifestError, MediaType, Reference, Repository, Tag, Upstream,
+};
 
 pub use auth::{
     AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, HelperProgram,
@@ -192,8 +194,13 @@ pub trait DocumentSink {
     /// Appends to the document.
     fn write(&mut self, bytes: &[u8]);
 
-    /// Calls `use_bytes` with the complete document. Returns `false` if there was no space for it.
-    fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool;
+    /// The digest of the complete document, and what it is as a manifest: see [`Manifest::parse`]. `None` if there was no
+    /// space for the document.
+    fn parse(
+        &mut self,
+        algorithm: Algorithm,
+        content_type: Option<&str>,
+    ) -> Option<(Digest, Result<Manifest, ManifestError>)>;
 }
 
 /// A response that changes over time: a page of tags or the referrers of a manifest. Its document is in a

@@ -101,7 +101,8 @@ impl ManifestCache {
         let file = blob.file;
         let key = (name.clone(), digest);
         if lock(&self.sizes_read).get(&key).is_none() {
-            let parse = |bytes: &[u8]| Manifest::parse(bytes, Some(media_type.as_str())).ok();
+            let known = media_type.clone();
+            let parse = move |bytes: &[u8]| Manifest::parse(bytes, Some(known.as_str())).ok();
             if let Ok(manifest) = self.core.store.with_range(&file, 0..size, parse) {
                 manifest.iter().for_each(|manifest| self.remember_sizes(name, manifest));
                 lock(&self.sizes_read).insert(key, ());

@@ -33,7 +33,7 @@ fn a_document_can_be_parsed_before_it_is_finished() {
         writer.write(b"of another endpoint");
         writer.restart();
         vec![b'x'; length].chunks(7_000).for_each(|chunk| writer.write(chunk));
-        let is_complete = |bytes: &[u8]| bytes == vec![b'x'; length];
+        let is_complete = move |bytes: &[u8]| bytes == vec![b'x'; length];
         assert_eq!(writer.with_bytes(is_complete), Some(true), "{length}");
         assert_eq!(writer.finish().unwrap().length(), length as u64);
     }
@@ -90,4 +90,16 @@ fn readers_of_large_lists_take_no_space_of_manifests() {
     }
     assert!(!lists.is_empty());
     assert_eq!(manifest_of(&store, &[b'x'; LARGE]).length(), LARGE as u64);
+}
+
+#[test]
+fn a_panic_while_a_large_document_is_parsed_affects_only_that_document() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, &vec![b'z'; LARGE]);
+    let size = LARGE as u64;
+    for _ in 0..2 {
+        let failed = store.with_document(&digest, size, |_| -> usize { panic!("on purpose") });
+        assert!(matches!(failed, Err(StoreError::Read { .. })), "{failed:?}");
+        assert_eq!(store.with_document(&digest, size, <[u8]>::len).unwrap(), Some(LARGE));
+    }
 }

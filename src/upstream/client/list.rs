@@ -487,6 +487,7 @@ fn clean_query(target: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::{Algorithm, Digest, Manifest, ManifestError};
 
     #[derive(Default)]
     struct Text(Vec<u8>);
@@ -500,9 +501,12 @@ mod tests {
             self.0.extend_from_slice(bytes);
         }
 
-        fn with_bytes(&mut self, use_bytes: &mut (dyn FnMut(&[u8]) + Send)) -> bool {
-            use_bytes(&self.0);
-            true
+        fn parse(
+            &mut self,
+            algorithm: Algorithm,
+            content_type: Option<&str>,
+        ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
+            Some((Digest::of(algorithm, &self.0), Manifest::parse(&self.0, content_type)))
         }
     }
 

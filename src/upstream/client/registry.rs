@@ -194,12 +194,7 @@ impl Registry {
             Reference::Tag(_) => reported,
         };
         let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        let mut parsed = None;
-        let has_space = sink.with_bytes(&mut |bytes| {
-            let manifest = Manifest::parse(bytes, content_type.as_deref());
-            parsed = Some((Digest::of(algorithm, bytes), manifest));
-        });
-        let Some((actual, manifest)) = parsed.filter(|_| has_space) else {
+        let Some((actual, manifest)) = sink.parse(algorithm, content_type.as_deref()) else {
             return Err(UpstreamError::new(request, UpstreamErrorKind::NoSpace));
         };
         let manifest =
