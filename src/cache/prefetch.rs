@@ -167,30 +167,37 @@ impl Prefetcher {
             return;
         }
         let Some(manifest) = self.core.store.stored_manifest(name, digest) else { return };
-        match manifest.kind() {
+        let children = match manifest.kind() {
             ManifestKind::Image { .. } => {
                 // Foreign layers come from other servers. They are fetched only if a client requests them.
                 for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
                     self.fetch_if_missing(name, blob);
                 }
+                return;
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
-                for child in wanted.select(manifests) {
-                    let is_over = self.core.is_offline() || self.core.metadata_fetchers.is_closed();
-                    if is_over || seen.len() >= MANIFESTS_MAX {
-                        return;
-                    }
-                    if !child.may_be_manifest {
-                        self.fetch_if_missing(name, child);
-                        continue;
-                    }
-                    match self.manifests.fetch_by_digest(name, &child.digest) {
-                        Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
-                        Err(error) => error.log(&format!("{name}@{}", child.digest)),
-                    }
-                }
+                let mut listed = HashSet::new();
+                let mut children = wanted.select(manifests);
+                children.retain(|child| listed.insert(child.digest));
+                children.into_iter().take(MANIFESTS_MAX).cloned().collect::<Vec<_>>()
             }
-            ManifestKind::Index { .. } => {}
+            ManifestKind::Index { .. } => return,
+        };
+        // The rest of a large index is not needed while the registry responds.
+        drop(manifest);
+        for child in children {
+            let is_over = self.core.is_offline() || self.core.metadata_fetchers.is_closed();
+            if is_over || seen.len() >= MANIFESTS_MAX {
+                return;
+            }
+            if !child.may_be_manifest {
+                self.fetch_if_missing(name, &child);
+                continue;
+            }
+            match self.manifests.fetch_by_digest(name, &child.digest) {
+                Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
+                Err(error) => error.log(&format!("{name}@{}", child.digest)),
+            }
         }
     }
 

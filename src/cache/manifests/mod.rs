@@ -18,7 +18,7 @@ use super::negative::Asked;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
-use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
+use crate::oci::{Digest, ImageName, MediaType, Reference, Tag};
 use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
 
@@ -394,13 +394,16 @@ impl ManifestCache {
         let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
         self.core.metrics.fetched_bytes.inc_by(body.length());
         self.remember_sizes(name, &manifest);
-        let kept = self.keep_manifest(name, &digest, &manifest, &body);
+        let media_type = manifest.media_type().clone();
+        // Thousands of descriptors are not needed while the disk works.
+        drop(manifest);
+        let kept = self.keep_manifest(name, &digest, &media_type, &body);
         if let Err(error) = &kept {
             // The client still receives it: it is verified.
             self.core.metrics.not_cached("manifest");
             log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
         }
-        let (media_type, size) = (manifest.media_type().clone(), body.length());
+        let size = body.length();
         if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
             // It was verified when it was stored.
             if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
@@ -417,7 +420,7 @@ impl ManifestCache {
         &self,
         name: &ImageName,
         digest: &Digest,
-        manifest: &Manifest,
+        media_type: &MediaType,
         body: &Document,
     ) -> Result<(), CacheError> {
         if !self.core.store.is_writable() {
@@ -426,7 +429,7 @@ impl ManifestCache {
         let lock = self.core.store.commit_lock()?;
         self.core.store.ingest_document(digest, body)?;
         let record = ManifestRecord {
-            media_type: manifest.media_type().clone(),
+            media_type: media_type.clone(),
             size: body.length(),
             fetched: self.core.now(),
         };
