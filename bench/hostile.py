@@ -154,6 +154,7 @@ def unread_path(kind, registry, number):
         "blob": f"/v2/many/app/blobs/{large_blob}?ns={registry}",
         "manifest": f"/v2/large/app/manifests/one?ns={registry}",
         "manifests": f"/v2/large/app/manifests/m{number % 100}?ns={registry}",
+        "cold": f"/v2/large/app/manifests/c{number}?ns={registry}",
         "list": f"/v2/large/app/tags/list?ns={registry}",
         "lists": f"/v2/large/app/tags/list?n={20000 + number}&ns={registry}",
         "error": f"/v2/large/app/manifests/absent-{number}?ns={registry}",
@@ -171,8 +172,8 @@ def get(port, path, seconds=60):
 
 def unread(options):
     wanted = 404 if options.kind == "error" else 200
-    # Cache the content first, because this case does not measure the memory of downloads.
-    for number in range(100 if options.kind == "manifests" else 1):
+    # Except for `cold`, cache the content first, to measure the memory of responses without that of downloads.
+    for number in range({"manifests": 100, "cold": 0}.get(options.kind, 1)):
         status, _ = get(options.port, unread_path(options.kind, options.registry, number))
         if status != wanted:
             sys.exit(f"the server answered {status} instead of {wanted}")
@@ -183,7 +184,7 @@ def unread(options):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(30)
         client.connect(("127.0.0.1", options.port))
-        if options.kind in ("manifests", "lists", "error"):
+        if options.kind in ("manifests", "cold", "lists", "error"):
             path = unread_path(options.kind, options.registry, number)
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
         held.append(client)
