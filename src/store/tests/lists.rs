@@ -1,7 +1,6 @@
 //! Lists: stored for repositories that have images, bounded, and shared by slow readers.
 
 use super::*;
-use crate::store::lists::ListWriter;
 
 const TOTAL: u64 = 1 << 30;
 
