@@ -21,6 +21,8 @@
 //!
 //! This module must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
 //!
+//! Its folders, each of which uses only those before it: `files`, `locks`, `content`, `names`, `usage`, `gc`.
+//!
 //! # Invariants
 //! * **Content before names.** A file under `blobs/` is complete and verified: a rename gives it its name after
 //!   size and digest agree and after `fdatasync`. A tag is written after its manifest.

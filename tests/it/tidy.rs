@@ -25,7 +25,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "store",
         may_use: &["oci"],
-        must_not_know: "that upstreams exist, HTTP, policy",
+        must_not_know: "that upstreams exist, HTTP, what is pruned and when",
     },
     Module {
         name: "users",
