@@ -71,7 +71,7 @@ const ROUNDS_MAX: usize = 3;
 
 /// What can be evicted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Evictable {
+pub(in crate::store) enum Evictable {
     /// A quarantined blob.
     Quarantined(PathBuf),
     /// A partial download that no process is writing.
@@ -84,7 +84,7 @@ pub enum Evictable {
 
 /// A candidate and when it was last used. Ordered by this time, earliest first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EvictionCandidate {
+pub(in crate::store) struct EvictionCandidate {
     used: SystemTime,
     /// The subject of a signature or similar artifact. At equal times, the subject is evicted first.
     subject: Option<Digest>,
@@ -93,7 +93,7 @@ pub struct EvictionCandidate {
 
 impl EvictionCandidate {
     /// The item to evict.
-    pub fn item(&self) -> &Evictable {
+    pub(in crate::store) fn item(&self) -> &Evictable {
         &self.item
     }
 
@@ -111,7 +111,7 @@ impl EvictionCandidate {
 
 /// The result of an eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Evicted {
+pub(in crate::store) enum Evicted {
     /// It was removed.
     Removed {
         /// The freed bytes.
@@ -131,7 +131,7 @@ pub enum Evicted {
 
 /// An index for evictions; see the module documentation.
 #[derive(Debug)]
-pub struct EvictionIndex {
+pub(in crate::store) struct EvictionIndex {
     /// T of the module documentation.
     began: SystemTime,
     references: References,
@@ -158,18 +158,18 @@ pub(in crate::store) struct Reread {
 
 impl EvictionIndex {
     /// The number of pinned images.
-    pub fn pinned(&self) -> usize {
+    pub(in crate::store) fn pinned(&self) -> usize {
         self.pinned
     }
 
     /// Whether a new index would contain more candidates.
-    pub fn has_more(&self) -> bool {
+    pub(in crate::store) fn has_more(&self) -> bool {
         self.has_more
     }
 
     /// Takes the least recently used candidate if it was last used before `before`, and early enough for its
     /// content to be settled.
-    pub fn next(&mut self, before: SystemTime) -> Option<EvictionCandidate> {
+    pub(in crate::store) fn next(&mut self, before: SystemTime) -> Option<EvictionCandidate> {
         let settled_before = self.began.checked_sub(GRACE).unwrap_or(SystemTime::UNIX_EPOCH);
         let before = before.min(settled_before);
         self.candidates.pop_if(|candidate| candidate.used <= before)
@@ -199,7 +199,7 @@ impl Sweep {
     ///
     /// # Errors
     /// [`StoreError::IncompleteScan`] if any file that may refer to content cannot be read.
-    pub fn eviction_index(
+    pub(in crate::store) fn eviction_index(
         &self,
         now: SystemTime,
         pins: &Pins,
@@ -259,7 +259,7 @@ impl Sweep {
     ///
     /// # Errors
     /// [`StoreError::IncompleteScan`] if not all blobs can be listed; [`StoreError`] if a write fails.
-    pub fn evict_unnamed(
+    pub(in crate::store) fn evict_unnamed(
         &self,
         index: &EvictionIndex,
         keep_going: &mut dyn FnMut() -> bool,
@@ -292,7 +292,7 @@ impl Sweep {
     ///
     /// # Errors
     /// [`StoreError`] if a write fails, or a record cannot be read.
-    pub fn evict(
+    pub(in crate::store) fn evict(
         &self,
         index: &mut EvictionIndex,
         candidate: EvictionCandidate,
