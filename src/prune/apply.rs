@@ -1,17 +1,15 @@
 //! Runs a prune: scan all images, plan, remove names, remove blobs, report.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::pins::{PinError, PinSettings, Pins};
 use super::plan::{Candidate, Criteria, Plan, plan_matching};
 use crate::oci::{Choice, Digest, Reference};
 use crate::store::{
-    Catalogue, CatalogueImage, FUTURE_TOLERANCE, GRACE, Removal, Store, StoreError, Sweep,
-    SweepLocked,
+    Catalogue, CatalogueImage, FUTURE_TOLERANCE, GRACE, PinSettings, Pins, PruneError, Removal,
+    Store, Sweep,
 };
 
 /// Attempts to remove images that were used or changed between the scan and the removal.
@@ -62,46 +60,6 @@ pub struct Report {
     /// Whether the sweep of blobs was stopped early; the next one removes the rest.
     #[serde(rename = "partial")]
     pub is_partial: bool,
-}
-
-/// Why a prune failed or stopped early.
-#[derive(Debug)]
-pub enum PruneError {
-    /// The pins cannot be read.
-    Pins(PinError),
-    /// Another removal, an import or an export is running, or a commit takes too long.
-    Locked(SweepLocked),
-    /// The caller stopped it.
-    Stopped,
-    /// A disk operation failed.
-    Store(StoreError),
-}
-
-impl fmt::Display for PruneError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PruneError::Pins(error) => error.fmt(f),
-            PruneError::Locked(locked) => write!(f, "{}; try again later", locked.as_str()),
-            PruneError::Stopped => f.write_str("stopped before it was finished"),
-            PruneError::Store(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for PruneError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            PruneError::Pins(error) => Some(error),
-            PruneError::Store(error) => Some(error),
-            PruneError::Locked(_) | PruneError::Stopped => None,
-        }
-    }
-}
-
-impl From<StoreError> for PruneError {
-    fn from(error: StoreError) -> PruneError {
-        PruneError::Store(error)
-    }
 }
 
 /// Removes the requested images. Calls `keep_going` regularly; it may block, and stops the prune by returning

@@ -1,4 +1,5 @@
-//! Removing images: pruning by age or on request, and eviction of the least recently used when space is needed.
+//! Decides what is removed: which images a prune removes, by age or on request, and how much space must stay free.
+//! The store removes it (`store/gc/`): names, blobs, and the least recently used images when space is needed.
 //!
 //! Every prune has the same steps: a [`crate::store::Catalogue`] of all images, a plan (`plan.rs`, pure), then the
 //! removal of names, then that of the blobs without references. It blocks nothing: clients are served and manifests
@@ -9,22 +10,20 @@
 //! # Invariants
 //! * **Pinned images are never evicted**, and pruned only on explicit request. Pins that cannot be read stop every
 //!   removal.
-//! * **Names before content**: see [`crate::store`] for why no blob is lost.
-//! * **Images used in the last ten minutes are not evicted**: their blobs could not be removed anyway.
+//! * **Names before content**: `store/gc/sweep.rs` explains why no blob is lost.
 
 mod apply;
-mod evict;
 mod limits;
-mod pins;
 mod plan;
 mod when;
 
 #[cfg(test)]
 mod tests;
 
-pub use apply::{PruneError, Report, Request, prune};
-pub use evict::{Eviction, Evictor};
+pub use apply::{Report, Request, prune};
 pub use limits::{CacheLimits, Disk, FreeSpace, PruneBy, PrunePolicy};
-pub use pins::{PinError, PinSettings, Pins, read_pins};
 pub use plan::{Candidate, Criteria, Plan, plan_matching};
 pub use when::{parse_duration, parse_since, timestamp};
+
+// For callers that remove images but must not know the rest of the store.
+pub use crate::store::{Eviction, Evictor, PinError, PinSettings, Pins, PruneError, read_pins};

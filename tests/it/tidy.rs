@@ -17,7 +17,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("via", "", "what is requested"),
     ("budget", "client_address", "what is counted"),
     ("flight", "", "the meaning of digests, store, upstream"),
-    ("store", "oci units", "that upstreams exist, HTTP, policy"),
+    ("store", "oci units", "that upstreams exist, HTTP, what is pruned and when"),
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
     ("certificates", "", "which connections use them"),
     ("upstream", "oci certificates via units", "disk, cache, server"),

@@ -2,6 +2,8 @@
 
 use super::images::{image, index, publish};
 use super::*;
+use crate::store::gc::eviction::{Evictable, Evicted, EvictionCandidate, EvictionIndex};
+use rustix::io::Errno;
 use serde_json::json;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -17,8 +19,13 @@ fn grow_old(path: &Path, hours: u32) {
 
 fn build(store: &Store) -> (Sweep, EvictionIndex) {
     let sweep = store.begin_sweep().unwrap().unwrap();
-    let built = sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true);
+    let built = sweep.eviction_index(SystemTime::now(), &Pins::default(), &mut || true);
     (sweep, built.unwrap().unwrap())
+}
+
+fn pins(store: &Store, pin: &str) -> Pins {
+    let settings = PinSettings { pins: vec![pin.parse().unwrap()], ..PinSettings::default() };
+    Pins::load(store, &settings).unwrap()
 }
 
 /// Evicts the next candidate. Returns its name and the result.
@@ -29,7 +36,7 @@ fn evict_next(sweep: &Sweep, index: &mut EvictionIndex) -> Option<(String, Evict
         Evictable::Partial(partial) => partial.digest().to_string(),
         Evictable::List(path) | Evictable::Quarantined(path) => path.display().to_string(),
     };
-    Some((shown, sweep.evict(index, candidate, &|_, _, _| false).unwrap()))
+    Some((shown, sweep.evict(index, candidate, &Pins::default()).unwrap()))
 }
 
 #[track_caller]
@@ -98,7 +105,7 @@ fn content_that_is_referenced_and_evicted_again_is_not_released_twice() {
     tagged(&other, "quay.io/a", "v", &[b"shared", b"only a"]);
     grow_old(&directory.path().join("refs/quay.io/a"), 3);
     let back = EvictionCandidate::for_tests(&name("quay.io/a"), &tag("v"), SystemTime::now());
-    let evicted = sweep.evict(&mut index, back, &|_, _, _| false).unwrap();
+    let evicted = sweep.evict(&mut index, back, &Pins::default()).unwrap();
     assert!(matches!(evicted, Evicted::Removed { .. }), "{evicted:?}");
     assert!(has(&store, b"shared"), "quay.io/b:v names it");
     assert!(has(&store, b"only a"), "it stays until the next index");
@@ -268,9 +275,8 @@ fn pins_of_a_subject_keep_its_signature_and_pinned_images_are_counted() {
     tagged(&store, "quay.io/b", "v", &[b"other"]);
     grow_old(directory.path(), 2);
     let sweep = store.begin_sweep().unwrap().unwrap();
-    let is_pinned =
-        |_: &ImageName, _: &Reference, manifests: &[Digest]| manifests.contains(&signed);
-    let index = sweep.eviction_index(SystemTime::now(), &is_pinned, &mut || true);
+    let pins = pins(&store, &format!("quay.io/a@{signed}"));
+    let index = sweep.eviction_index(SystemTime::now(), &pins, &mut || true);
     let mut index = index.unwrap().unwrap();
     assert_eq!(index.pinned(), 2);
     evicts(&sweep, &mut index, "quay.io/b:v");
@@ -413,11 +419,11 @@ fn a_temporary_read_error_never_evicts_a_pinned_or_used_image() {
             store.put_tag(&name("quay.io/a"), &tag("v"), &record(root, size)).unwrap();
             tagged(&store, "quay.io/b", "v", &[b"of the other"]);
             grow_old(directory.path(), 3);
-            let is_pinned: &IsPinned<'_> = &|_, _, manifests| manifests.contains(&child);
+            let pins = pins(&store, &format!("quay.io/a@{child}"));
             let now = SystemTime::now();
             let sweep = store.begin_sweep().unwrap().unwrap();
             store.fail_reads("", spared, 1, errno);
-            let built = sweep.eviction_index(now, is_pinned, &mut || true);
+            let built = sweep.eviction_index(now, &pins, &mut || true);
             // Another client uses the other image and confirms a tag of the first one.
             File::open(store.inner.layout.tag(&name("quay.io/b"), &tag("v")))
                 .unwrap()
@@ -425,7 +431,7 @@ fn a_temporary_read_error_never_evicts_a_pinned_or_used_image() {
                 .unwrap();
             if let Ok(Some(mut index)) = built {
                 while let Some(candidate) = index.next(now) {
-                    let _ = sweep.evict(&mut index, candidate, is_pinned);
+                    let _ = sweep.evict(&mut index, candidate, &pins);
                 }
                 let _ = sweep.evict_unnamed(&index, &mut || true);
             }

@@ -2,6 +2,7 @@
 
 use super::images::image;
 use super::*;
+use crate::store::gc::eviction::Evicted;
 use std::time::Instant;
 
 fn resident_kib() -> u64 {
@@ -40,14 +41,14 @@ fn evicting_with_a_hundred_thousand_images() {
     let (before, began) = (resident_kib(), Instant::now());
     let sweep = store.begin_sweep().unwrap().unwrap();
     let mut index =
-        sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true).unwrap().unwrap();
+        sweep.eviction_index(SystemTime::now(), &Pins::default(), &mut || true).unwrap().unwrap();
     println!("{images} images: the index takes {:?} once", began.elapsed());
     println!("and {} KiB", resident_kib().saturating_sub(before));
     let (began, mut evicted) = (Instant::now(), 0);
     while evicted < 1000
         && let Some(candidate) = index.next(SystemTime::now())
     {
-        let done = sweep.evict(&mut index, candidate, &|_, _, _| false).unwrap();
+        let done = sweep.evict(&mut index, candidate, &Pins::default()).unwrap();
         assert!(matches!(done, Evicted::Removed { is_image: true, .. }), "{done:?}");
         evicted += 1;
     }

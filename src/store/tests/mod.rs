@@ -15,11 +15,12 @@ mod usage;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::oci::{Algorithm, ImageName, MediaType, Reference, Tag, Upstream};
+use crate::oci::{Algorithm, Digest, ImageName, MediaType, Reference, Tag, Upstream};
 
 fn open(root: &Path) -> Store {
     Store::open(&Settings { root: root.to_owned(), fsync: false }).unwrap()

@@ -1,6 +1,7 @@
 //! Ingest: partials, their writers, and their leftovers.
 
 use super::*;
+use crate::store::files::layout::move_directory;
 
 #[test]
 fn a_partial_has_no_name_until_it_is_committed() {

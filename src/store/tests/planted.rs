@@ -77,7 +77,7 @@ fn pipes_in_place_of_records_partials_and_locks_do_not_block() {
     fs::remove_file(layout.tag(&of, &tag("v1"))).unwrap();
     assert_eq!(store.catalogue(&mut || true).unwrap().unwrap().damaged, 1);
     let sweep = store.begin_sweep().unwrap().unwrap();
-    sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true).unwrap().unwrap();
+    sweep.eviction_index(SystemTime::now(), &Pins::default(), &mut || true).unwrap().unwrap();
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_foreign_record_stops_pruning_and_eviction() {
         let error = store.catalogue(&mut || true).unwrap_err().to_string();
         assert!(error.contains(strange), "{error}");
         let sweep = store.begin_sweep().unwrap().unwrap();
-        let built = sweep.eviction_index(SystemTime::now(), &|_, _, _| false, &mut || true);
+        let built = sweep.eviction_index(SystemTime::now(), &Pins::default(), &mut || true);
         let error = built.unwrap_err().to_string();
         assert!(error.contains(strange), "{error}");
     }

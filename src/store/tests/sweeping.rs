@@ -2,6 +2,8 @@
 
 use super::images::{image, index};
 use super::*;
+use rustix::io::Errno;
+use std::sync::atomic::Ordering;
 
 /// Sets the times of everything in the directory to one hour ago.
 fn grow_old(directory: &Path) {

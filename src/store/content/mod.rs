@@ -1,0 +1,16 @@
+//! Blobs, regardless of what refers to them: reading them, ingesting them from upstreams and bundles, partial downloads, and
+//! the check and quarantine of damaged ones. Also documents: the bodies of manifests and lists in transit.
+
+mod blobs;
+mod digesting_writer;
+pub(super) mod documents;
+mod ingest;
+mod partials;
+mod verify;
+
+pub use blobs::Blob;
+pub use digesting_writer::DigestingWriter;
+pub use documents::{Document, DocumentWriter};
+pub use ingest::{Begin, Ingest, IngestError};
+pub use partials::PartialFile;
+pub use verify::{Checked, Damage};

@@ -1,0 +1,351 @@
+//! File paths below the cache directory. No other module joins paths.
+//!
+//! Path components come from validated names only. None of them can be `..`, contain `/` or begin with `_`, so
+//! `_tags`, `_manifests` and `_lists` cannot collide with a component of a repository.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::owner::Owner;
+use super::read::open_to_read;
+use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
+use crate::store::StoreError;
+
+pub(in crate::store) const TAGS: &str = "_tags";
+pub(in crate::store) const MANIFESTS: &str = "_manifests";
+pub(in crate::store) const LEGACY_LISTS: &str = "_lists";
+
+/// The prefix of temporary files in `incoming/`.
+pub(in crate::store) const TEMPORARY: &str = "tmp-";
+
+/// The content of `oci-layout` (image-spec, image-layout.md, "oci-layout file").
+const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// `index.json` of a cache without tags.
+const EMPTY_INDEX: &[u8] =
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+
+#[derive(Debug)]
+pub(in crate::store) struct Layout {
+    root: PathBuf,
+    /// Owner of the files created below the root.
+    owner: Owner,
+    /// Counter that makes this process's temporary names unique.
+    temporary_names: AtomicU64,
+}
+
+impl Layout {
+    pub(in crate::store) fn new(root: PathBuf) -> Layout {
+        Layout { owner: Owner::of(&root), root, temporary_names: AtomicU64::new(0) }
+    }
+
+    pub(in crate::store) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// A name in `incoming/` that no other thread or process uses. Cleanup removes files with such names after a
+    /// kill.
+    pub(in crate::store) fn temporary(&self) -> PathBuf {
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        // In containers all processes may have the same process ID.
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_nanos());
+        let name = format!("{TEMPORARY}{}-{since_epoch}-{number}", std::process::id());
+        self.incoming().join(name)
+    }
+
+    /// Creates a directory and its missing parents. Returns the created directories, outermost first.
+    pub(in crate::store) fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let missing = path.ancestors().take_while(|each| !each.exists());
+        let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        missing.reverse();
+        fs::create_dir_all(path)?;
+        missing.iter().for_each(|made| self.owner.give_path(made));
+        Ok(missing)
+    }
+
+    /// Opens a lock file and creates it if it does not exist.
+    pub(in crate::store) fn open_lock(&self, path: &Path) -> io::Result<File> {
+        let open = || self.owner.open(File::options().create(true).append(true), path);
+        match open() {
+            // Another user's command created it. Locking needs no write permission.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_to_read(path),
+            // A process of version 0.1 on this directory created it for a client.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                self.clear_lock(path);
+                open()
+            }
+            other => other,
+        }
+    }
+
+    pub(in crate::store) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(in crate::store) fn index(&self) -> PathBuf {
+        self.root.join("index.json")
+    }
+
+    /// Exists in offline mode (`larder offline`).
+    pub(in crate::store) fn offline_switch(&self) -> PathBuf {
+        self.root.join("offline")
+    }
+
+    /// Damaged blobs, kept for inspection.
+    pub(in crate::store) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    pub(in crate::store) fn quarantined(&self, digest: &Digest) -> PathBuf {
+        self.quarantine().join(digest.dashed())
+    }
+
+    pub(in crate::store) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs").join(algorithm.as_str())
+    }
+
+    pub(in crate::store) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs(digest.algorithm()).join(digest.hex())
+    }
+
+    /// Locks and temporary files. Nothing below it has a name that a client chose.
+    pub(in crate::store) fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    /// Partial downloads, and nothing else: the directories in it have names that clients chose.
+    pub(in crate::store) fn all_partials(&self) -> PathBuf {
+        self.root.join("partials")
+    }
+
+    /// Partials of one upstream. Another upstream may send different bytes for the same digest.
+    pub(in crate::store) fn partials(&self, upstream: &Upstream) -> PathBuf {
+        self.all_partials().join(upstream.as_str())
+    }
+
+    pub(in crate::store) fn partial(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
+        self.partials(upstream).join(digest.dashed())
+    }
+
+    /// The note beside a partial, which names its repository.
+    pub(in crate::store) fn partial_note(&self, upstream: &Upstream, digest: &Digest) -> PathBuf {
+        self.partial(upstream, digest).with_extension("json")
+    }
+
+    /// Held shared by the commit of a manifest, exclusively by a sweep of unreferenced blobs.
+    pub(in crate::store) fn sweep_lock(&self) -> PathBuf {
+        self.incoming().join("sweep.lock")
+    }
+
+    /// Commits pass through it; a removal holds it while it waits for the sweep lock.
+    pub(in crate::store) fn sweep_gate(&self) -> PathBuf {
+        self.incoming().join("sweep-gate.lock")
+    }
+
+    /// Held shared by imports and exports.
+    pub(in crate::store) fn bundle_lock(&self) -> PathBuf {
+        self.incoming().join("bundle.lock")
+    }
+
+    /// Held by the process that rewrites `index.json`.
+    pub(in crate::store) fn index_lock(&self) -> PathBuf {
+        self.incoming().join("index.lock")
+    }
+
+    /// Held by the process that prunes.
+    pub(in crate::store) fn prune_lock(&self) -> PathBuf {
+        self.incoming().join("prune.lock")
+    }
+
+    /// Pins from the server's configuration.
+    pub(in crate::store) fn configured_pins(&self) -> PathBuf {
+        self.root.join("pins-configured")
+    }
+
+    /// Pinned images, which are never evicted: one pattern per line.
+    pub(in crate::store) fn pins(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
+    /// Results of the usage walk: the totals in `summary.json`, one image per line in `images.jsonl`.
+    pub(in crate::store) fn usage_summary(&self) -> PathBuf {
+        self.root.join("usage").join("summary.json")
+    }
+
+    pub(in crate::store) fn usage_images(&self) -> PathBuf {
+        self.root.join("usage").join("images.jsonl")
+    }
+
+    /// Held by the process that walks the images.
+    pub(in crate::store) fn usage_lock(&self) -> PathBuf {
+        self.incoming().join("usage.lock")
+    }
+
+    /// Held by the process that changes the pins.
+    pub(in crate::store) fn pins_lock(&self) -> PathBuf {
+        self.incoming().join("pins.lock")
+    }
+
+    pub(in crate::store) fn refs(&self) -> PathBuf {
+        self.root.join("refs")
+    }
+
+    pub(in crate::store) fn repository(&self, name: &ImageName) -> PathBuf {
+        self.refs().join(name.upstream.as_str()).join(name.repository.as_str())
+    }
+
+    pub(in crate::store) fn tags(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(TAGS)
+    }
+
+    pub(in crate::store) fn tag(&self, name: &ImageName, tag: &Tag) -> PathBuf {
+        self.tags(name).join(tag.as_str())
+    }
+
+    pub(in crate::store) fn manifests(&self, name: &ImageName, algorithm: Algorithm) -> PathBuf {
+        self.repository(name).join(MANIFESTS).join(algorithm.as_str())
+    }
+
+    pub(in crate::store) fn manifest(&self, name: &ImageName, digest: &Digest) -> PathBuf {
+        self.manifests(name, digest.algorithm()).join(digest.hex())
+    }
+
+    /// Where an earlier version stored the lists of a repository.
+    pub(in crate::store) fn legacy_lists(&self, name: &ImageName) -> PathBuf {
+        self.repository(name).join(LEGACY_LISTS)
+    }
+
+    /// Stored lists of all repositories, and nothing else.
+    pub(in crate::store) fn lists(&self) -> PathBuf {
+        self.root.join("lists")
+    }
+
+    /// The prefix of the file names of a repository's lists.
+    pub(in crate::store) fn list_prefix(&self, name: &ImageName) -> String {
+        let hashed = Digest::of(Algorithm::Sha256, name.to_string().as_bytes());
+        format!("{}-", hashed.hex())
+    }
+
+    pub(in crate::store) fn list(&self, name: &ImageName, key: &str) -> PathBuf {
+        let hashed = Digest::of(Algorithm::Sha256, key.as_bytes());
+        self.lists().join(format!("{}{}", self.list_prefix(name), hashed.hex()))
+    }
+
+    /// Creates the directories and the two files that mark an OCI layout. Returns whether the directory is
+    /// writable; a read-only one is fine if it exists.
+    pub(in crate::store) fn prepare(&self) -> Result<bool, StoreError> {
+        if self.root.exists() && !self.root.is_dir() {
+            return Err(StoreError::NotADirectory { path: self.root.clone() });
+        }
+        match self.create_and_probe() {
+            Ok(()) => Ok(true),
+            Err((path, source)) if self.root.join("blobs").is_dir() => {
+                log::warn!(
+                    "the cache directory {} is read-only ({}: {source}): cached content is served, \
+                     nothing is added",
+                    self.root.display(),
+                    path.display()
+                );
+                Ok(false)
+            }
+            Err((path, source)) => Err(StoreError::Create { path, source }),
+        }
+    }
+
+    fn create_and_probe(&self) -> Result<(), (PathBuf, io::Error)> {
+        let blobs = Algorithm::ALL.map(|algorithm| self.blobs(algorithm));
+        for directory in
+            blobs.into_iter().chain([self.refs(), self.incoming(), self.all_partials()])
+        {
+            self.create_directories(&directory).map_err(|source| (directory, source))?;
+        }
+        self.clear_locks();
+        // This is also the probe: a process that can create these files and the lock can write to the cache.
+        for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
+            let path = self.root.join(name);
+            self.create_if_missing(&path, content).map_err(|source| (path, source))?;
+        }
+        let lock = self.sweep_lock();
+        let made = self.owner.open(File::options().create(true).append(true), &lock);
+        made.map(drop).map_err(|source| (lock, source))
+    }
+
+    /// Moves directories away from the paths of the lock files. Version 0.1 kept partial downloads in `incoming/`,
+    /// where a client could name its registry `prune.lock` and so block every removal for good.
+    fn clear_locks(&self) {
+        let locks = [
+            self.sweep_lock(),
+            self.sweep_gate(),
+            self.bundle_lock(),
+            self.index_lock(),
+            self.prune_lock(),
+            self.usage_lock(),
+            self.pins_lock(),
+        ];
+        locks.iter().for_each(|lock| self.clear_lock(lock));
+    }
+
+    fn clear_lock(&self, lock: &Path) {
+        if !fs::symlink_metadata(lock).is_ok_and(|is| is.is_dir()) {
+            return;
+        }
+        // Cleanup recognizes the temporary name.
+        match move_directory(lock, &self.temporary()) {
+            Ok(()) => log::warn!(
+                "{} was a directory, which blocked every removal; it has been moved away",
+                lock.display()
+            ),
+            // Another process was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) => log::warn!(
+                "{} is a directory, which blocks every removal, and cannot be moved: {error}",
+                lock.display()
+            ),
+        }
+    }
+
+    /// Creates a file with its content unless it exists. An empty file is left over from a kill of an earlier
+    /// version and is replaced.
+    fn create_if_missing(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let is_empty = match fs::metadata(path) {
+            Ok(metadata) if metadata.len() > 0 => return Ok(()),
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        let temporary = self.temporary();
+        let mut file = File::create_new(&temporary)?;
+        self.owner.give(&file);
+        file.write_all(content)?;
+        let placed = match is_empty {
+            true => fs::rename(&temporary, path),
+            // Fails if another process was faster; its file may contain more by now. Not all file systems support
+            // links.
+            false => match fs::hard_link(&temporary, path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    fs::rename(&temporary, path)
+                }
+                other => other,
+            },
+        };
+        // After a rename it no longer exists.
+        let _ = fs::remove_file(&temporary);
+        match placed {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Renames a directory and nothing else. If another process has replaced it with a file in the meantime, the file
+/// stays, since it may be locked or hold content.
+pub(in crate::store) fn move_directory(from: &Path, to: &Path) -> io::Result<()> {
+    // A path that ends with a slash refers to a directory.
+    fs::rename(from.join(""), to)
+}
+
+/// The digest with this hex part, if it is valid.
+pub(in crate::store) fn digest_of(algorithm: Algorithm, hex: &str) -> Option<Digest> {
+    format!("{}:{hex}", algorithm.as_str()).parse().ok()
+}

@@ -1,0 +1,10 @@
+//! The files below the cache directory: their paths, how they are read, written and replaced, who owns them, and the
+//! small records that most of them are. Everything else in the store uses this folder, which knows neither blobs
+//! nor names.
+
+pub(super) mod faults;
+pub(super) mod layout;
+pub(super) mod owner;
+pub(super) mod read;
+pub(super) mod record;
+pub(super) mod write;

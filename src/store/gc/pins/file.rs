@@ -1,0 +1,143 @@
+//! Pins: images that are never evicted, in a file with one pattern per line that users may also edit.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::store::locks::FileLock;
+use crate::store::{Store, StoreError};
+
+/// The first character of a comment line.
+const COMMENT: char = '#';
+/// The largest file that is read: a hundred thousand names.
+const PINS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+impl Store {
+    /// The patterns of the pinned images, unparsed.
+    ///
+    /// # Errors
+    /// If the file cannot be read. Callers must then not remove anything.
+    pub fn pins(&self) -> io::Result<Vec<String>> {
+        read(&self.inner.layout.pins())
+    }
+
+    /// The pins in the configuration of the last server on this directory.
+    ///
+    /// # Errors
+    /// Like [`Store::pins`].
+    pub fn configured_pins(&self) -> io::Result<Vec<String>> {
+        read(&self.inner.layout.configured_pins())
+    }
+
+    /// Saves the configured pins for commands that do not read the server's configuration.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn note_configured_pins(&self, patterns: &[String]) -> Result<(), StoreError> {
+        let path = self.inner.layout.configured_pins();
+        if self.configured_pins().is_ok_and(|noted| noted == patterns) {
+            return Ok(());
+        }
+        let head = "# From the server's configuration; rewritten when that changes.\n";
+        let lines: String = patterns.iter().map(|pattern| format!("{pattern}\n")).collect();
+        self.inner.replace(&path, format!("{head}{lines}").as_bytes())
+    }
+
+    /// Adds patterns. Returns how many are new.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn add_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
+        self.change_pins(|text| {
+            let known: Vec<&str> = lines(&text).collect();
+            let fresh = patterns.iter().filter(|each| !known.contains(&each.as_str()));
+            let mut fresh: Vec<&str> = fresh.map(String::as_str).collect();
+            fresh.sort_unstable();
+            fresh.dedup();
+            let count = fresh.len();
+            let mut changed = text.clone();
+            for pattern in fresh {
+                if !changed.is_empty() && !changed.ends_with('\n') {
+                    changed.push('\n');
+                }
+                changed.push_str(pattern);
+                changed.push('\n');
+            }
+            (changed, count)
+        })
+    }
+
+    /// Removes patterns. Returns how many were removed.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn remove_pins(&self, patterns: &[String]) -> Result<usize, StoreError> {
+        self.change_pins(|text| {
+            let (mut changed, mut count) = (String::new(), 0);
+            for line in text.lines() {
+                match patterns.iter().any(|each| each == line.trim()) {
+                    true => count += 1,
+                    false => {
+                        changed.push_str(line);
+                        changed.push('\n');
+                    }
+                }
+            }
+            (changed, count)
+        })
+    }
+
+    fn change_pins(
+        &self,
+        change: impl FnOnce(String) -> (String, usize),
+    ) -> Result<usize, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
+        let lock = self.inner.layout.open_lock(&lock).and_then(FileLock::exclusive);
+        let _lock = lock.map_err(|error| StoreError::write(&path, error))?;
+        let text = match read_text(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            other => other,
+        };
+        let text = text.map_err(|error| StoreError::write(&path, error))?;
+        let (changed, count) = change(text);
+        if count > 0 {
+            self.inner.replace(&path, changed.as_bytes())?;
+        }
+        Ok(count)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<String>> {
+    match read_text(path) {
+        Ok(text) => Ok(lines(&text).map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a pins file. Users may replace it with a link. Opening a pipe does not block.
+fn read_text(path: &Path) -> io::Result<String> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if metadata.len() > PINS_BYTES_MAX {
+        return Err(io::Error::other(format!("it is larger than {PINS_BYTES_MAX} bytes")));
+    }
+    let mut text = String::new();
+    (&file).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The patterns in a pins file, without comments and empty lines.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(COMMENT))
+}

@@ -1,0 +1,284 @@
+//! Records: the manifest of each tag, and the manifests of each repository.
+//!
+//! Each record is a small JSON file that is replaced atomically. A record that cannot be read is a miss.
+
+use std::fs;
+use std::io;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
+use crate::store::files::layout::digest_of;
+use crate::store::files::record::{Access, from_seconds, to_seconds};
+use crate::store::files::write::renew_path;
+use crate::store::{CommitLock, Store, StoreError};
+
+/// A tag as of its last check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When the tag was first seen with this manifest.
+    pub fetched: SystemTime,
+    /// When upstream last confirmed it.
+    pub checked: SystemTime,
+    /// When upstream was first seen without the tag; `None` if upstream has it.
+    pub gone: Option<SystemTime>,
+}
+
+/// A repository's record of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRecord {
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was fetched.
+    pub fetched: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TagWire {
+    digest: String,
+    media_type: String,
+    size: u64,
+    fetched: u64,
+    checked: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gone: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestWire {
+    media_type: String,
+    size: u64,
+    fetched: u64,
+}
+
+impl Store {
+    /// Reads a tag; `None` if it was never pulled or its record is damaged. Use this if a miss costs nothing.
+    pub fn tag(&self, name: &ImageName, tag: &Tag, access: Access) -> Option<TagRecord> {
+        self.find_tag(name, tag, access).unwrap_or_default()
+    }
+
+    /// Like [`Store::tag`], but reports read errors.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if the record cannot be read.
+    pub fn find_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<TagRecord>, StoreError> {
+        let path = self.inner.layout.tag(name, tag);
+        let Some(wire) = self.find_record::<TagWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
+    }
+
+    /// Writes a tag. Its manifest must be in the store, and is recorded for the repository if it is not yet.
+    /// `index.json` becomes outdated only if the tag now refers to another manifest.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let lock = self.commit_lock()?;
+        let is_recorded = self.manifest(name, &is.digest, Access::Look).is_some();
+        if !is_recorded && self.blob(&is.digest, Some(is.size)).is_some() {
+            let TagRecord { media_type, size, fetched, .. } = is.clone();
+            let record = ManifestRecord { media_type, size, fetched };
+            self.put_manifest_under(&lock, name, &is.digest, &record)?;
+        }
+        let wire = TagWire {
+            digest: is.digest.to_string(),
+            media_type: is.media_type.to_string(),
+            size: is.size,
+            fetched: to_seconds(is.fetched),
+            checked: to_seconds(is.checked),
+            gone: is.gone.map(to_seconds),
+        };
+        let is_other = self.tag(name, tag, Access::Look).is_none_or(|was| was.digest != is.digest);
+        self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
+        if is_other {
+            self.mark_index_outdated();
+        }
+        Ok(())
+    }
+
+    /// Removes a tag. Its manifest stays available by digest.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn remove_tag(&self, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+        let path = self.inner.layout.tag(name, tag);
+        match fs::remove_file(&path) {
+            Ok(()) => self.mark_index_outdated(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::write(&path, error)),
+        }
+        Ok(())
+    }
+
+    /// Reads the repository's record of a manifest. Use this if a miss costs nothing.
+    pub fn manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Option<ManifestRecord> {
+        self.find_manifest(name, digest, access).unwrap_or_default()
+    }
+
+    /// Like [`Store::manifest`], but reports read errors.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if the record cannot be read.
+    pub fn find_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<Option<ManifestRecord>, StoreError> {
+        let path = self.inner.layout.manifest(name, digest);
+        let Some(wire) = self.find_record::<ManifestWire>(&path, access)? else { return Ok(None) };
+        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
+    }
+
+    /// Records that this repository has the manifest, which must be in the store. The manifest and the blobs that
+    /// it refers to get the current time, so that a sweep which scanned the names earlier keeps them.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn put_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        is: &ManifestRecord,
+    ) -> Result<(), StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        self.put_manifest_under(&self.commit_lock()?, name, digest, is)
+    }
+
+    /// Like [`Store::put_manifest`], for a caller that already holds the lock: taking it again would deadlock with
+    /// a removal that waits for the first lock and holds the gate.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn put_manifest_under(
+        &self,
+        _lock: &CommitLock,
+        name: &ImageName,
+        digest: &Digest,
+        is: &ManifestRecord,
+    ) -> Result<(), StoreError> {
+        let wire = ManifestWire {
+            media_type: is.media_type.to_string(),
+            size: is.size,
+            fetched: to_seconds(is.fetched),
+        };
+        self.renew_content(digest, is);
+        self.put_record(&self.inner.layout.manifest(name, digest), &wire)
+    }
+
+    /// Sets the mtime of a manifest's blob, and of the blobs that it refers to, to now.
+    fn renew_content(&self, digest: &Digest, is: &ManifestRecord) {
+        let layout = &self.inner.layout;
+        renew_path(&layout.blob(digest));
+        let media_type = Some(is.media_type.as_str());
+        if let Some(manifest) = self.parse_manifest(digest, is.size, media_type) {
+            manifest.descriptors().for_each(|each| renew_path(&layout.blob(&each.digest)));
+        }
+    }
+
+    /// Whether the repository has a tag or a manifest.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if a directory cannot be read.
+    pub fn has_images(&self, name: &ImageName) -> Result<bool, StoreError> {
+        let layout = &self.inner.layout;
+        let of_algorithms = Algorithm::ALL.map(|algorithm| layout.manifests(name, algorithm));
+        for directory in of_algorithms.into_iter().chain([layout.tags(name)]) {
+            let listed =
+                self.inner.faults.check(&directory).and_then(|()| fs::read_dir(&directory));
+            // One entry is enough.
+            match listed.and_then(|mut entries| entries.next().transpose()) {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.failed_to_read::<()>(&directory, error)?;
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The manifests of this repository, as far as they can be read.
+    pub fn manifests(&self, name: &ImageName) -> Vec<Digest> {
+        self.find_manifests(name).unwrap_or_default()
+    }
+
+    /// Like [`Store::manifests`], but reports read errors.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if a directory cannot be read.
+    pub fn find_manifests(&self, name: &ImageName) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let names = self.find_names_in(&self.inner.layout.manifests(name, algorithm))?;
+            found.extend(names.iter().filter_map(|hex| digest_of(algorithm, hex)));
+        }
+        Ok(found)
+    }
+
+    /// Like [`Store::tags`], but reports read errors.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if a directory cannot be read.
+    pub fn find_tags(&self, name: &ImageName) -> Result<Vec<Tag>, StoreError> {
+        let names = self.find_names_in(&self.inner.layout.tags(name))?.into_iter();
+        let mut tags: Vec<Tag> = names.filter_map(|name| name.parse().ok()).collect();
+        tags.sort();
+        Ok(tags)
+    }
+
+    /// The cached tags of a repository, sorted, as far as they can be read.
+    pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
+        self.find_tags(name).unwrap_or_default()
+    }
+}
+
+impl TagWire {
+    fn accept(&self) -> Option<TagRecord> {
+        Some(TagRecord {
+            digest: self.digest.parse().ok()?,
+            media_type: MediaType::parse(&self.media_type)?,
+            size: self.size,
+            fetched: from_seconds(self.fetched)?,
+            checked: from_seconds(self.checked)?,
+            gone: self.gone.and_then(from_seconds),
+        })
+    }
+}
+
+impl ManifestWire {
+    fn accept(&self) -> Option<ManifestRecord> {
+        Some(ManifestRecord {
+            media_type: MediaType::parse(&self.media_type)?,
+            size: self.size,
+            fetched: from_seconds(self.fetched)?,
+        })
+    }
+}

@@ -1,0 +1,7 @@
+//! What takes up the space: disk usage as a count of bytes, and per image and registry in the lists in `usage/`.
+
+mod disk;
+mod walk;
+
+pub use disk::{DiskUsage, Space};
+pub use walk::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
