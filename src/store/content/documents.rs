@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, SendError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -462,7 +463,7 @@ impl LargeDocuments {
             None => job,
         };
         drop(jobs);
-        // The thread has panicked, or the system starts no thread.
+        // The system starts no thread.
         refused(&mut Vec::new());
     }
 }
@@ -473,7 +474,8 @@ fn start_thread() -> Option<Sender<Job>> {
     let run = move || {
         let mut buffer = Vec::new();
         for job in jobs {
-            job(&mut buffer);
+            // A panic affects only its own document. The buffer is overwritten anyway.
+            let _ = catch_unwind(AssertUnwindSafe(|| job(&mut buffer)));
             if buffer.len() > MANIFEST_BYTES_MAX {
                 buffer = Vec::new();
             }
