@@ -205,36 +205,36 @@ impl DocumentWriter {
             let limit = if self.file.is_some() { CHUNK_BYTES } else { self.kind.small_bytes_max() };
             if self.is_in_memory {
                 self.reserve_memory(self.buffer.len() as u64);
-            } else if self.buffer.len() > limit && !self.write_out() {
-                self.keep_in_memory();
+            } else if self.buffer.len() > limit {
+                self.write_out();
             }
         }
     }
 
-    /// Writes the buffer to the file; returns false if that fails.
-    fn write_out(&mut self) -> bool {
-        let budget = &self.kind.budgets(&self.store).files;
+    /// Writes the buffer to the file. If the disk accepts no file, the document stays in memory. If other documents use all
+    /// space for files, it is refused: they would soon use all memory as well.
+    fn write_out(&mut self) {
+        let store = self.store.clone();
+        let budget = &self.kind.budgets(&store).files;
         let (needed, written) =
             (self.buffer.len() as u64, self.file.as_ref().map_or(0, |(_, written)| *written));
         while written + needed > self.reserved_of_files {
             if !lock(budget).reserve(CHUNK_BYTES as u64) {
-                return false;
+                return self.refuse();
             }
             self.reserved_of_files += CHUNK_BYTES as u64;
         }
         if self.file.is_none() {
-            match self.store.create_unlinked_file() {
-                Ok(file) => self.file = Some((Arc::new(file), 0)),
-                Err(_) => return false,
+            let created = self.store.create_unlinked_file().ok();
+            self.file = created.map(|file| (Arc::new(file), 0));
+        }
+        match &mut self.file {
+            Some((file, written)) if file.write_all_at(&self.buffer, *written).is_ok() => {
+                *written += needed;
+                self.buffer.clear();
             }
+            _ => self.keep_in_memory(),
         }
-        let Some((file, written)) = &mut self.file else { return false };
-        if file.write_all_at(&self.buffer, *written).is_err() {
-            return false;
-        }
-        *written += needed;
-        self.buffer.clear();
-        true
     }
 
     /// Moves the content of the file back to memory, since the file cannot grow.
@@ -278,8 +278,8 @@ impl DocumentWriter {
 
     /// Writes the rest of the buffer to the file, if there is one. Returns `false` if the document did not fit.
     fn complete(&mut self) -> bool {
-        if self.file.is_some() && !self.buffer.is_empty() && !self.write_out() {
-            self.keep_in_memory();
+        if self.file.is_some() && !self.buffer.is_empty() {
+            self.write_out();
         }
         !self.is_refused
     }

@@ -103,3 +103,22 @@ fn a_panic_while_a_large_document_is_parsed_affects_only_that_document() {
         assert_eq!(store.with_document(&digest, size, <[u8]>::len).unwrap(), Some(LARGE));
     }
 }
+
+#[test]
+fn documents_beyond_the_space_for_files_are_refused_and_do_not_fill_the_memory() {
+    let (_directory, store) = fresh();
+    let large = || {
+        let mut writer = store.list_writer();
+        (0..400).for_each(|_| writer.write(&[b'x'; 100_000]));
+        writer.finish()
+    };
+    let mut readers = Vec::new();
+    while let Some(document) = large() {
+        assert!(matches!(document, Document::File { .. }));
+        readers.push(document);
+        assert!(readers.len() <= 6, "256 MiB");
+    }
+    assert!(readers.len() == 6, "{}", readers.len());
+    readers.clear();
+    assert!(large().is_some());
+}
