@@ -315,7 +315,8 @@ impl Shared {
     }
 }
 
-/// Whether the password is the user's. Unknown user names take as long as known ones.
+/// Whether the password is the user's. Unknown user names take as long as known ones. The queue of an address that guesses
+/// many names still reveals which ones exist (`fair_queue`); user names are not secret.
 fn verify(hashes: &HashMap<String, String>, user: &str, password: &str) -> bool {
     let hash = hashes.get(user);
     let Some(compared) = hash.or_else(|| hashes.values().next()) else { return false };

@@ -8,7 +8,7 @@
 //! <root>/lists/<hash of repo>-<hash of query>       the last good tag list or referrers answer
 //! <root>/partials/<upstream>/<alg>-<hex>            the partial download of that digest
 //! <root>/partials/<upstream>/<alg>-<hex>.json       JSON: the repository of the download
-//! <root>/incoming/spool-…                           content that is being imported
+//! <root>/incoming/spool-…                           content that is being imported, and large manifests
 //! <root>/incoming/*.lock, tmp-…                     locks, and replacement files before their rename
 //! <root>/quarantine/<alg>-<hex>                     damaged blobs
 //! <root>/scrubbed, pruned                           mtime: when the job last ran
@@ -75,6 +75,7 @@ pub use names::{
 pub use usage::{DiskUsage, ImageUsage, RegistryUsage, RepositoryUsage, Space, UsageSummary};
 
 use content::documents;
+use content::large_documents::LargeDocuments;
 use files::faults::Faults;
 use files::layout::Layout;
 use files::read::read_file;
@@ -116,7 +117,7 @@ struct Inner {
     counting: Mutex<()>,
     /// Budgets for documents that are being sent, by kind.
     budgets: [documents::DocumentBudgets; documents::KINDS],
-    large_documents: documents::LargeDocuments,
+    large_documents: LargeDocuments,
 }
 
 impl Store {
@@ -141,7 +142,7 @@ impl Store {
             bytes_changed: AtomicI64::new(0),
             counting: Mutex::new(()),
             budgets: Default::default(),
-            large_documents: documents::LargeDocuments::default(),
+            large_documents: LargeDocuments::default(),
         };
         Ok(Store { inner: Arc::new(inner) })
     }

@@ -105,7 +105,7 @@ pub enum UpstreamErrorKind {
         /// Why.
         reason: Arc<str>,
     },
-    /// Neither the disk nor the memory for documents has space for the response.
+    /// There is no space for the response, neither in a file nor in memory, or it cannot be read back.
     NoSpace,
     /// Larder may not dial this (`registries`, `unlistedRegistries`).
     NotAllowed {
@@ -155,7 +155,12 @@ impl UpstreamError {
     /// Whether GET may succeed after HEAD failed with this error: many registries and proxies support HEAD badly.
     pub fn may_be_about_head(&self) -> bool {
         let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
-        !(self.is_about_the_registry() || self.is_rate_limit() || is_slow)
+        !(self.is_about_the_registry() || self.is_rate_limit() || is_slow || self.is_no_space())
+    }
+
+    /// Whether the response did not fit on this machine, so that another endpoint cannot help.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::NoSpace)
     }
 
     /// Whether it shows that the endpoint itself has a problem.
@@ -404,7 +409,7 @@ impl fmt::Display for UpstreamError {
             }
             UpstreamErrorKind::OutOfService => write!(f, "the registry is out of service (503)"),
             UpstreamErrorKind::NoSpace => {
-                write!(f, "neither the disk nor the memory for documents has space for it")
+                write!(f, "the space for large documents is used up, or the disk has failed")
             }
             UpstreamErrorKind::Loop => write!(
                 f,

@@ -4,9 +4,9 @@
 
 use std::sync::{Arc, Weak};
 
-use super::ManifestCache;
+use super::{ManifestCache, sizes};
 use crate::cache::{CacheError, How, lock};
-use crate::oci::{Digest, ImageName, Manifest, MediaType};
+use crate::oci::{Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, MediaType};
 use crate::store::Document;
 use crate::upstream::ManifestHead;
 
@@ -73,6 +73,10 @@ impl ManifestCache {
         media_type: MediaType,
         size: u64,
     ) -> Result<Option<Arc<Content>>, CacheError> {
+        if size > MANIFEST_BYTES_MAX as u64 {
+            // Nothing else than a damaged record says so.
+            return Ok(None);
+        }
         if size > MEMORY_BYTES_MAX as u64 {
             return self.large_content(name, digest, media_type, size);
         }
@@ -101,12 +105,15 @@ impl ManifestCache {
         let file = blob.file;
         let key = (name.clone(), digest);
         if lock(&self.sizes_read).get(&key).is_none() {
-            let known = media_type.clone();
-            let parse = move |bytes: &[u8]| Manifest::parse(bytes, Some(known.as_str())).ok();
-            if let Ok(manifest) = self.core.store.with_range(&file, 0..size, parse) {
-                manifest.iter().for_each(|manifest| self.remember_sizes(name, manifest));
-                lock(&self.sizes_read).insert(key, ());
-            }
+            lock(&self.sizes_read).insert(key, ());
+            let (name, media_type) = (name.clone(), media_type.clone());
+            let sizes = Arc::clone(&self.sizes_from_manifests);
+            // This may be a worker, which must not wait for other large manifests.
+            self.core.store.with_range_later(&file, 0..size, move |bytes| {
+                if let Ok(manifest) = Manifest::parse(bytes, Some(media_type.as_str())) {
+                    sizes::remember(&sizes, &name, &manifest);
+                }
+            });
         }
         let body = Document::File { file, range: 0..size };
         Ok(Some(self.share(Content { digest, media_type, body })))

@@ -70,7 +70,7 @@ pub(super) struct ManifestCache {
     /// The same by digest, until a manifest with that digest is cached.
     tags_by_digest: Mutex<BoundedCache<(ImageName, Digest), heads::TagsOfDigest>>,
     /// The blob sizes that manifests state, for the repository of each manifest.
-    sizes_from_manifests: Mutex<BoundedCache<(ImageName, Digest), u64>>,
+    sizes_from_manifests: Arc<sizes::Sizes>,
     /// Large manifests whose sizes are in that table, as far as it is remembered.
     sizes_read: Mutex<BoundedCache<(ImageName, Digest), ()>>,
     /// Repositories whose cached manifests were read for the sizes of their blobs.
@@ -87,7 +87,7 @@ impl ManifestCache {
             in_use: Mutex::default(),
             heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
-            sizes_from_manifests: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            sizes_from_manifests: Arc::new(Mutex::new(BoundedCache::new(SIZES_REMEMBERED))),
             sizes_read: Mutex::new(BoundedCache::new(LARGE_MANIFESTS_REMEMBERED)),
             learned: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
         }

@@ -1,7 +1,10 @@
 //! The blob sizes that manifests state. They show that a file is truncated, and make it unnecessary to wait for the
 //! registry to report the size.
 
+use std::sync::Mutex;
+
 use super::ManifestCache;
+use crate::cache::bounded::BoundedCache;
 use crate::cache::lock;
 use crate::oci::{Digest, ImageName, Manifest};
 use crate::store::Access;
@@ -14,6 +17,9 @@ const DESCRIPTORS_REMEMBERED: usize = 512;
 /// work.
 const MANIFESTS_LEARNED_MAX: usize = 8;
 const MANIFEST_LEARNED_BYTES_MAX: u64 = 64 * 1024;
+
+/// Sizes of blobs as manifests state them, each for the repository of the manifest.
+pub(super) type Sizes = Mutex<BoundedCache<(ImageName, Digest), u64>>;
 
 impl ManifestCache {
     /// Reads the sizes that the cached manifests of a repository state, once per process. After a restart, clients may
@@ -45,11 +51,16 @@ impl ManifestCache {
 
     /// Remembers the blob sizes in a manifest. Its blobs will be requested next, and the sizes show truncated files.
     pub(super) fn remember_sizes(&self, name: &ImageName, manifest: &Manifest) {
-        let mut sizes = lock(&self.sizes_from_manifests);
-        for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
-            if let Some(size) = descriptor.known_size() {
-                sizes.insert((name.clone(), descriptor.digest), size);
-            }
+        remember(&self.sizes_from_manifests, name, manifest);
+    }
+}
+
+/// Adds the sizes in a manifest to the table.
+pub(super) fn remember(sizes: &Sizes, name: &ImageName, manifest: &Manifest) {
+    let mut sizes = lock(sizes);
+    for descriptor in manifest.descriptors().take(DESCRIPTORS_REMEMBERED) {
+        if let Some(size) = descriptor.known_size() {
+            sizes.insert((name.clone(), descriptor.digest), size);
         }
     }
 }

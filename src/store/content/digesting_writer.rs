@@ -1,4 +1,5 @@
-//! Writing content whose digest is not known in advance, because it comes from a bundle and not from a registry.
+//! Writing content that arrives completely before it is named: from bundles, where its digest is not known in advance, and
+//! large manifests.
 //!
 //! The content goes to a file under `incoming/` that belongs to one writer and is hashed as it is written.
 //! [`DigestingWriter::commit`] renames it to its digest; dropping the writer removes it. The writer holds `flock`

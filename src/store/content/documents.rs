@@ -3,17 +3,14 @@
 //! A document has a few bytes or several megabytes, and many clients may request many documents and read them slowly. So
 //! only small documents stay in memory. A larger one is a file that all its readers share: a stored one, or an unlinked
 //! file that vanishes with its last reader. If the disk accepts no file, the document stays in memory. Both uses are
-//! bounded. Large documents are parsed one at a time, on a thread that exists for this: the allocator gives each thread
-//! memory of its own and hardly returns any, so parsing on every fetcher and worker would leave some MiB with each.
+//! bounded. Large files are parsed one at a time (`large_documents.rs`).
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, SendError, Sender};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 
 use super::ingest::IngestError;
 use crate::oci::{Digest, MANIFEST_BYTES_MAX};
@@ -21,7 +18,7 @@ use crate::store::{Store, StoreError};
 
 /// Lists up to this size stay in memory: two thousand slow readers of different lists use 16 MiB.
 pub(in crate::store) const SMALL_LIST_BYTES_MAX: usize = 8 * 1024;
-/// Manifests up to this size stay in memory while they are fetched: 64 fetchers use 8 MiB. Few are larger.
+/// Manifests up to this size stay in memory while they are fetched. Few are larger, and 64 fetchers use 8 to 16 MiB.
 const SMALL_MANIFEST_BYTES_MAX: usize = 128 * 1024;
 /// The buffer size for writes to a file, and the step in which space is reserved.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -231,7 +228,9 @@ impl DocumentWriter {
         match &mut self.file {
             Some((file, written)) if file.write_all_at(&self.buffer, *written).is_ok() => {
                 *written += needed;
+                // The beginning was larger than the following parts.
                 self.buffer.clear();
+                self.buffer.shrink_to(2 * CHUNK_BYTES);
             }
             _ => self.keep_in_memory(),
         }
@@ -271,9 +270,18 @@ impl DocumentWriter {
         is_granted
     }
 
+    /// Gives up, and gives the space to other documents: the rest of this one may arrive slowly.
     fn refuse(&mut self) {
         self.is_refused = true;
         (self.buffer, self.file) = (Vec::new(), None);
+        self.release();
+    }
+
+    /// Releases everything that was reserved.
+    fn release(&mut self) {
+        let budgets = self.kind.budgets(&self.store);
+        lock(&budgets.files).release(std::mem::take(&mut self.reserved_of_files));
+        lock(&budgets.memory).release(std::mem::take(&mut self.reserved_of_memory));
     }
 
     /// Writes the rest of the buffer to the file, if there is one. Returns `false` if the document did not fit.
@@ -314,11 +322,12 @@ impl DocumentWriter {
             None => {
                 let bytes: Arc<[u8]> = std::mem::take(&mut self.buffer).into();
                 if self.reserved_of_memory > 0 {
-                    lock(&budgets.memory).release(self.reserved_of_memory);
+                    // Twice the size was reserved while it grew. In one step, so that nothing else takes the rest meanwhile.
+                    let mut budget = lock(&budgets.memory);
+                    let length = bytes.len() as u64;
+                    budget.release(self.reserved_of_memory.saturating_sub(length));
+                    budget.share(length, &bytes);
                     self.reserved_of_memory = 0;
-                    if lock(&budgets.memory).reserve(bytes.len() as u64) {
-                        lock(&budgets.memory).share(bytes.len() as u64, &bytes);
-                    }
                 }
                 Document::Memory(bytes)
             }
@@ -328,9 +337,7 @@ impl DocumentWriter {
 
 impl Drop for DocumentWriter {
     fn drop(&mut self) {
-        let budgets = self.kind.budgets(&self.store);
-        lock(&budgets.files).release(self.reserved_of_files);
-        lock(&budgets.memory).release(self.reserved_of_memory);
+        self.release();
     }
 }
 
@@ -396,12 +403,17 @@ impl Store {
         size_bytes: u64,
         use_bytes: impl FnOnce(&[u8]) -> T + Send + 'static,
     ) -> Result<Option<T>, StoreError> {
+        let path = self.inner.layout.blob(digest);
+        if size_bytes > MANIFEST_BYTES_MAX as u64 {
+            return Ok(
+                self.damaged(&path, "a record says that it is a document, and it is too large")
+            );
+        }
         let Some(blob) = self.find_blob(digest, Some(size_bytes))? else { return Ok(None) };
         let expected = *digest;
         let used = self.with_range(&blob.file, 0..blob.size, move |bytes| {
             (Digest::of(expected.algorithm(), bytes) == expected).then(|| use_bytes(bytes))
         });
-        let path = self.inner.layout.blob(digest);
         match used {
             Ok(None) => Ok(self.damaged(&path, "its content does not match its digest")),
             Ok(used) => Ok(used),
@@ -426,60 +438,29 @@ impl Store {
             file.read_exact_at(&mut bytes, range.start)?;
             return Ok(use_bytes(&bytes));
         }
-        let (file, (reply, result)) = (Arc::clone(file), mpsc::sync_channel(1));
-        self.inner.large_documents.run(Box::new(move |buffer| {
-            if buffer.len() < length {
-                *buffer = vec![0; length];
-            }
-            let read = file.read_exact_at(&mut buffer[..length], range.start);
-            let _ = reply.send(read.map(|()| use_bytes(&buffer[..length])));
-        }));
+        let (reply, result) = mpsc::sync_channel(1);
+        self.inner.large_documents.read(file, range.start, length, move |read| {
+            let _ = reply.send(read.map(use_bytes));
+        });
         // A panic of `use_bytes` is in the log.
         result.recv().unwrap_or_else(|_| Err(io::Error::other("a document cannot be parsed")))
     }
-}
 
-type Job = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
-
-/// The thread for large documents. It starts with the first one and ends with the store.
-#[derive(Debug, Default)]
-pub(in crate::store) struct LargeDocuments {
-    jobs: Mutex<Option<Sender<Job>>>,
-}
-
-impl LargeDocuments {
-    /// Runs a job with the buffer of the thread.
-    fn run(&self, job: Job) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = jobs.take().or_else(start_thread);
-        let refused = match sender {
-            Some(sender) => match sender.send(job) {
-                Ok(()) => {
-                    *jobs = Some(sender);
-                    return;
-                }
-                Err(SendError(job)) => job,
-            },
-            None => job,
-        };
-        drop(jobs);
-        // The system starts no thread.
-        refused(&mut Vec::new());
-    }
-}
-
-/// Starts the thread. `None` if the system has no more threads.
-fn start_thread() -> Option<Sender<Job>> {
-    let (sender, jobs) = mpsc::channel::<Job>();
-    let run = move || {
-        let mut buffer = Vec::new();
-        for job in jobs {
-            // A panic affects only its own document. The buffer is overwritten anyway.
-            let _ = catch_unwind(AssertUnwindSafe(|| job(&mut buffer)));
-            if buffer.len() > MANIFEST_BYTES_MAX {
-                buffer = Vec::new();
+    /// Like [`Store::with_range`], but does not wait if the range is large, and ignores read errors: for hints.
+    pub fn with_range_later(
+        &self,
+        file: &Arc<File>,
+        range: Range<u64>,
+        use_bytes: impl FnOnce(&[u8]) + Send + 'static,
+    ) {
+        match usize::try_from(range.end.saturating_sub(range.start)) {
+            Ok(length) if length > SMALL_MANIFEST_BYTES_MAX => {
+                let start = range.start;
+                self.inner.large_documents.read(file, start, length, move |read| {
+                    read.map(use_bytes).unwrap_or_default();
+                });
             }
+            _ => self.with_range(file, range, use_bytes).unwrap_or_default(),
         }
-    };
-    thread::Builder::new().name("documents".into()).spawn(run).ok().map(|_| sender)
+    }
 }

@@ -5,6 +5,7 @@ mod blobs;
 mod digesting_writer;
 pub(super) mod documents;
 mod ingest;
+pub(super) mod large_documents;
 mod partials;
 mod verify;
 

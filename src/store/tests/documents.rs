@@ -1,6 +1,7 @@
 //! Documents: large ones are files, are verified when they are read, and become blobs.
 
 use super::*;
+use crate::oci::MANIFEST_BYTES_MAX;
 use crate::store::IngestError;
 
 /// Larger than what stays in memory.
@@ -93,6 +94,14 @@ fn readers_of_large_lists_take_no_space_of_manifests() {
 }
 
 #[test]
+fn content_that_is_too_large_for_a_document_is_not_read() {
+    let (_directory, store) = fresh();
+    let digest = put(&store, &vec![b'z'; MANIFEST_BYTES_MAX + 1]);
+    let size = MANIFEST_BYTES_MAX as u64 + 1;
+    assert_eq!(store.with_document(&digest, size, <[u8]>::len).unwrap(), None);
+}
+
+#[test]
 fn a_panic_while_a_large_document_is_parsed_affects_only_that_document() {
     let (_directory, store) = fresh();
     let digest = put(&store, &vec![b'z'; LARGE]);
@@ -119,6 +128,14 @@ fn documents_beyond_the_space_for_files_are_refused_and_do_not_fill_the_memory()
         assert!(readers.len() <= 6, "256 MiB");
     }
     assert!(readers.len() == 6, "{}", readers.len());
+    // A refused document whose rest is still arriving takes no space of one that fits.
+    let mut refused = store.list_writer();
+    (0..400).for_each(|_| refused.write(&[b'x'; 100_000]));
+    assert!(refused.with_bytes(<[u8]>::len).is_none());
+    let mut fitting = store.list_writer();
+    (0..100).for_each(|_| fitting.write(&[b'x'; 100_000]));
+    assert_eq!(fitting.with_bytes(<[u8]>::len), Some(10_000_000));
+    drop((refused, fitting));
     readers.clear();
     assert!(large().is_some());
 }

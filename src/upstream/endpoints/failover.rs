@@ -177,6 +177,9 @@ impl Failover {
                 }
                 Err(error) => {
                     log::debug!("{}: endpoint {}: {error}", self.upstream, index + 1);
+                    if error.is_no_space() {
+                        return Err(error);
+                    }
                     failure = Some(match failure {
                         Some(before) if rank(before.kind()) >= rank(error.kind()) => before,
                         _ => error,
