@@ -165,7 +165,7 @@ for image in "${IMAGES[@]}"; do
     fail "the error does not name $image"
 done
 for digest in "$HELLO_LAYER" "$BIG_LAYER"; do
-  grep -q "^ *$digest ([0-9]* bytes)$" refusal || fail "the error does not name $digest"
+  grep -qE "^ *$digest \([0-9.]+ (bytes|[kMG]B)\)$" refusal || fail "the error does not name $digest"
 done
 must_fail "a layer in the delta is reported as missing" grep -q "$APP_LAYER" refusal
 equal "images that were named" '[]' "$(client "$E2E_LARDER" --image-path "$CASE_DIR/other" list --json)"
