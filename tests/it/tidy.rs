@@ -46,6 +46,9 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("commands", "*", "protocol details"),
 ];
 
+/// The folders of `store`. Each uses only those before it.
+const STORE: &str = "files locks content names usage gc";
+
 /// The modules that may use a path. `main` is `main.rs` and `lib.rs`.
 enum Modules {
     Only(&'static str),
@@ -126,6 +129,7 @@ fn check(source: &Source, exceptions: &[(&str, &str, &str)]) -> Vec<Finding> {
     findings.extend(too_long(path, &code));
     if path.starts_with("src/") && !is_test_file(path) {
         findings.extend(dependencies(path, &code));
+        findings.extend(store_order(path, &code));
         findings.extend(restricted(path, &code, exceptions));
         findings.extend(unexplained_unwraps(path, &code));
     }
@@ -169,6 +173,20 @@ fn dependencies(path: &str, code: &Code) -> Vec<Finding> {
         findings.push(finding(path, *line, why));
     }
     findings
+}
+
+/// Checks paths through folders. Methods, and what `store/mod.rs` exports, do not name their folder.
+fn store_order(path: &str, code: &Code) -> Vec<Finding> {
+    let order =
+        |path: &str| STORE.split(' ').position(|f| path.split(['/', ':']).next() == Some(f));
+    let Some(own) = path.strip_prefix("src/store/").and_then(order) else { return Vec::new() };
+    let to_store = "super::".repeat(depth_of(path) - 1);
+    let later = code.paths.iter().filter(|(_, used)| {
+        let inside = used.strip_prefix("crate::store::").or(used.strip_prefix(&to_store));
+        inside.and_then(order) > Some(own)
+    });
+    let why = format!("a folder of `store` uses only those before it: {STORE}");
+    later.map(|(line, _)| finding(path, *line, &*why)).collect()
 }
 
 fn restricted(path: &str, code: &Code, exceptions: &[(&str, &str, &str)]) -> Vec<Finding> {
@@ -306,6 +324,8 @@ mod tests {
             ("src/api/route.rs", "use crate::{oci, store};", "must not use `store`"),
             ("src/oci/mod.rs", "use crate::Error;", "is not a module"),
             ("src/oci/mod.rs", "use crate::*;", "is not a module"),
+            ("src/store/content/blobs.rs", "use crate::store::names::TagRecord;", "before it"),
+            ("src/store/names/mod.rs", "use super::{content, gc::Pins};", "before it"),
         ] {
             refuses(path, code, 1, why);
         }
