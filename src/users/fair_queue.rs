@@ -84,18 +84,14 @@ impl<T> FairQueue<T> {
             return Some(check);
         }
         let mut refused = None;
-        if held >= CLIENT_MAX {
-            refused = self.pop_latest(client, held_by_user + 1);
-        } else if self.waiting >= WAITING_MAX {
-            let largest = self.clients.iter().max_by_key(|(_, client)| client.waiting);
-            if let Some((&largest, most)) = largest
-                && most.waiting > held + 1
-            {
-                refused = self.pop_latest(largest, 0);
+        if held >= CLIENT_MAX || self.waiting >= WAITING_MAX {
+            refused = match held >= CLIENT_MAX {
+                true => self.pop_latest(client, held_by_user + 1),
+                false => self.client_above(held + 1).and_then(|most| self.pop_latest(most, 0)),
+            };
+            if refused.is_none() {
+                return Some(check);
             }
-        }
-        if refused.is_none() && (held >= CLIENT_MAX || self.waiting >= WAITING_MAX) {
-            return Some(check);
         }
         let order = &mut self.order;
         let entry = self.clients.entry(client).or_insert_with(|| {
@@ -109,6 +105,12 @@ impl<T> FairQueue<T> {
         entry.waiting += 1;
         self.waiting += 1;
         refused
+    }
+
+    /// The client with the most waiting checks, if these are more than `least`.
+    fn client_above(&self, least: usize) -> Option<ClientAddress> {
+        let most = self.clients.iter().max_by_key(|(_, client)| client.waiting);
+        most.filter(|(_, client)| client.waiting > least).map(|(&address, _)| address)
     }
 
     /// How many checks of a client are waiting, and how many of these for the user.

@@ -211,8 +211,7 @@ impl DocumentWriter {
     /// Writes the buffer to the file. If the disk accepts no file, the document stays in memory. If other documents use all
     /// space for files, it is refused: they would soon use all memory as well.
     fn write_out(&mut self) {
-        let store = self.store.clone();
-        let budget = &self.kind.budgets(&store).files;
+        let budget = &self.kind.budgets(&self.store).files;
         let (needed, written) =
             (self.buffer.len() as u64, self.file.as_ref().map_or(0, |(_, written)| *written));
         while written + needed > self.reserved_of_files {
@@ -312,8 +311,7 @@ impl DocumentWriter {
         if !self.complete() {
             return None;
         }
-        let store = self.store.clone();
-        let budgets = self.kind.budgets(&store);
+        let budgets = self.kind.budgets(&self.store);
         Some(match self.file.take() {
             Some((file, written)) => {
                 lock(&budgets.files).share(std::mem::take(&mut self.reserved_of_files), &file);
@@ -422,45 +420,44 @@ impl Store {
     }
 
     /// Calls `use_bytes` with a range of a file, as [`Store::with_document`] does.
-    ///
-    /// # Errors
-    /// The range cannot be read.
-    pub fn with_range<T: Send + 'static>(
+    fn with_range<T: Send + 'static>(
         &self,
         file: &Arc<File>,
         range: Range<u64>,
         use_bytes: impl FnOnce(&[u8]) -> T + Send + 'static,
     ) -> io::Result<T> {
-        let length = usize::try_from(range.end.saturating_sub(range.start));
-        let length = length.map_err(io::Error::other)?;
-        if length <= SMALL_MANIFEST_BYTES_MAX {
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, range.start)?;
-            return Ok(use_bytes(&bytes));
-        }
         let (reply, result) = mpsc::sync_channel(1);
-        self.inner.large_documents.read(file, range.start, length, move |read| {
+        self.read_range(file, range, move |read| {
             let _ = reply.send(read.map(use_bytes));
         });
         // A panic of `use_bytes` is in the log.
         result.recv().unwrap_or_else(|_| Err(io::Error::other("a document cannot be parsed")))
     }
 
-    /// Like [`Store::with_range`], but does not wait if the range is large, and ignores read errors: for hints.
+    /// Calls `use_bytes` with a range of a file, unless it cannot be read: for hints. Does not wait if the range is large.
     pub fn with_range_later(
         &self,
         file: &Arc<File>,
         range: Range<u64>,
         use_bytes: impl FnOnce(&[u8]) + Send + 'static,
     ) {
+        self.read_range(file, range, move |read| read.map(use_bytes).unwrap_or_default());
+    }
+
+    /// Reads a range of a file and calls `done`: here if the range is small, otherwise on the thread for documents.
+    fn read_range(
+        &self,
+        file: &Arc<File>,
+        range: Range<u64>,
+        done: impl FnOnce(io::Result<&[u8]>) + Send + 'static,
+    ) {
         match usize::try_from(range.end.saturating_sub(range.start)) {
-            Ok(length) if length > SMALL_MANIFEST_BYTES_MAX => {
-                let start = range.start;
-                self.inner.large_documents.read(file, start, length, move |read| {
-                    read.map(use_bytes).unwrap_or_default();
-                });
+            Ok(length) if length <= SMALL_MANIFEST_BYTES_MAX => {
+                let mut bytes = vec![0; length];
+                done(file.read_exact_at(&mut bytes, range.start).map(|()| &*bytes));
             }
-            _ => self.with_range(file, range, use_bytes).unwrap_or_default(),
+            Ok(length) => self.inner.large_documents.read(file, range.start, length, done),
+            Err(error) => done(Err(io::Error::other(error))),
         }
     }
 }

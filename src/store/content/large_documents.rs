@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, SendError, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -43,20 +43,17 @@ impl LargeDocuments {
     /// Runs a job with the buffer of the thread.
     fn run(&self, job: Job) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = jobs.take().or_else(start_thread);
-        let refused = match sender {
-            Some(sender) => match sender.send(job) {
-                Ok(()) => {
-                    *jobs = Some(sender);
-                    return;
-                }
-                Err(SendError(job)) => job,
-            },
-            None => job,
-        };
-        drop(jobs);
-        // The system starts no thread.
-        refused(&mut Vec::new());
+        if jobs.is_none() {
+            *jobs = start_thread();
+        }
+        match &*jobs {
+            // Cannot fail: the thread runs for as long as there is a sender.
+            Some(sender) => drop(sender.send(job)),
+            None => {
+                drop(jobs);
+                job(&mut Vec::new());
+            }
+        }
     }
 }
 
