@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::range::{entity_tag, is_not_modified};
+use super::runtimes::Agent;
 use super::waiting::wait;
 use super::{Call, Failure, Storage};
 use crate::cache::{
@@ -24,23 +25,28 @@ pub(super) fn answer(
     };
     let found = match found {
         Ok(HeadLookup::Manifest(found)) => Ok(found),
-        Ok(HeadLookup::Ready(answer)) => return Step::Reply(head(&call, request, Ok(answer))),
+        Ok(HeadLookup::Ready(answer)) => {
+            return Step::Reply(head(&call, name, reference, request, Ok(answer)));
+        }
         Ok(HeadLookup::Wait(waiting)) => {
+            let (name, reference) = (name.clone(), reference.clone());
             return wait(waiting, request, context, move |request, outcome| {
-                head(&call, request, outcome)
+                head(&call, &name, &reference, request, outcome)
             });
         }
         Err(error) => Err(error),
     };
     match found {
-        Ok(ManifestLookup::Ready(answer)) => Step::Reply(reply(&call, name, request, Ok(answer))),
+        Ok(ManifestLookup::Ready(answer)) => {
+            Step::Reply(reply(&call, name, reference, request, Ok(answer)))
+        }
         Ok(ManifestLookup::Wait(waiting)) => {
-            let name = name.clone();
+            let (name, reference) = (name.clone(), reference.clone());
             wait(waiting, request, context, move |request, outcome| {
-                reply(&call, &name, request, outcome)
+                reply(&call, &name, &reference, request, outcome)
             })
         }
-        Err(error) => Step::Reply(reply(&call, name, request, Err(error))),
+        Err(error) => Step::Reply(reply(&call, name, reference, request, Err(error))),
     }
 }
 
@@ -62,16 +68,36 @@ fn body(answer: &ManifestAnswer) -> Body {
 }
 
 /// The response to HEAD if the manifest itself is not cached.
-fn head(call: &Call, request: &Request, outcome: Result<HeadAnswer, CacheError>) -> Reply {
+fn head(
+    call: &Call,
+    name: &ImageName,
+    reference: &Reference,
+    request: &Request,
+    outcome: Result<HeadAnswer, CacheError>,
+) -> Reply {
     match outcome {
         Ok(answer) => {
             let ManifestHead { digest, media_type, size } = answer.head();
+            note_check(call, name, reference, request, digest);
             let full = Reply::new(200, Body::Length(*size));
             let reply = describe(full, request, digest, media_type);
             call.finish(reply, answer.how, Storage::NotStored)
         }
         Err(error) => call.fail(&Failure::Manifest(error)),
     }
+}
+
+/// Lets the image be completed if the client runs it. A client that only has to know whether a tag has moved has the
+/// image already and does not pull it.
+fn note_check(
+    call: &Call,
+    name: &ImageName,
+    reference: &Reference,
+    request: &Request,
+    digest: &Digest,
+) {
+    let Agent { is_runtime, platform } = Agent::of(request);
+    call.cache.checked_by_head(name, reference, digest, is_runtime, platform);
 }
 
 /// Adds the headers that describe a manifest. Drops the body if the client already has it.
@@ -89,6 +115,7 @@ fn describe(full: Reply, request: &Request, digest: &Digest, media_type: &MediaT
 fn reply(
     call: &Call,
     name: &ImageName,
+    reference: &Reference,
     request: &Request,
     outcome: Result<ManifestAnswer, CacheError>,
 ) -> Reply {
@@ -96,9 +123,9 @@ fn reply(
         Ok(answer) => answer,
         Err(error) => return call.fail(&Failure::Manifest(error)),
     };
-    // Tools use HEAD to check for updates; only GET indicates a pull.
-    if request.method() == Method::Get {
-        call.cache.complete_later(name, answer.digest());
+    match request.method() {
+        Method::Get => call.cache.complete_later(name, answer.digest()),
+        _ => note_check(call, name, reference, request, answer.digest()),
     }
     let full = Reply::new(200, body(&answer));
     let reply = describe(full, request, answer.digest(), answer.media_type());

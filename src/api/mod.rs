@@ -17,6 +17,7 @@ mod management;
 mod manifests;
 mod range;
 mod route;
+mod runtimes;
 mod status;
 mod waiting;
 

@@ -27,6 +27,10 @@ impl<K: Eq + Hash, V> BoundedCache<K, V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
+    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.young.get_mut(key).or_else(|| self.old.get_mut(key))
+    }
+
     pub(super) fn insert(&mut self, key: K, value: V) {
         if self.young.len() >= self.generation_max && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);

@@ -17,6 +17,7 @@
 
 mod blobs;
 mod bounded;
+mod completion;
 mod core;
 mod error;
 mod eviction;
@@ -35,7 +36,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
 use crate::metrics::{Metrics, Removal};
-use crate::oci::{Digest, ImageName, Platforms, Reference, Upstream};
+use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Upstream};
 use crate::store::Store;
 use crate::upstream::Sources;
 
@@ -43,6 +44,7 @@ pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, Incoming, PassThrough, Purpose, RetryPolicy,
     SizeSource,
 };
+pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
@@ -52,14 +54,15 @@ pub use maintenance::{
 pub use manifests::{
     HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait,
 };
-pub use prefetch::Prefetch;
+pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 
-pub use crate::store::{Blob, Document, ImageUsage, SweepLocked, UsageSummary};
+pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
 pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
 
 use blobs::BlobCache;
+use completion::Completions;
 use core::Core;
 use eviction::EvictionService;
 use lists::ListCache;
@@ -168,6 +171,7 @@ struct Services {
     blobs: Arc<BlobCache>,
     lists: Arc<ListCache>,
     prefetcher: Arc<Prefetcher>,
+    completions: Arc<Completions>,
 }
 
 /// Requests for content.
@@ -189,7 +193,14 @@ impl Cache {
             Arc::clone(&blobs),
             Arc::clone(&lists),
         ));
-        let services = Services { core, manifests, eviction, blobs, lists, prefetcher };
+        let completions = Arc::new(Completions::new(
+            Arc::clone(&core),
+            Arc::clone(&manifests),
+            Arc::clone(&blobs),
+            Arc::clone(&prefetcher),
+        ));
+        let services =
+            Services { core, manifests, eviction, blobs, lists, prefetcher, completions };
         Cache { services: Arc::new(services), client: None }
     }
 
@@ -257,7 +268,36 @@ impl Cache {
 
     /// Completes an image whose manifest was served, in the background.
     pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
-        self.services.prefetcher.complete_later(name, digest, self.client);
+        self.services.completions.pulled(name, digest, self.client);
+    }
+
+    /// A client has checked an image with HEAD and received this digest: see [`PrefetchOnHead`]. `is_node` states
+    /// whether the client is a container runtime, `platform` is the one that it reports.
+    pub fn checked_by_head(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        digest: &Digest,
+        is_node: bool,
+        platform: Option<Platform>,
+    ) {
+        let completions = &self.services.completions;
+        completions.checked(name, reference, digest, is_node, platform, self.client);
+    }
+
+    /// Fetches the images that are due to be completed, in the background, as the [`CompletionThread`] does.
+    pub fn complete_due_images(&self) {
+        self.services.completions.tick();
+    }
+
+    /// The images that are not complete, and why.
+    pub fn incomplete_images(&self) -> Vec<IncompleteImage> {
+        self.services.completions.report()
+    }
+
+    /// How many images are being completed, by state.
+    pub fn completion_states(&self) -> Vec<(&'static str, usize)> {
+        self.services.completions.stages()
     }
 
     /// Fetches the manifests that refer to a manifest, directly or through others: with the referrers API, and by

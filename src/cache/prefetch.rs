@@ -4,7 +4,7 @@
 //! its layers. The work is done in the background, by fetchers that clients do not need. Each blob has one flight as
 //! usual, which clients join.
 //!
-//! A HEAD request for a manifest is not a pull, so it does not complete the image.
+//! When it starts is decided elsewhere: after GET of a manifest, on request, and after HEAD by `completion`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -18,8 +18,9 @@ use super::manifests::ManifestCache;
 use super::{CacheError, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::oci::{
-    Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Reference, Tag,
+    Descriptor, Digest, ImageName, Manifest, ManifestKind, Platform, Platforms, Reference, Tag,
 };
+use crate::store::Access;
 
 /// An image is checked at most this often, since every node of a cluster requests its manifest.
 const COMPLETED_EVERY: Duration = Duration::from_secs(60);
@@ -40,12 +41,60 @@ pub struct Prefetch {
     pub platforms: Platforms,
     /// Signatures, attestations and SBOMs that refer to served manifests.
     pub referrers: bool,
+    /// Which HEAD requests for a manifest complete its image.
+    pub on_head: PrefetchOnHead,
+    /// The platform that is fetched of an index that nodes have checked with HEAD, if nothing is known about them and
+    /// no image of the index is cached.
+    pub default_platform: Platform,
+}
+
+/// Which clients' HEAD requests complete an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrefetchOnHead {
+    /// Those of container runtimes, by their `User-Agent`: they send HEAD for images that they run.
+    Runtimes,
+    /// Those of all clients.
+    Always,
+    /// None.
+    Never,
 }
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Prefetch { blobs: true, platforms: Platforms::NONE, referrers: false }
+        Prefetch {
+            blobs: true,
+            platforms: Platforms::NONE,
+            referrers: false,
+            on_head: PrefetchOnHead::Runtimes,
+            default_platform: Platform::of_this_machine(),
+        }
     }
+}
+
+/// The content that an image lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub(super) manifests: Vec<Digest>,
+    /// The blobs of the manifests that are cached.
+    pub(super) blobs: Vec<Descriptor>,
+}
+
+impl Missing {
+    pub(super) fn is_nothing(&self) -> bool {
+        self.manifests.is_empty() && self.blobs.is_empty()
+    }
+}
+
+/// A part of an image.
+enum Part<'a> {
+    Blob(&'a Descriptor),
+    Manifest(&'a Digest),
+}
+
+/// Whether a visit continues.
+enum Visit {
+    Continue,
+    Stop,
 }
 
 /// Completes images in the background.
@@ -110,18 +159,18 @@ impl Prefetcher {
         if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
     }
 
-    /// Completes an image whose manifest was served, in the background.
+    /// Completes an image whose manifest was served, in the background. Returns whether it begins now.
     pub(super) fn complete_later(
         self: &Arc<Self>,
         name: &ImageName,
         digest: &Digest,
         client: Option<ClientAddress>,
-    ) {
+    ) -> bool {
         if !self.core.settings().prefetch.blobs
             || self.core.is_offline()
             || !self.core.store.is_writable()
         {
-            return;
+            return false;
         }
         let (key, now) = ((name.clone(), *digest), self.core.now());
         {
@@ -129,11 +178,11 @@ impl Prefetcher {
             let last = checked.get(&key).copied();
             let is_young = |last| now.duration_since(last).is_ok_and(|age| age < COMPLETED_EVERY);
             if last.is_some_and(is_young) {
-                return;
+                return false;
             }
             checked.insert(key, now);
         }
-        let Ok(purpose) = self.core.purpose(name, client) else { return };
+        let Ok(purpose) = self.core.purpose(name, client) else { return false };
         let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
         self.core.metadata_fetchers.submit_in_background(purpose, move || {
             let wanted = service.core.settings().prefetch.platforms.clone();
@@ -146,7 +195,18 @@ impl Prefetcher {
                 }
                 service.note_referrers(&name, &digest);
             }
-        });
+        })
+    }
+
+    /// Whether a client has requested this manifest with GET since then.
+    pub(super) fn was_pulled_since(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        since: SystemTime,
+    ) -> bool {
+        let pulled = lock(&self.completed).get(&(name.clone(), *digest)).copied();
+        pulled.is_some_and(|pulled| pulled >= since)
     }
 
     /// Fetches the missing content of a stored manifest; of an index, for the wanted platforms.
@@ -163,6 +223,94 @@ impl Prefetcher {
         depth: usize,
         seen: &mut HashSet<Digest>,
     ) {
+        self.visit(name, digest, wanted, depth, seen, &mut |part| match part {
+            Part::Blob(blob) => {
+                self.fetch_if_missing(name, blob);
+                Visit::Continue
+            }
+            Part::Manifest(digest) => {
+                if self.core.is_offline() || self.core.metadata_fetchers.is_closed() {
+                    return Visit::Stop;
+                }
+                if let Err(error) = self.manifests.fetch_by_digest(name, digest) {
+                    error.log(&format!("{name}@{digest}"));
+                }
+                Visit::Continue
+            }
+        });
+    }
+
+    /// The missing content of a manifest; of an index, for the wanted platforms. Makes no requests.
+    pub(super) fn missing(&self, name: &ImageName, digest: &Digest, wanted: &Platforms) -> Missing {
+        let mut missing = Missing::default();
+        let store = &self.core.store;
+        if store.manifest(name, digest, Access::Look).is_none() {
+            missing.manifests.push(*digest);
+        }
+        self.visit(name, digest, wanted, 0, &mut HashSet::new(), &mut |part| {
+            match part {
+                Part::Blob(blob) if store.blob(&blob.digest, blob.known_size()).is_none() => {
+                    missing.blobs.push(blob.clone());
+                }
+                Part::Manifest(digest) if store.manifest(name, digest, Access::Look).is_none() => {
+                    missing.manifests.push(*digest);
+                }
+                _ => {}
+            }
+            Visit::Continue
+        });
+        missing
+    }
+
+    /// The platforms of an image that nodes have checked with HEAD: those in the configuration and those that the nodes
+    /// report. If there are none, the cached ones of the index; if none is cached, the default platform.
+    pub(super) fn wanted(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        nodes: &[Platform],
+    ) -> Platforms {
+        let settings = self.core.settings();
+        let Platforms::Only(configured) = &settings.prefetch.platforms else {
+            return Platforms::All;
+        };
+        let known: Vec<Platform> = configured.iter().chain(nodes).cloned().collect();
+        if !known.is_empty() {
+            return Platforms::Only(known);
+        }
+        let manifest = self.core.store.stored_manifest(name, digest);
+        let Some(ManifestKind::Index { manifests }) = manifest.as_ref().map(Manifest::kind) else {
+            return Platforms::NONE;
+        };
+        let is_cached = |child: &&Descriptor| {
+            self.core.store.manifest(name, &child.digest, Access::Look).is_some()
+        };
+        let images = manifests.iter().filter(|child| child.attests.is_none());
+        let platform = |child: &Descriptor| child.platform.as_ref()?.parse::<Platform>().ok();
+        let cached: Vec<Platform> = images.clone().filter(is_cached).filter_map(platform).collect();
+        if !cached.is_empty() {
+            return Platforms::Only(cached);
+        }
+        let default = &settings.prefetch.default_platform;
+        let runs = |child: &Descriptor| child.platform.as_ref().is_some_and(|it| default.runs(it));
+        match images.clone().any(runs) {
+            true => Platforms::Only(vec![default.clone()]),
+            // The nodes have another platform, most likely the first.
+            false => Platforms::Only(images.filter_map(platform).take(1).collect()),
+        }
+    }
+
+    /// Visits the content of a stored manifest: its blobs, or the selected children of an index and what they refer
+    /// to. A child is read after its own visit, which may have fetched it.
+    fn visit(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        wanted: &Platforms,
+        depth: usize,
+        seen: &mut HashSet<Digest>,
+        each: &mut dyn FnMut(Part<'_>) -> Visit,
+    ) {
         if !seen.insert(*digest) {
             return;
         }
@@ -171,7 +319,7 @@ impl Prefetcher {
             ManifestKind::Image { .. } => {
                 // Foreign layers come from other servers. They are fetched only if a client requests them.
                 for blob in manifest.descriptors().filter(|blob| !blob.is_foreign) {
-                    self.fetch_if_missing(name, blob);
+                    each(Part::Blob(blob));
                 }
                 return;
             }
@@ -186,18 +334,17 @@ impl Prefetcher {
         // The rest of a large index is not needed while the registry responds.
         drop(manifest);
         for child in children {
-            let is_over = self.core.is_offline() || self.core.metadata_fetchers.is_closed();
-            if is_over || seen.len() >= MANIFESTS_MAX {
+            if seen.len() >= MANIFESTS_MAX {
                 return;
             }
             if !child.may_be_manifest {
-                self.fetch_if_missing(name, &child);
+                each(Part::Blob(&child));
                 continue;
             }
-            match self.manifests.fetch_by_digest(name, &child.digest) {
-                Ok(_) => self.complete_below(name, &child.digest, wanted, depth + 1, seen),
-                Err(error) => error.log(&format!("{name}@{}", child.digest)),
+            if matches!(each(Part::Manifest(&child.digest)), Visit::Stop) {
+                return;
             }
+            self.visit(name, &child.digest, wanted, depth + 1, seen, each);
         }
     }
 

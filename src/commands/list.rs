@@ -1,7 +1,7 @@
 //! `larder list`: lists cached images and what is missing of them. Reads the directory; needs no server.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Write};
 use std::time::SystemTime;
 
@@ -15,7 +15,7 @@ use crate::cli;
 use crate::config::Settings;
 use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
 use crate::prune::{Pins, PruneError};
-use crate::store::{Graph, ImageUsage, Store, StoreError, StoredImage};
+use crate::store::{Access, Graph, ImageUsage, IncompleteImage, Store, StoreError, StoredImage};
 use crate::units;
 
 /// Hexadecimal characters of a digest in a table, as in other tools.
@@ -39,7 +39,13 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
         cli::List { digests: true, .. } => print_digests(out, &rows),
         cli::List { json: true, .. } => print_json(out, &rows),
         cli::List { tree: true, .. } => print_tree(out, &rows),
-        _ => print_table(out, &rows, SystemTime::now()),
+        _ => {
+            let uncached = match command.pinned {
+                true => Vec::new(),
+                false => uncached(&store, &selected, &rows),
+            };
+            print_table(out, &rows, &uncached, SystemTime::now())
+        }
     };
     match printed {
         // The reader closed the pipe.
@@ -123,6 +129,8 @@ struct Row {
     is_stale: bool,
     /// Whether it is never evicted.
     is_pinned: bool,
+    /// Why the server has not completed it.
+    reason: Option<String>,
 }
 
 fn rows(
@@ -131,7 +139,7 @@ fn rows(
     pins: &Pins,
     selected: &[Choice],
 ) -> Result<Vec<Row>, StoreError> {
-    let now = SystemTime::now();
+    let (now, incomplete) = (SystemTime::now(), store.incomplete());
     let row = |image: StoredImage| {
         let graph = store.graph_of(&image);
         let created = store.created(&graph);
@@ -142,9 +150,23 @@ fn rows(
             _ => false,
         };
         let is_pinned = pins.cover_any(&image.name, &image.reference, graph.manifest_digests());
-        Row { image, graph, created, is_stale, is_pinned }
+        let reason = match graph.is_complete() {
+            true => None,
+            false => reason(&incomplete, &image, &graph),
+        };
+        Row { image, graph, created, is_stale, is_pinned, reason }
     };
     Ok(images(store, selected)?.into_iter().map(row).collect())
+}
+
+/// Why the server has not completed an image, according to its last report.
+fn reason(incomplete: &[IncompleteImage], image: &StoredImage, graph: &Graph) -> Option<String> {
+    let (name, full) = (image.name.to_string(), image.full_reference());
+    let digests: HashSet<String> = graph.manifest_digests().map(|each| each.to_string()).collect();
+    let is_it = |each: &&IncompleteImage| {
+        each.image == full || each.repository() == name && digests.contains(&each.digest)
+    };
+    incomplete.iter().find(is_it).map(|each| each.reason.clone())
 }
 
 impl Row {
@@ -154,6 +176,9 @@ impl Row {
             (false, 0) => "no platform".to_owned(),
             (false, missing) => format!("partial, {} missing", units::size(missing)),
         };
+        if let Some(reason) = &self.reason {
+            state.push_str(&format!(" ({reason})"));
+        }
         if self.image.gone.is_some() {
             state.push_str(", gone upstream");
         }
@@ -171,7 +196,27 @@ impl Row {
     }
 }
 
-fn print_table(out: &mut dyn Write, rows: &[Row], now: SystemTime) -> io::Result<()> {
+/// The images that nodes have and of which nothing is cached.
+fn uncached(store: &Store, selected: &[Choice], rows: &[Row]) -> Vec<IncompleteImage> {
+    let listed: HashSet<String> = rows.iter().map(|row| row.image.full_reference()).collect();
+    let mut incomplete = store.incomplete();
+    incomplete.retain(|image| {
+        let Some((name, reference, digest)) = image.parse() else { return false };
+        let is_selected =
+            selected.is_empty() || selected.iter().any(|each| each.covers(&name, &reference));
+        let is_cached =
+            listed.contains(&image.image) || store.manifest(&name, &digest, Access::Look).is_some();
+        is_selected && !is_cached
+    });
+    incomplete
+}
+
+fn print_table(
+    out: &mut dyn Write,
+    rows: &[Row],
+    uncached: &[IncompleteImage],
+    now: SystemTime,
+) -> io::Result<()> {
     let mut lines = vec![
         ["IMAGE", "DIGEST", "SIZE", "PLATFORMS", "PULLED", "CREATED", "STATE"].map(str::to_owned),
     ];
@@ -185,6 +230,18 @@ fn print_table(out: &mut dyn Write, rows: &[Row], now: SystemTime) -> io::Result
             row.image.pulled.map_or_else(|| "-".into(), |pulled| units::ago(pulled, now)),
             row.created.as_deref().map_or("-", |text| text.get(..10).unwrap_or(text)).to_owned(),
             row.state(),
+        ]
+    }));
+    lines.extend(uncached.iter().map(|image| {
+        let hex = image.digest.split_once(':').map_or("", |(_, hex)| hex);
+        [
+            image.image.clone(),
+            hex.chars().take(SHORT_DIGEST).collect(),
+            "-".into(),
+            "-".into(),
+            "-".into(),
+            "-".into(),
+            format!("not cached ({})", image.reason),
         ]
     }));
     let widths: [usize; 7] = std::array::from_fn(|column| {
@@ -248,5 +305,9 @@ fn print_json(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 
 fn to_json(row: &Row) -> Value {
     let usage = ImageUsage::of(&row.image, &row.graph, row.created.clone());
-    image_document(&usage, row.is_pinned, row.is_stale)
+    let mut document = image_document(&usage, row.is_pinned, row.is_stale);
+    if let Some(reason) = &row.reason {
+        document["reason"] = reason.as_str().into();
+    }
+    document
 }

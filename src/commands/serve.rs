@@ -17,7 +17,7 @@ use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, IndexWriter, MaintenanceThread, Scrubber};
+use crate::cache::{Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber};
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
@@ -75,6 +75,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         .map_err(|source| CommandError::System { doing: "start scrubbing", source })?;
     let maintenance = MaintenanceThread::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start maintenance", source })?;
+    let completion = CompletionThread::start(cache.clone())
+        .map_err(|source| CommandError::System { doing: "start completing images", source })?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -110,7 +112,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     management.iter().for_each(Controller::drain);
     // First, because this ends evictions for which fetches wait.
     cache.close();
-    drop((scrubber, maintenance));
+    drop((scrubber, maintenance, completion));
     cache.wait_for_fetches(LAST_COMMITS);
     drop(index_writer);
     log::info!("stopped");

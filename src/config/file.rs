@@ -101,6 +101,11 @@ section! {
         /// Fetch the config and all layers of an image whose manifest was pulled, in the background and after what
         /// clients request, so that the image is complete when the network fails.
         AtOnce "prefetch" prefetch: bool = cache::Prefetch::default().blobs;
+        /// Fetch an image completely, in the background, if a client checks it with HEAD and then does not pull it,
+        /// because it has it already: `runtimes` (containerd, CRI-O, Docker, podman and others, by their `User-Agent`),
+        /// `always` (any client) or `never`. A client that checks more than 256 images, or more than 32 tags of one
+        /// repository, in an hour counts as a scanner, whose checks have no effect. Requires `prefetch`.
+        AtOnce "prefetchOnHead" prefetch_on_head: OnHead = OnHead::Runtimes;
         /// The platforms of a pulled index to fetch in addition to the requested one: `[linux/amd64, linux/arm64]`, or
         /// `[all]`.
         AtOnce "platforms" platforms: Vec<Text<PlatformText>> = vec![];
@@ -352,6 +357,8 @@ macro_rules! names {
 names! {
     /// `onUpstreamDelete`.
     OnDelete { Keep, Drop }
+    /// `prefetchOnHead`.
+    OnHead { Runtimes, Always, Never }
     /// `registries[].scheme`.
     SchemeName { Http, Https }
     /// `unlistedRegistries`.

@@ -41,7 +41,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::api::Naming;
-use crate::oci::{Choice, Platform, Platforms, Upstream};
+use crate::cache::PrefetchOnHead;
+use crate::oci::{Choice, Platform, PlatformError, Platforms, Upstream};
 use crate::upstream::{ProxySettings, Timeouts, UnlistedPorts, UnlistedRegistries};
 use crate::{api, cache, hello, http, store, upstream, users};
 
@@ -50,7 +51,7 @@ pub use overrides::Overrides;
 pub use suggestion::closest;
 pub use value::{LogLevel, ParseValueError};
 
-use file::{File, RegistryEntry, Unlisted};
+use file::{File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
 use value::{Integer, Rate};
 
@@ -210,7 +211,7 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         freshness: freshness::policy(file),
         revalidate_timeout: file.revalidate_timeout.0.0,
         negative_ttl: file.negative_ttl.0.0,
-        prefetch: prefetch(file),
+        prefetch: prefetch(file)?,
         maintenance: maintenance::maintenance(file)?,
         air_gapped: file.air_gapped,
         minimum_rate: file.minimum_rate.0.0,
@@ -232,35 +233,42 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
 /// Which children of an index are loaded: those of `os` and `arch`, or else of `platforms`, or else this
 /// machine's. The default `os` is Linux, since containers are Linux's unless configured otherwise.
 fn load_platforms(file: &File) -> Result<Platforms, ConfigError> {
-    let (os, arch) = (file.os.as_deref(), file.arch.as_deref());
-    let configured = prefetch(file).platforms;
-    if os.is_none() && arch.is_none() && !configured.is_none() {
+    let configured = configured_platforms(file);
+    if file.os.is_none() && file.arch.is_none() && !configured.is_none() {
         return Ok(configured);
     }
-    let platform = format!("{}/{}", os.unwrap_or("linux"), arch.unwrap_or(architecture()));
-    Platforms::parse([platform.as_str()])
-        .map_err(|error| ConfigError::Value { key: "os and arch", reason: error.to_string() })
+    Ok(Platforms::Only(vec![platform(file)?]))
 }
 
-/// This machine's architecture, by the name that images use.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
+/// `os` and `arch`, or else this machine's.
+fn platform(file: &File) -> Result<Platform, ConfigError> {
+    let own = Platform::of_this_machine();
+    let (os, arch) = (file.os.as_deref(), file.arch.as_deref());
+    let platform = format!("{}/{}", os.unwrap_or(own.os()), arch.unwrap_or(own.architecture()));
+    platform.parse().map_err(|error: PlatformError| ConfigError::Value {
+        key: "os and arch",
+        reason: error.to_string(),
+    })
 }
 
-fn prefetch(file: &File) -> cache::Prefetch {
+fn configured_platforms(file: &File) -> Platforms {
     let platforms: Option<Vec<Platform>> =
         file.platforms.iter().map(|each| each.0.0.clone()).collect();
-    cache::Prefetch {
+    platforms.map_or(Platforms::All, Platforms::Only)
+}
+
+fn prefetch(file: &File) -> Result<cache::Prefetch, ConfigError> {
+    Ok(cache::Prefetch {
         blobs: file.prefetch,
-        platforms: platforms.map_or(Platforms::All, Platforms::Only),
+        platforms: configured_platforms(file),
         referrers: file.prefetch_referrers,
-    }
+        on_head: match file.prefetch_on_head {
+            OnHead::Runtimes => PrefetchOnHead::Runtimes,
+            OnHead::Always => PrefetchOnHead::Always,
+            OnHead::Never => PrefetchOnHead::Never,
+        },
+        default_platform: platform(file)?,
+    })
 }
 
 fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {

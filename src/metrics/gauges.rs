@@ -22,6 +22,11 @@ struct Queue {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfState {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfRegistry {
     registry: Arc<str>,
 }
@@ -55,6 +60,8 @@ pub struct Gauges {
     pub flights: Vec<(&'static str, usize)>,
     /// The fetch pools.
     pub pools: Vec<PoolGauges>,
+    /// Images that are being completed, by state.
+    pub completions: Vec<(&'static str, usize)>,
     /// The endpoints of registries.
     pub endpoints: Vec<EndpointGauges>,
     /// TLS handshakes with clients that failed since the start.
@@ -238,6 +245,12 @@ impl Gauges {
                 queues.get_or_create(&Queue { pool, queue }).set(saturating(length));
             }
         }
+        let completions = Family::<OfState, Gauge>::default();
+        for (state, count) in &self.completions {
+            completions.get_or_create(&OfState { state }).set(saturating(*count));
+        }
+        let help = "Images that are not complete, by the state of their completion";
+        to.register("incomplete_images", help, completions);
         to.register("fetchers", "Threads that fetch from registries", fetchers);
         to.register("fetchers_busy", "Busy threads that fetch from registries", busy);
         to.register("fetch_queue", "Queued fetches", queues);

@@ -63,6 +63,7 @@ pub struct Metrics {
     removed_images: Family<Why, Counter>,
     removed_bytes: Family<Why, Counter>,
     not_cached: Family<Kind, Counter>,
+    completions: Family<Outcome, Counter>,
     /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
     /// Connections that failed in the middle of a blob, after which the download resumed.
@@ -182,6 +183,7 @@ impl Default for Metrics {
             removed_images: Family::default(),
             removed_bytes: Family::default(),
             not_cached: Family::default(),
+            completions: Family::default(),
             fetched_bytes: Counter::default(),
             retries: Counter::default(),
             resumed: Counter::default(),
@@ -247,6 +249,11 @@ impl Metrics {
     /// Counts a download of a blob that has ended.
     pub fn downloaded(&self, outcome: &'static str) {
         self.downloads.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts an image that a node checked with HEAD; `outcome` is one of a few words.
+    pub fn completed(&self, outcome: &'static str) {
+        self.completions.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts removed images and the freed bytes.
@@ -352,6 +359,8 @@ impl Metrics {
         to.register("removed_bytes", help, self.removed_bytes.clone());
         let help = "Answers whose content could not be stored";
         to.register("not_cached", help, self.not_cached.clone());
+        let help = "Images that nodes checked with HEAD, by what became of them";
+        to.register("head_completions", help, self.completions.clone());
         to.register("scrubbed_blobs", "Blobs hashed by scrubs", self.scrubbed_blobs.clone());
         to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
         let help = "Damaged blobs found by scrubs";

@@ -30,6 +30,38 @@ pub enum Platforms {
 }
 
 impl Platform {
+    /// Linux on the processor that this program runs on.
+    pub fn of_this_machine() -> Platform {
+        let architecture = if cfg!(target_arch = "x86_64") {
+            "amd64"
+        } else if cfg!(target_arch = "aarch64") {
+            "arm64"
+        } else if cfg!(target_arch = "x86") {
+            "386"
+        } else if cfg!(target_arch = "arm") {
+            "arm"
+        } else if cfg!(target_arch = "powerpc64") {
+            "ppc64le"
+        } else if cfg!(target_arch = "riscv64") {
+            "riscv64"
+        } else if cfg!(target_arch = "s390x") {
+            "s390x"
+        } else {
+            "amd64"
+        };
+        Platform { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+
+    /// The operating system.
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
+    /// The processor architecture.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
     /// Whether the platform of a child of an index is this one. A platform without a variant includes all variants.
     pub fn is(&self, listed: &str) -> bool {
         listed.parse::<Platform>().is_ok_and(|listed| {

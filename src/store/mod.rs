@@ -17,6 +17,7 @@
 //! <root>/pins-configured                            the server's configured pins, for commands that do not read
 //! its configuration
 //! <root>/usage/summary.json, images.jsonl           results of the last usage walk, for immediate use
+//! <root>/usage/incomplete.json                      images that the server has not completed, and why
 //! ```
 //!
 //! This module must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
@@ -72,7 +73,9 @@ pub use names::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, Graph, GraphBlob, GraphManifest,
     ListRecord, ManifestRecord, RepositoryNames, RepositoryTimes, StoredImage, TagRecord,
 };
-pub use usage::{DiskUsage, ImageUsage, RegistryUsage, RepositoryUsage, Space, UsageSummary};
+pub use usage::{
+    DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, UsageSummary,
+};
 
 use content::documents;
 use content::large_documents::LargeDocuments;

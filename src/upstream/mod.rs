@@ -79,6 +79,11 @@ pub trait Source: Send + Sync {
     /// How many endpoints the registry has.
     fn endpoints(&self) -> usize;
 
+    /// Whether so little is left of the registry's rate limit that it should be kept for clients.
+    fn is_low_on_pulls(&self) -> bool {
+        false
+    }
+
     /// The current digest of `tag`, by HEAD, which does not count against rate limits. `None` if the response to HEAD
     /// does not contain it (no digest header, 405).
     ///

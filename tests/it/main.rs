@@ -55,6 +55,8 @@ mod referrers;
 mod loading;
 // Prefetching.
 mod prefetch;
+// Images that nodes check with HEAD only.
+mod head_completion;
 // Air-gapped mode.
 mod air_gap;
 // Caches that cannot be written.

@@ -62,6 +62,8 @@ fn every_operation_matches_the_openapi_document() {
         ("GET /api/v1/image", "", 400),
         ("GET /api/v1/blobs", "", 200),
         ("GET /api/v1/blobs", "?sort=age", 400),
+        ("GET /api/v1/incomplete", "", 200),
+        ("GET /api/v1/incomplete", "?limit=1", 400),
         ("GET /api/v1/flights", "", 200),
         ("DELETE /api/v1/flights", &big, 202),
         ("DELETE /api/v1/flights", "?upstream=docker.io", 400),

@@ -188,6 +188,7 @@ fn everything() -> (Metrics, Gauges) {
     }
     metrics.asked_upstream("docker.io", "ok");
     metrics.downloaded("done");
+    metrics.completed("complete");
     for removal in [Removal::Evicted, Removal::Pruned] {
         metrics.removed(removal, 1, 1);
     }
@@ -237,6 +238,7 @@ fn every_gauge() -> Gauges {
         worker_queue: 1,
         flights: vec![("blob", 1), ("manifest", 1), ("other", 1)],
         pools: vec![pool("blobs"), pool("manifests")],
+        completions: vec![("queued", 1)],
         endpoints: vec![endpoint],
         failed_handshakes: 1,
         damaged_files: 1,

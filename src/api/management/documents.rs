@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::cache::{
-    BreakerState, EndpointStatus, FlightStatus, ImageUsage, UpstreamStatus, UsageSummary,
+    BreakerState, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage, UpstreamStatus,
+    UsageSummary,
 };
 use crate::prune::{Report, timestamp};
 
@@ -70,6 +71,17 @@ pub(super) fn usage(summary: &UsageSummary) -> Value {
         "blobs": summary.blobs,
         "blobBytes": summary.blob_bytes,
         "registries": registries,
+    })
+}
+
+pub(super) fn incomplete(image: &IncompleteImage) -> Value {
+    json!({
+        "image": image.image,
+        "digest": image.digest,
+        "state": image.state,
+        "reason": image.reason,
+        "since": time(Some(image.since)),
+        "attempts": image.attempts,
     })
 }
 

@@ -30,6 +30,7 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
         worker_queue: handlers.edge.queue_depth(),
         flights: vec![("blob", load.blobs), ("manifest", load.manifests), ("other", load.others)],
         pools: vec![pool("blobs", load.blob_pool), pool("manifests", load.manifest_pool)],
+        completions: cache.completion_states(),
         endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
         failed_handshakes: handlers.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,

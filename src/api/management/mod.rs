@@ -196,9 +196,8 @@ impl Management {
 impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
-            "status" | "history" | "images" | "image" | "repositories" | "blobs" | "upstreams" => {
-                "GET, HEAD"
-            }
+            "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
+            | "upstreams" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" => "POST",

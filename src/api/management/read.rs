@@ -28,6 +28,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "image" => image(handlers, request),
         "repositories" => repositories(handlers, request),
         "blobs" => blobs(handlers, request),
+        "incomplete" => handlers.query(request, none).map(|_| incomplete(&handlers.cache)),
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
         _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
@@ -182,6 +183,11 @@ fn images(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
         "next": next(offset, limit, total),
         "images": found.into_iter().map(|(_, image)| image).collect::<Vec<_>>(),
     }))
+}
+
+fn incomplete(cache: &Cache) -> Value {
+    let images = cache.incomplete_images();
+    json!({ "incomplete": images.iter().map(documents::incomplete).collect::<Vec<_>>() })
 }
 
 fn repositories(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {

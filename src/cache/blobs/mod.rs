@@ -246,6 +246,13 @@ impl BlobCache {
         resumed
     }
 
+    /// Whether a blob is being fetched, or will be in the background.
+    pub(super) fn is_pending(&self, upstream: &Upstream, digest: &Digest) -> bool {
+        let key = (upstream.clone(), *digest);
+        // In this order: a job that has started leaves the queue only once its flight is visible.
+        lock(&self.queued_in_background).contains(&key) || self.flights.peek(&key).is_some()
+    }
+
     /// Fetches a blob when no client needs a fetcher. Returns whether it is queued now and was not before.
     pub(super) fn fetch_in_background(
         self: &Arc<Self>,

@@ -98,6 +98,18 @@ impl ManifestCache {
         self.flights.len()
     }
 
+    /// Whether a client waits for a manifest, or for that of a tag.
+    pub(super) fn is_being_fetched(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> bool {
+        let is_flying =
+            |reference: Reference| self.flights.peek(&(name.clone(), reference)).is_some();
+        is_flying(reference.clone()) || is_flying(Reference::Digest(*digest))
+    }
+
     /// Removes the manifests from memory, because the store or the freshness policy has changed.
     pub(super) fn forget_hot(&self) {
         lock(&self.hot).clear();

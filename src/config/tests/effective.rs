@@ -35,6 +35,7 @@ imageFile: /f
 prefetch: false
 platforms: [linux/amd64, linux/arm64]
 prefetchReferrers: true
+prefetchOnHead: never
 os: linux
 arch: s390x
 tagTtl: 90s

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::parse::parse;
 use super::super::*;
 use super::settings;
-use crate::cache::{OnUpstreamDelete, Prefetch, Ttl};
+use crate::cache::{OnUpstreamDelete, Prefetch, PrefetchOnHead, Ttl};
 use crate::certificates::IdentityFiles;
 use crate::oci::ImageName;
 use crate::prune;
@@ -80,6 +80,9 @@ onUpstreamDelete: drop
 prefetch: false
 platforms: [linux/amd64, linux/arm64]
 prefetchReferrers: true
+prefetchOnHead: always
+os: linux
+arch: s390x
 scrub: {every: 1d, rate: 5MB}
 revalidateTimeout: 500ms
 negativeTtl: 0
@@ -107,7 +110,13 @@ registries:
     assert_eq!(policy.stale_while_revalidate, Duration::from_secs(60));
     assert_eq!(policy.on_upstream_delete, OnUpstreamDelete::Drop);
     let platforms = Platforms::parse(["linux/amd64", "linux/arm64"]).unwrap();
-    let prefetch = Prefetch { blobs: false, platforms, referrers: true };
+    let prefetch = Prefetch {
+        blobs: false,
+        platforms,
+        referrers: true,
+        on_head: PrefetchOnHead::Always,
+        default_platform: "linux/s390x".parse().unwrap(),
+    };
     assert_eq!(settings.cache.prefetch, prefetch);
     let scrub = settings.scrub.unwrap();
     assert_eq!((scrub.every.as_secs(), scrub.rate.get()), (86_400, 5_000_000));

@@ -177,6 +177,11 @@ impl Layout {
         self.root.join("usage").join("images.jsonl")
     }
 
+    /// The images that the server has not completed.
+    pub(in crate::store) fn incomplete(&self) -> PathBuf {
+        self.root.join("usage").join("incomplete.json")
+    }
+
     /// Held by the process that walks the images.
     pub(in crate::store) fn usage_lock(&self) -> PathBuf {
         self.incoming().join("usage.lock")

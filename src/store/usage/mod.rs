@@ -1,7 +1,9 @@
 //! What takes up the space: disk usage as a count of bytes, and per image and registry in the lists in `usage/`.
 
 mod disk;
+mod incomplete;
 mod walk;
 
 pub use disk::{DiskUsage, Space};
+pub use incomplete::IncompleteImage;
 pub use walk::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};

@@ -15,6 +15,10 @@ use crate::upstream::response::text;
 const WARN_INTERVAL: Duration = Duration::from_secs(3600);
 /// A warning is logged if less than this part of the limit remains.
 const LOW_PERCENT: u64 = 10;
+/// This part of the limit is kept for clients: images that no client waits for are fetched with the rest.
+const RESERVED_PERCENT: u64 = 25;
+/// The length of a window that the registry does not report; that of Docker Hub.
+const WINDOW_DEFAULT: Duration = Duration::from_secs(6 * 3600);
 /// The longest `source`, in bytes: an address or an account.
 const SOURCE_BYTES_MAX: usize = 64;
 
@@ -48,11 +52,11 @@ impl RateLimit {
         })
     }
 
-    /// Limit and remaining pulls, if few remain.
-    fn low(&self) -> Option<(u64, u64)> {
+    /// Limit and remaining pulls, if less than this part remains.
+    fn below(&self, percent: u64) -> Option<(u64, u64)> {
         let (limit, remaining) = self.limit.zip(self.remaining)?;
-        let percent = u128::from(remaining) * 100;
-        (percent < u128::from(limit) * u128::from(LOW_PERCENT)).then_some((limit, remaining))
+        let is_below = u128::from(remaining) * 100 < u128::from(limit) * u128::from(percent);
+        is_below.then_some((limit, remaining))
     }
 }
 
@@ -78,6 +82,8 @@ pub(super) struct Quota {
 #[derive(Debug, Default)]
 struct State {
     latest: Option<RateLimit>,
+    /// When it was reported.
+    noted: Option<Instant>,
     /// When a warning was last logged.
     warned: Option<Instant>,
 }
@@ -96,13 +102,22 @@ impl Quota {
         self.lock().latest.clone()
     }
 
+    /// Whether the remaining pulls are kept for clients. A limit that was reported a window ago no longer counts.
+    pub(super) fn is_reserved(&self, now: Instant) -> bool {
+        let state = self.lock();
+        let Some((latest, noted)) = state.latest.as_ref().zip(state.noted) else { return false };
+        let window = latest.window.unwrap_or(WINDOW_DEFAULT);
+        latest.below(RESERVED_PERCENT).is_some() && now.saturating_duration_since(noted) < window
+    }
+
     /// Stores the rate limit and returns a warning, if one is due.
     fn update(&self, latest: RateLimit, now: Instant) -> Option<String> {
         let mut state = self.lock();
-        let low = latest.low();
+        let low = latest.below(LOW_PERCENT);
         let source = latest.source.clone();
         let window = latest.window;
         state.latest = Some(latest);
+        state.noted = Some(now);
         let (limit, remaining) = low?;
         if state.warned.is_some_and(|warned| now.saturating_duration_since(warned) < WARN_INTERVAL)
         {

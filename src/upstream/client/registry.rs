@@ -76,7 +76,12 @@ impl Registry {
         Registry { session: Session::unlisted(upstream, timeouts, foreign, ports), timeouts }
     }
 
-    /// The rate limit that it reported last; `None` if it has reported none.
+    /// Whether the remaining pulls of the rate limit should be kept for clients.
+    pub(in crate::upstream) fn is_low_on_pulls(&self, now: Instant) -> bool {
+        self.session.is_low_on_pulls(now)
+    }
+
+    /// The rate limit that the registry reported last.
     pub(in crate::upstream) fn quota(&self) -> Option<RateLimit> {
         self.session.quota()
     }

@@ -256,6 +256,11 @@ impl Session {
         format!("{}{path}", self.base.origin())
     }
 
+    /// Whether the remaining pulls of the rate limit should be kept for clients.
+    pub(super) fn is_low_on_pulls(&self, now: Instant) -> bool {
+        self.quota.is_reserved(now)
+    }
+
     /// The rate limit that the registry reported last.
     pub(super) fn quota(&self) -> Option<RateLimit> {
         self.quota.latest()

@@ -373,6 +373,10 @@ impl Source for Failover {
         self.endpoints.len()
     }
 
+    fn is_low_on_pulls(&self) -> bool {
+        self.endpoints.iter().all(|endpoint| endpoint.registry.is_low_on_pulls(Instant::now()))
+    }
+
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
         self.ask(self.rate_limits(), |registry| registry.resolve(repository, tag))
     }

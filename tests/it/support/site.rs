@@ -111,6 +111,14 @@ impl Site {
         site
     }
 
+    /// The same with prefetching.
+    pub fn with_prefetch(registry: &FakeRegistry) -> Site {
+        let mut site = Site::new(registry, "");
+        site.base = site.base.replace("prefetch: false", "prefetch: true");
+        site.configure("");
+        site
+    }
+
     /// An empty registry and an empty cache, with this configuration in addition.
     pub fn empty(extra: &str) -> (FakeRegistry, Site) {
         let registry = FakeRegistry::start();

@@ -1,0 +1,484 @@
+//! Completes the images that nodes run, and records why an image is not complete.
+//!
+//! A node that has an image only sends HEAD, to see whether its tag has moved. If HEAD had no effect, an image that all
+//! nodes have would never reach an empty cache, and the next node could not pull it in an outage. Therefore an image
+//! that a container runtime checks with HEAD is fetched in the background.
+//!
+//! # Which checks count
+//! A pull begins with HEAD as well. [`DELAY`] after the HEAD request, the image is fetched only if no client has
+//! requested its manifest since. Update checkers and scanners send HEAD for thousands of tags: `checks` excludes them.
+//!
+//! # Limits
+//! At most [`FETCHING_MAX`] images are fetched at a time, by fetchers that clients do not need, and none from a
+//! registry of whose rate limit little is left. A failed image is tried again with growing pauses, at most
+//! [`ATTEMPTS_MAX`] times.
+//!
+//! # Interleavings
+//! Clients add entries, one thread takes those that are due ([`Completions::tick`]), and fetchers report results. Each
+//! looks up the entry under the lock of the table, so an entry that was removed meanwhile stays removed. A fetcher that
+//! never reports (it panicked, or the server stops) leaves an entry that is considered again after [`JOB_MAX`].
+
+mod checks;
+mod table;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::blobs::BlobCache;
+use super::bounded::BoundedCache;
+use super::core::Core;
+use super::maintenance::Background;
+use super::manifests::ManifestCache;
+use super::negative::Asked;
+use super::prefetch::{Missing, Prefetcher};
+use super::{Cache, PrefetchOnHead, lock};
+use crate::client_address::ClientAddress;
+use crate::oci::{Digest, ImageName, Platform, Platforms, Reference};
+use crate::store::IncompleteImage;
+
+use checks::{Checks, Verdict};
+use table::{Entry, Key, Stage, Table};
+
+/// How long after HEAD an image is fetched if no client pulls it. A client that pulls sends GET at once.
+const DELAY: Duration = Duration::from_secs(3);
+/// The same for a client that may turn out to be a scanner.
+const DELAY_UNDECIDED: Duration = Duration::from_secs(120);
+/// How many images are fetched at a time.
+const FETCHING_MAX: usize = 8;
+/// How often an image that is being fetched is checked, and one that a client pulls: there may be many of those.
+const RECHECK: Duration = Duration::from_secs(2);
+const RECHECK_PULLED: Duration = Duration::from_secs(10);
+/// How long a fetcher may take for the manifests of an image.
+const JOB_MAX: Duration = Duration::from_secs(900);
+/// An image that was found complete is not checked again for this time.
+const SETTLED: Duration = Duration::from_secs(300);
+/// How many complete images are remembered.
+const SETTLED_MAX: usize = 16_384;
+/// How often a failing image is tried, and the first and the longest pause: the last attempt is about three hours
+/// after the first.
+const ATTEMPTS_MAX: u32 = 8;
+const PAUSE_MIN: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// How long an image waits if the server is offline or little is left of a rate limit.
+const LATER: Duration = Duration::from_secs(60);
+
+/// Completes images and records why they are not complete.
+pub(super) struct Completions {
+    core: Arc<Core>,
+    manifests: Arc<ManifestCache>,
+    blobs: Arc<BlobCache>,
+    prefetcher: Arc<Prefetcher>,
+    /// Locked for lookups, insertions and removals only, as are the next two.
+    table: Mutex<Table>,
+    checks: Mutex<Checks>,
+    /// When images were found complete.
+    settled: Mutex<BoundedCache<Key, SystemTime>>,
+}
+
+/// Requests of clients.
+impl Completions {
+    pub(super) fn new(
+        core: Arc<Core>,
+        manifests: Arc<ManifestCache>,
+        blobs: Arc<BlobCache>,
+        prefetcher: Arc<Prefetcher>,
+    ) -> Completions {
+        let completions = Completions {
+            core,
+            manifests,
+            blobs,
+            prefetcher,
+            table: Mutex::default(),
+            checks: Mutex::new(Checks::new()),
+            settled: Mutex::new(BoundedCache::new(SETTLED_MAX)),
+        };
+        completions.restore();
+        completions
+    }
+
+    /// Continues with the images that an earlier process has recorded.
+    fn restore(&self) {
+        let now = self.core.now();
+        let mut table = lock(&self.table);
+        for image in self.core.store.incomplete() {
+            let Some((name, reference, digest)) = image.parse() else { continue };
+            let entry = || {
+                let mut entry = Entry::new(digest, image.since(now), now + DELAY);
+                entry.platforms.extend(image.platforms.iter().filter_map(|each| each.parse().ok()));
+                entry
+            };
+            let _ = table.entry(&(name, reference), entry);
+        }
+    }
+
+    /// A client has checked an image with HEAD. `is_node` states whether it is a container runtime.
+    pub(super) fn checked(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        digest: &Digest,
+        is_node: bool,
+        platform: Option<Platform>,
+        client: Option<ClientAddress>,
+    ) {
+        let settings = self.core.settings();
+        let counts = match settings.prefetch.on_head {
+            PrefetchOnHead::Never => false,
+            PrefetchOnHead::Runtimes => is_node,
+            PrefetchOnHead::Always => true,
+        };
+        if !counts || !settings.prefetch.blobs || !self.core.store.is_writable() {
+            return;
+        }
+        let now = self.core.now();
+        let delay = match lock(&self.checks).count(client, name, reference, now) {
+            Verdict::Node => DELAY,
+            Verdict::Undecided => DELAY_UNDECIDED,
+            Verdict::Scanner { is_new } => {
+                if is_new {
+                    self.exclude(client);
+                }
+                return;
+            }
+        };
+        let key = (name.clone(), reference.clone());
+        let is_settled = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age < SETTLED);
+        if lock(&self.settled).get(&key).is_some_and(is_settled) {
+            return;
+        }
+        let mut table = lock(&self.table);
+        table.revive(&key, now, now + delay);
+        match table.entry(&key, || Entry::new(*digest, now, now + delay)) {
+            Some(entry) => {
+                entry.digest = *digest;
+                entry.add(client, platform);
+            }
+            None => self.core.metrics.completed("dropped"),
+        }
+    }
+
+    /// Forgets the images that a scanner has checked.
+    fn exclude(&self, client: Option<ClientAddress>) {
+        lock(&self.table).forget_client(client);
+        self.core.metrics.completed("scanner");
+        let client = client.map_or_else(|| "a client".to_owned(), |client| client.to_string());
+        log::info!(
+            "{client} checks too many images with HEAD for a node and counts as a scanner for an hour: \
+             what it checks is not fetched (prefetchOnHead)"
+        );
+    }
+
+    /// A client pulls an image: its manifest was served to GET.
+    pub(super) fn pulled(&self, name: &ImageName, digest: &Digest, client: Option<ClientAddress>) {
+        if !self.prefetcher.complete_later(name, digest, client) {
+            return;
+        }
+        let now = self.core.now();
+        let key = (name.clone(), Reference::Digest(*digest));
+        if let Some(entry) = lock(&self.table).entry(&key, || Entry::new(*digest, now, now)) {
+            entry.add(client, None);
+            entry.stage = Stage::Fetching;
+            entry.is_pulled = true;
+            entry.due = now + RECHECK_PULLED;
+        }
+    }
+}
+
+/// What is due.
+impl Completions {
+    /// Considers the images that are due.
+    pub(super) fn tick(self: &Arc<Self>) {
+        let now = self.core.now();
+        let (due, fetching) = {
+            let mut table = lock(&self.table);
+            (table.due(now), table.fetching())
+        };
+        let mut free = FETCHING_MAX.saturating_sub(fetching);
+        for (key, entry) in due {
+            match entry.stage {
+                Stage::Fetching => self.check(&key, &entry, now),
+                _ if free == 0 => {}
+                _ => free -= usize::from(self.begin(key, &entry, now)),
+            }
+        }
+    }
+
+    /// Begins to fetch an image, unless there is a reason not to. Returns whether it has begun.
+    fn begin(self: &Arc<Self>, key: Key, entry: &Entry, now: SystemTime) -> bool {
+        let (name, reference) = &key;
+        if !self.core.settings().prefetch.blobs {
+            lock(&self.table).remove(&key);
+            return false;
+        }
+        if entry.attempts == 0 && self.prefetcher.was_pulled_since(name, &entry.digest, entry.since)
+        {
+            lock(&self.table).remove(&key);
+            return false;
+        }
+        if self.manifests.is_being_fetched(name, reference, &entry.digest) {
+            self.postpone(&key, now + DELAY, None);
+            return false;
+        }
+        if let Some((wait, reason)) = self.obstacle(name, now) {
+            self.postpone(&key, now + wait, Some(reason));
+            return false;
+        }
+        let Ok(purpose) = self.core.purpose(name, entry.client()) else {
+            lock(&self.table).remove(&key);
+            return false;
+        };
+        self.change(&key, |entry| {
+            entry.stage = Stage::Fetching;
+            entry.due = now + JOB_MAX;
+        });
+        let (service, job_key, job_entry) = (Arc::clone(self), key.clone(), entry.clone());
+        let run = move || service.fetch(&job_key, job_entry);
+        let is_queued = self.core.metadata_fetchers.submit_in_background(purpose, run);
+        if !is_queued {
+            self.postpone(&key, now + RECHECK, None);
+        }
+        is_queued
+    }
+
+    /// Why no request is sent to the registry now, and for how long.
+    fn obstacle(&self, name: &ImageName, now: SystemTime) -> Option<(Duration, String)> {
+        if self.core.is_offline() {
+            return Some((LATER, "the server is offline".into()));
+        }
+        if let Some(wait) = self.core.negative.backoff(name, now) {
+            return Some((wait, "the registry limits the rate of requests".into()));
+        }
+        if self.core.negative.is_troubled(&name.upstream, now) {
+            return Some((LATER, "the registry does not respond".into()));
+        }
+        let is_low = self.core.source(&name.upstream).is_ok_and(|source| source.is_low_on_pulls());
+        is_low.then(|| (LATER, "the rest of the registry's rate limit is kept for pulls".into()))
+    }
+
+    /// Fetches the manifests of an image and queues its blobs, on a fetcher.
+    fn fetch(&self, key: &Key, mut entry: Entry) {
+        let (name, reference) = key;
+        let fetched = match reference {
+            Reference::Tag(tag) => self.manifests.fetch_by_tag(name, tag),
+            Reference::Digest(digest) => self.manifests.fetch_by_digest(name, digest),
+        };
+        match fetched {
+            Ok(content) => {
+                entry.digest = *content.digest();
+                self.prefetcher.complete(name, &entry.digest, &self.wanted(name, &entry));
+                let now = self.core.now();
+                self.change(key, |changed| {
+                    changed.digest = entry.digest;
+                    changed.due = now + RECHECK;
+                });
+            }
+            Err(error) => self.failed(key, &error.to_string(), error.is_not_found()),
+        }
+    }
+
+    /// Checks an image that is being fetched.
+    fn check(&self, key: &Key, entry: &Entry, now: SystemTime) {
+        let (name, _) = key;
+        let missing = self.prefetcher.missing(name, &entry.digest, &self.wanted(name, entry));
+        if missing.is_nothing() {
+            let is_pulled = entry.is_pulled;
+            lock(&self.table).remove(key);
+            lock(&self.settled).insert(key.clone(), now);
+            if !is_pulled {
+                self.core.metrics.completed("complete");
+                log::info!("{}: complete, after HEAD by a node", name.with(&key.1));
+            }
+            return;
+        }
+        let is_pending = |digest: &Digest| self.blobs.is_pending(&name.upstream, digest);
+        if missing.blobs.iter().any(|blob| is_pending(&blob.digest)) {
+            let pause = if entry.is_pulled { RECHECK_PULLED } else { RECHECK };
+            self.change(key, |entry| entry.due = now + pause);
+            return;
+        }
+        let (reason, is_final) = self.why(name, &missing, now);
+        self.failed(key, &reason, is_final);
+    }
+
+    /// Why content is missing that is not being fetched, and whether another attempt is pointless.
+    fn why(&self, name: &ImageName, missing: &Missing, now: SystemTime) -> (String, bool) {
+        if let Some((_, reason)) = self.obstacle(name, now) {
+            return (reason, false);
+        }
+        let blob = missing.blobs.first();
+        let is_missing = |digest: &Digest| {
+            self.core.negative.is_missing(&Asked::Blob(name.clone(), *digest), now)
+        };
+        match blob {
+            Some(blob) if is_missing(&blob.digest) => {
+                (format!("the registry does not have the blob {}", blob.digest), true)
+            }
+            Some(blob) => (format!("the download of {} has failed", blob.digest), false),
+            None => {
+                let manifest = missing.manifests.first();
+                let digest = manifest.map(ToString::to_string).unwrap_or_default();
+                (format!("the manifest {digest} cannot be fetched"), false)
+            }
+        }
+    }
+
+    /// The platforms to complete. A client that pulls requests its own.
+    fn wanted(&self, name: &ImageName, entry: &Entry) -> Platforms {
+        match entry.is_pulled {
+            true => self.core.settings().prefetch.platforms.clone(),
+            false => self.prefetcher.wanted(name, &entry.digest, &entry.platforms),
+        }
+    }
+
+    /// Records that an image could not be completed. It is tried again unless that is pointless.
+    fn failed(&self, key: &Key, reason: &str, is_final: bool) {
+        let now = self.core.now();
+        let mut given_up = false;
+        self.change(key, |entry| {
+            entry.attempts += 1;
+            // A pull may continue to be tried by its client, so that one attempt is enough here.
+            if is_final || entry.attempts >= ATTEMPTS_MAX {
+                entry.stage = Stage::GivenUp(reason.to_owned());
+                entry.due = now;
+                given_up = true;
+            } else {
+                entry.stage = Stage::Retrying(reason.to_owned());
+                entry.due = now + pause(entry.attempts);
+            }
+        });
+        if given_up {
+            self.core.metrics.completed("failed");
+            log::warn!("{}: not complete, and not tried again: {reason}", key.0.with(&key.1));
+        }
+    }
+
+    fn postpone(&self, key: &Key, due: SystemTime, reason: Option<String>) {
+        self.change(key, |entry| {
+            entry.due = due;
+            entry.stage = match reason {
+                Some(reason) => Stage::Retrying(reason),
+                None if entry.attempts == 0 => Stage::Queued,
+                None => entry.stage.clone(),
+            };
+        });
+    }
+
+    fn change(&self, key: &Key, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = lock(&self.table).get_mut(key) {
+            change(entry);
+        }
+    }
+}
+
+/// The pause after a failed attempt.
+fn pause(attempts: u32) -> Duration {
+    PAUSE_MAX.min(PAUSE_MIN * 2_u32.saturating_pow(attempts.saturating_sub(1)))
+}
+
+/// Reports, and their file.
+impl Completions {
+    /// The images that are not complete, and why. Those that a client pulls and that have not failed are left out.
+    pub(super) fn report(&self) -> Vec<IncompleteImage> {
+        let table = lock(&self.table);
+        let is_reported = |entry: &Entry| !(entry.is_pulled && entry.stage == Stage::Fetching);
+        let entries = table.iter().filter(|(_, entry)| is_reported(entry));
+        let mut report: Vec<IncompleteImage> =
+            entries.map(|((name, reference), entry)| describe(name, reference, entry)).collect();
+        drop(table);
+        report.sort_by(|one, other| one.image.cmp(&other.image));
+        report
+    }
+
+    /// How many images are in each stage, with the label values of the metrics.
+    pub(super) fn stages(&self) -> Vec<(&'static str, usize)> {
+        let mut stages: Vec<(&'static str, usize)> =
+            ["queued", "fetching", "retrying", "failed"].map(|stage| (stage, 0)).into();
+        for (_, entry) in lock(&self.table).iter() {
+            let stage = word(&entry.stage);
+            stages.iter_mut().filter(|(name, _)| *name == stage).for_each(|(_, count)| *count += 1);
+        }
+        stages
+    }
+}
+
+fn word(stage: &Stage) -> &'static str {
+    match stage {
+        Stage::Queued => "queued",
+        Stage::Fetching => "fetching",
+        Stage::Retrying(_) => "retrying",
+        Stage::GivenUp(_) => "failed",
+    }
+}
+
+fn describe(name: &ImageName, reference: &Reference, entry: &Entry) -> IncompleteImage {
+    let reason = match &entry.stage {
+        Stage::Queued => "waiting to be fetched",
+        Stage::Fetching => "being fetched",
+        Stage::Retrying(reason) | Stage::GivenUp(reason) => reason,
+    };
+    let platforms = entry.platforms.iter().map(ToString::to_string).collect();
+    IncompleteImage::new(name, reference, &entry.digest, word(&entry.stage), reason, platforms)
+        .at(entry.since, entry.attempts)
+}
+
+/// How often the thread checks for images that are due.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// The report for `larder list` is written at most this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The thread that completes images. Dropping it ends the thread after a last report.
+pub struct CompletionThread {
+    _thread: Background,
+}
+
+impl CompletionThread {
+    /// Starts the thread for `cache`.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(cache: Cache) -> std::io::Result<CompletionThread> {
+        let loss = "images that nodes check with HEAD are not fetched until a restart";
+        let work = move |stopped: Receiver<()>| run(&cache, &stopped);
+        Ok(CompletionThread { _thread: Background::start("completion", loss, work)? })
+    }
+}
+
+fn run(cache: &Cache, stopped: &Receiver<()>) {
+    let completions = &cache.services.completions;
+    let store = &completions.core.store;
+    let (mut written, mut next_report) = (store.incomplete(), Instant::now() + REPORT_INTERVAL);
+    loop {
+        completions.tick();
+        let is_last = match stopped.recv_timeout(CHECK_INTERVAL) {
+            Err(RecvTimeoutError::Timeout) => false,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+        };
+        if is_last || Instant::now() >= next_report {
+            next_report = Instant::now() + REPORT_INTERVAL;
+            let report = completions.report();
+            if report != written && store.is_writable() {
+                match store.put_incomplete(&report) {
+                    Ok(()) => written = report,
+                    Err(error) => log::warn!(
+                        "larder list does not show why images are not complete, the server is not affected: {error}"
+                    ),
+                }
+            }
+        }
+        if is_last {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_an_hour() {
+        let minutes: Vec<u64> = (1..ATTEMPTS_MAX).map(|each| pause(each).as_secs() / 60).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 60]);
+    }
+}
