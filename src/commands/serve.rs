@@ -96,7 +96,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     // Capacity 1: a reload serves all signals that arrive before it starts.
     let (hangups, received_hangups) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
-    handle_signals(signals, server.controller(), hangups)?;
+    handle_signals(signals, server.controller(), settings.http.drain, hangups)?;
     banner(&settings, server.address());
     if settings.resume_on_start {
         cache.resume_downloads();
@@ -249,6 +249,7 @@ fn token(path: PathBuf) -> ReadToken {
 fn handle_signals(
     mut signals: Signals,
     controller: Controller,
+    drain: http::Drain,
     hangups: SyncSender<()>,
 ) -> Result<(), CommandError> {
     for signal in [SIGTERM, SIGINT] {
@@ -261,8 +262,12 @@ fn handle_signals(
             if signal == SIGHUP {
                 hang_up(&hangups);
             } else if !std::mem::replace(&mut is_draining, true) {
+                let clients = match drain {
+                    http::Drain::Refuse => "new clients are refused",
+                    http::Drain::Serve => "clients are served until no response is running",
+                };
                 log::info!(
-                    "{name}: draining; responses in progress are finished, a second signal ends them"
+                    "{name}: draining; responses in progress are finished, {clients}, a second signal ends them"
                 );
                 service::stopping();
                 controller.drain();

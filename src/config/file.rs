@@ -152,6 +152,10 @@ section! {
         AtOnce "minimumRate" minimum_rate: Text<Size> = Text(Size(cache::Settings::default().minimum_rate));
         /// Resume unfinished downloads at start; `false` leaves them until a client requests the content.
         Restart "resumeOnStart" resume_on_start: bool = true;
+        /// What happens to clients that connect after SIGTERM, while running responses finish: `serve` serves them until
+        /// no response is running, with `Connection: close`, for a port that no other instance can take over; `refuse`
+        /// closes the port at once, so that another instance can listen on it.
+        Restart "drain" drain: DrainName = DrainName::Refuse;
         /// How long running responses may take to finish after SIGTERM.
         Restart "drainTimeout" drain_timeout: Text<Span> = span(http::Settings::default().drain_timeout);
         /// Flush content and names to the disk before they are used; `false` only for disposable caches.
@@ -359,6 +363,8 @@ names! {
     OnDelete { Keep, Drop }
     /// `prefetchOnHead`.
     OnHead { Runtimes, Always, Never }
+    /// `drain`.
+    DrainName { Refuse, Serve }
     /// `registries[].scheme`.
     SchemeName { Http, Https }
     /// `unlistedRegistries`.

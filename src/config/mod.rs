@@ -51,7 +51,7 @@ pub use overrides::Overrides;
 pub use suggestion::closest;
 pub use value::{LogLevel, ParseValueError};
 
-use file::{File, OnHead, RegistryEntry, Unlisted};
+use file::{DrainName, File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
 use value::{Integer, Rate};
 
@@ -184,6 +184,10 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
             workers: count(file.workers),
             max_connections: count(file.max_connections),
             drain_timeout: file.drain_timeout.0.0,
+            drain: match file.drain {
+                DrainName::Refuse => http::Drain::Refuse,
+                DrainName::Serve => http::Drain::Serve,
+            },
             ..http::Settings::default()
         },
         tls: clients::tls(&file)?,

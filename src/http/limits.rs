@@ -78,6 +78,10 @@ pub(super) const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 /// How often deadlines are checked during a drain, when the shutdown waits for the last connection.
 pub(super) const DRAIN_SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long a connection without a request stays open during a drain that still serves: its client has just connected,
+/// or has just received a response, and may send a request at this moment.
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
 /// How long a drain waits for workers that are blocked on the disk, after it has cut off all connections.
 pub(super) const CUT_GRACE: Duration = Duration::from_secs(5);
 
@@ -128,6 +132,18 @@ pub struct Settings {
     pub response_memory: u64,
     /// How long running responses may take to finish after [`super::Controller::drain`].
     pub drain_timeout: Duration,
+    /// Whether clients are still served meanwhile.
+    pub drain: Drain,
+}
+
+/// What happens to clients that connect during a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// They are refused, and another server may listen on the port.
+    Refuse,
+    /// They are served until no response is running, with `Connection: close`. For a port that no other server can take
+    /// over before this one has ended.
+    Serve,
 }
 
 impl Settings {
@@ -158,6 +174,7 @@ impl Default for Settings {
             write_stall_timeout: WRITE_STALL_TIMEOUT,
             response_memory: RESPONSE_MEMORY,
             drain_timeout: DRAIN_TIMEOUT,
+            drain: Drain::Refuse,
         }
     }
 }

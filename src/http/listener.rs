@@ -3,7 +3,7 @@
 //! This module must not know HTTP, and does not read what clients send.
 
 use super::connection::Connection;
-use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG};
+use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG, Drain};
 use super::shared::Shared;
 use super::table::Eviction;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +25,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Accepts clients until the drain begins, then closes the listeners.
+/// Accepts clients until the server refuses them, then closes the listeners.
 pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
     let mut shortage = Shortage::default();
     while !shared.is_draining() {
@@ -34,11 +34,7 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
         wait(if shortage.resting { &[] } else { &listeners }, shared, timeout);
         shortage.resting = false;
         for listener in &listeners {
-            let accept = || {
-                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                rustix::net::acceptfrom_with(listener, flags)
-            };
-            match accept_some(accept, &mut |fd, peer| admit(fd, peer, shared)) {
+            match accept_some(|| accept(listener), &mut |fd, peer| admit(fd, peer, shared)) {
                 Accepted::All => shortage.end(),
                 Accepted::Some => {}
                 // `accept` allocates a file descriptor before it checks whether a client is waiting.
@@ -50,6 +46,20 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
             }
         }
     }
+    if shared.service.settings.drain == Drain::Serve {
+        accept_the_last(&listeners, shared);
+    }
+}
+
+/// Accepts the clients that have connected already. They would be reset when the listeners are closed.
+fn accept_the_last(listeners: &[TcpListener], shared: &Shared) {
+    for listener in listeners {
+        accept_some(|| accept(listener), &mut |fd, peer| admit(fd, peer, shared));
+    }
+}
+
+fn accept(listener: &TcpListener) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+    rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
 }
 
 /// Waits until a listener is ready, the server stops, or `timeout` has passed.

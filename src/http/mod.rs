@@ -46,7 +46,7 @@ mod server;
 mod tests;
 
 pub use handler::{Context, Handler, Pending, Step};
-pub use limits::Settings;
+pub use limits::{Drain, Settings};
 pub use render::SERVER_NAME;
 pub use reply::{Body, BodyFile, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
 pub use request::{Method, Request, Version};

@@ -65,6 +65,7 @@ fn wait(shared: &Shared, events: &mut Vec<epoll::Event>, until: Instant) {
 struct Drain {
     began: Option<Instant>,
     cut: Option<Instant>,
+    next_idle_sweep: Option<Instant>,
 }
 
 impl Drain {
@@ -72,7 +73,10 @@ impl Drain {
     fn advance(&mut self, shared: &Shared, now: Instant) -> bool {
         let began = *self.began.get_or_insert(now);
         if passed(began, shared.service.settings.drain_timeout, now) {
-            shared.table.advance(Stage::Cutting);
+            shared.advance(Stage::Cutting);
+        }
+        if shared.table.stage() == Stage::Leaving && shared.table.open() == 0 {
+            shared.advance(Stage::Draining);
         }
         if shared.table.stage() == Stage::Cutting {
             let cut = *self.cut.get_or_insert(now);
@@ -81,7 +85,16 @@ impl Drain {
                 return true;
             }
         } else {
-            shared.table.sweep(now, Sweep::Idle);
+            // Connections that are idle by then were parked with the deadline of a server that does not drain, or are
+            // new. Those that may stay park again, which is not worth doing at every scan.
+            let is_due = self.next_idle_sweep.is_none_or(|next| next <= now);
+            if is_due {
+                self.next_idle_sweep = Some(now + SCAN_INTERVAL);
+            }
+            let every_scan = shared.table.stage() == Stage::Draining;
+            shared
+                .table
+                .sweep(now, if every_scan || is_due { Sweep::Idle } else { Sweep::Expired });
         }
         !shared.is_accepting() && shared.table.open() == 0
     }

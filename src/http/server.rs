@@ -3,7 +3,7 @@
 //! This module must not know connections; `pool` and `listener` run them.
 
 use super::handler::Handler;
-use super::limits::Settings;
+use super::limits::{Drain, Settings};
 use super::listener;
 use super::poller;
 use super::pool::Threads;
@@ -168,10 +168,14 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Stops listening, closes idle connections and lets running responses finish. Those that have not finished after
-    /// `drain_timeout` are cut off; then [`Server::run`] returns. This call does not block.
+    /// Closes idle connections and lets running responses finish. Those that have not finished after `drain_timeout` are
+    /// cut off; then [`Server::run`] returns. [`Settings::drain`] decides whether clients are accepted meanwhile. This
+    /// call does not block.
     pub fn drain(&self) {
-        self.shared.advance(Stage::Draining);
+        self.shared.advance(match self.shared.service.settings.drain {
+            Drain::Refuse => Stage::Draining,
+            Drain::Serve => Stage::Leaving,
+        });
     }
 
     /// Cuts off all connections, as if the drain timeout had passed. This call does not block.
@@ -179,7 +183,7 @@ impl Controller {
         self.shared.advance(Stage::Cutting);
     }
 
-    /// Whether the drain has begun.
+    /// Whether clients are refused, because the server drains.
     pub fn is_draining(&self) -> bool {
         self.shared.is_draining()
     }

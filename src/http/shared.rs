@@ -24,8 +24,9 @@ impl Shared {
         self.accepting.load(Ordering::Acquire)
     }
 
+    /// Whether no more clients are accepted.
     pub(super) fn is_draining(&self) -> bool {
-        self.table.stage() != Stage::Serving
+        self.table.stage() >= Stage::Draining
     }
 
     /// Advances to `stage`, and interrupts the listener and the poller so that they notice.

@@ -150,6 +150,40 @@ fn signal_drains_responses_and_exits_with_0() {
 }
 
 #[test]
+fn drain_that_serves_answers_clients_until_the_last_response_has_ended() {
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = format!(
+        "drain: serve\nfsync: false\nport: 0\nhost: 127.0.0.1\nimagePath: {}\nregistries: [{{name: \"{}\", scheme: http}}]\n",
+        directory.path().join("cache").display(),
+        registry.host()
+    );
+    let mut process = Process::serve_file(directory.path(), &text);
+    let target = format!("/v2/{}/{REPOSITORY}/blobs/{digest}", registry.host());
+    let mut busy = Connection::open(process.address);
+    busy.send("GET", &target, &[]);
+    assert_eq!(busy.read_head().status, 200);
+    busy.read_body(50_000);
+    process.signal("TERM");
+    process.wait_until_it_logs("draining");
+    let got = get(process.address, "/v2/");
+    assert_eq!((got.status, got.header("connection")), (200, Some("close")));
+    // Content that is cached, or that arrives, is served as well.
+    let mut late = Connection::open(process.address);
+    late.send("GET", &target, &[]);
+    assert_eq!(late.read_head().status, 200);
+    gate.open();
+    let (rest, complete) = busy.read_to_end();
+    assert!(complete && rest == content[50_000..]);
+    let (all, complete) = late.read_to_end();
+    assert!(complete && all == content);
+    let (status, log) = process.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
 fn next_process_uses_the_cache() {
     let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let directory = tempfile::tempdir().expect("a directory");

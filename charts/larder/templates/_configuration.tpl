@@ -46,7 +46,8 @@ are returned as YAML.
 
 {{/*
 The keys that the chart adds to the configuration: the paths of the mounted TLS secret, a cacheSize below the size limit of the
-emptyDir, which Kubernetes would otherwise evict the pod for exceeding, and a drainTimeout that ends before Kubernetes kills the pod.
+emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, and a
+drain that serves: the pod of a DaemonSet is the only one on the port of its node, and a Service sends clients to another pod if there is one.
 */}}
 {{- define "larder.added" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
@@ -84,6 +85,9 @@ emptyDir, which Kubernetes would otherwise evict the pod for exceeding, and a dr
   {{- fail (printf "terminationGracePeriodSeconds (%d) leaves no time to drain after preStopSleepSeconds (%d)" (int64 .Values.terminationGracePeriodSeconds) (int64 .Values.preStopSleepSeconds)) -}}
   {{- end -}}
   {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
+{{- end -}}
+{{- if not (get $given "drain") -}}
+  {{- $_ := set $added "drain" "serve" -}}
 {{- end -}}
 {{- toYaml $added -}}
 {{- end }}

@@ -21,6 +21,7 @@ serverAuthConfig: {htpasswd: /h}
 allowedHosts: [larder.example.com, larder]
 workers: 5
 maxConnections: 100
+drain: serve
 drainTimeout: 90s
 cacheSize: 200GB
 freeSpace: 10%

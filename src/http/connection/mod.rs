@@ -166,7 +166,7 @@ impl Connection {
         self.guard.admission() == Admission::Surplus
     }
 
-    /// Whether the server accepts no more connections and finishes those it has.
+    /// Whether this connection gets no further response after the current one.
     fn is_draining(&self) -> bool {
         self.guard.stage() != Stage::Serving
     }

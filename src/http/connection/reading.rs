@@ -7,7 +7,7 @@ use super::input::HeadScan;
 use super::socket::{More, SocketError};
 use super::{Connection, Flow, Phase, SliceEnd, park, park_evictable};
 use crate::http::head::{self, Parsed};
-use crate::http::limits::{BODY_DISCARD_MAX, SURPLUS_TIMEOUT};
+use crate::http::limits::{BODY_DISCARD_MAX, DRAIN_GRACE, Drain, SURPLUS_TIMEOUT};
 use crate::http::request::{Framing, Method, Request};
 use crate::http::table::{Evictable, Interest, Parking};
 use crate::http::worker::Worker;
@@ -84,8 +84,13 @@ impl Connection {
                 false => self.refuse(None, 408, "the request head took too long", worker),
             };
         }
-        let deadline = self.idle_since + settings.idle_timeout;
-        if worker.now >= deadline || self.is_draining() {
+        let timeout = match (self.is_draining(), settings.drain) {
+            (false, _) => settings.idle_timeout,
+            (true, Drain::Serve) => settings.idle_timeout.min(DRAIN_GRACE),
+            (true, Drain::Refuse) => return Break(SliceEnd::Close),
+        };
+        let deadline = self.idle_since + timeout;
+        if worker.now >= deadline {
             return Break(SliceEnd::Close);
         }
         let evictable = Some(Evictable { since: self.idle_since, is_idle: true });

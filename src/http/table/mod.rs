@@ -48,6 +48,9 @@ pub(super) enum Job<C> {
 #[repr(u8)]
 pub(super) enum Stage {
     Serving,
+    /// Clients are still served, each with one response, until none of them is waiting for one.
+    Leaving,
+    /// No more clients are accepted.
     Draining,
     Cutting,
 }
@@ -174,7 +177,8 @@ impl<C> ConnectionTable<C> {
     pub(super) fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Serving,
-            1 => Stage::Draining,
+            1 => Stage::Leaving,
+            2 => Stage::Draining,
             _ => Stage::Cutting,
         }
     }

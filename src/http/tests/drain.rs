@@ -1,7 +1,7 @@
 //! Draining and stopping a server.
 
 use super::server::{Gate, SHORT, Source, few_workers, serve, text, wait_until};
-use crate::http::{DrainReport, Outcome, Server, Settings};
+use crate::http::{Drain, DrainReport, Outcome, Server, Settings};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,52 @@ fn a_drain_finishes_running_responses_and_closes_idle_connections() {
     let report = server.join();
     assert_eq!(report.cut, 0);
     assert!(report.finished >= 3, "{report:?}");
+}
+
+#[test]
+fn a_drain_that_serves_refuses_clients_only_when_no_response_is_running() {
+    let source = Source::new();
+    let answered = Arc::clone(&source);
+    let settings = Settings { drain: Drain::Serve, ..few_workers() };
+    let server = serve(settings, move |request, _| match request.path() {
+        "/tail" => answered.reply(0..6),
+        _ => text("x"),
+    });
+    let address = server.address;
+    let mut idle = server.get("/");
+    idle.response();
+    let mut running = server.get("/tail");
+    running.head();
+    source.grow(b"abc");
+    server.controller.drain();
+    for _ in 0..20 {
+        let mut new = server.get("/");
+        let response = new.response();
+        assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+        new.assert_closed();
+    }
+    idle.assert_closed();
+    // No other server can take over the port, so the server is ready until it refuses clients.
+    assert!(!server.controller.is_draining());
+    source.grow(b"def");
+    assert_eq!(running.bytes(6), b"abcdef");
+    running.assert_closed();
+    await_refusal(address);
+    assert_eq!(server.join().cut, 0);
+}
+
+#[test]
+fn clients_that_keep_connecting_do_not_extend_a_drain() {
+    let gate = Gate::new();
+    let waited = Arc::clone(&gate);
+    let settings = Settings { drain: Drain::Serve, drain_timeout: SHORT, ..few_workers() };
+    let server =
+        serve(settings, move |_, context| waited.wait(context, Duration::from_secs(1_000)));
+    let _waiting = server.get("/wait");
+    wait_until(|| gate.waiting() == 1);
+    server.controller.drain();
+    await_refusal(server.address);
+    assert!(server.join().cut >= 1);
 }
 
 #[test]
