@@ -7,16 +7,18 @@
 mod buildkit;
 mod containerd;
 mod docker;
+mod hosts_file;
 mod k3s;
 mod registries_conf;
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::oci::Upstream;
 
-/// The beginning of every generated text. It identifies files that Larder wrote and may overwrite.
+/// The beginning of every generated text. It identifies files that Larder may overwrite whatever they contain.
 pub const MARK: &str = "# Written by larder hosts-toml";
 
 /// The default for how long a client tries to reach Larder before it tries the next server: on a node's own
@@ -140,10 +142,23 @@ impl FromStr for Server {
             "https" => true,
             _ => return Err(refuse()),
         };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let authority = without_ipv4_brackets(rest.strip_suffix('/').unwrap_or(rest));
         // The grammar of a registry's name is the grammar of an authority.
         authority.parse::<Upstream>().map_err(|_| refuse())?;
-        Ok(Server { is_tls, authority: authority.to_owned() })
+        Ok(Server { is_tls, authority })
+    }
+}
+
+/// `[10.0.0.5]:5000` is `10.0.0.5:5000`: a pod template inserts the address of a node without knowing its family, and
+/// IPv6 requires the brackets.
+fn without_ipv4_brackets(authority: &str) -> String {
+    let inner = authority.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let is_ipv4 = |(host, port): &(&str, &str)| {
+        host.parse::<Ipv4Addr>().is_ok() && (port.is_empty() || port.starts_with(':'))
+    };
+    match inner.filter(is_ipv4) {
+        Some((host, port)) => format!("{host}{port}"),
+        None => authority.to_owned(),
     }
 }
 
@@ -241,6 +256,15 @@ impl Mirror {
     pub fn daemon_json(&self, existing: &str) -> Result<String, MirrorError> {
         self.check()?;
         docker::merged(self, Some(existing))
+    }
+
+    /// Why an existing file without [`MARK`] would lose something if the document replaced it; `None` if it
+    /// has only what the document has too. Only containerd's format is understood.
+    pub fn lost(&self, client: Client, document: &Document, existing: &str) -> Option<String> {
+        match client {
+            Client::Containerd => hosts_file::lost(self, existing, &document.text),
+            _ => Some("its content is not compared".to_owned()),
+        }
     }
 
     fn check(&self) -> Result<(), MirrorError> {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn mirror(servers: &[&str]) -> Mirror {
+pub(super) fn mirror(servers: &[&str]) -> Mirror {
     Mirror {
         servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
         registries: Vec::new(),
@@ -200,10 +200,22 @@ fn servers_and_clients_are_parsed() {
         ("larder", "http://larder"),
         ("http://10.0.0.1:31080/", "http://10.0.0.1:31080"),
         ("https://[::1]:8443", "https://[::1]:8443"),
+        ("http://[10.0.0.1]:31080", "http://10.0.0.1:31080"),
+        ("http://[10.0.0.1]", "http://10.0.0.1"),
     ] {
         assert_eq!(text.parse::<Server>().unwrap().url(), url);
     }
-    for text in ["", "ftp://larder", "http://larder/path", "http://", "a b", "http://u@larder"] {
+    for text in [
+        "",
+        "ftp://larder",
+        "http://larder/path",
+        "http://",
+        "a b",
+        "http://u@larder",
+        "http://[]:31080",
+        "http://[larder]:31080",
+        "http://[10.0.0.1]x",
+    ] {
         assert_eq!(text.parse::<Server>(), Err(MirrorError::Server(text.into())), "{text}");
     }
     for (text, client) in [

@@ -1,6 +1,7 @@
 //! `larder hosts-toml`: prints or writes the mirror configuration of container clients.
 //!
-//! Files are replaced atomically. Files that Larder did not write are not overwritten without `--force`.
+//! Files are replaced atomically. Files that Larder did not write are not overwritten without `--force`, unless they
+//! have only what Larder writes, as the chart's notes show it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -203,15 +204,21 @@ impl ConfigWriter<'_> {
                 self.mirror.daemon_json(before).map_err(|error| CommandError::Usage(refused(error)))
             }
             (_, Some(before)) if !before.starts_with(MARK) && !self.typed.force => {
-                let path = self.path(document);
-                Err(CommandError::Usage(format!(
-                    "{} was not written by Larder; no file was changed. Add the output of larder hosts-toml \
-                     to it, or overwrite it with --force, which keeps a copy as …{KEPT_SUFFIX}",
-                    path.display()
-                )))
+                match self.mirror.lost(self.client, document, before) {
+                    None => Ok(document.text.clone()),
+                    Some(reason) => Err(self.refuses(document, &reason)),
+                }
             }
             _ => Ok(document.text.clone()),
         }
+    }
+
+    fn refuses(&self, document: &Document, reason: &str) -> CommandError {
+        CommandError::Usage(format!(
+            "{} was not written by Larder ({reason}); no file was changed. Add the output of larder \
+             hosts-toml to it, or overwrite it with --force, which keeps a copy as …{KEPT_SUFFIX}",
+            self.path(document).display()
+        ))
     }
 
     /// Runs until SIGTERM or SIGINT, and restores files that are removed or changed.

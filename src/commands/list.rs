@@ -141,8 +141,8 @@ fn rows(
 ) -> Result<Vec<Row>, StoreError> {
     let (now, incomplete) = (SystemTime::now(), store.incomplete());
     let row = |image: StoredImage| {
-        let graph = store.graph_of(&image);
-        let created = store.created(&graph);
+        let mut graph = store.graph_of(&image);
+        let created = store.read_configs(&mut graph);
         let is_stale = match (&image.reference, image.checked) {
             (Reference::Tag(tag), Some(checked)) => {
                 !policy.is_fresh(&image.name, tag, checked, now)

@@ -103,6 +103,16 @@ object! {
 }
 
 object! {
+    /// The config of an image.
+    struct WireConfig {
+        created: String = "created",
+        architecture: String = "architecture",
+        os: String = "os",
+        variant: String = "variant",
+    }
+}
+
+object! {
     /// The annotations that Larder uses; others may have any value.
     struct WireAnnotations {
         reference_type: String = "vnd.docker.reference.type",
@@ -176,6 +186,16 @@ impl WireAnnotations {
     fn attests(&self) -> Option<Digest> {
         let is_attestation = self.reference_type.as_deref() == Some(ATTESTATION);
         self.reference_digest.as_deref().filter(|_| is_attestation)?.parse().ok()
+    }
+}
+
+impl WireConfig {
+    /// The platform, if the config states both parts: the configs of artifacts often state none, or empty ones.
+    pub(super) fn platform(&mut self) -> Option<String> {
+        let part = |text: &mut Option<String>| text.take().filter(|text| !text.is_empty());
+        let (os, architecture) = (part(&mut self.os)?, part(&mut self.architecture)?);
+        let variant = part(&mut self.variant);
+        WirePlatform { os: Some(os), architecture: Some(architecture), variant }.accept()
     }
 }
 

@@ -7,6 +7,7 @@
 mod choice;
 mod digest;
 mod error_code;
+mod image_config;
 mod manifest;
 mod manifest_wire;
 mod media_type;
@@ -21,6 +22,7 @@ mod timestamp;
 pub use choice::{Choice, entries, uncommented};
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
+pub use image_config::ImageConfig;
 pub use manifest::{
     DESCRIPTORS_MAX, Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind,
 };
@@ -31,4 +33,3 @@ pub use pattern::{Pattern, PatternError};
 pub use platform::{Platform, PlatformError, Platforms};
 pub use quoted::{QUOTED_CHARS_MAX, json_reason, quoted, quoted_up_to};
 pub use tag_list::{TagPage, TagQuery};
-pub use timestamp::is_timestamp;

@@ -5,7 +5,7 @@ const CHARS_MAX: usize = 40;
 
 /// Whether a text has the form of a timestamp, `2026-01-31T08:00:00.5Z`, and is therefore safe to print. Does not
 /// check that the day exists.
-pub fn is_timestamp(text: &str) -> bool {
+pub(super) fn is_timestamp(text: &str) -> bool {
     let Some((date, time)) = text.split_once(['T', 't']) else { return false };
     let is_date = date.len() == 10
         && date.bytes().enumerate().all(|(at, byte)| match at {

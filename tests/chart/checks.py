@@ -1,6 +1,7 @@
 """Tests of the objects that the chart renders from values. tests/chart/run runs them.
 
-The environment variable CHART is the directory of the chart, HELM the helm program. `helm template` renders everything, so no cluster is needed.
+The environment variable CHART is the directory of the chart, HELM the helm program. `helm template` renders everything, so no cluster is needed. Unless
+a test says otherwise, the cluster has the custom kinds that the chart uses.
 """
 
 import base64
@@ -19,11 +20,14 @@ HELM = os.environ["HELM"]
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 DEFAULT_KUBE = "1.30.0"
+CUSTOM_KINDS = ("monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule", "gateway.networking.k8s.io/v1/HTTPRoute")
 
 
-def helm(values=None, files=(), sets=(), kube=DEFAULT_KUBE, chart=CHART, release="larder"):
+def helm(values=None, files=(), sets=(), kube=DEFAULT_KUBE, chart=CHART, release="larder", kinds=CUSTOM_KINDS):
     """Runs `helm template` and returns the completed process."""
     command = [HELM, "template", release, chart, "--namespace", "caches", "--kube-version", kube]
+    for kind in kinds:
+        command += ["--api-versions", kind]
     for file in files:
         command += ["--values", file]
     for value in sets:
@@ -120,6 +124,15 @@ class Defaults(unittest.TestCase):
         for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             self.assertEqual(larder[probe]["httpGet"], {"path": path, "port": 8081})
         self.assertEqual(configuration(self.objects)["health"], 8081)
+
+    def test_a_ready_pod_is_used_within_a_second_or_two(self):
+        larder = container(self.objects)
+        self.assertEqual([larder[probe]["periodSeconds"] for probe in ("startupProbe", "readinessProbe")], [1, 1])
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            self.assertNotIn("initialDelaySeconds", larder[probe])
+        # A pod whose health port does not respond for a moment stays in use.
+        readiness = larder["readinessProbe"]
+        self.assertGreaterEqual(readiness["periodSeconds"] * readiness["failureThreshold"], 5)
 
     def test_the_grace_period_exceeds_the_drain_timeout(self):
         spec = pod(self.objects)
@@ -314,6 +327,68 @@ class Tls(unittest.TestCase):
         self.assertIn("ca.crt", objects[("Secret", "larder-tls")]["data"])
 
 
+class LostNodes(unittest.TestCase):
+    """How long a pod stays bound to a node that is lost."""
+
+    NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
+
+    def tolerations(self, values, kind="Deployment"):
+        return pod(render(values), kind).get("tolerations", [])
+
+    def bound(self, values):
+        """Seconds for each of the two taints, by the first toleration that matches it, as Kubernetes chooses it."""
+        seconds = {}
+        for taint in (self.NOT_READY, self.UNREACHABLE):
+            matching = [t for t in self.tolerations(values) if t.get("key", taint) == taint and t.get("effect", "NoExecute") == "NoExecute"]
+            seconds[taint] = matching[0].get("tolerationSeconds", "forever") if matching else "the default"
+        return [seconds[self.NOT_READY], seconds[self.UNREACHABLE]]
+
+    def test_a_pod_of_a_deployment_is_replaced_earlier_than_by_default(self):
+        self.assertEqual(self.bound({}), [30, 30])
+        self.assertEqual(self.bound({"tolerationSeconds": {"unreachable": 0}}), [30, 0])
+        self.assertEqual(self.bound("tolerationSeconds: {notReady: , unreachable: }"), ["the default", "the default"])
+        self.assertEqual(self.bound("tolerationSeconds:"), ["the default", "the default"])
+
+    def test_a_toleration_of_all_taints_does_not_bind_the_pod_to_a_lost_node(self):
+        self.assertEqual(self.bound({"tolerations": [{"operator": "Exists"}]}), [30, 30])
+
+    def test_a_toleration_of_the_same_taint_takes_precedence(self):
+        given = {"key": self.NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 600}
+        self.assertEqual(self.bound({"tolerations": [given]}), [600, 30])
+        self.assertEqual(self.bound({"tolerations": [{"key": self.NOT_READY, "operator": "Exists"}]}), ["forever", 30])
+        other = {"key": self.NOT_READY, "operator": "Exists", "effect": "NoSchedule"}
+        self.assertEqual(self.bound({"tolerations": [other]}), [30, 30])
+
+    def test_pods_of_a_daemon_set_stay_on_their_nodes(self):
+        values = {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True}}}
+        self.assertEqual(self.tolerations(values, "DaemonSet"), [])
+
+
+class Replicas(unittest.TestCase):
+    """Several pods serve the same clients only if they share the cache. REJECTED has the other cases."""
+
+    def test_pods_may_share_a_directory(self):
+        claim = {"enabled": True}
+        for persistence, others in (
+            ({"persistentVolumeClaim": claim | {"newClaimSpec": {"accessModes": ["ReadWriteMany"]}}}, {}),
+            ({"persistentVolumeClaim": claim | {"existingClaimName": "images"}}, {}),
+            ({"hostPath": {"enabled": True, "shared": True}}, {}),
+            ({"hostPath": {"enabled": True}}, {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}),
+        ):
+            for mode in ("deployment", "daemonset"):
+                with self.subTest(persistence, mode=mode):
+                    render({"replicaCount": 2, "mode": mode, "persistence": persistence} | others)
+
+    def test_each_node_may_use_its_own_pod(self):
+        local = {"type": "ClusterIP", "internalTrafficPolicy": "Local", "clusterIP": "10.96.0.31"}
+        for values in ({"daemonset": {"hostPort": {"enabled": True}}}, {"daemonset": {"hostNetwork": True}}, {"service": local}):
+            with self.subTest(values):
+                render(values | {"mode": "daemonset"})
+
+    def test_a_deployment_without_pods_is_allowed(self):
+        self.assertEqual(render({"replicaCount": 0})[("Deployment", "larder")]["spec"]["replicas"], 0)
+
+
 class Nodes(unittest.TestCase):
     """A cache on each node, and the daemon set that configures containerd."""
 
@@ -366,8 +441,32 @@ class Nodes(unittest.TestCase):
         self.assertNotIn("hostNetwork", pod(self.objects, "DaemonSet", "larder-configure"))
 
     def test_containerd_is_configured_with_the_node_port(self):
-        args = pod(render({"configureNodes": {"enabled": True}}), "DaemonSet", "larder-configure")["containers"][0]["args"]
-        self.assertEqual(args[1], "http://127.0.0.1:31080")
+        self.assertEqual(self.configured({}), "http://127.0.0.1:31080")
+
+    def configured(self, values, **configure):
+        """The URL that configureNodes writes."""
+        objects = render(values | {"configureNodes": configure | {"enabled": True}})
+        return pod(objects, "DaemonSet", "larder-configure")["containers"][0]["args"][1]
+
+    def test_containerd_may_be_configured_with_another_address(self):
+        everywhere = {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True, "hostIP": ""}}}
+        on_host = {"mode": "daemonset", "daemonset": {"hostNetwork": True}}
+        for values, address, expected in (
+            ({}, "HOST_IP", "http://[$(HOST_IP)]:31080"),
+            ({}, "10.0.0.100", "http://10.0.0.100:31080"),
+            ({}, "fd00::100", "http://[fd00::100]:31080"),
+            ({}, "vip.example", "http://vip.example:31080"),
+            ({"serverTls": {"enabled": True, "secretName": "a"}}, "HOST_IP", "https://[$(HOST_IP)]:31080"),
+            (everywhere, "HOST_IP", "http://[$(HOST_IP)]:5000"),
+            (on_host, "HOST_IP", "http://[$(HOST_IP)]:8080"),
+        ):
+            with self.subTest(address=address, expected=expected):
+                self.assertEqual(self.configured(values, address=address), expected)
+
+    def test_the_address_of_the_node_comes_from_kubernetes(self):
+        objects = render({"configureNodes": {"enabled": True, "server": "http://$(HOST_IP):5000"}})
+        environment = pod(objects, "DaemonSet", "larder-configure")["containers"][0]["env"]
+        self.assertEqual(environment, [{"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}])
 
 
 class Observability(unittest.TestCase):
@@ -408,6 +507,45 @@ class Observability(unittest.TestCase):
         for part, kind in (("serviceMonitor", "ServiceMonitor"), ("prometheusRule", "PrometheusRule")):
             values = {"observability": {"enabled": True, part: {"enabled": False}}, "metrics": {"port": 2112}}
             self.assertNotIn(kind, [k for k, _ in render(values)])
+
+
+class MissingKinds(unittest.TestCase):
+    """Objects whose kinds the cluster does not have are left out; they would make the installation fail."""
+
+    def test_the_installation_succeeds_without_custom_kinds(self):
+        for file in glob.glob(os.path.join(CHART, "ci", "*.yaml")):
+            with self.subTest(os.path.basename(file)):
+                objects = render(files=[file], kinds=())
+                custom = [o["kind"] for o in objects.values() if not re.fullmatch(r"v1|apps/v1|policy/v1|networking.k8s.io/v1", o["apiVersion"])]
+                self.assertEqual(custom, [])
+
+    def test_each_kind_is_checked_separately(self):
+        files = [ci("observability"), ci("outside")]
+        for kind in CUSTOM_KINDS:
+            found = {k for k, _ in render(files=files, kinds=(kind,))} & {each.split("/")[-1] for each in CUSTOM_KINDS}
+            self.assertEqual(found, {kind.split("/")[-1]})
+
+    def test_the_other_objects_for_prometheus_and_grafana_are_created(self):
+        objects = render(files=[ci("observability")], kinds=())
+        self.assertIn(("Service", "larder-metrics"), objects)
+        self.assertIn(("ConfigMap", "larder-dashboards"), objects)
+
+    def test_the_notes_name_what_is_left_out(self):
+        text = notes(files=[ci("observability"), ci("outside")], kinds=CUSTOM_KINDS[:1])
+        kinds = "HTTPRoute (gateway.networking.k8s.io/v1), PrometheusRule (monitoring.coreos.com/v1)"
+        self.assertIn(f"Not created, because the cluster does not have these kinds: {kinds}.\n", text)
+        self.assertNotIn("Not created", notes(files=[ci("observability"), ci("outside")]))
+        self.assertNotIn("Not created", notes(kinds=()))
+
+    def test_every_custom_kind_is_in_the_table(self):
+        """Templates must not create an object of a custom kind without the check."""
+        for file in glob.glob(os.path.join(CHART, "templates", "*.yaml")):
+            with open(file, encoding="utf-8") as opened:
+                text = opened.read()
+            for version, kind in re.findall(r"^apiVersion: (\S+\.\S+\.\S+/\S+)\nkind: (\S+)$", text, re.M):
+                if version != "networking.k8s.io/v1":
+                    self.assertIn(f"{version}/{kind}", CUSTOM_KINDS)
+                    self.assertIn(f'"kind" "{kind}"', text)
 
 
 class Others(unittest.TestCase):
@@ -556,6 +694,30 @@ REJECTED = (
     ),
     ("{replicaCount: 2, persistence: {persistentVolumeClaim: {enabled: true}}}", "several pods cannot share a ReadWriteOnce volume"),
     ("{mode: daemonset, persistence: {persistentVolumeClaim: {enabled: true}}}", "several pods cannot share a ReadWriteOnce volume"),
+    ("replicaCount: 2", "with replicaCount: 2 each pod has its own cache"),
+    ("replicaCount: 2", "Set replicaCount: 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with"),
+    ("{replicaCount: 3, persistence: {hostPath: {enabled: true}}}", "or persistence.hostPath.shared if the directory is the same on all nodes"),
+    ("{mode: daemonset}", "the service sends a node's pulls to any of them"),
+    ("{mode: daemonset, persistence: {hostPath: {enabled: true}}, service: {externalTrafficPolicy: Local}}", "Set daemonset.hostPort.enabled"),
+    ("{mode: daemonset, service: {internalTrafficPolicy: Local}}", "service.type: ClusterIP with service.internalTrafficPolicy: Local"),
+    (
+        "persistence: {persistentVolumeClaim: {enabled: true, newClaimSpec: {accessModes: [ReadWriteOncePod]}}}",
+        "no second pod can start on a ReadWriteOncePod volume",
+    ),
+    ("tolerationSeconds: 30", "tolerationSeconds: Invalid type"),
+    ("tolerationSeconds: {notready: 30}", "tolerationSeconds: Additional property notready is not allowed"),
+    ("tolerationSeconds: {notReady: -1}", "tolerationSeconds.notReady: Must be greater than or equal to 0"),
+    ("configureNodes: {address: 'http://a'}", "configureNodes.address: Does not match pattern"),
+    ("configureNodes: {enabled: true, address: HOST_IP, server: 'http://a'}", "configureNodes.address and configureNodes.server conflict"),
+    ("{service: {type: ClusterIP}, configureNodes: {enabled: true, address: HOST_IP}}", "configureNodes.address needs a port on the nodes"),
+    (
+        "{mode: daemonset, daemonset: {hostPort: {enabled: true}}, configureNodes: {enabled: true, address: HOST_IP}}",
+        "configureNodes.address (HOST_IP): Larder answers only at 127.0.0.1 (daemonset.hostPort.hostIP)",
+    ),
+    (
+        "{mode: daemonset, daemonset: {hostNetwork: true}, configureNodes: {enabled: true, address: HOST_IP}, serverConfig: {configuration: {host: 127.0.0.1}}}",
+        "configureNodes.address (HOST_IP): Larder answers only at 127.0.0.1 (serverConfig.configuration.host)",
+    ),
     ("serverTls: {enabled: true}", "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key"),
     ("serverTls: {enabled: true, cert: a}", "serverTls.enabled needs serverTls.secretName, or serverTls.cert and serverTls.key"),
     ("serverTls: {enabled: true, cert: a, key: b, clientAuth: verify}", "serverTls.clientAuth: verify needs serverTls.ca"),
@@ -584,7 +746,7 @@ REJECTED = (
     ("metrics: {port: 8090}", "metrics is 8090, which is also serverConfig.configuration.management.port"),
     ('serverConfig: {configuration: "a: ["}', "serverConfig.configuration is not valid YAML"),
     ("{service: {nodePort: }, configureNodes: {enabled: true}}", "configureNodes.server is needed"),
-    ("{mode: daemonset, podDisruptionBudget: {enabled: true}}", "podDisruptionBudget has no effect with mode: daemonset"),
+    ("{mode: daemonset, daemonset: {hostNetwork: true}, podDisruptionBudget: {enabled: true}}", "podDisruptionBudget has no effect with mode: daemonset"),
     ("ingress: {enabled: true}", "ingress.enabled needs ingress.hosts"),
     ("httpRoute: {enabled: true}", "httpRoute.enabled needs httpRoute.parentRefs"),
 )
@@ -662,6 +824,23 @@ class Notes(unittest.TestCase):
         self.assertIn("jsonpath='{.spec.clusterIP}'", notes(values={"service": {"type": "ClusterIP"}}))
         self.assertIn("jsonpath='{.spec.ports[0].nodePort}'", notes(values="service: {nodePort: }"))
         self.assertIn("Replace SERVER with\n   larder.example and use https:\n", notes(files=[ci("outside")]))
+
+    def test_the_notes_say_which_address_kube_proxy_serves(self):
+        configured = {"configureNodes": {"enabled": True}}
+        self.assertIn("configureNodes.address=HOST_IP", notes(values=configured))
+        self.assertNotIn("kube-proxy", notes(values={"configureNodes": {"enabled": True, "address": "HOST_IP"}}))
+        self.assertNotIn("kube-proxy", notes(files=[ci("daemonset")]))
+
+    def test_the_notes_warn_of_updates_that_wait_for_a_volume(self):
+        def warns(persistence, **others):
+            return "deploymentStrategy.type=Recreate" in notes(values={"persistence": {"persistentVolumeClaim": persistence}} | others)
+
+        self.assertTrue(warns({"enabled": True}))
+        self.assertTrue(warns({"enabled": True, "existingClaimName": "images"}))
+        self.assertFalse(warns({"enabled": True, "newClaimSpec": {"accessModes": ["ReadWriteMany"]}}))
+        self.assertFalse(warns({"enabled": True}, deploymentStrategy={"type": "Recreate"}))
+        self.assertFalse(warns({"enabled": True}, deploymentStrategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}))
+        self.assertFalse(warns({"enabled": False}))
 
     def test_the_notes_render_for_every_file_of_values(self):
         for file in glob.glob(os.path.join(CHART, "ci", "*.yaml")):

@@ -9,9 +9,13 @@ the arguments, DIR/env the environment, DIR/user "UID:GID", and DIR/port the por
 
 import base64
 import os
+import re
 import sys
 
 import yaml
+
+# An address for documentation (RFC 5737).
+NODE_ADDRESS = "192.0.2.7"
 
 
 def write(path, content):
@@ -44,10 +48,18 @@ def environment(given, entries):
     for entry in entries:
         if "value" in entry:
             yield f"{entry['name']}={entry['value']}"
+        elif "fieldRef" in entry["valueFrom"]:
+            assert entry["valueFrom"]["fieldRef"] == {"fieldPath": "status.hostIP"}, entry
+            yield f"{entry['name']}={NODE_ADDRESS}"
         else:
             of = entry["valueFrom"]["secretKeyRef"]
             with open(os.path.join(given, of["name"], of["key"]), encoding="utf-8") as file:
                 yield f"{entry['name']}={file.read()}"
+
+
+def expanded(argument, variables):
+    """Replaces $(NAME) by the variable, as the kubelet does; other names stay."""
+    return re.sub(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)", lambda found: variables.get(found[1], found[0]), argument)
 
 
 def main(manifest, workload, name, given, directory):
@@ -71,8 +83,10 @@ def main(manifest, workload, name, given, directory):
 
     context = spec.get("securityContext", {}) | container.get("securityContext", {})
     lines(os.path.join(directory, "volumes"), writable)
-    lines(os.path.join(directory, "args"), container["args"])
-    lines(os.path.join(directory, "env"), environment(given, container.get("env", [])))
+    variables = list(environment(given, container.get("env", [])))
+    by_name = dict(variable.split("=", 1) for variable in variables)
+    lines(os.path.join(directory, "args"), [expanded(argument, by_name) for argument in container["args"]])
+    lines(os.path.join(directory, "env"), variables)
     lines(os.path.join(directory, "user"), [f"{context['runAsUser']}:{context['runAsGroup']}"])
     probe = container.get("readinessProbe")
     lines(os.path.join(directory, "port"), [probe["httpGet"]["port"] if probe else 0])

@@ -107,11 +107,13 @@ fn list_shows_cached_and_missing_content() {
     };
     assert_eq!(code, Some(0));
     assert!(line("v1").ends_with("complete") && line("v2").contains("partial, "), "{table}");
+    assert!(line("v1").contains("  linux/amd64  "), "the config states it: {table}");
     assert_eq!(list(&["--digests"]).1.lines().collect::<Vec<_>>(), expected);
     let (_, one, _) = list(&["*:v1", "--json"]);
     let one: serde_json::Value = serde_json::from_str(&one).expect("JSON");
     assert_eq!(one[0]["digest"], whole.digest());
     assert_eq!((&one[0]["complete"], one.as_array().map(Vec::len)), (&true.into(), Some(1)));
+    assert_eq!(one[0]["platforms"], serde_json::json!(["linux/amd64"]));
     let (_, tree, _) = list(&["/v2$/", "--tree"]);
     let lost = tree.lines().find(|line| line.contains(&missing.digest)).expect("it is in the tree");
     assert!(lost.ends_with("missing") && !tree.contains(":v1"), "{tree}");

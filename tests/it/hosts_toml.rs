@@ -108,6 +108,29 @@ fn foreign_files_are_replaced_only_with_force_and_backed_up() {
 }
 
 #[test]
+fn file_as_in_the_notes_is_replaced_and_backed_up() {
+    let (_directory, path, certs_d) = place("certs.d");
+    let hosts = path.join("_default/hosts.toml");
+    fs::create_dir_all(hosts.parent().expect("a parent directory")).expect("a directory");
+    let noted = "[host.\"http://127.0.0.1:31080\"]\n  capabilities = [\"pull\", \"resolve\"]\n";
+    let write = || hosts_toml(&["http://[10.0.0.5]:31080", "--write", &certs_d]);
+    fs::write(&hosts, noted).expect("a file");
+    let (code, _, message) = write();
+    assert!(code == Some(0) && message.contains("hosts.toml: written"), "{message}");
+    assert!(text(&hosts).contains("[host.\"http://10.0.0.5:31080\"]"), "{}", text(&hosts));
+    assert_eq!(text(&path.join("_default/hosts.toml.before-larder")), noted);
+
+    let more = format!("{noted}[host.\"https://mirror.corp\"]\n");
+    fs::write(&hosts, &more).expect("a file");
+    let (code, _, message) = write();
+    assert!(
+        code == Some(2) && message.contains("(line 3 is [host.\"https://mirror.corp\"])"),
+        "{message}"
+    );
+    assert_eq!(text(&hosts), more);
+}
+
+#[test]
 fn mirror_is_merged_into_the_docker_configuration() {
     let (_directory, path, daemon_json) = place("daemon.json");
     fs::write(&path, "{\"debug\": true}").expect("a file");

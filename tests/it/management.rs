@@ -239,6 +239,9 @@ fn image_shows_its_tree_and_blobs_their_references() {
     let server = site.serve();
     assert_eq!(get(server.address(), &manifest("library/app", "1")).status, 200);
     assert_eq!(get(server.address(), &manifest("library/app", &amd64.digest())).status, 200);
+    let copy = server.api("image?image=copy:1");
+    assert_eq!(copy["platforms"], json!(["linux/amd64"]), "its config states the platform");
+    assert_eq!(copy["tree"][0]["platform"], "linux/amd64");
     for name in ["app:1", "docker.io/library/app:1"] {
         let shown = server.api(&format!("image?image={}", escaped(name)));
         assert_eq!(shown["image"], "docker.io/library/app:1");

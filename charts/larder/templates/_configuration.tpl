@@ -197,20 +197,62 @@ listens on loopback only, otherwise empty.
 {{- ternary "https" "http" (or .Values.serverTls.enabled (hasKey (include "larder.given" . | fromYaml) "serverTlsConfig")) -}}
 {{- end }}
 
+{{/*
+The port on the nodes at which Larder answers, with its address there; empty if the values do not determine it. `only` is set if Larder
+answers at no other address of the node.
+*/}}
+{{- define "larder.portOnNodes" -}}
+{{- $hostPort := .Values.daemonset.hostPort -}}
+{{- if include "larder.usesHostNetwork" . -}}
+{{- $ports := include "larder.ports" . | fromYaml -}}
+{{- toYaml (dict "address" (default "127.0.0.1" $ports.host) "port" (int $ports.http) "only" (ternary "serverConfig.configuration.host" "" (ne $ports.host ""))) -}}
+{{- else if and (eq .Values.mode "daemonset") $hostPort.enabled -}}
+{{- $ip := default "" $hostPort.hostIP -}}
+{{- $all := has $ip (list "" "0.0.0.0" "::") -}}
+{{- toYaml (dict "address" (ternary "127.0.0.1" $ip $all) "port" (int $hostPort.port) "only" (ternary "" "daemonset.hostPort.hostIP" $all)) -}}
+{{- else if and (eq .Values.service.type "NodePort") .Values.service.nodePort -}}
+{{- toYaml (dict "address" "127.0.0.1" "port" (int .Values.service.nodePort) "only" "") -}}
+{{- end -}}
+{{- end }}
+
+{{/* A URL with an address, which may be an IPv6 address. */}}
+{{- define "larder.url" -}}
+{{- printf "%s://%s:%d" .scheme (ternary (printf "[%s]" .address) .address (contains ":" .address)) (int .port) -}}
+{{- end }}
+
 {{/* The URL at which nodes reach Larder; empty if the values do not determine it. */}}
 {{- define "larder.nodeUrl" -}}
 {{- $scheme := include "larder.scheme" . -}}
-{{- $hostPort := .Values.daemonset.hostPort -}}
-{{- if include "larder.usesHostNetwork" . -}}
-{{- printf "%s://127.0.0.1:%d" $scheme (int (include "larder.ports" . | fromYaml).http) -}}
-{{- else if and (eq .Values.mode "daemonset") $hostPort.enabled -}}
-{{- $ip := default "127.0.0.1" $hostPort.hostIP -}}
-{{- printf "%s://%s:%d" $scheme (ternary "127.0.0.1" $ip (eq $ip "0.0.0.0")) (int $hostPort.port) -}}
-{{- else if and (eq .Values.service.type "NodePort") .Values.service.nodePort -}}
-{{- printf "%s://127.0.0.1:%d" $scheme (int .Values.service.nodePort) -}}
-{{- else if .Values.service.clusterIP -}}
-{{- if ne .Values.service.clusterIP "None" -}}
-{{- printf "%s://%s:%d" $scheme .Values.service.clusterIP (int .Values.service.port) -}}
+{{- $port := include "larder.portOnNodes" . | fromYaml -}}
+{{- if $port -}}
+{{- include "larder.url" (merge (dict "scheme" $scheme) $port) -}}
+{{- else if and .Values.service.clusterIP (ne .Values.service.clusterIP "None") -}}
+{{- include "larder.url" (dict "scheme" $scheme "address" .Values.service.clusterIP "port" .Values.service.port) -}}
 {{- end -}}
+{{- end }}
+
+{{/*
+The URL that configureNodes writes. Kubernetes replaces $(HOST_IP) in the arguments of a container by the address of its node, which may
+be an IPv6 address, and `larder hosts-toml` removes the brackets of an IPv4 address.
+*/}}
+{{- define "larder.configuredUrl" -}}
+{{- $address := default "" .Values.configureNodes.address -}}
+{{- if and $address .Values.configureNodes.server -}}
+{{- fail "configureNodes.address and configureNodes.server conflict: remove one of them" -}}
+{{- end -}}
+{{- if $address -}}
+  {{- $port := include "larder.portOnNodes" . | fromYaml -}}
+  {{- if not $port -}}
+  {{- fail "configureNodes.address needs a port on the nodes: set service.type: NodePort with service.nodePort, or daemonset.hostPort.enabled; or set configureNodes.server" -}}
+  {{- end -}}
+  {{- if and $port.only (ne $address $port.address) -}}
+  {{- fail (printf "configureNodes.address (%s): Larder answers only at %s (%s)" $address $port.address $port.only) -}}
+  {{- end -}}
+  {{- if eq $address "HOST_IP" -}}{{- $address = "[$(HOST_IP)]" -}}
+  {{- else if contains ":" $address -}}{{- $address = printf "[%s]" $address -}}
+  {{- end -}}
+{{- printf "%s://%s:%d" (include "larder.scheme" .) $address (int $port.port) -}}
+{{- else -}}
+{{- default (include "larder.nodeUrl" .) .Values.configureNodes.server -}}
 {{- end -}}
 {{- end }}

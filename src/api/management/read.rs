@@ -279,8 +279,9 @@ fn image(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
         let text = format!("{} is not in the cache", name.with(&reference));
         return Err(Refusal::NotFound(text));
     };
-    let graph = store.graph_of(&image);
-    let usage = ImageUsage::of(&image, &graph, store.created(&graph));
+    let mut graph = store.graph_of(&image);
+    let created = store.read_configs(&mut graph);
+    let usage = ImageUsage::of(&image, &graph, created);
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
     let mut value = documents::image_document(&usage, is_pinned(cache, &pins, &usage), is_stale);

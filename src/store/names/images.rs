@@ -105,7 +105,8 @@ impl Graph {
         self.manifests.iter().any(is_image) && self.missing_blobs().next().is_none()
     }
 
-    /// The platforms of the cached image manifests, if an index names them. An attestation has none.
+    /// The platforms of the cached image manifests, as an index states them, or their configs
+    /// ([`Store::read_configs`]). An attestation has none.
     pub fn platforms(&self) -> impl Iterator<Item = &str> {
         let present = self.manifests.iter().filter(|each| each.manifest.is_some());
         let images = present.map(|each| &each.descriptor).filter(|each| each.attests.is_none());

@@ -105,3 +105,65 @@ fn the_walk_of_a_cyclic_or_deep_index_ends() {
     let images = store.images_of(&name("quay.io/a"));
     assert!(store.graph_of(&images[0]).manifests.len() < 20);
 }
+
+/// Stores an image with this config under a tag, and returns what its configs state.
+fn described(config: &[u8], prepare: impl Fn(&Path)) -> (Vec<String>, Option<String>) {
+    let (directory, store) = fresh();
+    let document = json!({ "schemaVersion": 2, "config": layer(config), "layers": [] });
+    let (digest, size) = publish(&store, "quay.io/a", MediaType::OCI_MANIFEST, &document);
+    store.put_tag(&name("quay.io/a"), &tag("v1"), &record(digest, size)).unwrap();
+    put(&store, config);
+    prepare(&directory.path().join("blobs/sha256").join(sha256(config).hex()));
+    let mut graph = store.graph_of(&store.images_of(&name("quay.io/a"))[0]);
+    let created = store.read_configs(&mut graph);
+    (graph.platforms().map(str::to_owned).collect(), created)
+}
+
+#[test]
+fn the_config_states_the_platform_of_an_image_without_an_index() {
+    let config =
+        br#"{"created":"2020-01-02T03:04:05Z","os":"linux","architecture":"arm","variant":"v7"}"#;
+    let (platforms, created) = described(config, |_| {});
+    assert_eq!(platforms, ["linux/arm/v7"]);
+    assert_eq!(created.as_deref(), Some("2020-01-02T03:04:05Z"));
+    let damaged = |blob: &Path| fs::write(blob, vec![b'x'; config.len()]).unwrap();
+    assert_eq!(described(config, damaged), (vec![], None));
+    assert_eq!(described(config, |blob| fs::remove_file(blob).unwrap()), (vec![], None));
+    assert_eq!(described(b"{}", |_| {}), (vec![], None));
+}
+
+#[test]
+fn a_large_config_is_not_read() {
+    let config = |padding: usize| {
+        let padding = "x".repeat(padding);
+        format!(r#"{{"os":"linux","architecture":"amd64","padding":"{padding}"}}"#).into_bytes()
+    };
+    assert_eq!(described(&config(1000), |_| {}).0, ["linux/amd64"]);
+    assert_eq!(described(&config(1024 * 1024), |_| {}).0, Vec::<String>::new());
+}
+
+#[test]
+fn configs_are_read_only_where_an_index_states_no_platform() {
+    let (_directory, store) = fresh();
+    let child = |architecture: &str| {
+        let config = json!({ "os": "linux", "architecture": architecture }).to_string();
+        put(&store, config.as_bytes());
+        let config = layer(config.as_bytes());
+        let document = json!({ "schemaVersion": 2, "config": config, "layers": [] });
+        let (digest, size) = publish(&store, "quay.io/a", MediaType::OCI_MANIFEST, &document);
+        json!({ "digest": digest.to_string(), "size": size })
+    };
+    let platforms = |children: &[Value]| {
+        let document = json!({ "schemaVersion": 2, "manifests": children });
+        let (digest, size) = publish(&store, "quay.io/a", MediaType::OCI_INDEX, &document);
+        let mut graph = store.graph(&name("quay.io/a"), Descriptor::new(digest, size));
+        store.read_configs(&mut graph);
+        graph.platforms().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (mut listed, other) = (child("amd64"), child("arm64"));
+    assert_eq!(platforms(&[listed.clone(), other.clone()]), ["linux/amd64", "linux/arm64"]);
+    listed["platform"] = json!({ "os": "linux", "architecture": "386" });
+    assert_eq!(platforms(&[listed, other]), ["linux/386", "linux/arm64"], "the index decides");
+    let many: Vec<Value> = (0..40).map(|number| child(&format!("cpu{number}"))).collect();
+    assert_eq!(platforms(&many).len(), 16, "the number of configs is limited");
+}

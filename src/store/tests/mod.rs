@@ -20,7 +20,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::oci::{Algorithm, Digest, ImageName, MediaType, Reference, Tag, Upstream};
+use crate::oci::{Algorithm, Descriptor, Digest, ImageName, MediaType, Reference, Tag, Upstream};
 
 fn open(root: &Path) -> Store {
     Store::open(&Settings { root: root.to_owned(), fsync: false }).unwrap()
