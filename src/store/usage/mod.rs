@@ -1,5 +1,6 @@
 //! What takes up the space: disk usage as a count of bytes, and per image and registry in the lists in `usage/`.
 
+mod configs;
 mod disk;
 mod incomplete;
 mod walk;
