@@ -18,6 +18,7 @@
 mod blobs;
 mod bounded;
 mod core;
+mod counted;
 mod error;
 mod eviction;
 mod freshness;

@@ -103,8 +103,9 @@ impl Faults {
         if !random.percent(self.percent.load(Ordering::Relaxed)) {
             return None;
         }
-        // Nothing verifies the headers of a response to HEAD, so a lie there is passed on.
-        let kinds = if method == "HEAD" { 8..16 } else { 0..16 };
+        // Nothing verifies lists and the headers of a response to HEAD, so a lie there is passed on.
+        let is_list = path.contains("/tags/list") || path.contains("/referrers/");
+        let kinds = if method == "HEAD" || is_list { 8..16 } else { 0..16 };
         Some(match random.between(kinds.start, kinds.end - 1) {
             0..=3 => Fault::Cut(random.below(100)),
             4 | 5 => Fault::WrongBytes,
