@@ -11,8 +11,9 @@ use crate::world::digest_of;
 const HOT: Duration = Duration::from_secs(1);
 /// A tag counts as confirmed when its manifest has arrived, and the registry may take twice `pullTimeout` for that.
 const CONFIRMATION_MAX: Duration = Duration::from_secs(5);
-/// Statuses of requests that fail because of the registry or an overload. 500 is none of them.
-const FAILURES: [u16; 5] = [404, 429, 502, 503, 504];
+/// Statuses of requests that fail because of the registry or an overload; 416 if the registry reports a wrong size. 500
+/// is none of them.
+const FAILURES: [u16; 6] = [404, 416, 429, 502, 503, 504];
 
 /// A request, and the moment at which it was sent.
 pub struct Asked<'a> {

@@ -1,5 +1,6 @@
 //! The rounds of a run, and what is checked after each storm.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +26,19 @@ const COUNT_MAX: Duration = Duration::from_secs(80);
 const IDLE_CONNECTIONS_END: Duration = Duration::from_secs(16);
 /// The files that Larder writes after a count: `usage/` and marks of periodic jobs.
 const DISK_TOLERANCE_BYTES: u64 = 64 * 1024;
+/// The largest `cacheSize` of all configurations, and half as much for what commands add before the server counts
+/// again.
+const CACHE_BYTES_MAX: u64 = 45_000_000 * 3 / 2;
+/// Counters of Larder that show what a run has reached.
+const INTERESTING: [&str; 7] = [
+    "larder_downloads_total{outcome=\"done\"}",
+    "larder_downloads_total{outcome=\"failed\"}",
+    "larder_download_retries_total",
+    "larder_download_resumes_total",
+    "larder_removed_images_total{why=\"evicted\"}",
+    "larder_removed_images_total{why=\"pruned\"}",
+    "larder_not_cached_total",
+];
 /// The pause between two retags in a calm.
 const CALM_RETAG: Duration = Duration::from_millis(700);
 
@@ -36,34 +50,36 @@ pub struct Round {
     pub has_kills: bool,
 }
 
-/// Divides a run into rounds. In short runs each round has kills. In long ones three of four have none, and the last
-/// 40 % have none, so that one process serves for a long time.
-pub fn plan(length: Duration) -> Vec<Round> {
+/// The round with this number, which begins after `elapsed` of a run. In short runs each round has kills. In long ones
+/// every second pair has none, and the last 40 % have none, so that one process serves for a long time.
+pub fn round(
+    number: usize,
+    elapsed: Duration,
+    length: Duration,
+    sabotage: Option<Sabotage>,
+) -> Round {
     let is_short = length <= Duration::from_secs(180);
-    let (storm, calm, around) = match is_short {
-        true => (40, 10, 50),
-        false => (70, 15, 35),
+    let (storm, calm) = match sabotage {
+        Some(_) => (6, 6),
+        None if is_short => (45, 10),
+        None => (70, 15),
     };
-    let count = (length.as_secs() / (storm + calm + around)).max(1);
-    let round = |number: u64| Round {
-        storm: Duration::from_secs(storm),
-        calm: Duration::from_secs(calm),
-        has_kills: is_short || (number % 4 < 2 && number * 10 <= count * 6),
-    };
-    (0..count).map(round).collect()
+    let has_kills = is_short || (number % 4 < 2 && elapsed * 10 < length * 6);
+    Round { storm: Duration::from_secs(storm), calm: Duration::from_secs(calm), has_kills }
 }
 
 pub fn run(soak: &Soak, length: Duration, sabotage: Option<Sabotage>) {
     actors::start(soak);
     first_pins(soak);
     let mut state = State::default();
-    for (number, round) in plan(length).iter().enumerate() {
-        if soak.began.elapsed() + round.storm > length + Duration::from_secs(60) {
+    for number in 0.. {
+        let round = round(number, soak.began.elapsed(), length, sabotage);
+        if number > 0 && soak.began.elapsed() + round.storm + round.calm > length {
             break;
         }
-        storm(soak, number, round);
+        storm(soak, number, &round);
         settle(soak);
-        calm(soak, number, round, sabotage);
+        calm(soak, number, &round, sabotage);
         quiet(soak, &mut state, sabotage);
     }
     actors::restart(soak, Stop::Terminate);
@@ -303,7 +319,7 @@ fn check_process(soak: &Soak, state: &mut State) {
 
 /// Watches the process, and prints a line each minute.
 pub fn watch(soak: &Soak) {
-    let (mut next, mut ticks) = (Duration::from_secs(60), 0u32);
+    let (mut next, mut ticks, mut counters) = (Duration::from_secs(60), 0u32, Counters::default());
     while !soak.is_over() {
         thread::sleep(Duration::from_millis(250));
         let now = soak.server.pid().and_then(Resources::of).unwrap_or_default();
@@ -320,13 +336,43 @@ pub fn watch(soak: &Soak) {
             thread::sleep(Duration::from_secs(1));
         }
         ticks += 1;
-        // The size of the cache never exceeds its limit by much, whatever happens.
         if ticks.is_multiple_of(8) {
-            soak.tally.raise("largest cache", disk_usage(&soak.server.site.cache()));
+            counters.add(soak);
+            let used = disk_usage(&soak.server.site.cache());
+            soak.tally.raise("largest cache", used);
+            if used > CACHE_BYTES_MAX {
+                soak.finding(
+                    "limit",
+                    &format!("the cache has {used} bytes, at most {CACHE_BYTES_MAX}"),
+                    "",
+                );
+            }
         }
         if soak.began.elapsed() >= next {
             next += Duration::from_secs(60);
             print_line(soak, &now);
+        }
+    }
+}
+
+/// Counters of Larder that begin again with each process, summed up over all of them.
+#[derive(Default)]
+struct Counters {
+    process: u64,
+    last: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    fn add(&mut self, soak: &Soak) {
+        let process = soak.server.generation();
+        let Some(samples) = Samples::of(&soak.server) else { return };
+        if std::mem::replace(&mut self.process, process) != process {
+            self.last.clear();
+        }
+        for name in INTERESTING {
+            let now = samples.sum(name) as u64;
+            let before = self.last.insert(name.to_owned(), now).unwrap_or_default();
+            soak.tally.add(name, now.saturating_sub(before));
         }
     }
 }

@@ -90,7 +90,7 @@ fn chaos(random: &mut Random, has_kills: bool) -> Event {
             Event::Outage(outage, Duration::from_millis(random.between(800, 6000) as u64))
         }
         6..=8 => Event::Reload(Variant {
-            cache_megabytes: random.between(40, 90),
+            cache_megabytes: random.between(18, 45),
             tag_ttl_seconds: random.between(1, 3),
             downloads: random.between(4, 24),
             is_scheduled: random.percent(50),

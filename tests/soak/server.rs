@@ -48,7 +48,7 @@ pub struct Variant {
 
 impl Variant {
     pub const FIRST: Variant =
-        Variant { cache_megabytes: 60, tag_ttl_seconds: 2, downloads: 16, is_scheduled: true };
+        Variant { cache_megabytes: 30, tag_ttl_seconds: 2, downloads: 16, is_scheduled: true };
 }
 
 impl Site {
@@ -92,7 +92,7 @@ impl Site {
              management: {{port: {management}, tokenFile: {directory}/token}}\n\
              cacheSize: {cache_megabytes}MB\ntagTtl: {tag_ttl_seconds}s\nrevalidateTimeout: 1s\n\
              negativeTtl: 1s\npullTimeout: 2000\ndrainTimeout: 3s\nprefetchReferrers: true\n\
-             defaultNs: '{registry}'\nscrub: {{every: 30m}}\n\
+             defaultNs: '{registry}'\nworkers: 16\nscrub: {{every: 30m}}\n\
              pruneConfig: {{enabled: {is_scheduled}, type: accessed, duration: 30m, frequency: 5m, count: 5}}\n\
              pin: ['{registry}/pinned/keep:configured*']\n\
              tags: [{{pattern: 'imported*', tagTtl: forever}}]\n\

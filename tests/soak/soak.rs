@@ -118,9 +118,10 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
+/// Prints the events of the first rounds. Whether later ones have kills depends on how long the earlier ones took.
 fn print_plan(options: &Options) {
-    let plan = rounds::plan(options.length);
-    for (number, round) in plan.iter().enumerate() {
+    for number in 0..8 {
+        let round = rounds::round(number, Duration::ZERO, options.length, options.sabotage);
         println!("round {number}: storm of {:?}, kills: {}", round.storm, round.has_kills);
         for actor in [Actor::Publisher, Actor::Chaos, Actor::Operator] {
             let events =
