@@ -100,6 +100,22 @@ bench: build ## compare performance with nginx and docker-registry
 	$(CARGO) build --release --locked --example load
 	bench/run $(LARDER)
 
+.PHONY: soak
+soak: build ## run the soak test for HOURS (1) or MINUTES, with SEED; prints a report, fails with evidence
+	$(CARGO) build --release --locked --example soak
+	$(dir $(LARDER))examples/soak --larder $(LARDER) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+HOURS ?= 1
+MINUTES ?= $(shell expr $(HOURS) \* 60)
+
+.PHONY: soak-sabotage
+soak-sabotage: build ## prove that the soak test's checks can fail: break something on purpose, a minute or two for each
+	$(CARGO) build --release --locked --example soak
+	@for name in $(SABOTAGES); do \
+	  $(dir $(LARDER))examples/soak --larder $(LARDER) --minutes 1 --sabotage $$name || exit 1; done
+
+SABOTAGES ?= flip truncate blob pin tag log registry connections leftover disk panic
+
 .PHONY: lint
 lint: ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --check

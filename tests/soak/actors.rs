@@ -7,20 +7,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::accounts::Samples;
 use crate::clients::pull_guarded;
 use crate::context::{Guarded, Soak};
 use crate::random::Random;
 use crate::report::lock;
 use crate::schedule::{Actor, Event};
-use crate::server::Stop;
+use crate::server::{Stop, Variant};
 use crate::world::{Blob, Image, PINNED, REPOSITORIES, TAGS, make};
 
 /// How many pinned images there are at most: they use space that the others need.
 const GUARDED_MAX: usize = 8;
 /// Longer than any command takes on a small cache.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a server may take to read a changed configuration after SIGHUP.
+/// How long an invalid configuration stays.
 const RELOAD: Duration = Duration::from_millis(400);
+/// How long a server may take to apply a configuration after SIGHUP, on a busy machine.
+const RELOAD_MAX: Duration = Duration::from_secs(10);
 /// Configurations that must be refused.
 const INVALID: [&str; 4] =
     ["", "registries: [\n", "cacheSize: 60MB\nno-such-key: 1\n", "tagTtl: soon\n"];
@@ -52,7 +55,7 @@ fn perform(soak: &Soak, event: &Event, random: &mut Random) {
         Event::DeleteTag => soak.world.retag(repository(random), tag(random), None),
         Event::FaultRate(percent) => soak.faults.set_percent(*percent),
         Event::Outage(outage, length) => soak.faults.begin_outage(*outage, *length),
-        Event::Reload(variant) => reload(soak, &soak.server.site.text(variant)),
+        Event::Reload(variant) => reload_valid(soak, variant),
         Event::ReloadInvalid(number) => reload_invalid(soak, INVALID[*number]),
         Event::Stop(stop) => restart(soak, *stop),
         Event::PruneCommand => prune(soak, random),
@@ -122,11 +125,37 @@ fn reload(soak: &Soak, text: &str) {
     soak.tally.add("reloads", 1);
 }
 
+/// The new `cacheSize` must be in effect soon.
+fn reload_valid(soak: &Soak, variant: &Variant) {
+    let moment = soak.server.moment();
+    reload(soak, &soak.server.site.text(variant));
+    let (began, expected) = (Instant::now(), variant.cache_megabytes as f64 * 1e6);
+    while cache_size(soak) != Some(expected) {
+        if began.elapsed() > RELOAD_MAX && soak.server.has_run_since(moment) {
+            let text =
+                format!("cacheSize is {:?} instead of {expected} after SIGHUP", cache_size(soak));
+            return soak.finding("reload", &text, "");
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn cache_size(soak: &Soak) -> Option<f64> {
+    Samples::of(&soak.server)?.get("larder_cache_size_limit_bytes")
+}
+
 /// The server must keep its configuration. The file becomes valid again, since a restart needs it.
 fn reload_invalid(soak: &Soak, text: &str) {
     let valid = fs::read_to_string(soak.server.site.config()).unwrap_or_default();
+    let (moment, before) = (soak.server.moment(), cache_size(soak));
     reload(soak, text);
     thread::sleep(RELOAD);
+    let after = cache_size(soak);
+    if after != before && soak.server.has_run_since(moment) {
+        let text =
+            format!("an invalid configuration changed cacheSize from {before:?} to {after:?}");
+        soak.finding("reload", &text, "");
+    }
     reload(soak, &valid);
 }
 

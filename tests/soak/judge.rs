@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use crate::context::{Phase, Soak};
 use crate::server::{Moment, TAG_TTL_MAX};
 use crate::wire::Reply;
-use crate::world::digest_of;
+use crate::world::{TAGS, digest_of};
 
 /// Larder serves manifests from memory without looking at their record for this long.
 const HOT: Duration = Duration::from_secs(1);
 /// A tag counts as confirmed when its manifest has arrived, and the registry may take twice `pullTimeout` for that.
-const CONFIRMATION_MAX: Duration = Duration::from_secs(5);
+const CONFIRMATION_MAX: Duration = Duration::from_secs(9);
+/// How long Larder serves a list without requesting it again.
+const LIST_TTL: Duration = Duration::from_secs(60);
 /// Statuses of requests that fail because of the registry or an overload; 416 if the registry reports a wrong size. 500
 /// is none of them.
 const FAILURES: [u16; 6] = [404, 416, 429, 502, 503, 504];
@@ -261,17 +263,33 @@ impl Soak {
                 Some(reply),
             );
         };
-        let tags = json["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
-        for tag in tags {
-            if !self.world.has_had(asked.repository, tag) {
-                self.blame("broken list", asked, &format!("{tag} never existed"), Some(reply));
-            }
+        if route == "tags" {
+            return self.judge_tags(asked, reply, &json);
         }
         let own = self.world.referrers(asked.repository, asked.reference);
         let digests = json["manifests"].as_array().into_iter().flatten();
         for digest in digests.filter_map(|entry| entry["digest"].as_str()) {
             if !own.iter().any(|(known, _)| known == digest) {
                 self.blame("broken list", asked, &format!("{digest} is no referrer"), Some(reply));
+            }
+        }
+    }
+
+    /// A list of tags. In a calm it has all of them, as of the last minute.
+    fn judge_tags(&self, asked: &Asked<'_>, reply: &Reply, json: &serde_json::Value) {
+        let listed = json["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
+        let listed: Vec<&str> = listed.collect();
+        if let Some(tag) = listed.iter().find(|tag| !self.world.has_had(asked.repository, tag)) {
+            self.blame("broken list", asked, &format!("{tag} never existed"), Some(reply));
+        }
+        let from = asked.began.checked_sub(LIST_TTL + CONFIRMATION_MAX).unwrap_or(self.began);
+        for tag in TAGS {
+            let values = self.world.values(asked.repository, tag, from, Instant::now());
+            let (always, never) = (!values.contains(&None), values.iter().all(Option::is_none));
+            let is_listed = listed.contains(&tag);
+            if asked.is_calm && ((always && !is_listed) || (never && is_listed)) {
+                let text = format!("{tag} is listed: {is_listed}; its values: {values:?}");
+                self.blame("old list", asked, &text, Some(reply));
             }
         }
     }

@@ -20,7 +20,7 @@ const AUTHORIZATION: &str = "Basic c29hazpzZWNyZXQ=";
 /// The password of [`AUTHORIZATION`].
 pub const PASSWORD: &str = "secret";
 /// Longer than `pullTimeout` in the configuration.
-const STALL: Duration = Duration::from_millis(2600);
+const STALL: Duration = Duration::from_millis(4600);
 /// Shorter than Larder's timeout for a silent body.
 const PAUSE: Duration = Duration::from_millis(1500);
 /// How many requests are remembered as evidence.

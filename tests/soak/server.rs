@@ -91,7 +91,7 @@ impl Site {
             "port: {port}\nhost: 127.0.0.1\nimagePath: {directory}/cache\n\
              management: {{port: {management}, tokenFile: {directory}/token}}\n\
              cacheSize: {cache_megabytes}MB\ntagTtl: {tag_ttl_seconds}s\nrevalidateTimeout: 1s\n\
-             negativeTtl: 1s\npullTimeout: 2000\ndrainTimeout: 3s\nprefetchReferrers: true\n\
+             negativeTtl: 1s\npullTimeout: 4000\ndrainTimeout: 3s\nprefetchReferrers: true\n\
              defaultNs: '{registry}'\nworkers: 16\nscrub: {{every: 30m}}\n\
              pruneConfig: {{enabled: {is_scheduled}, type: accessed, duration: 30m, frequency: 5m, count: 5}}\n\
              pin: ['{registry}/pinned/keep:configured*']\n\
