@@ -39,6 +39,8 @@ const INTERESTING: [&str; 7] = [
     "larder_removed_images_total{why=\"pruned\"}",
     "larder_not_cached_total",
 ];
+/// How long a temporary file may exist.
+const TEMPORARY_FILE_MAX: Duration = Duration::from_secs(4);
 /// The pause between two retags in a calm.
 const CALM_RETAG: Duration = Duration::from_millis(700);
 
@@ -291,9 +293,14 @@ fn compare_disk(soak: &Soak, began: Instant) {
 
 fn check_process(soak: &Soak, state: &mut State) {
     let cache = soak.server.site.cache();
-    for left in leftovers(&cache) {
-        soak.finding("leftover", &left, "");
+    let mut left = leftovers(&cache);
+    if !left.is_empty() {
+        // A temporary file that is in use lives for milliseconds; on a busy machine somewhat longer.
+        thread::sleep(TEMPORARY_FILE_MAX);
+        let still = leftovers(&cache);
+        left.retain(|name| still.contains(name));
     }
+    left.iter().for_each(|name| soak.finding("leftover", name, ""));
     let Some(pid) = soak.server.pid() else { return };
     for child in children(pid) {
         soak.finding("child process", &child, "");
