@@ -1,10 +1,10 @@
 //! Soak test: the release binary serves for hours while images, clients, faults, commands and kills come and go, and
 //! everything that can be checked is checked.
 //!
-//! `cargo run --release --example soak -- --larder target/release/larder --minutes 60 [--seed N] [--keep]`. A run
-//! consists of rounds: a **storm**, in which everything fails now and then; a **calm**, in which nothing fails and
-//! every count must be exact; and a **quiet**, in which the server must return to its base level. `--plan` prints the
-//! events of a seed. `--sabotage NAME` breaks something on purpose, and succeeds if the checks find it.
+//! `cargo run --example soak -- --larder target/release/larder --minutes 60 [--seed N] [--keep]`. A run consists of
+//! rounds: a **storm**, in which everything fails now and then; a **calm**, in which nothing fails and every count must
+//! be exact; and a **quiet**, in which the server must return to its base level. `--plan` prints the events of a seed.
+//! `--sabotage NAME` breaks something on purpose, and succeeds if the checks find it.
 //!
 //! | file | what it is |
 //! | --- | --- |
