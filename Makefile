@@ -100,6 +100,22 @@ bench: build ## compare performance with nginx and docker-registry
 	$(CARGO) build --release --locked --example load
 	bench/run $(LARDER)
 
+# The driver is built like the tests, which have built it already; the server is the release binary.
+SOAK := $(CARGO) run --locked --quiet --example soak -- --larder $(LARDER)
+
+.PHONY: soak
+soak: build ## run the soak test for HOURS (1) or MINUTES, with SEED (random); a violation is printed with its evidence
+	$(SOAK) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+HOURS ?= 1
+MINUTES ?= $(shell expr $(HOURS) \* 60)
+
+.PHONY: soak-sabotage
+soak-sabotage: build ## break something on purpose, a minute for each of SABOTAGES: the checks of the soak test must find it
+	for name in $(SABOTAGES); do $(SOAK) --minutes 1 --sabotage $$name || exit 1; done
+
+SABOTAGES ?= flip truncate blob pin tag log registry connections leftover disk panic
+
 .PHONY: lint
 lint: ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --check

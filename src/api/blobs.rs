@@ -182,7 +182,7 @@ impl Waiting {
                     digest: blob_request.digest,
                 };
                 blob_request.reply(request, how, size, |range| Body::Tail {
-                    tail: Box::new(BlobTail::new(wait, size, past_the_disk)),
+                    tail: Box::new(BlobTail::new(wait, size, range.start, past_the_disk)),
                     range,
                 })
             }

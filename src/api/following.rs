@@ -14,6 +14,8 @@ pub(super) struct BlobTail {
     wait: BlobWait,
     /// The size from which `Content-Length` was computed, in bytes.
     promised: u64,
+    /// The offset of the first byte of the body.
+    start: u64,
     /// The growing file, once the upstream has answered.
     file: Option<Arc<File>>,
     past_the_disk: PastTheDisk,
@@ -45,8 +47,14 @@ impl From<BlobFailure> for Halt {
 }
 
 impl BlobTail {
-    pub(super) fn new(wait: BlobWait, promised: u64, past_the_disk: PastTheDisk) -> BlobTail {
-        BlobTail { wait, promised, file: None, past_the_disk, passage: None }
+    /// For a body that begins at offset `start` of the blob.
+    pub(super) fn new(
+        wait: BlobWait,
+        promised: u64,
+        start: u64,
+        past_the_disk: PastTheDisk,
+    ) -> BlobTail {
+        BlobTail { wait, promised, start, file: None, past_the_disk, passage: None }
     }
 
     fn poll_flight(&mut self, position: u64, waker: &Waker) -> Poll<Result<Available, Halt>> {
@@ -81,8 +89,8 @@ impl Tail for BlobTail {
                 Err(Halt::Cut(reason)) => return Poll::Ready(Err(reason)),
                 Err(Halt::Disk) => {
                     let PastTheDisk { cache, name, digest } = &self.past_the_disk;
-                    let already_sent =
-                        self.file.clone().map(|file| AlreadySent { file, end: position });
+                    let range = self.start..position;
+                    let already_sent = self.file.clone().map(|file| AlreadySent { file, range });
                     let passage =
                         cache.pass_through(name, digest, Some(self.promised), already_sent);
                     self.passage = Some(PassThroughTail { passage, promised: Some(self.promised) });

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use super::counted::CountedSource;
 use super::negative::{Asked, NegativeCache};
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::{CacheError, Clock, How, PATIENCE, Settings, lock};
@@ -15,7 +16,7 @@ use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestError, Upstream};
 use crate::store::{DocumentWriter, Store};
-use crate::upstream::{DocumentSink, Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{DocumentSink, Source, Sources, Standing, UpstreamError};
 
 pub(super) struct Core {
     pub(super) store: Store,
@@ -114,13 +115,14 @@ impl Core {
         if self.blob_fetchers.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
     }
 
-    /// The source of a registry's content.
+    /// The source of a registry's content. Its requests are counted.
     ///
     /// # Errors
     /// [`CacheError`] if the server is offline or the registry is not allowed.
     pub(super) fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
         self.stop_if_offline()?;
-        Ok(self.sources.source(upstream)?)
+        let source = self.sources.source(upstream)?;
+        Ok(Arc::new(CountedSource::new(source, upstream.clone(), Arc::clone(&self.metrics))))
     }
 
     /// The share of the fetchers that a fetch for this repository counts against.
@@ -168,7 +170,7 @@ impl Core {
         Class::of(upstream, standing.unwrap_or(Standing::Unproven))
     }
 
-    /// Records the outcome of a request. With mirrors, a rate limit applies to one endpoint, whose circuit breaker
+    /// Remembers the outcome of a request for later ones. With mirrors, a rate limit applies to one endpoint, whose circuit breaker
     /// handles it.
     pub(super) fn note_outcome<T>(
         &self,
@@ -176,42 +178,12 @@ impl Core {
         asked: Asked,
         result: &Result<T, UpstreamError>,
     ) {
-        self.metrics.asked_upstream(name.upstream.as_str(), outcome(result));
         let has_mirrors =
             self.sources.source(&name.upstream).is_ok_and(|source| source.endpoints() > 1);
         if !has_mirrors {
             self.negative.note_limit(name, result, self.now());
         }
         self.negative.note(&name.upstream, asked, result, self.now());
-    }
-}
-
-/// The label value for the outcome of a request to a registry.
-fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
-    let Err(error) = result else { return "ok" };
-    match error.kind() {
-        UpstreamErrorKind::NotFound => "404",
-        UpstreamErrorKind::Hidden => "hidden",
-        UpstreamErrorKind::Denied { .. } => "denied",
-        UpstreamErrorKind::Credentials { .. }
-        | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
-        UpstreamErrorKind::RateLimited { .. } => "429",
-        UpstreamErrorKind::OutOfService => "503",
-        UpstreamErrorKind::NoSpace => "no-space",
-        UpstreamErrorKind::Loop => "loop",
-        UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
-        UpstreamErrorKind::Status { status } => match status / 100 {
-            5 => "5xx",
-            _ => "other-status",
-        },
-        UpstreamErrorKind::Unsupported => "unsupported",
-        UpstreamErrorKind::TimedOut { .. } => "timed-out",
-        UpstreamErrorKind::Unreachable { .. } => "unreachable",
-        UpstreamErrorKind::Proxy { .. } => "proxy",
-        UpstreamErrorKind::Tls { .. } => "tls",
-        UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
-        UpstreamErrorKind::Redirect { .. } => "redirect",
-        UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
     }
 }
 

@@ -19,6 +19,7 @@ mod blobs;
 mod bounded;
 mod completion;
 mod core;
+mod counted;
 mod error;
 mod eviction;
 mod freshness;

@@ -99,6 +99,34 @@ fn counters_follow_events() {
 }
 
 #[test]
+fn checks_of_moved_tags_and_lists_are_counted_as_upstream_requests() {
+    let (registry, site) = Site::empty("tagTtl: 0");
+    let app = NamedImage::new("app", "1", &Image::sample("a"));
+    app.publish(&registry);
+    registry.enable_referrers();
+    registry.expect_unknown("/v2/library/app/manifests/9");
+    let server = site.serve();
+    app.pull(server.address());
+    registry.add(&app.path(), "1", &Image::sample("b"));
+    // HEAD reports another digest, which is then fetched.
+    assert_eq!(get(server.address(), &app.target()).body, Image::sample("b").manifest());
+    // A HEAD that is answered 404 is followed by a GET.
+    let missing = manifest(&app.path(), "9");
+    assert_eq!(request(server.address(), "HEAD", &missing, &[]).status, 404);
+    assert_eq!(get(server.address(), "/v2/library/app/tags/list").status, 200);
+    let referrers = format!("/v2/library/app/referrers/{}", app.image.digest());
+    assert_eq!(get(server.address(), &referrers).status, 200);
+    let counted = |outcome: &str| {
+        let labels = format!("registry=\"docker.io\",outcome=\"{outcome}\"");
+        server.metric(&format!("larder_upstream_requests_total{{{labels}}}"))
+    };
+    let missing = registry.count("*", &missing);
+    let all = registry.requests().len();
+    assert_eq!((counted("404"), counted("ok")), (missing as f64, (all - missing) as f64));
+    assert_eq!(missing, 2, "HEAD and GET");
+}
+
+#[test]
 fn page_may_load_nothing_from_other_origins() {
     let (_registry, site) = Site::empty("");
     let server = site.serve();

@@ -300,6 +300,35 @@ fn disk_that_fills_up_during_a_download_does_not_disconnect_its_clients() {
 }
 
 #[test]
+fn range_beyond_what_a_full_disk_has_stored_is_complete() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 1_000_000);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(60_000, gate.clone()));
+    let process = Process::serve_small_files(directory.path(), &registry);
+    let mut clients =
+        [("bytes=20000-", 20_000), ("bytes=700000-", 700_000)].map(|(range, from)| {
+            let mut client = Connection::open(process.address);
+            client.send("GET", &blob(REPOSITORY, &digest), &[("Range", range)]);
+            assert_eq!(client.read_head().status, 206);
+            (client, from)
+        });
+    // The first client has received a part of its range from the file, the second one nothing.
+    let part = clients[0].0.read_body(30_000);
+    assert!(part == content[20_000..50_000]);
+    clients[0].1 = 50_000;
+    gate.open();
+    for (client, from) in &mut clients {
+        let (rest, complete) = client.read_to_end();
+        assert!(complete && rest == content[*from..], "from {from}: {} bytes came", rest.len());
+    }
+    process.signal("TERM");
+    let (status, log) = process.wait();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("cannot write") && log.contains("without caching it"), "{log}");
+}
+
+#[test]
 fn environment_proxies_are_used_and_logged_without_credentials() {
     let registry = FakeRegistry::start_tls();
     let image = Image::sample("v1");

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
@@ -144,8 +145,9 @@ impl Drop for PassThrough {
 pub struct AlreadySent {
     /// The flight's file.
     pub file: Arc<File>,
-    /// The client has received nothing from this offset on.
-    pub end: u64,
+    /// The offsets of the bytes that the client has received. The client of a range has received none before its
+    /// beginning, and the file may not even have them.
+    pub range: Range<u64>,
 }
 
 /// The fetcher's end. Dropping it before the end of the blob reports a failure to the client.
@@ -211,12 +213,16 @@ struct ToClient<'a> {
 impl ToClient<'_> {
     /// Compares received bytes with those that were already sent to the client.
     fn compare(&self, bytes: &[u8]) -> Result<(), CacheError> {
-        let Some(AlreadySent { file, end }) = &self.already_sent else { return Ok(()) };
-        let left = usize::try_from(end.saturating_sub(self.bytes_written)).unwrap_or(usize::MAX);
-        let bytes = &bytes[..bytes.len().min(left)];
-        let mut sent = vec![0; bytes.len()];
-        match file.read_exact_at(&mut sent, self.bytes_written) {
-            Ok(()) if sent == bytes => Ok(()),
+        let Some(AlreadySent { file, range }) = &self.already_sent else { return Ok(()) };
+        let within = |offset: u64| {
+            let offset = usize::try_from(offset.saturating_sub(self.bytes_written));
+            offset.map_or(bytes.len(), |offset| offset.min(bytes.len()))
+        };
+        let (first, end) = (within(range.start), within(range.end));
+        let received = &bytes[first.min(end)..end];
+        let mut sent = vec![0; received.len()];
+        match file.read_exact_at(&mut sent, self.bytes_written + first as u64) {
+            Ok(()) if sent == received => Ok(()),
             _ => {
                 let reason = "it differs from the bytes that were sent before the disk failed";
                 Err(UpstreamError::bad_answer(&self.what, reason).into())

@@ -1,0 +1,121 @@
+//! Counts the requests to registries.
+//!
+//! In one place, around every request of the cache, so that none is forgotten: HEAD requests whose outcome does not
+//! matter for later requests count as well, and so do lists.
+
+use std::sync::Arc;
+
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
+use crate::upstream::{
+    BlobAsk, BlobBody, DocumentSink, List, ManifestHead, Source, UpstreamError, UpstreamErrorKind,
+};
+
+/// A source whose requests are counted.
+pub(super) struct CountedSource {
+    source: Arc<dyn Source>,
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
+}
+
+impl CountedSource {
+    pub(super) fn new(
+        source: Arc<dyn Source>,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+    ) -> CountedSource {
+        CountedSource { source, upstream, metrics }
+    }
+
+    fn count<T>(&self, result: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+        self.metrics.asked_upstream(self.upstream.as_str(), outcome(&result));
+        result
+    }
+}
+
+impl Source for CountedSource {
+    fn endpoints(&self) -> usize {
+        self.source.endpoints()
+    }
+
+    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+        self.count(self.source.resolve(repository, tag))
+    }
+
+    fn head(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ManifestHead>, UpstreamError> {
+        self.count(self.source.head(repository, tag))
+    }
+
+    fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        sink: &mut dyn DocumentSink,
+    ) -> Result<(Digest, Manifest), UpstreamError> {
+        self.count(self.source.manifest(repository, reference, sink))
+    }
+
+    fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        self.count(self.source.blob_size(repository, digest))
+    }
+
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+        self.count(self.source.blob(ask))
+    }
+
+    fn tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        sink: &mut dyn DocumentSink,
+    ) -> Result<List, UpstreamError> {
+        self.count(self.source.tags(repository, query, sink))
+    }
+
+    fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        query: &str,
+        sink: &mut dyn DocumentSink,
+    ) -> Result<List, UpstreamError> {
+        self.count(self.source.referrers(repository, digest, query, sink))
+    }
+}
+
+/// The label value for the outcome of a request to a registry.
+fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
+    let Err(error) = result else { return "ok" };
+    match error.kind() {
+        UpstreamErrorKind::NotFound => "404",
+        UpstreamErrorKind::Hidden => "hidden",
+        UpstreamErrorKind::Denied { .. } => "denied",
+        UpstreamErrorKind::Credentials { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. } => "credentials",
+        UpstreamErrorKind::RateLimited { .. } => "429",
+        UpstreamErrorKind::OutOfService => "503",
+        UpstreamErrorKind::NoSpace => "no-space",
+        UpstreamErrorKind::Loop => "loop",
+        UpstreamErrorKind::CircuitOpen { .. } => "breaker-open",
+        UpstreamErrorKind::Status { status } => match status / 100 {
+            5 => "5xx",
+            _ => "other-status",
+        },
+        UpstreamErrorKind::Unsupported => "unsupported",
+        UpstreamErrorKind::TimedOut { .. } => "timed-out",
+        UpstreamErrorKind::Unreachable { .. } => "unreachable",
+        UpstreamErrorKind::Proxy { .. } => "proxy",
+        UpstreamErrorKind::Tls { .. } => "tls",
+        UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
+        UpstreamErrorKind::Redirect { .. } => "redirect",
+        UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
+    }
+}
