@@ -19,7 +19,7 @@ const DRIFT_BYTES: u64 = 3 * 4096;
 impl World {
     /// Runs an operation and then checks every invariant.
     pub(super) fn step(&mut self, op: &Op) -> Result<(), Failed> {
-        let before = self.snapshot();
+        let before = std::mem::take(&mut self.last);
         self.run(op)?;
         let after = self.snapshot();
         self.steps += 1;
@@ -29,7 +29,9 @@ impl World {
         self.check_content(by)?;
         self.check_names(by)?;
         self.check_partials(by)?;
-        self.check_usage(&after)
+        self.check_usage(&after)?;
+        self.last = after;
+        Ok(())
     }
 
     /// The files are those of the model, with the bytes of the model.
@@ -126,10 +128,10 @@ impl World {
             let records = self.model.records.keys().filter(|(repo, _)| *repo == of);
             let expected: BTreeSet<Digest> = records.map(|(_, item)| item.digest).collect();
             ensure!(listed == expected, "{of:?} has other manifests");
-            for item in Item::all().filter(|item| item.is_manifest()) {
-                let is_sound = self.model.records.get(&(of, item)) == Some(&State::Sound);
+            for ((_, item), state) in self.model.records.iter().filter(|((repo, _), _)| *repo == of) {
                 let found = store.find_manifest(&name, &item.digest, Access::Look);
-                let found = found.map_err(Failed::of)?.is_some();
+                let (found, is_sound) =
+                    (found.map_err(Failed::of)?.is_some(), *state == State::Sound);
                 ensure!(found == is_sound, "{of:?}@{item:?} is not recorded: {is_sound}");
             }
         }
@@ -337,6 +339,7 @@ fn actors(op: &Op) -> (Vec<By>, bool) {
     );
     let by = match op {
         Op::Ingest(by, ..)
+        | Op::Abort(by, ..)
         | Op::Fetch(by, ..)
         | Op::Spool(by, ..)
         | Op::Store(by, _)

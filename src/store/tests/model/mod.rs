@@ -42,7 +42,7 @@ use world::World;
 /// Cases of `cargo test`: a few seconds.
 const CASES: u32 = 100;
 /// The longest sequence.
-const OPERATIONS_MAX: usize = 60;
+const OPERATIONS_MAX: usize = 50;
 
 /// An invariant that does not hold, or an operation that failed.
 #[derive(Debug, Clone)]

@@ -16,8 +16,10 @@ pub(super) enum By {
 /// An operation. One that does not apply (a write without an ingest) does nothing.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    /// Part of a download.
+    /// Part of a download, which begins if it must.
     Ingest(By, Source, Item, Act),
+    /// A download that ends after a fraction of the content, in quarters.
+    Abort(By, Source, Item, u8),
     /// A complete download.
     Fetch(By, Source, Item),
     /// Part of an import.
@@ -143,12 +145,13 @@ impl fmt::Debug for Meanwhile {
 /// Damage that something else does to the directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Damage {
-    Blob(Item, How),
+    /// Of the n-th blob, so that it mostly exists.
+    Blob(u8, How),
     Tag(Repo, Tagged, How),
     Record(Repo, Item, How),
     Partial(Source, Item, How),
-    /// The content of a quarantined blob is as it was.
-    RepairQuarantined(Item),
+    /// The content of the quarantined blobs is as it was: a cable was loose.
+    RepairQuarantined,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +197,11 @@ fn tagged() -> impl Strategy<Value = Tagged> {
 
 fn blob() -> impl Strategy<Value = Item> {
     (0..BLOBS).prop_map(Item)
+}
+
+/// Two of the blobs, so that operations on partials often meet.
+fn partial() -> impl Strategy<Value = Item> {
+    prop_oneof![4 => Just(Item(3)), 4 => Just(Item(1)), 1 => blob()]
 }
 
 fn manifest() -> impl Strategy<Value = Item> {
@@ -268,11 +276,11 @@ fn enough() -> impl Strategy<Value = Enough> {
 fn damage() -> impl Strategy<Value = Damage> {
     let how = || prop_oneof![Just(How::Flip), Just(How::Truncate), Just(How::Delete)];
     prop_oneof![
-        4 => (item(), how()).prop_map(|(item, how)| Damage::Blob(item, how)),
+        4 => (0..8u8, how()).prop_map(|(number, how)| Damage::Blob(number, how)),
         1 => (repo(), tagged(), how()).prop_map(|(of, tag, how)| Damage::Tag(of, tag, how)),
         1 => (repo(), manifest(), how()).prop_map(|(of, item, how)| Damage::Record(of, item, how)),
-        1 => (source(), blob(), how()).prop_map(|(source, item, how)| Damage::Partial(source, item, how)),
-        1 => item().prop_map(Damage::RepairQuarantined),
+        1 => (source(), partial(), how()).prop_map(|(source, item, how)| Damage::Partial(source, item, how)),
+        2 => Just(Damage::RepairQuarantined),
     ]
 }
 
@@ -289,27 +297,29 @@ fn operation() -> impl Strategy<Value = Op> {
     ];
     let backward = prop_oneof![4 => Just(1i64), 1 => Just(-1)];
     prop_oneof![
-        24 => commit(),
-        12 => (by(), source(), blob(), act())
+        28 => commit(),
+        12 => (by(), source(), partial(), act())
             .prop_map(|(by, source, item, act)| Op::Ingest(by, source, item, act)),
+        5 => (by(), source(), partial(), 1..=4u8)
+            .prop_map(|(by, source, item, quarters)| Op::Abort(by, source, item, quarters)),
         3 => (by(), item(), spool).prop_map(|(by, item, act)| Op::Spool(by, item, act)),
         1 => (by(), manifest()).prop_map(|(by, item)| Op::StoreWrong(by, item)),
         2 => (by(), pin()).prop_map(|(by, pin)| Op::Unpin(by, pin)),
         6 => (by(), unused(), meanwhile())
             .prop_map(|(by, unused, meanwhile)| Op::Prune(by, unused, meanwhile)),
-        8 => (by(), enough(), meanwhile())
+        12 => (by(), enough(), meanwhile())
             .prop_map(|(by, enough, meanwhile)| Op::Evict(by, enough, meanwhile)),
-        2 => by().prop_map(Op::Scrub),
-        1 => by().prop_map(Op::EmptyQuarantine),
+        7 => by().prop_map(Op::Scrub),
+        4 => by().prop_map(Op::EmptyQuarantine),
         1 => by().prop_map(Op::Leftovers),
         2 => by().prop_map(Op::Count),
         2 => by().prop_map(Op::Usage),
         1 => by().prop_map(Op::WriteIndex),
         1 => by().prop_map(Op::LockBundle),
-        2 => by().prop_map(Op::UnlockBundle),
+        8 => by().prop_map(Op::UnlockBundle),
         3 => by().prop_map(Op::Kill),
         2 => by().prop_map(Op::Reopen),
-        10 => (jump, backward).prop_map(|(seconds, sign)| Op::Jump(seconds * sign)),
-        4 => damage().prop_map(Op::Damage),
+        14 => (jump, backward).prop_map(|(seconds, sign)| Op::Jump(seconds * sign)),
+        13 => damage().prop_map(Op::Damage),
     ]
 }

@@ -56,7 +56,8 @@ struct Watch {
     had_damage: bool,
     /// What the removed images needed.
     removed_content: BTreeSet<Item>,
-    removed: Vec<(Image, Option<SystemTime>)>,
+    /// The images at the beginning that are not pinned, and when they were last used.
+    candidates: Vec<(Image, Option<SystemTime>)>,
 }
 
 struct TimesOf<'a>(&'a Snapshot, &'a World);
@@ -78,15 +79,21 @@ fn age(now: SystemTime, modified: Option<SystemTime>) -> Duration {
 
 impl World {
     fn watch(&self, kind: Kind) -> Watch {
+        let (pins, snapshot) = (&self.model.pins, self.snapshot());
+        let mut images = self.model.images();
+        images.retain(|image| !self.model.may_be_pinned(image, pins));
+        let times = TimesOf(&snapshot, self);
+        let used = |image: Image| (image, self.model.used(&image, &times));
+        let candidates = images.into_iter().map(used).collect();
         Watch {
+            candidates,
             kind,
             began: SystemTime::now(),
             pins: self.model.pins.clone(),
-            snapshot: self.snapshot(),
+            snapshot,
             is_locked: self.is_bundle_locked(),
             had_damage: self.model.has_damaged_names(),
             removed_content: BTreeSet::new(),
-            removed: Vec::new(),
         }
     }
 
@@ -237,7 +244,6 @@ impl World {
                 "{image:?} was removed {unused:?} after its last use"
             );
             watch.removed_content.extend(self.model.content_of(&image));
-            watch.removed.push((image, used));
         }
         for (of, tag) in &gone_tags {
             ensure!(self.model.tags[&(*of, *tag)].is_some(), "a damaged tag was removed");
@@ -370,16 +376,15 @@ impl World {
 
     /// Checks that an eviction removed the least recently used images.
     fn must_be_oldest(&self, watch: &Watch) -> Result<(), Failed> {
-        let times = TimesOf(&watch.snapshot, self);
-        let newest = watch.removed.iter().filter_map(|(_, used)| *used).max();
+        let left = self.model.images();
+        let is_left = |(image, _): &&(Image, Option<SystemTime>)| left.contains(image);
+        let (left, gone): (Vec<_>, Vec<_>) = watch.candidates.iter().partition(is_left);
+        let newest = gone.iter().filter_map(|(_, used)| *used).max();
         if watch.had_damage || newest.is_none() {
             return Ok(());
         }
-        for image in self.model.images() {
-            let used = self.model.used(&image, &times);
-            let is_passed_over = used < newest
-                && !self.model.may_be_pinned(&image, &watch.pins)
-                && !self.has_just_changed(watch, image.of);
+        for (image, used) in left {
+            let is_passed_over = used < newest && !self.has_just_changed(watch, image.of);
             ensure!(!is_passed_over, "{image:?} was used before an image that was evicted");
         }
         Ok(())

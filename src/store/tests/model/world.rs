@@ -53,14 +53,18 @@ pub(super) struct World {
     /// Files that were compared with the model, as of their last change.
     pub(super) compared: BTreeMap<PathBuf, (u64, (i64, i64))>,
     pub(super) steps: usize,
+    /// The directory after the last operation.
+    pub(super) last: Snapshot,
 }
 
 impl World {
     pub(super) fn new() -> World {
         let directory = tempfile::tempdir().unwrap();
         let processes = [Process::start(directory.path()), Process::start(directory.path())];
+        let last = Snapshot::of(directory.path());
         World {
             directory,
+            last,
             processes,
             model: Model::default(),
             tally: Tally::default(),
@@ -110,6 +114,11 @@ impl World {
     pub(super) fn run(&mut self, op: &Op) -> Result<(), Failed> {
         match op {
             Op::Ingest(by, source, item, act) => self.ingest(*by, *source, *item, *act),
+            Op::Abort(by, source, item, quarters) => {
+                self.ingest(*by, *source, *item, Act::Begin)?;
+                self.ingest(*by, *source, *item, Act::Write(*quarters))?;
+                self.ingest(*by, *source, *item, Act::Drop)
+            }
             Op::Fetch(by, source, item) => self.fetch(*by, *source, *item),
             Op::Spool(by, item, act) => self.import(*by, *item, *act),
             Op::Store(by, item) => self.put_document(*by, *item),
@@ -186,6 +195,15 @@ impl World {
                     Some(item.size()),
                 );
                 self.begun(by, source, item, begun.map_err(Failed::of)?, false)
+            }
+            Act::Write(_) | Act::WriteWrong | Act::Finish(_) | Act::KillBeforeRename
+                if !self.process(by).ingests.contains_key(&key) =>
+            {
+                self.ingest(by, source, item, Act::Begin)?;
+                match self.process(by).ingests.contains_key(&key) {
+                    true => self.ingest(by, source, item, act),
+                    false => Ok(()),
+                }
             }
             _ => match self.process_mut(by).ingests.remove(&key) {
                 Some(ingest) => self.go_on(by, source, item, ingest, act),
@@ -531,9 +549,11 @@ impl World {
         self.has_stale_usage = true;
         let layout = self.layout();
         match damage {
-            Damage::Blob(item, how) => {
+            Damage::Blob(number, how) => {
+                let mut blobs = self.model.blobs.iter();
+                let Some((item, state)) = blobs.nth(usize::from(number)) else { return Ok(()) };
+                let (item, state) = (*item, *state);
                 let path = layout.blob(&item.digest);
-                let Some(state) = self.model.blobs.get(&item).copied() else { return Ok(()) };
                 match spoil(&path, how, state)? {
                     Some(state) => self.model.blobs.insert(item, state),
                     None => self.model.blobs.remove(&item),
@@ -577,8 +597,8 @@ impl World {
                     None => drop(self.model.partials.remove(&key)),
                 }
             }
-            Damage::RepairQuarantined(item) => {
-                if let Some(state) = self.model.quarantine.get_mut(&item) {
+            Damage::RepairQuarantined => {
+                for (item, state) in &mut self.model.quarantine {
                     let path = self.processes[0].store.inner.layout.quarantined(&item.digest);
                     fs::write(path, &item.bytes).map_err(Failed::of)?;
                     *state = State::Sound;
