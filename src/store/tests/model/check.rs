@@ -8,7 +8,7 @@ use super::super::*;
 use super::content::{Item, Repo, Source, Tagged};
 use super::disk::Snapshot;
 use super::expected::State;
-use super::operation::{By, Meanwhile, Op};
+use super::operation::{By, Meanwhile, Op, Was};
 use super::world::World;
 use super::{Failed, ensure};
 
@@ -227,8 +227,8 @@ impl World {
         let files = self.model.blobs.len() as u64;
         ensure!(counted.files == files, "counted {} blobs instead of {files}", counted.files);
         let latest = SystemTime::now() + FUTURE_TOLERANCE;
-        let mut of_files = snapshot.0.iter().filter(|(_, entry)| !entry.is_directory);
-        let future = of_files.find(|(_, entry)| entry.modified > latest);
+        let mut below = snapshot.0.iter().filter(|(path, _)| *path != self.root());
+        let future = below.find(|(_, entry)| entry.modified > latest);
         ensure!(future.is_none(), "a time in the future stays: {future:?}");
         self.process_mut(by).drift_max = Some(0);
         self.tally.counted += 1;
@@ -317,7 +317,16 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn empty_quarantine(&mut self, by: By) -> Result<(), Failed> {
+    pub(super) fn empty_quarantine(&mut self, by: By, was: Was) -> Result<(), Failed> {
+        if was == Was::Sound {
+            let items: Vec<Item> = self.model.quarantine.keys().copied().collect();
+            for item in items {
+                fs::write(self.layout().quarantined(&item.digest), &item.bytes)
+                    .map_err(Failed::of)?;
+                self.model.quarantine.insert(item, State::Sound);
+            }
+            self.process_mut(by).drift_max = None;
+        }
         let in_nine_days = SystemTime::now() + Duration::from_secs(9 * 86_400);
         self.store(by).trim_quarantine(in_nine_days, &mut || true).map_err(Failed::of)?;
         for (item, state) in std::mem::take(&mut self.model.quarantine) {
@@ -354,7 +363,7 @@ fn actors(op: &Op) -> (Vec<By>, bool) {
         | Op::Prune(by, ..)
         | Op::Evict(by, ..)
         | Op::Scrub(by)
-        | Op::EmptyQuarantine(by)
+        | Op::EmptyQuarantine(by, _)
         | Op::Leftovers(by)
         | Op::Count(by)
         | Op::Usage(by)

@@ -40,7 +40,7 @@ use operation::{Line, sequences};
 use world::World;
 
 /// Cases of `cargo test`: a few seconds.
-const CASES: u32 = 100;
+const CASES: u32 = 120;
 /// The longest sequence.
 const OPERATIONS_MAX: usize = 50;
 
@@ -85,6 +85,7 @@ struct Tally {
     meanwhile: usize,
     counted: usize,
     walked: usize,
+    damaged: usize,
     quarantined: usize,
     put_back: usize,
 }
@@ -96,7 +97,7 @@ impl Tally {
         }
     }
 
-    fn fields_mut(&mut self) -> [&mut usize; 17] {
+    fn fields_mut(&mut self) -> [&mut usize; 18] {
         [
             &mut self.committed,
             &mut self.refused,
@@ -113,6 +114,7 @@ impl Tally {
             &mut self.meanwhile,
             &mut self.counted,
             &mut self.walked,
+            &mut self.damaged,
             &mut self.quarantined,
             &mut self.put_back,
         ]
@@ -159,5 +161,6 @@ fn two_processes_agree_with_the_model() {
     result.unwrap();
     let mut tally = tally.into_inner();
     println!("{tally:?}");
+
     assert!(tally.fields_mut().iter().all(|count| **count > 0), "unreached: {tally:?}");
 }

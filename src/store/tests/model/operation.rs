@@ -22,7 +22,7 @@ pub(super) enum Op {
     Abort(By, Source, Item, u8),
     /// A complete download.
     Fetch(By, Source, Item),
-    /// Part of an import.
+    /// Part of an import, which begins if it must.
     Spool(By, Item, SpoolAct),
     /// Stores a manifest without a name, as a process that is killed before it writes the record.
     Store(By, Item),
@@ -39,7 +39,7 @@ pub(super) enum Op {
     Prune(By, Unused, Meanwhile),
     Evict(By, Enough, Meanwhile),
     Scrub(By),
-    EmptyQuarantine(By),
+    EmptyQuarantine(By, Was),
     Leftovers(By),
     Count(By),
     Usage(By),
@@ -86,6 +86,13 @@ pub(super) enum SpoolAct {
     Finish,
     FinishWrong,
     Drop,
+}
+
+/// What the quarantined blobs are: a loose cable makes blobs look damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Was {
+    Damaged,
+    Sound,
 }
 
 /// A pattern of pins.
@@ -145,13 +152,11 @@ impl fmt::Debug for Meanwhile {
 /// Damage that something else does to the directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Damage {
-    /// Of the n-th blob, so that it mostly exists.
+    /// Of one of the blobs that exist: the number is taken modulo their count.
     Blob(u8, How),
     Tag(Repo, Tagged, How),
     Record(Repo, Item, How),
     Partial(Source, Item, How),
-    /// The content of the quarantined blobs is as it was: a cable was loose.
-    RepairQuarantined,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,7 +285,6 @@ fn damage() -> impl Strategy<Value = Damage> {
         1 => (repo(), tagged(), how()).prop_map(|(of, tag, how)| Damage::Tag(of, tag, how)),
         1 => (repo(), manifest(), how()).prop_map(|(of, item, how)| Damage::Record(of, item, how)),
         1 => (source(), partial(), how()).prop_map(|(source, item, how)| Damage::Partial(source, item, how)),
-        2 => Just(Damage::RepairQuarantined),
     ]
 }
 
@@ -310,7 +314,8 @@ fn operation() -> impl Strategy<Value = Op> {
         12 => (by(), enough(), meanwhile())
             .prop_map(|(by, enough, meanwhile)| Op::Evict(by, enough, meanwhile)),
         7 => by().prop_map(Op::Scrub),
-        4 => by().prop_map(Op::EmptyQuarantine),
+        2 => by().prop_map(|by| Op::EmptyQuarantine(by, Was::Damaged)),
+        3 => by().prop_map(|by| Op::EmptyQuarantine(by, Was::Sound)),
         1 => by().prop_map(Op::Leftovers),
         2 => by().prop_map(Op::Count),
         2 => by().prop_map(Op::Usage),

@@ -200,6 +200,7 @@ impl World {
                     *done = self.absorb(watch).and_then(|()| self.run(op));
                     watch.snapshot = self.snapshot();
                     watch.is_locked = self.is_bundle_locked();
+                    watch.had_damage = self.model.has_damaged_names();
                     self.tally.meanwhile += 1;
                 }
                 done.is_ok()

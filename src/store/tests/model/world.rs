@@ -141,7 +141,7 @@ impl World {
             Op::Prune(by, unused, meanwhile) => self.prune(*by, *unused, meanwhile),
             Op::Evict(by, enough, meanwhile) => self.evict(*by, *enough, meanwhile),
             Op::Scrub(by) => self.scrub(*by),
-            Op::EmptyQuarantine(by) => self.empty_quarantine(*by),
+            Op::EmptyQuarantine(by, was) => self.empty_quarantine(*by, *was),
             Op::Leftovers(by) => {
                 ensure!(!self.store(*by).remove_leftovers(SystemTime::now()), "more leftovers");
                 self.model.abandoned_imports = 0;
@@ -404,6 +404,9 @@ impl World {
     // ---- Imports ----
 
     fn import(&mut self, by: By, item: Item, act: SpoolAct) -> Result<(), Failed> {
+        if !self.process(by).has_import() && !matches!(act, SpoolAct::Begin | SpoolAct::Drop) {
+            self.import(by, item, SpoolAct::Begin)?;
+        }
         let process = self.process_mut(by);
         match act {
             SpoolAct::Begin if process.import.is_none() => {
@@ -550,10 +553,13 @@ impl World {
         let layout = self.layout();
         match damage {
             Damage::Blob(number, how) => {
-                let mut blobs = self.model.blobs.iter();
-                let Some((item, state)) = blobs.nth(usize::from(number)) else { return Ok(()) };
-                let (item, state) = (*item, *state);
+                let count = self.model.blobs.len().max(1);
+                let found = self.model.blobs.iter().nth(usize::from(number) % count);
+                let Some((item, state)) = found.map(|(item, state)| (*item, *state)) else {
+                    return Ok(());
+                };
                 let path = layout.blob(&item.digest);
+                self.tally.damaged += 1;
                 match spoil(&path, how, state)? {
                     Some(state) => self.model.blobs.insert(item, state),
                     None => self.model.blobs.remove(&item),
@@ -595,13 +601,6 @@ impl World {
                         self.model.partials.entry(key).or_insert(Partial::default()).bytes = bytes;
                     }
                     None => drop(self.model.partials.remove(&key)),
-                }
-            }
-            Damage::RepairQuarantined => {
-                for (item, state) in &mut self.model.quarantine {
-                    let path = self.processes[0].store.inner.layout.quarantined(&item.digest);
-                    fs::write(path, &item.bytes).map_err(Failed::of)?;
-                    *state = State::Sound;
                 }
             }
         }
