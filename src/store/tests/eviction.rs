@@ -376,6 +376,25 @@ fn a_time_in_the_future_counts_as_now() {
 }
 
 #[test]
+fn images_named_before_the_clock_was_set_back_can_be_evicted() {
+    let (directory, store) = two();
+    let ahead = SystemTime::now() + HOUR * 1000;
+    let names = directory.path().join("refs/quay.io/a");
+    for path in ["_tags", "_manifests", "_manifests/sha256"].map(|path| names.join(path)) {
+        File::open(path).unwrap().set_modified(ahead).unwrap();
+    }
+    store.count_disk(&mut || true).unwrap();
+    for path in ["_tags", "_manifests", "_manifests/sha256"].map(|path| names.join(path)) {
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        assert!(modified < SystemTime::now() + HOUR, "{}", path.display());
+    }
+    // So that this does not depend on the resolution of the clock.
+    grow_old(&names, 3);
+    let (sweep, mut index) = build(&store);
+    evicts(&sweep, &mut index, "quay.io/a:v");
+}
+
+#[test]
 fn the_disk_usage_follows_evictions() {
     let (_directory, store) = two();
     store.count_disk(&mut || true).unwrap();

@@ -6,6 +6,7 @@ mod eviction;
 mod eviction_scale;
 mod images;
 mod lists;
+mod model;
 mod owners;
 mod partials;
 mod pins;

@@ -68,7 +68,8 @@ impl Store {
     /// `false`.
     ///
     /// A file with a time in the future gets the current time; otherwise it would count as young and just used
-    /// until that time.
+    /// until that time. So does a directory; otherwise its names would seem to change all the time, and its images
+    /// could not be evicted.
     pub fn count_disk(&self, keep_going: &mut dyn FnMut() -> bool) -> Option<DiskUsage> {
         let _counting = self.inner.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = if self.is_writable() { self.file_system_time().ok() } else { None };
@@ -113,18 +114,18 @@ impl Count<'_> {
             let Ok(metadata) = entry.metadata() else { continue };
             self.usage.allocated_bytes += allocated(&metadata);
             let is_blobs = is_blobs || (depth == 0 && entry.file_name() == "blobs");
+            let is_file = metadata.is_file();
             if metadata.is_dir() {
                 self.directory(&entry.path(), is_blobs, depth + 1)?;
-            } else if metadata.is_file() {
-                if is_blobs {
-                    self.usage.files += 1;
-                    self.usage.bytes += metadata.len();
-                }
-                let time = metadata.modified().ok();
-                if time.zip(self.latest).is_some_and(|(time, latest)| time > latest) {
-                    // If that fails, the next count retries.
-                    let _ = renew_to_now(&entry.path());
-                }
+            } else if is_file && is_blobs {
+                self.usage.files += 1;
+                self.usage.bytes += metadata.len();
+            }
+            let time = metadata.modified().ok();
+            let is_future = time.zip(self.latest).is_some_and(|(time, latest)| time > latest);
+            if is_future && (is_file || metadata.is_dir()) {
+                // If that fails, the next count retries.
+                let _ = renew_to_now(&entry.path());
             }
         }
         Some(())

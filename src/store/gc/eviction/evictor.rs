@@ -105,6 +105,15 @@ impl Evictor {
         Ok(())
     }
 
+    /// Changes every time that is kept, as if the clock had jumped.
+    #[cfg(test)]
+    pub(in crate::store) fn shift_times(&mut self, shift: impl Fn(SystemTime) -> SystemTime) {
+        if let Some(cached) = &mut self.cached {
+            cached.built = shift(cached.built);
+            cached.index.shift_times(shift);
+        }
+    }
+
     fn build(
         &mut self,
         sweep: &Sweep,

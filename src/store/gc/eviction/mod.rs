@@ -187,6 +187,21 @@ impl EvictionIndex {
         self.candidates.insert(place, candidate);
     }
 
+    /// See [`Evictor::shift_times`].
+    #[cfg(test)]
+    fn shift_times(&mut self, shift: impl Fn(SystemTime) -> SystemTime) {
+        self.began = shift(self.began);
+        for candidate in &mut self.candidates {
+            candidate.used = shift(candidate.used);
+            if let Evictable::Partial(partial) = &mut candidate.item {
+                partial.written = partial.written.map(&shift);
+            }
+        }
+        if let Some(reread) = &mut self.reread {
+            reread.began = shift(reread.began);
+        }
+    }
+
     fn is_settled(&self, metadata: &Metadata) -> bool {
         let age = metadata.modified().ok().and_then(|time| self.began.duration_since(time).ok());
         age.is_some_and(|age| age >= GRACE)
