@@ -38,6 +38,10 @@ impl Source for CountedSource {
         self.source.endpoints()
     }
 
+    fn is_low_on_pulls(&self) -> bool {
+        self.source.is_low_on_pulls()
+    }
+
     fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
         self.count(self.source.resolve(repository, tag))
     }
