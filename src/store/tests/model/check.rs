@@ -128,7 +128,8 @@ impl World {
             let records = self.model.records.keys().filter(|(repo, _)| *repo == of);
             let expected: BTreeSet<Digest> = records.map(|(_, item)| item.digest).collect();
             ensure!(listed == expected, "{of:?} has other manifests");
-            for ((_, item), state) in self.model.records.iter().filter(|((repo, _), _)| *repo == of) {
+            for ((_, item), state) in self.model.records.iter().filter(|((repo, _), _)| *repo == of)
+            {
                 let found = store.find_manifest(&name, &item.digest, Access::Look);
                 let (found, is_sound) =
                     (found.map_err(Failed::of)?.is_some(), *state == State::Sound);
@@ -342,10 +343,8 @@ impl World {
 
 /// The processes that an operation belongs to, and whether several change files during it.
 fn actors(op: &Op) -> (Vec<By>, bool) {
-    let is_mixed = matches!(
-        op,
-        Op::Prune(_, _, Meanwhile::Other(..)) | Op::Evict(_, _, Meanwhile::Other(..))
-    );
+    let is_mixed =
+        matches!(op, Op::Prune(_, _, Meanwhile::Other(..)) | Op::Evict(_, _, Meanwhile::Other(..)));
     let by = match op {
         Op::Ingest(by, ..)
         | Op::Abort(by, ..)

@@ -26,8 +26,10 @@
 
 mod check;
 mod content;
+mod damage;
 mod disk;
 mod expected;
+mod names;
 mod operation;
 mod removal;
 mod world;

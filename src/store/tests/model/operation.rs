@@ -4,7 +4,7 @@ use std::fmt;
 
 use proptest::prelude::*;
 
-use super::content::{BLOBS, Source, ITEMS, Item, Repo, Tagged};
+use super::content::{BLOBS, ITEMS, Item, Repo, Source, Tagged};
 
 /// One of two processes on the same directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

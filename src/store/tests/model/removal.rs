@@ -213,8 +213,7 @@ impl World {
         let (now, after) = (SystemTime::now(), self.snapshot());
         let is_gone = |path: PathBuf| !after.0.contains_key(&path);
         let layout = self.layout();
-        let tag_is_gone =
-            |of: Repo, tag: Tagged| is_gone(layout.tag(&of.name(), &tag.tag()));
+        let tag_is_gone = |of: Repo, tag: Tagged| is_gone(layout.tag(&of.name(), &tag.tag()));
         let record_is_gone =
             |of: Repo, item: Item| is_gone(layout.manifest(&of.name(), &item.digest));
         let gone_tags: Vec<(Repo, Tagged)> =
@@ -231,8 +230,7 @@ impl World {
             };
             if !is_gone {
                 let manifests = self.model.manifests_at(image.of, image.root);
-                let lost =
-                    manifests.iter().find(|item| gone_records.contains(&(image.of, **item)));
+                let lost = manifests.iter().find(|item| gone_records.contains(&(image.of, **item)));
                 ensure!(lost.is_none(), "{image:?} stays without the record of {lost:?}");
                 continue;
             }
@@ -337,9 +335,11 @@ impl World {
     /// which was first, and leaves it.
     fn has_just_changed(&self, watch: &Watch, of: Repo) -> bool {
         let repository = self.layout().repository(&of.name());
-        let directories = watch.snapshot.0.iter().filter(|(path, entry)| {
-            entry.is_directory && path.starts_with(&repository)
-        });
+        let directories = watch
+            .snapshot
+            .0
+            .iter()
+            .filter(|(path, entry)| entry.is_directory && path.starts_with(&repository));
         directories.map(|(_, entry)| entry.modified).any(|modified| {
             modified + TICK > watch.began && modified < watch.began + FUTURE_TOLERANCE
         })

@@ -1,4 +1,4 @@
-//! A directory with two processes on it, and the operations on content and names.
+//! A directory with two processes on it, and the operations on content.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::super::*;
-use super::content::{Item, Repo, Source, Tagged};
+use super::content::{Item, Source};
 use super::disk::{Snapshot, back, shift};
-use super::expected::{Model, Partial, State};
-use super::operation::{Act, By, Damage, How, Op, Pin, Size, SpoolAct};
+use super::expected::{Model, State};
+use super::operation::{Act, By, Op, Size, SpoolAct};
 use super::{Failed, Tally, ensure};
 
 /// A running process: everything that it holds besides files.
@@ -181,19 +181,13 @@ impl World {
         let key = (source, item);
         match act {
             Act::Begin => {
-                let begun = self.store(by).ingest(
-                    &source.upstream(),
-                    &item.digest,
-                    Some(item.size()),
-                );
+                let begun =
+                    self.store(by).ingest(&source.upstream(), &item.digest, Some(item.size()));
                 self.begun(by, source, item, begun.map_err(Failed::of)?, true)
             }
             Act::Resume => {
-                let begun = self.store(by).resume(
-                    &source.upstream(),
-                    &item.digest,
-                    Some(item.size()),
-                );
+                let begun =
+                    self.store(by).resume(&source.upstream(), &item.digest, Some(item.size()));
                 self.begun(by, source, item, begun.map_err(Failed::of)?, false)
             }
             Act::Write(_) | Act::WriteWrong | Act::Finish(_) | Act::KillBeforeRename
@@ -437,200 +431,10 @@ impl World {
         }
         Ok(())
     }
-
-    fn document(&self, by: By, item: Item) -> Result<Document, Failed> {
-        let mut writer = self.store(by).manifest_writer();
-        item.bytes.chunks(30_000).for_each(|chunk| writer.write(chunk));
-        writer.finish().ok_or_else(|| Failed::new("a manifest does not fit"))
-    }
-
-    fn put_document(&mut self, by: By, item: Item) -> Result<(), Failed> {
-        let document = self.document(by, item)?;
-        self.store(by).ingest_document(&item.digest, &document).map_err(Failed::of)?;
-        self.model.blobs.insert(item, State::Sound);
-        Ok(())
-    }
-
-    fn put_wrong_document(&mut self, by: By, item: Item) -> Result<(), Failed> {
-        let other = Item::all().find(|other| *other != item).expect("there are several");
-        let document = self.document(by, item)?;
-        let refused = self.store(by).ingest_document(&other.digest, &document);
-        ensure!(matches!(refused, Err(IngestError::WrongDigest { .. })), "{refused:?}");
-        Ok(())
-    }
-
-    // ---- Names ----
-
-    fn publish(
-        &mut self,
-        by: By,
-        of: Repo,
-        item: Item,
-        tag: Option<Tagged>,
-    ) -> Result<(), Failed> {
-        self.put_document(by, item)?;
-        let record = ManifestRecord {
-            media_type: item.media_type.clone(),
-            size: item.size(),
-            fetched: at(1_000),
-        };
-        let store = self.store(by);
-        store.put_manifest(&of.name(), &item.digest, &record).map_err(Failed::of)?;
-        self.model.records.insert((of, item), State::Sound);
-        let named: Vec<Item> = item.below.iter().copied().chain([item]).collect();
-        self.expect_renewed(&named)?;
-        tag.map_or(Ok(()), |tag| self.tag(by, of, tag, item))
-    }
-
-    /// Tags a manifest that is in the store, as callers do.
-    fn tag(&mut self, by: By, of: Repo, tag: Tagged, item: Item) -> Result<(), Failed> {
-        let is_recorded = self.model.records.get(&(of, item)) == Some(&State::Sound);
-        if !is_recorded && !self.model.is_present(item) {
-            return Ok(());
-        }
-        let is = TagRecord {
-            digest: item.digest,
-            media_type: item.media_type.clone(),
-            size: item.size(),
-            fetched: at(1_000),
-            checked: at(2_000),
-            gone: None,
-        };
-        self.store(by).put_tag(&of.name(), &tag.tag(), &is).map_err(Failed::of)?;
-        self.model.tags.insert((of, tag), Some(item));
-        self.model.records.insert((of, item), State::Sound);
-        Ok(())
-    }
-
-    fn pull(&mut self, by: By, of: Repo, tag: Tagged) -> Result<(), Failed> {
-        let (now, store) = (SystemTime::now(), self.store(by));
-        let found = store.tag(&of.name(), &tag.tag(), Access::Pull(now));
-        let expected = self.model.tags.get(&(of, tag)).copied().flatten();
-        ensure!(
-            found.as_ref().map(|it| it.digest) == expected.map(|it| it.digest),
-            "a pull found {found:?} instead of {expected:?}"
-        );
-        match expected {
-            Some(item) => self.pull_digest(by, of, item),
-            None => Ok(()),
-        }
-    }
-
-    fn pull_digest(&mut self, by: By, of: Repo, item: Item) -> Result<(), Failed> {
-        let (now, store) = (SystemTime::now(), self.store(by));
-        let found = store.manifest(&of.name(), &item.digest, Access::Pull(now)).is_some();
-        let expected = self.model.records.get(&(of, item)) == Some(&State::Sound);
-        ensure!(found == expected, "a pull found {found} instead of {expected}");
-        let path = self.layout().manifest(&of.name(), &item.digest);
-        let used = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        let minute_ago = now - Duration::from_secs(61);
-        ensure!(!expected || used > Some(minute_ago), "a pull does not count as use");
-        Ok(())
-    }
-
-    fn pin(&mut self, by: By, pin: Pin) -> Result<(), Failed> {
-        let added = self.store(by).add_pins(&[pin.pattern()]).map_err(Failed::of)?;
-        ensure!(added == usize::from(self.model.pins.insert(pin)), "{added} pins were added");
-        Ok(())
-    }
-
-    /// What a commit names counts as new from then on.
-    fn expect_renewed(&self, items: &[Item]) -> Result<(), Failed> {
-        let minute_ago = SystemTime::now() - Duration::from_secs(60);
-        for item in items {
-            let modified = fs::metadata(self.layout().blob(&item.digest));
-            let modified = modified.and_then(|metadata| metadata.modified());
-            let is_old = modified.is_ok_and(|modified| modified < minute_ago);
-            ensure!(!is_old, "{item:?} does not count as new after a commit that names it");
-        }
-        Ok(())
-    }
-
-    // ---- Damage ----
-
-    fn damage(&mut self, damage: Damage) -> Result<(), Failed> {
-        self.has_stale_usage = true;
-        let layout = self.layout();
-        match damage {
-            Damage::Blob(number, how) => {
-                let count = self.model.blobs.len().max(1);
-                let found = self.model.blobs.iter().nth(usize::from(number) % count);
-                let Some((item, state)) = found.map(|(item, state)| (*item, *state)) else {
-                    return Ok(());
-                };
-                let path = layout.blob(&item.digest);
-                self.tally.damaged += 1;
-                match spoil(&path, how, state)? {
-                    Some(state) => self.model.blobs.insert(item, state),
-                    None => self.model.blobs.remove(&item),
-                };
-            }
-            Damage::Tag(of, tag, how) => {
-                let path = layout.tag(&of.name(), &tag.tag());
-                if !self.model.tags.contains_key(&(of, tag)) {
-                    return Ok(());
-                }
-                match spoil(&path, how, State::Sound)? {
-                    Some(_) => self.model.tags.insert((of, tag), None),
-                    None => self.model.tags.remove(&(of, tag)),
-                };
-            }
-            Damage::Record(of, item, how) => {
-                let path = layout.manifest(&of.name(), &item.digest);
-                let Some(state) = self.model.records.get(&(of, item)).copied() else {
-                    return Ok(());
-                };
-                match spoil(&path, how, state)? {
-                    Some(state) => self.model.records.insert((of, item), state),
-                    None => self.model.records.remove(&(of, item)),
-                };
-            }
-            Damage::Partial(source, item, how) => {
-                // What was written by a running ingest is in its hash already.
-                if self.is_being_written(source, item) {
-                    return Ok(());
-                }
-                let path = layout.partial(&source.upstream(), &item.digest);
-                let key = (source, item);
-                if !self.model.partials.contains_key(&key) {
-                    return Ok(());
-                }
-                match spoil(&path, how, State::Sound)? {
-                    Some(_) => {
-                        let bytes = fs::read(&path).map_err(Failed::of)?;
-                        self.model.partials.entry(key).or_insert(Partial::default()).bytes = bytes;
-                    }
-                    None => drop(self.model.partials.remove(&key)),
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The files of imports.
 fn imports(store: &Store) -> BTreeSet<PathBuf> {
     let incoming = fs::read_dir(store.inner.layout.incoming()).unwrap();
     incoming.map(|entry| entry.unwrap().path()).collect()
-}
-
-/// Damages a file and keeps its time, as a failing disk does. Returns the new state; `None` if the file is gone.
-fn spoil(path: &Path, how: How, state: State) -> Result<Option<State>, Failed> {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    let (modified, bytes) = (modified.map_err(Failed::of)?, fs::read(path).map_err(Failed::of)?);
-    let (bytes, state) = match how {
-        How::Flip if !bytes.is_empty() => {
-            let state = if state == State::Truncated { state } else { State::Flipped };
-            (vec![b'x'; bytes.len()], state)
-        }
-        How::Truncate if !bytes.is_empty() => (bytes[..bytes.len() / 2].to_vec(), State::Truncated),
-        How::Flip | How::Truncate => return Ok(Some(state)),
-        How::Delete => {
-            fs::remove_file(path).map_err(Failed::of)?;
-            return Ok(None);
-        }
-    };
-    fs::write(path, bytes).map_err(Failed::of)?;
-    File::open(path).and_then(|file| file.set_modified(modified)).map_err(Failed::of)?;
-    Ok(Some(state))
 }
