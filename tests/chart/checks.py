@@ -219,6 +219,14 @@ class Configuration(unittest.TestCase):
             with self.subTest(values):
                 self.assertEqual(configuration(render(values)).get("cacheSize"), size)
 
+    def test_a_drain_serves_where_the_next_pod_waits_for_the_end_of_this_one(self):
+        node = {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True}}}
+        self.assertEqual(configuration(render(node))["drain"], "serve")
+        self.assertEqual(configuration(render({"deploymentStrategy": {"type": "Recreate"}}))["drain"], "serve")
+        self.assertNotIn("drain", configuration(render({})))
+        given = node | {"serverConfig": {"configuration": {"drain": "refuse"}}}
+        self.assertEqual(configuration(render(given))["drain"], "refuse")
+
     def test_a_short_grace_period_shortens_the_drain(self):
         self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30}))["drainTimeout"], "20s")
         self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30, "preStopSleepSeconds": 0}))["drainTimeout"], "25s")

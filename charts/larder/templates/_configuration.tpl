@@ -47,7 +47,7 @@ are returned as YAML.
 {{/*
 The keys that the chart adds to the configuration: the paths of the mounted TLS secret, a cacheSize below the size limit of the
 emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, and a
-drain that serves: the pod of a DaemonSet is the only one on the port of its node, and a Service sends clients to another pod if there is one.
+drain that serves where the next pod starts only when this one has ended.
 */}}
 {{- define "larder.added" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
@@ -86,7 +86,8 @@ drain that serves: the pod of a DaemonSet is the only one on the port of its nod
   {{- end -}}
   {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
 {{- end -}}
-{{- if not (get $given "drain") -}}
+{{- $isAlone := or (eq .Values.mode "daemonset") (eq (default "" (default dict .Values.deploymentStrategy).type) "Recreate") -}}
+{{- if and $isAlone (not (get $given "drain")) -}}
   {{- $_ := set $added "drain" "serve" -}}
 {{- end -}}
 {{- toYaml $added -}}
