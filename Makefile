@@ -35,6 +35,10 @@ demo: build ## demonstrate Larder without a network: cold pull, stop the registr
 test: ## run the tests that need only a Rust toolchain
 	$(CARGO) test --locked
 
+.PHONY: repeat
+repeat: ## run the tests TIMES times (50) and report those that fail sometimes
+	tests/repeat $(or $(TIMES),50)
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated

@@ -6,7 +6,7 @@ readonly UNPACKED=${UNPACKED:?is set by .ci/run}
 
 lint() {
   make lint
-  shellcheck .ci/run .ci/*.sh tests/e2e/run tests/e2e/lib.sh tests/e2e/cases/*.sh bench/run tests/install/run tests/chart/run \
+  shellcheck .ci/run .ci/*.sh tests/e2e/run tests/e2e/lib.sh tests/e2e/cases/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
     tests/kind/{up,test,down,check} tests/kind/*.sh scripts/build-static scripts/build-image
   go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 }
