@@ -4,6 +4,7 @@
 //! an unreliable link by repeating the command until it succeeds.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -19,6 +20,7 @@ use crate::oci::{
     Descriptor, Digest, ImageName, Manifest, ManifestKind, Pattern, Platforms, Reference, Tag,
     json_reason,
 };
+use crate::store::Access;
 
 /// The most pages of a tag list that are read for a pattern. With a hundred tags per page, as is usual, this is
 /// more than any repository has.
@@ -201,6 +203,12 @@ impl From<String> for Failure {
     }
 }
 
+/// Content was fetched but not stored, for a reason that is in the log. Another attempt may store it.
+fn not_stored(reason: impl fmt::Display) -> Failure {
+    let reason = format!("it was fetched but not stored: {reason}");
+    Failure { reason, retry: Some(Duration::ZERO) }
+}
+
 /// What an attempt has visited and fetched, also if it fails.
 #[derive(Default)]
 struct Walk {
@@ -339,6 +347,13 @@ impl Loading<'_> {
     ) -> Result<How, Failure> {
         let answer = self.manifest(name, reference)?;
         let below = self.below(image, name, &answer, 0, walk)?;
+        if let Reference::Tag(tag) = reference {
+            let record =
+                self.cache.store().find_tag(name, tag, Access::Look).map_err(not_stored)?;
+            if record.is_none_or(|record| record.digest != *answer.digest()) {
+                return Err(not_stored("its tag is not in the cache"));
+            }
+        }
         if let Below { manifests: 0, others, .. } = &below
             && !others.is_empty()
         {
@@ -379,6 +394,13 @@ impl Loading<'_> {
         walk: &mut Walk,
     ) -> Result<Below, Failure> {
         walk.seen.insert(*answer.digest());
+        // A manifest that could not be stored is served nevertheless. A load promises that it is stored.
+        let store = self.cache.store();
+        let record =
+            store.find_manifest(name, answer.digest(), Access::Look).map_err(not_stored)?;
+        if record.is_none() {
+            return Err(not_stored(&format!("{} is not in the cache", answer.digest())));
+        }
         let media_type = Some(answer.media_type().as_str());
         let bytes =
             answer.body().read().map_err(|error| format!("{}: {error}", answer.digest()))?;

@@ -54,7 +54,7 @@ mod usage;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use content::{
@@ -103,8 +103,8 @@ pub struct Store {
 struct Inner {
     layout: Layout,
     fsync: bool,
-    /// False if the directory refused a write when it was opened. Hits are still served.
-    writable: bool,
+    /// False while the directory refuses writes. Hits are still served.
+    writable: AtomicBool,
     /// Number of files found missing, short, or with the wrong content for their name, since the start.
     damaged_files: AtomicU64,
     /// Number of failed reads of files and directories since the start.
@@ -131,11 +131,11 @@ impl Store {
     /// be written opens as read-only: see [`Store::is_writable`].
     pub fn open(settings: &Settings) -> Result<Store, StoreError> {
         let layout = Layout::new(settings.root.clone());
-        let writable = layout.prepare()?;
+        let writable = layout.prepare(settings.fsync)?;
         let inner = Inner {
             layout,
             fsync: settings.fsync,
-            writable,
+            writable: AtomicBool::new(writable),
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),
@@ -155,9 +155,19 @@ impl Store {
         self.inner.layout.root()
     }
 
-    /// Whether the directory accepted a write when it was opened.
+    /// Whether the directory accepted a write when it was opened, or at the last [`Store::probe`].
     pub fn is_writable(&self) -> bool {
-        self.inner.writable
+        self.inner.writable.load(Ordering::Acquire)
+    }
+
+    /// Checks again whether a directory that refused writes accepts them: a process may have been started while
+    /// descriptors or space were missing, or before a volume became writable.
+    pub fn probe(&self) {
+        if !self.is_writable() && self.inner.layout.probe(self.inner.fsync) {
+            log::info!("the cache directory {} can be written again", self.root().display());
+            self.inner.writable.store(true, Ordering::Release);
+            self.mark_index_outdated();
+        }
     }
 
     /// Whether the directory can be read now: a volume may have been unmounted.

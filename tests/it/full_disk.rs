@@ -6,7 +6,7 @@ use std::fs;
 
 use larder::cache::RetryPolicy;
 
-use crate::support::larder::{blob, manifest};
+use crate::support::larder::{blob, manifest, until};
 use crate::support::{FakeRegistry, Fault, Gate, Larder, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -49,6 +49,20 @@ fn image_is_pulled_without_being_stored() {
         assert_eq!(counts.manifests_not_cached, round);
     }
     assert_eq!(larder.names(), before);
+}
+
+#[test]
+fn directory_that_becomes_writable_is_written_again() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let larder = read_only(&registry);
+    let pull = || assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    pull();
+    assert!(!larder.has(&image.digest()));
+    let incoming = larder.root().join("incoming");
+    fs::remove_file(&incoming).expect("it is in the way");
+    until("the next check of the directory", || larder.store().is_writable());
+    pull();
+    larder.wait_until_cached(&image.digest());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Proves the exit codes in docs/air-gap.md, "Filling the connected side", and that a list completes over a bad link.
 
+use std::fs;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -226,6 +227,25 @@ fn cached_image_loads_successfully_during_an_outage() {
     larder.advance(Duration::from_secs(3600));
     let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
     assert_eq!(summary.images[0].1, Outcome::Unconfirmed { fetched_bytes: 0 });
+}
+
+#[test]
+fn image_whose_manifest_or_tag_cannot_be_stored_is_not_loaded() {
+    for in_the_way in ["", "_tags"] {
+        let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+        let larder = Larder::start(&registry);
+        let records = larder.root().join("refs").join(registry.host()).join(REPOSITORY);
+        let path = records.join(in_the_way);
+        let above = path.parent().expect("a directory");
+        fs::create_dir_all(above).expect("a directory can be created");
+        // Fails for root as well, as on a full disk.
+        fs::write(path.components().as_path(), b"in the way").expect("a file can be written");
+        let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
+        let [(_, Outcome::Failed { reason })] = &summary.images[..] else {
+            panic!("{in_the_way:?}: {summary:?}");
+        };
+        assert!(reason.contains("not stored"), "{in_the_way:?}: {reason}");
+    }
 }
 
 #[test]

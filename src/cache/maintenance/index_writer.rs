@@ -35,6 +35,7 @@ fn run(cache: &Cache, stopped: &Receiver<()>) {
     let (mut pause, mut written) = (INDEX_INTERVAL, Instant::now());
     loop {
         cache.check_offline_switch();
+        cache.store().probe();
         let is_last = match stopped.recv_timeout(CHECK_INTERVAL) {
             Err(RecvTimeoutError::Timeout) => false,
             Ok(()) | Err(RecvTimeoutError::Disconnected) => true,

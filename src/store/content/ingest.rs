@@ -155,11 +155,7 @@ impl Store {
         if if_missing == IfMissing::Create {
             if let Some(parent) = path.parent() {
                 match self.inner.create_directories(parent) {
-                    // Another writer has removed the directory with its last partial, and a third one may have
-                    // created it again since.
-                    Err(error) if !parent.exists() || was_removed_meanwhile(&error, parent) => {
-                        return Ok(None);
-                    }
+                    Err(error) if was_removed_meanwhile(&error, parent) => return Ok(None),
                     created => created.map_err(|error| StoreError::write(parent, error))?,
                 }
             }
@@ -192,10 +188,11 @@ impl Store {
     }
 }
 
-/// Whether an error of the creation of an existing directory shows that it was absent in between.
+/// Whether the creation of a directory failed because another writer removed it with its last partial. A third one may
+/// have created it again since. Any other error, such as a full disk, would happen again.
 fn was_removed_meanwhile(error: &io::Error, directory: &Path) -> bool {
     matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
-        && directory.is_dir()
+        && (directory.is_dir() || !directory.exists())
 }
 
 impl Ingest {

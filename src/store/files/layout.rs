@@ -237,13 +237,13 @@ impl Layout {
         self.lists().join(format!("{}{}", self.list_prefix(name), hashed.hex()))
     }
 
-    /// Creates the directories and the two files that mark an OCI layout. Returns whether the directory is
-    /// writable; a read-only one is fine if it exists.
-    pub(in crate::store) fn prepare(&self) -> Result<bool, StoreError> {
+    /// Creates the directories and the two files that mark an OCI layout, and syncs them if `fsync`: content is only as
+    /// durable as the path to it. Returns whether the directory is writable; a read-only one is fine if it exists.
+    pub(in crate::store) fn prepare(&self, fsync: bool) -> Result<bool, StoreError> {
         if self.root.exists() && !self.root.is_dir() {
             return Err(StoreError::NotADirectory { path: self.root.clone() });
         }
-        match self.create_and_probe() {
+        match self.create_and_probe(fsync) {
             Ok(()) => Ok(true),
             Err((path, source)) if self.root.join("blobs").is_dir() => {
                 log::warn!(
@@ -258,22 +258,35 @@ impl Layout {
         }
     }
 
-    fn create_and_probe(&self) -> Result<(), (PathBuf, io::Error)> {
+    /// Whether the directory is writable. Logs nothing, since it is called again and again while it is not.
+    pub(in crate::store) fn probe(&self, fsync: bool) -> bool {
+        let created = self.create_directories(&self.incoming());
+        created.is_ok() && self.open_probe().is_ok() && self.create_and_probe(fsync).is_ok()
+    }
+
+    fn open_probe(&self) -> io::Result<File> {
+        self.owner.open(File::options().create(true).append(true), &self.sweep_lock())
+    }
+
+    fn create_and_probe(&self, fsync: bool) -> Result<(), (PathBuf, io::Error)> {
         let blobs = Algorithm::ALL.map(|algorithm| self.blobs(algorithm));
         for directory in
             blobs.into_iter().chain([self.refs(), self.incoming(), self.all_partials()])
         {
-            self.create_directories(&directory).map_err(|source| (directory, source))?;
+            let made = self.create_directories(&directory);
+            let synced = made.and_then(|made| {
+                let parents = made.iter().filter(|_| fsync).filter_map(|made| made.parent());
+                parents.map(sync_directory).collect::<io::Result<()>>()
+            });
+            synced.map_err(|source| (directory, source))?;
         }
         self.clear_locks();
         // This is also the probe: a process that can create these files and the lock can write to the cache.
         for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX)] {
             let path = self.root.join(name);
-            self.create_if_missing(&path, content).map_err(|source| (path, source))?;
+            self.create_if_missing(&path, content, fsync).map_err(|source| (path, source))?;
         }
-        let lock = self.sweep_lock();
-        let made = self.owner.open(File::options().create(true).append(true), &lock);
-        made.map(drop).map_err(|source| (lock, source))
+        self.open_probe().map(drop).map_err(|source| (self.sweep_lock(), source))
     }
 
     /// Moves directories away from the paths of the lock files. Version 0.1 kept partial downloads in `incoming/`,
@@ -312,7 +325,7 @@ impl Layout {
 
     /// Creates a file with its content unless it exists. An empty file is left over from a kill of an earlier
     /// version and is replaced.
-    fn create_if_missing(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+    fn create_if_missing(&self, path: &Path, content: &[u8], fsync: bool) -> io::Result<()> {
         let is_empty = match fs::metadata(path) {
             Ok(metadata) if metadata.len() > 0 => return Ok(()),
             Ok(_) => true,
@@ -323,6 +336,10 @@ impl Layout {
         let mut file = File::create_new(&temporary)?;
         self.owner.give(&file);
         file.write_all(content)?;
+        if fsync {
+            // Otherwise a power failure could leave a part of it, which is never replaced.
+            file.sync_data()?;
+        }
         let placed = match is_empty {
             true => fs::rename(&temporary, path),
             // Fails if another process was faster; its file may contain more by now. Not all file systems support
@@ -338,9 +355,15 @@ impl Layout {
         let _ = fs::remove_file(&temporary);
         match placed {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Ok(()) if fsync => sync_directory(&self.root),
             other => other,
         }
     }
+}
+
+/// Makes the names in a directory durable.
+pub(in crate::store) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Renames a directory and nothing else. If another process has replaced it with a file in the meantime, the file

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::layout::move_directory;
+use super::layout::{move_directory, sync_directory};
 use crate::store::{Inner, Store, StoreError};
 
 /// A file with a time further in the future got it from a wrong clock. The clocks of machines that share a volume
@@ -85,7 +85,7 @@ impl Inner {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        if self.fsync { File::open(path)?.sync_all() } else { Ok(()) }
+        if self.fsync { sync_directory(path) } else { Ok(()) }
     }
 
     /// Removes a file if it exists and returns its allocated bytes.

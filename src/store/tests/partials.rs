@@ -32,6 +32,17 @@ fn wrong_bytes_never_get_a_name_and_leave_nothing() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_created_is_an_error_and_no_other_writer() {
+    let (_directory, store) = fresh();
+    let partials = store.inner.layout.all_partials();
+    fs::remove_dir(&partials).unwrap();
+    // Fails for root as well, as on a full disk.
+    fs::write(&partials, b"in the way").unwrap();
+    let begun = store.ingest(&quay(), &sha256(b"hello"), None);
+    assert!(matches!(begun, Err(StoreError::Write { .. })), "{begun:?}");
+}
+
+#[test]
 fn readers_follow_the_growing_file_and_outlive_the_commit() {
     let (_directory, store) = fresh();
     let digest = sha256(b"hello");
