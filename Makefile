@@ -39,6 +39,19 @@ test: ## run the tests that need only a Rust toolchain
 repeat: ## run the tests TIMES times (50) and report those that fail sometimes
 	tests/repeat $(or $(TIMES),50)
 
+# In memory, where syncing costs nothing.
+IN_MEMORY := $(if $(wildcard /dev/shm),TMPDIR=/dev/shm)
+FAULTS ?= 40
+CRASHES ?= 8
+
+.PHONY: faults
+faults: ## let system calls fail, FAULTS (40, or all) in each scenario (x86-64 only)
+	$(IN_MEMORY) LARDER_FAULTS=$(FAULTS) $(CARGO) test --locked --test faults failing:: -- --nocapture
+
+.PHONY: crashes
+crashes: ## check the cache after thousands of crashes that lose unsynced writes (CRASHES=8 random ones at each point)
+	$(IN_MEMORY) LARDER_CRASHES=$(CRASHES) $(CARGO) test --locked --test faults crashes:: -- --nocapture
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
@@ -124,6 +137,7 @@ SABOTAGES ?= flip truncate blob pin tag log registry connections leftover disk p
 lint: ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test faults -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
 .PHONY: clean
