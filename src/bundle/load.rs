@@ -4,17 +4,17 @@
 //! an unreliable link by repeating the command until it succeeds.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use super::blocking::wait;
+use super::failure::Failure;
 use super::list::Wanted;
 use crate::cache::{
     BlobLookup, Cache, CacheError, How, ListLookup, ListQuestion, ManifestAnswer, ManifestLookup,
-    Purpose, Reason,
+    Purpose,
 };
 use crate::oci::{
     Descriptor, Digest, ImageName, Manifest, ManifestKind, Pattern, Platforms, Reference, Tag,
@@ -176,39 +176,6 @@ struct Loading<'a> {
     report: &'a (dyn Fn(LoadEvent<'_>) + Sync),
 }
 
-/// Why an attempt failed.
-struct Failure {
-    reason: String,
-    /// The minimum wait before another attempt; `None` if another attempt cannot help.
-    retry: Option<Duration>,
-}
-
-impl From<CacheError> for Failure {
-    fn from(error: CacheError) -> Failure {
-        let retry = match (error.reason(), &error) {
-            (_, CacheError::BackingOff { wait }) => Some(*wait),
-            (Reason::RateLimited { retry_after }, _) => Some(retry_after.unwrap_or_default()),
-            (Reason::NotFound | Reason::Unsupported | Reason::NotAllowed | Reason::Denied, _) => {
-                None
-            }
-            _ => Some(Duration::ZERO),
-        };
-        Failure { reason: error.to_string(), retry }
-    }
-}
-
-impl From<String> for Failure {
-    fn from(reason: String) -> Failure {
-        Failure { reason, retry: None }
-    }
-}
-
-/// Content was fetched but not stored, for a reason that is in the log. Another attempt may store it.
-fn not_stored(reason: impl fmt::Display) -> Failure {
-    let reason = format!("it was fetched but not stored: {reason}");
-    Failure { reason, retry: Some(Duration::ZERO) }
-}
-
 /// What an attempt has visited and fetched, also if it fails.
 #[derive(Default)]
 struct Walk {
@@ -348,10 +315,13 @@ impl Loading<'_> {
         let answer = self.manifest(name, reference)?;
         let below = self.below(image, name, &answer, 0, walk)?;
         if let Reference::Tag(tag) = reference {
-            let record =
-                self.cache.store().find_tag(name, tag, Access::Look).map_err(not_stored)?;
+            let record = self
+                .cache
+                .store()
+                .find_tag(name, tag, Access::Look)
+                .map_err(Failure::not_stored)?;
             if record.is_none_or(|record| record.digest != *answer.digest()) {
-                return Err(not_stored("its tag is not in the cache"));
+                return Err(Failure::not_stored("its tag is not in the cache"));
             }
         }
         if let Below { manifests: 0, others, .. } = &below
@@ -396,10 +366,11 @@ impl Loading<'_> {
         walk.seen.insert(*answer.digest());
         // A manifest that could not be stored is served nevertheless. A load promises that it is stored.
         let store = self.cache.store();
-        let record =
-            store.find_manifest(name, answer.digest(), Access::Look).map_err(not_stored)?;
+        let record = store
+            .find_manifest(name, answer.digest(), Access::Look)
+            .map_err(Failure::not_stored)?;
         if record.is_none() {
-            return Err(not_stored(&format!("{} is not in the cache", answer.digest())));
+            return Err(Failure::not_stored(&format!("{} is not in the cache", answer.digest())));
         }
         let media_type = Some(answer.media_type().as_str());
         let bytes =

@@ -15,6 +15,7 @@ mod docker;
 mod error;
 mod event;
 mod export;
+mod failure;
 mod import;
 mod layout;
 mod list;

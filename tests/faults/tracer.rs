@@ -106,9 +106,14 @@ impl Program {
         let _ = kill(self.id, signal);
     }
 
-    /// Sends a signal and waits for the end. Returns the status and the complete log.
+    /// Sends a signal and waits for the end, or kills it if it does not end. Returns the status and the complete log.
     pub fn stop(self, signal: Signal) -> (ExitStatus, String) {
         self.signal(signal);
+        let text = self.log.text.lock().expect("no panic under the lock");
+        let ended = self.log.grown.wait_timeout_while(text, 3 * PATIENCE, |(_, is_all)| !*is_all);
+        if ended.expect("no panic under the lock").1.timed_out() {
+            self.signal(Signal::SIGKILL);
+        }
         self.wait()
     }
 

@@ -148,6 +148,16 @@ impl Watch for Plan {
     }
 }
 
+/// What a descriptor refers to.
+enum Kind {
+    /// `/…` or `cache/…`
+    File,
+    /// A connection to another process.
+    Peer,
+    /// An event or a pipe of the program itself. The kernel may only interrupt it.
+    Own,
+}
+
 const DISK: &[Errno] = &[Errno::EIO, Errno::ESTALE];
 const DISK_FULL: &[Errno] = &[Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::ESTALE];
 const NO_DESCRIPTORS: &[Errno] = &[Errno::EMFILE, Errno::ENFILE];
@@ -157,16 +167,19 @@ impl Site {
     /// How a call at this site may fail. A file system may return any error, but the kernel does not interrupt
     /// `statx`, for example.
     fn errors(&self) -> Vec<Errno> {
-        let is_file = self.subject.starts_with("cache/");
         let lists: &[&[Errno]] = match self.name {
             "openat" | "open" if self.creates => &[NO_DESCRIPTORS, DISK_FULL, INTERRUPTED],
             "openat" | "open" => &[NO_DESCRIPTORS, DISK, INTERRUPTED],
-            "read" | "pread64" | "readv" | "recvfrom" | "recvmsg" | "sendfile" => {
-                &[DISK, INTERRUPTED]
-            }
-            "write" | "pwrite64" | "writev" | "sendto" | "sendmsg" => match is_file {
-                true => &[DISK_FULL, INTERRUPTED],
-                false => &[&[Errno::EPIPE], INTERRUPTED],
+            "sendfile" => &[DISK, INTERRUPTED],
+            "read" | "pread64" | "readv" | "recvfrom" | "recvmsg" => match self.kind() {
+                Kind::File => &[DISK, INTERRUPTED],
+                Kind::Peer => &[&[Errno::ECONNRESET], INTERRUPTED],
+                Kind::Own => &[INTERRUPTED],
+            },
+            "write" | "pwrite64" | "writev" | "sendto" | "sendmsg" => match self.kind() {
+                Kind::File => &[DISK_FULL, INTERRUPTED],
+                Kind::Peer => &[&[Errno::EPIPE], INTERRUPTED],
+                Kind::Own => &[INTERRUPTED],
             },
             "copy_file_range" | "ftruncate" | "fallocate" => &[DISK_FULL, INTERRUPTED],
             "fsync" | "fdatasync" | "sync_file_range" => &[DISK_FULL, INTERRUPTED],
@@ -184,6 +197,15 @@ impl Site {
             _ => &[],
         };
         lists.concat()
+    }
+
+    fn kind(&self) -> Kind {
+        match self.subject.chars().next() {
+            Some('/' | 'c') => Kind::File,
+            _ if self.thread == "signals" => Kind::Own,
+            _ if self.subject.starts_with("socket:") => Kind::Peer,
+            _ => Kind::Own,
+        }
     }
 
     fn may_fail_with(&self, errno: Errno) -> bool {

@@ -66,6 +66,9 @@ pub fn survives(scenario: &Scenario) {
     let chosen = choose(&all);
     let (mut hits, mut failed) = (0, Vec::new());
     for target in &chosen {
+        if std::env::var("LARDER_FAULT").is_ok() {
+            println!("{}: {target}", scenario.name);
+        }
         let (_, hit, problems) = run(scenario, Some(target.clone()));
         hits += usize::from(hit > 0);
         if !problems.is_empty() {
