@@ -14,7 +14,7 @@
 # Set by `test`: an empty directory.
 : "${SCRATCH:?is set by tests/cluster/test}"
 readonly NAMESPACE=larder CHART=$ROOT/charts/larder
-readonly METRICS_PORT=9091 NODE_PORT=31080
+readonly METRICS_PORT=9091 NODE_URL=http://127.0.0.1:31080
 readonly APP=demo/app:v1 OTHER=demo/other:v1
 # In seconds.
 readonly READY_LIMIT=120
@@ -75,10 +75,31 @@ larder_kill() { # N…
   done
   ((killed > 0)) || fail "Larder does not run on node $*"
 }
-# The options for a registry whose content Larder fetches slowly.
-slow() { # RATE
-  printf -- '--set-json=serverConfig.configuration.registries=[{"name": "%s", "endpoints": ["http://%s:5000"], "rateLimit": "%s"}]\n' \
-    "$PUBLIC" "$PUBLIC" "$1"
+# Prints an option that replaces the registry's entry, for example with a rateLimit. JSON has more keys of the entry.
+registry_entry() { # ENDPOINT JSON
+  printf -- '--set-json=serverConfig.configuration.registries=[{"name": "%s", "endpoints": ["%s"], %s}]\n' "$PUBLIC" "$1" "$2"
+}
+slow() { registry_entry "http://$PUBLIC:5000" "\"rateLimit\": \"$1\""; } # RATE
+
+# A directory of the machine as a volume that all nodes can use at the same time.
+readonly ON_SHARED_VOLUME=(--set "persistence.persistentVolumeClaim.enabled=true,persistence.persistentVolumeClaim.newClaimSpec.storageClassName=shared"
+  --set "persistence.persistentVolumeClaim.newClaimSpec.accessModes={ReadWriteMany}")
+shared_volume() { # DIRECTORY
+  install -d -o 65532 -g 65532 "$1"
+  kubectl create --filename - >/dev/null <<YAML
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: shared}
+spec: {capacity: {storage: 10Gi}, accessModes: [ReadWriteMany], storageClassName: shared, hostPath: {path: $1}}
+YAML
+}
+# Two pods on two nodes.
+readonly SPREAD=(--set replicaCount=2 --set-json 'topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+  "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "server"}}}]')
+# An empty directory of each node for the cache of a daemon set.
+node_directories() { # PATH
+  local n
+  for n in "${NODES[@]}"; do node "$n" install -d -o 65532 -g 65532 "$1"; done
 }
 
 # log_to writes the log of all server pods since the last log_from_here to a file.
@@ -101,26 +122,40 @@ metrics_to() { # FILE
   done >"$1"
 }
 # Layers that no client waits for may still be downloading.
-is_idle() {
-  metrics_to "$SCRATCH/idle"
-  (($(metric "$SCRATCH/idle" larder_flights) == 0))
+is_idle() { flights -eq 0; }
+is_downloading() { flights -gt 0; }
+flights() { # OPERATOR NUMBER
+  metrics_to "$SCRATCH/flights"
+  test "$(metric "$SCRATCH/flights" larder_flights)" "$@"
 }
 
 # ---- Nodes and pods --------------------------------------------------------------------------------------------------------
 
 # Writes the file that the chart's notes print, for URL, on all nodes.
-mirror() { # URL [LINE…]
+hosts_toml() { # URL [LINE…]
   local n
   for n in "${NODES[@]}"; do
     { printf '[host."%s"]\n  capabilities = ["pull", "resolve"]\n  dial_timeout = "2s"\n' "$1"
       printf '  %s\n' "${@:2}"; } | node_file "$n" /etc/containerd/certs.d/_default/hosts.toml
   done
 }
+mirror() { # URL
+  hosts_toml "$1"
+  mirror_answers "$1"
+}
 # kube-proxy applies changes after a moment.
 answers() { node "$1" curl -fsS --max-time 2 "$2/v2/"; } # N URL
 mirror_answers() { # URL
   local n
   for n in "${NODES[@]}"; do wait_until 30 "a response from $1 on node $n" answers "$n" "$1"; done
+}
+# With configureNodes, the chart writes the file.
+written_by_chart() { # URL
+  local n
+  for n in "${NODES[@]}"; do
+    wait_until 60 "hosts.toml with $1 on node $n" node "$n" grep -qF "$1" /etc/containerd/certs.d/_default/hosts.toml
+  done
+  mirror_answers "$1"
 }
 
 pull() { # N REPOSITORY:TAG
@@ -195,6 +230,10 @@ pod_ready() { # POD
   kubectl wait --for=condition=Ready "pod/$1" --timeout "${READY_LIMIT}s" >/dev/null || fail "$1 is not ready: $(kubectl describe pod "$1" | tail -n 5)"
 }
 pods_delete() { kubectl delete pods --selector larder=test --grace-period 0 --force >/dev/null 2>&1; }
+# The kubelet tried to pull the image of the pod, and failed.
+failed_pulls() { # POD
+  kubectl get events --field-selector "involvedObject.name=$1,reason=Failed" --output json | jq '[.items[].count // 1] | add // 0'
+}
 waits_for_its_image() { # POD
   kubectl get pod "$1" --output json |
     jq -e '.status.containerStatuses[0].state.waiting.reason | IN("ErrImagePull", "ImagePullBackOff")'
@@ -212,6 +251,12 @@ has_no_image() { # NODE
 
 reset_cluster() {
   local n image
+  for n in "${NODES[@]}"; do
+    node_is_lost "$n" || continue
+    node_boot "$n"
+    wait_until 60 "node $n" kubectl wait --for=condition=Ready "node/node$n" --timeout 50s
+  done
+  kubectl uncordon node1 node2 >/dev/null
   pods_delete || true
   if helm status larder --namespace "$NAMESPACE" >/dev/null 2>&1; then helm uninstall larder --namespace "$NAMESPACE" --wait >/dev/null; fi
   # Larder's pods have nothing to finish when a case has ended.
@@ -221,7 +266,7 @@ reset_cluster() {
   registry_stop
   registry_start
   for n in "${NODES[@]}"; do
-    node "$n" bash -c 'rm -rf /etc/containerd/certs.d /var/lib/larder /srv/larder'
+    node "$n" bash -c 'rm -rf /etc/containerd/certs.d /var/lib/larder'
     crictl "$n" images --output json | jq -r '.images[].repoTags[]?' | grep -F "$PUBLIC/" | while read -r image; do
       crictl "$n" rmi "$image" >/dev/null 2>&1 || true
     done

@@ -172,3 +172,15 @@ node_stop() { # N [SIGNAL]
     sleep 0.3
   done
 }
+
+# A node without power: everything ends without notice, and nothing of /run remains.
+node_lose() { # N
+  node_stop "$1" KILL
+  stop "node$1" KILL
+}
+node_is_lost() { [[ ! -s $RUN/node$1.pid ]]; } # N
+node_boot() { # N
+  node_create "$1"
+  containerd_start "$1"
+  kubelet_start "$1"
+}

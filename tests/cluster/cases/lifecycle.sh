@@ -1,0 +1,43 @@
+# Proves that an update, a rollback and a changed configuration interrupt no pull: two nodes pull in a loop while Larder is
+# upgraded with another value, rolled back, and told to reload without a restart. Afterwards it is uninstalled completely.
+# shellcheck shell=bash
+
+larder_install
+mirror "$NODE_URL"
+for n in "${NODES[@]}"; do must_pull "$n" "$APP"; done
+log_level() { kubectl --namespace "$NAMESPACE" get configmap larder-config --output jsonpath='{.data}' | grep -o 'logLevel: [a-z]*'; }
+
+step "upgrade"
+first=$(pod_names)
+while_pulling "$APP" larder_install --set serverConfig.configuration.logLevel=debug
+no_pull_failed
+[[ $(pod_names) != "$first" ]] || fail "the changed configuration did not replace the pod"
+equal "the configuration" "logLevel: debug" "$(log_level)"
+
+step "roll back"
+roll_back() {
+  helm rollback larder 1 --namespace "$NAMESPACE" --wait --timeout "${READY_LIMIT}s" >/dev/null
+  no_former_pods
+}
+while_pulling "$APP" roll_back
+no_pull_failed
+equal "the configuration" "logLevel: info" "$(log_level)"
+
+step "reload without a restart"
+larder_install --set serverConfig.restartOnChange=false
+pod=$(pod_names)
+reload() {
+  larder_install --set serverConfig.restartOnChange=false --set serverConfig.configuration.logLevel=debug
+  # The kubelet updates the file at its next sync of the pod, and Larder looks at it every minute.
+  wait_until 120 "debug lines in the log" logs_debug
+}
+logs_debug() { log_of "$pod" | grep -qE '(^| )(level=)?(debug|DEBUG)( |$)'; }
+while_pulling "$APP" reload
+no_pull_failed
+equal "the pod" "$pod" "$(pod_names)"
+equal "restarts" 0 "$(restarts)"
+
+step "uninstall"
+helm uninstall larder --namespace "$NAMESPACE" --wait >/dev/null
+equal "objects that remain" "" "$(kubectl --namespace "$NAMESPACE" get all,configmaps,secrets,persistentvolumeclaims,serviceaccounts \
+  --selector app.kubernetes.io/instance=larder --output name)"

@@ -1,0 +1,42 @@
+# Proves that two pods on two nodes share a volume: clients of both together cause one download of each blob, a pod takes over
+# the download of a killed one, and rolling updates interrupt no pull while there is no registry.
+# shellcheck shell=bash
+
+shared_volume "$SCRATCH/images"
+larder_install "${ON_SHARED_VOLUME[@]}" "${SPREAD[@]}" "$(slow 8MB)"
+equal "the nodes of Larder" "node1 node2" "$(server_pods | jq -r '[.[].spec.nodeName] | sort | join(" ")')"
+mirror "$NODE_URL"
+image_push demo/shared:a 40 40
+image_push demo/shared:b 40 40
+
+step "both nodes pull a cold image"
+pull 1 demo/shared:a &
+pid=$!
+must_pull 2 demo/shared:a
+wait "$pid" || fail "the pull on node 1: $(tail -n 1 "$SCRATCH/pull1")"
+# The config, and three layers.
+equal "blobs that the registry sent" 4 "$(registry_requests 'GET /v2/demo/shared/blobs/')"
+
+step "the pod that downloads is killed"
+for n in "${NODES[@]}"; do pod_create "$n" "shared$n" demo/shared:b; done
+wait_until 30 "the download" is_downloading
+# Data waits to be sent in connections that are slowed down by the rate limit. Pods of node N have addresses in 10.78.N.0/24.
+downloader() {
+  hub ss -Htn state established "sport = :5000" | sort -rn -k 2 | awk 'NR == 1 && $2 > 0 { split($4, part, "."); print part[3] }'
+}
+downloads_slowly() { [[ -n $(downloader) ]]; }
+wait_until 30 "a slow connection to the registry" downloads_slowly
+larder_kill "$(downloader)"
+for n in "${NODES[@]}"; do pod_ready "shared$n"; done
+
+step "two rolling updates without a registry"
+larder_install "${ON_SHARED_VOLUME[@]}" "${SPREAD[@]}"
+must_pull 1 "$APP"
+wait_until 30 "the end of all downloads" is_idle
+registry_stop
+updates() {
+  roll
+  larder_install "${ON_SHARED_VOLUME[@]}" "${SPREAD[@]}" --set serverConfig.configuration.tagTtl=4s
+}
+while_pulling "$APP" updates
+no_pull_failed
