@@ -75,11 +75,11 @@ larder_kill() { # N…
   done
   ((killed > 0)) || fail "Larder does not run on node $*"
 }
-# Prints an option that replaces the registry's entry, for example with a rateLimit. JSON has more keys of the entry.
-registry_entry() { # ENDPOINT JSON
-  printf -- '--set-json=serverConfig.configuration.registries=[{"name": "%s", "endpoints": ["%s"], %s}]\n' "$PUBLIC" "$1" "$2"
+# Prints an option for a registry whose content Larder fetches slowly.
+slow() { # RATE
+  printf -- '--set-json=serverConfig.configuration.registries=[{"name": "%s", "endpoints": ["http://%s:5000"], "rateLimit": "%s"}]\n' \
+    "$PUBLIC" "$PUBLIC" "$1"
 }
-slow() { registry_entry "http://$PUBLIC:5000" "\"rateLimit\": \"$1\""; } # RATE
 
 # A directory of the machine as a volume that all nodes can use at the same time.
 readonly ON_SHARED_VOLUME=(--set "persistence.persistentVolumeClaim.enabled=true,persistence.persistentVolumeClaim.newClaimSpec.storageClassName=shared"

@@ -63,7 +63,9 @@ node_file() { # N PATH
 
 node_files() { # N
   printf '127.0.0.1 localhost\n%s node%s\n' "$(node_address "$1")" "$1" | node_file "$1" /etc/hosts
-  printf 'nameserver %s\n' "$HUB" | node_file "$1" /etc/resolv.conf
+  # Pods resolve PUBLIC, nodes resolve nothing: without Larder they cannot pull.
+  printf 'nameserver 127.0.0.1\n' | node_file "$1" /etc/resolv.conf
+  printf 'nameserver %s\n' "$HUB" | node_file "$1" /etc/kubernetes/resolv.conf
   printf 'node%s\n' "$1" | node_file "$1" /etc/hostname
   printf 'runtime-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 120\n' | node_file "$1" /etc/crictl.yaml
   node_file "$1" /etc/cni/net.d/10-bridge.conflist <<JSON
@@ -135,7 +137,7 @@ protectKernelDefaults: true
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 clusterDomain: cluster.local
 clusterDNS: [$HUB]
-resolvConf: /etc/resolv.conf
+resolvConf: /etc/kubernetes/resolv.conf
 healthzBindAddress: 127.0.0.1
 evictionHard: {memory.available: 100Mi, nodefs.available: 2%, imagefs.available: 2%}
 imageGCHighThresholdPercent: 98

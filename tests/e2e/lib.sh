@@ -368,6 +368,26 @@ cache_is_sound() {
   done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
 }
 
+# ---- containerd -----------------------------------------------------------------------------------------------------------
+
+# Puts the containerd of tests/cluster/versions.sh first in PATH once `run` has built it. A case that `run` calls NAME-debian
+# keeps that of Debian.
+need_containerd() {
+  [[ $E2E_CASE != *-debian ]] || return 0
+  if [[ -n ${E2E_TOOLS_PID:-} && ! -d $E2E_CONTAINERD ]]; then
+    step "waiting for the build of containerd"
+    (wait_until "$BUILD_LIMIT" "the build of containerd" containerd_build_has_ended) ||
+      skip "containerd was not built within $BUILD_LIMIT s"
+  fi
+  [[ -d $E2E_CONTAINERD ]] || skip "$(basename -- "$E2E_CONTAINERD") was not built"
+  PATH=$E2E_CONTAINERD:$PATH
+}
+containerd_build_has_ended() { [[ -d $E2E_CONTAINERD ]] || ! is_running "$E2E_TOOLS_PID"; }
+# From version 2 on, the server imports and pulls by default, and unpacks only for the snapshotters in its configuration.
+ctr_is_local() { # pull|import
+  [[ $(ctr images "$1" --help) != *--local* ]] || echo --local
+}
+
 # ---- containerd with a mirror for all registries ------------------------------------------------------------------------
 
 # Short, because the path of a socket has at most 107 bytes.
@@ -396,11 +416,14 @@ ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
 # Pulls through the mirror.
 ctr_pull() { # [OPTION…] IMAGE
   local how=()
-  # From version 2 the server pulls by default, and unpacks only for the snapshotters in its configuration.
-  [[ $(ctr images pull --help) != *--local* ]] || how=(--local)
   # Version 2 pulls all platforms of an index by default.
   [[ " $* " == *" --all-platforms "* ]] || how+=(--platform linux/amd64)
-  ctr_ images pull "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+  # shellcheck disable=SC2046  # one word or none
+  ctr_ images pull $(ctr_is_local pull) "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+}
+ctr_import() { # [OPTION…] FILE
+  # shellcheck disable=SC2046  # one word or none
+  ctr_ images import $(ctr_is_local import) --snapshotter native "$@"
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 

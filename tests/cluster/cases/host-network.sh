@@ -4,8 +4,7 @@
 
 pod_security privileged
 node_directories /var/lib/larder
-# Nodes do not use the name server of the pods.
-larder_install --values "$CHART/ci/host-network-values.yaml" "$(registry_entry "$REGISTRY_ADDRESS" '"rateLimit": "3MB"')"
+larder_install --values "$CHART/ci/host-network-values.yaml" "$(slow 3MB)"
 written_by_chart http://127.0.0.1:5000
 ! hub curl -fsS --max-time 2 "http://$(node_address 1):5000/v2/" || fail "Larder answers outside of the node"
 

@@ -8,6 +8,7 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/../../kind/assertions.sh"
 trap stop_nodes EXIT
 
+need_containerd
 need_tool crictl
 
 # ---- A registry with images for pods -------------------------------------------------------------------------------------
