@@ -383,9 +383,15 @@ need_containerd() {
   PATH=$E2E_CONTAINERD:$PATH
 }
 containerd_build_has_ended() { [[ -d $E2E_CONTAINERD ]] || ! is_running "$E2E_TOOLS_PID"; }
-# From version 2 on, the server imports and pulls by default, and unpacks only for the snapshotters in its configuration.
-ctr_is_local() { # pull|import
-  [[ $(ctr images "$1" --help) != *--local* ]] || echo --local
+# Prints those options of `ctr images COMMAND` that this version has. From version 2 on:
+#   --local: the client pulls and imports. The server would unpack only for the snapshotters in its configuration.
+#   --skip-metadata: without it, ctr pulls the manifests and configs of all platforms, which a mirror of one platform lacks.
+ctr_options() { # COMMAND OPTION…
+  local option help
+  help=$(ctr images "$1" --help)
+  for option in "${@:2}"; do
+    [[ $help != *"$option "* ]] || printf '%s\n' "$option"
+  done
 }
 
 # ---- containerd with a mirror for all registries ------------------------------------------------------------------------
@@ -415,15 +421,19 @@ TOML
 ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
 # Pulls through the mirror.
 ctr_pull() { # [OPTION…] IMAGE
-  local how=()
+  local how
+  mapfile -t how < <(ctr_options pull --local)
   # Version 2 pulls all platforms of an index by default.
-  [[ " $* " == *" --all-platforms "* ]] || how+=(--platform linux/amd64)
-  # shellcheck disable=SC2046  # one word or none
-  ctr_ images pull $(ctr_is_local pull) "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+  if [[ " $* " != *" --all-platforms "* ]]; then
+    mapfile -t -O "${#how[@]}" how < <(ctr_options pull --skip-metadata)
+    how+=(--platform linux/amd64)
+  fi
+  ctr_ images pull "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
 }
 ctr_import() { # [OPTION…] FILE
-  # shellcheck disable=SC2046  # one word or none
-  ctr_ images import $(ctr_is_local import) --snapshotter native "$@"
+  local how
+  mapfile -t how < <(ctr_options import --local)
+  ctr_ images import "${how[@]}" --snapshotter native "$@"
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 
