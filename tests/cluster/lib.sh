@@ -19,6 +19,16 @@ readonly APP=demo/app:v1 OTHER=demo/other:v1
 # In seconds.
 readonly READY_LIMIT=120
 
+# Shows which command of a case failed.
+on_error() { # STATUS COMMAND
+  local frame
+  printf 'FAILED: status %s of: %s\n' "$1" "$2" >&2
+  for ((frame = 0; frame < ${#BASH_LINENO[@]} - 1; frame++)); do
+    printf '   at %s:%s\n' "${BASH_SOURCE[frame + 1]##*/}" "${BASH_LINENO[frame]}" >&2
+  done
+}
+trap 'on_error "$?" "$BASH_COMMAND"' ERR
+
 equal() { # WHAT EXPECTED ACTUAL
   [[ $2 == "$3" ]] || fail "$1: expected '$2', got '$3'"
 }
@@ -267,7 +277,7 @@ reset_cluster() {
   registry_start
   for n in "${NODES[@]}"; do
     node "$n" bash -c 'rm -rf /etc/containerd/certs.d /var/lib/larder'
-    crictl "$n" images --output json | jq -r '.images[].repoTags[]?' | grep -F "$PUBLIC/" | while read -r image; do
+    for image in $(crictl "$n" images --output json | jq -r --arg public "$PUBLIC/" '.images[].repoTags[]? | select(startswith($public))'); do
       crictl "$n" rmi "$image" >/dev/null 2>&1 || true
     done
   done

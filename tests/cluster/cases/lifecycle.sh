@@ -28,10 +28,10 @@ larder_install --set serverConfig.restartOnChange=false
 pod=$(pod_names)
 reload() {
   larder_install --set serverConfig.restartOnChange=false --set serverConfig.configuration.logLevel=debug
-  # The kubelet updates the file at its next sync of the pod, and Larder looks at it every minute.
-  wait_until 120 "debug lines in the log" logs_debug
+  # The kubelet updates the file at its next sync of the pod, and Larder checks it every few seconds.
+  wait_until 120 "the reload in the log" has_reloaded
 }
-logs_debug() { log_of "$pod" | grep -qE '(^| )(level=)?(debug|DEBUG)( |$)'; }
+has_reloaded() { log_of "$pod" | grep -qE 'configuration reloaded .*logLevel'; }
 while_pulling "$APP" reload
 no_pull_failed
 equal "the pod" "$pod" "$(pod_names)"
@@ -39,5 +39,9 @@ equal "restarts" 0 "$(restarts)"
 
 step "uninstall"
 helm uninstall larder --namespace "$NAMESPACE" --wait >/dev/null
-equal "objects that remain" "" "$(kubectl --namespace "$NAMESPACE" get all,configmaps,secrets,persistentvolumeclaims,serviceaccounts \
-  --selector app.kubernetes.io/instance=larder --output name)"
+remaining() {
+  kubectl --namespace "$NAMESPACE" get all,configmaps,secrets,persistentvolumeclaims,serviceaccounts \
+    --selector app.kubernetes.io/instance=larder --output name
+}
+nothing_remains() { [[ -z $(remaining) ]]; }
+wait_until "$READY_LIMIT" "the end of all objects" nothing_remains
