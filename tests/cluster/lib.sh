@@ -274,6 +274,8 @@ reset_cluster() {
   kubectl delete namespace "$NAMESPACE" --ignore-not-found >/dev/null
   kubectl delete persistentvolumes --all >/dev/null
   registry_stop
+  # registry_requests counts from here.
+  : >"$LOGS/registry.log"
   registry_start
   for n in "${NODES[@]}"; do
     node "$n" bash -c 'rm -rf /etc/containerd/certs.d /var/lib/larder'

@@ -7,7 +7,7 @@ mirror "$NODE_URL"
 image_push demo/load:v1 80
 must_pull 1 demo/load:v1
 wait_until 30 "the end of all downloads" is_idle
-url=http://$(node_address 1):$NODE_PORT/v2/demo/load
+url=http://$(node_address 1):31080/v2/demo/load
 manifest=$(hub curl -fsS "$url/manifests/v1?ns=$PUBLIC")
 blob=$(jq -r '.layers | max_by(.size).digest' <<<"$manifest")
 
