@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 
 shared_volume "$SCRATCH/images"
-larder_install "${ON_SHARED_VOLUME[@]}" --set tolerationSeconds=10
+larder_install "${ON_SHARED_VOLUME[@]}" --set tolerationSeconds.notReady=10,tolerationSeconds.unreachable=10
 mirror "$NODE_URL"
 for n in "${NODES[@]}"; do must_pull "$n" "$APP"; done
 registry_stop
