@@ -80,12 +80,13 @@ ctr() { # N ARGUMENT…
 
 # ---- Servers ---------------------------------------------------------------------------------------------------------------
 
-# Starts a server, by exec, so that the pid in RUN/NAME.pid is that of the server.
+# Starts a server, by exec, so that the pid in RUN/NAME.pid is that of the server. In a session of its own it survives the end of
+# the case that started it.
 start() { # NAME hub|nodeN COMMAND…
   local name=$1 where=$2 namespaces=(--net)
   shift 2
   [[ $where == hub ]] || namespaces+=(--mount --uts)
-  (exec nsenter --target "$(<"$RUN/$where.pid")" "${namespaces[@]}" -- "$@") >>"$LOGS/$name.log" 2>&1 </dev/null &
+  (exec setsid nsenter --target "$(<"$RUN/$where.pid")" "${namespaces[@]}" -- "$@") >>"$LOGS/$name.log" 2>&1 </dev/null &
   echo $! >"$RUN/$name.pid"
 }
 

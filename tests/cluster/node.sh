@@ -12,7 +12,7 @@ node_create() { # N
   # The kubelet wants these values, and would set them for the machine.
   printf '1' >"$dir/one"
   printf '10' >"$dir/ten"
-  unshare --net --mount --uts --propagation private sleep infinity </dev/null >/dev/null 2>&1 &
+  setsid unshare --net --mount --uts --propagation private sleep infinity </dev/null >/dev/null 2>&1 &
   echo $! >"$RUN/node$n.pid"
   wait_until 10 "the network of node $n" node "$n" test ! /proc/self/ns/net -ef /proc/1/ns/net
   # /etc is that of the machine, with changes of its own. hostPath volumes, mirror configuration and sockets are the node's own.
