@@ -3,10 +3,10 @@
 # shellcheck shell=bash
 
 shared_volume "$SCRATCH/images"
-larder_install "${ON_SHARED_VOLUME[@]}" "${SPREAD[@]}" "$(slow 8MB)"
+larder_install "${ON_SHARED_VOLUME[@]}" "${SPREAD[@]}" "$(slow 4MB)"
 equal "the nodes of Larder" "node1 node2" "$(server_pods | jq -r '[.[].spec.nodeName] | sort | join(" ")')"
 mirror "$NODE_URL"
-image_push demo/shared:a 40 40
+image_push demo/shared:a 20 20
 image_push demo/shared:b 40 40
 
 step "both nodes pull a cold image"
@@ -19,13 +19,12 @@ equal "blobs that the registry sent" 4 "$(registry_requests 'GET /v2/demo/shared
 
 step "the pod that downloads is killed"
 for n in "${NODES[@]}"; do pod_create "$n" "shared$n" demo/shared:b; done
-wait_until 30 "the download" is_downloading
 # Data waits to be sent in connections that are slowed down by the rate limit. Pods of node N have addresses in 10.78.N.0/24.
 downloader() {
   hub ss -Htn state established "sport = :5000" | sort -rn -k 2 | awk 'NR == 1 && $2 > 0 { split($4, part, "."); print part[3] }'
 }
 downloads_slowly() { [[ -n $(downloader) ]]; }
-wait_until 30 "a slow connection to the registry" downloads_slowly
+wait_until 60 "a slow connection to the registry" downloads_slowly
 larder_kill "$(downloader)"
 for n in "${NODES[@]}"; do pod_ready "shared$n"; done
 
