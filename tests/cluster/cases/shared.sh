@@ -14,8 +14,10 @@ pull 1 demo/shared:a &
 pid=$!
 must_pull 2 demo/shared:a
 wait "$pid" || fail "the pull on node 1: $(tail -n 1 "$SCRATCH/pull1")"
-# The config, and three layers.
-equal "blobs that the registry sent" 4 "$(registry_requests 'GET /v2/demo/shared/blobs/')"
+# Blobs below 1 MiB are downloaded without a partial file that the other pod could follow, so both may fetch them.
+for layer in $(hub curl -fsS "$REGISTRY_ADDRESS/v2/demo/shared/manifests/a" | jq -r '.layers[] | select(.size > 1000000).digest'); do
+  equal "requests for $layer" 1 "$(registry_requests "GET /v2/demo/shared/blobs/$layer")"
+done
 
 step "the pod that downloads is killed"
 for n in "${NODES[@]}"; do pod_create "$n" "shared$n" demo/shared:b; done
