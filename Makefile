@@ -112,6 +112,18 @@ kind-test: ## remove the registry of that cluster, and start pods on nodes that 
 kind-down: ## delete the cluster and its registry
 	tests/kind/down
 
+.PHONY: cluster-up
+cluster-up: ## start a Kubernetes cluster without Docker (needs root, cgroup v1, Go, target/larder-image.tar; tests/cluster)
+	tests/cluster/up
+
+.PHONY: cluster-test
+cluster-test: ## install Larder in that cluster in several ways, and break things; CASES="promise tls" selects cases
+	tests/cluster/test $(CASES)
+
+.PHONY: cluster-down
+cluster-down: ## remove the cluster; the built tools remain
+	tests/cluster/down
+
 .PHONY: bench
 bench: build ## compare performance with nginx and docker-registry
 	$(CARGO) build --release --locked --example load

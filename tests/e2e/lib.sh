@@ -368,6 +368,32 @@ cache_is_sound() {
   done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
 }
 
+# ---- containerd -----------------------------------------------------------------------------------------------------------
+
+# Puts the containerd of tests/cluster/versions.sh first in PATH once `run` has built it. A case that `run` calls NAME-debian
+# keeps that of Debian.
+need_containerd() {
+  [[ $E2E_CASE != *-debian ]] || return 0
+  if [[ -n ${E2E_TOOLS_PID:-} && ! -d $E2E_CONTAINERD ]]; then
+    step "waiting for the build of containerd"
+    (wait_until "$BUILD_LIMIT" "the build of containerd" containerd_build_has_ended) ||
+      skip "containerd was not built within $BUILD_LIMIT s"
+  fi
+  [[ -d $E2E_CONTAINERD ]] || skip "$(basename -- "$E2E_CONTAINERD") was not built"
+  PATH=$E2E_CONTAINERD:$PATH
+}
+containerd_build_has_ended() { [[ -d $E2E_CONTAINERD ]] || ! is_running "$E2E_TOOLS_PID"; }
+# Prints those options of `ctr images COMMAND` that this version has. From version 2 on:
+#   --local: the client pulls and imports. The server would unpack only for the snapshotters in its configuration.
+#   --skip-metadata: without it, ctr pulls the manifests and configs of all platforms, which a mirror of one platform lacks.
+ctr_options() { # COMMAND OPTION…
+  local option help
+  help=$(ctr images "$1" --help)
+  for option in "${@:2}"; do
+    [[ $help != *"$option "* ]] || printf '%s\n' "$option"
+  done
+}
+
 # ---- containerd with a mirror for all registries ------------------------------------------------------------------------
 
 # Short, because the path of a socket has at most 107 bytes.
@@ -395,12 +421,19 @@ TOML
 ctr_() { client ctr --address "$CONTAINERD_DIR/c.sock" "$@"; }
 # Pulls through the mirror.
 ctr_pull() { # [OPTION…] IMAGE
-  local how=()
-  # From version 2 the server pulls by default, and unpacks only for the snapshotters in its configuration.
-  [[ $(ctr images pull --help) != *--local* ]] || how=(--local)
+  local how
+  mapfile -t how < <(ctr_options pull --local)
   # Version 2 pulls all platforms of an index by default.
-  [[ " $* " == *" --all-platforms "* ]] || how+=(--platform linux/amd64)
+  if [[ " $* " != *" --all-platforms "* ]]; then
+    mapfile -t -O "${#how[@]}" how < <(ctr_options pull --skip-metadata)
+    how+=(--platform linux/amd64)
+  fi
   ctr_ images pull "${how[@]}" --snapshotter native --hosts-dir "$CONTAINERD_DIR/certs.d" "$@"
+}
+ctr_import() { # [OPTION…] FILE
+  local how
+  mapfile -t how < <(ctr_options import --local)
+  ctr_ images import "${how[@]}" --snapshotter native "$@"
 }
 digest_in_ctr() { ctr_ images ls "name==$1" | awk 'NR == 2 { print $3 }'; }
 

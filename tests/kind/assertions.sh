@@ -1,6 +1,13 @@
-# Checks of larder's access log and metrics without a registry, for tests/kind/test, whose nodes are in a kind cluster, and for
-# tests/e2e/cases/two-nodes.sh, whose nodes are two containerds. LOG is a file with the lines to check, METRICS a file with the
-# response of /metrics. The script that sources this file defines `fail`.
+# Checks that nodes pull through larder, and that they need no registry once it has an image. Used by tests/kind/test, whose
+# nodes are in a kind cluster, by tests/cluster, whose nodes are namespaces, and by tests/e2e/cases/two-nodes.sh, whose nodes are
+# two containerds. LOG is a file with the lines to check, METRICS a file with the response of /metrics. The script that sources
+# this file defines `fail`, and for the last two functions:
+#
+#   SCRATCH             a directory for files
+#   has_no_image NODE   fails if the node has the image already
+#   pod_runs NODE POD   starts a pod, and returns when its program runs
+#   log_from_here       `log_to FILE` writes larder's log from here on
+#   metrics_to FILE     writes the response of /metrics
 # shellcheck shell=bash
 
 # Prints the sum of the series of a metric whose labels match REGEX, 0 if there are none. Counters without labels have no braces.
@@ -57,4 +64,35 @@ nothing_was_fetched() { # METRICS_BEFORE METRICS_AFTER
     after=$(metric "$2" larder_answers_total "$what")
     ((after > before)) || fail "larder_answers_total{$what} was $before and is $after: larder served nothing from the cache"
   done
+}
+
+# A node that has no image starts a pod. Larder fetches the images from their registries.
+first_node_pulls() { # NODE POD REGISTRY/REPOSITORY…
+  local image
+  has_no_image "$1"
+  log_from_here
+  pod_runs "$1" "$2"
+  log_to "$SCRATCH/log"
+  metrics_to "$SCRATCH/metrics"
+  for image in "${@:3}"; do
+    pulled_through "$SCRATCH/log" "${image%%/*}" "${image#*/}"
+    (($(metric "$SCRATCH/metrics" larder_answers_total "how=\"miss\",registry=\"${image%%/*}\"") > 0)) ||
+      fail "the metrics count no misses of ${image%%/*}"
+  done
+  (($(metric "$SCRATCH/metrics" larder_upstream_requests_total 'outcome="ok"') > 0)) || fail "the metrics count no requests to registries"
+  # An image has at least a config and a layer.
+  (($(metric "$SCRATCH/metrics" larder_downloads_total 'outcome="done"') >= 2 * ($# - 2))) || fail "the metrics count too few downloads"
+}
+
+# The registries are gone, and a node that has no image starts a pod. Larder serves everything from the cache.
+other_node_starts() { # NODE POD REGISTRY/REPOSITORY…
+  local image
+  has_no_image "$1"
+  log_from_here
+  metrics_to "$SCRATCH/before"
+  pod_runs "$1" "$2"
+  log_to "$SCRATCH/log"
+  for image in "${@:3}"; do was_cached "$SCRATCH/log" "${image%%/*}" "${image#*/}"; done
+  metrics_to "$SCRATCH/after"
+  nothing_was_fetched "$SCRATCH/before" "$SCRATCH/after"
 }

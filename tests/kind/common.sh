@@ -12,6 +12,7 @@ readonly ROOT SELF
 
 readonly CLUSTER=larder-e2e REGISTRY=larder-e2e-registry NAMESPACE=larder
 readonly WORK=$ROOT/target/kind
+readonly SCRATCH=$WORK
 readonly CLUSTER_ACCESS=$WORK/kubeconfig
 readonly IMAGE_TAR=$ROOT/target/larder-image.tar
 readonly CONTROL_PLANE=$CLUSTER-control-plane WORKER_ONE=$CLUSTER-worker WORKER_TWO=$CLUSTER-worker2

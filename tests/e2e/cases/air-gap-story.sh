@@ -4,6 +4,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 readonly HELLO=docker.io/library/hello:v1 APP=docker.io/demo/app:stable MULTI=docker.io/demo/multi@$MULTI_DIGEST
 readonly NEAR="$CASE_DIR/near" FAR="$LARDER_CACHE" STICK="$CASE_DIR/stick"
 mkdir -p "$STICK"

@@ -4,6 +4,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 registry_start
 readonly UPSTREAM="127.0.0.1:$REGISTRY_PORT"
 readonly IMAGE=docker.io/library/hello:v1
@@ -120,14 +121,14 @@ forget_in_ctr() {
 }
 step "ctr imports it"
 forget_in_ctr
-ctr_ images import --snapshotter native all.tar
+ctr_import all.tar
 equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr "$IMAGE")"
 equal "the index in containerd" "$MULTI_DIGEST" "$(digest_in_ctr "$MULTI")"
 output=$(ctr_ run --rm --snapshotter native --net-host "$IMAGE" larder-e2e-bundle)
 equal "the container's output" "hello from the larder" "$output"
 step "ctr imports one platform"
 forget_in_ctr
-ctr_ images import --snapshotter native --platform linux/amd64 amd64.tar
+ctr_import --platform linux/amd64 amd64.tar
 equal "the index in containerd" "$MULTI_DIGEST" "$(digest_in_ctr "$MULTI")"
 
 step "signatures are exported, and ctr ignores them"
@@ -145,7 +146,7 @@ larder_ export "$IMAGE" --output signed.tar
 signature=$(jq -r .digest <<<"$signature")
 grep -q "${signature#sha256:}" <<<"$(tar -tf signed.tar)" || fail "the signature is not in the bundle"
 forget_in_ctr
-ctr_ images import --snapshotter native signed.tar
+ctr_import signed.tar
 equal "the digest in containerd" "$HELLO_DIGEST" "$(digest_in_ctr "$IMAGE")"
 equal "the digest for skopeo" "$HELLO_DIGEST" "$(skopeo_ inspect --format '{{.Digest}}' "oci-archive:signed.tar:$IMAGE")"
 

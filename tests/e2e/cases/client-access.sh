@@ -5,6 +5,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 # ---- Certificates ------------------------------------------------------------------------------------------------------
 
 readonly PKI="$CASE_DIR/pki"

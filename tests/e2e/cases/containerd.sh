@@ -4,6 +4,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 registry_start
 larder_start
 

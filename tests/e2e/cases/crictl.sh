@@ -4,6 +4,7 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 trap stop_nodes EXIT
 
+need_containerd
 need_tool crictl
 registry_start
 larder_start

@@ -4,6 +4,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 registry_start
 larder_config "127.0.0.1:$REGISTRY_PORT"
 printf 'defaultNs: docker.io\nhelloWorld: true\nport: %s\nhost: 127.0.0.1\n' "$LARDER_PORT" >>"$CASE_DIR/larder.yaml"

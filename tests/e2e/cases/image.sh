@@ -3,6 +3,7 @@
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+need_containerd
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." && pwd)
 readonly ROOT TAR="$CASE_DIR/larder-image.tar"
 [[ -x $ROOT/target/static/amd64/larder ]] || skip "there is no static binary: run make static"
@@ -40,7 +41,7 @@ cp "$CASE_DIR/larder.yaml" "$CASE_DIR/etc/larder.yaml"
 chmod -R a+rX "$CASE_DIR/etc"
 chown 65532:65532 "$CASE_DIR/volume"
 containerd_start "$LARDER_URL"
-ctr_ images import "$TAR"
+ctr_import "$TAR"
 equal "its digest in containerd" "$(skopeo_ inspect --format '{{.Digest}}' "oci-archive:$TAR")" \
   "$(digest_in_ctr "$IMAGE")"
 start_server container "${OFFLINE[@]}" ctr --address "$CONTAINERD_DIR/c.sock" run --rm --snapshotter native --net-host --read-only \

@@ -1,19 +1,22 @@
 # Proves the promise to a cluster, with two nodes: containerds with the CRI plugin, and crictl. One node pulls a pod's images
 # through larder, including the sandbox image, and runs the pod. Then the registry is removed, larder is killed and restarted, and
 # the other node, which has never pulled, starts the pod without a request to any registry. While larder is down, a node pulls
-# from the registry directly. tests/kind proves the same in a kind cluster.
+# from the registry directly. tests/cluster and tests/kind prove the same in a Kubernetes cluster.
 # shellcheck shell=bash source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source=../../kind/assertions.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../../kind/assertions.sh"
 trap stop_nodes EXIT
 
+need_containerd
 need_tool crictl
 
 # ---- A registry with images for pods -------------------------------------------------------------------------------------
 
 readonly SANDBOX=registry.k8s.io/pause:3.9 APP=docker.io/demo/app:v1 OTHER=docker.io/demo/other:v1
 readonly GREETING="open for business"
+# For the assertions.
+readonly SCRATCH="$CASE_DIR/tmp" IMAGES=(docker.io/demo/app registry.k8s.io/pause)
 
 # The program of the pods prints a line and runs until SIGTERM. A file with the name makes each image different.
 step "push a sandbox image, and two images for pods"
@@ -77,12 +80,12 @@ log_from_here() { LOGGED=$(wc -l <"$LARDER_LOG"); }
 log_to() { # FILE
   tail -n "+$((LOGGED + 1))" "$LARDER_LOG" >"$1"
 }
-pod_runs() { # NODE POD IMAGE
-  pod_start "$1" "$2" "$3"
+pod_runs() { # NODE POD
+  pod_start "$1" "$2" "$APP"
   wait_until 20 "the output of $2 on $1" container_logged "$1" "$CONTAINER" "$GREETING"
   equal "the state of $2" CONTAINER_RUNNING "$(crictl_ "$1" inspect "$CONTAINER" | jq -r .status.state)"
 }
-has_nothing() { # NODE
+has_no_image() { # NODE
   equal "the images on node $1" "" "$(crictl_ "$1" images --quiet)"
 }
 
@@ -92,14 +95,7 @@ node_start one "$SANDBOX"
 node_start two "$SANDBOX"
 
 step "node one starts a pod and pulls all images through larder"
-has_nothing one
-pod_runs one app "$APP"
-log_to "$CASE_DIR/tmp/log"
-pulled_through "$CASE_DIR/tmp/log" docker.io demo/app
-pulled_through "$CASE_DIR/tmp/log" registry.k8s.io pause
-metrics_to "$CASE_DIR/tmp/metrics"
-(($(metric "$CASE_DIR/tmp/metrics" larder_upstream_requests_total 'outcome="ok"') > 0)) || fail "the metrics count no requests to the registry"
-(($(metric "$CASE_DIR/tmp/metrics" larder_downloads_total 'outcome="done"') >= 4)) || fail "the metrics count less than four downloaded blobs"
+first_node_pulls one app "${IMAGES[@]}"
 
 step "larder is down: node one pulls from the registry, and the pod keeps running"
 stop_server larder KILL
@@ -111,20 +107,12 @@ equal "the state of the pod" CONTAINER_RUNNING "$(crictl_ one inspect "$CONTAINE
 step "the registry and its storage are removed, and larder restarts"
 registry_stop
 rm -rf "$REGISTRY_STORAGE"
-log_from_here
 larder_start
 
 step "node two, which has never pulled, starts the pod without a request to a registry"
-has_nothing two
-metrics_to "$CASE_DIR/tmp/before"
-pod_runs two app "$APP"
-log_to "$CASE_DIR/tmp/log"
-was_cached "$CASE_DIR/tmp/log" docker.io demo/app
-was_cached "$CASE_DIR/tmp/log" registry.k8s.io pause
-metrics_to "$CASE_DIR/tmp/after"
-nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+other_node_starts two app "${IMAGES[@]}"
 # There were no failed requests either, because the tags were confirmed less than tagTtl ago.
-equal "requests to registries" 0 "$(metric "$CASE_DIR/tmp/after" larder_upstream_requests_total)"
+equal "requests to registries" 0 "$(metric "$SCRATCH/after" larder_upstream_requests_total)"
 equal "the digest on node two" "$(digest_on one "$APP")" "$(digest_on two "$APP")"
 
 step "an image that was never pulled fails"
@@ -133,24 +121,17 @@ must_fail "a pull of $OTHER" crictl_ two pull "$OTHER"
 step "expired tags: node two removes its images, pulls them again and starts a pod"
 pods_remove two
 crictl_ two rmi --all
-has_nothing two
 larder_stop
-log_from_here
 larder_yaml 0
 larder_start
-metrics_to "$CASE_DIR/tmp/before"
-pod_runs two again "$APP"
-log_to "$CASE_DIR/tmp/log"
-was_cached "$CASE_DIR/tmp/log" docker.io demo/app
-some_line "the tag" ' cache=stale' "$(lines_of "$CASE_DIR/tmp/log" docker.io demo/app manifests)"
-metrics_to "$CASE_DIR/tmp/after"
-nothing_was_fetched "$CASE_DIR/tmp/before" "$CASE_DIR/tmp/after"
+other_node_starts two again docker.io/demo/app
+some_line "the tag" ' cache=stale' "$(lines_of "$SCRATCH/log" docker.io demo/app manifests)"
 
 step "node two restarts and pulls again"
 pods_remove two
 stop_server two
 node_start two "$SANDBOX"
 crictl_ two rmi --all
-pod_runs two once-more "$APP"
+pod_runs two once-more
 larder_stop
 cache_is_sound

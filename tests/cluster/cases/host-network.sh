@@ -1,0 +1,31 @@
+# Proves that a daemon set in the network of the nodes serves each node on loopback only, before there is a pod network, and that
+# an update under a pull loop makes no pull fail twice.
+# shellcheck shell=bash
+
+pod_security privileged
+node_directories /var/lib/larder
+larder_install --values "$CHART/ci/host-network-values.yaml" "$(slow 3MB)"
+written_by_chart http://127.0.0.1:5000
+! hub curl -fsS --max-time 2 "http://$(node_address 1):5000/v2/" || fail "Larder answers outside of the node"
+
+step "each node pulls through its own Larder"
+for n in "${NODES[@]}"; do
+  must_pull "$n" "$APP"
+  [[ -n $(node "$n" find /var/lib/larder/blobs -type f) ]] || fail "node $n has no cache"
+done
+
+step "an update, while a slow pull and a loop of pulls use the port"
+image_push demo/slow:v1 60
+update() {
+  local pid
+  pull_slowly &
+  pid=$!
+  wait_until 30 "the download" has_partial_blob
+  roll
+  wait "$pid" || fail "the slow pull: $(tail -n 1 "$SCRATCH/slow")"
+}
+has_partial_blob() { [[ -n $(node 1 find /var/lib/larder -type f -size +4M) ]]; }
+pull_slowly() { crictl 1 pull "$PUBLIC/demo/slow:v1" >"$SCRATCH/slow" 2>&1; }
+while_pulling "$APP" update
+no_second_attempt_failed
+echo "note: hostNetwork: $PULLS pulls, $RETRIES second attempts, $FAILURES failures"
