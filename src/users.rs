@@ -9,6 +9,8 @@
 //! process.
 
 mod fair_queue;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;

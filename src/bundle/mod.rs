@@ -15,6 +15,8 @@ mod docker;
 mod error;
 mod event;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod import;
 mod layout;
 mod list;

@@ -7,6 +7,8 @@
 mod choice;
 mod digest;
 mod error_code;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod manifest;
 mod manifest_wire;
 mod media_type;

@@ -80,8 +80,17 @@ pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
 
 /// A point in time, UTC: `2026-11-23T12:00:00Z`.
 pub fn timestamp(time: SystemTime) -> String {
-    let seconds = OffsetDateTime::from(time).replace_nanosecond(0);
-    seconds.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    // Not converted by `OffsetDateTime::from`, which panics after the year 9999.
+    let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).ok(),
+        Err(before) => {
+            let before = before.duration();
+            let started = before.as_secs() + u64::from(before.subsec_nanos() > 0);
+            i64::try_from(started).ok().map(|seconds| -seconds)
+        }
+    };
+    let time = seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

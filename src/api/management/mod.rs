@@ -10,6 +10,8 @@ mod documents;
 mod gauges;
 mod page;
 mod query;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod read;
 
 use std::net::SocketAddr;
