@@ -151,11 +151,12 @@ def check():
                     if entries.find("skip", page, line=command):
                         counts["commands not run"] += 1
                     else:
-                        for kind in ("instead", "before", "fails"):
+                        for kind in ("instead", "before", "fails", "alike"):
                             entries.find(kind, page, line=command)
                         counts["commands run"] += 1
             elif block.language in FILES:
                 kind_of(entries, block)
+                entries.find("written", page, first=block.first)
                 counts["files checked"] += 1
             elif block.language in OTHER:
                 counts["other blocks"] += 1
@@ -180,14 +181,14 @@ def session(page, out):
     entries = Reviewed()
     settings = entries.find("page", page) or {}
     lines = [f"prepare {shlex.quote(step)}" for step in settings.get("prepare", [])]
+    # A page may show a file after the command that reads it.
+    for block in blocks(page):
+        if entry := entries.find("written", page, first=block.first):
+            lines.append(f"printf '%s\\n' {shlex.quote(block.text)} >{shlex.quote(entry['path'])}")
     number = 0
     for block in blocks(page):
         if entries.find("not-run", page, first=block.first):
             continue
-        if entry := entries.find("written", page, first=block.first):
-            lines.append(f"printf '%s\\n' {shlex.quote(block.text)} >{shlex.quote(entry['path'])}")
-        if block.language == "yaml" and (path := re.match(r"^# (\S+\.yml)\b", block.first)):
-            lines.append(f"printf '%s\\n' {shlex.quote(block.text)} >{shlex.quote(path[1])}")
         if block.language not in COMMANDS and not is_session(block):
             continue
         for command in runnable(block):
@@ -255,7 +256,8 @@ def compare(page, directory):
             number += 1
             outputs[command] = (directory / f"out.{number}").read_text()
             if command in shown:
-                differs(block.place, shown[command], outputs[command])
+                entry = entries.find("alike", page, line=command) or {}
+                differs(block.place, shown[command], outputs[command], [tuple(pair) for pair in entry.get("alike", [])])
     if problems:
         sys.exit("\n".join(problems))
 
