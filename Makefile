@@ -35,6 +35,14 @@ demo: build ## demonstrate Larder without a network: cold pull, stop the registr
 test: ## run the tests that need only a Rust toolchain
 	$(CARGO) test --locked
 
+.PHONY: fuzz
+fuzz: ## fuzz TARGET (default: all targets) for TIME seconds each (3600), JOBS (2) at a time; needs nightly and cargo-fuzz
+	TIME=$(or $(TIME),3600) JOBS=$(or $(JOBS),2) fuzz/run $(TARGET)
+
+.PHONY: fuzz-quick
+fuzz-quick: ## fuzz all targets for TIME seconds each (60)
+	TIME=$(or $(TIME),60) JOBS=$(or $(JOBS),2) fuzz/run
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
