@@ -40,4 +40,5 @@ mkdir -p "$CASE_DIR/overlay"/{lower,upper,work,merged}
 unshare --mount bash -c 'cd "$1" && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged' - "$CASE_DIR/overlay" ||
   skip "this kernel has no overlays in a mount namespace"
 # Pages do little else than wait for servers to start.
+# shellcheck disable=SC2016  # expanded by the inner shells
 "$DOCS/docs.py" pages | tr '\n' '\0' | xargs -0 -n 1 -P 2 bash -c 'run_page "$1"' - || fail "some pages have errors, see above"
