@@ -27,14 +27,16 @@ step "the pages"
 run_page() { # PAGE
   local out="$CASE_DIR/pages/${1//\//-}" status=0
   mkdir -p "$out"
-  timeout --kill-after=5 "$PAGE_LIMIT" "$DOCS/world" "$E2E_LARDER" "$REGISTRY_STORAGE" "$1" "$out" >"$out/report" 2>&1 || status=$?
+  timeout --kill-after=5 "$PAGE_LIMIT" "$DOCS/world" "$E2E_LARDER" "$STORAGE" "$1" "$out" >"$out/report" 2>&1 || status=$?
   printf '%s: status %s\n' "$1" "$status"
   # One write, so that the reports of pages do not mix.
   cat "$out/report"
   return "$status"
 }
 export -f run_page
-export CASE_DIR DOCS REGISTRY_STORAGE PAGE_LIMIT
+# Not REGISTRY_STORAGE: docker-registry takes its configuration from such variables.
+STORAGE=$REGISTRY_STORAGE
+export CASE_DIR DOCS STORAGE PAGE_LIMIT
 mkdir -p "$CASE_DIR/overlay"/{lower,upper,work,merged}
 # shellcheck disable=SC2016  # expanded by the inner shells
 unshare --mount bash -c 'cd "$1" && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged' - "$CASE_DIR/overlay" ||
