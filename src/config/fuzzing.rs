@@ -6,9 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use super::parse::parse;
-use super::value::{
-    EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, TtlText,
-};
+use super::value::{EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, TtlText};
 use super::{Differences, Overrides, Settings, build};
 use crate::api::HostName;
 use crate::prune::{parse_duration, parse_since, timestamp};
@@ -30,8 +28,8 @@ pub(crate) fn config(data: &[u8]) {
 }
 
 fn settings(text: &str) -> Option<Settings> {
-    let built = parse(Path::new("larder.yaml"), text)
-        .and_then(|file| build(file, Overrides::default()));
+    let built =
+        parse(Path::new("larder.yaml"), text).and_then(|file| build(file, Overrides::default()));
     built.map_err(|error| assert!(!error.to_string().is_empty())).ok()
 }
 
@@ -60,7 +58,8 @@ pub(crate) fn values(data: &[u8]) {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     if let Ok(since) = parse_since(text, now) {
         let shown = timestamp(since);
-        assert_eq!(parse_since(&shown, now), Ok(since), "{shown}");
+        // Times before the year 0 and after 9999 have no timestamp.
+        assert!(shown.is_empty() || parse_since(&shown, now) == Ok(since), "{shown}");
         assert!(!units::ago(since, now).is_empty());
     }
 }

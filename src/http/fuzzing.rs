@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
+pub(crate) use super::connection::fuzzing::request_body;
 use super::head::{HeadError, Parsed, parse};
 use super::limits::HEAD_BYTES_MAX;
 use super::request::{Request, Version};
-pub(crate) use super::connection::fuzzing::request_body;
 use crate::fuzzing::splits;
 
 /// Parses a request head, and checks that it is parsed in the same way however it arrives.

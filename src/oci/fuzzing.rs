@@ -23,7 +23,10 @@ pub(crate) fn manifest(data: &[u8]) {
     };
     assert!(is_json, "what is not JSON is not a manifest");
     assert_eq!(manifest.size(), bytes.len() as u64);
-    assert_eq!(MediaType::parse(manifest.media_type().as_str()).as_ref(), Some(manifest.media_type()));
+    assert_eq!(
+        MediaType::parse(manifest.media_type().as_str()).as_ref(),
+        Some(manifest.media_type())
+    );
     assert!(!manifest.media_type().is_schema1());
     let descriptors: Vec<&Descriptor> = manifest.descriptors().chain(manifest.subject()).collect();
     assert!(descriptors.len() <= DESCRIPTORS_MAX + 1, "{} descriptors", descriptors.len());
@@ -110,7 +113,8 @@ pub(crate) fn names(data: &[u8]) {
 pub(crate) fn pattern(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let last = text.lines().last().unwrap_or_default();
-    let name = ImageName::new("docker.io".parse().expect("valid"), "alpine".parse().expect("valid"));
+    let name =
+        ImageName::new("docker.io".parse().expect("valid"), "alpine".parse().expect("valid"));
     let reference = "3.20".parse().expect("valid");
     for line in text.lines() {
         assert!(!uncommented(line).starts_with('#'));
@@ -128,7 +132,10 @@ pub(crate) fn pattern(data: &[u8]) {
     match Choice::parse_list(text) {
         Ok(choices) => {
             let shown: Vec<String> = choices.iter().map(Choice::to_string).collect();
-            assert_eq!(Choice::parse_list(&shown.join("\n")), Ok(choices), "{shown:?}");
+            // At the start of a line, such an entry is a comment. It matches no name.
+            if !shown.iter().any(|text| text.starts_with('#')) {
+                assert_eq!(Choice::parse_list(&shown.join("\n")), Ok(choices), "{shown:?}");
+            }
         }
         Err(error) => assert_is_safe_text(&error),
     }

@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn a_time_after_the_year_9999_in_a_damaged_record_does_not_panic() {
-        let at = |seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap();
+        let at =
+            |seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap();
         assert_eq!(timestamp(at(253_402_300_799)), "9999-12-31T23:59:59Z");
         assert_eq!(timestamp(at(253_402_300_800)), "");
         assert_eq!(timestamp(at(i64::MAX as u64)), "");

@@ -84,7 +84,8 @@ impl Place {
 
     fn tag(&self, content: &[u8]) {
         self.write(self.layout().tag(&self.name, &self.tag), content);
-        let found = self.store.find_tag(&self.name, &self.tag, Access::Look).expect("it is readable");
+        let found =
+            self.store.find_tag(&self.name, &self.tag, Access::Look).expect("it is readable");
         if let Some(record) = found {
             assert_is_shown(record.fetched);
             assert_is_shown(record.checked);
@@ -149,7 +150,9 @@ impl Place {
         assert!(before.iter().chain(&ours).all(|pin| after.contains(pin)), "a pin is lost");
         assert_eq!(after.len(), before.len() + count);
         if let Ok(pins) = Pins::load(&self.store, &settings) {
-            assert!(is_valid && pins.cover(&self.name, &crate::oci::Reference::Tag(self.tag.clone())));
+            assert!(
+                is_valid && pins.cover(&self.name, &crate::oci::Reference::Tag(self.tag.clone()))
+            );
         } else {
             assert!(!is_valid, "a valid pin makes the others invalid");
         }
@@ -169,7 +172,9 @@ impl Place {
         self.store.each_usage(&mut |_| true);
         self.store.each_repository_usage(&mut |_| true);
         // The next walk corrects it, whatever it was.
-        self.store.ingest_bytes(&Digest::of(Algorithm::Sha256, b"{}"), b"{}").expect("it is writable");
+        self.store
+            .ingest_bytes(&Digest::of(Algorithm::Sha256, b"{}"), b"{}")
+            .expect("it is writable");
         let disk = self.store.count_disk(&mut || true).expect("nothing stops it");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
         let walked = self.store.walk_usage(&disk, &|| now, &mut || true);
@@ -206,7 +211,10 @@ impl Place {
         let index = fs::read(self.layout().index()).expect("it was written");
         serde_json::from_slice::<serde::de::IgnoredAny>(&index).expect("index.json is JSON");
         if let Ok(Some(catalogue)) = self.store.catalogue(&mut || true) {
-            assert!(catalogue.references().iter().all(|count| *count > 0), "a number without a name");
+            assert!(
+                catalogue.references().iter().all(|count| *count > 0),
+                "a number without a name"
+            );
         }
         let disk = self.store.count_disk(&mut || true).expect("nothing stops it");
         let now = SystemTime::now();

@@ -7,11 +7,11 @@
 mod access;
 mod change;
 mod documents;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gauges;
 mod page;
 mod query;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing;
 mod read;
 
 use std::net::SocketAddr;

@@ -52,6 +52,7 @@ pub(super) fn assert_is_hidden(login: &Login) {
     let shown = format!("{login:?}");
     assert!(shown.contains("***"), "{shown}");
     let header = login.header();
-    let is_plain = |value: &String| value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    let is_plain =
+        |value: &String| value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     assert!(header.iter().all(is_plain), "a header that cannot be sent");
 }

@@ -94,7 +94,9 @@ pub(crate) fn tag_list(data: &[u8]) {
         assert_eq!(following.count, parsed.count);
         assert_eq!(following.last, list.tags.last().map(String::as_str));
         assert_eq!(parsed.count, Some(list.tags.len()));
-        assert!(list.tags.is_sorted() && parsed.last.is_none_or(|last| list.tags[0].as_str() > last));
+        assert!(
+            list.tags.is_sorted() && parsed.last.is_none_or(|last| list.tags[0].as_str() > last)
+        );
     } else {
         assert_eq!(read.next, next);
     }

@@ -62,11 +62,8 @@ fn strict_form(data: &[u8]) -> Option<(usize, Vec<u8>)> {
 
 /// Everything that a client reads from a connection on which `data` arrives in pieces.
 fn received(data: &[u8], piece_bytes: usize) -> Vec<u8> {
-    let pieces = Pieces {
-        left: data.to_vec(),
-        piece_bytes,
-        buffers: LazyBuffers::new(128 * 1024, 1024),
-    };
+    let pieces =
+        Pieces { left: data.to_vec(), piece_bytes, buffers: LazyBuffers::new(128 * 1024, 1024) };
     let timeout = NextTimeout::default;
     let mut connection = StrictHeads::new(pieces);
     connection.transmit_output(0, timeout()).expect("never fails");
