@@ -52,6 +52,14 @@ faults: ## let system calls fail, FAULTS (40, or all) in each scenario (x86-64 o
 crashes: ## check the cache after thousands of crashes that lose unsynced writes (CRASHES=8 random ones at each point)
 	$(IN_MEMORY) LARDER_CRASHES=$(CRASHES) $(CARGO) test --locked --test faults crashes:: -- --nocapture
 
+.PHONY: fuzz
+fuzz: ## fuzz TARGET (default: all targets) for TIME seconds each (3600), JOBS (2) at a time; needs nightly and cargo-fuzz
+	TIME=$(or $(TIME),3600) JOBS=$(or $(JOBS),2) fuzz/run $(TARGET)
+
+.PHONY: fuzz-quick
+fuzz-quick: ## fuzz all targets for TIME seconds each (60)
+	TIME=$(or $(TIME),60) JOBS=$(or $(JOBS),2) fuzz/run
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated

@@ -21,6 +21,9 @@ pub mod client_config;
 pub mod commands;
 pub mod config;
 pub mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hello;
 pub mod http;
 pub mod metrics;

@@ -9,6 +9,8 @@
 //! process.
 
 mod fair_queue;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -30,6 +32,8 @@ use fair_queue::{FairQueue, Next};
 
 /// How many wrong passwords are remembered, so that a few nodes with an old secret do not cost a check each time.
 const REFUSED_MAX: usize = 256;
+/// The lowest cost of bcrypt. No password matches a hash with a lower one.
+const COST_MIN: u32 = 4;
 /// The highest accepted cost of a hash: a check takes a few seconds, and each step doubles that.
 const COST_MAX: u32 = 15;
 /// The longest password that is checked. bcrypt itself uses only 72 bytes.
@@ -357,6 +361,9 @@ fn parse(text: &str) -> Result<HashMap<String, String>, (usize, &'static str)> {
         let Ok(parts) = hash.parse::<bcrypt::HashParts>() else {
             return Err((number, "not a bcrypt hash; create one with `htpasswd -B`"));
         };
+        if parts.get_cost() < COST_MIN {
+            return Err((number, "the cost of this hash is below 4, the minimum of bcrypt"));
+        }
         if parts.get_cost() > COST_MAX {
             return Err((
                 number,
@@ -538,6 +545,7 @@ mod tests {
             ("a:$apr1$x$y".to_owned(), 1, "bcrypt"),
             ("a:{SHA}x".to_owned(), 1, "bcrypt"),
             (format!("a:{}", good.replacen("$04$", "$16$", 1)), 1, "cost"),
+            (format!("a:{}", good.replacen("$04$", "$03$", 1)), 1, "cost"),
             (format!("a:{good}\na:{good}"), 2, "duplicate"),
         ] {
             let (found, reason) = parse(&text).unwrap_err();

@@ -70,7 +70,7 @@ impl Pending for Login {
 }
 
 /// User and password of an `Authorization` header. The user ends at the first colon.
-fn credentials(header: &str) -> Option<(String, String)> {
+pub(super) fn credentials(header: &str) -> Option<(String, String)> {
     let (scheme, encoded) = header.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;

@@ -10,6 +10,8 @@ mod access_log;
 mod blobs;
 mod bodies;
 mod following;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hosts;
 mod lists;
 mod login;

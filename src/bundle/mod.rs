@@ -16,6 +16,8 @@ mod error;
 mod event;
 mod export;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod import;
 mod layout;
 mod list;

@@ -24,6 +24,8 @@ mod environment;
 mod error;
 mod file;
 mod freshness;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod maintenance;
 mod overrides;

@@ -42,6 +42,9 @@ mod pool;
 
 mod server;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests;
 

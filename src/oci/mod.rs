@@ -8,6 +8,8 @@ mod choice;
 mod digest;
 mod error_code;
 mod image_config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod manifest;
 mod manifest_wire;
 mod media_type;

@@ -20,8 +20,9 @@ const HOST_CHARS_MAX: usize = 253;
 
 /// The key of an upstream registry: its host and port in canonical form.
 ///
-/// The canonical form is lower-case and without `:443`; `index.docker.io` and `registry-1.docker.io` become
-/// `docker.io`. So a registry has one entry in the cache, however a client spells its name.
+/// The canonical form is lower-case; `index.docker.io` and `registry-1.docker.io` become `docker.io`. `:443` is removed,
+/// except from a name without a dot, which references need it to recognise. So a registry has one entry in the cache,
+/// however a client spells its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Upstream(Arc<str>);
 
@@ -92,7 +93,9 @@ impl FromStr for Upstream {
             ("docker.io" | "index.docker.io" | "registry-1.docker.io", None | Some(443)) => {
                 Self::DOCKER_HUB.into()
             }
-            (_, None | Some(443)) => host.into(),
+            (_, None) => host.into(),
+            // Without its port, a name without a dot would be a part of a repository in a reference.
+            (_, Some(443)) if Self::looks_like_host(&host) => host.into(),
             (_, Some(port)) => format!("{host}:{port}").into(),
         }))
     }
@@ -360,6 +363,8 @@ mod tests {
             ("REG.Example.COM", "reg.example.com"),
             ("reg.example.com:443", "reg.example.com"),
             ("reg:5000", "reg:5000"),
+            ("reg:443", "reg:443"),
+            ("localhost:443", "localhost"),
             ("localhost", "localhost"),
             ("localhost:5000", "localhost:5000"),
             ("127.0.0.1:5000", "127.0.0.1:5000"),

@@ -68,11 +68,18 @@ mod tests {
             ("localhost/hello:v1", "localhost/hello:v1"),
             ("registry.corp:5000/app", "registry.corp:5000/app:latest"),
             ("registry.corp:5000/app:1", "registry.corp:5000/app:1"),
+            ("registry.corp:443/app:1", "registry.corp/app:1"),
+            ("registry:443/app:1", "registry:443/app:1"),
             (&pinned, &pinned),
             (&both, &pinned),
         ] {
             let (name, reference) = PartReference::parse(text).unwrap().or_latest();
             assert_eq!(name.with(&reference), full, "{text}");
+            assert_eq!(
+                PartReference::parse(full).unwrap().or_latest(),
+                (name, reference),
+                "{full}"
+            );
         }
     }
 

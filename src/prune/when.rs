@@ -78,10 +78,19 @@ pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     })
 }
 
-/// A point in time, UTC: `2026-11-23T12:00:00Z`.
+/// A point in time, UTC: `2026-11-23T12:00:00Z`. Empty for a time without this form, after the year 9999.
 pub fn timestamp(time: SystemTime) -> String {
-    let seconds = OffsetDateTime::from(time).replace_nanosecond(0);
-    seconds.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    // Not converted by `OffsetDateTime::from`, which panics after the year 9999.
+    let seconds = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).ok(),
+        Err(before) => {
+            let before = before.duration();
+            let started = before.as_secs() + u64::from(before.subsec_nanos() > 0);
+            i64::try_from(started).ok().map(|seconds| -seconds)
+        }
+    };
+    let time = seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -110,6 +119,17 @@ mod tests {
     fn a_point_in_time_is_written_in_utc() {
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
         assert_eq!(timestamp(time), "2027-01-15T08:00:00Z");
+        let before = SystemTime::UNIX_EPOCH - Duration::from_millis(500);
+        assert_eq!(timestamp(before), "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_time_after_the_year_9999_in_a_damaged_record_does_not_panic() {
+        let at =
+            |seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap();
+        assert_eq!(timestamp(at(253_402_300_799)), "9999-12-31T23:59:59Z");
+        assert_eq!(timestamp(at(253_402_300_800)), "");
+        assert_eq!(timestamp(at(i64::MAX as u64)), "");
     }
 
     #[test]

@@ -46,6 +46,8 @@
 mod content;
 mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gc;
 mod locks;
 mod names;

@@ -20,6 +20,8 @@ mod auth;
 mod client;
 mod endpoints;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod network;
 mod response;
 

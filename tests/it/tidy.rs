@@ -252,7 +252,9 @@ fn module_of(path: &str) -> &str {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.split('/').rev().skip(1).any(|folder| folder == "tests")
+    path.ends_with("/tests.rs")
+        || path.ends_with("/fuzzing.rs")
+        || path.split('/').rev().skip(1).any(|folder| folder == "tests")
 }
 
 /// The number of `super` that lead from the module of a file to the crate root.

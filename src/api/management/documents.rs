@@ -40,10 +40,11 @@ pub fn report_document(report: &Report, is_dry_run: bool) -> Value {
     value
 }
 
-/// A time in seconds since 1970 as a timestamp.
+/// A time in seconds since 1970 as a timestamp; `None` for a time that has no timestamp, in a damaged record.
 pub(super) fn time(seconds: Option<u64>) -> Option<String> {
     let since = Duration::from_secs(seconds?);
-    SystemTime::UNIX_EPOCH.checked_add(since).map(timestamp)
+    let text = SystemTime::UNIX_EPOCH.checked_add(since).map(timestamp);
+    text.filter(|text| !text.is_empty())
 }
 
 pub(super) fn usage(summary: &UsageSummary) -> Value {

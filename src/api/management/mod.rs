@@ -7,6 +7,8 @@
 mod access;
 mod change;
 mod documents;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gauges;
 mod page;
 mod query;

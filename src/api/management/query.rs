@@ -18,7 +18,7 @@ impl Query {
         Query::parse(request.query().unwrap_or_default(), known)
     }
 
-    fn parse(query: &str, known: &[&str]) -> Result<Query, Refusal> {
+    pub(super) fn parse(query: &str, known: &[&str]) -> Result<Query, Refusal> {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

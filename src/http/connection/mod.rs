@@ -15,6 +15,8 @@ mod sending;
 
 mod body;
 mod chunks;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod input;
 mod response;
 mod socket;

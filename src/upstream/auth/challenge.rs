@@ -6,8 +6,8 @@
 /// One challenge: a scheme and its parameters, with names in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::upstream) struct Challenge {
-    scheme: String,
-    parameters: Vec<(String, String)>,
+    pub(super) scheme: String,
+    pub(super) parameters: Vec<(String, String)>,
 }
 
 impl Challenge {

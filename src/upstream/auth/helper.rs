@@ -79,7 +79,7 @@ fn server(upstream: &Upstream) -> &str {
     }
 }
 
-fn parse(output: &[u8]) -> Option<Login> {
+pub(super) fn parse(output: &[u8]) -> Option<Login> {
     let Answer { username, secret } = serde_json::from_slice(output).ok()?;
     match username.as_str() {
         _ if secret.is_empty() => None,

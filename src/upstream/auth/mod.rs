@@ -8,6 +8,8 @@ mod cached_login;
 mod challenge;
 mod credentials;
 mod docker_config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod helper;
 mod logins;
 pub(super) mod realm;

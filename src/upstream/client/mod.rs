@@ -1,5 +1,7 @@
 //! Requests to one endpoint of a registry: its session, and its responses with manifests, blobs and lists.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod list;
 mod quota;
 mod registry;

@@ -42,7 +42,14 @@ impl Location {
             return None;
         }
         authority.parse::<Authority>().ok()?;
-        let after_host = &authority[authority.rfind(']').map_or(0, |at| at + 1)..];
+        let after_host = match authority.strip_prefix('[') {
+            // A port at most: of `[::1]x`, ureq dials `::1`.
+            Some(rest) => {
+                let (_, after) = rest.split_once(']')?;
+                (after.is_empty() || after.starts_with(':')).then_some(after)?
+            }
+            None => (!authority.contains(['[', ']'])).then_some(authority)?,
+        };
         if after_host.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()) {
             return None;
         }
@@ -262,6 +269,12 @@ mod tests {
             ("https://evil.io\\@reg.io/x", None),
             ("https://a%40b.io/x", None),
             ("https://cdn.io:port/x", None),
+            ("https://[2001:DB8::1]:8443/x", Some("https://[2001:db8::1]:8443/x")),
+            ("https://[2001:db8::1]/x", Some("https://[2001:db8::1]/x")),
+            ("https://[2001:db8::1]cdn.io/x", None),
+            ("https://[2001:db8::1]cdn.io:443/x", None),
+            ("https://cdn.io[::1]/x", None),
+            ("https://[::1/x", None),
             ("", None),
         ];
         for (reference, expected) in table {

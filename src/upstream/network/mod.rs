@@ -5,6 +5,8 @@
 mod address;
 mod dns_cache;
 mod endpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod location;
 mod no_proxy;
 mod proxy;

@@ -95,7 +95,7 @@ impl Buffers for HeadBuffer {
 }
 
 impl<T: Transport> StrictHeads<T> {
-    fn new(inner: T) -> StrictHeads<T> {
+    pub(super) fn new(inner: T) -> StrictHeads<T> {
         let head = HeadBuffer::default();
         StrictHeads { inner, has_sent: false, is_head_due: false, raw: Vec::new(), head }
     }
@@ -160,7 +160,7 @@ impl<T: Transport> Transport for StrictHeads<T> {
     }
 }
 
-enum Parsed {
+pub(super) enum Parsed {
     /// The head is incomplete.
     Partial,
     /// The parser cannot read the head.
@@ -171,7 +171,7 @@ enum Parsed {
     Final { length: usize, head: Vec<u8> },
 }
 
-fn parse(raw: &[u8]) -> Parsed {
+pub(super) fn parse(raw: &[u8]) -> Parsed {
     let mut lines = [httparse::EMPTY_HEADER; HEADER_LINES_MAX];
     let mut response = httparse::Response::new(&mut lines);
     let mut parser = httparse::ParserConfig::default();

@@ -90,7 +90,7 @@ impl Ecr {
 }
 
 /// The token is `user:password`. The lifetime is that of the service, at most `expiry`.
-fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Fetched> {
+pub(super) fn parse(body: &str, now: SystemTime, expiry: Duration) -> Option<Fetched> {
     let answer: Answer = serde_json::from_str(body).ok()?;
     let authorization = answer.authorization_data.first()?;
     let decoded = STANDARD.decode(&authorization.authorization_token).ok()?;

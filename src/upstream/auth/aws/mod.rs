@@ -6,6 +6,8 @@
 
 mod ecr;
 mod environment;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod sigv4;
 mod sources;
 

@@ -139,7 +139,7 @@ fn from_default_profile(environment: &AwsEnvironment) -> Result<Option<Keys>, Lo
 }
 
 /// The keys under `[profile]` in a file of sections with `name = value` lines.
-fn profile_keys(text: &str, profile: &str) -> Option<Keys> {
+pub(super) fn profile_keys(text: &str, profile: &str) -> Option<Keys> {
     let (mut id, mut secret, mut session_token, mut is_ours) = (None, None, None, false);
     for line in text.lines().map(str::trim) {
         if let Some(section) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
@@ -211,7 +211,7 @@ fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginErro
     temporary_keys(&body, "the instance metadata service")
 }
 
-fn temporary_keys(body: &str, whose: &str) -> Result<Keys, LoginError> {
+pub(super) fn temporary_keys(body: &str, whose: &str) -> Result<Keys, LoginError> {
     let temporary_keys: TemporaryKeys = serde_json::from_str(body)
         // The parser's text could quote the keys.
         .map_err(|_| unavailable(format!("the response of {whose} contains no keys")))?;

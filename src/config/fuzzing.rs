@@ -1,0 +1,71 @@
+//! Fuzz targets: configuration files, and the values in them.
+
+use std::fmt::{Debug, Display};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use super::parse::parse;
+use super::value::{EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, TtlText};
+use super::{Differences, Overrides, Settings, build};
+use crate::api::HostName;
+use crate::prune::{parse_duration, parse_since, timestamp};
+use crate::units;
+use crate::upstream::{EcrRegistry, RepositoryPrefix};
+
+/// Input: the file.
+pub(crate) fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some(given) = settings(text) else { return };
+    assert_eq!(given.differences(&given), Differences::default());
+    let shown = given.to_yaml();
+    let again = settings(&shown).unwrap_or_else(|| panic!("what is shown is refused:\n{shown}"));
+    assert_eq!(again.to_yaml(), shown);
+    // Secrets are not shown, so settings with secrets differ.
+    if !shown.contains("***") {
+        assert_eq!(given.differences(&again), Differences::default(), "{shown}");
+    }
+}
+
+fn settings(text: &str) -> Option<Settings> {
+    let built =
+        parse(Path::new("larder.yaml"), text).and_then(|file| build(file, Overrides::default()));
+    built.map_err(|error| assert!(!error.to_string().is_empty())).ok()
+}
+
+/// Input: one value.
+pub(crate) fn values(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Some(Span(duration)) = round_trip::<Span>(text) {
+        assert_eq!(parse_duration(text), Ok(duration));
+        assert!(!units::duration(duration).is_empty());
+    }
+    if let Some(Size(bytes)) = round_trip::<Size>(text) {
+        assert!(!units::size(bytes).is_empty());
+    }
+    round_trip::<Rate>(text);
+    round_trip::<FreeSpaceText>(text);
+    round_trip::<TtlText>(text);
+    round_trip::<PlatformText>(text);
+    round_trip::<LogLevel>(text);
+    round_trip::<HostName>(text);
+    if let Some(endpoint) = round_trip::<EndpointUrl>(text) {
+        let url = endpoint.to_string();
+        assert!(!url.contains(['@', '?', '#']), "{url}");
+    }
+    let _ = text.parse::<RepositoryPrefix>();
+    let _ = EcrRegistry::in_region(text);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    if let Ok(since) = parse_since(text, now) {
+        let shown = timestamp(since);
+        // Times before the year 0 and after 9999 have no timestamp.
+        assert!(shown.is_empty() || parse_since(&shown, now) == Ok(since), "{shown}");
+        assert!(!units::ago(since, now).is_empty());
+    }
+}
+
+fn round_trip<T: FromStr + Display + PartialEq + Debug>(text: &str) -> Option<T> {
+    let value: T = text.parse().ok()?;
+    assert_eq!(value.to_string().parse::<T>().as_ref().ok(), Some(&value));
+    Some(value)
+}
