@@ -35,6 +35,11 @@ demo: build ## demonstrate Larder without a network: cold pull, stop the registr
 test: ## run the tests that need only a Rust toolchain
 	$(CARGO) test --locked
 
+.PHONY: interleavings
+interleavings: ## explore the interleavings of threads with shuttle (INTERLEAVINGS=20000 for more than the default)
+	RUSTFLAGS='--cfg shuttle' CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/shuttle TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) \
+	  $(CARGO) test --locked --lib interleavings
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated
