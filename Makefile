@@ -60,6 +60,11 @@ fuzz: ## fuzz TARGET (default: all targets) for TIME seconds each (3600), JOBS (
 fuzz-quick: ## fuzz all targets for TIME seconds each (60)
 	TIME=$(or $(TIME),60) JOBS=$(or $(JOBS),2) fuzz/run
 
+.PHONY: interleavings
+interleavings: ## explore the interleavings of threads with shuttle (INTERLEAVINGS=20000 for more than the default)
+	RUSTFLAGS='--cfg shuttle' CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/shuttle TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) \
+	  $(CARGO) test --locked --lib interleavings
+
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs
 	LARDER_BLESS=1 $(CARGO) test --locked --lib config::tests::generated

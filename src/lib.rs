@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod oci;
 pub mod prune;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod upstream;
 pub mod users;

@@ -16,14 +16,15 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("client_address", "", "sockets, HTTP, the shared resource"),
     ("via", "", "what is requested"),
     ("budget", "client_address", "what is counted"),
-    ("flight", "", "the meaning of digests, store, upstream"),
-    ("store", "oci units", "that upstreams exist, HTTP, what is pruned and when"),
+    ("sync", "", "what is synchronized"),
+    ("flight", "sync", "the meaning of digests, store, upstream"),
+    ("store", "oci units sync", "that upstreams exist, HTTP, what is pruned and when"),
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
     ("certificates", "", "which connections use them"),
     ("upstream", "oci certificates via units", "disk, cache, server"),
     (
         "cache",
-        "oci store upstream flight prune metrics client_address via units",
+        "oci store upstream flight prune metrics client_address via units sync",
         "sockets to clients, routes, command line, configuration file",
     ),
     ("prune", "oci store", "HTTP to clients"),
@@ -31,7 +32,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("hello", "oci", "files, how images are served"),
     ("client_config", "oci", "files, Larder's own configuration"),
     ("metrics", "", "what is counted, and why"),
-    ("http", "certificates client_address budget units", "registries, digests, store"),
+    ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
         "oci cache prune metrics http users client_address budget via units",
@@ -254,6 +255,7 @@ fn module_of(path: &str) -> &str {
 fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs")
         || path.ends_with("/fuzzing.rs")
+        || path.ends_with("/interleavings.rs")
         || path.split('/').rev().skip(1).any(|folder| folder == "tests")
 }
 

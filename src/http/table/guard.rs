@@ -3,8 +3,8 @@
 use super::shares::Entry;
 use super::{ConnectionTable, Interest, Occupant, Place, SlotId, Stage, lock};
 use crate::client_address::ClientAddress;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use std::task::{Wake, Waker};
 
 /// Whether a client is served, or only gets a 503.

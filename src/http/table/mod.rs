@@ -17,12 +17,12 @@ pub(super) use parking::{Evictable, Interest, Parking};
 
 use super::limits::SURPLUS_SLOTS;
 use crate::client_address::ClientAddress;
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::epoll;
 use rustix::fd::{AsFd, OwnedFd};
 use shares::{Entry, Opened, Shares};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// How often a client's claim on a place is tried when other clients take the places that become free.
@@ -413,3 +413,6 @@ impl<C: Occupant> ConnectionTable<C> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, shuttle))]
+mod interleavings;

@@ -15,6 +15,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 
+use crate::sync::may_switch;
+
 /// User and group of the directory, if this process runs as root and the directory belongs to another user.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Owner(Option<(u32, u32)>);
@@ -32,6 +34,7 @@ impl Owner {
     /// Opens a file with a predictable name and sets its owner. A link is an error, and so is a pipe without a
     /// reader, which would otherwise block.
     pub(in crate::store) fn open(self, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        may_switch();
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         // The flags are small positive numbers on every system.
         let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;

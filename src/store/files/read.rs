@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::store::{Inner, Store, StoreError};
+use crate::sync::may_switch;
 
 /// The prefix that a network file system gives to a file that was removed while a process had it open. The file
 /// vanishes with that process and refers to nothing.
@@ -122,6 +123,7 @@ impl Inner {
         &self,
         directory: &Path,
     ) -> io::Result<impl Iterator<Item = io::Result<String>> + use<>> {
+        may_switch();
         let read = self.faults.check(directory).and_then(|()| fs::read_dir(directory));
         let entries = match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -168,6 +170,7 @@ impl Inner {
 
     /// A file's metadata, without following a link.
     pub(in crate::store) fn metadata(&self, path: &Path) -> io::Result<fs::Metadata> {
+        may_switch();
         self.faults.check(path).and_then(|()| fs::symlink_metadata(path))
     }
 }
@@ -175,6 +178,7 @@ impl Inner {
 /// Opens a file below the cache directory for reading. A link is an error, since it may point anywhere. Opening a
 /// pipe does not block.
 pub(in crate::store) fn open_to_read(path: &Path) -> io::Result<File> {
+    may_switch();
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
@@ -198,6 +202,7 @@ pub(in crate::store) fn names_in(directory: &Path) -> impl Iterator<Item = Strin
 
 /// Whether `path` still refers to the open file.
 pub(in crate::store) fn is_same_file(path: &Path, file: &File) -> bool {
+    may_switch();
     match (fs::metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,

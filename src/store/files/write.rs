@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::layout::{move_directory, sync_directory};
 use crate::store::{Inner, Store, StoreError};
+use crate::sync::may_switch;
 
 /// A file with a time further in the future got it from a wrong clock. The clocks of machines that share a volume
 /// differ by less.
@@ -58,6 +59,7 @@ impl Inner {
             return Err(StoreError::write(path, io::ErrorKind::InvalidInput.into()));
         };
         self.layout.owner().give_path(temporary);
+        may_switch();
         let renamed = match fs::rename(temporary, path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.create_directories(parent).and_then(|()| fs::rename(temporary, path))
@@ -91,6 +93,7 @@ impl Inner {
     /// Removes a file if it exists and returns its allocated bytes.
     pub(in crate::store) fn remove_counted(&self, path: &Path) -> Result<u64, StoreError> {
         let bytes = fs::symlink_metadata(path).map_or(0, |is| allocated(&is));
+        may_switch();
         match fs::remove_file(path) {
             Ok(()) => self.note_bytes_removed(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -161,9 +164,11 @@ const NOW: Timestamps = Timestamps {
 
 /// Sets a file's mtime to now. If that fails, the file may be swept too early and is fetched again.
 pub(in crate::store) fn renew(file: &File) {
+    may_switch();
     let _ = rustix::fs::futimens(file, &NOW);
 }
 
 pub(in crate::store) fn renew_path(path: &Path) {
+    may_switch();
     let _ = rustix::fs::utimensat(CWD, path, &NOW, AtFlags::empty());
 }

@@ -9,10 +9,10 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use super::FileLock;
+use crate::sync::thread;
 use crate::store::{Store, StoreError};
 
 /// Attempts to get the exclusive lock, and the wait between them: one second in total. Commits hold the shared lock

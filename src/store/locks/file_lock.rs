@@ -12,6 +12,8 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::flock;
+
 /// A locked file. Dropping it unlocks.
 #[derive(Debug)]
 pub(in crate::store) struct FileLock {
@@ -21,25 +23,25 @@ pub(in crate::store) struct FileLock {
 impl FileLock {
     /// Waits for the exclusive lock.
     pub(in crate::store) fn exclusive(file: File) -> io::Result<FileLock> {
-        file.lock()?;
+        flock::lock(&file)?;
         Ok(FileLock { file: Arc::new(file) })
     }
 
     /// Waits for the shared lock.
     pub(in crate::store) fn shared(file: File) -> io::Result<FileLock> {
-        file.lock_shared()?;
+        flock::lock_shared(&file)?;
         Ok(FileLock { file: Arc::new(file) })
     }
 
     /// Takes the exclusive lock; `None` if the file is locked.
     pub(in crate::store) fn try_exclusive(file: File) -> io::Result<Option<FileLock>> {
-        let tried = file.try_lock();
+        let tried = flock::try_lock(&file);
         FileLock::tried(file, tried)
     }
 
     /// Takes the shared lock; `None` if the file is locked exclusively.
     pub(in crate::store) fn try_shared(file: File) -> io::Result<Option<FileLock>> {
-        let tried = file.try_lock_shared();
+        let tried = flock::try_lock_shared(&file);
         FileLock::tried(file, tried)
     }
 
@@ -67,7 +69,7 @@ impl Deref for FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        let _ = self.file.unlock();
+        let _ = flock::unlock(&self.file);
     }
 }
 

@@ -3,7 +3,11 @@
 
 mod commit;
 mod file_lock;
+mod flock;
 mod lease;
+
+#[cfg(all(test, shuttle))]
+mod interleavings;
 
 pub use commit::{BundleLock, CommitLock, SweepLocked};
 pub(super) use file_lock::FileLock;

@@ -256,6 +256,8 @@ impl World {
             });
             ensure!(!is_pinned, "the pinned record of {item:?} in {of:?} was removed");
         }
+        // A damaged record is an image of its own to an eviction.
+        watch.removed_content.extend(gone_records.iter().map(|(_, item)| *item));
         for key in gone_tags {
             self.model.tags.remove(&key);
         }
