@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
+use super::timestamp::is_timestamp;
 use super::*;
 use crate::fuzzing::line;
 

@@ -7,9 +7,9 @@
 mod choice;
 mod digest;
 mod error_code;
-mod image_config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod image_config;
 mod manifest;
 mod manifest_wire;
 mod media_type;

@@ -252,11 +252,15 @@ fn a_higher_limit_starts_every_job_that_may_start_now() {
         for client in 1..=3 {
             let (begin, begun) = (begun.job(), Arc::clone(&begun));
             let job = jobs.job();
-            scheduler.submit(of("quay.io/a", client), || true, move || {
-                begin();
-                begun.wait_until_ran(3);
-                job();
-            });
+            scheduler.submit(
+                of("quay.io/a", client),
+                || true,
+                move || {
+                    begin();
+                    begun.wait_until_ran(3);
+                    job();
+                },
+            );
         }
         let limit: Upstream = "quay.io".parse().unwrap();
         scheduler.set_limits(HashMap::from([(limit, 3)]));
@@ -270,10 +274,14 @@ fn a_close_ends_every_pause() {
         let (scheduler, jobs) = (start(2, &[]), Arc::new(Jobs::default()));
         for image in ["quay.io/a", "docker.io/a"] {
             let (job, pauses) = (jobs.job(), Arc::clone(&scheduler));
-            scheduler.submit(of(image, 1), || true, move || {
-                pauses.pause(LONG);
-                job();
-            });
+            scheduler.submit(
+                of(image, 1),
+                || true,
+                move || {
+                    pauses.pause(LONG);
+                    job();
+                },
+            );
         }
         let waits = {
             let scheduler = Arc::clone(&scheduler);

@@ -156,8 +156,7 @@ fn a_wake_up_while_a_connection_parks_is_not_lost() {
                 waker.wake();
             })
         };
-        let left =
-            work(&table, connection, Interest::Hangup, |_| is_ready.load(Ordering::Acquire));
+        let left = work(&table, connection, Interest::Hangup, |_| is_ready.load(Ordering::Acquire));
         wakes.join().unwrap();
         is_found(&table, left);
     });
@@ -249,7 +248,8 @@ fn ends_empty(table: &Table, max_connections: u8) {
     table.sweep(Instant::now(), Sweep::All);
     while queued(table).is_some() {}
     assert_eq!(table.open(), 0, "a slot is lost");
-    let all: Vec<_> = (1..=max_connections).map(|number| table.admit(client(number)).unwrap()).collect();
+    let all: Vec<_> =
+        (1..=max_connections).map(|number| table.admit(client(number)).unwrap()).collect();
     assert!(all.iter().all(|guard| guard.admission() == Admission::Served), "a place is lost");
     assert_eq!(table.surplus.load(Ordering::Acquire), 0, "a surplus slot is lost");
 }

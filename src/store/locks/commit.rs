@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::FileLock;
-use crate::sync::thread;
 use crate::store::{Store, StoreError};
+use crate::sync::thread;
 
 /// Attempts to get the exclusive lock, and the wait between them: one second in total. Commits hold the shared lock
 /// for milliseconds, imports and exports for their whole run.

@@ -20,7 +20,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Upstream};
 use crate::store::{
-    Access, Begin, Eviction, Evictor, GRACE, ManifestRecord, PinSettings, Settings, Store, TagRecord,
+    Access, Begin, Eviction, Evictor, GRACE, ManifestRecord, PinSettings, Settings, Store,
+    TagRecord,
 };
 use crate::sync::interleavings::few;
 use crate::sync::{may_switch, thread};
