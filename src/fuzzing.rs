@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{api, bundle, config, http, oci, store, upstream, users};
 
+/// A target, which panics if a property does not hold for its input.
+type Target = fn(&[u8]);
+
 /// The targets by name. A new one also needs a binary in `fuzz/Cargo.toml` and a folder in `fuzz/corpus/`.
-const TARGETS: &[(&str, fn(&[u8]))] = &[
+const TARGETS: &[(&str, Target)] = &[
     ("request", api::fuzzing::request),
     ("request_body", http::fuzzing::request_body),
     ("management_query", api::fuzzing::management_query),

@@ -370,7 +370,7 @@ impl Loading<'_> {
             .find_manifest(name, answer.digest(), Access::Look)
             .map_err(Failure::not_stored)?;
         if record.is_none() {
-            return Err(Failure::not_stored(&format!("{} is not in the cache", answer.digest())));
+            return Err(Failure::not_stored(format!("{} is not in the cache", answer.digest())));
         }
         let media_type = Some(answer.media_type().as_str());
         let bytes =

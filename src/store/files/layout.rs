@@ -275,8 +275,8 @@ impl Layout {
         {
             let made = self.create_directories(&directory);
             let synced = made.and_then(|made| {
-                let parents = made.iter().filter(|_| fsync).filter_map(|made| made.parent());
-                parents.map(sync_directory).collect::<io::Result<()>>()
+                let mut parents = made.iter().filter(|_| fsync).filter_map(|made| made.parent());
+                parents.try_for_each(sync_directory)
             });
             synced.map_err(|source| (directory, source))?;
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::super::*;
 use super::Failed;
-use super::expected::{Partial, State};
+use super::expected::State;
 use super::operation::{Damage, How};
 use super::world::World;
 
@@ -60,7 +60,7 @@ impl World {
                 match spoil(&path, how, State::Sound)? {
                     Some(_) => {
                         let bytes = fs::read(&path).map_err(Failed::of)?;
-                        self.model.partials.entry(key).or_insert(Partial::default()).bytes = bytes;
+                        self.model.partials.entry(key).or_default().bytes = bytes;
                     }
                     None => drop(self.model.partials.remove(&key)),
                 }
