@@ -162,6 +162,7 @@ struct Running {
     verdict: Verdict,
 }
 
+#[expect(clippy::zombie_processes, reason = "the tracer waits for every process by its id")]
 fn trace<W: Watch>(
     command: &mut Command,
     started: &Sender<(Pid, std::process::ChildStderr)>,

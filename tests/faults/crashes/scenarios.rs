@@ -232,8 +232,11 @@ fn prunes_survive_crashes() {
     survives("prunes", &prunes());
 }
 
+/// Whether a path belongs to a kind.
+type IsOfKind = fn(&str) -> bool;
+
 /// Kinds of syncs, by the path of the file or directory that is synced.
-const KINDS: &[(&str, fn(&str) -> bool)] = &[
+const KINDS: &[(&str, IsOfKind)] = &[
     ("downloaded blobs", |path| path.starts_with("partials/")),
     ("manifests, records, pins", |path| path.starts_with("incoming/")),
     ("the directory of blobs", |path| path == "blobs/sha256"),
