@@ -111,6 +111,10 @@ impl Handlers {
 }
 
 impl Handler for Api {
+    fn is_busy(&self) -> bool {
+        self.handlers.cache.is_fetching()
+    }
+
     fn handle(&self, request: &Request, context: &Context<'_>) -> Step {
         if let Some(refusal) = hosts::refusal(&self.allowed_hosts(), request) {
             return Step::Reply(refusal);

@@ -429,6 +429,11 @@ impl Cache {
         self.core().metadata_fetchers.close();
     }
 
+    /// Whether fetches are under way.
+    pub fn is_fetching(&self) -> bool {
+        self.core().blob_fetchers.load().busy + self.core().metadata_fetchers.load().busy > 0
+    }
+
     /// Waits for the fetches under way, so that a blob that is being committed gets its name. Bounded, since a fetch
     /// may be waiting for its registry.
     pub fn wait_for_fetches(&self, at_most: Duration) {

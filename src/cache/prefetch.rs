@@ -85,6 +85,20 @@ impl Missing {
     }
 }
 
+/// The children of an index to complete.
+pub(super) struct Wanted {
+    platforms: Platforms,
+    /// Whether attestations belong to their images. A client that runs an image does not need them, and each counts as
+    /// a pull.
+    with_attestations: bool,
+}
+
+impl Wanted {
+    pub(super) fn with_attestations(platforms: Platforms) -> Wanted {
+        Wanted { platforms, with_attestations: true }
+    }
+}
+
 /// A part of an image.
 enum Part<'a> {
     Blob(&'a Descriptor),
@@ -105,6 +119,8 @@ pub(super) struct Prefetcher {
     lists: Arc<ListCache>,
     /// When images were last completed. Locked for a lookup or an insertion only, as is the next table.
     completed: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
+    /// When clients last requested manifests with GET.
+    pulled: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
     /// When the referrers of images were fetched.
     referrers_fetched: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
 }
@@ -122,6 +138,7 @@ impl Prefetcher {
             blobs,
             lists,
             completed: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            pulled: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             referrers_fetched: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
         }
     }
@@ -151,7 +168,10 @@ impl Prefetcher {
                 Reference::Digest(digest) => service.manifests.fetch_by_digest(&name, digest),
             };
             match fetched {
-                Ok(content) => service.complete(&name, content.digest(), &platforms),
+                Ok(content) => {
+                    let wanted = Wanted::with_attestations(platforms);
+                    service.complete(&name, content.digest(), &wanted);
+                }
                 // An operator has requested it and gets no other report.
                 Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
             }
@@ -173,6 +193,7 @@ impl Prefetcher {
             return false;
         }
         let (key, now) = ((name.clone(), *digest), self.core.now());
+        lock(&self.pulled).insert(key.clone(), now);
         {
             let mut checked = lock(&self.completed);
             let last = checked.get(&key).copied();
@@ -186,6 +207,7 @@ impl Prefetcher {
         let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
         self.core.metadata_fetchers.submit_in_background(purpose, move || {
             let wanted = service.core.settings().prefetch.platforms.clone();
+            let wanted = Wanted::with_attestations(wanted);
             service.complete(&name, &digest, &wanted);
             if service.core.settings().prefetch.referrers
                 && !service.knows_referrers(&name, &digest)
@@ -205,12 +227,12 @@ impl Prefetcher {
         digest: &Digest,
         since: SystemTime,
     ) -> bool {
-        let pulled = lock(&self.completed).get(&(name.clone(), *digest)).copied();
+        let pulled = lock(&self.pulled).get(&(name.clone(), *digest)).copied();
         pulled.is_some_and(|pulled| pulled >= since)
     }
 
     /// Fetches the missing content of a stored manifest; of an index, for the wanted platforms.
-    pub(super) fn complete(&self, name: &ImageName, digest: &Digest, wanted: &Platforms) {
+    pub(super) fn complete(&self, name: &ImageName, digest: &Digest, wanted: &Wanted) {
         self.complete_below(name, digest, wanted, 0, &mut HashSet::new());
     }
 
@@ -219,7 +241,7 @@ impl Prefetcher {
         &self,
         name: &ImageName,
         digest: &Digest,
-        wanted: &Platforms,
+        wanted: &Wanted,
         depth: usize,
         seen: &mut HashSet<Digest>,
     ) {
@@ -241,7 +263,7 @@ impl Prefetcher {
     }
 
     /// The missing content of a manifest; of an index, for the wanted platforms. Makes no requests.
-    pub(super) fn missing(&self, name: &ImageName, digest: &Digest, wanted: &Platforms) -> Missing {
+    pub(super) fn missing(&self, name: &ImageName, digest: &Digest, wanted: &Wanted) -> Missing {
         let mut missing = Missing::default();
         let store = &self.core.store;
         if store.manifest(name, digest, Access::Look).is_none() {
@@ -264,40 +286,48 @@ impl Prefetcher {
 
     /// The platforms of an image that nodes have checked with HEAD: those in the configuration and those that the nodes
     /// report. If there are none, the cached ones of the index; if none is cached, the default platform.
-    pub(super) fn wanted(
+    pub(super) fn wanted(&self, name: &ImageName, digest: &Digest, nodes: &[Platform]) -> Wanted {
+        let settings = self.core.settings();
+        let Platforms::Only(configured) = &settings.prefetch.platforms else {
+            return Wanted::with_attestations(Platforms::All);
+        };
+        if !configured.is_empty() {
+            let known = configured.iter().chain(nodes).cloned().collect();
+            return Wanted::with_attestations(Platforms::Only(known));
+        }
+        let platforms = self.platforms_of_nodes(name, digest, nodes);
+        Wanted { platforms: Platforms::Only(platforms), with_attestations: false }
+    }
+
+    fn platforms_of_nodes(
         &self,
         name: &ImageName,
         digest: &Digest,
         nodes: &[Platform],
-    ) -> Platforms {
-        let settings = self.core.settings();
-        let Platforms::Only(configured) = &settings.prefetch.platforms else {
-            return Platforms::All;
-        };
-        let known: Vec<Platform> = configured.iter().chain(nodes).cloned().collect();
-        if !known.is_empty() {
-            return Platforms::Only(known);
-        }
+    ) -> Vec<Platform> {
         let manifest = self.core.store.stored_manifest(name, digest);
         let Some(ManifestKind::Index { manifests }) = manifest.as_ref().map(Manifest::kind) else {
-            return Platforms::NONE;
+            return nodes.to_vec();
         };
         let is_cached = |child: &&Descriptor| {
             self.core.store.manifest(name, &child.digest, Access::Look).is_some()
         };
         let images = manifests.iter().filter(|child| child.attests.is_none());
         let platform = |child: &Descriptor| child.platform.as_ref()?.parse::<Platform>().ok();
-        let cached: Vec<Platform> = images.clone().filter(is_cached).filter_map(platform).collect();
-        if !cached.is_empty() {
-            return Platforms::Only(cached);
+        let cached = images.clone().filter(is_cached).filter_map(platform);
+        let is_listed = |node: &Platform| {
+            images.clone().any(|child| child.platform.as_ref().is_some_and(|it| node.runs(it)))
+        };
+        let known: Vec<Platform> =
+            nodes.iter().filter(|node| is_listed(node)).cloned().chain(cached).collect();
+        if !known.is_empty() {
+            return known;
         }
-        let default = &settings.prefetch.default_platform;
-        let runs = |child: &Descriptor| child.platform.as_ref().is_some_and(|it| default.runs(it));
-        match images.clone().any(runs) {
-            true => Platforms::Only(vec![default.clone()]),
-            // The nodes have another platform, most likely the first.
-            false => Platforms::Only(images.filter_map(platform).take(1).collect()),
-        }
+        let default = self.core.settings().prefetch.default_platform.clone();
+        // If the index does not list it, the nodes have another platform, most likely the first. If the index lists
+        // none, all of its children match any platform.
+        let first = images.clone().find_map(platform).filter(|_| !is_listed(&default));
+        vec![first.unwrap_or(default)]
     }
 
     /// Visits the content of a stored manifest: its blobs, or the selected children of an index and what they refer
@@ -306,7 +336,7 @@ impl Prefetcher {
         &self,
         name: &ImageName,
         digest: &Digest,
-        wanted: &Platforms,
+        wanted: &Wanted,
         depth: usize,
         seen: &mut HashSet<Digest>,
         each: &mut dyn FnMut(Part<'_>) -> Visit,
@@ -325,7 +355,8 @@ impl Prefetcher {
             }
             ManifestKind::Index { manifests } if depth < DEPTH_MAX => {
                 let mut listed = HashSet::new();
-                let mut children = wanted.select(manifests);
+                let mut children = wanted.platforms.select(manifests);
+                children.retain(|child| wanted.with_attestations || child.attests.is_none());
                 children.retain(|child| listed.insert(child.digest));
                 children.into_iter().take(MANIFESTS_MAX).cloned().collect::<Vec<_>>()
             }

@@ -36,6 +36,8 @@ const PRELOAD_FIRST_WAIT: Duration = Duration::from_secs(2);
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// How long to wait after the drain for commits of blobs that are being written to disk.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
+/// The same after a drain that served until they had ended, or until they had taken this long.
+const LAST_COMMITS_AFTER_SERVING: Duration = Duration::from_millis(200);
 /// Workers of a management port: some may be busy with lists of all images, and probes need a free one.
 const MANAGEMENT_WORKERS: usize = 4;
 /// Connections of a management port: probes, a few people, and programs that poll.
@@ -106,6 +108,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     }
 
     service::ready(&format!("serving on {}", server.address()));
+    let drain = settings.http.drain;
     let report = server.run();
     let finished = plural(report.finished, "connection");
     log::info!("drained: {finished} finished, {} closed by force", report.cut);
@@ -113,7 +116,11 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     // First, because this ends evictions for which fetches wait.
     cache.close();
     drop((scrubber, maintenance, completion));
-    cache.wait_for_fetches(LAST_COMMITS);
+    // A drain that serves has waited already, and nothing listens on the port any more.
+    cache.wait_for_fetches(match drain {
+        http::Drain::Refuse => LAST_COMMITS,
+        http::Drain::Serve => LAST_COMMITS_AFTER_SERVING,
+    });
     drop(index_writer);
     log::info!("stopped");
     Ok(())

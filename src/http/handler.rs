@@ -20,6 +20,11 @@ pub trait Handler: Send + Sync + 'static {
     fn finished(&self, request: &Request, ending: &Ending) {
         let _ = (request, ending);
     }
+
+    /// Whether work continues for which the process waits before it ends. A drain that serves keeps serving meanwhile.
+    fn is_busy(&self) -> bool {
+        false
+    }
 }
 
 /// What a handler returns.

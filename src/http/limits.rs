@@ -82,6 +82,10 @@ pub(super) const DRAIN_SCAN_INTERVAL: Duration = Duration::from_millis(20);
 /// or has just received a response, and may send a request at this moment.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a drain that still serves continues to do so because the handler is busy, counted from the first moment
+/// without a running response.
+pub(super) const BUSY_MAX: Duration = Duration::from_secs(5);
+
 /// How long a drain waits for workers that are blocked on the disk, after it has cut off all connections.
 pub(super) const CUT_GRACE: Duration = Duration::from_secs(5);
 
@@ -94,6 +98,9 @@ pub(super) const BACKLOG: i32 = 4096;
 
 /// How many connections are accepted before the stop signal is checked again.
 pub(super) const ACCEPTS_PER_WAIT: usize = 64;
+
+/// How many rounds of accepting follow the end of a drain that serves: more than the queue holds.
+pub(super) const LAST_ROUNDS_MAX: usize = 2 * BACKLOG as usize / ACCEPTS_PER_WAIT;
 
 /// How long the listener pauses when the system is out of file descriptors or memory.
 pub(super) const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);

@@ -3,7 +3,7 @@
 //! This module must not know HTTP, and does not read what clients send.
 
 use super::connection::Connection;
-use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG, Drain};
+use super::limits::{ACCEPT_BACKOFF, ACCEPTS_PER_WAIT, BACKLOG, Drain, LAST_ROUNDS_MAX};
 use super::shared::Shared;
 use super::table::Eviction;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -54,7 +54,9 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
 /// Accepts the clients that have connected already. They would be reset when the listeners are closed.
 fn accept_the_last(listeners: &[TcpListener], shared: &Shared) {
     for listener in listeners {
-        accept_some(|| accept(listener), &mut |fd, peer| admit(fd, peer, shared));
+        let mut rounds = 0..LAST_ROUNDS_MAX;
+        let next = || accept_some(|| accept(listener), &mut |fd, peer| admit(fd, peer, shared));
+        while rounds.next().is_some() && next() == Accepted::Some {}
     }
 }
 

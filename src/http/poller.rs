@@ -2,7 +2,7 @@
 //!
 //! This module must not know what connections are; it only sends them to the workers.
 
-use super::limits::{CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
+use super::limits::{BUSY_MAX, CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
 use super::shared::Shared;
 use super::table::{Stage, Sweep};
 use rustix::buffer::spare_capacity;
@@ -66,6 +66,8 @@ struct Drain {
     began: Option<Instant>,
     cut: Option<Instant>,
     next_idle_sweep: Option<Instant>,
+    /// When no response was running for the first time.
+    quiet: Option<Instant>,
 }
 
 impl Drain {
@@ -75,8 +77,14 @@ impl Drain {
         if passed(began, shared.service.settings.drain_timeout, now) {
             shared.advance(Stage::Cutting);
         }
-        if shared.table.stage() == Stage::Leaving && shared.table.open() == 0 {
-            shared.advance(Stage::Draining);
+        if shared.table.stage() == Stage::Leaving && shared.table.is_quiet() {
+            // Until the work of the handler has ended, the process would not end either.
+            let quiet = *self.quiet.get_or_insert(now);
+            if !shared.service.handler.is_busy() || passed(quiet, BUSY_MAX, now) {
+                shared.advance(Stage::Draining);
+                // Unfinished heads have little time left now.
+                shared.table.sweep(now, Sweep::All);
+            }
         }
         if shared.table.stage() == Stage::Cutting {
             let cut = *self.cut.get_or_insert(now);

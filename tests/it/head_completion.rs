@@ -2,12 +2,12 @@
 //!
 //! Proves `prefetchOnHead` (docs/configuration.md).
 
-use larder::cache::{Prefetch, PrefetchOnHead};
+use larder::cache::{Prefetch, PrefetchOnHead, Ttl};
 use serde_json::Value;
 
 use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::site::{NamedImage, Site};
-use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes};
+use crate::support::{FakeRegistry, Fault, Image, Index, Larder, On, Publish, bytes, media_type};
 
 const REPOSITORY: &str = "team/app";
 const CONTAINERD: &str = "containerd/v2.2.9";
@@ -162,6 +162,82 @@ fn platform_of_an_index_is_that_of_the_nodes() {
         let cached = images.each_ref().map(|image| larder.has(&image.layers()[0].digest));
         assert_eq!(cached, expected, "{agent}");
     }
+}
+
+#[test]
+fn children_without_a_platform_and_nested_indexes_are_completed() {
+    let amd = Image::sample("amd").platform("linux", "amd64").layer(bytes(1000, 1));
+    let registry = FakeRegistry::start();
+    registry.add_untagged(REPOSITORY, &amd);
+    let inner = Index::new().image(&amd);
+    let inner_digest = registry.add_untagged(REPOSITORY, &inner);
+    let entry = |digest: &str, size: usize, kind: &str| {
+        format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":{size}}}"#)
+    };
+    let index = |child: String| {
+        let kind = media_type::OCI_INDEX;
+        format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[{child}]}}"#).into_bytes()
+    };
+    let plain = entry(&amd.digest(), amd.manifest().len(), media_type::OCI_MANIFEST);
+    let nested = entry(&inner_digest, inner.manifest().len(), media_type::OCI_INDEX);
+    for child in [plain, nested] {
+        let bytes = index(child);
+        registry.add_manifest(REPOSITORY, "v1", media_type::OCI_INDEX, &bytes);
+        let larder = Larder::start_with(&registry, |settings| {
+            let default_platform = "linux/amd64".parse().expect("a platform");
+            settings.cache.prefetch = Prefetch { default_platform, ..Prefetch::default() };
+        });
+        check(&larder, &manifest(REPOSITORY, "v1"), CONTAINERD);
+        after(&larder, AFTER_THE_DELAY);
+        wait_for(&larder, &amd);
+    }
+}
+
+#[test]
+fn check_leaves_the_tag_of_a_cached_image_to_the_freshness_policy() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.prefetch = Prefetch::default();
+        settings.cache.freshness.rules.otherwise = Some(Ttl::Forever);
+    });
+    larder.get(&manifest(REPOSITORY, "v1"));
+    wait_for(&larder, &image);
+    registry.add(REPOSITORY, "v1", &Image::sample("moved"));
+    let requests = registry.requests().len();
+    larder.advance(seconds(3600));
+    // With a missing layer there is something to fetch.
+    let layer = &image.layers()[0];
+    std::fs::remove_file(larder.blob_file(&layer.digest)).expect("a cached layer");
+    check(&larder, &manifest(REPOSITORY, "v1"), CONTAINERD);
+    after(&larder, AFTER_THE_DELAY);
+    wait_for(&larder, &image);
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).body, image.manifest());
+    assert_eq!(registry.requests().len(), requests + 1, "the layer only");
+}
+
+#[test]
+fn complete_image_is_not_reported_while_its_registry_is_down() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let larder = start(&registry, PrefetchOnHead::Runtimes);
+    larder.get(&manifest(REPOSITORY, "v1"));
+    wait_for(&larder, &image);
+    registry.fault(On::anything(), Fault::status(503));
+    larder.advance(seconds(3600));
+    check(&larder, &manifest(REPOSITORY, "v1"), CONTAINERD);
+    after(&larder, AFTER_THE_DELAY);
+    assert_eq!(reasons(&larder), []);
+}
+
+#[test]
+fn queued_images_are_dropped_when_the_setting_is_turned_off() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let mut larder = start(&registry, PrefetchOnHead::Runtimes);
+    check(&larder, &manifest(REPOSITORY, "v1"), CONTAINERD);
+    larder.restart_with(|settings| settings.cache.prefetch.on_head = PrefetchOnHead::Never);
+    after(&larder, AFTER_THE_DELAY);
+    wait_for_the_queue(&larder, &registry);
+    assert!(!larder.has(&image.layers()[0].digest));
+    assert_eq!(reasons(&larder), []);
 }
 
 #[test]

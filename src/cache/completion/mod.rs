@@ -19,23 +19,24 @@
 //! never reports (it panicked, or the server stops) leaves an entry that is considered again after [`JOB_MAX`].
 
 mod checks;
+mod report;
 mod table;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+pub use report::CompletionThread;
+
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::blobs::BlobCache;
 use super::bounded::BoundedCache;
 use super::core::Core;
-use super::maintenance::Background;
 use super::manifests::ManifestCache;
 use super::negative::Asked;
-use super::prefetch::{Missing, Prefetcher};
-use super::{Cache, PrefetchOnHead, lock};
+use super::prefetch::{Missing, Prefetcher, Wanted};
+use super::{PrefetchOnHead, lock};
 use crate::client_address::ClientAddress;
-use crate::oci::{Digest, ImageName, Platform, Platforms, Reference};
-use crate::store::IncompleteImage;
+use crate::oci::{Digest, ImageName, Platform, Reference};
+use crate::store::Access;
 
 use checks::{Checks, Verdict};
 use table::{Entry, Key, Stage, Table};
@@ -44,8 +45,9 @@ use table::{Entry, Key, Stage, Table};
 const DELAY: Duration = Duration::from_secs(3);
 /// The same for a client that may turn out to be a scanner.
 const DELAY_UNDECIDED: Duration = Duration::from_secs(120);
-/// How many images are fetched at a time.
-const FETCHING_MAX: usize = 8;
+/// How many images are fetched at a time, and how many of one registry: a slow one must not delay the others.
+const FETCHING_MAX: usize = 16;
+const FETCHING_OF_ONE_MAX: usize = 4;
 /// How often an image that is being fetched is checked, and one that a client pulls: there may be many of those.
 const RECHECK: Duration = Duration::from_secs(2);
 const RECHECK_PULLED: Duration = Duration::from_secs(10);
@@ -63,6 +65,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// How long an image waits if the server is offline or little is left of a rate limit.
 const LATER: Duration = Duration::from_secs(60);
 
+/// An image that was complete, for nodes of a platform.
+type Settled = (ImageName, Digest, Option<String>);
+
 /// Completes images and records why they are not complete.
 pub(super) struct Completions {
     core: Arc<Core>,
@@ -72,8 +77,8 @@ pub(super) struct Completions {
     /// Locked for lookups, insertions and removals only, as are the next two.
     table: Mutex<Table>,
     checks: Mutex<Checks>,
-    /// When images were found complete.
-    settled: Mutex<BoundedCache<Key, SystemTime>>,
+    /// When images were found complete, with the platform that a node reported.
+    settled: Mutex<BoundedCache<Settled, SystemTime>>,
 }
 
 /// Requests of clients.
@@ -143,15 +148,18 @@ impl Completions {
             }
         };
         let key = (name.clone(), reference.clone());
-        let is_settled = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age < SETTLED);
-        if lock(&self.settled).get(&key).is_some_and(is_settled) {
+        let settled = (name.clone(), *digest, platform.as_ref().map(ToString::to_string));
+        let is_recent = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age < SETTLED);
+        if lock(&self.settled).get(&settled).is_some_and(is_recent) {
             return;
         }
         let mut table = lock(&self.table);
         table.revive(&key, now, now + delay);
-        match table.entry(&key, || Entry::new(*digest, now, now + delay)) {
+        let new = || Entry::new(*digest, now, now + delay).undecided();
+        match table.entry(&key, new) {
             Some(entry) => {
                 entry.digest = *digest;
+                entry.is_undecided &= delay > DELAY;
                 entry.add(client, platform);
             }
             None => self.core.metrics.completed("dropped"),
@@ -190,16 +198,23 @@ impl Completions {
     /// Considers the images that are due.
     pub(super) fn tick(self: &Arc<Self>) {
         let now = self.core.now();
-        let (due, fetching) = {
+        let (due, mut fetching) = {
             let mut table = lock(&self.table);
             (table.due(now), table.fetching())
         };
-        let mut free = FETCHING_MAX.saturating_sub(fetching);
         for (key, entry) in due {
-            match entry.stage {
-                Stage::Fetching => self.check(&key, &entry, now),
-                _ if free == 0 => {}
-                _ => free -= usize::from(self.begin(key, &entry, now)),
+            if entry.stage == Stage::Fetching {
+                self.check(&key, &entry, now);
+                continue;
+            }
+            let upstream = key.0.upstream.clone();
+            let of_this = fetching.get(&upstream).copied().unwrap_or_default();
+            let of_all: usize = fetching.values().sum();
+            if of_all < FETCHING_MAX
+                && of_this < FETCHING_OF_ONE_MAX
+                && self.begin(key, &entry, now)
+            {
+                fetching.insert(upstream, of_this + 1);
             }
         }
     }
@@ -207,8 +222,15 @@ impl Completions {
     /// Begins to fetch an image, unless there is a reason not to. Returns whether it has begun.
     fn begin(self: &Arc<Self>, key: Key, entry: &Entry, now: SystemTime) -> bool {
         let (name, reference) = &key;
-        if !self.core.settings().prefetch.blobs {
+        let prefetch = self.core.settings().prefetch.clone();
+        let is_off = !entry.is_pulled && prefetch.on_head == PrefetchOnHead::Never;
+        if !prefetch.blobs || is_off {
             lock(&self.table).remove(&key);
+            return false;
+        }
+        // Before the obstacles: nothing is wrong with an image that is complete, and nothing has to be requested.
+        if self.missing(name, entry).is_nothing() {
+            self.settle(&key, entry, now);
             return false;
         }
         if entry.attempts == 0 && self.prefetcher.was_pulled_since(name, &entry.digest, entry.since)
@@ -231,6 +253,7 @@ impl Completions {
         self.change(&key, |entry| {
             entry.stage = Stage::Fetching;
             entry.due = now + JOB_MAX;
+            entry.platforms_fetched = entry.platforms.len();
         });
         let (service, job_key, job_entry) = (Arc::clone(self), key.clone(), entry.clone());
         let run = move || service.fetch(&job_key, job_entry);
@@ -259,9 +282,12 @@ impl Completions {
     /// Fetches the manifests of an image and queues its blobs, on a fetcher.
     fn fetch(&self, key: &Key, mut entry: Entry) {
         let (name, reference) = key;
+        // The tag of a cached image is left alone: when it is checked and moved is decided by the freshness policy.
         let fetched = match reference {
-            Reference::Tag(tag) => self.manifests.fetch_by_tag(name, tag),
-            Reference::Digest(digest) => self.manifests.fetch_by_digest(name, digest),
+            Reference::Tag(tag) if self.core.store.tag(name, tag, Access::Look).is_none() => {
+                self.manifests.fetch_by_tag(name, tag)
+            }
+            _ => self.manifests.fetch_by_digest(name, &entry.digest),
         };
         match fetched {
             Ok(content) => {
@@ -280,15 +306,19 @@ impl Completions {
     /// Checks an image that is being fetched.
     fn check(&self, key: &Key, entry: &Entry, now: SystemTime) {
         let (name, _) = key;
-        let missing = self.prefetcher.missing(name, &entry.digest, &self.wanted(name, entry));
+        let missing = self.missing(name, entry);
         if missing.is_nothing() {
-            let is_pulled = entry.is_pulled;
-            lock(&self.table).remove(key);
-            lock(&self.settled).insert(key.clone(), now);
-            if !is_pulled {
+            self.settle(key, entry, now);
+            if !entry.is_pulled {
                 self.core.metrics.completed("complete");
                 log::info!("{}: complete, after HEAD by a node", name.with(&key.1));
             }
+            return;
+        }
+        if !entry.is_pulled && entry.platforms.len() > entry.platforms_fetched {
+            // A node of another platform has checked it meanwhile.
+            self.postpone(key, now, None);
+            self.change(key, |entry| entry.stage = Stage::Queued);
             return;
         }
         let is_pending = |digest: &Digest| self.blobs.is_pending(&name.upstream, digest);
@@ -323,10 +353,30 @@ impl Completions {
         }
     }
 
+    fn missing(&self, name: &ImageName, entry: &Entry) -> Missing {
+        self.prefetcher.missing(name, &entry.digest, &self.wanted(name, entry))
+    }
+
+    /// Forgets an image that is complete.
+    fn settle(&self, key: &Key, entry: &Entry, now: SystemTime) {
+        let (name, _) = key;
+        {
+            let mut table = lock(&self.table);
+            table.remove(key);
+            // A pull has completed what was fetched in vain for a HEAD request.
+            table.forget_failures(name, &entry.digest);
+        }
+        let mut settled = lock(&self.settled);
+        let platforms = entry.platforms.iter().map(|platform| Some(platform.to_string()));
+        for platform in platforms.chain([None]) {
+            settled.insert((name.clone(), entry.digest, platform), now);
+        }
+    }
+
     /// The platforms to complete. A client that pulls requests its own.
-    fn wanted(&self, name: &ImageName, entry: &Entry) -> Platforms {
+    fn wanted(&self, name: &ImageName, entry: &Entry) -> Wanted {
         match entry.is_pulled {
-            true => self.core.settings().prefetch.platforms.clone(),
+            true => Wanted::with_attestations(self.core.settings().prefetch.platforms.clone()),
             false => self.prefetcher.wanted(name, &entry.digest, &entry.platforms),
         }
     }
@@ -374,102 +424,6 @@ impl Completions {
 /// The pause after a failed attempt.
 fn pause(attempts: u32) -> Duration {
     PAUSE_MAX.min(PAUSE_MIN * 2_u32.saturating_pow(attempts.saturating_sub(1)))
-}
-
-/// Reports, and their file.
-impl Completions {
-    /// The images that are not complete, and why. Those that a client pulls and that have not failed are left out.
-    pub(super) fn report(&self) -> Vec<IncompleteImage> {
-        let table = lock(&self.table);
-        let is_reported = |entry: &Entry| !(entry.is_pulled && entry.stage == Stage::Fetching);
-        let entries = table.iter().filter(|(_, entry)| is_reported(entry));
-        let mut report: Vec<IncompleteImage> =
-            entries.map(|((name, reference), entry)| describe(name, reference, entry)).collect();
-        drop(table);
-        report.sort_by(|one, other| one.image.cmp(&other.image));
-        report
-    }
-
-    /// How many images are in each stage, with the label values of the metrics.
-    pub(super) fn stages(&self) -> Vec<(&'static str, usize)> {
-        let mut stages: Vec<(&'static str, usize)> =
-            ["queued", "fetching", "retrying", "failed"].map(|stage| (stage, 0)).into();
-        for (_, entry) in lock(&self.table).iter() {
-            let stage = word(&entry.stage);
-            stages.iter_mut().filter(|(name, _)| *name == stage).for_each(|(_, count)| *count += 1);
-        }
-        stages
-    }
-}
-
-fn word(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::Queued => "queued",
-        Stage::Fetching => "fetching",
-        Stage::Retrying(_) => "retrying",
-        Stage::GivenUp(_) => "failed",
-    }
-}
-
-fn describe(name: &ImageName, reference: &Reference, entry: &Entry) -> IncompleteImage {
-    let reason = match &entry.stage {
-        Stage::Queued => "waiting to be fetched",
-        Stage::Fetching => "being fetched",
-        Stage::Retrying(reason) | Stage::GivenUp(reason) => reason,
-    };
-    let platforms = entry.platforms.iter().map(ToString::to_string).collect();
-    IncompleteImage::new(name, reference, &entry.digest, word(&entry.stage), reason, platforms)
-        .at(entry.since, entry.attempts)
-}
-
-/// How often the thread checks for images that are due.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// The report for `larder list` is written at most this often.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The thread that completes images. Dropping it ends the thread after a last report.
-pub struct CompletionThread {
-    _thread: Background,
-}
-
-impl CompletionThread {
-    /// Starts the thread for `cache`.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(cache: Cache) -> std::io::Result<CompletionThread> {
-        let loss = "images that nodes check with HEAD are not fetched until a restart";
-        let work = move |stopped: Receiver<()>| run(&cache, &stopped);
-        Ok(CompletionThread { _thread: Background::start("completion", loss, work)? })
-    }
-}
-
-fn run(cache: &Cache, stopped: &Receiver<()>) {
-    let completions = &cache.services.completions;
-    let store = &completions.core.store;
-    let (mut written, mut next_report) = (store.incomplete(), Instant::now() + REPORT_INTERVAL);
-    loop {
-        completions.tick();
-        let is_last = match stopped.recv_timeout(CHECK_INTERVAL) {
-            Err(RecvTimeoutError::Timeout) => false,
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
-        };
-        if is_last || Instant::now() >= next_report {
-            next_report = Instant::now() + REPORT_INTERVAL;
-            let report = completions.report();
-            if report != written && store.is_writable() {
-                match store.put_incomplete(&report) {
-                    Ok(()) => written = report,
-                    Err(error) => log::warn!(
-                        "larder list does not show why images are not complete, the server is not affected: {error}"
-                    ),
-                }
-            }
-        }
-        if is_last {
-            return;
-        }
-    }
 }
 
 #[cfg(test)]

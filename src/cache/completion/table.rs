@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
-use crate::oci::{Digest, ImageName, Platform, Reference};
+use crate::oci::{Digest, ImageName, Platform, Reference, Upstream};
 
 /// How many images are tracked.
 const IMAGES_MAX: usize = 1024;
@@ -49,6 +49,10 @@ pub(super) struct Entry {
     pub(super) stage: Stage,
     /// Whether a client pulls it now, so that the fetch has begun already.
     pub(super) is_pulled: bool,
+    /// Whether only clients that may be scanners have checked it.
+    pub(super) is_undecided: bool,
+    /// How many of `platforms` the current fetch includes.
+    pub(super) platforms_fetched: usize,
 }
 
 impl Entry {
@@ -62,7 +66,13 @@ impl Entry {
             attempts: 0,
             stage: Stage::Queued,
             is_pulled: false,
+            is_undecided: false,
+            platforms_fetched: 0,
         }
+    }
+
+    pub(super) fn undecided(self) -> Entry {
+        Entry { is_undecided: true, ..self }
     }
 
     pub(super) fn client(&self) -> Option<ClientAddress> {
@@ -122,12 +132,23 @@ impl Table {
         }
     }
 
+    pub(super) fn get(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Removes the entries of this manifest that are not being fetched.
+    pub(super) fn forget_failures(&mut self, name: &ImageName, digest: &Digest) {
+        self.entries.retain(|(of, _), entry| {
+            of != name || entry.digest != *digest || entry.stage == Stage::Fetching
+        });
+    }
+
     pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Entry> {
         self.entries.get_mut(key)
     }
 
-    pub(super) fn remove(&mut self, key: &Key) -> Option<Entry> {
-        self.entries.remove(key)
+    pub(super) fn remove(&mut self, key: &Key) {
+        self.entries.remove(key);
     }
 
     /// Forgets a client, and the images that only it has checked and that are not being fetched.
@@ -156,10 +177,15 @@ impl Table {
         due
     }
 
-    /// How many images are being fetched because nodes checked them.
-    pub(super) fn fetching(&self) -> usize {
-        let is_fetching = |entry: &&Entry| entry.stage == Stage::Fetching && !entry.is_pulled;
-        self.entries.values().filter(is_fetching).count()
+    /// How many images of each registry are being fetched because nodes checked them.
+    pub(super) fn fetching(&self) -> HashMap<Upstream, usize> {
+        let mut fetching = HashMap::new();
+        for ((name, _), entry) in &self.entries {
+            if entry.stage == Stage::Fetching && !entry.is_pulled {
+                *fetching.entry(name.upstream.clone()).or_default() += 1;
+            }
+        }
+        fetching
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Entry)> {

@@ -9,7 +9,7 @@ use super::{Connection, Flow, Phase, SliceEnd, park, park_evictable};
 use crate::http::head::{self, Parsed};
 use crate::http::limits::{BODY_DISCARD_MAX, DRAIN_GRACE, Drain, SURPLUS_TIMEOUT};
 use crate::http::request::{Framing, Method, Request};
-use crate::http::table::{Evictable, Interest, Parking};
+use crate::http::table::{Evictable, Interest, Parking, Stage};
 use crate::http::worker::Worker;
 use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
@@ -78,7 +78,10 @@ impl Connection {
             };
         }
         if let Some(began) = self.head_began {
-            let deadline = began + settings.head_timeout;
+            // The port is closed, and the process waits for this connection only.
+            let is_last = self.guard.stage() >= Stage::Draining && settings.drain == Drain::Serve;
+            let timeout = settings.head_timeout;
+            let deadline = began + if is_last { timeout.min(DRAIN_GRACE) } else { timeout };
             return match worker.now < deadline {
                 true => park_evictable(Interest::Readable, deadline, began),
                 false => self.refuse(None, 408, "the request head took too long", worker),

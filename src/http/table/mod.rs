@@ -193,6 +193,16 @@ impl<C> ConnectionTable<C> {
         self.slots.len() - lock(&self.free).len()
     }
 
+    /// Whether no response is running: every connection is parked without a complete request.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_without_request = |index: u32| {
+            let slot = self.slot(index);
+            slot.parked.as_ref().is_some_and(|(_, parking)| parking.evictable.is_some())
+        };
+        let used = 0..self.used.load(Ordering::Acquire);
+        used.filter(|index| is_without_request(*index)).count() == self.open()
+    }
+
     /// How many connections have ended since the drain began.
     pub(super) fn ended_since_drain(&self) -> usize {
         self.ended_since_drain.load(Ordering::Relaxed)

@@ -14,7 +14,7 @@ use crate::store::{Store, StoreError};
 /// pruning, which use these times, work in hours.
 const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
 /// The largest record that is read.
-const RECORD_BYTES_MAX: u64 = 1024 * 1024;
+pub(in crate::store) const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Whether reading a record counts as use of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, ImageName, Reference};
-use crate::store::files::record::{Access, from_seconds, to_seconds};
+use crate::store::files::record::{Access, RECORD_BYTES_MAX, from_seconds, to_seconds};
 use crate::store::{Store, StoreError};
 
 /// An image that is not complete.
@@ -90,6 +90,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if a write fails.
     pub fn put_incomplete(&self, images: &[IncompleteImage]) -> Result<(), StoreError> {
+        // The names alone may be larger than a record may be.
+        let mut bytes = 0;
+        let fits = |image: &&IncompleteImage| {
+            bytes += serde_json::to_vec(image).map_or(0, |json| json.len() as u64 + 1);
+            bytes < RECORD_BYTES_MAX
+        };
+        let images: Vec<&IncompleteImage> = images.iter().take_while(fits).collect();
         self.put_record(&self.inner.layout.incomplete(), &images)
     }
 }
