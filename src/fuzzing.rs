@@ -120,6 +120,7 @@ mod tests {
 
     #[test]
     fn every_corpus_passes() {
+        let mut failed = Vec::new();
         for (name, target) in TARGETS {
             let folder = format!("corpus/{name}");
             let inputs = names_in(&folder);
@@ -127,9 +128,12 @@ mod tests {
             for input in inputs {
                 let data = fs::read(fuzz(&folder).join(&input)).unwrap();
                 let passed = std::panic::catch_unwind(|| target(&data));
-                assert!(passed.is_ok(), "{folder}/{input} fails");
+                if passed.is_err() {
+                    failed.push(format!("{folder}/{input}"));
+                }
             }
         }
+        assert!(failed.is_empty(), "these inputs fail: {failed:#?}");
     }
 
     #[test]
