@@ -162,7 +162,8 @@ struct Running {
     verdict: Verdict,
 }
 
-#[expect(clippy::zombie_processes, reason = "the tracer waits for every process by its id")]
+// The loop below waits for it, as the tracer of all its threads.
+#[allow(clippy::zombie_processes)]
 fn trace<W: Watch>(
     command: &mut Command,
     started: &Sender<(Pid, std::process::ChildStderr)>,

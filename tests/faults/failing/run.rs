@@ -26,10 +26,9 @@ const NO_DESCRIPTORS: Duration = Duration::from_millis(500);
 const PANICKED: i32 = 101;
 
 /// What runs during the fault.
-#[expect(clippy::large_enum_variant, reason = "there are a few of them")]
 pub enum Action {
     /// A server, and this number of clients that pull an image at the same time.
-    Serve { clients: usize, image: NamedImage },
+    Serve { clients: usize, image: Box<NamedImage> },
     /// A server that starts.
     Start,
     /// A command that has done its work if it succeeds.

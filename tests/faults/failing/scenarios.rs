@@ -65,7 +65,7 @@ fn cold_pull_by_several_clients() {
     let images = [named("other", "1", 1), named("app", "1", 10)];
     let (_registry, site) = site(&images, 1, "");
     let [other, app] = images;
-    let action = Action::Serve { clients: 3, image: app.clone() };
+    let action = Action::Serve { clients: 3, image: Box::new(app.clone()) };
     survives(&Scenario {
         kept: vec![other],
         complete: vec![app],
@@ -78,7 +78,7 @@ fn warm_pull() {
     let images = [named("app", "1", 10)];
     let (_registry, site) = site(&images, 1, "");
     let [app] = images;
-    let action = Action::Serve { clients: 1, image: app.clone() };
+    let action = Action::Serve { clients: 1, image: Box::new(app.clone()) };
     survives(&Scenario {
         kept: vec![app.clone()],
         complete: vec![app],
@@ -102,7 +102,7 @@ fn resumed_download_after_a_kill() {
     let (registry, site) = site(&images, 1, "resumeOnStart: false");
     leave_a_partial(&registry, &site, &images[1]);
     let [other, app] = images;
-    let action = Action::Serve { clients: 2, image: app.clone() };
+    let action = Action::Serve { clients: 2, image: Box::new(app.clone()) };
     survives(&Scenario {
         kept: vec![other],
         complete: vec![app],
@@ -178,7 +178,7 @@ fn eviction_during_a_pull() {
     let (_registry, site) = site(&images, 3, "cacheSize: 550kB");
     let [pinned, _, _, app] = images;
     site.run_ok(&["pin", &pinned.full()]);
-    let action = Action::Serve { clients: 2, image: app.clone() };
+    let action = Action::Serve { clients: 2, image: Box::new(app.clone()) };
     // If an eviction fails, the next one is tried half a minute later. Until then nothing is stored.
     let pulled = vec![app];
     survives(&Scenario { kept: vec![pinned], pulled, ..scenario("eviction", site, action) });
