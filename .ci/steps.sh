@@ -7,7 +7,8 @@ readonly UNPACKED=${UNPACKED:?is set by .ci/run}
 lint() {
   make lint
   shellcheck .ci/run .ci/*.sh tests/e2e/run tests/e2e/lib.sh tests/e2e/cases/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
-    tests/kind/{up,test,down,check} tests/kind/*.sh scripts/build-static scripts/build-image
+    tests/kind/{up,test,down,check} tests/kind/*.sh tests/cluster/{build,up,test,down,in} tests/cluster/*.sh \
+    tests/cluster/cases/*.sh fuzz/run scripts/build-static scripts/build-image
   go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 }
 
@@ -50,4 +51,38 @@ kind() {
 
 e2e() {
   make e2e
+}
+
+interleavings() {
+  make interleavings
+}
+
+faults() {
+  make faults crashes
+}
+
+soak() {
+  make soak MINUTES=2
+}
+
+fuzzing() {
+  if ! rustup toolchain list | grep -q '^nightly'; then
+    echo 'skipped: fuzzing needs a nightly toolchain (rustup toolchain install nightly)'
+    return
+  fi
+  cargo +nightly fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked --quiet
+  make fuzz-quick
+}
+
+# A cold build of Kubernetes takes half an hour, so the cluster runs only where it has been built (`make cluster-up`).
+cluster() {
+  if [[ ! -e ${LARDER_CLUSTER_CACHE:-$HOME/.cache/larder-cluster} ]]; then
+    echo 'skipped: the cluster has not been built on this machine (make static image-tar cluster-up)'
+    return
+  fi
+  make image-tar
+  local status=0
+  make cluster-up && make cluster-test || status=$?
+  make cluster-down
+  return "$status"
 }
