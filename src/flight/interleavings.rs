@@ -2,7 +2,8 @@
 //!
 //! | Interleaving | Explored |
 //! | --- | --- |
-//! | callers join while the leader looks, works and finishes: one does the work, all get the result | all of two callers, some of three |
+//! | callers look, join, work and finish: one does the work, all get its result | some of two and of three callers |
+//! | two callers join and finish: one leads at a time, and both get an outcome | all |
 //! | a follower waits while the leader announces, advances and finishes: no wake-up is lost | all |
 //! | a follower waits while the leader is dropped, as by a panic | all |
 //! | a follower joins while the leader gives up because the last follower has left | all of two threads, some of three |
@@ -38,7 +39,6 @@ impl Shelf {
         }
         let Joined { flight, leader } = self.flights.join(&1, || "abandoned");
         if let Some(leader) = leader {
-            leader.begin();
             let result = self.result().unwrap_or_else(|| {
                 self.fetches.fetch_add(1, Ordering::Relaxed);
                 7
@@ -63,8 +63,37 @@ fn callers(count: usize) {
 
 #[test]
 fn callers_that_arrive_at_any_time_share_one_fetch() {
-    all(|| callers(2));
+    some(|| callers(2));
     some(|| callers(3));
+}
+
+#[test]
+fn one_of_two_callers_leads_and_both_get_an_outcome() {
+    all(|| {
+        let flights = Numbers::new();
+        let join = {
+            let flights = flights.clone();
+            move |result| {
+                let Joined { flight, leader } = flights.join(&1, || "abandoned");
+                let is_leader = leader.is_some();
+                leader.map(|leader| leader.finish(Ok(result)));
+                (is_leader, wait_for(|waker| flight.poll_outcome(waker)))
+            }
+        };
+        let other = thread::spawn({
+            let join = join.clone();
+            move || join(1)
+        });
+        let (first, second) = (join(2), other.join().unwrap());
+        let is_expected = match (first.0, second.0) {
+            (true, true) => first.1 == Ok(2) && second.1 == Ok(1),
+            (true, false) => first.1 == Ok(2) && second.1 == Ok(2),
+            (false, true) => first.1 == Ok(1) && second.1 == Ok(1),
+            (false, false) => false,
+        };
+        assert!(is_expected, "{first:?} {second:?}");
+        assert!(flights.is_empty(), "a flight stays in the table");
+    });
 }
 
 fn start() -> (Numbers, Follower<&'static str, u32, &'static str>, Leading) {
@@ -75,20 +104,35 @@ fn start() -> (Numbers, Follower<&'static str, u32, &'static str>, Leading) {
 
 type Leading = Leader<u8, &'static str, u32, &'static str>;
 
+/// A leader works while a follower waits.
+fn sees<T: PartialEq + std::fmt::Debug>(
+    works: fn(Leading),
+    poll: fn(&Flight<&'static str, u32, &'static str>, &Waker) -> Poll<T>,
+    expected: T,
+) {
+    let (_flights, flight, leader) = start();
+    let works = thread::spawn(move || works(leader));
+    assert_eq!(wait_for(|waker| poll(&flight, waker)), expected);
+    works.join().unwrap();
+}
+
 #[test]
 fn a_follower_sees_every_change() {
-    all(|| {
-        let (_flights, flight, leader) = start();
-        let works = thread::spawn(move || {
-            leader.announce("header");
-            leader.advance(1);
-            leader.finish(Ok(3));
-        });
-        assert_eq!(wait_for(|waker| flight.poll_header(waker)), Ok("header"));
-        assert_eq!(wait_for(|waker| flight.poll_available(0, waker)), Ok(1));
-        assert_eq!(wait_for(|waker| flight.poll_outcome(waker)), Ok(3));
-        works.join().unwrap();
-    });
+    let announces = |leader: Leading| {
+        leader.announce("header");
+        // The header alone must wake the follower.
+        std::mem::forget(leader);
+    };
+    all(move || sees(announces, |flight, waker| flight.poll_header(waker), Ok("header")));
+    let advances = |leader: Leading| {
+        leader.advance(1);
+        leader.advance(2);
+        std::mem::forget(leader);
+    };
+    all(move || sees(advances, |flight, waker| flight.poll_available(1, waker), Ok(2)));
+    let finishes = |leader: Leading| leader.finish(Ok(3));
+    all(move || sees(finishes, |flight, waker| flight.poll_outcome(waker), Ok(3)));
+    all(move || sees(finishes, |flight, waker| flight.poll_available(0, waker), Ok(0)));
 }
 
 #[test]

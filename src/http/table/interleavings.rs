@@ -137,7 +137,10 @@ fn work(
 fn is_found(table: &Table, left: Left) {
     let queued = queued(table);
     match left {
-        Left::Proceeds(_) => assert!(queued.is_none(), "it is in two places"),
+        Left::Proceeds(connection) => {
+            assert!(queued.is_none(), "it is in two places");
+            drop(connection);
+        }
         Left::Parked => assert!(queued.is_some(), "a wake-up was lost"),
     }
     assert!(self::queued(table).is_none(), "it is queued twice");

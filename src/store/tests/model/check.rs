@@ -263,6 +263,22 @@ impl World {
             true
         });
         ensure!(found == expected, "the usage is {found:?} instead of {expected:?}");
+        let mut of_repositories = BTreeMap::new();
+        self.store(by).each_repository_usage(&mut |each| {
+            of_repositories.insert(each.of.clone(), each.bytes);
+            true
+        });
+        let mut wanted: BTreeMap<String, u64> = BTreeMap::new();
+        for of in Repo::ALL {
+            let mut images = images.iter().filter(|image| image.of == of).peekable();
+            if images.peek().is_some() {
+                let content: BTreeSet<Item> =
+                    images.flat_map(|image| self.model.present(image)).collect();
+                wanted.insert(of.name().to_string(), content.into_iter().map(Item::size).sum());
+            }
+        }
+        of_repositories.retain(|of, _| wanted.contains_key(of));
+        ensure!(of_repositories == wanted, "the usage is {of_repositories:?}, not {wanted:?}");
         let complete = expected.values().filter(|(_, is_complete)| *is_complete).count() as u64;
         let manifests: BTreeSet<Item> = self.model.records.keys().map(|(_, item)| *item).collect();
         let manifests = manifests.iter().filter(|item| self.model.blobs.contains_key(item));

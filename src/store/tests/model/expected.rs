@@ -184,14 +184,19 @@ impl Model {
         loaded.any(|item| !item.is_index) && blobs.into_iter().all(|item| self.is_present(*item))
     }
 
-    /// Bytes of an image that are cached.
-    pub(super) fn present_bytes(&self, image: &Image) -> u64 {
-        let content = self.content_of(image).into_iter();
-        let is_here = |item: &Item| match item.is_manifest() {
+    /// The content of an image that is cached.
+    pub(super) fn present(&self, image: &Image) -> BTreeSet<Item> {
+        let mut content = self.content_of(image);
+        content.retain(|item| match item.is_manifest() {
             true => self.is_loaded(image.of, *item),
             false => self.is_present(*item),
-        };
-        content.filter(is_here).map(Item::size).sum()
+        });
+        content
+    }
+
+    /// Its size.
+    pub(super) fn present_bytes(&self, image: &Image) -> u64 {
+        self.present(image).into_iter().map(Item::size).sum()
     }
 }
 
