@@ -264,15 +264,13 @@ impl Snapshot {
         );
         let fetched = counter("larder_fetched_bytes_total");
         let sent = now.registry.content_bytes - self.registry.content_bytes;
-        // A blob that does not fit is requested twice: Larder drops the first response when it sees its length.
-        let dropped = growth(
-            &self.samples.by_labels("larder_downloads_total", &["outcome"]),
-            &now.samples.by_labels("larder_downloads_total", &["outcome"]),
-        );
-        if !dropped.contains_key("failed") {
+        // A blob that does not fit is requested twice: Larder drops the first response when it sees its length. All
+        // other failures of a calm are blobs that do not exist.
+        let failed = grown("larder_downloads_total", &["outcome"]).get("failed").copied();
+        if failed.unwrap_or_default() == self.missing_blobs(now) {
             let what = "larder_fetched_bytes_total and the registry";
             compare(soak, what, &one(fetched), &one(sent));
-            soak.tally.add("calms in which everything fits", 1);
+            soak.tally.add("calms with exact bytes from the registry", 1);
         } else if fetched > sent {
             let text =
                 format!("larder_fetched_bytes_total: {fetched}, but the registry sent {sent}");
@@ -285,6 +283,13 @@ impl Snapshot {
             &outcomes,
             &self.outcomes(now),
         );
+    }
+
+    /// How often the registry answered GET of a blob with 404 since then.
+    fn missing_blobs(&self, now: &Snapshot) -> u64 {
+        let kind = ("blob", "GET".to_owned(), 404);
+        let count = |counts: &Counts| counts.requests.get(&kind).copied().unwrap_or_default();
+        count(&now.registry) - count(&self.registry)
     }
 
     /// What the registry answered since then, in the words of the metrics.

@@ -108,9 +108,11 @@ impl Registry {
         self.state().counts.clone()
     }
 
-    /// Counts a request that nobody has sent: proves that the comparison of counts can fail.
+    /// Counts a request and a byte that nobody has sent: proves that the comparison of counts can fail.
     pub fn miscount(&self) {
-        *self.state().counts.requests.entry(("blob", "GET".into(), 200)).or_default() += 1;
+        let mut state = self.state();
+        *state.counts.requests.entry(("blob", "GET".into(), 200)).or_default() += 1;
+        state.counts.content_bytes += 1;
     }
 
     /// The latest requests, for a finding.

@@ -70,12 +70,13 @@ pub fn round(
     Round { storm: Duration::from_secs(storm), calm: Duration::from_secs(calm), has_kills }
 }
 
-pub fn run(soak: &Soak, length: Duration, sabotage: Option<Sabotage>) {
+pub fn run(soak: &Soak, length: Duration, is_without_kills: bool, sabotage: Option<Sabotage>) {
     actors::start(soak);
     first_pins(soak);
     let mut state = State::default();
     for number in 0.. {
-        let round = round(number, soak.began.elapsed(), length, sabotage);
+        let mut round = round(number, soak.began.elapsed(), length, sabotage);
+        round.has_kills &= !is_without_kills;
         if number > 0 && soak.began.elapsed() + round.storm + round.calm > length {
             break;
         }

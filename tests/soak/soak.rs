@@ -4,7 +4,7 @@
 //! `cargo run --example soak -- --larder target/release/larder --minutes 60 [--seed N] [--keep]`. A run consists of
 //! rounds: a **storm**, in which everything fails now and then; a **calm**, in which nothing fails and every count must
 //! be exact; and a **quiet**, in which the server must return to its base level. `--plan` prints the events of a seed.
-//! `--sabotage NAME` breaks something on purpose, and succeeds if the checks find it.
+//! With `--no-kills`, one process serves all the time. `--sabotage NAME` breaks something on purpose, and succeeds if the checks find it.
 //!
 //! | file | what it is |
 //! | --- | --- |
@@ -66,6 +66,8 @@ struct Options {
     seed: u64,
     keeps_files: bool,
     is_plan: bool,
+    /// Whether one process serves from the beginning to the end, to look for leaks.
+    is_without_kills: bool,
     sabotage: Option<Sabotage>,
 }
 
@@ -99,6 +101,7 @@ fn options() -> Result<Options, String> {
         seed: now,
         keeps_files: false,
         is_plan: false,
+        is_without_kills: false,
         sabotage: None,
     };
     let mut arguments = std::env::args().skip(1);
@@ -110,6 +113,7 @@ fn options() -> Result<Options, String> {
             "--minutes" => options.length = Duration::from_secs(60 * number(value()?)?),
             "--seed" => options.seed = number(value()?)?,
             "--keep" => options.keeps_files = true,
+            "--no-kills" => options.is_without_kills = true,
             "--plan" => options.is_plan = true,
             "--sabotage" => options.sabotage = Some(value()?.parse()?),
             _ => return Err(format!("unknown option {argument}")),
@@ -158,7 +162,7 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn std::error::Error>> {
             (0..CLIENTS).map(|number| scope.spawn(move || clients::run(soak, number))).collect();
         let guard = scope.spawn(move || clients::guard(soak));
         let watch = scope.spawn(move || rounds::watch(soak));
-        rounds::run(soak, options.length, options.sabotage);
+        rounds::run(soak, options.length, options.is_without_kills, options.sabotage);
         soak.end();
         for thread in clients.into_iter().chain([guard, watch]) {
             if thread.join().is_err() {
