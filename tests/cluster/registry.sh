@@ -35,14 +35,13 @@ blob_of() { # LAYOUT FILE MEDIA_TYPE
 # Writes an image layout to WORK/layout: one layer with a program, and one of random bytes for each number of MEGABYTES. Each
 # image is different from all others. `pause` is the program of pod sandboxes, `app` an HTTP server on port 5000.
 image_layout() { # pause|app NAME [MEGABYTES…]
-  local layout=$WORK/layout root=$WORK/image/root temporary=$WORK/image layers=() diffs=() entrypoint config size name
+  local layout=$WORK/layout root=$WORK/image/root temporary=$WORK/image layers=() entrypoint config size name
   rm -rf "$layout" "$temporary"
   mkdir -p "$layout/blobs/sha256" "$root"/{bin,etc,tmp}
+  # Random bytes do not compress, so layers are plain tars, whose digests are those of their content.
   layer() {
-    tar -C "$root" --sort=name --owner=0 --group=0 --mtime=@0 -cf "$temporary/layer.tar" .
-    diffs+=("$(digest_of "$temporary/layer.tar")")
-    gzip -n -1 <"$temporary/layer.tar" >"$temporary/layer"
-    layers+=("$(blob_of "$layout" "$temporary/layer" application/vnd.oci.image.layer.v1.tar+gzip)")
+    tar -C "$root" --sort=name --owner=0 --group=0 --mtime=@0 -cf "$temporary/layer" .
+    layers+=("$(blob_of "$layout" "$temporary/layer" application/vnd.oci.image.layer.v1.tar)")
     rm -rf "$root"
     mkdir "$root"
   }
@@ -76,8 +75,8 @@ C
     head -c "${size}M" /dev/urandom >"$root/data"
     layer
   done
-  jq -nc --argjson entrypoint "$entrypoint" --args '{architecture: "amd64", os: "linux", config: {Entrypoint: $entrypoint,
-    Env: ["PATH=/bin"]}, rootfs: {type: "layers", diff_ids: $ARGS.positional}}' "${diffs[@]}" >"$temporary/config"
+  printf '%s\n' "${layers[@]}" | jq -sc --argjson entrypoint "$entrypoint" '{architecture: "amd64", os: "linux",
+    config: {Entrypoint: $entrypoint, Env: ["PATH=/bin"]}, rootfs: {type: "layers", diff_ids: [.[].digest]}}' >"$temporary/config"
   config=$(blob_of "$layout" "$temporary/config" application/vnd.oci.image.config.v1+json)
   printf '%s\n' "${layers[@]}" | jq -sc --argjson config "$config" \
     '{schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config: $config, layers: .}' >"$temporary/manifest"
@@ -90,7 +89,7 @@ C
 # Pushes a new image to the registry.
 image_push() { # REPOSITORY:TAG [MEGABYTES…]
   image_layout app "$@"
-  hub skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$WORK/layout" "docker://$HUB:5000/$1"
+  hub skopeo copy --quiet --insecure-policy --preserve-digests --dest-tls-verify=false "oci:$WORK/layout" "docker://$HUB:5000/$1"
   rm -rf "$WORK/layout"
 }
 

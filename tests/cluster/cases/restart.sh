@@ -4,11 +4,11 @@
 
 # A volume that a second pod on another node can use too.
 shared_volume "$SCRATCH/images"
-larder_install "${ON_SHARED_VOLUME[@]}" "$(slow 8MB)"
+larder_install "${ON_SHARED_VOLUME[@]}" "$(slow 4MB)"
 mirror "$NODE_URL"
-image_push demo/cold:a 60 60
-image_push demo/cold:b 60 60
-has_partial_blob() { find "$SCRATCH/images" -type f -size +8M -print -quit | grep -q .; }
+image_push demo/cold:a 30 30
+image_push demo/cold:b 30 30
+has_partial_blob() { find "$SCRATCH/images" -type f -size +4M -print -quit | grep -q .; }
 # Two layers and the config; after an interruption, requests for the rest.
 resumed() {
   metrics_to "$SCRATCH/metrics"
