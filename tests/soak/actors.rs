@@ -182,11 +182,14 @@ fn age(soak: &Soak) {
     }
 }
 
-pub fn start(soak: &Soak) {
-    match soak.server.start() {
+/// Starts the server. Returns whether it is ready.
+pub fn start(soak: &Soak) -> bool {
+    let started = soak.server.start();
+    match &started {
         Ok(took) => soak.tally.raise("slowest start in ms", took.as_millis() as u64),
-        Err(error) => soak.finding("start", &error, ""),
+        Err(error) => soak.finding("start", error, ""),
     }
+    started.is_ok()
 }
 
 /// Runs a command of Larder. Its status must be one of `statuses`.

@@ -71,7 +71,9 @@ pub fn round(
 }
 
 pub fn run(soak: &Soak, length: Duration, is_without_kills: bool, sabotage: Option<Sabotage>) {
-    actors::start(soak);
+    if !actors::start(soak) {
+        return;
+    }
     first_pins(soak);
     let mut state = State::default();
     for number in 0.. {

@@ -180,8 +180,8 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn std::error::Error>> {
 
 /// Three addresses with free ports.
 fn free_addresses() -> Result<[SocketAddr; 3], String> {
-    // Runs at the same time begin at different ports.
-    let offset = u16::try_from(std::process::id() % 9_000).unwrap_or_default();
+    // Runs at the same time have different process IDs, and so other ports.
+    let offset = u16::try_from(std::process::id() % 3_900 * 3).unwrap_or_default();
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let ports = PORTS.skip(offset.into()).filter(free).take(3);
     let addresses: Vec<_> =
