@@ -1,12 +1,12 @@
 //! Explores the interleavings of tests (`make interleavings`).
 
 use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler};
-use shuttle::{Config, Runner};
+use shuttle::{Config, MaxSteps, Runner};
 use std::sync::Arc;
 use std::task::{Poll, Wake, Waker};
 
 use super::atomic::{AtomicBool, Ordering};
-use super::thread::{self, Thread};
+use super::{Condvar, Mutex};
 
 /// The maximum number of interleavings of a test that tries all.
 const ALL_MAX: usize = 100_000;
@@ -15,10 +15,14 @@ const SOME: usize = 2_000;
 /// How many switches the second kind places at random: most faults need one or two.
 const SWITCHES: usize = 3;
 
+/// The maximum number of switches in a test: a loop without an end is an error.
+const STEPS_MAX: usize = 50_000;
+
 fn config() -> Config {
     let mut config = Config::new();
     // Unoptimised code that parses manifests needs more than the default.
     config.stack_size = 512 * 1024;
+    config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
     // It treats every ordering as sequentially consistent, and warns about others.
     config.silence_warnings = true;
     config
@@ -56,22 +60,36 @@ pub(super) fn switch() {
 }
 
 /// Wakes a thread that waits in [`wait_for`].
-struct Bell(Thread);
+#[derive(Default)]
+pub(crate) struct Bell {
+    has_rung: Mutex<bool>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Waits until it rings, or has rung. (`park` may return without a reason, so that there is no last order.)
+    pub(crate) fn wait(&self) {
+        let has_rung = self.has_rung.lock().unwrap();
+        *self.rung.wait_while(has_rung, |has_rung| !*has_rung).unwrap() = false;
+    }
+}
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        *self.has_rung.lock().unwrap() = true;
+        self.rung.notify_one();
     }
 }
 
 /// Polls until the value is there, and waits for the waker in between. A wake-up that is lost is a deadlock, which
 /// shuttle reports.
 pub(crate) fn wait_for<T>(poll: impl Fn(&Waker) -> Poll<T>) -> T {
-    let waker = Waker::from(Arc::new(Bell(thread::current())));
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
     loop {
         if let Poll::Ready(value) = poll(&waker) {
             return value;
         }
-        thread::park();
+        bell.wait();
     }
 }

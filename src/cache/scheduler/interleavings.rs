@@ -15,10 +15,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::panic::resume_unwind;
 use std::sync::atomic::AtomicUsize as Count;
+use std::task::Wake;
 
 use super::*;
 use crate::oci::ImageName;
-use crate::sync::interleavings::{all, some};
+use crate::sync::interleavings::{Bell, all, some};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -105,9 +106,10 @@ fn a_job_that_is_submitted_while_the_scheduler_closes_runs_or_is_dropped() {
 fn a_job_wakes_the_fetcher() {
     all(|| {
         let scheduler = start(1, &[]);
-        let waits = thread::current();
-        scheduler.submit(of("quay.io/a", 1), || true, move || waits.unpark());
-        thread::park();
+        let bell = Arc::new(Bell::default());
+        let rings = Arc::clone(&bell);
+        scheduler.submit(of("quay.io/a", 1), || true, move || rings.wake());
+        bell.wait();
         drop(scheduler);
     });
     all(|| start(1, &[]).close());
