@@ -237,10 +237,10 @@ fn a_waker_of_a_connection_that_has_ended_does_not_wake_the_next_one() {
         let waker = old.guard.waker();
         let wakes = thread::spawn(move || waker.wake());
         drop(old);
-        let next = connection(table.admit(client(1)).unwrap());
-        table.insert(next, parking(Interest::Hangup, None));
+        let next = with_worker(&table, parking(Interest::Hangup, None));
+        let parked = table.park(next, parking(Interest::Hangup, None));
         wakes.join().unwrap();
-        assert!(queued(&table).is_none(), "it was woken");
+        assert!(parked.is_ok() && queued(&table).is_none(), "it was woken");
         table.sweep(Instant::now(), Sweep::All);
         assert!(queued(&table).is_some(), "it is parked");
     });

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | two processes download the same blob: one writes, no byte is wrong | some |
 //! | one of them gives up halfway, the other one continues | some |
+//! | one of them discards wrong bytes while the other one begins | some |
 //! | a process removes the directory of its last partial while another one begins | some |
 //! | a manifest is committed while a sweep scans and removes: what the commit saw afterwards stays | some |
 //! | a manifest gets a tag while an eviction removes its only other tag | some |
@@ -20,8 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Upstream};
 use crate::store::{
-    Access, Begin, Eviction, Evictor, GRACE, ManifestRecord, PinSettings, Settings, Store,
-    TagRecord,
+    Access, Begin, Eviction, Evictor, ManifestRecord, PinSettings, Settings, Store, TagRecord,
 };
 use crate::sync::interleavings::few;
 use crate::sync::{may_switch, thread};
@@ -194,6 +194,27 @@ fn a_download_that_is_given_up_is_continued() {
 }
 
 #[test]
+fn a_partial_that_is_discarded_is_not_continued() {
+    few(|| {
+        let site = Site::new();
+        let one = site.one.clone();
+        let discards = thread::spawn(move || {
+            let begun = one.ingest(&quay(), &sha256(HELLO), Some(HELLO.len() as u64)).unwrap();
+            if let Begin::Writing(mut ingest) = begun {
+                while ingest.recover(&mut [0; 4]).unwrap() {}
+                ingest.write(b"wrong").unwrap();
+                may_switch();
+                assert!(ingest.verify(Some(HELLO.len() as u64)).is_err());
+            }
+        });
+        download(&site.two, HELLO.len());
+        discards.join().unwrap();
+        download(&site.two, HELLO.len());
+        assert_eq!(site.one.read(&sha256(HELLO), HELLO.len() as u64).as_deref(), Some(HELLO));
+    });
+}
+
+#[test]
 fn the_directory_of_partials_may_go_while_another_download_begins() {
     few(|| {
         let site = Site::new();
@@ -245,7 +266,8 @@ fn what_a_commit_names_survives_a_sweep() {
             let Ok(sweep) = two.begin_sweep().unwrap() else { return };
             let seen = two.catalogue(&mut || true).unwrap().unwrap();
             let is_named = |digest: &Digest| seen.number_of(digest).is_some();
-            sweep.sweep(GRACE, &is_named, &mut || true).unwrap();
+            // Without a grace period, only the lock and the times keep what is being committed.
+            sweep.sweep(Duration::ZERO, &is_named, &mut || true).unwrap();
         });
         let saw = commits.join().unwrap();
         sweeps.join().unwrap();
