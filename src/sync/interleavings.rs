@@ -11,7 +11,7 @@ use super::{Condvar, Mutex};
 /// The maximum number of interleavings of a test that tries all.
 const ALL_MAX: usize = 100_000;
 /// The number of random interleavings of each kind; `INTERLEAVINGS` sets another one.
-const SOME: usize = 2_000;
+const SOME: usize = 4_000;
 /// How many switches the second kind places at random: most faults need one or two.
 const SWITCHES: usize = 3;
 
@@ -43,7 +43,7 @@ pub(crate) fn some(test: impl Fn() + Send + Sync + 'static) {
 
 /// As [`some`], for tests that take longer.
 pub(crate) fn few(test: impl Fn() + Send + Sync + 'static) {
-    some_of(SOME / 10, test);
+    some_of(SOME / 2, test);
 }
 
 fn some_of(count: usize, test: impl Fn() + Send + Sync + 'static) {

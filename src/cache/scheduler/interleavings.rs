@@ -182,6 +182,38 @@ fn a_fetcher_is_woken_for_each_job_that_may_start() {
     });
 }
 
+/// When the first job ends, two of the queued ones may start. Its fetcher takes one, which needs the other one.
+#[test]
+fn the_end_of_a_job_starts_every_job_that_may_start_now() {
+    some(|| {
+        let (scheduler, jobs) = (start(3, &[("quay.io", 1)]), Arc::new(Jobs::default()));
+        let (begun, last) = (Arc::new(Jobs::default()), Arc::new(Jobs::default()));
+        let gate = Arc::new(Bell::default());
+        let opens = Arc::clone(&gate);
+        let (begin, job) = (begun.job(), jobs.job());
+        scheduler.submit(of("quay.io/a", 1), || true, move || {
+            begin();
+            gate.wait();
+            job();
+        });
+        let waits = |begin: Box<dyn FnOnce() + Send>| {
+            let (last, job) = (Arc::clone(&last), jobs.job());
+            move || {
+                begin();
+                last.wait_until_ran(1);
+                job();
+            }
+        };
+        scheduler.submit(of("docker.io/a", 1), || true, waits(Box::new(begun.job())));
+        begun.wait_until_ran(2);
+        // One fetcher is free. This class has used its share of it, and the next one is at its limit.
+        scheduler.submit(of("docker.io/a", 2), || true, waits(Box::new(|| {})));
+        scheduler.submit(of("quay.io/a", 2), || true, last.job());
+        opens.wake();
+        jobs.wait_until_ran(3);
+    });
+}
+
 #[test]
 fn jobs_that_are_displaced_from_a_full_queue_are_dropped_once() {
     some(|| {

@@ -131,7 +131,7 @@ impl DigestingWriter {
         if inner.fsync {
             self.file.sync_data().map_err(|error| StoreError::write(&self.path, error))?;
         }
-        inner.publish(&self.path, &inner.layout.blob(digest))
+        inner.publish_counted(&self.path, &inner.layout.blob(digest))
     }
 }
 

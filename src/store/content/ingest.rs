@@ -314,7 +314,7 @@ impl Verified {
         // The note first: after the rename, this could remove the note of the next partial. A note without its
         // partial is ignored, so this may fail.
         let _ = fs::remove_file(&ingest.note);
-        inner.publish(&ingest.path, &inner.layout.blob(&ingest.digest))?;
+        inner.publish_counted(&ingest.path, &inner.layout.blob(&ingest.digest))?;
         Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written })
     }
 }

@@ -176,7 +176,7 @@ impl Store {
     fn put_back(&self, path: &Path, digest: &Digest) -> Result<(), StoreError> {
         // As young as a new blob, since the names that refer to it may have been removed.
         renew_path(path);
-        self.inner.publish(path, &self.inner.layout.blob(digest))?;
+        self.inner.publish_counted(path, &self.inner.layout.blob(digest))?;
         log::info!("{digest} from quarantine/ is intact after all and is served again");
         Ok(())
     }

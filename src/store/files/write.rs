@@ -39,13 +39,23 @@ impl Inner {
             let _ = fs::remove_file(&temporary);
             return Err(StoreError::write(path, error));
         }
-        let size = |path: &Path| fs::metadata(path).map_or(0, |is| allocated(&is));
-        let (before, after) = (size(path), size(&temporary));
-        self.publish(&temporary, path).inspect_err(|_| {
+        let after = allocated_at(&temporary);
+        self.publish_counted(&temporary, path).inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
         })?;
         self.note_bytes_added(after);
-        self.note_bytes_removed(before);
+        Ok(())
+    }
+
+    /// Like [`Inner::publish`]; a file that is replaced no longer uses space.
+    pub(in crate::store) fn publish_counted(
+        &self,
+        temporary: &Path,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        let replaced = allocated_at(path);
+        self.publish(temporary, path)?;
+        self.note_bytes_removed(replaced);
         Ok(())
     }
 
@@ -92,7 +102,7 @@ impl Inner {
 
     /// Removes a file if it exists and returns its allocated bytes.
     pub(in crate::store) fn remove_counted(&self, path: &Path) -> Result<u64, StoreError> {
-        let bytes = fs::symlink_metadata(path).map_or(0, |is| allocated(&is));
+        let bytes = allocated_at(path);
         may_switch();
         match fs::remove_file(path) {
             Ok(()) => self.note_bytes_removed(bytes),
@@ -154,6 +164,11 @@ impl Store {
 pub(in crate::store) fn allocated(metadata: &Metadata) -> u64 {
     // The unit is 512 bytes regardless of the file system's block size.
     metadata.blocks().saturating_mul(512)
+}
+
+/// The allocated bytes of the file at a path; 0 if there is none.
+fn allocated_at(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |is| allocated(&is))
 }
 
 /// The current time, set by the file system.

@@ -17,6 +17,19 @@ fn imports(store: &Store) -> usize {
 }
 
 #[test]
+fn a_blob_that_is_imported_again_uses_space_once() {
+    let (_directory, store) = fresh();
+    let content = vec![b'x'; 1_000_000];
+    put(&store, &content);
+    let before = store.count_disk(&mut || true).unwrap().allocated_bytes;
+    let mut writer = store.digesting_writer(Algorithm::Sha256).unwrap();
+    writer.write(&content).unwrap();
+    writer.commit(None).unwrap();
+    let followed = store.disk_bytes().unwrap();
+    assert!(followed.abs_diff(before) <= 4 * 4096, "{before} before, {followed} now");
+}
+
+#[test]
 fn imported_content_gets_the_name_of_its_digest() {
     let (_directory, store) = fresh();
     let digest = sha256(b"some layer");
