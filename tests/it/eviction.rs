@@ -135,6 +135,8 @@ fn blob_larger_than_the_limit_evicts_nothing() {
     new.publish(&registry);
     let server = serve(&site, LIMIT);
     passes_through(&server, &new);
+    let layer = blob(&new.path(), &new.image.layers()[0].digest);
+    assert_eq!(registry.count("GET", &layer), 1, "one request is enough for a client");
     assert_eq!(kept(&site, &images), [true; 3]);
     assert_eq!(server.metric(EVICTED), 0.0);
     // A blob that does fit can still evict others.

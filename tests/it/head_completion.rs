@@ -66,6 +66,21 @@ fn image_that_nodes_only_check_survives_an_outage() {
 }
 
 #[test]
+fn tag_that_one_server_checked_and_another_one_pulled_survives_an_outage() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let one = start(&registry, PrefetchOnHead::Runtimes);
+    let other = one.second();
+    check(&one, &manifest(REPOSITORY, "v1"), CONTAINERD);
+    let by_digest = manifest(REPOSITORY, &image.digest());
+    assert_eq!(other.request("GET", &by_digest, &[("User-Agent", CONTAINERD)]).status, 200);
+    registry.fault(On::anything(), Fault::status(503));
+    after(&one, AFTER_THE_DELAY);
+    for larder in [&one, &other] {
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).body, image.manifest());
+    }
+}
+
+#[test]
 fn check_by_digest_completes_the_image_too() {
     let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let larder = start(&registry, PrefetchOnHead::Runtimes);

@@ -67,6 +67,10 @@ impl BlobCache {
     ) -> Result<Blob, CacheError> {
         let digest = leader.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
+        if let Some(size) = known.or(size_hint) {
+            // Without a request, whose response would be discarded: the blob is requested again to be passed through.
+            self.eviction.check_size(size)?;
+        }
         let sink = ToStore {
             cache: self,
             name,

@@ -228,6 +228,8 @@ impl Completions {
             lock(&self.table).remove(&key);
             return false;
         }
+        // A client that received HEAD here may have pulled through another process that shares the directory.
+        self.manifests.write_tags_of_stored(name, &entry.digest);
         // Before the obstacles: nothing is wrong with an image that is complete, and nothing has to be requested.
         if self.missing(name, entry).is_nothing() {
             self.settle(&key, entry, now);

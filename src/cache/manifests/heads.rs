@@ -201,7 +201,13 @@ impl ManifestCache {
             tags.insert(key, of_digest);
         }
         lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), known);
-        if let Ok(Some(stored)) = self.stored_manifest(name, &head.digest, Access::Look) {
+        self.write_tags_of_stored(name, &head.digest);
+    }
+
+    /// Writes the tags that recent HEAD responses contained, if their manifest is in the store. Another process that
+    /// uses the directory may have stored it: it does not know the responses.
+    pub(in crate::cache) fn write_tags_of_stored(&self, name: &ImageName, digest: &Digest) {
+        if let Ok(Some(stored)) = self.stored_manifest(name, digest, Access::Look) {
             self.write_tags_known_from_head(name, &stored.content);
         }
     }

@@ -191,11 +191,15 @@ fn the_end_of_a_job_starts_every_job_that_may_start_now() {
         let gate = Arc::new(Bell::default());
         let opens = Arc::clone(&gate);
         let (begin, job) = (begun.job(), jobs.job());
-        scheduler.submit(of("quay.io/a", 1), || true, move || {
-            begin();
-            gate.wait();
-            job();
-        });
+        scheduler.submit(
+            of("quay.io/a", 1),
+            || true,
+            move || {
+                begin();
+                gate.wait();
+                job();
+            },
+        );
         let waits = |begin: Box<dyn FnOnce() + Send>| {
             let (last, job) = (Arc::clone(&last), jobs.job());
             move || {

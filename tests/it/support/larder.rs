@@ -68,7 +68,7 @@ pub struct Larder {
     clock: Arc<Mutex<SystemTime>>,
     ended: Arc<Endings>,
     running: Option<Running>,
-    directory: tempfile::TempDir,
+    directory: Arc<tempfile::TempDir>,
 }
 
 struct Running {
@@ -106,10 +106,23 @@ impl Larder {
             clock: Arc::new(Mutex::new(clock)),
             ended: Arc::default(),
             running: None,
-            directory: tempfile::tempdir().expect("a temporary directory"),
+            directory: Arc::new(tempfile::tempdir().expect("a temporary directory")),
         };
         larder.run();
         larder
+    }
+
+    /// Another server on the same directory and clock, as another process or pod would be.
+    pub fn second(&self) -> Larder {
+        let mut second = Larder {
+            settings: self.settings.clone(),
+            clock: Arc::clone(&self.clock),
+            ended: Arc::default(),
+            running: None,
+            directory: Arc::clone(&self.directory),
+        };
+        second.run();
+        second
     }
 
     /// Drains and restarts on the same directory. The clock is unchanged.
