@@ -71,7 +71,8 @@ fuzzing() {
     return
   fi
   cargo +nightly fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked --quiet
-  make fuzz-quick
+  # Twice as many at a time as there are cores: a minute each, in half the time of the gate.
+  make fuzz-quick JOBS=4
 }
 
 # A cold build of Kubernetes takes half an hour, so the cluster runs only where it has been built (`make cluster-up`).
@@ -80,6 +81,7 @@ cluster() {
     echo 'skipped: the cluster has not been built on this machine (make static image-tar cluster-up)'
     return
   fi
+  apt-get install -y -qq --no-install-recommends conntrack socat ethtool dnsmasq-base containernetworking-plugins busybox-static >/dev/null
   make image-tar
   local status=0
   make cluster-up && make cluster-test || status=$?
