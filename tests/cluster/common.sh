@@ -61,6 +61,20 @@ node_address() { printf '10.77.0.1%s\n' "$1"; } # N
 
 # ---- Commands in the network of the hub, and in the network, mounts and host name of a node --------------------------------
 
+# Waits until a process has its own namespaces of these kinds. Entered before, the namespaces would be those of the machine, and
+# a node would change the machine's /etc, mounts and host name. Pid 1 is no reference: it may be inaccessible.
+wait_for_namespaces() { # NAME KIND…
+  local pid kind
+  pid=$(<"$RUN/$1.pid")
+  for kind in "${@:2}"; do
+    wait_until 10 "the $kind namespace of $1" has_own_namespace "$pid" "$kind"
+  done
+}
+has_own_namespace() { # PID KIND
+  local own
+  own=$(readlink "/proc/$1/ns/$2") && [[ -n $own && $own != "$(readlink "/proc/self/ns/$2")" ]]
+}
+
 # `ip netns exec` would hide /sys/fs/cgroup, which the kubelet needs, so namespaces are entered by the pid of their holder.
 hub() { nsenter --target "$(<"$RUN/hub.pid")" --net -- "$@"; }
 node() { # N COMMAND…

@@ -14,7 +14,7 @@ node_create() { # N
   printf '10' >"$dir/ten"
   setsid unshare --net --mount --uts --propagation private sleep infinity </dev/null >/dev/null 2>&1 &
   echo $! >"$RUN/node$n.pid"
-  wait_until 10 "the network of node $n" node "$n" test ! /proc/self/ns/net -ef /proc/1/ns/net
+  wait_for_namespaces "node$n" net mnt uts
   # /etc is that of the machine, with changes of its own. hostPath volumes, mirror configuration and sockets are the node's own.
   # shellcheck disable=SC2016  # expanded by the inner shell
   node "$n" bash -euc '
