@@ -28,24 +28,32 @@ const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
 impl BlobCache {
     /// The work of a blob flight, on a fetcher: check the store again, ingest, verify, commit.
+    ///
+    /// `suspended` is the ingest of the flight if its download was suspended before, and receives it if it is suspended
+    /// now. Followers read the file of the first ingest until the flight ends, so nobody else may get its lock: another
+    /// writer would discard an empty partial, or continue in another file.
     pub(super) fn fetch(
         &self,
         name: &ImageName,
         leader: &BlobLeader,
         size_hint: Option<u64>,
+        suspended: &mut Option<Ingest>,
     ) -> Result<Blob, CacheError> {
         for _ in 0..OTHER_PROCESS_CHECKS_MAX {
             self.core.stop_if_closed()?;
-            let ingest = match self.core.store.resume(&name.upstream, &leader.key().1, size_hint)? {
-                Begin::Writing(ingest) => Some(*ingest),
-                Begin::Absent => None,
-                Begin::Present(blob) => return Ok(announce_stored(name, leader, blob)),
-                Begin::Locked => {
-                    self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
-                    continue;
+            if suspended.is_none() {
+                let digest = &leader.key().1;
+                match self.core.store.resume(&name.upstream, digest, size_hint)? {
+                    Begin::Writing(ingest) => *suspended = Some(*ingest),
+                    Begin::Absent => {}
+                    Begin::Present(blob) => return Ok(announce_stored(name, leader, blob)),
+                    Begin::Locked => {
+                        self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
+                        continue;
+                    }
                 }
-            };
-            match self.download_blob(name, leader, size_hint, ingest) {
+            }
+            match self.download_blob(name, leader, size_hint, suspended) {
                 // Another process has started or finished the blob since the check.
                 Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
                     self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
@@ -63,7 +71,7 @@ impl BlobCache {
         name: &ImageName,
         leader: &BlobLeader,
         size_hint: Option<u64>,
-        ingest: Option<Ingest>,
+        suspended: &mut Option<Ingest>,
     ) -> Result<Blob, CacheError> {
         let digest = leader.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
@@ -75,7 +83,7 @@ impl BlobCache {
             cache: self,
             name,
             leader,
-            ingest,
+            ingest: suspended.take(),
             claim: size_hint.filter(|_| known.is_none()),
             promised: None,
             is_noted: false,
@@ -91,6 +99,10 @@ impl BlobCache {
             let is_full = matches!(&error, CacheError::Store(store) if store.is_full()
                 && (has_written || matches!(**store, StoreError::Write { .. })));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
+            if matches!(error, CacheError::Suspended) {
+                *suspended = download.sink.ingest;
+                return Err(error);
+            }
             if is_wrong {
                 self.note_wrong(leader.key(), download.failures_of_senders());
             }

@@ -23,7 +23,7 @@ use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
-use crate::store::Blob;
+use crate::store::{Blob, Ingest};
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
 pub use pass_through::{AlreadySent, PassThrough};
@@ -288,7 +288,7 @@ impl BlobCache {
             forget(&cache, &queued);
             drop(joined.flight);
             if let Some(leader) = joined.leader {
-                cache.run_flight(name, leader, size_hint, client);
+                cache.run_flight(name, leader, size_hint, client, None);
             }
         });
         if !is_queued {
@@ -309,7 +309,7 @@ impl BlobCache {
         let joined = self.flights.join(&key, || given_up(name));
         let how = if joined.leader.is_some() { How::Miss } else { How::Join };
         if let Some(leader) = joined.leader {
-            self.submit_flight(purpose, name.clone(), leader, size_hint);
+            self.submit_flight(purpose, name.clone(), leader, size_hint, None);
         }
         let waits_for = WaitsFor::Bytes(joined.flight);
         Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
@@ -322,6 +322,7 @@ impl BlobCache {
         name: ImageName,
         leader: BlobLeader,
         size_hint: Option<u64>,
+        suspended: Option<Ingest>,
     ) {
         let (cache, client) = (Arc::clone(self), purpose.client);
         let flight = Arc::clone(leader.flight());
@@ -329,7 +330,7 @@ impl BlobCache {
             purpose,
             move || flight.has_followers(),
             move || {
-                cache.run_flight(name, leader, size_hint, client);
+                cache.run_flight(name, leader, size_hint, client, suspended);
             },
         );
     }
@@ -345,18 +346,23 @@ impl BlobCache {
         leader: BlobLeader,
         size_hint: Option<u64>,
         client: Option<ClientAddress>,
+        mut suspended: Option<Ingest>,
     ) {
         leader.begin();
         let key = leader.key().clone();
-        let result = self.fetch(&name, &leader, size_hint);
+        let result = self.fetch(&name, &leader, size_hint, &mut suspended);
         if matches!(&result, Err(CacheError::Suspended)) {
             match leader.abandon(given_up(&name)) {
                 Some(leader) => {
                     if let Ok(purpose) = self.core.purpose(&name, client) {
-                        self.submit_flight(purpose, name, leader, size_hint);
+                        self.submit_flight(purpose, name, leader, size_hint, suspended);
                     }
                 }
-                None => drop(self.fetch_in_background(&name, &key.1, size_hint, client)),
+                None => {
+                    // The next flight opens the partial again.
+                    drop(suspended);
+                    self.fetch_in_background(&name, &key.1, size_hint, client);
+                }
             }
             return;
         }
@@ -387,7 +393,7 @@ impl BlobCache {
         drop(joined.flight);
         if let Some(leader) = joined.leader {
             let cache = Arc::clone(self);
-            let run = move || cache.run_flight(name, leader, size_hint, client);
+            let run = move || cache.run_flight(name, leader, size_hint, client, None);
             self.core.blob_fetchers.submit(purpose, || true, run);
         }
     }

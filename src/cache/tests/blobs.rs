@@ -423,3 +423,34 @@ fn an_air_gapped_start_sends_no_request_for_unfinished_downloads() {
     bench.cache.resume_downloads();
     assert!(bench.source.calls().is_empty() && partial.exists());
 }
+
+#[test]
+fn a_client_that_joins_a_download_while_it_is_suspended_gets_all_bytes() {
+    let bench = Bench::with(|settings| settings.blob_fetchers = 1);
+    let (digest, _suspended) = bench.source.stream(b"hello world");
+    let (_, resumed) = bench.source.stream(b"hello world");
+    let (other, sender) = bench.source.stream(b"for a client");
+    send_all(sender, b"for a client");
+    send_all(resumed, b"hello world");
+    let gate = Arc::new(Gate::default());
+    *bench.source.gate.lock().unwrap() = Some(Arc::clone(&gate));
+    assert!(bench.cache.services.blobs.fetch_in_background(&name(), &digest, None, None));
+    gate.wait_until_reached();
+    // It is suspended for this client when its first response arrives, before its first byte.
+    let waiting = bench.follow(&other);
+    let joined = Arc::new(Mutex::new(None));
+    let (cache, slot) = (bench.cache.clone(), Arc::clone(&joined));
+    *bench.source.on_drop.lock().unwrap() = Some(Box::new(move || {
+        // After the announcement of the file, and before the flight is given up.
+        if let Ok(BlobLookup::Wait(joins)) = cache.blob(&name(), &digest, Purpose::Read) {
+            let incoming = wait(|waker| joins.poll_file(waker));
+            *slot.lock().unwrap() = incoming.is_ok().then_some(joins);
+        }
+    }));
+    gate.open();
+    assert_eq!(read_all(&waiting).unwrap(), b"for a client");
+    let joined = joined.lock().unwrap().take().expect("a follower of the announced file");
+    assert_eq!(joined.how, How::Join);
+    assert_eq!(read_all(&joined).unwrap(), b"hello world");
+    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+}

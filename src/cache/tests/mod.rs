@@ -38,6 +38,8 @@ struct FakeSource {
     sizes: Mutex<HashMap<Digest, u64>>,
     failure: Mutex<Option<UpstreamErrorKind>>,
     gate: Mutex<Option<Arc<Gate>>>,
+    /// Called when the next body of a blob is dropped.
+    on_drop: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
 }
 
 /// Blocks callers until it is opened.
@@ -117,6 +119,14 @@ impl FakeSource {
 struct Pieces {
     receiver: Receiver<io::Result<Vec<u8>>>,
     rest: Vec<u8>,
+    on_drop: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        let call = self.on_drop.lock().unwrap().take();
+        call.into_iter().for_each(|call| call());
+    }
 }
 
 impl Read for Pieces {
@@ -188,7 +198,11 @@ impl Source for FakeSource {
                 endpoint: 0,
                 start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },
                 size: self.sizes.lock().unwrap().get(digest).copied(),
-                reader: Box::new(Pieces { receiver, rest: Vec::new() }),
+                reader: Box::new(Pieces {
+                    receiver,
+                    rest: Vec::new(),
+                    on_drop: Arc::clone(&self.on_drop),
+                }),
             }),
             None => Self::not_found(call),
         }
