@@ -27,6 +27,8 @@ use crate::upstream::{
 /// The response bodies for a blob, in order.
 type Bodies = VecDeque<Receiver<io::Result<Vec<u8>>>>;
 
+type Hook = Option<Box<dyn FnOnce() + Send>>;
+
 /// A fake registry. It records every call. The test sets content and failures.
 #[derive(Default)]
 struct FakeSource {
@@ -39,7 +41,7 @@ struct FakeSource {
     failure: Mutex<Option<UpstreamErrorKind>>,
     gate: Mutex<Option<Arc<Gate>>>,
     /// Called when the next body of a blob is dropped.
-    on_drop: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    on_drop: Arc<Mutex<Hook>>,
 }
 
 /// Blocks callers until it is opened.
@@ -119,7 +121,7 @@ impl FakeSource {
 struct Pieces {
     receiver: Receiver<io::Result<Vec<u8>>>,
     rest: Vec<u8>,
-    on_drop: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    on_drop: Arc<Mutex<Hook>>,
 }
 
 impl Drop for Pieces {
