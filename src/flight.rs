@@ -368,6 +368,14 @@ impl<K: Eq + Hash, H, T, E: Clone> Leader<K, H, T, E> {
         });
     }
 
+    /// [`Leader::announce`] and [`Leader::advance`] as one change, which wakes each waker once.
+    pub fn announce_all(&self, header: H, available: u64) {
+        self.change(|state| {
+            state.header.get_or_insert(header);
+            state.available = state.available.max(available);
+        });
+    }
+
     /// Publishes that `available` bytes may be read. A lower number than before is ignored.
     pub fn advance(&self, available: u64) {
         self.change(|state| state.available = state.available.max(available));

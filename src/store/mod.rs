@@ -81,9 +81,11 @@ pub use usage::{
 
 use content::documents;
 use content::large_documents::LargeDocuments;
+use files::directory_sync::DirectorySyncs;
 use files::faults::Faults;
 use files::layout::Layout;
 use files::read::read_file;
+use usage::SpaceSeen;
 
 /// How the directory is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,11 +120,16 @@ struct Inner {
     bytes_counted: AtomicI64,
     /// Bytes that this process has added (positive) or removed (negative) since that count.
     bytes_changed: AtomicI64,
+    /// The same since the last look at the free space of the file system.
+    bytes_since_look: AtomicI64,
     /// Held during a count: two concurrent counts would subtract the changes twice.
     counting: Mutex<()>,
     /// Budgets for documents that are being sent, by kind.
     budgets: [documents::DocumentBudgets; documents::KINDS],
     large_documents: LargeDocuments,
+    directory_syncs: DirectorySyncs,
+    /// The space of the file system at the last look.
+    space: Mutex<Option<SpaceSeen>>,
 }
 
 impl Store {
@@ -142,9 +149,12 @@ impl Store {
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),
             // A process that wrote a tag may have been killed before it updated the index.
+            directory_syncs: DirectorySyncs::default(),
+            space: Mutex::default(),
             index_outdated: AtomicBool::new(writable),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
+            bytes_since_look: AtomicI64::new(0),
             counting: Mutex::new(()),
             budgets: Default::default(),
             large_documents: LargeDocuments::default(),

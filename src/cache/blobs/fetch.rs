@@ -25,6 +25,12 @@ const OTHER_PROCESS_CHECKS_MAX: u32 = 240;
 /// The maximum size of a blob whose size the registry does not report. Hardly any layer is larger, and registries
 /// report the size of such layers.
 const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// A smaller blob gets no note of its origin: after a restart it is downloaded again when a client requests it, which
+/// takes less time than it takes to write a note for each blob.
+const NOTED_BYTES_MIN: u64 = 512 * 1024;
+/// A blob of at most this size is announced with its first bytes, or with all of them, so that a client that waits for
+/// it is woken once instead of three times. Its header would arrive hardly earlier.
+const ANNOUNCED_LATE_MAX: u64 = 64 * 1024;
 
 impl BlobCache {
     /// The work of a blob flight, on a fetcher: check the store again, ingest, verify, commit.
@@ -86,6 +92,7 @@ impl BlobCache {
             ingest: suspended.take(),
             claim: size_hint.filter(|_| known.is_none()),
             promised: None,
+            unannounced: None,
             is_noted: false,
             has_written: false,
         };
@@ -117,7 +124,7 @@ impl BlobCache {
         // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
-        announce(name, leader, &ingest, Some(size), SizeSource::Registry);
+        let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(leader.key(), failures);
         })?;
@@ -128,7 +135,7 @@ impl BlobCache {
         // size learn it from the end of the flight.
         let promised = leader.flight().header().and_then(|incoming| incoming.size);
         if promised.is_none_or(|promised| promised == size) {
-            leader.advance(size);
+            leader.announce_all(incoming, size);
         }
         Ok(verified.commit()?)
     }
@@ -212,6 +219,8 @@ struct ToStore<'a> {
     claim: Option<u64>,
     /// The size announced to clients, by this download or by an earlier one of the flight.
     promised: Option<u64>,
+    /// What is to be announced with the first bytes.
+    unannounced: Option<Incoming>,
     /// Whether the origin was recorded beside the partial.
     is_noted: bool,
     /// Whether this download has written something.
@@ -219,8 +228,19 @@ struct ToStore<'a> {
 }
 
 impl ToStore<'_> {
-    /// Makes the written bytes available to readers, except the last byte of the blob.
+    /// Announces the blob, unless that was done.
+    fn announce(&mut self) {
+        if let Some(incoming) = self.unannounced.take() {
+            self.leader.announce(incoming);
+        }
+    }
+
+    /// Makes the written bytes available to readers, except the last byte of the blob. Readers that do not know the
+    /// blob yet learn of all bytes at once.
     fn show(&self, size: Option<u64>) {
+        if self.unannounced.is_some() {
+            return;
+        }
         let written = self.bytes_written();
         let end = self.promised.or(size).unwrap_or(written);
         self.leader.advance(written.min(end.saturating_sub(1)));
@@ -257,18 +277,26 @@ impl Sink for ToStore<'_> {
             Some(ingest) => ingest,
             None => self.ingest.insert(self.cache.begin_ingest(self.leader.key(), size)?),
         };
-        if !std::mem::replace(&mut self.is_noted, true)
+        if size.is_none_or(|size| size >= NOTED_BYTES_MIN)
+            && !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note_origin(self.name)
         {
             // If the disk has failed, the download itself reports it.
             log::debug!("{}: {error}", self.name);
         }
-        match size {
-            Some(_) => announce(self.name, self.leader, ingest, size, SizeSource::Registry),
-            None => announce(self.name, self.leader, ingest, self.claim, SizeSource::Manifest),
-        }
+        let incoming = match size {
+            Some(_) => incoming(self.name, ingest, size, SizeSource::Registry),
+            None => incoming(self.name, ingest, self.claim, SizeSource::Manifest),
+        };
         // The first announcement counts. A flight that was suspended has made one before.
-        let announced = self.leader.flight().header();
+        let mut announced = self.leader.flight().header();
+        if announced.is_none() {
+            announced = Some(incoming.clone());
+            self.unannounced = Some(incoming);
+            if size.is_none_or(|size| size > ANNOUNCED_LATE_MAX) {
+                self.announce();
+            }
+        }
         self.promised = announced.as_ref().and_then(|incoming| incoming.size);
         if let (Some(incoming), Some(now)) = (announced, size)
             && incoming.size_source == SizeSource::Registry
@@ -291,7 +319,11 @@ impl Sink for ToStore<'_> {
         // `begin` is called before the first byte.
         let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
         ingest.write(bytes)?;
+        let is_all = size == Some(ingest.bytes_written());
         self.has_written = true;
+        if !is_all {
+            self.announce();
+        }
         self.show(size);
         Ok(())
     }
@@ -306,21 +338,19 @@ impl Sink for ToStore<'_> {
     }
 }
 
-fn announce(
+fn incoming(
     name: &ImageName,
-    leader: &BlobLeader,
     ingest: &Ingest,
     size: Option<u64>,
     size_source: SizeSource,
-) {
-    let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
-    leader.announce(Incoming { origin, file, size, size_source });
+) -> Incoming {
+    Incoming { origin: name.clone(), file: Arc::clone(ingest.file()), size, size_source }
 }
 
 /// Announces a blob that is in the store already: all of it is available at once.
 fn announce_stored(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    leader.announce(Incoming { origin, file, size, size_source: SizeSource::Registry });
-    leader.advance(blob.size);
+    let incoming = Incoming { origin, file, size, size_source: SizeSource::Registry };
+    leader.announce_all(incoming, blob.size);
     blob
 }

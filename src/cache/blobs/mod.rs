@@ -372,7 +372,10 @@ impl BlobCache {
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
         leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
-        self.core.store.remove_empty_partials(&name.upstream);
+        if !matches!(self.core.sources.standing(&name.upstream), Ok(Standing::Listed)) {
+            // Clients choose the names of unlisted registries, so the directories of these do not stay.
+            self.core.store.remove_empty_partials(&name.upstream);
+        }
         // After the flight has left the table, so that a late cancellation cannot end the next flight.
         self.uncancel(&key);
         if is_wrong && self.should_try_again(&key) {

@@ -79,6 +79,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// The fetchers that wait for a job, and the threads that wait for an end. Nobody is signalled in vain, since that
+    /// would cost a system call for each small blob.
+    idle: usize,
+    pausing: usize,
     /// Jobs of clients.
     foreground: Queue,
     /// Jobs without a waiting client.
@@ -169,7 +173,6 @@ impl Scheduler {
             run: in_this_chain(run),
         };
         let dropped = self.queue(job);
-        self.shared.queued.notify_one();
         // Dropped outside of the lock: a job's leader wakes its followers.
         drop(dropped);
     }
@@ -201,6 +204,7 @@ impl Scheduler {
             }
         }
         queue.push(job);
+        self.shared.wake_one(&state);
         dropped
     }
 
@@ -218,13 +222,11 @@ impl Scheduler {
                 Some(job)
             } else {
                 state.background.push(job);
+                self.shared.wake_one(&state);
                 None
             }
         };
         let is_queued = refused.is_none();
-        if is_queued {
-            self.shared.queued.notify_one();
-        }
         drop(refused);
         is_queued
     }
@@ -262,16 +264,12 @@ impl Scheduler {
 
     /// Waits for `wait`, or until the scheduler is closed. For jobs, which may block their thread.
     pub(super) fn pause(&self, wait: Duration) {
-        let state = self.shared.lock();
-        let open = |_: &mut State| !self.is_closed();
-        drop(self.shared.ended.wait_timeout_while(state, wait, open));
+        self.shared.wait_for_end(wait, |_| !self.is_closed());
     }
 
     /// Waits until no job runs, at most for `at_most`.
     pub(super) fn wait_until_idle(&self, at_most: Duration) {
-        let state = self.shared.lock();
-        let busy = |state: &mut State| !state.running.is_empty();
-        drop(self.shared.ended.wait_timeout_while(state, at_most, busy));
+        self.shared.wait_for_end(at_most, |state| !state.running.is_empty());
     }
 
     /// The numbers of fetchers and jobs.
@@ -339,12 +337,29 @@ impl Shared {
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 log::error!("a fetch panicked; its clients received an error");
             }
-            self.lock().end(&class, client, is_background);
-            self.ended.notify_all();
+            let mut state = self.lock();
+            state.end(&class, client, is_background);
+            if state.pausing > 0 {
+                self.ended.notify_all();
+            }
             // Its end may allow two jobs to start: one of its class and one of another. This fetcher takes one of
             // them, and wakes another fetcher if jobs are left.
+        }
+    }
+
+    /// Wakes a fetcher if one is idle.
+    fn wake_one(&self, state: &State) {
+        if state.idle > 0 {
             self.queued.notify_one();
         }
+    }
+
+    /// Waits while `goes_on`, at most for `at_most`. The end of a job, and that of the scheduler, are noticed at once.
+    fn wait_for_end(&self, at_most: Duration, goes_on: impl Fn(&State) -> bool) {
+        let mut state = self.lock();
+        state.pausing += 1;
+        let waited = self.ended.wait_timeout_while(state, at_most, |state| goes_on(state));
+        waited.unwrap_or_else(PoisonError::into_inner).0.pausing -= 1;
     }
 
     fn is_unwanted(&self, job: &Job) -> bool {
@@ -449,11 +464,13 @@ impl Shared {
             }
             if let Some(next) = self.pick(&mut state) {
                 if state.foreground.jobs + state.background.jobs > 0 {
-                    self.queued.notify_one();
+                    self.wake_one(&state);
                 }
                 return Some(next);
             }
+            state.idle += 1;
             state = self.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 }

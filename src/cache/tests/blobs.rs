@@ -394,20 +394,22 @@ fn the_last_byte_of_a_damaged_partial_is_never_available() {
 #[test]
 fn a_start_resumes_unfinished_downloads() {
     let bench = Bench::new();
-    let (digest, sender) = bench.source.stream(b"hello world");
+    // Smaller blobs have no note of their origin.
+    let content = vec![b'x'; 1024 * 1024];
+    let (digest, sender) = bench.source.stream(&content);
     let waiting = bench.follow(&digest);
-    sender.send(Ok(b"hello".to_vec())).unwrap();
+    sender.send(Ok(content[..5].to_vec())).unwrap();
     assert_eq!(wait(|waker| waiting.poll_available(0, waker)).unwrap(), 5);
     bench.cache.close();
     drop(sender);
     assert!(read_followed(&waiting).is_err());
 
     let bench = bench.restarted(|_| {});
-    let (_, sender) = bench.source.stream(b"hello world");
-    send_all(sender, b" world");
+    let (_, sender) = bench.source.stream(&content);
+    send_all(sender, &content[5..]);
     bench.cache.resume_downloads();
     until(|| bench.cache.store().blob(&digest, None).is_some());
-    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+    assert_eq!(bench.stored(&digest).unwrap(), content);
     assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a from 5"]);
     assert!(bench.cache.store().partials().is_empty());
 }
@@ -427,11 +429,13 @@ fn an_air_gapped_start_sends_no_request_for_unfinished_downloads() {
 #[test]
 fn a_client_that_joins_a_download_while_it_is_suspended_gets_all_bytes() {
     let bench = Bench::with(|settings| settings.blob_fetchers = 1);
-    let (digest, _suspended) = bench.source.stream(b"hello world");
-    let (_, resumed) = bench.source.stream(b"hello world");
+    // Small blobs are announced with their first bytes.
+    let content = vec![b'x'; 100_000];
+    let (digest, _suspended) = bench.source.stream(&content);
+    let (_, resumed) = bench.source.stream(&content);
     let (other, sender) = bench.source.stream(b"for a client");
     send_all(sender, b"for a client");
-    send_all(resumed, b"hello world");
+    send_all(resumed, &content);
     let gate = Arc::new(Gate::default());
     *bench.source.gate.lock().unwrap() = Some(Arc::clone(&gate));
     assert!(bench.cache.services.blobs.fetch_in_background(&name(), &digest, None, None));
@@ -451,6 +455,6 @@ fn a_client_that_joins_a_download_while_it_is_suspended_gets_all_bytes() {
     assert_eq!(read_all(&waiting).unwrap(), b"for a client");
     let joined = joined.lock().unwrap().take().expect("a follower of the announced file");
     assert_eq!(joined.how, How::Join);
-    assert_eq!(read_all(&joined).unwrap(), b"hello world");
-    assert_eq!(bench.stored(&digest).unwrap(), b"hello world");
+    assert_eq!(read_all(&joined).unwrap(), content);
+    assert_eq!(bench.stored(&digest).unwrap(), content);
 }

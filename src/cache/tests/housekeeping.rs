@@ -10,12 +10,13 @@ fn closing_fails_all_followers() {
     let (running, sender) = bench.source.stream(b"running");
     let (queued, _sender) = bench.source.stream(b"queued");
     let first = bench.follow(&running);
+    sender.send(Ok(b"run".to_vec())).unwrap();
     wait(|waker| first.poll_size(waker)).unwrap();
     let second = bench.follow(&queued);
     bench.cache.close();
     assert!(matches!(read_all(&second), Err(CacheError::GivenUp)));
     // The fetcher may have seen the end already, between two reads.
-    let _ = sender.send(Ok(b"run".to_vec()));
+    let _ = sender.send(Ok(b"ni".to_vec()));
     assert!(matches!(read_all(&first), Err(CacheError::GivenUp)));
 }
 

@@ -63,6 +63,7 @@ fn a_queued_download_can_be_cancelled_and_the_others_continue() {
     let (running, sender) = bench.source.stream(b"running");
     let (queued, _sender) = bench.source.stream(b"queued");
     let first = bench.follow(&running);
+    sender.send(Ok(b"run".to_vec())).unwrap();
     wait(|waker| first.poll_size(waker)).unwrap();
     let second = bench.follow(&queued);
     let flights = bench.cache.flights();
@@ -71,7 +72,7 @@ fn a_queued_download_can_be_cancelled_and_the_others_continue() {
     let load = bench.cache.load();
     assert_eq!((load.blobs, load.blob_pool.busy, load.blob_pool.queued), (2, 1, 1));
     assert!(bench.cache.cancel(&upstream(), &queued));
-    send_all(sender, b"running");
+    send_all(sender, b"ning");
     assert_eq!(read_all(&first).unwrap(), b"running");
     assert!(matches!(read_all(&second), Err(CacheError::GivenUp)));
 }

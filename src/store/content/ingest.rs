@@ -61,6 +61,10 @@ pub struct Ingest {
     file: FileLock,
     verifier: Verifier,
     bytes_written: u64,
+    /// Whether an earlier download has left bytes, and perhaps a note.
+    is_resumed: bool,
+    /// Whether this process has written a note.
+    is_noted: bool,
     /// Whether dropping removes the partial, because its bytes are wrong.
     discard: bool,
 }
@@ -122,6 +126,8 @@ impl Store {
                 continue;
             }
             let note = self.inner.layout.partial_note(upstream, digest);
+            let is_resumed =
+                if_missing == IfMissing::Leave || !lock.metadata().is_ok_and(|is| is.len() == 0);
             if let Some(blob) = self.find_blob(digest, expected_bytes)? {
                 // The blob was finished before this process got the lock, so the partial is useless.
                 self.inner.note_bytes_removed(lock.metadata().map_or(0, |is| is.len()));
@@ -138,6 +144,8 @@ impl Store {
                 file: lock,
                 verifier: Verifier::new(digest.algorithm()),
                 bytes_written: 0,
+                is_resumed,
+                is_noted: false,
                 discard: false,
             })));
         }
@@ -211,10 +219,11 @@ impl Ingest {
     ///
     /// # Errors
     /// [`StoreError`] if a write fails.
-    pub fn note_origin(&self, origin: &ImageName) -> Result<(), StoreError> {
+    pub fn note_origin(&mut self, origin: &ImageName) -> Result<(), StoreError> {
         let note = PartialNote { repository: origin.repository.to_string() };
         let json = serde_json::to_vec(&note)
             .map_err(|error| StoreError::write(&self.note, io::Error::other(error)))?;
+        self.is_noted = true;
         self.store.inner.replace(&self.note, &json)
     }
 
@@ -239,6 +248,10 @@ impl Ingest {
     /// Whether the partial already matches the digest: a process died between the last byte and the rename.
     pub fn is_complete(&self) -> bool {
         self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
+    }
+
+    fn may_have_note(&self) -> bool {
+        self.is_noted || self.is_resumed
     }
 
     /// Removes the partial, because its bytes are wrong.
@@ -301,8 +314,10 @@ impl Verified {
     pub fn commit(mut self) -> Result<Blob, StoreError> {
         let ingest = &mut self.0;
         let inner: &Inner = &ingest.store.inner;
-        // A process may have written it days ago and been killed before the rename. From now on it counts as new.
-        renew(&ingest.file);
+        if ingest.is_resumed {
+            // A process may have written it days ago and been killed before the rename. From now on it counts as new.
+            renew(&ingest.file);
+        }
         if inner.fsync {
             ingest.file.sync_data().map_err(|error| StoreError::write(&ingest.path, error))?;
         }
@@ -313,7 +328,9 @@ impl Verified {
         }
         // The note first: after the rename, this could remove the note of the next partial. A note without its
         // partial is ignored, so this may fail.
-        let _ = fs::remove_file(&ingest.note);
+        if ingest.may_have_note() {
+            let _ = fs::remove_file(&ingest.note);
+        }
         inner.publish_counted(&ingest.path, &inner.layout.blob(&ingest.digest))?;
         Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written })
     }
@@ -326,7 +343,9 @@ impl Drop for Ingest {
             self.store.inner.note_bytes_removed(length.unwrap_or_default());
             // Still locked, so no other writer uses these names. The partial last, which ends the lock's
             // protection.
-            let _ = fs::remove_file(&self.note);
+            if self.may_have_note() {
+                let _ = fs::remove_file(&self.note);
+            }
             let _ = fs::remove_file(&self.path);
         }
     }

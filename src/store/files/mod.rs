@@ -2,6 +2,7 @@
 //! small records that most of them are. Everything else in the store uses this folder, which knows neither blobs
 //! nor names.
 
+pub(super) mod directory_sync;
 pub(super) mod faults;
 pub(super) mod layout;
 pub(super) mod owner;

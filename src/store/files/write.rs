@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::layout::{move_directory, sync_directory};
+use super::layout::move_directory;
 use crate::store::{Inner, Store, StoreError};
 use crate::sync::may_switch;
 
@@ -97,7 +97,7 @@ impl Inner {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        if self.fsync { sync_directory(path) } else { Ok(()) }
+        if self.fsync { self.directory_syncs.sync(path) } else { Ok(()) }
     }
 
     /// Removes a file if it exists and returns its allocated bytes.
@@ -114,12 +114,16 @@ impl Inner {
 
     /// Records bytes that this process has added.
     pub(in crate::store) fn note_bytes_added(&self, bytes: u64) {
-        self.bytes_changed.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.bytes_changed.fetch_add(bytes, Relaxed);
+        self.bytes_since_look.fetch_add(bytes, Relaxed);
     }
 
     /// Records bytes that this process has removed.
     pub(in crate::store) fn note_bytes_removed(&self, bytes: u64) {
-        self.bytes_changed.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.bytes_changed.fetch_sub(bytes, Relaxed);
+        self.bytes_since_look.fetch_sub(bytes, Relaxed);
     }
 }
 

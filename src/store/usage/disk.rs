@@ -10,11 +10,13 @@ use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::store::Store;
 use crate::store::files::write::{FUTURE_TOLERANCE, allocated, renew};
 
+/// How long a query of the free space is used.
+const SPACE_AGE_MAX: Duration = Duration::from_secs(1);
 /// The maximum depth of directories: repository names have no more components.
 const DEPTH_MAX: usize = 300;
 
@@ -42,6 +44,21 @@ pub struct Space {
     pub files_max: Option<u64>,
 }
 
+impl Space {
+    /// The space after this many bytes were added, or removed if negative.
+    fn after(self, added_bytes: i64) -> Space {
+        let free_bytes = self.free_bytes.saturating_add_signed(added_bytes.saturating_neg());
+        Space { free_bytes: free_bytes.min(self.size_bytes), ..self }
+    }
+}
+
+/// The result of a query, which is used for [`SPACE_AGE_MAX`].
+#[derive(Debug, Clone, Copy)]
+pub(in crate::store) struct SpaceSeen {
+    space: Space,
+    at: Instant,
+}
+
 impl Store {
     /// Allocated bytes: the last count plus the changes by this process. `None` before the first count.
     pub fn disk_bytes(&self) -> Option<u64> {
@@ -52,8 +69,23 @@ impl Store {
         Some(counted.saturating_add_signed(changed))
     }
 
-    /// Space of the file system; `None` if it does not report it.
+    /// Space of the file system; `None` if it does not report it. Each write of a download compares it with the limits,
+    /// so it is queried at most once per [`SPACE_AGE_MAX`] and follows the changes by this process in between.
     pub fn space(&self) -> Option<Space> {
+        let mut seen = self.inner.space.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = &*seen
+            && seen.at.elapsed() < SPACE_AGE_MAX
+        {
+            return Some(seen.space.after(self.inner.bytes_since_look.load(Relaxed)));
+        }
+        // Before the query: a change in between counts twice, until the next query.
+        self.inner.bytes_since_look.store(0, Relaxed);
+        let space = self.query_space()?;
+        *seen = Some(SpaceSeen { space, at: Instant::now() });
+        Some(space)
+    }
+
+    fn query_space(&self) -> Option<Space> {
         let is = rustix::fs::statvfs(self.root()).ok()?;
         let files_max = (is.f_files > 0).then_some(is.f_files);
         Some(Space {

@@ -5,6 +5,7 @@ mod disk;
 mod incomplete;
 mod walk;
 
+pub(super) use disk::SpaceSeen;
 pub use disk::{DiskUsage, Space};
 pub use incomplete::IncompleteImage;
 pub use walk::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};
