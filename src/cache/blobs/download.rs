@@ -22,6 +22,10 @@ const CHUNK_BYTES: usize = 128 * 1024;
 /// How often a waiting download checks whether another job needs its fetcher.
 const CONTENTION_CHECK_EVERY: Duration = Duration::from_millis(500);
 
+/// A download that has received a response is not suspended for a client if so little is left: it ends sooner than
+/// another one could begin in its place, and its request would have to be sent again.
+const FINISHED_BYTES_MAX: u64 = 256 * 1024;
+
 /// Receives the bytes of a download.
 pub(super) trait Sink {
     /// How many bytes of the blob were written so far.
@@ -248,7 +252,9 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// Whether a client's job needs the fetcher more: this download has no followers, or makes too little progress.
     fn should_be_suspended(&self) -> bool {
+        let left = self.size.map(|size| size.saturating_sub(self.sink.bytes_written()));
         let is_dispensable = match self.sink.waits_for() {
+            Waits::NoClient if self.is_begun => left.is_none_or(|left| left > FINISHED_BYTES_MAX),
             Waits::NoClient => true,
             Waits::Followers => self.progress.is_slow,
             Waits::OneClient => false,

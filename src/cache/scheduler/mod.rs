@@ -17,8 +17,8 @@
 //!   comes, or earlier if the queue is full.
 //!
 //! # Interleavings
-//! * *Submit against pick.* Both hold the same lock, and a submit wakes one fetcher. A fetcher that takes a job wakes
-//!   the next one while jobs are queued, since a job that it skipped may be eligible by then.
+//! * *Submit against pick.* Both hold the same lock. A submit wakes one fetcher if a job may start, and so does a
+//!   fetcher that takes a job. Otherwise only the end of a job lets another one start, and its fetcher looks for it.
 //! * *The last follower leaves while its job is picked.* The job runs although it is not needed. Its downloads check
 //!   again whether they have followers.
 //! * *Close against everything.* The flag is set before the queues are emptied under the lock. A later submit is
@@ -347,9 +347,9 @@ impl Shared {
         }
     }
 
-    /// Wakes a fetcher if one is idle.
+    /// Wakes a fetcher if one is idle and a job may start.
     fn wake_one(&self, state: &State) {
-        if state.idle > 0 {
+        if state.idle > 0 && self.may_pick(state) {
             self.queued.notify_one();
         }
     }
@@ -432,27 +432,42 @@ impl Shared {
     }
 
     fn pick_in_background(&self, state: &mut State) -> Option<Job> {
-        if state.running_in_background.values().sum::<usize>() >= self.threads.div_ceil(2) {
+        if !self.has_background_fetchers(state) {
             return None;
         }
         let mut queue = std::mem::take(&mut state.background);
-        let may_begin = |class: &Class| {
-            let running = state.running_in_background.get(class).copied().unwrap_or_default();
-            let own_max = match class {
-                Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
-                Class::Unlisted | Class::Unproven | Class::Local => None,
-            };
-            let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
-            running < max && self.has_share(state, class, None)
-        };
         let picked = queue.pick(
-            may_begin,
+            |class| self.has_background_share(state, class),
             |class, client| self.client_has_share(state, class, client),
             |_| false,
             &mut Vec::new(),
         );
         state.background = queue;
         picked
+    }
+
+    fn has_background_fetchers(&self, state: &State) -> bool {
+        state.running_in_background.values().sum::<usize>() < self.threads.div_ceil(2)
+    }
+
+    fn has_background_share(&self, state: &State, class: &Class) -> bool {
+        let running = state.running_in_background.get(class).copied().unwrap_or_default();
+        let own_max = match class {
+            Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
+            Class::Unlisted | Class::Unproven | Class::Local => None,
+        };
+        let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
+        running < max && self.has_share(state, class, None)
+    }
+
+    /// Whether [`Shared::pick`] would find a job.
+    fn may_pick(&self, state: &State) -> bool {
+        let client_may = |class: &Class, client| self.client_has_share(state, class, client);
+        let foreground = |class: &Class| self.has_share(state, class, None);
+        let background = |class: &Class| self.has_background_share(state, class);
+        state.foreground.may_pick(foreground, client_may)
+            || (self.has_background_fetchers(state)
+                && state.background.may_pick(background, client_may))
     }
 
     /// Waits for a job; `None` once the scheduler is closed.
@@ -463,9 +478,7 @@ impl Shared {
                 return None;
             }
             if let Some(next) = self.pick(&mut state) {
-                if state.foreground.jobs + state.background.jobs > 0 {
-                    self.wake_one(&state);
-                }
+                self.wake_one(&state);
                 return Some(next);
             }
             state.idle += 1;

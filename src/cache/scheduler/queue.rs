@@ -235,6 +235,19 @@ impl Queue {
         self.jobs += 1;
     }
 
+    /// Whether there is a job that may start.
+    pub(super) fn may_pick(
+        &self,
+        may_begin: impl Fn(&Class) -> bool,
+        client_may_begin: impl Fn(&Class, ClientAddress) -> bool,
+    ) -> bool {
+        let mut eligible = self.classes.queues.iter().filter(|(class, _)| may_begin(class));
+        eligible.any(|(class, queue)| {
+            let mut clients = queue.clients.queues.keys();
+            clients.any(|client| client.is_none_or(|client| client_may_begin(class, client)))
+        })
+    }
+
     /// The next job of the next class that may start one. Jobs whose clients have left are moved to `unwanted`.
     pub(super) fn pick(
         &mut self,

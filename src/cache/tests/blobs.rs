@@ -429,8 +429,8 @@ fn an_air_gapped_start_sends_no_request_for_unfinished_downloads() {
 #[test]
 fn a_client_that_joins_a_download_while_it_is_suspended_gets_all_bytes() {
     let bench = Bench::with(|settings| settings.blob_fetchers = 1);
-    // Small blobs are announced with their first bytes.
-    let content = vec![b'x'; 100_000];
+    // A small one would not be suspended.
+    let content = vec![b'x'; 1_000_000];
     let (digest, _suspended) = bench.source.stream(&content);
     let (_, resumed) = bench.source.stream(&content);
     let (other, sender) = bench.source.stream(b"for a client");

@@ -141,7 +141,7 @@ mod tests {
             });
             entered.wait();
             let others: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| syncs.sync_with(path, &again))).collect();
+                (0..8).map(|_| scope.spawn(|| syncs.sync_with(path, again))).collect();
             let directory = Arc::clone(&lock(&syncs.running)[path]);
             while lock(&directory.state).waiting < 8 {
                 thread::yield_now();
