@@ -1,4 +1,4 @@
-# Proves that CRI-O's library (go.podman.io/image, the version of CRI-O 1.36; the case podman uses Debian's, which is years
+# Proves that CRI-O's library (go.podman.io/image, the version of CRI-O 1.37; the case podman uses Debian's, which is years
 # older) understands the registries.conf that `larder hosts-toml` writes as a drop-in file, and pulls through larder: from
 # public registries, from one with plain HTTP and a port, with several servers, and with TLS and a client certificate.
 # shellcheck shell=bash source=../lib.sh

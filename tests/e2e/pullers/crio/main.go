@@ -1,4 +1,4 @@
-// Command crio pulls images with the library of CRI-O, in the version of CRI-O 1.36: the parser of registries.conf and of its
+// Command crio pulls images with the library of CRI-O, in the version of CRI-O 1.37: the parser of registries.conf and of its
 // drop-in directory, and the client that tries the mirrors.
 package main
 
