@@ -75,4 +75,3 @@ func refuseUnknownKeys(file string) error {
 	}
 	return yaml.UnmarshalStrict(text, &registries.Registry{})
 }
-
