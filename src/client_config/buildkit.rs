@@ -1,7 +1,7 @@
 //! BuildKit: `buildkitd.toml`, with one entry for each registry.
 //!
-//! BuildKit names the registry in `?ns=` if the image is from another host, so no path is needed. TLS settings
-//! for the connection to Larder are in an entry for Larder's host.
+//! BuildKit names the registry in `?ns=` if the image is from another host, so no path is needed. The scheme and the
+//! TLS settings of the connection to Larder are in an entry for Larder's host.
 
 use super::{Fallback, Mirror, MirrorError, explicit_header, quoted};
 
@@ -21,10 +21,8 @@ pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
         }
     }
     for server in &mirror.servers {
-        let mut keys = Vec::new();
-        if !server.is_tls {
-            keys.push("http = true".to_owned());
-        }
+        // Without the key, BuildKit uses plain HTTP for every host on loopback, whatever its certificates are.
+        let mut keys = vec![format!("http = {}", !server.is_tls)];
         keys.extend(mirror.trust.is_unverified.then(|| "insecure = true".to_owned()));
         keys.extend(mirror.trust.ca.iter().map(|ca| format!("ca = [{}]", quoted(ca))));
         let name = quoted(&server.authority);
@@ -35,10 +33,8 @@ pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
                 quoted(cert)
             ));
         }
-        if !keys.is_empty() {
-            text += &format!("\n[registry.{name}]\n");
-            text.extend(keys.iter().map(|key| format!("  {key}\n")));
-        }
+        text += &format!("\n[registry.{name}]\n");
+        text.extend(keys.iter().map(|key| format!("  {key}\n")));
     }
     Ok(text)
 }

@@ -185,6 +185,21 @@ fn buildkit_gets_an_entry_for_larders_host() {
 }
 
 #[test]
+fn buildkit_uses_tls_for_a_server_on_loopback() {
+    for (server, host) in [("https://localhost:8443", "localhost:8443"), ("https://a", "a")] {
+        let text =
+            texts(&Mirror { trust: trust(), ..mirror(&[server]) }, Client::BuildKit).remove(0);
+        let entry = format!(
+            "\n[registry.\"{host}\"]\n  http = false\n  ca = [\"/ca.crt\"]\n  \
+             [[registry.\"{host}\".keypair]]\n    key = \"/n.key\"\n    cert = \"/n.crt\"\n"
+        );
+        assert!(text.ends_with(&entry), "{text}");
+        let text = texts(&mirror(&[server]), Client::BuildKit).remove(0);
+        assert!(text.ends_with(&format!("\n[registry.\"{host}\"]\n  http = false\n")), "{text}");
+    }
+}
+
+#[test]
 fn unsupported_settings_are_refused() {
     let no_fallback = Mirror { fallback: Fallback::None, ..mirror(&["larder:8080"]) };
     for client in [Client::Docker, Client::BuildKit] {

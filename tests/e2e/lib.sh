@@ -368,6 +368,46 @@ cache_is_sound() {
   done < <(find "$LARDER_CACHE/blobs/sha256" -type f 2>/dev/null)
 }
 
+# ---- Certificates -------------------------------------------------------------------------------------------------------
+
+readonly PKI="$CASE_DIR/pki"
+
+authority() { # NAME
+  mkdir -p "$PKI"
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 2 -subj "/CN=$1" \
+    -keyout "$PKI/$1.key" -out "$PKI/$1.pem" 2>/dev/null
+}
+# Creates a key and a certificate for it from AUTHORITY.
+certificate() { # NAME AUTHORITY EXTENSIONS
+  printf '%s\n' "$3" >"$PKI/extensions"
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$PKI/$1.key"
+  openssl req -new -key "$PKI/$1.key" -subj "/CN=$1" -out "$PKI/request"
+  openssl x509 -req -sha256 -days 2 -in "$PKI/request" -CA "$PKI/$2.pem" -CAkey "$PKI/$2.key" -CAcreateserial \
+    -extfile "$PKI/extensions" -out "$PKI/$1.pem" 2>/dev/null
+}
+
+# ---- Larder for clients that `larder hosts-toml` configures ---------------------------------------------------------------
+
+# Configures quay.io too, but not in clients.yaml, the file for hosts-toml: clients get an entry for it without being told.
+mirror_config() { # [MORE]
+  larder_config "127.0.0.1:$REGISTRY_PORT"
+  cp "$CASE_DIR/larder.yaml" "$CASE_DIR/clients.yaml"
+  sed -i "s#^registries:#&\n  - name: quay.io\n    endpoints: [\"http://127.0.0.1:$REGISTRY_PORT\"]#" "$CASE_DIR/larder.yaml"
+  printf '%s\n' "${1:-}" >>"$CASE_DIR/larder.yaml"
+}
+# Starts larder with TLS, empty log and required client certificates: node.pem is one, ca.pem its CA and that of larder.
+# shellcheck disable=SC2034  # for the cases
+readonly MIRROR_TLS_URL="https://127.0.0.1:$LARDER_PORT"
+tls_mirror_start() {
+  authority ca
+  certificate server ca $'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
+  certificate node ca 'extendedKeyUsage=clientAuth'
+  mirror_config "serverTlsConfig: {cert: $PKI/server.pem, key: $PKI/server.key, ca: $PKI/ca.pem, clientAuth: verify}"
+  LARDER_READY=(curl -fsS --max-time 2 --cacert "$PKI/ca.pem" --cert "$PKI/node.pem" --key "$PKI/node.key" "$MIRROR_TLS_URL/v2/")
+  : >"$LARDER_LOG"
+  larder_start
+}
+
 # ---- containerd -----------------------------------------------------------------------------------------------------------
 
 # Puts the containerd of tests/cluster/versions.sh first in PATH once `run` has built it. A case that `run` calls NAME-debian
@@ -623,13 +663,21 @@ expect_status() { # WHAT STATUS
 # Sets TOOL to the path of a Go tool in PATH, or waits until `run` has built it in the background. Skips the case if there is
 # no such tool.
 TOOL=
-build_has_ended() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
 need_tool() { # NAME [HINT]
   if TOOL=$(type -P "$1"); then return; fi
   TOOL="$E2E_TOOLS/$1"
-  if [[ -n ${E2E_TOOLS_PID:-} ]]; then
-    step "waiting for the build of $1"
-    (wait_until "$BUILD_LIMIT" "the build of $1" build_has_ended) || skip "$1 was not built within $BUILD_LIMIT s"
-  fi
+  await_build "$1"
   [[ -x $TOOL ]] || skip "$1 is not in PATH and was not built${2:+: $2}"
+}
+# The same for a program in pullers/.
+need_puller() { # NAME
+  TOOL="$E2E_WORK/pullers/$1"
+  await_build "pullers/$1"
+  [[ -x $TOOL ]] || skip "pullers/$1 was not built: it needs Go, and its modules"
+}
+build_has_ended() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
+await_build() { # WHAT
+  [[ -n ${E2E_TOOLS_PID:-} ]] || return 0
+  step "waiting for the build of $1"
+  (wait_until "$BUILD_LIMIT" "the build of $1" build_has_ended) || skip "$1 was not built within $BUILD_LIMIT s"
 }

@@ -8,23 +8,8 @@
 need_containerd
 # ---- Certificates ------------------------------------------------------------------------------------------------------
 
-readonly PKI="$CASE_DIR/pki"
-mkdir -p "$PKI"
 readonly HOST="127.0.0.1:$LARDER_PORT"
 readonly URL="https://$HOST"
-
-authority() { # NAME
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 2 -subj "/CN=$1" \
-    -keyout "$PKI/$1.key" -out "$PKI/$1.pem" 2>/dev/null
-}
-# Creates a key and a certificate for it from AUTHORITY.
-certificate() { # NAME AUTHORITY EXTENSIONS
-  printf '%s\n' "$3" >"$PKI/extensions"
-  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$PKI/$1.key"
-  openssl req -new -key "$PKI/$1.key" -subj "/CN=$1" -out "$PKI/request"
-  openssl x509 -req -sha256 -days 2 -in "$PKI/request" -CA "$PKI/$2.pem" -CAkey "$PKI/$2.key" -CAcreateserial \
-    -extfile "$PKI/extensions" -out "$PKI/$1.pem" 2>/dev/null
-}
 serial() { openssl x509 -noout -serial "$@"; }
 shown_serial() {
   openssl s_client -connect "$HOST" -cert "$PKI/node.pem" -key "$PKI/node.key" </dev/null 2>/dev/null | serial

@@ -14,15 +14,8 @@ TAG_TTL=0
 
 # ---- Certificates ------------------------------------------------------------------------------------------------------
 
-readonly PKI="$CASE_DIR/pki"
-mkdir -p "$PKI"
-
-authority() { # NAME
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 2 -subj "/CN=$1" \
-    -keyout "$PKI/$1.key" -out "$PKI/$1.pem" 2>/dev/null
-}
 # Issues a certificate of the CA `ca` for the key NAME.key.
-certificate() { # NAME EXTENSIONS
+certificate_for_key() { # NAME EXTENSIONS
   printf '%s\n' "$2" >"$PKI/extensions"
   openssl req -new -key "$PKI/$1.key" -subj "/CN=$1" -out "$PKI/request"
   openssl x509 -req -sha256 -days 2 -in "$PKI/request" -CA "$PKI/ca.pem" -CAkey "$PKI/ca.key" -CAcreateserial \
@@ -43,9 +36,9 @@ openssl genrsa -traditional -out "$PKI/pkcs1.key" 2048 2>/dev/null
 has_format pkcs8 'PRIVATE KEY'
 has_format sec1 'EC PRIVATE KEY'
 has_format pkcs1 'RSA PRIVATE KEY'
-certificate server $'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
+certificate_for_key server $'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
 for name in pkcs8 sec1 pkcs1 renewed; do
-  certificate "$name" 'extendedKeyUsage=clientAuth'
+  certificate_for_key "$name" 'extendedKeyUsage=clientAuth'
 done
 cp "$PKI/pkcs8.pem" "$PKI/rotating.pem"
 cp "$PKI/pkcs8.key" "$PKI/rotating.key"
