@@ -76,6 +76,15 @@ impl<K: Eq + Hash + Clone, H, T, E: Clone> Flights<K, H, T, E> {
         lock(&self.table).get(key).filter(|flight| !flight.has_ended()).map(Arc::clone)
     }
 
+    /// Asks the flight of `key` to end. Returns `false` if none is running. The request ends with the flight, however it
+    /// ends, so it cannot affect a later flight.
+    pub fn cancel(&self, key: &K) -> bool {
+        let table = lock(&self.table);
+        let running = table.get(key).filter(|flight| !flight.has_ended());
+        // Under the table's lock, like `Leader::abandon`: a leader that has abandoned its flight sees the request.
+        running.inspect(|flight| flight.is_cancelled.store(true, Ordering::Relaxed)).is_some()
+    }
+
     /// The keys of the running flights, in no particular order.
     pub fn keys(&self) -> Vec<K> {
         lock(&self.table).keys().cloned().collect()
@@ -110,6 +119,7 @@ pub struct Flight<H, T, E> {
     /// Incremented under the table's lock, so that no follower joins a flight while it is abandoned.
     followers: AtomicUsize,
     has_begun: AtomicBool,
+    is_cancelled: AtomicBool,
 }
 
 /// A caller that waits for a flight. Dropping it leaves the flight.
@@ -238,6 +248,7 @@ impl<H, T, E> Flight<H, T, E> {
             state: Mutex::new(State::new()),
             followers: AtomicUsize::new(0),
             has_begun: AtomicBool::new(false),
+            is_cancelled: AtomicBool::new(false),
         }
     }
 
@@ -254,6 +265,11 @@ impl<H, T, E> Flight<H, T, E> {
     /// Whether the work has begun. A flight may be queued for longer than its followers wait.
     pub fn has_begun(&self) -> bool {
         self.has_begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`Flights::cancel`] was called. The leader decides when to end the work.
+    pub fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
     }
 }
 
@@ -455,6 +471,19 @@ mod tests {
 
     fn start(flights: &Numbers) -> Leader<u8, &'static str, u32, &'static str> {
         flights.join(&1, || "abandoned").leader.unwrap()
+    }
+
+    #[test]
+    fn a_cancellation_ends_with_its_flight() {
+        let flights = Numbers::new();
+        assert!(!flights.cancel(&1), "nothing is running");
+        for end in [|leader: Leader<_, _, _, _>| leader.finish(Ok(7)), drop] {
+            let joined = flights.join(&1, || "abandoned");
+            assert!(!joined.flight.is_cancelled());
+            assert!(flights.cancel(&1) && joined.flight.is_cancelled());
+            end(joined.leader.unwrap());
+            assert!(!flights.cancel(&1), "it has ended");
+        }
     }
 
     #[test]

@@ -16,11 +16,8 @@ pub(super) struct BoundedCache<K, V> {
 
 impl<K: Eq + Hash, V> BoundedCache<K, V> {
     pub(super) fn new(capacity: usize) -> BoundedCache<K, V> {
-        BoundedCache {
-            young: HashMap::new(),
-            old: HashMap::new(),
-            generation_max: (capacity / 2).max(1),
-        }
+        let generation_max = without_doubling((capacity / 2).max(1));
+        BoundedCache { young: HashMap::new(), old: HashMap::new(), generation_max }
     }
 
     pub(super) fn get(&self, key: &K) -> Option<&V> {
@@ -52,6 +49,13 @@ impl<K: Eq + Hash, V> BoundedCache<K, V> {
         self.young.clear();
         self.old.clear();
     }
+}
+
+/// At most `entries`, and fewer where a table of that many entries would be half empty: a hash table has a power of two
+/// of slots, uses seven eighths of them, and doubles beyond that.
+fn without_doubling(entries: usize) -> usize {
+    let used = entries.next_power_of_two() / 8 * 7;
+    if used == 0 { entries } else { entries.min(used) }
 }
 
 /// Two tables, so that entries about registries that a client invents do not displace entries about other registries.
@@ -119,6 +123,21 @@ mod tests {
         }
         assert_eq!(recent.get(&0), None);
         assert_eq!(recent.get(&98), Some(&98));
+    }
+
+    #[test]
+    fn a_full_generation_does_not_occupy_twice_the_memory_that_it_needs() {
+        for capacity in [16, 100, 512, 4096, 10_000, 16_384] {
+            let mut recent = BoundedCache::new(capacity);
+            let mut slots = 0;
+            for number in 0..capacity {
+                recent.insert(number, ());
+                slots = slots.max(recent.young.capacity() + recent.old.capacity());
+                assert!(recent.young.len() + recent.old.len() <= capacity);
+            }
+            assert!(slots <= capacity.next_power_of_two(), "{capacity}: {slots}");
+            assert!(recent.generation_max * 16 >= capacity * 7, "{}", recent.generation_max);
+        }
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub(super) trait Sink {
 
     /// Whether the download can give up its fetcher and continue later.
     fn waits_for(&self) -> Waits;
+
+    /// Whether an operator has cancelled the download.
+    fn is_cancelled(&self) -> bool;
 }
 
 /// The clients of a download.
@@ -243,7 +246,7 @@ impl<'a, S: Sink> Download<'a, S> {
     /// Ends the download if the server is stopping, an operator has cancelled it, or another job needs the fetcher.
     fn stop_if_unwanted(&self) -> Result<(), CacheError> {
         self.cache.core.stop_if_closed()?;
-        match self.cache.is_cancelled(&self.name.upstream, &self.digest) {
+        match self.sink.is_cancelled() {
             true => Err(CacheError::GivenUp),
             false if self.should_be_suspended() => Err(CacheError::Suspended),
             false => Ok(()),

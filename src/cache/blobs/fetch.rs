@@ -336,6 +336,10 @@ impl Sink for ToStore<'_> {
     fn waits_for(&self) -> Waits {
         if self.leader.has_followers() { Waits::Followers } else { Waits::NoClient }
     }
+
+    fn is_cancelled(&self) -> bool {
+        self.leader.flight().is_cancelled()
+    }
 }
 
 fn incoming(

@@ -106,8 +106,6 @@ pub(super) struct BlobCache {
     wrong: Mutex<BoundedCache<BlobKey, fetch::WrongBlob>>,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
-    /// Downloads that an operator has cancelled.
-    cancelled: Mutex<HashSet<BlobKey>>,
 }
 
 impl BlobCache {
@@ -125,7 +123,6 @@ impl BlobCache {
             verified_sizes: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
             queued_in_background: Mutex::default(),
-            cancelled: Mutex::default(),
         }
     }
 
@@ -160,23 +157,7 @@ impl BlobCache {
 
     /// Ends a download at its next bytes; what was received is kept. `false` if there is no such download.
     pub(super) fn cancel(&self, upstream: &Upstream, digest: &Digest) -> bool {
-        let key = (upstream.clone(), *digest);
-        // Recorded first: a flight that ends in between removes the record again.
-        lock(&self.cancelled).insert(key.clone());
-        if self.flights.peek(&key).is_some() {
-            return true;
-        }
-        self.uncancel(&key);
-        false
-    }
-
-    fn is_cancelled(&self, upstream: &Upstream, digest: &Digest) -> bool {
-        let cancelled = lock(&self.cancelled);
-        !cancelled.is_empty() && cancelled.contains(&(upstream.clone(), *digest))
-    }
-
-    fn uncancel(&self, key: &BlobKey) {
-        lock(&self.cancelled).remove(key);
+        self.flights.cancel(&(upstream.clone(), *digest))
     }
 
     /// Forgets a blob's verified size: its file was damaged.
@@ -352,12 +333,15 @@ impl BlobCache {
         let key = leader.key().clone();
         let result = self.fetch(&name, &leader, size_hint, &mut suspended);
         if matches!(&result, Err(CacheError::Suspended)) {
+            let flight = Arc::clone(leader.flight());
             match leader.abandon(given_up(&name)) {
                 Some(leader) => {
                     if let Ok(purpose) = self.core.purpose(&name, client) {
                         self.submit_flight(purpose, name, leader, size_hint, suspended);
                     }
                 }
+                // Cancelled since it was suspended.
+                None if flight.is_cancelled() => {}
                 None => {
                     // The next flight opens the partial again.
                     drop(suspended);
@@ -376,8 +360,6 @@ impl BlobCache {
             // Clients choose the names of unlisted registries, so the directories of these do not stay.
             self.core.store.remove_empty_partials(&name.upstream);
         }
-        // After the flight has left the table, so that a late cancellation cannot end the next flight.
-        self.uncancel(&key);
         if is_wrong && self.should_try_again(&key) {
             self.try_again(name, &key, size_hint, client);
         }

@@ -270,6 +270,11 @@ impl Sink for ToClient<'_> {
     fn waits_for(&self) -> Waits {
         Waits::OneClient
     }
+
+    /// Operators cancel downloads into the cache; this one ends with its client.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 impl BlobCache {

@@ -78,6 +78,25 @@ fn a_queued_download_can_be_cancelled_and_the_others_continue() {
 }
 
 #[test]
+fn a_download_that_was_cancelled_in_the_queue_and_left_by_its_client_does_not_end_the_next_one() {
+    let bench = Bench::with(|settings| settings.blob_fetchers = 1);
+    let (running, sender) = bench.source.stream(b"running");
+    let queued = Digest::of(Algorithm::Sha256, b"queued");
+    let first = bench.follow(&running);
+    sender.send(Ok(b"run".to_vec())).unwrap();
+    wait(|waker| first.poll_size(waker)).unwrap();
+    let second = bench.follow(&queued);
+    assert!(bench.cache.cancel(&upstream(), &queued));
+    // Nobody waits for it any more, so the fetcher drops it without running it.
+    drop(second);
+    send_all(sender, b"ning");
+    assert_eq!(read_all(&first).unwrap(), b"running");
+    until(|| bench.cache.flights().is_empty());
+    assert_eq!(bench.deliver(b"queued"), queued);
+    assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a"]);
+}
+
+#[test]
 fn interrupted_downloads_are_counted_once_and_not_while_under_way() {
     let bench = Bench::new();
     let mut digests = Vec::new();

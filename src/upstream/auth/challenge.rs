@@ -16,6 +16,15 @@ impl Challenge {
         self.parameters.iter().find(|(each, _)| each == name).map(|(_, value)| value.as_str())
     }
 
+    /// The size of its texts.
+    pub(super) fn bytes(&self) -> usize {
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|(name, value)| size_of::<(String, String)>() + name.len() + value.len());
+        self.scheme.len() + parameters.sum::<usize>()
+    }
+
     /// Whether one of the challenges demands user and password.
     pub(in crate::upstream) fn wants_basic<'a>(lines: impl IntoIterator<Item = &'a str>) -> bool {
         lines.into_iter().flat_map(parse).any(|challenge| challenge.scheme == "basic")

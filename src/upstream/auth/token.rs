@@ -5,6 +5,7 @@
 //! two tokens and do not wait for each other. No lock is held during a fetch.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,13 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// The most cached tokens; each repository needs one or two. Beyond that, the one that is due first is evicted. Clients
 /// can name any number of repositories and must not evict all tokens at once.
 const TOKENS_MAX: usize = 256;
+/// The most memory for the tokens of a registry, and again for their scopes, in bytes: 256 tokens of 8 KiB.
+const BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The same for an unlisted registry. Clients can invent a thousand of these, and then choose what their token services
+/// send. This is enough for some forty repositories.
+const UNLISTED_BYTES_MAX: usize = 64 * 1024;
+/// What an entry needs besides its texts, in bytes.
+const ENTRY_BYTES: usize = 256;
 /// The longest accepted token, in bytes. Other servers refuse longer header lines as well.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
@@ -41,6 +49,13 @@ pub(in crate::upstream) struct TokenKey {
 pub(in crate::upstream) struct Place {
     pub(in crate::upstream) origin: String,
     pub(in crate::upstream) repository: String,
+}
+
+impl Place {
+    /// The size of its texts.
+    fn bytes(&self) -> usize {
+        self.origin.len() + self.repository.len()
+    }
 }
 
 /// The kinds of requests for which registries demand different scopes.
@@ -84,6 +99,11 @@ impl Token {
     pub(in crate::upstream) fn is_due(&self, now: Instant) -> bool {
         now >= self.renew_at
     }
+
+    /// The size of its texts.
+    fn bytes(&self) -> usize {
+        self.value.len() + self.challenge.bytes()
+    }
 }
 
 /// A number of seconds. Some services send a string or a fraction. Anything else is ignored, and the token is still
@@ -93,47 +113,95 @@ fn seconds(value: &Value) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
+/// A table of at most [`TOKENS_MAX`] entries and `bytes_max` bytes.
+struct Table<K, V> {
+    /// Each with its size in bytes.
+    entries: HashMap<K, (V, usize)>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl<K: Clone + Eq + Hash, V> Table<K, V> {
+    fn new(bytes_max: usize) -> Table<K, V> {
+        Table { entries: HashMap::new(), bytes: 0, bytes_max }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(value, _)| value)
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.bytes -= self.entries.remove(key).map_or(0, |(_, bytes)| bytes);
+    }
+
+    /// Inserts an entry whose texts have `bytes` bytes, and evicts those with the lowest rank for it. An entry that is
+    /// too large for the table is not kept.
+    fn insert<R: Ord>(&mut self, key: K, value: V, bytes: usize, rank: impl Fn(&V) -> R) {
+        self.remove(&key);
+        let bytes = bytes + ENTRY_BYTES;
+        if bytes > self.bytes_max {
+            return;
+        }
+        while self.entries.len() >= TOKENS_MAX || self.bytes + bytes > self.bytes_max {
+            let lowest = self.entries.iter().min_by_key(|(_, (value, _))| rank(value));
+            let Some(lowest) = lowest.map(|(key, _)| key.clone()) else { break };
+            self.remove(&lowest);
+        }
+        self.bytes += bytes;
+        self.entries.insert(key, (value, bytes));
+    }
+}
+
 /// The tokens of one registry.
-#[derive(Default)]
 pub(in crate::upstream) struct Tokens {
     /// Locked for a lookup or a change, never during a fetch.
-    tokens: Mutex<HashMap<TokenKey, Arc<Token>>>,
+    tokens: Mutex<Table<TokenKey, Arc<Token>>>,
     /// The scopes that worked, so that a token is presented before the registry demands it. Locked for a lookup or
     /// an insertion, and never together with `tokens`.
-    scopes: Mutex<HashMap<(Place, Need), String>>,
+    scopes: Mutex<Table<(Place, Need), String>>,
     fetching: SingleFlight<TokenKey>,
 }
 
+impl Default for Tokens {
+    fn default() -> Tokens {
+        Tokens::of_at_most(BYTES_MAX)
+    }
+}
+
 impl Tokens {
+    /// The tokens of a registry that a client may have invented.
+    pub(in crate::upstream) fn of_unlisted() -> Tokens {
+        Tokens::of_at_most(UNLISTED_BYTES_MAX)
+    }
+
+    fn of_at_most(bytes_max: usize) -> Tokens {
+        let (tokens, scopes) = (Table::new(bytes_max), Table::new(bytes_max));
+        let fetching = SingleFlight::default();
+        Tokens { tokens: Mutex::new(tokens), scopes: Mutex::new(scopes), fetching }
+    }
+
     /// The scope that worked for this kind of request, or else for another one to the repository.
     pub(in crate::upstream) fn scope(&self, place: &Place, need: Need) -> Option<String> {
-        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let scopes = lock(&self.scopes);
         let of = |need| scopes.get(&(place.clone(), need)).cloned();
         of(need).or_else(|| of(Need::Content)).or_else(|| of(Need::TagList))
     }
 
     /// Whether a scope is known for this kind of request.
     pub(in crate::upstream) fn has_scope(&self, place: &Place, need: Need) -> bool {
-        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        scopes.contains_key(&(place.clone(), need))
+        lock(&self.scopes).get(&(place.clone(), need)).is_some()
     }
 
     /// Records that the registry accepted a token with this scope.
     pub(in crate::upstream) fn note_scope(&self, place: &Place, need: Need, scope: &str) {
-        // A panic leaves the table valid: each change is one insertion or removal.
-        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (place.clone(), need);
-        if scopes.len() >= TOKENS_MAX && !scopes.contains_key(&key) {
-            // Any entry will do: a missing one costs one challenge.
-            let other = scopes.keys().next().cloned();
-            other.and_then(|other| scopes.remove(&other));
-        }
-        scopes.insert(key, scope.to_owned());
+        let bytes = place.bytes() + scope.len();
+        // Any entry may be evicted: a missing one costs one challenge.
+        lock(&self.scopes).insert((place.clone(), need), scope.to_owned(), bytes, |_| ());
     }
 
     /// The cached token for `key`, due or not.
     pub(in crate::upstream) fn known(&self, key: &TokenKey) -> Option<Arc<Token>> {
-        self.lock().get(key).cloned()
+        lock(&self.tokens).get(key).cloned()
     }
 
     /// A token for `key` that is neither due nor `rejected`; fetches one if necessary. Of several callers one
@@ -150,26 +218,17 @@ impl Tokens {
             return Ok(token);
         }
         // So that no request presents the old token during the fetch, or after it has failed.
-        self.lock().remove(key);
+        lock(&self.tokens).remove(key);
         let token = Arc::new(fetch()?);
-        self.insert(key, Arc::clone(&token));
+        let bytes = key.place.bytes() + key.scope.len() + token.bytes();
+        lock(&self.tokens).insert(key.clone(), Arc::clone(&token), bytes, |token| token.renew_at);
         Ok(token)
     }
+}
 
-    fn insert(&self, key: &TokenKey, token: Arc<Token>) {
-        let mut tokens = self.lock();
-        if tokens.len() >= TOKENS_MAX {
-            let first_due = tokens.iter().min_by_key(|(_, token)| token.renew_at);
-            let first_due = first_due.map(|(key, _)| key.clone());
-            first_due.and_then(|key| tokens.remove(&key));
-        }
-        tokens.insert(key.clone(), token);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Token>>> {
-        // A panic leaves the table valid: each change is one insertion or removal.
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that can panic runs between the changes of a table.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_usable(token: &Arc<Token>, rejected: Option<&Arc<Token>>, now: Instant) -> bool {
@@ -269,6 +328,47 @@ mod tests {
             assert!(threads.into_iter().all(|thread| thread.join().unwrap() == "a"));
         });
         assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn tokens_and_scopes_use_bounded_memory_whatever_the_registry_sends() {
+        let (tokens, now) = (Tokens::of_unlisted(), Instant::now());
+        let large = "x".repeat(TOKEN_BYTES_MAX);
+        let challenge = format!("Bearer realm=\"https://a/t\",padding=\"{}\"", "y".repeat(30_000));
+        let challenge = Challenge::bearer([challenge.as_str()]).unwrap();
+        for number in 0..3 * TOKENS_MAX {
+            let place = Place { origin: "https://a".into(), repository: format!("b{number}") };
+            let key = TokenKey { scope: "s".repeat(2048), place };
+            let body = format!(r#"{{"token":"{}"}}"#, if number % 2 == 0 { "a" } else { &large });
+            let token = Token::parse(body.as_bytes(), challenge.clone(), now);
+            tokens.obtain(&key, None, now, || token.ok_or(())).unwrap();
+            tokens.note_scope(&key.place, Need::Content, &key.scope);
+            assert!(tokens.known(&key).is_some() && tokens.has_scope(&key.place, Need::Content));
+            let (tokens, scopes) = (lock(&tokens.tokens), lock(&tokens.scopes));
+            let held = tokens.entries.values().map(|(token, _)| token.bytes()).sum::<usize>();
+            assert!(held <= tokens.bytes && tokens.bytes <= UNLISTED_BYTES_MAX, "{held}");
+            let held = scopes.entries.values().map(|(scope, _)| scope.len()).sum::<usize>();
+            assert!(held <= scopes.bytes && scopes.bytes <= UNLISTED_BYTES_MAX, "{held}");
+        }
+    }
+
+    #[test]
+    fn the_token_that_is_due_first_is_evicted_and_one_that_is_too_large_is_used_once() {
+        let (tokens, now) = (Tokens::of_unlisted(), Instant::now());
+        let place = |number| Place { origin: "https://a".into(), repository: format!("b{number}") };
+        let key = |number| TokenKey { place: place(number), scope: "pull".into() };
+        for number in 0..=TOKENS_MAX {
+            let body = format!(r#"{{"token":"a","expires_in":{}}}"#, 10_000 - number);
+            tokens.obtain(&key(number), None, now, || parse(&body, now).ok_or(())).unwrap();
+        }
+        let kept = |number| tokens.known(&key(number)).is_some();
+        assert!(kept(0) && kept(TOKENS_MAX) && !kept(TOKENS_MAX - 1));
+        let padding = "y".repeat(UNLISTED_BYTES_MAX);
+        let padded = format!("Bearer realm=\"https://a/t\",padding=\"{padding}\"");
+        let padded = Challenge::bearer([padded.as_str()]).unwrap();
+        let fetch = || Token::parse(br#"{"token":"b"}"#, padded, now).ok_or(());
+        assert_eq!(tokens.obtain(&key(999), None, now, fetch).unwrap().value, "b");
+        assert!(!kept(999) && kept(0), "it evicts no other token");
     }
 
     #[test]

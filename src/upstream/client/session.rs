@@ -220,7 +220,13 @@ impl Session {
         ports: UnlistedPorts,
     ) -> Session {
         let endpoint = Endpoint::of(upstream, Scheme::Https);
-        Session { ports: Some(ports), ..Session::new(upstream, &endpoint, timeouts, foreign) }
+        // Docker Hub's name is not invented, and many repositories are in use there.
+        let tokens = match upstream.is_docker_hub() {
+            true => Tokens::default(),
+            false => Tokens::of_unlisted(),
+        };
+        let session = Session::new(upstream, &endpoint, timeouts, foreign);
+        Session { ports: Some(ports), tokens, ..session }
     }
 
     fn new(
