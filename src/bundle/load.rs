@@ -348,10 +348,12 @@ impl Loading<'_> {
         name: &ImageName,
         reference: &Reference,
     ) -> Result<ManifestAnswer, CacheError> {
-        match self.cache.manifest(name, reference)? {
-            ManifestLookup::Ready(answer) => Ok(answer),
-            ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker)),
-        }
+        let answer = match self.cache.manifest(name, reference)? {
+            ManifestLookup::Ready(answer) => answer,
+            ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
+        };
+        self.cache.wait_until_stored(Some(name));
+        Ok(answer)
     }
 
     /// Fetches everything below a manifest.

@@ -20,6 +20,7 @@ pub fn repair(cache: &Cache, image: &StoredImage, damaged: &HashSet<Digest>) -> 
             return blobs(cache, &image.name, &graph);
         };
         manifest(cache, &image.name, digest).map_err(|error| format!("{digest}: {error}"))?;
+        cache.wait_until_stored(Some(&image.name));
         if cache.store().stored_manifest(&image.name, &digest).is_none() {
             return Err(format!("{digest}: it was fetched but is not in the store; see the log"));
         }

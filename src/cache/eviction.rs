@@ -117,7 +117,8 @@ impl EvictionService {
     /// # Errors
     /// [`CacheError::Store`].
     pub(super) fn check_size(&self, size: u64) -> Result<(), CacheError> {
-        let (policy, disk) = (self.limits(), Disk::of(&self.core.store));
+        let disk = Disk::at(&self.core.store, Instant::now());
+        let policy = self.limits(&disk);
         if self.can_never_fit(&policy, &disk, size) {
             return Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself"));
         }
@@ -135,8 +136,9 @@ impl EvictionService {
     /// # Errors
     /// [`CacheError::Store`] if they do not fit and nothing may be evicted.
     pub(super) fn admit(&self, more_bytes: u64) -> Result<(), CacheError> {
-        let policy = self.limits();
-        if policy.fits(&Disk::of(&self.core.store), more_bytes) {
+        let disk = Disk::at(&self.core.store, Instant::now());
+        let policy = self.limits(&disk);
+        if policy.fits(&disk, more_bytes) {
             return Ok(());
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -227,10 +229,10 @@ impl EvictionService {
 
     /// The configured limits, and the end of the disk in any case. A little space always stays free for manifests,
     /// names and lists.
-    fn limits(&self) -> CacheLimits {
+    fn limits(&self, disk: &Disk) -> CacheLimits {
         let policy = self.core.settings().maintenance.room;
         let little = || {
-            let of_disk = self.core.store.disk_size().unwrap_or_default() / 100;
+            let of_disk = disk.size_bytes.unwrap_or_default() / 100;
             FreeSpace::Bytes(of_disk.min(LEFT_FREE_BYTES_MAX))
         };
         CacheLimits { floor: policy.floor.or_else(|| Some(little())), ..policy }

@@ -267,6 +267,12 @@ impl Cache {
         self.services.lists.find(name, question, self.client)
     }
 
+    /// Waits until the manifests and tags are on the disk that were fetched of a repository, or of any: clients receive
+    /// them earlier. Blocks. One that cannot be stored, which is logged, ends the wait as well.
+    pub fn wait_until_stored(&self, name: Option<&ImageName>) {
+        self.services.manifests.wait_until_stored(name);
+    }
+
     /// Completes an image whose manifest was served, in the background.
     pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
         self.services.completions.pulled(name, digest, self.client);

@@ -305,7 +305,7 @@ impl Prefetcher {
         digest: &Digest,
         nodes: &[Platform],
     ) -> Vec<Platform> {
-        let manifest = self.core.store.stored_manifest(name, digest);
+        let manifest = self.manifests.parsed(name, digest);
         let Some(ManifestKind::Index { manifests }) = manifest.as_ref().map(Manifest::kind) else {
             return nodes.to_vec();
         };
@@ -344,7 +344,7 @@ impl Prefetcher {
         if !seen.insert(*digest) {
             return;
         }
-        let Some(manifest) = self.core.store.stored_manifest(name, digest) else { return };
+        let Some(manifest) = self.manifests.parsed(name, digest) else { return };
         let children = match manifest.kind() {
             ManifestKind::Image { .. } => {
                 // Foreign layers come from other servers. They are fetched only if a client requests them.

@@ -1,9 +1,9 @@
 //! The configured limits of the cache, and scheduled pruning.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::plan::Criteria;
-use crate::store::Store;
+use crate::store::{Space, Store};
 
 /// The watermarks as fractions of the limits. Eviction begins at the high watermark and ends at the low one. This
 /// fraction of the cap stays unused, or is free in addition to the floor.
@@ -48,7 +48,15 @@ pub struct Disk {
 impl Disk {
     /// The current state of a cache's disk.
     pub fn of(store: &Store) -> Disk {
-        let space = store.space();
+        Disk::with(store, store.space())
+    }
+
+    /// As [`Disk::of`], for callers that look at it again and again: see [`Store::space_at`].
+    pub fn at(store: &Store, now: Instant) -> Disk {
+        Disk::with(store, store.space_at(now))
+    }
+
+    fn with(store: &Store, space: Option<Space>) -> Disk {
         Disk {
             used_bytes: store.disk_bytes(),
             free_bytes: space.map(|space| space.free_bytes),

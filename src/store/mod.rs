@@ -192,11 +192,6 @@ impl Store {
         self.space().map(|space| space.free_bytes)
     }
 
-    /// The size of the disk in bytes; `None` if the system does not report it.
-    pub fn disk_size(&self) -> Option<u64> {
-        self.space().map(|space| space.size_bytes)
-    }
-
     /// Whether offline mode is on (`larder offline`). All processes on this directory follow it.
     pub fn is_offline(&self) -> bool {
         self.inner.layout.offline_switch().exists()

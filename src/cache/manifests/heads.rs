@@ -157,6 +157,7 @@ impl ManifestCache {
         let key = (name.clone(), Reference::Tag(tag.clone()));
         !self.core.is_offline()
             && self.flights.peek(&key).is_none()
+            && self.pending.tag(name, tag).is_none()
             // If the record cannot be read, the lookup of the manifest reports the error.
             && matches!(self.core.store.find_tag(name, tag, Access::Look), Ok(None))
     }

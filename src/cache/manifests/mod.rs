@@ -3,7 +3,9 @@
 //! This module must not know blob downloads, lists or prefetching, which are built on it.
 
 mod content;
+mod fetch;
 mod heads;
+mod pending;
 mod sizes;
 mod wait;
 
@@ -13,16 +15,16 @@ use std::time::{Duration, SystemTime};
 
 use super::bounded::BoundedCache;
 use super::core::Core;
-use super::freshness::{Belief, OnUpstreamDelete};
+use super::freshness::Belief;
 use super::negative::Asked;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
-use crate::oci::{Digest, ImageName, MediaType, Reference, Tag};
-use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
-use crate::upstream::{Source, UpstreamError};
+use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
+use crate::store::Access;
 
 use content::{Content, MEMORY_BYTES_MAX};
+use pending::PendingTable;
 
 pub use content::ManifestAnswer;
 pub use heads::{HeadAnswer, HeadLookup, HeadWait};
@@ -65,6 +67,8 @@ pub(super) struct ManifestCache {
     /// Large manifests that are being sent: clients that request one meanwhile share its file, so that slow readers
     /// do not hold a copy each.
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
+    /// Manifests and tags that are being stored.
+    pending: PendingTable,
     /// HEAD responses for tags that are not cached.
     heads_by_tag: Mutex<BoundedCache<(ImageName, Tag), heads::KnownHead>>,
     /// The same by digest, until a manifest with that digest is cached.
@@ -85,6 +89,7 @@ impl ManifestCache {
             head_flights: Flights::new(),
             hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
             in_use: Mutex::default(),
+            pending: PendingTable::default(),
             heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             sizes_from_manifests: Arc::new(Mutex::new(BoundedCache::new(SIZES_REMEMBERED))),
@@ -110,6 +115,12 @@ impl ManifestCache {
         is_flying(reference.clone()) || is_flying(Reference::Digest(*digest))
     }
 
+    /// Waits until the manifests and tags are stored that were fetched of a repository, or of any. One that cannot be
+    /// stored ends the wait as well.
+    pub(super) fn wait_until_stored(&self, name: Option<&ImageName>) {
+        self.pending.wait_until_stored(name);
+    }
+
     /// Removes the manifests from memory, because the store or the freshness policy has changed.
     pub(super) fn forget_hot(&self) {
         lock(&self.hot).clear();
@@ -133,8 +144,8 @@ impl ManifestCache {
             return Ok(ready(content, How::Hit));
         }
         let stored = match reference {
-            Reference::Digest(digest) => self.stored_manifest(name, digest, Access::Pull(now))?,
-            Reference::Tag(tag) => self.stored_tag(name, tag, Access::Pull(now))?,
+            Reference::Digest(digest) => self.manifest_at_hand(name, digest, Access::Pull(now))?,
+            Reference::Tag(tag) => self.tag_at_hand(name, tag, Access::Pull(now))?,
         };
         let cached = match stored {
             Some(stored) => match stored.belief {
@@ -259,6 +270,44 @@ impl ManifestCache {
         Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
     }
 
+    /// A manifest that is stored or being stored.
+    fn manifest_at_hand(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let stored = self.stored_manifest(name, digest, access)?;
+        let pending = || {
+            let content = self.pending.manifest(name, digest)?;
+            Some(Stored { content, belief: Belief::Fresh(None) })
+        };
+        Ok(stored.or_else(pending))
+    }
+
+    /// The parsed manifest, stored or being stored.
+    pub(super) fn parsed(&self, name: &ImageName, digest: &Digest) -> Option<Manifest> {
+        self.core.store.stored_manifest(name, digest).or_else(|| {
+            let content = self.pending.manifest(name, digest)?;
+            let bytes = content.body.read().ok()?;
+            Manifest::parse(&bytes, Some(content.media_type.as_str())).ok()
+        })
+    }
+
+    /// The manifest of a tag that is being stored, or else of a stored one.
+    fn tag_at_hand(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        access: Access,
+    ) -> Result<Option<Stored>, CacheError> {
+        let Some((content, checked)) = self.pending.tag(name, tag) else {
+            return self.stored_tag(name, tag, access);
+        };
+        let belief = self.core.settings().freshness.belief(name, tag, checked, self.core.now());
+        Ok(Some(Stored { content, belief }))
+    }
+
     fn stored_tag(
         &self,
         name: &ImageName,
@@ -271,215 +320,5 @@ impl ManifestCache {
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.core.now());
         Ok(content.map(|content| Stored { content, belief }))
-    }
-
-    /// The work of a manifest flight, on a fetcher.
-    pub(super) fn fetch_manifest(&self, leader: ManifestLeader) {
-        let (name, reference) = leader.key().clone();
-        let result = match &reference {
-            Reference::Digest(digest) => self.fetch_by_digest(&name, digest),
-            // A request that looked up the tag before a flight ended, and joined after it, leads the next flight. Then
-            // the store has the manifest already.
-            Reference::Tag(tag) => match self.stored_tag(&name, tag, Access::Look) {
-                Ok(Some(stored)) if matches!(stored.belief, Belief::Fresh(_)) => Ok(stored.content),
-                Ok(_) => self.fetch_by_tag(&name, tag),
-                Err(error) => Err(error),
-            },
-        };
-        match &result {
-            Ok(content) => {
-                lock(&self.hot).remove(leader.key());
-                log::debug!("{}: {}", name.with(&reference), content.digest);
-            }
-            Err(error) => error.log(&name.with(&reference)),
-        }
-        leader.finish(result);
-    }
-
-    pub(super) fn fetch_by_digest(
-        &self,
-        name: &ImageName,
-        digest: &Digest,
-    ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
-            return Ok(stored.content);
-        }
-        let source = self.core.source(&name.upstream)?;
-        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest))?;
-        self.write_tags_known_from_head(name, &content);
-        Ok(content)
-    }
-
-    /// Resolves the tag with HEAD if it is cached, or else fetches the manifest with GET.
-    pub(super) fn fetch_by_tag(
-        &self,
-        name: &ImageName,
-        tag: &Tag,
-    ) -> Result<Arc<Content>, CacheError> {
-        let source = self.core.source(&name.upstream)?;
-        let reference = Reference::Tag(tag.clone());
-        let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
-            let content = self.get_manifest(name, &*source, &reference)?;
-            self.point_tag(name, tag, &content, None);
-            return Ok(content);
-        };
-        let content = match source.resolve(&name.repository, tag) {
-            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest)?,
-            Ok(None) => self.get_manifest(name, &*source, &reference)?,
-            // Many registries and proxies do not support HEAD well, so only the response to GET counts.
-            Err(error) if error.may_be_about_head() => {
-                match self.get_manifest(name, &*source, &reference) {
-                    Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
-                        return Err(self.deleted_upstream(name, tag, &record));
-                    }
-                    other => other?,
-                }
-            }
-            Err(error) => {
-                self.note(name, &reference, &Err::<(), _>(error.clone()));
-                return Err(error.into());
-            }
-        };
-        self.point_tag(name, tag, &content, Some(&record));
-        Ok(content)
-    }
-
-    /// Fetches the manifest that HEAD reported for a tag. By digest, so that the stored manifest is the reported one,
-    /// even if the tag moves meanwhile. Some proxies report a digest under which they have nothing or other content;
-    /// then the manifest is fetched by tag, as their clients do.
-    fn get_resolved(
-        &self,
-        name: &ImageName,
-        source: &dyn Source,
-        tag: &Reference,
-        digest: &Digest,
-    ) -> Result<Arc<Content>, CacheError> {
-        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
-            self.note::<()>(name, tag, &Ok(()));
-            return Ok(stored.content);
-        }
-        match self.get_manifest(name, source, &Reference::Digest(*digest)) {
-            Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
-                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
-                self.get_manifest(name, source, tag)
-            }
-            other => other,
-        }
-    }
-
-    /// Handles a cached tag that the registry has deleted.
-    fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
-        // An import, or another process, may have written the tag during the request.
-        if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
-            return CacheError::KnownMissing;
-        }
-        let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
-            OnUpstreamDelete::Drop => {
-                log::info!(
-                    "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
-                );
-                (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
-            }
-            OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
-            OnUpstreamDelete::Keep => {
-                log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
-                let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
-                (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
-            }
-        };
-        if let Err(error) = noted {
-            log::warn!("{name}:{tag}: cannot record that upstream has deleted it: {error}");
-        }
-        error
-    }
-
-    fn get_manifest(
-        &self,
-        name: &ImageName,
-        source: &dyn Source,
-        reference: &Reference,
-    ) -> Result<Arc<Content>, CacheError> {
-        let mut writer = self.core.store.manifest_writer();
-        let fetched = source.manifest(&name.repository, reference, &mut writer);
-        self.note(name, reference, &fetched);
-        let (digest, manifest) = fetched?;
-        let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
-        self.core.metrics.fetched_bytes.inc_by(body.length());
-        self.remember_sizes(name, &manifest);
-        let media_type = manifest.media_type().clone();
-        // Thousands of descriptors are not needed while the disk works.
-        drop(manifest);
-        let kept = self.keep_manifest(name, &digest, &media_type, &body);
-        if let Err(error) = &kept {
-            // The client still receives it: it is verified.
-            self.core.metrics.not_cached("manifest");
-            log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
-        }
-        let size = body.length();
-        if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
-            // It was verified when it was stored.
-            if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
-                lock(&self.sizes_read).insert((name.clone(), digest), ());
-                let body = Document::File { file: blob.file, range: 0..size };
-                return Ok(self.share(Content { digest, media_type, body }));
-            }
-        }
-        Ok(Arc::new(Content { digest, media_type, body }))
-    }
-
-    /// Stores content before names: first the blob, then the repository's record of it.
-    fn keep_manifest(
-        &self,
-        name: &ImageName,
-        digest: &Digest,
-        media_type: &MediaType,
-        body: &Document,
-    ) -> Result<(), CacheError> {
-        if !self.core.store.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.core.store.root().to_owned() }.into());
-        }
-        let lock = self.core.store.commit_lock()?;
-        self.core.store.ingest_document(digest, body)?;
-        let record = ManifestRecord {
-            media_type: media_type.clone(),
-            size: body.length(),
-            fetched: self.core.now(),
-        };
-        Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
-    }
-
-    /// Writes the tag, with the current time as the time of its confirmation.
-    fn point_tag(
-        &self,
-        name: &ImageName,
-        tag: &Tag,
-        content: &Content,
-        before: Option<&TagRecord>,
-    ) {
-        let size = content.size();
-        if self.core.store.blob(&content.digest, Some(size)).is_none() {
-            // The manifest could not be stored, which was logged. A tag without its content is useless.
-            return;
-        }
-        let now = self.core.now();
-        let fetched = match before {
-            Some(before) if before.digest == content.digest => before.fetched,
-            _ => now,
-        };
-        let record = TagRecord {
-            digest: content.digest,
-            media_type: content.media_type.clone(),
-            size,
-            fetched,
-            checked: now,
-            gone: None,
-        };
-        if let Err(error) = self.core.store.put_tag(name, tag, &record) {
-            log::error!("{name}:{tag} is served but its tag is not cached: {error}");
-        }
-    }
-
-    fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
-        self.core.note_outcome(name, Asked::Manifest(name.clone(), reference.clone()), result);
     }
 }

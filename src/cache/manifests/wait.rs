@@ -23,7 +23,8 @@ pub struct ManifestWait {
 }
 
 impl ManifestWait {
-    /// The manifest or the failure, once the flight has ended.
+    /// The manifest or the failure, once the flight has ended. The manifest may not be stored yet: see
+    /// [`Cache::wait_until_stored`](crate::cache::Cache::wait_until_stored).
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
             (Ok(content), Some(cached)) if content.digest() == cached.digest() => {

@@ -341,6 +341,7 @@ impl Bench {
             ManifestLookup::Ready(answer) => answer,
             ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
         };
+        self.cache.wait_until_stored(None);
         Ok((answer.body().read().unwrap(), answer.how))
     }
 

@@ -69,23 +69,24 @@ impl Store {
         Some(counted.saturating_add_signed(changed))
     }
 
-    /// Space of the file system; `None` if it does not report it. Each write of a download compares it with the limits,
-    /// so it is queried at most once per [`SPACE_AGE_MAX`] and follows the changes by this process in between.
-    pub fn space(&self) -> Option<Space> {
+    /// Space of the file system as of `now`; `None` if it does not report it. For callers that look at it again and
+    /// again: it is queried at most once per [`SPACE_AGE_MAX`] and follows the changes by this process in between.
+    pub fn space_at(&self, now: Instant) -> Option<Space> {
         let mut seen = self.inner.space.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = &*seen
-            && seen.at.elapsed() < SPACE_AGE_MAX
+            && now.saturating_duration_since(seen.at) < SPACE_AGE_MAX
         {
             return Some(seen.space.after(self.inner.bytes_since_look.load(Relaxed)));
         }
         // Before the query: a change in between counts twice, until the next query.
         self.inner.bytes_since_look.store(0, Relaxed);
-        let space = self.query_space()?;
-        *seen = Some(SpaceSeen { space, at: Instant::now() });
+        let space = self.space()?;
+        *seen = Some(SpaceSeen { space, at: now });
         Some(space)
     }
 
-    fn query_space(&self) -> Option<Space> {
+    /// Space of the file system; `None` if it does not report it.
+    pub fn space(&self) -> Option<Space> {
         let is = rustix::fs::statvfs(self.root()).ok()?;
         let files_max = (is.f_files > 0).then_some(is.f_files);
         Some(Space {

@@ -188,19 +188,24 @@ impl Larder {
         Connection::open(self.address())
     }
 
+    /// Sends a GET. Afterwards, a manifest that was fetched for it is on the disk.
     #[track_caller]
     pub fn get(&self, target: &str) -> Response {
-        client::get(self.address(), target)
+        self.request("GET", target, &[])
     }
 
+    /// As [`Larder::get`], with HEAD.
     #[track_caller]
     pub fn head(&self, target: &str) -> Response {
-        client::head(self.address(), target)
+        self.request("HEAD", target, &[])
     }
 
+    /// As [`Larder::get`], with another method and header fields.
     #[track_caller]
     pub fn request(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
-        client::request(self.address(), method, target, headers)
+        let response = client::request(self.address(), method, target, headers);
+        self.cache().wait_until_stored(None);
+        response
     }
 
     /// Sends a GET without reading the response.

@@ -1,0 +1,277 @@
+//! The work of a manifest flight: requests to the registry, verification, storage.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::content::{Content, MEMORY_BYTES_MAX};
+use super::{ManifestCache, ManifestLeader, Outcome};
+use crate::cache::freshness::{Belief, OnUpstreamDelete};
+use crate::cache::negative::Asked;
+use crate::cache::{CacheError, lock};
+use crate::oci::{Digest, ImageName, MediaType, Reference, Tag};
+use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
+use crate::upstream::{Source, UpstreamError};
+
+/// Receives a manifest that is verified and not stored yet.
+type Early<'a> = &'a dyn Fn(&Outcome);
+
+impl ManifestCache {
+    /// The work of a manifest flight, on a fetcher. The flight ends when the manifest is verified; the work ends when it
+    /// is stored.
+    pub(in crate::cache) fn fetch_manifest(&self, leader: ManifestLeader) {
+        let (name, reference) = leader.key().clone();
+        let (leader, pending_tag) = (Cell::new(Some(leader)), Cell::new(None));
+        let end = |result: Result<Outcome, CacheError>| {
+            let Some(leader) = leader.take() else { return };
+            match &result {
+                Ok(content) => {
+                    lock(&self.hot).remove(leader.key());
+                    log::debug!("{}: {}", name.with(&reference), content.digest);
+                }
+                Err(error) => error.log(&name.with(&reference)),
+            }
+            leader.finish(result);
+        };
+        let early: Early<'_> = &|content| {
+            if let Reference::Tag(tag) = &reference {
+                let key = (name.clone(), tag.clone());
+                pending_tag.set(Some(self.pending.add_tag(key, content, self.core.now())));
+            }
+            end(Ok(Arc::clone(content)));
+        };
+        let result = match &reference {
+            Reference::Digest(digest) => self.fetch_by_digest_for(&name, digest, early),
+            // A request that looked up the tag before a flight ended, and joined after it, leads the next flight. Then
+            // the manifest is at hand.
+            Reference::Tag(tag) => match self.tag_at_hand(&name, tag, Access::Look) {
+                Ok(Some(at_hand)) if matches!(at_hand.belief, Belief::Fresh(_)) => {
+                    Ok(at_hand.content)
+                }
+                Ok(_) => self.fetch_by_tag_for(&name, tag, early),
+                Err(error) => Err(error),
+            },
+        };
+        end(result);
+        drop(pending_tag);
+    }
+
+    /// Fetches a manifest unless it is at hand.
+    pub(in crate::cache) fn fetch_by_digest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+    ) -> Result<Arc<Content>, CacheError> {
+        self.fetch_by_digest_for(name, digest, &|_| {})
+    }
+
+    fn fetch_by_digest_for(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        early: Early<'_>,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(at_hand) = self.manifest_at_hand(name, digest, Access::Look)? {
+            return Ok(at_hand.content);
+        }
+        let source = self.core.source(&name.upstream)?;
+        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest), early)?;
+        self.write_tags_known_from_head(name, &content);
+        Ok(content)
+    }
+
+    /// Resolves the tag with HEAD if it is cached, or else fetches the manifest with GET.
+    pub(in crate::cache) fn fetch_by_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+    ) -> Result<Arc<Content>, CacheError> {
+        self.fetch_by_tag_for(name, tag, &|_| {})
+    }
+
+    fn fetch_by_tag_for(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        early: Early<'_>,
+    ) -> Result<Arc<Content>, CacheError> {
+        let source = self.core.source(&name.upstream)?;
+        let reference = Reference::Tag(tag.clone());
+        let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
+            let content = self.get_manifest(name, &*source, &reference, early)?;
+            self.point_tag(name, tag, &content, None);
+            return Ok(content);
+        };
+        let content = match source.resolve(&name.repository, tag) {
+            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest, early)?,
+            Ok(None) => self.get_manifest(name, &*source, &reference, early)?,
+            // Many registries and proxies do not support HEAD well, so only the response to GET counts.
+            Err(error) if error.may_be_about_head() => {
+                match self.get_manifest(name, &*source, &reference, early) {
+                    Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
+                        return Err(self.deleted_upstream(name, tag, &record));
+                    }
+                    other => other?,
+                }
+            }
+            Err(error) => {
+                self.note(name, &reference, &Err::<(), _>(error.clone()));
+                return Err(error.into());
+            }
+        };
+        self.point_tag(name, tag, &content, Some(&record));
+        Ok(content)
+    }
+
+    /// Fetches the manifest that HEAD reported for a tag. By digest, so that the stored manifest is the reported one,
+    /// even if the tag moves meanwhile. Some proxies report a digest under which they have nothing or other content;
+    /// then the manifest is fetched by tag, as their clients do.
+    fn get_resolved(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        tag: &Reference,
+        digest: &Digest,
+        early: Early<'_>,
+    ) -> Result<Arc<Content>, CacheError> {
+        if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
+            self.note::<()>(name, tag, &Ok(()));
+            return Ok(stored.content);
+        }
+        match self.get_manifest(name, source, &Reference::Digest(*digest), early) {
+            Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
+                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
+                self.get_manifest(name, source, tag, early)
+            }
+            other => other,
+        }
+    }
+
+    /// Handles a cached tag that the registry has deleted.
+    fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
+        // An import, or another process, may have written the tag during the request.
+        if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
+            return CacheError::KnownMissing;
+        }
+        let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
+            OnUpstreamDelete::Drop => {
+                log::info!(
+                    "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
+                );
+                (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
+            }
+            OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
+            OnUpstreamDelete::Keep => {
+                log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
+                let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
+                (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
+            }
+        };
+        if let Err(error) = noted {
+            log::warn!("{name}:{tag}: cannot record that upstream has deleted it: {error}");
+        }
+        error
+    }
+
+    fn get_manifest(
+        &self,
+        name: &ImageName,
+        source: &dyn Source,
+        reference: &Reference,
+        early: Early<'_>,
+    ) -> Result<Arc<Content>, CacheError> {
+        let mut writer = self.core.store.manifest_writer();
+        let fetched = source.manifest(&name.repository, reference, &mut writer);
+        self.note(name, reference, &fetched);
+        let (digest, manifest) = fetched?;
+        let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
+        self.core.metrics.fetched_bytes.inc_by(body.length());
+        self.remember_sizes(name, &manifest);
+        let media_type = manifest.media_type().clone();
+        // Thousands of descriptors are not needed while the disk works.
+        drop(manifest);
+        let pending = match &body {
+            // One that is served from a file is served when it is stored.
+            Document::Memory(bytes) if bytes.len() <= MEMORY_BYTES_MAX => {
+                let (media_type, body) = (media_type.clone(), body.clone());
+                let content = Arc::new(Content { digest, media_type, body });
+                let pending = self.pending.add_manifest((name.clone(), digest), &content);
+                early(&content);
+                Some(pending)
+            }
+            _ => None,
+        };
+        let kept = self.keep_manifest(name, &digest, &media_type, &body);
+        drop(pending);
+        if let Err(error) = &kept {
+            // The client still receives it: it is verified.
+            self.core.metrics.not_cached("manifest");
+            log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
+        }
+        let size = body.length();
+        if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
+            // It was verified when it was stored.
+            if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
+                lock(&self.sizes_read).insert((name.clone(), digest), ());
+                let body = Document::File { file: blob.file, range: 0..size };
+                return Ok(self.share(Content { digest, media_type, body }));
+            }
+        }
+        Ok(Arc::new(Content { digest, media_type, body }))
+    }
+
+    /// Stores content before names: first the blob, then the repository's record of it.
+    fn keep_manifest(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        media_type: &MediaType,
+        body: &Document,
+    ) -> Result<(), CacheError> {
+        if !self.core.store.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.core.store.root().to_owned() }.into());
+        }
+        let lock = self.core.store.commit_lock()?;
+        self.core.store.ingest_document(digest, body)?;
+        let record = ManifestRecord {
+            media_type: media_type.clone(),
+            size: body.length(),
+            fetched: self.core.now(),
+        };
+        Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
+    }
+
+    /// Writes the tag, with the current time as the time of its confirmation.
+    pub(super) fn point_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        content: &Content,
+        before: Option<&TagRecord>,
+    ) {
+        let size = content.size();
+        if self.core.store.blob(&content.digest, Some(size)).is_none() {
+            // The manifest could not be stored, which was logged. A tag without its content is useless.
+            return;
+        }
+        let now = self.core.now();
+        let fetched = match before {
+            Some(before) if before.digest == content.digest => before.fetched,
+            _ => now,
+        };
+        let record = TagRecord {
+            digest: content.digest,
+            media_type: content.media_type.clone(),
+            size,
+            fetched,
+            checked: now,
+            gone: None,
+        };
+        if let Err(error) = self.core.store.put_tag(name, tag, &record) {
+            log::error!("{name}:{tag} is served but its tag is not cached: {error}");
+        }
+    }
+
+    fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
+        self.core.note_outcome(name, Asked::Manifest(name.clone(), reference.clone()), result);
+    }
+}
