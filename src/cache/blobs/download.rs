@@ -100,7 +100,7 @@ pub(super) struct Download<'a, S> {
     /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
-    pub(super) chunk: Vec<u8>,
+    chunk: Vec<u8>,
     pub(super) sink: S,
 }
 
@@ -122,9 +122,15 @@ impl<'a, S: Sink> Download<'a, S> {
             senders: Vec::new(),
             class: cache.core.class_of(&name.upstream),
             progress: Progress::new(Instant::now()),
-            chunk: vec![0; CHUNK_BYTES],
+            chunk: Vec::new(),
             sink,
         }
+    }
+
+    /// The sink, and a buffer for it.
+    pub(super) fn sink_and_buffer(&mut self) -> (&mut S, &mut [u8]) {
+        self.chunk.resize(CHUNK_BYTES, 0);
+        (&mut self.sink, &mut self.chunk)
     }
 
     /// Names the blob for messages.
@@ -219,6 +225,9 @@ impl<'a, S: Sink> Download<'a, S> {
         self.settle_size(size, have)?;
         self.is_begun = true;
         self.sink.begin(self.size)?;
+        // Most layers of some images are smaller than a chunk, and one byte more shows that a body is too long.
+        let left = self.size.map_or(u64::MAX, |size| size.saturating_sub(start).saturating_add(1));
+        self.chunk.resize(usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES), 0);
         // A registry without support for ranges starts from the beginning; bytes that were received before are skipped.
         let mut surplus = have - start.min(have);
         loop {

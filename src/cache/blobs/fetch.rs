@@ -156,8 +156,12 @@ impl BlobCache {
     /// Recovers the partial of an earlier download. Readers receive none of it before the registry has reported the
     /// size: only then is it known which byte is the last.
     fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
-        let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
-        while ingest.recover(&mut download.chunk)? {
+        if download.sink.ingest.is_none() {
+            return Ok(());
+        }
+        let (sink, buffer) = download.sink_and_buffer();
+        let Some(ingest) = &mut sink.ingest else { return Ok(()) };
+        while ingest.recover(buffer)? {
             self.core.stop_if_closed()?;
         }
         match ingest.bytes_written() {

@@ -100,6 +100,12 @@ impl State {
         self.running.values().sum()
     }
 
+    /// The running jobs of a class, if one of the class `released` ended.
+    fn running_without(&self, class: &Class, released: Option<&Class>) -> usize {
+        let running = self.running.get(class).copied().unwrap_or_default();
+        running.saturating_sub(usize::from(released == Some(class)))
+    }
+
     fn begin(&mut self, begun: &Begun) {
         *self.running.entry(begun.class.clone()).or_default() += 1;
         if begun.is_background {
@@ -235,11 +241,14 @@ impl Scheduler {
     /// its fetcher.
     pub(super) fn is_contended(&self, class: &Class) -> bool {
         let state = self.shared.lock();
-        let mut waiting = state.foreground.classes.order.iter();
-        waiting.any(|waiting| {
-            !self.shared.has_share(&state, waiting, None)
-                && self.shared.has_share(&state, waiting, Some(class))
-        })
+        let released = Some(class);
+        state.foreground.may_pick(
+            |waiting| {
+                !self.shared.has_share(&state, waiting, None)
+                    && self.shared.has_share(&state, waiting, released)
+            },
+            |waiting, client| self.shared.client_has_share(&state, waiting, client, released),
+        )
     }
 
     /// Changes how many fetchers some registries may use. Running jobs continue, even if their registry may now use
@@ -368,13 +377,9 @@ impl Shared {
 
     /// Whether a class may start a job, or could if a job of the class `released` ended.
     fn has_share(&self, state: &State, class: &Class, released: Option<&Class>) -> bool {
-        let running = |class: &Class| {
-            let count = state.running.get(class).copied().unwrap_or_default();
-            count.saturating_sub(usize::from(released == Some(class)))
-        };
+        let running = |class: &Class| state.running_without(class, released);
         let own = running(class);
-        let busy = state.running_in_all().saturating_sub(usize::from(released.is_some()));
-        let free = self.threads.saturating_sub(busy);
+        let free = self.free_without(state, released);
         if let Class::Listed(upstream) = class
             && let Some(max) = state.per_upstream_max.get(upstream)
         {
@@ -387,11 +392,23 @@ impl Shared {
             && (*class != Class::Unproven || is_below(own, 4))
     }
 
-    /// Whether a client may use one more fetcher of a class that may start a job.
-    fn client_has_share(&self, state: &State, class: &Class, client: ClientAddress) -> bool {
-        let count = |class: &Class| state.running.get(class).copied().unwrap_or_default();
-        let own = count(class);
-        let free = self.threads.saturating_sub(state.running_in_all());
+    /// The free fetchers, if a job of the class `released` ended.
+    fn free_without(&self, state: &State, released: Option<&Class>) -> usize {
+        let busy = state.running_in_all().saturating_sub(usize::from(released.is_some()));
+        self.threads.saturating_sub(busy)
+    }
+
+    /// Whether a client may use one more fetcher of a class that may start a job, or could if a job of the class
+    /// `released`, which is not this client's, ended.
+    fn client_has_share(
+        &self,
+        state: &State,
+        class: &Class,
+        client: ClientAddress,
+        released: Option<&Class>,
+    ) -> bool {
+        let own = state.running_without(class, released);
+        let free = self.free_without(state, released);
         let class_max = match class {
             Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
             Class::Unlisted => Some(self.threads / 2),
@@ -416,7 +433,7 @@ impl Shared {
         let mut queue = std::mem::take(&mut state.foreground);
         let picked = queue.pick(
             |class| self.has_share(state, class, None),
-            |class, client| self.client_has_share(state, class, client),
+            |class, client| self.client_has_share(state, class, client, None),
             |job| self.is_unwanted(job),
             &mut unwanted,
         );
@@ -438,7 +455,7 @@ impl Shared {
         let mut queue = std::mem::take(&mut state.background);
         let picked = queue.pick(
             |class| self.has_background_share(state, class),
-            |class, client| self.client_has_share(state, class, client),
+            |class, client| self.client_has_share(state, class, client, None),
             |_| false,
             &mut Vec::new(),
         );
@@ -462,7 +479,7 @@ impl Shared {
 
     /// Whether [`Shared::pick`] would find a job.
     fn may_pick(&self, state: &State) -> bool {
-        let client_may = |class: &Class, client| self.client_has_share(state, class, client);
+        let client_may = |class: &Class, client| self.client_has_share(state, class, client, None);
         let foreground = |class: &Class| self.has_share(state, class, None);
         let background = |class: &Class| self.has_background_share(state, class);
         state.foreground.may_pick(foreground, client_may)

@@ -341,6 +341,22 @@ fn a_fetcher_is_contended_if_releasing_it_lets_a_job_start() {
 }
 
 #[test]
+fn a_client_that_uses_its_share_does_not_suspend_background_jobs() {
+    let bench = Bench::new(8, &[]);
+    let a = of("a.io/x");
+    for _ in 0..4 {
+        bench.hold("client", from(1, a.clone()));
+    }
+    assert_eq!(bench.next(3), ["client"; 3], "three quarters of the share of its class");
+    assert!(bench.scheduler.submit_in_background(a.clone(), bench.held("background")));
+    assert_eq!(bench.next(1), ["background"]);
+    // Without that job, the class could start one more, but not of this client.
+    assert!(!bench.scheduler.is_contended(&a.class));
+    bench.hold("other", from(2, a.clone()));
+    assert!(bench.scheduler.is_contended(&a.class));
+}
+
+#[test]
 fn a_panic_affects_only_its_own_job() {
     let bench = Bench::new(1, &[]);
     bench.scheduler.submit(of("a.io/x"), || true, || panic!("a fetch that panics"));
