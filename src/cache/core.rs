@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use super::committers::Committers;
 use super::counted::CountedSource;
 use super::negative::{Asked, NegativeCache};
 use super::scheduler::{Class, Purpose, Scheduler};
@@ -24,6 +25,8 @@ pub(super) struct Core {
     pub(super) blob_fetchers: Scheduler,
     /// Fetchers for manifests, lists and sizes, so that blobs cannot delay them.
     pub(super) metadata_fetchers: Scheduler,
+    /// Make blobs durable after their download.
+    pub(super) committers: Committers,
     pub(super) negative: NegativeCache,
     /// Counters of this process.
     pub(super) metrics: Arc<Metrics>,
@@ -57,6 +60,7 @@ impl Core {
                 settings.manifest_fetchers,
                 HashMap::new(),
             ),
+            committers: Committers::start(),
             negative: NegativeCache::new(settings.negative_ttl, Arc::clone(&sources)),
             metrics: Arc::default(),
             settings: RwLock::new(Arc::new(settings)),

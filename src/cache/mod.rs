@@ -17,6 +17,7 @@
 
 mod blobs;
 mod bounded;
+mod committers;
 mod completion;
 mod core;
 mod counted;
@@ -437,7 +438,9 @@ impl Cache {
 
     /// Whether fetches are under way.
     pub fn is_fetching(&self) -> bool {
-        self.core().blob_fetchers.load().busy + self.core().metadata_fetchers.load().busy > 0
+        let core = self.core();
+        let fetching = core.blob_fetchers.load().busy + core.metadata_fetchers.load().busy;
+        fetching + core.committers.unfinished() > 0
     }
 
     /// Waits for the fetches under way, so that a blob that is being committed gets its name. Bounded, since a fetch
@@ -445,6 +448,8 @@ impl Cache {
     pub fn wait_for_fetches(&self, at_most: Duration) {
         self.core().blob_fetchers.wait_until_idle(at_most);
         self.core().metadata_fetchers.wait_until_idle(at_most);
+        // Last: fetchers submit commits.
+        self.core().committers.wait_until_idle(at_most);
     }
 
     fn core(&self) -> &Core {

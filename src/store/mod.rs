@@ -61,7 +61,7 @@ use std::sync::{Arc, Mutex};
 
 pub use content::{
     Begin, Blob, Checked, Damage, DigestingWriter, Document, DocumentWriter, Ingest, IngestError,
-    PartialFile,
+    PartialFile, Verified,
 };
 pub use error::StoreError;
 pub use files::record::Access;

@@ -14,7 +14,7 @@ use super::download::{Download, Sink, Waits};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
-use crate::store::{Begin, Blob, Ingest, StoreError};
+use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::{plural, size};
 use crate::upstream::{EndpointFailures, UpstreamError};
 
@@ -32,8 +32,16 @@ const NOTED_BYTES_MIN: u64 = 512 * 1024;
 /// it is woken once instead of three times. Its header would arrive hardly earlier.
 const ANNOUNCED_LATE_MAX: u64 = 64 * 1024;
 
+/// What a fetch has produced.
+pub(super) enum Fetched {
+    /// The store has the blob.
+    Stored(Blob),
+    /// It is complete, and its followers may receive all of it. It has no name yet.
+    Verified(Box<Verified>),
+}
+
 impl BlobCache {
-    /// The work of a blob flight, on a fetcher: check the store again, ingest, verify, commit.
+    /// The work of a blob flight, on a fetcher: check the store again, ingest, verify.
     ///
     /// `suspended` is the ingest of the flight if its download was suspended before, and receives it if it is suspended
     /// now. Followers read the file of the first ingest until the flight ends, so nobody else may get its lock: another
@@ -44,7 +52,7 @@ impl BlobCache {
         leader: &BlobLeader,
         size_hint: Option<u64>,
         suspended: &mut Option<Ingest>,
-    ) -> Result<Blob, CacheError> {
+    ) -> Result<Fetched, CacheError> {
         for _ in 0..OTHER_PROCESS_CHECKS_MAX {
             self.core.stop_if_closed()?;
             if suspended.is_none() {
@@ -52,7 +60,9 @@ impl BlobCache {
                 match self.core.store.resume(&name.upstream, digest, size_hint)? {
                     Begin::Writing(ingest) => *suspended = Some(*ingest),
                     Begin::Absent => {}
-                    Begin::Present(blob) => return Ok(announce_stored(name, leader, blob)),
+                    Begin::Present(blob) => {
+                        return Ok(Fetched::Stored(announce_stored(name, leader, blob)));
+                    }
                     Begin::Locked => {
                         self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
                         continue;
@@ -78,7 +88,7 @@ impl BlobCache {
         leader: &BlobLeader,
         size_hint: Option<u64>,
         suspended: &mut Option<Ingest>,
-    ) -> Result<Blob, CacheError> {
+    ) -> Result<Fetched, CacheError> {
         let digest = leader.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
         if let Some(size) = known.or(size_hint) {
@@ -137,7 +147,7 @@ impl BlobCache {
         if promised.is_none_or(|promised| promised == size) {
             leader.announce_all(incoming, size);
         }
-        Ok(verified.commit()?)
+        Ok(Fetched::Verified(Box::new(verified)))
     }
 
     /// Creates the partial of a blob that the registry has.

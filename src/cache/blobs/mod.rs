@@ -30,6 +30,7 @@ pub use pass_through::{AlreadySent, PassThrough};
 pub use retry::RetryPolicy;
 pub use wait::BlobWait;
 
+use fetch::Fetched;
 use wait::WaitsFor;
 
 /// How many blobs with wrong content are remembered, with the endpoints that sent them.
@@ -316,7 +317,7 @@ impl BlobCache {
         );
     }
 
-    /// Does the work of a flight, on a fetcher. A blob with wrong content is fetched once more, for clients that retry:
+    /// Does the work of a flight, on a fetcher; a verified blob is committed by another thread. A blob with wrong content is fetched once more, for clients that retry:
     /// the network may have corrupted it, or there is another endpoint.
     ///
     /// A suspended download continues later: after the jobs that wait now if it has followers, in the background
@@ -350,6 +351,31 @@ impl BlobCache {
             }
             return;
         }
+        match result {
+            Ok(Fetched::Verified(verified)) => {
+                let cache = Arc::clone(self);
+                self.core.committers.submit(move || {
+                    let stored = verified.commit().map_err(CacheError::from);
+                    cache.end_flight(name, leader, size_hint, client, stored);
+                });
+            }
+            Ok(Fetched::Stored(blob)) => {
+                self.end_flight(name, leader, size_hint, client, Ok(blob));
+            }
+            Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
+        }
+    }
+
+    /// Ends a flight: its blob is in the store, or cannot be.
+    fn end_flight(
+        self: &Arc<Self>,
+        name: ImageName,
+        leader: BlobLeader,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+        result: Result<Blob, CacheError>,
+    ) {
+        let key = leader.key().clone();
         if let Err(error) = &result {
             error.log(&format!("{name}@{}", key.1));
         }

@@ -26,6 +26,7 @@
 //!   followers.
 
 mod queue;
+mod shares;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -373,118 +374,6 @@ impl Shared {
 
     fn is_unwanted(&self, job: &Job) -> bool {
         job.queued.elapsed() >= self.patience || !(job.is_wanted)()
-    }
-
-    /// Whether a class may start a job, or could if a job of the class `released` ended.
-    fn has_share(&self, state: &State, class: &Class, released: Option<&Class>) -> bool {
-        let running = |class: &Class| state.running_without(class, released);
-        let own = running(class);
-        let free = self.free_without(state, released);
-        if let Class::Listed(upstream) = class
-            && let Some(max) = state.per_upstream_max.get(upstream)
-        {
-            return own < *max && free > 0;
-        }
-        let is_below = |count: usize, parts: usize| count < (self.threads / parts).max(1);
-        let unlisted = running(&Class::Unlisted) + running(&Class::Unproven);
-        own < free
-            && (!class.is_unlisted() || is_below(unlisted, 2))
-            && (*class != Class::Unproven || is_below(own, 4))
-    }
-
-    /// The free fetchers, if a job of the class `released` ended.
-    fn free_without(&self, state: &State, released: Option<&Class>) -> usize {
-        let busy = state.running_in_all().saturating_sub(usize::from(released.is_some()));
-        self.threads.saturating_sub(busy)
-    }
-
-    /// Whether a client may use one more fetcher of a class that may start a job, or could if a job of the class
-    /// `released`, which is not this client's, ended.
-    fn client_has_share(
-        &self,
-        state: &State,
-        class: &Class,
-        client: ClientAddress,
-        released: Option<&Class>,
-    ) -> bool {
-        let own = state.running_without(class, released);
-        let free = self.free_without(state, released);
-        let class_max = match class {
-            Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
-            Class::Unlisted => Some(self.threads / 2),
-            Class::Unproven => Some(self.threads / 4),
-            Class::Local => None,
-        };
-        // The number of fetchers that the class would reach if nothing else changed.
-        let reachable = (own + free).div_ceil(2);
-        let class_max = match class {
-            Class::Listed(_) => class_max.unwrap_or(reachable),
-            Class::Unlisted | Class::Unproven | Class::Local => {
-                reachable.min(class_max.unwrap_or(reachable))
-            }
-        };
-        let of_client = state.running_of_clients.get(&(class.clone(), client));
-        of_client.copied().unwrap_or_default() < (class_max - class_max / 4).max(1)
-    }
-
-    /// The next job that may start: a client's job if there is one.
-    fn pick(&self, state: &mut State) -> Option<Next> {
-        let mut unwanted = Vec::new();
-        let mut queue = std::mem::take(&mut state.foreground);
-        let picked = queue.pick(
-            |class| self.has_share(state, class, None),
-            |class, client| self.client_has_share(state, class, client, None),
-            |job| self.is_unwanted(job),
-            &mut unwanted,
-        );
-        state.foreground = queue;
-        let job = match picked {
-            Some(job) => Some(Begun::of(job, false)),
-            None => self.pick_in_background(state).map(|job| Begun::of(job, true)),
-        };
-        if let Some(begun) = &job {
-            state.begin(begun);
-        }
-        (job.is_some() || !unwanted.is_empty()).then_some(Next { unwanted, job })
-    }
-
-    fn pick_in_background(&self, state: &mut State) -> Option<Job> {
-        if !self.has_background_fetchers(state) {
-            return None;
-        }
-        let mut queue = std::mem::take(&mut state.background);
-        let picked = queue.pick(
-            |class| self.has_background_share(state, class),
-            |class, client| self.client_has_share(state, class, client, None),
-            |_| false,
-            &mut Vec::new(),
-        );
-        state.background = queue;
-        picked
-    }
-
-    fn has_background_fetchers(&self, state: &State) -> bool {
-        state.running_in_background.values().sum::<usize>() < self.threads.div_ceil(2)
-    }
-
-    fn has_background_share(&self, state: &State, class: &Class) -> bool {
-        let running = state.running_in_background.get(class).copied().unwrap_or_default();
-        let own_max = match class {
-            Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
-            Class::Unlisted | Class::Unproven | Class::Local => None,
-        };
-        let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
-        running < max && self.has_share(state, class, None)
-    }
-
-    /// Whether [`Shared::pick`] would find a job.
-    fn may_pick(&self, state: &State) -> bool {
-        let client_may = |class: &Class, client| self.client_has_share(state, class, client, None);
-        let foreground = |class: &Class| self.has_share(state, class, None);
-        let background = |class: &Class| self.has_background_share(state, class);
-        state.foreground.may_pick(foreground, client_may)
-            || (self.has_background_fetchers(state)
-                && state.background.may_pick(background, client_may))
     }
 
     /// Waits for a job; `None` once the scheduler is closed.

@@ -166,7 +166,9 @@ fn a_prefetch_fetches_only_the_wanted_platforms() {
         let is_done = || {
             let load = bench.cache.load();
             let pools = [load.blob_pool, load.manifest_pool];
-            here(&digest) && pools.iter().all(|pool| pool.busy + pool.queued_in_background == 0)
+            here(&digest)
+                && pools.iter().all(|pool| pool.busy + pool.queued_in_background == 0)
+                && !bench.cache.is_fetching()
         };
         until(is_done);
         for ((manifest, layer), expected) in images.iter().zip(expected) {

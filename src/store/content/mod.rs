@@ -12,6 +12,6 @@ mod verify;
 pub use blobs::Blob;
 pub use digesting_writer::DigestingWriter;
 pub use documents::{Document, DocumentWriter};
-pub use ingest::{Begin, Ingest, IngestError};
+pub use ingest::{Begin, Ingest, IngestError, Verified};
 pub use partials::PartialFile;
 pub use verify::{Checked, Damage};

@@ -70,7 +70,7 @@ impl Store {
     }
 
     /// Space of the file system as of `now`; `None` if it does not report it. For callers that look at it again and
-    /// again: it is queried at most once per [`SPACE_AGE_MAX`] and follows the changes by this process in between.
+    /// again: it is queried at most once per second and follows the changes by this process in between.
     pub fn space_at(&self, now: Instant) -> Option<Space> {
         let mut seen = self.inner.space.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = &*seen
