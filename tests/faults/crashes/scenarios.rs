@@ -88,6 +88,12 @@ fn named(repository: &str, tag: &str, seed: u64) -> NamedImage {
     NamedImage::new(repository, tag, &image.layer(bytes(90_000, seed + 1)))
 }
 
+/// An image whose last layer is large enough for a note beside its partial.
+fn large(repository: &str, tag: &str, seed: u64) -> NamedImage {
+    let image = Image::new(&format!("{repository}:{tag}:{seed}")).layer(bytes(1000, seed));
+    NamedImage::new(repository, tag, &image.layer(bytes(600_000, seed + 1)))
+}
+
 /// Two pulls by servers that exit, the second one of a tag that has moved.
 fn pulls() -> History {
     let (first, moved, other) =
@@ -102,7 +108,7 @@ fn pulls() -> History {
 
 /// A server that is killed during a download, and one that resumes it.
 fn resumes() -> History {
-    let (app, other) = (named("app", "1", 1), named("other", "1", 10));
+    let (app, other) = (large("app", "1", 1), named("other", "1", 10));
     let mut session = Session::new(&[&app, &other]);
     session.serve(&[&other]);
     let layer = app.image.layers().pop().expect("it has layers");

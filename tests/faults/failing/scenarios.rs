@@ -19,6 +19,12 @@ fn named(repository: &str, tag: &str, seed: u64) -> NamedImage {
     NamedImage::new(repository, tag, &image.layer(bytes(150_000, seed + 1)))
 }
 
+/// An image whose last layer is large enough for a note beside its partial.
+fn large(repository: &str, tag: &str, seed: u64) -> NamedImage {
+    let image = Image::new(&format!("{repository}:{tag}")).layer(bytes(3000, seed));
+    NamedImage::new(repository, tag, &image.layer(bytes(600_000, seed + 1)))
+}
+
 /// A registry with these images, and a cache with the first `cached` of them, an hour old.
 fn site(images: &[NamedImage], cached: usize, extra: &str) -> (FakeRegistry, Site) {
     let registry = FakeRegistry::start();
@@ -88,7 +94,7 @@ fn warm_pull() {
 
 #[test]
 fn start_of_a_server() {
-    let images = [named("app", "1", 10), named("big", "1", 20)];
+    let images = [named("app", "1", 10), large("big", "1", 20)];
     let (registry, site) = site(&images, 1, "");
     leave_a_partial(&registry, &site, &images[1]);
     let [app, big] = images;
@@ -98,7 +104,7 @@ fn start_of_a_server() {
 
 #[test]
 fn resumed_download_after_a_kill() {
-    let images = [named("other", "1", 1), named("app", "1", 10)];
+    let images = [named("other", "1", 1), large("app", "1", 10)];
     let (registry, site) = site(&images, 1, "resumeOnStart: false");
     leave_a_partial(&registry, &site, &images[1]);
     let [other, app] = images;
