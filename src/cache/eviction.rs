@@ -119,6 +119,12 @@ impl EvictionService {
     pub(super) fn check_size(&self, size: u64) -> Result<(), CacheError> {
         let disk = Disk::at(&self.core.store, Instant::now());
         let policy = self.limits(&disk);
+        if policy.fits(&disk, size) && !self.can_never_fit(&policy, &disk, size) {
+            return Ok(());
+        }
+        // Only what is true now is a reason to refuse: the disk may have been enlarged, or another program has freed space.
+        let disk = Disk::of(&self.core.store);
+        let policy = self.limits(&disk);
         if self.can_never_fit(&policy, &disk, size) {
             return Err(self.refusal(&policy, &disk, size, "it is larger than the limit itself"));
         }
