@@ -9,8 +9,8 @@ use crate::context::Soak;
 
 /// Resident memory at any time: docs/operations.md says that 64 MiB are enough for a small cache.
 pub const RSS_MAX_KIB: u64 = 64 * 1024;
-/// 16 workers (`workers`), 32 and 64 fetchers, and one thread for each of about fifteen tasks.
-pub const THREADS_MAX: u64 = 136;
+/// 16 workers (`workers`), 32 and 64 fetchers, 16 committers, and one thread for each of about fifteen tasks.
+pub const THREADS_MAX: u64 = 152;
 /// Two for each of at most 70 connections of this test (ten clients, some of them crowds of five), three for each of
 /// 24 downloads (connection, file, lock), one for each of 64 other requests, and about 16 for the process itself.
 pub const DESCRIPTORS_MAX: u64 = 300;
