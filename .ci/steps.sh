@@ -75,7 +75,8 @@ fuzzing() {
   make fuzz-quick JOBS=4
 }
 
-# A cold build of Kubernetes takes half an hour, so the cluster runs only where it has been built (`make cluster-up`).
+# A cold build of Kubernetes takes half an hour, so the cluster runs only where it has been built (`make cluster-up`). All
+# cases take a quarter of an hour; these are the ones that prove what the README promises.
 cluster() {
   if [[ ! -e ${LARDER_CLUSTER_CACHE:-$HOME/.cache/larder-cluster} ]]; then
     echo 'skipped: the cluster has not been built on this machine (make static image-tar cluster-up)'
@@ -84,7 +85,7 @@ cluster() {
   apt-get install -y -qq --no-install-recommends conntrack socat ethtool dnsmasq-base containernetworking-plugins busybox-static >/dev/null
   make image-tar
   local status=0
-  make cluster-up && make cluster-test || status=$?
+  make cluster-up && make cluster-test CASES="promise lifecycle completion restart tls" || status=$?
   make cluster-down
   return "$status"
 }
