@@ -6,8 +6,8 @@
 //! downloads must not run ahead of it.
 //!
 //! # Interleavings
-//! * *Submit against wait.* A commit counts from its submission to its end, under one lock. Who waits after the last
-//!   submission sees all of them.
+//! * *Submit against wait.* Each commit is counted, under one lock, from its submission to its end. A wait that begins
+//!   after the last submission therefore covers all commits.
 //! * *Drop against work.* The threads commit what is queued, and end then. A kill leaves partials, as during a download.
 
 use std::collections::VecDeque;

@@ -215,6 +215,15 @@ while_pulling() { # REPOSITORY:TAG COMMAND…
   echo "$PULLS pulls, $RETRIES second attempts, $FAILURES failures"
   ((PULLS >= 10)) || fail "there were only $PULLS pulls"
 }
+# Replaces all pods while node 1 pulls demo/slow:v1 through one of them. COMMAND succeeds once that pull is under way.
+roll_during_a_slow_pull() { # COMMAND
+  local pid
+  crictl 1 pull "$PUBLIC/demo/slow:v1" >"$SCRATCH/slow" 2>&1 &
+  pid=$!
+  wait_until 30 "the download" "$1"
+  roll
+  wait "$pid" || fail "the slow pull: $(tail -n 1 "$SCRATCH/slow")"
+}
 loop_errors() { cat "$SCRATCH"/loop*.errors 2>/dev/null | head -n 5; }
 no_pull_failed() { ((RETRIES == 0)) || fail "$RETRIES of $PULLS pulls failed: $(loop_errors)"; }
 no_second_attempt_failed() { ((FAILURES == 0)) || fail "$FAILURES of $PULLS pulls failed twice: $(loop_errors)"; }

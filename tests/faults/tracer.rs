@@ -181,7 +181,7 @@ fn trace<W: Watch>(
         | Options::PTRACE_O_EXITKILL;
     ptrace::seize(id, options).expect("a child can be traced");
     let output = child.stderr.take().expect("it was piped");
-    // If nobody waits for it any more, the program is killed below.
+    // An error means that the receiver is gone. The kernel kills the program when this thread exits (EXITKILL).
     let _ = started.send((id, output));
     kill(id, Signal::SIGCONT).expect("a child can be continued");
     let mut threads: HashMap<Pid, Option<Running>> = HashMap::new();

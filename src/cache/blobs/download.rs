@@ -17,7 +17,7 @@ use crate::upstream::{BlobAsk, EndpointFailures, UpstreamError};
 
 /// How much is read from the registry at a time: large enough that system calls are cheap compared with hashing, small
 /// enough that the first bytes are forwarded at once.
-const CHUNK_BYTES: usize = 128 * 1024;
+pub(super) const CHUNK_BYTES: usize = 128 * 1024;
 
 /// How often a waiting download checks whether another job needs its fetcher.
 const CONTENTION_CHECK_EVERY: Duration = Duration::from_millis(500);
@@ -100,7 +100,6 @@ pub(super) struct Download<'a, S> {
     /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
-    chunk: Vec<u8>,
     pub(super) sink: S,
 }
 
@@ -122,15 +121,8 @@ impl<'a, S: Sink> Download<'a, S> {
             senders: Vec::new(),
             class: cache.core.class_of(&name.upstream),
             progress: Progress::new(Instant::now()),
-            chunk: Vec::new(),
             sink,
         }
-    }
-
-    /// The sink, and a buffer for it.
-    pub(super) fn sink_and_buffer(&mut self) -> (&mut S, &mut [u8]) {
-        self.chunk.resize(CHUNK_BYTES, 0);
-        (&mut self.sink, &mut self.chunk)
     }
 
     /// Names the blob for messages.
@@ -227,12 +219,12 @@ impl<'a, S: Sink> Download<'a, S> {
         self.sink.begin(self.size)?;
         // Most layers of some images are smaller than a chunk, and one byte more shows that a body is too long.
         let left = self.size.map_or(u64::MAX, |size| size.saturating_sub(start).saturating_add(1));
-        self.chunk.resize(usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES), 0);
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
         // A registry without support for ranges starts from the beginning; bytes that were received before are skipped.
         let mut surplus = have - start.min(have);
         loop {
             self.stop_if_unwanted()?;
-            let read = match reader.read(&mut self.chunk) {
+            let read = match reader.read(&mut chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(|error| self.broke_off(error))?,
             };
@@ -243,7 +235,7 @@ impl<'a, S: Sink> Download<'a, S> {
             surplus -= skipped;
             self.progress.add(read as u64, Instant::now(), self.cache.core.settings().minimum_rate);
             // Both are at most `read`, which is a `usize`.
-            let fresh = &self.chunk[skipped as usize..read];
+            let fresh = &chunk[skipped as usize..read];
             let written = self.sink.bytes_written() + fresh.len() as u64;
             if let Some(expected) = self.size.filter(|size| written > *size) {
                 return Err(IngestError::WrongSize { expected, actual: written }.into());

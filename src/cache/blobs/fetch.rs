@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::download::{Download, Sink, Waits};
+use super::download::{CHUNK_BYTES, Download, Sink, Waits};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName};
@@ -110,16 +110,16 @@ impl BlobCache {
         self.recover(&mut download)?;
         let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_complete);
         if !is_complete && let Err(error) = download.run() {
+            if matches!(error, CacheError::Suspended) {
+                *suspended = download.sink.ingest;
+                return Err(error);
+            }
             // A partial that does not match the registry's bytes, or that fills the disk, is discarded. One to which
             // nothing was written before the refusal is kept.
             let has_written = download.sink.has_written;
             let is_full = matches!(&error, CacheError::Store(store) if store.is_full()
                 && (has_written || matches!(**store, StoreError::Write { .. })));
             let is_wrong = matches!(error, CacheError::WrongContent(_));
-            if matches!(error, CacheError::Suspended) {
-                *suspended = download.sink.ingest;
-                return Err(error);
-            }
             if is_wrong {
                 self.note_wrong(leader.key(), download.failures_of_senders());
             }
@@ -166,12 +166,9 @@ impl BlobCache {
     /// Recovers the partial of an earlier download. Readers receive none of it before the registry has reported the
     /// size: only then is it known which byte is the last.
     fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
-        if download.sink.ingest.is_none() {
-            return Ok(());
-        }
-        let (sink, buffer) = download.sink_and_buffer();
-        let Some(ingest) = &mut sink.ingest else { return Ok(()) };
-        while ingest.recover(buffer)? {
+        let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
+        let mut chunk = vec![0; CHUNK_BYTES];
+        while ingest.recover(&mut chunk)? {
             self.core.stop_if_closed()?;
         }
         match ingest.bytes_written() {

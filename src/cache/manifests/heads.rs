@@ -208,6 +208,10 @@ impl ManifestCache {
     /// Writes the tags that recent HEAD responses contained, if their manifest is in the store. Another process that
     /// uses the directory may have stored it: it does not know the responses.
     pub(in crate::cache) fn write_tags_of_stored(&self, name: &ImageName, digest: &Digest) {
+        // Most images have none, and the manifest need not be read.
+        if lock(&self.tags_by_digest).get(&(name.clone(), *digest)).is_none() {
+            return;
+        }
         if let Ok(Some(stored)) = self.stored_manifest(name, digest, Access::Look) {
             self.write_tags_known_from_head(name, &stored.content);
         }

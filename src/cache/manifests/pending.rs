@@ -2,15 +2,16 @@
 //!
 //! # Interleavings
 //! * *Lookup against the end.* A manifest becomes pending before its flight ends, and is stored before it ceases to be
-//!   pending. Who looks in the store first and here next misses it only if it was pending in between; then it leads a
-//!   flight, which finds it in the store.
+//!   pending. A lookup of a tag checks this table and then the store, so it finds one of them. A lookup of a digest checks
+//!   the store first, which has most manifests. It misses one that is stored between the two checks; its request then
+//!   leads a new flight, which finds the manifest in the store.
 //! * *Two results for one tag.* The second one becomes pending when the first one is stored, so that the newer record is
 //!   written last.
 //! * *A crash* leaves nothing, or a manifest without its tag. The next request fetches it again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::Outcome;
@@ -24,13 +25,14 @@ type TagKey = (ImageName, Tag);
 #[derive(Default)]
 pub(super) struct PendingTable {
     /// A manifest may be pending several times, for a tag and for its digest.
-    manifests: Entries<ManifestKey, (Outcome, usize)>,
+    manifests: Entries<ManifestKey, Outcome>,
     /// With the time when the registry confirmed it.
     tags: Entries<TagKey, (Outcome, SystemTime)>,
 }
 
 struct Entries<K, V> {
-    table: Mutex<HashMap<K, V>>,
+    /// Each value with the number of its guards.
+    table: Mutex<Table<K, V>>,
     /// Signalled when an entry is removed.
     removed: Condvar,
 }
@@ -41,30 +43,43 @@ impl<K, V> Default for Entries<K, V> {
     }
 }
 
-impl<K: Hash + Eq, V> Entries<K, V> {
+type Table<K, V> = HashMap<K, (V, usize)>;
+
+impl<K: Hash + Eq + Clone, V: Clone> Entries<K, V> {
+    fn get(&self, key: &K) -> Option<V> {
+        lock(&self.table).get(key).map(|(value, _)| value.clone())
+    }
+
     /// Waits until there is no such entry.
-    fn wait_while_any(&self, is_meant: impl Fn(&K) -> bool) {
-        let is_there = |table: &mut HashMap<K, V>| table.keys().any(&is_meant);
+    fn wait_while_any(&self, is_meant: impl Fn(&K) -> bool) -> MutexGuard<'_, Table<K, V>> {
+        let is_there = |table: &mut Table<K, V>| table.keys().any(&is_meant);
         let waited = self.removed.wait_while(lock(&self.table), is_there);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an entry, or another guard of the entry that exists.
+    fn add(&self, mut table: MutexGuard<'_, Table<K, V>>, key: K, value: V) -> Pending<'_, K, V> {
+        table.entry(key.clone()).or_insert((value, 0)).1 += 1;
+        Pending { entries: self, key }
     }
 }
 
 impl PendingTable {
     pub(super) fn manifest(&self, name: &ImageName, digest: &Digest) -> Option<Outcome> {
-        let table = lock(&self.manifests.table);
-        table.get(&(name.clone(), *digest)).map(|(content, _)| Arc::clone(content))
+        self.manifests.get(&(name.clone(), *digest))
     }
 
     pub(super) fn tag(&self, name: &ImageName, tag: &Tag) -> Option<(Outcome, SystemTime)> {
-        lock(&self.tags.table).get(&(name.clone(), tag.clone())).cloned()
+        self.tags.get(&(name.clone(), tag.clone()))
     }
 
     /// Makes a manifest pending until the guard is dropped.
-    pub(super) fn add_manifest(&self, key: ManifestKey, content: &Outcome) -> PendingManifest<'_> {
-        let mut table = lock(&self.manifests.table);
-        table.entry(key.clone()).or_insert_with(|| (Arc::clone(content), 0)).1 += 1;
-        PendingManifest { entries: &self.manifests, key }
+    pub(super) fn add_manifest(
+        &self,
+        key: ManifestKey,
+        content: &Outcome,
+    ) -> Pending<'_, ManifestKey, Outcome> {
+        self.manifests.add(lock(&self.manifests.table), key, Arc::clone(content))
     }
 
     /// Makes the manifest of a tag pending until the guard is dropped. Waits while an earlier one is.
@@ -73,50 +88,34 @@ impl PendingTable {
         key: TagKey,
         content: &Outcome,
         checked: SystemTime,
-    ) -> PendingTag<'_> {
-        let is_there = |table: &mut HashMap<TagKey, _>| table.contains_key(&key);
-        let waited = self.tags.removed.wait_while(lock(&self.tags.table), is_there);
-        let mut table = waited.unwrap_or_else(PoisonError::into_inner);
-        table.insert(key.clone(), (Arc::clone(content), checked));
-        PendingTag { entries: &self.tags, key }
+    ) -> Pending<'_, TagKey, (Outcome, SystemTime)> {
+        let table = self.tags.wait_while_any(|pending| *pending == key);
+        self.tags.add(table, key, (Arc::clone(content), checked))
     }
 
     /// Waits until nothing is pending of a repository, or of any.
     pub(super) fn wait_until_stored(&self, name: Option<&ImageName>) {
         let is_meant = |of: &ImageName| name.is_none_or(|name| name == of);
-        self.manifests.wait_while_any(|(of, _)| is_meant(of));
-        self.tags.wait_while_any(|(of, _)| is_meant(of));
+        drop(self.manifests.wait_while_any(|(of, _)| is_meant(of)));
+        drop(self.tags.wait_while_any(|(of, _)| is_meant(of)));
     }
 }
 
-/// See [`PendingTable::add_manifest`].
-pub(super) struct PendingManifest<'a> {
-    entries: &'a Entries<ManifestKey, (Outcome, usize)>,
-    key: ManifestKey,
+/// An entry, until its last guard is dropped.
+pub(super) struct Pending<'a, K: Hash + Eq, V> {
+    entries: &'a Entries<K, V>,
+    key: K,
 }
 
-impl Drop for PendingManifest<'_> {
+impl<K: Hash + Eq, V> Drop for Pending<'_, K, V> {
     fn drop(&mut self) {
         let mut table = lock(&self.entries.table);
-        if let Some((_, times)) = table.get_mut(&self.key) {
-            *times -= 1;
-            if *times == 0 {
+        if let Some((_, guards)) = table.get_mut(&self.key) {
+            *guards -= 1;
+            if *guards == 0 {
                 table.remove(&self.key);
             }
         }
-        self.entries.removed.notify_all();
-    }
-}
-
-/// See [`PendingTable::add_tag`].
-pub(super) struct PendingTag<'a> {
-    entries: &'a Entries<TagKey, (Outcome, SystemTime)>,
-    key: TagKey,
-}
-
-impl Drop for PendingTag<'_> {
-    fn drop(&mut self) {
-        lock(&self.entries.table).remove(&self.key);
         self.entries.removed.notify_all();
     }
 }

@@ -80,8 +80,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The fetchers that wait for a job, and the threads that wait for an end. Nobody is signalled in vain, since that
-    /// would cost a system call for each small blob.
+    /// The fetchers that wait for a job, and the threads that wait for an end. A signal is a system call, so none is sent
+    /// if no thread waits.
     idle: usize,
     pausing: usize,
     /// Jobs of clients.

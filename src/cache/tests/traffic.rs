@@ -87,7 +87,7 @@ fn a_download_that_was_cancelled_in_the_queue_and_left_by_its_client_does_not_en
     wait(|waker| first.poll_size(waker)).unwrap();
     let second = bench.follow(&queued);
     assert!(bench.cache.cancel(&upstream(), &queued));
-    // Nobody waits for it any more, so the fetcher drops it without running it.
+    // Without followers, the queued download is dropped and does not run.
     drop(second);
     send_all(sender, b"ning");
     assert_eq!(read_all(&first).unwrap(), b"running");

@@ -170,20 +170,23 @@ fn has_bytes(connection: &Connection) -> bool {
     rustix::net::recv(&connection.socket, &mut byte, rustix::net::RecvFlags::PEEK).is_ok()
 }
 
+/// Sends a byte to a connection, and lets the poller see it.
+fn arrive(table: &Table, peer: UnixStream) -> thread::JoinHandle<()> {
+    let table = Arc::clone(table);
+    thread::spawn(move || {
+        rustix::io::write(&peer, b"x").unwrap();
+        thread::yield_now();
+        poll(&table);
+    })
+}
+
 #[test]
 fn bytes_that_arrive_while_a_connection_parks_are_reported() {
     all(|| {
         let table = table(2);
         let connection = with_worker(&table, parking(Interest::Readable, None));
         let peer = connection.peer.try_clone().unwrap();
-        let arrive = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || {
-                rustix::io::write(&peer, b"x").unwrap();
-                thread::yield_now();
-                poll(&table);
-            })
-        };
+        let arrive = arrive(&table, peer);
         let left = work(&table, connection, Interest::Readable, has_bytes);
         arrive.join().unwrap();
         // The poller goes on.
@@ -206,14 +209,7 @@ fn a_waker_the_poller_and_a_drain_queue_a_connection_once() {
                 waker.wake();
             })
         };
-        let arrive = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || {
-                rustix::io::write(&peer, b"x").unwrap();
-                thread::yield_now();
-                poll(&table);
-            })
-        };
+        let arrive = arrive(&table, peer);
         let drains = {
             let table = Arc::clone(&table);
             thread::spawn(move || table.sweep(Instant::now(), Sweep::All))

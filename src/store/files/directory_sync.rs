@@ -7,8 +7,8 @@
 //! # Interleavings
 //! * *A rename during a sync.* The running sync may have missed it. So a thread waits for a sync that began after it
 //!   asked, which is the one after the running one.
-//! * *A failed sync* fails all who waited for it, and those of later syncs that have not noticed yet: the kernel reports
-//!   a lost write once, and the next sync may succeed without it.
+//! * *A failed sync* is an error for every thread that waited for it, even if a later sync has succeeded before the thread
+//!   continues: the kernel reports a lost write only once.
 
 use std::collections::HashMap;
 use std::io;

@@ -48,8 +48,9 @@ fn check_link(lines: &[&str]) {
     assert_eq!(next_query([&*ours]), Ok(Some(query)), "the link for clients leads elsewhere");
 }
 
+/// A document in memory.
 #[derive(Default)]
-struct Sink(Vec<u8>);
+pub(super) struct Sink(pub(super) Vec<u8>);
 
 impl DocumentSink for Sink {
     fn restart(&mut self) {

@@ -487,31 +487,10 @@ fn clean_query(target: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Digest, Manifest, ManifestError};
-
-    #[derive(Default)]
-    struct Text(Vec<u8>);
-
-    impl DocumentSink for Text {
-        fn restart(&mut self) {
-            self.0.clear();
-        }
-
-        fn write(&mut self, bytes: &[u8]) {
-            self.0.extend_from_slice(bytes);
-        }
-
-        fn parse(
-            &mut self,
-            algorithm: Algorithm,
-            content_type: Option<&str>,
-        ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
-            Some((Digest::of(algorithm, &self.0), Manifest::parse(&self.0, content_type)))
-        }
-    }
+    use crate::upstream::client::fuzzing::Sink;
 
     fn accept(body: &str, query: &str, next: Option<&str>) -> Option<(String, Option<String>)> {
-        let (mut text, repository) = (Text::default(), "r".parse().unwrap());
+        let (mut text, repository) = (Sink::default(), "r".parse().unwrap());
         let next = next.map(str::to_owned);
         let list = read_tags(body.as_bytes(), &repository, query, next, &mut text).ok()?;
         Some((String::from_utf8(text.0).unwrap(), list.next))
@@ -576,7 +555,7 @@ mod tests {
     fn the_length_of_a_string_is_bounded() {
         for piece in ["x", "\\\""] {
             let tag = piece.repeat(100_000);
-            let (mut text, repository) = (Text::default(), "r".parse().unwrap());
+            let (mut text, repository) = (Sink::default(), "r".parse().unwrap());
             let body = format!(r#"{{"tags":["{tag}"]}}"#);
             let read = read_tags(body.as_bytes(), &repository, "", None, &mut text);
             assert!(matches!(read, Err(ListReadError::Io(_))), "{read:?}");
@@ -644,7 +623,7 @@ mod tests {
             (r#"{"schemaVersion":2,"layers":[]}"#, None),
             (r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#, None),
         ] {
-            let mut text = Text::default();
+            let mut text = Sink::default();
             let read = read_referrers(body.as_bytes(), &mut text);
             let got = read.ok().map(|()| String::from_utf8(text.0).unwrap());
             assert_eq!(got.as_deref(), expected, "{body}");

@@ -17,15 +17,6 @@ equal "blobs that the registry sent" 4 "$(registry_requests "GET /v2/${APP%:*}/b
 
 step "an update, while a slow pull and a loop of pulls use the port"
 image_push demo/slow:v1 60
-update() {
-  local pid
-  pull_slowly &
-  pid=$!
-  wait_until 30 "the download" is_downloading
-  roll
-  wait "$pid" || fail "the slow pull: $(tail -n 1 "$SCRATCH/slow")"
-}
-pull_slowly() { crictl 1 pull "$PUBLIC/demo/slow:v1" >"$SCRATCH/slow" 2>&1; }
-while_pulling "$APP" update
+while_pulling "$APP" roll_during_a_slow_pull is_downloading
 no_second_attempt_failed
 echo "note: hostPort: $PULLS pulls, $RETRIES second attempts, $FAILURES failures"

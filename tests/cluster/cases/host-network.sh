@@ -15,17 +15,8 @@ for n in "${NODES[@]}"; do
 done
 
 step "an update, while a slow pull and a loop of pulls use the port"
-image_push demo/slow:v1 60
-update() {
-  local pid
-  pull_slowly &
-  pid=$!
-  wait_until 30 "the download" has_partial_blob
-  roll
-  wait "$pid" || fail "the slow pull: $(tail -n 1 "$SCRATCH/slow")"
-}
 has_partial_blob() { [[ -n $(node 1 find /var/lib/larder -type f -size +4M) ]]; }
-pull_slowly() { crictl 1 pull "$PUBLIC/demo/slow:v1" >"$SCRATCH/slow" 2>&1; }
-while_pulling "$APP" update
+image_push demo/slow:v1 60
+while_pulling "$APP" roll_during_a_slow_pull has_partial_blob
 no_second_attempt_failed
 echo "note: hostNetwork: $PULLS pulls, $RETRIES second attempts, $FAILURES failures"
