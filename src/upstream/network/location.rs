@@ -1,5 +1,7 @@
 //! URLs: resolving the targets of redirects, and comparing origins.
 
+use std::net::Ipv6Addr;
+
 use ureq::http::uri::{Authority, PathAndQuery};
 
 /// An absolute http or https URL.
@@ -42,15 +44,15 @@ impl Location {
             return None;
         }
         authority.parse::<Authority>().ok()?;
-        let after_host = match authority.strip_prefix('[') {
-            // A port at most: of `[::1]x`, ureq dials `::1`.
-            Some(rest) => {
-                let (_, after) = rest.split_once(']')?;
-                (after.is_empty() || after.starts_with(':')).then_some(after)?
-            }
-            None => (!authority.contains(['[', ']'])).then_some(authority)?,
+        let (host, port) = split_port(authority);
+        let is_host = match host.strip_prefix('[') {
+            // Of `[::1]x`, ureq dials `::1`; of `[:@1]`, it takes `[:` for a user.
+            Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains(['[', ']']),
         };
-        if after_host.split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()) {
+        let is_port =
+            |port: &str| port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+        if !is_host || !(port.is_empty() || is_port(port)) {
             return None;
         }
         let path_and_query = normalized(path_and_query);
@@ -115,16 +117,12 @@ impl Location {
 
     /// The host without port; an IPv6 address with its brackets.
     pub(in crate::upstream) fn host(&self) -> &str {
-        let after_bracket = self.authority.rfind(']').map_or(0, |at| at + 1);
-        match self.authority[after_bracket..].find(':') {
-            Some(at) => &self.authority[..after_bracket + at],
-            None => &self.authority,
-        }
+        split_port(&self.authority).0
     }
 
     /// The port, or the scheme's default port.
     pub(in crate::upstream) fn port(&self) -> u16 {
-        let given = self.authority[self.host().len()..].strip_prefix(':');
+        let given = split_port(&self.authority).1.strip_prefix(':');
         let scheme_port = if self.https { 443 } else { 80 };
         given.and_then(|port| port.parse().ok()).unwrap_or(scheme_port)
     }
@@ -149,6 +147,14 @@ impl Location {
         }
         location
     }
+}
+
+/// The host of an authority, an IPv6 address with its brackets, and what follows it: a port with its colon, or nothing.
+fn split_port(authority: &str) -> (&str, &str) {
+    let after_bracket = authority.rfind(']').map_or(0, |at| at + 1);
+    let port =
+        authority[after_bracket..].find(':').map_or(authority.len(), |at| after_bracket + at);
+    authority.split_at(port)
 }
 
 /// Percent-encodes everything except RFC 3986's unreserved characters and `:/`. These two are legal in a query, and
@@ -275,6 +281,11 @@ mod tests {
             ("https://[2001:db8::1]cdn.io:443/x", None),
             ("https://cdn.io[::1]/x", None),
             ("https://[::1/x", None),
+            ("https://[::x]/x", None),
+            ("https://[]/x", None),
+            ("https://:443/x", None),
+            ("//:5000/x", None),
+            ("https://:/x", None),
             ("", None),
         ];
         for (reference, expected) in table {

@@ -104,18 +104,15 @@ impl FromStr for Proxy {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let secret = ureq::Proxy::new(&format!("{scheme}://{rest}"))
             .map_err(|_| ParseProxyError::Malformed)?;
-        let host = secret.host();
-        // ureq's parser accepts invalid ports, and text after them.
+        // ureq's parser accepts invalid hosts and ports, and text after them.
         let authority = rest.rsplit_once('@').map_or(rest, |(_, authority)| authority);
-        let port_is_legal = match authority.strip_prefix(host).map(|port| port.strip_prefix(':')) {
-            Some(None) => authority == host,
-            Some(Some(port)) => port.parse::<u16>().is_ok_and(|port| port > 0),
-            None => false,
-        };
-        if host.is_empty() || !port_is_legal {
-            return Err(ParseProxyError::Malformed);
-        }
-        let shown = format!("{scheme}://{host}:{}", secret.port()).into();
+        let is_authority = !authority.contains(['/', '?', '#']) && !authority.ends_with(':');
+        let location = Location::parse(&format!("{scheme}://{authority}"))
+            .filter(|it| {
+                is_authority && it.port() > 0 && secret.host().eq_ignore_ascii_case(it.host())
+            })
+            .ok_or(ParseProxyError::Malformed)?;
+        let shown = format!("{scheme}://{}", location.host_and_port()).into();
         Ok(Proxy { shown, secret })
     }
 }
@@ -154,6 +151,9 @@ mod tests {
             ("http://p:0", Malformed),
             ("http://p:x", Malformed),
             ("http://p:", Malformed),
+            ("http://:3128", Malformed),
+            ("http://[:@1]:3128", Malformed),
+            ("http://[::x]:3128", Malformed),
             ("http://p:3128/path", Malformed),
             ("http://p:3128?x", Malformed),
             ("http://u:p#w@p:3128", Malformed),
