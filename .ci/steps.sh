@@ -6,8 +6,8 @@ readonly UNPACKED=${UNPACKED:?is set by .ci/run}
 
 lint() {
   make lint
-  shellcheck .ci/run .ci/*.sh tests/e2e/run tests/e2e/lib.sh tests/e2e/cases/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
-    tests/kind/{up,test,down,check} tests/kind/*.sh tests/cluster/{build,up,test,down,in} tests/cluster/*.sh \
+  shellcheck --external-sources .ci/run .ci/*.sh tests/e2e/run tests/e2e/lib.sh tests/e2e/cases/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
+    tests/kind/{up,test,down,check} tests/kind/*.sh tests/checks.sh tests/cluster/{build,up,test,down,in} tests/cluster/*.sh \
     tests/cluster/cases/*.sh fuzz/run scripts/build-static scripts/build-image
   go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 }
@@ -87,7 +87,7 @@ cluster() {
   apt-get install -y -qq --no-install-recommends conntrack socat ethtool dnsmasq-base containernetworking-plugins busybox-static >/dev/null
   make image-tar
   local status=0
-  make cluster-up && make cluster-test CASES="promise lifecycle completion restart tls" || status=$?
+  make cluster-up && make cluster-test CASES="promise lifecycle completion restart tls host-network" || status=$?
   make cluster-down
   return "$status"
 }

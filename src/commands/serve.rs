@@ -109,7 +109,12 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
 
     service::ready(&format!("serving on {}", server.address()));
     let drain = settings.http.drain;
-    let report = server.run();
+    let refusing = server.accept();
+    if drain == http::Drain::Handover {
+        // Probes are for the other server from now on.
+        management.iter().for_each(Controller::drain);
+    }
+    let report = refusing.finish();
     let finished = plural(report.finished, "connection");
     log::info!("drained: {finished} finished, {} closed by force", report.cut);
     management.iter().for_each(Controller::drain);
@@ -118,7 +123,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     drop((scrubber, maintenance, completion));
     // A drain that serves has waited already, and nothing listens on the port any more.
     cache.wait_for_fetches(match drain {
-        http::Drain::Refuse => LAST_COMMITS,
+        http::Drain::Refuse | http::Drain::Handover => LAST_COMMITS,
         http::Drain::Serve => LAST_COMMITS_AFTER_SERVING,
     });
     drop(index_writer);
@@ -272,6 +277,9 @@ fn handle_signals(
                 let clients = match drain {
                     http::Drain::Refuse => "new clients are refused",
                     http::Drain::Serve => "clients are served until no response is running",
+                    http::Drain::Handover => {
+                        "clients are served until another server listens or no response is running"
+                    }
                 };
                 log::info!(
                     "{name}: draining; responses in progress are finished, {clients}, a second signal ends them"

@@ -154,7 +154,8 @@ section! {
         Restart "resumeOnStart" resume_on_start: bool = true;
         /// What happens to clients that connect after SIGTERM, while running responses finish: `serve` serves them until
         /// no response is running, with `Connection: close`, for a port that no other instance can take over; `refuse`
-        /// closes the port at once, so that another instance can listen on it.
+        /// closes the port at once, so that another instance can listen on it; `handover` serves them until another
+        /// instance listens on it as well, which it may do before if both run as the same user with `drain: handover`.
         Restart "drain" drain: DrainName = DrainName::Refuse;
         /// How long running responses may take to finish after SIGTERM.
         Restart "drainTimeout" drain_timeout: Text<Span> = span(http::Settings::default().drain_timeout);
@@ -364,7 +365,7 @@ names! {
     /// `prefetchOnHead`.
     OnHead { Runtimes, Always, Never }
     /// `drain`.
-    DrainName { Refuse, Serve }
+    DrainName { Refuse, Serve, Handover }
     /// `registries[].scheme`.
     SchemeName { Http, Https }
     /// `unlistedRegistries`.

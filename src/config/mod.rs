@@ -189,6 +189,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
             drain: match file.drain {
                 DrainName::Refuse => http::Drain::Refuse,
                 DrainName::Serve => http::Drain::Serve,
+                DrainName::Handover => http::Drain::Handover,
             },
             ..http::Settings::default()
         },

@@ -99,7 +99,7 @@ pub(super) const BACKLOG: i32 = 4096;
 /// How many connections are accepted before the stop signal is checked again.
 pub(super) const ACCEPTS_PER_WAIT: usize = 64;
 
-/// How many rounds of accepting follow the end of a drain that serves: more than the queue holds.
+/// How many rounds of accepting follow before the port is closed: more than the queue holds.
 pub(super) const LAST_ROUNDS_MAX: usize = 2 * BACKLOG as usize / ACCEPTS_PER_WAIT;
 
 /// How long the listener pauses when the system is out of file descriptors or memory.
@@ -151,6 +151,8 @@ pub enum Drain {
     /// They are served until no response is running, with `Connection: close`. For a port that no other server can take
     /// over before this one has ended.
     Serve,
+    /// The same, or until another server listens on the port: both listen with `SO_REUSEPORT`.
+    Handover,
 }
 
 impl Settings {

@@ -9,20 +9,25 @@ use super::table::Eviction;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{SocketAddrAny, SocketFlags};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-/// Listens on `address` with a non-blocking socket.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    // A second `listen` only replaces the queue length of 128 that the standard library sets.
-    rustix::net::listen(&listener, BACKLOG)?;
+/// Listens on `address` with a non-blocking socket. With [`Drain::Handover`], other processes of the same user that do so
+/// as well may listen on it at the same time (socket(7), `SO_REUSEPORT`).
+pub(super) fn listen(address: SocketAddr, drain: Drain) -> io::Result<TcpListener> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Connections of a process that has ended must not keep the next one from listening.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, drain == Drain::Handover)?;
     // Accepted sockets inherit this option, which saves a system call for each of them.
-    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
-    Ok(listener)
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Accepts clients until the server refuses them, then closes the listeners.
@@ -46,7 +51,7 @@ pub(super) fn run(listeners: Vec<TcpListener>, shared: &Shared) {
             }
         }
     }
-    if shared.service.settings.drain == Drain::Serve {
+    if shared.service.settings.drain != Drain::Refuse {
         accept_the_last(&listeners, shared);
     }
 }

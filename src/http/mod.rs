@@ -37,6 +37,7 @@ mod shared;
 
 mod listener;
 mod poller;
+mod successor;
 
 mod pool;
 

@@ -2,8 +2,11 @@
 //!
 //! This module must not know what connections are; it only sends them to the workers.
 
-use super::limits::{BUSY_MAX, CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL};
+use super::limits::{
+    self, BUSY_MAX, CUT_GRACE, DRAIN_SCAN_INTERVAL, EVENTS_PER_WAIT, SCAN_INTERVAL,
+};
 use super::shared::Shared;
+use super::successor;
 use super::table::{Stage, Sweep};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
@@ -81,10 +84,15 @@ impl Drain {
             // Until the work of the handler has ended, the process would not end either.
             let quiet = *self.quiet.get_or_insert(now);
             if !shared.service.handler.is_busy() || passed(quiet, BUSY_MAX, now) {
-                shared.advance(Stage::Draining);
-                // Unfinished heads have little time left now.
-                shared.table.sweep(now, Sweep::All);
+                self.close(shared, now);
             }
+        }
+        if shared.table.stage() == Stage::Leaving
+            && shared.service.settings.drain == limits::Drain::Handover
+            && self.next_idle_sweep.is_none_or(|next| next <= now)
+            && successor::listens(&shared.addresses)
+        {
+            self.close(shared, now);
         }
         if shared.table.stage() == Stage::Cutting {
             let cut = *self.cut.get_or_insert(now);
@@ -105,6 +113,13 @@ impl Drain {
                 .sweep(now, if every_scan || is_due { Sweep::Idle } else { Sweep::Expired });
         }
         !shared.is_accepting() && shared.table.open() == 0
+    }
+
+    /// Refuses clients from now on.
+    fn close(&self, shared: &Shared, now: Instant) {
+        shared.advance(Stage::Draining);
+        // Unfinished heads have little time left now.
+        shared.table.sweep(now, Sweep::All);
     }
 }
 

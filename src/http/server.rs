@@ -101,14 +101,15 @@ impl Server {
         let mut listeners = Vec::new();
         let mut bound = Vec::new();
         for &address in addresses {
-            let listened = listener::listen(address)
+            let listened = listener::listen(address, settings.drain)
                 .and_then(|listener| Ok((listener.local_addr()?, listener)));
             let (real, listener) =
                 listened.map_err(|source| ServerError::Listen { address, source })?;
             bound.push(real);
             listeners.push(listener);
         }
-        let shared = Arc::new(share(settings.bounded(), tls, handler).map_err(ServerError::Watch)?);
+        let shared =
+            Arc::new(share(settings.bounded(), &bound, tls, handler).map_err(ServerError::Watch)?);
         let threads = Threads::start(&shared).map_err(|source| ServerError::Threads {
             workers: shared.service.settings.workers,
             source,
@@ -133,16 +134,33 @@ impl Server {
     }
 
     /// Serves until [`Controller::drain`] is called and the last connection has ended.
-    pub fn run(mut self) -> DrainReport {
+    pub fn run(self) -> DrainReport {
+        self.accept().finish()
+    }
+
+    /// Serves until [`Controller::drain`] is called and clients are refused.
+    pub fn accept(mut self) -> RefusingServer {
         listener::run(std::mem::take(&mut self.listeners), &self.shared);
-        self.threads.join();
-        let cut = self.shared.service.cut();
-        DrainReport { finished: self.shared.table.ended_since_drain().saturating_sub(cut), cut }
+        RefusingServer(self)
+    }
+}
+
+/// A server that refuses clients, and still serves some.
+pub struct RefusingServer(Server);
+
+impl RefusingServer {
+    /// Serves until the last connection has ended.
+    pub fn finish(mut self) -> DrainReport {
+        self.0.threads.join();
+        let Shared { service, table, .. } = &*self.0.shared;
+        let cut = service.cut();
+        DrainReport { finished: table.ended_since_drain().saturating_sub(cut), cut }
     }
 }
 
 fn share(
     settings: Settings,
+    addresses: &[SocketAddr],
     tls: Option<Arc<ServerTls>>,
     handler: Arc<dyn Handler>,
 ) -> io::Result<Shared> {
@@ -154,6 +172,7 @@ fn share(
     Ok(Shared {
         service: Arc::new(Service::new(settings, tls, handler)),
         table,
+        addresses: addresses.to_vec(),
         busy_workers: AtomicUsize::new(0),
         accepting: AtomicBool::new(true),
         stop,
@@ -174,7 +193,7 @@ impl Controller {
     pub fn drain(&self) {
         self.shared.advance(match self.shared.service.settings.drain {
             Drain::Refuse => Stage::Draining,
-            Drain::Serve => Stage::Leaving,
+            Drain::Serve | Drain::Handover => Stage::Leaving,
         });
     }
 

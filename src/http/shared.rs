@@ -4,6 +4,7 @@ use super::connection::Connection;
 use super::table::{ConnectionTable, Stage};
 use super::worker::Service;
 use rustix::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) struct Shared {
     pub(super) service: Arc<Service>,
     pub(super) table: Arc<ConnectionTable<Connection>>,
+    /// Where the server listens.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) busy_workers: AtomicUsize,
     pub(super) accepting: AtomicBool,
     /// An eventfd that interrupts the listener.

@@ -227,6 +227,26 @@ class Configuration(unittest.TestCase):
         given = node | {"serverConfig": {"configuration": {"drain": "refuse"}}}
         self.assertEqual(configuration(render(given))["drain"], "refuse")
 
+    def test_a_pod_in_the_network_of_its_node_hands_over_to_the_next_one(self):
+        def node(**values):
+            service = {"type": "ClusterIP", "internalTrafficPolicy": "Local", "clusterIP": "10.96.0.50"}
+            of = render({"mode": "daemonset", "service": service} | values)
+            spec = of[("DaemonSet", "larder")]["spec"]
+            target = of[("Service", "larder")]["spec"]["ports"][0]["targetPort"]
+            ports = spec["template"]["spec"]["containers"][0].get("ports")
+            return configuration(of)["drain"], spec["updateStrategy"]["rollingUpdate"], spec.get("minReadySeconds"), bool(ports), target
+
+        surge, replace = {"maxSurge": 1, "maxUnavailable": 0}, {"maxUnavailable": 1}
+        network = {"daemonset": {"hostNetwork": True}}
+        # The scheduler reserves declared ports, which the second pod of a node could not get.
+        self.assertEqual(node(**network), ("handover", surge, 5, False, 8080))
+        self.assertEqual(node(), ("serve", surge, None, True, "http"))
+        self.assertEqual(node(daemonset={"hostPort": {"enabled": True}}), ("serve", replace, None, True, "http"))
+        serve = {"serverConfig": {"configuration": {"drain": "serve"}}}
+        self.assertEqual(node(**network, **serve), ("serve", replace, None, True, "http"))
+        strategy = {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": replace}}
+        self.assertEqual(node(daemonset={"hostNetwork": True} | strategy), ("handover", replace, None, True, "http"))
+
     def test_a_short_grace_period_shortens_the_drain(self):
         self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30}))["drainTimeout"], "20s")
         self.assertEqual(configuration(render({"terminationGracePeriodSeconds": 30, "preStopSleepSeconds": 0}))["drainTimeout"], "25s")
@@ -736,6 +756,14 @@ REJECTED = (
     (
         "serverConfig: {configuration: {drainTimeout: 1m30s}}",
         "terminationGracePeriodSeconds (70) must be more than preStopSleepSeconds (5) and serverConfig.configuration.drainTimeout (1m30s)",
+    ),
+    (
+        "{mode: daemonset, daemonset: {hostPort: {enabled: true}, updateStrategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}}}",
+        "two pods of a node cannot have the same host port",
+    ),
+    (
+        "{mode: daemonset, daemonset: {hostNetwork: true, updateStrategy: {rollingUpdate: {maxSurge: 1}}}, serverConfig: {configuration: {drain: serve}}}",
+        "serverConfig.configuration.drain is not handover",
     ),
     ("terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds (5) leaves no time to drain"),
     (

@@ -47,15 +47,8 @@ missing() {
   printf '%s: %s\n' "$SELF" "$*" >&2
   exit 3
 }
-
-wait_until() { # SECONDS WHAT COMMAND…
-  local limit=$1 what=$2 deadline=$((SECONDS + $1))
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    ((SECONDS <= deadline)) || fail "not within $limit s: $what"
-    sleep 0.2
-  done
-}
+# shellcheck source=tests/checks.sh
+. "$ROOT/tests/checks.sh"
 
 node_address() { printf '10.77.0.1%s\n' "$1"; } # N
 

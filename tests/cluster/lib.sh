@@ -20,18 +20,7 @@ readonly APP=demo/app:v1 OTHER=demo/other:v1
 readonly READY_LIMIT=120
 
 # Shows which command of a case failed.
-on_error() { # STATUS COMMAND
-  local frame
-  printf 'FAILED: status %s of: %s\n' "$1" "$2" >&2
-  for ((frame = 0; frame < ${#BASH_LINENO[@]} - 1; frame++)); do
-    printf '   at %s:%s\n' "${BASH_SOURCE[frame + 1]##*/}" "${BASH_LINENO[frame]}" >&2
-  done
-}
 trap 'on_error "$?" "$BASH_COMMAND"' ERR
-
-equal() { # WHAT EXPECTED ACTUAL
-  [[ $2 == "$3" ]] || fail "$1: expected '$2', got '$3'"
-}
 
 # ---- Larder ----------------------------------------------------------------------------------------------------------------
 
@@ -174,8 +163,9 @@ pull() { # N REPOSITORY:TAG
 must_pull() { pull "$@" || fail "the pull of $2 on node $1: $(tail -n 1 "$SCRATCH/pull$1")"; }
 forget() { crictl "$1" rmi "$PUBLIC/$2" >/dev/null 2>&1 || true; } # N REPOSITORY:TAG
 
-# Removes and pulls an image until a file exists. A failed pull is tried again once, after 2 s, as a kubelet would after 10 s.
-# Writes the numbers of pulls, of second attempts and of failures to SCRATCH/loopN.
+# Removes and pulls an image until a file exists. A failed pull is tried again once, after RETRY_AFTER seconds, as a kubelet would
+# after 10 s. Writes the numbers of pulls, of second attempts and of failures to SCRATCH/loopN.
+RETRY_AFTER=2
 pull_loop() { # N REPOSITORY:TAG STOP_FILE
   local pulls=0 retries=0 failures=0
   until [[ -e $3 ]]; do
@@ -184,7 +174,7 @@ pull_loop() { # N REPOSITORY:TAG STOP_FILE
     if ! pull "$1" "$2"; then
       printf '%(%T)T pull %s on node %s: %s\n' -1 "$pulls" "$1" "$(tail -n 1 "$SCRATCH/pull$1")" >>"$SCRATCH/loop$1.errors"
       retries=$((retries + 1))
-      sleep 2
+      sleep "$RETRY_AFTER"
       if ! pull "$1" "$2"; then
         printf '%(%T)T second attempt: %s\n' -1 "$(tail -n 1 "$SCRATCH/pull$1")" >>"$SCRATCH/loop$1.errors"
         failures=$((failures + 1))

@@ -64,9 +64,9 @@ skip() {
 
 # ---- Checks -------------------------------------------------------------------------------------------------------------
 
-equal() { # WHAT EXPECTED ACTUAL
-  [[ $2 == "$3" ]] || fail "$1: expected '$2', got '$3'"
-}
+CHECK_PAUSE=0.05
+# shellcheck source=tests/checks.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/../checks.sh"
 
 matches() { # WHAT REGEX ACTUAL
   [[ $3 =~ $2 ]] || fail "$1: expected to match '$2', got '$3'"
@@ -95,16 +95,6 @@ must_fail() { # WHAT COMMAND…
 client() { "${OFFLINE[@]}" timeout --kill-after=5 "$CLIENT_LIMIT" "$@"; }
 
 # ---- Waits --------------------------------------------------------------------------------------------------------------
-
-# Waits until COMMAND succeeds, at most SECONDS.
-wait_until() { # SECONDS WHAT COMMAND…
-  local limit=$1 what=$2 deadline=$((SECONDS + $1))
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    ((SECONDS <= deadline)) || fail "not within $limit s: $what"
-    sleep 0.05
-  done
-}
 
 at_least_bytes() { # FILE BYTES
   [[ -f $1 ]] && (($(stat -c %s -- "$1") >= $2))
@@ -198,13 +188,6 @@ trap stop_servers EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 # Reports an unexpected failure with its call stack, innermost first.
-on_error() { # STATUS COMMAND
-  local frame
-  printf 'FAILED: status %s of: %s\n' "$1" "$2" >&2
-  for ((frame = 0; frame < ${#BASH_LINENO[@]} - 1; frame++)); do
-    printf '   at %s:%s\n' "${BASH_SOURCE[frame + 1]##*/}" "${BASH_LINENO[frame]}" >&2
-  done
-}
 trap 'on_error "$?" "$BASH_COMMAND"' ERR
 
 # ---- The upstream: docker-registry --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 //! Proves the exit statuses and the drain of docs/operations.md, and that no upstream secret is logged.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
@@ -181,6 +181,55 @@ fn drain_that_serves_answers_clients_until_the_last_response_has_ended() {
     assert!(complete && all == content);
     let (status, log) = process.wait();
     assert_eq!(status.code(), Some(0), "{log}");
+}
+
+/// The number of sockets that listen on a port.
+fn listeners(address: SocketAddr) -> usize {
+    let sockets = fs::read_to_string("/proc/self/net/tcp").expect("the table of sockets");
+    let (end, state) = (format!(":{:04X}", address.port()), " 00000000:0000 0A ");
+    sockets.lines().filter(|line| line.contains(&format!("{end}{state}"))).count()
+}
+
+#[test]
+fn successor_takes_over_all_ports_before_the_first_process_ends() {
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
+    let directory = tempfile::tempdir().expect("a directory");
+    let health = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let text = format!(
+        "drain: handover\nfsync: false\nhealth: {}\nhost: 127.0.0.1\nimagePath: {}\nregistries: [{{name: \"{}\", scheme: http}}]\n",
+        health.port(),
+        directory.path().join("cache").display(),
+        registry.host()
+    );
+    let mut old = Process::serve_file(directory.path(), &text);
+    let address = old.address;
+    let target = format!("/v2/{}/{REPOSITORY}/blobs/{digest}", registry.host());
+    let mut busy = Connection::open(address);
+    busy.send("GET", &target, &[]);
+    assert_eq!(busy.read_head().status, 200);
+    busy.read_body(50_000);
+    let config = directory.path().join("larder.yaml").display().to_string();
+    let port = address.port().to_string();
+    let mut new =
+        Process::begin(&mut larder(&["--config-file", &config, "serve", "--port", &port]));
+    new.wait_until_it_listens();
+    old.signal("TERM");
+    old.wait_until_it_logs("draining");
+    until("the end of listening", || [address, health].map(listeners) == [1, 1]);
+    // The first process has not ended, but does not answer any more: it would not be ready.
+    for _ in 0..64 {
+        assert_eq!((get(address, "/v2/").status, get(health, "/readyz").status), (200, 200));
+    }
+    gate.open();
+    let (rest, complete) = busy.read_to_end();
+    assert!(complete && rest == content[50_000..]);
+    let (status, log) = old.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(get(address, &target).body, content);
+    new.signal("TERM");
+    assert_eq!(new.wait().0.code(), Some(0));
 }
 
 #[test]

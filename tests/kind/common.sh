@@ -36,6 +36,10 @@ fail() {
   exit 1
 }
 
+CHECK_PAUSE=1
+# shellcheck source=tests/checks.sh
+. "$ROOT/tests/checks.sh"
+
 # Reports missing commands, and how to install them.
 need() { # COMMAND…
   local command missing=()
@@ -63,15 +67,6 @@ need_docker() {
     printf '%s: docker cannot connect to an engine: %s\n' "$SELF" "$(tail -n 1 "$WORK/docker-info")" >&2
     exit 3
   }
-}
-
-wait_until() { # SECONDS WHAT COMMAND…
-  local limit=$1 what=$2 deadline=$((SECONDS + $1))
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    ((SECONDS <= deadline)) || fail "not within $limit s: $what"
-    sleep 1
-  done
 }
 
 cluster_exists() { kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; }

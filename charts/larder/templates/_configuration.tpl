@@ -46,8 +46,9 @@ are returned as YAML.
 
 {{/*
 The keys that the chart adds to the configuration: the paths of the mounted TLS secret, a cacheSize below the size limit of the
-emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, and a
-drain that serves where the next pod starts only when this one has ended.
+emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, a drain
+that hands the ports over where two pods of a node can listen on them, and one that serves where the next pod starts only when this one has
+ended.
 */}}
 {{- define "larder.added" -}}
 {{- $given := include "larder.given" . | fromYaml -}}
@@ -88,7 +89,7 @@ drain that serves where the next pod starts only when this one has ended.
 {{- end -}}
 {{- $isAlone := or (eq .Values.mode "daemonset") (eq (default "" (default dict .Values.deploymentStrategy).type) "Recreate") -}}
 {{- if and $isAlone (not (get $given "drain")) -}}
-  {{- $_ := set $added "drain" "serve" -}}
+  {{- $_ := set $added "drain" (ternary "handover" "serve" (eq "yes" (include "larder.usesHostNetwork" .))) -}}
 {{- end -}}
 {{- toYaml $added -}}
 {{- end }}
@@ -136,6 +137,28 @@ drain that serves where the next pod starts only when this one has ended.
 
 {{- define "larder.usesHostNetwork" -}}
 {{- if and (eq .Values.mode "daemonset") .Values.daemonset.hostNetwork }}yes{{ end -}}
+{{- end }}
+
+{{/* Whether Larder listens on the node itself and shares its ports with its successor. */}}
+{{- define "larder.handsOver" -}}
+{{- if and (include "larder.usesHostNetwork" .) (eq "handover" (default "handover" (get (include "larder.given" . | fromYaml) "drain"))) }}yes{{ end -}}
+{{- end }}
+
+{{- define "larder.updateStrategy" -}}
+{{- $isAlone := or .Values.daemonset.hostPort.enabled (and .Values.daemonset.hostNetwork (not (include "larder.handsOver" .))) -}}
+{{- $rolling := ternary (dict "maxUnavailable" 1) (dict "maxSurge" 1 "maxUnavailable" 0) $isAlone -}}
+{{- toYaml (default (dict "type" "RollingUpdate" "rollingUpdate" $rolling) .Values.daemonset.updateStrategy) -}}
+{{- end }}
+
+{{/* How many more pods of the daemon set than nodes an update starts; empty if none. */}}
+{{- define "larder.maxSurge" -}}
+{{- $surge := toString (default 0 (default dict (include "larder.updateStrategy" . | fromYaml).rollingUpdate).maxSurge) -}}
+{{- if not (has $surge (list "0" "0%")) }}{{ $surge }}{{ end -}}
+{{- end }}
+
+{{/* Whether two pods of the daemon set are on a node during an update. Then they must not declare ports, which the scheduler would reserve. */}}
+{{- define "larder.surges" -}}
+{{- if and (include "larder.handsOver" .) (include "larder.maxSurge" .) }}yes{{ end -}}
 {{- end }}
 
 {{/*

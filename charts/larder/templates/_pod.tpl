@@ -71,6 +71,7 @@ spec:
       envFrom:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+      {{- if not (include "larder.surges" .) }}
       ports:
         - name: http
           containerPort: {{ $ports.http }}
@@ -97,6 +98,7 @@ spec:
           containerPort: {{ $ports.management }}
           protocol: TCP
         {{- end }}
+      {{- end }}
       {{- if .Values.probes.enabled }}
       startupProbe:
         httpGet: {path: /livez, port: {{ $ports.health }}{{ with $ports.host }}, host: {{ . | quote }}{{ end }}}

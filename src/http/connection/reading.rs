@@ -79,7 +79,7 @@ impl Connection {
         }
         if let Some(began) = self.head_began {
             // The port is closed, and the process waits for this connection only.
-            let is_last = self.guard.stage() >= Stage::Draining && settings.drain == Drain::Serve;
+            let is_last = self.guard.stage() >= Stage::Draining && settings.drain != Drain::Refuse;
             let timeout = settings.head_timeout;
             let deadline = began + if is_last { timeout.min(DRAIN_GRACE) } else { timeout };
             return match worker.now < deadline {
@@ -89,8 +89,8 @@ impl Connection {
         }
         let timeout = match (self.is_draining(), settings.drain) {
             (false, _) => settings.idle_timeout,
-            (true, Drain::Serve) => settings.idle_timeout.min(DRAIN_GRACE),
             (true, Drain::Refuse) => return Break(SliceEnd::Close),
+            (true, Drain::Serve | Drain::Handover) => settings.idle_timeout.min(DRAIN_GRACE),
         };
         let deadline = self.idle_since + timeout;
         if worker.now >= deadline {

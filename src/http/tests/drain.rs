@@ -1,10 +1,20 @@
 //! Draining and stopping a server.
 
-use super::server::{Gate, SHORT, Source, few_workers, serve, text, wait_until};
-use crate::http::{Drain, DrainReport, Outcome, Server, Settings};
+use super::server::{Gate, SHORT, Source, few_workers, serve, serve_beside, text, wait_until};
+use crate::http::successor;
+use crate::http::{Context, Drain, DrainReport, Handler, Outcome, Request, Server, Settings, Step};
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
+
+struct Unused;
+
+impl Handler for Unused {
+    fn handle(&self, _: &Request, _: &Context<'_>) -> Step {
+        text("x")
+    }
+}
 
 /// Waits until the server does not listen any more.
 fn await_refusal(address: SocketAddr) {
@@ -68,6 +78,75 @@ fn a_drain_that_serves_refuses_clients_only_when_no_response_is_running() {
     running.assert_closed();
     await_refusal(address);
     assert_eq!(server.join().cut, 0);
+}
+
+#[test]
+fn a_handover_refuses_no_client_and_finishes_running_responses() {
+    let source = Source::new();
+    let answered = Arc::clone(&source);
+    let settings = || Settings { drain: Drain::Handover, ..few_workers() };
+    let old = serve(settings(), move |request, _| match request.path() {
+        "/tail" => answered.reply(0..6),
+        _ => text("old"),
+    });
+    let mut running = old.get("/tail");
+    running.head();
+    source.grow(b"abc");
+    let new = serve_beside(old.address, settings(), |_, _| text("new"));
+    // The kernel distributes connections, so one of these has the other server with near certainty.
+    let bodies = |count| (0..count).map(|_| old.get("/").response().body).collect::<Vec<_>>();
+    assert_eq!(bodies(64).iter().collect::<HashSet<_>>().len(), 2, "both servers answer");
+    // Clients that have connected, but that nobody may have accepted yet.
+    let mut waiting: Vec<_> = (0..64).map(|_| old.get("/")).collect();
+    old.controller.drain();
+    for client in &mut waiting {
+        assert_eq!(client.response().status, 200);
+    }
+    wait_until(|| !successor::listens(&[old.address]));
+    assert!(bodies(8).iter().all(|body| body == b"new"));
+    source.grow(b"def");
+    assert_eq!(running.bytes(6), b"abcdef");
+    running.assert_closed();
+    drop(waiting);
+    assert_eq!(old.join().cut, 0);
+    assert_eq!(new.get("/").response().body, b"new");
+}
+
+#[test]
+fn a_handover_serves_until_another_server_listens() {
+    let source = Source::new();
+    let answered = Arc::clone(&source);
+    let settings = || Settings { drain: Drain::Handover, ..few_workers() };
+    let old = serve(settings(), move |request, _| match request.path() {
+        "/tail" => answered.reply(0..6),
+        _ => text("old"),
+    });
+    let mut running = old.get("/tail");
+    running.head();
+    source.grow(b"abc");
+    old.controller.drain();
+    for _ in 0..8 {
+        assert_eq!(old.get("/").response().body, b"old");
+    }
+    let new = serve_beside(old.address, settings(), |_, _| text("new"));
+    wait_until(|| !successor::listens(&[old.address]));
+    assert!((0..8).all(|_| new.get("/").response().body == b"new"));
+    source.grow(b"def");
+    assert_eq!(running.bytes(6), b"abcdef");
+    assert_eq!(old.join().cut, 0);
+}
+
+#[test]
+fn servers_share_a_port_only_if_both_hand_over() {
+    let settings = |drain| Settings { drain, ..few_workers() };
+    for (first, second) in [(Drain::Refuse, Drain::Handover), (Drain::Handover, Drain::Serve)] {
+        let running = serve(settings(first), |_, _| text("x"));
+        let error = Server::bind(&[running.address], settings(second), None, Arc::new(Unused))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.starts_with(&format!("cannot listen on {}", running.address)), "{error}");
+    }
 }
 
 #[test]
@@ -151,16 +230,6 @@ fn stop_now_does_not_wait_for_responses() {
 #[test]
 fn a_server_that_is_drained_before_it_runs_ends_at_once() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    struct Unused;
-    impl crate::http::Handler for Unused {
-        fn handle(
-            &self,
-            _: &crate::http::Request,
-            _: &crate::http::Context<'_>,
-        ) -> crate::http::Step {
-            text("x")
-        }
-    }
     let server = Server::bind(&[address], few_workers(), None, Arc::new(Unused)).unwrap();
     let unused = Server::bind(&[address], few_workers(), None, Arc::new(Unused)).unwrap();
     let taken = Server::bind(&[unused.address()], few_workers(), None, Arc::new(Unused));

@@ -59,6 +59,17 @@ pub(super) fn serve(
     )
 }
 
+/// Starts a server on an address at which another one listens.
+pub(super) fn serve_beside(
+    address: SocketAddr,
+    settings: Settings,
+    answer: impl Fn(&Request, &Context<'_>) -> Step + Send + Sync + 'static,
+) -> Running {
+    let (sender, endings) = channel();
+    let handler = Arc::new(FunctionHandler { answer, endings: Mutex::new(sender) });
+    start_at(address, settings, None, handler, endings)
+}
+
 /// Starts a server with TLS. Its clients are configured by `trust`.
 pub(super) fn serve_tls(
     settings: Settings,
@@ -84,7 +95,16 @@ fn start(
     handler: Arc<dyn Handler>,
     endings: Receiver<(String, Ending)>,
 ) -> Running {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), settings, tls, handler, endings)
+}
+
+fn start_at(
+    address: SocketAddr,
+    settings: Settings,
+    tls: Option<Arc<ServerTls>>,
+    handler: Arc<dyn Handler>,
+    endings: Receiver<(String, Ending)>,
+) -> Running {
     let server = Server::bind(&[address], settings, tls, handler).unwrap();
     let (address, controller) = (server.address(), server.controller());
     let thread = Some(std::thread::spawn(move || server.run()));
