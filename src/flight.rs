@@ -252,6 +252,15 @@ impl<H, T, E> Flight<H, T, E> {
         }
     }
 
+    fn change(&self, apply: impl FnOnce(&mut State<H, T, E>)) {
+        let due = {
+            let mut state = lock(&self.state);
+            apply(&mut state);
+            state.due()
+        };
+        due.into_iter().for_each(Waker::wake);
+    }
+
     /// Called under the table's lock, which is always taken before the lock of a flight.
     fn has_ended(&self) -> bool {
         lock(&self.state).outcome.is_some()
@@ -397,6 +406,11 @@ impl<K: Eq + Hash, H, T, E: Clone> Leader<K, H, T, E> {
         self.change(|state| state.available = state.available.max(available));
     }
 
+    /// For another thread that publishes available bytes. After the end of the flight, it has no effect on callers.
+    pub fn advancer(&self) -> Advancer<H, T, E> {
+        Advancer { flight: Arc::clone(&self.flight) }
+    }
+
     /// Ends the flight. The result must already be visible in the place that new callers check before they join.
     pub fn finish(mut self, outcome: Result<T, E>) {
         self.abandoned = None;
@@ -414,12 +428,19 @@ impl<K: Eq + Hash, H, T, E: Clone> Leader<K, H, T, E> {
     /// Applies a change and wakes the wakers that waited for it. They are woken outside the lock, because they take other
     /// locks.
     fn change(&self, apply: impl FnOnce(&mut State<H, T, E>)) {
-        let due = {
-            let mut state = lock(&self.flight.state);
-            apply(&mut state);
-            state.due()
-        };
-        due.into_iter().for_each(Waker::wake);
+        self.flight.change(apply);
+    }
+}
+
+/// Publishes available bytes of a flight; see [`Leader::advancer`].
+pub struct Advancer<H, T, E> {
+    flight: Arc<Flight<H, T, E>>,
+}
+
+impl<H, T, E> Advancer<H, T, E> {
+    /// Like [`Leader::advance`].
+    pub fn advance(&self, available: u64) {
+        self.flight.change(|state| state.available = state.available.max(available));
     }
 }
 

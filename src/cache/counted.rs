@@ -113,7 +113,7 @@ fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
             5 => "5xx",
             _ => "other-status",
         },
-        UpstreamErrorKind::Unsupported => "unsupported",
+        UpstreamErrorKind::Unsupported | UpstreamErrorKind::NoRanges => "unsupported",
         UpstreamErrorKind::TimedOut { .. } => "timed-out",
         UpstreamErrorKind::Unreachable { .. } => "unreachable",
         UpstreamErrorKind::Proxy { .. } => "proxy",

@@ -114,7 +114,7 @@ impl CacheError {
 fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
     match kind {
         UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden => Reason::NotFound,
-        UpstreamErrorKind::Unsupported => Reason::Unsupported,
+        UpstreamErrorKind::Unsupported | UpstreamErrorKind::NoRanges => Reason::Unsupported,
         UpstreamErrorKind::NotAllowed { .. } => Reason::NotAllowed,
         UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Credentials { .. } => Reason::Denied,
         UpstreamErrorKind::RateLimited { retry_after } => {

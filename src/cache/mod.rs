@@ -43,8 +43,8 @@ use crate::store::Store;
 use crate::upstream::Sources;
 
 pub use blobs::{
-    AlreadySent, BlobFailure, BlobLookup, BlobWait, Incoming, PassThrough, Purpose, RetryPolicy,
-    SizeSource,
+    AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, Incoming, PassThrough,
+    Purpose, RetryPolicy, SizeSource,
 };
 pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};
@@ -104,6 +104,8 @@ pub struct Settings {
     pub blob_fetchers: usize,
     /// How many of them one registry may use at a time. The others share half of them.
     pub downloads_per_upstream: HashMap<Upstream, usize>,
+    /// How many connections the download of one large blob may use.
+    pub connections: ConnectionPolicy,
     /// The number of fetchers for manifests, lists and blob sizes.
     pub manifest_fetchers: usize,
 }
@@ -120,6 +122,7 @@ impl Default for Settings {
             maintenance: Maintenance::default(),
             air_gapped: false,
             blob_fetchers: 32,
+            connections: ConnectionPolicy::default(),
             downloads_per_upstream: HashMap::new(),
             manifest_fetchers: 64,
         }

@@ -16,6 +16,8 @@ pub struct FlightStatus {
     pub bytes: u64,
     /// The size of the blob in bytes, once it is known.
     pub size: Option<u64>,
+    /// How many connections receive it; 0 until the registry has responded.
+    pub connections: usize,
 }
 
 /// The fetches under way.

@@ -147,6 +147,10 @@ section! {
         /// replaces that share. Unlisted registries together get at most half. One client address gets at most three
         /// quarters of a registry's share.
         Restart "maxDownloads" max_downloads: Integer<u32> = integer(cache::Settings::default().blob_fetchers);
+        /// Maximum connections for one blob of 8 MiB or more. More than one is used if the registry supports ranges, no other
+        /// download needs the slot, and the rate grows with each connection: where a registry or a link limits each
+        /// connection. Each of them counts as a download for `maxDownloads`. `1` disables it.
+        AtOnce "connectionsPerBlob" connections_per_blob: Integer<u32> = integer(cache::Settings::default().connections.max);
         /// Bytes per second, averaged over a minute: a slower download is suspended while another one waits, and resumes
         /// later. `0` disables this.
         AtOnce "minimumRate" minimum_rate: Text<Size> = Text(Size(cache::Settings::default().minimum_rate));

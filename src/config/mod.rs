@@ -223,6 +223,10 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         air_gapped: file.air_gapped,
         minimum_rate: file.minimum_rate.0.0,
         blob_fetchers: count(file.max_downloads),
+        connections: cache::ConnectionPolicy {
+            max: count(file.connections_per_blob),
+            ..cache::ConnectionPolicy::default()
+        },
         downloads_per_upstream: limited
             .map(|(entry, limit)| (entry.name.0.clone(), count(limit)))
             .collect(),

@@ -227,7 +227,7 @@ impl Place {
         match self.store.ingest(&self.name.upstream, digest, Some(size)).expect("it is writable") {
             Begin::Writing(mut ingest) => {
                 let mut buffer = [0; 7];
-                while ingest.recover(&mut buffer).expect("it is readable") {}
+                while ingest.partial().hash_next(&mut buffer).expect("it is readable") {}
                 let from = usize::try_from(ingest.bytes_written()).expect("it is short");
                 ingest.write(&content[from..]).expect("it is writable");
                 match ingest.verify(Some(size)) {

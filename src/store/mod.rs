@@ -60,8 +60,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use content::{
-    Begin, Blob, Checked, Damage, DigestingWriter, Document, DocumentWriter, Ingest, IngestError,
-    PartialFile, Verified,
+    ALIGNMENT_BYTES, Begin, Blob, Checked, Damage, DigestingWriter, Document, DocumentWriter,
+    Ingest, IngestError, Partial, PartialFile, Verified,
 };
 pub use error::StoreError;
 pub use files::record::Access;

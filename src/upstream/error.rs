@@ -75,6 +75,8 @@ pub enum UpstreamErrorKind {
     },
     /// The registry does not support this API.
     Unsupported,
+    /// The registry sends the complete blob in place of a part.
+    NoRanges,
     /// A timeout expired (`connect 5 s, headers 20 s, stall 30 s`).
     TimedOut {
         /// What Larder was waiting for.
@@ -145,6 +147,22 @@ impl UpstreamError {
             | UpstreamErrorKind::CircuitOpen { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether the registry does not support ranges of blobs.
+    pub fn is_without_ranges(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::NoRanges)
+    }
+
+    /// Whether the server refused the request with a status: perhaps it limits the number of connections.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.kind,
+            UpstreamErrorKind::RateLimited { .. }
+                | UpstreamErrorKind::Denied { .. }
+                | UpstreamErrorKind::OutOfService
+                | UpstreamErrorKind::Status { .. }
+        )
     }
 
     /// Whether the registry limits the rate of Larder's requests or of its account.
@@ -430,6 +448,7 @@ impl fmt::Display for UpstreamError {
             ),
             UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not support this API"),
+            UpstreamErrorKind::NoRanges => write!(f, "the registry does not support ranges"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),
             UpstreamErrorKind::Unreachable { source } => {
                 write!(f, "cannot be reached: {}", reason(source))

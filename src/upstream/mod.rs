@@ -168,7 +168,7 @@ pub struct ManifestHead {
     pub size: u64,
 }
 
-/// A request for a blob or its end.
+/// A request for a blob or a part of it.
 #[derive(Debug, Clone, Copy)]
 pub struct BlobAsk<'a> {
     /// The repository.
@@ -177,6 +177,11 @@ pub struct BlobAsk<'a> {
     pub digest: &'a Digest,
     /// The offset of the first byte to fetch.
     pub from: u64,
+    /// The offset after the last byte to fetch; `None` for the end of the blob.
+    pub to: Option<u64>,
+    /// The endpoint from which another connection is receiving the blob. Then only this endpoint is asked, only the
+    /// requested part is useful, and a failure says nothing about the endpoint: it may limit the number of connections.
+    pub additional_to: Option<usize>,
     /// How often each endpoint has failed to deliver this blob.
     pub endpoint_failures: &'a EndpointFailures,
 }
@@ -187,6 +192,8 @@ pub struct BlobBody {
     pub endpoint: usize,
     /// The offset of the first byte in `reader`.
     pub start: u64,
+    /// The offset after its last byte, if the registry sends less than the rest of the blob.
+    pub end: Option<u64>,
     /// The size of the complete blob in bytes, if the registry reports it.
     pub size: Option<u64>,
     /// The bytes. Fails if the connection breaks. `Interrupted` is not a failure: the caller should read again.

@@ -61,17 +61,34 @@ pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|media_type| media_type.as_str() == "text/html")
 }
 
+/// The value of `Range` that requests the bytes from `from` to before `to`, or to the end; `None` if that is everything.
+pub(super) fn range_of(from: u64, to: Option<u64>) -> Option<String> {
+    match to {
+        Some(to) => Some(format!("bytes={from}-{}", to.saturating_sub(1))),
+        None => (from > 0).then(|| format!("bytes={from}-")),
+    }
+}
+
 /// The range of a 206 response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ContentRange {
     /// The offset of its first byte.
     pub(super) start: u64,
+    /// The offset after its last byte.
+    pub(super) end: u64,
     /// The size of the complete content, if the response contains it.
     pub(super) size: Option<u64>,
 }
 
-/// Parses `Content-Range: bytes 5-9/10`, which must reach the end of the content. For `bytes 5-9/*` this is unknown; the
-/// size in a manifest or the digest then decides.
+impl ContentRange {
+    /// Whether it reaches the end of the content. For `bytes 5-9/*` this is unknown; the size in a manifest or the digest
+    /// then decides.
+    pub(super) fn may_be_last(&self) -> bool {
+        self.size.is_none_or(|size| size == self.end)
+    }
+}
+
+/// Parses `Content-Range: bytes 5-9/10`.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     let value = text(headers, header::CONTENT_RANGE)?.trim();
     let (unit, value) = value.split_at_checked("bytes".len())?;
@@ -84,8 +101,8 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
         size => Some(size.parse::<u64>().ok()?),
     };
     let is_usable =
-        unit.eq_ignore_ascii_case("bytes") && start <= last && size.is_none_or(|size| size == end);
-    is_usable.then_some(ContentRange { start, size })
+        unit.eq_ignore_ascii_case("bytes") && start <= last && size.is_none_or(|size| size >= end);
+    is_usable.then_some(ContentRange { start, end, size })
 }
 
 /// Codings that change the bytes (IANA's registry of content codings). Other values of `Content-Encoding` do not affect
@@ -261,15 +278,16 @@ mod tests {
     }
 
     #[test]
-    fn ranges_must_reach_the_end_if_the_size_is_known() {
-        let range = |start, size| Some(ContentRange { start, size });
+    fn ranges_are_within_the_content() {
+        let range = |start, size| Some(ContentRange { start, end: 10, size });
         for (value, expected) in [
             ("bytes 5-9/10", range(5, Some(10))),
             ("Bytes 5-9/10", range(5, Some(10))),
             ("bytes=5-9/10", range(5, Some(10))),
             ("bytes 5-9/*", range(5, None)),
             (" bytes 5-9 / * ", range(5, None)),
-            ("bytes 5-8/10", None),
+            ("bytes 5-9/20", range(5, Some(20))),
+            ("bytes 5-9/9", None),
             ("bytes 9-5/10", None),
             ("bytes */10", None),
             ("items 5-9/10", None),
@@ -277,7 +295,10 @@ mod tests {
             ("5-9/10", None),
             ("", None),
         ] {
-            assert_eq!(content_range(&headers(&[("content-range", value)])), expected, "{value}");
+            let found = content_range(&headers(&[("content-range", value)]));
+            assert_eq!(found, expected, "{value}");
+            let may_be_last = found.is_some_and(|range| range.may_be_last());
+            assert_eq!(may_be_last, found.is_some() && !value.ends_with("/20"), "{value}");
         }
     }
 

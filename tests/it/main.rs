@@ -33,6 +33,8 @@ mod redirects;
 mod tags;
 // Upstreams that are down, slow or rate limited.
 mod outages;
+// Large blobs over several connections.
+mod parallel;
 // Which responses prove that a tag does not exist.
 mod missing_content;
 // Downloads that break off.

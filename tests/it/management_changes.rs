@@ -24,6 +24,7 @@ fn cancelled_download_disconnects_its_client_and_is_resumed_from_the_partial() {
         "digest": digest,
         "bytes": 300_000,
         "sizeBytes": 1_000_000,
+        "connections": 1,
     }]);
     assert_eq!(server.api("flights")["flights"], expected);
     assert_eq!(server.api("flights")["partials"][0]["digest"], digest);

@@ -93,6 +93,7 @@ pub(super) fn flight(flight: &FlightStatus) -> Value {
         "digest": flight.digest.to_string(),
         "bytes": flight.bytes,
         "sizeBytes": flight.size,
+        "connections": flight.connections,
     })
 }
 

@@ -4,16 +4,18 @@
 //! there is one. The sink writes to the store (`fetch.rs`) or to one client (`pass_through.rs`).
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::BlobCache;
 use super::retry::Retries;
+use super::transfer::{Next, Part};
 use crate::cache::CacheError;
 use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
 use crate::units::{duration, plural, size};
-use crate::upstream::{BlobAsk, EndpointFailures, UpstreamError};
+use crate::upstream::{BlobAsk, BlobBody, EndpointFailures, Source, UpstreamError};
 
 /// How much is read from the registry at a time: large enough that system calls are cheap compared with hashing, small
 /// enough that the first bytes are forwarded at once.
@@ -28,18 +30,42 @@ const FINISHED_BYTES_MAX: u64 = 256 * 1024;
 
 /// Receives the bytes of a download.
 pub(super) trait Sink {
-    /// How many bytes of the blob were written so far.
+    /// How many bytes of the blob, from its beginning, were written so far.
     fn bytes_written(&self) -> u64;
+
+    /// How many bytes of the blob were received so far, wherever they are.
+    fn bytes_received(&self) -> u64 {
+        self.bytes_written()
+    }
+
+    /// The part to request next. The former part ends, complete or not.
+    fn next_part(&mut self) -> Next {
+        Next::Receive(Part::all_from(self.bytes_written()))
+    }
+
+    /// Waits because of [`Next::Wait`].
+    fn wait(&self) {}
+
+    /// Whether bytes of the blob may be missing after the end of a part.
+    fn has_parts(&self) -> bool {
+        false
+    }
 
     /// Called when the registry has responded, for each connection. `size` is the size of the blob, if it is known;
     /// once reported, it does not change.
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError>;
 
-    /// Appends bytes.
-    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
+    /// Called if the registry sends the complete blob in place of the part: all that is missing is received now.
+    fn receive_all(&mut self) {}
+
+    /// Writes bytes at an offset, which is the end of the written bytes of the part.
+    fn write(&mut self, at: u64, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError>;
+
+    /// Called after each write, with the endpoint that sends the blob: may open more connections to it.
+    fn open_connections(&mut self, _source: &Arc<dyn Source>, _endpoint: usize) {}
 
     /// Whether a body that ended here is probably incomplete. For blobs whose size the registry does not report.
-    fn is_short(&self) -> bool;
+    fn is_short(&self) -> Result<bool, CacheError>;
 
     /// Whether the download can give up its fetcher and continue later.
     fn waits_for(&self) -> Waits;
@@ -139,7 +165,7 @@ impl<'a, S: Sink> Download<'a, S> {
             if !upstream.is_temporary() {
                 return Err(error);
             }
-            let (reached, asked) = (self.sink.bytes_written(), upstream.retry_after());
+            let (reached, asked) = (self.sink.bytes_received(), upstream.retry_after());
             let Some(wait) = retries.next_wait(reached, asked, self.spread()) else {
                 return Err(error);
             };
@@ -180,10 +206,20 @@ impl<'a, S: Sink> Download<'a, S> {
         loop {
             self.cache.core.stop_if_offline()?;
             self.stop_if_unwanted()?;
+            let part = match self.sink.next_part() {
+                Next::Receive(part) => part,
+                Next::Wait => {
+                    self.sink.wait();
+                    continue;
+                }
+                Next::Nothing => return Ok(()),
+            };
             let begun = source.blob(&BlobAsk {
                 repository: &self.name.repository,
                 digest: &self.digest,
-                from: self.sink.bytes_written(),
+                from: part.from,
+                to: part.to,
+                additional_to: None,
                 endpoint_failures: &self.endpoint_failures,
             });
             self.cache.note_outcome(self.name, &self.digest, &begun);
@@ -191,8 +227,12 @@ impl<'a, S: Sink> Download<'a, S> {
             if !self.senders.contains(&body.endpoint) {
                 self.senders.push(body.endpoint);
             }
-            let received = self.receive_body(body.start, body.size, &mut *body.reader);
-            let Err(error) = received else { return Ok(()) };
+            let Err(error) = self.receive_body(part, &mut body, &source) else {
+                match self.sink.has_parts() && self.size.is_some() {
+                    true => continue,
+                    false => return Ok(()),
+                }
+            };
             if !matches!(&error, CacheError::Upstream(error) if error.is_temporary()) {
                 return Err(error);
             }
@@ -209,38 +249,44 @@ impl<'a, S: Sink> Download<'a, S> {
 
     fn receive_body(
         &mut self,
-        start: u64,
-        size: Option<u64>,
-        reader: &mut dyn io::Read,
+        part: Part,
+        body: &mut BlobBody,
+        source: &Arc<dyn Source>,
     ) -> Result<(), CacheError> {
-        let have = self.sink.bytes_written();
-        self.settle_size(size, have)?;
+        self.settle_size(body.size, part.from)?;
         self.is_begun = true;
         self.sink.begin(self.size)?;
-        // Most layers of some images are smaller than a chunk, and one byte more shows that a body is too long.
-        let left = self.size.map_or(u64::MAX, |size| size.saturating_sub(start).saturating_add(1));
-        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
         // A registry without support for ranges starts from the beginning; bytes that were received before are skipped.
-        let mut surplus = have - start.min(have);
+        let mut surplus = part.from - body.start.min(part.from);
+        if surplus > 0 || (part.to.is_some() && body.end.is_none()) {
+            self.sink.receive_all();
+        }
+        let end = body.end.or(self.size);
+        // Most layers of some images are smaller than a chunk, and one byte more shows that a body is too long.
+        let left = end.map_or(u64::MAX, |end| end.saturating_sub(body.start).saturating_add(1));
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
+        let mut at = part.from;
         loop {
             self.stop_if_unwanted()?;
-            let read = match reader.read(&mut chunk) {
+            let read = match body.reader.read(&mut chunk) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(|error| self.broke_off(error))?,
             };
             if read == 0 {
-                return self.check_end(surplus);
+                return self.check_end(at, end, surplus);
             }
             let skipped = surplus.min(read as u64);
             surplus -= skipped;
             self.progress.add(read as u64, Instant::now(), self.cache.core.settings().minimum_rate);
             // Both are at most `read`, which is a `usize`.
             let fresh = &chunk[skipped as usize..read];
-            let written = self.sink.bytes_written() + fresh.len() as u64;
-            if let Some(expected) = self.size.filter(|size| written > *size) {
+            let written = at + fresh.len() as u64;
+            if let Some(expected) = end.filter(|end| written > *end) {
                 return Err(IngestError::WrongSize { expected, actual: written }.into());
             }
-            self.sink.write(fresh, self.size)?;
+            self.sink.write(at, fresh, self.size)?;
+            at = written;
+            self.sink.open_connections(source, body.endpoint);
         }
     }
 
@@ -256,7 +302,7 @@ impl<'a, S: Sink> Download<'a, S> {
 
     /// Whether a client's job needs the fetcher more: this download has no followers, or makes too little progress.
     fn should_be_suspended(&self) -> bool {
-        let left = self.size.map(|size| size.saturating_sub(self.sink.bytes_written()));
+        let left = self.size.map(|size| size.saturating_sub(self.sink.bytes_received()));
         let is_dispensable = match self.sink.waits_for() {
             Waits::NoClient if self.is_begun => left.is_none_or(|left| left > FINISHED_BYTES_MAX),
             Waits::NoClient => true,
@@ -300,14 +346,14 @@ impl<'a, S: Sink> Download<'a, S> {
         }
     }
 
-    /// Checks that the end of a body is the end of the blob. If the size is known, an early end counts as a broken
-    /// connection. If it is not, only the digest shows whether the blob is complete.
-    fn check_end(&self, surplus: u64) -> Result<(), CacheError> {
-        match self.size {
-            Some(size) if self.sink.bytes_written() < size || surplus > 0 => {
+    /// Checks that the end of a body, after `at` bytes of the blob, is the end of its part or of the blob. If that is known,
+    /// an early end counts as a broken connection. If it is not, only the digest shows whether the blob is complete.
+    fn check_end(&self, at: u64, end: Option<u64>, surplus: u64) -> Result<(), CacheError> {
+        match end {
+            Some(end) if at < end || surplus > 0 => {
                 Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
             }
-            None if self.sink.is_short() => {
+            None if self.sink.is_short()? => {
                 Err(self.broke_off(io::ErrorKind::UnexpectedEof.into()))
             }
             _ => Ok(()),

@@ -8,15 +8,18 @@
 //! wrong content are tried last from then on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
+use super::additional::Additional;
 use super::download::{CHUNK_BYTES, Download, Sink, Waits};
+use super::transfer::{Next, Part, Transfer};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
-use crate::oci::{Digest, ImageName};
+use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::{plural, size};
-use crate::upstream::{EndpointFailures, UpstreamError};
+use crate::upstream::{EndpointFailures, Source, UpstreamError};
 
 /// How often to check whether another process has finished a partial download, and the maximum number of checks: a
 /// minute in total, after which the client may retry.
@@ -31,6 +34,12 @@ const NOTED_BYTES_MIN: u64 = 512 * 1024;
 /// A blob of at most this size is announced with its first bytes, or with all of them, so that a client that waits for
 /// it is woken once instead of three times. Its header would arrive hardly earlier.
 const ANNOUNCED_LATE_MAX: u64 = 64 * 1024;
+
+/// A blob of at least this size is hashed by a thread of its own, and may use several connections. Below, a thread costs
+/// more than it gains.
+const LARGE_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// How often a connection that waits for a part checks whether the download has become useless.
+const WAIT_FOR_PART: Duration = Duration::from_millis(500);
 
 /// What a fetch has produced.
 pub(super) enum Fetched {
@@ -47,7 +56,7 @@ impl BlobCache {
     /// now. Followers read the file of the first ingest until the flight ends, so nobody else may get its lock: another
     /// writer would discard an empty partial, or continue in another file.
     pub(super) fn fetch(
-        &self,
+        self: &Arc<Self>,
         name: &ImageName,
         leader: &BlobLeader,
         size_hint: Option<u64>,
@@ -83,7 +92,7 @@ impl BlobCache {
     /// Downloads a blob from where an earlier download ended, or from its beginning. No file is created before the
     /// registry has confirmed that it has the blob.
     fn download_blob(
-        &self,
+        self: &Arc<Self>,
         name: &ImageName,
         leader: &BlobLeader,
         size_hint: Option<u64>,
@@ -95,11 +104,17 @@ impl BlobCache {
             // Without a request, whose response would be discarded: the blob is requested again to be passed through.
             self.eviction.check_size(size)?;
         }
+        let ingest = suspended.take();
+        let expected = known.or(size_hint);
+        let is_complete = self.resumes(name, &digest, expected, ingest.as_ref())?;
+        let transfer = self.transfer(&name.upstream, leader, expected, ingest.as_ref());
         let sink = ToStore {
             cache: self,
             name,
             leader,
-            ingest: suspended.take(),
+            ingest,
+            transfer,
+            part: None,
             claim: size_hint.filter(|_| known.is_none()),
             promised: None,
             unannounced: None,
@@ -107,9 +122,7 @@ impl BlobCache {
             has_written: false,
         };
         let mut download = Download::new(self, name, digest, known, sink);
-        self.recover(&mut download)?;
-        let is_complete = download.sink.ingest.as_ref().is_some_and(Ingest::is_complete);
-        if !is_complete && let Err(error) = download.run() {
+        if !is_complete && let Err(error) = run(&mut download) {
             if matches!(error, CacheError::Suspended) {
                 *suspended = download.sink.ingest;
                 return Err(error);
@@ -134,7 +147,8 @@ impl BlobCache {
         // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
-        let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry);
+        let transfer = download.sink.transfer.as_deref();
+        let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry, transfer);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(leader.key(), failures);
         })?;
@@ -163,22 +177,51 @@ impl BlobCache {
         }
     }
 
-    /// Recovers the partial of an earlier download. Readers receive none of it before the registry has reported the
-    /// size: only then is it known which byte is the last.
-    fn recover(&self, download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
-        let Some(ingest) = &mut download.sink.ingest else { return Ok(()) };
+    /// Looks at the partial of an earlier download. Returns whether it is complete: then no request is needed.
+    ///
+    /// Its bytes are hashed while the missing ones are received. Only if the size is not known, or nothing is missing,
+    /// they are hashed first. Readers receive none of them before the registry has reported the size: only then is it
+    /// known which byte is the last.
+    fn resumes(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        expected: Option<u64>,
+        ingest: Option<&Ingest>,
+    ) -> Result<bool, CacheError> {
+        let Some(ingest) = ingest.filter(|ingest| ingest.bytes_written() > 0) else {
+            return Ok(false);
+        };
+        self.core.metrics.resumed.inc();
+        let bytes = ingest.partial().total_bytes();
+        log::info!("{name}@{digest}: resuming after {}", size(bytes));
+        if expected.is_some_and(|expected| ingest.bytes_written() < expected) {
+            return Ok(false);
+        }
         let mut chunk = vec![0; CHUNK_BYTES];
-        while ingest.recover(&mut chunk)? {
+        while ingest.partial().hash_next(&mut chunk)? {
             self.core.stop_if_closed()?;
         }
-        match ingest.bytes_written() {
-            0 => {}
-            bytes => {
-                self.core.metrics.resumed.inc();
-                log::info!("{}: resuming after {}", download.what(), size(bytes));
-            }
+        Ok(ingest.is_complete()?)
+    }
+
+    /// The shared state of a large download; `None` for others, which one thread receives and hashes.
+    fn transfer(
+        &self,
+        upstream: &Upstream,
+        leader: &BlobLeader,
+        expected: Option<u64>,
+        ingest: Option<&Ingest>,
+    ) -> Option<Arc<Transfer>> {
+        let partial = ingest.map(Ingest::partial);
+        let bytes = expected.max(partial.map(|partial| partial.total_bytes()));
+        if bytes.is_none_or(|bytes| bytes < LARGE_BYTES_MIN) {
+            return None;
         }
-        Ok(())
+        // A flight that was suspended has published its number of connections before.
+        let published = leader.flight().header().map(|incoming| incoming.connections);
+        let policy = self.connection_policy(upstream);
+        Some(Arc::new(Transfer::new(partial, expected, policy, published.unwrap_or_default())))
     }
 
     /// The failures of each endpoint in earlier downloads of this blob.
@@ -212,6 +255,14 @@ impl BlobCache {
     }
 }
 
+/// Receives the missing bytes. Those of a large blob are hashed meanwhile.
+fn run(download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
+    match download.sink.transfer.clone() {
+        Some(transfer) => transfer.hash_during(|| download.run()),
+        None => download.run(),
+    }
+}
+
 /// What is remembered of a blob with wrong content.
 pub(super) struct WrongBlob {
     endpoint_failures: EndpointFailures,
@@ -221,11 +272,14 @@ pub(super) struct WrongBlob {
 
 /// Writes to the store and makes the bytes available to the followers of the flight.
 struct ToStore<'a> {
-    cache: &'a BlobCache,
+    cache: &'a Arc<BlobCache>,
     name: &'a ImageName,
     leader: &'a BlobLeader,
     /// `None` until the registry has confirmed that it has the blob.
     ingest: Option<Ingest>,
+    /// For a large blob, and the part of it that is being received on this connection.
+    transfer: Option<Arc<Transfer>>,
+    part: Option<Part>,
     /// The size that a manifest of this repository states.
     claim: Option<u64>,
     /// The size announced to clients, by this download or by an earlier one of the flight.
@@ -249,7 +303,8 @@ impl ToStore<'_> {
     /// Makes the written bytes available to readers, except the last byte of the blob. Readers that do not know the
     /// blob yet learn of all bytes at once.
     fn show(&self, size: Option<u64>) {
-        if self.unannounced.is_some() {
+        // Those of a large blob are shown when they are written, by whichever connection.
+        if self.unannounced.is_some() || self.transfer.is_some() {
             return;
         }
         let written = self.bytes_written();
@@ -278,6 +333,37 @@ impl Sink for ToStore<'_> {
         self.ingest.as_ref().map_or(0, Ingest::bytes_written)
     }
 
+    fn bytes_received(&self) -> u64 {
+        self.ingest.as_ref().map_or(0, |ingest| ingest.partial().total_bytes())
+    }
+
+    fn next_part(&mut self) -> Next {
+        let Some(transfer) = &self.transfer else {
+            return Next::Receive(Part::all_from(self.bytes_written()));
+        };
+        let next = transfer.next_for_first(self.part.take(), Instant::now());
+        if let Next::Receive(part) = &next {
+            self.part = Some(*part);
+        }
+        next
+    }
+
+    fn wait(&self) {
+        if let Some(transfer) = &self.transfer {
+            transfer.wait(WAIT_FOR_PART);
+        }
+    }
+
+    fn has_parts(&self) -> bool {
+        self.transfer.is_some()
+    }
+
+    fn receive_all(&mut self) {
+        if let (Some(transfer), Some(part)) = (&self.transfer, self.part) {
+            transfer.take_all(part);
+        }
+    }
+
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError> {
         if let Some(size) = size {
             // Refusing now is better than after the last byte that fits. Nothing is evicted yet: the size is only a
@@ -295,9 +381,10 @@ impl Sink for ToStore<'_> {
             // If the disk has failed, the download itself reports it.
             log::debug!("{}: {error}", self.name);
         }
+        let transfer = self.transfer.as_deref();
         let incoming = match size {
-            Some(_) => incoming(self.name, ingest, size, SizeSource::Registry),
-            None => incoming(self.name, ingest, self.claim, SizeSource::Manifest),
+            Some(_) => incoming(self.name, ingest, size, SizeSource::Registry, transfer),
+            None => incoming(self.name, ingest, self.claim, SizeSource::Manifest, transfer),
         };
         // The first announcement counts. A flight that was suspended has made one before.
         let mut announced = self.leader.flight().header();
@@ -317,11 +404,20 @@ impl Sink for ToStore<'_> {
             let reason = format!("its size changed from {before} to {}", plural(now, "byte"));
             return Err(UpstreamError::bad_answer(&what, reason).into());
         }
-        self.show(size);
+        match (&self.transfer, &self.ingest) {
+            (Some(transfer), Some(ingest)) => {
+                let (advancer, end) = (self.leader.advancer(), self.promised.or(size));
+                let show = move |written: u64| {
+                    advancer.advance(written.min(end.unwrap_or(written).saturating_sub(1)));
+                };
+                transfer.begin(ingest.partial(), size, Arc::new(show));
+            }
+            _ => self.show(size),
+        }
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+    fn write(&mut self, at: u64, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
         if size.is_none() {
             self.check_unknown_size(bytes.len() as u64)?;
         }
@@ -329,7 +425,15 @@ impl Sink for ToStore<'_> {
         self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         // `begin` is called before the first byte.
         let Some(ingest) = &mut self.ingest else { return Err(CacheError::GivenUp) };
-        ingest.write(bytes)?;
+        match (&self.transfer, self.part) {
+            (Some(transfer), Some(part)) => {
+                // Only parts of additional connections are taken over.
+                if !transfer.write(part, at, bytes, Instant::now())? {
+                    return Err(CacheError::GivenUp);
+                }
+            }
+            _ => ingest.write(bytes)?,
+        }
         let is_all = size == Some(ingest.bytes_written());
         self.has_written = true;
         if !is_all {
@@ -339,9 +443,23 @@ impl Sink for ToStore<'_> {
         Ok(())
     }
 
-    fn is_short(&self) -> bool {
+    fn open_connections(&mut self, source: &Arc<dyn Source>, endpoint: usize) {
+        let Some(transfer) = &self.transfer else { return };
+        Additional::open(transfer, source, endpoint, || Additional {
+            cache: Arc::clone(self.cache),
+            name: self.name.clone(),
+            digest: self.leader.key().1,
+            class: self.cache.core.class_of(&self.name.upstream),
+            transfer: Arc::clone(transfer),
+        });
+    }
+
+    fn is_short(&self) -> Result<bool, CacheError> {
         let is_below = |claim| self.bytes_written() < claim;
-        self.claim.is_some_and(is_below) && !self.ingest.as_ref().is_some_and(Ingest::is_complete)
+        match &self.ingest {
+            Some(ingest) if self.claim.is_some_and(is_below) => Ok(!ingest.is_complete()?),
+            _ => Ok(false),
+        }
     }
 
     fn waits_for(&self) -> Waits {
@@ -358,14 +476,18 @@ fn incoming(
     ingest: &Ingest,
     size: Option<u64>,
     size_source: SizeSource,
+    transfer: Option<&Transfer>,
 ) -> Incoming {
-    Incoming { origin: name.clone(), file: Arc::clone(ingest.file()), size, size_source }
+    let connections = transfer.map_or_else(|| Arc::new(AtomicUsize::new(1)), Transfer::connections);
+    let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
+    Incoming { origin, file, size, size_source, connections }
 }
 
 /// Announces a blob that is in the store already: all of it is available at once.
 fn announce_stored(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
     let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    let incoming = Incoming { origin, file, size, size_source: SizeSource::Registry };
+    let size_source = SizeSource::Registry;
+    let incoming = Incoming { origin, file, size, size_source, connections: Arc::default() };
     leader.announce_all(incoming, blob.size);
     blob
 }

@@ -3,15 +3,20 @@
 //! [`BlobCache::find`] looks a blob up, and starts or joins its flight. The work of the flight, on a fetcher, is
 //! [`BlobCache::fetch`] in `fetch.rs`: the function that downloads a blob into the store.
 
+mod additional;
 mod download;
 mod fetch;
+mod growth;
 mod pass_through;
 mod retry;
+mod transfer;
 mod wait;
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use super::bounded::BoundedCache;
 use super::core::Core;
@@ -26,10 +31,12 @@ use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Blob, Ingest};
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
+pub use growth::ConnectionPolicy;
 pub use pass_through::{AlreadySent, PassThrough};
 pub use retry::RetryPolicy;
 pub use wait::BlobWait;
 
+use additional::REFUSING_REMEMBERED;
 use fetch::Fetched;
 use wait::WaitsFor;
 
@@ -55,6 +62,8 @@ pub struct Incoming {
     pub size: Option<u64>,
     /// Where the size comes from.
     pub size_source: SizeSource,
+    /// How many connections receive it.
+    pub connections: Arc<AtomicUsize>,
 }
 
 /// Where the size of a blob comes from.
@@ -105,6 +114,8 @@ pub(super) struct BlobCache {
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.
     wrong: Mutex<BoundedCache<BlobKey, fetch::WrongBlob>>,
+    /// Registries that refuse additional connections, and until when.
+    refusing: Mutex<BoundedCache<Upstream, Instant>>,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
 }
@@ -123,6 +134,7 @@ impl BlobCache {
             size_flights: Flights::new(),
             verified_sizes: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
+            refusing: Mutex::new(BoundedCache::new(REFUSING_REMEMBERED)),
             queued_in_background: Mutex::default(),
         }
     }
@@ -137,6 +149,9 @@ impl BlobCache {
                 digest: key.1,
                 bytes: flight.available(),
                 size: header.as_ref().and_then(|header| header.size),
+                connections: header
+                    .as_ref()
+                    .map_or(0, |header| header.connections.load(Ordering::Relaxed)),
                 origin: header.map(|header| header.origin),
             })
         };
@@ -453,6 +468,8 @@ impl BlobCache {
             repository: &name.repository,
             digest,
             from: 0,
+            to: None,
+            additional_to: None,
             endpoint_failures: &self.endpoint_failures(name, digest),
         });
         self.note_outcome(name, digest, &begun);

@@ -247,7 +247,7 @@ impl Sink for ToClient<'_> {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
+    fn write(&mut self, _at: u64, bytes: &[u8], size: Option<u64>) -> Result<(), CacheError> {
         self.compare(bytes)?;
         self.cache.core.metrics.fetched_bytes.inc_by(bytes.len() as u64);
         self.verifier.update(bytes);
@@ -262,9 +262,9 @@ impl Sink for ToClient<'_> {
         if shown.is_empty() { Ok(()) } else { self.writer.push(self.cache, shown) }
     }
 
-    fn is_short(&self) -> bool {
+    fn is_short(&self) -> Result<bool, CacheError> {
         // A pass-through always has a size.
-        false
+        Ok(false)
     }
 
     fn waits_for(&self) -> Waits {

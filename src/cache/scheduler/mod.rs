@@ -107,13 +107,13 @@ impl State {
         running.saturating_sub(usize::from(released == Some(class)))
     }
 
-    fn begin(&mut self, begun: &Begun) {
-        *self.running.entry(begun.class.clone()).or_default() += 1;
-        if begun.is_background {
-            *self.running_in_background.entry(begun.class.clone()).or_default() += 1;
+    fn begin(&mut self, class: &Class, client: Option<ClientAddress>, is_background: bool) {
+        *self.running.entry(class.clone()).or_default() += 1;
+        if is_background {
+            *self.running_in_background.entry(class.clone()).or_default() += 1;
         }
-        if let Some(client) = begun.client {
-            *self.running_of_clients.entry((begun.class.clone(), client)).or_default() += 1;
+        if let Some(client) = client {
+            *self.running_of_clients.entry((class.clone(), client)).or_default() += 1;
         }
     }
 
@@ -252,6 +252,26 @@ impl Scheduler {
         )
     }
 
+    /// Reserves a fetcher for a background job of `class` that runs on another thread, if one is free and no queued job
+    /// could use it.
+    pub(super) fn reserve(&self, class: &Class) -> Option<Reserved> {
+        let mut state = self.shared.lock();
+        let may_run = !self.is_closed()
+            && self.shared.has_background_fetchers(&state)
+            && self.shared.has_background_share(&state, class)
+            && !self.shared.may_pick(&state);
+        may_run.then(|| {
+            state.begin(class, None, true);
+            Reserved { shared: Arc::clone(&self.shared), class: class.clone() }
+        })
+    }
+
+    /// Whether a job is queued. A reserved fetcher should then be released at the next opportunity.
+    pub(super) fn has_queued(&self) -> bool {
+        let state = self.shared.lock();
+        state.foreground.jobs + state.background.jobs > 0
+    }
+
     /// Changes how many fetchers some registries may use. Running jobs continue, even if their registry may now use
     /// fewer.
     pub(super) fn set_limits(&self, per_upstream_max: HashMap<Upstream, usize>) {
@@ -302,6 +322,23 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// A fetcher that is reserved for another thread. Dropping it releases it.
+pub(super) struct Reserved {
+    shared: Arc<Shared>,
+    class: Class,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.end(&self.class, None, true);
+        if state.pausing > 0 {
+            self.shared.ended.notify_all();
+        }
+        self.shared.wake_one(&state);
     }
 }
 

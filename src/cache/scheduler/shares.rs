@@ -73,7 +73,7 @@ impl Shared {
             None => self.pick_in_background(state).map(|job| Begun::of(job, true)),
         };
         if let Some(begun) = &job {
-            state.begin(begun);
+            state.begin(&begun.class, begun.client, begun.is_background);
         }
         (job.is_some() || !unwanted.is_empty()).then_some(Next { unwanted, job })
     }
@@ -93,11 +93,11 @@ impl Shared {
         picked
     }
 
-    fn has_background_fetchers(&self, state: &State) -> bool {
+    pub(super) fn has_background_fetchers(&self, state: &State) -> bool {
         state.running_in_background.values().sum::<usize>() < self.threads.div_ceil(2)
     }
 
-    fn has_background_share(&self, state: &State, class: &Class) -> bool {
+    pub(super) fn has_background_share(&self, state: &State, class: &Class) -> bool {
         let running = state.running_in_background.get(class).copied().unwrap_or_default();
         let own_max = match class {
             Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),

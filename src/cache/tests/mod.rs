@@ -198,6 +198,7 @@ impl Source for FakeSource {
         match next {
             Some(receiver) => Ok(BlobBody {
                 endpoint: 0,
+                end: None,
                 start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },
                 size: self.sizes.lock().unwrap().get(digest).copied(),
                 reader: Box::new(Pieces {

@@ -13,13 +13,13 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blobs::Blob;
+use super::partial::Partial;
 use super::partials::{PartialNote, remove_empty_parent};
-use crate::oci::{Digest, ImageName, Upstream, Verifier};
+use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::files::read::is_same_file;
 use crate::store::files::write::renew;
 use crate::store::locks::FileLock;
@@ -59,8 +59,7 @@ pub struct Ingest {
     note: PathBuf,
     /// Locked until the ingest ends, even if readers keep the file open longer.
     file: FileLock,
-    verifier: Verifier,
-    bytes_written: u64,
+    partial: Arc<Partial>,
     /// Whether an earlier download has left bytes, and perhaps a note.
     is_resumed: bool,
     /// Whether this process has written a note.
@@ -140,10 +139,9 @@ impl Store {
                 store: self.clone(),
                 digest: *digest,
                 note,
+                partial: Arc::new(Partial::open(self, digest, &path, &lock, is_resumed)),
                 path,
                 file: lock,
-                verifier: Verifier::new(digest.algorithm()),
-                bytes_written: 0,
                 is_resumed,
                 is_noted: false,
                 discard: false,
@@ -209,9 +207,14 @@ impl Ingest {
         self.file.shared_file()
     }
 
-    /// Number of bytes written.
+    /// Number of bytes written, without those after the first missing byte.
     pub fn bytes_written(&self) -> u64 {
-        self.bytes_written
+        self.partial.bytes_written()
+    }
+
+    /// The bytes, for other threads that write or hash some of them. Nobody may write after the ingest has ended.
+    pub fn partial(&self) -> &Arc<Partial> {
+        &self.partial
     }
 
     /// Notes the repository beside the partial, so that a restarted server can resume the download without a
@@ -227,27 +230,13 @@ impl Ingest {
         self.store.inner.replace(&self.note, &json)
     }
 
-    /// Hashes the next chunk of an earlier ingest as if it had just been written. Returns `false` at the end; the
-    /// download then continues at [`Ingest::bytes_written`].
-    ///
-    /// Works in chunks so that readers can follow: hashing a large partial at once takes longer than a client
-    /// waits.
+    /// Whether the written bytes match the digest: a process died between the last byte and the rename. Hashes those
+    /// that are not hashed yet.
     ///
     /// # Errors
     /// [`StoreError`] if the partial cannot be read.
-    pub fn recover(&mut self, buffer: &mut [u8]) -> Result<bool, StoreError> {
-        let read = self
-            .file
-            .read_at(buffer, self.bytes_written)
-            .map_err(|error| StoreError::write(&self.path, error))?;
-        self.verifier.update(&buffer[..read]);
-        self.bytes_written += read as u64;
-        Ok(read > 0)
-    }
-
-    /// Whether the partial already matches the digest: a process died between the last byte and the rename.
-    pub fn is_complete(&self) -> bool {
-        self.bytes_written > 0 && self.verifier.clone().finish() == self.digest
+    pub fn is_complete(&self) -> Result<bool, StoreError> {
+        Ok(self.bytes_written() > 0 && self.partial.digest()? == self.digest)
     }
 
     fn may_have_note(&self) -> bool {
@@ -264,12 +253,9 @@ impl Ingest {
     /// # Errors
     /// [`StoreError`] if a write fails; [`StoreError::is_full`] covers the common case.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all_at(bytes, self.bytes_written)
-            .map_err(|error| StoreError::write(&self.path, error))?;
-        self.verifier.update(bytes);
-        self.bytes_written += bytes.len() as u64;
-        self.store.inner.note_bytes_added(bytes.len() as u64);
+        let at = self.bytes_written();
+        self.partial.write_at(at, bytes)?;
+        self.partial.hash_written(at, bytes);
         Ok(())
     }
 
@@ -279,7 +265,7 @@ impl Ingest {
     /// # Errors
     /// [`IngestError::WrongSize`] or [`IngestError::WrongDigest`]; the partial is removed.
     pub fn verify(self, expected_bytes: Option<u64>) -> Result<Verified, IngestError> {
-        let wrong = self.wrongness(expected_bytes);
+        let wrong = self.wrongness(expected_bytes).map_err(IngestError::Store)?;
         match wrong {
             None => Ok(Verified(self)),
             Some(wrong) => {
@@ -289,16 +275,17 @@ impl Ingest {
         }
     }
 
-    fn wrongness(&self, expected_bytes: Option<u64>) -> Option<IngestError> {
+    fn wrongness(&self, expected_bytes: Option<u64>) -> Result<Option<IngestError>, StoreError> {
         // The length on the disk counts as well: the hash covers only bytes that were written or recovered.
         let on_disk = self.file.metadata().map_or(0, |metadata| metadata.len());
-        let expected = expected_bytes.unwrap_or(self.bytes_written);
-        if let Some(actual) = [self.bytes_written, on_disk].into_iter().find(|is| *is != expected) {
-            return Some(IngestError::WrongSize { expected, actual });
+        let written = self.bytes_written();
+        let expected = expected_bytes.unwrap_or(written);
+        if let Some(actual) = [written, on_disk].into_iter().find(|is| *is != expected) {
+            return Ok(Some(IngestError::WrongSize { expected, actual }));
         }
-        let actual = self.verifier.clone().finish();
-        (actual != self.digest)
-            .then(|| IngestError::WrongDigest { expected: self.digest, actual: actual.into() })
+        let actual = self.partial.digest()?;
+        Ok((actual != self.digest)
+            .then(|| IngestError::WrongDigest { expected: self.digest, actual: actual.into() }))
     }
 }
 
@@ -332,7 +319,7 @@ impl Verified {
             let _ = fs::remove_file(&ingest.note);
         }
         inner.publish_counted(&ingest.path, &inner.layout.blob(&ingest.digest))?;
-        Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written })
+        Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written() })
     }
 }
 
@@ -340,7 +327,7 @@ impl Drop for Ingest {
     fn drop(&mut self) {
         let length = self.file.metadata().ok().map(|metadata| metadata.len());
         if (self.discard || length == Some(0)) && is_same_file(&self.path, &self.file) {
-            self.store.inner.note_bytes_removed(length.unwrap_or_default());
+            self.store.inner.note_bytes_removed(self.partial.total_bytes());
             // Still locked, so no other writer uses these names. The partial last, which ends the lock's
             // protection.
             if self.may_have_note() {

@@ -4,14 +4,18 @@
 mod blobs;
 mod digesting_writer;
 pub(super) mod documents;
+mod extents;
 mod ingest;
 pub(super) mod large_documents;
+mod partial;
 mod partials;
 mod verify;
 
 pub use blobs::Blob;
 pub use digesting_writer::DigestingWriter;
 pub use documents::{Document, DocumentWriter};
+pub use extents::ALIGNMENT_BYTES;
 pub use ingest::{Begin, Ingest, IngestError, Verified};
+pub use partial::Partial;
 pub use partials::PartialFile;
 pub use verify::{Checked, Damage};

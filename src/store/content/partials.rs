@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::files::read::{is_same_file, names_in, open_to_read};
 use crate::store::files::record::Access;
+use crate::store::files::write::allocated;
 use crate::store::locks::FileLock;
 use crate::store::{Store, StoreError};
 
@@ -89,7 +90,9 @@ impl Store {
             names_in(&layout.partials(&upstream)).filter_map(move |name| {
                 let digest = Digest::from_dashed(&name)?;
                 let metadata = fs::metadata(layout.partial(&upstream, &digest)).ok()?;
-                let (bytes, written) = (metadata.len(), metadata.modified().ok());
+                // Several connections leave holes.
+                let bytes = metadata.len().min(allocated(&metadata));
+                let written = metadata.modified().ok();
                 Some(PartialFile { upstream: upstream.clone(), digest, bytes, written })
             })
         });

@@ -153,7 +153,7 @@ const HELLO: &[u8] = b"hello world";
 fn download(store: &Store, until: usize) {
     match store.ingest(&quay(), &sha256(HELLO), Some(HELLO.len() as u64)).unwrap() {
         Begin::Writing(mut ingest) => {
-            while ingest.recover(&mut [0; 4]).unwrap() {}
+            while ingest.partial().hash_next(&mut [0; 4]).unwrap() {}
             let from = usize::try_from(ingest.bytes_written()).unwrap();
             for byte in HELLO.get(from..until).unwrap_or_default() {
                 ingest.write(&[*byte]).unwrap();
@@ -201,7 +201,7 @@ fn a_partial_that_is_discarded_is_not_continued() {
         let discards = thread::spawn(move || {
             let begun = one.ingest(&quay(), &sha256(HELLO), Some(HELLO.len() as u64)).unwrap();
             if let Begin::Writing(mut ingest) = begun {
-                while ingest.recover(&mut [0; 4]).unwrap() {}
+                while ingest.partial().hash_next(&mut [0; 4]).unwrap() {}
                 ingest.write(b"wrong").unwrap();
                 may_switch();
                 assert!(ingest.verify(Some(HELLO.len() as u64)).is_err());

@@ -50,7 +50,7 @@ fn quay() -> Upstream {
 
 fn recover(ingest: &mut Ingest) {
     let mut buffer = [0; 2];
-    while ingest.recover(&mut buffer).unwrap() {}
+    while ingest.partial().hash_next(&mut buffer).unwrap() {}
 }
 
 fn put(store: &Store, bytes: &[u8]) -> Digest {

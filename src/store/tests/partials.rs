@@ -105,15 +105,19 @@ fn a_partial_with_the_wrong_digest_is_removed() {
 }
 
 #[test]
-fn bytes_that_were_not_recovered_cannot_be_committed() {
-    let (_directory, store) = fresh();
-    let digest = sha256(b"hel");
-    let mut first = begin(&store, &digest);
-    first.write(b"hello").unwrap();
-    drop(first);
-    let mut second = begin(&store, &digest);
-    second.write(b"hel").unwrap();
-    assert!(matches!(second.verify(None), Err(IngestError::WrongSize { .. })));
+fn resumed_bytes_are_verified_whether_they_were_hashed_before_or_not() {
+    for (earlier, is_right) in [(b"hel", true), (b"hEl", false)] {
+        let (_directory, store) = fresh();
+        let digest = sha256(b"hello");
+        let mut first = begin(&store, &digest);
+        first.write(earlier).unwrap();
+        drop(first);
+        let mut second = begin(&store, &digest);
+        assert_eq!(second.bytes_written(), 3);
+        second.write(b"lo").unwrap();
+        let verified = second.verify(Some(5));
+        assert_eq!(verified.is_ok(), is_right, "{verified:?}");
+    }
 }
 
 #[test]

@@ -19,9 +19,9 @@ use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
 use crate::upstream::response::{
     ContentRange, check_encoding, content_digest, content_length, content_range, copy_body,
-    is_complete, is_web_page, text,
+    is_complete, is_web_page, range_of, text,
 };
-use crate::upstream::{BlobBody, DocumentSink, List, ManifestHead};
+use crate::upstream::{BlobAsk, BlobBody, DocumentSink, List, ManifestHead};
 
 /// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
 /// size of a login page.
@@ -117,7 +117,7 @@ impl Registry {
             accept,
             repository,
             redirects: Redirects::Anywhere,
-            from: 0,
+            range: None,
             total: Some(self.timeouts.metadata),
             deadline: Instant::now() + self.timeouts.metadata * EXCHANGES_OF_FULL_LENGTH,
         }
@@ -231,29 +231,43 @@ impl Registry {
         }
     }
 
-    pub(in crate::upstream) fn blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        from: u64,
-    ) -> Result<BlobBody, UpstreamError> {
+    pub(in crate::upstream) fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+        let BlobAsk { repository, digest, from, to, .. } = *ask;
+        let is_additional = ask.additional_to.is_some();
         let rest = format!("blobs/{digest}");
         let metadata = self.metadata(Method::Get, repository, &rest, None);
-        let answer = self.session.ask(&Ask { total: None, from, ..metadata })?;
+        let answer =
+            self.session.ask(&Ask { total: None, range: range_of(from, to), ..metadata })?;
         let (headers, request) = (answer.response.headers(), &answer.request);
-        let (start, size) = match answer.response.status().as_u16() {
-            status if is_complete(status) => (0, content_length(headers)),
-            206 => match content_range(headers).filter(|range| range.start == from) {
-                Some(ContentRange { start, size }) => (start, size),
-                // Another range than requested: the registry does not support ranges properly.
-                None if from > 0 => return self.blob(repository, digest, 0),
-                None => {
-                    let reason = "a partial response without a range in the request";
-                    return Err(UpstreamError::bad_answer(request, reason));
+        let is_part = from > 0 || to.is_some();
+        // Without support for ranges, the complete blob is useful, unless another connection receives it already.
+        let without_ranges = || match is_additional {
+            true => Err(UpstreamError::new(Arc::clone(request), UpstreamErrorKind::NoRanges)),
+            false => self.blob(&BlobAsk { from: 0, to: None, ..*ask }),
+        };
+        let (start, end, size) = match answer.response.status().as_u16() {
+            status if is_complete(status) && is_additional => return without_ranges(),
+            status if is_complete(status) => (0, None, content_length(headers)),
+            206 if is_part => match content_range(headers).filter(|range| range.start == from) {
+                Some(range @ ContentRange { start, size, .. })
+                    if range.may_be_last() && to.is_none() =>
+                {
+                    (start, None, size)
                 }
+                Some(ContentRange { start, end, size: Some(size) })
+                    if to.is_some_and(|to| end <= to) =>
+                {
+                    (start, Some(end), Some(size))
+                }
+                // Another range than requested: the registry does not support ranges properly.
+                _ => return without_ranges(),
             },
+            206 => {
+                let reason = "a partial response without a range in the request";
+                return Err(UpstreamError::bad_answer(request, reason));
+            }
             // The range was refused, or is beyond the end: fetches the complete blob instead.
-            400 | 416 | 501 if from > 0 => return self.blob(repository, digest, 0),
+            400 | 416 | 501 if is_part => return without_ranges(),
             _ => return Err(answer.into_blob_failure()),
         };
         check_encoding(headers, request)?;
@@ -261,7 +275,7 @@ impl Registry {
             true => unless_it_is_a_web_page(answer.response, digest, request)?,
             false => Box::new(answer.response.into_body().into_reader()),
         };
-        Ok(BlobBody { endpoint: 0, start, size, reader })
+        Ok(BlobBody { endpoint: 0, start, end, size, reader })
     }
 
     pub(in crate::upstream) fn tags(

@@ -91,8 +91,8 @@ pub(super) struct Ask<'a> {
     pub(super) accept: Option<&'a str>,
     pub(super) repository: &'a Repository,
     pub(super) redirects: Redirects,
-    /// The offset of the first byte to fetch.
-    pub(super) from: u64,
+    /// The value of `Range`; `None` for the complete content.
+    pub(super) range: Option<String>,
     /// The timeout of one exchange, body included; `None` for blobs, which may take any time.
     pub(super) total: Option<Duration>,
     /// The deadline for redirects, tokens and, with `total`, the last body. Without it, ten slow redirects would occupy a
@@ -345,14 +345,13 @@ impl Session {
         authorization: Option<String>,
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
-        let range = (ask.from > 0).then(|| format!("bytes={}-", ask.from));
         // For the endpoint only: the host of a redirect is not a Larder.
         let via = location.is_same_origin(&self.base).then(|| via::current().to_string());
         let headers = [
             (header::VIA, via.as_deref()),
             (header::ACCEPT, ask.accept),
             (header::AUTHORIZATION, authorization.as_deref()),
-            (header::RANGE, range.as_deref()),
+            (header::RANGE, ask.range.as_deref()),
         ];
         let total = ask.time_left(request)?;
         let response = self.send(ask.method, location, &headers, total, request)?;
@@ -546,7 +545,7 @@ mod tests {
             accept: None,
             repository: &repository,
             redirects: Redirects::Anywhere,
-            from: 0,
+            range: None,
             total,
             deadline,
         };

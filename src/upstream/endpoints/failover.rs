@@ -235,7 +235,9 @@ impl Verdict {
 fn rank(kind: &UpstreamErrorKind) -> u32 {
     match kind {
         UpstreamErrorKind::NotFound => 0,
-        UpstreamErrorKind::Unsupported | UpstreamErrorKind::Hidden => 1,
+        UpstreamErrorKind::Unsupported
+        | UpstreamErrorKind::NoRanges
+        | UpstreamErrorKind::Hidden => 1,
         UpstreamErrorKind::Denied { .. }
         | UpstreamErrorKind::Credentials { .. }
         | UpstreamErrorKind::NotAllowed { .. } => 2,
@@ -412,13 +414,16 @@ impl Source for Failover {
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
         let order = ask.endpoint_failures.order(self.endpoints.len());
-        let open = |registry: &Registry| registry.blob(ask.repository, ask.digest, ask.from);
+        let open = |registry: &Registry| registry.blob(ask);
         let body = |endpoint, body: BlobBody| match &self.throttle {
             Some(throttle) => {
                 BlobBody { endpoint, reader: Box::new(throttle.slow(body.reader)), ..body }
             }
             None => BlobBody { endpoint, ..body },
         };
+        if let Some(endpoint) = ask.additional_to {
+            return open(&self.endpoints[endpoint].registry).map(|opened| body(endpoint, opened));
+        }
         let asked = self
             .ask_in(&order, self.rate_limits(), |index, registry| Ok(body(index, open(registry)?)));
         match asked {

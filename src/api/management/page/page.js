@@ -484,12 +484,13 @@ function flightItem(flight) {
   return node;
 }
 
-function updateFlight({ parts }, { bytes, sizeBytes, upstream, rate }) {
+function updateFlight({ parts }, { bytes, sizeBytes, connections, upstream, rate }) {
   // Without a value, the bar shows an unknown size.
   if (sizeBytes) Object.assign(parts.progress, { max: sizeBytes, value: bytes });
   else parts.progress.removeAttribute('value');
   const done = sizeBytes ? `${Math.floor((100 * bytes) / sizeBytes)} %, ${size(bytes)} of ${size(sizeBytes)}` : `${size(bytes)} so far`;
-  setText(parts.text, `${done}${rate === null ? '' : `, ${size(Math.round(rate))}/s`}, from ${upstream}`);
+  const over = connections > 1 ? ` over ${connections} connections` : '';
+  setText(parts.text, `${done}${rate === null ? '' : `, ${size(Math.round(rate))}/s`}, from ${upstream}${over}`);
 }
 
 function partialItem({ upstream, digest, bytes, written }) {

@@ -231,14 +231,17 @@ impl World {
         };
         ensure!(actual == expected, "an ingest began as {actual} instead of {expected}");
         match begun {
-            Begin::Writing(mut ingest) => {
+            Begin::Writing(ingest) => {
                 let partial = self.model.partials.entry(key).or_default();
                 let mut buffer = vec![0; 7_000];
-                while ingest.recover(&mut buffer).map_err(Failed::of)? {}
+                while ingest.partial().hash_next(&mut buffer).map_err(Failed::of)? {}
                 let (resumed, length) = (ingest.bytes_written(), partial.bytes.len() as u64);
                 ensure!(resumed == length, "resumed at {resumed} instead of {length}");
                 let is_complete = !partial.bytes.is_empty() && partial.bytes == item.bytes;
-                ensure!(ingest.is_complete() == is_complete, "is_complete is not {is_complete}");
+                ensure!(
+                    ingest.is_complete().map_err(Failed::of)? == is_complete,
+                    "is_complete is not {is_complete}"
+                );
                 self.tally.resumed += usize::from(resumed > 0);
                 self.process_mut(by).ingests.insert(key, *ingest);
             }
