@@ -15,6 +15,7 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::lists::{ListCache, ListQuestion};
 use super::manifests::ManifestCache;
+use super::scheduler::Length;
 use super::{CacheError, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::oci::{
@@ -162,20 +163,21 @@ impl Prefetcher {
     ) -> Result<(), CacheError> {
         let purpose = self.core.purpose(name, client)?;
         let (service, name, reference) = (Arc::clone(self), name.clone(), reference.clone());
-        let is_queued = self.core.metadata_fetchers.submit_in_background(purpose, move || {
-            let fetched = match &reference {
-                Reference::Tag(tag) => service.manifests.fetch_by_tag(&name, tag),
-                Reference::Digest(digest) => service.manifests.fetch_by_digest(&name, digest),
-            };
-            match fetched {
-                Ok(content) => {
-                    let wanted = Wanted::with_attestations(platforms);
-                    service.complete(&name, content.digest(), &wanted);
+        let is_queued =
+            self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
+                let fetched = match &reference {
+                    Reference::Tag(tag) => service.manifests.fetch_by_tag(&name, tag),
+                    Reference::Digest(digest) => service.manifests.fetch_by_digest(&name, digest),
+                };
+                match fetched {
+                    Ok(content) => {
+                        let wanted = Wanted::with_attestations(platforms);
+                        service.complete(&name, content.digest(), &wanted);
+                    }
+                    // An operator has requested it and gets no other report.
+                    Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
                 }
-                // An operator has requested it and gets no other report.
-                Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
-            }
-        });
+            });
         if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
     }
 
@@ -205,7 +207,7 @@ impl Prefetcher {
         }
         let Ok(purpose) = self.core.purpose(name, client) else { return false };
         let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
-        self.core.metadata_fetchers.submit_in_background(purpose, move || {
+        self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
             let wanted = service.core.settings().prefetch.platforms.clone();
             let wanted = Wanted::with_attestations(wanted);
             service.complete(&name, &digest, &wanted);

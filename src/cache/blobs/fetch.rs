@@ -105,7 +105,8 @@ impl BlobCache {
             self.eviction.check_size(size)?;
         }
         let ingest = suspended.take();
-        let expected = known.or(size_hint);
+        let noted = || ingest.as_ref().and_then(Ingest::noted_size);
+        let expected = known.or(size_hint).or_else(noted);
         let is_complete = self.resumes(name, &digest, expected, ingest.as_ref())?;
         let transfer = self.transfer(&name.upstream, leader, expected, ingest.as_ref());
         let sink = ToStore {
@@ -376,7 +377,7 @@ impl Sink for ToStore<'_> {
         };
         if size.is_none_or(|size| size >= NOTED_BYTES_MIN)
             && !std::mem::replace(&mut self.is_noted, true)
-            && let Err(error) = ingest.note_origin(self.name)
+            && let Err(error) = ingest.note(self.name, size)
         {
             // If the disk has failed, the download itself reports it.
             log::debug!("{}: {error}", self.name);

@@ -1,16 +1,19 @@
 //! Decides how many connections a large download uses: more, as long as they make it faster.
 //!
 //! A pure calculation; callers pass in the time. It starts with one connection and measures its rate. If the rest of the
-//! blob would take long at this rate, it opens more connections, waits until all of them receive bytes, and measures
-//! again. It stops if the rate has grown by less than a part of what more connections could have brought: then the link or
-//! the registry is the limit, and the surplus connections end.
+//! blob would take long at this rate, it opens all others, waits until they receive bytes, and measures again. If the rate
+//! has grown by less than a part of what they could have brought, the link or the registry is the limit, and the surplus
+//! connections end. Each step costs some round trips, so there is only one.
 
 use std::time::{Duration, Instant};
 
 /// The rate of a single connection is known earlier than [`ConnectionPolicy::measured`] if it has received this much.
-const MEASURED_BYTES: u64 = 2 * 1024 * 1024;
-/// By which factor the number of connections grows at a time.
-const FACTOR: usize = 4;
+const MEASURED_BYTES: u64 = 1024 * 1024;
+/// How much a connection requests at a time until it is known whether more connections are worthwhile. Otherwise they would
+/// delay the bytes that clients receive next, if the link is the limit.
+const UNPROVEN_BYTES: u64 = 3 * 1024 * 1024;
+/// Afterwards, a request should take this long: a connection is idle for a round trip between two of them.
+const REQUEST: Duration = Duration::from_secs(1);
 /// How long to wait before connections are wanted again, if no fetcher was free for them.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -33,7 +36,7 @@ impl Default for ConnectionPolicy {
     fn default() -> Self {
         ConnectionPolicy {
             max: 8,
-            measured: Duration::from_millis(150),
+            measured: Duration::from_millis(100),
             worthwhile: Duration::from_millis(400),
             gain_min: 30,
             stalled_after: Duration::from_secs(5),
@@ -55,8 +58,8 @@ pub(super) struct Growth {
     received: u64,
     /// The last measured rate in bytes per second, and with how many connections.
     last: Option<(usize, f64)>,
-    /// Whether a rate was measured.
-    has_begun: bool,
+    /// The rate of one connection in bytes per second at the last measurement.
+    rate_of_each: Option<f64>,
     is_settled: bool,
 }
 
@@ -71,7 +74,7 @@ impl Growth {
             since: None,
             received: 0,
             last: None,
-            has_begun: false,
+            rate_of_each: None,
             is_settled,
         }
     }
@@ -81,9 +84,10 @@ impl Growth {
         !self.is_settled || self.open > 1
     }
 
-    /// Whether a rate was measured.
-    pub(super) fn has_begun(&self) -> bool {
-        self.has_begun
+    /// How much a connection should request at a time; `None` until a rate was measured.
+    pub(super) fn request_bytes(&self) -> Option<u64> {
+        let rate = self.rate_of_each?;
+        Some(if self.is_settled { (rate * REQUEST.as_secs_f64()) as u64 } else { UNPROVEN_BYTES })
     }
 
     /// How many connections may be open.
@@ -119,7 +123,7 @@ impl Growth {
             return 0;
         }
         let rate = self.received as f64 / elapsed.as_secs_f64().max(f64::EPSILON);
-        self.has_begun = true;
+        self.rate_of_each = Some(rate / self.open as f64);
         if let Some((connections, before)) = self.last {
             let ideal = self.open as f64 / connections as f64 - 1.0;
             let gain = rate / before.max(1.0) - 1.0;
@@ -137,7 +141,7 @@ impl Growth {
             return 0;
         }
         self.last = Some((self.open, rate));
-        self.allowed = self.policy.max.min(self.open * FACTOR);
+        self.allowed = self.policy.max;
         self.allowed - self.open
     }
 
@@ -220,9 +224,9 @@ mod tests {
     #[test]
     fn surplus_connections_end_if_the_link_is_the_limit() {
         let link = Link { per_connection: 10 * MIB, total: 10 * MIB };
-        assert_eq!(link.download(160 * MIB, ConnectionPolicy::default()), (4, 1));
+        assert_eq!(link.download(160 * MIB, ConnectionPolicy::default()), (8, 1));
         let link = Link { per_connection: 10 * MIB, total: 15 * MIB };
-        assert_eq!(link.download(160 * MIB, ConnectionPolicy::default()), (4, 2));
+        assert_eq!(link.download(160 * MIB, ConnectionPolicy::default()), (8, 2));
     }
 
     #[test]
@@ -248,9 +252,9 @@ mod tests {
         growth.received(1, start);
         growth.received(MIB, start + Duration::from_millis(200));
         let now = start + Duration::from_millis(200);
-        assert_eq!(growth.wanted(100 * MIB, now), 3);
-        growth.opened(3, now);
-        (0..3).for_each(|_| growth.closed(true, false, now));
+        assert_eq!(growth.wanted(100 * MIB, now), 7);
+        growth.opened(7, now);
+        (0..7).for_each(|_| growth.closed(true, false, now));
         let later = now + Duration::from_secs(1);
         growth.received(10 * MIB, later);
         assert_eq!(growth.wanted(100 * MIB, later), 0);
@@ -264,11 +268,11 @@ mod tests {
         growth.received(1, start);
         growth.received(MIB, start + Duration::from_millis(200));
         let now = start + Duration::from_millis(200);
-        assert_eq!(growth.wanted(100 * MIB, now), 3);
+        assert_eq!(growth.wanted(100 * MIB, now), 7);
         growth.opened(0, now);
         assert_eq!(growth.wanted(100 * MIB, now + Duration::from_millis(500)), 0);
         let later = now + Duration::from_millis(1_500);
         growth.received(MIB, later);
-        assert_eq!(growth.wanted(100 * MIB, later), 3);
+        assert_eq!(growth.wanted(100 * MIB, later), 7);
     }
 }

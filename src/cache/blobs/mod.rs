@@ -23,7 +23,7 @@ use super::core::Core;
 use super::eviction::EvictionService;
 use super::manifests::ManifestCache;
 use super::negative::Asked;
-use super::scheduler::Purpose as JobPurpose;
+use super::scheduler::{Length, Purpose as JobPurpose};
 use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
@@ -42,6 +42,8 @@ use wait::WaitsFor;
 
 /// How many blobs with wrong content are remembered, with the endpoints that sent them.
 const WRONG_REMEMBERED: usize = 1024;
+/// In the background, blobs of at most this size do not wait for larger ones.
+const SHORT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The key includes the registry: a registry that a client chose must not affect what clients of another registry
 /// receive, nor how long that takes.
@@ -272,8 +274,10 @@ impl BlobCache {
             forget(self, &key);
             return false;
         }
+        let is_short = size_hint.is_some_and(|size| size <= SHORT_BYTES_MAX);
+        let length = if is_short { Length::Short } else { Length::Long };
         let queued = key.clone();
-        let is_queued = self.core.blob_fetchers.submit_in_background(purpose, move || {
+        let is_queued = self.core.blob_fetchers.submit_in_background(purpose, length, move || {
             if cache.core.is_offline()
                 || !matches!(cache.core.store.find_blob(&digest, size_hint), Ok(None))
             {

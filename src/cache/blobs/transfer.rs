@@ -30,8 +30,8 @@ use crate::store::{ALIGNMENT_BYTES, Partial};
 /// The first request asks for this much, so that it is known whether more connections are worthwhile before too much is
 /// requested from one.
 const FIRST_BYTES: u64 = 4 * ALIGNMENT_BYTES;
-/// The largest and the smallest part: the last parts should end at about the same time.
-const PART_BYTES_MAX: u64 = 8 * ALIGNMENT_BYTES;
+/// The largest and the smallest part.
+const PART_BYTES_MAX: u64 = 16 * ALIGNMENT_BYTES;
 const PART_BYTES_MIN: u64 = ALIGNMENT_BYTES;
 /// How far ahead of the first missing byte other connections may receive, in bytes.
 const AHEAD_BYTES_MAX: u64 = 128 * ALIGNMENT_BYTES;
@@ -142,13 +142,13 @@ impl State {
 
     /// The length of the next part.
     fn part_bytes(&self) -> u64 {
-        if !self.growth.has_begun() {
-            return FIRST_BYTES;
-        }
+        let Some(bytes) = self.growth.request_bytes() else { return FIRST_BYTES };
         let written = self.partial.as_ref().map_or(0, |partial| partial.total_bytes());
         let left = self.size.unwrap_or_default().saturating_sub(written);
-        let part = left / (2 * self.growth.allowed() as u64);
-        part.next_multiple_of(ALIGNMENT_BYTES).clamp(PART_BYTES_MIN, PART_BYTES_MAX)
+        let share = left / self.growth.allowed() as u64;
+        // All connections should end at about the same time: of long requests a quarter is left for shorter ones.
+        let share = if share > bytes / 2 { share / 4 * 3 } else { share };
+        bytes.min(share).next_multiple_of(ALIGNMENT_BYTES).clamp(PART_BYTES_MIN, PART_BYTES_MAX)
     }
 }
 

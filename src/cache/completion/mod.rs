@@ -33,6 +33,7 @@ use super::core::Core;
 use super::manifests::ManifestCache;
 use super::negative::Asked;
 use super::prefetch::{Missing, Prefetcher, Wanted};
+use super::scheduler::Length;
 use super::{PrefetchOnHead, lock};
 use crate::client_address::ClientAddress;
 use crate::oci::{Digest, ImageName, Platform, Reference};
@@ -259,7 +260,8 @@ impl Completions {
         });
         let (service, job_key, job_entry) = (Arc::clone(self), key.clone(), entry.clone());
         let run = move || service.fetch(&job_key, job_entry);
-        let is_queued = self.core.metadata_fetchers.submit_in_background(purpose, run);
+        let is_queued =
+            self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, run);
         if !is_queued {
             self.postpone(&key, now + RECHECK, None);
         }

@@ -17,6 +17,7 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::freshness::Belief;
 use super::negative::Asked;
+use super::scheduler::Length;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
@@ -195,7 +196,7 @@ impl ManifestCache {
     pub(super) fn fetch_in_background(self: &Arc<Self>, key: Key, client: Option<ClientAddress>) {
         let service = Arc::clone(self);
         let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
-        self.core.metadata_fetchers.submit_in_background(purpose, move || {
+        self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
             let joined = service.flights.join(&key, || CacheError::GivenUp);
             if let Some(leader) = joined.leader {
                 leader.begin();

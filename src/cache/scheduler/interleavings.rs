@@ -128,7 +128,11 @@ fn every_job_of_several_threads_runs() {
             let (scheduler, jobs) = (Arc::clone(&scheduler), Arc::clone(&jobs));
             thread::spawn(move || {
                 scheduler.submit(of(image, client), || true, jobs.job());
-                assert!(scheduler.submit_in_background(of(image, client), jobs.job()));
+                assert!(scheduler.submit_in_background(
+                    of(image, client),
+                    Length::Long,
+                    jobs.job()
+                ));
             })
         };
         let threads = [submits("quay.io/a", 1), submits("docker.io/a", 2)];

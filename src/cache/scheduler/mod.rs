@@ -11,8 +11,9 @@
 //! * **Within a class**, clients take turns, and so do the repositories of each client: a client that queues a thousand
 //!   jobs delays only itself. One client uses at most three quarters of the share of its class, so that the next one
 //!   gets a fetcher before the first one's downloads have ended.
-//! * **Background jobs** start when no client's job can. They use at most half of the fetchers, and a quarter for each
-//!   class.
+//! * **Background jobs** start when no client's job can, and downloads among them give up their fetcher when a client's
+//!   job needs it. They use at most three quarters of the fetchers, and of the share of each class. Short ones precede
+//!   long ones, and an eighth of that is reserved for them: a small layer never waits for large ones.
 //! * **A client's job** whose last follower has left, or that is older than clients wait, is dropped when its turn
 //!   comes, or earlier if the queue is full.
 //!
@@ -42,6 +43,13 @@ use crate::via;
 use queue::{Job, Queue, Run};
 
 pub(super) use queue::{Class, Purpose};
+
+/// How long a background job is likely to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Length {
+    Short,
+    Long,
+}
 
 /// The stack size of a fetcher. Unoptimised builds need several times as much as release builds.
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 * 1024 } else { 512 * 1024 };
@@ -86,10 +94,13 @@ struct State {
     pausing: usize,
     /// Jobs of clients.
     foreground: Queue,
-    /// Jobs without a waiting client.
-    background: Queue,
+    /// Jobs without a waiting client, short and long ones.
+    short: Queue,
+    long: Queue,
     running: HashMap<Class, usize>,
     running_in_background: HashMap<Class, usize>,
+    /// The long ones among them.
+    running_long: HashMap<Class, usize>,
     /// The running jobs of each client.
     running_of_clients: HashMap<(Class, ClientAddress), usize>,
     /// The maximum number of fetchers for registries with `maxDownloads`.
@@ -107,20 +118,46 @@ impl State {
         running.saturating_sub(usize::from(released == Some(class)))
     }
 
-    fn begin(&mut self, class: &Class, client: Option<ClientAddress>, is_background: bool) {
+    fn background(&mut self, length: Length) -> &mut Queue {
+        match length {
+            Length::Short => &mut self.short,
+            Length::Long => &mut self.long,
+        }
+    }
+
+    fn queued_in_background(&self) -> usize {
+        self.short.jobs + self.long.jobs
+    }
+
+    /// The running background jobs of at least this length, by class.
+    fn running_in_background(&self, length: Length) -> &HashMap<Class, usize> {
+        match length {
+            Length::Short => &self.running_in_background,
+            Length::Long => &self.running_long,
+        }
+    }
+
+    /// Counts a job that begins. `background` is the length of a background job.
+    fn begin(&mut self, class: &Class, client: Option<ClientAddress>, background: Option<Length>) {
         *self.running.entry(class.clone()).or_default() += 1;
-        if is_background {
+        if background.is_some() {
             *self.running_in_background.entry(class.clone()).or_default() += 1;
+        }
+        if background == Some(Length::Long) {
+            *self.running_long.entry(class.clone()).or_default() += 1;
         }
         if let Some(client) = client {
             *self.running_of_clients.entry((class.clone(), client)).or_default() += 1;
         }
     }
 
-    fn end(&mut self, class: &Class, client: Option<ClientAddress>, is_background: bool) {
+    fn end(&mut self, class: &Class, client: Option<ClientAddress>, background: Option<Length>) {
         count_down(&mut self.running, class);
-        if is_background {
+        if background.is_some() {
             count_down(&mut self.running_in_background, class);
+        }
+        if background == Some(Length::Long) {
+            count_down(&mut self.running_long, class);
         }
         if let Some(client) = client {
             count_down(&mut self.running_of_clients, &(class.clone(), client));
@@ -219,16 +256,18 @@ impl Scheduler {
     pub(super) fn submit_in_background(
         &self,
         purpose: Purpose,
+        length: Length,
         run: impl FnOnce() + Send + 'static,
     ) -> bool {
         let is_wanted = Box::new(|| true);
         let job = Job { purpose, queued: Instant::now(), is_wanted, run: in_this_chain(run) };
         let refused = {
             let mut state = self.shared.lock();
-            if state.background.is_full(&job.purpose.class) || self.is_closed() {
+            let queue = state.background(length);
+            if queue.is_full(&job.purpose.class) || self.is_closed() {
                 Some(job)
             } else {
-                state.background.push(job);
+                queue.push(job);
                 self.shared.wake_one(&state);
                 None
             }
@@ -257,11 +296,11 @@ impl Scheduler {
     pub(super) fn reserve(&self, class: &Class) -> Option<Reserved> {
         let mut state = self.shared.lock();
         let may_run = !self.is_closed()
-            && self.shared.has_background_fetchers(&state)
-            && self.shared.has_background_share(&state, class)
+            && self.shared.has_background_fetchers(&state, Length::Long)
+            && self.shared.has_background_share(&state, class, Length::Long)
             && !self.shared.may_pick(&state);
         may_run.then(|| {
-            state.begin(class, None, true);
+            state.begin(class, None, Some(Length::Long));
             Reserved { shared: Arc::clone(&self.shared), class: class.clone() }
         })
     }
@@ -269,7 +308,7 @@ impl Scheduler {
     /// Whether a job is queued. A reserved fetcher should then be released at the next opportunity.
     pub(super) fn has_queued(&self) -> bool {
         let state = self.shared.lock();
-        state.foreground.jobs + state.background.jobs > 0
+        state.foreground.jobs + state.queued_in_background() > 0
     }
 
     /// Changes how many fetchers some registries may use. Running jobs continue, even if their registry may now use
@@ -285,7 +324,8 @@ impl Scheduler {
         self.shared.closed.store(true, Ordering::Release);
         let waiting = {
             let mut state = self.shared.lock();
-            (std::mem::take(&mut state.foreground), std::mem::take(&mut state.background))
+            let State { foreground, short, long, .. } = &mut *state;
+            [foreground, short, long].map(std::mem::take)
         };
         self.shared.queued.notify_all();
         self.shared.ended.notify_all();
@@ -309,7 +349,7 @@ impl Scheduler {
             fetchers: self.threads,
             busy: state.running_in_all(),
             queued: state.foreground.jobs,
-            queued_in_background: state.background.jobs,
+            queued_in_background: state.queued_in_background(),
         }
     }
 
@@ -334,7 +374,7 @@ pub(super) struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.end(&self.class, None, true);
+        state.end(&self.class, None, Some(Length::Long));
         if state.pausing > 0 {
             self.shared.ended.notify_all();
         }
@@ -360,14 +400,15 @@ struct Next {
 struct Begun {
     class: Class,
     client: Option<ClientAddress>,
-    is_background: bool,
+    /// The length of a background job.
+    background: Option<Length>,
     run: Run,
 }
 
 impl Begun {
-    fn of(job: Job, is_background: bool) -> Begun {
+    fn of(job: Job, background: Option<Length>) -> Begun {
         let Purpose { class, client, .. } = job.purpose;
-        Begun { class, client, is_background, run: job.run }
+        Begun { class, client, background, run: job.run }
     }
 }
 
@@ -380,12 +421,12 @@ impl Shared {
     fn work(&self) {
         while let Some(Next { unwanted, job }) = self.next() {
             drop(unwanted);
-            let Some(Begun { class, client, is_background, run }) = job else { continue };
+            let Some(Begun { class, client, background, run }) = job else { continue };
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 log::error!("a fetch panicked; its clients received an error");
             }
             let mut state = self.lock();
-            state.end(&class, client, is_background);
+            state.end(&class, client, background);
             if state.pausing > 0 {
                 self.ended.notify_all();
             }

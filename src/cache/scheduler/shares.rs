@@ -1,7 +1,7 @@
 //! Which jobs may start: the shares of classes and clients, and the choice of the next job.
 
-use super::queue::{Class, Job};
-use super::{Begun, Next, Shared, State};
+use super::queue::Class;
+use super::{Begun, Length, Next, Shared, State};
 use crate::client_address::ClientAddress;
 
 impl Shared {
@@ -69,51 +69,74 @@ impl Shared {
         );
         state.foreground = queue;
         let job = match picked {
-            Some(job) => Some(Begun::of(job, false)),
-            None => self.pick_in_background(state).map(|job| Begun::of(job, true)),
+            Some(job) => Some(Begun::of(job, None)),
+            None => self
+                .pick_in_background(state, Length::Short)
+                .or_else(|| self.pick_in_background(state, Length::Long)),
         };
         if let Some(begun) = &job {
-            state.begin(&begun.class, begun.client, begun.is_background);
+            state.begin(&begun.class, begun.client, begun.background);
         }
         (job.is_some() || !unwanted.is_empty()).then_some(Next { unwanted, job })
     }
 
-    fn pick_in_background(&self, state: &mut State) -> Option<Job> {
-        if !self.has_background_fetchers(state) {
+    fn pick_in_background(&self, state: &mut State, length: Length) -> Option<Begun> {
+        if !self.has_background_fetchers(state, length) {
             return None;
         }
-        let mut queue = std::mem::take(&mut state.background);
+        let mut queue = std::mem::take(state.background(length));
         let picked = queue.pick(
-            |class| self.has_background_share(state, class),
+            |class| self.has_background_share(state, class, length),
             |class, client| self.client_has_share(state, class, client, None),
             |_| false,
             &mut Vec::new(),
         );
-        state.background = queue;
-        picked
+        *state.background(length) = queue;
+        picked.map(|job| Begun::of(job, Some(length)))
     }
 
-    pub(super) fn has_background_fetchers(&self, state: &State) -> bool {
-        state.running_in_background.values().sum::<usize>() < self.threads.div_ceil(2)
+    pub(super) fn has_background_fetchers(&self, state: &State, length: Length) -> bool {
+        let running = state.running_in_background(length).values().sum::<usize>();
+        running < background_max(self.threads, length)
     }
 
-    pub(super) fn has_background_share(&self, state: &State, class: &Class) -> bool {
-        let running = state.running_in_background.get(class).copied().unwrap_or_default();
+    pub(super) fn has_background_share(
+        &self,
+        state: &State,
+        class: &Class,
+        length: Length,
+    ) -> bool {
+        let running = state.running_in_background(length).get(class).copied().unwrap_or_default();
         let own_max = match class {
             Class::Listed(upstream) => state.per_upstream_max.get(upstream).copied(),
             Class::Unlisted | Class::Unproven | Class::Local => None,
         };
-        let max = own_max.unwrap_or(self.threads.div_ceil(2)).div_ceil(2);
-        running < max && self.has_share(state, class, None)
+        let share = own_max.unwrap_or(self.threads.div_ceil(2));
+        running < background_max(share, length) && self.has_share(state, class, None)
     }
 
     /// Whether [`Shared::pick`] would find a job.
     pub(super) fn may_pick(&self, state: &State) -> bool {
         let client_may = |class: &Class, client| self.client_has_share(state, class, client, None);
         let foreground = |class: &Class| self.has_share(state, class, None);
-        let background = |class: &Class| self.has_background_share(state, class);
         state.foreground.may_pick(foreground, client_may)
-            || (self.has_background_fetchers(state)
-                && state.background.may_pick(background, client_may))
+            || [(Length::Short, &state.short), (Length::Long, &state.long)].iter().any(
+                |(length, queue)| {
+                    self.has_background_fetchers(state, *length)
+                        && queue.may_pick(
+                            |class| self.has_background_share(state, class, *length),
+                            client_may,
+                        )
+                },
+            )
+    }
+}
+
+/// How many of `fetchers` background jobs of at least this length may use.
+fn background_max(fetchers: usize, length: Length) -> usize {
+    let all = fetchers - fetchers / 4;
+    match length {
+        Length::Short => all,
+        Length::Long => all.saturating_sub((all / 8).max(1)).max(1),
     }
 }

@@ -204,9 +204,17 @@ fn background_jobs_of_clients_take_turns() {
     bench.hold("first", of("a.io/x"));
     assert_eq!(bench.next(1), ["first"]);
     for _ in 0..3 {
-        bench.scheduler.submit_in_background(from(1, of("a.io/x")), bench.quick("greedy"));
+        bench.scheduler.submit_in_background(
+            from(1, of("a.io/x")),
+            Length::Long,
+            bench.quick("greedy"),
+        );
     }
-    bench.scheduler.submit_in_background(from(2, of("a.io/x")), bench.quick("modest"));
+    bench.scheduler.submit_in_background(
+        from(2, of("a.io/x")),
+        Length::Long,
+        bench.quick("modest"),
+    );
     bench.let_all_go();
     let order: Vec<_> = (0..4).map(|_| bench.starts.recv().unwrap()).collect();
     assert_eq!(order, ["greedy", "modest", "greedy", "greedy"]);
@@ -245,7 +253,7 @@ fn a_job_that_is_older_than_clients_wait_is_dropped() {
     // Already too old when a fetcher picks it.
     bench.hold("late", of("a.io/x"));
     bench.let_all_go();
-    bench.scheduler.submit_in_background(of("a.io/x"), bench.quick("background"));
+    bench.scheduler.submit_in_background(of("a.io/x"), Length::Long, bench.quick("background"));
     assert_eq!(bench.next(1), ["background"]);
     assert!(bench.starts.try_recv().is_err());
 }
@@ -308,15 +316,44 @@ fn background_jobs_start_when_no_other_can_and_leave_fetchers_free() {
     let mut bench = Bench::new(8, &[]);
     for name in ["a.io/x", "a.io/x", "a.io/x", "b.io/x", "b.io/x", "b.io/x"] {
         let label = if name == "a.io/x" { "a" } else { "b" };
-        bench.scheduler.submit_in_background(of(name), bench.held(label));
+        bench.scheduler.submit_in_background(of(name), Length::Long, bench.held(label));
     }
-    // Half of the fetchers, and a quarter for each registry.
+    // Three quarters of the share of each registry, one less for long jobs.
     assert_eq!(bench.next(4), ["a", "a", "b", "b"]);
     bench.nothing_begins();
     bench.scheduler.submit(of("a.io/x"), || true, bench.quick("client"));
     assert_eq!(bench.next(1), ["client"]);
     bench.let_all_go();
     assert_eq!(bench.next(2), ["a", "b"]);
+}
+
+#[test]
+fn short_background_jobs_do_not_wait_for_long_ones() {
+    let bench = Bench::new(8, &[]);
+    for _ in 0..4 {
+        bench.scheduler.submit_in_background(of("a.io/x"), Length::Long, bench.held("long"));
+    }
+    assert_eq!(bench.next(2), ["long", "long"]);
+    bench.nothing_begins();
+    // One fetcher of the registry is left to them.
+    for label in ["first", "second"] {
+        bench.scheduler.submit_in_background(of("a.io/y"), Length::Short, bench.quick(label));
+    }
+    assert_eq!(bench.next(2), ["first", "second"]);
+    bench.nothing_begins();
+}
+
+#[test]
+fn short_background_jobs_precede_long_ones() {
+    let mut bench = Bench::new(8, &[("a.io", 1)]);
+    bench.hold("client", of("a.io/x"));
+    assert_eq!(bench.next(1), ["client"]);
+    let started = bench.started.clone();
+    let long = move || started.send("2 long").unwrap();
+    bench.scheduler.submit_in_background(of("a.io/x"), Length::Long, long);
+    bench.scheduler.submit_in_background(of("a.io/x"), Length::Short, bench.quick("1 short"));
+    bench.let_all_go();
+    assert_eq!([bench.starts.recv().unwrap(), bench.starts.recv().unwrap()], ["1 short", "2 long"]);
 }
 
 #[test]
@@ -348,7 +385,11 @@ fn a_client_that_uses_its_share_does_not_suspend_background_jobs() {
         bench.hold("client", from(1, a.clone()));
     }
     assert_eq!(bench.next(3), ["client"; 3], "three quarters of the share of its class");
-    assert!(bench.scheduler.submit_in_background(a.clone(), bench.held("background")));
+    assert!(bench.scheduler.submit_in_background(
+        a.clone(),
+        Length::Long,
+        bench.held("background")
+    ));
     assert_eq!(bench.next(1), ["background"]);
     // Without that job, the class could start one more, but not of this client.
     assert!(!bench.scheduler.is_contended(&a.class));
@@ -376,11 +417,11 @@ fn a_closed_scheduler_drops_queued_and_new_jobs() {
     };
     for _ in 0..3 {
         bench.scheduler.submit(of("a.io/x"), || true, job());
-        bench.scheduler.submit_in_background(of("a.io/x"), job());
+        bench.scheduler.submit_in_background(of("a.io/x"), Length::Long, job());
     }
     bench.scheduler.close();
     bench.scheduler.submit(of("a.io/x"), || true, job());
-    assert!(!bench.scheduler.submit_in_background(of("a.io/x"), job()));
+    assert!(!bench.scheduler.submit_in_background(of("a.io/x"), Length::Long, job()));
     assert_eq!(Arc::strong_count(&held), 1);
     assert_eq!(bench.scheduler.load().queued, 0);
 }

@@ -21,6 +21,7 @@ use super::partial::Partial;
 use super::partials::{PartialNote, remove_empty_parent};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::files::read::is_same_file;
+use crate::store::files::record::Access;
 use crate::store::files::write::renew;
 use crate::store::locks::FileLock;
 use crate::store::{Inner, Store, StoreError};
@@ -217,17 +218,23 @@ impl Ingest {
         &self.partial
     }
 
-    /// Notes the repository beside the partial, so that a restarted server can resume the download without a
-    /// request.
+    /// Notes the repository and the size of the blob beside the partial, so that a restarted server can resume the download
+    /// without a request of a client, and before its bytes are hashed.
     ///
     /// # Errors
     /// [`StoreError`] if a write fails.
-    pub fn note_origin(&mut self, origin: &ImageName) -> Result<(), StoreError> {
-        let note = PartialNote { repository: origin.repository.to_string() };
+    pub fn note(&mut self, origin: &ImageName, size: Option<u64>) -> Result<(), StoreError> {
+        let note = PartialNote { repository: origin.repository.to_string(), size };
         let json = serde_json::to_vec(&note)
             .map_err(|error| StoreError::write(&self.note, io::Error::other(error)))?;
         self.is_noted = true;
         self.store.inner.replace(&self.note, &json)
+    }
+
+    /// The size of the blob that an earlier download has noted.
+    pub fn noted_size(&self) -> Option<u64> {
+        let note = self.store.record::<PartialNote>(&self.note, Access::Look);
+        note.filter(|_| self.is_resumed)?.size
     }
 
     /// Whether the written bytes match the digest: a process died between the last byte and the rename. Hashes those

@@ -18,6 +18,9 @@ use crate::store::{Store, StoreError};
 #[derive(Serialize, Deserialize)]
 pub(super) struct PartialNote {
     pub(super) repository: String,
+    /// The size of the blob, according to the registry; absent in notes of version 0.1.
+    #[serde(default)]
+    pub(super) size: Option<u64>,
 }
 
 impl Store {

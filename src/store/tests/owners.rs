@@ -40,7 +40,7 @@ fn files_that_root_creates_belong_to_the_owner_of_the_cache() {
     store.put_tag(&image, &"v1".parse().unwrap(), &tag).unwrap();
     let mut partial = begin(&store, &sha256(b"a layer"));
     partial.write(b"a la").unwrap();
-    partial.note_origin(&image).unwrap();
+    partial.note(&image, None).unwrap();
     drop(partial);
     let mut whole = begin(&store, &sha256(b"another"));
     whole.write(b"another").unwrap();

@@ -125,17 +125,29 @@ fn a_partial_is_found_with_its_repository_until_it_is_a_blob() {
     let (_directory, store) = fresh();
     let (digest, origin) = (sha256(b"hello"), name("quay.io/a/b"));
     let mut first = begin(&store, &digest);
-    first.note_origin(&origin).unwrap();
+    first.note(&origin, Some(5)).unwrap();
     assert_eq!(store.partials(), [(origin.clone(), digest)]);
     first.write(b"hel").unwrap();
     drop(first);
     assert_eq!(store.partials(), [(origin, digest)]);
     let mut second = begin(&store, &digest);
+    assert_eq!(second.noted_size(), Some(5));
     recover(&mut second);
     second.write(b"lo").unwrap();
     second.verify(None).unwrap().commit().unwrap();
     assert_eq!(store.partials(), []);
     assert!(!store.inner.layout.partial_note(&quay(), &digest).exists());
+}
+
+#[test]
+fn a_note_of_version_0_1_has_no_size() {
+    let (_directory, store) = fresh();
+    let digest = sha256(b"hello");
+    begin(&store, &digest).write(b"hel").unwrap();
+    let note = store.inner.layout.partial_note(&quay(), &digest);
+    fs::write(note, br#"{"repository":"a/b"}"#).unwrap();
+    assert_eq!(store.partials(), [(name("quay.io/a/b"), digest)]);
+    assert_eq!(begin(&store, &digest).noted_size(), None);
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn partials_are_removed_unless_they_are_being_written() {
     at_work.write(b"bu").unwrap();
     let mut left = begin(&store, &idle);
     left.write(b"id").unwrap();
-    left.note_origin(&name("quay.io/a")).unwrap();
+    left.note(&name("quay.io/a"), None).unwrap();
     drop(left);
     grow_old(directory.path());
     let files = store.partial_files();

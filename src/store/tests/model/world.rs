@@ -269,7 +269,7 @@ impl World {
         match act {
             Act::Begin | Act::Resume => {}
             Act::Note(of) => {
-                ingest.note_origin(&of.name()).map_err(Failed::of)?;
+                ingest.note(&of.name(), None).map_err(Failed::of)?;
                 partial.note = Some(of);
             }
             Act::Write(quarters) => {
