@@ -164,17 +164,17 @@ fn registry_that_limits_connections_gets_one() {
         let first = Gate::new();
         let blobs = || On::get_blob(&site.digest);
         site.registry.fault(blobs().times(1), Fault::GateAfter(MIB, first.clone()));
-        site.registry.fault(blobs().times(3), Fault::Status(status, vec![], vec![]));
+        site.registry.fault(blobs().times(7), Fault::Status(status, vec![], vec![]));
         let larder = site.larder(patient);
         let mut client = larder.begin(&site.path);
         client.read_head();
-        until("the refusals", || site.registry.count("GET", &site.path) == 4);
+        until("the refusals", || site.registry.count("GET", &site.path) == 8);
         until("the end of the others", || site.connections(&larder) == 1);
         first.open();
         let (body, is_complete) = client.read_to_end();
         assert!(is_complete && body == site.content, "{status}");
         // The rest at once, on the first connection.
-        assert_eq!(site.registry.count("GET", &site.path), 5, "{status}");
+        assert_eq!(site.registry.count("GET", &site.path), 9, "{status}");
         // The next blob of this registry is requested over one connection from its beginning.
         let other = Image::new("other").layer(bytes(SIZE + 1, 8));
         site.registry.add(REPOSITORY, "v2", &other);
@@ -232,7 +232,7 @@ fn wrong_part_never_becomes_a_blob() {
     let site = site();
     let blobs = || On::get_blob(&site.digest);
     site.registry.fault(blobs().after(2).times(1), Fault::WrongBytes);
-    let larder = site.larder(eager);
+    let larder = site.larder(patient);
     let response = larder.request("GET", &site.path, &[]);
     assert!(!response.complete, "the last byte is held back");
     // The cache tries once more by itself.

@@ -183,9 +183,9 @@ fn prefetch_does_not_delay_clients() {
     let wanted = registry.add_blob(REPOSITORY, &content);
     let larder = start(&registry, Prefetch::default());
     larder.get(&manifest(REPOSITORY, "v1"));
-    gate.wait_until_reached(8);
+    gate.wait_until_reached(12);
     assert!(larder.get(&blob(REPOSITORY, &wanted)).body == content);
-    assert_eq!(gate.reached(), 8, "a quarter of the fetchers");
+    assert_eq!(gate.reached(), 12, "three quarters of the registry's half of the fetchers");
     gate.open();
     wait_until_whole(&larder, &image);
 }
