@@ -85,6 +85,7 @@ use files::directory_sync::DirectorySyncs;
 use files::faults::Faults;
 use files::layout::Layout;
 use files::read::read_file;
+use names::index::IndexChanges;
 use usage::SpaceSeen;
 
 /// How the directory is opened.
@@ -114,8 +115,8 @@ struct Inner {
     /// Number of failed reads of files and directories since the start.
     unreadable_files: AtomicU64,
     faults: Faults,
-    /// Whether a tag changed since `index.json` was written.
-    index_outdated: AtomicBool,
+    /// What `index.json` lacks. Locked for an insertion or to take it.
+    index_changes: Mutex<IndexChanges>,
     /// Bytes on the disk at the last count; negative before the first count.
     bytes_counted: AtomicI64,
     /// Bytes that this process has added (positive) or removed (negative) since that count.
@@ -139,7 +140,9 @@ impl Store {
     /// [`StoreError`] if the root is a file, or cannot be created. A directory that exists but cannot
     /// be written opens as read-only: see [`Store::is_writable`].
     pub fn open(settings: &Settings) -> Result<Store, StoreError> {
-        let layout = Layout::new(settings.root.clone());
+        // The parent of a relative path may be the empty one, which is no directory.
+        let root = std::path::absolute(&settings.root).unwrap_or_else(|_| settings.root.clone());
+        let layout = Layout::new(root);
         let writable = layout.prepare(settings.fsync)?;
         let inner = Inner {
             layout,
@@ -148,10 +151,9 @@ impl Store {
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),
-            // A process that wrote a tag may have been killed before it updated the index.
             directory_syncs: DirectorySyncs::default(),
             space: Mutex::default(),
-            index_outdated: AtomicBool::new(writable),
+            index_changes: Mutex::new(IndexChanges::at_start(writable)),
             bytes_counted: AtomicI64::new(-1),
             bytes_changed: AtomicI64::new(0),
             bytes_since_look: AtomicI64::new(0),
@@ -178,7 +180,7 @@ impl Store {
         if !self.is_writable() && self.inner.layout.probe(self.inner.fsync) {
             log::info!("the cache directory {} can be written again", self.root().display());
             self.inner.writable.store(true, Ordering::Release);
-            self.mark_index_outdated();
+            self.note_unknown_changes();
         }
     }
 

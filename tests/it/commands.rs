@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
-use crate::support::process::{Process, run};
+use crate::support::process::{Process, larder, run};
 use crate::support::{FakeRegistry, Image, Publish, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -256,4 +256,15 @@ fn verify_reports_damage_and_repairs_it_on_request() {
     fs::remove_file(file(&removed.digest)).expect("it can be removed");
     let (code, message, _) = on(&site, &["verify", "--repair"]);
     assert!(code == Some(1) && message.contains("not repaired: "), "{message}");
+}
+
+#[test]
+fn cache_directory_may_be_a_relative_path() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("larder.yaml"), "airGapped: true").expect("it is writable");
+    let arguments = ["--config-file", "larder.yaml", "--image-path", "cache", "load", "quay.io/a"];
+    let loaded = larder(&arguments).current_dir(directory.path()).output().expect("it runs");
+    let errors = String::from_utf8_lossy(&loaded.stderr);
+    assert!(errors.contains("not in the cache") && !errors.contains("read-only"), "{errors}");
+    assert!(directory.path().join("cache/index.json").is_file(), "{errors}");
 }

@@ -3,7 +3,7 @@
 
 mod catalogue;
 pub(super) mod images;
-mod index;
+pub(super) mod index;
 mod lists;
 mod refs;
 pub(super) mod walk;

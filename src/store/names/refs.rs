@@ -110,7 +110,7 @@ impl Store {
         let is_other = self.tag(name, tag, Access::Look).is_none_or(|was| was.digest != is.digest);
         self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
         if is_other {
-            self.mark_index_outdated();
+            self.note_changed_tag(name, tag);
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Store {
     pub fn remove_tag(&self, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
         let path = self.inner.layout.tag(name, tag);
         match fs::remove_file(&path) {
-            Ok(()) => self.mark_index_outdated(),
+            Ok(()) => self.note_changed_tag(name, tag),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(StoreError::write(&path, error)),
         }

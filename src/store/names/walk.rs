@@ -125,5 +125,3 @@ pub(in crate::store) fn foreign_entry(path: &Path) -> io::Error {
         "{path}: Larder does not create such a name; move it out of the cache directory"
     ))
 }
-
-impl Store {}

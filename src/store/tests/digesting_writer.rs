@@ -73,14 +73,3 @@ fn files_of_killed_processes_are_removed_and_those_of_running_ones_stay() {
     drop(dropped);
     assert_eq!(imports(&store), 0);
 }
-
-#[test]
-fn a_settled_index_has_the_newest_tag() {
-    let (directory, store) = fresh();
-    let digest = put(&store, b"manifest");
-    store.put_tag(&name("quay.io/a"), &tag("v1"), &record(digest, 8)).unwrap();
-    store.settle_index().unwrap();
-    assert!(!store.is_index_outdated());
-    let index = fs::read_to_string(directory.path().join("index.json")).unwrap();
-    assert!(index.contains("quay.io/a:v1"), "{index}");
-}

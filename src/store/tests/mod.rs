@@ -5,6 +5,7 @@ mod documents;
 mod eviction;
 mod eviction_scale;
 mod images;
+mod index;
 mod lists;
 mod model;
 mod owners;
@@ -205,38 +206,6 @@ fn use_is_recorded_coarsely_and_reading_is_not_use() {
     let later = written + Duration::from_secs(61);
     store.tag(&name, &tag("v"), Access::Pull(later));
     assert_eq!(modified(), later);
-}
-
-#[test]
-fn the_directory_is_an_oci_layout_that_names_every_tag() {
-    let (_directory, store) = fresh();
-    let digest = put(&store, b"manifest");
-    for text in ["docker.io/alpine", "reg.local:5000/a/b/c", "quay.io/a", "quay.io/a/b"] {
-        store.put_tag(&name(text), &tag("v1"), &record(digest, 8)).unwrap();
-    }
-    assert!(store.is_index_outdated());
-    store.write_index().unwrap();
-    assert!(!store.is_index_outdated());
-    let layout = fs::read_to_string(store.root().join("oci-layout")).unwrap();
-    assert_eq!(layout, r#"{"imageLayoutVersion":"1.0.0"}"#);
-    let index = fs::read(store.root().join("index.json")).unwrap();
-    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
-    let names = index["manifests"].as_array().unwrap().iter().map(|entry| {
-        assert_eq!(entry["digest"], digest.to_string());
-        entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap().to_owned()
-    });
-    let names = names.collect::<Vec<_>>();
-    assert_eq!(
-        names,
-        [
-            "docker.io/library/alpine:v1",
-            "quay.io/a:v1",
-            "quay.io/a/b:v1",
-            "reg.local:5000/a/b/c:v1"
-        ]
-    );
-    let reference: Reference = "v1".parse().unwrap();
-    assert_eq!(name("quay.io/a").with(&reference), names[1]);
 }
 
 #[test]

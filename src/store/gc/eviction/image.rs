@@ -79,7 +79,7 @@ impl<'a> ImageEviction<'a> {
         let is_going = match &self.reference {
             Reference::Tag(tag) => {
                 self.freed += store.inner.remove_counted(&store.inner.layout.tag(name, tag))?;
-                store.mark_index_outdated();
+                store.note_changed_tag(name, tag);
                 self.release(&root)
             }
             Reference::Digest(_) => true,

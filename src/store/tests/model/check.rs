@@ -290,7 +290,13 @@ impl World {
     }
 
     pub(super) fn write_index(&mut self, by: By) -> Result<(), Failed> {
-        self.store(by).write_index().map_err(Failed::of)?;
+        if std::mem::take(&mut self.has_stale_index) {
+            self.store(by).note_unknown_changes();
+        }
+        // Each process writes what it has changed.
+        for by in [By::A, By::B, by] {
+            self.store(by).write_index().map_err(Failed::of)?;
+        }
         let index = fs::read(self.layout().index()).map_err(Failed::of)?;
         let index: serde_json::Value = serde_json::from_slice(&index).map_err(Failed::of)?;
         let entries = index["manifests"].as_array().into_iter().flatten();

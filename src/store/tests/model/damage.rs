@@ -12,6 +12,7 @@ use super::world::World;
 impl World {
     pub(super) fn damage(&mut self, damage: Damage) -> Result<(), Failed> {
         self.has_stale_usage = true;
+        self.has_stale_index = true;
         let layout = self.layout();
         match damage {
             Damage::Blob(number, how) => {

@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) tally: Tally,
     /// Whether the last usage walk may keep what it knew before files were damaged.
     pub(super) has_stale_usage: bool,
+    /// Whether `index.json` may name tags whose records were damaged.
+    pub(super) has_stale_index: bool,
     /// Files that were compared with the model, as of their last change.
     pub(super) compared: BTreeMap<PathBuf, (u64, (i64, i64))>,
     pub(super) steps: usize,
@@ -69,6 +71,7 @@ impl World {
             model: Model::default(),
             tally: Tally::default(),
             has_stale_usage: false,
+            has_stale_index: false,
             compared: BTreeMap::new(),
             steps: 0,
         }
