@@ -5,16 +5,19 @@
 //! name is random, is generated when the process starts, and reveals nothing about the machine.
 //!
 //! The chain follows the work across threads: the HTTP server enters the chain of a client's request, code that queues
-//! a job for another thread passes the [`current`] chain along, and the upstream client sends it. A request that joins
-//! the download of another request does not add its chain to it. If two such downloads wait for each other, a timeout
-//! ends them.
+//! a job for another thread passes the [`current`] chain along, and the upstream client sends it.
+//!
+//! A request that joins the download of another request does not add its chain to it, so two downloads could wait for each
+//! other. Therefore responses name the Larder as well, and a Larder notes what it waits for at which other one
+//! ([`asking`]). If the other one asks it for the same content meanwhile, it answers 508 ([`Via::is_asked_for`]). In a ring
+//! of more than two, a timeout ends such downloads.
 //!
 //! This module must not know what a request is about.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How many Larders a request may pass. No sensible setup chains as many.
 const HOPS_MAX: usize = 8;
@@ -71,12 +74,59 @@ impl Via {
         }
     }
 
+    /// Whether this process waits for a response of one of these Larders about the same content.
+    pub fn is_asked_for(&self, what: &str) -> bool {
+        let Some(hops) = &self.0 else { return false };
+        let asked = asked();
+        hops.iter().any(|hop| asked.contains(&(hop.clone(), what.to_owned())))
+    }
+
     /// Runs `work` as part of this chain.
     pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
         let before = CURRENT.replace(self);
         // Also restored after a panic, because the thread continues with other work.
         let _restore = Restore(before);
         work()
+    }
+}
+
+/// The value of the `Via` header for a response of this process.
+pub fn of_response() -> &'static str {
+    static VALUE: OnceLock<String> = OnceLock::new();
+    VALUE.get_or_init(|| format!("1.1 {}", instance()))
+}
+
+/// The last Larder in the `Via` header lines of a response: the one that sent it.
+pub fn sender<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let entries = lines.into_iter().flat_map(|line| line.split(','));
+    let names = entries.filter_map(|entry| entry.split_whitespace().nth(1));
+    names.filter(|name| is_larder(name)).last().map(str::to_owned)
+}
+
+/// What this process waits for, and at which Larder. Several requests may wait for the same.
+static ASKED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// Locked for an insertion, a removal or a lookup. There are at most as many entries as fetchers.
+fn asked() -> MutexGuard<'static, Vec<(String, String)>> {
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that this process asks a Larder for some content, until the guard is dropped.
+pub fn asking(instance: String, what: String) -> Asking {
+    let entry = (instance, what);
+    asked().push(entry.clone());
+    Asking(entry)
+}
+
+/// See [`asking`].
+pub struct Asking((String, String));
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let mut asked = asked();
+        if let Some(at) = asked.iter().position(|entry| *entry == self.0) {
+            asked.swap_remove(at);
+        }
     }
 }
 
@@ -131,6 +181,33 @@ mod tests {
         ] {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
             assert!(parse(&lines).is_err(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn content_is_asked_for_until_the_last_guard_is_dropped() {
+        let passed = Via::received([&format!("1.1 {OTHER}")[..]], OWN).unwrap();
+        assert!(!passed.is_asked_for("this"));
+        let guards = [(); 2].map(|()| asking(OTHER.to_owned(), "this".to_owned()));
+        let [first, second] = guards;
+        drop(first);
+        assert!(passed.is_asked_for("this") && !passed.is_asked_for("that"));
+        assert!(!Via::default().is_asked_for("this"));
+        drop(second);
+        assert!(!passed.is_asked_for("this"));
+    }
+
+    #[test]
+    fn the_sender_of_a_response_is_the_last_larder() {
+        for (lines, expected) in [
+            (&[][..], None),
+            (&["1.1 nginx"], None),
+            (
+                &["1.1 larder-00000000000000aa, 1.1 larder-00000000000000bb", "1.1 nginx"],
+                Some(OTHER),
+            ),
+        ] {
+            assert_eq!(sender(lines.iter().copied()).as_deref(), expected, "{lines:?}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! `GET` and `HEAD` of manifests.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::range::{entity_tag, is_not_modified};
 use super::runtimes::Agent;
@@ -81,6 +82,7 @@ fn head(
             note_check(call, name, reference, request, digest);
             let full = Reply::new(200, Body::Length(*size));
             let reply = describe(full, request, digest, media_type);
+            let reply = date(call, reply, reference, answer.checked);
             call.finish(reply, answer.how, Storage::NotStored)
         }
         Err(error) => call.fail(&Failure::Manifest(error)),
@@ -112,6 +114,16 @@ fn describe(full: Reply, request: &Request, digest: &Digest, media_type: &MediaT
         .header("ETag", entity_tag(digest))
 }
 
+/// Adds how long ago the registry confirmed a tag (`Age`, RFC 9111, section 5.1), so that a Larder that asks this one does
+/// not trust it for longer.
+fn date(call: &Call, reply: Reply, reference: &Reference, checked: SystemTime) -> Reply {
+    let age = call.cache.now().duration_since(checked).unwrap_or_default();
+    match reference {
+        Reference::Tag(_) => reply.header("Age", age.as_secs().to_string()),
+        Reference::Digest(_) => reply,
+    }
+}
+
 fn reply(
     call: &Call,
     name: &ImageName,
@@ -129,5 +141,6 @@ fn reply(
     }
     let full = Reply::new(200, body(&answer));
     let reply = describe(full, request, answer.digest(), answer.media_type());
+    let reply = date(call, reply, reference, answer.checked);
     call.finish(reply, answer.how, Storage::Stored)
 }

@@ -144,6 +144,10 @@ impl Handlers {
             Ok(chain) => chain,
             Err(returned) => return Step::Reply(refuse_loop(&returned, &addressing, request)),
         };
+        // Otherwise both would wait until one of them times out.
+        if chain.is_asked_for(&format!("{}{}", addressing.upstream, request.path())) {
+            return Step::Reply(status::loop_detected(&addressing.upstream));
+        }
         chain.enter(|| self.answer_content(route, addressing, request, context))
     }
 
@@ -205,6 +209,7 @@ impl Call {
         };
         self.confirm_namespace(reply)
             .header("Cache-Status", cache_status(how, storage))
+            .header("Via", via::of_response())
             .header(API_VERSION.0, API_VERSION.1)
             .note(note(how, &self.addressing.upstream))
     }
@@ -257,5 +262,6 @@ fn note(how: How, upstream: &Upstream) -> String {
 fn ping() -> Reply {
     Reply::new(200, crate::http::Body::Static(b"{}"))
         .header("Content-Type", "application/json")
+        .header("Via", via::of_response())
         .header(API_VERSION.0, API_VERSION.1)
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::{
-    BlobAsk, BlobBody, DocumentSink, List, ManifestHead, Source, UpstreamError, UpstreamErrorKind,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source, UpstreamError,
+    UpstreamErrorKind,
 };
 
 /// A source whose requests are counted.
@@ -42,7 +43,11 @@ impl Source for CountedSource {
         self.source.is_low_on_pulls()
     }
 
-    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+    fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
         self.count(self.source.resolve(repository, tag))
     }
 
@@ -50,7 +55,7 @@ impl Source for CountedSource {
         &self,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Option<ManifestHead>, UpstreamError> {
+    ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         self.count(self.source.head(repository, tag))
     }
 
@@ -59,7 +64,7 @@ impl Source for CountedSource {
         repository: &Repository,
         reference: &Reference,
         sink: &mut dyn DocumentSink,
-    ) -> Result<(Digest, Manifest), UpstreamError> {
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         self.count(self.source.manifest(repository, reference, sink))
     }
 

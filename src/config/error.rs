@@ -49,6 +49,13 @@ pub enum ConfigError {
         /// The problem, and the fix.
         reason: String,
     },
+    /// An entry of `parents` contradicts itself or another one.
+    Parent {
+        /// Its URL.
+        url: String,
+        /// The problem, and the fix.
+        reason: String,
+    },
     /// An environment variable has an invalid value.
     Environment {
         /// Its name.
@@ -85,6 +92,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "registries: {name} is listed twice: merge the two entries")
             }
             ConfigError::Registry { name, reason } => write!(f, "registries: {name}: {reason}"),
+            ConfigError::Parent { url, reason } => write!(f, "parents: {url}: {reason}"),
             ConfigError::Environment { variable, reason } => {
                 write!(f, "the environment variable {variable}: {reason}")
             }

@@ -134,6 +134,9 @@ section! {
         /// that issue their tokens. Entries of `registries` may use any port.
         AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Integer<u16>>> =
             Some(UnlistedPorts::default().iter().map(Integer).collect());
+        /// Other Larders, or mirrors that expect `?ns=`, which are asked before each registry: URLs, or maps with the keys
+        /// of [endpoints](#endpoints). See [Parents](#parents).
+        AtOnce "parents" parents: Vec<EndpointEntry> = vec![];
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
@@ -277,10 +280,13 @@ section! {
 }
 
 section! {
-    /// The long form of an entry of `registries[].endpoints`.
+    /// The long form of an entry of `registries[].endpoints`, or of `parents`.
     EndpointMap {
         /// The URL.
         "url" url: Text<EndpointUrl>;
+        /// `registry`: the registry itself or a mirror of it. `larder`: a Larder, or another mirror of many registries such
+        /// as Spegel, to which requests name the registry with `?ns=`. Its 404 does not prove that content was deleted.
+        "kind" kind: Option<EndpointKindName> = None, default "`registry`; for parents `larder`";
         /// As `auth` of the registry.
         "auth" auth: Option<AuthEntry> = None;
         /// As `repositories` of the registry.
@@ -372,6 +378,8 @@ names! {
     DrainName { Refuse, Serve, Handover }
     /// `registries[].scheme`.
     SchemeName { Http, Https }
+    /// `registries[].endpoints[].kind`.
+    EndpointKindName { Registry, Larder }
     /// `unlistedRegistries`.
     Unlisted { Allow, Deny }
     /// `pruneConfig.type`.
@@ -387,7 +395,8 @@ pub(super) struct EndpointEntry(pub(super) EndpointMap);
 
 impl EndpointEntry {
     pub(super) fn of(url: EndpointUrl) -> EndpointEntry {
-        EndpointEntry(EndpointMap { url: Text(url), auth: None, repositories: vec![], tls: None })
+        let (url, kind) = (Text(url), None);
+        EndpointEntry(EndpointMap { url, kind, auth: None, repositories: vec![], tls: None })
     }
 }
 

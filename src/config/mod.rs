@@ -172,6 +172,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         return Err(ConfigError::Twice { name: twice[0].to_string() });
     }
     file.registries.iter_mut().try_for_each(registry::move_to_endpoints)?;
+    registry::set_expiries(&mut file.parents);
     let listen = SocketAddr::new(file.host.0, file.port.0);
     Ok(Settings {
         log_level: file.log_level.0,
@@ -289,6 +290,7 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
         timeouts.metadata = timeouts.headers;
     }
     Ok(upstream::Settings {
+        parents: registry::parents(&file.parents)?,
         registries: file.registries.iter().map(registry::settings).collect::<Result<_, _>>()?,
         unlisted: match file.unlisted_registries {
             Unlisted::Allow => UnlistedRegistries::Allow,

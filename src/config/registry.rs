@@ -1,11 +1,15 @@
 //! One entry of `registries` as settings: endpoints with their TLS and credentials.
 
-use super::file::{EndpointEntry, EndpointMap, RegistryEntry, SchemeName, TlsEntry};
+use super::file::{
+    EndpointEntry, EndpointKindName, EndpointMap, RegistryEntry, SchemeName, TlsEntry,
+};
 use super::value::EndpointUrl;
 use super::{ConfigError, auth};
 use crate::certificates::IdentityFiles;
 use crate::oci::Upstream;
-use crate::upstream::{Endpoint, EndpointSettings, RegistrySettings, Scheme, TlsSettings};
+use crate::upstream::{
+    Endpoint, EndpointKind, EndpointSettings, RegistrySettings, Scheme, TlsSettings,
+};
 
 /// Moves `auth`, `repositories` and `tls` of an entry to its only endpoint, which is the registry itself if the
 /// entry lists none. Sets the default `expiry` of the credentials.
@@ -50,11 +54,43 @@ pub(super) fn move_to_endpoints(entry: &mut RegistryEntry) -> Result<(), ConfigE
             }
         }
     };
+    set_expiries(endpoints);
+    result
+}
+
+/// Sets the default `expiry` of the credentials.
+pub(super) fn set_expiries(endpoints: &mut [EndpointEntry]) {
     for EndpointEntry(each) in endpoints {
         each.auth.iter_mut().for_each(auth::set_expiry);
         each.repositories.iter_mut().for_each(|part| auth::set_expiry(&mut part.auth));
     }
-    result
+}
+
+/// The settings of `parents`.
+///
+/// # Errors
+/// [`ConfigError::Parent`] if an entry contradicts itself, or another one.
+pub(super) fn parents(entries: &[EndpointEntry]) -> Result<Vec<EndpointSettings>, ConfigError> {
+    let mut parents: Vec<EndpointSettings> = Vec::new();
+    for EndpointEntry(entry) in entries {
+        let refuse = |reason: String| ConfigError::Parent { url: entry.url.0.to_string(), reason };
+        let host: Upstream = entry.url.0.0.authority.parse().map_err(|_| {
+            refuse(
+                "its host is not a name that a certificate or a credentials file can have".into(),
+            )
+        })?;
+        let settings = endpoint(entry, &host).map_err(refuse)?;
+        if entry.kind == Some(EndpointKindName::Registry) {
+            return Err(refuse(
+                "a parent has many registries: it cannot be of kind registry".into(),
+            ));
+        }
+        if parents.iter().any(|other| other.endpoint == settings.endpoint) {
+            return Err(refuse("it is listed twice".into()));
+        }
+        parents.push(EndpointSettings { kind: EndpointKind::Larder, ..settings });
+    }
+    Ok(parents)
 }
 
 /// The settings of an entry after [`move_to_endpoints`].
@@ -76,7 +112,11 @@ fn endpoint(entry: &EndpointMap, name: &Upstream) -> Result<EndpointSettings, St
     let tls = entry.tls.as_ref().map(tls_settings).transpose()?.unwrap_or_default();
     let identity = endpoint.identity(name);
     let credentials = auth::credentials(&identity, entry.auth.as_ref(), &entry.repositories)?;
-    Ok(EndpointSettings { endpoint, tls, credentials })
+    let kind = match entry.kind {
+        Some(EndpointKindName::Larder) => EndpointKind::Larder,
+        Some(EndpointKindName::Registry) | None => EndpointKind::Registry,
+    };
+    Ok(EndpointSettings { endpoint, kind, tls, credentials })
 }
 
 fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {

@@ -27,6 +27,7 @@ mod response;
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::oci::{
     Algorithm, Digest, Manifest, ManifestError, MediaType, Reference, Repository, Tag, Upstream,
@@ -36,7 +37,7 @@ pub use auth::{
     AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, HelperProgram,
     HelperSettings, RepositoryPrefix, Secret,
 };
-pub use client::{EndpointSettings, RateLimit, TagListWriter};
+pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
     BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, Registries, RegistryChanges,
     RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
@@ -91,19 +92,27 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such tag.
-    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError>;
+    fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError>;
 
     /// What HEAD returns for `tag`: all that the response to a client's HEAD needs. `None` if the registry's response
     /// lacks a part of it, or if the registry does not support HEAD.
     ///
     /// # Errors
     /// As [`Source::resolve`].
-    fn head(&self, _: &Repository, _: &Tag) -> Result<Option<ManifestHead>, UpstreamError> {
+    fn head(
+        &self,
+        _: &Repository,
+        _: &Tag,
+    ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         Ok(None)
     }
 
-    /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports.
-    /// Its bytes are written to `sink`.
+    /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports,
+    /// and when that was confirmed. Its bytes are written to `sink`.
     ///
     /// # Errors
     /// [`UpstreamError`].
@@ -112,7 +121,7 @@ pub trait Source: Send + Sync {
         repository: &Repository,
         reference: &Reference,
         sink: &mut dyn DocumentSink,
-    ) -> Result<(Digest, Manifest), UpstreamError>;
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError>;
 
     /// The blob's size by HEAD; `None` if the registry does not report it.
     ///
@@ -155,6 +164,15 @@ pub trait Source: Send + Sync {
         query: &str,
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError>;
+}
+
+/// When the registry confirmed what a response says about a tag. A Larder in between answers from its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Confirmation {
+    /// How long ago (`Age`, RFC 9111, section 5.1).
+    pub age: Duration,
+    /// Whether it should have been confirmed again, and could not be (`Warning: 110`).
+    pub is_stale: bool,
 }
 
 /// A manifest as response headers describe it.

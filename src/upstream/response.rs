@@ -9,12 +9,14 @@ use serde::de::IgnoredAny;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
-use super::DocumentSink;
 use super::error::{UpstreamError, UpstreamErrorKind};
+use super::{Confirmation, DocumentSink};
 use crate::oci::{Digest, MediaType};
 
 /// The size of the buffer for a body, in bytes.
 const CHUNK_BYTES: usize = 16 * 1024;
+/// The largest `Age` that is believed: ten years.
+const AGE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The most that is read of the body of an error response, in bytes.
 pub(super) const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// The most that is read of an unused body to reuse its connection, in bytes.
@@ -59,6 +61,14 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
     media_type.is_some_and(|media_type| media_type.as_str() == "text/html")
+}
+
+/// The age of a response of a Larder, and whether it is stale (RFC 9111, sections 5.1 and 5.5).
+pub(super) fn confirmation(headers: &HeaderMap) -> Confirmation {
+    let age = text(headers, header::AGE).and_then(|age| age.trim().parse().ok());
+    let age = Duration::from_secs(age.unwrap_or_default()).min(AGE_MAX);
+    let is_stale = texts(headers, header::WARNING).any(|line| line.trim().starts_with("110 "));
+    Confirmation { age, is_stale }
 }
 
 /// The value of `Range` that requests the bytes from `from` to before `to`, or to the end; `None` if that is everything.

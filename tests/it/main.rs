@@ -35,6 +35,7 @@ mod tags;
 mod outages;
 // Large blobs over several connections.
 mod parallel;
+mod parents;
 // Which responses prove that a tag does not exist.
 mod missing_content;
 // Downloads that break off.

@@ -239,6 +239,8 @@ fn image_shows_its_tree_and_blobs_their_references() {
     let server = site.serve();
     assert_eq!(get(server.address(), &manifest("library/app", "1")).status, 200);
     assert_eq!(get(server.address(), &manifest("library/app", &amd64.digest())).status, 200);
+    // Its tag is stored after the response.
+    until("the tag", || server.get("/api/v1/image?image=app:1").status == 200);
     let copy = server.api("image?image=copy:1");
     assert_eq!(copy["platforms"], json!(["linux/amd64"]), "its config states the platform");
     assert_eq!(copy["tree"][0]["platform"], "linux/amd64");

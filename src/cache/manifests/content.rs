@@ -3,12 +3,13 @@
 //! This module must not know freshness, nor how a manifest is stored.
 
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use super::{ManifestCache, sizes};
 use crate::cache::{CacheError, How, lock};
 use crate::oci::{Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, MediaType};
 use crate::store::Document;
-use crate::upstream::ManifestHead;
+use crate::upstream::{Confirmation, ManifestHead};
 
 /// Larger manifests are sent from their file, so that memory stays bounded.
 pub(super) const MEMORY_BYTES_MAX: usize = 16 * 1024;
@@ -40,15 +41,50 @@ impl Content {
     }
 }
 
+/// When the registry confirmed that a tag is a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Checked {
+    pub(super) at: SystemTime,
+    /// Whether a Larder in between could not confirm it when it should have.
+    pub(super) is_stale: bool,
+}
+
+impl Checked {
+    /// By this process. A manifest by its digest needs no confirmation.
+    pub(super) fn at(at: SystemTime) -> Checked {
+        Checked { at, is_stale: false }
+    }
+
+    /// According to a response that arrives now.
+    pub(super) fn of(confirmation: Confirmation, now: SystemTime) -> Checked {
+        let Confirmation { age, is_stale } = confirmation;
+        Checked { at: now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH), is_stale }
+    }
+}
+
+/// A manifest that was found, and when its tag was confirmed.
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct Found {
+    pub(in crate::cache) content: Arc<Content>,
+    pub(super) checked: Checked,
+}
+
 /// A manifest to be served.
 #[derive(Debug, Clone)]
 pub struct ManifestAnswer {
     pub(super) content: Arc<Content>,
     /// Where it comes from.
     pub how: How,
+    /// When the registry confirmed its tag.
+    pub checked: SystemTime,
 }
 
 impl ManifestAnswer {
+    pub(super) fn new(found: Found, how: How) -> ManifestAnswer {
+        let how = if found.checked.is_stale { How::Stale } else { how };
+        ManifestAnswer { content: found.content, how, checked: found.checked.at }
+    }
+
     /// The manifest's digest.
     pub fn digest(&self) -> &Digest {
         &self.content.digest

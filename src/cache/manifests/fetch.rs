@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::content::{Content, MEMORY_BYTES_MAX};
-use super::{ManifestCache, ManifestLeader, Outcome};
+use super::content::{Checked, Content, Found, MEMORY_BYTES_MAX};
+use super::{ManifestCache, ManifestLeader};
 use crate::cache::freshness::{Belief, OnUpstreamDelete};
 use crate::cache::negative::Asked;
 use crate::cache::{CacheError, lock};
@@ -13,7 +13,7 @@ use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
 
 /// Receives a manifest that is verified and not stored yet.
-type Early<'a> = &'a dyn Fn(&Outcome);
+type Early<'a> = &'a dyn Fn(&Found);
 
 impl ManifestCache {
     /// The work of a manifest flight, on a fetcher. The flight ends when the manifest is verified; the work ends when it
@@ -21,23 +21,23 @@ impl ManifestCache {
     pub(in crate::cache) fn fetch_manifest(&self, leader: ManifestLeader) {
         let (name, reference) = leader.key().clone();
         let (leader, pending_tag) = (Cell::new(Some(leader)), Cell::new(None));
-        let end = |result: Result<Outcome, CacheError>| {
+        let end = |result: Result<Found, CacheError>| {
             let Some(leader) = leader.take() else { return };
             match &result {
-                Ok(content) => {
+                Ok(found) => {
                     lock(&self.hot).remove(leader.key());
-                    log::debug!("{}: {}", name.with(&reference), content.digest);
+                    log::debug!("{}: {}", name.with(&reference), found.content.digest);
                 }
                 Err(error) => error.log(&name.with(&reference)),
             }
             leader.finish(result);
         };
-        let early: Early<'_> = &|content| {
+        let early: Early<'_> = &|found| {
             if let Reference::Tag(tag) = &reference {
                 let key = (name.clone(), tag.clone());
-                pending_tag.set(Some(self.pending.add_tag(key, content, self.core.now())));
+                pending_tag.set(Some(self.pending.add_tag(key, &found.content, found.checked)));
             }
-            end(Ok(Arc::clone(content)));
+            end(Ok(found.clone()));
         };
         let result = match &reference {
             Reference::Digest(digest) => self.fetch_by_digest_for(&name, digest, early),
@@ -45,7 +45,7 @@ impl ManifestCache {
             // the manifest is at hand.
             Reference::Tag(tag) => match self.tag_at_hand(&name, tag, Access::Look) {
                 Ok(Some(at_hand)) if matches!(at_hand.belief, Belief::Fresh(_)) => {
-                    Ok(at_hand.content)
+                    Ok(at_hand.found)
                 }
                 Ok(_) => self.fetch_by_tag_for(&name, tag, early),
                 Err(error) => Err(error),
@@ -61,7 +61,7 @@ impl ManifestCache {
         name: &ImageName,
         digest: &Digest,
     ) -> Result<Arc<Content>, CacheError> {
-        self.fetch_by_digest_for(name, digest, &|_| {})
+        self.fetch_by_digest_for(name, digest, &|_| {}).map(|found| found.content)
     }
 
     fn fetch_by_digest_for(
@@ -69,14 +69,16 @@ impl ManifestCache {
         name: &ImageName,
         digest: &Digest,
         early: Early<'_>,
-    ) -> Result<Arc<Content>, CacheError> {
+    ) -> Result<Found, CacheError> {
         if let Some(at_hand) = self.manifest_at_hand(name, digest, Access::Look)? {
-            return Ok(at_hand.content);
+            return Ok(at_hand.found);
         }
         let source = self.core.source(&name.upstream)?;
-        let content = self.get_manifest(name, &*source, &Reference::Digest(*digest), early)?;
-        self.write_tags_known_from_head(name, &content);
-        Ok(content)
+        let checked = Some(Checked::at(self.core.now()));
+        let reference = Reference::Digest(*digest);
+        let found = self.get_manifest(name, &*source, &reference, checked, early)?;
+        self.write_tags_known_from_head(name, &found.content);
+        Ok(found)
     }
 
     /// Resolves the tag with HEAD if it is cached, or else fetches the manifest with GET.
@@ -85,28 +87,31 @@ impl ManifestCache {
         name: &ImageName,
         tag: &Tag,
     ) -> Result<Arc<Content>, CacheError> {
-        self.fetch_by_tag_for(name, tag, &|_| {})
+        self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| found.content)
     }
 
-    fn fetch_by_tag_for(
+    pub(super) fn fetch_by_tag_for(
         &self,
         name: &ImageName,
         tag: &Tag,
         early: Early<'_>,
-    ) -> Result<Arc<Content>, CacheError> {
+    ) -> Result<Found, CacheError> {
         let source = self.core.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
         let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
-            let content = self.get_manifest(name, &*source, &reference, early)?;
-            self.point_tag(name, tag, &content, None);
-            return Ok(content);
+            let found = self.get_manifest(name, &*source, &reference, None, early)?;
+            self.point_tag(name, tag, &found, None);
+            return Ok(found);
         };
-        let content = match source.resolve(&name.repository, tag) {
-            Ok(Some(digest)) => self.get_resolved(name, &*source, &reference, &digest, early)?,
-            Ok(None) => self.get_manifest(name, &*source, &reference, early)?,
+        let found = match source.resolve(&name.repository, tag) {
+            Ok(Some((digest, confirmation))) => {
+                let checked = Checked::of(confirmation, self.core.now());
+                self.get_resolved(name, &*source, &reference, &digest, checked, early)?
+            }
+            Ok(None) => self.get_manifest(name, &*source, &reference, None, early)?,
             // Many registries and proxies do not support HEAD well, so only the response to GET counts.
             Err(error) if error.may_be_about_head() => {
-                match self.get_manifest(name, &*source, &reference, early) {
+                match self.get_manifest(name, &*source, &reference, None, early) {
                     Err(CacheError::Upstream(error)) if error.is_certainly_not_found() => {
                         return Err(self.deleted_upstream(name, tag, &record));
                     }
@@ -118,8 +123,8 @@ impl ManifestCache {
                 return Err(error.into());
             }
         };
-        self.point_tag(name, tag, &content, Some(&record));
-        Ok(content)
+        self.point_tag(name, tag, &found, Some(&record));
+        Ok(found)
     }
 
     /// Fetches the manifest that HEAD reported for a tag. By digest, so that the stored manifest is the reported one,
@@ -131,16 +136,18 @@ impl ManifestCache {
         source: &dyn Source,
         tag: &Reference,
         digest: &Digest,
+        checked: Checked,
         early: Early<'_>,
-    ) -> Result<Arc<Content>, CacheError> {
+    ) -> Result<Found, CacheError> {
         if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
             self.note::<()>(name, tag, &Ok(()));
-            return Ok(stored.content);
+            return Ok(Found { checked, ..stored.found });
         }
-        match self.get_manifest(name, source, &Reference::Digest(*digest), early) {
+        let reference = Reference::Digest(*digest);
+        match self.get_manifest(name, source, &reference, Some(checked), early) {
             Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
                 log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
-                self.get_manifest(name, source, tag, early)
+                self.get_manifest(name, source, tag, None, early)
             }
             other => other,
         }
@@ -172,17 +179,20 @@ impl ManifestCache {
         error
     }
 
+    /// Fetches and stores a manifest. `checked` is when its tag was confirmed, unless this request confirms it.
     fn get_manifest(
         &self,
         name: &ImageName,
         source: &dyn Source,
         reference: &Reference,
+        checked: Option<Checked>,
         early: Early<'_>,
-    ) -> Result<Arc<Content>, CacheError> {
+    ) -> Result<Found, CacheError> {
         let mut writer = self.core.store.manifest_writer();
         let fetched = source.manifest(&name.repository, reference, &mut writer);
         self.note(name, reference, &fetched);
-        let (digest, manifest) = fetched?;
+        let (digest, manifest, confirmation) = fetched?;
+        let checked = checked.unwrap_or_else(|| Checked::of(confirmation, self.core.now()));
         let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
         self.core.metrics.fetched_bytes.inc_by(body.length());
         self.remember_sizes(name, &manifest);
@@ -195,7 +205,7 @@ impl ManifestCache {
                 let (media_type, body) = (media_type.clone(), body.clone());
                 let content = Arc::new(Content { digest, media_type, body });
                 let pending = self.pending.add_manifest((name.clone(), digest), &content);
-                early(&content);
+                early(&Found { content, checked });
                 Some(pending)
             }
             _ => None,
@@ -213,10 +223,11 @@ impl ManifestCache {
             if let Some(blob) = self.core.store.blob(&digest, Some(size)) {
                 lock(&self.sizes_read).insert((name.clone(), digest), ());
                 let body = Document::File { file: blob.file, range: 0..size };
-                return Ok(self.share(Content { digest, media_type, body }));
+                let content = self.share(Content { digest, media_type, body });
+                return Ok(Found { content, checked });
             }
         }
-        Ok(Arc::new(Content { digest, media_type, body }))
+        Ok(Found { content: Arc::new(Content { digest, media_type, body }), checked })
     }
 
     /// Stores content before names: first the blob, then the repository's record of it.
@@ -240,14 +251,15 @@ impl ManifestCache {
         Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
-    /// Writes the tag, with the current time as the time of its confirmation.
+    /// Writes the tag.
     pub(super) fn point_tag(
         &self,
         name: &ImageName,
         tag: &Tag,
-        content: &Content,
+        found: &Found,
         before: Option<&TagRecord>,
     ) {
+        let Found { content, checked } = found;
         let size = content.size();
         if self.core.store.blob(&content.digest, Some(size)).is_none() {
             // The manifest could not be stored, which was logged. A tag without its content is useless.
@@ -263,7 +275,7 @@ impl ManifestCache {
             media_type: content.media_type.clone(),
             size,
             fetched,
-            checked: now,
+            checked: checked.at,
             gone: None,
         };
         if let Err(error) = self.core.store.put_tag(name, tag, &record) {

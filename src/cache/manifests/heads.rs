@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
-use super::content::Content;
+use super::content::{Checked, Content, Found};
 use super::{ManifestCache, ManifestLookup};
 use crate::cache::core::Core;
 use crate::cache::freshness::Belief;
@@ -36,17 +36,17 @@ pub(super) const HEADS_REMEMBERED: usize = 4096;
 /// How many tags of one digest are remembered: `3`, `3.20`, `3.20.1`, `latest` and some more.
 const TAGS_OF_A_DIGEST_MAX: usize = 16;
 
-pub(super) type HeadFlights = Flights<(ImageName, Tag), (), ManifestHead, CacheError>;
+pub(super) type HeadFlights = Flights<(ImageName, Tag), (), KnownHead, CacheError>;
 
-/// A HEAD response for a tag, and when it was received.
+/// A HEAD response for a tag, and when it was confirmed.
 #[derive(Debug, Clone)]
 pub(super) struct KnownHead {
     head: ManifestHead,
-    checked: SystemTime,
+    checked: Checked,
 }
 
-/// The tags whose HEAD responses contained a digest, and when.
-pub(super) type TagsOfDigest = Vec<(Tag, SystemTime)>;
+/// The tags whose HEAD responses contained a digest, when they were received, and when the tags were confirmed.
+pub(super) type TagsOfDigest = Vec<(Tag, SystemTime, Checked)>;
 
 /// The response to a HEAD request, without the manifest.
 #[derive(Debug, Clone)]
@@ -54,9 +54,16 @@ pub struct HeadAnswer {
     head: ManifestHead,
     /// Where it comes from.
     pub how: How,
+    /// When the registry confirmed the tag.
+    pub checked: SystemTime,
 }
 
 impl HeadAnswer {
+    fn new(known: KnownHead, how: How) -> HeadAnswer {
+        let how = if known.checked.is_stale { How::Stale } else { how };
+        HeadAnswer { head: known.head, how, checked: known.checked.at }
+    }
+
     /// Digest, media type and size.
     pub fn head(&self) -> &ManifestHead {
         &self.head
@@ -78,7 +85,7 @@ pub struct HeadWait {
     core: Arc<Core>,
     name: ImageName,
     tag: Tag,
-    flight: Follower<(), ManifestHead, CacheError>,
+    flight: Follower<(), KnownHead, CacheError>,
     how: How,
 }
 
@@ -86,7 +93,7 @@ impl HeadWait {
     /// The response or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<HeadAnswer, CacheError>> {
         let outcome = self.flight.poll_outcome(waker);
-        outcome.map_ok(|head| HeadAnswer { head, how: self.how })
+        outcome.map_ok(|known| HeadAnswer::new(known, self.how))
     }
 
     /// How long to wait before [`HeadWait::give_up`].
@@ -132,8 +139,8 @@ impl ManifestCache {
         if let Some(wait) = self.core.negative.backoff(name, now) {
             return Err(CacheError::BackingOff { wait });
         }
-        if let Some(head) = self.known_head(name, tag, now) {
-            return Ok(HeadLookup::Ready(HeadAnswer { head, how: How::Hit }));
+        if let Some(known) = self.known_head(name, tag, now) {
+            return Ok(HeadLookup::Ready(HeadAnswer::new(known, How::Hit)));
         }
         let purpose = self.core.purpose(name, client)?;
         let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);
@@ -162,14 +169,14 @@ impl ManifestCache {
             && matches!(self.core.store.find_tag(name, tag, Access::Look), Ok(None))
     }
 
-    fn known_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<ManifestHead> {
+    fn known_head(&self, name: &ImageName, tag: &Tag, now: SystemTime) -> Option<KnownHead> {
         let known = lock(&self.heads_by_tag).get(&(name.clone(), tag.clone())).cloned()?;
-        let belief = self.core.settings().freshness.belief(name, tag, known.checked, now);
-        matches!(belief, Belief::Fresh(_)).then_some(known.head)
+        let belief = self.core.settings().freshness.belief(name, tag, known.checked.at, now);
+        matches!(belief, Belief::Fresh(_)).then_some(known)
     }
 
     /// The work of a flight, on a fetcher.
-    fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<ManifestHead, CacheError> {
+    fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<KnownHead, CacheError> {
         let source = self.core.source(&name.upstream)?;
         let result = source.head(&name.repository, tag);
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
@@ -181,28 +188,32 @@ impl ManifestCache {
             );
         }
         match result {
-            Ok(Some(head)) => {
-                self.remember_head(name, tag, &head);
-                Ok(head)
+            Ok(Some((head, confirmation))) => {
+                let checked = Checked::of(confirmation, self.core.now());
+                let known = KnownHead { head, checked };
+                self.remember_head(name, tag, known.clone());
+                Ok(known)
             }
             Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => self.fetch_by_tag(name, tag).map(|content| content.head()),
+            _ => self
+                .fetch_by_tag_for(name, tag, &|_| {})
+                .map(|found| KnownHead { head: found.content.head(), checked: found.checked }),
         }
     }
 
-    fn remember_head(&self, name: &ImageName, tag: &Tag, head: &ManifestHead) {
-        let known = KnownHead { head: head.clone(), checked: self.core.now() };
+    fn remember_head(&self, name: &ImageName, tag: &Tag, known: KnownHead) {
+        let digest = known.head.digest;
         {
             let mut tags = lock(&self.tags_by_digest);
-            let key = (name.clone(), head.digest);
+            let key = (name.clone(), digest);
             let mut of_digest = tags.get(&key).cloned().unwrap_or_default();
-            of_digest.retain(|(other, _)| other != tag);
+            of_digest.retain(|(other, ..)| other != tag);
             of_digest.truncate(TAGS_OF_A_DIGEST_MAX - 1);
-            of_digest.insert(0, (tag.clone(), known.checked));
+            of_digest.insert(0, (tag.clone(), self.core.now(), known.checked));
             tags.insert(key, of_digest);
         }
         lock(&self.heads_by_tag).insert((name.clone(), tag.clone()), known);
-        self.write_tags_of_stored(name, &head.digest);
+        self.write_tags_of_stored(name, &digest);
     }
 
     /// Writes the tags that recent HEAD responses contained, if their manifest is in the store. Another process that
@@ -213,12 +224,12 @@ impl ManifestCache {
             return;
         }
         if let Ok(Some(stored)) = self.stored_manifest(name, digest, Access::Look) {
-            self.write_tags_known_from_head(name, &stored.content);
+            self.write_tags_known_from_head(name, &stored.found.content);
         }
     }
 
     /// Writes the tags of a stored manifest that recent HEAD responses contained.
-    pub(super) fn write_tags_known_from_head(&self, name: &ImageName, content: &Content) {
+    pub(super) fn write_tags_known_from_head(&self, name: &ImageName, content: &Arc<Content>) {
         let key = (name.clone(), *content.digest());
         let tags = {
             let mut tags = lock(&self.tags_by_digest);
@@ -227,10 +238,11 @@ impl ManifestCache {
             found
         };
         let now = self.core.now();
-        for (tag, checked) in tags {
-            let is_recent = now.duration_since(checked).is_ok_and(|age| age <= PULL_FOLLOWS_MAX);
+        for (tag, received, checked) in tags {
+            let is_recent = now.duration_since(received).is_ok_and(|age| age <= PULL_FOLLOWS_MAX);
             if is_recent && self.core.store.tag(name, &tag, Access::Look).is_none() {
-                self.point_tag(name, &tag, content, None);
+                let found = Found { content: Arc::clone(content), checked };
+                self.point_tag(name, &tag, &found, None);
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::Access;
 
-use content::{Content, MEMORY_BYTES_MAX};
+use content::{Checked, Content, Found, MEMORY_BYTES_MAX};
 use pending::PendingTable;
 
 pub use content::ManifestAnswer;
@@ -40,13 +40,12 @@ const HOT_MANIFESTS: usize = 512;
 /// How many large manifests are remembered whose sizes need not be read again.
 const LARGE_MANIFESTS_REMEMBERED: usize = 4096;
 type Key = (ImageName, Reference);
-type Outcome = Arc<Content>;
-type ManifestFlights = Flights<Key, (), Outcome, CacheError>;
-type ManifestLeader = Leader<Key, (), Outcome, CacheError>;
+type ManifestFlights = Flights<Key, (), Found, CacheError>;
+type ManifestLeader = Leader<Key, (), Found, CacheError>;
 
 /// A manifest in memory: the bytes of the store, for a second.
 struct HotManifest {
-    content: Arc<Content>,
+    found: Found,
     believed_until: SystemTime,
 }
 
@@ -141,8 +140,8 @@ impl ManifestCache {
     ) -> Result<ManifestLookup, CacheError> {
         let now = self.core.now();
         let key = (name.clone(), reference.clone());
-        if let Some(content) = self.hot(&key, now) {
-            return Ok(ready(content, How::Hit));
+        if let Some(found) = self.hot(&key, now) {
+            return Ok(ready(found, How::Hit));
         }
         let stored = match reference {
             Reference::Digest(digest) => self.manifest_at_hand(name, digest, Access::Pull(now))?,
@@ -151,15 +150,15 @@ impl ManifestCache {
         let cached = match stored {
             Some(stored) => match stored.belief {
                 Belief::Fresh(until) => {
-                    self.keep_hot(key, &stored.content, until, now);
-                    return Ok(ready(stored.content, How::Hit));
+                    self.keep_hot(key, &stored.found, until, now);
+                    return Ok(ready(stored.found, How::Hit));
                 }
-                _ if self.core.is_offline() => return Ok(ready(stored.content, How::Hit)),
+                _ if self.core.is_offline() => return Ok(ready(stored.found, How::Hit)),
                 Belief::Revalidate => {
                     self.revalidate(key, client, now);
-                    return Ok(ready(stored.content, How::Stale));
+                    return Ok(ready(stored.found, How::Stale));
                 }
-                Belief::Stale => Some(stored.content),
+                Belief::Stale => Some(stored.found),
             },
             None => None,
         };
@@ -170,14 +169,14 @@ impl ManifestCache {
         let is_missing = self.core.negative.is_missing(&asked, now);
         let backoff = self.core.negative.backoff(name, now);
         match (cached, backoff) {
-            (Some(content), Some(_)) => Ok(ready(content, How::Stale)),
-            (Some(content), None) if is_missing || self.core.negative.has_failed(&asked, now) => {
-                Ok(ready(content, How::Stale))
+            (Some(found), Some(_)) => Ok(ready(found, How::Stale)),
+            (Some(found), None) if is_missing || self.core.negative.has_failed(&asked, now) => {
+                Ok(ready(found, How::Stale))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) => Err(CacheError::BackingOff { wait }),
             (cached, _) => match (self.ask_for_manifest(key, client, cached.clone()), cached) {
-                (Err(_), Some(content)) => Ok(ready(content, How::Stale)),
+                (Err(_), Some(found)) => Ok(ready(found, How::Stale)),
                 (asked, _) => Ok(ManifestLookup::Wait(asked?)),
             },
         }
@@ -209,7 +208,7 @@ impl ManifestCache {
         self: &Arc<Self>,
         key: Key,
         client: Option<ClientAddress>,
-        cached: Option<Arc<Content>>,
+        cached: Option<Found>,
     ) -> Result<ManifestWait, CacheError> {
         let purpose = self.core.purpose(&key.0, client)?;
         let joined = self.flights.join(&key, || CacheError::GivenUp);
@@ -222,39 +221,41 @@ impl ManifestCache {
     }
 }
 
-fn ready(content: Arc<Content>, how: How) -> ManifestLookup {
-    ManifestLookup::Ready(ManifestAnswer { content, how })
+fn ready(found: Found, how: How) -> ManifestLookup {
+    ManifestLookup::Ready(ManifestAnswer::new(found, how))
 }
 
 /// A manifest from the store, and whether it is fresh.
 struct Stored {
-    content: Arc<Content>,
+    found: Found,
     belief: Belief,
 }
 
+impl Stored {
+    /// A manifest by its digest.
+    fn by_digest(content: Arc<Content>, now: SystemTime) -> Stored {
+        let found = Found { content, checked: Checked::at(now) };
+        Stored { found, belief: Belief::Fresh(None) }
+    }
+}
+
 impl ManifestCache {
-    fn hot(&self, key: &Key, now: SystemTime) -> Option<Arc<Content>> {
+    fn hot(&self, key: &Key, now: SystemTime) -> Option<Found> {
         let hot = lock(&self.hot);
         let entry = hot.get(key)?;
         // The second condition applies if the clock was set back, so that the entry does not last forever.
         let is_believed = now < entry.believed_until
             && entry.believed_until.duration_since(now).is_ok_and(|left| left <= HOT_AGE_MAX);
-        is_believed.then(|| Arc::clone(&entry.content))
+        is_believed.then(|| entry.found.clone())
     }
 
-    fn keep_hot(
-        &self,
-        key: Key,
-        content: &Arc<Content>,
-        fresh_until: Option<SystemTime>,
-        now: SystemTime,
-    ) {
-        if content.size() > MEMORY_BYTES_MAX as u64 {
+    fn keep_hot(&self, key: Key, found: &Found, fresh_until: Option<SystemTime>, now: SystemTime) {
+        if found.content.size() > MEMORY_BYTES_MAX as u64 {
             return;
         }
         let soon = now + HOT_AGE_MAX;
         let believed_until = fresh_until.map_or(soon, |until| until.min(soon));
-        let entry = HotManifest { content: Arc::clone(content), believed_until };
+        let entry = HotManifest { found: found.clone(), believed_until };
         lock(&self.hot).insert(key, entry);
     }
 
@@ -268,7 +269,7 @@ impl ManifestCache {
             return Ok(None);
         };
         let content = self.read_content(name, *digest, record.media_type, record.size)?;
-        Ok(content.map(|content| Stored { content, belief: Belief::Fresh(None) }))
+        Ok(content.map(|content| Stored::by_digest(content, self.core.now())))
     }
 
     /// A manifest that is stored or being stored.
@@ -281,7 +282,7 @@ impl ManifestCache {
         let stored = self.stored_manifest(name, digest, access)?;
         let pending = || {
             let content = self.pending.manifest(name, digest)?;
-            Some(Stored { content, belief: Belief::Fresh(None) })
+            Some(Stored::by_digest(content, self.core.now()))
         };
         Ok(stored.or_else(pending))
     }
@@ -302,11 +303,12 @@ impl ManifestCache {
         tag: &Tag,
         access: Access,
     ) -> Result<Option<Stored>, CacheError> {
-        let Some((content, checked)) = self.pending.tag(name, tag) else {
+        let Some(found) = self.pending.tag(name, tag) else {
             return self.stored_tag(name, tag, access);
         };
-        let belief = self.core.settings().freshness.belief(name, tag, checked, self.core.now());
-        Ok(Some(Stored { content, belief }))
+        let (checked, now) = (found.checked.at, self.core.now());
+        let belief = self.core.settings().freshness.belief(name, tag, checked, now);
+        Ok(Some(Stored { found, belief }))
     }
 
     fn stored_tag(
@@ -320,6 +322,7 @@ impl ManifestCache {
         let settings = self.core.settings();
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.core.now());
-        Ok(content.map(|content| Stored { content, belief }))
+        let checked = Checked::at(record.checked);
+        Ok(content.map(|content| Stored { found: Found { content, checked }, belief }))
     }
 }

@@ -12,9 +12,8 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
-use super::Outcome;
+use super::content::{Checked, Content, Found};
 use crate::cache::lock;
 use crate::oci::{Digest, ImageName, Tag};
 
@@ -25,9 +24,8 @@ type TagKey = (ImageName, Tag);
 #[derive(Default)]
 pub(super) struct PendingTable {
     /// A manifest may be pending several times, for a tag and for its digest.
-    manifests: Entries<ManifestKey, Outcome>,
-    /// With the time when the registry confirmed it.
-    tags: Entries<TagKey, (Outcome, SystemTime)>,
+    manifests: Entries<ManifestKey, Arc<Content>>,
+    tags: Entries<TagKey, Found>,
 }
 
 struct Entries<K, V> {
@@ -65,11 +63,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Entries<K, V> {
 }
 
 impl PendingTable {
-    pub(super) fn manifest(&self, name: &ImageName, digest: &Digest) -> Option<Outcome> {
+    pub(super) fn manifest(&self, name: &ImageName, digest: &Digest) -> Option<Arc<Content>> {
         self.manifests.get(&(name.clone(), *digest))
     }
 
-    pub(super) fn tag(&self, name: &ImageName, tag: &Tag) -> Option<(Outcome, SystemTime)> {
+    pub(super) fn tag(&self, name: &ImageName, tag: &Tag) -> Option<Found> {
         self.tags.get(&(name.clone(), tag.clone()))
     }
 
@@ -77,8 +75,8 @@ impl PendingTable {
     pub(super) fn add_manifest(
         &self,
         key: ManifestKey,
-        content: &Outcome,
-    ) -> Pending<'_, ManifestKey, Outcome> {
+        content: &Arc<Content>,
+    ) -> Pending<'_, ManifestKey, Arc<Content>> {
         self.manifests.add(lock(&self.manifests.table), key, Arc::clone(content))
     }
 
@@ -86,11 +84,11 @@ impl PendingTable {
     pub(super) fn add_tag(
         &self,
         key: TagKey,
-        content: &Outcome,
-        checked: SystemTime,
-    ) -> Pending<'_, TagKey, (Outcome, SystemTime)> {
+        content: &Arc<Content>,
+        checked: Checked,
+    ) -> Pending<'_, TagKey, Found> {
         let table = self.tags.wait_while_any(|pending| *pending == key);
-        self.tags.add(table, key, (Arc::clone(content), checked))
+        self.tags.add(table, key, Found { content: Arc::clone(content), checked })
     }
 
     /// Waits until nothing is pending of a repository, or of any.

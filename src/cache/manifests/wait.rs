@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::Outcome;
-use super::content::{Content, ManifestAnswer};
+use super::content::{Found, ManifestAnswer};
 use crate::cache::core::Core;
 use crate::cache::negative::Asked;
 use crate::cache::{CacheError, How, PATIENCE};
@@ -17,9 +16,9 @@ pub struct ManifestWait {
     pub(super) core: Arc<Core>,
     pub(super) name: ImageName,
     pub(super) reference: Reference,
-    pub(super) flight: Follower<(), Outcome, CacheError>,
+    pub(super) flight: Follower<(), Found, CacheError>,
     pub(super) how: How,
-    pub(super) cached: Option<Arc<Content>>,
+    pub(super) cached: Option<Found>,
 }
 
 impl ManifestWait {
@@ -27,10 +26,10 @@ impl ManifestWait {
     /// [`Cache::wait_until_stored`](crate::cache::Cache::wait_until_stored).
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
-            (Ok(content), Some(cached)) if content.digest() == cached.digest() => {
-                Ok(ManifestAnswer { content, how: How::Hit })
+            (Ok(found), Some(cached)) if found.content.digest() == cached.content.digest() => {
+                Ok(ManifestAnswer::new(found, How::Hit))
             }
-            (Ok(content), _) => Ok(ManifestAnswer { content, how: self.how }),
+            (Ok(found), _) => Ok(ManifestAnswer::new(found, self.how)),
             (Err(error @ CacheError::DeletedUpstream), _) => Err(error),
             (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
             (Err(error), None) => Err(error),
@@ -67,9 +66,9 @@ impl ManifestWait {
         }
     }
 
-    fn stale(&self, cached: &Arc<Content>, reason: &str) -> ManifestAnswer {
+    fn stale(&self, cached: &Found, reason: &str) -> ManifestAnswer {
         // Not a warning: the fetch logs one, and this is logged for each client.
-        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.digest());
-        ManifestAnswer { content: Arc::clone(cached), how: How::Stale }
+        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.content.digest());
+        ManifestAnswer::new(cached.clone(), How::Stale)
     }
 }

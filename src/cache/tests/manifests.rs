@@ -138,7 +138,7 @@ fn a_lookup_before_the_end_of_a_flight_and_a_join_after_it_send_no_request() {
         services.manifests.flights.join(&(name(), "v1".parse().unwrap()), || CacheError::GivenUp);
     services.manifests.fetch_manifest(joined.leader.unwrap());
     let content = wait(|waker| joined.flight.poll_outcome(waker)).unwrap();
-    assert_eq!(*content.digest(), published);
+    assert_eq!(*content.content.digest(), published);
     assert_eq!(bench.source.calls(), ["GET v1"]);
 
     let question = ListQuestion::Tags { query: String::new() };

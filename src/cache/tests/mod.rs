@@ -21,7 +21,8 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, DocumentSink, List, Source, Standing, UpstreamError, UpstreamErrorKind,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, Source, Standing, UpstreamError,
+    UpstreamErrorKind,
 };
 
 /// The response bodies for a blob, in order.
@@ -151,10 +152,17 @@ impl Source for FakeSource {
         1
     }
 
-    fn resolve(&self, _: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+    fn resolve(
+        &self,
+        _: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
         self.call(format!("HEAD {tag}"))?;
         match self.manifests.lock().unwrap().get(tag.as_str()) {
-            Some(bytes) => Ok(Some(Digest::of(Algorithm::Sha256, bytes))),
+            Some(bytes) => {
+                let digest = Digest::of(Algorithm::Sha256, bytes);
+                Ok(Some((digest, Confirmation::default())))
+            }
             None => Self::not_found(format!("HEAD {tag}")),
         }
     }
@@ -164,7 +172,7 @@ impl Source for FakeSource {
         _: &Repository,
         reference: &Reference,
         sink: &mut dyn DocumentSink,
-    ) -> Result<(Digest, Manifest), UpstreamError> {
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         self.call(format!("GET {reference}"))?;
         match self.manifests.lock().unwrap().get(&reference.to_string()) {
             Some(bytes) => {
@@ -173,7 +181,8 @@ impl Source for FakeSource {
                 let manifest = Manifest::parse(bytes, Some(kind)).unwrap();
                 sink.restart();
                 sink.write(bytes);
-                Ok((Digest::of(Algorithm::Sha256, bytes), manifest))
+                let digest = Digest::of(Algorithm::Sha256, bytes);
+                Ok((digest, manifest, Confirmation::default()))
             }
             None => Self::not_found(format!("GET {reference}")),
         }

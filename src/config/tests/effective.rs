@@ -52,6 +52,7 @@ maxDownloads: 3
 pullTimeout: 1234
 unlistedRegistries: deny
 unlistedPorts: [443, 5000]
+parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
 registries:
   - name: docker.io
     description: for people

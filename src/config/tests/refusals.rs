@@ -165,3 +165,15 @@ fn missing_file_is_named() {
         Overrides { config_file: Some("/nonexistent/x.yaml".into()), ..Overrides::default() };
     assert!(load(over).unwrap_err().to_string().contains("/nonexistent/x.yaml"));
 }
+
+#[test]
+fn parents_are_larders_and_listed_once() {
+    for (text, words) in [
+        ("[{url: 'https://a.io', kind: registry}]", "https://a.io: a parent has many registries"),
+        ("['https://a.io', {url: 'https://a.io'}]", "https://a.io: it is listed twice"),
+        ("[{url: 'https://a.io', tls: {cert: /c}}]", "https://a.io: tls.cert needs tls.key"),
+    ] {
+        let error = settings(&format!("parents: {text}")).unwrap_err().to_string();
+        assert!(error.contains("parents: ") && error.contains(words), "{error}");
+    }
+}

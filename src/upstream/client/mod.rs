@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod larder;
 mod list;
 mod quota;
 mod registry;
@@ -9,6 +10,6 @@ mod session;
 
 pub use list::TagListWriter;
 pub use quota::RateLimit;
-pub use registry::EndpointSettings;
+pub use registry::{EndpointKind, EndpointSettings};
 
 pub(super) use registry::Registry;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
+use super::larder::LarderEndpoint;
 use super::list::{ListReadError, next_query, read_referrers, read_tags};
 use super::quota::RateLimit;
 use super::session::{Answer, Ask, Method, Redirects, Session};
@@ -18,10 +19,10 @@ use crate::upstream::auth::Credentials;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::{Endpoint, ForeignAgents, Timeouts, TlsSettings, UnlistedPorts};
 use crate::upstream::response::{
-    ContentRange, check_encoding, content_digest, content_length, content_range, copy_body,
-    is_complete, is_web_page, range_of, text,
+    ContentRange, check_encoding, confirmation, content_digest, content_length, content_range,
+    copy_body, is_complete, is_web_page, range_of, text,
 };
-use crate::upstream::{BlobAsk, BlobBody, DocumentSink, List, ManifestHead};
+use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead};
 
 /// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
 /// size of a login page.
@@ -30,11 +31,24 @@ const WEB_PAGE_BYTES_MAX: u64 = 1024 * 1024;
 /// The time for a request with its redirects and tokens, as a multiple of the timeout of one exchange.
 const EXCHANGES_OF_FULL_LENGTH: u32 = 2;
 
-/// One entry of `registries[].endpoints`.
+/// What an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointKind {
+    /// The registry itself, or a mirror of it.
+    #[default]
+    Registry,
+    /// A Larder, or another mirror of many registries that expects the name of the registry in `ns`. What it does not
+    /// have may exist nevertheless.
+    Larder,
+}
+
+/// One entry of `registries[].endpoints`, or of `parents`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSettings {
     /// The location.
     pub endpoint: Endpoint,
+    /// How it is told which registry is meant.
+    pub kind: EndpointKind,
     /// The trusted authorities and the client certificate.
     pub tls: TlsSettings,
     /// The credentials.
@@ -45,13 +59,15 @@ impl EndpointSettings {
     /// An endpoint without credentials, with the usual trusted authorities.
     pub fn at(endpoint: Endpoint) -> EndpointSettings {
         let (tls, credentials) = (TlsSettings::default(), Credentials::default());
-        EndpointSettings { endpoint, tls, credentials }
+        EndpointSettings { endpoint, kind: EndpointKind::Registry, tls, credentials }
     }
 }
 
 /// One endpoint of a registry.
 pub(in crate::upstream) struct Registry {
     session: Session,
+    /// If it is a Larder.
+    larder: Option<LarderEndpoint>,
     timeouts: Timeouts,
 }
 
@@ -63,7 +79,10 @@ impl Registry {
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
-        Registry { session: Session::listed(upstream, endpoint, timeouts, foreign), timeouts }
+        let is_larder = endpoint.kind == EndpointKind::Larder;
+        let larder = is_larder.then(|| LarderEndpoint::new(upstream));
+        let session = Session::listed(upstream, endpoint, timeouts, foreign);
+        Registry { session, larder, timeouts }
     }
 
     /// A registry that a client named and that is not in the configuration: https and public addresses only.
@@ -73,7 +92,8 @@ impl Registry {
         foreign: Arc<ForeignAgents>,
         ports: UnlistedPorts,
     ) -> Registry {
-        Registry { session: Session::unlisted(upstream, timeouts, foreign, ports), timeouts }
+        let session = Session::unlisted(upstream, timeouts, foreign, ports);
+        Registry { session, larder: None, timeouts }
     }
 
     /// Whether the remaining pulls of the rate limit should be kept for clients.
@@ -96,7 +116,7 @@ impl Registry {
     /// # Errors
     /// [`UpstreamError`] if it does not, or reports a server error.
     pub(in crate::upstream) fn probe(&self) -> Result<(), UpstreamError> {
-        self.session.probe()
+        self.session.probe().map(|_| ())
     }
 
     /// [`Registries::refresh`](crate::upstream::Registries::refresh), for this endpoint.
@@ -111,9 +131,14 @@ impl Registry {
         rest: &str,
         accept: Option<&'a str>,
     ) -> Ask<'a> {
+        let path = format!("/v2/{repository}/{rest}");
+        let path = match &self.larder {
+            Some(larder) => larder.path(path),
+            None => path,
+        };
         Ask {
             method,
-            path: format!("/v2/{repository}/{rest}"),
+            path,
             accept,
             repository,
             redirects: Redirects::Anywhere,
@@ -123,12 +148,20 @@ impl Registry {
         }
     }
 
+    fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
+        let Some(larder) = &self.larder else { return self.session.ask(ask) };
+        let _asking = larder.asking(&self.session, &ask.path)?;
+        let answer = self.session.ask(ask)?;
+        larder.learn(answer.response.headers());
+        Ok(answer)
+    }
+
     /// Sends a GET whose response must be complete, and returns the response and the request for messages.
     fn get(&self, ask: &Ask<'_>) -> Result<(Response<Body>, Arc<str>), UpstreamError> {
-        let answer = self.session.ask(ask)?;
+        let answer = self.ask(ask)?;
         match is_complete(answer.response.status().as_u16()) {
             true => Ok((answer.response, answer.request)),
-            false => Err(answer.into_failure()),
+            false => Err(self.error(answer.into_failure())),
         }
     }
 }
@@ -139,16 +172,33 @@ impl Registry {
         &self,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Option<Digest>, UpstreamError> {
-        let answer = self.head_of_manifest(repository, tag)?;
-        Ok(answer.and_then(|answer| content_digest(answer.response.headers())))
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
+        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
+        let headers = answer.response.headers();
+        Ok(content_digest(headers).map(|digest| (digest, self.confirmation(headers))))
+    }
+
+    /// When the registry confirmed a response: now, unless a Larder reports something else.
+    fn confirmation(&self, headers: &HeaderMap) -> Confirmation {
+        match self.larder {
+            Some(_) => confirmation(headers),
+            None => Confirmation::default(),
+        }
+    }
+
+    /// The error of a response. A Larder that does not have the content does not prove that it does not exist.
+    fn error(&self, error: UpstreamError) -> UpstreamError {
+        match self.larder.is_some() && error.is_not_found() {
+            true => error.elsewhere(),
+            false => error,
+        }
     }
 
     pub(in crate::upstream) fn head(
         &self,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Option<ManifestHead>, UpstreamError> {
+    ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
         let headers = answer.response.headers();
         let media_type = text(headers, header::CONTENT_TYPE).and_then(MediaType::parse);
@@ -157,7 +207,7 @@ impl Registry {
         let all = (content_digest(headers), media_type.filter(MediaType::is_manifest), size);
         Ok(match all {
             (Some(digest), Some(media_type), Some(size)) => {
-                Some(ManifestHead { digest, media_type, size })
+                Some((ManifestHead { digest, media_type, size }, self.confirmation(headers)))
             }
             _ => None,
         })
@@ -171,11 +221,11 @@ impl Registry {
     ) -> Result<Option<Answer>, UpstreamError> {
         let rest = format!("manifests/{tag}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
-        let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
+        let answer = self.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
         match answer.response.status().as_u16() {
             status if is_complete(status) => Ok(Some(answer)),
             _ if answer.refuses_head() => Ok(None),
-            _ => Err(answer.failure()),
+            _ => Err(self.error(answer.failure())),
         }
     }
 
@@ -184,13 +234,14 @@ impl Registry {
         repository: &Repository,
         reference: &Reference,
         sink: &mut dyn DocumentSink,
-    ) -> Result<(Digest, Manifest), UpstreamError> {
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         let rest = format!("manifests/{reference}");
         let accept = Some(MediaType::ACCEPTED_MANIFESTS);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
         let (response, request) = self.get(&ask)?;
         check_encoding(response.headers(), &request)?;
         let reported = content_digest(response.headers());
+        let confirmation = self.confirmation(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
         sink.restart();
         copy_body(response, MANIFEST_BYTES_MAX as u64, &request, sink)?;
@@ -209,7 +260,7 @@ impl Registry {
                 let reason = format!("its bytes have the digest {actual}, not {expected}");
                 Err(UpstreamError::bad_answer(&request, reason))
             }
-            _ => Ok((actual, manifest)),
+            _ => Ok((actual, manifest, confirmation)),
         }
     }
 
@@ -219,7 +270,7 @@ impl Registry {
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
         let rest = format!("blobs/{digest}");
-        let answer = self.session.ask(&self.metadata(Method::Head, repository, &rest, None))?;
+        let answer = self.ask(&self.metadata(Method::Head, repository, &rest, None))?;
         match answer.response.status().as_u16() {
             // Perhaps a captive portal: GET compares the content.
             status if is_complete(status) && is_web_page(answer.response.headers()) => Ok(None),
@@ -236,8 +287,7 @@ impl Registry {
         let is_additional = ask.additional_to.is_some();
         let rest = format!("blobs/{digest}");
         let metadata = self.metadata(Method::Get, repository, &rest, None);
-        let answer =
-            self.session.ask(&Ask { total: None, range: range_of(from, to), ..metadata })?;
+        let answer = self.ask(&Ask { total: None, range: range_of(from, to), ..metadata })?;
         let (headers, request) = (answer.response.headers(), &answer.request);
         let is_part = from > 0 || to.is_some();
         // Without support for ranges, the complete blob is useful, unless another connection receives it already.
@@ -268,7 +318,7 @@ impl Registry {
             }
             // The range was refused, or is beyond the end: fetches the complete blob instead.
             400 | 416 | 501 if is_part => return without_ranges(),
-            _ => return Err(answer.into_blob_failure()),
+            _ => return Err(self.error(answer.into_blob_failure())),
         };
         check_encoding(headers, request)?;
         let reader = match answer.response.status().as_u16() != 206 && is_web_page(headers) {
@@ -305,7 +355,7 @@ impl Registry {
         let accept = Some(MediaType::OCI_INDEX);
         let ask = self.metadata(Method::Get, repository, &rest, accept);
         // ghcr.io redirects referrers to a web page.
-        let asked = self.session.ask(&Ask { redirects: Redirects::SameOrigin, ..ask });
+        let asked = self.ask(&Ask { redirects: Redirects::SameOrigin, ..ask });
         let unsupported = |request: &Arc<str>| {
             UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Unsupported)
         };

@@ -26,7 +26,7 @@ use crate::upstream::network::{
 };
 use crate::upstream::response::{
     ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, read_body, redirect_target,
-    status_error,
+    status_error, texts,
 };
 use crate::via;
 
@@ -361,8 +361,8 @@ impl Session {
         Ok(response)
     }
 
-    /// Requests the version of the endpoint's API, without credentials.
-    pub(super) fn probe(&self) -> Result<(), UpstreamError> {
+    /// Requests the version of the endpoint's API, without credentials. Returns its name if it is a Larder.
+    pub(super) fn probe(&self) -> Result<Option<String>, UpstreamError> {
         let location = self.base.with_path(&format!("{}/", self.api.as_str()));
         let request: Arc<str> = format!("GET {}", location.for_log()).into();
         let via = via::current().to_string();
@@ -372,8 +372,9 @@ impl Session {
         match response.status().as_u16() {
             status if status >= 500 => Err(status_error(status, response.headers(), &request)),
             _ => {
+                let instance = via::sender(texts(response.headers(), header::VIA));
                 discard(response);
-                Ok(())
+                Ok(instance)
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::units::duration;
 use crate::upstream::client::{RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::{BlobAsk, BlobBody, DocumentSink, List, ManifestHead, Source};
+use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source};
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
@@ -379,7 +379,11 @@ impl Source for Failover {
         self.endpoints.iter().all(|endpoint| endpoint.registry.is_low_on_pulls(Instant::now()))
     }
 
-    fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Option<Digest>, UpstreamError> {
+    fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
         self.ask(self.rate_limits(), |registry| registry.resolve(repository, tag))
     }
 
@@ -387,7 +391,7 @@ impl Source for Failover {
         &self,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Option<ManifestHead>, UpstreamError> {
+    ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         self.ask(self.rate_limits(), |registry| registry.head(repository, tag))
     }
 
@@ -396,7 +400,7 @@ impl Source for Failover {
         repository: &Repository,
         reference: &Reference,
         sink: &mut dyn DocumentSink,
-    ) -> Result<(Digest, Manifest), UpstreamError> {
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
         self.ask(self.rate_limits(), |registry| {

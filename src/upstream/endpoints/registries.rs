@@ -18,6 +18,8 @@ use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKin
 /// The settings of all upstreams.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
+    /// Larders that are asked before each registry.
+    pub parents: Vec<EndpointSettings>,
     /// The listed registries.
     pub registries: Vec<RegistrySettings>,
     /// Whether other registries may be contacted.
@@ -57,6 +59,7 @@ struct Table {
     unlisted_ports: UnlistedPorts,
     /// The unlisted registries used so far.
     others: Mutex<UnlistedTable>,
+    parents: Vec<EndpointSettings>,
     timeouts: Timeouts,
     breaker: BreakerPolicy,
     foreign: Arc<ForeignAgents>,
@@ -148,6 +151,7 @@ impl Table {
             unlisted: settings.unlisted,
             unlisted_ports: settings.unlisted_ports,
             others: Mutex::default(),
+            parents: settings.parents,
             timeouts: settings.timeouts,
             breaker: settings.breaker,
             foreign,
@@ -159,20 +163,31 @@ impl Table {
     }
 
     fn list(&mut self, settings: RegistrySettings) {
-        let endpoints = settings.endpoints.iter().map(|endpoint| {
-            let foreign = Arc::clone(&self.foreign);
-            Registry::listed(&settings.upstream, endpoint, self.timeouts, foreign)
-        });
+        let endpoints = self.configured(&settings.upstream, &settings.endpoints);
+        let endpoints = self.configured(&settings.upstream, &self.parents).chain(endpoints);
         let failover = Failover::new(settings.upstream.clone(), endpoints, self.breaker)
             .with_rate_limit(settings.rate_limit);
         let failover = Arc::new(failover);
         self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
     }
 
+    /// Endpoints of a registry from the configuration.
+    fn configured(
+        &self,
+        upstream: &Upstream,
+        endpoints: &[EndpointSettings],
+    ) -> impl Iterator<Item = Registry> {
+        endpoints.iter().map(|endpoint| {
+            let foreign = Arc::clone(&self.foreign);
+            Registry::listed(upstream, endpoint, self.timeouts, foreign)
+        })
+    }
+
     /// The table of another configuration. Keeps the state of unchanged registries.
     fn reconfigured(&self, settings: Settings) -> (Table, RegistryChanges) {
         let has_same_transport = self.timeouts == settings.timeouts
             && self.breaker == settings.breaker
+            && self.parents == settings.parents
             && *self.foreign.proxies == settings.proxies;
         let mut new = Table::new(Settings { registries: Vec::new(), ..settings.clone() });
         if has_same_transport {
@@ -215,7 +230,8 @@ impl Table {
             let foreign = Arc::clone(&self.foreign);
             let ports = self.unlisted_ports.clone();
             let registry = Registry::unlisted(upstream, self.timeouts, foreign, ports);
-            Failover::new(upstream.clone(), [registry], self.breaker)
+            let endpoints = self.configured(upstream, &self.parents).chain([registry]);
+            Failover::new(upstream.clone(), endpoints, self.breaker)
         })
     }
 

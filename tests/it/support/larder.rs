@@ -349,6 +349,7 @@ impl Settings {
                 ..cache::Settings::default()
             },
             upstream: upstream::Settings {
+                parents: Vec::new(),
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,
                 unlisted_ports: UnlistedPorts::default(),
@@ -383,7 +384,7 @@ impl Settings {
         self.upstream.registries.push(RegistrySettings { upstream, endpoints, rate_limit: None });
     }
 
-    fn endpoint(registry: &FakeRegistry) -> EndpointSettings {
+    pub fn endpoint(registry: &FakeRegistry) -> EndpointSettings {
         let is_tls = registry.url("").starts_with("https");
         let scheme = if is_tls { Scheme::Https } else { Scheme::Http };
         EndpointSettings::at(Endpoint::new(scheme, &registry.host()))
