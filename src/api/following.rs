@@ -5,7 +5,9 @@ use std::fs::File;
 use std::sync::Arc;
 use std::task::{Poll, Waker, ready};
 
-use crate::cache::{AlreadySent, BlobFailure, BlobWait, Cache, CacheError, PassThrough};
+use crate::cache::{
+    AlreadySent, BlobFailure, BlobWait, Cache, CacheError, GrowingFile, PassThrough,
+};
 use crate::http::{Available, Tail};
 use crate::oci::{Digest, ImageName};
 
@@ -16,7 +18,8 @@ pub(super) struct BlobTail {
     promised: u64,
     /// The offset of the first byte of the body.
     start: u64,
-    /// The growing file, once the upstream has answered.
+    /// The download's file, once the upstream has answered, and the one that has the available bytes.
+    growing: Option<GrowingFile>,
     file: Option<Arc<File>>,
     past_the_disk: PastTheDisk,
     passage: Option<PassThroughTail>,
@@ -54,20 +57,23 @@ impl BlobTail {
         start: u64,
         past_the_disk: PastTheDisk,
     ) -> BlobTail {
-        BlobTail { wait, promised, start, file: None, past_the_disk, passage: None }
+        let (growing, file, passage) = (None, None, None);
+        BlobTail { wait, promised, start, growing, file, past_the_disk, passage }
     }
 
     fn poll_flight(&mut self, position: u64, waker: &Waker) -> Poll<Result<Available, Halt>> {
-        if self.file.is_none() {
+        if self.growing.is_none() {
             // The size first: until the download knows it, it does not know the last byte, which it holds
             // back until the content is verified.
             let size = ready!(self.wait.poll_size(waker))?;
             if size != self.promised {
                 return Poll::Ready(Err(Halt::Cut(SIZE_CHANGED.into())));
             }
-            self.file = Some(ready!(self.wait.poll_file(waker))?.file);
+            self.growing = Some(ready!(self.wait.poll_file(waker))?.file);
         }
         let available = ready!(self.wait.poll_available(position, waker))?;
+        // After that: a file that replaces another one has these bytes, too.
+        self.file = self.growing.as_ref().map(GrowingFile::now);
         Poll::Ready(Ok(Available::InFile { end: available }))
     }
 }

@@ -43,8 +43,8 @@ use crate::store::Store;
 use crate::upstream::Sources;
 
 pub use blobs::{
-    AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, Incoming, PassThrough,
-    Purpose, RetryPolicy, SizeSource,
+    AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
+    PassThrough, Purpose, RetryPolicy, SizeSource,
 };
 pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};

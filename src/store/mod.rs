@@ -61,7 +61,7 @@ use std::sync::{Arc, Mutex};
 
 pub use content::{
     ALIGNMENT_BYTES, Begin, Blob, Checked, Damage, DigestingWriter, Document, DocumentWriter,
-    Ingest, IngestError, Partial, PartialFile, Verified,
+    Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
 };
 pub use error::StoreError;
 pub use files::record::Access;

@@ -27,6 +27,7 @@ mod client_access;
 mod service;
 // Bearer tokens and their scopes.
 mod tokens;
+mod two_processes;
 // Redirects, and what is sent along them.
 mod redirects;
 // Freshness of tags.

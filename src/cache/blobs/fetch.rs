@@ -8,11 +8,11 @@
 //! wrong content are tried last from then on.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use super::additional::Additional;
 use super::download::{CHUNK_BYTES, Download, Sink, Waits};
+use super::incoming::{announce_stored, continue_from, incoming};
 use super::transfer::{Next, Part, Transfer};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
@@ -21,10 +21,6 @@ use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::{plural, size};
 use crate::upstream::{EndpointFailures, Source, UpstreamError};
 
-/// How often to check whether another process has finished a partial download, and the maximum number of checks: a
-/// minute in total, after which the client may retry.
-const OTHER_PROCESS_CHECK_EVERY: Duration = Duration::from_millis(250);
-const OTHER_PROCESS_CHECKS_MAX: u32 = 240;
 /// The maximum size of a blob whose size the registry does not report. Hardly any layer is larger, and registries
 /// report the size of such layers.
 const UNKNOWN_SIZE_MAX: u64 = 16 * 1024 * 1024 * 1024;
@@ -47,6 +43,8 @@ pub(super) enum Fetched {
     Stored(Blob),
     /// It is complete, and its followers may receive all of it. It has no name yet.
     Verified(Box<Verified>),
+    /// Another process is writing it.
+    Elsewhere,
 }
 
 impl BlobCache {
@@ -62,31 +60,32 @@ impl BlobCache {
         size_hint: Option<u64>,
         suspended: &mut Option<Ingest>,
     ) -> Result<Fetched, CacheError> {
-        for _ in 0..OTHER_PROCESS_CHECKS_MAX {
-            self.core.stop_if_closed()?;
-            if suspended.is_none() {
-                let digest = &leader.key().1;
-                match self.core.store.resume(&name.upstream, digest, size_hint)? {
-                    Begin::Writing(ingest) => *suspended = Some(*ingest),
-                    Begin::Absent => {}
-                    Begin::Present(blob) => {
-                        return Ok(Fetched::Stored(announce_stored(name, leader, blob)));
-                    }
-                    Begin::Locked => {
-                        self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
-                        continue;
-                    }
+        self.core.stop_if_closed()?;
+        if suspended.is_none() {
+            let digest = &leader.key().1;
+            match self.core.store.resume(&name.upstream, digest, size_hint)? {
+                // Clients may have received bytes of another process's partial.
+                Begin::Writing(ingest) if continue_from(leader, ingest.file()) => {
+                    *suspended = Some(*ingest);
                 }
-            }
-            match self.download_blob(name, leader, size_hint, suspended) {
-                // Another process has started or finished the blob since the check.
-                Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
-                    self.core.blob_fetchers.pause(OTHER_PROCESS_CHECK_EVERY);
+                Begin::Absent if leader.flight().header().is_none() => {}
+                Begin::Writing(_) | Begin::Absent => return Err(CacheError::GivenUp),
+                Begin::Present(blob) if !continue_from(leader, &blob.file) => {
+                    return Err(CacheError::GivenUp);
                 }
-                result => return result,
+                Begin::Present(blob) => {
+                    return Ok(Fetched::Stored(announce_stored(name, leader, blob)));
+                }
+                Begin::Locked => return Ok(Fetched::Elsewhere),
             }
         }
-        Err(CacheError::GivenUp)
+        match self.download_blob(name, leader, size_hint, suspended) {
+            // Another process has started or finished the blob since the check.
+            Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
+                Ok(Fetched::Elsewhere)
+            }
+            result => result,
+        }
     }
 
     /// Downloads a blob from where an earlier download ended, or from its beginning. No file is created before the
@@ -470,25 +469,4 @@ impl Sink for ToStore<'_> {
     fn is_cancelled(&self) -> bool {
         self.leader.flight().is_cancelled()
     }
-}
-
-fn incoming(
-    name: &ImageName,
-    ingest: &Ingest,
-    size: Option<u64>,
-    size_source: SizeSource,
-    transfer: Option<&Transfer>,
-) -> Incoming {
-    let connections = transfer.map_or_else(|| Arc::new(AtomicUsize::new(1)), Transfer::connections);
-    let (origin, file) = (name.clone(), Arc::clone(ingest.file()));
-    Incoming { origin, file, size, size_source, connections }
-}
-
-/// Announces a blob that is in the store already: all of it is available at once.
-fn announce_stored(name: &ImageName, leader: &BlobLeader, blob: Blob) -> Blob {
-    let (origin, file, size) = (name.clone(), Arc::clone(&blob.file), Some(blob.size));
-    let size_source = SizeSource::Registry;
-    let incoming = Incoming { origin, file, size, size_source, connections: Arc::default() };
-    leader.announce_all(incoming, blob.size);
-    blob
 }

@@ -28,7 +28,8 @@ pub struct ConnectionPolicy {
     pub worthwhile: Duration,
     /// The percentage of the ideal growth of the rate below which more connections are not worthwhile.
     pub gain_min: i32,
-    /// How long the part with the first missing byte may be without progress before the first connection takes it over.
+    /// How long the part with the first missing byte may be without progress before the first connection takes it over; and
+    /// how long another process that downloads the blob may be, before this one does.
     pub stalled_after: Duration,
 }
 

@@ -5,16 +5,17 @@
 
 mod additional;
 mod download;
+mod elsewhere;
 mod fetch;
 mod growth;
+mod incoming;
 mod pass_through;
 mod retry;
 mod transfer;
 mod wait;
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -32,11 +33,13 @@ use crate::store::{Blob, Ingest};
 use crate::upstream::{BlobAsk, Standing, UpstreamError};
 
 pub use growth::ConnectionPolicy;
+pub use incoming::{GrowingFile, Incoming, SizeSource};
 pub use pass_through::{AlreadySent, PassThrough};
 pub use retry::RetryPolicy;
 pub use wait::BlobWait;
 
 use additional::REFUSING_REMEMBERED;
+use elsewhere::Elsewhere;
 use fetch::Fetched;
 use wait::WaitsFor;
 
@@ -52,31 +55,6 @@ pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
 type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
 type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
-
-/// A blob that is being downloaded.
-#[derive(Debug, Clone)]
-pub struct Incoming {
-    /// The repository whose request started it.
-    pub origin: ImageName,
-    /// The growing file, which may be read up to the available bytes of the flight.
-    pub file: Arc<File>,
-    /// The size in bytes, if the registry or a manifest states it.
-    pub size: Option<u64>,
-    /// Where the size comes from.
-    pub size_source: SizeSource,
-    /// How many connections receive it.
-    pub connections: Arc<AtomicUsize>,
-}
-
-/// Where the size of a blob comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SizeSource {
-    /// The registry, or the verified bytes.
-    Registry,
-    /// A manifest of the repository for which the download was started, because the registry does not report the size.
-    /// Anyone can publish a manifest, so this size applies to that repository only.
-    Manifest,
-}
 
 /// The failure of a download, with the repository for which it was started. Clients of other repositories that joined
 /// it must not receive this error: they send their own request.
@@ -120,6 +98,8 @@ pub(super) struct BlobCache {
     refusing: Mutex<BoundedCache<Upstream, Instant>>,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
+    /// Downloads of other processes on this directory that are followed.
+    elsewhere: Elsewhere,
 }
 
 impl BlobCache {
@@ -138,6 +118,7 @@ impl BlobCache {
             wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
             refusing: Mutex::new(BoundedCache::new(REFUSING_REMEMBERED)),
             queued_in_background: Mutex::default(),
+            elsewhere: Elsewhere::default(),
         }
     }
 
@@ -381,6 +362,7 @@ impl BlobCache {
             Ok(Fetched::Stored(blob)) => {
                 self.end_flight(name, leader, size_hint, client, Ok(blob));
             }
+            Ok(Fetched::Elsewhere) => self.follow(name, leader, size_hint, client),
             Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
         }
     }

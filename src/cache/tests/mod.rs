@@ -437,7 +437,7 @@ fn read_followed(waiting: &BlobWait) -> Result<Vec<u8>, BlobFailure> {
         let position = bytes.len();
         let available = wait(|waker| waiting.poll_available(position as u64, waker))?;
         bytes.resize(usize::try_from(available.min(size)).unwrap(), 0);
-        incoming.file.read_exact_at(&mut bytes[position..], position as u64).unwrap();
+        incoming.file.now().read_exact_at(&mut bytes[position..], position as u64).unwrap();
     }
     Ok(bytes)
 }

@@ -98,6 +98,30 @@ impl Store {
         self.open_partial(upstream, digest, expected_bytes, IfMissing::Create)
     }
 
+    /// Begins to write a blob that another process is writing as well. The partial has a temporary name, and is removed
+    /// unless it becomes the blob.
+    pub(super) fn ingest_apart(&self, digest: &Digest) -> Result<Ingest, StoreError> {
+        let path = self.inner.layout.temporary();
+        let mut options = File::options();
+        let opened =
+            self.inner.layout.owner().open(options.read(true).write(true).create_new(true), &path);
+        let locked = opened.and_then(FileLock::try_exclusive);
+        let lock = locked
+            .map_err(|error| StoreError::write(&path, error))?
+            .ok_or_else(|| StoreError::Locked { digest: Box::new(*digest) })?;
+        Ok(Ingest {
+            store: self.clone(),
+            digest: *digest,
+            note: path.with_extension("json"),
+            partial: Arc::new(Partial::open(self, digest, &path, &lock, false)),
+            path,
+            file: lock,
+            is_resumed: false,
+            is_noted: false,
+            discard: true,
+        })
+    }
+
     fn open_partial(
         &self,
         upstream: &Upstream,

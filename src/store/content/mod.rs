@@ -10,6 +10,7 @@ pub(super) mod large_documents;
 mod partial;
 mod partials;
 mod verify;
+mod watch;
 
 pub use blobs::Blob;
 pub use digesting_writer::DigestingWriter;
@@ -19,3 +20,4 @@ pub use ingest::{Begin, Ingest, IngestError, Verified};
 pub use partial::Partial;
 pub use partials::PartialFile;
 pub use verify::{Checked, Damage};
+pub use watch::{WatchedPartial, have_same_bytes};

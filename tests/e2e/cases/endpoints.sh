@@ -37,6 +37,8 @@ origin_requests() { # REGEX
 }
 
 cat >"$CASE_DIR/larder.yaml" <<YAML
+# The case follows one request per blob.
+connectionsPerBlob: 1
 registries:
   - name: $HUB
     endpoints: ["http://127.0.0.1:$LINK_PORT", "http://127.0.0.1:$ORIGIN_PORT"]

@@ -70,6 +70,8 @@ matches "the redirect" "^http://127\.0\.0\.1:$STORE_PORT/$FILE\?sig=$SIGNATURE-"
 
 printf '%s\n' "$PASSWORD" >"$CASE_DIR/password"
 cat >"$CASE_DIR/larder.yaml" <<YAML
+# The case follows one request per blob.
+connectionsPerBlob: 1
 registries:
   - name: gate.test
     endpoints: ["http://$GATE"]

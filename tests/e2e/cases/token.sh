@@ -76,6 +76,8 @@ readonly PASSWORD_FILE="$CASE_DIR/password" WRONG_FILE="$CASE_DIR/wrong"
 printf '%s\n' "$PASSWORD" >"$PASSWORD_FILE"
 printf '%s\n' "$WRONG" >"$WRONG_FILE"
 cat >"$CASE_DIR/larder.yaml" <<YAML
+# The case follows one request per blob.
+connectionsPerBlob: 1
 registries:
   - name: none.test
     endpoints: ["http://$REGISTRY"]

@@ -1,0 +1,257 @@
+//! Downloads of other processes on the same directory: their partials are followed, and no fetcher waits for them.
+//!
+//! One thread checks all of them, as long as there are any. Their clients receive the bytes that the other process has
+//! written, except the last one, which waits until the blob has its name: then the other process has verified it.
+//!
+//! # Interleavings
+//! * *The other process finishes* between two checks. The partial has lost its name, and the blob is in the store. It is the
+//!   same file, so clients go on reading it.
+//! * *It is killed.* The partial has no writer. The flight gets a fetcher, which resumes the same file.
+//! * *Its bytes are wrong.* The partial is gone. Clients that have received some of it are disconnected.
+//! * *It stalls* ([`ConnectionPolicy::stalled_after`](super::ConnectionPolicy::stalled_after)). Its bytes are copied, and this process downloads the rest into the copy, which
+//!   replaces the file for clients that follow. If the other process continues, both write their own file, and the last one
+//!   that is verified becomes the blob, with the same bytes.
+//! * *A sparse partial grows in its middle.* Bytes count one check after their extent appeared, when they have been copied
+//!   into it.
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::incoming::{announce_stored, continue_from};
+use super::{BlobCache, BlobLeader, GrowingFile, Incoming, SizeSource, given_up};
+use crate::cache::{CacheError, lock};
+use crate::client_address::ClientAddress;
+use crate::oci::ImageName;
+use crate::store::{Blob, WatchedPartial};
+
+/// How often the partials are checked.
+const CHECK_EVERY: Duration = Duration::from_millis(20);
+/// Without progress for this long, it is checked whether the partial still has a writer.
+const IDLE_AFTER: Duration = Duration::from_millis(200);
+
+/// The followed downloads. Locked for a few instructions.
+#[derive(Default)]
+pub(super) struct Elsewhere(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    new: Vec<Followed>,
+    is_running: bool,
+}
+
+/// A flight whose blob another process downloads.
+struct Followed {
+    name: ImageName,
+    leader: BlobLeader,
+    size_hint: Option<u64>,
+    client: Option<ClientAddress>,
+    /// `None` until it is found.
+    partial: Option<WatchedPartial>,
+    /// What was written at the last check: from the beginning, and in all.
+    written: (u64, u64),
+    progressed: Instant,
+}
+
+/// What a check has found.
+enum Check {
+    Continue(Box<Followed>),
+    Ended,
+}
+
+impl BlobCache {
+    /// Follows the download of another process.
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        name: ImageName,
+        leader: BlobLeader,
+        size_hint: Option<u64>,
+        client: Option<ClientAddress>,
+    ) {
+        // Without followers, the other process does all that is needed.
+        let Some(leader) = leader.abandon(given_up(&name)) else { return };
+        log::debug!("{name}@{}: another process downloads it", leader.key().1);
+        let followed = Followed {
+            name,
+            leader,
+            size_hint,
+            client,
+            partial: None,
+            written: (0, 0),
+            progressed: Instant::now(),
+        };
+        let mut state = lock(&self.elsewhere.0);
+        state.new.push(followed);
+        if std::mem::replace(&mut state.is_running, true) {
+            return;
+        }
+        drop(state);
+        let cache = Arc::clone(self);
+        let run = move || cache.follow_all();
+        if let Err(error) = thread::Builder::new().name("blob follower".into()).spawn(run) {
+            log::error!("cannot start a thread to follow the download of another process: {error}");
+            let mut state = lock(&self.elsewhere.0);
+            state.is_running = false;
+            // Their flights fail.
+            let failed = std::mem::take(&mut state.new);
+            drop(state);
+            drop(failed);
+        }
+    }
+
+    /// Checks the followed downloads until there are none.
+    fn follow_all(self: &Arc<Self>) {
+        let mut all: Vec<Followed> = Vec::new();
+        loop {
+            {
+                let mut state = lock(&self.elsewhere.0);
+                all.append(&mut state.new);
+                state.is_running = !all.is_empty();
+                if !state.is_running {
+                    return;
+                }
+            }
+            let before = std::mem::take(&mut all);
+            for followed in before {
+                if let Check::Continue(followed) = self.check(followed) {
+                    all.push(*followed);
+                }
+            }
+            if !all.is_empty() {
+                thread::sleep(CHECK_EVERY);
+            }
+        }
+    }
+
+    fn check(self: &Arc<Self>, mut followed: Followed) -> Check {
+        let digest = followed.leader.key().1;
+        let is_cancelled = followed.leader.flight().is_cancelled();
+        if is_cancelled || self.core.stop_if_closed().is_err() {
+            return self.end(followed, Err(CacheError::GivenUp));
+        }
+        match followed.leader.abandon(given_up(&followed.name)) {
+            Some(leader) => followed.leader = leader,
+            None => return Check::Ended,
+        }
+        let partial = followed.partial.take().filter(WatchedPartial::is_partial);
+        let partial = match partial {
+            Some(partial) => partial,
+            None => match self.core.store.find_blob(&digest, followed.size_hint) {
+                Ok(Some(blob)) if !continue_from(&followed.leader, &blob.file) => {
+                    return self.end(followed, Err(CacheError::GivenUp));
+                }
+                Ok(Some(blob)) => {
+                    let stored = announce_stored(&followed.name, &followed.leader, blob);
+                    return self.end(followed, Ok(stored));
+                }
+                Err(error) => return self.end(followed, Err(error.into())),
+                // Its bytes were wrong, and clients have some of them.
+                Ok(None) if followed.leader.flight().header().is_some() => {
+                    return self.end(followed, Err(CacheError::GivenUp));
+                }
+                Ok(None) => {
+                    let watched = self.core.store.watch_partial(&followed.name.upstream, &digest);
+                    match watched {
+                        Some(partial) => partial,
+                        // It may be about to be created.
+                        None if followed.progressed.elapsed() < IDLE_AFTER => {
+                            return Check::Continue(Box::new(followed));
+                        }
+                        None => return self.fetch_again(followed),
+                    }
+                }
+            },
+        };
+        let now = Instant::now();
+        let written = match partial.bytes() {
+            Ok(written) => written,
+            Err(error) => {
+                log::debug!("{}@{digest}: cannot follow the partial: {error}", followed.name);
+                return self.fetch_again(followed);
+            }
+        };
+        // What the last check has seen, if there are holes now.
+        let (prefix, total) = written;
+        let readable = if prefix == total { prefix } else { followed.written.0.min(prefix) };
+        if written != followed.written {
+            (followed.written, followed.progressed) = (written, now);
+        }
+        followed.show(&partial, readable);
+        let idle = now.saturating_duration_since(followed.progressed);
+        if idle >= self.core.settings().connections.stalled_after {
+            return self.take_over(followed, &partial);
+        }
+        if idle >= IDLE_AFTER && !partial.has_writer() {
+            return self.fetch_again(followed);
+        }
+        followed.partial = Some(partial);
+        Check::Continue(Box::new(followed))
+    }
+
+    /// Downloads the blob in place of a writer that stalls.
+    fn take_over(self: &Arc<Self>, followed: Followed, partial: &WatchedPartial) -> Check {
+        let Followed { name, leader, size_hint, client, .. } = followed;
+        log::warn!(
+            "{name}@{}: another process on this directory downloads it and makes no progress; it is not waited for",
+            leader.key().1
+        );
+        let size_hint = partial.size().or(size_hint);
+        let begun = self.core.purpose(&name, client).and_then(|purpose| {
+            let (bytes, _) = partial.bytes().unwrap_or_default();
+            self.eviction.admit(bytes)?;
+            Ok((partial.copy()?, purpose))
+        });
+        match begun {
+            Ok((ingest, purpose)) => {
+                if let Some(incoming) = leader.flight().header() {
+                    incoming.file.replace(ingest.file());
+                }
+                self.submit_flight(purpose, name, leader, size_hint, Some(ingest));
+            }
+            Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
+        }
+        Check::Ended
+    }
+
+    /// Gives the flight to a fetcher: the other process has given up.
+    fn fetch_again(self: &Arc<Self>, followed: Followed) -> Check {
+        let Followed { name, leader, size_hint, client, .. } = followed;
+        match self.core.purpose(&name, client) {
+            Ok(purpose) => self.submit_flight(purpose, name, leader, size_hint, None),
+            Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
+        }
+        Check::Ended
+    }
+
+    fn end(self: &Arc<Self>, followed: Followed, result: Result<Blob, CacheError>) -> Check {
+        let Followed { name, leader, size_hint, client, .. } = followed;
+        self.end_flight(name, leader, size_hint, client, result);
+        Check::Ended
+    }
+}
+
+impl Followed {
+    /// Makes the readable bytes available to clients, except the last one of the blob.
+    fn show(&self, partial: &WatchedPartial, readable: u64) {
+        let announced = self.leader.flight().header().map(|incoming| incoming.size);
+        let size = match announced {
+            Some(size) => size,
+            None if readable == 0 => return,
+            None => {
+                // The note is written before the first byte; small blobs have none, and end soon.
+                let Some(size) = partial.size() else { return };
+                self.leader.announce(Incoming {
+                    origin: self.name.clone(),
+                    file: GrowingFile::new(partial.file()),
+                    size: Some(size),
+                    size_source: SizeSource::Registry,
+                    connections: Arc::default(),
+                });
+                Some(size)
+            }
+        };
+        if let Some(size) = size {
+            self.leader.advance(readable.min(size.saturating_sub(1)));
+        }
+    }
+}

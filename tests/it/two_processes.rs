@@ -1,0 +1,196 @@
+//! Two processes on one directory: one of them downloads, and the other follows its partial.
+
+use std::time::Duration;
+
+use crate::support::larder::{Settings, blob, manifest, until};
+use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
+
+const REPOSITORY: &str = "team/app";
+const MIB: usize = 1 << 20;
+const SIZE: usize = 3 * MIB;
+
+struct Site {
+    registry: FakeRegistry,
+    content: Vec<u8>,
+    digest: String,
+    path: String,
+    /// The download stops after a MiB until it is opened.
+    gate: Gate,
+}
+
+fn site() -> Site {
+    let (registry, gate) = (FakeRegistry::start(), Gate::new());
+    let content = bytes(SIZE, 3);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(MIB, gate.clone()));
+    let path = blob(REPOSITORY, &digest);
+    Site { registry, content, digest, path, gate }
+}
+
+impl Site {
+    fn larders(&self, change: impl FnOnce(&mut Settings)) -> [Larder; 2] {
+        let first = Larder::start_with(&self.registry, change);
+        let second = first.second();
+        [first, second]
+    }
+
+    fn downloads(&self) -> usize {
+        self.registry.count("GET", &self.path)
+    }
+}
+
+#[test]
+fn second_process_follows_the_first_one_from_the_first_byte() {
+    let site = site();
+    let [first, second] = site.larders(|_| {});
+    let mut one = first.begin(&site.path);
+    one.read_head();
+    assert!(one.read_body(MIB) == site.content[..MIB]);
+    let mut other = second.begin(&site.path);
+    assert_eq!(other.read_head().content_length(), Some(SIZE as u64));
+    assert!(other.read_body(MIB) == site.content[..MIB], "before the download ends");
+    site.gate.open();
+    for client in [&mut one, &mut other] {
+        let (rest, is_complete) = client.read_to_end();
+        assert!(is_complete && rest == site.content[MIB..]);
+    }
+    assert_eq!(site.downloads(), 1);
+    assert!(second.get(&site.path).body == site.content);
+}
+
+#[test]
+fn followed_download_needs_no_fetcher() {
+    let site = site();
+    let [first, second] = site.larders(|settings| settings.cache.blob_fetchers = 1);
+    let mut one = first.begin(&site.path);
+    one.read_head();
+    let mut other = second.begin(&site.path);
+    other.read_head();
+    let content = bytes(5_000, 9);
+    let digest = site.registry.add_blob(REPOSITORY, &content);
+    assert!(second.get(&blob(REPOSITORY, &digest)).body == content);
+    site.gate.open();
+    assert!(other.read_to_end().1 && one.read_to_end().1);
+}
+
+#[test]
+fn blob_of_unknown_size_is_sent_when_it_is_complete() {
+    let registry = FakeRegistry::start();
+    let (gate, content) = (Gate::new(), bytes(10_000, 4));
+    let digest = registry.add_blob(REPOSITORY, &content);
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(5_000, gate.clone()));
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = blob(REPOSITORY, &digest);
+    let mut one = first.begin(&path);
+    gate.wait_until_reached(1);
+    let mut other = second.begin(&path);
+    until("the other process", || second.cache().flights().len() == 1);
+    gate.open();
+    for client in [&mut one, &mut other] {
+        assert!(client.read_response().body == content);
+    }
+    assert_eq!(registry.count("GET", &path), 1);
+}
+
+#[test]
+fn download_of_a_process_that_ends_is_continued() {
+    let site = site();
+    let [mut first, second] = site.larders(|_| {});
+    let mut one = first.begin(&site.path);
+    one.read_head();
+    one.read_body(MIB);
+    let mut other = second.begin(&site.path);
+    other.read_head();
+    other.read_body(MIB);
+    first.stop();
+    site.gate.open();
+    let (rest, is_complete) = other.read_to_end();
+    assert!(is_complete && rest == site.content[MIB..]);
+    let requests = site.registry.requests_for("GET", &site.path);
+    assert_eq!(requests.len(), 2);
+    let range = requests[1].header("range").expect("a range");
+    let from: usize = range["bytes=".len()..].trim_end_matches('-').parse().expect("a number");
+    assert!(from >= MIB, "{range}");
+}
+
+#[test]
+fn process_that_stalls_is_not_waited_for() {
+    let site = site();
+    let [first, second] = site.larders(|settings| {
+        settings.cache.connections.stalled_after = Duration::from_millis(500);
+    });
+    let mut one = first.begin(&site.path);
+    one.read_head();
+    one.read_body(MIB);
+    let mut other = second.begin(&site.path);
+    other.read_head();
+    other.read_body(MIB);
+    // The first process is still held.
+    let (rest, is_complete) = other.read_to_end();
+    assert!(is_complete && rest == site.content[MIB..]);
+    let requests = site.registry.requests_for("GET", &site.path);
+    assert_eq!(requests.len(), 2);
+    assert!(requests[1].header("range").is_some(), "only the missing bytes");
+    second.wait_until_cached(&site.digest);
+    site.gate.open();
+    let (rest, is_complete) = one.read_to_end();
+    assert!(is_complete && rest == site.content[MIB..]);
+    for larder in [&first, &second] {
+        assert!(larder.get(&site.path).body == site.content);
+    }
+    assert_eq!(site.downloads(), 2);
+}
+
+#[test]
+fn wrong_content_of_the_other_process_is_never_complete() {
+    let registry = FakeRegistry::start();
+    let (gate, content) = (Gate::new(), bytes(SIZE, 5));
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let wrong = Fault::All(vec![Fault::WrongBytes, Fault::GateAfter(2 * MIB, gate.clone())]);
+    registry.fault(On::get_blob(&digest).times(1), wrong);
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = blob(REPOSITORY, &digest);
+    let mut one = first.begin(&path);
+    one.read_head();
+    one.read_body(MIB);
+    let mut other = second.begin(&path);
+    other.read_head();
+    gate.open();
+    for client in [&mut one, &mut other] {
+        let (_, is_complete) = client.read_to_end();
+        assert!(!is_complete);
+    }
+    second.wait_until_cached(&digest);
+    assert!(second.get(&path).body == content);
+}
+
+#[test]
+fn large_blob_over_several_connections_is_followed() {
+    let registry = FakeRegistry::start();
+    let content = bytes(33 * MIB, 6);
+    let image = Image::new("large").layer(content.clone());
+    registry.add(REPOSITORY, "v1", &image);
+    let digest = &image.layers()[0].digest;
+    let gate = Gate::new();
+    registry.fault(On::get_blob(digest).times(1), Fault::GateAfter(MIB, gate.clone()));
+    let first = Larder::start_with(&registry, |settings| {
+        let policy = &mut settings.cache.connections;
+        (policy.measured, policy.worthwhile) = (Duration::ZERO, Duration::ZERO);
+        (policy.gain_min, policy.stalled_after) = (-1_000_000, Duration::from_secs(1_000));
+    });
+    let second = first.second();
+    assert_eq!(first.get(&manifest(REPOSITORY, "v1")).status, 200);
+    let path = blob(REPOSITORY, digest);
+    let mut one = first.begin(&path);
+    one.read_head();
+    one.read_body(MIB);
+    until("other parts", || registry.count("GET", &path) > 4);
+    let mut other = second.begin(&path);
+    other.read_head();
+    gate.open();
+    let (body, is_complete) = other.read_to_end();
+    assert!(is_complete && body == content);
+    assert!(one.read_to_end().1);
+}
