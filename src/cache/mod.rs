@@ -28,6 +28,7 @@ mod lists;
 mod maintenance;
 mod manifests;
 mod negative;
+mod poller;
 mod prefetch;
 mod scheduler;
 mod status;

@@ -70,7 +70,7 @@ pub use gc::{
     Eviction, Evictor, GRACE, PinError, PinSettings, Pins, PruneError, Removal, Sweep, Swept,
     read_pins,
 };
-pub use locks::{BundleLock, CommitLock, JobLease, PeriodicJob, SweepLocked};
+pub use locks::{BundleLock, CommitLock, FetchLock, JobLease, PeriodicJob, SweepLocked};
 pub use names::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, Graph, GraphBlob, GraphManifest,
     ListRecord, ManifestRecord, RepositoryNames, RepositoryTimes, StoredImage, TagRecord,

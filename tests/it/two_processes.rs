@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::larder::{Settings, blob, manifest, until};
+use crate::support::larder::{Settings, blob, files, manifest, until};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -59,6 +59,51 @@ fn second_process_follows_the_first_one_from_the_first_byte() {
 }
 
 #[test]
+fn processes_send_one_request_for_a_manifest() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    for reference in ["v1", &image.digest()] {
+        registry.clear_requests();
+        let gate = Gate::new();
+        registry.fault(On::get_manifest(reference).times(1), Fault::Gate(gate.clone()));
+        let first = Larder::start(&registry);
+        let others = [(); 3].map(|()| first.second());
+        let path = manifest(REPOSITORY, reference);
+        let mut clients = vec![first.begin(&path)];
+        gate.wait_until_reached(1);
+        clients.extend(others.iter().map(|other| other.begin(&path)));
+        until("the other processes", || {
+            others.iter().all(|other| other.cache().load().manifests == 1)
+        });
+        gate.open();
+        for client in &mut clients {
+            assert!(client.read_response().body == image.manifest());
+        }
+        assert_eq!(registry.count("*", &path), 1, "{reference}");
+    }
+}
+
+#[test]
+fn process_that_gets_no_manifest_leaves_the_request_to_the_next() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let gate = Gate::new();
+    let fails = Fault::All(vec![Fault::status(500), Fault::Gate(gate.clone())]);
+    registry.fault(On::get_manifest("v1").times(1), fails);
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = manifest(REPOSITORY, "v1");
+    let mut one = first.begin(&path);
+    gate.wait_until_reached(1);
+    let mut other = second.begin(&path);
+    gate.open();
+    assert_ne!(one.read_response().status, 200);
+    assert!(other.read_response().body == image.manifest());
+}
+
+#[test]
 fn followed_download_needs_no_fetcher() {
     let site = site();
     let [first, second] = site.larders(|settings| settings.cache.blob_fetchers = 1);
@@ -83,7 +128,9 @@ fn blob_of_unknown_size_is_sent_when_it_is_complete() {
     let second = first.second();
     let path = blob(REPOSITORY, &digest);
     let mut one = first.begin(&path);
-    gate.wait_until_reached(1);
+    // Until then, a second request would be sent and end with its head.
+    let partials = first.cache().store().root().join("partials");
+    until("the partial", || !files(&partials).is_empty());
     let mut other = second.begin(&path);
     until("the other process", || second.cache().flights().len() == 1);
     gate.open();

@@ -1,6 +1,6 @@
 //! Downloads of other processes on the same directory: their partials are followed, and no fetcher waits for them.
 //!
-//! One thread checks all of them, as long as there are any. Their clients receive the bytes that the other process has
+//! One thread checks all of them ([`Poller`]). Their clients receive the bytes that the other process has
 //! written, except the last one, which waits until the blob has its name: then the other process has verified it.
 //!
 //! # Interleavings
@@ -14,34 +14,22 @@
 //! * *A sparse partial grows in its middle.* Bytes count one check after their extent appeared, when they have been copied
 //!   into it.
 
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::incoming::{announce_stored, continue_from};
 use super::{BlobCache, BlobLeader, GrowingFile, Incoming, SizeSource, given_up};
-use crate::cache::{CacheError, lock};
+use crate::cache::CacheError;
+use crate::cache::poller::Poller;
 use crate::client_address::ClientAddress;
 use crate::oci::ImageName;
 use crate::store::{Blob, WatchedPartial};
 
-/// How often the partials are checked.
-const CHECK_EVERY: Duration = Duration::from_millis(20);
 /// Without progress for this long, it is checked whether the partial still has a writer.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
 
-/// The followed downloads. Locked for a few instructions.
-#[derive(Default)]
-pub(super) struct Elsewhere(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    new: Vec<Followed>,
-    is_running: bool,
-}
-
 /// A flight whose blob another process downloads.
-struct Followed {
+pub(super) struct Followed {
     name: ImageName,
     leader: BlobLeader,
     size_hint: Option<u64>,
@@ -51,12 +39,6 @@ struct Followed {
     /// What was written at the last check: from the beginning, and in all.
     written: (u64, u64),
     progressed: Instant,
-}
-
-/// What a check has found.
-enum Check {
-    Continue(Box<Followed>),
-    Ended,
 }
 
 impl BlobCache {
@@ -80,50 +62,11 @@ impl BlobCache {
             written: (0, 0),
             progressed: Instant::now(),
         };
-        let mut state = lock(&self.elsewhere.0);
-        state.new.push(followed);
-        if std::mem::replace(&mut state.is_running, true) {
-            return;
-        }
-        drop(state);
-        let cache = Arc::clone(self);
-        let run = move || cache.follow_all();
-        if let Err(error) = thread::Builder::new().name("blob follower".into()).spawn(run) {
-            log::error!("cannot start a thread to follow the download of another process: {error}");
-            let mut state = lock(&self.elsewhere.0);
-            state.is_running = false;
-            // Their flights fail.
-            let failed = std::mem::take(&mut state.new);
-            drop(state);
-            drop(failed);
-        }
+        Poller::add(self, |cache| &cache.elsewhere, BlobCache::check, followed);
     }
 
-    /// Checks the followed downloads until there are none.
-    fn follow_all(self: &Arc<Self>) {
-        let mut all: Vec<Followed> = Vec::new();
-        loop {
-            {
-                let mut state = lock(&self.elsewhere.0);
-                all.append(&mut state.new);
-                state.is_running = !all.is_empty();
-                if !state.is_running {
-                    return;
-                }
-            }
-            let before = std::mem::take(&mut all);
-            for followed in before {
-                if let Check::Continue(followed) = self.check(followed) {
-                    all.push(*followed);
-                }
-            }
-            if !all.is_empty() {
-                thread::sleep(CHECK_EVERY);
-            }
-        }
-    }
-
-    fn check(self: &Arc<Self>, mut followed: Followed) -> Check {
+    /// Checks a followed download, and returns it unless it has ended.
+    fn check(self: &Arc<Self>, mut followed: Followed) -> Option<Followed> {
         let digest = followed.leader.key().1;
         let is_cancelled = followed.leader.flight().is_cancelled();
         if is_cancelled || self.core.stop_if_closed().is_err() {
@@ -131,7 +74,7 @@ impl BlobCache {
         }
         match followed.leader.abandon(given_up(&followed.name)) {
             Some(leader) => followed.leader = leader,
-            None => return Check::Ended,
+            None => return None,
         }
         let partial = followed.partial.take().filter(WatchedPartial::is_partial);
         let partial = match partial {
@@ -155,7 +98,7 @@ impl BlobCache {
                         Some(partial) => partial,
                         // It may be about to be created.
                         None if followed.progressed.elapsed() < IDLE_AFTER => {
-                            return Check::Continue(Box::new(followed));
+                            return Some(followed);
                         }
                         None => return self.fetch_again(followed),
                     }
@@ -185,11 +128,15 @@ impl BlobCache {
             return self.fetch_again(followed);
         }
         followed.partial = Some(partial);
-        Check::Continue(Box::new(followed))
+        Some(followed)
     }
 
     /// Downloads the blob in place of a writer that stalls.
-    fn take_over(self: &Arc<Self>, followed: Followed, partial: &WatchedPartial) -> Check {
+    fn take_over(
+        self: &Arc<Self>,
+        followed: Followed,
+        partial: &WatchedPartial,
+    ) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         log::warn!(
             "{name}@{}: another process on this directory downloads it and makes no progress; it is not waited for",
@@ -210,23 +157,27 @@ impl BlobCache {
             }
             Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
         }
-        Check::Ended
+        None
     }
 
     /// Gives the flight to a fetcher: the other process has given up.
-    fn fetch_again(self: &Arc<Self>, followed: Followed) -> Check {
+    fn fetch_again(self: &Arc<Self>, followed: Followed) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         match self.core.purpose(&name, client) {
             Ok(purpose) => self.submit_flight(purpose, name, leader, size_hint, None),
             Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
         }
-        Check::Ended
+        None
     }
 
-    fn end(self: &Arc<Self>, followed: Followed, result: Result<Blob, CacheError>) -> Check {
+    fn end(
+        self: &Arc<Self>,
+        followed: Followed,
+        result: Result<Blob, CacheError>,
+    ) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         self.end_flight(name, leader, size_hint, client, result);
-        Check::Ended
+        None
     }
 }
 

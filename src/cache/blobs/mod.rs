@@ -24,6 +24,7 @@ use super::core::Core;
 use super::eviction::EvictionService;
 use super::manifests::ManifestCache;
 use super::negative::Asked;
+use super::poller::Poller;
 use super::scheduler::{Length, Purpose as JobPurpose};
 use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
@@ -39,7 +40,7 @@ pub use retry::RetryPolicy;
 pub use wait::BlobWait;
 
 use additional::REFUSING_REMEMBERED;
-use elsewhere::Elsewhere;
+use elsewhere::Followed;
 use fetch::Fetched;
 use wait::WaitsFor;
 
@@ -99,7 +100,7 @@ pub(super) struct BlobCache {
     /// Downloads that wait for a fetcher in the background, so that each is queued once.
     queued_in_background: Mutex<HashSet<BlobKey>>,
     /// Downloads of other processes on this directory that are followed.
-    elsewhere: Elsewhere,
+    elsewhere: Poller<Followed>,
 }
 
 impl BlobCache {
@@ -118,7 +119,7 @@ impl BlobCache {
             wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
             refusing: Mutex::new(BoundedCache::new(REFUSING_REMEMBERED)),
             queued_in_background: Mutex::default(),
-            elsewhere: Elsewhere::default(),
+            elsewhere: Poller::default(),
         }
     }
 

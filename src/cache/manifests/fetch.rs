@@ -9,7 +9,7 @@ use crate::cache::freshness::{Belief, OnUpstreamDelete};
 use crate::cache::negative::Asked;
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, MediaType, Reference, Tag};
-use crate::store::{Access, Document, ManifestRecord, StoreError, TagRecord};
+use crate::store::{Access, Document, FetchLock, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
 
 /// Receives a manifest that is verified and not stored yet.
@@ -17,8 +17,8 @@ type Early<'a> = &'a dyn Fn(&Found);
 
 impl ManifestCache {
     /// The work of a manifest flight, on a fetcher. The flight ends when the manifest is verified; the work ends when it
-    /// is stored.
-    pub(in crate::cache) fn fetch_manifest(&self, leader: ManifestLeader) {
+    /// is stored, and with it the lock of the request.
+    pub(super) fn fetch_manifest_under(&self, leader: ManifestLeader, request: Option<FetchLock>) {
         let (name, reference) = leader.key().clone();
         let (leader, pending_tag) = (Cell::new(Some(leader)), Cell::new(None));
         let end = |result: Result<Found, CacheError>| {
@@ -53,6 +53,7 @@ impl ManifestCache {
         };
         end(result);
         drop(pending_tag);
+        drop(request);
     }
 
     /// Fetches a manifest unless it is at hand.

@@ -3,6 +3,7 @@
 //! This module must not know blob downloads, lists or prefetching, which are built on it.
 
 mod content;
+mod elsewhere;
 mod fetch;
 mod heads;
 mod pending;
@@ -17,6 +18,7 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::freshness::Belief;
 use super::negative::Asked;
+use super::poller::Poller;
 use super::scheduler::Length;
 use super::{CacheError, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
@@ -25,6 +27,7 @@ use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
 use crate::store::Access;
 
 use content::{Checked, Content, Found, MEMORY_BYTES_MAX};
+use elsewhere::Awaited;
 use pending::PendingTable;
 
 pub use content::ManifestAnswer;
@@ -69,6 +72,8 @@ pub(super) struct ManifestCache {
     in_use: Mutex<HashMap<Digest, Weak<Content>>>,
     /// Manifests and tags that are being stored.
     pending: PendingTable,
+    /// Manifests that other processes on this directory request.
+    elsewhere: Poller<Awaited>,
     /// HEAD responses for tags that are not cached.
     heads_by_tag: Mutex<BoundedCache<(ImageName, Tag), heads::KnownHead>>,
     /// The same by digest, until a manifest with that digest is cached.
@@ -90,6 +95,7 @@ impl ManifestCache {
             hot: Mutex::new(BoundedCache::new(HOT_MANIFESTS)),
             in_use: Mutex::default(),
             pending: PendingTable::default(),
+            elsewhere: Poller::default(),
             heads_by_tag: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             tags_by_digest: Mutex::new(BoundedCache::new(heads::HEADS_REMEMBERED)),
             sizes_from_manifests: Arc::new(Mutex::new(BoundedCache::new(SIZES_REMEMBERED))),

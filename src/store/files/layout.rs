@@ -148,6 +148,11 @@ impl Layout {
         self.incoming().join("bundle.lock")
     }
 
+    /// Held by the process that requests a document. Its name makes it a leftover when the process is killed.
+    pub(in crate::store) fn fetch_lock(&self, document: &Digest) -> PathBuf {
+        self.incoming().join(format!("{TEMPORARY}fetch-{}", document.hex()))
+    }
+
     /// Held by the process that rewrites `index.json`.
     pub(in crate::store) fn index_lock(&self) -> PathBuf {
         self.incoming().join("index.lock")

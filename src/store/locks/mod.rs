@@ -2,6 +2,7 @@
 //! periodic jobs.
 
 mod commit;
+mod fetch;
 mod file_lock;
 mod flock;
 mod lease;
@@ -10,5 +11,6 @@ mod lease;
 mod interleavings;
 
 pub use commit::{BundleLock, CommitLock, SweepLocked};
+pub use fetch::FetchLock;
 pub(super) use file_lock::FileLock;
 pub use lease::{JobLease, PeriodicJob};
