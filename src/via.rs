@@ -26,9 +26,18 @@ const PREFIX: &str = "larder-";
 /// The number of hexadecimal digits after the prefix.
 const DIGITS: usize = 16;
 
+/// Marks the entry of a Larder that sends a request to its peer.
+const PEER: &str = "(peer)";
+
 /// The Larders that a request has passed, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Via(Option<Arc<[String]>>);
+pub struct Via {
+    hops: Option<Arc<[String]>>,
+    /// Whether the last of them is a peer of this one.
+    is_from_peer: bool,
+    /// Whether the next one is a peer of this one.
+    is_to_peer: bool,
+}
 
 /// A request has returned to this process, or has passed too many Larders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,22 +72,38 @@ impl Via {
 
     fn received<'a>(lines: impl IntoIterator<Item = &'a str>, own: &str) -> Result<Via, Loop> {
         let entries = lines.into_iter().flat_map(|line| line.split(','));
-        let names = entries.filter_map(|entry| entry.split_whitespace().nth(1));
-        let hops: Vec<String> = names.filter(|name| is_larder(name)).map(str::to_owned).collect();
+        let (mut hops, mut is_from_peer): (Vec<String>, bool) = (Vec::new(), false);
+        for entry in entries {
+            let mut words = entry.split_whitespace().skip(1);
+            if let Some(name) = words.next().filter(|name| is_larder(name)) {
+                hops.push(name.to_owned());
+                is_from_peer = words.next() == Some(PEER);
+            }
+        }
         match hops.last() {
             None => Ok(Via::default()),
             Some(last) if hops.len() > HOPS_MAX || hops.iter().any(|hop| hop == own) => {
                 Err(Loop { sender: last.clone() })
             }
-            Some(_) => Ok(Via(Some(hops.into()))),
+            Some(_) => Ok(Via { hops: Some(hops.into()), is_from_peer, is_to_peer: false }),
         }
     }
 
     /// Whether this process waits for a response of one of these Larders about the same content.
     pub fn is_asked_for(&self, what: &str) -> bool {
-        let Some(hops) = &self.0 else { return false };
+        let Some(hops) = &self.hops else { return false };
         let asked = asked();
         hops.iter().any(|hop| asked.contains(&(hop.clone(), what.to_owned())))
+    }
+
+    /// Whether a peer of this Larder has sent the request. It is not passed on to another one.
+    pub fn is_from_peer(&self) -> bool {
+        self.is_from_peer
+    }
+
+    /// The chain of a request to a peer.
+    pub fn to_peer(self) -> Via {
+        Via { is_to_peer: true, ..self }
     }
 
     /// Runs `work` as part of this chain.
@@ -146,8 +171,10 @@ pub fn current() -> Via {
 /// The value of the `Via` header for a request from this process.
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().flat_map(|hops| hops.iter()).try_for_each(|hop| write!(f, "1.1 {hop}, "))?;
-        write!(f, "1.1 {}", instance())
+        let hops = self.hops.iter().flat_map(|hops| hops.iter());
+        hops.into_iter().try_for_each(|hop| write!(f, "1.1 {hop}, "))?;
+        write!(f, "1.1 {}", instance())?;
+        if self.is_to_peer { write!(f, " {PEER}") } else { Ok(()) }
     }
 }
 
@@ -182,6 +209,16 @@ mod tests {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
             assert!(parse(&lines).is_err(), "{lines:?}");
         }
+    }
+
+    #[test]
+    fn a_request_of_a_peer_is_recognized() {
+        let parse = |line: &str| Via::received([line], OWN).unwrap();
+        let sent = parse(&format!("1.1 {OTHER}")).to_peer().to_string();
+        assert!(sent.ends_with(" (peer)"), "{sent}");
+        assert!(parse(&sent.replace(instance(), "larder-00000000000000cc")).is_from_peer());
+        assert!(!parse(&format!("1.1 {OTHER} (peer), 1.1 larder-00000000000000cc")).is_from_peer());
+        assert!(!Via::default().is_from_peer());
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Handlers {
             Route::List { .. } => "list",
         };
         let cache = self.cache.for_client(request.client_address());
-        let call = Call { cache, addressing, kind };
+        let call = Call { cache, addressing, kind, is_from_peer: via::current().is_from_peer() };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -196,6 +196,8 @@ struct Call {
     addressing: Addressing,
     /// The kind of content, as a label value of the metrics.
     kind: &'static str,
+    /// Whether a peer has sent the request.
+    is_from_peer: bool,
 }
 
 impl Call {

@@ -56,6 +56,11 @@ pub enum ConfigError {
         /// The problem, and the fix.
         reason: String,
     },
+    /// `peers` contradicts itself.
+    Peers {
+        /// The problem, and the fix.
+        reason: String,
+    },
     /// An environment variable has an invalid value.
     Environment {
         /// Its name.
@@ -92,6 +97,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "registries: {name} is listed twice: merge the two entries")
             }
             ConfigError::Registry { name, reason } => write!(f, "registries: {name}: {reason}"),
+            ConfigError::Peers { reason } => write!(f, "peers: {reason}"),
             ConfigError::Parent { url, reason } => write!(f, "parents: {url}: {reason}"),
             ConfigError::Environment { variable, reason } => {
                 write!(f, "the environment variable {variable}: {reason}")

@@ -137,6 +137,8 @@ section! {
         /// Other Larders, or mirrors that expect `?ns=`, which are asked before each registry: URLs, or maps with the keys
         /// of [endpoints](#endpoints). See [Parents](#parents).
         AtOnce "parents" parents: Vec<EndpointEntry> = vec![];
+        /// Larders that share their caches with this one: replicas, or the nodes of a cluster. See [Peers](#peers).
+        AtOnce "peers" peers: Option<PeersEntry> = None;
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
@@ -292,6 +294,24 @@ section! {
         /// As `repositories` of the registry.
         "repositories" repositories: Vec<RepositoriesEntry> = vec![];
         /// As `tls` of the registry.
+        "tls" tls: Option<TlsEntry> = None;
+    }
+}
+
+section! {
+    /// `peers`: either `dns` or `urls`.
+    PeersEntry {
+        /// A name whose addresses are the members, such as that of a headless Service. It is looked up every 5 s.
+        "dns" dns: Option<String> = None;
+        /// The port of the members that `dns` finds.
+        "port" port: Integer<u16> = Integer(8080);
+        /// The scheme of the members that `dns` finds. With `https`, their certificates must be valid for their addresses.
+        "scheme" scheme: SchemeName = SchemeName::Http;
+        /// The URLs of the members, the same list for all of them.
+        "urls" urls: Vec<Text<EndpointUrl>> = vec![];
+        /// Credentials of the members, if they require some (`serverAuthConfig`).
+        "auth" auth: Option<AuthEntry> = None;
+        /// TLS to the members.
         "tls" tls: Option<TlsEntry> = None;
     }
 }

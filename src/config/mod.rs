@@ -173,6 +173,8 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
     }
     file.registries.iter_mut().try_for_each(registry::move_to_endpoints)?;
     registry::set_expiries(&mut file.parents);
+    let auth_of_peers = file.peers.iter_mut().filter_map(|peers| peers.auth.as_mut());
+    auth_of_peers.for_each(auth::set_expiry);
     let listen = SocketAddr::new(file.host.0, file.port.0);
     Ok(Settings {
         log_level: file.log_level.0,
@@ -290,6 +292,7 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
         timeouts.metadata = timeouts.headers;
     }
     Ok(upstream::Settings {
+        peers: file.peers.as_ref().map(registry::peers).transpose()?,
         parents: registry::parents(&file.parents)?,
         registries: file.registries.iter().map(registry::settings).collect::<Result<_, _>>()?,
         unlisted: match file.unlisted_registries {

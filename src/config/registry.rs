@@ -1,14 +1,15 @@
 //! One entry of `registries` as settings: endpoints with their TLS and credentials.
 
 use super::file::{
-    EndpointEntry, EndpointKindName, EndpointMap, RegistryEntry, SchemeName, TlsEntry,
+    EndpointEntry, EndpointKindName, EndpointMap, PeersEntry, RegistryEntry, SchemeName, TlsEntry,
 };
 use super::value::EndpointUrl;
 use super::{ConfigError, auth};
 use crate::certificates::IdentityFiles;
 use crate::oci::Upstream;
 use crate::upstream::{
-    Endpoint, EndpointKind, EndpointSettings, RegistrySettings, Scheme, TlsSettings,
+    Endpoint, EndpointKind, EndpointSettings, PeerMembers, PeerSettings, RegistrySettings, Scheme,
+    TlsSettings,
 };
 
 /// Moves `auth`, `repositories` and `tls` of an entry to its only endpoint, which is the registry itself if the
@@ -117,6 +118,38 @@ fn endpoint(entry: &EndpointMap, name: &Upstream) -> Result<EndpointSettings, St
         Some(EndpointKindName::Registry) | None => EndpointKind::Registry,
     };
     Ok(EndpointSettings { endpoint, kind, tls, credentials })
+}
+
+/// The settings of `peers`.
+///
+/// # Errors
+/// [`ConfigError::Peers`] if the entry contradicts itself.
+pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
+    let refuse = |reason: &str| ConfigError::Peers { reason: reason.to_owned() };
+    let scheme = match entry.scheme {
+        SchemeName::Http => Scheme::Http,
+        SchemeName::Https => Scheme::Https,
+    };
+    let members = match (&entry.dns, &entry.urls[..]) {
+        (Some(name), []) => PeerMembers::Named { name: name.clone(), port: entry.port.0, scheme },
+        (None, urls @ [_, ..]) => {
+            PeerMembers::Listed(urls.iter().map(|url| url.0.0.clone()).collect())
+        }
+        (Some(_), _) => return Err(refuse("dns and urls exclude each other")),
+        (None, []) => return Err(refuse("name the members with dns or urls")),
+    };
+    let host = match &members {
+        PeerMembers::Named { name, .. } => name.as_str(),
+        PeerMembers::Listed(endpoints) => endpoints.first().map_or("", |first| &first.authority),
+    };
+    let host: Upstream = host.parse().map_err(|_| refuse("dns is not a host name"))?;
+    let tls = entry.tls.as_ref().map(tls_settings).transpose().map_err(|reason| refuse(&reason))?;
+    let credentials =
+        auth::credentials(&host, entry.auth.as_ref(), &[]).map_err(|reason| refuse(&reason))?;
+    let endpoint = Endpoint::of(&host, scheme);
+    let tls = tls.unwrap_or_default();
+    let access = EndpointSettings { endpoint, kind: EndpointKind::Peer, tls, credentials };
+    Ok(PeerSettings { members, access })
 }
 
 fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {

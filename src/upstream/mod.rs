@@ -39,8 +39,8 @@ pub use auth::{
 };
 pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
-    BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, Registries, RegistryChanges,
-    RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
+    BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, PeerMembers, PeerSettings,
+    Registries, RegistryChanges, RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use network::{

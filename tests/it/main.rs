@@ -76,6 +76,7 @@ mod commands;
 // Pruning, by command and by schedule.
 mod pruning;
 // Pins.
+mod peers;
 mod pins;
 // Eviction.
 mod eviction;

@@ -1,5 +1,6 @@
 //! Two processes on one directory: one of them downloads, and the other follows its partial.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::larder::{Settings, blob, files, manifest, until};
@@ -130,7 +131,8 @@ fn blob_of_unknown_size_is_sent_when_it_is_complete() {
     let mut one = first.begin(&path);
     // Until then, a second request would be sent and end with its head.
     let partials = first.cache().store().root().join("partials");
-    until("the partial", || !files(&partials).is_empty());
+    let is_written = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
+    until("the partial", || files(&partials).iter().any(is_written));
     let mut other = second.begin(&path);
     until("the other process", || second.cache().flights().len() == 1);
     gate.open();

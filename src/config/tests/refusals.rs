@@ -177,3 +177,16 @@ fn parents_are_larders_and_listed_once() {
         assert!(error.contains("parents: ") && error.contains(words), "{error}");
     }
 }
+
+#[test]
+fn peers_are_named_in_one_way() {
+    for (text, words) in [
+        ("{}", "name the members with dns or urls"),
+        ("{dns: a.svc, urls: ['http://a:1']}", "exclude each other"),
+        ("{dns: 'a b'}", "not a host name"),
+        ("{dns: a.svc, tls: {key: /k}}", "tls.key needs tls.cert"),
+    ] {
+        let error = settings(&format!("peers: {text}")).unwrap_err().to_string();
+        assert!(error.contains("peers: ") && error.contains(words), "{error}");
+    }
+}

@@ -4,15 +4,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ureq::http::{HeaderMap, header};
 
+use super::registry::EndpointKind;
 use super::session::Session;
 use crate::oci::Upstream;
-use crate::upstream::error::UpstreamError;
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::response::texts;
-use crate::via::{self, Asking};
+use crate::via::{self, Asking, Via};
 
 pub(super) struct LarderEndpoint {
     /// The registry that requests name.
     namespace: Upstream,
+    kind: EndpointKind,
     instance: Mutex<Instance>,
 }
 
@@ -25,9 +27,22 @@ enum Instance {
 }
 
 impl LarderEndpoint {
-    pub(super) fn new(namespace: &Upstream) -> LarderEndpoint {
+    pub(super) fn new(namespace: &Upstream, kind: EndpointKind) -> LarderEndpoint {
         let instance = Mutex::new(Instance::Unknown);
-        LarderEndpoint { namespace: namespace.clone(), instance }
+        LarderEndpoint { namespace: namespace.clone(), kind, instance }
+    }
+
+    /// The chain of a request to it, for the current work.
+    pub(super) fn chain(&self) -> Via {
+        match self.kind {
+            EndpointKind::Peer => via::current().to_peer(),
+            EndpointKind::Larder | EndpointKind::Registry => via::current(),
+        }
+    }
+
+    /// Whether it is known to be this process.
+    pub(super) fn is_this_process(&self) -> bool {
+        matches!(&*self.instance(), Instance::Known(Some(name)) if name == via::instance())
     }
 
     /// The path of a request, with the registry.
@@ -39,7 +54,7 @@ impl LarderEndpoint {
     /// Notes that a request to it is under way, for [`Via::is_asked_for`](via::Via::is_asked_for).
     ///
     /// # Errors
-    /// [`UpstreamError`] if its name is unknown and it does not answer.
+    /// [`UpstreamError`] if its name is unknown and it does not answer, or if it is this process.
     pub(super) fn asking(
         &self,
         session: &Session,
@@ -57,6 +72,9 @@ impl LarderEndpoint {
                 instance
             }
         };
+        if instance.as_deref() == Some(via::instance()) {
+            return Err(UpstreamError::new(session.url(), UpstreamErrorKind::Loop));
+        }
         let path = path.split('?').next().unwrap_or_default();
         let what = format!("{}{path}", self.namespace);
         Ok(instance.map(|instance| via::asking(instance, what)))

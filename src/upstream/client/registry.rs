@@ -40,6 +40,8 @@ pub enum EndpointKind {
     /// A Larder, or another mirror of many registries that expects the name of the registry in `ns`. What it does not
     /// have may exist nevertheless.
     Larder,
+    /// A Larder that shares its cache with this one, and is asked for what it is responsible for.
+    Peer,
 }
 
 /// One entry of `registries[].endpoints`, or of `parents`.
@@ -79,8 +81,8 @@ impl Registry {
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
-        let is_larder = endpoint.kind == EndpointKind::Larder;
-        let larder = is_larder.then(|| LarderEndpoint::new(upstream));
+        let is_larder = endpoint.kind != EndpointKind::Registry;
+        let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
         Registry { session, larder, timeouts }
     }
@@ -99,6 +101,11 @@ impl Registry {
     /// Whether the remaining pulls of the rate limit should be kept for clients.
     pub(in crate::upstream) fn is_low_on_pulls(&self, now: Instant) -> bool {
         self.session.is_low_on_pulls(now)
+    }
+
+    /// Whether it is known to be this process.
+    pub(in crate::upstream) fn is_this_process(&self) -> bool {
+        self.larder.as_ref().is_some_and(LarderEndpoint::is_this_process)
     }
 
     /// The rate limit that the registry reported last.
@@ -151,7 +158,7 @@ impl Registry {
     fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let Some(larder) = &self.larder else { return self.session.ask(ask) };
         let _asking = larder.asking(&self.session, &ask.path)?;
-        let answer = self.session.ask(ask)?;
+        let answer = larder.chain().enter(|| self.session.ask(ask))?;
         larder.learn(answer.response.headers());
         Ok(answer)
     }

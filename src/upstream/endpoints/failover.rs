@@ -12,39 +12,30 @@
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
+use super::breaker::BreakerPolicy;
+use super::guarded::{EndpointStatus, GuardedEndpoint, RateLimits};
+use super::peers::{PEERS_ASKED, Peers};
 use super::throttle::{RealTime, Throttle};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
-use crate::units::duration;
-use crate::upstream::client::{RateLimit, Registry};
+use crate::upstream::client::Registry;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source};
+use crate::via;
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
     upstream: Upstream,
-    endpoints: Vec<GuardedEndpoint>,
+    endpoints: Vec<Arc<GuardedEndpoint>>,
+    /// Asked first, for what they are responsible for.
+    peers: Option<Arc<Peers>>,
     /// Limits the rate of blobs, over all endpoints together.
     throttle: Option<Arc<Throttle>>,
     /// Whether it has ever returned content.
     has_answered: AtomicBool,
-}
-
-/// An endpoint with its circuit breaker.
-struct GuardedEndpoint {
-    registry: Registry,
-    /// Locked for a lookup or a change, never during a request.
-    health: Mutex<Health>,
-}
-
-struct Health {
-    breaker: Breaker,
-    /// The latest failure that the breaker counted.
-    last_failure: Option<UpstreamError>,
 }
 
 /// The status of a registry's endpoints.
@@ -54,21 +45,6 @@ pub struct UpstreamStatus {
     pub upstream: Upstream,
     /// Its endpoints, in the order in which they are tried.
     pub endpoints: Vec<EndpointStatus>,
-}
-
-/// The status of an endpoint.
-#[derive(Debug, Clone)]
-pub struct EndpointStatus {
-    /// Scheme, host and port.
-    pub url: String,
-    /// Whether requests are sent to it.
-    pub breaker: BreakerState,
-    /// Failures since its last success.
-    pub failures: u32,
-    /// The latest failure, with method and URL of its request.
-    pub last_failure: Option<String>,
-    /// The rate limit that it reported last.
-    pub quota: Option<RateLimit>,
 }
 
 /// How often each endpoint of a registry has failed to deliver one blob: its body broke off or was wrong. The next
@@ -112,12 +88,36 @@ impl Failover {
         registries: impl IntoIterator<Item = Registry>,
         policy: BreakerPolicy,
     ) -> Failover {
-        let guarded = |registry| GuardedEndpoint {
-            registry,
-            health: Mutex::new(Health { breaker: Breaker::new(policy), last_failure: None }),
-        };
+        let guarded = |registry| Arc::new(GuardedEndpoint::new(registry, policy));
         let endpoints = registries.into_iter().map(guarded).collect();
-        Failover { upstream, endpoints, throttle: None, has_answered: AtomicBool::new(false) }
+        let (peers, throttle, has_answered) = (None, None, AtomicBool::new(false));
+        Failover { upstream, endpoints, peers, throttle, has_answered }
+    }
+
+    /// Asks these peers first.
+    pub(super) fn with_peers(self, peers: Option<Arc<Peers>>) -> Failover {
+        Failover { peers, ..self }
+    }
+
+    /// The endpoints for some content: first those of the responsible peers, then its own. The positions do not depend on
+    /// how many peers there are.
+    fn route(&self, content: &str) -> Vec<Option<Arc<GuardedEndpoint>>> {
+        let own = self.endpoints.iter().cloned().map(Some);
+        match &self.peers {
+            // A peer's request is for what this process is responsible for.
+            Some(_) if via::current().is_from_peer() => {
+                [const { None }; PEERS_ASKED].into_iter().chain(own).collect()
+            }
+            Some(peers) => {
+                peers.responsible(&self.upstream, content).into_iter().chain(own).collect()
+            }
+            None => own.collect(),
+        }
+    }
+
+    /// The position of the first endpoint of its own.
+    fn first_own(&self) -> usize {
+        if self.peers.is_some() { PEERS_ASKED } else { 0 }
     }
 
     /// Limits the rate of blobs to `rate` bytes per second.
@@ -154,29 +154,45 @@ impl Failover {
     /// Tries the endpoints in order until one succeeds.
     fn ask<T>(
         &self,
+        content: &str,
         rate_limits: RateLimits,
         ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let order: Vec<usize> = (0..self.endpoints.len()).collect();
-        self.ask_in(&order, rate_limits, |_, registry| ask(registry))
+        let route = self.route(content);
+        let order: Vec<usize> = (0..route.len()).collect();
+        self.ask_in(&route, &order, rate_limits, |_, registry| ask(registry))
     }
 
     fn ask_in<T>(
         &self,
+        route: &[Option<Arc<GuardedEndpoint>>],
         order: &[usize],
         rate_limits: RateLimits,
         ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let mut failure: Option<UpstreamError> = None;
+        // Whether this process has recognized itself as the peer to ask.
+        let mut is_responsible = false;
         for &index in order {
-            let endpoint = &self.endpoints[index];
+            let Some(endpoint) = &route[index] else { continue };
+            if is_responsible && index < PEERS_ASKED {
+                continue;
+            }
             match endpoint.ask(&self.upstream, rate_limits, |registry| ask(index, registry)) {
                 Ok(answer) => {
                     self.note_answer();
                     return Ok(answer);
                 }
                 Err(error) => {
-                    log::debug!("{}: endpoint {}: {error}", self.upstream, index + 1);
+                    log::debug!("{}: {}: {error}", self.upstream, endpoint.registry.url());
+                    if let Some(peers) = self.peers.as_ref().filter(|_| index < PEERS_ASKED)
+                        && endpoint.registry.is_this_process()
+                    {
+                        // The others have a lower rank.
+                        peers.note_this_process(&endpoint.registry.url());
+                        is_responsible = true;
+                        continue;
+                    }
                     if error.is_no_space() {
                         return Err(error);
                     }
@@ -187,47 +203,12 @@ impl Failover {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| {
-            let reason = "it has no endpoints".into();
-            UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
-        }))
+        Err(failure.unwrap_or_else(|| self.no_endpoint()))
     }
-}
 
-/// Whether a 429 stops further requests to the endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RateLimits {
-    /// It does: manifests and blobs share a quota, and there is another endpoint.
-    Apply,
-    /// It does not. Lists often have separate limits. Without another endpoint the caller decides, since the limit may be
-    /// that of one repository, which a client has chosen.
-    Ignore,
-}
-
-/// What the outcome of a request shows about its endpoint.
-enum Verdict {
-    /// It works.
-    Answers,
-    /// Nothing.
-    Nothing,
-    /// It may be down, or fail for this request only.
-    Doubtful,
-    /// It cannot be used at the moment.
-    Down,
-}
-
-impl Verdict {
-    fn of<T>(rate_limits: RateLimits, result: &Result<T, UpstreamError>) -> Verdict {
-        let Err(error) = result else { return Verdict::Answers };
-        match error.is_endpoint_trouble() {
-            false => Verdict::Answers,
-            true if error.is_about_the_registry() => Verdict::Down,
-            true if !error.is_rate_limit() => Verdict::Doubtful,
-            true => match rate_limits {
-                RateLimits::Apply => Verdict::Down,
-                RateLimits::Ignore => Verdict::Nothing,
-            },
-        }
+    fn no_endpoint(&self) -> UpstreamError {
+        let reason = "it has no endpoints".into();
+        UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
     }
 }
 
@@ -255,124 +236,9 @@ fn rank(kind: &UpstreamErrorKind) -> u32 {
     }
 }
 
-impl GuardedEndpoint {
-    /// Sends a request if the breaker permits it, and reports the outcome to the breaker.
-    fn ask<T>(
-        &self,
-        upstream: &Upstream,
-        rate_limits: RateLimits,
-        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
-    ) -> Result<T, UpstreamError> {
-        let permit = self.health().breaker.permit(Instant::now());
-        match permit {
-            Permit::Ask => {}
-            Permit::Wait(wait) => return Err(self.refusal(wait)),
-            Permit::Probe => {
-                log::info!("{upstream}: asking {} again", self.registry.url());
-                // With a request of Larder's own: the client's request may fail even if the endpoint works.
-                let probed = self.registry.probe();
-                let change = {
-                    let mut health = self.health();
-                    match &probed {
-                        Ok(()) => health.breaker.succeeded(),
-                        Err(error) => {
-                            health.last_failure = Some(error.clone());
-                            health.breaker.failed(Instant::now(), None)
-                        }
-                    }
-                };
-                self.log(upstream, change, probed.as_ref().err());
-                probed?;
-            }
-        }
-        self.ask_anyway(upstream, rate_limits, ask)
-    }
-
-    fn ask_anyway<T>(
-        &self,
-        upstream: &Upstream,
-        rate_limits: RateLimits,
-        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
-    ) -> Result<T, UpstreamError> {
-        let result = ask(&self.registry);
-        let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
-        let mut should_probe = false;
-        let change = {
-            let mut health = self.health();
-            match (verdict, failure) {
-                (Verdict::Nothing, _) => None,
-                (Verdict::Answers, _) | (_, None) => health.breaker.succeeded(),
-                (Verdict::Down, Some(error)) => {
-                    health.last_failure = Some(error.clone());
-                    health.breaker.failed(Instant::now(), error.retry_after())
-                }
-                (Verdict::Doubtful, Some(error)) => {
-                    health.last_failure = Some(error.clone());
-                    should_probe = health.breaker.doubted(Instant::now());
-                    None
-                }
-            }
-        };
-        self.log(upstream, change, failure);
-        if should_probe {
-            self.probe(upstream);
-        }
-        result
-    }
-
-    /// Probes the endpoint after doubtful failures.
-    fn probe(&self, upstream: &Upstream) {
-        let probed = self.registry.probe();
-        let mut health = self.health();
-        let change = match &probed {
-            Ok(()) => health.breaker.succeeded(),
-            Err(_) => health.breaker.confirmed(Instant::now()),
-        };
-        drop(health);
-        self.log(upstream, change, probed.as_ref().err());
-    }
-
-    fn log(&self, upstream: &Upstream, change: Option<Change>, failure: Option<&UpstreamError>) {
-        match (change, failure) {
-            (Some(Change::Closed), _) => {
-                log::info!("{upstream}: {} answers again", self.registry.url());
-            }
-            (Some(Change::Opened(wait)), Some(error)) => log::warn!(
-                "{upstream}: {} is not asked for {}: {error}",
-                self.registry.url(),
-                duration(wait)
-            ),
-            _ => {}
-        }
-    }
-
-    /// The error of a request that the breaker refuses. Contains the failure that opened it.
-    fn refusal(&self, wait: Duration) -> UpstreamError {
-        let last = self.health().last_failure.clone();
-        let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
-        UpstreamError::new(self.registry.url(), kind)
-    }
-
-    fn status(&self, now: Instant) -> EndpointStatus {
-        let health = self.health();
-        EndpointStatus {
-            url: self.registry.url(),
-            breaker: health.breaker.state(now),
-            failures: health.breaker.failures(),
-            last_failure: health.last_failure.as_ref().map(UpstreamError::to_string),
-            quota: self.registry.quota(),
-        }
-    }
-
-    fn health(&self) -> MutexGuard<'_, Health> {
-        // A panic cannot leave an invalid state: each change sets one or two fields, and any state of a breaker is valid.
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Source for Failover {
     fn endpoints(&self) -> usize {
-        self.endpoints.len()
+        self.first_own() + self.endpoints.len()
     }
 
     fn is_low_on_pulls(&self) -> bool {
@@ -384,7 +250,9 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
-        self.ask(self.rate_limits(), |registry| registry.resolve(repository, tag))
+        self.ask(&of_tag(repository, tag), self.rate_limits(), |registry| {
+            registry.resolve(repository, tag)
+        })
     }
 
     fn head(
@@ -392,7 +260,9 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
-        self.ask(self.rate_limits(), |registry| registry.head(repository, tag))
+        self.ask(&of_tag(repository, tag), self.rate_limits(), |registry| {
+            registry.head(repository, tag)
+        })
     }
 
     fn manifest(
@@ -403,7 +273,11 @@ impl Source for Failover {
     ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
-        self.ask(self.rate_limits(), |registry| {
+        let content = match reference {
+            Reference::Digest(digest) => digest.to_string(),
+            Reference::Tag(tag) => of_tag(repository, tag),
+        };
+        self.ask(&content, self.rate_limits(), |registry| {
             registry.manifest(repository, reference, &mut **sink.borrow_mut())
         })
     }
@@ -413,29 +287,41 @@ impl Source for Failover {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        self.ask(self.rate_limits(), |registry| registry.blob_size(repository, digest))
+        self.ask(&digest.to_string(), self.rate_limits(), |registry| {
+            registry.blob_size(repository, digest)
+        })
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
-        let order = ask.endpoint_failures.order(self.endpoints.len());
+        let route = self.route(&ask.digest.to_string());
+        let order = ask.endpoint_failures.order(route.len());
+        let first_own = self.first_own();
         let open = |registry: &Registry| registry.blob(ask);
         let body = |endpoint, body: BlobBody| match &self.throttle {
-            Some(throttle) => {
+            // The limit is that of the link to the registry.
+            Some(throttle) if endpoint >= first_own => {
                 BlobBody { endpoint, reader: Box::new(throttle.slow(body.reader)), ..body }
             }
-            None => BlobBody { endpoint, ..body },
+            _ => BlobBody { endpoint, ..body },
         };
         if let Some(endpoint) = ask.additional_to {
-            return open(&self.endpoints[endpoint].registry).map(|opened| body(endpoint, opened));
+            let Some(Some(asked)) = route.get(endpoint) else { return Err(self.no_endpoint()) };
+            return open(&asked.registry).map(|opened| body(endpoint, opened));
         }
-        let asked = self
-            .ask_in(&order, self.rate_limits(), |index, registry| Ok(body(index, open(registry)?)));
+        let asked = self.ask_in(&route, &order, self.rate_limits(), |index, registry| {
+            Ok(body(index, open(registry)?))
+        });
         match asked {
             // Clients are already receiving this blob, and the download has its own backoff, so the breaker is ignored.
             Err(error) if ask.from > 0 && error.is_circuit_open() => {
-                let first = order[0];
-                let asked =
-                    self.endpoints[first].ask_anyway(&self.upstream, self.rate_limits(), open);
+                let Some((first, Some(endpoint))) = order
+                    .iter()
+                    .map(|at| (*at, &route[*at]))
+                    .find(|(_, endpoint)| endpoint.is_some())
+                else {
+                    return Err(error);
+                };
+                let asked = endpoint.ask_anyway(&self.upstream, self.rate_limits(), open);
                 asked.map(|opened| body(first, opened))
             }
             other => other,
@@ -449,7 +335,7 @@ impl Source for Failover {
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(RateLimits::Ignore, |registry| {
+        self.ask(repository.as_str(), RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
         })
     }
@@ -462,14 +348,20 @@ impl Source for Failover {
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(RateLimits::Ignore, |registry| {
+        self.ask(&digest.to_string(), RateLimits::Ignore, |registry| {
             registry.referrers(repository, digest, query, &mut **sink.borrow_mut())
         })
     }
 }
 
+fn of_tag(repository: &Repository, tag: &Tag) -> String {
+    format!("{repository}:{tag}")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

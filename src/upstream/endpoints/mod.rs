@@ -2,11 +2,15 @@
 
 mod breaker;
 mod failover;
+mod guarded;
+mod peers;
 mod registries;
 mod throttle;
 mod unlisted;
 
 pub use breaker::{BreakerPolicy, BreakerState};
-pub use failover::{EndpointFailures, EndpointStatus, UpstreamStatus};
+pub use failover::{EndpointFailures, UpstreamStatus};
+pub use guarded::EndpointStatus;
+pub use peers::{PeerMembers, PeerSettings};
 pub use registries::{Registries, RegistryChanges, RegistrySettings, Settings};
 pub use unlisted::UnlistedRegistries;

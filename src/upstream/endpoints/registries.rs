@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::breaker::BreakerPolicy;
 use super::failover::{Failover, UpstreamStatus};
+use super::peers::{PeerSettings, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
 use crate::oci::Upstream;
 use crate::upstream::client::{EndpointSettings, Registry};
@@ -18,6 +19,8 @@ use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKin
 /// The settings of all upstreams.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
+    /// Larders that share their caches with this one. They are asked first.
+    pub peers: Option<PeerSettings>,
     /// Larders that are asked before each registry.
     pub parents: Vec<EndpointSettings>,
     /// The listed registries.
@@ -59,6 +62,8 @@ struct Table {
     unlisted_ports: UnlistedPorts,
     /// The unlisted registries used so far.
     others: Mutex<UnlistedTable>,
+    /// Their settings, and the peers.
+    peers: Option<(PeerSettings, Arc<Peers>)>,
     parents: Vec<EndpointSettings>,
     timeouts: Timeouts,
     breaker: BreakerPolicy,
@@ -138,6 +143,14 @@ impl Registries {
 
 impl Table {
     fn new(settings: Settings) -> Table {
+        let registries = settings.registries.clone();
+        let mut table = Table::without_registries(settings, None);
+        registries.into_iter().for_each(|entry| table.list(entry));
+        table
+    }
+
+    /// A table of these settings, and with these peers, if there are any.
+    fn without_registries(settings: Settings, peers: Option<(PeerSettings, Arc<Peers>)>) -> Table {
         let roots = || Some(TlsSettings::default());
         let proxies = Arc::new(settings.proxies);
         let agent = |guard| LazyAgent::new(guard, roots(), settings.timeouts, Arc::clone(&proxies));
@@ -146,27 +159,34 @@ impl Table {
             private_too: agent(Guard::PrivateToo),
             proxies: Arc::clone(&proxies),
         });
-        let mut table = Table {
+        let breaker = settings.breaker;
+        let start = |settings: PeerSettings| {
+            let peers = Peers::start(settings.clone(), breaker, Arc::clone(&foreign));
+            (settings, peers)
+        };
+        Table {
             listed: HashMap::new(),
             unlisted: settings.unlisted,
             unlisted_ports: settings.unlisted_ports,
             others: Mutex::default(),
+            peers: peers.or_else(|| settings.peers.map(start)),
             parents: settings.parents,
             timeouts: settings.timeouts,
             breaker: settings.breaker,
             foreign,
-        };
-        for entry in settings.registries {
-            table.list(entry);
         }
-        table
+    }
+
+    fn peers(&self) -> Option<Arc<Peers>> {
+        self.peers.as_ref().map(|(_, peers)| Arc::clone(peers))
     }
 
     fn list(&mut self, settings: RegistrySettings) {
         let endpoints = self.configured(&settings.upstream, &settings.endpoints);
         let endpoints = self.configured(&settings.upstream, &self.parents).chain(endpoints);
         let failover = Failover::new(settings.upstream.clone(), endpoints, self.breaker)
-            .with_rate_limit(settings.rate_limit);
+            .with_rate_limit(settings.rate_limit)
+            .with_peers(self.peers());
         let failover = Arc::new(failover);
         self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
     }
@@ -188,8 +208,10 @@ impl Table {
         let has_same_transport = self.timeouts == settings.timeouts
             && self.breaker == settings.breaker
             && self.parents == settings.parents
+            && self.peers.as_ref().map(|(peers, _)| peers) == settings.peers.as_ref()
             && *self.foreign.proxies == settings.proxies;
-        let mut new = Table::new(Settings { registries: Vec::new(), ..settings.clone() });
+        let peers = self.peers.clone().filter(|_| has_same_transport);
+        let mut new = Table::without_registries(settings.clone(), peers);
         if has_same_transport {
             new.foreign = Arc::clone(&self.foreign);
         }
@@ -231,7 +253,7 @@ impl Table {
             let ports = self.unlisted_ports.clone();
             let registry = Registry::unlisted(upstream, self.timeouts, foreign, ports);
             let endpoints = self.configured(upstream, &self.parents).chain([registry]);
-            Failover::new(upstream.clone(), endpoints, self.breaker)
+            Failover::new(upstream.clone(), endpoints, self.breaker).with_peers(self.peers())
         })
     }
 

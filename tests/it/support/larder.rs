@@ -349,6 +349,7 @@ impl Settings {
                 ..cache::Settings::default()
             },
             upstream: upstream::Settings {
+                peers: None,
                 parents: Vec::new(),
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,

@@ -1,0 +1,203 @@
+//! An endpoint with its circuit breaker, which stops requests to one that cannot be used at the moment.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
+use crate::oci::Upstream;
+use crate::units::duration;
+use crate::upstream::client::{RateLimit, Registry};
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+
+/// An endpoint with its circuit breaker.
+pub(super) struct GuardedEndpoint {
+    pub(super) registry: Registry,
+    /// Whether one timeout is enough to stop asking it: a peer that is frozen would delay every request.
+    is_peer: bool,
+    /// Locked for a lookup or a change, never during a request.
+    health: Mutex<Health>,
+}
+
+struct Health {
+    breaker: Breaker,
+    /// The latest failure that the breaker counted.
+    last_failure: Option<UpstreamError>,
+}
+
+/// The status of an endpoint.
+#[derive(Debug, Clone)]
+pub struct EndpointStatus {
+    /// Scheme, host and port.
+    pub url: String,
+    /// Whether requests are sent to it.
+    pub breaker: BreakerState,
+    /// Failures since its last success.
+    pub failures: u32,
+    /// The latest failure, with method and URL of its request.
+    pub last_failure: Option<String>,
+    /// The rate limit that it reported last.
+    pub quota: Option<RateLimit>,
+}
+
+/// Whether a 429 stops further requests to the endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RateLimits {
+    /// It does: manifests and blobs share a quota, and there is another endpoint.
+    Apply,
+    /// It does not. Lists often have separate limits. Without another endpoint the caller decides, since the limit may be
+    /// that of one repository, which a client has chosen.
+    Ignore,
+}
+
+/// What the outcome of a request shows about its endpoint.
+enum Verdict {
+    /// It works.
+    Answers,
+    /// Nothing.
+    Nothing,
+    /// It may be down, or fail for this request only.
+    Doubtful,
+    /// It cannot be used at the moment.
+    Down,
+}
+
+impl Verdict {
+    fn of<T>(rate_limits: RateLimits, result: &Result<T, UpstreamError>) -> Verdict {
+        let Err(error) = result else { return Verdict::Answers };
+        match error.is_endpoint_trouble() {
+            false => Verdict::Answers,
+            true if error.is_about_the_registry() => Verdict::Down,
+            true if !error.is_rate_limit() => Verdict::Doubtful,
+            true => match rate_limits {
+                RateLimits::Apply => Verdict::Down,
+                RateLimits::Ignore => Verdict::Nothing,
+            },
+        }
+    }
+}
+
+impl GuardedEndpoint {
+    pub(super) fn new(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
+        let health = Health { breaker: Breaker::new(policy), last_failure: None };
+        GuardedEndpoint { registry, is_peer: false, health: Mutex::new(health) }
+    }
+
+    /// The endpoint of a peer, whose breaker opens at the first failure.
+    pub(super) fn of_peer(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
+        let policy = BreakerPolicy { failures: 1, ..policy };
+        GuardedEndpoint { is_peer: true, ..GuardedEndpoint::new(registry, policy) }
+    }
+
+    /// Sends a request if the breaker permits it, and reports the outcome to the breaker.
+    pub(super) fn ask<T>(
+        &self,
+        upstream: &Upstream,
+        rate_limits: RateLimits,
+        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let permit = self.health().breaker.permit(Instant::now());
+        match permit {
+            Permit::Ask => {}
+            Permit::Wait(wait) => return Err(self.refusal(wait)),
+            Permit::Probe => {
+                log::info!("{upstream}: asking {} again", self.registry.url());
+                // With a request of Larder's own: the client's request may fail even if the endpoint works.
+                let probed = self.registry.probe();
+                let change = {
+                    let mut health = self.health();
+                    match &probed {
+                        Ok(()) => health.breaker.succeeded(),
+                        Err(error) => {
+                            health.last_failure = Some(error.clone());
+                            health.breaker.failed(Instant::now(), None)
+                        }
+                    }
+                };
+                self.log(upstream, change, probed.as_ref().err());
+                probed?;
+            }
+        }
+        self.ask_anyway(upstream, rate_limits, ask)
+    }
+
+    pub(super) fn ask_anyway<T>(
+        &self,
+        upstream: &Upstream,
+        rate_limits: RateLimits,
+        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let result = ask(&self.registry);
+        let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
+        let mut should_probe = false;
+        let change = {
+            let mut health = self.health();
+            match (verdict, failure) {
+                (Verdict::Nothing, _) => None,
+                (Verdict::Answers, _) | (_, None) => health.breaker.succeeded(),
+                (Verdict::Doubtful, Some(error)) if !self.is_peer => {
+                    health.last_failure = Some(error.clone());
+                    should_probe = health.breaker.doubted(Instant::now());
+                    None
+                }
+                (Verdict::Down | Verdict::Doubtful, Some(error)) => {
+                    health.last_failure = Some(error.clone());
+                    health.breaker.failed(Instant::now(), error.retry_after())
+                }
+            }
+        };
+        self.log(upstream, change, failure);
+        if should_probe {
+            self.probe(upstream);
+        }
+        result
+    }
+
+    /// Probes the endpoint after doubtful failures.
+    fn probe(&self, upstream: &Upstream) {
+        let probed = self.registry.probe();
+        let mut health = self.health();
+        let change = match &probed {
+            Ok(()) => health.breaker.succeeded(),
+            Err(_) => health.breaker.confirmed(Instant::now()),
+        };
+        drop(health);
+        self.log(upstream, change, probed.as_ref().err());
+    }
+
+    fn log(&self, upstream: &Upstream, change: Option<Change>, failure: Option<&UpstreamError>) {
+        match (change, failure) {
+            (Some(Change::Closed), _) => {
+                log::info!("{upstream}: {} answers again", self.registry.url());
+            }
+            (Some(Change::Opened(wait)), Some(error)) => log::warn!(
+                "{upstream}: {} is not asked for {}: {error}",
+                self.registry.url(),
+                duration(wait)
+            ),
+            _ => {}
+        }
+    }
+
+    /// The error of a request that the breaker refuses. Contains the failure that opened it.
+    fn refusal(&self, wait: Duration) -> UpstreamError {
+        let last = self.health().last_failure.clone();
+        let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
+        UpstreamError::new(self.registry.url(), kind)
+    }
+
+    pub(super) fn status(&self, now: Instant) -> EndpointStatus {
+        let health = self.health();
+        EndpointStatus {
+            url: self.registry.url(),
+            breaker: health.breaker.state(now),
+            failures: health.breaker.failures(),
+            last_failure: health.last_failure.as_ref().map(UpstreamError::to_string),
+            quota: self.registry.quota(),
+        }
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        // A panic cannot leave an invalid state: each change sets one or two fields, and any state of a breaker is valid.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

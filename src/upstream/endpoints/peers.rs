@@ -1,0 +1,267 @@
+//! Peers: Larders that share their caches, so that one of them requests each content from the registry.
+//!
+//! For each content, the members are ranked by a hash of both (rendezvous hashing: Thaler and Ravishankar, 1996). The first
+//! one is responsible: it asks the registry. The others ask it, and then the second one. When a member joins or leaves,
+//! only its own share moves. Members that do not agree about the list download something twice, which costs bandwidth only:
+//! every Larder verifies what it receives.
+//!
+//! Members are listed, or found by DNS again and again; the last good list is kept. A member recognizes itself by the name in
+//! its response, so it need not know its own address.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::thread;
+use std::time::Duration;
+
+use super::breaker::BreakerPolicy;
+use super::guarded::GuardedEndpoint;
+use crate::oci::{Algorithm, Digest, Upstream};
+use crate::units::plural;
+use crate::upstream::client::{EndpointKind, EndpointSettings, Registry};
+use crate::upstream::network::{Endpoint, ForeignAgents, Scheme, Timeouts};
+
+/// How many peers are asked for a content.
+pub(super) const PEERS_ASKED: usize = 2;
+/// How often members are looked up.
+const LOOKUP_EVERY: Duration = Duration::from_secs(5);
+/// A peer is near: it answers soon, or is not waited for.
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(1),
+    headers: Duration::from_secs(5),
+    stall: Duration::from_secs(5),
+    metadata: Duration::from_secs(10),
+};
+/// How many endpoints are kept: one for each registry and peer. Clients choose the names of unlisted registries.
+const ENDPOINTS_MAX: usize = 4096;
+
+/// The peers of this Larder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerSettings {
+    /// Where they are.
+    pub members: PeerMembers,
+    /// TLS and credentials of all of them; its location does not count.
+    pub access: EndpointSettings,
+}
+
+/// How the members are found. This Larder may be one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerMembers {
+    /// They are listed.
+    Listed(Vec<Endpoint>),
+    /// They are all addresses of a name.
+    Named {
+        /// The name.
+        name: String,
+        /// Their port.
+        port: u16,
+        /// Their scheme.
+        scheme: Scheme,
+    },
+}
+
+/// See the description of the module.
+pub(super) struct Peers {
+    settings: PeerSettings,
+    breaker: BreakerPolicy,
+    foreign: Arc<ForeignAgents>,
+    /// Replaced as a whole.
+    members: RwLock<Arc<[Member]>>,
+    /// Locked for a lookup or an insertion, as is the next table.
+    endpoints: Mutex<HashMap<(Upstream, String), Arc<GuardedEndpoint>>>,
+    /// The URLs that lead to this process.
+    own: Mutex<HashSet<String>>,
+}
+
+#[derive(Debug, Clone)]
+struct Member {
+    endpoint: Endpoint,
+    url: String,
+    hash: u64,
+}
+
+impl Member {
+    fn new(endpoint: Endpoint) -> Member {
+        let url = endpoint.url();
+        Member { hash: hash(&url), endpoint, url }
+    }
+
+    /// The weight of this member for a content.
+    fn weight(&self, content: u64) -> u64 {
+        mixed(self.hash ^ content)
+    }
+}
+
+impl Peers {
+    /// Looks the members up in the background as long as the result is in use.
+    pub(super) fn start(
+        settings: PeerSettings,
+        breaker: BreakerPolicy,
+        foreign: Arc<ForeignAgents>,
+    ) -> Arc<Peers> {
+        let listed = match &settings.members {
+            PeerMembers::Listed(endpoints) => endpoints.iter().cloned().map(Member::new).collect(),
+            PeerMembers::Named { .. } => Vec::new(),
+        };
+        let lookup = match &settings.members {
+            PeerMembers::Named { name, port, scheme } => Some((name.clone(), *port, *scheme)),
+            PeerMembers::Listed(_) => None,
+        };
+        let peers = Arc::new(Peers {
+            settings,
+            breaker,
+            foreign,
+            members: RwLock::new(listed.into()),
+            endpoints: Mutex::default(),
+            own: Mutex::default(),
+        });
+        if let Some((name, port, scheme)) = lookup {
+            let weak = Arc::downgrade(&peers);
+            let run = move || look_up(&weak, &name, port, scheme);
+            if let Err(error) = thread::Builder::new().name("peers".into()).spawn(run) {
+                log::error!("peers: cannot start a thread to find them: {error}; there are none");
+            }
+        }
+        peers
+    }
+
+    /// The endpoints of the peers to ask for a content, in order. Fewer if this process is responsible itself, or second.
+    pub(super) fn responsible(
+        &self,
+        upstream: &Upstream,
+        content: &str,
+    ) -> [Option<Arc<GuardedEndpoint>>; PEERS_ASKED] {
+        let members = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
+        let content = hash(content);
+        let mut ranked: Vec<&Member> = members.iter().collect();
+        ranked.sort_by_key(|member| std::cmp::Reverse(member.weight(content)));
+        let mut others =
+            ranked.into_iter().take_while(|member| !lock(&self.own).contains(&member.url));
+        std::array::from_fn(|_| Some(self.endpoint(upstream, others.next()?)))
+    }
+
+    /// Records that a URL leads to this process.
+    pub(super) fn note_this_process(&self, url: &str) {
+        lock(&self.own).insert(url.to_owned());
+    }
+
+    fn endpoint(&self, upstream: &Upstream, member: &Member) -> Arc<GuardedEndpoint> {
+        let key = (upstream.clone(), member.url.clone());
+        let mut endpoints = lock(&self.endpoints);
+        if endpoints.len() >= ENDPOINTS_MAX && !endpoints.contains_key(&key) {
+            endpoints.clear();
+        }
+        let made = endpoints.entry(key).or_insert_with(|| {
+            let settings = EndpointSettings {
+                endpoint: member.endpoint.clone(),
+                kind: EndpointKind::Peer,
+                ..self.settings.access.clone()
+            };
+            let foreign = Arc::clone(&self.foreign);
+            let registry = Registry::listed(upstream, &settings, TIMEOUTS, foreign);
+            Arc::new(GuardedEndpoint::of_peer(registry, self.breaker))
+        });
+        Arc::clone(made)
+    }
+
+    fn set(&self, members: Vec<Member>) {
+        let before = {
+            let mut current = self.members.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, members.into())
+        };
+        let now = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
+        if !before.iter().map(|member| &member.url).eq(now.iter().map(|member| &member.url)) {
+            let urls: HashSet<&String> = now.iter().map(|member| &member.url).collect();
+            lock(&self.endpoints).retain(|(_, url), _| urls.contains(url));
+            log::info!("peers: {}", plural(now.len() as u64, "member"));
+        }
+    }
+}
+
+/// Looks the members up until nobody uses the peers.
+fn look_up(peers: &Weak<Peers>, name: &str, port: u16, scheme: Scheme) {
+    let mut has_failed = false;
+    while let Some(peers) = peers.upgrade() {
+        match (name, port).to_socket_addrs().map(|found| found.collect::<Vec<SocketAddr>>()) {
+            Ok(mut found) if !found.is_empty() => {
+                found.sort_unstable();
+                found.dedup();
+                let members = found.iter().map(|at| Endpoint::new(scheme, &at.to_string()));
+                peers.set(members.map(Member::new).collect());
+                has_failed = false;
+            }
+            failed => {
+                // Once for each outage. The last list stays.
+                if !std::mem::replace(&mut has_failed, true) {
+                    let reason =
+                        failed.err().map_or("no addresses".into(), |error| error.to_string());
+                    log::warn!(
+                        "peers: cannot look up {name}: {reason}; the members stay as they are"
+                    );
+                }
+            }
+        }
+        drop(peers);
+        thread::sleep(LOOKUP_EVERY);
+    }
+}
+
+/// A hash that is the same in all versions of Larder.
+fn hash(text: &str) -> u64 {
+    let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+    digest.hex().get(..16).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default()
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mixed(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one insertion or removal.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(count: usize) -> Vec<Member> {
+        let endpoint = |number| Endpoint::new(Scheme::Http, &format!("10.0.0.{number}:8080"));
+        (1..=count).map(|number| Member::new(endpoint(number))).collect()
+    }
+
+    fn first<'a>(members: &'a [Member], content: &str) -> &'a str {
+        let content = hash(content);
+        let first = members.iter().max_by_key(|member| member.weight(content));
+        first.map_or("", |member| &member.url)
+    }
+
+    #[test]
+    fn shares_are_equal_and_a_member_that_leaves_moves_only_its_own() {
+        let all = members(10);
+        let contents: Vec<String> = (0..10_000).map(|number| format!("sha256:{number}")).collect();
+        let mut counts: HashMap<&str, u32> = HashMap::new();
+        for content in &contents {
+            *counts.entry(first(&all, content)).or_default() += 1;
+        }
+        assert!(
+            counts.len() == 10 && counts.values().all(|count| (850..1150).contains(count)),
+            "{counts:?}"
+        );
+        let fewer = &all[..9];
+        let gone = &all[9].url;
+        for content in &contents {
+            let before = first(&all, content);
+            assert!(before == gone || before == first(fewer, content), "{content}");
+        }
+    }
+
+    #[test]
+    fn hash_is_the_same_in_all_versions() {
+        assert_eq!(hash("sha256:0"), 0xddad_c690_8c78_1f02);
+        assert_eq!(mixed(1), 0x5692_161d_100b_05e5);
+    }
+}

@@ -1,0 +1,196 @@
+//! Larders that share their caches: each content is requested from the registry by one of them.
+
+use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::thread;
+
+use crate::support::client::{Connection, get};
+use crate::support::larder::{blob, manifest};
+use crate::support::process::Process;
+use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
+
+const REPOSITORY: &str = "team/app";
+const MIB: usize = 1 << 20;
+
+/// Members of one group, with a directory each.
+struct Group {
+    larders: Vec<Process>,
+    directories: Vec<tempfile::TempDir>,
+    registry: String,
+}
+
+impl Group {
+    fn start(registry: &FakeRegistry, count: usize) -> Group {
+        let mut group = Group { larders: vec![], directories: vec![], registry: registry.url("") };
+        for _ in 0..count {
+            let directory = tempfile::tempdir().expect("a directory");
+            group.larders.push(Process::serve_file(directory.path(), &group.config(&[])));
+            group.directories.push(directory);
+        }
+        let members: Vec<SocketAddr> = group.larders.iter().map(|larder| larder.address).collect();
+        let config = group.config(&members);
+        for (larder, directory) in group.larders.iter_mut().zip(&group.directories) {
+            Process::put_config(directory.path(), &config);
+            larder.signal("HUP");
+            larder.wait_until_it_logs("configuration reloaded");
+        }
+        group
+    }
+
+    fn config(&self, members: &[SocketAddr]) -> String {
+        let urls: Vec<String> =
+            members.iter().map(|address| format!("\"http://{address}\"")).collect();
+        let peers = match members {
+            [] => String::new(),
+            _ => format!("peers: {{urls: [{}]}}\n", urls.join(", ")),
+        };
+        format!(
+            "fsync: false\nunlistedRegistries: deny\n{peers}registries:\n  - {{name: reg.test, \
+             endpoints: [\"{}\"]}}\n",
+            self.registry
+        )
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.larders.iter().map(|larder| larder.address).collect()
+    }
+}
+
+fn name() -> String {
+    format!("reg.test/{REPOSITORY}")
+}
+
+#[test]
+fn cold_image_is_downloaded_once_by_all_members_together() {
+    let registry = FakeRegistry::start();
+    let layers = (0..12).map(|seed| bytes(20_000 + seed as usize, seed));
+    let image = layers.fold(Image::new("app"), Image::layer);
+    registry.add(REPOSITORY, "v1", &image);
+    let group = Group::start(&registry, 3);
+    let start = Barrier::new(6);
+    thread::scope(|scope| {
+        for address in group.addresses().into_iter().cycle().take(6) {
+            let (start, image) = (&start, &image);
+            scope.spawn(move || {
+                start.wait();
+                assert!(get(address, &manifest(&name(), "v1")).body == image.manifest());
+                for layer in image.layers() {
+                    let got = get(address, &blob(&name(), &layer.digest));
+                    assert!(got.status == 200 && got.body == layer.bytes, "{got:?}");
+                }
+            });
+        }
+    });
+    for layer in image.layers() {
+        let requests = registry.count("GET", &format!("/v2/{REPOSITORY}/blobs/{}", layer.digest));
+        assert_eq!(requests, 1, "{}", layer.digest);
+    }
+    let manifests = registry.count("*", &format!("/v2/{REPOSITORY}/manifests/v1"));
+    assert_eq!(manifests, 1);
+    // Each of them has asked the registry for something.
+    let senders: std::collections::HashSet<String> = registry
+        .requests()
+        .iter()
+        .filter(|request| request.path.contains("/blobs/"))
+        .filter_map(|request| request.header("via")?.rsplit("larder-").next().map(str::to_owned))
+        .collect();
+    assert!(senders.len() >= 2, "{senders:?}");
+}
+
+#[test]
+fn bytes_arrive_while_the_responsible_member_downloads() {
+    let registry = FakeRegistry::start();
+    let content = bytes(3 * MIB, 1);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest), Fault::GateAfter(2 * MIB, gate.clone()));
+    let group = Group::start(&registry, 3);
+    let mut clients: Vec<Connection> = group
+        .addresses()
+        .into_iter()
+        .map(|address| {
+            let mut client = Connection::open(address);
+            client.send("GET", &blob(&name(), &digest), &[]);
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.read_head();
+        assert!(client.read_body(MIB) == content[..MIB]);
+    }
+    gate.open();
+    for client in &mut clients {
+        let (rest, is_complete) = client.read_to_end();
+        assert!(is_complete && rest == content[MIB..]);
+    }
+    assert_eq!(registry.count("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}")), 1);
+}
+
+#[test]
+fn members_that_are_gone_or_frozen_are_not_waited_for() {
+    for signal in ["KILL", "STOP"] {
+        let registry = FakeRegistry::start();
+        let layers = (0..6).map(|seed| bytes(10_000, seed));
+        let image = layers.fold(Image::new("app"), Image::layer);
+        registry.add(REPOSITORY, "v1", &image);
+        let group = Group::start(&registry, 3);
+        group.larders[0].signal(signal);
+        let address = group.larders[1].address;
+        assert!(get(address, &manifest(&name(), "v1")).body == image.manifest(), "{signal}");
+        for layer in image.layers() {
+            let got = get(address, &blob(&name(), &layer.digest));
+            assert!(got.status == 200 && got.body == layer.bytes, "{signal}: {got:?}");
+        }
+        group.larders[0].signal("CONT");
+    }
+}
+
+#[test]
+fn wrong_bytes_of_a_member_are_never_a_complete_response() {
+    // The "member" is a registry that is scripted: it has the image, and sends wrong bytes of its layer.
+    let (registry, member) = (FakeRegistry::start(), FakeRegistry::start());
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    member.add(REPOSITORY, "v1", &image);
+    let layer = &image.layers()[0];
+    member.fault(On::get_blob(&layer.digest), Fault::WrongBytes);
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = format!(
+        "fsync: false\nprefetch: false\npeers: {{urls: [\"{}\"]}}\nregistries:\n  - {{name: reg.test, \
+         endpoints: [\"{}\"]}}\n",
+        member.url(""),
+        registry.url("")
+    );
+    let larder = Process::serve_file(directory.path(), &config);
+    assert!(get(larder.address, &manifest(&name(), "v1")).body == image.manifest());
+    let path = blob(&name(), &layer.digest);
+    let first = get(larder.address, &path);
+    assert!(!first.complete || first.body == layer.bytes);
+    // The member is tried last for it now.
+    for _ in 0..50 {
+        let got = get(larder.address, &path);
+        if got.complete && got.status == 200 {
+            assert!(got.body == layer.bytes);
+            return;
+        }
+    }
+    panic!("the registry has the right bytes");
+}
+
+#[test]
+fn request_of_a_peer_is_not_passed_on_to_a_peer_and_prefetches_nothing() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(5_000, 8));
+    registry.add(REPOSITORY, "v1", &image);
+    let group = Group::start(&registry, 3);
+    let via = [("Via", "1.1 larder-00000000000000aa (peer)")];
+    for address in group.addresses() {
+        let mut client = Connection::open(address);
+        let got = client.request("GET", &manifest(&name(), &image.digest()), &via);
+        assert!(got.body == image.manifest());
+    }
+    // Each has asked the registry itself.
+    let path = format!("/v2/{REPOSITORY}/manifests/{}", image.digest());
+    assert_eq!(registry.count("GET", &path), 3);
+    assert_eq!(registry.count("GET", "*/blobs/*"), 0);
+}
