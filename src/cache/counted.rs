@@ -3,7 +3,10 @@
 //! In one place, around every request of the cache, so that none is forgotten: HEAD requests whose outcome does not
 //! matter for later requests count as well, and so do lists.
 
+use std::io::{self, Read};
 use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
 
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
@@ -31,6 +34,20 @@ impl CountedSource {
     fn count<T>(&self, result: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
         self.metrics.asked_upstream(self.upstream.as_str(), outcome(&result));
         result
+    }
+}
+
+/// Counts the bytes of a blob as they arrive.
+struct CountedReader {
+    reader: Box<dyn Read + Send>,
+    counter: Counter,
+}
+
+impl Read for CountedReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.counter.inc_by(read as u64);
+        Ok(read)
     }
 }
 
@@ -77,7 +94,9 @@ impl Source for CountedSource {
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
-        self.count(self.source.blob(ask))
+        let body = self.count(self.source.blob(ask))?;
+        let counter = self.metrics.received_bytes(body.sender.as_str());
+        Ok(BlobBody { reader: Box::new(CountedReader { reader: body.reader, counter }), ..body })
     }
 
     fn tags(

@@ -62,7 +62,7 @@ pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
-pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, UpstreamStatus};
+pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, PeerStatus, UpstreamStatus};
 
 use blobs::BlobCache;
 use completion::Completions;
@@ -395,6 +395,11 @@ impl Cache {
     /// The health of the registries.
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.core().sources.statuses()
+    }
+
+    /// The members of the group of this process.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.core().sources.peers()
     }
 
     /// The counters of this process.

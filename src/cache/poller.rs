@@ -2,6 +2,7 @@
 //!
 //! Files have no wakers, and a fetcher that waited for another process would not be free for downloads.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -67,7 +68,9 @@ fn run<S, T>(service: &Arc<S>, poller: fn(&S) -> &Poller<T>, check: fn(&Arc<S>, 
                 return;
             }
         }
-        all = all.into_iter().filter_map(|thing| check(service, thing)).collect();
+        // After a panic the thing is dropped, and the others are checked further.
+        let checked = |thing| catch_unwind(AssertUnwindSafe(|| check(service, thing)));
+        all = all.into_iter().filter_map(|thing| checked(thing).ok().flatten()).collect();
         if !all.is_empty() {
             thread::sleep(CHECK_EVERY);
         }

@@ -63,6 +63,7 @@ pub struct Metrics {
     removed_images: Family<Why, Counter>,
     removed_bytes: Family<Why, Counter>,
     not_cached: Family<Kind, Counter>,
+    received_bytes: Family<From, Counter>,
     completions: Family<Outcome, Counter>,
     /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
@@ -116,6 +117,11 @@ struct Why {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(super) struct Kind {
     pub(super) kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct From {
+    pub(super) from: &'static str,
 }
 
 /// Why images were removed.
@@ -183,6 +189,7 @@ impl Default for Metrics {
             removed_images: Family::default(),
             removed_bytes: Family::default(),
             not_cached: Family::default(),
+            received_bytes: Family::default(),
             completions: Family::default(),
             fetched_bytes: Counter::default(),
             retries: Counter::default(),
@@ -272,6 +279,11 @@ impl Metrics {
         )
     }
 
+    /// The counter of the bytes of blobs that came from a registry, a parent or a peer.
+    pub fn received_bytes(&self, from: &'static str) -> Counter {
+        self.received_bytes.get_or_create(&From { from }).clone()
+    }
+
     /// Counts a manifest or blob that was served without being cached, because the disk could not store it.
     pub fn not_cached(&self, kind: &'static str) {
         self.not_cached.get_or_create(&Kind { kind }).inc();
@@ -343,6 +355,8 @@ impl Metrics {
         );
         let help = "Bytes of manifests and blobs received from registries";
         to.register("fetched_bytes", help, self.fetched_bytes.clone());
+        let help = "Bytes of blobs received, by what sent them";
+        to.register("received_bytes", help, self.received_bytes.clone());
         let help = "Requests to registries, by outcome";
         to.register("upstream_requests", help, self.upstream_requests.clone());
         to.register("downloads", "Finished and failed downloads of blobs", self.downloads.clone());

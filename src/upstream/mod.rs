@@ -40,7 +40,8 @@ pub use auth::{
 pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
     BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, PeerMembers, PeerSettings,
-    Registries, RegistryChanges, RegistrySettings, Settings, UnlistedRegistries, UpstreamStatus,
+    PeerStatus, Registries, RegistryChanges, RegistrySettings, Settings, UnlistedRegistries,
+    UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use network::{
@@ -64,6 +65,11 @@ pub trait Sources: Send + Sync {
 
     /// The health of all registries used so far, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
+
+    /// The members of the group of this process, itself included.
+    fn peers(&self) -> Vec<PeerStatus> {
+        Vec::new()
+    }
 }
 
 /// How much a registry is trusted.
@@ -208,6 +214,8 @@ pub struct BlobAsk<'a> {
 pub struct BlobBody {
     /// The endpoint that sends it, counted from 0, for [`EndpointFailures::add`].
     pub endpoint: usize,
+    /// What sends it.
+    pub sender: EndpointKind,
     /// The offset of the first byte in `reader`.
     pub start: u64,
     /// The offset after its last byte, if the registry sends less than the rest of the blob.

@@ -194,6 +194,7 @@ fn everything() -> (Metrics, Gauges) {
     }
     for kind in ["manifest", "blob"] {
         metrics.not_cached(kind);
+        metrics.received_bytes("registry");
     }
     for counter in [
         &metrics.fetched_bytes,

@@ -273,3 +273,31 @@ fn interrupted_download_resumes_with_its_holes() {
         site.ranges()
     );
 }
+
+#[test]
+fn size_of_a_manifest_that_is_too_small_does_not_stop_a_download() {
+    let registry = FakeRegistry::start();
+    let content = bytes(12 * MIB, 7);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let described =
+        format!(r#"{{"mediaType":"application/x","digest":"{digest}","size":{}}}"#, 9 * MIB);
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{media_type}","config":{described},"layers":[{described}]}}"#
+    );
+    let headers = vec![("Content-Type".to_owned(), media_type.to_owned())];
+    registry.fault(On::get_manifest("v1"), Fault::Status(200, headers, text.into_bytes()));
+    for max in [8, 1] {
+        let larder = Larder::start_with(&registry, |settings| {
+            eager(settings);
+            settings.cache.connections.max = max;
+        });
+        assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 200);
+        let path = blob(REPOSITORY, &digest);
+        // A client that was told the size of the manifest is disconnected.
+        let got = larder.request("GET", &path, &[]);
+        assert!(!got.complete || got.body == content, "{max}");
+        larder.wait_until_cached(&digest);
+        assert!(larder.get(&path).body == content, "{max}");
+    }
+}

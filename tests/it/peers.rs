@@ -194,3 +194,55 @@ fn request_of_a_peer_is_not_passed_on_to_a_peer_and_prefetches_nothing() {
     assert_eq!(registry.count("GET", &path), 3);
     assert_eq!(registry.count("GET", "*/blobs/*"), 0);
 }
+
+#[test]
+fn member_that_freezes_in_the_middle_of_a_blob_is_replaced() {
+    let registry = FakeRegistry::start();
+    let content = bytes(3 * MIB, 2);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(1), Fault::GateAfter(MIB, gate.clone()));
+    let group = Group::start(&registry, 3);
+    let path = blob(&name(), &digest);
+    let mut clients: Vec<Connection> = group
+        .larders
+        .iter()
+        .map(|larder| {
+            let mut client = Connection::open(larder.address);
+            client.send("GET", &path, &[]);
+            client.read_head();
+            assert!(client.read_body(MIB - 100_000) == content[..MIB - 100_000]);
+            client
+        })
+        .collect();
+    // The one that asks the registry is named last in its request, and in its own responses.
+    let via = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"))[0]
+        .header("via")
+        .expect("a Via header")
+        .to_owned();
+    let responsible = group
+        .larders
+        .iter()
+        .position(|larder| {
+            get(larder.address, "/v2/").header("via").is_some_and(|name| via.ends_with(name))
+        })
+        .expect("one of them has asked");
+    group.larders[responsible].signal("STOP");
+    for (at, client) in clients.iter_mut().enumerate() {
+        if at != responsible {
+            let (rest, is_complete) = client.read_to_end();
+            assert!(is_complete && rest == content[MIB - 100_000..]);
+        }
+    }
+    let requests = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
+    assert!(requests.len() <= 3, "{requests:?}");
+    for request in &requests[1..] {
+        let range = request.header("range").expect("only the missing bytes");
+        let from = range["bytes=".len()..].split('-').next().expect("a number");
+        assert!(from.parse::<usize>().expect("a number") > MIB / 2, "{range}");
+    }
+    group.larders[responsible].signal("CONT");
+    gate.open();
+    let (rest, is_complete) = clients[responsible].read_to_end();
+    assert!(is_complete && rest == content[MIB - 100_000..]);
+}

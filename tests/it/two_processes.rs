@@ -1,7 +1,11 @@
 //! Two processes on one directory: one of them downloads, and the other follows its partial.
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use larder::oci::ImageName;
+use larder::store::Begin;
 
 use crate::support::larder::{Settings, blob, files, manifest, until};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
@@ -242,4 +246,82 @@ fn large_blob_over_several_connections_is_followed() {
     let (body, is_complete) = other.read_to_end();
     assert!(is_complete && body == content);
     assert!(one.read_to_end().1);
+}
+
+#[test]
+fn size_of_the_other_process_that_was_wrong_is_not_the_end_of_a_body() {
+    let registry = FakeRegistry::start();
+    let content = bytes(3 * MIB, 5);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let gate = Gate::new();
+    let short = Fault::All(vec![Fault::Truncate(2 * MIB), Fault::GateAfter(MIB, gate.clone())]);
+    registry.fault(On::get_blob(&digest).times(1), short);
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = blob(REPOSITORY, &digest);
+    let mut one = first.begin(&path);
+    one.read_head();
+    one.read_body(MIB);
+    let mut other = second.begin(&path);
+    assert_eq!(other.read_head().content_length(), Some(2 * MIB as u64));
+    // The blob arrives by another way, such as an import, before the first process finds that its bytes are wrong.
+    let parsed = digest.parse().expect("a digest");
+    first.cache().store().ingest_bytes(&parsed, &content).expect("it is stored");
+    gate.open();
+    for client in [&mut one, &mut other] {
+        let (_, is_complete) = client.read_to_end();
+        assert!(!is_complete, "a part of the blob is not the blob");
+    }
+}
+
+#[test]
+fn holes_are_not_sent_even_if_the_file_system_reports_them_as_data() {
+    let registry = FakeRegistry::start();
+    let content = bytes(3 * MIB, 5);
+    let digest = registry.add_blob(REPOSITORY, &content);
+    let larder = Larder::start(&registry);
+    // The test is the other process.
+    let store = larder.cache().store().clone();
+    let (upstream, parsed) =
+        (registry.host().parse().expect("a name"), digest.parse().expect("a digest"));
+    let Ok(Begin::Writing(mut ingest)) = store.ingest(&upstream, &parsed, None) else {
+        panic!("nobody else is writing")
+    };
+    let name = ImageName::new(upstream, REPOSITORY.parse().expect("a repository"));
+    ingest.note(&name, Some(content.len() as u64)).expect("it is written");
+    ingest.write(&content[..MIB]).expect("it is written");
+    ingest.partial().write_at(2 * MIB as u64, &content[2 * MIB..]).expect("it is written");
+    ingest.file().write_all_at(&vec![0; MIB], MIB as u64).expect("it is written");
+    let mut client = larder.begin(&blob(REPOSITORY, &digest));
+    assert_eq!(client.read_head().content_length(), Some(3 * MIB as u64));
+    let first = client.read_body(MIB);
+    ingest.partial().write_at(MIB as u64, &content[MIB..2 * MIB]).expect("it is written");
+    ingest.verify(None).expect("it is right").commit().expect("it is stored");
+    let (rest, is_complete) = client.read_to_end();
+    assert!(is_complete && [first, rest].concat() == content);
+}
+
+#[test]
+fn request_that_waited_for_another_process_keeps_its_chain() {
+    let registry = FakeRegistry::start();
+    registry.add(REPOSITORY, "v1", &Image::sample("v1"));
+    let gate = Gate::new();
+    let fails = Fault::All(vec![Fault::status(500), Fault::Gate(gate.clone())]);
+    registry.fault(On::get_manifest("v1").times(1), fails);
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = manifest(REPOSITORY, "v1");
+    let mut one = first.begin(&path);
+    gate.wait_until_reached(1);
+    let via = [("Via", "1.1 larder-00000000000000bb")];
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| second.request("GET", &path, &via));
+        until("the other process", || second.cache().load().manifests == 1);
+        gate.open();
+        one.read_response();
+        assert_eq!(other.join().expect("no panic").status, 200);
+    });
+    let requests = registry.requests_for("GET", &path);
+    let via = requests.last().and_then(|last| last.header("via")).unwrap_or_default();
+    assert!(via.starts_with("1.1 larder-00000000000000bb, "), "{via}");
 }

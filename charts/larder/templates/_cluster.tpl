@@ -51,7 +51,7 @@ not have would make the installation fail, so its object is left out, and NOTES.
 {{/*
 Why pods without a common cache would serve the same clients; empty if they do not. A pull would then succeed or fail depending on the
 pod that it reaches, and an image that one pod has would be missing as soon as its registry is unavailable. Pods that fetch from each
-other (peers) will be another way to one cache: their condition belongs here.
+other (peers) are one cache as well.
 */}}
 {{- define "larder.dividedCache" -}}
 {{- $several := or (eq .Values.mode "daemonset") (gt (int .Values.replicaCount) 1) -}}
@@ -59,11 +59,11 @@ other (peers) will be another way to one cache: their condition belongs here.
 {{- if and $several (not (include "larder.sharesVolume" .)) -}}
 {{- if $claim.enabled -}}
 several pods cannot share a ReadWriteOnce volume: add ReadWriteMany to persistence.persistentVolumeClaim.newClaimSpec.accessModes
-{{- else if include "larder.isNodeLocal" . -}}
+{{- else if or .Values.peers.enabled (include "larder.isNodeLocal" .) -}}
 {{- else if eq .Values.mode "daemonset" -}}
-with mode: daemonset each pod has its own cache, but the service sends a node's pulls to any of them, so they fail during an outage if that pod does not have the image. Set daemonset.hostPort.enabled or daemonset.hostNetwork, so that each node uses its own pod; or service.type: ClusterIP with service.internalTrafficPolicy: Local and a service.clusterIP
+with mode: daemonset each pod has its own cache, but the service sends a node's pulls to any of them, so they fail during an outage if that pod does not have the image. Set peers.enabled; or daemonset.hostPort.enabled or daemonset.hostNetwork, so that each node uses its own pod; or service.type: ClusterIP with service.internalTrafficPolicy: Local and a service.clusterIP
 {{- else -}}
-with replicaCount: {{ .Values.replicaCount }} each pod has its own cache, so pulls fail during an outage if they reach a pod that does not have the image. Set replicaCount: 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with newClaimSpec.accessModes: [ReadWriteMany]
+with replicaCount: {{ .Values.replicaCount }} each pod has its own cache, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or replicaCount: 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with newClaimSpec.accessModes: [ReadWriteMany]
 {{- if .Values.persistence.hostPath.enabled }}, or persistence.hostPath.shared if the directory is the same on all nodes{{ end }}); or mode: daemonset, a cache for each node
 {{- end -}}
 {{- end -}}

@@ -71,6 +71,22 @@ ended.
   {{- end -}}
   {{- $_ := set $added "serverTlsConfig" $of -}}
 {{- end -}}
+{{- if .Values.peers.enabled -}}
+  {{- if get $given "peers" -}}
+  {{- fail "peers.enabled and serverConfig.configuration.peers conflict: remove one of them" -}}
+  {{- end -}}
+  {{- if or $tls.enabled (get $given "serverTlsConfig") -}}
+  {{- fail "peers.enabled needs the serving port without TLS: a certificate cannot name the addresses of the pods. Set serverConfig.configuration.peers instead" -}}
+  {{- end -}}
+  {{- if get $given "serverAuthConfig" -}}
+  {{- fail "peers.enabled knows no user of serverConfig.configuration.serverAuthConfig: set serverConfig.configuration.peers instead, with auth" -}}
+  {{- end -}}
+  {{- if include "larder.usesHostNetwork" . -}}
+  {{- fail "peers.enabled needs the DNS of the cluster, which pods in the network of a node (daemonset.hostNetwork) do not use" -}}
+  {{- end -}}
+  {{- $name := printf "%s.%s.svc" (include "larder.peers" .) .Release.Namespace -}}
+  {{- $_ := set $added "peers" (dict "dns" $name "port" (int64 (include "larder.ports" . | fromYaml).http)) -}}
+{{- end -}}
 {{- $limit := include "larder.sizeLimit" . -}}
 {{- if and (include "larder.usesEmptyDir" .) $limit (not (get $given "cacheSize")) (not (get $given "freeSpace")) -}}
   {{- $_ := set $added "cacheSize" (printf "%dMB" (divf (include "larder.bytes" $limit | float64) 1000000.0 | mulf 0.85 | int64)) -}}

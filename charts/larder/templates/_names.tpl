@@ -62,3 +62,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "larder.tlsSecretName" -}}
 {{- default (printf "%s-tls" (include "larder.fullname" .)) .Values.serverTls.secretName -}}
 {{- end }}
+
+{{/* The headless Service of the pods that fetch from each other. */}}
+{{- define "larder.peers" -}}
+{{- printf "%s-peers" (include "larder.fullname" . | trunc 57 | trimSuffix "-") -}}
+{{- end }}

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::cache::{
-    BreakerState, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage, UpstreamStatus,
-    UsageSummary,
+    BreakerState, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage, PeerStatus,
+    UpstreamStatus, UsageSummary,
 };
 use crate::prune::{Report, timestamp};
 
@@ -100,6 +100,15 @@ pub(super) fn flight(flight: &FlightStatus) -> Value {
 pub(super) fn upstream(status: &UpstreamStatus) -> Value {
     let endpoints: Vec<Value> = status.endpoints.iter().map(endpoint).collect();
     json!({ "name": status.upstream.as_str(), "endpoints": endpoints })
+}
+
+pub(super) fn peer(status: &PeerStatus) -> Value {
+    json!({
+        "url": status.url,
+        "isThisProcess": status.is_this_process,
+        "failing": status.failing,
+        "lastFailure": status.last_failure,
+    })
 }
 
 fn endpoint(status: &EndpointStatus) -> Value {

@@ -31,6 +31,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "incomplete" => handlers.query(request, none).map(|_| incomplete(&handlers.cache)),
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
+        "peers" => handlers.query(request, none).map(|_| peers(&handlers.cache)),
         _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
     };
     value.map(|value| document(&value))
@@ -367,6 +368,10 @@ fn flights(cache: &Cache) -> Value {
 
 fn upstreams(cache: &Cache) -> Value {
     json!({ "upstreams": cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>() })
+}
+
+fn peers(cache: &Cache) -> Value {
+    json!({ "peers": cache.peers().iter().map(documents::peer).collect::<Vec<_>>() })
 }
 
 fn pins(cache: &Cache) -> Value {

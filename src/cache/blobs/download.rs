@@ -51,6 +51,9 @@ pub(super) trait Sink {
         false
     }
 
+    /// Called when a connection has failed, before another attempt.
+    fn failed(&mut self, _error: &UpstreamError) {}
+
     /// Called when the registry has responded, for each connection. `size` is the size of the blob, if it is known;
     /// once reported, it does not change.
     fn begin(&mut self, size: Option<u64>) -> Result<(), CacheError>;
@@ -165,6 +168,7 @@ impl<'a, S: Sink> Download<'a, S> {
             if !upstream.is_temporary() {
                 return Err(error);
             }
+            self.sink.failed(upstream);
             let (reached, asked) = (self.sink.bytes_received(), upstream.retry_after());
             let Some(wait) = retries.next_wait(reached, asked, self.spread()) else {
                 return Err(error);

@@ -11,8 +11,7 @@
 //! * *It stalls* ([`ConnectionPolicy::stalled_after`](super::ConnectionPolicy::stalled_after)). Its bytes are copied, and this process downloads the rest into the copy, which
 //!   replaces the file for clients that follow. If the other process continues, both write their own file, and the last one
 //!   that is verified becomes the blob, with the same bytes.
-//! * *A sparse partial grows in its middle.* Bytes count one check after their extent appeared, when they have been copied
-//!   into it.
+//! * *A partial has holes.* Its writer says how far it is from the beginning (`store/content/progress.rs`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +23,13 @@ use crate::cache::poller::Poller;
 use crate::client_address::ClientAddress;
 use crate::oci::ImageName;
 use crate::store::{Blob, WatchedPartial};
+use crate::via::{self, Via};
 
 /// Without progress for this long, it is checked whether the partial still has a writer.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
+
+/// How many times longer than usual a complete partial may be without progress.
+const COMPLETE_FACTOR: u32 = 12;
 
 /// A flight whose blob another process downloads.
 pub(super) struct Followed {
@@ -39,6 +42,8 @@ pub(super) struct Followed {
     /// What was written at the last check: from the beginning, and in all.
     written: (u64, u64),
     progressed: Instant,
+    /// The Larders that the request has passed.
+    chain: Via,
 }
 
 impl BlobCache {
@@ -61,8 +66,12 @@ impl BlobCache {
             partial: None,
             written: (0, 0),
             progressed: Instant::now(),
+            chain: via::current(),
         };
-        Poller::add(self, |cache| &cache.elsewhere, BlobCache::check, followed);
+        let check = |cache: &Arc<BlobCache>, followed: Followed| {
+            followed.chain.clone().enter(|| cache.check(followed))
+        };
+        Poller::add(self, |cache| &cache.elsewhere, check, followed);
     }
 
     /// Checks a followed download, and returns it unless it has ended.
@@ -80,7 +89,9 @@ impl BlobCache {
         let partial = match partial {
             Some(partial) => partial,
             None => match self.core.store.find_blob(&digest, followed.size_hint) {
-                Ok(Some(blob)) if !continue_from(&followed.leader, &blob.file) => {
+                Ok(Some(blob))
+                    if !continue_from(&followed.leader, &blob.file, blob.size, Some(blob.size)) =>
+                {
                     return self.end(followed, Err(CacheError::GivenUp));
                 }
                 Ok(Some(blob)) => {
@@ -108,21 +119,23 @@ impl BlobCache {
         let now = Instant::now();
         let written = match partial.bytes() {
             Ok(written) => written,
+            // The next check may find more; a partial that cannot be read makes no progress.
             Err(error) => {
-                log::debug!("{}@{digest}: cannot follow the partial: {error}", followed.name);
-                return self.fetch_again(followed);
+                log::debug!("{}@{digest}: {error}", followed.name);
+                followed.written
             }
         };
-        // What the last check has seen, if there are holes now.
-        let (prefix, total) = written;
-        let readable = if prefix == total { prefix } else { followed.written.0.min(prefix) };
         if written != followed.written {
             (followed.written, followed.progressed) = (written, now);
         }
+        let readable = written.0;
         followed.show(&partial, readable);
         let idle = now.saturating_duration_since(followed.progressed);
-        if idle >= self.core.settings().connections.stalled_after {
-            return self.take_over(followed, &partial);
+        let patience = self.core.settings().connections.stalled_after;
+        // A complete one is being verified or synced, which takes longer than a read.
+        let is_complete = partial.size().is_some_and(|size| written.0 >= size);
+        if idle >= if is_complete { patience * COMPLETE_FACTOR } else { patience } {
+            return self.take_over(followed, partial);
         }
         if idle >= IDLE_AFTER && !partial.has_writer() {
             return self.fetch_again(followed);
@@ -135,7 +148,7 @@ impl BlobCache {
     fn take_over(
         self: &Arc<Self>,
         followed: Followed,
-        partial: &WatchedPartial,
+        partial: WatchedPartial,
     ) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         log::warn!(
@@ -143,20 +156,31 @@ impl BlobCache {
             leader.key().1
         );
         let size_hint = partial.size().or(size_hint);
-        let begun = self.core.purpose(&name, client).and_then(|purpose| {
-            let (bytes, _) = partial.bytes().unwrap_or_default();
-            self.eviction.admit(bytes)?;
-            Ok((partial.copy()?, purpose))
-        });
-        match begun {
-            Ok((ingest, purpose)) => {
-                if let Some(incoming) = leader.flight().header() {
-                    incoming.file.replace(ingest.file());
-                }
-                self.submit_flight(purpose, name, leader, size_hint, Some(ingest));
+        let purpose = match self.core.purpose(&name, client) {
+            Ok(purpose) => purpose,
+            Err(error) => {
+                self.end_flight(name, leader, size_hint, client, Err(error));
+                return None;
             }
-            Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
-        }
+        };
+        let (cache, flight) = (Arc::clone(self), Arc::clone(leader.flight()));
+        let run = move || {
+            let (bytes, _) = partial.bytes().unwrap_or_default();
+            let begun = cache.eviction.admit(bytes).and_then(|()| Ok(partial.copy()?));
+            match begun {
+                Ok(ingest)
+                    if continue_from(&leader, ingest.file(), ingest.bytes_written(), None) =>
+                {
+                    cache.run_flight(name, leader, size_hint, client, Some(ingest));
+                }
+                Ok(_) => {
+                    cache.end_flight(name, leader, size_hint, client, Err(CacheError::GivenUp))
+                }
+                Err(error) => cache.end_flight(name, leader, size_hint, client, Err(error)),
+            }
+        };
+        // A copy may take seconds, during which other partials are checked.
+        self.core.blob_fetchers.submit(purpose, move || flight.has_followers(), run);
         None
     }
 

@@ -65,12 +65,16 @@ impl BlobCache {
             let digest = &leader.key().1;
             match self.core.store.resume(&name.upstream, digest, size_hint)? {
                 // Clients may have received bytes of another process's partial.
-                Begin::Writing(ingest) if continue_from(leader, ingest.file()) => {
+                Begin::Writing(ingest)
+                    if continue_from(leader, ingest.file(), ingest.bytes_written(), None) =>
+                {
                     *suspended = Some(*ingest);
                 }
                 Begin::Absent if leader.flight().header().is_none() => {}
                 Begin::Writing(_) | Begin::Absent => return Err(CacheError::GivenUp),
-                Begin::Present(blob) if !continue_from(leader, &blob.file) => {
+                Begin::Present(blob)
+                    if !continue_from(leader, &blob.file, blob.size, Some(blob.size)) =>
+                {
                     return Err(CacheError::GivenUp);
                 }
                 Begin::Present(blob) => {
@@ -105,7 +109,7 @@ impl BlobCache {
         }
         let ingest = suspended.take();
         let noted = || ingest.as_ref().and_then(Ingest::noted_size);
-        let expected = known.or(size_hint).or_else(noted);
+        let expected = known.or_else(noted).or(size_hint);
         let is_complete = self.resumes(name, &digest, expected, ingest.as_ref())?;
         let transfer = self.transfer(&name.upstream, leader, expected, ingest.as_ref());
         let sink = ToStore {
@@ -358,6 +362,12 @@ impl Sink for ToStore<'_> {
         self.transfer.is_some()
     }
 
+    fn failed(&mut self, error: &UpstreamError) {
+        if let Some(transfer) = self.transfer.as_ref().filter(|_| error.is_refusal()) {
+            transfer.refused();
+        }
+    }
+
     fn receive_all(&mut self) {
         if let (Some(transfer), Some(part)) = (&self.transfer, self.part) {
             transfer.take_all(part);
@@ -432,7 +442,7 @@ impl Sink for ToStore<'_> {
                     return Err(CacheError::GivenUp);
                 }
             }
-            _ => ingest.write(bytes)?,
+            _ => ingest.write_at(at, bytes)?,
         }
         let is_all = size == Some(ingest.bytes_written());
         self.has_written = true;

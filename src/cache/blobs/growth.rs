@@ -91,6 +91,11 @@ impl Growth {
         Some(if self.is_settled { (rate * REQUEST.as_secs_f64()) as u64 } else { UNPROVEN_BYTES })
     }
 
+    /// How many connections are open.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
     /// How many connections may be open.
     pub(super) fn allowed(&self) -> usize {
         self.allowed
@@ -110,6 +115,8 @@ impl Growth {
     pub(super) fn received(&mut self, bytes: u64, now: Instant) {
         match self.since {
             None => self.since = Some(now),
+            // The measurement begins later.
+            Some(since) if now < since => {}
             Some(_) => self.received += bytes,
         }
     }
@@ -117,7 +124,7 @@ impl Growth {
     /// How many connections should be opened now, if `left` bytes are missing.
     pub(super) fn wanted(&mut self, left: u64, now: Instant) -> usize {
         let Some(since) = self.since else { return 0 };
-        let elapsed = now.saturating_duration_since(since);
+        let Some(elapsed) = now.checked_duration_since(since) else { return 0 };
         let is_measured =
             elapsed >= self.policy.measured || (self.open == 1 && self.received >= MEASURED_BYTES);
         if self.is_settled || self.connecting > 0 || !is_measured {
@@ -271,6 +278,7 @@ mod tests {
         let now = start + Duration::from_millis(200);
         assert_eq!(growth.wanted(100 * MIB, now), 7);
         growth.opened(0, now);
+        growth.received(5 * MIB, now + Duration::from_millis(500));
         assert_eq!(growth.wanted(100 * MIB, now + Duration::from_millis(500)), 0);
         let later = now + Duration::from_millis(1_500);
         growth.received(MIB, later);

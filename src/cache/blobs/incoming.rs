@@ -44,11 +44,22 @@ impl GrowingFile {
     }
 }
 
-/// Lets the clients of a flight read on from this file, if it begins with the bytes that they may have received. Otherwise
-/// the digest of the file would not cover what they have.
-pub(super) fn continue_from(leader: &BlobLeader, file: &Arc<File>) -> bool {
+/// Lets the clients of a flight read on from this file, of which `written` bytes are there, if it begins with the bytes that
+/// they may have received. Otherwise the digest of the file would not cover what they have. `size` is the size of the blob
+/// if it is complete.
+pub(super) fn continue_from(
+    leader: &BlobLeader,
+    file: &Arc<File>,
+    written: u64,
+    size: Option<u64>,
+) -> bool {
     let Some(incoming) = leader.flight().header() else { return true };
     let shown = leader.flight().available();
+    // Clients whose `Content-Length` is another size would take a part for the whole.
+    let is_other_size = size.is_some_and(|size| incoming.size.is_some_and(|said| said != size));
+    if is_other_size || written < shown {
+        return false;
+    }
     match have_same_bytes(&incoming.file.now(), file, shown) {
         Ok(true) => {
             incoming.file.replace(file);

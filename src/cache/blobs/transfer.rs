@@ -134,9 +134,10 @@ impl State {
     fn take(&mut self, from: u64, end: u64, now: Instant) -> Part {
         let id = self.next_id;
         self.next_id += 1;
-        self.taken.push(Taken { id, next: from, end, progressed: now });
         // An open request needs no size, and its response ends with the blob.
         let is_open = self.size.is_none_or(|size| end >= size) && !self.growth.is_possible();
+        let end = if is_open { self.size.unwrap_or(u64::MAX) } else { end };
+        self.taken.push(Taken { id, next: from, end, progressed: now });
         Part { id, from, to: (!is_open).then_some(end) }
     }
 
@@ -185,6 +186,13 @@ impl Transfer {
         if size.is_none() {
             state.growth.settle_for_one();
         }
+        // A request that was to reach the end reaches the one that the registry reports.
+        let (before, end) = (state.size.unwrap_or(u64::MAX), size.unwrap_or(u64::MAX));
+        state
+            .taken
+            .iter_mut()
+            .filter(|taken| taken.end >= before)
+            .for_each(|taken| taken.end = end);
         state.size = size;
         state.show = Some(Arc::clone(&show));
         let written = state.bytes_written();
@@ -231,7 +239,7 @@ impl Transfer {
     /// The next part for an additional connection.
     pub(super) fn next_for_additional(&self, now: Instant) -> Next {
         let mut state = self.lock();
-        let is_surplus = self.connections.load(Ordering::Relaxed) > state.growth.allowed();
+        let is_surplus = state.growth.open() > state.growth.allowed();
         if state.ended.is_some() || is_surplus {
             return Next::Nothing;
         }
@@ -310,8 +318,9 @@ impl Transfer {
 
     /// Records how many of the wanted connections were opened.
     pub(super) fn opened(&self, count: usize, now: Instant) {
-        self.connections.fetch_add(count, Ordering::Relaxed);
-        self.lock().growth.opened(count, now);
+        let mut state = self.lock();
+        state.growth.opened(count, now);
+        self.publish(&state);
     }
 
     /// An additional connection receives its first bytes.
@@ -321,11 +330,23 @@ impl Transfer {
 
     /// An additional connection has ended. No more are opened if it failed, or if it had received nothing yet.
     pub(super) fn closed(&self, is_failed: bool, was_connected: bool, now: Instant) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.lock();
         state.growth.closed(is_failed, was_connected, now);
+        self.publish(&state);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// The registry refuses the first connection: it gets no others.
+    pub(super) fn refused(&self) {
+        self.lock().growth.settle_for_one();
+    }
+
+    /// Publishes the number of connections, unless the flight goes on without this transfer.
+    fn publish(&self, state: &State) {
+        if state.ended.is_none() {
+            self.connections.store(state.growth.open(), Ordering::Relaxed);
+        }
     }
 
     /// Waits until something changes, at most for `at_most`.
@@ -611,6 +632,29 @@ mod tests {
         assert!(!blob.write(additional, additional.from, 1, now));
         assert_eq!(blob.transfer.next_for_additional(now), Next::Nothing);
         assert!(blob.write(first, first.from, SIZE - first.from, now));
+    }
+
+    #[test]
+    fn bytes_that_were_written_are_not_replaced() {
+        let (blob, now, additional) = with_two_connections();
+        let end = additional.to.unwrap();
+        assert!(blob.write(additional, additional.from, end - additional.from, now));
+        // Another part is written apart, so that a gap is left.
+        let Next::Receive(first) = blob.transfer.next_for_first(None, now) else {
+            panic!("bytes are missing")
+        };
+        let Next::Receive(apart) = blob.transfer.next_for_additional(now) else {
+            panic!("bytes are missing")
+        };
+        let apart_end = apart.to.unwrap();
+        assert!(blob.write(apart, apart.from, apart_end - apart.from, now));
+        // The registry sends everything again, and other bytes where there are some.
+        blob.transfer.take_all(first);
+        let mut bytes = blob.content[first.from as usize..].to_vec();
+        let (from, to) = ((apart.from - first.from) as usize, (apart_end - first.from) as usize);
+        bytes[from..to].fill(0);
+        assert!(blob.transfer.write(first, first.from, &bytes, now).unwrap());
+        blob.finish(now);
     }
 
     #[test]

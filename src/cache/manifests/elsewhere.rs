@@ -14,6 +14,7 @@ use super::{ManifestCache, ManifestLeader};
 use crate::cache::CacheError;
 use crate::cache::poller::Poller;
 use crate::store::FetchLock;
+use crate::via::{self, Via};
 
 /// How long another process is awaited.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Awaited {
     leader: ManifestLeader,
     since: Instant,
+    /// The Larders that the request has passed.
+    chain: Via,
 }
 
 impl Awaited {
@@ -34,10 +37,13 @@ impl Awaited {
 impl ManifestCache {
     /// The work of a manifest flight, on a fetcher: leads or awaits the request of all processes.
     pub(in crate::cache) fn fetch_manifest(self: &Arc<Self>, leader: ManifestLeader) {
-        let awaited = Awaited { leader, since: Instant::now() };
+        let awaited = Awaited { leader, since: Instant::now(), chain: via::current() };
         match awaited.lock(self) {
             Ok(None) => {
-                Poller::add(self, |cache| &cache.elsewhere, ManifestCache::check, awaited);
+                let check = |cache: &Arc<ManifestCache>, awaited: Awaited| {
+                    awaited.chain.clone().enter(|| cache.check(awaited))
+                };
+                Poller::add(self, |cache| &cache.elsewhere, check, awaited);
             }
             Ok(Some(lock)) => self.fetch_manifest_under(awaited.leader, Some(lock)),
             Err(error) => {
@@ -53,10 +59,10 @@ impl ManifestCache {
             return None;
         }
         let lock = awaited.lock(self).unwrap_or_default();
-        let Awaited { leader, since } = awaited;
+        let Awaited { leader, since, chain } = awaited;
         let leader = leader.abandon(CacheError::GivenUp)?;
         if lock.is_none() && since.elapsed() < PATIENCE {
-            return Some(Awaited { leader, since });
+            return Some(Awaited { leader, since, chain });
         }
         let flight = Arc::clone(leader.flight());
         // Without a client: it counts as one of Larder's own jobs, which come next.

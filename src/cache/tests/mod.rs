@@ -21,8 +21,8 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, Source, Standing, UpstreamError,
-    UpstreamErrorKind,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, EndpointKind, List, Source, Standing,
+    UpstreamError, UpstreamErrorKind,
 };
 
 /// The response bodies for a blob, in order.
@@ -206,6 +206,7 @@ impl Source for FakeSource {
         let next = self.blobs.lock().unwrap().get_mut(digest).and_then(VecDeque::pop_front);
         match next {
             Some(receiver) => Ok(BlobBody {
+                sender: EndpointKind::Registry,
                 endpoint: 0,
                 end: None,
                 start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },

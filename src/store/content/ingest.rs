@@ -19,6 +19,7 @@ use std::sync::Arc;
 use super::blobs::Blob;
 use super::partial::Partial;
 use super::partials::{PartialNote, remove_empty_parent};
+use super::progress;
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::files::read::is_same_file;
 use crate::store::files::record::Access;
@@ -156,6 +157,7 @@ impl Store {
                 // The blob was finished before this process got the lock, so the partial is useless.
                 self.inner.note_bytes_removed(lock.metadata().map_or(0, |is| is.len()));
                 let _ = fs::remove_file(&note);
+                progress::remove_beside(&path);
                 let _ = fs::remove_file(&path);
                 remove_empty_parent(&path);
                 return Ok(Begin::Present(blob));
@@ -284,9 +286,17 @@ impl Ingest {
     /// # Errors
     /// [`StoreError`] if a write fails; [`StoreError::is_full`] covers the common case.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let at = self.bytes_written();
+        self.write_at(self.bytes_written(), bytes)
+    }
+
+    /// Writes bytes, and hashes them if they continue what is hashed. See [`Partial::write_at`].
+    ///
+    /// # Errors
+    /// As [`Ingest::write`].
+    pub fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let was = self.partial.total_bytes();
         self.partial.write_at(at, bytes)?;
-        self.partial.hash_written(at, bytes);
+        self.partial.hash_written(at, bytes, was);
         Ok(())
     }
 
@@ -349,6 +359,7 @@ impl Verified {
         if ingest.may_have_note() {
             let _ = fs::remove_file(&ingest.note);
         }
+        ingest.partial.forget_progress();
         inner.publish_counted(&ingest.path, &inner.layout.blob(&ingest.digest))?;
         Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written() })
     }
@@ -364,6 +375,7 @@ impl Drop for Ingest {
             if self.may_have_note() {
                 let _ = fs::remove_file(&self.note);
             }
+            self.partial.forget_progress();
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -9,6 +9,7 @@ mod ingest;
 pub(super) mod large_documents;
 mod partial;
 mod partials;
+mod progress;
 mod verify;
 mod watch;
 

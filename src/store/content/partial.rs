@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::extents::Extents;
+use super::progress::{self, Progress};
 use crate::oci::{Digest, Verifier};
 use crate::store::locks::FileLock;
 use crate::store::{Store, StoreError};
@@ -22,6 +23,7 @@ pub struct Partial {
     file: Arc<File>,
     /// What is written. Locked for a lookup or an insertion only.
     extents: Mutex<Extents>,
+    progress: Progress,
     /// Locked while bytes are hashed.
     hashing: Mutex<Hashing>,
 }
@@ -42,12 +44,15 @@ impl Partial {
         is_resumed: bool,
     ) -> Partial {
         let mut extents = Extents::default();
+        let progress = Progress::beside(path);
         if is_resumed {
-            // Without an answer, as on a file system without holes: the digest decides in any case.
-            extents = Extents::of_file(file).unwrap_or_else(|_| {
-                extents.insert(0..file.metadata().map_or(0, |metadata| metadata.len()));
-                extents
-            });
+            let length = file.metadata().map_or(0, |metadata| metadata.len());
+            extents = Extents::of_file(file).unwrap_or_default();
+            if extents.prefix() == length || extents.total() == 0 {
+                // Perhaps the file system reports holes as data. What was written in order is known.
+                extents = Extents::default();
+                extents.insert(0..progress::read(path).unwrap_or(length).min(length));
+            }
         }
         let verifier = Verifier::new(digest.algorithm());
         Partial {
@@ -55,6 +60,7 @@ impl Partial {
             path: path.to_owned(),
             file: Arc::clone(file.shared_file()),
             extents: Mutex::new(extents),
+            progress,
             hashing: Mutex::new(Hashing { verifier, position: 0 }),
         }
     }
@@ -75,23 +81,48 @@ impl Partial {
     }
 
     /// Writes bytes at any position that is a multiple of [`ALIGNMENT_BYTES`](super::ALIGNMENT_BYTES) or the end of
-    /// written bytes. Returns [`Partial::bytes_written`].
+    /// written bytes. Those that are written already stay as they are: they may have been hashed, or sent to clients.
+    /// Returns [`Partial::bytes_written`]. One thread writes at a time.
     ///
     /// # Errors
     /// [`StoreError`] if a write fails.
     pub fn write_at(&self, at: u64, bytes: &[u8]) -> Result<u64, StoreError> {
-        let written = self.file.write_all_at(bytes, at);
-        written.map_err(|error| StoreError::write(&self.path, error))?;
-        self.store.inner.note_bytes_added(bytes.len() as u64);
-        let mut extents = lock(&self.extents);
-        extents.insert(at..at + bytes.len() as u64);
-        Ok(extents.prefix())
+        let failed = |error| StoreError::write(&self.path, error);
+        let end = at + bytes.len() as u64;
+        let mut from = at;
+        while from < end {
+            let (start, next) = self.missing_from(from);
+            let stop = next.unwrap_or(end).min(end);
+            if start >= stop {
+                break;
+            }
+            if start > self.bytes_written() {
+                // Before the first hole: until then, the length of the file is its progress.
+                self.progress.write(self.bytes_written()).map_err(failed)?;
+            }
+            // Both are at most `bytes.len()`.
+            let missing = &bytes[(start - at) as usize..(stop - at) as usize];
+            self.file.write_all_at(missing, start).map_err(failed)?;
+            self.store.inner.note_bytes_added(stop - start);
+            lock(&self.extents).insert(start..stop);
+            from = stop;
+        }
+        let prefix = self.bytes_written();
+        self.progress.update(prefix).map_err(failed)?;
+        Ok(prefix)
     }
 
-    /// Hashes bytes that were just written at `at`, if all bytes before them are hashed.
-    pub(super) fn hash_written(&self, at: u64, bytes: &[u8]) {
+    /// Removes what was noted beside the file.
+    pub(super) fn forget_progress(&self) {
+        self.progress.remove();
+    }
+
+    /// Hashes bytes that were just written at `at`, if all bytes before them are hashed, and if they end what is written:
+    /// others may have been written before.
+    pub(super) fn hash_written(&self, at: u64, bytes: &[u8], was: u64) {
         let mut hashing = lock(&self.hashing);
-        if hashing.position == at {
+        let is_new = was == at && self.total_bytes() == at + bytes.len() as u64;
+        if hashing.position == at && is_new {
             hashing.verifier.update(bytes);
             hashing.position += bytes.len() as u64;
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::progress;
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::files::read::{is_same_file, names_in, open_to_read};
 use crate::store::files::record::Access;
@@ -138,6 +139,7 @@ impl Store {
         let note = self.inner.layout.partial_note(&partial.upstream, &partial.digest);
         // A note without its partial is ignored. The partial last, which ends the lock's protection.
         let _ = fs::remove_file(note);
+        progress::remove_beside(&path);
         fs::remove_file(&path).map_err(|error| StoreError::write(&path, error))?;
         remove_empty_parent(&path);
         self.inner.note_bytes_removed(partial.bytes);

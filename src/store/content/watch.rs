@@ -9,9 +9,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::extents::Extents;
 use super::ingest::Ingest;
 use super::partials::PartialNote;
+use super::progress;
 use crate::oci::{Digest, Upstream};
 use crate::store::files::read::{is_same_file, open_to_read};
 use crate::store::files::record::Access;
@@ -79,13 +79,20 @@ impl WatchedPartial {
         self.store.record::<PartialNote>(&self.note, Access::Look)?.size
     }
 
-    /// How many bytes from the beginning are written, and how many in all.
+    /// How many bytes from the beginning are written, and a number that changes when others are.
     ///
     /// # Errors
     /// The file cannot be queried.
     pub fn bytes(&self) -> io::Result<(u64, u64)> {
-        let extents = Extents::of_file(&self.file)?;
-        Ok((extents.prefix(), extents.total()))
+        // In this order: if there is no number afterwards, the file had no holes when it had this length.
+        let metadata = self.file.metadata()?;
+        let prefix = match progress::find(&self.path) {
+            Ok(Some(bytes)) => bytes.min(metadata.len()),
+            Ok(None) => return Err(io::ErrorKind::Interrupted.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => metadata.len(),
+            Err(error) => return Err(error),
+        };
+        Ok((prefix, metadata.blocks()))
     }
 
     /// Whether it still has its name: it is neither finished nor removed.

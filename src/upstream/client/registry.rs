@@ -44,6 +44,17 @@ pub enum EndpointKind {
     Peer,
 }
 
+impl EndpointKind {
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EndpointKind::Registry => "registry",
+            EndpointKind::Larder => "parent",
+            EndpointKind::Peer => "peer",
+        }
+    }
+}
+
 /// One entry of `registries[].endpoints`, or of `parents`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSettings {
@@ -68,6 +79,7 @@ impl EndpointSettings {
 /// One endpoint of a registry.
 pub(in crate::upstream) struct Registry {
     session: Session,
+    kind: EndpointKind,
     /// If it is a Larder.
     larder: Option<LarderEndpoint>,
     timeouts: Timeouts,
@@ -84,7 +96,7 @@ impl Registry {
         let is_larder = endpoint.kind != EndpointKind::Registry;
         let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
-        Registry { session, larder, timeouts }
+        Registry { session, kind: endpoint.kind, larder, timeouts }
     }
 
     /// A registry that a client named and that is not in the configuration: https and public addresses only.
@@ -95,7 +107,7 @@ impl Registry {
         ports: UnlistedPorts,
     ) -> Registry {
         let session = Session::unlisted(upstream, timeouts, foreign, ports);
-        Registry { session, larder: None, timeouts }
+        Registry { session, kind: EndpointKind::Registry, larder: None, timeouts }
     }
 
     /// Whether the remaining pulls of the rate limit should be kept for clients.
@@ -312,7 +324,7 @@ impl Registry {
                     (start, None, size)
                 }
                 Some(ContentRange { start, end, size: Some(size) })
-                    if to.is_some_and(|to| end <= to) =>
+                    if to.is_some_and(|to| end == to.min(size)) =>
                 {
                     (start, Some(end), Some(size))
                 }
@@ -332,7 +344,7 @@ impl Registry {
             true => unless_it_is_a_web_page(answer.response, digest, request)?,
             false => Box::new(answer.response.into_body().into_reader()),
         };
-        Ok(BlobBody { endpoint: 0, start, end, size, reader })
+        Ok(BlobBody { endpoint: 0, sender: self.kind, start, end, size, reader })
     }
 
     pub(in crate::upstream) fn tags(

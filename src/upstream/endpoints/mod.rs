@@ -11,6 +11,6 @@ mod unlisted;
 pub use breaker::{BreakerPolicy, BreakerState};
 pub use failover::{EndpointFailures, UpstreamStatus};
 pub use guarded::EndpointStatus;
-pub use peers::{PeerMembers, PeerSettings};
+pub use peers::{PeerMembers, PeerSettings, PeerStatus};
 pub use registries::{Registries, RegistryChanges, RegistrySettings, Settings};
 pub use unlisted::UnlistedRegistries;

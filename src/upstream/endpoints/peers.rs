@@ -12,10 +12,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::breaker::BreakerPolicy;
-use super::guarded::GuardedEndpoint;
+use super::breaker::{BreakerPolicy, BreakerState};
+use super::guarded::{EndpointStatus, GuardedEndpoint};
 use crate::oci::{Algorithm, Digest, Upstream};
 use crate::units::plural;
 use crate::upstream::client::{EndpointKind, EndpointSettings, Registry};
@@ -58,6 +58,19 @@ pub enum PeerMembers {
         /// Their scheme.
         scheme: Scheme,
     },
+}
+
+/// A member, as this process sees it.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Scheme and authority.
+    pub url: String,
+    /// Whether it is this process, as far as that is known: it finds out when it would ask itself.
+    pub is_this_process: bool,
+    /// How many of the registries for which it was asked it is not asked for now, because of failures.
+    pub failing: usize,
+    /// Its latest failure, with the request.
+    pub last_failure: Option<String>,
 }
 
 /// See the description of the module.
@@ -138,6 +151,30 @@ impl Peers {
         let mut others =
             ranked.into_iter().take_while(|member| !lock(&self.own).contains(&member.url));
         std::array::from_fn(|_| Some(self.endpoint(upstream, others.next()?)))
+    }
+
+    /// The members, in the order of their URLs.
+    pub(super) fn statuses(&self) -> Vec<PeerStatus> {
+        let members = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
+        let (endpoints, own) = (lock(&self.endpoints), lock(&self.own));
+        let now = Instant::now();
+        let mut statuses: Vec<PeerStatus> = members
+            .iter()
+            .map(|member| {
+                let asked = endpoints.iter().filter(|((_, url), _)| *url == member.url);
+                let asked: Vec<EndpointStatus> =
+                    asked.map(|(_, endpoint)| endpoint.status(now)).collect();
+                let is_failing = |status: &&EndpointStatus| status.breaker != BreakerState::Closed;
+                PeerStatus {
+                    url: member.url.clone(),
+                    is_this_process: own.contains(&member.url),
+                    failing: asked.iter().filter(is_failing).count(),
+                    last_failure: asked.into_iter().find_map(|status| status.last_failure),
+                }
+            })
+            .collect();
+        statuses.sort_by(|one, other| one.url.cmp(&other.url));
+        statuses
     }
 
     /// Records that a URL leads to this process.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::breaker::BreakerPolicy;
 use super::failover::{Failover, UpstreamStatus};
-use super::peers::{PeerSettings, Peers};
+use super::peers::{PeerSettings, PeerStatus, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
 use crate::oci::Upstream;
 use crate::upstream::client::{EndpointSettings, Registry};
@@ -288,6 +288,10 @@ impl Sources for Registries {
         }
         let is_proven = table.others().get(upstream).is_some_and(|other| other.has_answered());
         Ok(if is_proven { Standing::Unlisted } else { Standing::Unproven })
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        self.table().peers().map_or_else(Vec::new, |peers| peers.statuses())
     }
 
     fn statuses(&self) -> Vec<UpstreamStatus> {
