@@ -221,6 +221,17 @@ mod tests {
         }
     }
 
+    /// One connection was measured, and all others are wanted.
+    fn measured() -> (Growth, Instant) {
+        let mut growth = Growth::new(ConnectionPolicy::default());
+        let start = Instant::now();
+        growth.received(1, start);
+        let now = start + Duration::from_millis(200);
+        growth.received(MIB, now);
+        assert_eq!(growth.wanted(100 * MIB, now), 7);
+        (growth, now)
+    }
+
     #[test]
     fn connections_are_added_as_long_as_each_has_a_rate_of_its_own() {
         let link = Link { per_connection: 20 * MIB, total: 1000 * MIB };
@@ -255,12 +266,7 @@ mod tests {
 
     #[test]
     fn no_more_connections_are_opened_after_one_has_failed() {
-        let mut growth = Growth::new(ConnectionPolicy::default());
-        let start = Instant::now();
-        growth.received(1, start);
-        growth.received(MIB, start + Duration::from_millis(200));
-        let now = start + Duration::from_millis(200);
-        assert_eq!(growth.wanted(100 * MIB, now), 7);
+        let (mut growth, now) = measured();
         growth.opened(7, now);
         (0..7).for_each(|_| growth.closed(true, false, now));
         let later = now + Duration::from_secs(1);
@@ -271,12 +277,7 @@ mod tests {
 
     #[test]
     fn connections_are_wanted_again_if_no_fetcher_was_free() {
-        let mut growth = Growth::new(ConnectionPolicy::default());
-        let start = Instant::now();
-        growth.received(1, start);
-        growth.received(MIB, start + Duration::from_millis(200));
-        let now = start + Duration::from_millis(200);
-        assert_eq!(growth.wanted(100 * MIB, now), 7);
+        let (mut growth, now) = measured();
         growth.opened(0, now);
         growth.received(5 * MIB, now + Duration::from_millis(500));
         assert_eq!(growth.wanted(100 * MIB, now + Duration::from_millis(500)), 0);

@@ -75,7 +75,7 @@ impl Partial {
         lock(&self.extents).total()
     }
 
-    /// The first range of missing bytes at or after `from`; without an end if nothing is written behind it.
+    /// The first range of missing bytes at or after `from`; without an end if nothing is written after it.
     pub fn missing_from(&self, from: u64) -> (u64, Option<u64>) {
         lock(&self.extents).missing_from(from)
     }

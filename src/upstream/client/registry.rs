@@ -60,7 +60,7 @@ impl EndpointKind {
 pub struct EndpointSettings {
     /// The location.
     pub endpoint: Endpoint,
-    /// How it is told which registry is meant.
+    /// What it is, and with that how requests name the registry.
     pub kind: EndpointKind,
     /// The trusted authorities and the client certificate.
     pub tls: TlsSettings,
