@@ -88,7 +88,8 @@ impl Growth {
     /// How much a connection should request at a time; `None` until a rate was measured.
     pub(super) fn request_bytes(&self) -> Option<u64> {
         let rate = self.rate_of_each?;
-        Some(if self.is_settled { (rate * REQUEST.as_secs_f64()) as u64 } else { UNPROVEN_BYTES })
+        let is_unproven = !self.is_settled && self.open > 1;
+        Some(if is_unproven { UNPROVEN_BYTES } else { (rate * REQUEST.as_secs_f64()) as u64 })
     }
 
     /// How many connections are open.
@@ -281,6 +282,8 @@ mod tests {
         growth.opened(0, now);
         growth.received(5 * MIB, now + Duration::from_millis(500));
         assert_eq!(growth.wanted(100 * MIB, now + Duration::from_millis(500)), 0);
+        // Meanwhile the only connection sends long requests.
+        assert_eq!(growth.request_bytes(), Some(5 * MIB));
         let later = now + Duration::from_millis(1_500);
         growth.received(MIB, later);
         assert_eq!(growth.wanted(100 * MIB, later), 7);

@@ -146,9 +146,10 @@ impl State {
         let Some(bytes) = self.growth.request_bytes() else { return FIRST_BYTES };
         let written = self.partial.as_ref().map_or(0, |partial| partial.total_bytes());
         let left = self.size.unwrap_or_default().saturating_sub(written);
-        let share = left / self.growth.allowed() as u64;
+        let connections = self.growth.allowed() as u64;
+        let share = left / connections;
         // All connections should end at about the same time: of long requests a quarter is left for shorter ones.
-        let share = if share > bytes / 2 { share / 4 * 3 } else { share };
+        let share = if connections > 1 && share > bytes / 2 { share / 4 * 3 } else { share };
         bytes.min(share).next_multiple_of(ALIGNMENT_BYTES).clamp(PART_BYTES_MIN, PART_BYTES_MAX)
     }
 }
