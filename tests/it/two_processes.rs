@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder::oci::ImageName;
 use larder::store::Begin;
 
+use crate::support::client::Connection;
 use crate::support::larder::{Settings, blob, files, manifest, until};
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 
@@ -42,6 +43,14 @@ impl Site {
     fn downloads(&self) -> usize {
         self.registry.count("GET", &self.path)
     }
+}
+
+/// A client that has read the first MiB of a blob.
+fn a_mib_of(larder: &Larder, path: &str) -> Connection {
+    let mut client = larder.begin(path);
+    client.read_head();
+    client.read_body(MIB);
+    client
 }
 
 #[test]
@@ -131,12 +140,8 @@ fn blob_of_unknown_size_is_sent_when_it_is_complete() {
 fn download_of_a_process_that_ends_is_continued() {
     let site = site();
     let [mut first, second] = site.larders(|_| {});
-    let mut one = first.begin(&site.path);
-    one.read_head();
-    one.read_body(MIB);
-    let mut other = second.begin(&site.path);
-    other.read_head();
-    other.read_body(MIB);
+    let _one = a_mib_of(&first, &site.path);
+    let mut other = a_mib_of(&second, &site.path);
     first.stop();
     site.gate.open();
     let (rest, is_complete) = other.read_to_end();
@@ -154,12 +159,8 @@ fn process_that_stalls_is_not_waited_for() {
     let [first, second] = site.larders(|settings| {
         settings.cache.connections.stalled_after = Duration::from_millis(500);
     });
-    let mut one = first.begin(&site.path);
-    one.read_head();
-    one.read_body(MIB);
-    let mut other = second.begin(&site.path);
-    other.read_head();
-    other.read_body(MIB);
+    let mut one = a_mib_of(&first, &site.path);
+    let mut other = a_mib_of(&second, &site.path);
     // The first process is still held.
     let (rest, is_complete) = other.read_to_end();
     assert!(is_complete && rest == site.content[MIB..]);
@@ -186,9 +187,7 @@ fn wrong_content_of_the_other_process_is_never_complete() {
     let first = Larder::start(&registry);
     let second = first.second();
     let path = blob(REPOSITORY, &digest);
-    let mut one = first.begin(&path);
-    one.read_head();
-    one.read_body(MIB);
+    let mut one = a_mib_of(&first, &path);
     let mut other = second.begin(&path);
     other.read_head();
     gate.open();
@@ -217,9 +216,7 @@ fn large_blob_over_several_connections_is_followed() {
     let second = first.second();
     assert_eq!(first.get(&manifest(REPOSITORY, "v1")).status, 200);
     let path = blob(REPOSITORY, digest);
-    let mut one = first.begin(&path);
-    one.read_head();
-    one.read_body(MIB);
+    let mut one = a_mib_of(&first, &path);
     until("other parts", || registry.count("GET", &path) > 4);
     let mut other = second.begin(&path);
     other.read_head();
@@ -240,9 +237,7 @@ fn size_of_the_other_process_that_was_wrong_is_not_the_end_of_a_body() {
     let first = Larder::start(&registry);
     let second = first.second();
     let path = blob(REPOSITORY, &digest);
-    let mut one = first.begin(&path);
-    one.read_head();
-    one.read_body(MIB);
+    let mut one = a_mib_of(&first, &path);
     let mut other = second.begin(&path);
     assert_eq!(other.read_head().content_length(), Some(2 * MIB as u64));
     // The blob arrives by another way, such as an import, before the first process finds that its bytes are wrong.

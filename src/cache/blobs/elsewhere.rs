@@ -8,9 +8,9 @@
 //!   same file, so clients go on reading it.
 //! * *It is killed.* The partial has no writer. The flight gets a fetcher, which resumes the same file.
 //! * *Its bytes are wrong.* The partial is gone. Clients that have received some of it are disconnected.
-//! * *It stalls* ([`ConnectionPolicy::stalled_after`](super::ConnectionPolicy::stalled_after)). Its bytes are copied, and this process downloads the rest into the copy, which
-//!   replaces the file for clients that follow. If the other process continues, both write their own file, and the last one
-//!   that is verified becomes the blob, with the same bytes.
+//! * *It stalls* ([`ConnectionPolicy::stalled_after`](super::ConnectionPolicy::stalled_after)). Its bytes are copied, and
+//!   this process downloads the rest into the copy, which replaces the file for clients that follow. If the other process
+//!   continues, both write their own file, and the last one that is verified becomes the blob, with the same bytes.
 //! * *A partial has holes.* Its writer says how far it is from the beginning (`store/content/progress.rs`).
 
 use std::sync::Arc;
@@ -133,8 +133,8 @@ impl BlobCache {
         let idle = now.saturating_duration_since(followed.progressed);
         let patience = self.core.settings().connections.stalled_after;
         // A complete one is being verified or synced, which takes longer than a read.
-        let is_complete = partial.size().is_some_and(|size| written.0 >= size);
-        if idle >= if is_complete { patience * COMPLETE_FACTOR } else { patience } {
+        let is_complete = || partial.size().is_some_and(|size| written.0 >= size);
+        if idle >= patience && (idle >= patience * COMPLETE_FACTOR || !is_complete()) {
             return self.take_over(followed, partial);
         }
         if idle >= IDLE_AFTER && !partial.has_writer() {

@@ -32,6 +32,10 @@ impl LarderEndpoint {
         LarderEndpoint { namespace: namespace.clone(), kind, instance }
     }
 
+    pub(super) fn kind(&self) -> EndpointKind {
+        self.kind
+    }
+
     /// The chain of a request to it, for the current work.
     pub(super) fn chain(&self) -> Via {
         match self.kind {

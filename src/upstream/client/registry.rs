@@ -79,7 +79,6 @@ impl EndpointSettings {
 /// One endpoint of a registry.
 pub(in crate::upstream) struct Registry {
     session: Session,
-    kind: EndpointKind,
     /// If it is a Larder.
     larder: Option<LarderEndpoint>,
     timeouts: Timeouts,
@@ -96,7 +95,7 @@ impl Registry {
         let is_larder = endpoint.kind != EndpointKind::Registry;
         let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
-        Registry { session, kind: endpoint.kind, larder, timeouts }
+        Registry { session, larder, timeouts }
     }
 
     /// A registry that a client named and that is not in the configuration: https and public addresses only.
@@ -107,7 +106,7 @@ impl Registry {
         ports: UnlistedPorts,
     ) -> Registry {
         let session = Session::unlisted(upstream, timeouts, foreign, ports);
-        Registry { session, kind: EndpointKind::Registry, larder: None, timeouts }
+        Registry { session, larder: None, timeouts }
     }
 
     /// Whether the remaining pulls of the rate limit should be kept for clients.
@@ -344,7 +343,8 @@ impl Registry {
             true => unless_it_is_a_web_page(answer.response, digest, request)?,
             false => Box::new(answer.response.into_body().into_reader()),
         };
-        Ok(BlobBody { endpoint: 0, sender: self.kind, start, end, size, reader })
+        let sender = self.larder.as_ref().map_or(EndpointKind::Registry, LarderEndpoint::kind);
+        Ok(BlobBody { endpoint: 0, sender, start, end, size, reader })
     }
 
     pub(in crate::upstream) fn tags(

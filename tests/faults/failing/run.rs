@@ -94,8 +94,7 @@ pub fn survives(scenario: &Scenario) {
         began.elapsed().as_secs_f64(),
     );
     assert!(failed.is_empty(), "{}:\n{}", scenario.name, failed.join("\n"));
-    // On a busy machine the threads make other calls than in the recorded run, and some targets are not reached.
-    assert!(hits * 4 > chosen.len(), "{}: {hits} faults in {} runs", scenario.name, chosen.len());
+    assert!(hits * 2 > chosen.len(), "{}: {hits} faults in {} runs", scenario.name, chosen.len());
 }
 
 fn choose(all: &[Target]) -> Vec<Target> {
