@@ -49,6 +49,8 @@ pub enum Command {
     Verify(Verify),
     /// Turn offline mode on or off.
     Offline(Offline),
+    /// Print the members of the group and their state.
+    Peers(Peers),
     /// Configure container clients to pull through Larder.
     HostsToml(HostsToml),
     /// Check or print the configuration.
@@ -304,6 +306,20 @@ pub struct Export {
     /// export incomplete images as far as they are cached
     #[argh(switch)]
     pub partial: bool,
+}
+
+/// Print the members of the group (peers in the configuration) as the running server sees them: their version,
+/// whether they answer, and settings in which they differ. Asks the server at its management port.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "peers")]
+pub struct Peers {
+    /// a digest or an image: also print in which order the members are responsible for it; the first one asks
+    /// the registry
+    #[argh(positional)]
+    pub content: Option<String>,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Print or write the configuration that makes container clients pull through Larder. Each registry in

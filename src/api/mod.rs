@@ -27,6 +27,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::cache::{Cache, How};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
+use crate::introduction;
 use crate::oci::Upstream;
 use crate::users::Users;
 use crate::via::{self, Loop, Via};
@@ -137,7 +138,7 @@ impl Handlers {
     fn answer(&self, request: &Request, context: &Context<'_>) -> Step {
         let (route, addressing) = match self.target(request) {
             Ok(Target::Content(route, addressing)) => (route, addressing),
-            Ok(Target::Ping) => return Step::Reply(ping()),
+            Ok(Target::Ping) => return Step::Reply(introduced(ping(), request)),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
         let chain = match Via::parse(request.headers("via")) {
@@ -258,6 +259,15 @@ fn cache_status(how: How, storage: Storage) -> &'static str {
 /// The fields about the cache in the access log.
 fn note(how: How, upstream: &Upstream) -> String {
     format!("cache={} upstream={upstream}", how.as_str())
+}
+
+/// Adds what this Larder tells its peers about itself, if one of them asks.
+fn introduced(reply: Reply, request: &Request) -> Reply {
+    let is_peer = Via::parse(request.headers("via")).is_ok_and(|chain| chain.is_from_peer());
+    match introduction::own().filter(|_| is_peer) {
+        Some(own) => reply.header(introduction::HEADER, own.to_string()),
+        None => reply,
+    }
 }
 
 /// `GET /v2/`: answered locally and at once, because clients consider a registry dead if this is slow.

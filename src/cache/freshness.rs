@@ -63,6 +63,9 @@ pub struct FreshnessPolicy {
 /// Five minutes: a rollout of one tag to a cluster causes one request, and a re-tag becomes visible soon.
 pub const TAG_TTL: Ttl = Ttl::For(Duration::from_secs(300));
 
+/// By how much a clock is corrected in normal operation.
+const CLOCK_STEP_MAX: Duration = Duration::from_secs(60);
+
 /// Whether a tag is fresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Belief {
@@ -106,8 +109,8 @@ impl FreshnessPolicy {
 
     /// Whether a tag that was confirmed at `checked` is fresh.
     ///
-    /// A `checked` in the future counts as now. Otherwise, after the clock was set back, the record would be fresh
-    /// for as long as the clock had been wrong.
+    /// A `checked` in the future counts as now if it is near, and as unknown otherwise: the clock was set back, and the
+    /// record would be fresh for as long as the clock had been wrong.
     pub(super) fn belief(
         &self,
         name: &ImageName,
@@ -120,6 +123,9 @@ impl FreshnessPolicy {
             Ttl::For(duration) => duration,
             Ttl::Always => Duration::ZERO,
         };
+        if checked.duration_since(now).is_ok_and(|ahead| ahead > CLOCK_STEP_MAX) {
+            return Belief::Stale;
+        }
         let checked = checked.min(now);
         let Some(until) = checked.checked_add(ttl) else { return Belief::Fresh(None) };
         let grace = until.checked_add(self.stale_while_revalidate);
@@ -166,7 +172,9 @@ mod tests {
             (Ttl::Forever, false, "1", 0, u64::from(u32::MAX), true),
             (Ttl::Forever, true, "latest", 0, 1, false),
             (Ttl::Always, false, "1", 1000, 1000, false),
-            (MINUTE, false, "1", 5000, 1000, true),
+            (MINUTE, false, "1", 1060, 1000, true),
+            (MINUTE, false, "1", 1061, 1000, false),
+            (Ttl::Forever, false, "1", 5000, 1000, true),
         ] {
             let policy = FreshnessPolicy { always_pull_latest, ..FreshnessPolicy::of(ttl) };
             let belief = policy.belief(&quay(), &tag.parse().unwrap(), at(checked), at(now));
@@ -176,10 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_the_future_is_fresh_for_one_ttl_only() {
+    fn a_record_from_the_future_is_fresh_for_one_ttl_at_most() {
         let policy = FreshnessPolicy::of(MINUTE);
-        let belief = policy.belief(&quay(), &"1".parse().unwrap(), at(9_999_999), at(1000));
-        assert_eq!(belief, Belief::Fresh(Some(at(1060))));
+        let belief = |checked| policy.belief(&quay(), &"1".parse().unwrap(), at(checked), at(1000));
+        assert_eq!(belief(1060), Belief::Fresh(Some(at(1060))));
+        assert_eq!(belief(9_999_999), Belief::Stale);
     }
 
     #[test]

@@ -62,7 +62,9 @@ pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
-pub use crate::upstream::{BreakerState, EndpointStatus, ManifestHead, PeerStatus, UpstreamStatus};
+pub use crate::upstream::{
+    BreakerState, EndpointKind, EndpointStatus, ManifestHead, PeerStatus, UpstreamStatus,
+};
 
 use blobs::BlobCache;
 use completion::Completions;
@@ -398,8 +400,8 @@ impl Cache {
     }
 
     /// The members of the group of this process.
-    pub fn peers(&self) -> Vec<PeerStatus> {
-        self.core().sources.peers()
+    pub fn peers(&self, content: Option<&str>) -> Vec<PeerStatus> {
+        self.core().sources.peers(content)
     }
 
     /// The counters of this process.

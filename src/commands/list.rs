@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::export::choices;
-use super::{CommandError, existing_store};
+use super::{CommandError, existing_store, printed, table};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
@@ -35,7 +35,7 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
-    let printed = match command {
+    printed(match command {
         cli::List { digests: true, .. } => print_digests(out, &rows),
         cli::List { json: true, .. } => print_json(out, &rows),
         cli::List { tree: true, .. } => print_tree(out, &rows),
@@ -46,13 +46,7 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
             };
             print_table(out, &rows, &uncached, SystemTime::now())
         }
-    };
-    match printed {
-        // The reader closed the pipe.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other
-            .map_err(|source| CommandError::System { doing: "write to standard output", source }),
-    }
+    })
 }
 
 /// Comma-separated regular expressions, the format of `--pattern` in the server that Larder replaces.
@@ -244,14 +238,7 @@ fn print_table(
             format!("not cached ({})", image.reason),
         ]
     }));
-    let widths: [usize; 7] = std::array::from_fn(|column| {
-        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
-    });
-    for line in &lines {
-        let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+    table::print(out, &lines)
 }
 
 fn print_tree(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {

@@ -9,13 +9,16 @@ mod list;
 mod load;
 mod log_writer;
 mod logging;
+mod management_client;
 mod manual;
 mod offline;
+mod peers;
 mod pin;
 mod prune;
 mod reload;
 mod serve;
 mod service;
+mod table;
 mod verify;
 
 use std::fmt;
@@ -59,6 +62,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
+        Command::Peers(command) => peers::peers(&settings()?, command),
         Command::HostsToml(command) => hosts_toml::hosts_toml(&settings()?, command),
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
@@ -96,6 +100,15 @@ fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
 /// Prints a line to standard output. A closed pipe is not an error.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// The result of a command that has printed to standard output. A closed pipe is not an error.
+fn printed(result: std::io::Result<()>) -> Result<(), CommandError> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other
+            .map_err(|source| CommandError::System { doing: "write to standard output", source }),
+    }
 }
 
 /// Prints a line for the user to standard error; standard output is for other programs to read.
@@ -210,6 +223,8 @@ pub enum CommandError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A request to the running server failed; the text says why.
+    Running(String),
     /// Another system call failed.
     System {
         /// The operation that failed.
@@ -243,6 +258,7 @@ impl CommandError {
             | CommandError::Prune(_)
             | CommandError::ClientFile { .. }
             | CommandError::LogFile { .. }
+            | CommandError::Running(_)
             | CommandError::System { .. } => 1,
         }
     }
@@ -287,7 +303,7 @@ impl From<BundleError> for CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CommandError::Usage(text) => f.write_str(text),
+            CommandError::Usage(text) | CommandError::Running(text) => f.write_str(text),
             CommandError::Config(error) => error.fmt(f),
             CommandError::Tls { registry, source } => {
                 write!(f, "registries: {registry}: tls: {source}")
@@ -357,6 +373,7 @@ impl std::error::Error for CommandError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             CommandError::Usage(_)
+            | CommandError::Running(_)
             | CommandError::NoCache { .. }
             | CommandError::Incomplete { .. }
             | CommandError::Unsound { .. } => None,

@@ -17,6 +17,7 @@ use crate::cache::Cache;
 use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
+use crate::introduction;
 use crate::prune;
 use crate::upstream::{Registries, RegistryChanges};
 use crate::users::{self, Users};
@@ -156,6 +157,7 @@ impl Running {
     /// updated here. Must not fail or block: [`config::load`] and [`check`] have validated the settings.
     fn apply(&self, settings: &Settings) -> RegistryChanges {
         logging::set_level(settings.log_level);
+        introduction::set_own(settings.introduction());
         let changes = self.registries.reconfigure(settings.upstream.clone());
         self.cache.reconfigure(settings.cache.clone());
         self.cache.metrics().label_registries(serve::labels(settings));

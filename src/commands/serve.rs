@@ -21,6 +21,7 @@ use crate::cache::{Cache, CompletionThread, IndexWriter, MaintenanceThread, Scru
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
+use crate::introduction;
 use crate::store::Store;
 use crate::units::{duration, plural};
 use crate::upstream::{ProxySettings, Registries};
@@ -60,6 +61,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let preload = settings.preload_images.as_deref();
     let preload = preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
     let started = SystemTime::now();
+    introduction::set_own(settings.introduction());
     let store = Store::open(&settings.store)?;
     if settings.cache.freshness.own.is_some() {
         import_hello_world(&store, started);

@@ -32,6 +32,19 @@ pub(super) const NO_LIMIT: i64 = -1;
 // Twelve million is not zero.
 const SCRUB_RATE: NonZeroU64 = NonZeroU64::new(12_000_000).expect("it is not zero");
 const DAY: u64 = 86_400;
+/// The keys that all members of a group should have in common: what is fetched from where, and when a tag is fresh.
+pub(super) const SHARED_BY_PEERS: &[&str] = &[
+    "airGapped",
+    "alwaysPullLatest",
+    "onUpstreamDelete",
+    "parents",
+    "registries",
+    "staleWhileRevalidate",
+    "tagTtl",
+    "tags",
+    "unlistedPorts",
+    "unlistedRegistries",
+];
 
 section! {
     /// The complete file.
@@ -305,7 +318,7 @@ section! {
         "dns" dns: Option<String> = None;
         /// The port of the members that `dns` finds.
         "port" port: Integer<u16> = Integer(8080);
-        /// The scheme of the members that `dns` finds. With `https`, their certificates must be valid for their addresses.
+        /// The scheme of the members that `dns` finds. With `https`, their certificates must be valid for the name in `dns`.
         "scheme" scheme: SchemeName = SchemeName::Http;
         /// The URLs of the members, the same list for all of them.
         "urls" urls: Vec<Text<EndpointUrl>> = vec![];

@@ -44,6 +44,7 @@ use std::time::Duration;
 
 use crate::api::Naming;
 use crate::cache::PrefetchOnHead;
+use crate::introduction::Introduction;
 use crate::oci::{Choice, Platform, PlatformError, Platforms, Upstream};
 use crate::upstream::{ProxySettings, Timeouts, UnlistedPorts, UnlistedRegistries};
 use crate::{api, cache, hello, http, store, upstream, users};
@@ -140,6 +141,18 @@ impl Settings {
     pub fn to_yaml(&self) -> String {
         // YAML can represent all of these types.
         serde_saphyr::to_string(&self.keys).unwrap_or_else(|error| format!("# {error}\n"))
+    }
+
+    /// What peers are told: the settings that all of them should share. `None` without `peers`.
+    pub fn introduction(&self) -> Option<Introduction> {
+        self.keys.peers.as_ref()?;
+        // A map, since YAML has represented it.
+        let keys = serde_json::to_value(&self.keys).unwrap_or_default();
+        let text = |key: &&'static str| {
+            let value = keys.get(*key).unwrap_or(&serde_json::Value::Null);
+            (*key, value.to_string())
+        };
+        Some(Introduction::new(file::SHARED_BY_PEERS.iter().map(text)))
     }
 
     /// Keeps the effect of `helloWorld` as it was at start, when its image was added to the cache or not.

@@ -147,7 +147,9 @@ pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
     let credentials =
         auth::credentials(&host, entry.auth.as_ref(), &[]).map_err(|reason| refuse(&reason))?;
     let endpoint = Endpoint::of(&host, scheme);
-    let tls = tls.unwrap_or_default();
+    // Members are contacted at their addresses, which change, so a certificate names what they have in common.
+    let server_name = entry.dns.clone();
+    let tls = TlsSettings { server_name, ..tls.unwrap_or_default() };
     let access = EndpointSettings { endpoint, kind: EndpointKind::Peer, tls, credentials };
     Ok(PeerSettings { members, access })
 }
@@ -160,5 +162,10 @@ fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {
         (None, Some(_)) => return Err("tls.key needs tls.cert".into()),
     };
     let insecure_skip_verify = entry.insecure_skip_verify;
-    Ok(TlsSettings { ca: entry.ca.clone(), identity, insecure_skip_verify })
+    Ok(TlsSettings {
+        ca: entry.ca.clone(),
+        identity,
+        insecure_skip_verify,
+        ..TlsSettings::default()
+    })
 }

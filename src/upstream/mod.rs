@@ -66,8 +66,9 @@ pub trait Sources: Send + Sync {
     /// The health of all registries used so far, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
 
-    /// The members of the group of this process, itself included.
-    fn peers(&self) -> Vec<PeerStatus> {
+    /// The members of the group of this process, itself included, with their ranks for some content: a digest, or
+    /// `repository:tag`.
+    fn peers(&self, _content: Option<&str>) -> Vec<PeerStatus> {
         Vec::new()
     }
 }

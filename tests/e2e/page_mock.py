@@ -46,6 +46,10 @@ def image(number, name, megabytes, platforms, pulled, missing=0, **more):
             "pinned": False, "stale": False} | more
 
 
+def peer(url, **more):
+    return {"url": url, "isThisProcess": False, "rank": None, "version": "0.1.0", "differences": [], "failing": 0, "lastFailure": None} | more
+
+
 def friendly():
     both = ["linux/amd64", "linux/arm64"]
     images = [
@@ -78,7 +82,9 @@ def friendly():
     flights = [{"upstream": "quay.io", "repository": "quay.io/jupyter/scipy-notebook", "digest": digest(80),
                 "bytes": 314_400_000, "sizeBytes": 512_000_000}]
     partials = [{"upstream": "docker.io", "digest": digest(81), "bytes": 18_300_000, "written": ago(5400)}]
-    return {"images": images, "upstreams": upstreams, "pins": pins, "flights": flights, "partials": partials}
+    peers = [peer("http://10.244.1.17:8080", isThisProcess=True), peer("http://10.244.2.9:8080", differences=["tagTtl"]),
+             peer("http://10.244.3.30:8080", failing=2, lastFailure="GET http://10.244.3.30:8080/v2/: timed out (connecting)")]
+    return {"images": images, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials}
 
 
 def hostile():
@@ -89,6 +95,8 @@ def hostile():
         upstream["name"] += HOSTILE
         for endpoint in upstream["endpoints"]:
             endpoint.update(url="javascript:alert(1)//" + HOSTILE, lastFailure=HOSTILE, breaker=endpoint["breaker"] + HOSTILE)
+    for each in data["peers"]:
+        each.update(url="javascript:alert(1)//" + HOSTILE + each["url"], version=HOSTILE, differences=[HOSTILE], lastFailure=HOSTILE)
     data["pins"] = [{"pattern": HOSTILE, "source": "cache"}, {"pattern": "\u202e" + HOSTILE * 20, "source": HOSTILE}]
     for number, each in enumerate(data["flights"] + data["partials"]):
         each.update(upstream=HOSTILE, repository=HOSTILE, digest=HOSTILE + str(number))
@@ -197,7 +205,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                       "manifestBytes": 51_000, "blobs": 143, "blobBytes": used, "registries": [registry(name) for name in names]},
             "disk": {"usedBytes": used, "freeBytes": 41 * GB, "freeInodes": 9_000_000, "inodes": 10_000_000, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
             "traffic": {"hit": total["hits"], "join": total["misses"] // 3, "miss": total["misses"] - total["misses"] // 3,
-                        "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"]},
+                        "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"],
+                        "bytesReceived": {"registry": total["bytesFetched"] // 3, "parent": 0, "peer": total["bytesFetched"] * 2 // 3}},
             "connections": 14, "busyWorkers": 1,
             "counts": {"damagedFiles": 0, "blobsNotCached": 0, "manifestsNotCached": 0, "imagesEvicted": 31, "bytesEvicted": 5_820_000_000}}
 
@@ -237,6 +246,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def get_upstreams(self, _):
         return 200, {"upstreams": self.server.data["upstreams"]}
+
+    def get_peers(self, _):
+        return 200, {"peers": self.server.data["peers"]}
 
     def get_pins(self, _):
         return 200, {"pins": self.server.data["pins"], "problem": None}

@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::support::client::{Connection, get};
 use crate::support::larder::{blob, manifest};
-use crate::support::process::Process;
+use crate::support::process::{Process, run};
 use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -29,12 +29,18 @@ impl Group {
         }
         let members: Vec<SocketAddr> = group.larders.iter().map(|larder| larder.address).collect();
         let config = group.config(&members);
-        for (larder, directory) in group.larders.iter_mut().zip(&group.directories) {
-            Process::put_config(directory.path(), &config);
+        group.configure(|_| config.clone());
+        group
+    }
+
+    /// Gives each member its configuration.
+    fn configure(&mut self, config: impl Fn(usize) -> String) {
+        for (at, (larder, directory)) in self.larders.iter_mut().zip(&self.directories).enumerate()
+        {
+            Process::put_config(directory.path(), &config(at));
             larder.signal("HUP");
             larder.wait_until_it_logs("configuration reloaded");
         }
-        group
     }
 
     fn config(&self, members: &[SocketAddr]) -> String {
@@ -45,7 +51,7 @@ impl Group {
             _ => format!("peers: {{urls: [{}]}}\n", urls.join(", ")),
         };
         format!(
-            "fsync: false\nunlistedRegistries: deny\n{peers}registries:\n  - {{name: reg.test, \
+            "fsync: false\nmanagement: {{port: 0}}\nunlistedRegistries: deny\n{peers}registries:\n  - {{name: reg.test, \
              endpoints: [\"{}\"]}}\n",
             self.registry
         )
@@ -245,4 +251,62 @@ fn member_that_freezes_in_the_middle_of_a_blob_is_replaced() {
     gate.open();
     let (rest, is_complete) = clients[responsible].read_to_end();
     assert!(is_complete && rest == content[MIB - 100_000..]);
+}
+
+#[test]
+fn members_with_other_settings_work_together_and_the_difference_is_named() {
+    let registry = FakeRegistry::start();
+    let layers = (0..8).map(|seed| bytes(10_000, seed));
+    let image = layers.fold(Image::new("app"), Image::layer);
+    registry.add(REPOSITORY, "v1", &image);
+    let mut group = Group::start(&registry, 2);
+    let config = group.config(&group.addresses());
+    group.configure(|at| if at == 1 { format!("tagTtl: 1h\n{config}") } else { config.clone() });
+    let address = group.larders[1].address;
+
+    assert!(get(address, &manifest(&name(), "v1")).body == image.manifest());
+    for layer in image.layers() {
+        assert!(get(address, &blob(&name(), &layer.digest)).body == layer.bytes);
+    }
+    let line = group.larders[1].wait_until_it_logs("differs from this Larder in ");
+    let other = format!("http://{}", group.larders[0].address);
+    assert!(
+        line.contains(&format!("peers: {other} differs from this Larder in tagTtl; ")),
+        "{line}"
+    );
+    let management = group.larders[1].banner.split("management on http://").nth(1).expect("a line");
+    let (_, port) =
+        management.split('/').next().expect("an address").split_once(':').expect("a port");
+    let file = group.directories[1].path().join("command.yaml");
+    std::fs::write(&file, config.replace("{port: 0}", &format!("{{port: {port}}}")))
+        .expect("a file can be written");
+    let file = file.display().to_string();
+    for layer in image.layers() {
+        let digest = layer.digest.to_string();
+        let flags = ["--config-file", &file, "peers", &digest, "--json"];
+        let (code, json, stderr) = run(&flags);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        let members: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let of = |url: &str| {
+            let all = members.as_array().expect("a list");
+            all.iter().find(|member| member["url"] == url).expect("the member").clone()
+        };
+        assert_eq!(of(&other)["differences"], serde_json::json!(["tagTtl"]));
+        assert_eq!(of(&other)["version"], env!("CARGO_PKG_VERSION"));
+        // The first one has asked the registry.
+        let via = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
+        let via = via[0].header("via").expect("a Via header").to_owned();
+        let asked = match of(&other)["rank"].as_u64() {
+            Some(1) => group.larders[0].address,
+            _ => address,
+        };
+        let asked = get(asked, "/v2/");
+        assert!(via.ends_with(asked.header("via").expect("a name")), "{via}");
+    }
+    let (code, table, _) = run(&["--config-file", &file, "peers"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        table.contains("answers, differs in tagTtl") && table.contains("this server"),
+        "{table}"
+    );
 }

@@ -74,7 +74,7 @@ fn https_registry_is_reached_through_a_tunnel_with_verified_tls() {
     let start = |ca, identity| {
         larder_behind(&proxy, &registry, |settings| {
             settings.upstream.registries[0].endpoints[0].tls =
-                TlsSettings { ca: Some(ca), identity, insecure_skip_verify: false };
+                TlsSettings { ca: Some(ca), identity, ..TlsSettings::default() };
         })
     };
     assert_pulls(&start(ca.clone(), Some(identity.clone())), &image);

@@ -15,13 +15,14 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("units", "", "what is measured or counted"),
     ("client_address", "", "sockets, HTTP, the shared resource"),
     ("via", "", "what is requested"),
+    ("introduction", "oci", "configuration files, HTTP"),
     ("budget", "client_address", "what is counted"),
     ("sync", "", "what is synchronized"),
     ("flight", "sync", "the meaning of digests, store, upstream"),
     ("store", "oci units sync", "that upstreams exist, HTTP, what is pruned and when"),
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
     ("certificates", "", "which connections use them"),
-    ("upstream", "oci certificates via units", "disk, cache, server"),
+    ("upstream", "oci certificates via introduction units", "disk, cache, server"),
     (
         "cache",
         "oci store upstream flight prune metrics client_address via units sync",
@@ -35,12 +36,12 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
-        "oci cache prune metrics http users client_address budget via units",
+        "oci cache prune metrics http users client_address budget via introduction units",
         "the upstream client, file paths",
     ),
     (
         "config",
-        "oci store certificates users hello upstream cache http api prune",
+        "oci store certificates users hello upstream cache http api prune introduction",
         "behaviour: of other modules it knows their Settings",
     ),
     ("cli", "", "behaviour: it is argh structs"),
@@ -64,7 +65,11 @@ const CLOCK: &str = "time is an argument";
 
 /// Paths that only some modules may use, with the reason.
 const RESTRICTED: &[(&str, Modules, &str)] = &[
-    ("ureq", Only("upstream"), "only upstream talks to registries"),
+    (
+        "ureq",
+        Only("upstream commands"),
+        "only upstream talks to registries, and commands to a running Larder",
+    ),
     ("rustix", Only("store http commands"), "system calls are for disk, sockets and the process"),
     ("sha2", Only("oci certificates"), "digests of content are computed in one place"),
     ("serde_saphyr", Only("config"), "configuration files are read in one place"),

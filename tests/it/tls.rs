@@ -81,14 +81,17 @@ fn client_certificate_is_accepted_by_a_registry_that_requires_one() {
         let image = registry.add_sample(REPOSITORY);
         let files = Files::of(&registry);
         let ca = files.ca().filter(|_| !insecure_skip_verify);
-        let without = TlsSettings { ca: ca.clone(), identity: None, insecure_skip_verify };
+        let without =
+            TlsSettings { ca: ca.clone(), insecure_skip_verify, ..TlsSettings::default() };
         let larder = Larder::start_with(&registry, set(without));
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         assert!(got.status >= 500, "no certificate: {got:?}");
         drop(larder);
         let identity = files.identity(&registry);
-        let larder =
-            Larder::start_with(&registry, set(TlsSettings { ca, identity, insecure_skip_verify }));
+        let larder = Larder::start_with(
+            &registry,
+            set(TlsSettings { ca, identity, insecure_skip_verify, ..TlsSettings::default() }),
+        );
         let got = larder.get(&manifest(REPOSITORY, "v1"));
         assert!(got.body == image.manifest(), "{got:?}");
         for layer in image.layers() {
@@ -102,6 +105,20 @@ fn trusting(ca_pem: &str) -> (Files, TlsSettings) {
     files.put("ca.pem", ca_pem);
     let tls = TlsSettings { ca: files.ca(), ..TlsSettings::default() };
     (files, tls)
+}
+
+#[test]
+fn certificate_may_be_for_a_name_that_is_not_in_the_url() {
+    let identity = self_signed(&["peers.test"]);
+    let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
+    let registry = FakeRegistry::start_with_certificate(&pem);
+    let image = registry.add_sample(REPOSITORY);
+    let (_files, tls) = trusting(&identity.certificate_pem);
+    let named = |name: &str| TlsSettings { server_name: Some(name.into()), ..tls.clone() };
+    let larder = Larder::start_with(&registry, set(named("peers.test")));
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    let larder = Larder::start_with(&registry, set(named("others.test")));
+    assert_eq!(larder.get(&manifest(REPOSITORY, "v1")).status, 502);
 }
 
 #[test]
@@ -192,7 +209,7 @@ fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let identity = files.identity(&registry);
     let larder = Larder::start_with(
         &registry,
-        set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
+        set(TlsSettings { ca: files.ca(), identity, ..TlsSettings::default() }),
     );
     let got = larder.get(&blob(REPOSITORY, &layer.digest));
     assert!(matches!(got.status, 502 | 503), "{got:?}");
@@ -207,7 +224,7 @@ fn authority_applies_to_redirects_and_the_client_certificate_does_not() {
     let identity = files.identity(&registry);
     let larder = Larder::start_with(
         &registry,
-        set(TlsSettings { ca: files.ca(), identity, insecure_skip_verify: false }),
+        set(TlsSettings { ca: files.ca(), identity, ..TlsSettings::default() }),
     );
     let got = larder.get(&blob(REPOSITORY, &layer.digest));
     assert!(got.body == layer.bytes, "the private authority applies to redirects: {got:?}");

@@ -106,6 +106,9 @@ pub(super) fn peer(status: &PeerStatus) -> Value {
     json!({
         "url": status.url,
         "isThisProcess": status.is_this_process,
+        "rank": status.rank,
+        "version": status.version,
+        "differences": status.differences,
         "failing": status.failing,
         "lastFailure": status.last_failure,
     })

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::status::Refusal;
 use super::query::Query;
 use super::{Handlers, document, documents};
-use crate::cache::{Cache, ImageUsage};
+use crate::cache::{Cache, EndpointKind, ImageUsage};
 use crate::http::{Reply, Request};
 use crate::metrics::ANSWERS;
 use crate::oci::{Digest, ImageName, PartReference, Pattern, Reference, Upstream};
@@ -31,7 +31,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "incomplete" => handlers.query(request, none).map(|_| incomplete(&handlers.cache)),
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
-        "peers" => handlers.query(request, none).map(|_| peers(&handlers.cache)),
+        "peers" => peers(handlers, request),
         _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
     };
     value.map(|value| document(&value))
@@ -44,7 +44,12 @@ fn status(handlers: &Handlers) -> Value {
     let mut traffic_document = json!({
         "bytesServed": traffic.served_bytes,
         "bytesFetched": traffic.fetched_bytes,
+        "bytesReceived": {},
     });
+    for kind in EndpointKind::ALL {
+        let bytes = metrics.received_bytes(kind.as_str()).get();
+        traffic_document["bytesReceived"][kind.as_str()] = bytes.into();
+    }
     for (word, count) in ANSWERS.iter().zip(traffic.answers) {
         traffic_document[*word] = count.into();
     }
@@ -370,8 +375,22 @@ fn upstreams(cache: &Cache) -> Value {
     json!({ "upstreams": cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>() })
 }
 
-fn peers(cache: &Cache) -> Value {
-    json!({ "peers": cache.peers().iter().map(documents::peer).collect::<Vec<_>>() })
+fn peers(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
+    let query = handlers.query(request, &["image", "digest"])?;
+    let digest: Option<Digest> = query.parsed("digest")?;
+    let content = match (digest, query.text("image")) {
+        (Some(digest), None) => Some(digest.to_string()),
+        (None, Some(_)) => Some(match reference(&query)? {
+            (_, Reference::Digest(digest)) => digest.to_string(),
+            (name, Reference::Tag(tag)) => format!("{}:{tag}", name.repository),
+        }),
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            return Err(Refusal::Parameter("image and digest exclude each other".into()));
+        }
+    };
+    let peers = handlers.cache.peers(content.as_deref());
+    Ok(json!({ "peers": peers.iter().map(documents::peer).collect::<Vec<_>>() }))
 }
 
 fn pins(cache: &Cache) -> Value {

@@ -216,11 +216,8 @@ registries:
         assert_eq!(entry.endpoints[0].credentials, expected, "{}", entry.upstream);
     }
     let identity = IdentityFiles { cert: "/c".into(), key: "/k".into() };
-    let tls = TlsSettings {
-        ca: Some("/ca".into()),
-        identity: Some(identity),
-        insecure_skip_verify: false,
-    };
+    let tls =
+        TlsSettings { ca: Some("/ca".into()), identity: Some(identity), ..TlsSettings::default() };
     assert_eq!(settings.upstream.registries[0].endpoints[0].tls, tls);
 }
 
@@ -309,4 +306,12 @@ fn flags_override_the_file() {
     let settings = build(file, over).unwrap();
     assert_eq!((settings.listen.port(), settings.cache.air_gapped), (2, true));
     assert_eq!(settings.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn certificates_of_members_that_dns_finds_are_for_its_name() {
+    let peers = |text: &str| settings(text).unwrap().upstream.peers.unwrap().access.tls.server_name;
+    let named = peers("peers: {dns: larder-peers.larder.svc, scheme: https, tls: {ca: /ca}}");
+    assert_eq!(named.as_deref(), Some("larder-peers.larder.svc"));
+    assert_eq!(peers("peers: {urls: ['https://10.0.0.1']}"), None);
 }

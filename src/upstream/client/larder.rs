@@ -1,35 +1,62 @@
 //! What is special about an endpoint that is a Larder: requests name the registry, and it has a name.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ureq::http::{HeaderMap, header};
 
 use super::registry::EndpointKind;
 use super::session::Session;
+use crate::introduction::{self, Introduction};
 use crate::oci::Upstream;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::response::texts;
+use crate::upstream::response::{text, texts};
 use crate::via::{self, Asking, Via};
 
 pub(super) struct LarderEndpoint {
     /// The registry that requests name.
     namespace: Upstream,
     kind: EndpointKind,
-    instance: Mutex<Instance>,
+    acquaintance: Arc<Acquaintance>,
 }
 
-/// The name of the process behind the endpoint, which changes when it restarts.
-enum Instance {
-    /// It was not asked yet.
-    Unknown,
-    /// It has none if it is another kind of mirror.
-    Known(Option<String>),
+/// What is known about the process behind an endpoint. The endpoints of a peer, one for each registry, share it.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct Acquaintance(Mutex<Known>);
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// Whether it has introduced itself. It has to again after it was restarted.
+    is_introduced: bool,
+    /// Its name, which changes when it restarts; `None` if it is another kind of mirror.
+    name: Option<String>,
+    /// What it told its peer.
+    introduction: Option<Introduction>,
+}
+
+impl Acquaintance {
+    /// Whether it is known to be this process.
+    pub(in crate::upstream) fn is_this_process(&self) -> bool {
+        self.known().name.as_deref() == Some(via::instance())
+    }
+
+    /// What it told its peer.
+    pub(in crate::upstream) fn introduction(&self) -> Option<Introduction> {
+        self.known().introduction.clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // A panic cannot leave it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LarderEndpoint {
-    pub(super) fn new(namespace: &Upstream, kind: EndpointKind) -> LarderEndpoint {
-        let instance = Mutex::new(Instance::Unknown);
-        LarderEndpoint { namespace: namespace.clone(), kind, instance }
+    pub(super) fn new(
+        namespace: &Upstream,
+        kind: EndpointKind,
+        acquaintance: Arc<Acquaintance>,
+    ) -> LarderEndpoint {
+        LarderEndpoint { namespace: namespace.clone(), kind, acquaintance }
     }
 
     pub(super) fn kind(&self) -> EndpointKind {
@@ -46,7 +73,7 @@ impl LarderEndpoint {
 
     /// Whether it is known to be this process.
     pub(super) fn is_this_process(&self) -> bool {
-        matches!(&*self.instance(), Instance::Known(Some(name)) if name == via::instance())
+        self.acquaintance.is_this_process()
     }
 
     /// The path of a request, with the registry.
@@ -64,35 +91,48 @@ impl LarderEndpoint {
         session: &Session,
         path: &str,
     ) -> Result<Option<Asking>, UpstreamError> {
-        let known = match &*self.instance() {
-            Instance::Known(instance) => Some(instance.clone()),
-            Instance::Unknown => None,
-        };
-        let instance = match known {
-            Some(instance) => instance,
-            None => {
-                let instance = session.probe()?;
-                *self.instance() = Instance::Known(instance.clone());
-                instance
-            }
-        };
-        if instance.as_deref() == Some(via::instance()) {
+        if !self.acquaintance.known().is_introduced {
+            let headers = self.chain().enter(|| session.probe())?;
+            self.note_introduction(session, &headers);
+        }
+        let name = self.acquaintance.known().name.clone();
+        if self.is_this_process() {
             return Err(UpstreamError::new(session.url(), UpstreamErrorKind::Loop));
         }
         let path = path.split('?').next().unwrap_or_default();
         let what = format!("{}{path}", self.namespace);
-        Ok(instance.map(|instance| via::asking(instance, what)))
+        Ok(name.map(|name| via::asking(name, what)))
     }
 
-    /// Learns its name from a response.
+    /// Learns from a response whether another process has taken the place of the one that introduced itself.
     pub(super) fn learn(&self, headers: &HeaderMap) {
-        if let Some(instance) = via::sender(texts(headers, header::VIA)) {
-            *self.instance() = Instance::Known(Some(instance));
+        let Some(name) = via::sender(texts(headers, header::VIA)) else { return };
+        let mut known = self.acquaintance.known();
+        if known.name.as_deref() != Some(&name) {
+            // Several parents may share an address; peers have one each.
+            let is_introduced = known.is_introduced && self.kind != EndpointKind::Peer;
+            let introduction = known.introduction.take();
+            *known = Known { is_introduced, name: Some(name), introduction };
         }
     }
 
-    fn instance(&self) -> MutexGuard<'_, Instance> {
-        // A panic cannot leave it half changed.
-        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
+    fn note_introduction(&self, session: &Session, headers: &HeaderMap) {
+        let introduction = text(headers, introduction::HEADER).and_then(Introduction::parse);
+        let known = Known {
+            is_introduced: true,
+            name: via::sender(texts(headers, header::VIA)),
+            introduction: introduction.clone(),
+        };
+        let before = std::mem::replace(&mut *self.acquaintance.known(), known);
+        let (Some(theirs), Some(own)) = (introduction, introduction::own()) else { return };
+        let differences = own.differences(&theirs).join(", ");
+        if !self.is_this_process() && !differences.is_empty() && before.introduction != Some(theirs)
+        {
+            log::warn!(
+                "peers: {} differs from this Larder in {differences}; peers work together nevertheless, but which \
+                 of them asks a registry depends on the content",
+                session.url()
+            );
+        }
     }
 }

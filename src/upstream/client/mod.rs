@@ -12,4 +12,5 @@ pub use list::TagListWriter;
 pub use quota::RateLimit;
 pub use registry::{EndpointKind, EndpointSettings};
 
+pub(super) use larder::Acquaintance;
 pub(super) use registry::Registry;

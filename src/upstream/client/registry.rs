@@ -7,7 +7,7 @@ use std::time::Instant;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, header};
 
-use super::larder::LarderEndpoint;
+use super::larder::{Acquaintance, LarderEndpoint};
 use super::list::{ListReadError, next_query, read_referrers, read_tags};
 use super::quota::RateLimit;
 use super::session::{Answer, Ask, Method, Redirects, Session};
@@ -45,6 +45,10 @@ pub enum EndpointKind {
 }
 
 impl EndpointKind {
+    /// All of them.
+    pub const ALL: [EndpointKind; 3] =
+        [EndpointKind::Registry, EndpointKind::Larder, EndpointKind::Peer];
+
     /// The word for it in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -92,8 +96,19 @@ impl Registry {
         timeouts: Timeouts,
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
+        Registry::acquainted(upstream, endpoint, timeouts, foreign, Arc::default())
+    }
+
+    /// As [`Registry::listed`], with what is known about the Larder at the endpoint.
+    pub(in crate::upstream) fn acquainted(
+        upstream: &Upstream,
+        endpoint: &EndpointSettings,
+        timeouts: Timeouts,
+        foreign: Arc<ForeignAgents>,
+        acquaintance: Arc<Acquaintance>,
+    ) -> Registry {
         let is_larder = endpoint.kind != EndpointKind::Registry;
-        let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind));
+        let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind, acquaintance));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
         Registry { session, larder, timeouts }
     }

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderName, Response, header};
+use ureq::http::{HeaderMap, HeaderName, Response, header};
 use ureq::{Agent, Body};
 
 use super::quota::{Quota, RateLimit};
-use super::registry::EndpointSettings;
+use super::registry::{EndpointKind, EndpointSettings};
 use crate::oci::{Repository, Upstream};
 use crate::upstream::auth::{Logins, Refusals, Tokens};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
@@ -26,7 +26,7 @@ use crate::upstream::network::{
 };
 use crate::upstream::response::{
     ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, read_body, redirect_target,
-    status_error, texts,
+    status_error,
 };
 use crate::via;
 
@@ -196,7 +196,9 @@ impl Session {
         foreign: Arc<ForeignAgents>,
     ) -> Session {
         let tls = (entry.endpoint.scheme == Scheme::Https).then(|| entry.tls.clone());
-        let proxies = || Arc::clone(&foreign.proxies);
+        // Peers are near, and the environment's proxy leads out of the network.
+        let is_near = entry.kind == EndpointKind::Peer;
+        let proxies = || if is_near { Arc::default() } else { Arc::clone(&foreign.proxies) };
         let added = entry.tls.ca.clone().map(|ca| {
             let trust = TlsSettings { ca: Some(ca), ..TlsSettings::default() };
             LazyAgent::new(Guard::PrivateToo, Some(trust), timeouts, proxies())
@@ -361,22 +363,20 @@ impl Session {
         Ok(response)
     }
 
-    /// Requests the version of the endpoint's API, without credentials. Returns its name if it is a Larder.
-    pub(super) fn probe(&self) -> Result<Option<String>, UpstreamError> {
+    /// Requests the version of the endpoint's API, without credentials. Returns the headers of the response.
+    pub(super) fn probe(&self) -> Result<HeaderMap, UpstreamError> {
         let location = self.base.with_path(&format!("{}/", self.api.as_str()));
         let request: Arc<str> = format!("GET {}", location.for_log()).into();
         let via = via::current().to_string();
         let headers = [(header::VIA, Some(via.as_str()))];
         let total = Some(PROBE_TIMEOUT.min(self.timeouts.headers));
         let response = self.send(Method::Get, &location, &headers, total, &request)?;
-        match response.status().as_u16() {
-            status if status >= 500 => Err(status_error(status, response.headers(), &request)),
-            _ => {
-                let instance = via::sender(texts(response.headers(), header::VIA));
-                discard(response);
-                Ok(instance)
-            }
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        if status >= 500 {
+            return Err(status_error(status, &headers, &request));
         }
+        discard(response);
+        Ok(headers)
     }
 
     /// Sends one request, and repeats it once on a new connection if an idle one may have been dead.

@@ -185,11 +185,8 @@ impl Failover {
                 }
                 Err(error) => {
                     log::debug!("{}: {}: {error}", self.upstream, endpoint.registry.url());
-                    if let Some(peers) = self.peers.as_ref().filter(|_| index < PEERS_ASKED)
-                        && endpoint.registry.is_this_process()
-                    {
+                    if index < self.first_own() && endpoint.registry.is_this_process() {
                         // The others have a lower rank.
-                        peers.note_this_process(&endpoint.registry.url());
                         is_responsible = true;
                         continue;
                     }

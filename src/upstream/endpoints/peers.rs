@@ -8,7 +8,8 @@
 //! Members are listed, or found by DNS again and again; the last good list is kept. A member recognizes itself by the name in
 //! its response, so it need not know its own address.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread;
@@ -16,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{BreakerPolicy, BreakerState};
 use super::guarded::{EndpointStatus, GuardedEndpoint};
+use crate::introduction;
 use crate::oci::{Algorithm, Digest, Upstream};
 use crate::units::plural;
-use crate::upstream::client::{EndpointKind, EndpointSettings, Registry};
+use crate::upstream::client::{Acquaintance, EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{Endpoint, ForeignAgents, Scheme, Timeouts};
 
 /// How many peers are asked for a content.
@@ -67,6 +69,12 @@ pub struct PeerStatus {
     pub url: String,
     /// Whether it is this process, as far as that is known: it finds out when it would ask itself.
     pub is_this_process: bool,
+    /// Its place for the content in question, from 1.
+    pub rank: Option<usize>,
+    /// The version of its program, once it was asked.
+    pub version: Option<String>,
+    /// The settings that it has other values for than this process: see [`Introduction`](crate::introduction).
+    pub differences: Vec<String>,
     /// How many of the registries for which it was asked it is not asked for now, because of failures.
     pub failing: usize,
     /// Its latest failure, with the request.
@@ -80,10 +88,8 @@ pub(super) struct Peers {
     foreign: Arc<ForeignAgents>,
     /// Replaced as a whole.
     members: RwLock<Arc<[Member]>>,
-    /// Locked for a lookup or an insertion, as is the next table.
+    /// Locked for a lookup or an insertion.
     endpoints: Mutex<HashMap<(Upstream, String), Arc<GuardedEndpoint>>>,
-    /// The URLs that lead to this process.
-    own: Mutex<HashSet<String>>,
 }
 
 #[derive(Debug, Clone)]
@@ -91,12 +97,13 @@ struct Member {
     endpoint: Endpoint,
     url: String,
     hash: u64,
+    acquaintance: Arc<Acquaintance>,
 }
 
 impl Member {
     fn new(endpoint: Endpoint) -> Member {
         let url = endpoint.url();
-        Member { hash: hash(&url), endpoint, url }
+        Member { hash: hash(&url), endpoint, url, acquaintance: Arc::default() }
     }
 
     /// The weight of this member for a content.
@@ -126,7 +133,6 @@ impl Peers {
             foreign,
             members: RwLock::new(listed.into()),
             endpoints: Mutex::default(),
-            own: Mutex::default(),
         });
         if let Some((name, port, scheme)) = lookup {
             let weak = Arc::downgrade(&peers);
@@ -144,19 +150,27 @@ impl Peers {
         upstream: &Upstream,
         content: &str,
     ) -> [Option<Arc<GuardedEndpoint>>; PEERS_ASKED] {
-        let members = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
-        let content = hash(content);
-        let mut ranked: Vec<&Member> = members.iter().collect();
-        ranked.sort_by_key(|member| std::cmp::Reverse(member.weight(content)));
+        let members = self.members();
+        let ranked = ranked(&members, content);
         let mut others =
-            ranked.into_iter().take_while(|member| !lock(&self.own).contains(&member.url));
+            ranked.into_iter().take_while(|member| !member.acquaintance.is_this_process());
         std::array::from_fn(|_| Some(self.endpoint(upstream, others.next()?)))
     }
 
-    /// The members, in the order of their URLs.
-    pub(super) fn statuses(&self) -> Vec<PeerStatus> {
-        let members = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
-        let (endpoints, own) = (lock(&self.endpoints), lock(&self.own));
+    fn members(&self) -> Arc<[Member]> {
+        Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The members, in the order of their URLs, with their ranks for some content.
+    pub(super) fn statuses(&self, content: Option<&str>) -> Vec<PeerStatus> {
+        let members = self.members();
+        let order = content.map(|content| ranked(&members, content));
+        let rank = |member: &Member| {
+            let place = order.as_ref()?.iter().position(|each| each.url == member.url)?;
+            Some(place + 1)
+        };
+        let own = introduction::own();
+        let endpoints = lock(&self.endpoints);
         let now = Instant::now();
         let mut statuses: Vec<PeerStatus> = members
             .iter()
@@ -165,9 +179,15 @@ impl Peers {
                 let asked: Vec<EndpointStatus> =
                     asked.map(|(_, endpoint)| endpoint.status(now)).collect();
                 let is_failing = |status: &&EndpointStatus| status.breaker != BreakerState::Closed;
+                let theirs = member.acquaintance.introduction();
+                let differences =
+                    own.as_ref().zip(theirs.as_ref()).map(|(own, theirs)| own.differences(theirs));
                 PeerStatus {
                     url: member.url.clone(),
-                    is_this_process: own.contains(&member.url),
+                    is_this_process: member.acquaintance.is_this_process(),
+                    rank: rank(member),
+                    version: theirs.map(|theirs| theirs.version().to_owned()),
+                    differences: differences.unwrap_or_default(),
                     failing: asked.iter().filter(is_failing).count(),
                     last_failure: asked.into_iter().find_map(|status| status.last_failure),
                 }
@@ -175,11 +195,6 @@ impl Peers {
             .collect();
         statuses.sort_by(|one, other| one.url.cmp(&other.url));
         statuses
-    }
-
-    /// Records that a URL leads to this process.
-    pub(super) fn note_this_process(&self, url: &str) {
-        lock(&self.own).insert(url.to_owned());
     }
 
     fn endpoint(&self, upstream: &Upstream, member: &Member) -> Arc<GuardedEndpoint> {
@@ -195,24 +210,38 @@ impl Peers {
                 ..self.settings.access.clone()
             };
             let foreign = Arc::clone(&self.foreign);
-            let registry = Registry::listed(upstream, &settings, TIMEOUTS, foreign);
+            let acquaintance = Arc::clone(&member.acquaintance);
+            let registry =
+                Registry::acquainted(upstream, &settings, TIMEOUTS, foreign, acquaintance);
             Arc::new(GuardedEndpoint::of_peer(registry, self.breaker))
         });
         Arc::clone(made)
     }
 
-    fn set(&self, members: Vec<Member>) {
-        let before = {
-            let mut current = self.members.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *current, members.into())
-        };
-        let now = Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner));
-        if !before.iter().map(|member| &member.url).eq(now.iter().map(|member| &member.url)) {
-            let urls: HashSet<&String> = now.iter().map(|member| &member.url).collect();
-            lock(&self.endpoints).retain(|(_, url), _| urls.contains(url));
-            log::info!("peers: {}", plural(now.len() as u64, "member"));
+    /// Replaces the members. What is known about one that stays is kept.
+    fn set(&self, mut members: Vec<Member>) {
+        let before = self.members();
+        let old = |url: &str| before.iter().find(|member| member.url == url);
+        for member in &mut members {
+            if let Some(old) = old(&member.url) {
+                member.acquaintance = Arc::clone(&old.acquaintance);
+            }
         }
+        if before.iter().map(|old| &old.url).eq(members.iter().map(|new| &new.url)) {
+            return;
+        }
+        log::info!("peers: {}", plural(members.len() as u64, "member"));
+        lock(&self.endpoints).retain(|(_, url), _| members.iter().any(|member| member.url == *url));
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.into();
     }
+}
+
+/// The members in the order in which they are responsible for some content.
+fn ranked<'a>(members: &'a [Member], content: &str) -> Vec<&'a Member> {
+    let content = hash(content);
+    let mut ranked: Vec<&Member> = members.iter().collect();
+    ranked.sort_by_key(|member| Reverse(member.weight(content)));
+    ranked
 }
 
 /// Looks the members up until nobody uses the peers.
@@ -271,9 +300,7 @@ mod tests {
     }
 
     fn first<'a>(members: &'a [Member], content: &str) -> &'a str {
-        let content = hash(content);
-        let first = members.iter().max_by_key(|member| member.weight(content));
-        first.map_or("", |member| &member.url)
+        ranked(members, content).first().map_or("", |member| &member.url)
     }
 
     #[test]

@@ -290,8 +290,8 @@ impl Sources for Registries {
         Ok(if is_proven { Standing::Unlisted } else { Standing::Unproven })
     }
 
-    fn peers(&self) -> Vec<PeerStatus> {
-        self.table().peers().map_or_else(Vec::new, |peers| peers.statuses())
+    fn peers(&self, content: Option<&str>) -> Vec<PeerStatus> {
+        self.table().peers().map_or_else(Vec::new, |peers| peers.statuses(content))
     }
 
     fn statuses(&self) -> Vec<UpstreamStatus> {

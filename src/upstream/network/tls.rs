@@ -21,6 +21,8 @@ pub struct TlsSettings {
     pub identity: Option<IdentityFiles>,
     /// `insecureSkipVerify`: accept any certificate of the endpoint.
     pub insecure_skip_verify: bool,
+    /// The name that the endpoint's certificate must be valid for, if that is not the host of its URL.
+    pub server_name: Option<String>,
 }
 
 impl TlsSettings {
@@ -103,7 +105,7 @@ mod tests {
         let identity_only = TlsSettings { identity: identity.clone(), ..TlsSettings::default() };
         assert!(ca_only.check().is_err() && identity_only.check().is_err());
         TlsSettings { insecure_skip_verify: true, ..TlsSettings::default() }.check().unwrap();
-        let all = TlsSettings { ca: Some(ca), identity, insecure_skip_verify: false };
+        let all = TlsSettings { ca: Some(ca), identity, ..TlsSettings::default() };
         for file in &files {
             let before = all.stamp();
             std::fs::write(file, "x").unwrap();

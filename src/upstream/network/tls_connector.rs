@@ -19,11 +19,17 @@ use ureq::unversioned::transport::{
 pub(super) struct TlsConnector {
     /// `None` if all connections are plain HTTP: then no root certificate is loaded.
     config: Option<Arc<ClientConfig>>,
+    /// The name that all certificates must be valid for; the host of the URL if `None`.
+    server_name: Option<String>,
 }
 
 impl TlsConnector {
     pub(super) fn new(config: Option<Arc<ClientConfig>>) -> TlsConnector {
-        TlsConnector { config }
+        TlsConnector { config, server_name: None }
+    }
+
+    pub(super) fn with_server_name(self, server_name: Option<String>) -> TlsConnector {
+        TlsConnector { server_name, ..self }
     }
 }
 
@@ -46,7 +52,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
             return Ok(Some(Either::A(transport)));
         }
         let config = self.config.as_ref().ok_or(Error::TlsRequired)?;
-        let host = details.uri.host().unwrap_or_default();
+        let host = self.server_name.as_deref().or(details.uri.host()).unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|_| Error::Tls("the host name cannot occur in a certificate"))?;

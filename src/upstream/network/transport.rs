@@ -177,7 +177,9 @@ impl LazyAgent {
         };
         let http = proxied(&self.proxies.http).transpose()?;
         let https = proxied(&self.proxies.https).transpose()?;
-        let chain = ().chain(TcpConnector::default()).chain(TlsConnector::new(tls));
+        let server_name = self.tls.as_ref().and_then(|tls| tls.server_name.clone());
+        let encrypted = TlsConnector::new(tls).with_server_name(server_name);
+        let chain = ().chain(TcpConnector::default()).chain(encrypted);
         let resolver = GuardedResolver { guard: self.guard, dns: self.dns.clone() };
         let direct = Agent::with_parts(self.config(None), chain.chain(ResponseHeads), resolver);
         Ok(Agents { direct, http, https })

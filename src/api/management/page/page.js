@@ -330,7 +330,16 @@ function showTiles({ usage, traffic, disk, started }) {
   $('tile-hits-note').replaceChildren(`of ${many(answers, 'answer')} since the start `, time(started));
   setText($('tile-saved'), size(bytesServed - bytesFetched));
   setText($('tile-saved-note'), `${size(bytesServed)} served, ${size(bytesFetched)} fetched`);
+  showSources(traffic);
   showDisk(disk);
+}
+
+// What was served and not received came from the disk.
+function showSources({ bytesServed, bytesReceived }) {
+  const from = Object.entries({ 'registries': bytesReceived.registry, 'parents': bytesReceived.parent, 'peers': bytesReceived.peer });
+  const received = from.reduce((sum, [, bytes]) => sum + bytes, 0);
+  const parts = [['the disk', Math.max(0, bytesServed - received)], ...from].filter(([, bytes]) => bytes > 0);
+  setText($('sources'), parts.length === 0 ? '' : `Served from ${parts.map(([source, bytes]) => `${source}: ${size(bytes)}`).join(' · ')}`);
 }
 
 function showDisk({ usedBytes, freeBytes, cacheSizeBytes, freeSpaceBytes }) {
@@ -720,6 +729,25 @@ const readUpstreams = () => read('/api/v1/upstreams', {}, $('upstreams-note'), (
     el('li', {}, el('h3', {}, name), ...endpoints.map(endpointNode)));
 });
 
+const readPeers = () => read('/api/v1/peers', {}, $('upstreams-note'), ({ peers }) => {
+  $('peers-box').hidden = peers.length === 0;
+  reconcile($('peer-list'), peers, ({ url }) => url, peerNode);
+});
+
+function peerNode({ url, isThisProcess, version, failing, differences, lastFailure }) {
+  const lines = [version === null ? null : `version ${version}`, differences.length > 0 ? `differs in ${differences.join(', ')}` : null];
+  const text = lines.filter((line) => line !== null).join(' · ');
+  return el('li', {}, el('div', { class: 'line' }, el('span', { class: 'mono' }, url), peerHealth(isThisProcess, version, failing)),
+    text === '' ? null : el('p', { class: 'muted' }, text),
+    lastFailure === null ? null : el('p', { class: 'muted' }, `Last failure: ${lastFailure}`));
+}
+
+function peerHealth(isThisProcess, version, failing) {
+  if (isThisProcess) return badge('', 'this server');
+  if (failing > 0) return badge('bad', `not asked for ${many(failing, 'registry', 'registries')}`);
+  return version === null ? badge('', 'not asked yet') : badge('good', 'healthy');
+}
+
 function endpointNode({ url, breaker, askedAgainInSeconds, failuresInARow, lastFailure, rateLimit }) {
   const lines = [];
   if (askedAgainInSeconds !== null) lines.push(`next attempt in ${duration(askedAgainInSeconds)}`);
@@ -789,7 +817,7 @@ function showRegistryChoice(names) {
 
 const refreshFast = () => Promise.all([readStatus(), readFlights()]);
 // Pins first: they determine which images have a removable pin.
-const refreshSlow = () => Promise.all([readUpstreams(), readHistory(), readPins().then(readImages)]);
+const refreshSlow = () => Promise.all([readUpstreams(), readPeers(), readHistory(), readPins().then(readImages)]);
 const refreshAll = () => Promise.all([refreshFast(), refreshSlow()]);
 
 // Runs one task at a time, only while the page is visible, and at once when it becomes visible again.
