@@ -69,6 +69,12 @@ def ci(name):
     return os.path.join(CHART, "ci", f"{name}-values.yaml")
 
 
+# One pod of a stateful set.
+STATEFUL = {"mode": "statefulset", "persistence": {"persistentVolumeClaim": {"enabled": True}}}
+# The modes, and the values that each of them needs.
+MODES = {"deployment": {"replicaCount": 2}, "statefulset": STATEFUL | {"replicaCount": 2}, "daemonset": {}}
+
+
 class Defaults(unittest.TestCase):
     """A release with default values."""
 
@@ -391,6 +397,16 @@ class LostNodes(unittest.TestCase):
         values = {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True}}}
         self.assertEqual(self.tolerations(values, "DaemonSet"), [])
 
+    def test_a_pod_of_a_stateful_set_waits_for_a_node_that_does_not_report(self):
+        def tolerations(**values):
+            found = self.tolerations(STATEFUL | values, "StatefulSet")
+            return {t["key"]: t.get("tolerationSeconds", "forever") for t in found if t.get("key")}
+
+        self.assertEqual(tolerations(), {self.NOT_READY: 30, self.UNREACHABLE: "forever"})
+        self.assertEqual(tolerations(tolerationSeconds={"notReady": 5, "unreachable": 5}), {self.NOT_READY: 5, self.UNREACHABLE: "forever"})
+        given = {"key": self.UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 600}
+        self.assertEqual(tolerations(tolerations=[given]), {self.NOT_READY: 30, self.UNREACHABLE: 600})
+
 
 class Replicas(unittest.TestCase):
     """Several pods serve the same clients only if they share the cache. REJECTED has the other cases."""
@@ -415,6 +431,188 @@ class Replicas(unittest.TestCase):
 
     def test_a_deployment_without_pods_is_allowed(self):
         self.assertEqual(render({"replicaCount": 0})[("Deployment", "larder")]["spec"]["replicas"], 0)
+
+    def test_pods_that_fetch_from_each_other_are_one_cache(self):
+        peers = {"peers": {"enabled": True}}
+        for values in ({"replicaCount": 2}, {"mode": "daemonset"}, STATEFUL | {"replicaCount": 2}):
+            with self.subTest(values):
+                self.assertNotEqual(helm(values).returncode, 0)
+                self.assertEqual(configuration(render(values | peers))["peers"], {"dns": "larder-peers.caches.svc", "port": 8080})
+
+
+class StatefulSets(unittest.TestCase):
+    """Pods with a volume each."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = render(files=[ci("statefulset")])
+        cls.spec = cls.objects[("StatefulSet", "larder")]["spec"]
+
+    def test_each_pod_has_its_own_volume(self):
+        (claim,) = self.spec["volumeClaimTemplates"]
+        self.assertEqual(claim["metadata"]["name"], "images")
+        self.assertEqual(claim["metadata"]["annotations"], {"example.org/backup": "no"})
+        self.assertEqual(
+            claim["spec"],
+            {
+                "accessModes": ["ReadWriteOncePod"],
+                "volumeMode": "Filesystem",
+                "resources": {"requests": {"storage": "500Gi"}},
+                "storageClassName": "local-nvme",
+            },
+        )
+        self.assertIn({"name": "images", "mountPath": "/var/lib/larder"}, container(self.objects, "StatefulSet")["volumeMounts"])
+        self.assertNotIn("images", [volume["name"] for volume in pod(self.objects, "StatefulSet")["volumes"]])
+        self.assertFalse({"PersistentVolumeClaim", "Deployment"} & {kind for kind, _ in self.objects})
+
+    def test_an_upgrade_of_the_chart_changes_no_field_that_kubernetes_fixes(self):
+        with tempfile.TemporaryDirectory() as copy:
+            subprocess.run(["cp", "-r", f"{CHART}/.", copy], check=True)
+            subprocess.run(["sed", "-i", r"s/^\(version\|appVersion\): .*/\1: 9.9.9/", f"{copy}/Chart.yaml"], check=True)
+            later = render(files=[ci("statefulset")], chart=copy)[("StatefulSet", "larder")]
+        self.assertEqual(later["metadata"]["labels"]["app.kubernetes.io/version"], "9.9.9")
+        without_peers = render(STATEFUL)[("StatefulSet", "larder")]["spec"]
+        for field in ("volumeClaimTemplates", "serviceName", "podManagementPolicy", "selector"):
+            self.assertEqual(later["spec"][field], self.spec[field])
+            if field != "volumeClaimTemplates":
+                self.assertEqual(without_peers[field], self.spec[field])
+
+    def test_the_service_of_the_pods_has_those_that_are_ready(self):
+        for objects in (self.objects, render(STATEFUL)):
+            service = objects[("Service", objects[("StatefulSet", "larder")]["spec"]["serviceName"])]["spec"]
+            self.assertEqual((service["clusterIP"], service["publishNotReadyAddresses"]), ("None", False))
+            labels = objects[("StatefulSet", "larder")]["spec"]["template"]["metadata"]["labels"]
+            self.assertLessEqual(service["selector"].items(), labels.items())
+        self.assertNotIn("peers", configuration(render(STATEFUL)))
+
+    def test_pods_start_together_and_are_updated_one_after_the_other(self):
+        self.assertEqual(self.spec["podManagementPolicy"], "Parallel")
+        self.assertEqual(self.spec["replicas"], 3)
+        self.assertEqual(render(STATEFUL)[("StatefulSet", "larder")]["spec"]["updateStrategy"], {"type": "RollingUpdate"})
+        self.assertEqual(self.spec["updateStrategy"], {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}})
+        single = render(files=[ci("statefulset-single")])[("StatefulSet", "larder")]["spec"]
+        self.assertEqual(single["updateStrategy"], {"type": "OnDelete"})
+        self.assertNotIn("strategy", self.spec)
+
+    def test_volumes_are_kept_unless_the_values_say_otherwise(self):
+        def policy(**values):
+            return render(STATEFUL | values)[("StatefulSet", "larder")]["spec"]["persistentVolumeClaimRetentionPolicy"]
+
+        self.assertEqual(policy(), {"whenDeleted": "Retain", "whenScaled": "Retain"})
+        scaled = {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}
+        self.assertEqual(policy(statefulset=scaled), {"whenDeleted": "Retain", "whenScaled": "Delete"})
+
+    def test_a_pod_serves_until_its_last_response_because_the_next_one_waits_for_its_end(self):
+        self.assertEqual(configuration(self.objects)["drain"], "serve")
+
+    def test_the_volume_is_not_shared_whatever_its_access_mode(self):
+        shared = {"persistentVolumeClaim": {"enabled": True, "newClaimSpec": {"accessModes": ["ReadWriteMany"]}}}
+        run = helm(STATEFUL | {"replicaCount": 2, "persistence": shared})
+        self.assertIn("each pod has its own volume, so pulls fail during an outage", run.stderr)
+
+
+class Autoscaling(unittest.TestCase):
+    """The number of pods follows their load."""
+
+    def test_the_autoscaler_replaces_the_number_of_pods(self):
+        for name, kind in (("autoscaling", "Deployment"), ("autoscaling-metrics", "StatefulSet")):
+            objects = render(files=[ci(name)])
+            self.assertNotIn("replicas", objects[(kind, "larder")]["spec"])
+            target = objects[("HorizontalPodAutoscaler", "larder")]["spec"]["scaleTargetRef"]
+            self.assertEqual(target, {"apiVersion": "apps/v1", "kind": kind, "name": "larder"})
+            self.assertIn(("Service", "larder-peers"), objects)
+
+    def test_cpu_is_the_metric_unless_others_are_given(self):
+        spec = render(files=[ci("autoscaling")])[("HorizontalPodAutoscaler", "larder")]["spec"]
+        self.assertEqual((spec["minReplicas"], spec["maxReplicas"]), (2, 6))
+        self.assertEqual(spec["metrics"], [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}])
+        self.assertEqual(spec["behavior"], {"scaleDown": {"stabilizationWindowSeconds": 3600}})
+        with open(ci("autoscaling-metrics"), encoding="utf-8") as file:
+            given = yaml.safe_load(file)["autoscaling"]["metrics"]
+        other = render(files=[ci("autoscaling-metrics")])[("HorizontalPodAutoscaler", "larder")]["spec"]
+        self.assertEqual(other["metrics"], given)
+        self.assertNotIn("behavior", other)
+
+    def test_a_limit_of_cpu_is_a_request(self):
+        values = {"autoscaling": {"enabled": True}, "peers": {"enabled": True}, "resources": {"limits": {"cpu": 1}}}
+        self.assertIn(("HorizontalPodAutoscaler", "larder"), render(values))
+
+    def test_one_pod_needs_no_common_cache(self):
+        values = {"autoscaling": {"enabled": True, "maxReplicas": 1}, "replicaCount": 5, "resources": {"requests": {"cpu": 1}}}
+        self.assertIn(("HorizontalPodAutoscaler", "larder"), render(values))
+
+    def test_without_it_there_is_no_autoscaler(self):
+        self.assertNotIn("HorizontalPodAutoscaler", [kind for kind, _ in render({"replicaCount": 2, "peers": {"enabled": True}})])
+
+
+class Spreading(unittest.TestCase):
+    """Replicas run on different nodes and in different zones."""
+
+    PREFERRED, REQUIRED = "preferredDuringSchedulingIgnoredDuringExecution", "requiredDuringSchedulingIgnoredDuringExecution"
+    SEVERAL = {"replicaCount": 2, "peers": {"enabled": True}}
+
+    def spec(self, values, kind="Deployment"):
+        return pod(render(values), kind)
+
+    def test_replicas_prefer_different_nodes(self):
+        stateful = self.SEVERAL | STATEFUL
+        scaled = {"autoscaling": {"enabled": True}, "peers": {"enabled": True}, "resources": {"requests": {"cpu": 1}}}
+        for values, kind in ((self.SEVERAL, "Deployment"), (stateful, "StatefulSet"), (scaled, "Deployment")):
+            objects = render(values)
+            (rule,) = pod(objects, kind)["affinity"]["podAntiAffinity"][self.PREFERRED]
+            self.assertEqual((rule["weight"], rule["podAffinityTerm"]["topologyKey"]), (100, "kubernetes.io/hostname"))
+            labels = objects[(kind, "larder")]["spec"]["template"]["metadata"]["labels"]
+            self.assertLessEqual(rule["podAffinityTerm"]["labelSelector"]["matchLabels"].items(), labels.items())
+
+    def test_replicas_may_require_different_nodes_or_not_care(self):
+        (rule,) = self.spec(self.SEVERAL | {"antiAffinity": "required"})["affinity"]["podAntiAffinity"][self.REQUIRED]
+        self.assertEqual(rule["topologyKey"], "kubernetes.io/hostname")
+        self.assertNotIn("affinity", self.spec(self.SEVERAL | {"antiAffinity": "none"}))
+
+    def test_pods_without_replicas_have_no_rule(self):
+        for values, kind in (({}, "Deployment"), (STATEFUL, "StatefulSet"), ({"mode": "daemonset", "peers": {"enabled": True}}, "DaemonSet")):
+            self.assertNotIn("affinity", self.spec(values | {"antiAffinity": "required"}, kind))
+
+    def test_the_affinity_in_the_values_takes_precedence(self):
+        node, others, given = {self.REQUIRED: {"nodeSelectorTerms": []}}, {self.PREFERRED: []}, {self.REQUIRED: []}
+        merged = self.spec(self.SEVERAL | {"affinity": {"nodeAffinity": node, "podAffinity": others}})["affinity"]
+        self.assertEqual((merged["nodeAffinity"], merged["podAffinity"], list(merged["podAntiAffinity"])), (node, others, [self.PREFERRED]))
+        replaced = self.spec(self.SEVERAL | {"affinity": {"nodeAffinity": node, "podAntiAffinity": given}})["affinity"]
+        self.assertEqual(replaced, {"nodeAffinity": node, "podAntiAffinity": given})
+
+    def test_a_spread_constraint_counts_the_pods_of_the_server(self):
+        zone = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
+        own = zone | {"labelSelector": {"matchLabels": {"app": "larder"}}}
+        objects = render({"topologySpreadConstraints": [zone, own, zone | {"labelSelector": {}}]})
+        added, kept, every = pod(objects)["topologySpreadConstraints"]
+        self.assertEqual(added, zone | {"labelSelector": objects[("Deployment", "larder")]["spec"]["selector"]})
+        self.assertEqual((kept, every), (own, zone | {"labelSelector": {}}))
+
+
+class Parents(unittest.TestCase):
+    """Other Larders that are asked before the registries."""
+
+    def test_parents_are_added_to_the_configuration_unchanged(self):
+        with open(ci("parents"), encoding="utf-8") as file:
+            given = yaml.safe_load(file)["parents"]
+        objects = render(files=[ci("parents")])
+        self.assertEqual(configuration(objects)["parents"], given)
+        # An empty list in the configuration is replaced: Larder rejects a key that is there twice.
+        text = objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
+        self.assertEqual(len(re.findall("^parents:", text, re.M)), 1, text)
+        self.assertNotIn("parents", configuration(render()))
+
+    def test_parents_follow_a_text(self):
+        text = "# A comment.\nport: 5000\nhealth: 5001\ncacheSize: 1GB\n"
+        objects = render({"parents": ["http://a:1"], "serverConfig": {"configuration": text}})
+        self.assertEqual(objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"], text + "# Added by the chart.\nparents:\n- http://a:1\n")
+        replaced = render({"parents": ["http://a:1"], "serverConfig": {"configuration": text + "parents: []\n"}})
+        self.assertEqual(configuration(replaced), yaml.safe_load(text) | {"parents": ["http://a:1"]})
+        self.assertEqual(replaced[("ConfigMap", "larder-config")]["data"]["larder.yaml"].count("parents:"), 1)
+
+    def test_parents_and_peers_can_be_combined(self):
+        of = configuration(render(files=[ci("daemonset-peers")]), "larder-config")
+        self.assertEqual((of["parents"], of["peers"]["dns"]), (["http://larder-central.caches.svc:8080"], "larder-peers.caches.svc"))
 
 
 class Nodes(unittest.TestCase):
@@ -451,6 +649,17 @@ class Nodes(unittest.TestCase):
         self.assertIs(context["allowPrivilegeEscalation"], False)
         self.assertIs(context["readOnlyRootFilesystem"], True)
         self.assertIs(spec["automountServiceAccountToken"], False)
+
+    def test_nodes_that_share_their_caches_find_each_other_in_the_pod_network(self):
+        objects = render(files=[ci("daemonset-peers")])
+        larder = container(objects, "DaemonSet")
+        self.assertEqual((larder["ports"][0]["hostPort"], larder["ports"][0]["containerPort"]), (5000, 8080))
+        self.assertNotIn("hostNetwork", pod(objects, "DaemonSet"))
+        service = objects[("Service", "larder-peers")]["spec"]
+        self.assertEqual((service["clusterIP"], service["publishNotReadyAddresses"], service["ports"][0]["port"]), ("None", False, 8080))
+        labels = objects[("DaemonSet", "larder")]["spec"]["template"]["metadata"]["labels"]
+        self.assertLessEqual(service["selector"].items(), labels.items())
+        self.assertEqual(configuration(objects)["peers"], {"dns": "larder-peers.caches.svc", "port": 8080})
 
     def test_the_service_does_not_select_the_configuring_pods(self):
         selector = self.objects[("Service", "larder")]["spec"]["selector"]
@@ -544,7 +753,7 @@ class MissingKinds(unittest.TestCase):
         for file in glob.glob(os.path.join(CHART, "ci", "*.yaml")):
             with self.subTest(os.path.basename(file)):
                 objects = render(files=[file], kinds=())
-                custom = [o["kind"] for o in objects.values() if not re.fullmatch(r"v1|apps/v1|policy/v1|networking.k8s.io/v1", o["apiVersion"])]
+                custom = [o["kind"] for o in objects.values() if not re.fullmatch(r"v1|apps/v1|autoscaling/v2|policy/v1|networking.k8s.io/v1", o["apiVersion"])]
                 self.assertEqual(custom, [])
 
     def test_each_kind_is_checked_separately(self):
@@ -606,6 +815,25 @@ class Others(unittest.TestCase):
         self.assertEqual([rule["ports"][0]["port"] for rule in policy["ingress"]], [8080, 2112])
         self.assertEqual(policy["policyTypes"], ["Ingress"])
         self.assertEqual(render(files=[ci("management")])[("NetworkPolicy", "larder")]["spec"]["policyTypes"], ["Ingress", "Egress"])
+
+    def test_a_network_policy_lets_the_pods_reach_each_other(self):
+        def rules(kind, **policy):
+            values = {"mode": kind, "peers": {"enabled": True}, "networkPolicy": {"enabled": True} | policy} | MODES[kind]
+            objects = render(values)
+            spec = objects[("NetworkPolicy", "larder")]["spec"]
+            own = {"podSelector": {"matchLabels": spec["podSelector"]["matchLabels"]}}
+            port = [{"port": 8080, "protocol": "TCP"}]
+            ingress = [rule for rule in spec["ingress"] if rule["ports"] == port and ("from" not in rule or own in rule["from"])]
+            egress = [rule for rule in spec.get("egress", []) if rule.get("ports") == port and rule.get("to") == [own]]
+            return len(ingress), len(egress)
+
+        client, dns = {"ipBlock": {"cidr": "10.0.0.0/8"}}, {"ports": [{"port": 53, "protocol": "UDP"}]}
+        for kind in MODES:
+            with self.subTest(kind):
+                self.assertEqual(rules(kind), (1, 0))
+                self.assertEqual(rules(kind, clients=[client], egress=[dns]), (1, 1))
+        alone = render({"networkPolicy": {"enabled": True, "clients": [client], "egress": [dns]}})[("NetworkPolicy", "larder")]["spec"]
+        self.assertEqual((alone["ingress"][0]["from"], alone["egress"]), ([client], [dns]))
 
     def test_extra_manifests_are_rendered_as_templates(self):
         objects = render(files=[ci("everything-else")])
@@ -675,7 +903,23 @@ REJECTED = (
     ("image: {name: larder}", "image: Additional property name is not allowed"),
     ("image: {pullPolicy: Sometimes}", "image.pullPolicy must be one of"),
     ("image: {digest: abc}", "image.digest: Does not match pattern"),
-    ("mode: statefulset", "mode must be one of"),
+    ("mode: job", "mode must be one of"),
+    ("statefulset: {strategy: {}}", "statefulset: Additional property strategy is not allowed"),
+    ("statefulset: {updateStrategy: {type: Recreate}}", "statefulset.updateStrategy.type must be one of"),
+    ("statefulset: {updateStrategy: {rollingUpdate: {maxSurge: 1}}}", "statefulset.updateStrategy.rollingUpdate: Additional property maxSurge is not allowed"),
+    ("statefulset: {persistentVolumeClaimRetentionPolicy: {whenScaled: Keep}}", "persistentVolumeClaimRetentionPolicy.whenScaled must be one of"),
+    ("autoscaling: {max: 3}", "autoscaling: Additional property max is not allowed"),
+    ("autoscaling: {minReplicas: 0}", "autoscaling.minReplicas: Must be greater than or equal to 1"),
+    ("autoscaling: {metrics: [{type: Cpu}]}", "autoscaling.metrics.0.type must be one of"),
+    ("autoscaling: {behavior: {scaledown: {}}}", "autoscaling.behavior: Additional property scaledown is not allowed"),
+    ("antiAffinity: hard", "antiAffinity must be one of"),
+    ("affinity: {podAntiaffinity: {}}", "affinity: Additional property podAntiaffinity is not allowed"),
+    ("parents: http://a", "parents: Invalid type"),
+    ("parents: [a:8080]", "parents.0: Does not match pattern"),
+    ("parents: [{kind: larder}]", "parents.0: url is required"),
+    ("parents: [{url: 'ftp://a'}]", "parents.0.url: Does not match pattern"),
+    ("parents: [{url: 'http://a', user: a}]", "parents.0: Additional property user is not allowed"),
+    ("parents: [{url: 'http://a', tls: {cacert: a}}]", "parents.0.tls: Additional property cacert is not allowed"),
     ("serviceAccount: {automountToken: true}", "serviceAccount: Additional property automountToken is not allowed"),
     ("service: {nodeport: 31080}", "service: Additional property nodeport is not allowed"),
     ("service: {nodePort: 99999}", "service.nodePort: Must be less than or equal to 65535"),
@@ -725,6 +969,39 @@ REJECTED = (
     ("replicaCount: 2", "with replicaCount: 2 each pod has its own cache"),
     ("replicaCount: 2", "Set peers.enabled, so that the pods fetch from each other; or replicaCount: 1; or one volume for all pods"),
     ("{peers: {enabled: true}, serverConfig: {configuration: {peers: {urls: ['http://a']}}}}", "remove one of them"),
+    ("{parents: ['http://a'], serverConfig: {configuration: {parents: ['http://b']}}}", "parents and serverConfig.configuration.parents conflict"),
+    ('{parents: ["http://a"], serverConfig: {configuration: "parents: [http://b]"}}', "parents and serverConfig.configuration.parents conflict"),
+    ("mode: statefulset", "mode: statefulset needs persistence.persistentVolumeClaim.enabled"),
+    ("{mode: statefulset, persistence: {hostPath: {enabled: true, shared: true}}}", "mode: statefulset needs persistence.persistentVolumeClaim.enabled"),
+    (
+        "{mode: statefulset, replicaCount: 2, persistence: {persistentVolumeClaim: {enabled: true, existingClaimName: a}}}",
+        "mode: statefulset creates a claim for each pod: remove persistence.persistentVolumeClaim.existingClaimName (a)",
+    ),
+    (
+        "{mode: statefulset, replicaCount: 2, persistence: {persistentVolumeClaim: {enabled: true}}}",
+        "with mode: statefulset and replicaCount: 2 each pod has its own volume",
+    ),
+    (
+        "{mode: statefulset, autoscaling: {enabled: true}, resources: {requests: {cpu: 1}}, persistence: {persistentVolumeClaim: {enabled: true}}}",
+        "Set peers.enabled, so that the pods fetch from each other; or autoscaling.maxReplicas: 1; or mode: deployment with one volume",
+    ),
+    ("{replicaCount: 2, peers: {enabled: true}, persistence: {persistentVolumeClaim: {enabled: true}}}", "or set mode: statefulset and peers.enabled"),
+    ("{autoscaling: {enabled: true}, resources: {requests: {cpu: 1}}}", "with autoscaling.maxReplicas: 5 each pod has its own cache"),
+    ("{autoscaling: {enabled: true}, peers: {enabled: true}, mode: daemonset}", "autoscaling conflicts with mode: daemonset"),
+    ("{autoscaling: {enabled: true, minReplicas: 9}, peers: {enabled: true}}", "autoscaling.minReplicas (9) is more than autoscaling.maxReplicas (5)"),
+    (
+        "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: }, peers: {enabled: true}}",
+        "autoscaling needs autoscaling.targetCPUUtilizationPercentage or autoscaling.metrics",
+    ),
+    ("{autoscaling: {enabled: true}, peers: {enabled: true}}", "the container larder requests none: set resources.requests.cpu"),
+    (
+        "{autoscaling: {enabled: true}, peers: {enabled: true}, resources: {requests: {cpu: 1}}, sidecarContainers: [{name: proxy, image: a}]}",
+        "the container proxy requests none: set its resources.requests.cpu in sidecarContainers",
+    ),
+    (
+        "{replicaCount: 2, peers: {enabled: true}, antiAffinity: required, nodeSelector: {kubernetes.io/hostname: node-1}}",
+        "antiAffinity: required conflicts with a nodeSelector for kubernetes.io/hostname",
+    ),
     ("{peers: {enabled: true}, serverTls: {enabled: true, secretName: tls}}", "a certificate cannot name the addresses of the pods"),
     ("{peers: {enabled: true}, mode: daemonset, daemonset: {hostNetwork: true}}", "needs the DNS of the cluster"),
     ("{peers: {enabled: true}, serverConfig: {configuration: {serverAuthConfig: {htpasswd: /u}}}}", "knows no user"),
@@ -858,6 +1135,39 @@ class Notes(unittest.TestCase):
         self.assertIn("install -d -o 65532 -g 65532 /srv/larder", text)
         self.assertIn("enforce=privileged", text)
         self.assertNotIn("install -d", notes(files=[ci("root")]))
+
+    def test_the_notes_for_replicas_show_the_logs_of_all_pods(self):
+        text = notes(files=[ci("statefulset")])
+        selector = "app.kubernetes.io/name=larder,app.kubernetes.io/instance=larder,app.kubernetes.io/component=server"
+        self.assertIn("release larder: statefulset/larder in namespace caches", text)
+        self.assertIn(f"logs --selector {selector} --prefix --follow", text)
+        self.assertIn("port-forward statefulset/larder 8090:8090", text)
+        labels = render(files=[ci("statefulset")])[("StatefulSet", "larder")]["spec"]["template"]["metadata"]["labels"]
+        self.assertLessEqual(dict(pair.split("=") for pair in selector.split(",")).items(), labels.items())
+        self.assertNotIn("--prefix", notes(files=[ci("daemonset-peers")]))
+
+    def test_the_notes_say_which_volumes_remain(self):
+        self.assertIn("delete persistentvolumeclaims --selector", notes(files=[ci("statefulset")]))
+        self.assertNotIn("persistentvolumeclaims", notes(files=[ci("statefulset-single")]))
+        self.assertNotIn("persistentvolumeclaims", notes(files=[ci("claim")]))
+
+    def test_the_notes_warn_of_an_update_that_needs_another_node(self):
+        def warns(**values):
+            base = {"replicaCount": 2, "peers": {"enabled": True}, "antiAffinity": "required"}
+            return "one more node than there are pods" in notes(values=base | values)
+
+        self.assertTrue(warns())
+        self.assertFalse(warns(antiAffinity="preferred"))
+        self.assertFalse(warns(replicaCount=1))
+        self.assertFalse(warns(deploymentStrategy={"type": "Recreate"}))
+        self.assertFalse(warns(deploymentStrategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}))
+        self.assertFalse(warns(affinity={"podAntiAffinity": {}}))
+        self.assertFalse(warns(**STATEFUL))
+
+    def test_the_notes_say_how_to_watch_the_autoscaler(self):
+        self.assertIn("get horizontalpodautoscaler larder", notes(files=[ci("autoscaling")]))
+        self.assertNotIn("horizontalpodautoscaler", notes(files=[ci("autoscaling-metrics")]))
+        self.assertIn("set mode: statefulset and persistence.persistentVolumeClaim.enabled", notes(files=[ci("autoscaling")]))
 
     def test_the_notes_have_a_command_for_an_unknown_address(self):
         self.assertIn("jsonpath='{.status.loadBalancer.ingress[0]}'", notes(files=[ci("route-rules")]))

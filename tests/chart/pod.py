@@ -66,9 +66,12 @@ def main(manifest, workload, name, given, directory):
     with open(manifest, encoding="utf-8") as file:
         documents = [document for document in yaml.safe_load_all(file) if document]
     objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
-    spec = objects[tuple(workload.split("/"))]["spec"]["template"]["spec"]
+    of = objects[tuple(workload.split("/"))]["spec"]
+    spec = of["template"]["spec"]
     container = next(each for each in spec["containers"] if each["name"] == name)
     sources = {volume["name"]: source(objects, given, volume) for volume in spec["volumes"]}
+    # A stateful set creates a claim for each of its pods.
+    sources |= {claim["metadata"]["name"]: None for claim in of.get("volumeClaimTemplates", [])}
 
     writable = []
     for mount in container["volumeMounts"]:

@@ -1,4 +1,4 @@
-{{/* What the release needs of the cluster: custom kinds, pods that share a cache, and nodes that disappear. */}}
+{{/* What the release needs of the cluster: custom kinds, pods that share a cache, nodes that disappear, and pods on different nodes. */}}
 
 {{/*
 The enabled objects whose kinds come from custom resource definitions, as a map from kind to API version. A kind that the cluster does
@@ -31,11 +31,30 @@ not have would make the installation fail, so its object is left out, and NOTES.
 {{- join ", " $all -}}
 {{- end }}
 
-{{/* Whether all pods use one directory, as far as the values show. An existing claim is assumed to be ReadWriteMany. */}}
+{{/* The kind of the object that runs the server's pods. */}}
+{{- define "larder.kind" -}}
+{{- get (dict "deployment" "Deployment" "statefulset" "StatefulSet" "daemonset" "DaemonSet") .Values.mode -}}
+{{- end }}
+
+{{/* The value that limits the number of pods of a deployment or stateful set, and that number, as in "replicaCount: 2". */}}
+{{- define "larder.replicaLimit" -}}
+{{- ternary (printf "autoscaling.maxReplicas: %d" (int .Values.autoscaling.maxReplicas)) (printf "replicaCount: %d" (int .Values.replicaCount)) .Values.autoscaling.enabled -}}
+{{- end }}
+
+{{/* Whether a deployment or stateful set may have several pods. An update of a deployment does not count. */}}
+{{- define "larder.hasReplicas" -}}
+{{- if and (ne .Values.mode "daemonset") (gt (regexFind "[0-9]+$" (include "larder.replicaLimit" .) | int) 1) }}yes{{ end -}}
+{{- end }}
+
+{{/*
+Whether all pods use one directory, as far as the values show. An existing claim is assumed to be ReadWriteMany. The pods of a stateful set
+have a claim each.
+*/}}
 {{- define "larder.sharesVolume" -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
 {{- $hostPath := .Values.persistence.hostPath -}}
-{{- if $claim.enabled -}}
+{{- if eq .Values.mode "statefulset" -}}
+{{- else if $claim.enabled -}}
   {{- if or $claim.existingClaimName (has "ReadWriteMany" $claim.newClaimSpec.accessModes) }}yes{{ end -}}
 {{- else if $hostPath.enabled -}}
   {{- if or $hostPath.shared (hasKey (default dict .Values.nodeSelector) "kubernetes.io/hostname") }}yes{{ end -}}
@@ -54,16 +73,21 @@ pod that it reaches, and an image that one pod has would be missing as soon as i
 other (peers) are one cache as well.
 */}}
 {{- define "larder.dividedCache" -}}
-{{- $several := or (eq .Values.mode "daemonset") (gt (int .Values.replicaCount) 1) -}}
+{{- $several := or (eq .Values.mode "daemonset") (include "larder.hasReplicas" .) -}}
+{{- $limit := include "larder.replicaLimit" . -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
 {{- if and $several (not (include "larder.sharesVolume" .)) -}}
-{{- if $claim.enabled -}}
-several pods cannot share a ReadWriteOnce volume: add ReadWriteMany to persistence.persistentVolumeClaim.newClaimSpec.accessModes
+{{- if eq .Values.mode "statefulset" -}}
+{{- if not .Values.peers.enabled -}}
+with mode: statefulset and {{ $limit }} each pod has its own volume, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or {{ first (splitList " " $limit) }} 1; or mode: deployment with one volume for all pods (newClaimSpec.accessModes: [ReadWriteMany])
+{{- end -}}
+{{- else if $claim.enabled -}}
+several pods cannot share a ReadWriteOnce volume: add ReadWriteMany to persistence.persistentVolumeClaim.newClaimSpec.accessModes; or set mode: statefulset and peers.enabled, for a volume for each pod
 {{- else if or .Values.peers.enabled (include "larder.isNodeLocal" .) -}}
 {{- else if eq .Values.mode "daemonset" -}}
 with mode: daemonset each pod has its own cache, but the service sends a node's pulls to any of them, so they fail during an outage if that pod does not have the image. Set peers.enabled; or daemonset.hostPort.enabled or daemonset.hostNetwork, so that each node uses its own pod; or service.type: ClusterIP with service.internalTrafficPolicy: Local and a service.clusterIP
 {{- else -}}
-with replicaCount: {{ .Values.replicaCount }} each pod has its own cache, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or replicaCount: 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with newClaimSpec.accessModes: [ReadWriteMany]
+with {{ $limit }} each pod has its own cache, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or {{ first (splitList " " $limit) }} 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with newClaimSpec.accessModes: [ReadWriteMany]
 {{- if .Values.persistence.hostPath.enabled }}, or persistence.hostPath.shared if the directory is the same on all nodes{{ end }}); or mode: daemonset, a cache for each node
 {{- end -}}
 {{- end -}}
@@ -85,11 +109,15 @@ one if it is on another node.
 The tolerations of the server's pods. Kubernetes adds its own default of 300 s for nodes that are not ready or unreachable to pods that
 have no toleration for them; a daemon set's pods always stay. The first toleration that matches a taint counts. So these precede those
 in the values, where a toleration of all taints would bind the pod to a lost node forever, but not a toleration of the same taint.
+
+A pod of a stateful set on a node that does not report is never replaced before its node is deleted, or has the taint out-of-service,
+because the old pod might still write to the volume. Deleting the pod earlier has no use, and would restart it when the node returns. So it
+tolerates this taint forever, as a daemon set's pods do. A node that reports that it is not ready can confirm that the pod has ended.
 */}}
 {{- define "larder.tolerations" -}}
 {{- $given := default list .Values.tolerations -}}
 {{- $all := list -}}
-{{- if eq .Values.mode "deployment" -}}
+{{- if ne .Values.mode "daemonset" -}}
   {{- $seconds := default dict .Values.tolerationSeconds -}}
   {{- range $taint, $value := dict "not-ready" (get $seconds "notReady") "unreachable" (get $seconds "unreachable") -}}
     {{- $key := printf "node.kubernetes.io/%s" $taint -}}
@@ -97,10 +125,55 @@ in the values, where a toleration of all taints would bind the pod to a lost nod
     {{- range $given -}}
       {{- if and (eq (default "" .key) $key) (has (default "" .effect) (list "" "NoExecute")) -}}{{- $isGiven = true -}}{{- end -}}
     {{- end -}}
-    {{- if and (not $isGiven) (not (kindIs "invalid" $value)) (ne (toString $value) "") -}}
-    {{- $all = append $all (dict "key" $key "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" (int64 $value)) -}}
+    {{- $toleration := dict "key" $key "operator" "Exists" "effect" "NoExecute" -}}
+    {{- if $isGiven -}}
+    {{- else if and (eq $.Values.mode "statefulset") (eq $taint "unreachable") -}}
+    {{- $all = append $all $toleration -}}
+    {{- else if and (not (kindIs "invalid" $value)) (ne (toString $value) "") -}}
+    {{- $all = append $all (set $toleration "tolerationSeconds" (int64 $value)) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
 {{- with concat $all $given }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
+{{/* The affinity in the values, with a rule that keeps replicas on different nodes unless the values have their own podAntiAffinity. */}}
+{{- define "larder.affinity" -}}
+{{- $affinity := default dict .Values.affinity -}}
+{{- if and (ne .Values.antiAffinity "none") (include "larder.hasReplicas" .) (not (hasKey $affinity "podAntiAffinity")) -}}
+  {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "larder.selector" . | fromYaml)) -}}
+  {{- $rule := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) -}}
+  {{- if eq .Values.antiAffinity "required" -}}
+    {{- if hasKey (default dict .Values.nodeSelector) "kubernetes.io/hostname" -}}
+    {{- fail "antiAffinity: required conflicts with a nodeSelector for kubernetes.io/hostname, which puts all pods on one node" -}}
+    {{- end -}}
+    {{- $rule = dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}
+  {{- end -}}
+  {{- $affinity = merge (dict "podAntiAffinity" $rule) $affinity -}}
+{{- end -}}
+{{- with $affinity }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
+{{/*
+Whether an update needs one more node than there are replicas: no old pod ends before a new one is ready, and no two pods may be on the
+same node.
+*/}}
+{{- define "larder.updateNeedsNode" -}}
+{{- $strategy := default dict .Values.deploymentStrategy -}}
+{{- $keepsAll := has (toString (dig "rollingUpdate" "maxUnavailable" "25%" $strategy)) (list "0" "0%") -}}
+{{- $isRequired := and (eq .Values.antiAffinity "required") (include "larder.hasReplicas" .) (not (hasKey (default dict .Values.affinity) "podAntiAffinity")) -}}
+{{- if and (eq .Values.mode "deployment") $isRequired $keepsAll (ne (default "RollingUpdate" $strategy.type) "Recreate") }}yes{{ end -}}
+{{- end }}
+
+{{/* The topology spread constraints. One without a labelSelector would count no pods; it gets that of the server's pods. */}}
+{{- define "larder.topologySpreadConstraints" -}}
+{{- $all := list -}}
+{{- range .Values.topologySpreadConstraints -}}
+  {{- if or (not (hasKey . "labelSelector")) (kindIs "invalid" .labelSelector) -}}
+  {{- $all = append $all (merge (dict "labelSelector" (dict "matchLabels" (include "larder.selector" $ | fromYaml))) .) -}}
+  {{- else -}}
+  {{- $all = append $all . -}}
+  {{- end -}}
+{{- end -}}
+{{- with $all }}{{ toYaml . }}{{ end -}}
 {{- end }}

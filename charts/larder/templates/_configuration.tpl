@@ -45,7 +45,7 @@ are returned as YAML.
 {{- end }}
 
 {{/*
-The keys that the chart adds to the configuration: the paths of the mounted TLS secret, a cacheSize below the size limit of the
+The keys that the chart adds to the configuration: the paths of the mounted TLS secret, the peers and parents, a cacheSize below the size limit of the
 emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, a drain
 that hands the ports over where two pods of a node can listen on them, and one that serves where the next pod starts only when this one has
 ended.
@@ -87,6 +87,12 @@ ended.
   {{- $name := printf "%s.%s.svc" (include "larder.peers" .) .Release.Namespace -}}
   {{- $_ := set $added "peers" (dict "dns" $name "port" (int64 (include "larder.ports" . | fromYaml).http)) -}}
 {{- end -}}
+{{- with .Values.parents -}}
+  {{- if get $given "parents" -}}
+  {{- fail "parents and serverConfig.configuration.parents conflict: remove one of them" -}}
+  {{- end -}}
+  {{- $_ := set $added "parents" . -}}
+{{- end -}}
 {{- $limit := include "larder.sizeLimit" . -}}
 {{- if and (include "larder.usesEmptyDir" .) $limit (not (get $given "cacheSize")) (not (get $given "freeSpace")) -}}
   {{- $_ := set $added "cacheSize" (printf "%dMB" (divf (include "larder.bytes" $limit | float64) 1000000.0 | mulf 0.85 | int64)) -}}
@@ -103,7 +109,7 @@ ended.
   {{- end -}}
   {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
 {{- end -}}
-{{- $isAlone := or (eq .Values.mode "daemonset") (eq (default "" (default dict .Values.deploymentStrategy).type) "Recreate") -}}
+{{- $isAlone := or (ne .Values.mode "deployment") (eq (default "" (default dict .Values.deploymentStrategy).type) "Recreate") -}}
 {{- if and $isAlone (not (get $given "drain")) -}}
   {{- $_ := set $added "drain" (ternary "handover" "serve" (eq "yes" (include "larder.usesHostNetwork" .))) -}}
 {{- end -}}
@@ -114,8 +120,13 @@ ended.
 {{- define "larder.configuration" -}}
 {{- $given := .Values.serverConfig.configuration -}}
 {{- $added := include "larder.added" . | fromYaml -}}
+{{- /* The chart adds a key whose value is empty, which must not be in the file twice. */}}
+{{- $isTwice := false -}}
+{{- range $key, $_ := include "larder.given" . | fromYaml -}}
+  {{- if hasKey $added $key -}}{{- $isTwice = true -}}{{- end -}}
+{{- end -}}
 {{- if kindIs "string" $given -}}
-  {{- if and $added (hasPrefix "{" (trim $given)) -}}
+  {{- if and $added (or $isTwice (hasPrefix "{" (trim $given))) -}}
 {{- toYaml (merge dict $added (fromYaml $given)) -}}
   {{- else -}}
 {{- trimSuffix "\n" $given -}}
@@ -125,6 +136,7 @@ ended.
 {{- end -}}
   {{- end -}}
 {{- else -}}
+{{- range $key, $_ := $added -}}{{- $given = omit (default dict $given) $key -}}{{- end -}}
 {{- with $given }}{{ toYaml . }}{{ end -}}
 {{- with $added }}
 # Added by the chart.

@@ -63,7 +63,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- default (printf "%s-tls" (include "larder.fullname" .)) .Values.serverTls.secretName -}}
 {{- end }}
 
-{{/* The headless Service of the pods that fetch from each other. */}}
+{{/* The headless Service of the pods that fetch from each other, and of a stateful set. */}}
 {{- define "larder.peers" -}}
 {{- printf "%s-peers" (include "larder.fullname" . | trunc 57 | trimSuffix "-") -}}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* The pod template of the server, used by the deployment and by the daemon set. */}}
+{{/* The pod template of the server, used by the deployment, the stateful set and the daemon set. */}}
 {{- define "larder.pod" -}}
 {{- $ports := include "larder.ports" . | fromYaml -}}
 {{- $configuration := include "larder.configuration" . -}}
@@ -159,6 +159,8 @@ spec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   volumes:
+    {{- /* A stateful set gives each pod its own volume `images`. */}}
+    {{- if ne .Values.mode "statefulset" }}
     - name: images
       {{- if .Values.persistence.persistentVolumeClaim.enabled }}
       persistentVolumeClaim:
@@ -173,6 +175,7 @@ spec:
       {{- else }}
       emptyDir: {}
       {{- end }}
+    {{- end }}
     {{- if $configuration }}
     - name: config
       configMap:
@@ -195,16 +198,38 @@ spec:
   nodeSelector:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with .Values.affinity }}
+  {{- with include "larder.affinity" . }}
   affinity:
-    {{- toYaml . | nindent 4 }}
+    {{- . | nindent 4 }}
   {{- end }}
-  {{- with .Values.topologySpreadConstraints }}
+  {{- with include "larder.topologySpreadConstraints" . }}
   topologySpreadConstraints:
-    {{- toYaml . | nindent 4 }}
+    {{- . | nindent 4 }}
   {{- end }}
   {{- with include "larder.tolerations" . }}
   tolerations:
     {{- . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{/* The spec of a new claim. */}}
+{{- define "larder.claimSpec" -}}
+{{- with .Values.persistence.persistentVolumeClaim.newClaimSpec -}}
+accessModes:
+  {{- toYaml .accessModes | nindent 2 }}
+{{- with .volumeMode }}
+volumeMode: {{ . }}
+{{- end }}
+resources:
+  {{- toYaml .resources | nindent 2 }}
+{{- if eq (toString .storageClassName) "-" }}
+storageClassName: ""
+{{- else if .storageClassName }}
+storageClassName: {{ .storageClassName }}
+{{- end }}
+{{- with .selector }}
+selector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end }}
