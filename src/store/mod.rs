@@ -12,6 +12,8 @@
 //! <root>/incoming/*.lock, tmp-…                     locks, and replacement files before their rename
 //! <root>/quarantine/<alg>-<hex>                     damaged blobs
 //! <root>/scrubbed, pruned                           mtime: when the job last ran
+//! <root>/outgoing/<kind>-<hash of key>                symbolic links: what is to be uploaded to the bucket
+//! <root>/outgoing-seeded                            the bucket for which all older content has been queued
 //! <root>/offline                                    exists in offline mode (`larder offline`)
 //! <root>/pins                                       one pattern per line: images that are never evicted
 //! <root>/pins-configured                            the server's configured pins, for commands that do not read
@@ -64,13 +66,16 @@ pub use content::{
     Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
 };
 pub use error::StoreError;
+pub use files::outgoing::{OutgoingContent, OutgoingEntry, OutgoingKind};
 pub use files::record::Access;
 pub use files::write::FUTURE_TOLERANCE;
 pub use gc::{
     Eviction, Evictor, GRACE, PinError, PinSettings, Pins, PruneError, Removal, Sweep, Swept,
     read_pins,
 };
-pub use locks::{BundleLock, CommitLock, FetchLock, JobLease, PeriodicJob, SweepLocked};
+pub use locks::{
+    BundleLock, CommitLock, FetchLock, JobLease, PeriodicJob, SweepLocked, UploadLock,
+};
 pub use names::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, Graph, GraphBlob, GraphManifest,
     ListRecord, ManifestRecord, RepositoryNames, RepositoryTimes, StoredImage, TagRecord,
@@ -110,6 +115,8 @@ struct Inner {
     fsync: bool,
     /// False while the directory refuses writes. Hits are still served.
     writable: AtomicBool,
+    /// Whether new content is queued for a bucket.
+    has_outgoing: AtomicBool,
     /// Number of files found missing, short, or with the wrong content for their name, since the start.
     damaged_files: AtomicU64,
     /// Number of failed reads of files and directories since the start.
@@ -148,6 +155,7 @@ impl Store {
             layout,
             fsync: settings.fsync,
             writable: AtomicBool::new(writable),
+            has_outgoing: AtomicBool::new(false),
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),

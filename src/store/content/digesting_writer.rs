@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use super::ingest::IngestError;
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::read::{names_in, open_to_read};
 use crate::store::locks::FileLock;
 use crate::store::{Inner, Store, StoreError};
@@ -131,7 +132,9 @@ impl DigestingWriter {
         if inner.fsync {
             self.file.sync_data().map_err(|error| StoreError::write(&self.path, error))?;
         }
-        inner.publish_counted(&self.path, &inner.layout.blob(digest))
+        let path = inner.layout.blob(digest);
+        let publish = || inner.publish_counted(&self.path, &path);
+        inner.queued(OutgoingKind::Blob, &path, publish)
     }
 }
 

@@ -21,6 +21,7 @@ use super::partial::Partial;
 use super::partials::{PartialNote, remove_empty_parent};
 use super::progress;
 use crate::oci::{Digest, ImageName, Upstream};
+use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::read::is_same_file;
 use crate::store::files::record::Access;
 use crate::store::files::write::renew;
@@ -217,7 +218,8 @@ impl Store {
             return Ok(());
         }
         let path = self.inner.layout.blob(digest);
-        self.inner.replace(&path, bytes).map_err(IngestError::Store)
+        let write = || self.inner.replace(&path, bytes);
+        self.inner.queued(OutgoingKind::Blob, &path, write).map_err(IngestError::Store)
     }
 }
 
@@ -360,7 +362,9 @@ impl Verified {
             let _ = fs::remove_file(&ingest.note);
         }
         ingest.partial.forget_progress();
-        inner.publish_counted(&ingest.path, &inner.layout.blob(&ingest.digest))?;
+        let path = inner.layout.blob(&ingest.digest);
+        let publish = || inner.publish_counted(&ingest.path, &path);
+        inner.queued(OutgoingKind::Blob, &path, publish)?;
         Ok(Blob { file: Arc::clone(ingest.file()), size: ingest.bytes_written() })
     }
 }

@@ -109,6 +109,21 @@ impl Layout {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
+    /// What is to be uploaded.
+    pub(in crate::store) fn outgoing(&self) -> PathBuf {
+        self.root.join("outgoing")
+    }
+
+    /// Names the bucket for which everything older than the queue has been queued.
+    pub(in crate::store) fn outgoing_seeded(&self) -> PathBuf {
+        self.root.join("outgoing-seeded")
+    }
+
+    /// Held by the process that uploads.
+    pub(in crate::store) fn outgoing_lock(&self) -> PathBuf {
+        self.incoming().join("outgoing.lock")
+    }
+
     /// Locks and temporary files. Nothing below it has a name that a client chose.
     pub(in crate::store) fn incoming(&self) -> PathBuf {
         self.root.join("incoming")
@@ -305,6 +320,7 @@ impl Layout {
             self.prune_lock(),
             self.usage_lock(),
             self.pins_lock(),
+            self.outgoing_lock(),
         ];
         locks.iter().for_each(|lock| self.clear_lock(lock));
     }

@@ -96,7 +96,7 @@ impl Inner {
         Ok(())
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+    pub(in crate::store) fn sync_directory(&self, path: &Path) -> io::Result<()> {
         if self.fsync { self.directory_syncs.sync(path) } else { Ok(()) }
     }
 

@@ -30,7 +30,19 @@ impl JobLease {
     }
 }
 
+/// The right to upload what is queued, which one process holds at a time.
+#[derive(Debug)]
+pub struct UploadLock {
+    _lock: FileLock,
+}
+
 impl Store {
+    /// The right to upload; `None` if another process has it.
+    pub fn lock_uploads(&self) -> Option<UploadLock> {
+        let file = self.inner.layout.open_lock(&self.inner.layout.outgoing_lock()).ok()?;
+        FileLock::try_exclusive(file).ok()?.map(|lock| UploadLock { _lock: lock })
+    }
+
     /// Returns a lease if the job last ran at least `every` ago and no other process is running it. A new cache
     /// waits for the same time before its first run.
     pub fn acquire_lease(

@@ -6,6 +6,7 @@ pub(super) mod images;
 pub(super) mod index;
 mod lists;
 mod refs;
+mod seeding;
 pub(super) mod walk;
 
 pub use catalogue::{

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
 use crate::store::files::layout::digest_of;
+use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::record::{Access, from_seconds, to_seconds};
 use crate::store::files::write::renew_path;
 use crate::store::{CommitLock, Store, StoreError};
@@ -41,6 +42,18 @@ pub struct ManifestRecord {
     /// When it was fetched.
     pub fetched: SystemTime,
 }
+
+impl TagRecord {
+    /// Whether it differs from an earlier record only in the time of its confirmation, on the same day. Such a record is
+    /// not uploaded, since tags are confirmed every few minutes.
+    fn is_hardly_newer(&self, before: &TagRecord) -> bool {
+        let day = |time: SystemTime| to_seconds(time) / SECONDS_OF_A_DAY;
+        *before == TagRecord { checked: before.checked, ..self.clone() }
+            && day(before.checked) == day(self.checked)
+    }
+}
+
+const SECONDS_OF_A_DAY: u64 = 86_400;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,8 +120,16 @@ impl Store {
             checked: to_seconds(is.checked),
             gone: is.gone.map(to_seconds),
         };
-        let is_other = self.tag(name, tag, Access::Look).is_none_or(|was| was.digest != is.digest);
-        self.put_record(&self.inner.layout.tag(name, tag), &wire)?;
+        let before = self.tag(name, tag, Access::Look);
+        let is_other = before.as_ref().is_none_or(|was| was.digest != is.digest);
+        let path = self.inner.layout.tag(name, tag);
+        match before.is_some_and(|was| is.is_hardly_newer(&was)) {
+            true => self.put_record(&path, &wire)?,
+            false => {
+                let write = || self.put_record(&path, &wire);
+                self.inner.queued(OutgoingKind::Tag, &path, write)?;
+            }
+        }
         if is_other {
             self.note_changed_tag(name, tag);
         }
@@ -189,7 +210,8 @@ impl Store {
             fetched: to_seconds(is.fetched),
         };
         self.renew_content(digest, is);
-        self.put_record(&self.inner.layout.manifest(name, digest), &wire)
+        let path = self.inner.layout.manifest(name, digest);
+        self.inner.queued(OutgoingKind::Manifest, &path, || self.put_record(&path, &wire))
     }
 
     /// Sets the mtime of a manifest's blob, and of the blobs that it refers to, to now.

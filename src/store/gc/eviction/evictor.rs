@@ -164,7 +164,7 @@ impl CachedIndex {
                     log_removal(&item);
                 }
                 Evicted::Locked(locked) => return Err(PruneError::Locked(locked)),
-                Evicted::Absent | Evicted::InUse | Evicted::Pinned => {}
+                Evicted::Absent | Evicted::InUse | Evicted::Pinned | Evicted::NotUploaded => {}
             }
         }
     }

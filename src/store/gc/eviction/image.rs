@@ -52,6 +52,9 @@ impl<'a> ImageEviction<'a> {
         if pins.cover_any(name, &self.reference, parts.manifests.iter().copied()) {
             return Ok(Some(Evicted::Pinned));
         }
+        if store.waits_for_upload(name, &self.reference, &parts.manifests) {
+            return Ok(Some(Evicted::NotUploaded));
+        }
         self.sweep.reread(self.index, name)?;
         let lock = match store.exclusive_lock()? {
             Ok(lock) => lock,

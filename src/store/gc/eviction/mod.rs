@@ -125,6 +125,8 @@ pub(in crate::store) enum Evicted {
     InUse,
     /// It is pinned.
     Pinned,
+    /// The bucket does not have all of it yet.
+    NotUploaded,
     /// An import or an export is running.
     Locked(SweepLocked),
 }

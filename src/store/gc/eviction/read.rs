@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::fs::{File, FileTimes};
 use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestKind, Reference, Tag};
 use crate::store::files::layout::digest_of;
+use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::record::Access;
 use crate::store::files::write::renew;
 use crate::store::names::walk::foreign_entry;
@@ -52,6 +54,34 @@ impl Store {
                 self.inner.layout.manifest(name, digest).exists().then_some(*digest)
             }
         }
+    }
+
+    /// Whether the bucket lacks a part of an image that is stored here, so that it must not be evicted.
+    pub(super) fn waits_for_upload(
+        &self,
+        name: &ImageName,
+        reference: &Reference,
+        manifests: &[Digest],
+    ) -> bool {
+        let (inner, layout) = (&self.inner, &self.inner.layout);
+        let is_outgoing = |kind, path: &Path| inner.is_outgoing(kind, path);
+        let is_blob_outgoing =
+            |digest: &Digest| is_outgoing(OutgoingKind::Blob, &layout.blob(digest));
+        if !inner.has_outgoing() {
+            return false;
+        }
+        if let Reference::Tag(tag) = reference
+            && is_outgoing(OutgoingKind::Tag, &layout.tag(name, tag))
+        {
+            return true;
+        }
+        manifests.iter().any(|digest| {
+            is_blob_outgoing(digest)
+                || is_outgoing(OutgoingKind::Manifest, &layout.manifest(name, digest))
+                || self.stored_manifest(name, digest).is_some_and(|manifest| {
+                    manifest.descriptors().any(|each| is_blob_outgoing(&each.digest))
+                })
+        })
     }
 
     /// `root` and its descendants, as far as this repository has their indexes.

@@ -1,0 +1,311 @@
+//! The queue of content that is to be uploaded to the bucket: one small file in `outgoing/` for each blob and record.
+//!
+//! The path of a file below the cache directory is also its key in the bucket, so an entry needs to name only that. An
+//! entry is written before its content gets its name, and noted again afterwards. So content without an entry has been
+//! uploaded, or was there before the queue existed (`store/names/seeding.rs`).
+//!
+//! # Interleavings
+//! * *Upload between the entry and the rename*: the content is missing. The entry stays while it is young
+//!   ([`YOUNG`]), and the second note revives it if it took longer.
+//! * *A record that is replaced during its upload*: the upload claims the entry by renaming it, and removes only its claim.
+//!   The second version has written an entry of its own.
+//! * *Eviction against upload*: an image is not evicted while there is an entry, claimed or not, for a part of it. The
+//!   claim is removed when the server has confirmed the upload.
+//! * *Two processes*: one uploads at a time ([`Store::lock_uploads`]); both write entries.
+//!
+//! # Crash points
+//! * Killed between the entry and the rename: an entry without content, which is removed when it is old.
+//! * Killed during an upload: the claim is found again and treated as an entry.
+//! * Killed between the confirmation and the removal of the claim: uploaded again, which the server answers with
+//!   "exists".
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use super::read::names_in;
+use crate::oci::{Algorithm, Digest};
+use crate::store::{Inner, Store, StoreError};
+
+/// How long content may take to appear after its entry.
+const YOUNG: Duration = Duration::from_secs(600);
+/// The end of the name of a claimed entry.
+const CLAIMED: &str = ".claimed";
+
+/// What an entry is for. In the order in which they are uploaded: content before names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OutgoingKind {
+    /// A blob, which may be a manifest.
+    Blob,
+    /// A repository's record of a manifest.
+    Manifest,
+    /// A tag.
+    Tag,
+}
+
+impl OutgoingKind {
+    const ALL: [OutgoingKind; 3] = [OutgoingKind::Blob, OutgoingKind::Manifest, OutgoingKind::Tag];
+
+    fn word(self) -> &'static str {
+        match self {
+            OutgoingKind::Blob => "blob",
+            OutgoingKind::Manifest => "manifest",
+            OutgoingKind::Tag => "tag",
+        }
+    }
+}
+
+/// An entry of the queue. It is a symbolic link whose target is the key: created in one step, and durable as soon as its
+/// directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OutgoingEntry {
+    /// What it is for.
+    pub kind: OutgoingKind,
+    /// Its file name, without the mark of a claim: the kind, and the hash of the key.
+    name: String,
+}
+
+/// What an entry asks for.
+#[derive(Debug)]
+pub enum OutgoingContent {
+    /// This file is to be uploaded.
+    File {
+        /// Its path below the cache directory, which is its key.
+        key: String,
+        /// The file.
+        file: File,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// It is not there yet.
+    NotYet,
+    /// It is no longer there: it was pruned, or uploaded by another process.
+    Gone,
+}
+
+impl OutgoingEntry {
+    fn of(kind: OutgoingKind, key: &str) -> OutgoingEntry {
+        let hashed = Digest::of(Algorithm::Sha256, key.as_bytes());
+        OutgoingEntry { kind, name: format!("{}-{}", kind.word(), hashed.hex()) }
+    }
+
+    fn parse(file_name: &str) -> Option<OutgoingEntry> {
+        let name = file_name.strip_suffix(CLAIMED).unwrap_or(file_name);
+        let (word, hash) = name.split_once('-')?;
+        let kind = OutgoingKind::ALL.into_iter().find(|kind| kind.word() == word)?;
+        let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash.then(|| OutgoingEntry { kind, name: name.to_owned() })
+    }
+}
+
+impl Inner {
+    /// Gives the file at a path its name, and queues it, if there is a queue.
+    pub(in crate::store) fn queued(
+        &self,
+        kind: OutgoingKind,
+        path: &Path,
+        publish: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.note_outgoing(kind, path)?;
+        publish()?;
+        self.note_outgoing(kind, path)
+    }
+
+    /// Writes an entry for the file at a path, if there is a queue.
+    pub(in crate::store) fn note_outgoing(
+        &self,
+        kind: OutgoingKind,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        let Some(key) = self.key(path) else { return Ok(()) };
+        let entry = self.entry(&OutgoingEntry::of(kind, &key));
+        let written = match symlink(&key, &entry) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self
+                .create_directories(&self.layout.outgoing())
+                .and_then(|()| symlink(&key, &entry)),
+            other => other,
+        };
+        let synced = written.and_then(|()| self.sync_directory(&self.layout.outgoing()));
+        synced.map_err(|error| StoreError::write(&entry, error))
+    }
+
+    /// Whether the file at a path waits for its upload or is being uploaded.
+    pub(in crate::store) fn is_outgoing(&self, kind: OutgoingKind, path: &Path) -> bool {
+        let Some(key) = self.key(path) else { return false };
+        let entry = OutgoingEntry::of(kind, &key);
+        let is_there = |path: PathBuf| fs::symlink_metadata(path).is_ok();
+        // In this order: an entry becomes a claim by a rename, and a claim never becomes an entry.
+        is_there(self.entry(&entry)) || is_there(self.claim(&entry))
+    }
+
+    /// Whether there is a queue.
+    pub(in crate::store) fn has_outgoing(&self) -> bool {
+        self.has_outgoing.load(Ordering::Relaxed)
+    }
+
+    /// The key of a file, if there is a queue.
+    fn key(&self, path: &Path) -> Option<String> {
+        let below = path.strip_prefix(self.layout.root()).ok().filter(|_| self.has_outgoing())?;
+        below.to_str().map(str::to_owned)
+    }
+
+    fn entry(&self, entry: &OutgoingEntry) -> PathBuf {
+        self.layout.outgoing().join(&entry.name)
+    }
+
+    fn claim(&self, entry: &OutgoingEntry) -> PathBuf {
+        self.layout.outgoing().join(format!("{}{CLAIMED}", entry.name))
+    }
+}
+
+impl Store {
+    /// Turns the queue on or off. While it is off, nothing is queued, and what is queued does not prevent evictions.
+    pub fn set_outgoing(&self, is_on: bool) {
+        self.inner.has_outgoing.store(is_on, Ordering::Relaxed);
+    }
+
+    /// Up to `at_most` entries in the order in which they should be uploaded, and how many there are.
+    pub fn outgoing(&self, at_most: usize) -> (Vec<OutgoingEntry>, usize) {
+        let names = names_in(&self.inner.layout.outgoing());
+        let mut entries: Vec<OutgoingEntry> =
+            names.filter_map(|name| OutgoingEntry::parse(&name)).collect();
+        entries.sort_by(|one, other| (one.kind, &one.name).cmp(&(other.kind, &other.name)));
+        entries.dedup();
+        let count = entries.len();
+        entries.truncate(at_most);
+        (entries, count)
+    }
+
+    /// Claims an entry and opens its file.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory cannot be read or written.
+    pub fn claim_outgoing(
+        &self,
+        entry: &OutgoingEntry,
+        now: SystemTime,
+    ) -> Result<OutgoingContent, StoreError> {
+        let (path, claim) = (self.inner.entry(entry), self.inner.claim(entry));
+        match fs::rename(&path, &claim) {
+            // A claim without an entry is that of a process that was killed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::write(&claim, error)),
+            Ok(()) => {}
+        }
+        let Ok(key) = fs::read_link(&claim) else { return Ok(OutgoingContent::Gone) };
+        let key = key.to_str().map(str::to_owned).unwrap_or_default();
+        if OutgoingEntry::of(entry.kind, &key) != *entry {
+            // Not written by this program.
+            self.finish_outgoing(entry);
+            return Ok(OutgoingContent::Gone);
+        }
+        if let Some((file, size)) = self.open_file(&self.inner.layout.root().join(&key))? {
+            return Ok(OutgoingContent::File { key, file, size });
+        }
+        let written = fs::symlink_metadata(&claim).and_then(|is| is.modified()).unwrap_or(now);
+        if now.duration_since(written).is_ok_and(|age| age > YOUNG) {
+            self.finish_outgoing(entry);
+            return Ok(OutgoingContent::Gone);
+        }
+        Ok(OutgoingContent::NotYet)
+    }
+
+    /// Removes a claimed entry: its content is in the bucket.
+    pub fn finish_outgoing(&self, entry: &OutgoingEntry) {
+        // One that cannot be removed is uploaded again, which costs a request.
+        let _ = fs::remove_file(self.inner.claim(entry));
+    }
+
+    /// Queues a blob again, because its object in the bucket is wrong.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn queue_again(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.inner.note_outgoing(OutgoingKind::Blob, &self.inner.layout.blob(digest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Settings;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: true }).unwrap();
+        store.set_outgoing(true);
+        (directory, store)
+    }
+
+    fn key(store: &Store, entry: &OutgoingEntry) -> Option<String> {
+        match store.claim_outgoing(entry, SystemTime::now()).unwrap() {
+            OutgoingContent::File { key, .. } => Some(key),
+            OutgoingContent::NotYet | OutgoingContent::Gone => None,
+        }
+    }
+
+    #[test]
+    fn content_is_queued_before_it_has_a_name_and_stays_until_it_is_uploaded() {
+        let (_directory, store) = store();
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let path = store.inner.layout.blob(&digest);
+        store.inner.note_outgoing(OutgoingKind::Blob, &path).unwrap();
+        let (entries, count) = store.outgoing(10);
+        assert_eq!((entries.len(), count), (1, 1));
+        let claimed = store.claim_outgoing(&entries[0], SystemTime::now()).unwrap();
+        assert!(matches!(claimed, OutgoingContent::NotYet), "it is not there yet: {claimed:?}");
+        assert_eq!(store.outgoing(10).1, 1, "a claim is an entry after a restart");
+        store.ingest_bytes(&digest, b"content").unwrap();
+        assert!(store.inner.is_outgoing(OutgoingKind::Blob, &path));
+        assert_eq!(key(&store, &entries[0]), Some(format!("blobs/sha256/{}", digest.hex())));
+        store.finish_outgoing(&entries[0]);
+        assert!(!store.inner.is_outgoing(OutgoingKind::Blob, &path));
+        assert_eq!(store.outgoing(10), (vec![], 0));
+    }
+
+    #[test]
+    fn record_that_changes_during_its_upload_is_uploaded_again() {
+        let (_directory, store) = store();
+        let path = store.inner.layout.root().join("refs/a.io/b/_tags/v1");
+        let write = |text: &str| {
+            store.inner.note_outgoing(OutgoingKind::Tag, &path).unwrap();
+            store.inner.replace(&path, text.as_bytes()).unwrap();
+        };
+        write("one");
+        let (entries, _) = store.outgoing(10);
+        assert_eq!(key(&store, &entries[0]).as_deref(), Some("refs/a.io/b/_tags/v1"));
+        write("two");
+        store.finish_outgoing(&entries[0]);
+        assert_eq!(store.outgoing(10), (entries.clone(), 1));
+        assert!(key(&store, &entries[0]).is_some());
+        store.finish_outgoing(&entries[0]);
+        assert_eq!(store.outgoing(10).1, 0);
+    }
+
+    #[test]
+    fn entry_without_content_is_removed_when_it_is_old() {
+        let (_directory, store) = store();
+        let digest = Digest::of(Algorithm::Sha256, b"pruned");
+        store.queue_again(&digest).unwrap();
+        let (entries, _) = store.outgoing(10);
+        let later = SystemTime::now() + 2 * YOUNG;
+        let claimed = store.claim_outgoing(&entries[0], later).unwrap();
+        assert!(matches!(claimed, OutgoingContent::Gone));
+        assert_eq!(store.outgoing(10).1, 0);
+    }
+
+    #[test]
+    fn without_a_queue_nothing_is_written() {
+        let (_directory, store) = store();
+        store.set_outgoing(false);
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        store.ingest_bytes(&digest, b"content").unwrap();
+        assert_eq!(store.outgoing(10).1, 0);
+        assert!(!store.inner.layout.outgoing().exists());
+    }
+}
