@@ -61,6 +61,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub use crate::oci::{ManifestRecord, TagRecord};
 pub use content::{
     ALIGNMENT_BYTES, Begin, Blob, Checked, Damage, DigestingWriter, Document, DocumentWriter,
     Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
@@ -78,7 +79,7 @@ pub use locks::{
 };
 pub use names::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, Graph, GraphBlob, GraphManifest,
-    ListRecord, ManifestRecord, RepositoryNames, RepositoryTimes, StoredImage, TagRecord,
+    ListRecord, RepositoryNames, RepositoryTimes, StoredImage,
 };
 pub use usage::{
     DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, UsageSummary,

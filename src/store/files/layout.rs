@@ -1,7 +1,5 @@
-//! File paths below the cache directory. No other module joins paths.
-//!
-//! Path components come from validated names only. None of them can be `..`, contain `/` or begin with `_`, so
-//! `_tags`, `_manifests` and `_lists` cannot collide with a component of a repository.
+//! File paths below the cache directory. No other module joins paths. Those of blobs and records are also keys in a
+//! bucket: see [`crate::oci::blob_path`].
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::owner::Owner;
 use super::read::open_to_read;
-use crate::oci::{Algorithm, Digest, ImageName, Tag, Upstream};
+use crate::oci::{
+    Algorithm, BLOBS, Digest, ImageName, MANIFESTS, REFS, TAGS, Tag, Upstream, blob_path,
+    manifest_path, repository_path, tag_path,
+};
 use crate::store::StoreError;
 
-pub(in crate::store) const TAGS: &str = "_tags";
-pub(in crate::store) const MANIFESTS: &str = "_manifests";
 pub(in crate::store) const LEGACY_LISTS: &str = "_lists";
 
 /// The prefix of temporary files in `incoming/`.
@@ -102,11 +101,11 @@ impl Layout {
     }
 
     pub(in crate::store) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
-        self.root.join("blobs").join(algorithm.as_str())
+        self.root.join(BLOBS).join(algorithm.as_str())
     }
 
     pub(in crate::store) fn blob(&self, digest: &Digest) -> PathBuf {
-        self.blobs(digest.algorithm()).join(digest.hex())
+        self.root.join(blob_path(digest))
     }
 
     /// What is to be uploaded.
@@ -213,11 +212,11 @@ impl Layout {
     }
 
     pub(in crate::store) fn refs(&self) -> PathBuf {
-        self.root.join("refs")
+        self.root.join(REFS)
     }
 
     pub(in crate::store) fn repository(&self, name: &ImageName) -> PathBuf {
-        self.refs().join(name.upstream.as_str()).join(name.repository.as_str())
+        self.root.join(repository_path(name))
     }
 
     pub(in crate::store) fn tags(&self, name: &ImageName) -> PathBuf {
@@ -225,7 +224,7 @@ impl Layout {
     }
 
     pub(in crate::store) fn tag(&self, name: &ImageName, tag: &Tag) -> PathBuf {
-        self.tags(name).join(tag.as_str())
+        self.root.join(tag_path(name, tag))
     }
 
     pub(in crate::store) fn manifests(&self, name: &ImageName, algorithm: Algorithm) -> PathBuf {
@@ -233,7 +232,7 @@ impl Layout {
     }
 
     pub(in crate::store) fn manifest(&self, name: &ImageName, digest: &Digest) -> PathBuf {
-        self.manifests(name, digest.algorithm()).join(digest.hex())
+        self.root.join(manifest_path(name, digest))
     }
 
     /// Where an earlier version stored the lists of a repository.

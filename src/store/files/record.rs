@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::store::{Store, StoreError};
 
+pub(in crate::store) use crate::oci::{from_seconds, to_seconds};
+
 /// Resolution of access times: a name that is pulled all the time costs one `utimensat` per minute. Eviction and
 /// pruning, which use these times, work in hours.
 const ACCESS_RESOLUTION: Duration = Duration::from_secs(60);
@@ -76,12 +78,4 @@ fn touch(file: &File, now: SystemTime) {
     if now.duration_since(last).is_ok_and(|age| age >= ACCESS_RESOLUTION) {
         let _ = file.set_modified(now);
     }
-}
-
-pub(in crate::store) fn to_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-pub(in crate::store) fn from_seconds(seconds: u64) -> Option<SystemTime> {
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }

@@ -28,8 +28,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::oci::{Algorithm, Digest, ImageName, Reference};
-use crate::store::files::layout::{MANIFESTS, TAGS};
+use crate::oci::{Algorithm, Digest, ImageName, MANIFESTS, Reference, TAGS};
 use crate::store::files::read::names_in;
 use crate::store::files::write::{FUTURE_TOLERANCE, renew_path};
 use crate::store::locks::FileLock;

@@ -24,8 +24,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use serde_json::json;
 
-use super::refs::TagRecord;
-use crate::oci::{ImageName, MediaType, Reference, Tag};
+use crate::oci::{ImageName, MediaType, Reference, Tag, TagRecord};
 use crate::store::files::read::open_to_read;
 use crate::store::files::record::Access;
 use crate::store::locks::FileLock;

@@ -14,4 +14,3 @@ pub use catalogue::{
 };
 pub use images::{Graph, GraphBlob, GraphManifest, StoredImage};
 pub use lists::ListRecord;
-pub use refs::{ManifestRecord, TagRecord};

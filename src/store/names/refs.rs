@@ -4,76 +4,13 @@
 
 use std::fs;
 use std::io;
-use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
-use crate::oci::{Algorithm, Digest, ImageName, MediaType, Tag};
+use crate::oci::{Algorithm, Digest, ImageName, ManifestRecord, Record, Tag, TagRecord};
 use crate::store::files::layout::digest_of;
 use crate::store::files::outgoing::OutgoingKind;
-use crate::store::files::record::{Access, from_seconds, to_seconds};
+use crate::store::files::record::Access;
 use crate::store::files::write::renew_path;
 use crate::store::{CommitLock, Store, StoreError};
-
-/// A tag as of its last check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagRecord {
-    /// The manifest.
-    pub digest: Digest,
-    /// Its media type.
-    pub media_type: MediaType,
-    /// Its size in bytes.
-    pub size: u64,
-    /// When the tag was first seen with this manifest.
-    pub fetched: SystemTime,
-    /// When upstream last confirmed it.
-    pub checked: SystemTime,
-    /// When upstream was first seen without the tag; `None` if upstream has it.
-    pub gone: Option<SystemTime>,
-}
-
-/// A repository's record of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ManifestRecord {
-    /// Its media type.
-    pub media_type: MediaType,
-    /// Its size in bytes.
-    pub size: u64,
-    /// When it was fetched.
-    pub fetched: SystemTime,
-}
-
-impl TagRecord {
-    /// Whether it differs from an earlier record only in the time of its confirmation, on the same day. Such a record is
-    /// not uploaded, since tags are confirmed every few minutes.
-    fn is_hardly_newer(&self, before: &TagRecord) -> bool {
-        let day = |time: SystemTime| to_seconds(time) / SECONDS_OF_A_DAY;
-        *before == TagRecord { checked: before.checked, ..self.clone() }
-            && day(before.checked) == day(self.checked)
-    }
-}
-
-const SECONDS_OF_A_DAY: u64 = 86_400;
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct TagWire {
-    digest: String,
-    media_type: String,
-    size: u64,
-    fetched: u64,
-    checked: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    gone: Option<u64>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ManifestWire {
-    media_type: String,
-    size: u64,
-    fetched: u64,
-}
 
 impl Store {
     /// Reads a tag; `None` if it was never pulled or its record is damaged. Use this if a miss costs nothing.
@@ -92,8 +29,8 @@ impl Store {
         access: Access,
     ) -> Result<Option<TagRecord>, StoreError> {
         let path = self.inner.layout.tag(name, tag);
-        let Some(wire) = self.find_record::<TagWire>(&path, access)? else { return Ok(None) };
-        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
+        let Some(wire) = self.find_record(&path, access)? else { return Ok(None) };
+        Ok(TagRecord::accept(wire).or_else(|| self.damaged(&path, "a field has an invalid value")))
     }
 
     /// Writes a tag. Its manifest must be in the store, and is recorded for the repository if it is not yet.
@@ -112,21 +49,13 @@ impl Store {
             let record = ManifestRecord { media_type, size, fetched };
             self.put_manifest_under(&lock, name, &is.digest, &record)?;
         }
-        let wire = TagWire {
-            digest: is.digest.to_string(),
-            media_type: is.media_type.to_string(),
-            size: is.size,
-            fetched: to_seconds(is.fetched),
-            checked: to_seconds(is.checked),
-            gone: is.gone.map(to_seconds),
-        };
         let before = self.tag(name, tag, Access::Look);
         let is_other = before.as_ref().is_none_or(|was| was.digest != is.digest);
         let path = self.inner.layout.tag(name, tag);
         match before.is_some_and(|was| is.is_hardly_newer(&was)) {
-            true => self.put_record(&path, &wire)?,
+            true => self.put_record(&path, &is.wire())?,
             false => {
-                let write = || self.put_record(&path, &wire);
+                let write = || self.put_record(&path, &is.wire());
                 self.inner.queued(OutgoingKind::Tag, &path, write)?;
             }
         }
@@ -171,8 +100,9 @@ impl Store {
         access: Access,
     ) -> Result<Option<ManifestRecord>, StoreError> {
         let path = self.inner.layout.manifest(name, digest);
-        let Some(wire) = self.find_record::<ManifestWire>(&path, access)? else { return Ok(None) };
-        Ok(wire.accept().or_else(|| self.damaged(&path, "a field has an invalid value")))
+        let Some(wire) = self.find_record(&path, access)? else { return Ok(None) };
+        let record = ManifestRecord::accept(wire);
+        Ok(record.or_else(|| self.damaged(&path, "a field has an invalid value")))
     }
 
     /// Records that this repository has the manifest, which must be in the store. The manifest and the blobs that
@@ -204,14 +134,9 @@ impl Store {
         digest: &Digest,
         is: &ManifestRecord,
     ) -> Result<(), StoreError> {
-        let wire = ManifestWire {
-            media_type: is.media_type.to_string(),
-            size: is.size,
-            fetched: to_seconds(is.fetched),
-        };
         self.renew_content(digest, is);
         let path = self.inner.layout.manifest(name, digest);
-        self.inner.queued(OutgoingKind::Manifest, &path, || self.put_record(&path, &wire))
+        self.inner.queued(OutgoingKind::Manifest, &path, || self.put_record(&path, &is.wire()))
     }
 
     /// Sets the mtime of a manifest's blob, and of the blobs that it refers to, to now.
@@ -279,28 +204,5 @@ impl Store {
     /// The cached tags of a repository, sorted, as far as they can be read.
     pub fn tags(&self, name: &ImageName) -> Vec<Tag> {
         self.find_tags(name).unwrap_or_default()
-    }
-}
-
-impl TagWire {
-    fn accept(&self) -> Option<TagRecord> {
-        Some(TagRecord {
-            digest: self.digest.parse().ok()?,
-            media_type: MediaType::parse(&self.media_type)?,
-            size: self.size,
-            fetched: from_seconds(self.fetched)?,
-            checked: from_seconds(self.checked)?,
-            gone: self.gone.and_then(from_seconds),
-        })
-    }
-}
-
-impl ManifestWire {
-    fn accept(&self) -> Option<ManifestRecord> {
-        Some(ManifestRecord {
-            media_type: MediaType::parse(&self.media_type)?,
-            size: self.size,
-            fetched: from_seconds(self.fetched)?,
-        })
     }
 }

@@ -4,9 +4,9 @@
 use std::io;
 use std::path::Path;
 
-use crate::oci::{ImageName, Upstream};
+use crate::oci::{ImageName, MANIFESTS, TAGS, Upstream};
 use crate::store::Store;
-use crate::store::files::layout::{LEGACY_LISTS, MANIFESTS, TAGS};
+use crate::store::files::layout::LEGACY_LISTS;
 
 impl Store {
     /// Calls `visit` with every repository that has a tag or a manifest. For display: directories that cannot be
